@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from toast_cli.errors import ToastError, UsageError, did_you_mean
+
+
+def test_an_error_reads_as_what_why_and_what_to_do() -> None:
+    assert str(ToastError("It broke.", "It was old.", "Buy another.")) == "It broke.\nIt was old.\nBuy another."
+    assert str(ToastError("It broke.")) == "It broke."
+
+
+def test_exit_codes_tell_failures_from_wrong_usage() -> None:
+    assert ToastError("x").exit_code == 1
+    assert UsageError("x").exit_code == 2
+
+
+def test_the_nearest_name_is_offered_and_a_short_list_shown() -> None:
+    assert did_you_mean("tost", ["toast", "linear"]) == "Did you mean 'toast'? Known: linear, toast."
+    assert did_you_mean("zzz", ["toast", "linear"]) == "Known: linear, toast."
+    assert did_you_mean("x", []) == "None are registered."
+
+
+def test_a_long_list_is_not_shown() -> None:
+    known = [f"name{number}" for number in range(20)]
+    assert did_you_mean("name3", known) == "Did you mean 'name3'?"
+    assert did_you_mean("zzz", known) == ""

@@ -1,0 +1,194 @@
+"""The contract between a frozen network and the method: what a backbone owes the rest of the house.
+
+Selection, feedback, losses, training and drawing are written once against `Backbone`; a plugin says only
+what differs between families: where a signal enters, what `z` is, how features are pooled. Importing this
+module imports no torch, so that a plugin's cards can be listed and its options checked at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from toast_cli.options import Named
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CONTRACT_VERSION = 1
+"""Raised when a change here would break a plugin written against the previous number."""
+
+
+class BackboneOptions(Named):
+    """What every backbone can be told; a family adds its own fields in a subclass."""
+
+    name: str = Field(description="short name, or FAMILY:MODEL for any model of a family's library")
+    weights: str | None = Field(
+        None, description="file with the weights; 'none' for random ones; left out: the hub or the plugin's own file"
+    )
+
+
+@dataclass(frozen=True)
+class Card:
+    """A backbone before it is built: enough for a listing and for checking its options, without torch.
+
+    `parameters` counts the frozen network without a classifier (None where it is known only once built);
+    `source` says where its weights come from.
+    """
+
+    name: str
+    family: str
+    parameters: int | None
+    source: str
+    build: Callable[[Any], Backbone]
+    options: type[BackboneOptions] = BackboneOptions
+    contract: int = CONTRACT_VERSION
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family takes any model of its library: `card` turns the MODEL of `FAMILY:MODEL` into a card."""
+
+    name: str
+    library: str
+    card: Callable[[str], Card]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the backbone and the kind of layer that undoes it (section 3.1; 4.4 for ConvNets).
+
+    `A_l` maps the level's output (`width_out` channels) back to its input (`width_in` channels), `B_l` keeps
+    `width_in`. `kernel` and `stride` matter for a deconvolution alone.
+    """
+
+    width_in: int
+    width_out: int
+    undo: Literal["linear", "deconvolution"] = "linear"
+    kernel: int = 1
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the backbone was trained to see: `image_size` (height, width) in pixels, mean and std of RGB in 0..1."""
+
+    image_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+
+
+@dataclass
+class State:
+    """What travels between levels: `hidden` ([B, N, d] or [B, C, H, W]) and whatever the family needs besides."""
+
+    hidden: Tensor
+    context: Any = None
+
+
+@dataclass
+class Readout:
+    """What a pass puts out.
+
+    `z` is what selection reweights and sends back, `compared` what its similarity to xi is taken from (the same
+    tensor unless the family says otherwise), `pooled` [B, d] or [B, N, d] goes to the head, `real` [B, N] is False
+    on padding (None: everything is real).
+    """
+
+    z: Tensor
+    compared: Tensor
+    pooled: Tensor
+    real: Tensor | None = None
+
+
+@dataclass
+class Trace:
+    """What a pass should remember: every level's input and output, and the attention maps of some levels.
+
+    `attention` fills with level index -> [B, heads, N, N] for each index in `attention_of`.
+    """
+
+    levels: bool = False
+    attention_of: frozenset[int] = frozenset()
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    attention: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Backbone(ABC):
+    """A frozen network that can run twice.
+
+    `module` holds every weight; `width` is d, the channels of `z`; `head_width` those of the pooled features;
+    `channel_dim` is -1 for tokens and 1 for maps; the first `prefix_tokens` tokens (class token, registers) have no
+    place in the image. A model that has attention to show sets `has_attention`.
+    """
+
+    module: nn.Module
+    width: int
+    head_width: int
+    levels: Sequence[Level]
+    preprocessing: Preprocessing
+    channel_dim: int = -1
+    prefix_tokens: int = 0
+    has_attention: bool = False
+
+    @abstractmethod
+    def enter(self, inputs: Any) -> State:
+        """What level 0 receives: the embedded input. Both passes share it."""
+
+    @abstractmethod
+    def level(self, index: int, state: State, signal: Tensor | None = None, trace: Trace | None = None) -> State:
+        """Run one level, steered by `signal` (the level's own shape) unless it is None.
+
+        With `signal=None` this is the stock model's own computation. Whatever is attached to the stock model to
+        steer it is attached and removed inside this call, so that a recomputed call (gradient checkpointing) is
+        steered as the first one was.
+        """
+
+    @abstractmethod
+    def leave(self, state: State) -> Readout:
+        """Turn the last hidden state into `z` and the pooled features."""
+
+    @abstractmethod
+    def grid(self, inputs: Any) -> tuple[int, int]:
+        """Rows and columns of the non-prefix tokens (or of the map) for these inputs."""
+
+    @abstractmethod
+    def stock(self, inputs: Any) -> Tensor:
+        """The pooled features by the library's own forward pass: what a run without signals must equal bit for bit."""
+
+    @abstractmethod
+    def example(self, batch: int) -> Any:
+        """Inputs of the right shape and type, drawn from torch's seed: for counting, checking and exporting."""
+
+    def query_tokens(self) -> slice:
+        """The tokens whose attention is shown: the class token, or all of them where there is none."""
+        return slice(None)
+
+    def run(
+        self,
+        state: State,
+        signals: Sequence[Tensor | None] | None = None,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        trace: Trace | None = None,
+    ) -> State:
+        """Run levels `first` up to, not including, `last` (default: all of them).
+
+        `signals` has one entry per level of the backbone; None in its place leaves that level alone.
+        """
+        for index in range(first, len(self.levels) if last is None else last):
+            if trace is not None and trace.levels:
+                trace.inputs.append(state.hidden)
+            signal = None if signals is None else signals[index]
+            state = self.level(index, state, signal, trace)
+            if trace is not None and trace.levels:
+                trace.outputs.append(state.hidden)
+        return state
