@@ -1,0 +1,114 @@
+"""A small house of plugins, so that these tests depend on no real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+from pydantic import Field
+
+from toast_cli import registry
+from toast_cli.backbone import BackboneOptions, Card, Family
+from toast_cli.errors import ToastError
+from toast_cli.options import Options
+from toast_cli.recipe import builtin
+
+
+class Vit(BackboneOptions):
+    image_size: int | tuple[int, int] | None = None
+
+
+class Birds(Options):
+    name: Literal["birds"] = "birds"
+    shots: int | None = None
+
+
+class Folder(Options):
+    name: Literal["folder"] = "folder"
+    path: str
+
+
+class Toast(Options):
+    name: Literal["toast"] = "toast"
+    train_P: bool = True
+
+
+class Lite(Toast):
+    name: Literal["lite"] = "lite"  # type: ignore[assignment]
+    rank: int = Field(4, ge=1)
+
+
+class Classification(Options):
+    name: Literal["classification"] = "classification"
+
+
+def card(name: str) -> Card:
+    return Card(name, "vit", 1_000_000, "nowhere", lambda options: None, Vit)  # type: ignore[arg-type,return-value]
+
+
+class Point:
+    """Stands in for an entry point: loads an object, or raises it."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def load(self) -> Any:
+        if isinstance(self.thing, Exception):
+            raise self.thing
+        return self.thing
+
+
+def plugins(**things: Any) -> dict[str, tuple[registry.Entry, ...]]:
+    return {
+        name: (registry.Entry(name, f"{name}:THING", "house", Point(thing)),)  # type: ignore[arg-type]
+        for name, thing in things.items()
+    }
+
+
+@pytest.fixture
+def house() -> dict[str, dict[str, tuple[registry.Entry, ...]]]:
+    """What is registered; a test may add to it."""
+    options = {
+        registry.SOURCES: {"birds": Birds, "folder": Folder},
+        registry.METHODS: {"toast": Toast, "lite": Lite},
+        registry.TASKS: {"classification": Classification},
+    }
+    found = {
+        group: plugins(**{name: SimpleNamespace(options=each) for name, each in known.items()})
+        for group, known in options.items()
+    }
+    found[registry.BACKBONES] = plugins(vit_b=card("vit_b"), vit_s=card("vit_s"))
+    found[registry.FAMILIES] = plugins(vit=Family("vit", "a library", lambda model: card(f"vit:{model}")))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def registered(house: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "entries", lambda group: house.get(group, {}))
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of built-in recipes."""
+    folder = tmp_path / "shelf"
+    texts = {
+        "demo/toast": "# The demo.\n# Command: toast tune\n\nbackbone: vit_s\ndataset: birds\nmethod: toast\n",
+        "fgvc/birds-a": "backbone: vit_s\ndataset: birds\nmethod: lite\n",
+        "fgvc/birds-b": "backbone: vit_b\ndataset: birds\nmethod: {name: lite, rank: 8}\ntraining: {lr: 3e-2}\n",
+        "fgvc/birds-c": "backbone: vit_b\ndataset: birds\nmethod: toast\n",
+        "general/toast": "backbone: vit_b\ndataset: {name: folder, path: .}\nmethod: toast\n",
+    }
+    for name, text in texts.items():
+        path = folder / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(builtin, "root", lambda: folder)
+    return folder
+
+
+@pytest.fixture
+def broken() -> dict[str, tuple[registry.Entry, ...]]:
+    """A plugin whose module cannot be imported."""
+    return plugins(broken=ImportError("no module named 'missing_dep'"), cold=ToastError("It is cold."))

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+
+from toast_cli.errors import UsageError
+from toast_cli.recipe.draft import Draft
+from toast_cli.recipe.loading import build
+from toast_cli.recipe.overrides import apply_overrides
+
+
+def draft() -> Draft:
+    method = {"name": "lite", "rank": 8}
+    return Draft({"backbone": "vit_b", "dataset": "birds", "method": method, "seed": 1}, {}, "r.yaml")
+
+
+def test_overrides_reach_any_field() -> None:
+    changed = draft()
+    dropped = apply_overrides(
+        changed, ["training.lr=1e-3", "method.train_P=false", "images.mean=[0.5,0.5,0.5]", "backbone.weights=none"]
+    )
+    recipe = build(changed)
+    assert dropped == []
+    assert recipe.training.lr == 0.001
+    assert recipe.method.train_P is False  # type: ignore[attr-defined]
+    assert recipe.images.mean == (0.5, 0.5, 0.5)
+    assert recipe.backbone.weights == "none"
+
+
+@pytest.mark.parametrize("override", ["method=toast", "method.name=toast"])
+def test_another_name_drops_the_fields_of_the_former_one(override: str) -> None:
+    changed = draft()
+    assert apply_overrides(changed, [override]) == ["method.rank"]
+    assert changed.values["method"] == {"name": "toast"}
+
+
+def test_the_same_name_keeps_the_fields() -> None:
+    changed = draft()
+    assert apply_overrides(changed, ["method=lite"]) == []
+    assert changed.values["method"]["rank"] == 8
+
+
+def test_a_name_counts_before_the_fields_given_with_it() -> None:
+    changed = draft()
+    apply_overrides(changed, ["dataset.path=/x", "dataset=folder"])
+    assert changed.values["dataset"] == {"name": "folder", "path": "/x"}
+
+
+def test_the_later_of_two_overrides_counts() -> None:
+    changed = draft()
+    apply_overrides(changed, ["seed=2", "seed=3"])
+    assert changed.values["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.lr", "not of the form KEY=VALUE"),
+        ("training.lr=", "has no value"),
+        ("training..lr=1", "is no field"),
+        ("=1", "is no field"),
+        ("seed.x=1", "seed is a plain value"),
+        ("images.mean=[1,", "not valid YAML"),
+    ],
+)
+def test_an_override_of_the_wrong_form_is_refused(override: str, words: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        apply_overrides(draft(), [override])
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.lrr=1", ["training.lrr = 1 (from training.lrr=1)", "Did you mean 'lr'?"]),
+        ("trainig.lr=1", ["(from trainig.lr=1)", "Did you mean 'training'?"]),
+        ("training.lr=fast", ["training.lr = 'fast' (from training.lr=fast)", "must be a number"]),
+        ("method=lit", ["method.name = 'lit' (from method=lit)", "Did you mean 'lite'?"]),
+    ],
+)
+def test_a_wrong_value_is_traced_to_its_override(override: str, words: list[str]) -> None:
+    changed = draft()
+    apply_overrides(changed, [override])
+    with pytest.raises(UsageError) as refused:
+        build(changed)
+    for word in words:
+        assert word in str(refused.value)

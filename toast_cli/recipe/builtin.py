@@ -1,0 +1,64 @@
+"""The recipes that come with toast: YAML files in a folder, named by their path without the ending."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toast_cli.errors import UsageError, did_you_mean
+from toast_cli.recipe.loading import read_text
+
+ENDINGS = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class RecipeText:
+    """A recipe's text, its name, what to call it in messages, and whether it came with toast."""
+
+    name: str
+    text: str
+    origin: str
+    built_in: bool
+
+
+def root() -> Path:
+    """The folder of built-in recipes: inside an installed package, or beside it in a source checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "_recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def names() -> list[str]:
+    """All built-in recipes, sorted, such as `fgvc/cub-vit_b16-toast`."""
+    folder = root()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def find(name_or_path: str) -> RecipeText:
+    """A recipe by file or by built-in name; a file that exists wins.
+
+    Raises:
+        UsageError: there is neither; the nearest built-in name is offered.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return RecipeText(path.stem, read_text(path), name_or_path, built_in=False)
+    known = names()
+    name = name_or_path
+    for ending in ENDINGS:
+        name = name.removesuffix(ending)
+    if name in known:
+        return RecipeText(name, read_text(root() / f"{name}.yaml"), f"{name}.yaml", built_in=True)
+    what = f"There is no file {path}." if path.suffix in ENDINGS else f"There is no recipe '{name_or_path}'."
+    listing = "" if len(known) <= 12 else "'toast recipes ls' lists all of them."
+    raise UsageError(what, what_to_do=f"{did_you_mean(name, known)} {listing}".strip())
+
+
+def header(text: str) -> str:
+    """The comment block that opens a recipe, without its number signs."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" ").rstrip())
+    return "\n".join(lines).strip()

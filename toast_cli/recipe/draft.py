@@ -1,0 +1,109 @@
+"""A recipe before it is checked: plain values, and where each of them was written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+Loc = tuple[str | int, ...]
+"""The way to a value: `("training", "lr")`, `("images", "mean", 1)`."""
+
+SECTIONS = ("backbone", "dataset", "method", "task")
+"""The parts of a recipe whose fields belong to whoever registered their `name`."""
+
+
+def dotted(loc: Loc) -> str:
+    """The way to a value as a user writes it: `images.mean[1]`."""
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
+
+
+@dataclass
+class Draft:
+    """Values, the place each was written at ("cub.yaml:12", "from --method"), and what the whole is called.
+
+    Sections given as a bare name are spelled out at once, so that nothing after this knows about shorthands. The
+    values are a copy: a draft changes as options and overrides are put in, what it was made of does not.
+    """
+
+    values: dict[str, Any]
+    places: dict[Loc, str] = field(default_factory=dict)
+    origin: str = "recipe"
+
+    def __post_init__(self) -> None:
+        self.values = deepcopy(self.values)
+        self.places = dict(self.places)
+        for section in SECTIONS:
+            if isinstance(choice := self.values.get(section), str):
+                self._spell_out(section, choice, self.place((section,)))
+
+    def place(self, loc: Loc) -> str:
+        """Where a value was written; for one that was left out, where its surroundings begin."""
+        for end in range(len(loc), 0, -1):
+            if loc[:end] in self.places:
+                return self.places[loc[:end]]
+        return self.origin
+
+    def name(self, section: str) -> str | None:
+        """The name that a section begins with, when it has one."""
+        content = self.values.get(section)
+        name = content.get("name") if isinstance(content, dict) else None
+        return name if isinstance(name, str) else None
+
+    def choose(self, section: str, choice: Any, place: str) -> list[str]:
+        """Put another name into a section; returns the fields of the former name, which are dropped.
+
+        Fields are dropped even where the new name happens to know them: a weight file or a rank that was chosen for
+        one thing is seldom right for another. Naming what is already there keeps everything.
+        """
+        before = self.values.get(section)
+        if not isinstance(choice, str):
+            self._forget((section,))
+            self.values[section], self.places[(section,)] = deepcopy(choice), place
+            return []
+        kept: dict[str, Any] = {}
+        dropped: list[str] = []
+        if isinstance(before, dict):
+            if self.name(section) == named(section, choice)["name"]:
+                kept = before
+            else:
+                dropped = [f"{section}.{key}" for key in before if key != "name"]
+                self._forget((section,))
+        self._spell_out(section, choice, place, kept)
+        return dropped
+
+    def set(self, loc: tuple[str, ...], value: Any, place: str) -> None:
+        """Put a value in, making the mappings on the way to it.
+
+        Raises:
+            TypeError: something on the way is a plain value, which has no fields; the argument is the way to it.
+        """
+        here = self.values
+        for depth, part in enumerate(loc[:-1], start=1):
+            if here.get(part) is None:
+                here[part] = {}
+                self.places[loc[:depth]] = place
+            here = here[part]
+            if not isinstance(here, dict):
+                raise TypeError(dotted(loc[:depth]))
+        self._forget(loc)
+        here[loc[-1]], self.places[loc] = value, place
+
+    def _spell_out(self, section: str, choice: str, place: str, kept: Mapping[str, Any] | None = None) -> None:
+        spelled = named(section, choice)
+        self.values[section] = {**(kept or {}), **spelled}
+        self.places.setdefault((section,), place)
+        self.places.update({(section, key): place for key in spelled})
+
+    def _forget(self, loc: Loc) -> None:
+        self.places = {known: place for known, place in self.places.items() if known[: len(loc)] != loc}
+
+
+def named(section: str, choice: str) -> dict[str, str]:
+    """What a section's shorthand stands for; `folder:PATH` is a data set with a path, `vit:MODEL` all name."""
+    name, colon, path = choice.partition(":")
+    return {"name": name, "path": path} if section == "dataset" and colon else {"name": choice}

@@ -1,0 +1,33 @@
+"""A resolved recipe as YAML text that reads back as the same recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from toast_cli.recipe.draft import SECTIONS
+from toast_cli.recipe.schema import Recipe
+from toast_cli.recipe.yaml_text import FLOAT, INTEGER
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever text either version of YAML would take for something else."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:int", INTEGER, list("-+0123456789"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
+_Dumper.add_representer(
+    list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
+)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Every field with its value, defaults included: first the sections, then the rest in the schema's order."""
+    values = recipe.model_dump(mode="json")
+    ordered: dict[str, Any] = {section: _name_first(values.pop(section)) for section in SECTIONS}
+    return yaml.dump({**ordered, **values}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def _name_first(section: dict[str, Any]) -> dict[str, Any]:
+    return {"name": section["name"], **section}

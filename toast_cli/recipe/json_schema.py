@@ -1,0 +1,61 @@
+"""The JSON schema of recipes, for editors: each section offers what is registered on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from toast_cli import registry
+from toast_cli.errors import ToastError
+from toast_cli.recipe.schema import Recipe
+
+_GROUPS = {
+    "backbone": registry.BACKBONES,
+    "dataset": registry.SOURCES,
+    "method": registry.METHODS,
+    "task": registry.TASKS,
+}
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe file; names whose plugin fails to load are left out."""
+    options = {section: _by_options(group) for section, group in _GROUPS.items()}
+    models: list[type[BaseModel]] = [Recipe, *(model for classes in options.values() for model in classes)]
+    references, shared = models_json_schema([(model, "validation") for model in models])
+    top = shared["$defs"].pop(references[Recipe, "validation"]["$ref"].rpartition("/")[2])
+    for section, classes in options.items():
+        forms: list[dict[str, Any]] = [_shorthand(section, [name for each in classes.values() for name in each])]
+        for model, names in classes.items():
+            reference = references[model, "validation"]
+            forms.append({"allOf": [reference], "properties": {"name": _name(section, names)}, "required": ["name"]})
+        description = top["properties"][section].get("description", "")
+        top["properties"][section] = {"description": description, "oneOf": forms}
+    top["required"] = [name for name in top["required"] if name != "task"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **top, **shared}
+
+
+def _by_options(group: str) -> dict[type[BaseModel], list[str]]:
+    """The registered names that load, by the options class that checks them: several ViTs share one."""
+    found: dict[type[BaseModel], list[str]] = {}
+    for name in registry.names(group):
+        try:
+            found.setdefault(registry.load(group, name).options, []).append(name)
+        except ToastError:
+            continue
+    return found
+
+
+def _shorthand(section: str, names: list[str]) -> dict[str, Any]:
+    """The bare name; a data set may carry a path."""
+    if section == "dataset":
+        return {"type": "string", "pattern": f"^({'|'.join(names)})(:.+)?$"}
+    return _name(section, names)
+
+
+def _name(section: str, names: list[str]) -> dict[str, Any]:
+    if section != "backbone":
+        return {"enum": names}
+    families = "|".join(registry.names(registry.FAMILIES))
+    return {"anyOf": [{"enum": names}, {"type": "string", "pattern": f"^({families}):.+$"}]}

@@ -1,0 +1,143 @@
+"""Which recipe a command means: from a recipe, a data set, a backbone, a method, or nothing at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toast_cli import registry
+from toast_cli.errors import UsageError, did_you_mean
+from toast_cli.recipe.builtin import RecipeText, find, header, names
+from toast_cli.recipe.draft import Draft, named
+from toast_cli.recipe.loading import build
+from toast_cli.recipe.overrides import apply_overrides
+from toast_cli.recipe.schema import Recipe
+from toast_cli.recipe.yaml_text import parse_recipe
+
+__all__ = ["Match", "Resolved", "find", "for_pair", "header", "names", "resolve"]
+
+DEMO = "demo"
+GENERAL = "general"
+DEFAULT_METHOD = "toast"
+
+
+@dataclass(frozen=True)
+class Match:
+    """A built-in recipe and which of the wanted `backbone` and `method` it does not have."""
+
+    name: str
+    differs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe ready to run, its name, a sentence on where it came from, and what else a user should know."""
+
+    recipe: Recipe
+    name: str
+    source: str
+    messages: list[str]
+
+
+def for_pair(backbone: str | None, dataset: str, method: str | None) -> Match | None:
+    """The built-in recipe for a data set that comes nearest: by method, then by backbone, then by the alphabet.
+
+    Where no method is wanted, TOAST's own recipe is preferred.
+    """
+    wanted = {"method": method, "backbone": backbone}
+    candidates = []
+    for name in names():
+        if name.startswith(f"{GENERAL}/"):  # these are for data sets that no recipe was made for
+            continue
+        draft = parse_recipe(find(name).text, f"{name}.yaml")
+        if draft.name("dataset") != named("dataset", dataset)["name"]:
+            continue
+        differs = tuple(section for section, want in wanted.items() if want is not None and draft.name(section) != want)
+        unlike = draft.name("method") != (method or DEFAULT_METHOD)
+        candidates.append((unlike, "backbone" in differs, name, differs))
+    if not candidates:
+        return None
+    _, _, name, differs = min(candidates)
+    return Match(name, differs)
+
+
+def resolve(
+    recipe: str | None = None,
+    backbone: str | None = None,
+    dataset: str | None = None,
+    method: str | None = None,
+    weights: str | None = None,
+    data_dir: str | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Resolved:
+    """The recipe that a command line means.
+
+    A named recipe, else the nearest built-in one for the data set, else the general one of the method; without a
+    data set, the demo. Options are then put in, dotted overrides after them, and the whole is checked.
+
+    Raises:
+        UsageError: nothing fits, or the result is not valid; values are traced to their line, option or override.
+    """
+    found, source, messages = _chosen(recipe, backbone, dataset, method)
+    draft = parse_recipe(found.text, found.origin)
+    made_for = draft.name("method")
+    dropped = []
+    for section, choice in (("backbone", backbone), ("dataset", dataset), ("method", method)):
+        if choice is not None:
+            dropped += draft.choose(section, choice, f"from --{section}")
+    _put(draft, ("backbone", "weights"), weights, "--weights")
+    _put(draft, ("data_dir",), data_dir, "--data-dir")
+    _put(draft, ("seed",), seed, "--seed")
+    _put(draft, ("device",), device, "--device")
+    _put(draft, ("precision",), precision, "--precision")
+    dropped += apply_overrides(draft, overrides)
+    if dropped:
+        messages.append(f"Left out, as they belonged to a name that was replaced: {', '.join(dropped)}.")
+    if made_for is not None and draft.name("method") != made_for:
+        messages.append(f"The training settings of {found.name} were made for {made_for}, not {draft.name('method')}.")
+    return Resolved(build(draft), found.name, source, messages)
+
+
+def _chosen(
+    recipe: str | None, backbone: str | None, dataset: str | None, method: str | None
+) -> tuple[RecipeText, str, list[str]]:
+    """The recipe to start from, the sentence that says so, and what to say about the choice."""
+    if recipe is not None:
+        found = find(recipe)
+        return found, f"Recipe: {found.name} (built in)" if found.built_in else f"Recipe: {recipe}", []
+    if dataset is None:
+        found = _of_method(DEMO, method)
+        return found, f"Recipe: {found.name} (built in)", []
+    match = for_pair(backbone, dataset, method)
+    if match is not None:
+        options = {"method": method, "backbone": backbone}
+        messages = [
+            f"No built-in recipe for {dataset} has {section} {options[section]}: it is put into {match.name}."
+            for section in match.differs
+        ]
+        return find(match.name), f"Recipe: {match.name} (built in, for this data set)", messages
+    source = named("dataset", dataset)["name"]
+    if source not in registry.names(registry.SOURCES):
+        hint = did_you_mean(source, registry.names(registry.SOURCES))
+        raise UsageError(f"There is no data set '{source}' (from --dataset).", what_to_do=hint)
+    if backbone is None:
+        raise UsageError(
+            f"There is no built-in recipe for {dataset}, so the backbone must be named.",
+            what_to_do="Add --backbone; 'toast backbones' lists them.",
+        )
+    found = _of_method(GENERAL, method)
+    return found, f"Recipe: {found.name} (built in, for any data set)", []
+
+
+def _of_method(folder: str, method: str | None) -> RecipeText:
+    name = f"{folder}/{method or DEFAULT_METHOD}"
+    return find(name if name in names() else f"{folder}/{DEFAULT_METHOD}")
+
+
+def _put(draft: Draft, loc: tuple[str, ...], value: Any, option: str) -> None:
+    if value is not None:
+        draft.set(loc, value, f"from {option}")

@@ -1,0 +1,56 @@
+"""Dotted `key=value` overrides: any field of a recipe, changed from the command line before the recipe is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from toast_cli.errors import UsageError
+from toast_cli.recipe.draft import SECTIONS, Draft
+from toast_cli.recipe.yaml_text import parse_value
+
+_HOW = "Write a dotted field: training.lr=0.02."
+
+
+def apply_overrides(draft: Draft, overrides: Sequence[str]) -> list[str]:
+    """Put overrides into a draft; returns the fields that a new name made meaningless, which are dropped.
+
+    Names are changed first, so that `method.rank=8 method.name=toast-lite` means the same in either order. Of two
+    overrides of one field the later counts. Whether a field exists is found out when the draft is checked.
+
+    Raises:
+        UsageError: one is not of the form KEY=VALUE, or reaches into a plain value.
+    """
+    dropped: list[str] = []
+    parsed = [(_key(text), text) for text in overrides]
+    for key, text in sorted(parsed, key=lambda each: not _names_section(each[0])):
+        value, place = _value(text), f"from {text}"
+        if _names_section(key):
+            dropped += draft.choose(key[0], value, place)
+            continue
+        try:
+            draft.set(key, value, place)
+        except TypeError as error:
+            raise UsageError(f"{text}: {error} is a plain value and has no fields.") from error
+    return dropped
+
+
+def _names_section(key: tuple[str, ...]) -> bool:
+    return key[0] in SECTIONS and key[1:] in ((), ("name",))
+
+
+def _key(text: str) -> tuple[str, ...]:
+    key, equals, _ = text.partition("=")
+    parts = tuple(key.split("."))
+    if not equals:
+        raise UsageError(f"'{text}' is not of the form KEY=VALUE.", what_to_do=_HOW)
+    if not all(parts) or any(part != part.strip() for part in parts):
+        raise UsageError(f"'{key}' in '{text}' is no field.", what_to_do=_HOW)
+    return parts
+
+
+def _value(text: str) -> Any:
+    key, _, value = text.partition("=")
+    if not value.strip():
+        raise UsageError(f"'{text}' has no value.", what_to_do=f"Write {key}=null to set it to nothing.")
+    return parse_value(value, origin=text)

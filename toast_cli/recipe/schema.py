@@ -1,0 +1,79 @@
+"""The recipe: everything that decides a run, checked before anything heavy starts.
+
+The sections `backbone`, `dataset`, `method` and `task` each begin with a `name`; whoever registered that name
+also brought the section's own fields. The rest is the same for every run.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, SerializeAsAny
+
+from toast_cli.backbone import BackboneOptions
+from toast_cli.options import Named, Options
+
+
+class ImageOptions(Options):
+    """How a photograph becomes the backbone's input. What is left out comes from the backbone's own configuration."""
+
+    resize: int | None = Field(
+        None, ge=1, description="shorter side in pixels before the crop; left out: backbone's image size / crop share"
+    )
+    augment: Literal["none", "flip", "crop-flip", "random-resized-crop"] = Field(
+        "none",
+        description="training images only: nothing, mirror, random crop and mirror (FGVC), "
+        "random resized crop and mirror",
+    )
+    squash: bool = Field(False, description="resize straight to the input size, ignoring the aspect ratio (VTAB)")
+    mean: tuple[float, float, float] | None = Field(None, description="RGB mean in 0..1, instead of the backbone's")
+    std: tuple[float, float, float] | None = Field(
+        None, description="RGB standard deviation, instead of the backbone's"
+    )
+
+
+class TrainingOptions(Options):
+    """The loop: how long, how fast, how it is watched."""
+
+    epochs: int = Field(100, ge=1, description="passes over the training split")
+    batch_size: int = Field(32, ge=1, description="images per optimizer step")
+    optimizer: str = Field("sgd", description="any optimizer name that timm knows, such as sgd or adamw")
+    lr: float = Field(0.01, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum; ignored by optimizers that have none")
+    weight_decay: float = Field(
+        0.0, ge=0, description="weight decay on everything trained that has two dimensions or more"
+    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
+    warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from zero, in epochs")
+    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm")
+    workers: int = Field(0, ge=0, description="processes that decode images; 0 decodes in the main one")
+    eval_batch_size: int | None = Field(
+        None, ge=1, description="images per forward pass in evaluation; left out: batch_size"
+    )
+    log_every: int = Field(10, ge=1, description="optimizer steps between two lines of metrics.jsonl")
+    tensorboard: bool = Field(False, description="also write TensorBoard events (needs the 'tensorboard' extra)")
+
+
+class Recipe(Options):
+    """One run, fully decided."""
+
+    backbone: SerializeAsAny[BackboneOptions] = Field(
+        description="the frozen network: a name, or a mapping with 'name' and the family's fields"
+    )
+    dataset: SerializeAsAny[Named] = Field(
+        description="a name, NAME:PATH, or a mapping with 'name' and the source's fields"
+    )
+    method: SerializeAsAny[Named] = Field(description="a name, or a mapping with 'name' and the method's fields")
+    task: SerializeAsAny[Named] = Field(
+        description="what is learned: a name, or a mapping with 'name' and the task's fields"
+    )
+    images: ImageOptions = Field(default_factory=ImageOptions, description="resizing, cropping, augmentation")
+    training: TrainingOptions = Field(default_factory=TrainingOptions, description="the loop")
+    data_dir: str | None = Field(
+        None, description="folder that holds the data set; left out: TOAST_DATA_DIR, else ./data"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random in the run")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere"
+    )
