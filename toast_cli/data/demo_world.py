@@ -1,0 +1,243 @@
+"""Draws the demo world: small scenes of marked things, from nothing but numpy and a random generator.
+
+A thing is a kind (its outline) times a marking (the pattern on it). Any kind can wear any marking, so neither
+says anything about the other. Shapes are signed fields over the thing's own coordinates, `u` to the right and
+`v` downwards in units of its radius: negative inside, positive outside. A soft step one pixel wide turns a
+field into coverage, which gives smooth edges and an exact mask. Every shape is its own mirror image, or mirrors
+into one of the same class, so that flipping a picture never changes its label.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Colour = tuple[float, float, float]
+Range = tuple[float, float]
+
+TARGET = "beetle"
+RIM = 0.07
+"""Half the width of the inked outline, in units of a thing's radius."""
+
+
+def _disc(u: np.ndarray, v: np.ndarray, x: float, y: float, radius: float) -> np.ndarray:
+    return np.hypot(u - np.float32(x), v - np.float32(y)) - np.float32(radius)
+
+
+def _beetle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """An oval body, a head on top and three pairs of legs."""
+    body = np.hypot(u / 0.74, v / 0.9) * 0.8 - 0.8
+    slanted = v - 0.25 * np.abs(u)
+    legs = np.minimum.reduce([np.abs(slanted - at) for at in (-0.5, 0.0, 0.5)]) - 0.06
+    legs = np.maximum(legs, np.abs(u) - 1.05)
+    return np.minimum.reduce([body, legs, _disc(u, v, 0.0, -0.9, 0.3)])
+
+
+def _ball(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return _disc(u, v, 0.0, 0.0, 0.95)
+
+
+def _crate(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(u), np.abs(v)) - 0.82
+
+
+def _kite(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return (np.abs(u) + np.abs(v) - 1.15) * 0.71
+
+
+def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Five round arms."""
+    return np.hypot(u, v) - (0.86 + 0.22 * np.cos(5.0 * np.arctan2(u, -v)))
+
+
+def _fish(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """An oval lying on its side with a fin at either end."""
+    body = np.hypot(u / 0.9, v / 0.7) * 0.78 - 0.78
+    fins = np.maximum(np.abs(v) - (np.abs(u) - 0.62) * 1.1, np.abs(u) - 1.15)
+    return np.minimum(body, fins)
+
+
+KINDS: dict[str, Shape] = {
+    TARGET: _beetle,
+    "ball": _ball,
+    "crate": _crate,
+    "kite": _kite,
+    "star": _star,
+    "fish": _fish,
+}
+
+
+def _spots(radius: float, *places: tuple[float, float]) -> Shape:
+    return lambda u, v: np.minimum.reduce([_disc(u, v, x, y, radius) for x, y in places])
+
+
+def _bars(half_width: float, *places: float) -> Shape:
+    return lambda u, v: np.minimum.reduce([np.abs(v - y) for y in places]) - half_width
+
+
+def _lines(half_width: float, *places: float) -> Shape:
+    return lambda u, v: np.minimum.reduce([np.abs(u - x) for x in places]) - half_width
+
+
+def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.abs(_disc(u, v, 0.0, 0.0, 0.45)) - 0.12
+
+
+def _plus(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.minimum(np.abs(u), np.abs(v)) - 0.13
+
+
+def _saltire(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.minimum(np.abs(u + v), np.abs(u - v)) * 0.71 - 0.13
+
+
+@dataclass(frozen=True)
+class Marking:
+    """A pattern and the coarse family that it shares with one other."""
+
+    family: str
+    shape: Shape
+
+
+# The first five are one of each family, so that a task with few classes is not also a task of close relatives.
+MARKINGS: dict[str, Marking] = {
+    "two-spotted": Marking("spotted", _spots(0.24, (0.0, -0.42), (0.0, 0.42))),
+    "one-barred": Marking("barred", _bars(0.16, 0.0)),
+    "one-lined": Marking("lined", _lines(0.16, 0.0)),
+    "ringed": Marking("round", _ring),
+    "plus": Marking("crossed", _plus),
+    "four-spotted": Marking("spotted", _spots(0.19, (-0.33, -0.36), (0.33, -0.36), (-0.33, 0.36), (0.33, 0.36))),
+    "two-barred": Marking("barred", _bars(0.12, -0.36, 0.36)),
+    "two-lined": Marking("lined", _lines(0.11, -0.3, 0.3)),
+    "eyed": Marking("round", _spots(0.4, (0.0, 0.0))),
+    "saltire": Marking("crossed", _saltire),
+}
+FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(marking.family for marking in MARKINGS.values()))
+
+
+@dataclass(frozen=True)
+class Paint:
+    """How strong and how light a thing's colour may be, both from 0 to 1."""
+
+    saturation: Range
+    value: Range
+
+
+MUTED = Paint((0.1, 0.4), (0.45, 0.7))
+BRIGHT = Paint((0.6, 1.0), (0.75, 1.0))
+ANY = Paint((0.1, 1.0), (0.45, 1.0))
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object of a scene: centre (x, y) and radius in pixels, angle in radians, colours from 0 to 1."""
+
+    kind: str
+    marking: str
+    centre: tuple[float, float]
+    radius: float
+    angle: float
+    body: Colour
+    ink: Colour
+
+
+def draw_thing(
+    rng: np.random.Generator, kind: str, marking: str, centre: tuple[float, float], radius: float, paint: Paint
+) -> Thing:
+    """A thing whose tilt and colours are left to chance; at most half a radian, so that bars stay across."""
+    hue, saturation, value = rng.uniform(), rng.uniform(*paint.saturation), rng.uniform(*paint.value)
+    body = colorsys.hsv_to_rgb(hue, saturation, value)
+    # Ink is the body's own hue made much darker: a marking shows by brightness, never by a colour of its own.
+    ink = colorsys.hsv_to_rgb(hue, saturation, value * rng.uniform(0.1, 0.35))
+    return Thing(kind, marking, centre, radius, rng.uniform(-0.5, 0.5), body, ink)
+
+
+@cache
+def _stretch(cells: int, side: int) -> np.ndarray:
+    """`[side, cells]` weights that stretch a coarse grid linearly over a side of the image."""
+    at = np.linspace(0, cells - 1, side, dtype=np.float32)[:, None]
+    return np.clip(1 - np.abs(at - np.arange(cells, dtype=np.float32)), 0, 1)
+
+
+def background(rng: np.random.Generator, side: int) -> np.ndarray:
+    """`[H, W, 3]` float32: a tint, coloured clouds of two sizes, and noise on every pixel."""
+    image = 0.03 * rng.standard_normal((3, side, side), np.float32)
+    image += rng.uniform(0.3, 0.6, (3, 1, 1)).astype(np.float32)
+    for cells, strength in ((5, 0.07), (17, 0.05)):
+        weights = _stretch(cells, side)
+        image += strength * (weights @ rng.standard_normal((3, cells, cells), np.float32) @ weights.T)
+    return image.transpose(1, 2, 0)
+
+
+def paint_thing(image: np.ndarray, thing: Thing) -> np.ndarray:
+    """Paint a thing onto `[H, W, 3]` in place and return its mask, `[H, W]` bool."""
+    side, (x, y), reach = image.shape[0], thing.centre, 1.3 * thing.radius
+    top, bottom = max(0, int(y - reach)), min(side, int(y + reach) + 2)
+    left, right = max(0, int(x - reach)), min(side, int(x + reach) + 2)
+    down = (np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(y)) / np.float32(thing.radius)
+    across = (np.arange(left, right, dtype=np.float32)[None, :] - np.float32(x)) / np.float32(thing.radius)
+    sine, cosine = np.float32(np.sin(thing.angle)), np.float32(np.cos(thing.angle))
+    u, v = cosine * across + sine * down, cosine * down - sine * across
+
+    outline = KINDS[thing.kind](u, v)
+    cover = np.clip(0.5 - outline * thing.radius, 0, 1)
+    # The marking stays clear of the outline, so that no marking changes a silhouette. The outline is inked too:
+    # what a thing is must be as plain to see as what it wears, however dull its colour.
+    marking = np.maximum(MARKINGS[thing.marking].shape(u, v), np.hypot(u, v) - 0.72)
+    inked = np.minimum(marking, np.abs(outline) - RIM)
+    ink = np.clip(0.5 - inked * thing.radius, 0, 1)[..., None]
+    colour = np.asarray(thing.body, np.float32) * (1 - ink) + np.asarray(thing.ink, np.float32) * ink
+    window = image[top:bottom, left:right]
+    window += cover[..., None] * (colour - window)
+    mask = np.zeros((side, side), bool)
+    mask[top:bottom, left:right] = cover > 0.5
+    return mask
+
+
+def _places(rng: np.random.Generator, side: int, count: int) -> list[tuple[float, float]]:
+    """Centres near those of different cells of a 3 by 3 grid, so that things hardly overlap."""
+    pitch = side / 3
+    shifts = rng.uniform(-0.09, 0.09, (count, 2))
+    return [
+        ((cell % 3 + 0.5 + dx) * pitch, (cell // 3 + 0.5 + dy) * pitch)
+        for cell, (dx, dy) in zip(rng.permutation(9)[:count].tolist(), shifts.tolist(), strict=True)
+    ]
+
+
+def _to_bytes(image: np.ndarray) -> np.ndarray:
+    return (np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def fine_scene(rng: np.random.Generator, side: int, marking: str, pool: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """A dull little beetle that wears `marking` among three to five bright things that wear any of `pool`.
+
+    Returns `[H, W, 3]` uint8 and the beetle's mask.
+    """
+    image = background(rng, side)
+    beetle_at, *places = _places(rng, side, 1 + int(rng.integers(3, 6)))
+    others = [kind for kind in KINDS if kind != TARGET]
+    for place in places:
+        kind, worn = others[int(rng.integers(len(others)))], pool[int(rng.integers(len(pool)))]
+        paint_thing(image, draw_thing(rng, kind, worn, place, side * rng.uniform(0.16, 0.21), BRIGHT))
+    # Painted last, so that nothing ever covers the beetle and its mask is exact.
+    beetle = draw_thing(rng, TARGET, marking, beetle_at, side * rng.uniform(0.145, 0.175), MUTED)
+    mask = paint_thing(image, beetle)
+    return _to_bytes(image), mask
+
+
+def coarse_scene(rng: np.random.Generator, side: int, kind: str, family: str) -> tuple[np.ndarray, np.ndarray]:
+    """One to seven things of one kind, each with a marking of one family, in any colour.
+
+    Returns `[H, W, 3]` uint8 and the mask of all of them.
+    """
+    image, mask = background(rng, side), np.zeros((side, side), bool)
+    members = [name for name, marking in MARKINGS.items() if marking.family == family]
+    for place in _places(rng, side, int(rng.integers(1, 8))):
+        worn = members[int(rng.integers(len(members)))]
+        mask |= paint_thing(image, draw_thing(rng, kind, worn, place, side * rng.uniform(0.14, 0.22), ANY))
+    return _to_bytes(image), mask
