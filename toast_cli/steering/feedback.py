@@ -1,0 +1,57 @@
+"""The feedback path: one layer back per level, from the last to the first (section 3.1, step iii; 4.4 for ConvNets)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from toast_cli.backbone import Level
+
+INIT_STD = 0.02
+"""Standard deviation of the `random` start, as in the authors' code."""
+
+
+def undo_layer(level: Level) -> nn.Module:
+    """`A_l`: from the channels (and size) of a level's output back to those of its input; no bias."""
+    if level.undo == "deconvolution":
+        return nn.ConvTranspose2d(level.width_out, level.width_in, level.kernel, level.stride, bias=False)
+    return nn.Linear(level.width_out, level.width_in, bias=False)
+
+
+def signal_layer(level: Level) -> nn.Module:
+    """`B_l`: what the feedback at a level becomes before it is sent in; no bias."""
+    if level.undo == "deconvolution":
+        return nn.Conv2d(level.width_in, level.width_in, 1, bias=False)
+    return nn.Linear(level.width_in, level.width_in, bias=False)
+
+
+def base_weight(layer: nn.Module) -> nn.Parameter:
+    """The weight of a feedback layer itself, whether or not low-rank factors have been put on it (see `lite`)."""
+    weight = getattr(layer, "base_layer", layer).weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+class FeedbackPath(nn.Module):
+    """`u_l = A_l u_{l+1}` from the last level to the first with `u_{L+1} = s`; level l receives `X_td,l = B_l u_l`.
+
+    `A[l]` and `B[l]` count levels from 0. The `random` start draws every weight from a normal of standard
+    deviation 0.02, so that each `A_l` shrinks what it passes on; see `least_squares` for a start that does not.
+    """
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        super().__init__()
+        self.A = nn.ModuleList(undo_layer(level) for level in levels)
+        self.B = nn.ModuleList(signal_layer(level) for level in levels)
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=INIT_STD)
+
+    def forward(self, s: Tensor) -> list[Tensor]:
+        """The signal for every level, first level first; each has the shape of its level's input."""
+        signals: list[Tensor] = []
+        u = s
+        for A_l, B_l in zip(reversed(self.A), reversed(self.B), strict=True):
+            u = A_l(u)
+            signals.append(B_l(u))
+        return signals[::-1]

@@ -1,0 +1,88 @@
+"""A start of our own for the feedback path: the closed-form minimum of the reconstruction loss.
+
+Not in the paper. The paper pre-tunes the feedback path with gradients so that a level's `A_l` rebuilds the level's
+input from its output (section 3.2); over fixed data that is ridge regression, solved here from the frozen
+backbone's own activations, without a label and without a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toast_cli.backbone import Backbone, Readout, Trace
+from toast_cli.errors import ToastError
+from toast_cli.steering.feedback import base_weight
+from toast_cli.steering.steering import Steering
+
+RIDGE = 1e-3
+"""lambda, relative to the mean squared activation of the level's output."""
+
+
+def _rows(tensor: Tensor, channel_dim: int, real: Tensor | None) -> Tensor:
+    """All real tokens (or map cells) as rows `[n, channels]`, in float64 (on the CPU where the device has none)."""
+    rows = tensor.movedim(channel_dim, -1)
+    rows = rows[real] if real is not None else rows.flatten(0, -2)
+    return (rows.cpu() if rows.device.type == "mps" else rows).double()
+
+
+class _Moments:
+    """Sums over tokens of one level: `G = sum o o^T` and `R = sum o h^T`, output o against input h."""
+
+    def __init__(self) -> None:
+        self.G: Tensor | float = 0.0
+        self.R: Tensor | float = 0.0
+
+    def add(self, o: Tensor, h: Tensor) -> None:
+        self.G = self.G + o.T @ o
+        self.R = self.R + o.T @ h
+
+    def solve(self) -> Tensor:
+        """`A_l`, `[width_in, width_out]`, from `A_l^T = (G + lambda I)^-1 R`."""
+        assert isinstance(self.G, Tensor) and isinstance(self.R, Tensor)
+        ridge = RIDGE * self.G.diagonal().mean()
+        return torch.linalg.solve(self.G + ridge * torch.eye(len(self.G)).to(self.G), self.R).T
+
+
+@torch.no_grad()
+def least_squares_start(steering: Steering, backbone: Backbone, batches: Iterable[Any]) -> None:
+    """Set A, B, P and xi from one plain pass of the backbone over `batches` of inputs (labels are not needed).
+
+    `A_l` becomes the ridge solution that rebuilds level l's input from its output, `B_l = 0`, so tuning starts exactly
+    at the plain backbone; `P = I`; xi is the mean direction of the first pass's normalised tokens.
+
+    Raises:
+        ToastError: no input came, an activation is not finite, or a level is undone by something but a linear map.
+    """
+    if any(level.undo != "linear" for level in backbone.levels):
+        raise ToastError(
+            "The least-squares start is not available for this backbone.",
+            "It knows levels that a linear layer undoes; this backbone has deconvolutions.",
+            "Use method.start=random.",
+        )
+    moments = [_Moments() for _ in backbone.levels]
+    directions: Tensor | float = 0.0
+    for inputs in batches:
+        trace = Trace(levels=True)
+        first: Readout = backbone.leave(backbone.run(backbone.enter(inputs), trace=trace))
+        for moment, h, o in zip(moments, trace.inputs, trace.outputs, strict=True):
+            moment.add(_rows(o, -1, first.real), _rows(h, -1, first.real))
+        directions = directions + F.normalize(_rows(first.compared, backbone.channel_dim, first.real), dim=-1).sum(0)
+    if not isinstance(directions, Tensor):
+        raise ToastError("The least-squares start got no input.", what_to_do="Give it at least one training image.")
+    steering.selection.xi.copy_(F.normalize(directions, dim=0))
+    nn.init.eye_(steering.selection.P)
+    for index, (moment, A_l, B_l) in enumerate(zip(moments, steering.feedback.A, steering.feedback.B, strict=True)):
+        solution = moment.solve()
+        if not solution.isfinite().all():
+            raise ToastError(
+                f"The least-squares start is not finite at level {index + 1}.",
+                "The backbone's activations on these images overflow.",
+                "Run in fp32, or use method.start=random.",
+            )
+        base_weight(A_l).copy_(solution)
+        nn.init.zeros_(base_weight(B_l))

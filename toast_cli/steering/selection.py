@@ -1,0 +1,35 @@
+"""Feature selection: which tokens and which channels of the first pass are sent back (section 3.1, step ii)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toast_cli.backbone import Readout
+
+
+class Selection(nn.Module):
+    """Select tokens by their similarity to the task embedding xi, then channels by the transform P.
+
+    `m_i = clamp(cos(z_i, xi), 0, 1)` and `s_i = P (m_i z_i)`, section 3.1. P starts at the identity, xi at a
+    small normal draw that the feedback path's start may replace.
+
+    Args:
+        width: d, the channels of `z`.
+        channel_dim: where the channels of `z` are: -1 for tokens `[B, N, d]`, 1 for maps `[B, d, H, W]`.
+    """
+
+    def __init__(self, width: int, channel_dim: int = -1) -> None:
+        super().__init__()
+        self.channel_dim = channel_dim
+        self.xi = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.P = nn.Parameter(torch.eye(width))
+
+    def forward(self, first: Readout) -> tuple[Tensor, Tensor]:
+        """The similarity map m (`z` without its channels: `[B, N]` or `[B, H, W]`) and the selection s (as `z`)."""
+        compared = first.compared.movedim(self.channel_dim, -1)
+        m = F.cosine_similarity(compared, self.xi, dim=-1).clamp(0, 1)
+        z = first.z.movedim(self.channel_dim, -1)
+        s = F.linear(m.unsqueeze(-1) * z, self.P)
+        return m, s.movedim(-1, self.channel_dim)
