@@ -1,0 +1,139 @@
+"""A stock timm `VisionTransformer` as a backbone that can run twice: signals enter at the values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Literal
+
+import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, State, Trace
+from toast_cli.errors import ToastError
+
+
+@contextmanager
+def steered_values(attention: Attention, signal: Tensor, value_bias: Literal["once", "twice"]) -> Iterator[None]:
+    """Within the block, `V = W_V (X + signal) + b_V` (section 3.1, step iv); Q and K stay untouched.
+
+    Only the value third of the fused projection is run on the signal `[B, N, d]` and added to its output.
+    """
+    first = 2 * attention.attn_dim
+
+    def add_to_values(projection: nn.Linear, _: object, qkv: Tensor) -> Tensor:
+        bias = projection.bias[first:] if value_bias == "twice" and projection.bias is not None else None
+        qkv[..., first:] += F.linear(signal, projection.weight[first:], bias)
+        return qkv
+
+    handle = attention.qkv.register_forward_hook(add_to_values)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def recorded_attention(attention: Attention, maps: list[Tensor]) -> Iterator[None]:
+    """Within the block, append the softmax map `[B, heads, N, N]`, from the projection that fused attention uses."""
+
+    def record(_: nn.Module, __: object, qkv: Tensor) -> None:
+        B, N, _three_d = qkv.shape
+        q, k, _v = qkv.reshape(B, N, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = attention.q_norm(q), attention.k_norm(k)
+        maps.append((q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1))
+
+    handle = attention.qkv.register_forward_hook(record)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class VitBackbone(Backbone):
+    """Any timm `VisionTransformer`; a level is a block.
+
+    `z` is every token after the model's final norm, class token and registers included, as in the authors' code. Models
+    that pool first and norm after (average pooling) have their norm applied to the tokens for `z`, and keep their own
+    order for the pooled features.
+
+    Raises:
+        ToastError: the model is no `VisionTransformer`, or its blocks hold no fused q, k, v projection to steer.
+    """
+
+    has_attention = True
+    module: VisionTransformer
+
+    def __init__(
+        self,
+        module: nn.Module,
+        preprocessing: Preprocessing,
+        value_bias: Literal["once", "twice"] = "once",
+    ) -> None:
+        name = type(module).__name__
+        if not isinstance(module, VisionTransformer):
+            raise ToastError(
+                f"{name} is not a timm VisionTransformer.",
+                what_to_do="Choose a ViT or DeiT model, or the plugin of its family.",
+            )
+        self.attentions = [[part for part in block.modules() if isinstance(part, Attention)] for block in module.blocks]
+        if not all(self.attentions):
+            raise ToastError(
+                f"The blocks of this {name} have no q, k, v projection of their own.",
+                "TOAST adds its signal to the values, and these blocks fuse them with something else.",
+                "Choose a ViT with ordinary attention blocks.",
+            )
+        self.module = module
+        self.width = self.head_width = module.embed_dim
+        self.levels = [Level(self.width, self.width)] * len(module.blocks)
+        self.preprocessing = preprocessing
+        self.prefix_tokens = module.num_prefix_tokens
+        self.value_bias: Literal["once", "twice"] = value_bias
+
+    def enter(self, inputs: Tensor) -> State:
+        """Images `[B, 3, H, W]` to tokens `[B, N, d]`, position embeddings and the model's own first norm included."""
+        vit = self.module
+        tokens = vit._pos_embed(vit.patch_embed(inputs))
+        return State(vit.norm_pre(vit.patch_drop(tokens)))
+
+    def level(self, index: int, state: State, signal: Tensor | None = None, trace: Trace | None = None) -> State:
+        """Run one stock block; the signal `[B, N, d]` is added to what its attention projects to values."""
+        maps: list[Tensor] | None = [] if trace is not None and index in trace.attention_of else None
+        with ExitStack() as attached:
+            for attention in self.attentions[index]:
+                if signal is not None:
+                    attached.enter_context(steered_values(attention, signal, self.value_bias))
+                if maps is not None:
+                    attached.enter_context(recorded_attention(attention, maps))
+            hidden = self.module.blocks[index](state.hidden)
+        if trace is not None and maps is not None:
+            trace.attention[index] = torch.cat(maps, dim=1)
+        return State(hidden)
+
+    def leave(self, state: State) -> Readout:
+        """Tokens after the final norm `[B, N, d]`, and the model's own pooled features `[B, d]`."""
+        vit = self.module
+        tokens = vit.norm(state.hidden)
+        z = vit.fc_norm(tokens)
+        return Readout(z=z, compared=z, pooled=vit.forward_head(tokens, pre_logits=True))
+
+    def stock(self, inputs: Tensor) -> Tensor:
+        """timm's own forward pass up to the pooled features `[B, d]`."""
+        return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
+
+    def example(self, batch: int) -> Tensor:
+        """Random images `[batch, 3, H, W]` of the size the model was built for."""
+        return torch.randn(batch, 3, *self.preprocessing.image_size)
+
+    def grid(self, inputs: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches for these images."""
+        embed = self.module.patch_embed
+        rows, columns = embed.dynamic_feat_size(inputs.shape[-2:]) if self.module.dynamic_img_size else embed.grid_size
+        return rows, columns
+
+    def query_tokens(self) -> slice:
+        """The class token, or every token of a model without one."""
+        return slice(0, 1) if self.module.has_class_token else slice(self.prefix_tokens, None)

@@ -1,0 +1,57 @@
+"""The ViTs by name: what each is and where its weights come from. Torch-free."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from toast_cli.backbone import BackboneOptions, Card, Family
+
+if TYPE_CHECKING:
+    from toast_cli.backbone import Backbone
+
+
+class VitOptions(BackboneOptions):
+    """What a ViT can be told."""
+
+    image_size: int | tuple[int, int] | None = Field(
+        None,
+        description="input side, or [height, width], in pixels; embeddings are resized; left out: the model's own",
+    )
+    value_bias: Literal["once", "twice"] = Field(
+        "once", description="'once' is the paper; 'twice' counts b_V again with the signal, as the authors' code does"
+    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth while the backbone itself is trained")
+
+
+def _build_timm(model: str, options: VitOptions) -> Backbone:
+    from toast_vit.loading import build_timm
+
+    return build_timm(model, options)
+
+
+def _build_demo(options: VitOptions) -> Backbone:
+    from toast_vit.demo import build_demo
+
+    return build_demo(options)
+
+
+def _card(name: str, model: str, parameters: int | None = None) -> Card:
+    return Card(name, "vit", parameters, f"timm, {model}", partial(_build_timm, model), VitOptions)
+
+
+def _any_timm_model(model: str) -> Card:
+    return _card(f"vit:{model}", model)
+
+
+FAMILY = Family("vit", "timm", _any_timm_model)
+
+VIT_DEMO = Card("vit_demo", "vit", 0, "shipped with toast", _build_demo, VitOptions)
+VIT_T16 = _card("vit_t16", "deit_tiny_patch16_224.fb_in1k", 5_524_416)
+VIT_S16 = _card("vit_s16", "deit_small_patch16_224.fb_in1k", 21_665_664)
+VIT_B16 = _card("vit_b16", "deit_base_patch16_224.fb_in1k", 85_798_656)
+VIT_B16_IN21K = _card("vit_b16_in21k", "vit_base_patch16_224.augreg_in21k", 85_798_656)
+VIT_L16_IN21K = _card("vit_l16_in21k", "vit_large_patch16_224.augreg_in21k", 303_301_632)
+VIT_S14_DINOV2 = _card("vit_s14_dinov2", "vit_small_patch14_dinov2.lvd142m", 22_056_192)

@@ -1,0 +1,53 @@
+"""`vit_demo`: a small ViT whose weights ship with toast, trained by toast on the coarse task of the demo's world."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+
+from toast_cli.backbone import Preprocessing
+from toast_cli.errors import ToastError, UsageError
+from toast_vit.backbone import VitBackbone
+from toast_vit.cards import VitOptions
+
+SIDE = 64
+
+
+def build_demo(options: VitOptions) -> VitBackbone:
+    """The demo's ViT with its shipped weights, with those of a safetensors file, or with random ones.
+
+    Raises:
+        UsageError: the weights file does not exist.
+        ToastError: the file does not hold this model's weights.
+    """
+    size = options.image_size or SIDE
+    module = VisionTransformer(
+        img_size=size,
+        patch_size=8,
+        embed_dim=128,
+        depth=6,
+        num_heads=4,
+        mlp_ratio=3,
+        num_classes=0,
+        weight_init="jax",
+        drop_path_rate=options.drop_path,
+    )
+    if options.weights != "none":
+        shipped = Path(str(files("toast_vit") / "weights" / "vit_demo.safetensors"))
+        path = shipped if options.weights is None else Path(options.weights).expanduser()
+        if not path.is_file():
+            raise UsageError(f"There is no weights file {path}.", what_to_do="Check --weights, or reinstall toast.")
+        try:
+            module.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+        except (RuntimeError, SafetensorError) as error:
+            raise ToastError(
+                f"{path} does not hold the weights of 'vit_demo'.",
+                " ".join(str(error).split())[:300],
+                "Give the --backbone that the file was made for.",
+            ) from error
+    height, width = module.patch_embed.img_size
+    return VitBackbone(module, Preprocessing((height, width), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), options.value_bias)
