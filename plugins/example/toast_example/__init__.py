@@ -1,0 +1,19 @@
+"""A toast backbone in two short files; this one is the card, which must not import torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from toast_cli.backbone import BackboneOptions, Card
+
+if TYPE_CHECKING:
+    from toast_cli.backbone import Backbone
+
+
+def _build(options: BackboneOptions) -> Backbone:
+    from toast_example.backbone import build
+
+    return build(options)
+
+
+CARD = Card("example_tiny", "example", 31_136, "drawn from a fixed seed (an example, not a trained model)", _build)
