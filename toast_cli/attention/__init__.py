@@ -1,0 +1,1 @@
+"""Where the model looks: capturing maps, measuring them, drawing them."""

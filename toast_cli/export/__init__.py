@@ -1,0 +1,1 @@
+"""Exports: a trained run as files that other programs, and toast itself, can load."""

@@ -1,0 +1,1 @@
+"""Methods: each puts itself on a backbone and declares what it trains."""

@@ -1,0 +1,28 @@
+"""What a method is: a way to adapt a frozen backbone, which declares what it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from toast_cli.options import Named
+
+if TYPE_CHECKING:
+    from toast_cli.backbone import Backbone
+    from toast_cli.methods.adapted import Adapted
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method: its settings and how it is put on a backbone.
+
+    `build(options, backbone)` returns an `Adapted` whose declared parameters, and only those, are trained.
+    `start(options, adapted, batches)`, where there is one, sets the weights that training begins from by looking at
+    `start_images(options)` training images; it is not called when an adapter is loaded.
+    """
+
+    options: type[Named]
+    build: Callable[[Any, Backbone], Adapted]
+    start: Callable[[Any, Adapted, Iterable[Any]], None] | None = None
+    start_images: Callable[[Any], int] = lambda options: 0

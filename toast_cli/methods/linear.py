@@ -1,0 +1,30 @@
+"""Linear: a head on the frozen backbone's features, the paper's simplest baseline (section 4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from toast_cli.methods.base import Method
+from toast_cli.options import Named
+
+if TYPE_CHECKING:
+    from toast_cli.backbone import Backbone
+    from toast_cli.methods.adapted import Adapted
+
+
+class Options(Named):
+    """The linear probe has no settings."""
+
+    name: Literal["linear"] = Field("linear", description="the method")
+
+
+def build(options: Options, backbone: Backbone) -> Adapted:
+    """Nothing but the task's head is trained."""
+    from toast_cli.methods.adapted import Adapted
+
+    return Adapted(backbone, [])
+
+
+METHOD = Method(Options, build)

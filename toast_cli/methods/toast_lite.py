@@ -1,0 +1,37 @@
+"""TOAST-Lite: low-rank factors on a frozen feedback path; xi and P in full (sections 3.2 and 4.5)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from toast_cli.methods.base import Method
+from toast_cli.methods.feedback_start import FeedbackOptions, start_feedback, start_images
+
+if TYPE_CHECKING:
+    from toast_cli.backbone import Backbone
+    from toast_cli.methods.adapted import Adapted
+
+
+class Options(FeedbackOptions):
+    """TOAST-Lite's settings."""
+
+    name: Literal["toast-lite"] = Field("toast-lite", description="the method")
+    rank: int = Field(4, ge=1, description="rank of the factors on every A_l and B_l")
+    alpha: float = Field(1.0, gt=0, description="the factors count alpha / rank; 1 over rank 4 is the authors' 0.25")
+
+
+def build(options: Options, backbone: Backbone) -> Adapted:
+    """Xi, the factors on every `A_l` and `B_l`, and P unless told otherwise, are trained."""
+    from toast_cli.methods.adapted import Adapted
+    from toast_cli.steering.lite import add_low_rank
+    from toast_cli.steering.steering import Steering
+
+    steering = Steering(backbone)
+    factors = add_low_rank(steering.feedback, options.rank, options.alpha)
+    selection = [steering.selection.xi, *([steering.selection.P] if options.train_P else [])]
+    return Adapted(backbone, [*selection, *factors], steering)
+
+
+METHOD = Method(Options, build, start_feedback, start_images)

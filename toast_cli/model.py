@@ -1,0 +1,101 @@
+"""Backbone, method and task put together as a recipe says: the thing that is trained, saved, measured and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from toast_cli import registry
+from toast_cli.backbone import Backbone, Trace
+from toast_cli.methods.adapted import Adapted
+from toast_cli.methods.base import Method
+from toast_cli.recipe.schema import Recipe
+from toast_cli.steering.steering import Passes, one_pass
+
+if TYPE_CHECKING:
+    from toast_cli.tasks.classification import Classification
+
+
+class Model(nn.Module):
+    """An adapted backbone and a task's head."""
+
+    def __init__(self, adapted: Adapted, task: Classification) -> None:
+        super().__init__()
+        self.adapted = adapted
+        self.task = task
+        self.head = task.head
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network underneath."""
+        return self.adapted.backbone
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Logits."""
+        return self.head(self.adapted(inputs).last.pooled)
+
+    def look(
+        self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None
+    ) -> tuple[Tensor, Passes]:
+        """Logits, and everything that the passes put out."""
+        passes = self.adapted(inputs, first_trace, last_trace)
+        return self.head(passes.last.pooled), passes
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+
+    def frozen_additions(self) -> dict[str, Tensor]:
+        """What the method added but does not train; without it an adapter could not be rebuilt (Lite's path)."""
+        steering = self.adapted.steering
+        if steering is None:
+            return {}
+        return {
+            f"adapted.steering.{name}": weight
+            for name, weight in steering.named_parameters()
+            if not weight.requires_grad
+        }
+
+
+def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
+    """Build backbone, method and head; random weights are drawn from torch's current seed.
+
+    Raises:
+        ToastError: a name is not registered, or the backbone's weights cannot be had.
+    """
+    card = registry.backbone_card(recipe.backbone.name)
+    backbone = card.build(recipe.backbone)
+    chosen = {name: value for name in ("mean", "std") if (value := getattr(recipe.images, name)) is not None}
+    backbone.preprocessing = replace(backbone.preprocessing, **chosen)
+    adapted = method_of(recipe).build(recipe.method, backbone)
+    task = registry.load(registry.TASKS, recipe.task.name).build(recipe.task, backbone.head_width, classes)
+    return Model(adapted, task)
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The registered method that a recipe names."""
+    return registry.load(registry.METHODS, recipe.method.name)
+
+
+def count(tensors: Iterable[Tensor]) -> int:
+    """Number of elements in all tensors together."""
+    return sum(tensor.numel() for tensor in tensors)
+
+
+@torch.no_grad()
+def flops_per_image(model: Model) -> tuple[int, int]:
+    """Floating-point operations for one image, counted: the model's, and the plain backbone's."""
+    was_training = model.training
+    model.eval()
+    image = model.backbone.example(1).to(next(model.parameters()).device)
+    with FlopCounterMode(display=False) as own:
+        model(image)
+    with FlopCounterMode(display=False) as plain:
+        one_pass(model.backbone, image)
+    model.train(was_training)
+    return own.get_total_flops(), plain.get_total_flops()

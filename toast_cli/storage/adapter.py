@@ -1,0 +1,191 @@
+"""Adapters on disk: what was trained, and everything needed to put it back on its backbone.
+
+A folder holds `adapter_model.safetensors` (only what was trained), `adapter_config.json`, `README.md`, and, where the
+method froze something that it added (Lite's feedback path), `frozen_start.safetensors`. One exported file holds the
+same tensors, with the configuration in its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from toast_cli import __version__
+from toast_cli.errors import ToastError, UsageError
+from toast_cli.model import Model, build_model, count
+from toast_cli.recipe.loading import build_recipe
+from toast_cli.recipe.schema import Recipe
+from toast_cli.storage.atomic import write_json, write_tensors, write_text
+from toast_cli.storage.fingerprint import fingerprint
+
+FORMAT = 1
+TRAINED = "adapter_model.safetensors"
+FROZEN = "frozen_start.safetensors"
+CONFIG = "adapter_config.json"
+NETWORK = "adapted.network."
+"""Prefix of the backbone's own tensors within a model."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Everything about an adapter that is not a tensor. `classes` are in the order of the logits."""
+
+    recipe: dict[str, Any]
+    classes: tuple[str, ...]
+    preprocessing: dict[str, Any]
+    backbone_fingerprint: str
+    trained_parameters: int
+    format: int = FORMAT
+    toast_version: str = __version__
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model rebuilt from an adapter, with the recipe it was trained by."""
+
+    model: Model
+    recipe: Recipe
+    classes: tuple[str, ...]
+    config: AdapterConfig
+    path: Path
+
+
+def describe(model: Model, recipe: Recipe, classes: tuple[str, ...], backbone_fingerprint: str) -> AdapterConfig:
+    """The configuration of a model's adapter; the fingerprint is of the backbone before training."""
+    return AdapterConfig(
+        recipe=recipe.model_dump(mode="json"),
+        classes=classes,
+        preprocessing=asdict(model.backbone.preprocessing),
+        backbone_fingerprint=backbone_fingerprint,
+        trained_parameters=count(model.trained().values()),
+    )
+
+
+def save_folder(folder: Path, model: Model, config: AdapterConfig, card: str) -> None:
+    """Write an adapter folder; the configuration comes last, so a folder that has one is complete."""
+    frozen = model.frozen_additions()
+    write_tensors(folder / TRAINED, model.trained())
+    if frozen:
+        write_tensors(folder / FROZEN, frozen)
+    write_text(folder / "README.md", card)
+    write_json(folder / CONFIG, asdict(config))
+
+
+def save_file(
+    path: Path,
+    model: Model,
+    config: AdapterConfig,
+    *,
+    with_backbone: bool = False,
+    cast: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> None:
+    """Write adapter and configuration into one file, the backbone too if asked, each tensor through `cast`."""
+    tensors: dict[str, Tensor] = {**model.trained(), **model.frozen_additions()}
+    if with_backbone:
+        tensors |= {NETWORK + name: tensor for name, tensor in model.backbone.module.state_dict().items()}
+    tensors = {name: cast(tensor) for name, tensor in tensors.items()}
+    write_tensors(path, tensors, {"toast": json.dumps(asdict(config), ensure_ascii=False)})
+
+
+def load(path: Path, weights: str | None = None) -> Loaded:
+    """Rebuild the model of a run folder, an adapter folder or an exported file, on the CPU and in evaluation mode.
+
+    `weights` replaces the file that the recipe names for the backbone.
+
+    Raises:
+        UsageError: nothing of that kind is at `path`.
+        ToastError: it is damaged or incomplete, or the backbone's weights are not those it was trained on.
+    """
+    config, tensors = read(path)
+    recipe = build_recipe(config.recipe, {}, origin=str(path))
+    whole = any(name.startswith(NETWORK) for name in tensors)
+    # A file that brings the backbone's weights needs no others: build the network empty and fill it.
+    backbone_weights = "none" if whole else weights or recipe.backbone.weights
+    backbone = recipe.backbone.model_copy(update={"weights": backbone_weights})
+    model = build_model(recipe.model_copy(update={"backbone": backbone}), config.classes)
+    if not whole and fingerprint(model.backbone.module) != config.backbone_fingerprint:
+        raise ToastError(
+            f"{path} was trained on other weights of '{recipe.backbone.name}'.",
+            "The fingerprint of the backbone differs from the one recorded with the adapter.",
+            "Give the file that the run was trained with: --weights FILE.",
+        )
+    _fill(model, tensors, whole, path)
+    model.eval()
+    return Loaded(model, recipe, config.classes, config, path)
+
+
+def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    """Configuration and tensors of a run folder, an adapter folder or an exported file.
+
+    Raises:
+        UsageError: nothing of that kind is at `path`.
+        ToastError: it is damaged, or of a newer format.
+    """
+    if path.is_dir():
+        folder = path / "adapter" if (path / "adapter").is_dir() else path
+        if not (folder / CONFIG).is_file():
+            unfinished = (path / "recipe.yaml").is_file()
+            raise UsageError(
+                f"{path} holds no adapter.",
+                "The run did not get to its end." if unfinished else f"There is no {CONFIG} in it.",
+                "Name a finished run folder, an adapter folder or an exported file.",
+            )
+        _, trained = _read_tensors(folder / TRAINED)
+        _, frozen = _read_tensors(folder / FROZEN) if (folder / FROZEN).is_file() else ({}, {})
+        return _parse((folder / CONFIG).read_text(encoding="utf-8"), folder / CONFIG), {**trained, **frozen}
+    if not path.is_file():
+        raise UsageError(f"There is no run, adapter or exported file at {path}.", what_to_do="Check --run.")
+    metadata, tensors = _read_tensors(path)
+    if "toast" not in metadata:
+        raise UsageError(
+            f"{path} was not exported by toast.",
+            "Its metadata has no entry 'toast'.",
+            "Name a file that 'toast export' wrote.",
+        )
+    return _parse(metadata["toast"], path), tensors
+
+
+def _parse(text: str, path: Path) -> AdapterConfig:
+    try:
+        raw = json.loads(text)
+        if raw["format"] > FORMAT:
+            raise ToastError(
+                f"{path} was written by a newer toast ({raw['toast_version']}).", what_to_do="Update toast."
+            )
+        return AdapterConfig(**{**raw, "classes": tuple(raw["classes"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ToastError(
+            f"{path} is damaged.", f"{type(error).__name__}: {error}", "Export or train it again."
+        ) from error
+
+
+def _read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ToastError(f"{path} is missing or damaged.", str(error), "Export or train it again.") from error
+
+
+def _fill(model: Model, tensors: Mapping[str, Tensor], whole: bool, path: Path) -> None:
+    """Copy the tensors in, every one of them into its place and no place left empty."""
+    state = model.state_dict()
+    expected = {*model.trained(), *model.frozen_additions()}
+    if whole:
+        expected |= {name for name in state if name.startswith(NETWORK)}
+    missing, unexpected = expected - set(tensors), set(tensors) - expected
+    misshapen = {name for name in expected & set(tensors) if tensors[name].shape != state[name].shape}
+    if missing or unexpected or misshapen:
+        found = "; ".join(
+            f"{word}: {', '.join(sorted(which)[:3])}{' and more' if len(which) > 3 else ''}"
+            for word, which in (("missing", missing), ("unknown", unexpected), ("of another shape", misshapen))
+            if which
+        )
+        raise ToastError(f"{path} does not fit its own recipe.", found, "Export or train it again.")
+    model.load_state_dict(dict(tensors), strict=False)

@@ -1,0 +1,17 @@
+"""A fingerprint of a network's weights, so that an adapter is never put on a backbone it was not trained on."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of every parameter and buffer, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,84 @@
+"""The run folder: where everything about one run lies, never overwritten silently."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from toast_cli.errors import ToastError, UsageError
+from toast_cli.storage.adapter import CONFIG
+from toast_cli.storage.atomic import write_json, write_text
+
+RUNS = Path("runs")
+"""Where runs lie unless told otherwise, below the current folder."""
+
+
+class RunFolder:
+    """`recipe.yaml`, `environment.json`, `metrics.jsonl`, `checkpoints/`, `adapter/` and `results.json` of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.adapter = path / "adapter"
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, path: Path | None, default_name: str) -> RunFolder:
+        """A new run folder: the one named, or `runs/<default_name>` with the first free number after it.
+
+        Raises:
+            UsageError: the folder that was named already holds something.
+            ToastError: it cannot be made.
+        """
+        if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(
+                f"The output folder {path} already exists.",
+                "A run never writes over another one.",
+                "Choose another --output-dir, or move the folder away.",
+            )
+        try:
+            if path is not None:
+                path.mkdir(parents=True, exist_ok=True)
+            else:
+                path = _first_free(RUNS, default_name)
+        except OSError as error:
+            raise ToastError(
+                f"The run folder {path or RUNS} could not be made.", error.strerror or str(error)
+            ) from error
+        return cls(path)
+
+    def write_recipe(self, text: str) -> None:
+        """Keep the recipe as it was resolved."""
+        write_text(self.path / "recipe.yaml", text)
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """Keep versions, device and machine."""
+        write_json(self.path / "environment.json", environment)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Keep the closing numbers."""
+        write_json(self.path / "results.json", results)
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def newest_run(root: Path = RUNS) -> Path | None:
+    """The finished run below `root` whose adapter was written last, or None."""
+    finished = list(root.glob(f"*/adapter/{CONFIG}")) if root.is_dir() else []
+    return max(finished, key=lambda path: path.stat().st_mtime_ns).parent.parent if finished else None
+
+
+def _first_free(root: Path, name: str) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()  # fails when another process was quicker, so two runs never share a folder
+            return path
+        except FileExistsError:
+            number += 1

@@ -1,0 +1,1 @@
+"""Training: one readable loop, its schedule, evaluation, and the run around them."""

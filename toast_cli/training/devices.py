@@ -1,0 +1,39 @@
+"""Devices and precision, by way of Accelerate."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+
+from toast_cli.errors import UsageError
+from toast_cli.recipe.schema import Recipe
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """An Accelerator for the recipe's device and precision.
+
+    Raises:
+        UsageError: the device is not there, or cannot compute in that precision.
+    """
+    device = recipe.device
+    kind, _, index = device.partition(":")
+    if kind not in {"auto", "cpu", "cuda", "mps"} or (index and not (kind == "cuda" and index.isdigit())):
+        raise UsageError(f"There is no device '{device}'.", what_to_do="Use auto, cpu, cuda, cuda:N or mps.")
+    if kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
+        raise UsageError(
+            f"The device '{device}' is not available.",
+            f"PyTorch sees {torch.cuda.device_count()} CUDA devices.",
+            "Use auto or cpu.",
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("The device 'mps' is not available.", what_to_do="Use auto or cpu.")
+    if index:
+        torch.cuda.set_device(int(index))
+    on_gpu = kind != "cpu" and torch.cuda.is_available()
+    precision = recipe.precision
+    if precision == "auto":
+        # CPUs without matrix units are slower in bf16 than in fp32, so it is never chosen there.
+        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if precision == "fp16" and not on_gpu:
+        raise UsageError("fp16 needs a CUDA device.", what_to_do="Use fp32 or bf16.")
+    return Accelerator(cpu=kind == "cpu", mixed_precision="no" if precision == "fp32" else precision)

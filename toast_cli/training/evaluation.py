@@ -1,0 +1,43 @@
+"""Evaluating a model on a split, in one pass over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from toast_cli.attention.maps import Recorder
+from toast_cli.attention.share import AttentionShare
+from toast_cli.model import Model
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model, batches: Iterable[dict[str, Any]], accelerator: Accelerator, *, with_attention: bool = False
+) -> dict[str, Any]:
+    """The task's metrics over all batches; with masks in the batches and `with_attention`, the attention shares too."""
+    was_training = model.training
+    model.eval()
+    share = AttentionShare() if with_attention else None
+    recorder = Recorder(model) if with_attention else None
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in batches:
+        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        with accelerator.autocast():
+            if recorder is not None and share is not None:
+                look = recorder.look(batch["image"])
+                share.add(look, batch["mask"])
+                logits.append(look.logits.float())
+            else:
+                logits.append(model(batch["image"]).float())
+        labels.append(batch["label"])
+    model.train(was_training)
+    metrics: dict[str, Any] = model.task.metrics(torch.cat(logits), torch.cat(labels))
+    metrics["images"] = sum(len(batch) for batch in labels)
+    if share is not None:
+        metrics["attention_share"] = share.result()
+    return metrics

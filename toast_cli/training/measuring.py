@@ -1,0 +1,76 @@
+"""Measuring a trained model again: the same numbers as at the end of its run, or on other data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from toast_cli.errors import ToastError, UsageError
+from toast_cli.recipe.loading import build_recipe
+from toast_cli.recipe.schema import Recipe
+from toast_cli.storage.adapter import load
+from toast_cli.training.devices import make_accelerator
+from toast_cli.training.evaluation import evaluate
+from toast_cli.training.reporter import Reporter
+from toast_cli.training.session import Session, open_data
+
+
+def measure(
+    path: Path,
+    dataset: str | None,
+    data_dir: str | None,
+    split: str,
+    weights: str | None,
+    device: str | None,
+    precision: str | None,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Metrics of a saved model on a split, its size and cost; what is None comes from the run's own recipe.
+
+    Raises:
+        UsageError: there is no such split.
+        ToastError: the data set's classes are not the model's, or nothing can be loaded.
+    """
+    loaded = load(path, weights)
+    recipe = changed(loaded.recipe, dataset=dataset, data_dir=data_dir, device=device, precision=precision)
+    accelerator = make_accelerator(recipe)
+    data = open_data(recipe)
+    check_classes(loaded.classes, data.classes, path)
+    if split not in data.splits:
+        raise UsageError(f"This data set has no split '{split}'.", what_to_do=f"It has {', '.join(data.splits)}.")
+    session = Session(recipe, data, loaded.model.to(accelerator.device), accelerator)
+    shows = session.shows_attention(split)
+    batches = session.batches(split, with_masks=shows)
+    metrics = evaluate(session.model, reporter.track(batches, len(batches), split), accelerator, with_attention=shows)
+    return {
+        "run": str(path),
+        "backbone": recipe.backbone.name,
+        "dataset": recipe.dataset.name,
+        "method": recipe.method.name,
+        "split": split,
+        **session.sizes(),
+        {"val": "validation"}.get(split, split): metrics,
+    }
+
+
+def changed(recipe: Recipe, **fields: Any) -> Recipe:
+    """The recipe with some fields replaced and checked again; None leaves a field alone."""
+    raw = recipe.model_dump(mode="json") | {name: value for name, value in fields.items() if value is not None}
+    return build_recipe(raw, {}, origin="options")
+
+
+def check_classes(model: tuple[str, ...], data: tuple[str, ...], path: Path) -> None:
+    """Refuse data whose classes are not the model's, in the model's order."""
+    if model == data:
+        return
+    missing, extra = sorted(set(model) - set(data)), sorted(set(data) - set(model))
+    found = "; ".join(
+        f"{word}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
+        for word, names in (("not in the data", missing), ("only in the data", extra))
+        if names
+    )
+    raise ToastError(
+        f"The data set's classes are not those that {path} was trained on.",
+        found or "They are the same names in another order.",
+        "Evaluate on data with the same classes.",
+    )

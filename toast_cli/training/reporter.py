@@ -1,0 +1,25 @@
+"""What a run tells whoever watches it; the command line draws progress bars from it, a script may ignore it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Reporter:
+    """Says nothing. Subclass it to watch a run."""
+
+    def message(self, text: str) -> None:
+        """One sentence that the user should read."""
+
+    def track(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
+        """Pass items through while `what` makes progress."""
+        return items
+
+    def step(self, step: int, total: int, loss: float, accuracy: float) -> None:
+        """One optimizer step is done; loss and accuracy are this epoch's means so far."""
+
+    def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
+        """One epoch is done and was evaluated."""

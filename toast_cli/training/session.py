@@ -1,0 +1,221 @@
+"""A run from recipe to results: data, model, start, training, and one look at the test split."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from toast_cli import __version__, registry
+from toast_cli.data.loading import ImageLoader, make_loader
+from toast_cli.data.source import DataSet
+from toast_cli.data.transforms import build_transform
+from toast_cli.model import Model, build_model, count, flops_per_image, method_of
+from toast_cli.recipe.dump import to_yaml
+from toast_cli.recipe.loading import build_recipe
+from toast_cli.recipe.schema import Recipe
+from toast_cli.storage.adapter import AdapterConfig, describe, save_folder
+from toast_cli.storage.card import adapter_card
+from toast_cli.storage.checkpoint import load_checkpoint
+from toast_cli.storage.fingerprint import fingerprint
+from toast_cli.storage.run_folder import RunFolder
+from toast_cli.training.devices import make_accelerator
+from toast_cli.training.evaluation import evaluate
+from toast_cli.training.loop import fit
+from toast_cli.training.reporter import Reporter
+from toast_cli.training.tensorboard import metrics_logger
+
+
+@dataclass
+class Session:
+    """A recipe made real: the data opened, the model built, the device chosen; nothing trained or written yet."""
+
+    recipe: Recipe
+    data: DataSet
+    model: Model
+    accelerator: Accelerator
+
+    @property
+    def batch_size(self) -> int:
+        """Images per forward pass where nothing is trained."""
+        return self.recipe.training.eval_batch_size or self.recipe.training.batch_size
+
+    def batches(self, split: str, *, train: bool = False, with_masks: bool = False) -> ImageLoader:
+        """A loader over a split: shuffled and augmented for training, in order and plain otherwise."""
+        transform = build_transform(self.recipe.images, self.model.backbone.preprocessing, train=train)
+        return make_loader(
+            self.data.splits[split],
+            transform,
+            batch_size=self.recipe.training.batch_size if train else self.batch_size,
+            shuffle=train,
+            seed=self.recipe.seed,
+            workers=self.recipe.training.workers,
+            with_masks=with_masks,
+        )
+
+    def shows_attention(self, split: str) -> bool:
+        """Whether attention can be held against masks on this split."""
+        return self.model.backbone.has_attention and self.data.splits[split].has_masks
+
+    def sizes(self) -> dict[str, Any]:
+        """Trainable and total parameters, and counted FLOPs per image against the plain backbone."""
+        own, plain = flops_per_image(self.model)
+        return {
+            "trained_parameters": count(self.model.trained().values()),
+            "total_parameters": count(self.model.parameters()),
+            "flops_per_image": own,
+            "flops_per_image_plain": plain,
+        }
+
+
+def open_data(recipe: Recipe) -> DataSet:
+    """Open the recipe's data set.
+
+    Raises:
+        ToastError: it is not where it should be, or not what it should be.
+    """
+    source = registry.load(registry.SOURCES, recipe.dataset.name)
+    return source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
+
+
+def prepare(recipe: Recipe) -> Session:
+    """Open the data and build the model; everything random after this point follows from the recipe's seed."""
+    accelerator = make_accelerator(recipe)
+    data = open_data(recipe)
+    set_seed(recipe.seed)
+    model = build_model(recipe, data.classes)
+    return Session(recipe, data, model.to(accelerator.device), accelerator)
+
+
+def plain_model(backbone: str, weights: str | None, device: str | None) -> tuple[Model, Recipe]:
+    """A backbone with nothing on it but an untrained head of one class, and the recipe that stands for it."""
+    raw = {
+        "backbone": {"name": backbone, "weights": weights},
+        "dataset": "demo",
+        "method": "linear",
+        "device": device or "auto",
+    }
+    recipe = build_recipe(raw, {}, origin="options")
+    return build_model(recipe, ("none",)).eval(), recipe
+
+
+def tune(recipe: Recipe, output_dir: Path | None, reporter: Reporter) -> tuple[RunFolder, dict[str, Any]]:
+    """Train as the recipe says and return the run folder and its results.
+
+    Selection is by validation alone; the test split is seen once, at the end, by the model that was selected.
+
+    Raises:
+        ToastError: anything a user can mend; what had been finished stays in the run folder.
+    """
+    started = time.perf_counter()
+    session = prepare(recipe)
+    model, accelerator, data = session.model, session.accelerator, session.data
+    folder = RunFolder.create(output_dir, default_run_name(recipe))
+    reporter.message(f"Run folder: {folder.path}")
+    for note in data.notes:
+        reporter.message(note)
+    folder.write_recipe(to_yaml(recipe))
+    folder.write_environment(environment(accelerator))
+    backbone_fingerprint = fingerprint(model.backbone.module)
+
+    start_feedback(session, reporter)
+    with metrics_logger(folder, recipe.training.tensorboard) as log:
+        best = fit(
+            model,
+            session.batches("train", train=True),
+            session.batches("val") if "val" in data.splits else None,
+            recipe.training,
+            accelerator,
+            folder,
+            reporter,
+            log,
+        )
+    if best.metrics is None:
+        reporter.message("There is no validation split: the last epoch is kept.")
+    load_checkpoint(folder.checkpoints, "best", model)
+    results: dict[str, Any] = {
+        "backbone": recipe.backbone.name,
+        "dataset": recipe.dataset.name,
+        "method": recipe.method.name,
+        "seed": recipe.seed,
+        "classes": len(data.classes),
+        "images": {name: len(split) for name, split in data.splits.items()},
+        **session.sizes(),
+        "selected_epoch": best.epoch,
+        "validation": best.metrics,
+        "test": None,
+    }
+    if "test" in data.splits:
+        shows = session.shows_attention("test")
+        batches = session.batches("test", with_masks=shows)
+        results["test"] = evaluate(
+            model, reporter.track(batches, len(batches), "test"), accelerator, with_attention=shows
+        )
+    results["seconds"] = time.perf_counter() - started
+    config: AdapterConfig = describe(model, recipe, data.classes, backbone_fingerprint)
+    save_folder(folder.adapter, model, config, adapter_card(config, results))
+    folder.write_results(results)
+    return folder, results
+
+
+def start_feedback(session: Session, reporter: Reporter) -> None:
+    """Let the method set its starting weights from a few plain training images, if it wants to."""
+    method = method_of(session.recipe)
+    wanted = method.start_images(session.recipe.method)
+    if method.start is None or not wanted:
+        return
+    transform = build_transform(session.recipe.images, session.model.backbone.preprocessing, train=False)
+    loader = make_loader(
+        session.data.splits["train"],
+        transform,
+        batch_size=session.batch_size,
+        shuffle=True,
+        seed=session.recipe.seed,
+        workers=session.recipe.training.workers,
+    )
+    needed = min(-(-wanted // session.batch_size), len(loader))
+
+    def images() -> Any:
+        taken = 0
+        for batch in loader:
+            image: Tensor = batch["image"][: wanted - taken].to(session.accelerator.device)
+            yield image
+            taken += len(image)
+            if taken >= wanted:
+                return
+
+    method.start(session.recipe.method, session.model.adapted, reporter.track(images(), needed, "least-squares start"))
+
+
+def default_run_name(recipe: Recipe) -> str:
+    """`<data set>-<backbone>-<method>-seed<seed>`, safe as a folder name."""
+    name = f"{recipe.dataset.name}-{recipe.backbone.name}-{recipe.method.name}-seed{recipe.seed}"
+    return "".join(character if character.isalnum() or character in "-_." else "-" for character in name)
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What the run ran on: versions, device, precision, threads, and the command that started it."""
+    versions = {"toast": __version__, "python": platform.python_version()}
+    for package in ("torch", "torchvision", "timm", "peft", "accelerate", "safetensors", "numpy", "pillow"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    device = accelerator.device
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})",
+        "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
+        "threads": torch.get_num_threads(),
+        "command": sys.argv,
+    }

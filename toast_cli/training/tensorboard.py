@@ -1,0 +1,45 @@
+"""Where metrics go: always `metrics.jsonl`, TensorBoard besides when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from toast_cli.errors import ToastError
+from toast_cli.storage.run_folder import RunFolder
+
+
+@contextmanager
+def metrics_logger(folder: RunFolder, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that records one line of metrics.
+
+    Raises:
+        ToastError: TensorBoard was asked for and is not installed.
+    """
+    if not tensorboard:
+        yield folder.append_metrics
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ToastError(
+            "TensorBoard is not installed.",
+            what_to_do="pip install 'toast-cli[tensorboard]', or training.tensorboard=false.",
+        ) from error
+    with SummaryWriter(str(folder.path / "tensorboard")) as writer:
+
+        def record(line: dict[str, Any]) -> None:
+            folder.append_metrics(line)
+            for name, value in _scalars(line):
+                writer.add_scalar(name, value, line["step"])
+
+        yield record
+
+
+def _scalars(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in line.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and name not in {"step", "epoch"}:
+            yield f"{prefix}{name}", value
