@@ -1,0 +1,118 @@
+"""`toast`: the verbs, and the one place where an error becomes a message and an exit code.
+
+The verbs' modules are light: what is heavy (torch, pydantic, rich) is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from toast_cli.cli import recipes
+from toast_cli.cli.backbones import backbones
+from toast_cli.cli.doctor import doctor
+from toast_cli.cli.eval import evaluate
+from toast_cli.cli.export import export
+from toast_cli.cli.tune import tune
+from toast_cli.cli.verbs import Verbs
+from toast_cli.cli.visualize_attention import visualize_attention
+from toast_cli.errors import INTERRUPTED, RUNTIME_FAILURE, ToastError, UsageError
+
+_WRONG_USAGE: Any = typer.BadParameter.__mro__[1]
+"""Typer's error for wrong options and arguments, which it gives no public name."""
+
+
+class Toast(Verbs):
+    """The top of the command line, around which the error boundary lies."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command; what went wrong is explained on stderr, and the exit code says of which kind it was."""
+        sys.exit(_exit_code(super().main, *args, **{**extra, "standalone_mode": False}))
+
+
+app = typer.Typer(
+    name="toast",
+    cls=Toast,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    invoke_without_command=True,
+)
+app.command("tune")(tune)
+app.command("eval")(evaluate)
+app.command("visualize-attention")(visualize_attention)
+app.command("export")(export)
+app.command("backbones")(backbones)
+app.add_typer(recipes.app, name="recipes")
+app.command("doctor")(doctor)
+
+
+@app.callback()
+def toast(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Transfer learning via attention steering: adapt frozen backbones, and see what they look at."""
+    if version:
+        from toast_cli import __version__
+
+        typer.echo(f"toast {__version__}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> None:
+    """The `toast` command."""
+    get_command(app)(prog_name="toast")
+
+
+def _exit_code(run: Any, *args: Any, **extra: Any) -> int:
+    try:
+        code = run(*args, **extra)
+        sys.stdout.flush()  # a closed pipe shows here, where it can be dealt with, rather than at interpreter exit
+    except ToastError as error:
+        return _explained(error)
+    except _WRONG_USAGE as error:
+        command = error.ctx.command_path if error.ctx is not None else "toast"
+        return _explained(UsageError(error.format_message(), what_to_do=f"'{command} --help' lists what it takes."))
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; point stdout elsewhere so that closing it raises nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return RUNTIME_FAILURE
+    except Exception as error:
+        return _explained(_fault(error))
+    if code == INTERRUPTED:
+        typer.echo("Interrupted.", err=True)
+    return code if isinstance(code, int) else 0
+
+
+def _explained(error: ToastError) -> int:
+    from toast_cli.cli.console import print_error
+
+    if _debugging():
+        traceback.print_exc()
+    print_error(error)
+    return error.exit_code
+
+
+def _fault(error: Exception) -> ToastError:
+    """An error that nobody foresaw: ours to mend, so the message says so and where it happened."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return ToastError(
+        f"This is a fault in toast: {type(error).__name__}: {error}",
+        f"At {Path(last.filename)}:{last.lineno}.",
+        "" if _debugging() else "TOAST_DEBUG=1 shows the whole traceback; please report it.",
+    )
+
+
+def _debugging() -> bool:
+    return os.environ.get("TOAST_DEBUG", "") not in ("", "0")

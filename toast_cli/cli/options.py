@@ -1,0 +1,23 @@
+"""The options that several verbs share, spelled once. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Backbone = Annotated[
+    str | None, typer.Option(help="Frozen network: a short name (see 'toast backbones') or vit:TIMM_NAME.")
+]
+Weights = Annotated[str | None, typer.Option(help="File with the backbone's weights; 'none' for random ones.")]
+Dataset = Annotated[str | None, typer.Option(help="Data set: cub, demo, or folder:PATH.")]
+DataDir = Annotated[
+    str | None, typer.Option(help="Folder that holds the data set. [default: TOAST_DATA_DIR, else ./data]")
+]
+Run = Annotated[
+    Path | None, typer.Option(help="Run folder, adapter folder or exported file. [default: the newest run]")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

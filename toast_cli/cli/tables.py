@@ -1,0 +1,44 @@
+"""The tables that close a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+
+def results_table(title: str, results: Mapping[str, Any]) -> Table:
+    """What a run or an evaluation came to: size, cost, accuracy, and where it looks."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    if "trained_parameters" in results:
+        table.add_row("trained parameters", f"{results['trained_parameters']:,}")
+        table.add_row("of all parameters", f"{results['trained_parameters'] / results['total_parameters']:.2%}")
+        own, plain = results["flops_per_image"], results["flops_per_image_plain"]
+        table.add_row("FLOPs per image", f"{own:.3g} ({own / plain:.2f} × plain)")
+    if results.get("selected_epoch") is not None:
+        table.add_row("epoch kept", str(results["selected_epoch"]))
+    for split in ("train", "validation", "test"):
+        if results.get(split):
+            add_metrics(table, split, results[split])
+    if "seconds" in results:
+        minutes, seconds = divmod(round(results["seconds"]), 60)
+        table.add_row("time", f"{minutes} min {seconds:02d} s")
+    return table
+
+
+def add_metrics(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
+    """Rows for one evaluated split."""
+    table.add_row(f"accuracy, {split}", f"{metrics['accuracy']:.2%} of {metrics['images']}")
+    share = metrics.get("attention_share")
+    if share:
+        words = {
+            "object_area": "area of the object",
+            "pass_one": "attention on it, pass one",
+            "similarity": "similarity on it",
+        }
+        for name, word in {**words, "pass_two": "attention on it, pass two"}.items():
+            if name in share:
+                table.add_row(word, f"{share[name]:.1%}")

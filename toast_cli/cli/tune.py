@@ -1,0 +1,96 @@
+"""`toast tune`: adapt a frozen backbone to a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from toast_cli.cli import options
+
+
+def tune(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Any field of the recipe, dotted: training.lr=0.02 method.rank=8."
+        ),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or a YAML file.")] = None,
+    backbone: options.Backbone = None,
+    weights: options.Weights = None,
+    dataset: options.Dataset = None,
+    data_dir: options.DataDir = None,
+    method: Annotated[str | None, typer.Option(help="toast, toast-lite, linear or full.")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="The run's folder. [default: a new one in runs/]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, train nothing.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Adapt a backbone to a data set: TOAST, TOAST-Lite or a baseline. Without arguments, runs the demo."""
+    from toast_cli.cli.console import err, say
+    from toast_cli.recipe.library import resolve
+
+    resolved = resolve(
+        recipe=recipe,
+        backbone=backbone,
+        weights=weights,
+        dataset=dataset,
+        data_dir=data_dir,
+        method=method,
+        seed=seed,
+        device=device,
+        precision=precision,
+        overrides=overrides or [],
+    )
+    for message in [resolved.source, *resolved.messages]:
+        say(message, err)
+    if dry_run:
+        _dry_run(resolved.recipe, as_json)
+        return
+
+    from toast_cli.cli.console import out, print_json
+    from toast_cli.cli.progress import TerminalReporter
+    from toast_cli.cli.tables import results_table
+    from toast_cli.training.session import tune as run
+
+    with TerminalReporter() as reporter:
+        folder, results = run(resolved.recipe, output_dir, reporter)
+    if as_json:
+        print_json({"run": str(folder.path), **results})
+        return
+    title = f"{results['method']} on {results['dataset']}, {results['backbone']}, seed {results['seed']}"
+    out.print(results_table(title, results))
+    say(f"Run folder: {folder.path}")
+    say(f"Look: toast visualize-attention --test-image 0 --run {folder.path}")
+
+
+def _dry_run(recipe: Any, as_json: bool) -> None:
+    """The resolved recipe, its size and cost, and the first batch, without training or writing anything."""
+    from toast_cli.cli.console import print_json, say
+    from toast_cli.recipe.dump import to_yaml
+    from toast_cli.training.session import prepare
+
+    session = prepare(recipe)
+    sizes = session.sizes()
+    batch = next(iter(session.batches("train", train=True)))
+    shapes = {name: list(tensor.shape) for name, tensor in batch.items()}
+    images = {name: len(split) for name, split in session.data.splits.items()}
+    if as_json:
+        print_json({"recipe": recipe.model_dump(mode="json"), **sizes, "first_batch": shapes, "images": images})
+        return
+    say(to_yaml(recipe))
+    own, plain = sizes["flops_per_image"], sizes["flops_per_image_plain"]
+    lines = [
+        "images: " + ", ".join(f"{count:,} {name}" for name, count in images.items()),
+        f"classes: {len(session.data.classes)}",
+        f"trainable parameters: {sizes['trained_parameters']:,} of {sizes['total_parameters']:,}",
+        f"FLOPs per image: {own:.4g}, {own / plain:.2f} × the plain backbone's {plain:.4g}",
+        f"first batch: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}",
+        "Nothing was trained or written (--dry-run).",
+    ]
+    for line in [*session.data.notes, *lines]:
+        say(line)
