@@ -1,0 +1,46 @@
+"""Every registered backbone, built small enough to run here, with random weights that a test can rebuild."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from toast_cli import registry
+from toast_cli.backbone import Backbone
+
+LARGE = 10_000_000
+"""Backbones with more parameters are checked in the slow suite."""
+
+ANY_OF_A_FAMILY = ["vit:test_vit", "vit:test_vit2", "vit:test_vit3", "vit:test_vit4"]
+"""Small library models that differ where registered ones agree: class token, registers, pooling, norms, scales."""
+
+
+def registered() -> list[object]:
+    names = registry.names(registry.BACKBONES)
+    assert "vit_demo" in names and "vit_b16" in names
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if (registry.backbone_card(name).parameters or 0) > LARGE else [])
+        for name in [*names, *ANY_OF_A_FAMILY]
+    ]
+
+
+@cache
+def built(name: str) -> Backbone:
+    """One instance per backbone for the whole suite: every test must leave it as it found it."""
+    torch.manual_seed(0)
+    card = registry.backbone_card(name)
+    backbone = card.build(card.options(name=name, weights="none"))
+    backbone.module.eval().requires_grad_(False)
+    return backbone
+
+
+@pytest.fixture(params=registered())
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def backbone(name: str) -> Backbone:
+    return built(name)

@@ -1,0 +1,200 @@
+"""The contract suite: what every registered backbone owes, with no line about any one family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from toast_cli import registry
+from toast_cli.backbone import Backbone, State, Trace
+from toast_cli.methods.adapted import Adapted
+from toast_cli.model import Model
+from toast_cli.steering.least_squares import least_squares_start
+from toast_cli.steering.steering import Steering, two_passes
+from toast_cli.storage.fingerprint import fingerprint
+from toast_cli.tasks.classification import Options as ClassificationOptions
+from toast_cli.tasks.classification import build as build_classification
+
+CLASSES = ("a", "b", "c")
+
+
+def inputs_of(backbone: Backbone, batch: int = 2) -> Any:
+    torch.manual_seed(1)
+    return backbone.example(batch)
+
+
+def plain(backbone: Backbone, inputs: Any, signals: list[Tensor | None] | None = None) -> Any:
+    return backbone.leave(backbone.run(backbone.enter(inputs), signals))
+
+
+def level_inputs(backbone: Backbone, inputs: Any) -> list[Tensor]:
+    trace = Trace(levels=True)
+    backbone.run(backbone.enter(inputs), trace=trace)
+    return trace.inputs
+
+
+def hooks(module: nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(part, kind)) for part in module.modules() for kind in kinds)
+
+
+@torch.no_grad()
+def test_a_run_without_signals_is_the_stock_model_bit_for_bit(backbone: Backbone) -> None:
+    inputs = inputs_of(backbone)
+    assert torch.equal(plain(backbone, inputs).pooled, backbone.stock(inputs))
+
+
+@torch.no_grad()
+def test_zero_signals_are_the_stock_model_bit_for_bit(backbone: Backbone) -> None:
+    inputs = inputs_of(backbone)
+    zeros: list[Tensor | None] = [torch.zeros_like(h) for h in level_inputs(backbone, inputs)]
+    assert torch.equal(plain(backbone, inputs, zeros).pooled, backbone.stock(inputs))
+
+
+@torch.no_grad()
+def test_levels_have_the_widths_they_declare(backbone: Backbone) -> None:
+    trace = Trace(levels=True)
+    backbone.run(backbone.enter(inputs_of(backbone)), trace=trace)
+    assert len(trace.inputs) == len(trace.outputs) == len(backbone.levels)
+    for level, h, o in zip(backbone.levels, trace.inputs, trace.outputs, strict=True):
+        assert h.shape[backbone.channel_dim] == level.width_in
+        assert o.shape[backbone.channel_dim] == level.width_out
+
+
+@torch.no_grad()
+def test_feedback_from_z_has_the_shape_of_every_level_it_steers(backbone: Backbone) -> None:
+    inputs = inputs_of(backbone)
+    passes = two_passes(backbone, Steering(backbone), inputs)
+    assert passes.signals is not None and passes.similarity is not None
+    assert passes.last.pooled.shape == (2, backbone.head_width)
+    assert [signal.shape for signal in passes.signals] == [h.shape for h in level_inputs(backbone, inputs)]
+    assert passes.similarity.min() >= 0 and passes.similarity.max() <= 1
+
+
+@torch.no_grad()
+def test_a_signal_at_one_level_changes_that_level_and_none_before(backbone: Backbone) -> None:
+    inputs = inputs_of(backbone)
+    shapes = level_inputs(backbone, inputs)
+    last = len(backbone.levels) - 1
+    signals: list[Tensor | None] = [None] * last + [torch.randn_like(shapes[last])]
+    unsteered, steered = Trace(levels=True), Trace(levels=True)
+    backbone.run(backbone.enter(inputs), trace=unsteered)
+    backbone.run(backbone.enter(inputs), signals, trace=steered)
+    for index in range(last):
+        assert torch.equal(unsteered.outputs[index], steered.outputs[index])
+    assert not torch.equal(unsteered.outputs[last], steered.outputs[last])
+
+
+@torch.no_grad()
+def test_running_the_levels_in_two_parts_is_running_them_at_once(backbone: Backbone) -> None:
+    inputs = inputs_of(backbone)
+    middle = len(backbone.levels) // 2
+    state = backbone.run(backbone.enter(inputs), last=middle)
+    parts = backbone.leave(backbone.run(state, first=middle))
+    assert torch.equal(parts.pooled, plain(backbone, inputs).pooled)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["success", "exception"])
+def test_nothing_stays_attached(backbone: Backbone, fails: bool) -> None:
+    inputs = inputs_of(backbone)
+    signals: list[Tensor | None] = [torch.randn_like(h) for h in level_inputs(backbone, inputs)]
+    before = hooks(backbone.module)
+    trace = Trace(attention_of=frozenset(range(len(backbone.levels))))
+    if fails:
+        signals[-1] = torch.randn(7, 5, 3, 2, 1)  # fits no level of any backbone
+        with pytest.raises(RuntimeError):
+            backbone.run(backbone.enter(inputs), signals, trace=trace)
+    else:
+        backbone.run(backbone.enter(inputs), signals, trace=trace)
+    assert hooks(backbone.module) == before
+    assert torch.equal(plain(backbone, inputs).pooled, backbone.stock(inputs))
+
+
+@pytest.mark.parametrize("method", registry.names(registry.METHODS))
+def test_a_training_step_changes_what_the_method_declares_and_nothing_else(name: str, method: str) -> None:
+    torch.manual_seed(0)
+    card = registry.backbone_card(name)
+    backbone = card.build(card.options(name=name, weights="none"))
+    registered = registry.load(registry.METHODS, method)
+    adapted: Adapted = registered.build(registered.options(), backbone)
+    model = Model(adapted, build_classification(ClassificationOptions(), backbone.head_width, CLASSES))
+    # Steering that starts at exactly zero has parameters without a first gradient; a random start has none.
+    if adapted.steering is not None:
+        for parameter in adapted.steering.feedback.parameters():
+            nn.init.normal_(parameter, std=0.1)
+    model.train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    frozen_print = None if adapted.backbone_is_trained else fingerprint(backbone.module)
+    optimizer = torch.optim.SGD(model.trained().values(), lr=1.0)
+    model.task.loss(model(inputs_of(backbone)), {"label": torch.tensor([0, 1])}).backward()
+    optimizer.step()
+
+    trained = set(model.trained())
+    with_gradient = {key for key, parameter in model.named_parameters() if parameter.grad is not None}
+    changed = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert with_gradient == trained
+    assert changed <= trained
+    assert {"head.weight", "head.bias"} <= changed
+    if adapted.steering is not None:
+        assert any("selection.xi" in key for key in changed) and any("feedback" in key for key in changed)
+    if frozen_print is not None:
+        assert fingerprint(backbone.module) == frozen_print
+
+
+def test_gradients_under_checkpointing_equal_the_unchecked_ones(backbone: Backbone) -> None:
+    inputs = inputs_of(backbone)
+    gradients = []
+    for checkpointed in (False, True):
+        signals = [torch.full_like(h, 0.1).requires_grad_() for h in level_inputs(backbone, inputs)]
+        state = backbone.enter(inputs)
+        for index, signal in enumerate(signals):
+
+            def run_level(hidden: Tensor, signal: Tensor, index: int = index, state: State = state) -> Tensor:
+                return backbone.level(index, State(hidden, state.context), signal).hidden
+
+            arguments = (state.hidden, signal)
+            hidden = checkpoint(run_level, *arguments, use_reentrant=False) if checkpointed else run_level(*arguments)
+            state = State(hidden, state.context)
+        backbone.leave(state).pooled.square().sum().backward()
+        gradients.append([signal.grad for signal in signals])
+    for unchecked, checked in zip(*gradients, strict=True):
+        assert unchecked is not None and checked is not None and unchecked.abs().max() > 0
+        assert torch.allclose(unchecked, checked, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_after_the_least_squares_start_two_passes_equal_one(backbone: Backbone) -> None:
+    if any(level.undo != "linear" for level in backbone.levels):
+        return
+    steering = Steering(backbone)
+    inputs = inputs_of(backbone)
+    least_squares_start(steering, backbone, [inputs])
+    passes = two_passes(backbone, steering, inputs)
+    assert torch.equal(passes.last.pooled, passes.first.pooled)
+    assert torch.isclose(steering.selection.xi.norm(), torch.tensor(1.0))
+
+
+@torch.no_grad()
+def test_attention_maps_are_distributions_and_the_first_blocks_is_the_same_in_both_passes(backbone: Backbone) -> None:
+    if not backbone.has_attention:
+        return
+    inputs = inputs_of(backbone)
+    wanted = frozenset({0, len(backbone.levels) - 1})
+    first, last = Trace(attention_of=wanted), Trace(attention_of=wanted)
+    steering = Steering(backbone)
+    for parameter in steering.feedback.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    two_passes(backbone, steering, inputs, first, last)
+    for trace in (first, last):
+        assert set(trace.attention) == wanted
+        for attention in trace.attention.values():
+            assert torch.allclose(attention.sum(-1), torch.ones(()), atol=1e-5)
+    assert torch.equal(first.attention[0], last.attention[0])
+    end = len(backbone.levels) - 1
+    assert not torch.equal(first.attention[end], last.attention[end])
+    rows, columns = backbone.grid(inputs)
+    assert first.attention[0].shape[-1] == rows * columns + backbone.prefix_tokens
