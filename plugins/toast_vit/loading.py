@@ -65,20 +65,29 @@ def _from_file(model: str, path: Path, arguments: dict[str, Any]) -> nn.Module:
     overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
     try:
         return _create(model, arguments, pretrained=True, pretrained_cfg_overlay=overlay)
-    except pickle.UnpicklingError as error:
+    except ToastError:
+        raise
+    except Exception as error:  # a file that is foreign or damaged makes readers fail in any way
+        if _wanted_code(error):
+            raise ToastError(
+                f"{path} was not loaded: it holds more than weights.",
+                "Only tensors are read from a checkpoint, because anything else could run code.",
+                "Save the model's state_dict alone, best as safetensors.",
+            ) from error
         raise ToastError(
-            f"{path} was not loaded: it holds more than weights.",
-            "Only tensors are read from a checkpoint, because anything else could run code.",
-            "Save the model's state_dict alone, best as safetensors.",
-        ) from error
-    except (RuntimeError, KeyError, ValueError, AssertionError, AttributeError, TypeError, EOFError, OSError) as error:
-        raise ToastError(
-            f"{path} does not hold the weights of '{model}'.",
+            f"{path} does not hold the weights of '{model}', or is damaged.",
             _shorten(str(error)),
-            "Give the --backbone that the file was made for.",
+            "Give the --backbone that the file was made for, or fetch the file again.",
         ) from error
-    except Exception as error:  # safetensors and numpy raise their own kinds for a damaged file
-        raise ToastError(f"{path} could not be read.", _shorten(str(error)), "Fetch the file again.") from error
+
+
+def _wanted_code(error: BaseException | None) -> bool:
+    """Whether the safe unpickler refused something, however deep the readers have wrapped its refusal."""
+    while error is not None:
+        if isinstance(error, pickle.UnpicklingError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _from_hub(model: str, arguments: dict[str, Any]) -> nn.Module:
