@@ -5,9 +5,10 @@ of other kinds. The class is the beetle's marking. The others wear markings from
 independently, so counting markings says next to nothing: only the one on the beetle does, and only a model
 that finds the beetle can read it.
 
-The *coarse* task of the same world is for pre-training a backbone. Its scenes hold things of one kind with markings
-of one family, and the class is that pair. It teaches outlines and patterns, but nothing in it singles out the
-beetle or tells the two markings of a family apart.
+Two coarser tasks of the same world are for pre-training a backbone; their class is a kind and a family of markings.
+A *coarse* scene holds things of that kind and family alone, so a backbone learns outlines and patterns from it.
+A *crowded* scene adds smaller things of any kind and marking, so a backbone must keep what belongs to which
+thing apart. Nothing in either singles out the beetle or tells the two markings of a family apart.
 
 Nothing is stored or downloaded. An image depends on (world seed, task, split, index) alone, each task and split
 has a random stream of its own, and labels go round by index, so they are balanced and known without drawing.
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-Task = Literal["fine", "coarse"]
+Task = Literal["fine", "coarse", "crowded"]
 SplitName = Literal["train", "val", "test"]
 
 # Part of what seeds an image: changing a number changes every picture.
-_TASK_STREAM: dict[str, int] = {"fine": 1, "coarse": 2}
+_TASK_STREAM: dict[str, int] = {"fine": 1, "coarse": 2, "crowded": 3}
 _SPLIT_STREAM: dict[str, int] = {"train": 1, "val": 2, "test": 3}
 
 
@@ -40,17 +41,19 @@ class Options(Named):
     """Which task of the demo world, and how much of it."""
 
     name: Literal["demo"] = "demo"
-    task: Task = Field("fine", description="fine: the beetle's marking; coarse: kind and marking family (pre-training)")
-    train_images: int = Field(2000, ge=1, description="images in the train split")
+    task: Task = Field(
+        "fine", description="fine: the beetle's marking; coarse and crowded: kind and marking family, for pre-training"
+    )
+    train_images: int = Field(3000, ge=1, description="images in the train split")
     val_images: int = Field(600, ge=1, description="images in the val split")
     test_images: int = Field(1000, ge=1, description="images in the test split")
     side: int = Field(64, ge=32, multiple_of=8, description="height and width of an image in pixels")
-    classes: int = Field(10, ge=2, le=10, description="how many markings the fine task uses; the coarse task uses all")
+    classes: int = Field(5, ge=2, le=10, description="how many markings the fine task uses; the coarse task uses all")
     world_seed: int = Field(0, ge=0, description="which world: another seed draws other images of the same tasks")
 
 
 KEPT_BYTES = 512_000_000
-"""Drawn scenes are kept for the next epoch up to this size per split; drawing costs more than a training step's share."""
+"""Drawn scenes are kept for the next epoch, up to this size per split."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class DemoSplit:
 
 
 def class_names(options: Options) -> tuple[str, ...]:
-    """Marking names (fine), or "kind, family" (coarse)."""
+    """Marking names (fine), or "kind, family" (coarse and crowded)."""
     from toast_cli.data.demo_world import FAMILIES, KINDS, MARKINGS
 
     if options.task == "fine":
@@ -106,14 +109,15 @@ def draw(options: Options, split: SplitName, index: int, label: int) -> tuple[np
     """The scene at `index` of a split: `[H, W, 3]` uint8 and the mask `[H, W]` of what carries the label."""
     import numpy as np
 
-    from toast_cli.data.demo_world import coarse_scene, fine_scene
+    from toast_cli.data.demo_world import coarse_scene, crowded_scene, fine_scene
 
     rng = np.random.default_rng([options.world_seed, _TASK_STREAM[options.task], _SPLIT_STREAM[split], index])
     names = class_names(options)
     if options.task == "fine":
         return fine_scene(rng, options.side, names[label], names)
     kind, family = names[label].split(", ")
-    return coarse_scene(rng, options.side, kind, family)
+    scene = coarse_scene if options.task == "coarse" else crowded_scene
+    return scene(rng, options.side, kind, family)
 
 
 def open_source(options: Options, data_dir: Path | None) -> DataSet:

@@ -230,6 +230,27 @@ def fine_scene(rng: np.random.Generator, side: int, marking: str, pool: Sequence
     return _to_bytes(image), mask
 
 
+def crowded_scene(rng: np.random.Generator, side: int, kind: str, family: str) -> tuple[np.ndarray, np.ndarray]:
+    """One to three large things of one kind and family among up to three small ones of any kind and marking.
+
+    Kind and marking of the large things can only be told together with their place, so a backbone that
+    learns this keeps what it knows of each thing where the thing is. Returns `[H, W, 3]` uint8 and the large
+    things' mask.
+    """
+    image, mask = background(rng, side), np.zeros((side, side), bool)
+    members = [name for name, marking in MARKINGS.items() if marking.family == family]
+    kinds, pool = list(KINDS), list(MARKINGS)
+    large, small = 1 + int(rng.integers(3)), int(rng.integers(4))
+    places = _places(rng, side, large + small)
+    for place in places[large:]:
+        other, worn = kinds[int(rng.integers(len(kinds)))], pool[int(rng.integers(len(pool)))]
+        paint_thing(image, draw_thing(rng, other, worn, place, side * rng.uniform(0.1, 0.135), ANY))
+    for place in places[:large]:
+        worn = members[int(rng.integers(len(members)))]
+        mask |= paint_thing(image, draw_thing(rng, kind, worn, place, side * rng.uniform(0.155, 0.22), ANY))
+    return _to_bytes(image), mask
+
+
 def coarse_scene(rng: np.random.Generator, side: int, kind: str, family: str) -> tuple[np.ndarray, np.ndarray]:
     """One to seven things of one kind, each with a marking of one family, in any colour.
 

@@ -11,8 +11,8 @@ from toast_cli.errors import UsageError, did_you_mean
 from toast_cli.recipe.schema import TrainingOptions
 
 
-def make_optimizer(model: nn.Module, training: TrainingOptions) -> Optimizer:
-    """An optimizer over what is trained; weight decay spares vectors (biases, norms, xi).
+def check_optimizer(training: TrainingOptions) -> None:
+    """Refuse a name that is no optimizer, before anything is written.
 
     Raises:
         UsageError: timm knows no such optimizer.
@@ -22,6 +22,10 @@ def make_optimizer(model: nn.Module, training: TrainingOptions) -> Optimizer:
             f"There is no optimizer '{training.optimizer}' (training.optimizer).",
             what_to_do=did_you_mean(training.optimizer, list_optimizers()),
         )
+
+
+def make_optimizer(model: nn.Module, training: TrainingOptions) -> Optimizer:
+    """An optimizer over what is trained; weight decay spares vectors (biases, norms, xi)."""
     return create_optimizer_v2(
         model,
         opt=training.optimizer,

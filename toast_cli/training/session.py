@@ -31,6 +31,7 @@ from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.devices import make_accelerator
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.loop import fit
+from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.tensorboard import metrics_logger
 
@@ -89,6 +90,7 @@ def open_data(recipe: Recipe) -> DataSet:
 
 def prepare(recipe: Recipe) -> Session:
     """Open the data and build the model; everything random after this point follows from the recipe's seed."""
+    check_optimizer(recipe.training)
     accelerator = make_accelerator(recipe)
     data = open_data(recipe)
     set_seed(recipe.seed)
