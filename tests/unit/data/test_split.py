@@ -88,8 +88,8 @@ def test_a_name_that_is_no_utf8_can_be_split() -> None:
 
 def test_shots_are_drawn_after_validation_so_that_it_stays_the_same() -> None:
     train = FileSplit(Path(), *map(tuple, names_and_labels(20, 20)))  # type: ignore[arg-type]
-    full, _ = divide(train, None, SplitOptions())
-    few, notes = divide(train, None, SplitOptions(shots=4))
+    full, _ = divide(train, None, SplitOptions(name="any"))
+    few, notes = divide(train, None, SplitOptions(name="any", shots=4))
     assert few["val"] == full["val"]
     assert len(few["train"]) == 8
     assert not set(few["train"].names) & set(few["val"].names)
@@ -99,12 +99,12 @@ def test_shots_are_drawn_after_validation_so_that_it_stays_the_same() -> None:
 
 def test_classes_with_too_few_images_for_the_shots_are_counted_in_the_note() -> None:
     train = FileSplit(Path(), *map(tuple, names_and_labels(20, 3, 2)))  # type: ignore[arg-type]
-    _, notes = divide(train, train, SplitOptions(shots=5))
+    _, notes = divide(train, train, SplitOptions(name="any", shots=5))
     assert "2 classes have fewer" in notes[0]
 
 
 def test_a_validation_fraction_of_zero_means_no_validation() -> None:
     train = FileSplit(Path(), *map(tuple, names_and_labels(20, 20)))  # type: ignore[arg-type]
-    splits, notes = divide(train, None, SplitOptions(val_fraction=0))
+    splits, notes = divide(train, None, SplitOptions(name="any", val_fraction=0))
     assert splits == {"train": train}
     assert "none was held out" in notes[0]

@@ -1,0 +1,74 @@
+"""Who may import whom: the picture in docs/design.md, held."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+GROUND = {"errors", "options"}
+DOORS = GROUND | {"registry", "backbone", "recipe"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "options": {"errors"},
+    "registry": {"errors", "backbone"},
+    "backbone": GROUND,
+    "recipe": GROUND | {"registry", "backbone"},
+    "steering": GROUND | {"backbone"},
+    "methods": GROUND | {"backbone", "steering"},
+    "tasks": GROUND,
+    "data": DOORS,
+    "model": DOORS | {"steering", "methods", "tasks"},
+    "storage": DOORS | {"model"},
+    "attention": DOORS | {"steering", "data", "model", "storage"},
+    "training": DOORS | {"steering", "methods", "tasks", "data", "model", "storage", "attention"},
+    "export": DOORS | {"model", "storage"},
+    "cli": DOORS | {"storage", "attention", "training", "export"},
+    "toast_vit": {"errors", "options", "backbone"},
+    "toast_example": {"errors", "options", "backbone"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    """Rooms of toast_cli that a file imports anywhere in it, and plugins."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "toast_cli" and len(parts) > 1 and parts[1] != "__version__":
+                found.add(parts[1])
+            elif parts[0].startswith("toast_") and parts[0] != "toast_cli":
+                found.add(parts[0])
+    return found
+
+
+def room(file: Path) -> str:
+    folder = file.relative_to(ROOT).parts
+    return folder[1].removesuffix(".py") if folder[0] == "toast_cli" else file.parent.name
+
+
+FILES = sorted(
+    file
+    for folder in ("toast_cli", "plugins/toast_vit", "plugins/example/toast_example")
+    for file in (ROOT / folder).rglob("*.py")
+    if file.name not in ("__init__.py", "__main__.py") or file.parent.name.startswith("toast_e")
+)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_file_imports_only_the_rooms_it_may(file: Path) -> None:
+    own = room(file)
+    assert imported(file) - {own} <= MAY_IMPORT[own]
+
+
+def test_every_room_is_in_the_picture() -> None:
+    rooms = {room(file) for file in FILES}
+    assert rooms == set(MAY_IMPORT)
