@@ -34,7 +34,7 @@ def test_a_wheel_brings_its_recipes_its_plugins_and_the_demos_weights(tmp_path: 
     pip_install(ROOT, tmp_path)
     # Neither the checkout nor an editable install of it may help: only the wheel's own files are on the path.
     script = (
-        "import sys; sys.path[:] = [p for p in sys.path if not p.startswith(sys.argv[1])];"
+        "import sys; sys.path[:] = [p for p in sys.path if p not in sys.argv[1:]];"
         "import toast_cli, toast_vit, json; from importlib.resources import files;"
         "from toast_cli import registry; from toast_cli.recipe.builtin import names;"
         "print(json.dumps([toast_cli.__file__, names(), registry.names(registry.BACKBONES),"
@@ -42,7 +42,7 @@ def test_a_wheel_brings_its_recipes_its_plugins_and_the_demos_weights(tmp_path: 
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", script, str(ROOT)],
+        [sys.executable, "-c", script, str(ROOT), str(ROOT / "plugins")],
         capture_output=True,
         text=True,
         env=environment,
