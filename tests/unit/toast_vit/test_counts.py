@@ -1,0 +1,33 @@
+"""Trained parameters of ViT-B with 200 classes, to the last digit, without building it in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from toast_cli import registry
+from toast_cli.model import Model, count
+from toast_cli.tasks import classification
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "expected"),
+    [
+        ("toast", {}, 14_900_168),
+        ("toast", {"train_P": False}, 14_310_344),
+        ("toast-lite", {}, 891_848),
+        ("linear", {}, 153_800),
+        ("full", {}, 85_798_656 + 153_800),
+    ],
+)
+def test_a_method_trains_as_many_parameters_as_the_paper_counts(
+    method: str, settings: dict[str, Any], expected: int
+) -> None:
+    card, registered = registry.backbone_card("vit_b16"), registry.load(registry.METHODS, method)
+    with torch.device("meta"):
+        backbone = card.build(card.options(name="vit_b16", weights="none"))
+        adapted = registered.build(registered.options(**settings), backbone)
+        task = classification.build(classification.Options(), backbone.head_width, tuple(map(str, range(200))))
+    assert count(Model(adapted, task).trained().values()) == expected
