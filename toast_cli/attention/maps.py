@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,7 +34,6 @@ class Recorder:
 
     model: Model
     level: int = -1
-    traces: tuple[Trace, Trace] = field(init=False)
 
     def __post_init__(self) -> None:
         backbone = self.model.backbone
