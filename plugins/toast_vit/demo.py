@@ -24,9 +24,8 @@ def build_demo(options: VitOptions) -> VitBackbone:
         UsageError: the weights file does not exist.
         ToastError: the file does not hold this model's weights.
     """
-    size = options.image_size or SIDE
     module = VisionTransformer(
-        img_size=size,
+        img_size=SIDE,
         patch_size=8,
         embed_dim=128,
         depth=6,
@@ -49,5 +48,8 @@ def build_demo(options: VitOptions) -> VitBackbone:
                 " ".join(str(error).split())[:300],
                 "Give the --backbone that the file was made for.",
             ) from error
+    if options.image_size is not None:
+        # After loading, so that the position embedding of the file is resampled rather than refused.
+        module.set_input_size(img_size=options.image_size)
     height, width = module.patch_embed.img_size
     return VitBackbone(module, Preprocessing((height, width), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), options.value_bias)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +75,17 @@ def test_doctor_is_content_with_a_whole_installation(house: dict[str, Any], monk
     assert "cpu: " in out
     assert "TOAST_DATA_DIR: /birds [1] (set, not there yet)" in out
     assert "toast.backbones vit_b16 (house): ok" in out
+
+
+def test_doctor_says_how_much_a_cache_holds_and_counts_linked_files_once(
+    house: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "blob").write_bytes(bytes(3_000_000))
+    (tmp_path / "hub" / "model.safetensors").symlink_to(tmp_path / "hub" / "blob")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    _, out, _ = toast("doctor")
+    assert f"HF_HUB_CACHE: {tmp_path / 'hub'} (set, 3.0 MB)" in out
 
 
 def test_doctor_names_a_plugin_that_fails(house: dict[str, Any]) -> None:

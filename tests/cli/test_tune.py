@@ -146,6 +146,18 @@ def test_a_folder_of_photographs_is_learnt(here: Path, pictures: MakePictures) -
     assert results(here / "run")["test"]["accuracy"] == 1.0
 
 
+def test_another_image_size_and_shape_is_trained_shown_and_evaluated_alike(here: Path) -> None:
+    options = ["--method", "toast", "--output-dir", "wide", "backbone.image_size=[64, 96]", *TINY_DEMO]
+    said = toast("tune", "--dry-run", *options)
+    assert "first batch: image [20, 3, 64, 96]" in said.out, said.err
+    said = toast("tune", *options)
+    assert said.code == 0, said.err
+    said = toast("eval", "--run", "wide", "--json")
+    assert json.loads(said.out)["test"] == results(here / "wide")["test"]
+    assert toast("visualize-attention", "--test-image", "0", "--run", "wide", "--out", "seen").code == 0
+    assert list((here / "seen").iterdir())
+
+
 class TestWrongInput:
     """One clear message, the right exit code, nothing half-written."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,21 @@ def _folders() -> dict[str, str]:
     found = {}
     for name, path in places.items():
         how = "set" if os.environ.get(name) else "default"
-        found[name] = f"{path} ({how}{'' if path.is_dir() else ', not there yet'})"
+        # Data may be millions of files on a network disk, and none of it is ours to clear, so it is not counted.
+        held = "" if name == "TOAST_DATA_DIR" else f", {_size(path) / 1e6:,.1f} MB"
+        found[name] = f"{path} ({how}{held if path.is_dir() else ', not there yet'})"
     return {**found, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE") or "not set"}
+
+
+def _size(folder: Path) -> int:
+    """Bytes in all files below a folder; a link counts as itself, since the hub's cache links every file twice."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            # A file that another process has just removed holds nothing.
+            with contextlib.suppress(OSError):
+                total += (Path(parent) / name).lstat().st_size
+    return total
 
 
 def _plugins() -> list[dict[str, Any]]:
