@@ -63,13 +63,12 @@ class Level:
     """One level of the backbone and the kind of layer that undoes it (section 3.1; 4.4 for ConvNets).
 
     `A_l` maps the level's output (`width_out` channels) back to its input (`width_in` channels), `B_l` keeps
-    `width_in`. `kernel` and `stride` matter for a deconvolution alone.
+    `width_in`. A deconvolution also multiplies both sides of the map by `stride`, its kernel being as large.
     """
 
     width_in: int
     width_out: int
     undo: Literal["linear", "deconvolution"] = "linear"
-    kernel: int = 1
     stride: int = 1
 
 

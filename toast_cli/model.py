@@ -63,11 +63,15 @@ class Model(nn.Module):
 
 
 def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
-    """Build backbone, method and head; random weights are drawn from torch's current seed.
+    """Build backbone, method and head.
+
+    Random weights follow from the recipe's seed, those of a backbone that asks for them included: an adapter that
+    was trained on such a backbone finds it again.
 
     Raises:
         ToastError: a name is not registered, or the backbone's weights cannot be had.
     """
+    torch.manual_seed(recipe.seed)
     card = registry.backbone_card(recipe.backbone.name)
     backbone = card.build(recipe.backbone)
     chosen = {name: value for name in ("mean", "std") if (value := getattr(recipe.images, name)) is not None}

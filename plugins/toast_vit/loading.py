@@ -1,17 +1,10 @@
-"""Building a timm ViT and filling it with weights: from the hub, from a file, or, when typed, random ones."""
+"""A ViT of timm's as a backbone."""
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
 from typing import Any
 
-import timm
-from timm.data import resolve_model_data_config
-from torch import nn
-
-from toast_cli.backbone import Preprocessing
-from toast_cli.errors import ToastError, UsageError, did_you_mean
+from toast_timm.loading import build_module, preprocessing_of
 from toast_vit.backbone import VitBackbone
 from toast_vit.cards import VitOptions
 
@@ -21,92 +14,12 @@ def build_timm(model: str, options: VitOptions) -> VitBackbone:
 
     Raises:
         UsageError: timm has no such model, or the weights file does not exist.
-        ToastError: the hub cannot be reached, or the file holds another model's weights.
+        ToastError: the hub cannot be reached, the file holds another model's weights, or the model is no ViT.
     """
-    if not timm.is_model(model.split(".")[0]):
-        raise UsageError(
-            f"timm has no model '{model}'.",
-            what_to_do=did_you_mean(model, timm.list_models("*vit*") + timm.list_models("deit*")),
-        )
-    sizes: dict[str, Any] = {} if options.image_size is None else {"img_size": options.image_size}
-    arguments: dict[str, Any] = {"num_classes": 0, "drop_path_rate": options.drop_path, **sizes}
-    if options.weights == "none":
-        module = _create(model, arguments)
-    elif options.weights is not None:
-        module = _from_file(model, Path(options.weights).expanduser(), arguments)
-    else:
-        module = _from_hub(model, arguments)
-    return VitBackbone(module, preprocessing_of(module), options.value_bias)
-
-
-def preprocessing_of(module: nn.Module) -> Preprocessing:
-    """What timm's own configuration says the model was trained to see, at the size it was built for."""
-    config = resolve_model_data_config(module)
-    size = getattr(module.patch_embed, "img_size", None) or config["input_size"][-2:]
-    height, width = size
-    known = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic", "nearest") else "bicubic"
-    return Preprocessing((height, width), tuple(config["mean"]), tuple(config["std"]), known, config["crop_pct"])
-
-
-def _create(model: str, arguments: dict[str, Any], **weights: Any) -> nn.Module:
-    try:
-        return timm.create_model(model, **weights, **arguments)
-    except TypeError as error:
-        raise ToastError(
-            f"'{model}' cannot be built as a ViT.", str(error), "Choose a model of timm's VisionTransformer."
-        ) from error
-
-
-def _from_file(model: str, path: Path, arguments: dict[str, Any]) -> nn.Module:
-    if not path.is_file():
-        raise UsageError(
-            f"There is no weights file {path}.", what_to_do="Check --weights (or backbone.weights in the recipe)."
-        )
-    overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
-    try:
-        return _create(model, arguments, pretrained=True, pretrained_cfg_overlay=overlay)
-    except ToastError:
-        raise
-    except Exception as error:  # a file that is foreign or damaged makes readers fail in any way
-        if _wanted_code(error):
-            raise ToastError(
-                f"{path} was not loaded: it holds more than weights.",
-                "Only tensors are read from a checkpoint, because anything else could run code.",
-                "Save the model's state_dict alone, best as safetensors.",
-            ) from error
-        raise ToastError(
-            f"{path} does not hold the weights of '{model}', or is damaged.",
-            _shorten(str(error)),
-            "Give the --backbone that the file was made for, or fetch the file again.",
-        ) from error
-
-
-def _wanted_code(error: BaseException | None) -> bool:
-    """Whether the safe unpickler refused something, however deep the readers have wrapped its refusal."""
-    while error is not None:
-        if isinstance(error, pickle.UnpicklingError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _from_hub(model: str, arguments: dict[str, Any]) -> nn.Module:
-    try:
-        return _create(model, arguments, pretrained=True)
-    except ToastError:
-        raise
-    except Exception as error:  # the hub fails in as many ways as there are networks
-        config = timm.get_pretrained_cfg(model)
-        where = getattr(config, "hf_hub_id", None) or getattr(config, "url", None) or "the hub"
-        raise ToastError(
-            f"The weights of '{model}' could not be fetched.",
-            f"{where}: {type(error).__name__}: {_shorten(str(error), 160)}",
-            f"With a network, run again. Without one, fetch model.safetensors of {where} elsewhere and give it as "
-            "--weights FILE (safetensors, .pth or .npz), or put it into the cache that HF_HOME names. "
-            "--weights none starts from random weights.",
-        ) from error
-
-
-def _shorten(text: str, length: int = 300) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "…"
+    arguments: dict[str, Any] = {"drop_path_rate": options.drop_path}
+    if options.image_size is not None:
+        arguments["img_size"] = options.image_size
+    module = build_module(model, options.weights, arguments, "a ViT", ("*vit*", "deit*"))
+    # The size that it was built for, where it is bound to one: embeddings were resized to it.
+    size = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    return VitBackbone(module, preprocessing_of(module, size), options.value_bias)

@@ -289,3 +289,16 @@ class TestWrongInput:
         toast("eval", "--run", finished, "--dataset", f"folder:{root}").fails(
             1, "classes", "only in the data: cat, dog"
         )
+
+
+@pytest.mark.parametrize("method", ["toast", "toast-lite"])
+def test_a_convnext_is_tuned_and_found_again_even_from_random_weights(here: Path, method: str) -> None:
+    run = here / "run"
+    small = ["--backbone", "convnext:test_convnext", "--weights", "none", "--method", method]
+    assert toast("tune", *small, "--output-dir", run, *TINY_DEMO).code == 0
+    again = toast_in_new_process("eval", "--run", run, "--json")
+    assert again.code == 0, again.err
+    recorded = json.loads((run / "results.json").read_text())
+    assert json.loads(again.out)["test"]["accuracy"] == recorded["test"]["accuracy"]
+    assert toast("export", "--run", run, "--out", here / "whole.safetensors").code == 0
+    toast("visualize-attention", "--run", run, "--test-image", "0").fails(2, "no attention to show")

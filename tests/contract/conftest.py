@@ -13,8 +13,11 @@ from toast_cli.backbone import Backbone
 LARGE = 10_000_000
 """Backbones with more parameters are checked in the slow suite."""
 
-ANY_OF_A_FAMILY = ["vit:test_vit", "vit:test_vit2", "vit:test_vit3", "vit:test_vit4"]
-"""Small library models that differ where registered ones agree: class token, registers, pooling, norms, scales."""
+ANY_OF_A_FAMILY = [
+    *("vit:test_vit", "vit:test_vit2", "vit:test_vit3", "vit:test_vit4"),
+    *("convnext:test_convnext", "convnext:test_convnext2", "convnext:test_convnext3", "convnext:convnext_atto_ols"),
+]
+"""Small library models that differ where registered ones agree: class token, registers, pooling, norms, stems."""
 
 
 def registered() -> list[object]:

@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
-from toast_vit.backbone import VitBackbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.parity.agreement import TOLERANCE, assert_agrees, linear, read, under
 from toast_cli.backbone import Preprocessing, Trace
 from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.lite import add_low_rank
 from toast_cli.steering.reconstruction import reconstruction_losses
 from toast_cli.steering.steering import Passes, Steering, two_passes
-
-GOLDEN = Path(__file__).parent / "golden"
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+from toast_vit.backbone import VitBackbone
 
 
 class Golden:
     """A golden file: its weights put into our modules, and its numbers by name."""
 
     def __init__(self, file: str) -> None:
-        with safe_open(GOLDEN / file, framework="pt") as opened:
-            self.numbers: dict[str, Tensor] = {name: opened.get_tensor(name) for name in list(opened.keys())}
-            self.config = json.loads((opened.metadata() or {}).get("config", "null")) or {
-                "embed_dim": 48,
-                "depth": 3,
-                "num_heads": 3,
-            }
-        self.weights = {name[8:]: tensor for name, tensor in self.numbers.items() if name.startswith("weights.")}
+        self.numbers, config = read(file)
+        self.config = config or {"embed_dim": 48, "depth": 3, "num_heads": 3}
+        self.weights = under(self.numbers, "weights.")
 
     def backbone(self, dtype: torch.dtype, value_bias: Any) -> VitBackbone:
         config = self.config
@@ -70,9 +60,7 @@ class Golden:
         return steering.to(dtype)
 
     def head(self, dtype: torch.dtype) -> nn.Linear:
-        head = nn.Linear(self.config["embed_dim"], 10).double()
-        head.load_state_dict({"weight": self.weights["head.weight"], "bias": self.weights["head.bias"]})
-        return head.to(dtype)
+        return linear(self.weights, "head").to(dtype)
 
 
 def run(
@@ -110,11 +98,6 @@ def run(
     return {name: tensor.detach() for name, tensor in ours.items() if tensor is not None}
 
 
-def assert_agrees(name: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
-    difference = (ours.double().reshape(theirs.shape) - theirs.double()).abs().max().item()
-    assert difference <= tolerance, f"{name} differs by {difference:.2e}"
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("value_bias", ["once", "twice"])
 def test_every_number_of_the_first_set_is_reproduced(value_bias: str, dtype: torch.dtype) -> None:
@@ -143,12 +126,10 @@ SECOND_SET = {
 def test_every_number_of_the_second_set_is_reproduced(variant: str, value_bias: str, precision: str) -> None:
     golden = Golden("vit_seed0.safetensors")
     prefix = f"{variant}.{precision}."
-    theirs = {name.removeprefix(prefix): n for name, n in golden.numbers.items() if name.startswith(prefix)}
+    theirs = under(golden.numbers, prefix)
     if variant == "lite_ref" and precision == "f64" and not theirs:
         # The golden file has Lite in float32 alone; in float64 it must agree with that to float32's precision.
-        theirs = {
-            n.removeprefix("lite_ref.f32."): t for n, t in golden.numbers.items() if n.startswith("lite_ref.f32.")
-        }
+        theirs = under(golden.numbers, "lite_ref.f32.")
     dtype = {"f64": torch.float64, "f32": torch.float32}[precision]
     numbers_dtype = next(iter(theirs.values())).dtype
     ours = run(

@@ -27,7 +27,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": DOORS | {"steering", "methods", "tasks", "data", "model", "storage", "attention"},
     "export": DOORS | {"model", "storage"},
     "cli": DOORS | {"storage", "attention", "training", "export"},
-    "toast_vit": {"errors", "options", "backbone"},
+    "toast_timm": {"errors", "options", "backbone"},
+    "toast_vit": {"errors", "options", "backbone", "toast_timm"},
+    "toast_convnext": {"errors", "options", "backbone", "toast_timm"},
     "toast_example": {"errors", "options", "backbone"},
 }
 
@@ -57,7 +59,13 @@ def room(file: Path) -> str:
 
 FILES = sorted(
     file
-    for folder in ("toast_cli", "plugins/toast_vit", "plugins/example/toast_example")
+    for folder in (
+        "toast_cli",
+        "plugins/toast_timm",
+        "plugins/toast_vit",
+        "plugins/toast_convnext",
+        "plugins/example/toast_example",
+    )
     for file in (ROOT / folder).rglob("*.py")
     if file.name not in ("__init__.py", "__main__.py") or file.parent.name.startswith("toast_e")
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from toast_cli.backbone import Level
 
@@ -12,10 +13,27 @@ INIT_STD = 0.02
 """Standard deviation of the `random` start, as in the authors' code."""
 
 
+class Deconvolution(nn.Module):
+    """A deconvolution whose kernel is as large as its stride, without bias: `[B, C, H, W]` to `[B, C', H r, W r]`.
+
+    Every cell then becomes a patch of its own, so it is a 1 by 1 convolution to `C' r r` channels that are laid out as
+    pixels. Written so, its weight is one matrix: low-rank factors and least squares treat it like a linear layer's.
+    """
+
+    def __init__(self, width_in: int, width_out: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.patch = nn.Conv2d(width_in, width_out * stride**2, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every cell to its patch."""
+        return F.pixel_shuffle(self.patch(x), self.stride)
+
+
 def undo_layer(level: Level) -> nn.Module:
     """`A_l`: from the channels (and size) of a level's output back to those of its input; no bias."""
     if level.undo == "deconvolution":
-        return nn.ConvTranspose2d(level.width_out, level.width_in, level.kernel, level.stride, bias=False)
+        return Deconvolution(level.width_out, level.width_in, level.stride)
     return nn.Linear(level.width_out, level.width_in, bias=False)
 
 
@@ -28,6 +46,7 @@ def signal_layer(level: Level) -> nn.Module:
 
 def base_weight(layer: nn.Module) -> nn.Parameter:
     """The weight of a feedback layer itself, whether or not low-rank factors have been put on it (see `lite`)."""
+    layer = layer.patch if isinstance(layer, Deconvolution) else layer
     weight = getattr(layer, "base_layer", layer).weight
     assert isinstance(weight, nn.Parameter)
     return weight

@@ -2,7 +2,8 @@
 
 Not in the paper. The paper pre-tunes the feedback path with gradients so that a level's `A_l` rebuilds the level's
 input from its output (section 3.2); over fixed data that is ridge regression, solved here from the frozen
-backbone's own activations, without a label and without a gradient.
+backbone's own activations, without a label and without a gradient. A deconvolution maps a cell to a patch of its
+own, so for it the regression is from output cells to input patches.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbone import Backbone, Readout, Trace
+from toast_cli.backbone import Backbone, Level, Readout, Trace
 from toast_cli.errors import ToastError
 from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.steering import Steering
@@ -30,8 +31,16 @@ def _rows(tensor: Tensor, channel_dim: int, real: Tensor | None) -> Tensor:
     return (rows.cpu() if rows.device.type == "mps" else rows).double()
 
 
+def _patches(level_input: Tensor, output: Tensor, level: Level) -> Tensor:
+    """A level's input `[B, C, H, W]` cut into the patch under every output cell: `[B, C stride stride, H', W']`."""
+    size = [cells * level.stride for cells in output.shape[-2:]]
+    missing = [wanted - have for wanted, have in zip(size, level_input.shape[-2:], strict=True)]
+    whole = F.pad(level_input, (0, missing[1], 0, missing[0]))  # cuts where the stride does not divide the input
+    return F.pixel_unshuffle(whole, level.stride)
+
+
 class _Moments:
-    """Sums over tokens of one level: `G = sum o o^T` and `R = sum o h^T`, output o against input h."""
+    """Sums over tokens of one level: `G = sum o o^T` and `R = sum o h^T`, output o against input (or patch) h."""
 
     def __init__(self) -> None:
         self.G: Tensor | float = 0.0
@@ -42,7 +51,7 @@ class _Moments:
         self.R = self.R + o.T @ h
 
     def solve(self) -> Tensor:
-        """`A_l`, `[width_in, width_out]`, from `A_l^T = (G + lambda I)^-1 R`."""
+        """`A_l`, a row per channel of h and a column per channel of o, from `A_l^T = (G + lambda I)^-1 R`."""
         assert isinstance(self.G, Tensor) and isinstance(self.R, Tensor)
         ridge = RIDGE * self.G.diagonal().mean()
         return torch.linalg.solve(self.G + ridge * torch.eye(len(self.G)).to(self.G), self.R).T
@@ -56,21 +65,17 @@ def least_squares_start(steering: Steering, backbone: Backbone, batches: Iterabl
     at the plain backbone; `P = I`; xi is the mean direction of the first pass's normalised tokens.
 
     Raises:
-        ToastError: no input came, an activation is not finite, or a level is undone by something but a linear map.
+        ToastError: no input came, or an activation is not finite.
     """
-    if any(level.undo != "linear" for level in backbone.levels):
-        raise ToastError(
-            "The least-squares start is not available for this backbone.",
-            "It knows levels that a linear layer undoes; this backbone has deconvolutions.",
-            "Use method.start=random.",
-        )
     moments = [_Moments() for _ in backbone.levels]
     directions: Tensor | float = 0.0
     for inputs in batches:
         trace = Trace(levels=True)
         first: Readout = backbone.leave(backbone.run(backbone.enter(inputs), trace=trace))
-        for moment, h, o in zip(moments, trace.inputs, trace.outputs, strict=True):
-            moment.add(_rows(o, -1, first.real), _rows(h, -1, first.real))
+        for moment, level, h, o in zip(moments, backbone.levels, trace.inputs, trace.outputs, strict=True):
+            if level.undo == "deconvolution":
+                h = _patches(h, o, level)
+            moment.add(_rows(o, backbone.channel_dim, first.real), _rows(h, backbone.channel_dim, first.real))
         directions = directions + F.normalize(_rows(first.compared, backbone.channel_dim, first.real), dim=-1).sum(0)
     if not isinstance(directions, Tensor):
         raise ToastError("The least-squares start got no input.", what_to_do="Give it at least one training image.")
@@ -84,5 +89,5 @@ def least_squares_start(steering: Steering, backbone: Backbone, batches: Iterabl
                 "The backbone's activations on these images overflow.",
                 "Run in fp32, or use method.start=random.",
             )
-        base_weight(A_l).copy_(solution)
+        base_weight(A_l).copy_(solution.reshape(base_weight(A_l).shape))
         nn.init.zeros_(base_weight(B_l))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from toast_vit.backbone import VitBackbone
 from torch import Tensor
 
 from toast_cli.backbone import Preprocessing
+from toast_vit.backbone import VitBackbone
 
 
 @pytest.fixture

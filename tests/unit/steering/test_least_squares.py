@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toast_vit.backbone import VitBackbone
 from torch import Tensor
 
 from toast_cli.backbone import Trace
@@ -12,6 +11,7 @@ from toast_cli.errors import ToastError
 from toast_cli.steering.least_squares import RIDGE, least_squares_start
 from toast_cli.steering.reconstruction import reconstruction_losses
 from toast_cli.steering.steering import Steering
+from toast_vit.backbone import VitBackbone
 
 
 def activations(backbone: VitBackbone, images: Tensor) -> Trace:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from toast_vit.backbone import VitBackbone
 from torch import Tensor
 
 from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.lite import add_low_rank
 from toast_cli.steering.steering import Steering, two_passes
+from toast_vit.backbone import VitBackbone
 
 
 def test_the_factors_change_nothing_until_they_are_trained(tiny_vit: VitBackbone, images: Tensor) -> None:

@@ -1,0 +1,30 @@
+"""A ConvNeXt of timm's as a backbone."""
+
+from __future__ import annotations
+
+from toast_cli.errors import UsageError
+from toast_convnext.backbone import ConvNeXtBackbone
+from toast_convnext.cards import ConvNeXtOptions
+from toast_timm.loading import build_module, preprocessing_of
+
+
+def build_timm(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:
+    """Any timm ConvNeXt (V1 or V2) by its timm name, without its classifier.
+
+    Raises:
+        UsageError: timm has no such model, the weights file does not exist, or the image size is below one cell.
+        ToastError: the hub cannot be reached, the file holds another model's weights, or the model is no ConvNeXt.
+    """
+    arguments = {"drop_path_rate": options.drop_path}
+    module = build_module(model, options.weights, arguments, "a ConvNeXt", ("convnext*",))
+    size = options.image_size
+    preprocessing = preprocessing_of(module, (size, size) if isinstance(size, int) else size)
+    backbone = ConvNeXtBackbone(module, preprocessing)
+    if min(preprocessing.image_size) < backbone.stride:
+        height, width = preprocessing.image_size
+        raise UsageError(
+            f"{height} × {width} pixels are too few for '{model}'.",
+            f"Its stages divide the image by {backbone.stride}.",
+            f"Set backbone.image_size to {backbone.stride} or more.",
+        )
+    return backbone

@@ -1,0 +1,114 @@
+"""Building a timm model and filling it with weights: from the hub, from a file, or, when typed, random ones."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from toast_cli.backbone import Preprocessing
+from toast_cli.errors import ToastError, UsageError, did_you_mean
+
+
+def build_module(
+    model: str, weights: str | None, arguments: dict[str, Any], family: str, named: Sequence[str]
+) -> nn.Module:
+    """A timm model by its timm name, without its classifier.
+
+    Args:
+        model: timm's name for it, with or without the tag of its weights.
+        weights: a file, "none" for random weights, None for the hub.
+        arguments: what timm's constructor is told besides.
+        family: what an error calls a model of this kind, for example "a ViT".
+        named: patterns of the timm names that are offered when there is no such model.
+
+    Raises:
+        UsageError: timm has no such model, or the weights file does not exist.
+        ToastError: the hub cannot be reached, or the file holds another model's weights.
+    """
+    if not timm.is_model(model.split(".")[0]):
+        known = [name for pattern in named for name in timm.list_models(pattern)]
+        raise UsageError(f"timm has no model '{model}'.", what_to_do=did_you_mean(model, known))
+    arguments = {"num_classes": 0, **arguments}
+    if weights == "none":
+        return _create(model, arguments, family)
+    if weights is not None:
+        return _from_file(model, Path(weights).expanduser(), arguments, family)
+    return _from_hub(model, arguments, family)
+
+
+def preprocessing_of(module: nn.Module, size: tuple[int, int] | None = None) -> Preprocessing:
+    """What timm's own configuration says the model was trained to see; `size` (height, width) replaces its size."""
+    config = resolve_model_data_config(module)
+    height, width = size or config["input_size"][-2:]
+    known = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic", "nearest") else "bicubic"
+    return Preprocessing((height, width), tuple(config["mean"]), tuple(config["std"]), known, config["crop_pct"])
+
+
+def _create(model: str, arguments: dict[str, Any], family: str, **weights: Any) -> nn.Module:
+    try:
+        return timm.create_model(model, **weights, **arguments)
+    except TypeError as error:
+        raise ToastError(
+            f"'{model}' cannot be built as {family}.", str(error), "Choose the plugin of its family."
+        ) from error
+
+
+def _from_file(model: str, path: Path, arguments: dict[str, Any], family: str) -> nn.Module:
+    if not path.is_file():
+        raise UsageError(
+            f"There is no weights file {path}.", what_to_do="Check --weights (or backbone.weights in the recipe)."
+        )
+    overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
+    try:
+        return _create(model, arguments, family, pretrained=True, pretrained_cfg_overlay=overlay)
+    except ToastError:
+        raise
+    except Exception as error:  # a file that is foreign or damaged makes readers fail in any way
+        if _wanted_code(error):
+            raise ToastError(
+                f"{path} was not loaded: it holds more than weights.",
+                "Only tensors are read from a checkpoint, because anything else could run code.",
+                "Save the model's state_dict alone, best as safetensors.",
+            ) from error
+        raise ToastError(
+            f"{path} does not hold the weights of '{model}', or is damaged.",
+            _shorten(str(error)),
+            "Give the --backbone that the file was made for, or fetch the file again.",
+        ) from error
+
+
+def _wanted_code(error: BaseException | None) -> bool:
+    """Whether the safe unpickler refused something, however deep the readers have wrapped its refusal."""
+    while error is not None:
+        if isinstance(error, pickle.UnpicklingError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Module:
+    try:
+        return _create(model, arguments, family, pretrained=True)
+    except ToastError:
+        raise
+    except Exception as error:  # the hub fails in as many ways as there are networks
+        config = timm.get_pretrained_cfg(model)
+        where = getattr(config, "hf_hub_id", None) or getattr(config, "url", None) or "the hub"
+        raise ToastError(
+            f"The weights of '{model}' could not be fetched.",
+            f"{where}: {type(error).__name__}: {_shorten(str(error), 160)}",
+            f"With a network, run again. Without one, fetch model.safetensors of {where} elsewhere and give it as "
+            "--weights FILE (safetensors, .pth or .npz), or put it into the cache that HF_HOME names. "
+            "--weights none starts from random weights.",
+        ) from error
+
+
+def _shorten(text: str, length: int = 300) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"
