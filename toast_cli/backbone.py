@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from toast_cli.errors import UsageError
 from toast_cli.options import Named
 
 if TYPE_CHECKING:
@@ -125,14 +126,15 @@ class Backbone(ABC):
 
     `module` holds every weight; `width` is d, the channels of `z`; `head_width` those of the pooled features;
     `channel_dim` is -1 for tokens and 1 for maps; the first `prefix_tokens` tokens (class token, registers) have no
-    place in the image. A model that has attention to show sets `has_attention`.
+    place in the image. A model that has attention to show sets `has_attention`. `preprocessing` is None for a backbone
+    that does not look at images.
     """
 
     module: nn.Module
     width: int
     head_width: int
     levels: Sequence[Level]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     channel_dim: int = -1
     prefix_tokens: int = 0
     has_attention: bool = False
@@ -165,6 +167,31 @@ class Backbone(ABC):
     @abstractmethod
     def example(self, batch: int) -> Any:
         """Inputs of the right shape and type, drawn from torch's seed: for counting, checking and exporting."""
+
+    def require_preprocessing(self) -> Preprocessing:
+        """`preprocessing`, where images are about to be shown to the backbone.
+
+        Raises:
+            UsageError: this backbone does not look at images.
+        """
+        if self.preprocessing is None:
+            raise UsageError(
+                f"A {type(self.module).__name__} does not look at images.",
+                what_to_do="Choose a vision backbone, or a data set of text.",
+            )
+        return self.preprocessing
+
+    def again(self, state: State, inputs: Any) -> State:
+        """What the second pass begins from, given what the first began from; other than it where a pass has memory."""
+        return state
+
+    def output(self) -> nn.Module | None:
+        """The model's own layer from pooled features to scores over its vocabulary; None where it has none."""
+        return None
+
+    def generator(self, pooled: Callable[[Any], Tensor]) -> Any:
+        """An object with transformers' `generate`, given a function from inputs to pooled features; None: no text."""
+        return None
 
     def query_tokens(self) -> slice:
         """The tokens whose attention is shown: the class token, or all of them where there is none."""

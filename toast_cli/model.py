@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -74,8 +75,9 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
     torch.manual_seed(recipe.seed)
     card = registry.backbone_card(recipe.backbone.name)
     backbone = card.build(recipe.backbone)
-    chosen = {name: value for name in ("mean", "std") if (value := getattr(recipe.images, name)) is not None}
-    backbone.preprocessing = replace(backbone.preprocessing, **chosen)
+    if backbone.preprocessing is not None:
+        chosen = {name: value for name in ("mean", "std") if (value := getattr(recipe.images, name)) is not None}
+        backbone.preprocessing = replace(backbone.preprocessing, **chosen)
     adapted = method_of(recipe).build(recipe.method, backbone)
     task = registry.load(registry.TASKS, recipe.task.name).build(recipe.task, backbone.head_width, classes)
     return Model(adapted, task)
@@ -96,10 +98,10 @@ def flops_per_image(model: Model) -> tuple[int, int]:
     """Floating-point operations for one image, counted: the model's, and the plain backbone's."""
     was_training = model.training
     model.eval()
-    image = model.backbone.example(1).to(next(model.parameters()).device)
+    example = send_to_device(model.backbone.example(1), next(model.parameters()).device)
     with FlopCounterMode(display=False) as own:
-        model(image)
+        model(example)
     with FlopCounterMode(display=False) as plain:
-        one_pass(model.backbone, image)
+        one_pass(model.backbone, example)
     model.train(was_training)
     return own.get_total_flops(), plain.get_total_flops()

@@ -72,7 +72,7 @@ class ConvNeXtBackbone(Backbone):
 
     def example(self, batch: int) -> Tensor:
         """Random images `[batch, 3, H, W]` of the size that preprocessing makes."""
-        return torch.randn(batch, 3, *self.preprocessing.image_size)
+        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
 
     def grid(self, inputs: Tensor) -> tuple[int, int]:
         """Rows and columns of the last stage's map."""

@@ -126,7 +126,7 @@ class VitBackbone(Backbone):
 
     def example(self, batch: int) -> Tensor:
         """Random images `[batch, 3, H, W]` of the size the model was built for."""
-        return torch.randn(batch, 3, *self.preprocessing.image_size)
+        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
 
     def grid(self, inputs: Tensor) -> tuple[int, int]:
         """Rows and columns of patches for these images."""

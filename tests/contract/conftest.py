@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,23 +11,32 @@ import torch
 from toast_cli import registry
 from toast_cli.backbone import Backbone
 
-LARGE = 10_000_000
-"""Backbones with more parameters are checked in the slow suite."""
+LARGE, HUGE = 10_000_000, 2_000_000_000
+"""Backbones with more parameters are checked in the slow suite, or nowhere: no test machine holds them."""
+
+LANGUAGE_MODELS = Path(__file__).parent / "language_models"
 
 ANY_OF_A_FAMILY = [
     *("vit:test_vit", "vit:test_vit2", "vit:test_vit3", "vit:test_vit4"),
     *("convnext:test_convnext", "convnext:test_convnext2", "convnext:test_convnext3", "convnext:convnext_atto_ols"),
+    *(f"llama:{LANGUAGE_MODELS / kind}" for kind in ("llama", "mistral", "qwen2", "qwen3")),
 ]
-"""Small library models that differ where registered ones agree: class token, registers, pooling, norms, stems."""
+"""Small models that differ where registered ones agree: class token, registers, pooling, norms, stems, heads, masks."""
 
 
 def registered() -> list[object]:
     names = registry.names(registry.BACKBONES)
     assert "vit_demo" in names and "vit_b16" in names
     return [
-        pytest.param(name, marks=[pytest.mark.slow] if (registry.backbone_card(name).parameters or 0) > LARGE else [])
+        pytest.param(name, marks=marks(registry.backbone_card(name).parameters or 0), id=name.rpartition("/")[2])
         for name in [*names, *ANY_OF_A_FAMILY]
     ]
+
+
+def marks(parameters: int) -> list[pytest.MarkDecorator]:
+    if parameters > HUGE:
+        return [pytest.mark.skip(reason="too large to build; small ones of its family stand for it")]
+    return [pytest.mark.slow] if parameters > LARGE else []
 
 
 @cache

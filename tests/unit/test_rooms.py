@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "toast_timm": {"errors", "options", "backbone"},
     "toast_vit": {"errors", "options", "backbone", "toast_timm"},
     "toast_convnext": {"errors", "options", "backbone", "toast_timm"},
+    "toast_llama": {"errors", "options", "backbone"},
     "toast_example": {"errors", "options", "backbone"},
 }
 
@@ -64,6 +65,7 @@ FILES = sorted(
         "plugins/toast_timm",
         "plugins/toast_vit",
         "plugins/toast_convnext",
+        "plugins/toast_llama",
         "plugins/example/toast_example",
     )
     for file in (ROOT / folder).rglob("*.py")

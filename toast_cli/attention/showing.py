@@ -54,7 +54,7 @@ def picture(
     model: Model, images: ImageOptions, classes: tuple[str, ...] | None, sample: Sample, path: Path, level: int = -1
 ) -> Picture:
     """Draw the figure of one sample; `classes` is None for a plain backbone, whose head means nothing."""
-    preprocessing = model.backbone.preprocessing
+    preprocessing = model.backbone.require_preprocessing()
     image, mask = build_transform(images, preprocessing, train=False)(sample.image, sample.mask)
     device = next(model.parameters()).device
     look = Recorder(model, level).look(image[None].to(device))

@@ -18,16 +18,20 @@ class Options(FeedbackOptions):
     """TOAST's settings."""
 
     name: Literal["toast"] = Field("toast", description="the method")
+    train_A: bool = Field(
+        True, description="train every A_l; false, with train_P=false, gives the LLaMA counts of the paper's tables"
+    )
 
 
 def build(options: Options, backbone: Backbone) -> Adapted:
-    """Xi, every `A_l` and `B_l`, and P unless told otherwise, are trained."""
+    """Xi and every `B_l`, and every `A_l` and P unless told otherwise, are trained."""
     from toast_cli.methods.adapted import Adapted
     from toast_cli.steering.steering import Steering
 
     steering = Steering(backbone)
     selection = [steering.selection.xi, *([steering.selection.P] if options.train_P else [])]
-    return Adapted(backbone, [*selection, *steering.feedback.parameters()], steering)
+    feedback = steering.feedback if options.train_A else steering.feedback.B
+    return Adapted(backbone, [*selection, *feedback.parameters()], steering)
 
 
 METHOD = Method(Options, build, start_feedback, start_images)

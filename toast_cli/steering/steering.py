@@ -59,5 +59,5 @@ def two_passes(
         first = backbone.leave(backbone.run(entered, trace=first_trace))
     similarity, selected = steering.selection(first)
     signals = steering.feedback(selected)
-    last = backbone.leave(backbone.run(entered, signals, trace=last_trace))
+    last = backbone.leave(backbone.run(backbone.again(entered, inputs), signals, trace=last_trace))
     return Passes(first, last, similarity, selected, signals)

@@ -38,7 +38,7 @@ class AdapterConfig:
 
     recipe: dict[str, Any]
     classes: tuple[str, ...]
-    preprocessing: dict[str, Any]
+    preprocessing: dict[str, Any] | None
     backbone_fingerprint: str
     trained_parameters: int
     format: int = FORMAT
@@ -61,7 +61,7 @@ def describe(model: Model, recipe: Recipe, classes: tuple[str, ...], backbone_fi
     return AdapterConfig(
         recipe=recipe.model_dump(mode="json"),
         classes=classes,
-        preprocessing=asdict(model.backbone.preprocessing),
+        preprocessing=asdict(model.backbone.preprocessing) if model.backbone.preprocessing else None,
         backbone_fingerprint=backbone_fingerprint,
         trained_parameters=count(model.trained().values()),
     )

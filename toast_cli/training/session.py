@@ -52,7 +52,7 @@ class Session:
 
     def batches(self, split: str, *, train: bool = False, with_masks: bool = False) -> ImageLoader:
         """A loader over a split: shuffled and augmented for training, in order and plain otherwise."""
-        transform = build_transform(self.recipe.images, self.model.backbone.preprocessing, train=train)
+        transform = build_transform(self.recipe.images, self.model.backbone.require_preprocessing(), train=train)
         return make_loader(
             self.data.splits[split],
             transform,
@@ -175,7 +175,7 @@ def start_feedback(session: Session, reporter: Reporter) -> None:
     wanted = method.start_images(session.recipe.method)
     if method.start is None or not wanted:
         return
-    transform = build_transform(session.recipe.images, session.model.backbone.preprocessing, train=False)
+    transform = build_transform(session.recipe.images, session.model.backbone.require_preprocessing(), train=False)
     loader = make_loader(
         session.data.splits["train"],
         transform,

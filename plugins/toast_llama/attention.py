@@ -1,0 +1,54 @@
+"""Attention maps of one decoder layer, through transformers' own door for attention functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+_NAME = "toast_recording"
+_map: ContextVar[list[Tensor]] = ContextVar("map")
+
+
+def _record(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """Keep the softmax map `[B, heads, N, M]`; what comes out is fused attention's own."""
+    scale = settings.get("scaling") or query.shape[-1] ** -0.5
+    every_head = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = query @ every_head.transpose(-2, -1) * scale
+    if attention_mask is None:  # plainly causal: fused attention is told so without a mask
+        N, M = scores.shape[-2:]
+        attention_mask_here = torch.ones(N, M, dtype=torch.bool, device=scores.device).tril(M - N)
+    else:
+        attention_mask_here = attention_mask[..., : key.shape[-2]]
+    if attention_mask_here.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask_here, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + attention_mask_here
+    _map.get().append(scores.softmax(-1))
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+
+
+AttentionInterface.register(_NAME, _record)
+
+
+@contextmanager
+def recorded_attention(config: Any, attention: dict[int, Tensor], index: int) -> Iterator[None]:
+    """Within the block, the layer that `config` belongs to leaves its map in `attention[index]`."""
+    maps: list[Tensor] = []
+    token = _map.set(maps)
+    before = config._attn_implementation
+    config._attn_implementation = _NAME
+    try:
+        yield
+        attention[index] = maps[0]
+    finally:
+        config._attn_implementation = before
+        _map.reset(token)

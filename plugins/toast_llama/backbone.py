@@ -1,0 +1,156 @@
+"""A stock causal language model of transformers as a backbone that can run twice: signals enter at the values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from toast_cli.backbone import Backbone, Level, Readout, State, Trace
+from toast_cli.errors import ToastError
+from toast_llama.attention import recorded_attention
+from toast_llama.caches import TwoCaches
+from toast_llama.generation import TwoPassLanguageModel
+
+EXAMPLE_TOKENS = 16
+
+
+@contextmanager
+def steered_values(v_proj: nn.Module, signal: Tensor) -> Iterator[None]:
+    """Within the block, `V = W_V (X + signal)` (section 3.1, step iv); Q and K stay untouched. Signal: `[B, N, d]`."""
+
+    def add_signal(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0] + signal.to(inputs[0].dtype), *inputs[1:])
+
+    handle = v_proj.register_forward_pre_hook(add_signal)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _StandIn(nn.Module):
+    """Takes a decoder layer's place while the model prepares its inputs, and keeps what that layer would be given."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_layer"] = layer  # past Module's own bookkeeping: the layer is not ours to register
+
+    def __getattr__(self, name: str) -> Any:
+        # A few models ask their layers what kind of mask they want.
+        return getattr(self.__dict__["_layer"], name)
+
+    def forward(self, hidden: Tensor, **arguments: Any) -> Tensor:
+        self.__dict__["given"] = hidden, arguments
+        return hidden
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every level is given besides hidden states, and which tokens are real (`[B, N]`, None: all of them)."""
+
+    arguments: tuple[dict[str, Any], ...]
+    real: Tensor | None
+
+
+class LlamaBackbone(Backbone):
+    """Any decoder of transformers whose layers attend with a `v_proj` of their own: LLaMA, Mistral, Qwen.
+
+    Inputs are a mapping as the model itself takes it: `input_ids` `[B, N]` and, where they matter, `attention_mask`,
+    `position_ids` and `past_key_values` (a `TwoCaches`). `z` is the last layer's output before the final norm, padding
+    included; the pooled features are every token after it.
+
+    Masks, positions and rotary tables are the model's own: its forward pass is run once over stand-ins for its
+    layers, which keep what each would have been given.
+
+    Raises:
+        ToastError: the layers are not where transformers puts them, or have no `v_proj`.
+    """
+
+    has_attention = True
+    preprocessing = None
+    module: PreTrainedModel
+
+    def __init__(self, module: PreTrainedModel, tokenizer: Any = None) -> None:
+        self.module = module
+        self.tokenizer = tokenizer
+        self.body = module.get_decoder()
+        layers = getattr(self.body, "layers", None)
+        if layers is None or not all(hasattr(getattr(layer, "self_attn", None), "v_proj") for layer in layers):
+            raise ToastError(
+                f"{type(module).__name__} cannot be steered.",
+                "TOAST adds its signal to the values, and this model's layers have no v_proj.",
+                "Choose a model of the LLaMA, Mistral or Qwen kind.",
+            )
+        self.width = self.head_width = module.config.get_text_config().hidden_size
+        self.levels = [Level(self.width, self.width)] * len(layers)
+
+    def enter(self, inputs: Any) -> State:
+        """Token ids to embeddings `[B, N, d]`."""
+        body, layers = self.body, self.body.layers
+        caches: TwoCaches | None = inputs.get("past_key_values")
+        stand_ins = [_StandIn(layer) for layer in layers]
+        body.layers = nn.ModuleList(stand_ins)
+        try:
+            body(**{**inputs, "past_key_values": None if caches is None else caches.first, "use_cache": False})
+        finally:
+            body.layers = layers
+        embedded, _ = stand_ins[0].given
+        arguments = tuple(stand_in.given[1] for stand_in in stand_ins)
+        mask = inputs.get("attention_mask")
+        real = None if mask is None else mask[:, -inputs["input_ids"].shape[1] :].bool()
+        return State(embedded, Prepared(arguments, real))
+
+    def again(self, state: State, inputs: Any) -> State:
+        """The second pass has keys and values of its own, where they are kept at all."""
+        caches: TwoCaches | None = inputs.get("past_key_values")
+        if caches is None:
+            return state
+        arguments = tuple({**given, "past_key_values": caches.second} for given in state.context.arguments)
+        return State(state.hidden, replace(state.context, arguments=arguments))
+
+    def level(self, index: int, state: State, signal: Tensor | None = None, trace: Trace | None = None) -> State:
+        """Run one stock decoder layer; the signal `[B, N, d]` is added to what its attention projects to values."""
+        layer = self.body.layers[index]
+        with ExitStack() as attached:
+            if signal is not None:
+                attached.enter_context(steered_values(layer.self_attn.v_proj, signal))
+            if trace is not None and index in trace.attention_of:
+                attached.enter_context(recorded_attention(layer.self_attn.config, trace.attention, index))
+            out = layer(state.hidden, **state.context.arguments[index])
+        return State(out[0] if isinstance(out, tuple) else out, state.context)
+
+    def leave(self, state: State) -> Readout:
+        """The last layer's output `[B, N, d]`, and the same after the final norm."""
+        z = state.hidden
+        return Readout(z=z, compared=z, pooled=self.body.norm(z), real=state.context.real)
+
+    def stock(self, inputs: Any) -> Tensor:
+        """transformers' own forward pass up to the final norm `[B, N, d]`."""
+        return self.body(**inputs, use_cache=False).last_hidden_state
+
+    def example(self, batch: int) -> dict[str, Tensor]:
+        """Random token ids `[batch, 16]`, all real."""
+        ids = torch.randint(self.module.config.get_text_config().vocab_size, (batch, EXAMPLE_TOKENS))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def grid(self, inputs: Any) -> tuple[int, int]:
+        """A text is one row of tokens."""
+        return 1, inputs["input_ids"].shape[1]
+
+    def output(self) -> nn.Module:
+        """The language model's head."""
+        return self.module.get_output_embeddings()
+
+    def generator(self, pooled: Callable[[Any], Tensor]) -> TwoPassLanguageModel:
+        """transformers' `generate` over two passes."""
+        return TwoPassLanguageModel(self.module, pooled).eval()
+
+    def query_tokens(self) -> slice:
+        """The last token, which has seen all others."""
+        return slice(-1, None)

@@ -1,0 +1,64 @@
+"""transformers' own `generate` over a model that runs twice for every token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from toast_llama.caches import TwoCaches
+
+
+class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
+    """A causal language model as `generate` wants it: sampling, beams, stopping and streaming are transformers' own.
+
+    Causal attention makes selection and feedback local to a token (section 4.3), so a token once written never
+    changes what was selected before it: with a cache for either pass, each new token costs two runs of the layers.
+
+    Args:
+        stock: the model underneath, which gives its configuration and its output layer.
+        pooled: from the model's inputs to every token's features after the final norm, `[B, N, d]`.
+    """
+
+    _supports_sdpa = True
+    pooled: Callable[[dict[str, Any]], Tensor]
+
+    def __init__(self, stock: PreTrainedModel, pooled: Callable[[dict[str, Any]], Tensor]) -> None:
+        super().__init__(stock.config)
+        self.__dict__["pooled"] = pooled
+        self.stock = stock
+        self.generation_config = stock.generation_config
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The stock model's output layer."""
+        return self.stock.get_output_embeddings()
+
+    def generate(self, *arguments: Any, **settings: Any) -> Any:
+        """As transformers': see there for every setting. Keys and values of both passes are kept unless told not to."""
+        config = settings.get("generation_config") or self.generation_config
+        if settings.get("past_key_values") is None and settings.get("use_cache", config.use_cache) is not False:
+            settings["past_key_values"] = TwoCaches(self.config)
+        return super().generate(*arguments, **settings)  # type: ignore[misc]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: TwoCaches | None = None,
+        logits_to_keep: int = 0,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        """Token ids `[B, N]` to logits `[B, N, vocabulary]`, or to those of the last tokens alone."""
+        named = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+        }
+        pooled = self.pooled({name: value for name, value in named.items() if value is not None})
+        logits = self.get_output_embeddings()(pooled[:, -logits_to_keep:])
+        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)

@@ -1,0 +1,79 @@
+"""A causal language model of transformers as a backbone: from a folder, from the hub, or, when typed, random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from toast_cli.errors import ToastError, UsageError
+from toast_llama.backbone import LlamaBackbone
+from toast_llama.cards import LlamaOptions
+
+
+def build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> LlamaBackbone:
+    """The model of a Hugging Face id or of a folder, with fused attention and, where one lies beside it, its tokenizer.
+
+    Args:
+        source: Hugging Face id, or folder in transformers' layout.
+        architecture: LLaMA's settings for random weights; None takes those that lie with the source.
+        options: which weights, and in what precision.
+
+    Raises:
+        UsageError: a folder that was named is not there.
+        ToastError: the model cannot be had or is damaged, has code of its own, or cannot be steered.
+    """
+    dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
+    if options.weights == "none":
+        config = _config(source) if architecture is None else LlamaConfig(**architecture)
+        module = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32 if dtype == "auto" else dtype, attn_implementation="sdpa"
+        )
+        return LlamaBackbone(module, _tokenizer(source) if architecture is None else None)
+    place = source
+    if options.weights is not None:
+        folder = Path(options.weights).expanduser()
+        if not (folder / "config.json").is_file():
+            raise UsageError(
+                f"There is no model in {folder}.",
+                "It holds no config.json.",
+                "Give the folder that transformers' save_pretrained wrote, or a download of the model's repository.",
+            )
+        place = str(folder)
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+        )
+    except Exception as error:  # the hub, a foreign folder and a damaged file fail in any way
+        raise _unavailable(place, error) from error
+    return LlamaBackbone(module, _tokenizer(place))
+
+
+def _config(source: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        raise _unavailable(source, error) from error
+
+
+def _tokenizer(place: str) -> Any:
+    """The tokenizer that lies beside the model; None where there is none (random weights need none)."""
+    try:
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except Exception:  # whoever needs it says that it is missing
+        return None
+
+
+def _unavailable(place: str, error: Exception) -> ToastError:
+    why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if Path(place).is_dir():
+        return ToastError(f"The model in {place} could not be loaded.", why, "Fetch it again, whole.")
+    return ToastError(
+        f"The model '{place}' could not be fetched.",
+        why,
+        "With a network, run again (a gated model needs 'hf auth login'). Without one, give a folder that holds it: "
+        "--weights FOLDER, or --backbone llama:FOLDER. --weights none starts from random weights.",
+    )
