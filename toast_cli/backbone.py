@@ -127,7 +127,8 @@ class Backbone(ABC):
     `module` holds every weight; `width` is d, the channels of `z`; `head_width` those of the pooled features;
     `channel_dim` is -1 for tokens and 1 for maps; the first `prefix_tokens` tokens (class token, registers) have no
     place in the image. A model that has attention to show sets `has_attention`. `preprocessing` is None for a backbone
-    that does not look at images.
+    that does not look at images, `tokenizer` for one that does not read. With `checkpointing`, levels keep only their
+    input for the backward pass and are run again in it.
     """
 
     module: nn.Module
@@ -135,9 +136,11 @@ class Backbone(ABC):
     head_width: int
     levels: Sequence[Level]
     preprocessing: Preprocessing | None
+    tokenizer: Any = None
     channel_dim: int = -1
     prefix_tokens: int = 0
     has_attention: bool = False
+    checkpointing: bool = False
 
     @abstractmethod
     def enter(self, inputs: Any) -> State:
@@ -214,7 +217,17 @@ class Backbone(ABC):
             if trace is not None and trace.levels:
                 trace.inputs.append(state.hidden)
             signal = None if signals is None else signals[index]
-            state = self.level(index, state, signal, trace)
+            run_level = self._checkpointed if self.checkpointing else self.level
+            state = run_level(index, state, signal, trace)
             if trace is not None and trace.levels:
                 trace.outputs.append(state.hidden)
         return state
+
+    def _checkpointed(self, index: int, state: State, signal: Tensor | None, trace: Trace | None) -> State:
+        """Run one level under gradient checkpointing; the signal is bound into the call that is run again."""
+        from torch.utils.checkpoint import checkpoint
+
+        def run_level(hidden: Tensor, signal: Tensor | None) -> Tensor:
+            return self.level(index, State(hidden, state.context), signal, trace).hidden
+
+        return State(checkpoint(run_level, state.hidden, signal, use_reentrant=False), state.context)

@@ -13,23 +13,28 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from toast_cli import registry
 from toast_cli.backbone import Backbone, Trace
+from toast_cli.errors import UsageError
 from toast_cli.methods.adapted import Adapted
 from toast_cli.methods.base import Method
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.steering import Passes, one_pass
 
 if TYPE_CHECKING:
-    from toast_cli.tasks.classification import Classification
+    from toast_cli.tasks.base import Objective
+
+
+NETWORK = "adapted.network."
+"""Prefix of the backbone's own tensors within a model."""
 
 
 class Model(nn.Module):
-    """An adapted backbone and a task's head."""
+    """An adapted backbone and the head of what it learns."""
 
-    def __init__(self, adapted: Adapted, task: Classification) -> None:
+    def __init__(self, adapted: Adapted, objective: Objective) -> None:
         super().__init__()
         self.adapted = adapted
-        self.task = task
-        self.head = task.head
+        self.objective = objective
+        self.head = objective.head
 
     @property
     def backbone(self) -> Backbone:
@@ -37,7 +42,7 @@ class Model(nn.Module):
         return self.adapted.backbone
 
     def forward(self, inputs: Any) -> Tensor:
-        """Logits."""
+        """Outputs of the head: logits."""
         return self.head(self.adapted(inputs).last.pooled)
 
     def look(
@@ -62,6 +67,12 @@ class Model(nn.Module):
             if not weight.requires_grad
         }
 
+    def network_tensors(self) -> dict[str, Tensor]:
+        """The backbone's weights and buffers by their name in the model, each once even where two names are tied."""
+        state = self.state_dict()
+        names = (name for name, _ in (*self.named_parameters(), *self.named_buffers()))
+        return {name: state[name] for name in names if name.startswith(NETWORK) and name in state}
+
 
 def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
     """Build backbone, method and head.
@@ -70,6 +81,7 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
     was trained on such a backbone finds it again.
 
     Raises:
+        UsageError: nothing would be trained.
         ToastError: a name is not registered, or the backbone's weights cannot be had.
     """
     torch.manual_seed(recipe.seed)
@@ -78,9 +90,17 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
     if backbone.preprocessing is not None:
         chosen = {name: value for name in ("mean", "std") if (value := getattr(recipe.images, name)) is not None}
         backbone.preprocessing = replace(backbone.preprocessing, **chosen)
+    backbone.checkpointing = recipe.training.checkpoint_gradients
     adapted = method_of(recipe).build(recipe.method, backbone)
-    task = registry.load(registry.TASKS, recipe.task.name).build(recipe.task, backbone.head_width, classes)
-    return Model(adapted, task)
+    objective = registry.load(registry.TASKS, recipe.task.name).build(recipe.task, backbone, classes)
+    model = Model(adapted, objective)
+    if not model.trained():
+        raise UsageError(
+            f"The method '{recipe.method.name}' trains nothing on {recipe.backbone.name} for {recipe.task.name}.",
+            "Its only trained part is a new head, and this task uses the model's own.",
+            "Choose another --method.",
+        )
+    return model
 
 
 def method_of(recipe: Recipe) -> Method:

@@ -63,7 +63,8 @@ class LlamaBackbone(Backbone):
 
     Inputs are a mapping as the model itself takes it: `input_ids` `[B, N]` and, where they matter, `attention_mask`,
     `position_ids` and `past_key_values` (a `TwoCaches`). `z` is the last layer's output before the final norm, padding
-    included; the pooled features are every token after it.
+    included; the pooled features are every token after it. `real` `[B, N]` says which tokens are no padding where
+    there is no mask to say so.
 
     Masks, positions and rotary tables are the model's own: its forward pass is run once over stand-ins for its
     layers, which keep what each would have been given.
@@ -97,13 +98,14 @@ class LlamaBackbone(Backbone):
         stand_ins = [_StandIn(layer) for layer in layers]
         body.layers = nn.ModuleList(stand_ins)
         try:
-            body(**{**inputs, "past_key_values": None if caches is None else caches.first, "use_cache": False})
+            given = {name: value for name, value in inputs.items() if name != "real"}
+            body(**{**given, "past_key_values": None if caches is None else caches.first, "use_cache": False})
         finally:
             body.layers = layers
         embedded, _ = stand_ins[0].given
         arguments = tuple(stand_in.given[1] for stand_in in stand_ins)
         mask = inputs.get("attention_mask")
-        real = None if mask is None else mask[:, -inputs["input_ids"].shape[1] :].bool()
+        real = inputs.get("real") if mask is None else mask[:, -inputs["input_ids"].shape[1] :].bool()
         return State(embedded, Prepared(arguments, real))
 
     def again(self, state: State, inputs: Any) -> State:

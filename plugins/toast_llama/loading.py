@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers.utils import logging
 
 from toast_cli.errors import ToastError, UsageError
 from toast_llama.backbone import LlamaBackbone
@@ -26,6 +28,8 @@ def build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOpt
         UsageError: a folder that was named is not there.
         ToastError: the model cannot be had or is damaged, has code of its own, or cannot be steered.
     """
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
     if options.weights == "none":
         config = _config(source) if architecture is None else LlamaConfig(**architecture)

@@ -122,7 +122,7 @@ def test_a_training_step_changes_what_the_method_declares_and_nothing_else(name:
     backbone = card.build(card.options(name=name, weights="none"))
     registered = registry.load(registry.METHODS, method)
     adapted: Adapted = registered.build(registered.options(), backbone)
-    model = Model(adapted, build_classification(ClassificationOptions(), backbone.head_width, CLASSES))
+    model = Model(adapted, build_classification(ClassificationOptions(), backbone, CLASSES))
     # Steering that starts at exactly zero has parameters without a first gradient; a random start has none.
     if adapted.steering is not None:
         for parameter in adapted.steering.feedback.parameters():

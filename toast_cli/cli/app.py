@@ -19,6 +19,7 @@ from toast_cli.cli.backbones import backbones
 from toast_cli.cli.doctor import doctor
 from toast_cli.cli.eval import evaluate
 from toast_cli.cli.export import export
+from toast_cli.cli.generate import generate
 from toast_cli.cli.tune import tune
 from toast_cli.cli.verbs import Verbs
 from toast_cli.cli.visualize_attention import visualize_attention
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 app.command("tune")(tune)
 app.command("eval")(evaluate)
+app.command("generate")(generate)
 app.command("visualize-attention")(visualize_attention)
 app.command("export")(export)
 app.command("backbones")(backbones)

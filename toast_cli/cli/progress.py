@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from toast_cli.cli.console import err, say
+from toast_cli.cli.tables import headline
 from toast_cli.training.reporter import Reporter
 
 T = TypeVar("T")
@@ -52,18 +53,18 @@ class TerminalReporter(Reporter):
             self._progress.advance(task)
         self._progress.remove_task(task)
 
-    def step(self, step: int, total: int, loss: float, accuracy: float) -> None:
+    def step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
         """Move the training bar."""
         if self._training is None:
             self._training = self._progress.add_task("training", total=total, note="")
-        note = f"loss {loss:.3f}  accuracy {accuracy:.1%}"
+        note = f"loss {metrics['loss']:.3f}  {headline(metrics)}"
         self._progress.update(self._training, completed=step, note=note)
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
         """Print one line about the epoch."""
         train, validation = metrics["train"], metrics.get("validation")
-        text = f"epoch {epoch:>3}/{epochs}  train loss {train['loss']:.4f}  accuracy {train['accuracy']:.2%}"
+        text = f"epoch {epoch:>3}/{epochs}  train loss {train['loss']:.4f}  {headline(train)}"
         if validation is not None:
-            text += f"  validation loss {validation['loss']:.4f}  accuracy {validation['accuracy']:.2%}"
+            text += f"  validation loss {validation['loss']:.4f}  {headline(validation)}"
             text += "  best so far" if best else ""
         self.message(text)

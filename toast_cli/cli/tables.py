@@ -31,7 +31,11 @@ def results_table(title: str, results: Mapping[str, Any]) -> Table:
 
 def add_metrics(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
     """Rows for one evaluated split."""
-    table.add_row(f"accuracy, {split}", f"{metrics['accuracy']:.2%} of {metrics['images']}")
+    if "accuracy" in metrics:
+        table.add_row(f"accuracy, {split}", f"{metrics['accuracy']:.2%} of {metrics['images']}")
+    else:
+        table.add_row(f"loss a token, {split}", f"{metrics['loss']:.4f} over {metrics['tokens']:,}")
+        table.add_row(f"perplexity, {split}", f"{metrics['perplexity']:.3f}")
     share = metrics.get("attention_share")
     if share:
         words = {
@@ -42,3 +46,10 @@ def add_metrics(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
         for name, word in {**words, "pass_two": "attention on it, pass two"}.items():
             if name in share:
                 table.add_row(word, f"{share[name]:.1%}")
+
+
+def headline(metrics: Mapping[str, Any]) -> str:
+    """The one number of a progress line."""
+    if "accuracy" in metrics:
+        return f"accuracy {metrics['accuracy']:.2%}"
+    return f"perplexity {metrics['perplexity']:.3f}"

@@ -65,7 +65,8 @@ def tune(
     title = f"{results['method']} on {results['dataset']}, {results['backbone']}, seed {results['seed']}"
     out.print(results_table(title, results))
     say(f"Run folder: {folder.path}")
-    say(f"Look: toast visualize-attention --test-image 0 --run {folder.path}")
+    if results["attention_can_be_drawn"]:
+        say(f"Look: toast visualize-attention --test-image 0 --run {folder.path}")
 
 
 def _dry_run(recipe: Any, as_json: bool) -> None:
@@ -76,21 +77,22 @@ def _dry_run(recipe: Any, as_json: bool) -> None:
 
     session = prepare(recipe)
     sizes = session.sizes()
-    batch = next(iter(session.batches("train", train=True)))
+    batches = session.batches("train", train=True)
+    batch = next(iter(batches))
     shapes = {name: list(tensor.shape) for name, tensor in batch.items()}
-    images = {name: len(split) for name, split in session.data.splits.items()}
+    samples = {name: len(split) for name, split in session.data.splits.items()}
     if as_json:
-        print_json({"recipe": recipe.model_dump(mode="json"), **sizes, "first_batch": shapes, "images": images})
+        print_json({"recipe": recipe.model_dump(mode="json"), **sizes, "first_batch": shapes, "samples": samples})
         return
     say(to_yaml(recipe))
     own, plain = sizes["flops_per_image"], sizes["flops_per_image_plain"]
     lines = [
-        "images: " + ", ".join(f"{count:,} {name}" for name, count in images.items()),
-        f"classes: {len(session.data.classes)}",
+        "samples: " + ", ".join(f"{count:,} {name}" for name, count in samples.items()),
+        *([f"classes: {len(session.data.classes)}"] if session.data.classes else []),
         f"trainable parameters: {sizes['trained_parameters']:,} of {sizes['total_parameters']:,}",
         f"FLOPs per image: {own:.4g}, {own / plain:.2f} × the plain backbone's {plain:.4g}",
         f"first batch: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}",
         "Nothing was trained or written (--dry-run).",
     ]
-    for line in [*session.data.notes, *lines]:
+    for line in [*session.data.notes, *batches.notes, *lines]:
         say(line)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from toast_cli.data.transforms import build_transform
 from toast_cli.errors import ToastError
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    from toast_cli.data.source import Split
+    from toast_cli.backbone import Backbone
+    from toast_cli.data.source import Asked, ImageSplit
+    from toast_cli.recipe.schema import Recipe
 
     Transform = Callable[[Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
 
@@ -33,7 +36,7 @@ class LabelledImages(Dataset[dict[str, Any]]):
         ValueError: masks are asked of a split that has none.
     """
 
-    def __init__(self, split: Split, transform: Transform, seed: int = 0, with_masks: bool = False) -> None:
+    def __init__(self, split: ImageSplit, transform: Transform, seed: int = 0, with_masks: bool = False) -> None:
         if with_masks and not split.has_masks:
             raise ValueError("this split has no masks")
         self.split = split
@@ -90,6 +93,8 @@ class Shuffled(Sampler[int]):
 class ImageLoader(DataLoader[dict[str, Any]]):
     """A DataLoader whose workers' errors are raised here as they were."""
 
+    notes: tuple[str, ...] = ()
+
     def set_epoch(self, epoch: int) -> None:
         """Shuffle and augment as in this epoch, from the next iteration on."""
         for part in (self.dataset, self.sampler):
@@ -108,8 +113,25 @@ class ImageLoader(DataLoader[dict[str, Any]]):
             yield batch
 
 
+def image_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: Asked) -> ImageLoader:
+    """Images as the recipe and the backbone want them.
+
+    Raises:
+        UsageError: the backbone does not look at images, or the recipe asks for sizes that do not fit.
+    """
+    return make_loader(
+        split,
+        build_transform(recipe.images, backbone.require_preprocessing(), train=asked.augment),
+        batch_size=asked.batch_size,
+        shuffle=asked.shuffle,
+        seed=recipe.seed,
+        workers=recipe.training.workers,
+        with_masks=asked.with_masks,
+    )
+
+
 def make_loader(
-    split: Split,
+    split: ImageSplit,
     transform: Transform,
     batch_size: int,
     shuffle: bool,

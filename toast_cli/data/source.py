@@ -1,8 +1,8 @@
-"""What every data source owes the rest of the house: named classes and splits of labelled images."""
+"""What every data source owes the rest of the house: splits of samples, their classes, and batches of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     import numpy as np
     from PIL.Image import Image
+
+    from toast_cli.backbone import Backbone
+    from toast_cli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,20 @@ class Sample:
 
 
 class Split(Protocol):
-    """An ordered set of samples whose labels are known without opening a single image."""
+    """An ordered set of samples, of images or of texts."""
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every sample brings a mask."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Any:
+        """Read one sample; raises a ToastError that names it when it cannot be read."""
+
+
+class ImageSplit(Split, Protocol):
+    """An ordered set of images whose labels are known without opening a single one."""
 
     @property
     def labels(self) -> Sequence[int]:
@@ -40,20 +56,44 @@ class Split(Protocol):
     def names(self) -> Sequence[str]:
         """What an error or a table calls every sample."""
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether every sample brings a mask."""
+    def load(self, index: int) -> Sample:
+        """Read one image; raises a ToastError that names it when it cannot be read."""
+
+
+class Batches(Protocol):
+    """Batches of a split, over and over: mappings of tensors whose first dimension is the batch."""
+
+    notes: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> Sample:
-        """Read one sample; raises a ToastError that names it when it cannot be read."""
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle and augment as in this epoch, from the next iteration on."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What batches are wanted for: how many at once, shuffled, changed as in training, with masks."""
+
+    batch_size: int
+    shuffle: bool = False
+    augment: bool = False
+    with_masks: bool = False
+
+
+def _image_batches(split: Any, recipe: Recipe, backbone: Backbone, asked: Asked) -> Batches:
+    from toast_cli.data.loading import image_batches
+
+    return image_batches(split, recipe, backbone, asked)
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Splits that share one class map.
+    """Splits that share one class map (empty for texts).
 
+    `batches(split, recipe, backbone, asked)` turns one of them into what the backbone takes.
     `splits` maps `train`, `val` and `test` to their samples; a source that has no `val` or `test` leaves it out.
     `notes` are sentences a user should read before trusting a number (a split we made, a count that differs).
     """
@@ -61,15 +101,18 @@ class DataSet:
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
     notes: tuple[str, ...] = field(default=())
+    batches: Callable[[Any, Recipe, Backbone, Asked], Batches] = _image_batches
 
 
 @dataclass(frozen=True)
 class Source:
     """A registered data source: its settings, how it is opened, and what it needs on disk.
 
-    `open(options, data_dir)` returns the `DataSet`; `data_dir` is what the user gave as `--data-dir`, or None.
+    `open(options, data_dir)` returns the `DataSet`; `data_dir` is what the user gave as `--data-dir`, or None. `task`
+    is what its data are for where a recipe does not say.
     """
 
     options: type[Named]
     open: Callable[[Any, Path | None], DataSet]
     needs: str
+    task: str = "classification"

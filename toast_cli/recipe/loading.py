@@ -18,7 +18,6 @@ from toast_cli.recipe.yaml_text import LARGEST, parse_recipe
 
 _GROUPS = {"dataset": registry.SOURCES, "method": registry.METHODS, "task": registry.TASKS}
 _STAND_INS = {section: {"name": "-"} for section in SECTIONS}
-DEFAULT_TASK = "classification"
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -38,7 +37,7 @@ def build_recipe(values: Mapping[str, Any], places: Mapping[Loc, str], origin: s
 
 def build(draft: Draft) -> Recipe:
     """The recipe that a draft stands for, or one error with everything that is wrong with it."""
-    draft.values.setdefault("task", {"name": DEFAULT_TASK})
+    draft.values.setdefault("task", {"name": _task_of(draft.name("dataset"))})
     models: dict[str, type[BaseModel]] = {"": Recipe, "images": ImageOptions, "training": TrainingOptions}
     problems: list[Problem] = []
     for section in SECTIONS:
@@ -83,6 +82,13 @@ class _Unusable(Exception):
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+
+
+def _task_of(dataset: str | None) -> str:
+    """What a data set's samples are for, where nobody says; a name that is not registered is refused elsewhere."""
+    if dataset in registry.names(registry.SOURCES):
+        return registry.load(registry.SOURCES, str(dataset)).task
+    return "classification"
 
 
 def _options(section: str, draft: Draft) -> type[BaseModel]:

@@ -36,7 +36,11 @@ class TrainingOptions(Options):
     """The loop: how long, how fast, how it is watched."""
 
     epochs: int = Field(100, ge=1, description="passes over the training split")
-    batch_size: int = Field(32, ge=1, description="images per optimizer step")
+    batch_size: int = Field(32, ge=1, description="images (or texts) per forward pass while training")
+    accumulate: int = Field(1, ge=1, description="forward passes whose gradients make one optimizer step")
+    checkpoint_gradients: bool = Field(
+        False, description="run every level again in the backward pass instead of keeping what it computed"
+    )
     optimizer: str = Field("sgd", description="any optimizer name that timm knows, such as sgd or adamw")
     lr: float = Field(0.01, gt=0, description="peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum; ignored by optimizers that have none")
@@ -48,7 +52,7 @@ class TrainingOptions(Options):
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm")
     workers: int = Field(0, ge=0, description="processes that decode images; 0 decodes in the main one")
     eval_batch_size: int | None = Field(
-        None, ge=1, description="images per forward pass in evaluation; left out: batch_size"
+        None, ge=1, description="images (or texts) per forward pass in evaluation; left out: batch_size"
     )
     log_every: int = Field(10, ge=1, description="optimizer steps between two lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the 'tensorboard' extra)")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from toast_cli import __version__
 from toast_cli.errors import ToastError, UsageError
-from toast_cli.model import Model, build_model, count
+from toast_cli.model import NETWORK, Model, build_model, count
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
@@ -28,8 +28,6 @@ FORMAT = 1
 TRAINED = "adapter_model.safetensors"
 FROZEN = "frozen_start.safetensors"
 CONFIG = "adapter_config.json"
-NETWORK = "adapted.network."
-"""Prefix of the backbone's own tensors within a model."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def save_file(
     """Write adapter and configuration into one file, the backbone too if asked, each tensor through `cast`."""
     tensors: dict[str, Tensor] = {**model.trained(), **model.frozen_additions()}
     if with_backbone:
-        tensors |= {NETWORK + name: tensor for name, tensor in model.backbone.module.state_dict().items()}
+        tensors |= model.network_tensors()
     tensors = {name: cast(tensor) for name, tensor in tensors.items()}
     write_tensors(path, tensors, {"toast": json.dumps(asdict(config), ensure_ascii=False)})
 
@@ -178,7 +176,7 @@ def _fill(model: Model, tensors: Mapping[str, Tensor], whole: bool, path: Path) 
     state = model.state_dict()
     expected = {*model.trained(), *model.frozen_additions()}
     if whole:
-        expected |= {name for name in state if name.startswith(NETWORK)}
+        expected |= model.network_tensors().keys()
     missing, unexpected = expected - set(tensors), set(tensors) - expected
     misshapen = {name for name in expected & set(tensors) if tensors[name].shape != state[name].shape}
     if missing or unexpected or misshapen:

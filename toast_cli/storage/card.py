@@ -15,13 +15,14 @@ def adapter_card(config: AdapterConfig, results: dict[str, Any]) -> str:
         "",
         f"- Trained parameters: {config.trained_parameters:,}",
         f"- Backbone fingerprint: `{config.backbone_fingerprint[:16]}…`",
-        f"- Classes: {len(config.classes)}",
+        *([f"- Classes: {len(config.classes)}"] if config.classes else []),
         f"- Seed: {recipe['seed']}; epoch {results['selected_epoch']} was kept"
         + (", chosen on the validation split" if results["validation"] else ", the last one"),
     ]
     for split in ("validation", "test"):
         if results[split]:
             metrics = results[split]
-            lines.append(f"- Accuracy, {split}: {metrics['accuracy']:.4f} on {metrics['images']} images")
+            numbers = (f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))
+            lines.append(f"- {split.capitalize()}: {', '.join(numbers)}")
     lines += ["", "Evaluate it again:", "", "```", "toast eval --run PATH_OF_THIS_FOLDER", "```", ""]
     return "\n".join(lines)

@@ -2,16 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from toast_cli.options import Named
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from toast_cli.backbone import Backbone
+
+
+class Meter(Protocol):
+    """Numbers over a split, gathered batch by batch so that no split has to fit into memory."""
+
+    def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
+        """Count one batch in."""
+
+    def result(self) -> dict[str, float]:
+        """The numbers so far, the `loss` among them."""
+
+
+class Objective(ABC):
+    """What is learned: `head` turns pooled features into outputs, the rest says how good they are."""
+
+    head: nn.Module
+
+    @abstractmethod
+    def inputs(self, batch: Mapping[str, Any]) -> Any:
+        """The part of a batch that the backbone looks at."""
+
+    @abstractmethod
+    def count(self, batch: Mapping[str, Any]) -> int:
+        """How many things the batch's loss is a sum over; what a step's gradient is divided by."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """The training loss, summed over the batch."""
+
+    @abstractmethod
+    def meter(self) -> Meter:
+        """A fresh meter."""
+
+    @abstractmethod
+    def score(self, metrics: Mapping[str, Any]) -> float:
+        """What decides which epoch is kept, from its validation metrics: higher is better."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A registered task: its settings, and `build(options, head_width, classes)` for head, loss and metrics."""
+    """A registered task: its settings, and `build(options, backbone, classes)` for its `Objective`."""
 
     options: type[Named]
-    build: Callable[[Any, int, tuple[str, ...]], Any]
+    build: Callable[[Any, Backbone, tuple[str, ...]], Objective]

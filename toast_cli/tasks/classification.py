@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from toast_cli.options import Named
-from toast_cli.tasks.base import Task
+from toast_cli.tasks.base import Objective, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from toast_cli.backbone import Backbone
 
 
 class Options(Named):
@@ -23,44 +25,75 @@ class Options(Named):
     )
 
 
-@dataclass
-class Classification:
-    """Head, loss and metrics over a fixed, ordered set of classes.
+class ClassificationMeter:
+    """Accuracy over all images, mean of the per-class accuracies, and cross-entropy."""
 
-    `selected_by` names the validation metric (higher is better) that decides which epoch is kept.
-    """
+    def __init__(self, classes: int) -> None:
+        import torch
 
-    head: nn.Module
-    label_smoothing: float
-    selected_by: str = "accuracy"
+        self._total, self._right = (torch.zeros(classes, dtype=torch.int64) for _ in range(2))
+        self._loss = 0.0
 
-    def loss(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
-        """Mean cross-entropy of logits `[B, classes]` against `batch["label"]` `[B]`."""
+    def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
+        """Logits `[B, classes]` against `batch["label"]` `[B]`."""
         from torch.nn import functional as F
 
-        return F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.label_smoothing)
+        labels, right = batch["label"].cpu(), (outputs.argmax(-1) == batch["label"]).cpu()
+        self._total += labels.bincount(minlength=len(self._total))
+        self._right += labels[right].bincount(minlength=len(self._right))
+        self._loss += F.cross_entropy(outputs.float(), batch["label"], reduction="sum").item()
 
-    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Accuracy over all images, mean of the per-class accuracies, and cross-entropy, from a whole split."""
-        from torch.nn import functional as F
-
-        right = (logits.argmax(-1) == labels).double()
-        per_class = [right[labels == label].mean() for label in labels.unique()]
+    def result(self) -> dict[str, float]:
+        """`accuracy`, `class_accuracy` over the classes that occurred, `loss`, and how many `images`."""
+        images, seen = int(self._total.sum()), self._total > 0
+        per_class = self._right[seen].double() / self._total[seen]
         return {
-            "accuracy": float(right.mean()),
-            "class_accuracy": float(sum(per_class) / len(per_class)),
-            "loss": float(F.cross_entropy(logits.float(), labels)),
+            "accuracy": int(self._right.sum()) / images,
+            "class_accuracy": float(per_class.mean()),
+            "loss": self._loss / images,
+            "images": images,
         }
 
 
-def build(options: Options, head_width: int, classes: tuple[str, ...]) -> Classification:
+class Classification(Objective):
+    """Head, loss and metrics over a fixed, ordered set of classes."""
+
+    def __init__(self, head: nn.Module, classes: int, label_smoothing: float) -> None:
+        self.head = head
+        self.classes = classes
+        self.label_smoothing = label_smoothing
+
+    def inputs(self, batch: Mapping[str, Any]) -> Tensor:
+        """The images `[B, 3, H, W]`."""
+        return batch["image"]
+
+    def count(self, batch: Mapping[str, Any]) -> int:
+        """Images."""
+        return len(batch["label"])
+
+    def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Cross-entropy of logits `[B, classes]` against `batch["label"]` `[B]`, summed."""
+        from torch.nn import functional as F
+
+        return F.cross_entropy(outputs.float(), batch["label"], label_smoothing=self.label_smoothing, reduction="sum")
+
+    def meter(self) -> ClassificationMeter:
+        """Accuracy and cross-entropy."""
+        return ClassificationMeter(self.classes)
+
+    def score(self, metrics: Mapping[str, Any]) -> float:
+        """Accuracy."""
+        return metrics["accuracy"]
+
+
+def build(options: Options, backbone: Backbone, classes: tuple[str, ...]) -> Classification:
     """A head for these classes, biased, its weights normal with standard deviation 0.02 and its bias zero."""
     from torch import nn
 
-    head = nn.Linear(head_width, len(classes))
+    head = nn.Linear(backbone.head_width, len(classes))
     nn.init.normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
-    return Classification(head, options.label_smoothing)
+    return Classification(head, len(classes), options.label_smoothing)
 
 
 TASK = Task(Options, build)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from toast_cli.attention.maps import Recorder
 from toast_cli.attention.share import AttentionShare
@@ -18,26 +17,25 @@ from toast_cli.model import Model
 def evaluate(
     model: Model, batches: Iterable[dict[str, Any]], accelerator: Accelerator, *, with_attention: bool = False
 ) -> dict[str, Any]:
-    """The task's metrics over all batches; with masks in the batches and `with_attention`, the attention shares too."""
+    """The metrics over all batches; with masks in the batches and `with_attention`, the attention shares too."""
     was_training = model.training
     model.eval()
     share = AttentionShare() if with_attention else None
     recorder = Recorder(model) if with_attention else None
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
+    objective = model.objective
+    meter = objective.meter()
     for batch in batches:
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with accelerator.autocast():
             if recorder is not None and share is not None:
-                look = recorder.look(batch["image"])
+                look = recorder.look(objective.inputs(batch))
                 share.add(look, batch["mask"])
-                logits.append(look.logits.float())
+                outputs = look.logits
             else:
-                logits.append(model(batch["image"]).float())
-        labels.append(batch["label"])
+                outputs = model(objective.inputs(batch))
+        meter.add(outputs, batch)
     model.train(was_training)
-    metrics: dict[str, Any] = model.task.metrics(torch.cat(logits), torch.cat(labels))
-    metrics["images"] = sum(len(batch) for batch in labels)
+    metrics: dict[str, Any] = meter.result()
     if share is not None:
         metrics["attention_share"] = share.result()
     return metrics

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 
-from toast_cli.data.loading import ImageLoader
+from toast_cli.data.source import Batches
 from toast_cli.errors import ToastError
 from toast_cli.model import Model
 from toast_cli.recipe.schema import TrainingOptions
@@ -29,19 +31,18 @@ class Best:
     score: tuple[float, float] = (-math.inf, -math.inf)
     metrics: dict[str, Any] | None = None
 
-    def offer(self, epoch: int, metrics: dict[str, Any], selected_by: str) -> bool:
+    def offer(self, epoch: int, metrics: dict[str, Any], score: float) -> bool:
         """Take this epoch if it is better than any before."""
-        score = (metrics[selected_by], -metrics["loss"])
-        if score <= self.score:
+        if (score, -metrics["loss"]) <= self.score:
             return False
-        self.epoch, self.score, self.metrics = epoch, score, metrics
+        self.epoch, self.score, self.metrics = epoch, (score, -metrics["loss"]), metrics
         return True
 
 
 def fit(
     model: Model,
-    train: ImageLoader,
-    validation: ImageLoader | None,
+    train: Batches,
+    validation: Batches | None,
     training: TrainingOptions,
     accelerator: Accelerator,
     folder: RunFolder,
@@ -53,36 +54,42 @@ def fit(
     Raises:
         ToastError: the loss is not finite any more. The last good checkpoint stays where it is.
     """
+    steps = -(-len(train) // training.accumulate)
     optimizer = make_optimizer(model, training)
-    schedule = make_schedule(optimizer, training, len(train))
+    schedule = make_schedule(optimizer, training, steps)
+    objective = model.objective
     model, optimizer = accelerator.prepare(model, optimizer)
-    total = training.epochs * len(train)
     best = Best()
     step = 0
     for epoch in range(1, training.epochs + 1):
         model.train()
         train.set_epoch(epoch)
-        seen = right = loss_sum = 0.0
+        meter = objective.meter()
+        seen = loss_sum = 0.0
         started = time.perf_counter()
-        for batch in train:
-            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        for group in _groups(train, training.accumulate):
+            batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in group]
+            # One mean over the whole step, however its parts differ in size: images, or tokens to be learned.
+            whole = sum(objective.count(batch) for batch in batches)
             schedule.step_update(step)
-            with accelerator.autocast():
-                logits = model(batch["image"])
-                loss = model.task.loss(logits, batch)
             step += 1
-            if not math.isfinite(value := loss.item()):
-                raise _not_finite("training loss", value, step, epoch, folder)
             optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(loss)
+            value = 0.0
+            for batch in batches:
+                with accelerator.autocast():
+                    outputs = model(objective.inputs(batch))
+                    loss = objective.loss(outputs, batch) / max(whole, 1)
+                value += loss.item()
+                if not math.isfinite(value):
+                    raise _not_finite("training loss", value, step, epoch, folder)
+                accelerator.backward(loss)
+                meter.add(outputs.detach(), batch)
             if training.clip_grad is not None:
                 accelerator.clip_grad_norm_(model.parameters(), training.clip_grad)
             optimizer.step()
 
-            size = len(batch["label"])
-            seen, loss_sum = seen + size, loss_sum + value * size
-            right += (logits.argmax(-1) == batch["label"]).sum().item()
-            reporter.step(step, total, loss_sum / seen, right / seen)
+            seen, loss_sum = seen + whole, loss_sum + value * whole
+            reporter.step(step, training.epochs * steps, {**meter.result(), "loss": loss_sum / max(seen, 1)})
             if step % training.log_every == 0:
                 lr = optimizer.param_groups[0]["lr"]
                 log({"kind": "step", "step": step, "epoch": epoch, "loss": value, "lr": lr})
@@ -91,7 +98,7 @@ def fit(
             "kind": "epoch",
             "step": step,
             "epoch": epoch,
-            "train": {"loss": loss_sum / seen, "accuracy": right / seen, "seconds": time.perf_counter() - started},
+            "train": {**meter.result(), "loss": loss_sum / max(seen, 1), "seconds": time.perf_counter() - started},
         }
         is_best = True
         if validation is not None:
@@ -99,7 +106,7 @@ def fit(
             if not math.isfinite(metrics["loss"]):
                 raise _not_finite("validation loss", metrics["loss"], step, epoch, folder)
             line["validation"] = metrics
-            is_best = best.offer(epoch, metrics, model.task.selected_by)
+            is_best = best.offer(epoch, metrics, objective.score(metrics))
         else:
             best.epoch = epoch
         save_checkpoint(folder.checkpoints, "last", model, {"epoch": epoch, "step": step})
@@ -108,6 +115,13 @@ def fit(
         log({**line, "best": is_best})
         reporter.epoch(epoch, training.epochs, line, is_best)
     return best
+
+
+def _groups(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Consecutive batches in groups of `size`, the last one perhaps smaller."""
+    iterator = iter(batches)
+    while group := list(islice(iterator, size)):
+        yield group
 
 
 def _not_finite(what: str, value: float, step: int, epoch: int, folder: RunFolder) -> ToastError:

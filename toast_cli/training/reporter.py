@@ -18,8 +18,8 @@ class Reporter:
         """Pass items through while `what` makes progress."""
         return items
 
-    def step(self, step: int, total: int, loss: float, accuracy: float) -> None:
-        """One optimizer step is done; loss and accuracy are this epoch's means so far."""
+    def step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
+        """One optimizer step is done; the metrics are this epoch's so far."""
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
         """One epoch is done and was evaluated."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,13 +13,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from torch import Tensor
+from accelerate.utils import send_to_device, set_seed
 
 from toast_cli import __version__, registry
-from toast_cli.data.loading import ImageLoader, make_loader
-from toast_cli.data.source import DataSet
-from toast_cli.data.transforms import build_transform
+from toast_cli.data.source import Asked, Batches, DataSet
 from toast_cli.model import Model, build_model, count, flops_per_image, method_of
 from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.loading import build_recipe
@@ -47,21 +45,25 @@ class Session:
 
     @property
     def batch_size(self) -> int:
-        """Images per forward pass where nothing is trained."""
+        """Samples per forward pass where nothing is trained."""
         return self.recipe.training.eval_batch_size or self.recipe.training.batch_size
 
-    def batches(self, split: str, *, train: bool = False, with_masks: bool = False) -> ImageLoader:
-        """A loader over a split: shuffled and augmented for training, in order and plain otherwise."""
-        transform = build_transform(self.recipe.images, self.model.backbone.require_preprocessing(), train=train)
-        return make_loader(
-            self.data.splits[split],
-            transform,
-            batch_size=self.recipe.training.batch_size if train else self.batch_size,
-            shuffle=train,
-            seed=self.recipe.seed,
-            workers=self.recipe.training.workers,
-            with_masks=with_masks,
-        )
+    def batches(self, split: str, *, train: bool = False, with_masks: bool = False) -> Batches:
+        """A split in batches: shuffled and augmented for training, in order and plain otherwise."""
+        size = self.recipe.training.batch_size if train else self.batch_size
+        return self._batches(split, Asked(size, shuffle=train, augment=train, with_masks=with_masks))
+
+    def sample(self, wanted: int) -> Iterator[Any]:
+        """What the backbone looks at in `wanted` plain training samples that the seed draws, a batch at a time."""
+        for batch in self._batches("train", Asked(self.batch_size, shuffle=True)):
+            batch = {name: tensor[:wanted] for name, tensor in batch.items()}
+            wanted -= len(next(iter(batch.values())))
+            yield send_to_device(self.model.objective.inputs(batch), self.accelerator.device)
+            if wanted <= 0:
+                return
+
+    def _batches(self, split: str, asked: Asked) -> Batches:
+        return self.data.batches(self.data.splits[split], self.recipe, self.model.backbone, asked)
 
     def shows_attention(self, split: str) -> bool:
         """Whether attention can be held against masks on this split."""
@@ -121,20 +123,20 @@ def tune(recipe: Recipe, output_dir: Path | None, reporter: Reporter) -> tuple[R
     started = time.perf_counter()
     session = prepare(recipe)
     model, accelerator, data = session.model, session.accelerator, session.data
+    train = session.batches("train", train=True)
+    validation = session.batches("val") if "val" in data.splits else None
     folder = RunFolder.create(output_dir, default_run_name(recipe))
-    reporter.message(f"Run folder: {folder.path}")
-    for note in data.notes:
-        reporter.message(note)
+    for message in (f"Run folder: {folder.path}", *data.notes, *train.notes):
+        reporter.message(message)
     folder.write_recipe(to_yaml(recipe))
     folder.write_environment(environment(accelerator))
     backbone_fingerprint = fingerprint(model.backbone.module)
-
     start_feedback(session, reporter)
     with metrics_logger(folder, recipe.training.tensorboard) as log:
         best = fit(
             model,
-            session.batches("train", train=True),
-            session.batches("val") if "val" in data.splits else None,
+            train,
+            validation,
             recipe.training,
             accelerator,
             folder,
@@ -150,8 +152,9 @@ def tune(recipe: Recipe, output_dir: Path | None, reporter: Reporter) -> tuple[R
         "method": recipe.method.name,
         "seed": recipe.seed,
         "classes": len(data.classes),
-        "images": {name: len(split) for name, split in data.splits.items()},
+        "samples": {name: len(split) for name, split in data.splits.items()},
         **session.sizes(),
+        "attention_can_be_drawn": model.backbone.has_attention and model.backbone.preprocessing is not None,
         "selected_epoch": best.epoch,
         "validation": best.metrics,
         "test": None,
@@ -175,27 +178,13 @@ def start_feedback(session: Session, reporter: Reporter) -> None:
     wanted = method.start_images(session.recipe.method)
     if method.start is None or not wanted:
         return
-    transform = build_transform(session.recipe.images, session.model.backbone.require_preprocessing(), train=False)
-    loader = make_loader(
-        session.data.splits["train"],
-        transform,
-        batch_size=session.batch_size,
-        shuffle=True,
-        seed=session.recipe.seed,
-        workers=session.recipe.training.workers,
+    wanted = min(wanted, len(session.data.splits["train"]))
+    batches = -(-wanted // session.batch_size)
+    method.start(
+        session.recipe.method,
+        session.model.adapted,
+        reporter.track(session.sample(wanted), batches, "least-squares start"),
     )
-    needed = min(-(-wanted // session.batch_size), len(loader))
-
-    def images() -> Any:
-        taken = 0
-        for batch in loader:
-            image: Tensor = batch["image"][: wanted - taken].to(session.accelerator.device)
-            yield image
-            taken += len(image)
-            if taken >= wanted:
-                return
-
-    method.start(session.recipe.method, session.model.adapted, reporter.track(images(), needed, "least-squares start"))
 
 
 def default_run_name(recipe: Recipe) -> str:

@@ -76,7 +76,7 @@ def house() -> dict[str, dict[str, tuple[registry.Entry, ...]]]:
         registry.TASKS: {"classification": Classification},
     }
     found = {
-        group: plugins(**{name: SimpleNamespace(options=each) for name, each in known.items()})
+        group: plugins(**{name: SimpleNamespace(options=each, task="classification") for name, each in known.items()})
         for group, known in options.items()
     }
     found[registry.BACKBONES] = plugins(vit_b=card("vit_b"), vit_s=card("vit_s"))

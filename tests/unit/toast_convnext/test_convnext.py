@@ -118,7 +118,7 @@ def test_convnext_b_trains_as_many_parameters_as_the_paper_counts(settings: dict
     with torch.device("meta"):
         backbone = card.build(card.options(name=card.name, weights="none"))
         adapted = method.build(method.options(**settings), backbone)
-        task = classification.build(classification.Options(), backbone.head_width, tuple(map(str, range(200))))
+        task = classification.build(classification.Options(), backbone, tuple(map(str, range(200))))
     assert round(count(Model(adapted, task).trained().values()) / 1e6, 1) == millions
 
 

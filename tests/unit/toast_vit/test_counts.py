@@ -29,5 +29,5 @@ def test_a_method_trains_as_many_parameters_as_the_paper_counts(
     with torch.device("meta"):
         backbone = card.build(card.options(name="vit_b16", weights="none"))
         adapted = registered.build(registered.options(**settings), backbone)
-        task = classification.build(classification.Options(), backbone.head_width, tuple(map(str, range(200))))
+        task = classification.build(classification.Options(), backbone, tuple(map(str, range(200))))
     assert count(Model(adapted, task).trained().values()) == expected

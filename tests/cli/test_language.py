@@ -1,0 +1,101 @@
+"""Language models on the command line: tuned, measured, found again, and talked to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import toast, toast_in_new_process
+from tests.language import instructions, make_model, write_json
+
+SHORT = ["training.epochs=2", "training.batch_size=4", "training.accumulate=2", "training.lr=0.02"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "model")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_json(tmp_path / "data.json", instructions(40))
+
+
+@pytest.mark.parametrize("method", ["toast", "toast-lite", "full"])
+def test_a_language_model_is_tuned_and_found_again(here: Path, model: Path, data: Path, method: str) -> None:
+    run = here / "run"
+    chosen = ["--backbone", f"llama:{model}", "--dataset", f"alpaca:{data}", "--method", method]
+    said = toast("tune", *chosen, "--output-dir", run, *SHORT)
+    assert said.code == 0, said.err
+    recorded = json.loads((run / "results.json").read_text())
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train"]["loss"] for line in epochs if line["kind"] == "epoch"]
+    assert losses[-1] < losses[0]
+    again = toast_in_new_process("eval", "--run", run, "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["test"]["loss"] == pytest.approx(recorded["test"]["loss"], rel=1e-5)
+    assert toast("export", "--run", run, "--what", "full", "--out", here / "full.safetensors").code == 0
+    whole = toast("eval", "--run", here / "full.safetensors", "--json")
+    assert json.loads(whole.out)["test"]["loss"] == pytest.approx(recorded["test"]["loss"], rel=1e-5)
+    streamed = toast("generate", "--run", run, "Say yes, 3.", "--max-new-tokens", "5")
+    assert streamed.code == 0, streamed.err
+    at_once = toast("generate", "--run", run, "Say yes, 3.", "--max-new-tokens", "5", "--json")
+    assert streamed.out == json.loads(at_once.out)["answer"] + "\n"
+
+
+def test_sharegpt_is_tuned_with_the_chat_template_packed_and_checkpointed(here: Path) -> None:
+    model = make_model(here / "model", chat=True)
+    said = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    data = write_json(here / "talk.json", [{"conversations": said * 2}] * 30)
+    chosen = ["--backbone", f"llama:{model}", "--dataset", f"sharegpt:{data}", "--method", "toast"]
+    packing = ["dataset.packing=true", "dataset.max_tokens=128", "training.checkpoint_gradients=true"]
+    done = toast("tune", *chosen, "--output-dir", here / "run", *SHORT, *packing)
+    assert done.code == 0, done.err
+    assert "Packed into" in done.err
+
+
+def test_what_is_cut_and_what_is_left_out_is_said(here: Path, model: Path) -> None:
+    long = [{"instruction": "a" * 300, "output": "b"}, {"instruction": "a", "output": "b" * 300}]
+    data = write_json(here / "data.json", [*instructions(20), *long * 5])
+    chosen = ["--backbone", f"llama:{model}", "--dataset", f"alpaca:{data}", "--method", "toast"]
+    said = toast("tune", *chosen, "--dry-run", "dataset.test_fraction=0", "dataset.val_fraction=0")
+    assert said.code == 0, said.err
+    limit = toast(
+        "tune", *chosen, "--dry-run", "dataset.test_fraction=0", "dataset.val_fraction=0", "dataset.max_tokens=128"
+    )
+    assert "10 of 30 texts were longer than 128 tokens and were cut." in limit.out
+    assert "5 of 30 texts were left out" in limit.out
+    assert "were cut" not in said.out
+
+
+def test_nothing_left_to_learn_is_an_error_before_a_run_folder_is_made(here: Path, model: Path, data: Path) -> None:
+    chosen = ["--backbone", f"llama:{model}", "--dataset", f"alpaca:{data}"]
+    toast("tune", *chosen, "--output-dir", here / "run", "dataset.max_tokens=8").fails(1, "leaves anything to learn")
+    assert not (here / "run").exists()
+
+
+def test_a_linear_head_has_nothing_to_train_on_a_language_model(model: Path, data: Path, here: Path) -> None:
+    chosen = ["--backbone", f"llama:{model}", "--dataset", f"alpaca:{data}", "--method", "linear"]
+    toast("tune", *chosen, "--output-dir", here / "run").fails(2, "trains nothing")
+
+
+def test_images_and_texts_are_not_mixed_up(model: Path, data: Path, here: Path) -> None:
+    toast("tune", "--backbone", f"llama:{model}", "--dataset", "demo").fails(2, "does not look at images")
+    toast("tune", "--backbone", "vit_demo", "--dataset", f"alpaca:{data}").fails(2, "writes no text")
+    toast("generate", "--backbone", "vit_demo", "hello").fails(2, "writes no text")
+
+
+def test_a_plain_model_continues_a_prompt_and_a_seed_repeats_a_draw(here: Path, model: Path) -> None:
+    drawn = ["--backbone", f"llama:{model}", "--temperature", "1", "--max-new-tokens", "12", "--json"]
+    first, second, other = (
+        json.loads(toast("generate", *drawn, "--seed", seed, "Hello").out)["answer"] for seed in ("1", "1", "2")
+    )
+    assert first == second != other
+
+
+def test_an_unreachable_model_says_how_to_get_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said = toast_in_new_process("generate", "--backbone", "llama:nobody/nothing", "Hello", HF_HUB_OFFLINE="1")
+    said.fails(1, "could not be fetched", "--weights FOLDER")

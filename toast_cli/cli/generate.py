@@ -1,0 +1,94 @@
+"""`toast generate`: let a tuned language model answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from toast_cli.cli import options
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What to answer.")] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Talk: every line is a turn; an empty one or Ctrl-D ends.")
+    ] = False,
+    run: options.Run = None,
+    backbone: options.Backbone = None,
+    weights: options.Weights = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, unmarked, to be continued.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; higher is freer.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this mass.")] = 1.0,
+    beams: Annotated[int, typer.Option(min=1, help="Search this many beams; nothing is streamed then.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    device: options.Device = None,
+    as_json: options.Json = False,
+) -> None:
+    """Answer a prompt with a tuned language model (the newest run unless one is named), or with a plain one."""
+    from toast_cli.errors import UsageError
+
+    if (prompt is None) == (not interactive):
+        raise UsageError("Give a prompt, or --interactive.")
+    if interactive and (as_json or raw):
+        raise UsageError("--interactive goes with neither --json nor --raw.")
+    if run is not None and backbone is not None:
+        raise UsageError("--run and --backbone exclude each other: a run brings its own backbone.")
+
+    import torch
+
+    from toast_cli.cli.console import print_json
+    from toast_cli.data.text import Turn
+
+    writer = _writer(run, backbone, weights, raw, device)
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": beams, "do_sample": temperature > 0}
+    if temperature > 0:
+        settings |= {"temperature": temperature, "top_p": top_p}
+    torch.manual_seed(seed)
+
+    def say(text: str) -> None:
+        typer.echo(text, nl=False)
+
+    def answered(turns: list[Turn]) -> str:
+        streamed = beams == 1 and not as_json
+        text = writer.answer(turns, say if streamed else None, **settings)
+        if not as_json:
+            typer.echo("" if streamed else text)
+        return text
+
+    if prompt is not None:
+        text = answered([Turn("user", prompt)])
+        if as_json:
+            print_json({"prompt": prompt, "answer": text})
+        return
+    turns: list[Turn] = []
+    while line := _line():
+        turns.append(Turn("user", line))
+        turns.append(Turn("assistant", answered(turns)))
+
+
+def _line() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _writer(run: Path | None, backbone: str | None, weights: str | None, raw: bool, device: str | None) -> Any:
+    from toast_cli.cli.runs import chosen_run
+    from toast_cli.generation import Writer
+    from toast_cli.storage.adapter import load
+    from toast_cli.training.devices import make_accelerator
+    from toast_cli.training.measuring import changed
+    from toast_cli.training.session import plain_model
+
+    if backbone is None:
+        loaded = load(chosen_run(run), weights)
+        model, recipe = loaded.model, changed(loaded.recipe, device=device)
+        template = None if raw else getattr(recipe.dataset, "template", None)
+    else:
+        model, recipe = plain_model(backbone, weights, device)
+        template = None if raw or not getattr(model.backbone.tokenizer, "chat_template", None) else "chat"
+    return Writer(model.to(make_accelerator(recipe).device), template)

@@ -1,0 +1,31 @@
+"""`alpaca`: instructions with answers, in the layout of Stanford Alpaca."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from toast_cli.data.source import DataSet, Source
+from toast_cli.data.text import TextOptions, Turn, open_conversations
+
+
+class Options(TextOptions):
+    """A file of instructions."""
+
+    name: Literal["alpaca"] = Field("alpaca", description="the data set")
+
+
+def read(entry: dict[str, Any]) -> list[Turn]:
+    """`instruction`, perhaps `input`, and `output`, as one question and its answer."""
+    asked = [entry["instruction"], entry.get("input") or ""]
+    return [Turn("user", "\n\n".join(part for part in asked if part)), Turn("assistant", entry["output"])]
+
+
+def open_source(options: Options, data_dir: Path | None) -> DataSet:
+    """The file as a data set."""
+    return open_conversations(options, data_dir, read)
+
+
+SOURCE = Source(Options, open_source, "alpaca:FILE, a JSON list of instruction, input, output", task="language")

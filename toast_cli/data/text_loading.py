@@ -1,0 +1,132 @@
+"""Batches of texts: token ids padded to the longest of their batch, or packed into full blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from toast_cli.data.loading import Shuffled
+from toast_cli.data.rendering import IGNORED, tokens
+from toast_cli.errors import ToastError
+
+if TYPE_CHECKING:
+    from toast_cli.backbone import Backbone
+    from toast_cli.data.source import Asked
+    from toast_cli.data.text import TextOptions, TextSplit
+    from toast_cli.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """One text, or one block of several: ids, labels, and each token's place in its own text."""
+
+    ids: list[int]
+    labels: list[int]
+    places: list[int]
+
+
+class TextLoader:
+    """Batches of tokenized texts; `notes` say what was cut and what was left out."""
+
+    def __init__(self, texts: Sequence[Tokenized], notes: tuple[str, ...], pad: int, seed: int, asked: Asked) -> None:
+        self.notes = notes
+        self._shuffled = Shuffled(len(texts), seed) if asked.shuffle else None
+        self._loader: DataLoader[Any] = DataLoader(
+            texts,  # type: ignore[arg-type]
+            batch_size=asked.batch_size,
+            sampler=self._shuffled,
+            collate_fn=lambda items: collate(items, pad),
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return iter(self._loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle as in this epoch."""
+        if self._shuffled is not None:
+            self._shuffled.set_epoch(epoch)
+
+
+def text_batches(split: TextSplit, recipe: Recipe, backbone: Backbone, asked: Asked) -> TextLoader:
+    """`input_ids`, `attention_mask` and `labels`, all `[B, N]`; packed blocks have `position_ids` and `real` besides.
+
+    Raises:
+        ToastError: the backbone has no tokenizer, or no text leaves anything to learn.
+    """
+    options: TextOptions = recipe.dataset  # type: ignore[assignment]
+    tokenizer = backbone.tokenizer
+    if tokenizer is None:
+        raise ToastError(
+            f"There is no tokenizer beside '{recipe.backbone.name}'.",
+            what_to_do="Give a folder that holds model and tokenizer.",
+        )
+    texts, cut, empty = [], 0, 0
+    for index in range(len(split)):
+        ids, labels = tokens(split.load(index).turns, tokenizer, options.template)
+        cut += len(ids) > options.max_tokens
+        ids, labels = ids[: options.max_tokens], labels[: options.max_tokens]
+        if all(label == IGNORED for label in labels[1:]):
+            empty += 1
+        else:
+            texts.append(Tokenized(ids, labels, list(range(len(ids)))))
+    if not texts:
+        raise ToastError(
+            f"None of {len(split):,} texts leaves anything to learn within {options.max_tokens} tokens.",
+            what_to_do="Raise dataset.max_tokens.",
+        )
+    notes = []
+    if cut:
+        notes.append(f"{cut:,} of {len(split):,} texts were longer than {options.max_tokens} tokens and were cut.")
+    if empty:
+        notes.append(f"{empty:,} of {len(split):,} texts were left out: no token to be learned was left in them.")
+    if options.packing and asked.augment:
+        texts = packed(texts, options.max_tokens)
+        notes.append(f"Packed into {len(texts):,} blocks of at most {options.max_tokens} tokens.")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    return TextLoader(texts, tuple(notes), pad, recipe.seed, asked)
+
+
+def packed(texts: Sequence[Tokenized], length: int) -> list[Tokenized]:
+    """Texts in order, as many to a block as fit in whole; the first token of each is not learned any more.
+
+    What comes before it would be another text.
+    """
+    blocks: list[Tokenized] = []
+    for text in texts:
+        if not blocks or len(blocks[-1].ids) + len(text.ids) > length:
+            blocks.append(Tokenized([], [], []))
+        block = blocks[-1]
+        block.ids.extend(text.ids)
+        block.labels.extend([IGNORED, *text.labels[1:]])
+        block.places.extend(text.places)
+    return blocks
+
+
+def collate(texts: Sequence[Tokenized], pad: int) -> dict[str, Tensor]:
+    """A batch, padded on the right.
+
+    Several texts in one block are kept apart by their positions, which begin again: transformers builds their mask from
+    that, where no other mask is given. Padding then counts as one more text.
+    """
+    longest = max(len(text.ids) for text in texts)
+
+    def table(rows: list[list[int]], filler: int) -> Tensor:
+        return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
+
+    real = table([[1] * len(text.ids) for text in texts], 0)
+    batch = {
+        "input_ids": table([text.ids for text in texts], pad),
+        "labels": table([text.labels for text in texts], IGNORED),
+    }
+    if all(text.places[-1] == len(text.places) - 1 for text in texts):
+        return {**batch, "attention_mask": real}
+    places = [[*text.places, *range(longest - len(text.places))] for text in texts]
+    return {**batch, "position_ids": torch.tensor(places), "real": real.bool()}

@@ -1,0 +1,107 @@
+"""Language modelling: the model's own head, cross-entropy of the next token, on the tokens to be learned alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import exp
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from toast_cli.errors import UsageError
+from toast_cli.options import Named
+from toast_cli.tasks.base import Objective, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from toast_cli.backbone import Backbone
+
+IGNORED = -100
+"""The label of a token that is read but not learned: prompts, padding."""
+
+
+class Options(Named):
+    """Language modelling has no settings of its own."""
+
+    name: Literal["language"] = Field("language", description="the task")
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, summed: the logits `[B, N, V]` at a token against the label `[B, N]` of the token after it."""
+    from torch.nn import functional as F
+
+    learned = labels[:, 1:] != IGNORED
+    return F.cross_entropy(logits[:, :-1][learned].float(), labels[:, 1:][learned], reduction="sum")
+
+
+class LanguageMeter:
+    """Loss per learned token, and its perplexity."""
+
+    def __init__(self) -> None:
+        self._loss, self._tokens, self._texts = 0.0, 0, 0
+
+    def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
+        """Logits `[B, N, V]` against `batch["labels"]` `[B, N]`."""
+        self._loss += next_token_loss(outputs, batch["labels"]).item()
+        self._tokens += learned_tokens(batch)
+        self._texts += len(batch["labels"])
+
+    def result(self) -> dict[str, float]:
+        """`loss`, `perplexity`, and over how many `tokens` of how many `texts`."""
+        loss = self._loss / max(self._tokens, 1)
+        return {
+            "perplexity": exp(loss) if loss < 700 else float("inf"),
+            "loss": loss,
+            "tokens": self._tokens,
+            "texts": self._texts,
+        }
+
+
+def learned_tokens(batch: Mapping[str, Any]) -> int:
+    """Tokens that are predicted: every label but the first, which nothing comes before."""
+    return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+
+class Language(Objective):
+    """The next token, scored by the model's own output layer."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self.head = head
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Token ids `[B, N]`, and whatever says which are real and which belong together."""
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+    def count(self, batch: Mapping[str, Any]) -> int:
+        """Tokens to be learned."""
+        return learned_tokens(batch)
+
+    def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Cross-entropy over the tokens to be learned, summed."""
+        return next_token_loss(outputs, batch["labels"])
+
+    def meter(self) -> LanguageMeter:
+        """Loss and perplexity."""
+        return LanguageMeter()
+
+    def score(self, metrics: Mapping[str, Any]) -> float:
+        """The lower the loss, the better."""
+        return -metrics["loss"]
+
+
+def build(options: Options, backbone: Backbone, classes: tuple[str, ...]) -> Language:
+    """The backbone's own head, which only a method that trains the backbone changes.
+
+    Raises:
+        UsageError: the backbone predicts no tokens.
+    """
+    head = backbone.output()
+    if head is None:
+        raise UsageError(
+            f"A {type(backbone.module).__name__} writes no text.", what_to_do="Choose a language model, llama:<model>."
+        )
+    return Language(head)
+
+
+TASK = Task(Options, build)
