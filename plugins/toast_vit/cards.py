@@ -48,7 +48,7 @@ def _any_timm_model(model: str) -> Card:
 
 FAMILY = Family("vit", "timm", _any_timm_model)
 
-VIT_DEMO = Card("vit_demo", "vit", 1_025_664, "shipped with toast", _build_demo, VitOptions)
+VIT_DEMO = Card("vit_demo", "vit", 529_536, "shipped with toast", _build_demo, VitOptions)
 VIT_T16 = _card("vit_t16", "deit_tiny_patch16_224.fb_in1k", 5_524_416)
 VIT_S16 = _card("vit_s16", "deit_small_patch16_224.fb_in1k", 21_665_664)
 VIT_B16 = _card("vit_b16", "deit_base_patch16_224.fb_in1k", 85_798_656)

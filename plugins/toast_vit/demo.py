@@ -1,4 +1,4 @@
-"""`vit_demo`: a small ViT whose weights ship with toast, trained by toast on the coarse task of the demo's world."""
+"""`vit_demo`: a small ViT whose weights ship with toast, trained by toast on coarser tasks of the demo's world."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build_demo(options: VitOptions) -> VitBackbone:
         img_size=SIDE,
         patch_size=8,
         embed_dim=128,
-        depth=6,
+        depth=3,
         num_heads=4,
         mlp_ratio=3,
         num_classes=0,

@@ -1,6 +1,6 @@
 """The built-in demo data: a drawn world in which looking at the right object is the whole task.
 
-Every scene of the *fine* task holds one beetle, small and dull, among three to five bigger and brighter things
+Every scene of the *fine* task holds one beetle, small and dull, among three bigger and brighter things
 of other kinds. The class is the beetle's marking. The others wear markings from the same pool, drawn
 independently, so counting markings says next to nothing: only the one on the beetle does, and only a model
 that finds the beetle can read it.

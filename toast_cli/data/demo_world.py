@@ -199,13 +199,13 @@ def paint_thing(image: np.ndarray, thing: Thing) -> np.ndarray:
     return mask
 
 
-def _places(rng: np.random.Generator, side: int, count: int) -> list[tuple[float, float]]:
-    """Centres near those of different cells of a 3 by 3 grid, so that things hardly overlap."""
-    pitch = side / 3
+def _places(rng: np.random.Generator, side: int, count: int, across: int) -> list[tuple[float, float]]:
+    """Centres near those of different cells of a grid with `across` cells a side, so that things hardly overlap."""
+    pitch = side / across
     shifts = rng.uniform(-0.09, 0.09, (count, 2))
     return [
-        ((cell % 3 + 0.5 + dx) * pitch, (cell // 3 + 0.5 + dy) * pitch)
-        for cell, (dx, dy) in zip(rng.permutation(9)[:count].tolist(), shifts.tolist(), strict=True)
+        ((cell % across + 0.5 + dx) * pitch, (cell // across + 0.5 + dy) * pitch)
+        for cell, (dx, dy) in zip(rng.permutation(across**2)[:count].tolist(), shifts.tolist(), strict=True)
     ]
 
 
@@ -214,18 +214,18 @@ def _to_bytes(image: np.ndarray) -> np.ndarray:
 
 
 def fine_scene(rng: np.random.Generator, side: int, marking: str, pool: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """A dull little beetle that wears `marking` among three to five bright things that wear any of `pool`.
+    """A dull little beetle that wears `marking` among three bright things that wear any of `pool`.
 
     Returns `[H, W, 3]` uint8 and the beetle's mask.
     """
     image = background(rng, side)
-    beetle_at, *places = _places(rng, side, 1 + int(rng.integers(3, 6)))
+    beetle_at, *places = _places(rng, side, 4, across=2)
     others = [kind for kind in KINDS if kind != TARGET]
     for place in places:
         kind, worn = others[int(rng.integers(len(others)))], pool[int(rng.integers(len(pool)))]
-        paint_thing(image, draw_thing(rng, kind, worn, place, side * rng.uniform(0.16, 0.21), BRIGHT))
+        paint_thing(image, draw_thing(rng, kind, worn, place, side * rng.uniform(0.19, 0.24), BRIGHT))
     # Painted last, so that nothing ever covers the beetle and its mask is exact.
-    beetle = draw_thing(rng, TARGET, marking, beetle_at, side * rng.uniform(0.145, 0.175), MUTED)
+    beetle = draw_thing(rng, TARGET, marking, beetle_at, side * rng.uniform(0.17, 0.21), MUTED)
     mask = paint_thing(image, beetle)
     return _to_bytes(image), mask
 
@@ -241,7 +241,7 @@ def crowded_scene(rng: np.random.Generator, side: int, kind: str, family: str) -
     members = [name for name, marking in MARKINGS.items() if marking.family == family]
     kinds, pool = list(KINDS), list(MARKINGS)
     large, small = 1 + int(rng.integers(3)), int(rng.integers(4))
-    places = _places(rng, side, large + small)
+    places = _places(rng, side, large + small, across=3)
     for place in places[large:]:
         other, worn = kinds[int(rng.integers(len(kinds)))], pool[int(rng.integers(len(pool)))]
         paint_thing(image, draw_thing(rng, other, worn, place, side * rng.uniform(0.1, 0.135), ANY))
@@ -258,7 +258,7 @@ def coarse_scene(rng: np.random.Generator, side: int, kind: str, family: str) ->
     """
     image, mask = background(rng, side), np.zeros((side, side), bool)
     members = [name for name, marking in MARKINGS.items() if marking.family == family]
-    for place in _places(rng, side, int(rng.integers(1, 8))):
+    for place in _places(rng, side, int(rng.integers(1, 8)), across=3):
         worn = members[int(rng.integers(len(members)))]
         mask |= paint_thing(image, draw_thing(rng, kind, worn, place, side * rng.uniform(0.14, 0.22), ANY))
     return _to_bytes(image), mask
