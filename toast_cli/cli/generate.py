@@ -77,18 +77,13 @@ def _line() -> str:
 
 
 def _writer(run: Path | None, backbone: str | None, weights: str | None, raw: bool, device: str | None) -> Any:
-    from toast_cli.cli.runs import chosen_run
+    from toast_cli.cli.runs import chosen_run, run_writer
     from toast_cli.generation import Writer
-    from toast_cli.storage.adapter import load
     from toast_cli.training.devices import make_accelerator
-    from toast_cli.training.measuring import changed
     from toast_cli.training.session import plain_model
 
     if backbone is None:
-        loaded = load(chosen_run(run), weights)
-        model, recipe = loaded.model, changed(loaded.recipe, device=device)
-        template = None if raw else getattr(recipe.dataset, "template", None)
-    else:
-        model, recipe = plain_model(backbone, weights, device)
-        template = None if raw or not getattr(model.backbone.tokenizer, "chat_template", None) else "chat"
+        return run_writer(chosen_run(run), weights, device, raw)
+    model, recipe = plain_model(backbone, weights, device)
+    template = None if raw or not getattr(model.backbone.tokenizer, "chat_template", None) else "chat"
     return Writer(model.to(make_accelerator(recipe).device), template)

@@ -18,6 +18,12 @@ DataDir = Annotated[
 Run = Annotated[
     Path | None, typer.Option(help="Run folder, adapter folder or exported file. [default: the newest run]")
 ]
+Runs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--run", help="Run folder, adapter folder or exported file; may be repeated. [default: the newest run]"
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

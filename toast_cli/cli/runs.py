@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toast_cli.cli.console import err, say
 from toast_cli.errors import UsageError
 from toast_cli.storage.run_folder import RUNS, newest_run
+
+if TYPE_CHECKING:
+    from toast_cli.generation import Writer
 
 
 def chosen_run(run: Path | None) -> Path:
@@ -25,3 +29,15 @@ def chosen_run(run: Path | None) -> Path:
         )
     say(f"Newest run: {newest}", err)
     return newest
+
+
+def run_writer(run: Path, weights: str | None, device: str | None, raw: bool = False) -> Writer:
+    """A run's language model, ready to answer in the form that it was trained on; `raw` leaves prompts unmarked."""
+    from toast_cli.generation import Writer
+    from toast_cli.storage.adapter import load
+    from toast_cli.training.devices import make_accelerator
+    from toast_cli.training.measuring import changed
+
+    loaded = load(run, weights)
+    template = None if raw else getattr(loaded.recipe.dataset, "template", None)
+    return Writer(loaded.model.to(make_accelerator(changed(loaded.recipe, device=device)).device), template)

@@ -53,6 +53,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def append_line(path: Path, value: Any) -> None:
+    """Add one line to a JSON-lines file, made with its folder if need be; a line cut short before it is closed first.
+
+    Raises:
+        ToastError: the file cannot be written to, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            unfinished = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+            line = json.dumps(value, ensure_ascii=False) + "\n"
+            file.write((("\n" if unfinished else "") + line).encode())
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file whole; shared or strided tensors are copied first, as the format demands."""
     from safetensors.torch import save_file

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.storage.adapter import CONFIG
-from toast_cli.storage.atomic import write_json, write_text
+from toast_cli.storage.atomic import append_line, write_json, write_text
 
 RUNS = Path("runs")
 """Where runs lie unless told otherwise, below the current folder."""
@@ -62,8 +61,7 @@ class RunFolder:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.metrics, line)
 
 
 def newest_run(root: Path = RUNS) -> Path | None:

@@ -1,0 +1,170 @@
+"""The paper's judge protocol, against a small server that speaks OpenAI's protocol."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Said, toast
+from tests.language import instructions, make_model, write_json
+
+QUESTIONS = [
+    {"question_id": 1, "category": "writing", "text": "Say yes, 1."},
+    {"question_id": 2, "category": "writing", "text": "Say yes, 2."},
+    {"question_id": 3, "category": "maths", "text": "Say yes, 3."},
+]
+
+
+@dataclass
+class Server:
+    """What the judge was asked, and what it will reply next: a text, or a status code."""
+
+    url: str = ""
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    replies: list[str | int] = field(default_factory=list)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            state.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            reply = state.replies.pop(0) if state.replies else '{"score": 5, "why": "middling"}'
+            code = reply if isinstance(reply, int) else 200
+            message = {"role": "assistant", "content": reply}
+            whole = {"id": "1", "object": "chat.completion", "created": 0, "model": "j"}
+            body = json.dumps(
+                {**whole, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+            ).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("retry-after-ms", "1")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    state.url = f"http://127.0.0.1:{http.server_port}/v1"
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    yield state
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("judged")
+    data = write_json(folder / "data.json", instructions(12))
+    chosen = ["--backbone", f"llama:{make_model(folder / 'model')}", "--dataset", f"alpaca:{data}"]
+    said = toast("tune", *chosen, "--method", "toast", "--output-dir", folder / "run", "training.epochs=1")
+    assert said.code == 0, said.err
+    return folder / "run"
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / f"{tmp_path.name}.jsonl"  # of its own for every test, so that none finds another's answers
+    path.write_text("\n".join(json.dumps(question) for question in QUESTIONS))
+    return path
+
+
+def judge(questions: Path, server: Server, *runs: Path) -> Said:
+    named = [word for run in runs for word in ("--run", str(run))]
+    return toast(
+        "eval", "--judge", questions, "--judge-url", server.url, "--judge-model", "j", *named,
+        "--max-new-tokens", "6", "--json",
+    )  # fmt: skip
+
+
+def kept(run: Path, questions: Path, name: str) -> list[dict[str, Any]]:
+    lines = (run / "judge" / questions.stem / name).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_every_answer_is_scored_and_averaged_by_category(run: Path, questions: Path, server: Server) -> None:
+    server.replies = ['{"score": 9, "why": "fine"}', 'Well: {"score": 4, "why": "thin"}', '{"score": 2}']
+    said = judge(questions, server, run)
+    assert said.code == 0, said.err
+    assert json.loads(said.out) == {str(run): {"writing": 6.5, "maths": 2.0, "overall": 5.0}}
+    answers = kept(run, questions, "answers.jsonl")
+    assert [line["temperature"] for line in answers] == [0.7] * 3
+    for answer, asked, question in zip(answers, server.asked, QUESTIONS, strict=True):
+        shown = asked["messages"][-1]["content"]
+        assert question["text"] in shown and answer["answer"] in shown
+    table = toast("eval", "--judge", questions, "--judge-url", server.url, "--judge-model", "j", "--run", run,
+                  "--max-new-tokens", "6")  # fmt: skip
+    assert "writing" in table.out and "6.50" in table.out
+
+
+def test_a_judge_that_fails_for_a_moment_is_asked_again(run: Path, questions: Path, server: Server) -> None:
+    server.replies = [500, 429, '{"score": 7}']
+    said = judge(questions, server, run)
+    assert said.code == 0, said.err
+    assert len(server.asked) == 5
+
+
+def test_a_reply_without_a_score_is_asked_again_and_then_said(run: Path, questions: Path, server: Server) -> None:
+    server.replies = ["I cannot say.", '{"score": 11}', '{"score": 8}', "no", "no", "no"]
+    said = judge(questions, server, run)
+    assert said.code == 0, said.err
+    assert json.loads(said.out)[str(run)] == {"writing": 8.0, "maths": 5.0, "overall": 6.5}
+    assert "gave no score to 1 of 3 answers" in " ".join(said.err.split())
+    assert kept(run, questions, "judgements.jsonl")[1]["reply"] == "no"
+
+
+def test_an_interrupted_session_goes_on_where_it_stopped(run: Path, questions: Path, server: Server) -> None:
+    server.replies = ['{"score": 9}', 401]
+    judge(questions, server, run).fails(1, "could not be asked", "--judge-url", "what was judged is kept")
+    answers = kept(run, questions, "answers.jsonl")
+    (run / "judge" / questions.stem / "answers.jsonl").open("a").write('{"question_id": 1, "cut sho')
+    said = judge(questions, server, run)
+    assert said.code == 0, said.err
+    assert json.loads(said.out)[str(run)] == {"writing": 7.0, "maths": 5.0, "overall": pytest.approx(19 / 3)}
+    assert len(server.asked) == 4, "the first answer was judged once, the second tried twice"
+    for asked, line in zip(server.asked, [answers[0], answers[1], answers[1], answers[2]], strict=True):
+        assert line["answer"] in asked["messages"][-1]["content"]
+    judge(questions, server, run)
+    assert len(server.asked) == 4
+
+
+def test_an_answer_does_not_depend_on_where_a_session_was_cut(run: Path, questions: Path, server: Server) -> None:
+    judge(questions, server, run)
+    whole = kept(run, questions, "answers.jsonl")
+    path = run / "judge" / questions.stem / "answers.jsonl"
+    path.write_text(json.dumps(whole[0]) + "\n" + json.dumps(whole[1])[:-9])
+    judge(questions, server, run)
+    lines = path.read_text().splitlines()
+    assert [json.loads(line) for line in (lines[0], *lines[2:])] == whole
+
+
+def test_several_runs_are_rows_of_one_table(run: Path, questions: Path, server: Server, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.safetensors"
+    assert toast("export", "--run", run, "--what", "full", "--out", whole).code == 0
+    said = judge(questions, server, run, whole)
+    assert said.code == 0, said.err
+    assert set(json.loads(said.out)) == {str(run), str(whole)}
+    assert (tmp_path / "whole.safetensors.judge" / questions.stem / "judgements.jsonl").is_file()
+
+
+def test_wrong_questions_are_said(run: Path, server: Server, tmp_path: Path) -> None:
+    judge(tmp_path / "none.jsonl", server, run).fails(2, "no questions file")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question_id": 1, "text": "Fine."}\n{"question_id": 2}\n')
+    judge(bad, server, run).fails(1, "line 2 is not a question")
+    bad.write_text('{"question_id": 1, "text": "a"}\n{"question_id": 1, "text": "b"}\n')
+    judge(bad, server, run).fails(1, "an id twice")
+    toast("eval", "--run", run, "--run", run).fails(2, "--judge alone")
+    assert not server.asked
