@@ -1,7 +1,8 @@
-"""Batches of texts: token ids padded to the longest of their batch, or packed into full blocks."""
+"""Batches of texts: token ids padded to the longest of their batch, packed, or running on in equal blocks."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from toast_cli.errors import ToastError
 
 if TYPE_CHECKING:
     from toast_cli.backbone import Backbone
+    from toast_cli.data import plain_text
+    from toast_cli.data.plain_text import Documents
     from toast_cli.data.source import Asked
     from toast_cli.data.text import TextOptions, TextSplit
     from toast_cli.recipe.schema import Recipe
@@ -62,12 +65,7 @@ def text_batches(split: TextSplit, recipe: Recipe, backbone: Backbone, asked: As
         ToastError: the backbone has no tokenizer, or no text leaves anything to learn.
     """
     options: TextOptions = recipe.dataset  # type: ignore[assignment]
-    tokenizer = backbone.tokenizer
-    if tokenizer is None:
-        raise ToastError(
-            f"There is no tokenizer beside '{recipe.backbone.name}'.",
-            what_to_do="Give a folder that holds model and tokenizer.",
-        )
+    tokenizer = require_tokenizer(recipe, backbone)
     texts, cut, empty = [], 0, 0
     for index in range(len(split)):
         ids, labels = tokens(split.load(index).turns, tokenizer, options.template)
@@ -92,6 +90,66 @@ def text_batches(split: TextSplit, recipe: Recipe, backbone: Backbone, asked: As
         notes.append(f"Packed into {len(texts):,} blocks of at most {options.max_tokens} tokens.")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     return TextLoader(texts, tuple(notes), pad, recipe.seed, asked)
+
+
+def block_batches(split: Documents, recipe: Recipe, backbone: Backbone, asked: Asked) -> TextLoader:
+    """`input_ids`, `attention_mask` and `labels`, all `[B, block_tokens]`: running text, every token learned.
+
+    Documents follow one another with the tokenizer's end between them, and see each other within a block.
+
+    Raises:
+        ToastError: the backbone has no tokenizer, or there is less text than one block.
+    """
+    options: plain_text.Options = recipe.dataset  # type: ignore[assignment]
+    tokenizer = require_tokenizer(recipe, backbone)
+    length = options.block_tokens
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stream = array("i")
+    for first in range(0, len(split), 1000):  # many at once: fast tokenizers then use every core
+        for ids in tokenizer(list(split.texts[first : first + 1000]), add_special_tokens=False).input_ids:
+            stream.extend([*start, *ids, *end])
+    count = len(stream) // length
+    if not count:
+        raise ToastError(
+            f"{len(split):,} documents are {len(stream):,} tokens, less than one block of {length}.",
+            what_to_do="Lower dataset.block_tokens, or give more text.",
+        )
+    left = len(stream) - count * length
+    note = f"{len(split):,} documents are {count:,} blocks of {length} tokens; the last {left:,} tokens fill none."
+    return TextLoader(Blocks(stream, length, count), (note,), 0, recipe.seed, asked)
+
+
+@dataclass(frozen=True)
+class Blocks(Sequence[Tokenized]):
+    """Equal stretches of one long row of tokens, cut out when they are asked for."""
+
+    stream: array[int]
+    length: int
+    blocks: int
+
+    def __len__(self) -> int:
+        return self.blocks
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self.blocks:
+            raise IndexError(index)
+        ids = self.stream[index * self.length : (index + 1) * self.length].tolist()
+        return Tokenized(ids, ids, list(range(self.length)))
+
+
+def require_tokenizer(recipe: Recipe, backbone: Backbone) -> Any:
+    """The backbone's tokenizer.
+
+    Raises:
+        ToastError: it has none.
+    """
+    if backbone.tokenizer is None:
+        raise ToastError(
+            f"There is no tokenizer beside '{recipe.backbone.name}'.",
+            what_to_do="Give a folder that holds model and tokenizer.",
+        )
+    return backbone.tokenizer
 
 
 def packed(texts: Sequence[Tokenized], length: int) -> list[Tokenized]:
