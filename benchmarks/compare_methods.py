@@ -47,7 +47,7 @@ def main() -> None:
         cells = [
             method,
             f"{runs[0]['trained_parameters']:,}",
-            f"{runs[0]['flops_per_image'] / runs[0]['flops_per_image_plain']:.2f} ×",
+            f"{runs[0]['flops'] / runs[0]['flops_plain']:.2f} ×",
             spread([run["validation"]["accuracy"] for run in runs]),
             spread([run["test"]["accuracy"] for run in runs]),
             *(

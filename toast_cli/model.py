@@ -114,8 +114,8 @@ def count(tensors: Iterable[Tensor]) -> int:
 
 
 @torch.no_grad()
-def flops_per_image(model: Model) -> tuple[int, int]:
-    """Floating-point operations for one image, counted: the model's, and the plain backbone's."""
+def flops(model: Model) -> dict[str, Any]:
+    """Floating-point operations per image (or token), counted: the model's and the plain backbone's."""
     was_training = model.training
     model.eval()
     example = send_to_device(model.backbone.example(1), next(model.parameters()).device)
@@ -124,4 +124,9 @@ def flops_per_image(model: Model) -> tuple[int, int]:
     with FlopCounterMode(display=False) as plain:
         one_pass(model.backbone, example)
     model.train(was_training)
-    return own.get_total_flops(), plain.get_total_flops()
+    unit, units = ("token", example["input_ids"].numel()) if model.backbone.preprocessing is None else ("image", 1)
+    return {
+        "flops": own.get_total_flops() // units,
+        "flops_plain": plain.get_total_flops() // units,
+        "flops_per": unit,
+    }

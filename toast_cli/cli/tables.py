@@ -16,8 +16,8 @@ def results_table(title: str, results: Mapping[str, Any]) -> Table:
     if "trained_parameters" in results:
         table.add_row("trained parameters", f"{results['trained_parameters']:,}")
         table.add_row("of all parameters", f"{results['trained_parameters'] / results['total_parameters']:.2%}")
-        own, plain = results["flops_per_image"], results["flops_per_image_plain"]
-        table.add_row("FLOPs per image", f"{own:.3g} ({own / plain:.2f} × plain)")
+        own, plain = results["flops"], results["flops_plain"]
+        table.add_row(f"FLOPs per {results['flops_per']}", f"{own:.3g} ({own / plain:.2f} × plain)")
     if results.get("selected_epoch") is not None:
         table.add_row("epoch kept", str(results["selected_epoch"]))
     for split in ("train", "validation", "test"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,17 +81,21 @@ def _dry_run(recipe: Any, as_json: bool) -> None:
     batches = session.batches("train", train=True)
     batch = next(iter(batches))
     shapes = {name: list(tensor.shape) for name, tensor in batch.items()}
+    memory = session.memory(batches)
     samples = {name: len(split) for name, split in session.data.splits.items()}
     if as_json:
-        print_json({"recipe": recipe.model_dump(mode="json"), **sizes, "first_batch": shapes, "samples": samples})
+        found = {**sizes, "memory": asdict(memory), "first_batch": shapes, "samples": samples}
+        print_json({"recipe": recipe.model_dump(mode="json"), **found})
         return
     say(to_yaml(recipe))
-    own, plain = sizes["flops_per_image"], sizes["flops_per_image_plain"]
+    own, plain = sizes["flops"], sizes["flops_plain"]
     lines = [
         "samples: " + ", ".join(f"{count:,} {name}" for name, count in samples.items()),
         *([f"classes: {len(session.data.classes)}"] if session.data.classes else []),
         f"trainable parameters: {sizes['trained_parameters']:,} of {sizes['total_parameters']:,}",
-        f"FLOPs per image: {own:.4g}, {own / plain:.2f} × the plain backbone's {plain:.4g}",
+        f"FLOPs per {sizes['flops_per']}: {own:.4g}, {own / plain:.2f} × the plain backbone's {plain:.4g}",
+        str(memory),
+        *([warning] if (warning := memory.warning(session.accelerator.device)) else []),
         f"first batch: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}",
         "Nothing was trained or written (--dry-run).",
     ]

@@ -17,7 +17,7 @@ from accelerate.utils import send_to_device, set_seed
 
 from toast_cli import __version__, registry
 from toast_cli.data.source import Asked, Batches, DataSet
-from toast_cli.model import Model, build_model, count, flops_per_image, method_of
+from toast_cli.model import Model, build_model, count, flops, method_of
 from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
@@ -29,6 +29,7 @@ from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.devices import make_accelerator
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.loop import fit
+from toast_cli.training.memory import Memory, estimate
 from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.tensorboard import metrics_logger
@@ -70,14 +71,16 @@ class Session:
         return self.model.backbone.has_attention and self.data.splits[split].has_masks
 
     def sizes(self) -> dict[str, Any]:
-        """Trainable and total parameters, and counted FLOPs per image against the plain backbone."""
-        own, plain = flops_per_image(self.model)
+        """Trainable and total parameters, and counted FLOPs against the plain backbone."""
         return {
             "trained_parameters": count(self.model.trained().values()),
             "total_parameters": count(self.model.parameters()),
-            "flops_per_image": own,
-            "flops_per_image_plain": plain,
+            **flops(self.model),
         }
+
+    def memory(self, batches: Batches) -> Memory:
+        """What a training step on such batches will hold; takes one batch."""
+        return estimate(self.model, self.recipe.training, next(iter(batches)), self.accelerator)
 
 
 def open_data(recipe: Recipe) -> DataSet:
@@ -132,6 +135,9 @@ def tune(recipe: Recipe, output_dir: Path | None, reporter: Reporter) -> tuple[R
     folder.write_environment(environment(accelerator))
     backbone_fingerprint = fingerprint(model.backbone.module)
     start_feedback(session, reporter)
+    memory = session.memory(train)
+    for message in filter(None, (str(memory), memory.warning(accelerator.device))):
+        reporter.message(message)
     with metrics_logger(folder, recipe.training.tensorboard) as log:
         best = fit(
             model,
