@@ -120,6 +120,13 @@ class Trace:
     outputs: list[Tensor] = field(default_factory=list)
     attention: dict[int, Tensor] = field(default_factory=dict)
 
+    def take(self, other: Trace) -> None:
+        """Remember what another trace saw of earlier levels, as far as it was asked for here too."""
+        if self.levels:
+            self.inputs.extend(other.inputs)
+            self.outputs.extend(other.outputs)
+        self.attention.update({index: map for index, map in other.attention.items() if index in self.attention_of})
+
 
 class Backbone(ABC):
     """A frozen network that can run twice.
@@ -158,6 +165,13 @@ class Backbone(ABC):
     @abstractmethod
     def leave(self, state: State) -> Readout:
         """Turn the last hidden state into `z` and the pooled features."""
+
+    def tap(self, state: State) -> Readout:
+        """What selection looks at where the first pass ends before the last level (early feedback, section 5).
+
+        The pooled features are not asked for. As it is here, whatever ends the whole network ends the stretch too.
+        """
+        return self.leave(state)
 
     @abstractmethod
     def grid(self, inputs: Any) -> tuple[int, int]:

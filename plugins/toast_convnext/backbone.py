@@ -66,6 +66,10 @@ class ConvNeXtBackbone(Backbone):
         compared = head.norm(z) if hasattr(head, "norm") else normed
         return Readout(z=z, compared=compared, pooled=self.module.forward_head(normed, pre_logits=True))
 
+    def tap(self, state: State) -> Readout:
+        """A stage's map as it is: the final norm is for the last stage's channels alone."""
+        return Readout(z=state.hidden, compared=state.hidden, pooled=state.hidden)
+
     def stock(self, inputs: Tensor) -> Tensor:
         """timm's own forward pass up to the pooled features `[B, d]`."""
         return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)

@@ -76,6 +76,27 @@ def test_feedback_from_z_has_the_shape_of_every_level_it_steers(backbone: Backbo
     assert passes.similarity.min() >= 0 and passes.similarity.max() <= 1
 
 
+@pytest.mark.parametrize("kind", ["early", "late"])
+@torch.no_grad()
+def test_early_and_late_feedback_steer_their_levels_and_no_other(backbone: Backbone, kind: str) -> None:
+    inputs, middle, count = inputs_of(backbone), len(backbone.levels) // 2, len(backbone.levels)
+    steering = Steering(backbone, range(middle) if kind == "early" else range(middle, count))
+    first, last = Trace(levels=True), Trace(levels=True)
+    passes = two_passes(backbone, steering, inputs, first, last)
+    assert passes.signals is not None and passes.last.pooled.shape == plain(backbone, inputs).pooled.shape
+    assert [index for index, signal in enumerate(passes.signals) if signal is not None] == list(steering.levels)
+    # The same again by hand: every level run in both passes, nothing shared and nothing left out.
+    whole = Trace(levels=True)
+    backbone.leave(backbone.run(backbone.enter(inputs), trace=whole))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(first.outputs, whole.outputs, strict=True))
+    steered = Trace(levels=True)
+    by_hand = backbone.leave(backbone.run(backbone.enter(inputs), passes.signals, trace=steered))
+    assert torch.equal(passes.last.pooled, by_hand.pooled)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(last.outputs, steered.outputs, strict=True))
+    for index in range(steering.levels.start):
+        assert torch.equal(last.outputs[index], whole.outputs[index])
+
+
 @torch.no_grad()
 def test_a_signal_at_one_level_changes_that_level_and_none_before(backbone: Backbone) -> None:
     inputs = inputs_of(backbone)

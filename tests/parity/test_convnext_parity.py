@@ -51,7 +51,7 @@ def run(weights: dict[str, Tensor], image: Tensor, labels: Tensor, dtype: torch.
     loss = F.cross_entropy(logits, labels)
     loss.backward()
     assert passes.similarity is not None and passes.selected is not None and passes.signals is not None
-    reconstruction = torch.stack(reconstruction_losses(steering.feedback, trace)).sum()
+    reconstruction = torch.stack(reconstruction_losses(steering, trace)).sum()
     ours: dict[str, Tensor | None] = {
         "first_pass_map": passes.first.z,
         "first.features": passes.first.z,

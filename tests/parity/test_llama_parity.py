@@ -105,9 +105,8 @@ def run(
         "second.normed": passes.last.pooled,
         "second.logits": logits,
         "ce": loss,
-        "var_loss.sum": 0.01 * torch.stack(reconstruction_losses(steering.feedback, trace)).sum(),
-        "var_loss.real_tokens_only": 0.01
-        * torch.stack(reconstruction_losses(steering.feedback, trace, passes.last.real)).sum(),
+        "var_loss.sum": 0.01 * torch.stack(reconstruction_losses(steering, trace)).sum(),
+        "var_loss.real_tokens_only": 0.01 * torch.stack(reconstruction_losses(steering, trace, passes.last.real)).sum(),
         **{f"td.{index}": signal for index, signal in enumerate(passes.signals)},
         **{f"grad.model.{name}": gradient for name, gradient in gradients.items()},
     }

@@ -83,7 +83,7 @@ def run(
         "second_pass_tokens": passes.last.z,
         "logits": logits,
         "loss": loss,
-        "reconstruction_loss_unweighted": torch.stack(reconstruction_losses(steering.feedback, trace)).sum(),
+        "reconstruction_loss_unweighted": torch.stack(reconstruction_losses(steering, trace)).sum(),
         "grad.prompt": steering.selection.xi.grad,
         "grad.top_down_transform": steering.selection.P.grad.T,
         "grad.head.weight": head.weight.grad,

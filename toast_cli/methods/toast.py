@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from toast_cli.errors import UsageError
 from toast_cli.methods.base import Method
-from toast_cli.methods.feedback_start import FeedbackOptions, start_feedback, start_images
+from toast_cli.methods.feedback import (
+    FeedbackOptions,
+    make_steering,
+    start_feedback,
+    start_images,
+    trained_selection,
+)
 
 if TYPE_CHECKING:
     from toast_cli.backbone import Backbone
@@ -21,17 +28,30 @@ class Options(FeedbackOptions):
     train_A: bool = Field(
         True, description="train every A_l; false, with train_P=false, gives the LLaMA counts of the paper's tables"
     )
+    channel_selection: bool = Field(
+        True,
+        description="false freezes P and the whole feedback path: table 7's ablation, for a path that was pre-tuned",
+    )
 
 
 def build(options: Options, backbone: Backbone) -> Adapted:
-    """Xi and every `B_l`, and every `A_l` and P unless told otherwise, are trained."""
-    from toast_cli.methods.adapted import Adapted
-    from toast_cli.steering.steering import Steering
+    """Xi and every `B_l`, and every `A_l` and P unless told otherwise, are trained.
 
-    steering = Steering(backbone)
-    selection = [steering.selection.xi, *([steering.selection.P] if options.train_P else [])]
+    Raises:
+        UsageError: the backbone has no such level, or a path that starts at zero would be frozen.
+    """
+    from toast_cli.methods.adapted import Adapted
+
+    if not options.channel_selection and options.start == "least-squares":
+        raise UsageError(
+            "channel_selection: false freezes the feedback path, and the least-squares start leaves it at zero.",
+            what_to_do="Use method.start=random, or a pre-tuned path.",
+        )
+    steering = make_steering(options, backbone)
+    if not options.channel_selection:
+        return Adapted(backbone, [steering.selection.xi] if options.token_selection else [], steering)
     feedback = steering.feedback if options.train_A else steering.feedback.B
-    return Adapted(backbone, [*selection, *feedback.parameters()], steering)
+    return Adapted(backbone, [*trained_selection(options, steering), *feedback.parameters()], steering)
 
 
 METHOD = Method(Options, build, start_feedback, start_images)

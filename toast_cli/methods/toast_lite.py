@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from toast_cli.methods.base import Method
-from toast_cli.methods.feedback_start import FeedbackOptions, start_feedback, start_images
+from toast_cli.methods.feedback import (
+    FeedbackOptions,
+    make_steering,
+    start_feedback,
+    start_images,
+    trained_selection,
+)
 
 if TYPE_CHECKING:
     from toast_cli.backbone import Backbone
@@ -26,12 +32,10 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     """Xi, the factors on every `A_l` and `B_l`, and P unless told otherwise, are trained."""
     from toast_cli.methods.adapted import Adapted
     from toast_cli.steering.lite import add_low_rank
-    from toast_cli.steering.steering import Steering
 
-    steering = Steering(backbone)
+    steering = make_steering(options, backbone)
     factors = add_low_rank(steering.feedback, options.rank, options.alpha)
-    selection = [steering.selection.xi, *([steering.selection.P] if options.train_P else [])]
-    return Adapted(backbone, [*selection, *factors], steering)
+    return Adapted(backbone, [*trained_selection(options, steering), *factors], steering)
 
 
 METHOD = Method(Options, build, start_feedback, start_images)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbone import Backbone, Level, Readout, Trace
+from toast_cli.backbone import Backbone, Level, Trace
 from toast_cli.errors import ToastError
 from toast_cli.steering.feedback import base_weight
-from toast_cli.steering.steering import Steering
+from toast_cli.steering.steering import Steering, first_pass
 
 RIDGE = 1e-3
 """lambda, relative to the mean squared activation of the level's output."""
@@ -67,12 +67,14 @@ def least_squares_start(steering: Steering, backbone: Backbone, batches: Iterabl
     Raises:
         ToastError: no input came, or an activation is not finite.
     """
-    moments = [_Moments() for _ in backbone.levels]
+    steered = slice(steering.levels.start, steering.levels.stop)
+    moments = [_Moments() for _ in steering.levels]
     directions: Tensor | float = 0.0
     for inputs in batches:
         trace = Trace(levels=True)
-        first: Readout = backbone.leave(backbone.run(backbone.enter(inputs), trace=trace))
-        for moment, level, h, o in zip(moments, backbone.levels, trace.inputs, trace.outputs, strict=True):
+        _, first = first_pass(backbone, steering.levels, inputs, (trace,))
+        seen = (backbone.levels[steered], trace.inputs[steered], trace.outputs[steered])
+        for moment, level, h, o in zip(moments, *seen, strict=True):
             if level.undo == "deconvolution":
                 h = _patches(h, o, level)
             moment.add(_rows(o, backbone.channel_dim, first.real), _rows(h, backbone.channel_dim, first.real))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from toast_cli.backbone import Trace
-from toast_cli.steering.feedback import FeedbackPath
+from toast_cli.steering.steering import Steering
 
 WEIGHT = 0.03
 """Weight of the sum over levels beside the task loss (appendix A.2)."""
@@ -21,16 +21,19 @@ def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a[both], b[both]
 
 
-def reconstruction_losses(feedback: FeedbackPath, trace: Trace, real: Tensor | None = None) -> list[Tensor]:
-    """`mse(A_l(stopgrad(output_l)), stopgrad(input_l))` for every level, first level first.
+def reconstruction_losses(steering: Steering, trace: Trace, real: Tensor | None = None) -> list[Tensor]:
+    """`mse(A_l(stopgrad(output_l)), stopgrad(input_l))` for every steered level, first level first.
 
     Args:
-        feedback: the feedback path; only its `A_l` receive gradients.
-        trace: the second pass, run with `levels=True`.
+        steering: its `A_l` alone receive gradients.
+        trace: a pass over all levels, run with `levels=True`.
         real: `[B, N]`, False on padding, which then does not count; None where there is none.
     """
     losses = []
-    for A_l, output, level_input in zip(feedback.A, trace.outputs, trace.inputs, strict=True):
+    steered = slice(steering.levels.start, steering.levels.stop)
+    for A_l, output, level_input in zip(
+        steering.feedback.A, trace.outputs[steered], trace.inputs[steered], strict=True
+    ):
         rebuilt, target = overlap(A_l(output.detach()), level_input.detach())
         squared = (rebuilt - target) ** 2
         losses.append(squared.mean() if real is None else squared[real].mean())

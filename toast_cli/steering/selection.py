@@ -18,11 +18,13 @@ class Selection(nn.Module):
     Args:
         width: d, the channels of `z`.
         channel_dim: where the channels of `z` are: -1 for tokens `[B, N, d]`, 1 for maps `[B, d, H, W]`.
+        by_token: False sets every `m_i` to 1, so that xi has no part (an ablation of table 7).
     """
 
-    def __init__(self, width: int, channel_dim: int = -1) -> None:
+    def __init__(self, width: int, channel_dim: int = -1, *, by_token: bool = True) -> None:
         super().__init__()
         self.channel_dim = channel_dim
+        self.by_token = by_token
         self.xi = nn.Parameter(torch.empty(width).normal_(std=0.02))
         self.P = nn.Parameter(torch.eye(width))
 
@@ -30,6 +32,7 @@ class Selection(nn.Module):
         """The similarity map m (`z` without its channels: `[B, N]` or `[B, H, W]`) and the selection s (as `z`)."""
         compared = first.compared.movedim(self.channel_dim, -1)
         m = F.cosine_similarity(compared, self.xi, dim=-1).clamp(0, 1)
+        m = m if self.by_token else torch.ones_like(m)
         z = first.z.movedim(self.channel_dim, -1)
         s = F.linear(m.unsqueeze(-1) * z, self.P)
         return m, s.movedim(-1, self.channel_dim)

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toast_cli.backbone import Backbone, Readout, Trace
+from toast_cli.backbone import Backbone, Readout, State, Trace
 from toast_cli.steering.feedback import FeedbackPath
 from toast_cli.steering.selection import Selection
 
 
 class Steering(nn.Module):
-    """Everything TOAST trains besides the head: xi, P, and the `A_l`, `B_l` of the feedback path."""
+    """Everything TOAST trains besides the head: xi, P, and the `A_l`, `B_l` of the feedback path.
 
-    def __init__(self, backbone: Backbone) -> None:
+    Args:
+        backbone: what is steered.
+        levels: the levels that receive a signal, counted from 0; left out, all of them. Where they end before the
+            last level, z is taken there (early feedback, section 5); where they begin after the first, both passes
+            share what comes before (late feedback).
+        token_selection: False leaves every token its full weight (the ablation of table 7).
+    """
+
+    def __init__(self, backbone: Backbone, levels: range | None = None, *, token_selection: bool = True) -> None:
         super().__init__()
-        self.selection = Selection(backbone.width, backbone.channel_dim)
-        self.feedback = FeedbackPath(backbone.levels)
+        self.levels = range(len(backbone.levels)) if levels is None else levels
+        steered = backbone.levels[self.levels.start : self.levels.stop]
+        self.selection = Selection(steered[-1].width_out, backbone.channel_dim, by_token=token_selection)
+        self.feedback = FeedbackPath(steered)
 
 
 @dataclass
@@ -27,20 +38,49 @@ class Passes:
     """What came out of one or two passes.
 
     `last` is the pass whose features count, `first` the plain one (the same object where there is only one).
-    `similarity` (`[B, N]` or `[B, H, W]`, 0 to 1), `selected` and `signals` are None without a second pass.
+    `similarity` (`[B, N]` or `[B, H, W]`, 0 to 1), `selected` and `signals` (one per level, None where it is not
+    steered) are None without a second pass.
     """
 
     first: Readout
     last: Readout
     similarity: Tensor | None = None
     selected: Tensor | None = None
-    signals: list[Tensor] | None = None
+    signals: list[Tensor | None] | None = None
 
 
 def one_pass(backbone: Backbone, inputs: Any, trace: Trace | None = None) -> Passes:
     """A plain forward pass of the backbone."""
     readout = backbone.leave(backbone.run(backbone.enter(inputs), trace=trace))
     return Passes(readout, readout)
+
+
+def first_pass(
+    backbone: Backbone, levels: range, inputs: Any, traces: Sequence[Trace | None] = ()
+) -> tuple[State, Readout]:
+    """The plain pass as far as selection needs it.
+
+    Args:
+        backbone: what is run.
+        levels: those that will be steered.
+        inputs: what the backbone takes.
+        traces: the first pass's, and the second's, which is given what both passes share.
+
+    Returns:
+        The state before the first steered level, and what came out after the last.
+    """
+    both = [trace for trace in traces if trace is not None]
+    own = traces[0] if traces else None
+    common = Trace(any(trace.levels for trace in both), frozenset().union(*(trace.attention_of for trace in both)))
+    shared = backbone.run(backbone.enter(inputs), last=levels.start, trace=common)
+    for trace in both:
+        trace.take(common)
+    end = backbone.run(shared, first=levels.start, last=levels.stop, trace=own)
+    if levels.stop == len(backbone.levels):
+        return shared, backbone.leave(end)
+    if own is not None:
+        backbone.run(end, first=levels.stop, trace=own)  # for the picture alone
+    return shared, backbone.tap(end)
 
 
 def two_passes(
@@ -52,12 +92,14 @@ def two_passes(
 ) -> Passes:
     """Look, select, feed back, look again.
 
-    The first pass depends on nothing that is trained, so it keeps no graph; embedding the input is shared.
+    The first pass depends on nothing that is trained, so it keeps no graph; what comes before the first steered level
+    is shared.
     """
+    levels = steering.levels
     with torch.no_grad():
-        entered = backbone.enter(inputs)
-        first = backbone.leave(backbone.run(entered, trace=first_trace))
+        shared, first = first_pass(backbone, levels, inputs, (first_trace, last_trace))
     similarity, selected = steering.selection(first)
-    signals = steering.feedback(selected)
-    last = backbone.leave(backbone.run(backbone.again(entered, inputs), signals, trace=last_trace))
-    return Passes(first, last, similarity, selected, signals)
+    fed_back = steering.feedback(selected)
+    signals = [None] * levels.start + fed_back + [None] * (len(backbone.levels) - levels.stop)
+    state = backbone.run(backbone.again(shared, inputs), signals, first=levels.start, trace=last_trace)
+    return Passes(first, backbone.leave(state), similarity, selected, signals)

@@ -45,8 +45,8 @@ def test_it_does_not_matter_how_the_images_are_batched(tiny_vit: VitBackbone, im
 
 def test_it_rebuilds_inputs_better_than_the_random_start_at_every_level(tiny_vit: VitBackbone, images: Tensor) -> None:
     trace = activations(tiny_vit, images)
-    random = reconstruction_losses(Steering(tiny_vit).double().feedback, trace)
-    solved = reconstruction_losses(started(tiny_vit, images, batch=8).feedback, trace)
+    random = reconstruction_losses(Steering(tiny_vit).double(), trace)
+    solved = reconstruction_losses(started(tiny_vit, images, batch=8), trace)
     assert all(after < 0.5 * before for after, before in zip(solved, random, strict=True))
 
 

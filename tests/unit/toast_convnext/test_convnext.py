@@ -91,8 +91,8 @@ def test_least_squares_rebuilds_better_than_random_where_strides_leave_something
     backbone.run(backbone.enter(images), trace=trace)
     random, solved = steered(backbone), Steering(backbone)
     least_squares_start(solved, backbone, [images])
-    before = reconstruction_losses(random.feedback, trace)
-    after = reconstruction_losses(solved.feedback, trace)
+    before = reconstruction_losses(random, trace)
+    after = reconstruction_losses(solved, trace)
     assert all(a < b for a, b in zip(after, before, strict=True))
 
 

@@ -20,22 +20,26 @@ PROMPTS = torch.tensor([[0, 0, 5, 11, 2], [7, 8, 9, 10, 11]])
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 
 
-@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3"])
-def writer(request: pytest.FixtureRequest) -> TwoPassLanguageModel:
+def writer_of(kind: str, levels: range | None = None) -> TwoPassLanguageModel:
     torch.manual_seed(0)
-    name = f"llama:{MODELS / request.param}"
+    name = f"llama:{MODELS / kind}"
     card = registry.backbone_card(name)
     backbone = card.build(card.options(name=name, weights="none"))
     for parameter in backbone.module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # sharp enough that every token matters
     backbone.module.eval().requires_grad_(False)
-    steering = Steering(backbone)
+    steering = Steering(backbone, levels)
     for parameter in steering.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     steering.requires_grad_(False)
     tokens = backbone.leave(backbone.run(backbone.enter({"input_ids": PROMPTS}))).compared
     steering.selection.xi.copy_(torch.nn.functional.normalize(tokens, dim=-1).mean(dim=(0, 1)))
     return backbone.generator(lambda inputs: two_passes(backbone, steering, inputs).last.pooled)
+
+
+@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3"])
+def writer(request: pytest.FixtureRequest) -> TwoPassLanguageModel:
+    return writer_of(request.param)
 
 
 def write(writer: TwoPassLanguageModel, **settings: Any) -> Tensor:
@@ -54,6 +58,13 @@ def test_two_caches_write_what_recomputing_from_scratch_writes(
 ) -> None:
     kept, recomputed = write(writer, **settings), write(writer, use_cache=False, **settings)
     assert torch.equal(kept, recomputed)
+
+
+@pytest.mark.parametrize("levels", [range(1), range(1, 2)], ids=["early", "late"])
+@pytest.mark.parametrize("settings", [{"do_sample": False}, {"num_beams": 3}], ids=["greedy", "beams"])
+def test_early_and_late_feedback_keep_their_caches_too(levels: range, settings: dict[str, Any]) -> None:
+    writer = writer_of("llama", levels)
+    assert torch.equal(write(writer, **settings), write(writer, use_cache=False, **settings))
 
 
 def test_the_caches_of_both_passes_grow_together_and_hold_different_values(writer: TwoPassLanguageModel) -> None:

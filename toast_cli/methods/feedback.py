@@ -1,0 +1,82 @@
+"""What every method with a feedback path shares: which levels it steers, how the path starts, whether P is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from toast_cli.errors import UsageError
+from toast_cli.options import Named
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+
+    from toast_cli.backbone import Backbone
+    from toast_cli.methods.adapted import Adapted
+    from toast_cli.steering.steering import Steering
+
+
+class FeedbackOptions(Named):
+    """Which levels are steered, how the feedback path starts, and what of the selection is trained."""
+
+    feedback: Literal["full", "early", "late"] = Field(
+        "full",
+        description="full: from the last level to all; early: from feedback_level to those before it; late: from the "
+        "last to those after feedback_level (section 5)",
+    )
+    feedback_level: int | None = Field(
+        None, ge=1, description="early: levels of the first pass; late: levels that both passes share; left out: half"
+    )
+    token_selection: bool = Field(True, description="weigh tokens by their similarity to xi; false: table 7's ablation")
+
+    train_P: bool = Field(
+        True,
+        description="train the channel transform P (the paper's text); false gives the counts of the paper's tables",
+    )
+    start: Literal["random", "least-squares"] = Field(
+        "least-squares",
+        description="random: normal, 0.02, as the authors; least-squares: A rebuilds each level's input (ours)",
+    )
+    start_images: int = Field(512, ge=1, description="training images that the least-squares start looks at")
+
+
+def make_steering(options: FeedbackOptions, backbone: Backbone) -> Steering:
+    """Selection and feedback path for the levels that the options name.
+
+    Raises:
+        UsageError: the backbone has no such level.
+    """
+    from toast_cli.steering.steering import Steering
+
+    count = len(backbone.levels)
+    middle = options.feedback_level or count // 2
+    if options.feedback == "full" and options.feedback_level is not None:
+        raise UsageError("feedback_level goes with feedback: early or late.", what_to_do="Leave one of them out.")
+    if options.feedback != "full" and not 0 < middle < count:
+        raise UsageError(
+            f"There is no {options.feedback} feedback at level {middle} of {count}.",
+            what_to_do=f"Give method.feedback_level from 1 to {count - 1}.",
+        )
+    levels = {"full": range(count), "early": range(middle), "late": range(middle, count)}[options.feedback]
+    return Steering(backbone, levels, token_selection=options.token_selection)
+
+
+def trained_selection(options: FeedbackOptions, steering: Steering) -> list[Parameter]:
+    """Xi and P, as far as the options have them trained."""
+    selection = steering.selection
+    return [*([selection.xi] if options.token_selection else []), *([selection.P] if options.train_P else [])]
+
+
+def start_feedback(options: FeedbackOptions, adapted: Adapted, batches: Iterable[Any]) -> None:
+    """Give the feedback path its least-squares start; a random one was drawn when it was built."""
+    from toast_cli.steering.least_squares import least_squares_start
+
+    assert adapted.steering is not None
+    least_squares_start(adapted.steering, adapted.backbone, batches)
+
+
+def start_images(options: FeedbackOptions) -> int:
+    """How many training images the start needs."""
+    return options.start_images if options.start == "least-squares" else 0
