@@ -135,7 +135,8 @@ class Backbone(ABC):
     `channel_dim` is -1 for tokens and 1 for maps; the first `prefix_tokens` tokens (class token, registers) have no
     place in the image. A model that has attention to show sets `has_attention`. `preprocessing` is None for a backbone
     that does not look at images, `tokenizer` for one that does not read. With `checkpointing`, levels keep only their
-    input for the backward pass and are run again in it.
+    input for the backward pass and are run again in it. `adapter_targets` are the ends of the names of the layers that
+    low-rank factors go on unless told otherwise; where `takes_prompts`, tokens may be added behind the others.
     """
 
     module: nn.Module
@@ -148,6 +149,8 @@ class Backbone(ABC):
     prefix_tokens: int = 0
     has_attention: bool = False
     checkpointing: bool = False
+    adapter_targets: Sequence[str] = ()
+    takes_prompts: bool = False
 
     @abstractmethod
     def enter(self, inputs: Any) -> State:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from toast_cli import registry
 from toast_cli.backbone import Backbone, Trace
 from toast_cli.errors import UsageError
+from toast_cli.fingerprint import fingerprint
 from toast_cli.methods.adapted import Adapted
 from toast_cli.methods.base import Method
+from toast_cli.methods.injected import merged
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.steering import Passes, one_pass
 
@@ -27,14 +29,37 @@ NETWORK = "adapted.network."
 """Prefix of the backbone's own tensors within a model."""
 
 
-class Model(nn.Module):
-    """An adapted backbone and the head of what it learns."""
+@dataclass(frozen=True)
+class Stock:
+    """A backbone before anything was put on it: its fingerprint, and which tensors are its own."""
 
-    def __init__(self, adapted: Adapted, objective: Objective) -> None:
+    fingerprint: str
+    tensors: frozenset[int]
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> Stock:
+        """Take it down."""
+        tensors = (*backbone.module.parameters(), *backbone.module.buffers())
+        return cls(fingerprint(backbone.module), frozenset(map(id, tensors)))
+
+
+class Model(nn.Module):
+    """An adapted backbone and the head of what it learns.
+
+    Args:
+        adapted: the backbone with a method on it.
+        objective: what it learns.
+        stock: the backbone as it was before the method was put on it.
+    """
+
+    def __init__(self, adapted: Adapted, objective: Objective, stock: Stock) -> None:
         super().__init__()
         self.adapted = adapted
         self.objective = objective
         self.head = objective.head
+        self.backbone_fingerprint = stock.fingerprint
+        named = (*self.adapted.named_parameters(), *self.adapted.named_buffers())
+        self._added = frozenset(f"adapted.{name}" for name, tensor in named if id(tensor) not in stock.tensors)
 
     @property
     def backbone(self) -> Backbone:
@@ -58,14 +83,8 @@ class Model(nn.Module):
 
     def frozen_additions(self) -> dict[str, Tensor]:
         """What the method added but does not train; without it an adapter could not be rebuilt (Lite's path)."""
-        steering = self.adapted.steering
-        if steering is None:
-            return {}
-        return {
-            f"adapted.steering.{name}": weight
-            for name, weight in steering.named_parameters()
-            if not weight.requires_grad
-        }
+        state, trained = self.state_dict(), self.trained()
+        return {name: state[name] for name in sorted(self._added) if name in state and name not in trained}
 
     def network_tensors(self) -> dict[str, Tensor]:
         """The backbone's weights and buffers by their name in the model, each once even where two names are tied."""
@@ -91,9 +110,10 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
         chosen = {name: value for name in ("mean", "std") if (value := getattr(recipe.images, name)) is not None}
         backbone.preprocessing = replace(backbone.preprocessing, **chosen)
     backbone.checkpointing = recipe.training.checkpoint_gradients
+    stock = Stock.of(backbone)
     adapted = method_of(recipe).build(recipe.method, backbone)
     objective = registry.load(registry.TASKS, recipe.task.name).build(recipe.task, backbone, classes)
-    model = Model(adapted, objective)
+    model = Model(adapted, objective, stock)
     if not model.trained():
         raise UsageError(
             f"The method '{recipe.method.name}' trains nothing on {recipe.backbone.name} for {recipe.task.name}.",
@@ -106,6 +126,18 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
 def method_of(recipe: Recipe) -> Method:
     """The registered method that a recipe names."""
     return registry.load(registry.METHODS, recipe.method.name)
+
+
+def plain_network(model: Model) -> dict[str, Tensor]:
+    """The backbone's tensors under its library's own names, each once; what PEFT put in is worked into the weights.
+
+    Raises:
+        UsageError: what PEFT put in cannot be.
+    """
+    network = merged(model.backbone.module)
+    state = network.state_dict()
+    names = (name for name, _ in (*network.named_parameters(), *network.named_buffers()))
+    return {name: state[name] for name in names if name in state}
 
 
 def count(tensors: Iterable[Tensor]) -> int:

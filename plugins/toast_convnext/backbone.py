@@ -25,6 +25,7 @@ class ConvNeXtBackbone(Backbone):
     """
 
     channel_dim = 1
+    adapter_targets = ("mlp.fc1", "mlp.fc2")
     module: ConvNeXt
 
     def __init__(self, module: nn.Module, preprocessing: Preprocessing) -> None:

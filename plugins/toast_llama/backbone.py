@@ -74,6 +74,7 @@ class LlamaBackbone(Backbone):
     """
 
     has_attention = True
+    adapter_targets = ("q_proj", "v_proj")
     preprocessing = None
     module: PreTrainedModel
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 from transformers.utils import logging
 
 from toast_cli.errors import ToastError, UsageError
@@ -38,6 +40,8 @@ def build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOpt
         )
         return LlamaBackbone(module, _tokenizer(source) if architecture is None else None)
     place = source
+    if options.weights is not None and options.weights.endswith(".safetensors"):
+        return LlamaBackbone(_from_file(source, Path(options.weights).expanduser(), dtype), _tokenizer(source))
     if options.weights is not None:
         folder = Path(options.weights).expanduser()
         if not (folder / "config.json").is_file():
@@ -54,6 +58,22 @@ def build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOpt
     except Exception as error:  # the hub, a foreign folder and a damaged file fail in any way
         raise _unavailable(place, error) from error
     return LlamaBackbone(module, _tokenizer(place))
+
+
+def _from_file(source: str, file: Path, dtype: Any) -> PreTrainedModel:
+    """The source's architecture with the weights of one file, as 'toast export --what backbone' writes it."""
+    module = AutoModelForCausalLM.from_config(_config(source), dtype=None if dtype == "auto" else dtype)
+    try:
+        load_model(module, file)
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no weights file {file}.", what_to_do="Check --weights.") from error
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise ToastError(
+            f"{file} does not hold the weights of '{source}'.",
+            " ".join(str(error).split())[:300],
+            "Give the file that was exported from this model.",
+        ) from error
+    return module
 
 
 def _config(source: str) -> Any:

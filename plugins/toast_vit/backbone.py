@@ -65,6 +65,8 @@ class VitBackbone(Backbone):
     """
 
     has_attention = True
+    adapter_targets = ("qkv",)
+    takes_prompts = True
     module: VisionTransformer
 
     def __init__(

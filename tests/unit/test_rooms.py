@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-GROUND = {"errors", "options"}
+GROUND = {"errors", "options", "fingerprint"}
 DOORS = GROUND | {"registry", "backbone", "recipe"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "options": {"errors"},
+    "fingerprint": set(),
     "registry": {"errors", "backbone"},
     "backbone": GROUND,
     "recipe": GROUND | {"registry", "backbone"},
@@ -27,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judging": GROUND | {"data", "generation", "storage"},
     "attention": DOORS | {"steering", "data", "model", "storage"},
     "training": DOORS | {"steering", "methods", "tasks", "data", "model", "storage", "attention"},
-    "export": DOORS | {"model", "storage"},
+    "export": DOORS | {"steering", "model", "storage"},
     "cli": DOORS | {"storage", "attention", "training", "export", "generation", "judging", "data"},
     "toast_timm": {"errors", "options", "backbone"},
     "toast_vit": {"errors", "options", "backbone", "toast_timm"},

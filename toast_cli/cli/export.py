@@ -52,4 +52,4 @@ def export(
         print_json({"run": str(path), "file": str(target), "bytes": size, "largest_difference": difference})
         return
     say(f"{part} written: {target} ({size / 1e6:.2f} MB)")
-    say(f"Read back and compared: largest difference of logits {difference:.1e}")
+    say(f"Read back and compared: largest difference of outputs {difference:.1e}")

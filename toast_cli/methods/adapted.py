@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,31 +15,39 @@ from toast_cli.steering.steering import Passes, Steering, one_pass, two_passes
 class Adapted(nn.Module):
     """Runs the backbone once, or twice when there is a `steering`, and trains exactly the parameters it was given.
 
-    A backbone of which nothing is trained stays in evaluation mode whatever `train()` says: its stochastic depth and
-    dropout would otherwise make the two passes different random networks.
+    The backbone stays in evaluation mode whatever `train()` says: its stochastic depth and dropout would otherwise make
+    the two passes different random networks. Only `active` parts of it, which a method trains or put there, follow.
     """
 
-    def __init__(self, backbone: Backbone, trained: Iterable[nn.Parameter], steering: Steering | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        trained: Iterable[nn.Parameter],
+        steering: Steering | None = None,
+        active: Sequence[nn.Module] = (),
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.network = backbone.module
         self.steering = steering
+        self._active = tuple(active)
         self.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
-        self.backbone_is_trained = any(weight.requires_grad for weight in self.network.parameters())
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Adapted:
-        """Switch to training mode, but never a frozen backbone."""
+        """Switch to training mode, but of the backbone only its active parts."""
         super().train(mode)
-        if not self.backbone_is_trained:
-            self.network.eval()
+        self.network.eval()
+        for part in self._active:
+            part.train(mode)
         return self
 
     def forward(self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None) -> Passes:
         """Run the pass or passes; a single pass fills `first_trace`."""
         if self.steering is not None:
             return two_passes(self.backbone, self.steering, inputs, first_trace, last_trace)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_is_trained):
+        changes = any(weight.requires_grad for weight in self.network.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and changes):
             return one_pass(self.backbone, inputs, first_trace)

@@ -24,7 +24,7 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     """Every parameter of the backbone is trained."""
     from toast_cli.methods.adapted import Adapted
 
-    return Adapted(backbone, backbone.module.parameters())
+    return Adapted(backbone, backbone.module.parameters(), active=[backbone.module])
 
 
 METHOD = Method(Options, build)

@@ -103,7 +103,11 @@ class Draft:
         self.places = {known: place for known, place in self.places.items() if known[: len(loc)] != loc}
 
 
+ARGUMENTS = {"dataset": "path", "method": "kind"}
+"""What stands after the colon of a section's shorthand; in any other section the whole is the name (`vit:MODEL`)."""
+
+
 def named(section: str, choice: str) -> dict[str, str]:
-    """What a section's shorthand stands for; `folder:PATH` is a data set with a path, `vit:MODEL` all name."""
-    name, colon, path = choice.partition(":")
-    return {"name": name, "path": path} if section == "dataset" and colon else {"name": choice}
+    """What a section's shorthand stands for: `folder:PATH` is a data set with a path, `peft:dora` a method's kind."""
+    name, colon, argument = choice.partition(":")
+    return {"name": name, ARGUMENTS[section]: argument} if section in ARGUMENTS and colon else {"name": choice}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ from torch import Tensor
 
 from toast_cli import __version__
 from toast_cli.errors import ToastError, UsageError
-from toast_cli.model import NETWORK, Model, build_model, count
+from toast_cli.model import Model, build_model, count
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
-from toast_cli.storage.fingerprint import fingerprint
 
 FORMAT = 1
 TRAINED = "adapter_model.safetensors"
@@ -32,13 +31,17 @@ CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Everything about an adapter that is not a tensor. `classes` are in the order of the logits."""
+    """Everything about an adapter that is not a tensor.
+
+    `classes` are in the order of the logits; a `whole` one holds every tensor of the backbone, too.
+    """
 
     recipe: dict[str, Any]
     classes: tuple[str, ...]
     preprocessing: dict[str, Any] | None
     backbone_fingerprint: str
     trained_parameters: int
+    whole: bool = False
     format: int = FORMAT
     toast_version: str = __version__
 
@@ -54,14 +57,15 @@ class Loaded:
     path: Path
 
 
-def describe(model: Model, recipe: Recipe, classes: tuple[str, ...], backbone_fingerprint: str) -> AdapterConfig:
-    """The configuration of a model's adapter; the fingerprint is of the backbone before training."""
+def describe(model: Model, recipe: Recipe, classes: tuple[str, ...]) -> AdapterConfig:
+    """The configuration of a model's adapter."""
     return AdapterConfig(
         recipe=recipe.model_dump(mode="json"),
         classes=classes,
         preprocessing=asdict(model.backbone.preprocessing) if model.backbone.preprocessing else None,
-        backbone_fingerprint=backbone_fingerprint,
+        backbone_fingerprint=model.backbone_fingerprint,
         trained_parameters=count(model.trained().values()),
+        whole=model.network_tensors().keys() <= {*model.trained(), *model.frozen_additions()},
     )
 
 
@@ -87,6 +91,7 @@ def save_file(
     tensors: dict[str, Tensor] = {**model.trained(), **model.frozen_additions()}
     if with_backbone:
         tensors |= model.network_tensors()
+        config = replace(config, whole=True)
     tensors = {name: cast(tensor) for name, tensor in tensors.items()}
     write_tensors(path, tensors, {"toast": json.dumps(asdict(config), ensure_ascii=False)})
 
@@ -102,12 +107,12 @@ def load(path: Path, weights: str | None = None) -> Loaded:
     """
     config, tensors = read(path)
     recipe = build_recipe(config.recipe, {}, origin=str(path))
-    whole = any(name.startswith(NETWORK) for name in tensors)
+    whole = config.whole
     # A file that brings the backbone's weights needs no others: build the network empty and fill it.
     backbone_weights = "none" if whole else weights or recipe.backbone.weights
     backbone = recipe.backbone.model_copy(update={"weights": backbone_weights})
     model = build_model(recipe.model_copy(update={"backbone": backbone}), config.classes)
-    if not whole and fingerprint(model.backbone.module) != config.backbone_fingerprint:
+    if not whole and model.backbone_fingerprint != config.backbone_fingerprint:
         raise ToastError(
             f"{path} was trained on other weights of '{recipe.backbone.name}'.",
             "The fingerprint of the backbone differs from the one recorded with the adapter.",

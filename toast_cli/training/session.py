@@ -24,7 +24,6 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, describe, save_folder
 from toast_cli.storage.card import adapter_card
 from toast_cli.storage.checkpoint import load_checkpoint
-from toast_cli.storage.fingerprint import fingerprint
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.devices import make_accelerator
 from toast_cli.training.evaluation import evaluate
@@ -133,7 +132,6 @@ def tune(recipe: Recipe, output_dir: Path | None, reporter: Reporter) -> tuple[R
         reporter.message(message)
     folder.write_recipe(to_yaml(recipe))
     folder.write_environment(environment(accelerator))
-    backbone_fingerprint = fingerprint(model.backbone.module)
     start_feedback(session, reporter)
     memory = session.memory(train)
     for message in filter(None, (str(memory), memory.warning(accelerator.device))):
@@ -172,7 +170,7 @@ def tune(recipe: Recipe, output_dir: Path | None, reporter: Reporter) -> tuple[R
             model, reporter.track(batches, len(batches), "test"), accelerator, with_attention=shows
         )
     results["seconds"] = time.perf_counter() - started
-    config: AdapterConfig = describe(model, recipe, data.classes, backbone_fingerprint)
+    config: AdapterConfig = describe(model, recipe, data.classes)
     save_folder(folder.adapter, model, config, adapter_card(config, results))
     folder.write_results(results)
     return folder, results

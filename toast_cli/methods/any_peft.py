@@ -1,0 +1,38 @@
+"""`peft:KIND`: any other method of PEFT that puts layers into a network, by its name and with its own options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from toast_cli.methods.base import Method
+from toast_cli.options import Named
+
+if TYPE_CHECKING:
+    from toast_cli.backbone import Backbone
+    from toast_cli.methods.adapted import Adapted
+
+
+class Options(Named):
+    """Which method, and what it is told."""
+
+    name: Literal["peft"] = Field("peft", description="the method")
+    kind: str = Field(description="PEFT's name for it: dora, ia3, loha, lokr, oft, vera, ...")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="fields of its PEFT configuration; target_modules left out: as for lora"
+    )
+
+
+def build(options: Options, backbone: Backbone) -> Adapted:
+    """What PEFT adds is trained.
+
+    Raises:
+        UsageError: PEFT has no such method, it has no such option, or it does not fit the backbone.
+    """
+    from toast_cli.methods.injected import inject, peft_config
+
+    return inject(backbone, peft_config(options.kind, dict(options.options)))
+
+
+METHOD = Method(Options, build)

@@ -1,0 +1,91 @@
+"""Any of PEFT's methods that put layers of their own into a network, put into a frozen backbone."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+from toast_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import nn
+
+    from toast_cli.backbone import Backbone
+    from toast_cli.methods.adapted import Adapted
+
+
+def inject(backbone: Backbone, config: PeftConfig) -> Adapted:
+    """Put the layers in as `config` says, and declare for training what PEFT does.
+
+    Without targets in the config, they go where the backbone wants them.
+
+    Raises:
+        UsageError: PEFT cannot put this into this network.
+    """
+    from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from toast_cli.methods.adapted import Adapted
+
+    network = backbone.module
+    if not getattr(config, "target_modules", None):
+        config.target_modules = list(backbone.adapter_targets)
+    if getattr(config, "feedforward_modules", ()) is None:  # (IA)3 wants to know which of the targets are an MLP's
+        config.feedforward_modules = []
+    kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    try:
+        inject_adapter_in_model(config, network)
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError, KeyError) as error:
+        raise UsageError(
+            f"PEFT cannot put {kind} into a {type(network).__name__}.",
+            f"{type(error).__name__}: {error}",
+            "Choose other targets, or one of toast, toast-lite, linear, full and lora.",
+        ) from error
+    parts = [part for part in network.modules() if isinstance(part, BaseTunerLayer)]
+    return Adapted(backbone, [weight for weight in network.parameters() if weight.requires_grad], active=parts)
+
+
+def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
+    """The configuration of one of PEFT's methods by its name; `dora` is LoRA with its magnitudes apart.
+
+    Raises:
+        UsageError: PEFT has no such method or the method no such option.
+    """
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+    from toast_cli.errors import did_you_mean
+
+    known = {str(kind.value).lower(): kind for kind in PEFT_TYPE_TO_TUNER_MAPPING}
+    if kind == "dora":
+        kind, options = "lora", {"use_dora": True, **options}
+    if kind not in known:
+        names = sorted({*known, "dora"})
+        raise UsageError(f"There is no method 'peft:{kind}'.", what_to_do=did_you_mean(kind, names))
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[known[kind]]
+    try:
+        return config(**options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"These are no options of PEFT's {config.__name__}.", str(error)) from error
+
+
+def merged(network: nn.Module) -> nn.Module:
+    """A copy of the network in which what PEFT put there has been worked into the weights.
+
+    Raises:
+        UsageError: this kind of layer cannot be merged.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    copy = deepcopy(network)
+    for name, part in list(copy.named_modules()):
+        if isinstance(part, BaseTunerLayer):
+            try:
+                part.merge()
+            except (AttributeError, NotImplementedError, ValueError) as error:
+                raise UsageError(
+                    f"{type(part).__name__} of PEFT cannot be worked into the backbone's weights.", str(error)
+                ) from error
+            parent, _, last = name.rpartition(".")
+            setattr(copy.get_submodule(parent), last, part.get_base_layer())
+    return copy

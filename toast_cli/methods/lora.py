@@ -1,0 +1,47 @@
+"""LoRA: low-rank factors on the backbone's own projections, the paper's low-rank baseline (section 4), by PEFT."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from toast_cli.methods.base import Method
+from toast_cli.options import Named
+
+if TYPE_CHECKING:
+    from toast_cli.backbone import Backbone
+    from toast_cli.methods.adapted import Adapted
+
+
+class Options(Named):
+    """LoRA's settings."""
+
+    name: Literal["lora"] = Field("lora", description="the method")
+    rank: int = Field(4, ge=1, description="rank of the factors")
+    alpha: float = Field(4.0, gt=0, description="the factors count alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the factors")
+    targets: tuple[str, ...] | None = Field(
+        None,
+        description="ends of the layers' names; left out: qkv (ViT), q_proj and v_proj (LLaMA), the MLPs (ConvNeXt)",
+    )
+
+
+def build(options: Options, backbone: Backbone) -> Adapted:
+    """The factors are trained.
+
+    Raises:
+        UsageError: the backbone has no layer of these names.
+    """
+    from peft import LoraConfig
+
+    from toast_cli.methods.injected import inject
+
+    targets = None if options.targets is None else list(options.targets)
+    config = LoraConfig(
+        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets, bias="none"
+    )
+    return inject(backbone, config)
+
+
+METHOD = Method(Options, build)

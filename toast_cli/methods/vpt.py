@@ -1,0 +1,42 @@
+"""VPT: learned tokens beside the image's own, the paper's prompt baseline (section 4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from toast_cli.errors import UsageError
+from toast_cli.methods.base import Method
+from toast_cli.options import Named
+
+if TYPE_CHECKING:
+    from toast_cli.backbone import Backbone
+    from toast_cli.methods.adapted import Adapted
+
+
+class Options(Named):
+    """VPT's settings."""
+
+    name: Literal["vpt"] = Field("vpt", description="the method")
+    prompts: int = Field(100, ge=1, description="learned tokens, at every level or at the first")
+    deep: bool = Field(True, description="new prompts at every level; false: at the first level alone (shallow)")
+
+
+def build(options: Options, backbone: Backbone) -> Adapted:
+    """The prompts are trained.
+
+    Raises:
+        UsageError: the backbone's levels take no further tokens.
+    """
+    from toast_cli.methods.prompted import Prompted
+
+    if not backbone.takes_prompts:
+        raise UsageError(
+            f"vpt adds tokens, and a {type(backbone.module).__name__} takes none.",
+            what_to_do="Use toast, toast-lite, linear, full, lora or peft:KIND; vpt is for ViTs.",
+        )
+    return Prompted(backbone, options.prompts, options.deep)
+
+
+METHOD = Method(Options, build)
