@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/toast visualize-attention --test-image 0
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -86,7 +86,8 @@ def _from_file(model: str, path: Path, arguments: dict[str, Any], family: str) -
 def _wanted_code(error: BaseException | None) -> bool:
     """Whether the safe unpickler refused something, however deep the readers have wrapped its refusal."""
     while error is not None:
-        if isinstance(error, pickle.UnpicklingError):
+        # A file of any other kind makes the same reader fail, but not for something it would have had to run.
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -99,6 +100,11 @@ def _from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Module:
         raise
     except Exception as error:  # the hub fails in as many ways as there are networks
         config = timm.get_pretrained_cfg(model)
+        if config is None or not config.has_weights:
+            raise ToastError(
+                f"timm publishes no weights for '{model}'.",
+                what_to_do="Give your own: --weights FILE. --weights none starts from random weights.",
+            ) from error
         where = getattr(config, "hf_hub_id", None) or getattr(config, "url", None) or "the hub"
         raise ToastError(
             f"The weights of '{model}' could not be fetched.",

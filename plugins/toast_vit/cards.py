@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from toast_cli.backbone import Backbone
 
 
+Side = Annotated[int, Field(ge=1)]
+
+
 class VitOptions(BackboneOptions):
     """What a ViT can be told."""
 
-    image_size: int | tuple[int, int] | None = Field(
+    image_size: Side | tuple[Side, Side] | None = Field(
         None,
         description="input side, or [height, width], in pixels; embeddings are resized; left out: the model's own",
     )

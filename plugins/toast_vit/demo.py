@@ -13,6 +13,7 @@ from toast_cli.backbone import Preprocessing
 from toast_cli.errors import ToastError, UsageError
 from toast_vit.backbone import VitBackbone
 from toast_vit.cards import VitOptions
+from toast_vit.loading import check_size
 
 SIDE = 64
 
@@ -44,10 +45,11 @@ def build_demo(options: VitOptions) -> VitBackbone:
             module.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
         except (RuntimeError, SafetensorError) as error:
             raise ToastError(
-                f"{path} does not hold the weights of 'vit_demo'.",
+                f"{path} does not hold the weights of 'vit_demo' (a safetensors file).",
                 " ".join(str(error).split())[:300],
                 "Give the --backbone that the file was made for.",
             ) from error
+    check_size(module, options)
     if options.image_size is not None:
         # After loading, so that the position embedding of the file is resampled rather than refused.
         module.set_input_size(img_size=options.image_size)

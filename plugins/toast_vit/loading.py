@@ -4,9 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+from toast_cli.errors import UsageError
 from toast_timm.loading import build_module, preprocessing_of
 from toast_vit.backbone import VitBackbone
 from toast_vit.cards import VitOptions
+
+
+def check_size(module: Any, options: VitOptions) -> None:
+    """Refuse an image size that patches do not fill: the rest would be cut off, and no map would fit the image.
+
+    Raises:
+        UsageError: a side is not a multiple of the patch.
+    """
+    wanted = options.image_size
+    embed = getattr(module, "patch_embed", None)
+    if wanted is None or embed is None or getattr(embed, "dynamic_img_pad", False):
+        return
+    for side, patch in zip((wanted, wanted) if isinstance(wanted, int) else wanted, embed.patch_size, strict=True):
+        if side % patch:
+            nearest = max(round(side / patch), 1) * patch
+            raise UsageError(
+                f"backbone.image_size={side} is not a multiple of the patch of {patch} pixels.",
+                what_to_do=f"The nearest that is: {nearest}.",
+            )
 
 
 def build_timm(model: str, options: VitOptions) -> VitBackbone:
@@ -22,4 +42,5 @@ def build_timm(model: str, options: VitOptions) -> VitBackbone:
     module = build_module(model, options.weights, arguments, "a ViT", ("*vit*", "deit*"))
     # The size that it was built for, where it is bound to one: embeddings were resized to it.
     size = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    check_size(module, options)
     return VitBackbone(module, preprocessing_of(module, size), options.value_bias)

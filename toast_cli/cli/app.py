@@ -44,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("tune")(tune)
 app.command("eval")(evaluate)

@@ -8,10 +8,18 @@ from typing import Annotated
 import typer
 
 Backbone = Annotated[
-    str | None, typer.Option(help="Frozen network: a short name (see 'toast backbones') or vit:TIMM_NAME.")
+    str | None,
+    typer.Option(
+        help="Frozen network: a short name (see 'toast backbones'), or vit:MODEL, convnext:MODEL, llama:MODEL."
+    ),
 ]
-Weights = Annotated[str | None, typer.Option(help="File with the backbone's weights; 'none' for random ones.")]
-Dataset = Annotated[str | None, typer.Option(help="Data set: cub, demo, or folder:PATH.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="The backbone's weights: a file, or a language model's folder; 'none' for random ones."),
+]
+Dataset = Annotated[
+    str | None, typer.Option(help="Data set: demo, cub, folder:PATH, alpaca:FILE, sharegpt:FILE or text:PATH.")
+]
 DataDir = Annotated[
     str | None, typer.Option(help="Folder that holds the data set. [default: TOAST_DATA_DIR, else ./data]")
 ]

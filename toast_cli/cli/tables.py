@@ -23,6 +23,8 @@ def results_table(title: str, results: Mapping[str, Any]) -> Table:
     for split in ("train", "validation", "test"):
         if results.get(split):
             add_metrics(table, split, results[split])
+    if "selected_epoch" in results and results.get("test") is None:
+        table.add_row("accuracy, test", "there is no test split")
     if "seconds" in results:
         minutes, seconds = divmod(round(results["seconds"]), 60)
         table.add_row("time", f"{minutes} min {seconds:02d} s")

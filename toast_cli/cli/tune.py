@@ -23,7 +23,7 @@ def tune(
     weights: options.Weights = None,
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
-    method: Annotated[str | None, typer.Option(help="toast, toast-lite, linear or full.")] = None,
+    method: Annotated[str | None, typer.Option(help="toast, toast-lite, linear, full, lora, vpt or peft:KIND.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="The run's folder. [default: a new one in runs/]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     device: options.Device = None,
@@ -66,7 +66,7 @@ def tune(
     title = f"{results['method']} on {results['dataset']}, {results['backbone']}, seed {results['seed']}"
     out.print(results_table(title, results))
     say(f"Run folder: {folder.path}")
-    if results["attention_can_be_drawn"]:
+    if results["attention_can_be_drawn"] and results["test"] is not None:
         say(f"Look: toast visualize-attention --test-image 0 --run {folder.path}")
 
 
@@ -74,11 +74,13 @@ def _dry_run(recipe: Any, as_json: bool) -> None:
     """The resolved recipe, its size and cost, and the first batch, without training or writing anything."""
     from toast_cli.cli.console import print_json, say
     from toast_cli.recipe.dump import to_yaml
+    from toast_cli.training.optimization import schedule_notes
     from toast_cli.training.session import prepare
 
     session = prepare(recipe)
     sizes = session.sizes()
     batches = session.batches("train", train=True)
+    notes = schedule_notes(recipe.training, -(-len(batches) // recipe.training.accumulate))
     batch = next(iter(batches))
     shapes = {name: list(tensor.shape) for name, tensor in batch.items()}
     memory = session.memory(batches)
@@ -99,5 +101,5 @@ def _dry_run(recipe: Any, as_json: bool) -> None:
         f"first batch: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}",
         "Nothing was trained or written (--dry-run).",
     ]
-    for line in [*session.data.notes, *batches.notes, *lines]:
+    for line in [*session.data.notes, *batches.notes, *session.weights_notes(), *notes, *lines]:
         say(line)

@@ -23,7 +23,8 @@ def visualize_attention(
     weights: options.Weights = None,
     layer: Annotated[int, typer.Option(help="Layer whose attention is shown; -1 is the last.")] = -1,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the figure. [default: attention/ in the run folder]")
+        Path | None,
+        typer.Option(help="Folder for the figure. [default: attention/ in the run folder, or here without one]"),
     ] = None,
     data_dir: options.DataDir = None,
     device: options.Device = None,
@@ -49,6 +50,7 @@ def visualize_attention(
     if shown.share_first is not None:
         second = "" if shown.share_last is None else f", {shown.share_last:.1%} in pass two"
         lines.append(f"Attention on the object: {shown.share_first:.1%} in pass one{second}")
+        lines.append("One image says little; 'toast eval' gives the mean over a split.")
     for line in lines:
         say(line)
 
@@ -94,4 +96,5 @@ def _draw(
         sample = from_test_split(open_data(recipe), test_image)
     model = model.to(make_accelerator(recipe).device)
     stem = image.stem if image is not None else f"test-{test_image}"
+    stem += "" if layer == -1 else f"-layer{layer}"
     return picture(model, recipe.images, classes, sample, folder / f"{stem}.png", layer)

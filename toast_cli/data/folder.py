@@ -26,7 +26,9 @@ class Options(SplitOptions):
     """A folder of images and how it is split."""
 
     name: Literal["folder"] = Field("folder", description="the data set")
-    path: str = Field(description="the folder; a relative one is looked up in --data-dir, then in the current folder")
+    path: str = Field(
+        min_length=1, description="the folder; a relative one is looked up in --data-dir, then in the current folder"
+    )
     test_fraction: float = Field(
         0.2, ge=0, lt=1, description="share of each class held out for test where the folder is not split at all"
     )

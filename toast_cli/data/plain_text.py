@@ -30,8 +30,9 @@ class Options(Named):
 
     name: Literal["text"] = Field("text", description="the data set")
     path: str = Field(
+        min_length=1,
         description="a .txt, .jsonl, .json, .csv or .parquet file (.gz, .xz, .zst too), a folder of such, or the id "
-        "of a Hugging Face data set, of which no more is fetched than is used"
+        "of a Hugging Face data set, of which no more is fetched than is used",
     )
     subset: str | None = Field(None, description="the part of a Hugging Face data set, where it has several")
     split: str = Field("train", description="the split of a Hugging Face data set")

@@ -25,7 +25,9 @@ Role = Literal["system", "user", "assistant"]
 class TextOptions(Named):
     """What a source of conversations can be told."""
 
-    path: str = Field(description="the file: a JSON list, or JSON lines; relative to the data folder, or absolute")
+    path: str = Field(
+        min_length=1, description="the file: a JSON list, or JSON lines; relative to the data folder, or absolute"
+    )
     val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the file held out to choose the epoch by")
     test_fraction: float = Field(0.05, ge=0, lt=1, description="share of the file held out to be measured once")
     split_seed: int = Field(0, ge=0, description="seed of both, apart from the run's own seed")

@@ -71,7 +71,8 @@ class Draft:
             if self.name(section) == named(section, choice)["name"]:
                 kept = before
             else:
-                dropped = [f"{section}.{key}" for key in before if key != "name"]
+                spelled = named(section, choice)
+                dropped = [f"{section}.{key}" for key in before if key not in spelled]
                 self._forget((section,))
         self._spell_out(section, choice, place, kept)
         return dropped

@@ -20,6 +20,7 @@ __all__ = ["Match", "Resolved", "find", "for_pair", "header", "names", "resolve"
 DEMO = "demo"
 GENERAL = "general"
 DEFAULT_METHOD = "toast"
+DEFAULT_TASK = "classification"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def resolve(
     """
     found, source, messages = _chosen(recipe, backbone, dataset, method)
     draft = parse_recipe(found.text, found.origin)
-    made_for = draft.name("method")
+    made_for, made_on = draft.name("method"), draft.name("backbone")
     dropped = []
     for section, choice in (("backbone", backbone), ("dataset", dataset), ("method", method)):
         if choice is not None:
@@ -94,6 +95,10 @@ def resolve(
     _put(draft, ("seed",), seed, "--seed")
     _put(draft, ("device",), device, "--device")
     _put(draft, ("precision",), precision, "--precision")
+    if "resize" in draft.values.get("images", {}) and draft.name("backbone") != made_on:
+        # Pixels that suit one backbone's input suit no other's.
+        del draft.values["images"]["resize"]
+        dropped.append("images.resize")
     dropped += apply_overrides(draft, overrides)
     if dropped:
         messages.append(f"Left out, as they belonged to a name that was replaced: {', '.join(dropped)}.")
@@ -129,13 +134,14 @@ def _chosen(
             f"There is no built-in recipe for {dataset}, so the backbone must be named.",
             what_to_do="Add --backbone; 'toast backbones' lists them.",
         )
-    found = _of_method(GENERAL, method)
+    task = registry.load(registry.SOURCES, source).task
+    found = _of_method(GENERAL, method, "" if task == DEFAULT_TASK else f"{task}-")
     return found, f"Recipe: {found.name} (built in, for any data set)", []
 
 
-def _of_method(folder: str, method: str | None) -> RecipeText:
-    name = f"{folder}/{method or DEFAULT_METHOD}"
-    return find(name if name in names() else f"{folder}/{DEFAULT_METHOD}")
+def _of_method(folder: str, method: str | None, task: str = "") -> RecipeText:
+    name = f"{folder}/{task}{method or DEFAULT_METHOD}"
+    return find(name if name in names() else f"{folder}/{task}{DEFAULT_METHOD}")
 
 
 def _put(draft: Draft, loc: tuple[str, ...], value: Any, option: str) -> None:

@@ -39,9 +39,23 @@ def save_checkpoint(checkpoints: Path, name: str, model: Model, state: dict[str,
 
 
 def load_checkpoint(checkpoints: Path, name: str, model: Model) -> dict[str, Any]:
-    """Put the weights of `checkpoints/<name>` back into the model and return the state saved with them."""
-    folder = checkpoints / name
-    if not (folder / STATE).is_file():
+    """Put the weights of `checkpoints/<name>` back into the model and return the state saved with them.
+
+    Raises:
+        ToastError: there is none, or it is of another model.
+    """
+    # A save that was killed between its two renames has left the complete former folder under its other name.
+    folder = next((place for place in (checkpoints / name, checkpoints / f".{name}.old") if _complete(place)), None)
+    if folder is None:
         raise ToastError(f"There is no checkpoint '{name}' in {checkpoints}.")
-    model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+    tensors = load_file(folder / WEIGHTS)
+    if tensors.keys() != model.trained().keys():
+        raise ToastError(
+            f"The checkpoint {folder} is of another model.", "It holds other weights than this one trains."
+        )
+    model.load_state_dict(tensors, strict=False)
     return json.loads((folder / STATE).read_text(encoding="utf-8"))
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / STATE).is_file()

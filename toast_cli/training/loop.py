@@ -109,12 +109,24 @@ def fit(
             is_best = best.offer(epoch, metrics, objective.score(metrics))
         else:
             best.epoch = epoch
+        _check_weights(model, step, epoch, folder)
         save_checkpoint(folder.checkpoints, "last", model, {"epoch": epoch, "step": step})
         if is_best:
             save_checkpoint(folder.checkpoints, "best", model, {"epoch": epoch, "step": step})
         log({**line, "best": is_best})
         reporter.epoch(epoch, training.epochs, line, is_best)
     return best
+
+
+def _check_weights(model: Model, step: int, epoch: int, folder: RunFolder) -> None:
+    """Refuse to keep weights that a step with a finite loss, but without a finite gradient, has ruined.
+
+    Raises:
+        ToastError: a trained weight is not finite.
+    """
+    for name, weight in model.trained().items():
+        if not weight.isfinite().all():
+            raise _not_finite(f"weight {name}", float("nan"), step, epoch, folder)
 
 
 def _groups(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -10,6 +10,9 @@ from torch.optim import Optimizer
 from toast_cli.errors import UsageError, did_you_mean
 from toast_cli.recipe.schema import TrainingOptions
 
+FEW_STEPS = 20
+"""Fewer optimizer steps than this in a whole run are remarked upon."""
+
 
 def check_optimizer(training: TrainingOptions) -> None:
     """Refuse a name that is no optimizer, before anything is written.
@@ -36,9 +39,31 @@ def make_optimizer(model: nn.Module, training: TrainingOptions) -> Optimizer:
     )
 
 
+def warmup_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
+    """Steps of linear warm-up: as asked for, or a tenth of the run where that would take all of it."""
+    asked, steps = round(training.warmup_epochs * steps_per_epoch), training.epochs * steps_per_epoch
+    return asked if asked < steps else steps // 10
+
+
+def schedule_notes(training: TrainingOptions, steps_per_epoch: int) -> list[str]:
+    """What a user should know of a schedule before it runs."""
+    steps = training.epochs * steps_per_epoch
+    notes = [f"{steps:,} optimizer steps, {steps_per_epoch:,} an epoch"]
+    if training.warmup_epochs * steps_per_epoch >= steps and warmup_steps(training, steps_per_epoch) < steps:
+        notes.append(
+            f"A warm-up of {training.warmup_epochs:g} epochs does not fit into {training.epochs}: "
+            "a tenth of the run warms up instead."
+        )
+    if steps < FEW_STEPS:
+        notes.append(
+            "So few steps change little: raise training.epochs, or lower training.batch_size or training.accumulate."
+        )
+    return notes
+
+
 def make_schedule(optimizer: Optimizer, training: TrainingOptions, steps_per_epoch: int) -> CosineLRScheduler:
     """Linear warm-up, then cosine to zero or a constant rate; call `step_update(step)` before each step."""
-    warmup = round(training.warmup_epochs * steps_per_epoch)
+    warmup = warmup_steps(training, steps_per_epoch)
     return CosineLRScheduler(
         optimizer,
         t_initial=training.epochs * steps_per_epoch,

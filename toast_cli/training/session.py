@@ -23,15 +23,15 @@ from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, describe, save_folder
 from toast_cli.storage.card import adapter_card
-from toast_cli.storage.checkpoint import load_checkpoint
+from toast_cli.storage.checkpoint import load_checkpoint, save_checkpoint
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.devices import make_accelerator
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.loop import fit
 from toast_cli.training.memory import Memory, estimate
-from toast_cli.training.optimization import check_optimizer
+from toast_cli.training.optimization import check_optimizer, schedule_notes
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.tensorboard import metrics_logger
+from toast_cli.training.tensorboard import check_tensorboard, metrics_logger
 
 
 @dataclass
@@ -77,6 +77,17 @@ class Session:
             **flops(self.model),
         }
 
+    def weights_notes(self) -> list[str]:
+        """How images are normalised where the weights come from a file, which does not say how it wants them."""
+        weights, seen = self.recipe.backbone.weights, self.model.backbone.preprocessing
+        if weights in (None, "none") or seen is None:
+            return []
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (seen.mean, seen.std))
+        return [
+            f"Weights of {weights}; images are normalised by mean ({mean}) and std ({std}), as for the published "
+            f"weights of {self.recipe.backbone.name}: images.mean and images.std change that."
+        ]
+
     def memory(self, batches: Batches) -> Memory:
         """What a training step on such batches will hold; takes one batch."""
         return estimate(self.model, self.recipe.training, next(iter(batches)), self.accelerator)
@@ -95,6 +106,7 @@ def open_data(recipe: Recipe) -> DataSet:
 def prepare(recipe: Recipe) -> Session:
     """Open the data and build the model; everything random after this point follows from the recipe's seed."""
     check_optimizer(recipe.training)
+    check_tensorboard(recipe.training.tensorboard)
     accelerator = make_accelerator(recipe)
     data = open_data(recipe)
     set_seed(recipe.seed)
@@ -128,11 +140,13 @@ def tune(recipe: Recipe, output_dir: Path | None, reporter: Reporter) -> tuple[R
     train = session.batches("train", train=True)
     validation = session.batches("val") if "val" in data.splits else None
     folder = RunFolder.create(output_dir, default_run_name(recipe))
-    for message in (f"Run folder: {folder.path}", *data.notes, *train.notes):
+    steps = schedule_notes(recipe.training, -(-len(train) // recipe.training.accumulate))
+    for message in (f"Run folder: {folder.path}", *data.notes, *train.notes, *session.weights_notes(), *steps):
         reporter.message(message)
     folder.write_recipe(to_yaml(recipe))
     folder.write_environment(environment(accelerator))
-    start_feedback(session, reporter)
+    if start_feedback(session, reporter):
+        save_checkpoint(folder.checkpoints, "start", model, {"epoch": 0, "step": 0})
     memory = session.memory(train)
     for message in filter(None, (str(memory), memory.warning(accelerator.device))):
         reporter.message(message)
@@ -176,12 +190,12 @@ def tune(recipe: Recipe, output_dir: Path | None, reporter: Reporter) -> tuple[R
     return folder, results
 
 
-def start_feedback(session: Session, reporter: Reporter) -> None:
-    """Let the method set its starting weights from a few plain training images, if it wants to."""
+def start_feedback(session: Session, reporter: Reporter) -> bool:
+    """Let the method set its starting weights from a few plain training samples, if it wants to; whether it did."""
     method = method_of(session.recipe)
     wanted = method.start_images(session.recipe.method)
     if method.start is None or not wanted:
-        return
+        return False
     wanted = min(wanted, len(session.data.splits["train"]))
     batches = -(-wanted // session.batch_size)
     method.start(
@@ -189,6 +203,7 @@ def start_feedback(session: Session, reporter: Reporter) -> None:
         session.model.adapted,
         reporter.track(session.sample(wanted), batches, "least-squares start"),
     )
+    return True
 
 
 def default_run_name(recipe: Recipe) -> str:
@@ -200,7 +215,17 @@ def default_run_name(recipe: Recipe) -> str:
 def environment(accelerator: Accelerator) -> dict[str, Any]:
     """What the run ran on: versions, device, precision, threads, and the command that started it."""
     versions = {"toast": __version__, "python": platform.python_version()}
-    for package in ("torch", "torchvision", "timm", "peft", "accelerate", "safetensors", "numpy", "pillow"):
+    for package in (
+        "torch",
+        "torchvision",
+        "timm",
+        "transformers",
+        "peft",
+        "accelerate",
+        "safetensors",
+        "numpy",
+        "pillow",
+    ):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

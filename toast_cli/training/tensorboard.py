@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from toast_cli.errors import ToastError
 from toast_cli.storage.run_folder import RunFolder
 
 
-@contextmanager
-def metrics_logger(folder: RunFolder, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that records one line of metrics.
+def check_tensorboard(tensorboard: bool) -> None:
+    """Refuse a recipe that asks for what is not there, before anything is written.
 
     Raises:
         ToastError: TensorBoard was asked for and is not installed.
     """
-    if not tensorboard:
-        yield folder.append_metrics
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
+    if tensorboard and find_spec("tensorboard") is None:
         raise ToastError(
             "TensorBoard is not installed.",
             what_to_do="pip install 'toast-cli[tensorboard]', or training.tensorboard=false.",
-        ) from error
+        )
+
+
+@contextmanager
+def metrics_logger(folder: RunFolder, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that records one line of metrics."""
+    if not tensorboard:
+        yield folder.append_metrics
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
     with SummaryWriter(str(folder.path / "tensorboard")) as writer:
 
         def record(line: dict[str, Any]) -> None:

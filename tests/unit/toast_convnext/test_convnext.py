@@ -9,7 +9,7 @@ from torch import Tensor
 from toast_cli import registry
 from toast_cli.backbone import Backbone, Trace
 from toast_cli.errors import ToastError, UsageError
-from toast_cli.model import Model, count
+from toast_cli.model import Model, Stock, count
 from toast_cli.steering.least_squares import RIDGE, least_squares_start
 from toast_cli.steering.lite import add_low_rank
 from toast_cli.steering.reconstruction import reconstruction_losses
@@ -119,7 +119,7 @@ def test_convnext_b_trains_as_many_parameters_as_the_paper_counts(settings: dict
         backbone = card.build(card.options(name=card.name, weights="none"))
         adapted = method.build(method.options(**settings), backbone)
         task = classification.build(classification.Options(), backbone, tuple(map(str, range(200))))
-    assert round(count(Model(adapted, task).trained().values()) / 1e6, 1) == millions
+    assert round(count(Model(adapted, task, Stock("", frozenset())).trained().values()) / 1e6, 1) == millions
 
 
 def test_another_kind_of_model_is_refused_by_name() -> None:

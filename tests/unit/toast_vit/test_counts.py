@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from toast_cli import registry
-from toast_cli.model import Model, count
+from toast_cli.model import Model, Stock, count
 from toast_cli.tasks import classification
 
 
@@ -30,4 +30,4 @@ def test_a_method_trains_as_many_parameters_as_the_paper_counts(
         backbone = card.build(card.options(name="vit_b16", weights="none"))
         adapted = registered.build(registered.options(**settings), backbone)
         task = classification.build(classification.Options(), backbone, tuple(map(str, range(200))))
-    assert count(Model(adapted, task).trained().values()) == expected
+    assert count(Model(adapted, task, Stock("", frozenset())).trained().values()) == expected

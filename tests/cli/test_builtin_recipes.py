@@ -1,0 +1,37 @@
+"""What the built-in recipes say, and which of them a command line means."""
+
+from __future__ import annotations
+
+import pytest
+
+from toast_cli.recipe.library import resolve
+
+
+@pytest.mark.parametrize(
+    ("method", "lr"),
+    [("toast", 0.01), ("toast-lite", 0.01), ("linear", 0.01), ("lora", 0.01), ("vpt", 0.01), ("full", 0.003)],
+)
+def test_the_birds_recipes_hold_the_settings_of_the_papers_appendix(method: str, lr: float) -> None:
+    recipe = resolve(backbone="vit_b16", dataset="cub", method=method).recipe
+    training, images = recipe.training, recipe.images
+    assert (training.epochs, training.batch_size, training.warmup_epochs, training.lr) == (100, 32, 10, lr)
+    assert (training.momentum, training.schedule) == (0.9, "cosine")
+    assert (images.resize, images.augment) == (256, "crop-flip")
+
+
+def test_texts_take_settings_made_for_texts() -> None:
+    resolved = resolve(backbone="llama:somewhere", dataset="text:some.txt", method="toast-lite")
+    assert resolved.name == "general/language-toast-lite"
+    assert resolved.recipe.training.optimizer == "adamw"
+    assert not [message for message in resolved.messages if "dataset.path" in message]
+    assert resolve(backbone="llama:x", dataset="alpaca:a.json", method="lora").name == "language/alpaca-lora"
+    assert resolve(backbone="llama:x", dataset="sharegpt:a.json").name == "language/sharegpt-toast"
+
+
+def test_a_size_made_for_one_backbone_is_not_put_on_another() -> None:
+    resolved = resolve(backbone="vit_s14_dinov2", dataset="cub", method="toast")
+    assert resolved.recipe.images.resize is None
+    assert any("images.resize" in message for message in resolved.messages)
+    asked = resolve(backbone="vit_s14_dinov2", dataset="cub", method="toast", overrides=["images.resize=600"])
+    assert asked.recipe.images.resize == 600
+    assert resolve(backbone="vit_s14_dinov2", dataset="folder:x", method="toast").recipe.images.resize is None
