@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": DOORS,
     "model": DOORS | {"steering", "methods", "tasks"},
     "generation": DOORS | {"data", "model"},
-    "storage": DOORS | {"model"},
+    "storage": DOORS | {"steering", "model"},
     "judging": GROUND | {"data", "generation", "storage"},
     "attention": DOORS | {"steering", "data", "model", "storage"},
     "training": DOORS | {"steering", "methods", "tasks", "data", "model", "storage", "attention"},

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from toast_cli.errors import UsageError
+from toast_cli.methods.toast import METHOD
 from toast_cli.model import Model, build_model, count, flops
 from toast_cli.recipe.loading import build_recipe
 
@@ -61,8 +62,9 @@ def test_without_channel_selection_only_xi_and_the_head_are_trained() -> None:
 
 
 def test_a_path_frozen_at_zero_is_refused() -> None:
+    model = model_of(channel_selection=False)
     with pytest.raises(UsageError, match="leaves it at zero"):
-        model_of(channel_selection=False)
+        METHOD.start(METHOD.options(channel_selection=False), model.adapted, [])
 
 
 @pytest.mark.parametrize("level", [12, 13])

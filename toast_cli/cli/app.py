@@ -20,6 +20,7 @@ from toast_cli.cli.doctor import doctor
 from toast_cli.cli.eval import evaluate
 from toast_cli.cli.export import export
 from toast_cli.cli.generate import generate
+from toast_cli.cli.pretune import pretune
 from toast_cli.cli.tune import tune
 from toast_cli.cli.verbs import Verbs
 from toast_cli.cli.visualize_attention import visualize_attention
@@ -46,6 +47,7 @@ app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("pretune")(pretune)
 app.command("tune")(tune)
 app.command("eval")(evaluate)
 app.command("generate")(generate)

@@ -34,4 +34,8 @@ Runs = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(help="Start selection and feedback path from what 'toast pretune' wrote (run or artifact folder)."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

@@ -31,6 +31,17 @@ def results_table(title: str, results: Mapping[str, Any]) -> Table:
     return table
 
 
+def pretuning_table(title: str, results: Mapping[str, Any]) -> Table:
+    """How well each level's input is rebuilt from its output, before and after."""
+    table = Table(title=f"Pre-tuned: {title}", title_justify="left")
+    table.add_column("level")
+    for name in ("before", "after"):
+        table.add_column(f"reconstruction loss, {name}", justify="right")
+    for level, values in enumerate(zip(results["before"], results["after"], strict=True), start=1):
+        table.add_row(str(level), *(f"{value:.4g}" for value in values))
+    return table
+
+
 def add_metrics(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
     """Rows for one evaluated split."""
     if "accuracy" in metrics:

@@ -24,6 +24,7 @@ def tune(
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
     method: Annotated[str | None, typer.Option(help="toast, toast-lite, linear, full, lora, vpt or peft:KIND.")] = None,
+    init_from: options.InitFrom = None,
     output_dir: Annotated[Path | None, typer.Option(help="The run's folder. [default: a new one in runs/]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     device: options.Device = None,
@@ -45,6 +46,7 @@ def tune(
         seed=seed,
         device=device,
         precision=precision,
+        init_from=init_from,
         overrides=overrides or [],
     )
     for message in [resolved.source, *resolved.messages]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -38,15 +39,10 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     """Xi and every `B_l`, and every `A_l` and P unless told otherwise, are trained.
 
     Raises:
-        UsageError: the backbone has no such level, or a path that starts at zero would be frozen.
+        UsageError: the backbone has no such level.
     """
     from toast_cli.methods.adapted import Adapted
 
-    if not options.channel_selection and options.start == "least-squares":
-        raise UsageError(
-            "channel_selection: false freezes the feedback path, and the least-squares start leaves it at zero.",
-            what_to_do="Use method.start=random, or a pre-tuned path.",
-        )
     steering = make_steering(options, backbone)
     if not options.channel_selection:
         return Adapted(backbone, [steering.selection.xi] if options.token_selection else [], steering)
@@ -54,4 +50,18 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     return Adapted(backbone, [*trained_selection(options, steering), *feedback.parameters()], steering)
 
 
-METHOD = Method(Options, build, start_feedback, start_images)
+def start(options: Options, adapted: Adapted, batches: Iterable[Any]) -> None:
+    """The least-squares start.
+
+    Raises:
+        UsageError: the path would be frozen where this start leaves it, at zero.
+    """
+    if not options.channel_selection:
+        raise UsageError(
+            "channel_selection: false freezes the feedback path, and the least-squares start leaves it at zero.",
+            what_to_do="Give a pre-tuned path with --init-from, or method.start=random.",
+        )
+    start_feedback(options, adapted, batches)
+
+
+METHOD = Method(Options, build, start, start_images)

@@ -73,6 +73,8 @@ def resolve(
     seed: int | None = None,
     device: str | None = None,
     precision: str | None = None,
+    init_from: str | None = None,
+    demo: str = DEMO,
     overrides: Sequence[str] = (),
 ) -> Resolved:
     """The recipe that a command line means.
@@ -83,7 +85,7 @@ def resolve(
     Raises:
         UsageError: nothing fits, or the result is not valid; values are traced to their line, option or override.
     """
-    found, source, messages = _chosen(recipe, backbone, dataset, method)
+    found, source, messages = _chosen(recipe, backbone, dataset, method, demo)
     draft = parse_recipe(found.text, found.origin)
     made_for, made_on = draft.name("method"), draft.name("backbone")
     dropped = []
@@ -95,6 +97,7 @@ def resolve(
     _put(draft, ("seed",), seed, "--seed")
     _put(draft, ("device",), device, "--device")
     _put(draft, ("precision",), precision, "--precision")
+    _put(draft, ("init_from",), init_from, "--init-from")
     if "resize" in draft.values.get("images", {}) and draft.name("backbone") != made_on:
         # Pixels that suit one backbone's input suit no other's.
         del draft.values["images"]["resize"]
@@ -108,14 +111,14 @@ def resolve(
 
 
 def _chosen(
-    recipe: str | None, backbone: str | None, dataset: str | None, method: str | None
+    recipe: str | None, backbone: str | None, dataset: str | None, method: str | None, demo: str
 ) -> tuple[RecipeText, str, list[str]]:
     """The recipe to start from, the sentence that says so, and what to say about the choice."""
     if recipe is not None:
         found = find(recipe)
         return found, f"Recipe: {found.name} (built in)" if found.built_in else f"Recipe: {recipe}", []
     if dataset is None:
-        found = _of_method(DEMO, method)
+        found = _of_method(demo, method)
         return found, f"Recipe: {found.name} (built in)", []
     match = for_pair(backbone, dataset, method)
     if match is not None:

@@ -58,6 +58,24 @@ class TrainingOptions(Options):
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the 'tensorboard' extra)")
 
 
+class PretuningOptions(Options):
+    """The first stage, which gives the feedback path its start (section 3.2)."""
+
+    reconstruction: float = Field(
+        0.03, ge=0, description="weight of the reconstruction losses' sum beside the task loss (appendix A.2)"
+    )
+    passes: Literal["last", "both"] = Field(
+        "last",
+        description="task loss of the second pass's output, as the paper's text has it, or the mean over both passes, "
+        "as in the vision code that the authors built on",
+    )
+    target: Literal["labels", "first-pass"] = Field(
+        "labels",
+        description="labels: the task's own loss; first-pass: second-pass features are to stay those of the frozen "
+        "first pass, which needs no labels (ours, not the paper's)",
+    )
+
+
 class Recipe(Options):
     """One run, fully decided."""
 
@@ -73,6 +91,10 @@ class Recipe(Options):
     )
     images: ImageOptions = Field(default_factory=ImageOptions, description="resizing, cropping, augmentation")
     training: TrainingOptions = Field(default_factory=TrainingOptions, description="the loop")
+    pretuning: PretuningOptions | None = Field(None, description="for 'toast pretune' alone: what it adds to the loss")
+    init_from: str | None = Field(
+        None, description="pre-tuned artifact, or the run that made it, whose selection and feedback path are the start"
+    )
     data_dir: str | None = Field(
         None, description="folder that holds the data set; left out: TOAST_DATA_DIR, else ./data"
     )

@@ -11,19 +11,28 @@ from accelerate import Accelerator
 from toast_cli.attention.maps import Recorder
 from toast_cli.attention.share import AttentionShare
 from toast_cli.model import Model
+from toast_cli.training.step import Parts, Step
 
 
 @torch.no_grad()
 def evaluate(
-    model: Model, batches: Iterable[dict[str, Any]], accelerator: Accelerator, *, with_attention: bool = False
+    model: Model,
+    batches: Iterable[dict[str, Any]],
+    accelerator: Accelerator,
+    *,
+    with_attention: bool = False,
+    step: Step | None = None,
 ) -> dict[str, Any]:
-    """The metrics over all batches; with masks in the batches and `with_attention`, the attention shares too."""
+    """The metrics over all batches.
+
+    With masks in the batches and `with_attention`, the attention shares too; with a `step`, the parts of its loss.
+    """
     was_training = model.training
     model.eval()
     share = AttentionShare() if with_attention else None
     recorder = Recorder(model) if with_attention else None
     objective = model.objective
-    meter = objective.meter()
+    meter, parts = objective.meter(), Parts()
     for batch in batches:
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with accelerator.autocast():
@@ -31,11 +40,15 @@ def evaluate(
                 look = recorder.look(objective.inputs(batch))
                 share.add(look, batch["mask"])
                 outputs = look.logits
+            elif step is not None:
+                stepped = step(batch)
+                outputs = stepped.outputs
+                parts.add(stepped.parts, objective.count(batch))
             else:
                 outputs = model(objective.inputs(batch))
         meter.add(outputs, batch)
     model.train(was_training)
-    metrics: dict[str, Any] = meter.result()
+    metrics: dict[str, Any] = {**meter.result(), **parts.result()}
     if share is not None:
         metrics["attention_share"] = share.result()
     return metrics

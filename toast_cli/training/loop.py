@@ -21,6 +21,7 @@ from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.optimization import make_optimizer, make_schedule
 from toast_cli.training.reporter import Reporter
+from toast_cli.training.step import Parts, Step
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Best:
 
 
 def fit(
-    model: Model,
+    step: Step,
     train: Batches,
     validation: Batches | None,
     training: TrainingOptions,
@@ -49,70 +50,77 @@ def fit(
     reporter: Reporter,
     log: Callable[[dict[str, Any]], None],
 ) -> Best:
-    """Train `model` in place; `checkpoints/best` is the epoch that validation chose (without validation: the last).
+    """Train the step's model in place; `checkpoints/best` is the epoch that validation chose (without one: the last).
 
     Raises:
         ToastError: the loss is not finite any more. The last good checkpoint stays where it is.
     """
+    model = step.model
     steps = -(-len(train) // training.accumulate)
     optimizer = make_optimizer(model, training)
     schedule = make_schedule(optimizer, training, steps)
     objective = model.objective
-    model, optimizer = accelerator.prepare(model, optimizer)
+    forward, optimizer = accelerator.prepare(step, optimizer)
     best = Best()
-    step = 0
+    done = 0
     for epoch in range(1, training.epochs + 1):
         model.train()
         train.set_epoch(epoch)
-        meter = objective.meter()
+        meter, parts = objective.meter(), Parts()
         seen = loss_sum = 0.0
         started = time.perf_counter()
         for group in _groups(train, training.accumulate):
             batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in group]
             # One mean over the whole step, however its parts differ in size: images, or tokens to be learned.
             whole = sum(objective.count(batch) for batch in batches)
-            schedule.step_update(step)
-            step += 1
+            schedule.step_update(done)
+            done += 1
             optimizer.zero_grad(set_to_none=True)
             value = 0.0
             for batch in batches:
                 with accelerator.autocast():
-                    outputs = model(objective.inputs(batch))
-                    loss = objective.loss(outputs, batch) / max(whole, 1)
+                    stepped = forward(batch)
+                    loss = stepped.loss / max(whole, 1)
                 value += loss.item()
                 if not math.isfinite(value):
-                    raise _not_finite("training loss", value, step, epoch, folder)
+                    raise _not_finite("training loss", value, done, epoch, folder)
                 accelerator.backward(loss)
-                meter.add(outputs.detach(), batch)
+                meter.add(stepped.outputs.detach(), batch)
+                parts.add(stepped.parts, objective.count(batch))
             if training.clip_grad is not None:
                 accelerator.clip_grad_norm_(model.parameters(), training.clip_grad)
             optimizer.step()
 
             seen, loss_sum = seen + whole, loss_sum + value * whole
-            reporter.step(step, training.epochs * steps, {**meter.result(), "loss": loss_sum / max(seen, 1)})
-            if step % training.log_every == 0:
+            reporter.step(done, training.epochs * steps, {**meter.result(), "loss": loss_sum / max(seen, 1)})
+            if done % training.log_every == 0:
                 lr = optimizer.param_groups[0]["lr"]
-                log({"kind": "step", "step": step, "epoch": epoch, "loss": value, "lr": lr})
+                log({"kind": "step", "step": done, "epoch": epoch, "loss": value, "lr": lr})
 
         line: dict[str, Any] = {
             "kind": "epoch",
-            "step": step,
+            "step": done,
             "epoch": epoch,
-            "train": {**meter.result(), "loss": loss_sum / max(seen, 1), "seconds": time.perf_counter() - started},
+            "train": {
+                **meter.result(),
+                **parts.result(),
+                "loss": loss_sum / max(seen, 1),
+                "seconds": time.perf_counter() - started,
+            },
         }
         is_best = True
         if validation is not None:
-            metrics = evaluate(model, validation, accelerator)
+            metrics = evaluate(model, validation, accelerator, step=step)
             if not math.isfinite(metrics["loss"]):
-                raise _not_finite("validation loss", metrics["loss"], step, epoch, folder)
+                raise _not_finite("validation loss", metrics["loss"], done, epoch, folder)
             line["validation"] = metrics
-            is_best = best.offer(epoch, metrics, objective.score(metrics))
+            is_best = best.offer(epoch, metrics, step.score(metrics))
         else:
             best.epoch = epoch
-        _check_weights(model, step, epoch, folder)
-        save_checkpoint(folder.checkpoints, "last", model, {"epoch": epoch, "step": step})
+        _check_weights(model, done, epoch, folder)
+        save_checkpoint(folder.checkpoints, "last", model, {"epoch": epoch, "step": done})
         if is_best:
-            save_checkpoint(folder.checkpoints, "best", model, {"epoch": epoch, "step": step})
+            save_checkpoint(folder.checkpoints, "best", model, {"epoch": epoch, "step": done})
         log({**line, "best": is_best})
         reporter.epoch(epoch, training.epochs, line, is_best)
     return best

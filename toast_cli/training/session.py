@@ -17,11 +17,13 @@ from accelerate.utils import send_to_device, set_seed
 
 from toast_cli import __version__, registry
 from toast_cli.data.source import Asked, Batches, DataSet
+from toast_cli.errors import UsageError
 from toast_cli.model import Model, build_model, count, flops, method_of
 from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, describe, save_folder
+from toast_cli.storage.artifact import start_from
 from toast_cli.storage.card import adapter_card
 from toast_cli.storage.checkpoint import load_checkpoint, save_checkpoint
 from toast_cli.storage.run_folder import RunFolder
@@ -31,6 +33,7 @@ from toast_cli.training.loop import fit
 from toast_cli.training.memory import Memory, estimate
 from toast_cli.training.optimization import check_optimizer, schedule_notes
 from toast_cli.training.reporter import Reporter
+from toast_cli.training.step import Step
 from toast_cli.training.tensorboard import check_tensorboard, metrics_logger
 
 
@@ -135,24 +138,23 @@ def tune(recipe: Recipe, output_dir: Path | None, reporter: Reporter) -> tuple[R
         ToastError: anything a user can mend; what had been finished stays in the run folder.
     """
     started = time.perf_counter()
+    if recipe.pretuning is not None:
+        raise UsageError("This recipe is for pre-tuning.", what_to_do="Give it to 'toast pretune'.")
     session = prepare(recipe)
     model, accelerator, data = session.model, session.accelerator, session.data
     train = session.batches("train", train=True)
     validation = session.batches("val") if "val" in data.splits else None
     folder = RunFolder.create(output_dir, default_run_name(recipe))
-    steps = schedule_notes(recipe.training, -(-len(train) // recipe.training.accumulate))
-    for message in (f"Run folder: {folder.path}", *data.notes, *train.notes, *session.weights_notes(), *steps):
-        reporter.message(message)
+    say_first(session, train, folder, reporter)
     folder.write_recipe(to_yaml(recipe))
     folder.write_environment(environment(accelerator))
-    if start_feedback(session, reporter):
-        save_checkpoint(folder.checkpoints, "start", model, {"epoch": 0, "step": 0})
+    begin(session, folder, reporter)
     memory = session.memory(train)
     for message in filter(None, (str(memory), memory.warning(accelerator.device))):
         reporter.message(message)
     with metrics_logger(folder, recipe.training.tensorboard) as log:
         best = fit(
-            model,
+            Step(model),
             train,
             validation,
             recipe.training,
@@ -188,6 +190,39 @@ def tune(recipe: Recipe, output_dir: Path | None, reporter: Reporter) -> tuple[R
     save_folder(folder.adapter, model, config, adapter_card(config, results))
     folder.write_results(results)
     return folder, results
+
+
+def say_first(session: Session, train: Batches, folder: RunFolder, reporter: Reporter) -> None:
+    """What a user should read before a run: its folder, its data, its steps."""
+    training = session.recipe.training
+    steps = schedule_notes(training, -(-len(train) // training.accumulate))
+    for message in (
+        f"Run folder: {folder.path}",
+        *session.data.notes,
+        *train.notes,
+        *session.weights_notes(),
+        *steps,
+    ):
+        reporter.message(message)
+
+
+def begin(session: Session, folder: RunFolder, reporter: Reporter) -> None:
+    """Give the method its starting weights: a pre-tuned artifact's, or those it computes itself, kept in the run.
+
+    Raises:
+        ToastError: the artifact is none, or not for this backbone.
+    """
+    recipe, model = session.recipe, session.model
+    if recipe.init_from is not None:
+        lineage = start_from(Path(recipe.init_from).expanduser(), model)
+        reporter.message(f"Start: {recipe.init_from}, pre-tuned on {lineage.recipe['dataset']['name']}")
+    elif start_feedback(session, reporter):
+        save_checkpoint(folder.checkpoints, "start", model, {"epoch": 0, "step": 0})
+    elif model.adapted.steering is not None and recipe.pretuning is None:
+        reporter.message(
+            "The feedback path starts at random. Without pre-tuning the paper falls from 86.2 to 81.9 on FGVC "
+            "(table 7): 'toast pretune' and --init-from, or method.start=least-squares, give it a better start."
+        )
 
 
 def start_feedback(session: Session, reporter: Reporter) -> bool:

@@ -186,7 +186,9 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path, monkeypatch:
     built = session_module.build_model
     monkeypatch.setattr(session_module, "build_model", lambda *a: _remember(built(*a), _trained))
     monkeypatch.setattr("accelerate.Accelerator.backward", backward)
-    monkeypatch.setattr("toast_cli.training.loop.evaluate", lambda *_: {"accuracy": 0.5, "loss": 1.0, "images": 10})
+    monkeypatch.setattr(
+        "toast_cli.training.loop.evaluate", lambda *_, **__: {"accuracy": 0.5, "loss": 1.0, "images": 10}
+    )
     with pytest.raises(ToastError, match=r"became nan at step 12 \(epoch 3\)"):
         tune(recipe, tmp_path / "run", Reporter())
     model = prepare(recipe).model

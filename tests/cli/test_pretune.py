@@ -1,0 +1,113 @@
+"""Pre-tuning lowers what it should and leaves an artifact; tuning starts from it, or says why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.cli.conftest import TINY_DEMO, toast
+from tests.language import make_model
+from toast_cli.recipe.loading import load_recipe
+from toast_cli.storage.checkpoint import load_checkpoint
+from toast_cli.training.session import prepare
+
+TINY = ["dataset.train_images=60", "dataset.val_images=20", "training.batch_size=20", "training.epochs=4"]
+FAST = [*TINY, "training.lr=0.01", "training.warmup_epochs=0"]
+
+
+@pytest.fixture(scope="module")
+def pretuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("pretuned") / "run"
+    said = toast("pretune", "--output-dir", run, *FAST)
+    assert said.code == 0, said.err
+    assert "reconstruction loss, before" in said.out
+    return run
+
+
+def test_the_reconstruction_loss_falls_at_every_level_and_P_stays_the_identity(pretuned: Path) -> None:
+    results = json.loads((pretuned / "results.json").read_text())
+    assert len(results["before"]) == len(results["after"]) == 3
+    assert all(after < before for after, before in zip(results["after"], results["before"], strict=True))
+    epochs = [json.loads(line) for line in (pretuned / "metrics.jsonl").read_text().splitlines()]
+    assert all(len(line["validation"]["reconstruction"]) == 3 for line in epochs if line["kind"] == "epoch")
+    tensors = load_file(pretuned / "artifact" / "feedback.safetensors")
+    assert set(tensors) == {"xi", "P", *(f"{side}.{level}" for side in "AB" for level in range(3))}
+    assert torch.equal(tensors["P"], torch.eye(128))
+
+
+@pytest.mark.parametrize("words", ["toast", "toast-lite", "toast method.feedback=late", "toast method.feedback=early"])
+def test_tuning_starts_from_the_artifact(pretuned: Path, here: Path, words: str) -> None:
+    method, *more = words.split()
+    chosen = ["--method", method, "--init-from", pretuned, "--output-dir", here / "run", *TINY_DEMO, *more]
+    said = toast("tune", *chosen, "training.lr=1e-12", "training.epochs=1")
+    assert said.code == 0, said.err
+    assert "pre-tuned on demo" in said.err
+    session = prepare(load_recipe(here / "run" / "recipe.yaml"))
+    model = session.model
+    load_checkpoint(here / "run" / "checkpoints", "last", model)
+    trained = {name: weight for name, weight in model.trained().items() if ".A." in name or "xi" in name}
+    artifact = load_file(pretuned / "artifact" / "feedback.safetensors")
+    assert torch.allclose(trained["adapted.steering.selection.xi"], artifact["xi"], atol=1e-6)
+    steering = model.adapted.steering
+    assert steering is not None
+    if method == "toast":
+        for level, A_l in zip(steering.levels, steering.feedback.A, strict=True):
+            assert torch.allclose(A_l.weight, artifact[f"A.{level}"], atol=1e-6)
+    else:
+        frozen = load_file(here / "run" / "adapter" / "frozen_start.safetensors")
+        assert torch.equal(frozen["adapted.steering.feedback.A.0.base_layer.weight"], artifact["A.0"])
+
+
+def test_least_squares_makes_an_artifact_without_gradients(here: Path) -> None:
+    said = toast("pretune", "--least-squares", "--output-dir", here / "run", *TINY)
+    assert said.code == 0, said.err
+    assert not (here / "run" / "metrics.jsonl").exists()
+    results = json.loads((here / "run" / "results.json").read_text())
+    assert all(after < 0.5 * before for after, before in zip(results["after"], results["before"], strict=True))
+    assert toast("tune", "--init-from", here / "run", "--output-dir", here / "tuned", *TINY_DEMO).code == 0
+
+
+def test_images_without_labels_will_do(here: Path) -> None:
+    said = toast("pretune", "--output-dir", here / "run", *FAST, "pretuning.target=first-pass")
+    assert said.code == 0, said.err
+    line = json.loads((here / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 <= line["validation"]["distance"] < 1
+
+
+def test_the_loss_of_both_passes_can_be_averaged(here: Path) -> None:
+    runs = []
+    for passes in ("last", "both"):
+        assert toast("pretune", "--output-dir", here / passes, *FAST, f"pretuning.passes={passes}").code == 0
+        runs.append(json.loads((here / passes / "metrics.jsonl").read_text().splitlines()[-1])["train"]["loss"])
+    assert runs[0] != runs[1]
+
+
+def test_text_pretunes_a_language_model(here: Path) -> None:
+    model = make_model(here / "model")
+    (here / "text.txt").write_text("\n".join(f"Day {n} was fine." for n in range(200)))
+    chosen = ["--recipe", "pretune/language", "--backbone", f"llama:{model}", "--dataset", f"text:{here / 'text.txt'}"]
+    small = ["dataset.block_tokens=64", "training.batch_size=8", "training.accumulate=1", "training.lr=0.01"]
+    said = toast(
+        "pretune", *chosen, "--output-dir", here / "run", *small, "training.epochs=3", "dataset.val_fraction=0.2"
+    )
+    assert said.code == 0, said.err
+    results = json.loads((here / "run" / "results.json").read_text())
+    assert all(after < before for after, before in zip(results["after"], results["before"], strict=True))
+
+
+def test_a_start_that_does_not_fit_is_refused(pretuned: Path, here: Path) -> None:
+    toast("tune", "--init-from", here, *TINY_DEMO).fails(2, "no pre-tuned artifact")
+    toast("tune", "--method", "linear", "--init-from", pretuned, *TINY_DEMO).fails(2, "no feedback path")
+    other = toast("tune", "--backbone", "vit_demo", "--weights", "none", "--init-from", pretuned, *TINY_DEMO)
+    other.fails(1, "pre-tuned on other weights")
+    toast("tune", "--recipe", "pretune/toast", *TINY).fails(2, "Give it to 'toast pretune'")
+    toast("pretune", "method=linear", *TINY).fails(2, "whole feedback path")
+
+
+def test_a_random_start_is_said_with_what_it_costs(here: Path) -> None:
+    said = toast("tune", "--output-dir", here / "run", *TINY_DEMO, "method.start=random")
+    assert "86.2 to 81.9" in " ".join(said.err.split()) and said.err.count("starts at random") == 1

@@ -1,0 +1,68 @@
+"""`toast pretune`: give a backbone's feedback path its start, once, for every later tuning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toast_cli.cli import options
+
+RECIPES = "pretune"
+"""Where the built-in recipes of this verb are; its `toast` is the demo's."""
+
+
+def pretune(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Any field of the recipe, dotted: pretuning.reconstruction=0.1."),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or a YAML file.")] = None,
+    backbone: options.Backbone = None,
+    weights: options.Weights = None,
+    dataset: options.Dataset = None,
+    data_dir: options.DataDir = None,
+    least_squares: Annotated[
+        bool, typer.Option("--least-squares", help="No gradients: the closed-form start is the artifact.")
+    ] = False,
+    init_from: options.InitFrom = None,
+    output_dir: Annotated[Path | None, typer.Option(help="The run's folder. [default: a new one in runs/]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    as_json: options.Json = False,
+) -> None:
+    """Pre-tune selection and feedback path on a backbone's general data. Without arguments, on the demo's."""
+    from toast_cli.cli.console import err, out, print_json, say
+    from toast_cli.recipe.library import resolve
+
+    chosen = recipe or (f"{RECIPES}/general" if dataset is not None else None)
+    resolved = resolve(
+        recipe=chosen,
+        backbone=backbone,
+        weights=weights,
+        dataset=dataset,
+        data_dir=data_dir,
+        seed=seed,
+        device=device,
+        precision=precision,
+        init_from=init_from,
+        demo=RECIPES,
+        overrides=[*(["method.start=least-squares"] if least_squares else []), *(overrides or [])],
+    )
+    for message in [resolved.source, *resolved.messages]:
+        say(message, err)
+
+    from toast_cli.cli.progress import TerminalReporter
+    from toast_cli.cli.tables import pretuning_table
+    from toast_cli.training.pretuning import pretune as run
+
+    with TerminalReporter() as reporter:
+        folder, results = run(resolved.recipe, output_dir, reporter, gradient=not least_squares)
+    if as_json:
+        print_json({"run": str(folder.path), **results})
+        return
+    out.print(pretuning_table(f"{results['backbone']} on {results['dataset']}", results))
+    say(f"Artifact: {folder.path / 'artifact'}")
+    say(f"Use it: toast tune --backbone {results['backbone']} --dataset DATA --init-from {folder.path}")

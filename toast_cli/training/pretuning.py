@@ -1,0 +1,68 @@
+"""`toast pretune`: give the feedback path its start, once per backbone (section 3.2)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from toast_cli.errors import UsageError
+from toast_cli.recipe.dump import to_yaml
+from toast_cli.recipe.schema import PretuningOptions, Recipe
+from toast_cli.storage.artifact import FOLDER, save_artifact
+from toast_cli.storage.checkpoint import load_checkpoint
+from toast_cli.storage.run_folder import RunFolder
+from toast_cli.training.evaluation import evaluate
+from toast_cli.training.loop import fit
+from toast_cli.training.reporter import Reporter
+from toast_cli.training.session import begin, default_run_name, environment, prepare, say_first
+from toast_cli.training.step import PretuningStep
+from toast_cli.training.tensorboard import metrics_logger
+
+
+def pretune(
+    recipe: Recipe, output_dir: Path | None, reporter: Reporter, gradient: bool = True
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Pre-tune as the recipe says and return the run folder, which holds the artifact, and its results.
+
+    Without `gradient`, the least-squares start is the artifact.
+
+    Raises:
+        UsageError: the recipe's method has no feedback path, or leaves nothing to do.
+        ToastError: anything else that a user can mend.
+    """
+    started = time.perf_counter()
+    options = recipe.pretuning or PretuningOptions()
+    if recipe.method.name != "toast":
+        raise UsageError("Pre-tuning is of the whole feedback path.", what_to_do="Use --method toast.")
+    if not gradient and getattr(recipe.method, "start", None) != "least-squares":
+        raise UsageError("Without gradients, only method.start=least-squares makes an artifact.")
+    session = prepare(recipe)
+    model = session.model
+    step = PretuningStep(model, options)
+    train = session.batches("train", train=True)
+    validation = session.batches("val") if "val" in session.data.splits else None
+    folder = RunFolder.create(output_dir, f"pretune-{default_run_name(recipe)}")
+    say_first(session, train, folder, reporter)
+    folder.write_recipe(to_yaml(recipe))
+    folder.write_environment(environment(session.accelerator))
+    measured = validation or session.batches("train")
+    before = evaluate(model, measured, session.accelerator, step=step)["reconstruction"]
+    begin(session, folder, reporter)
+    results: dict[str, Any] = {
+        "backbone": recipe.backbone.name,
+        "dataset": recipe.dataset.name,
+        "samples": {name: len(split) for name, split in session.data.splits.items()},
+        **session.sizes(),
+    }
+    if gradient:
+        with metrics_logger(folder, recipe.training.tensorboard) as log:
+            best = fit(step, train, validation, recipe.training, session.accelerator, folder, reporter, log)
+        load_checkpoint(folder.checkpoints, "best", model)
+        results |= {"selected_epoch": best.epoch, "validation": best.metrics}
+    results["before"] = before
+    results["after"] = evaluate(model, measured, session.accelerator, step=step)["reconstruction"]
+    results["seconds"] = time.perf_counter() - started
+    save_artifact(folder.path / FOLDER, model, recipe, results)
+    folder.write_results(results)
+    return folder, results

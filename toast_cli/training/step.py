@@ -1,0 +1,102 @@
+"""One training step's forward half: what goes through the model, and the loss it comes out with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toast_cli.backbone import Trace
+from toast_cli.errors import UsageError
+from toast_cli.model import Model
+from toast_cli.recipe.schema import PretuningOptions
+from toast_cli.steering.reconstruction import reconstruction_losses
+
+
+@dataclass
+class Stepped:
+    """Outputs of the head, the loss summed over the batch, and named parts of its mean, logged beside it."""
+
+    outputs: Tensor
+    loss: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Step(nn.Module):
+    """Tuning: the task's loss and nothing else (section 3.2)."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Mapping[str, Any]) -> Stepped:
+        """One batch."""
+        objective = self.model.objective
+        outputs = self.model(objective.inputs(batch))
+        return Stepped(outputs, objective.loss(outputs, batch))
+
+    def score(self, metrics: Mapping[str, Any]) -> float:
+        """What decides which epoch is kept: higher is better."""
+        return self.model.objective.score(metrics)
+
+
+class PretuningStep(Step):
+    """Pre-tuning: the task's loss plus the reconstruction losses of the second pass (section 3.2, appendix A.2).
+
+    `reconstruction` among the parts has a value per steered level, first level first, unweighted.
+
+    Raises:
+        UsageError: the method has no feedback path.
+    """
+
+    def __init__(self, model: Model, options: PretuningOptions) -> None:
+        super().__init__(model)
+        if model.adapted.steering is None:
+            raise UsageError("Only a feedback path can be pre-tuned.", what_to_do="Use --method toast.")
+        self.steering = model.adapted.steering
+        self.options = options
+
+    def forward(self, batch: Mapping[str, Any]) -> Stepped:
+        """One batch."""
+        model, objective = self.model, self.model.objective
+        trace = Trace(levels=True)
+        outputs, passes = model.look(objective.inputs(batch), last_trace=trace)
+        losses = torch.stack(reconstruction_losses(self.steering, trace, passes.last.real))
+        parts = {"reconstruction": losses.detach()}
+        if self.options.target == "first-pass":
+            # One minus the cosine: features are compared in direction, as selection compares them.
+            away = 1 - F.cosine_similarity(passes.last.pooled, passes.first.pooled, dim=-1)
+            task = away.mean() * objective.count(batch)
+            parts["distance"] = away.mean().detach()
+        else:
+            task = objective.loss(outputs, batch)
+            if self.options.passes == "both":
+                task = (task + objective.loss(model.head(passes.first.pooled), batch)) / 2
+        return Stepped(outputs, task + self.options.reconstruction * losses.sum() * objective.count(batch), parts)
+
+    def score(self, metrics: Mapping[str, Any]) -> float:
+        """The lower the whole loss, the better."""
+        task = metrics["distance"] if self.options.target == "first-pass" else metrics["loss"]
+        return -(task + self.options.reconstruction * sum(metrics["reconstruction"]))
+
+
+class Parts:
+    """Means of a step's named parts over many batches."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._count = 0
+
+    def add(self, parts: Mapping[str, Tensor], count: int) -> None:
+        """Count one batch in; a part is a mean over `count` things."""
+        for name, value in parts.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.double().cpu() * count
+        self._count += count
+
+    def result(self) -> dict[str, float | list[float]]:
+        """The means: a number, or a list where a part has several."""
+        return {name: (torch.as_tensor(total) / max(self._count, 1)).tolist() for name, total in self._sums.items()}
