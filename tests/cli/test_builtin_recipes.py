@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from toast_cli.errors import UsageError
 from toast_cli.recipe.library import resolve
 
 
@@ -26,6 +29,12 @@ def test_texts_take_settings_made_for_texts() -> None:
     assert not [message for message in resolved.messages if "dataset.path" in message]
     assert resolve(backbone="llama:x", dataset="alpaca:a.json", method="lora").name == "language/alpaca-lora"
     assert resolve(backbone="llama:x", dataset="sharegpt:a.json").name == "language/sharegpt-toast"
+
+
+def test_a_bare_folder_is_answered_with_how_to_name_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        resolve(backbone="vit_b16", dataset=str(tmp_path))
+    assert f"folder:{tmp_path}" in refused.value.what_to_do
 
 
 def test_a_size_made_for_one_backbone_is_not_put_on_another() -> None:

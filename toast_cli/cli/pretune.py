@@ -9,9 +9,6 @@ import typer
 
 from toast_cli.cli import options
 
-RECIPES = "pretune"
-"""Where the built-in recipes of this verb are; its `toast` is the demo's."""
-
 
 def pretune(
     overrides: Annotated[
@@ -35,9 +32,10 @@ def pretune(
 ) -> None:
     """Pre-tune selection and feedback path on a backbone's general data. Without arguments, on the demo's."""
     from toast_cli.cli.console import err, out, print_json, say
-    from toast_cli.recipe.library import resolve
+    from toast_cli.recipe.library import PRETUNE, resolve
 
-    chosen = recipe or (f"{RECIPES}/general" if dataset is not None else None)
+    # Its recipe 'toast' is the demo's.
+    chosen = recipe or (f"{PRETUNE}/general" if dataset is not None else None)
     resolved = resolve(
         recipe=chosen,
         backbone=backbone,
@@ -48,7 +46,7 @@ def pretune(
         device=device,
         precision=precision,
         init_from=init_from,
-        demo=RECIPES,
+        demo=PRETUNE,
         overrides=[*(["method.start=least-squares"] if least_squares else []), *(overrides or [])],
     )
     for message in [resolved.source, *resolved.messages]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from toast_cli import registry
@@ -19,6 +20,7 @@ __all__ = ["Match", "Resolved", "find", "for_pair", "header", "names", "resolve"
 
 DEMO = "demo"
 GENERAL = "general"
+PRETUNE = "pretune"
 DEFAULT_METHOD = "toast"
 DEFAULT_TASK = "classification"
 
@@ -49,7 +51,7 @@ def for_pair(backbone: str | None, dataset: str, method: str | None) -> Match | 
     wanted = {"method": method, "backbone": backbone}
     candidates = []
     for name in names():
-        if name.startswith(f"{GENERAL}/"):  # these are for data sets that no recipe was made for
+        if name.startswith((f"{GENERAL}/", f"{PRETUNE}/")):  # for data sets without a recipe, and for another verb
             continue
         draft = parse_recipe(find(name).text, f"{name}.yaml")
         if draft.name("dataset") != named("dataset", dataset)["name"]:
@@ -131,6 +133,8 @@ def _chosen(
     source = named("dataset", dataset)["name"]
     if source not in registry.names(registry.SOURCES):
         hint = did_you_mean(source, registry.names(registry.SOURCES))
+        if Path(dataset).is_dir():
+            hint = f"For that folder of images, say folder:{dataset}."
         raise UsageError(f"There is no data set '{source}' (from --dataset).", what_to_do=hint)
     if backbone is None:
         raise UsageError(
