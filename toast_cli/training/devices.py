@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from accelerate import Accelerator
 
@@ -13,8 +15,14 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """An Accelerator for the recipe's device and precision.
 
     Raises:
-        UsageError: the device is not there, or cannot compute in that precision.
+        UsageError: the device is not there, or cannot compute in that precision, or there are several processes.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "Several processes are not supported yet.",
+            "Every process would train on all the data and write into one run folder.",
+            "Start one process, without 'accelerate launch' or torchrun.",
+        )
     device = recipe.device
     kind, _, index = device.partition(":")
     if kind not in {"auto", "cpu", "cuda", "mps"} or (index and not (kind == "cuda" and index.isdigit())):
