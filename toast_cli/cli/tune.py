@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,9 @@ def tune(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     device: options.Device = None,
     precision: options.Precision = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the interrupted run in this folder; nothing else but --device fits.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, train nothing.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -36,6 +40,22 @@ def tune(
     from toast_cli.cli.console import err, say
     from toast_cli.recipe.library import resolve
 
+    if resume is not None:
+        chosen = (
+            recipe,
+            backbone,
+            weights,
+            dataset,
+            data_dir,
+            method,
+            init_from,
+            output_dir,
+            seed,
+            precision,
+            overrides,
+        )
+        _check_resume(resume, any(value is not None for value in chosen) or dry_run)
+        recipe, output_dir = str(resume / "recipe.yaml"), resume
     resolved = resolve(
         recipe=recipe,
         backbone=backbone,
@@ -60,8 +80,9 @@ def tune(
     from toast_cli.cli.tables import results_table
     from toast_cli.training.session import tune as run
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to stop, by whatever means
     with TerminalReporter() as reporter:
-        folder, results = run(resolved.recipe, output_dir, reporter)
+        folder, results = run(resolved.recipe, output_dir, reporter, resume=resume is not None)
     if as_json:
         print_json({"run": str(folder.path), **results})
         return
@@ -70,6 +91,20 @@ def tune(
     say(f"Run folder: {folder.path}")
     if results["attention_can_be_drawn"] and results["test"] is not None:
         say(f"Look: toast visualize-attention --test-image 0 --run {folder.path}")
+
+
+def _check_resume(run: Path, others: bool) -> None:
+    """Refuse what would make the rest of an interrupted run another run.
+
+    Raises:
+        UsageError: other options are given, or there is nothing to go on with.
+    """
+    from toast_cli.errors import UsageError
+    from toast_cli.storage.run_folder import RunFolder
+
+    if others:
+        raise UsageError("--resume goes on with the run as it was begun.", what_to_do="Leave all but --device out.")
+    RunFolder.reopen(run)
 
 
 def _dry_run(recipe: Any, as_json: bool) -> None:

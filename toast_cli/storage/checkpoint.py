@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from toast_cli.errors import ToastError
 from toast_cli.model import Model
@@ -16,10 +18,14 @@ from toast_cli.storage.atomic import write_json, write_tensors
 
 WEIGHTS = "model.safetensors"
 STATE = "state.json"
+BESIDES = "training.safetensors"
+"""What training needs besides the weights to go on as if it had never stopped."""
 
 
-def save_checkpoint(checkpoints: Path, name: str, model: Model, state: dict[str, Any]) -> None:
-    """Write what is trained and where training stands as `checkpoints/<name>`.
+def save_checkpoint(
+    checkpoints: Path, name: str, model: Model, state: dict[str, Any], besides: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write what is trained, where training stands, and other tensors `besides`, as `checkpoints/<name>`.
 
     The new folder is complete before it takes the old one's place.
     """
@@ -28,6 +34,8 @@ def save_checkpoint(checkpoints: Path, name: str, model: Model, state: dict[str,
     old = checkpoints / f".{name}.old"
     try:
         write_tensors(new / WEIGHTS, model.trained())
+        if besides:
+            write_tensors(new / BESIDES, besides)
         write_json(new / STATE, state)
         final = checkpoints / name
         if final.exists():
@@ -44,8 +52,7 @@ def load_checkpoint(checkpoints: Path, name: str, model: Model) -> dict[str, Any
     Raises:
         ToastError: there is none, or it is of another model.
     """
-    # A save that was killed between its two renames has left the complete former folder under its other name.
-    folder = next((place for place in (checkpoints / name, checkpoints / f".{name}.old") if _complete(place)), None)
+    folder = find_checkpoint(checkpoints, name)
     if folder is None:
         raise ToastError(f"There is no checkpoint '{name}' in {checkpoints}.")
     tensors = load_file(folder / WEIGHTS)
@@ -55,6 +62,26 @@ def load_checkpoint(checkpoints: Path, name: str, model: Model) -> dict[str, Any
         )
     model.load_state_dict(tensors, strict=False)
     return json.loads((folder / STATE).read_text(encoding="utf-8"))
+
+
+def find_checkpoint(checkpoints: Path, name: str) -> Path | None:
+    """The complete folder of `checkpoints/<name>`, if there is one.
+
+    A save that was killed between its two renames has left the former one under its other name.
+    """
+    return next((place for place in (checkpoints / name, checkpoints / f".{name}.old") if _complete(place)), None)
+
+
+def load_state(checkpoints: Path, name: str) -> dict[str, Any] | None:
+    """Where training stood at `checkpoints/<name>`, or None if there is none."""
+    folder = find_checkpoint(checkpoints, name)
+    return None if folder is None else json.loads((folder / STATE).read_text(encoding="utf-8"))
+
+
+def load_besides(checkpoints: Path, name: str) -> dict[str, Tensor]:
+    """The tensors that were saved besides the weights; none where there are none."""
+    folder = find_checkpoint(checkpoints, name)
+    return load_file(folder / BESIDES) if folder is not None and (folder / BESIDES).is_file() else {}
 
 
 def _complete(folder: Path) -> bool:

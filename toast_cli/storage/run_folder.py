@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,25 @@ class RunFolder:
             ) from error
         return cls(path)
 
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """The folder of a run that was interrupted.
+
+        Raises:
+            UsageError: there is no such run, or it got to its end.
+        """
+        if not (path / "recipe.yaml").is_file():
+            raise UsageError(f"{path} is no run folder.", "It holds no recipe.yaml.", "Name the run to go on with.")
+        if (path / "results.json").is_file():
+            raise UsageError(f"The run {path} got to its end.", what_to_do="'toast eval --run' measures it.")
+        return cls(path)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that an interrupted run did after its last checkpoint; they are done again."""
+        if self.metrics.is_file():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(self.metrics, "".join(line for line in lines if _step(line) <= step))
+
     def write_recipe(self, text: str) -> None:
         """Keep the recipe as it was resolved."""
         write_text(self.path / "recipe.yaml", text)
@@ -62,6 +82,13 @@ class RunFolder:
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
         append_line(self.metrics, line)
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:  # cut short
+        return float("inf")
 
 
 def newest_run(root: Path = RUNS) -> Path | None:

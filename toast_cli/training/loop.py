@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -16,11 +17,12 @@ from toast_cli.data.source import Batches
 from toast_cli.errors import ToastError
 from toast_cli.model import Model
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.storage.checkpoint import save_checkpoint
+from toast_cli.storage.checkpoint import load_besides, load_checkpoint, save_checkpoint
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.optimization import make_optimizer, make_schedule
 from toast_cli.training.reporter import Reporter
+from toast_cli.training.resuming import pack, unpack
 from toast_cli.training.step import Parts, Step
 
 
@@ -29,7 +31,7 @@ class Best:
     """The epoch that validation chose: higher is better, the lower validation loss decides a tie."""
 
     epoch: int = 0
-    score: tuple[float, float] = (-math.inf, -math.inf)
+    score: tuple[float, ...] = (-sys.float_info.max, -sys.float_info.max)
     metrics: dict[str, Any] | None = None
 
     def offer(self, epoch: int, metrics: dict[str, Any], score: float) -> bool:
@@ -49,8 +51,12 @@ def fit(
     folder: RunFolder,
     reporter: Reporter,
     log: Callable[[dict[str, Any]], None],
+    *,
+    resume: bool = False,
 ) -> Best:
     """Train the step's model in place; `checkpoints/best` is the epoch that validation chose (without one: the last).
+
+    With `resume`, goes on after `checkpoints/last` as if it had never stopped.
 
     Raises:
         ToastError: the loss is not finite any more. The last good checkpoint stays where it is.
@@ -62,8 +68,13 @@ def fit(
     objective = model.objective
     forward, optimizer = accelerator.prepare(step, optimizer)
     best = Best()
-    done = 0
-    for epoch in range(1, training.epochs + 1):
+    begun = done = 0
+    if resume:
+        state = load_checkpoint(folder.checkpoints, "last", model)
+        unpack(load_besides(folder.checkpoints, "last"), state["training"], optimizer, accelerator)
+        begun, done = state["epoch"], state["step"]
+        best = Best(state["best"]["epoch"], tuple(state["best"]["score"]), state["best"]["metrics"])
+    for epoch in range(begun + 1, training.epochs + 1):
         model.train()
         train.set_epoch(epoch)
         meter, parts = objective.meter(), Parts()
@@ -118,10 +129,13 @@ def fit(
         else:
             best.epoch = epoch
         _check_weights(model, done, epoch, folder)
-        save_checkpoint(folder.checkpoints, "last", model, {"epoch": epoch, "step": done})
+        # The last checkpoint comes last: whatever is cut off before it is done again, from the one before.
         if is_best:
             save_checkpoint(folder.checkpoints, "best", model, {"epoch": epoch, "step": done})
         log({**line, "best": is_best})
+        tensors, plain = pack(optimizer, accelerator)
+        state = {"epoch": epoch, "step": done, "best": asdict(best), "training": plain}
+        save_checkpoint(folder.checkpoints, "last", model, state, tensors)
         reporter.epoch(epoch, training.epochs, line, is_best)
     return best
 

@@ -6,6 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +26,7 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, describe, save_folder
 from toast_cli.storage.artifact import start_from
 from toast_cli.storage.card import adapter_card
-from toast_cli.storage.checkpoint import load_checkpoint, save_checkpoint
+from toast_cli.storage.checkpoint import load_besides, load_checkpoint, load_state, save_checkpoint
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.devices import make_accelerator
 from toast_cli.training.evaluation import evaluate
@@ -129,8 +130,13 @@ def plain_model(backbone: str, weights: str | None, device: str | None) -> tuple
     return build_model(recipe, ("none",)).eval(), recipe
 
 
-def tune(recipe: Recipe, output_dir: Path | None, reporter: Reporter) -> tuple[RunFolder, dict[str, Any]]:
+def tune(
+    recipe: Recipe, output_dir: Path | None, reporter: Reporter, resume: bool = False
+) -> tuple[RunFolder, dict[str, Any]]:
     """Train as the recipe says and return the run folder and its results.
+
+    With `resume`, `output_dir` is the folder of an interrupted run of this recipe, which goes on exactly: on a CPU it
+    ends with the weights, bit for bit, of a run that was never interrupted.
 
     Selection is by validation alone; the test split is seen once, at the end, by the model that was selected.
 
@@ -144,15 +150,24 @@ def tune(recipe: Recipe, output_dir: Path | None, reporter: Reporter) -> tuple[R
     model, accelerator, data = session.model, session.accelerator, session.data
     train = session.batches("train", train=True)
     validation = session.batches("val") if "val" in data.splits else None
-    folder = RunFolder.create(output_dir, default_run_name(recipe))
+    if resume:
+        assert output_dir is not None
+        folder = RunFolder.reopen(output_dir)
+    else:
+        folder = RunFolder.create(output_dir, default_run_name(recipe))
+        folder.write_recipe(to_yaml(recipe))
+        folder.write_environment(environment(accelerator))
     say_first(session, train, folder, reporter)
-    folder.write_recipe(to_yaml(recipe))
-    folder.write_environment(environment(accelerator))
-    begin(session, folder, reporter)
+    state = load_state(folder.checkpoints, "last") if resume else None
+    if state is not None:
+        go_on(session, folder, state, reporter)
+    else:
+        folder.forget_after(-1)
+        begin(session, folder, reporter)
     memory = session.memory(train)
     for message in filter(None, (str(memory), memory.warning(accelerator.device))):
         reporter.message(message)
-    with metrics_logger(folder, recipe.training.tensorboard) as log:
+    with metrics_logger(folder, recipe.training.tensorboard) as log, told_how_to_go_on(folder, reporter):
         best = fit(
             Step(model),
             train,
@@ -162,6 +177,7 @@ def tune(recipe: Recipe, output_dir: Path | None, reporter: Reporter) -> tuple[R
             folder,
             reporter,
             log,
+            resume=state is not None,
         )
     if best.metrics is None:
         reporter.message("There is no validation split: the last epoch is kept.")
@@ -217,12 +233,31 @@ def begin(session: Session, folder: RunFolder, reporter: Reporter) -> None:
         lineage = start_from(Path(recipe.init_from).expanduser(), model)
         reporter.message(f"Start: {recipe.init_from}, pre-tuned on {lineage.recipe['dataset']['name']}")
     elif start_feedback(session, reporter):
-        save_checkpoint(folder.checkpoints, "start", model, {"epoch": 0, "step": 0})
+        pass
     elif model.adapted.steering is not None and recipe.pretuning is None:
         reporter.message(
             "The feedback path starts at random. Without pre-tuning the paper falls from 86.2 to 81.9 on FGVC "
             "(table 7): 'toast pretune' and --init-from, or method.start=least-squares, give it a better start."
         )
+    if model.adapted.steering is not None:
+        save_checkpoint(folder.checkpoints, "start", model, {"epoch": 0, "step": 0}, model.frozen_additions())
+
+
+@contextmanager
+def told_how_to_go_on(folder: RunFolder, reporter: Reporter) -> Iterator[None]:
+    """Whoever interrupts a run reads how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        reporter.message(f"Stopped; finished epochs are kept. It goes on with: toast tune --resume {folder.path}")
+        raise
+
+
+def go_on(session: Session, folder: RunFolder, state: dict[str, Any], reporter: Reporter) -> None:
+    """Put back what an interrupted run started from but does not train; `fit` puts back the rest."""
+    folder.forget_after(state["step"])
+    session.model.load_state_dict(load_besides(folder.checkpoints, "start"), strict=False)
+    reporter.message(f"Going on after epoch {state['epoch']} of {session.recipe.training.epochs}.")
 
 
 def start_feedback(session: Session, reporter: Reporter) -> bool:

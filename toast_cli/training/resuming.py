@@ -1,0 +1,39 @@
+"""What a run needs to go on exactly: optimizer, scaler and random numbers, as tensors and JSON, without pickle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+def pack(optimizer: Any, accelerator: Accelerator) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and plain values that `unpack` puts back."""
+    whole = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {"rng.cpu": torch.get_rng_state()}
+    values: dict[str, Any] = {}
+    for index, entries in whole["state"].items():
+        for name, value in entries.items():
+            kind = tensors if isinstance(value, Tensor) else values
+            kind[f"{index}.{name}"] = value
+    if accelerator.device.type == "cuda":
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+    return tensors, {"optimizer": values, "groups": whole["param_groups"], "scaler": scaler}
+
+
+def unpack(tensors: dict[str, Tensor], plain: dict[str, Any], optimizer: Any, accelerator: Accelerator) -> None:
+    """Put back what `pack` took."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**tensors, **plain["optimizer"]}.items():
+        index, _, entry = name.partition(".")
+        if index.isdigit():
+            state.setdefault(int(index), {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
+    torch.set_rng_state(tensors["rng.cpu"])
+    if "rng.cuda" in tensors and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["rng.cuda"], accelerator.device)
+    if plain["scaler"] is not None and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(plain["scaler"])
