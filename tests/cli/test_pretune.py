@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.conftest import TINY_DEMO, toast
+from tests.cli.conftest import TINY_DEMO, MakePictures, toast
 from tests.language import make_model
 from toast_cli.recipe.loading import load_recipe
 from toast_cli.storage.checkpoint import load_checkpoint
@@ -71,11 +71,18 @@ def test_least_squares_makes_an_artifact_without_gradients(here: Path) -> None:
     assert toast("tune", "--init-from", here / "run", "--output-dir", here / "tuned", *TINY_DEMO).code == 0
 
 
-def test_images_without_labels_will_do(here: Path) -> None:
-    said = toast("pretune", "--output-dir", here / "run", *FAST, "pretuning.target=first-pass")
+def test_images_without_labels_will_do(here: Path, pictures: MakePictures) -> None:
+    folder = pictures(cat=30, dog=30)
+    chosen = ["--backbone", "vit_demo", "--dataset", f"images:{folder}", "--output-dir", here / "run"]
+    fast = ["training.epochs=4", "training.batch_size=20", "training.accumulate=1", "training.lr=0.01"]
+    for command in "pretune", "tune":
+        toast(command, *chosen, *fast).fails(2, "no labels", "pretuning.target=first-pass")
+    said = toast("pretune", *chosen, *fast, "pretuning.target=first-pass")
     assert said.code == 0, said.err
     line = json.loads((here / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 <= line["validation"]["distance"] < 1
+    results = json.loads((here / "run" / "results.json").read_text())
+    assert all(after < before for after, before in zip(results["after"], results["before"], strict=True))
 
 
 def test_the_loss_of_both_passes_can_be_averaged(here: Path) -> None:

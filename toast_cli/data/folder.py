@@ -40,7 +40,7 @@ def open_folder(options: Options, data_dir: Path | None) -> DataSet:
     Raises:
         ToastError: no such folder, no images in it, a single class, or a class without a training image.
     """
-    root = _find(options.path, data_dir)
+    root = find_folder(options.path, data_dir)
     folders = {folder.name: folder for folder in _subfolders(root)}
     if not folders:
         loose = " Images lie directly in it, in no class folder." if any(map(_is_image, root.iterdir())) else ""
@@ -105,7 +105,7 @@ def _open_flat(options: Options, root: Path, folders: Mapping[str, Path]) -> Dat
     )
 
 
-def _find(path: str, data_dir: Path | None) -> Path:
+def find_folder(path: str, data_dir: Path | None) -> Path:
     """The folder that `path` means: --data-dir goes first where it was given, TOAST_DATA_DIR or ./data last."""
     here = Path(path).expanduser()
     places = [data_dir / here, here] if data_dir is not None else [here, data_folder(None) / here]
@@ -153,12 +153,14 @@ def _files(root: Path, class_folders: Sequence[Path], classes: Sequence[str]) ->
     """All images below the class folders, in an order that no file system decides."""
     labels = {name: label for label, name in enumerate(classes)}
     found = sorted(
-        (labels[folder.name], file.relative_to(root).as_posix()) for folder in class_folders for file in _images(folder)
+        (labels[folder.name], file.relative_to(root).as_posix())
+        for folder in class_folders
+        for file in images_below(folder)
     )
     return FileSplit(root, tuple(name for _, name in found), tuple(label for label, _ in found))
 
 
-def _images(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
     """Images anywhere below a folder. Links to files are taken, links to folders are not followed: they may loop."""
     images = []
     for place, inner, files in os.walk(folder):

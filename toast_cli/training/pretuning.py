@@ -37,7 +37,7 @@ def pretune(
         raise UsageError("Pre-tuning is of the whole feedback path.", what_to_do="Use --method toast.")
     if not gradient and getattr(recipe.method, "start", None) != "least-squares":
         raise UsageError("Without gradients, only method.start=least-squares makes an artifact.")
-    session = prepare(recipe)
+    session = prepare(recipe, labels=gradient and options.target == "labels")
     model = session.model
     step = PretuningStep(model, options)
     train = session.batches("train", train=True)

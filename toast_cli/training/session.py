@@ -107,12 +107,22 @@ def open_data(recipe: Recipe) -> DataSet:
     return source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
 
 
-def prepare(recipe: Recipe) -> Session:
-    """Open the data and build the model; everything random after this point follows from the recipe's seed."""
+def prepare(recipe: Recipe, *, labels: bool = True) -> Session:
+    """Open the data and build the model; everything random after this point follows from the recipe's seed.
+
+    Raises:
+        UsageError: `labels` are to be learned, and the data has none.
+        ToastError: anything else that a user can mend.
+    """
     check_optimizer(recipe.training)
     check_tensorboard(recipe.training.tensorboard)
     accelerator = make_accelerator(recipe)
     data = open_data(recipe)
+    if labels and len(data.classes) == 1:
+        raise UsageError(
+            "These images have no labels to learn from.",
+            what_to_do="Pre-tune on them: 'toast pretune' with pretuning.target=first-pass, or with --least-squares.",
+        )
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)
     return Session(recipe, data, model.to(accelerator.device), accelerator)
