@@ -18,7 +18,11 @@ class ToastError(Exception):
         why: Where it happened or what was found instead; may be empty.
         what_to_do: The next step for the user; may be empty.
         exit_code: 1 for a failure while working, 2 for wrong usage or a wrong recipe.
+
+    `process` is the number of the process that alone met it, of several that work together; None: all of them did.
     """
+
+    process: int | None = None
 
     def __init__(self, what: str, why: str = "", what_to_do: str = "", *, exit_code: int = RUNTIME_FAILURE) -> None:
         self.what = what

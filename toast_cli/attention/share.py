@@ -38,6 +38,12 @@ class AttentionShare:
             self._shares.setdefault(name, []).append(share_inside(shown, mask)[seen].cpu())
         self._shares.setdefault("object_area", []).append(mask[seen].float().mean(dim=(1, 2)).cpu())
 
+    def merge(self, other: AttentionShare) -> None:
+        """Take in what another process collected."""
+        for name, shares in other._shares.items():
+            self._shares.setdefault(name, []).extend(shares)
+        self._without_object += other._without_object
+
     def result(self) -> dict[str, float | int]:
         """Mean share per map over all images; `object_area` is what attention spread evenly would have."""
         means: dict[str, float | int] = {name: float(torch.cat(shares).mean()) for name, shares in self._shares.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +15,11 @@ from toast_cli.errors import ToastError
 PIPED_WIDTH = 200
 """Columns of a table that no terminal shows: enough that nothing is cut before it reaches a file or grep."""
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+SILENT = int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
+"""Whether this is one of several processes and not the first, which speaks for all."""
+
+out = Console(highlight=False, quiet=SILENT)
+err = Console(stderr=True, highlight=False, quiet=SILENT)
 
 
 def say(text: str, console: Console = out) -> None:
@@ -24,11 +28,15 @@ def say(text: str, console: Console = out) -> None:
 
 
 def print_error(error: ToastError) -> None:
-    """Print what went wrong, why, and what to do: plain lines, so that a path or a command can be copied whole."""
-    err.print(Text.assemble(("Error: ", "bold red"), error.what), soft_wrap=True)
+    """Print what went wrong, why, and what to do: plain lines, so that a path or a command can be copied whole.
+
+    Of several processes the first speaks, unless another met an error alone.
+    """
+    console = Console(stderr=True, highlight=False) if error.process else err
+    console.print(Text.assemble(("Error: ", "bold red"), error.what), soft_wrap=True)
     for part in (error.why, error.what_to_do):
         if part:
-            say(part, err)
+            say(part, console)
 
 
 def print_table(table: Table) -> None:
@@ -42,4 +50,5 @@ def print_table(table: Table) -> None:
 
 def print_json(value: Any) -> None:
     """Print a result for machines on stdout: indented JSON, never wrapped, never coloured."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    if not SILENT:
+        print(json.dumps(value, indent=2, ensure_ascii=False))

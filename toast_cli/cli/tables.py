@@ -62,7 +62,9 @@ def add_metrics(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
-    """The one number of a progress line."""
+    """The one number of a progress line beside the loss."""
     if "accuracy" in metrics:
         return f"accuracy {metrics['accuracy']:.2%}"
-    return f"perplexity {metrics['perplexity']:.3f}"
+    if "perplexity" in metrics:
+        return f"perplexity {metrics['perplexity']:.3f}"
+    return f"distance {metrics['distance']:.4f}" if "distance" in metrics else ""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate
 
+from toast_cli.data.sharing import Share
 from toast_cli.data.transforms import build_transform
 from toast_cli.errors import ToastError
 
@@ -94,16 +95,21 @@ class ImageLoader(DataLoader[dict[str, Any]]):
     """A DataLoader whose workers' errors are raised here as they were."""
 
     notes: tuple[str, ...] = ()
+    dataset: LabelledImages
+    batch_sampler: Share
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle and augment as in this epoch, from the next iteration on."""
-        for part in (self.dataset, self.sampler):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
+        self.batch_sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        return self.batch_sampler.fill(self._batches())
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
         for batch in super().__iter__():
             if isinstance(batch, ToastError):
+                batch.process = self.batch_sampler.process
                 try:
                     raise batch
                 finally:
@@ -122,23 +128,18 @@ def image_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: 
     return make_loader(
         split,
         build_transform(recipe.images, backbone.require_preprocessing(), train=asked.augment),
-        batch_size=asked.batch_size,
-        shuffle=asked.shuffle,
+        asked,
         seed=recipe.seed,
         workers=recipe.training.workers,
-        with_masks=asked.with_masks,
     )
 
 
 def make_loader(
     split: ImageSplit,
     transform: Transform,
-    batch_size: int,
-    shuffle: bool,
+    asked: Asked,
     seed: int,
     workers: int,
-    with_masks: bool = False,
-    drop_last: bool = False,
 ) -> ImageLoader:
     """A loader of batches: `image` [B, 3, H, W], `label` [B], `index` [B] and perhaps `mask` [B, H, W].
 
@@ -147,16 +148,15 @@ def make_loader(
     Raises:
         ValueError: masks are asked of a split that has none.
     """
-    dataset = LabelledImages(split, transform, seed, with_masks)
+    dataset = LabelledImages(split, transform, seed, asked.with_masks)
+    order = Shuffled(len(dataset), seed) if asked.shuffle else SequentialSampler(dataset)
     return ImageLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=Shuffled(len(dataset), seed) if shuffle else None,
+        batch_sampler=Share(order, asked.batch_size, asked.process, asked.processes),
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
-        drop_last=drop_last,
         # Its own, because a DataLoader draws its workers' seeds from the global one otherwise.
         generator=torch.Generator().manual_seed(_mixed(seed)),
     )

@@ -7,9 +7,7 @@ from typing import Any
 
 from toast_cli.data.text import Turn
 from toast_cli.errors import ToastError
-
-IGNORED = -100
-"""The label of a token that is read but not learned."""
+from toast_cli.labels import IGNORED
 
 HEADINGS = {"system": "### System:\n", "user": "### Instruction:\n", "assistant": "### Response:\n"}
 """What marks a turn where there is no chat template."""

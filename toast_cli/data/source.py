@@ -75,12 +75,17 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """What batches are wanted for: how many at once, shuffled, changed as in training, with masks."""
+    """What batches are wanted for: how many at once, shuffled, changed as in training, with masks.
+
+    `batch_size` is what all `processes` see together; each gets its part.
+    """
 
     batch_size: int
     shuffle: bool = False
     augment: bool = False
     with_masks: bool = False
+    process: int = 0
+    processes: int = 1
 
 
 def _image_batches(split: Any, recipe: Recipe, backbone: Backbone, asked: Asked) -> Batches:

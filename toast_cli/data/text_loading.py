@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from toast_cli.data.loading import Shuffled
-from toast_cli.data.rendering import IGNORED, tokens
+from toast_cli.data.rendering import tokens
+from toast_cli.data.sharing import Share
 from toast_cli.errors import ToastError
+from toast_cli.labels import IGNORED
 
 if TYPE_CHECKING:
     from toast_cli.backbone import Backbone
@@ -38,11 +40,11 @@ class TextLoader:
 
     def __init__(self, texts: Sequence[Tokenized], notes: tuple[str, ...], pad: int, seed: int, asked: Asked) -> None:
         self.notes = notes
-        self._shuffled = Shuffled(len(texts), seed) if asked.shuffle else None
+        order = Shuffled(len(texts), seed) if asked.shuffle else SequentialSampler(texts)
+        self._share = Share(order, asked.batch_size, asked.process, asked.processes)
         self._loader: DataLoader[Any] = DataLoader(
             texts,  # type: ignore[arg-type]
-            batch_size=asked.batch_size,
-            sampler=self._shuffled,
+            batch_sampler=self._share,
             collate_fn=lambda items: collate(items, pad),
         )
 
@@ -50,12 +52,11 @@ class TextLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return iter(self._loader)
+        return self._share.fill(self._loader)
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle as in this epoch."""
-        if self._shuffled is not None:
-            self._shuffled.set_epoch(epoch)
+        self._share.set_epoch(epoch)
 
 
 def text_batches(split: TextSplit, recipe: Recipe, backbone: Backbone, asked: Asked) -> TextLoader:

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.storage.adapter import CONFIG
 from toast_cli.storage.atomic import append_line, write_json, write_text
+from toast_cli.storage.checkpoint import save_checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from toast_cli.model import Model
 
 RUNS = Path("runs")
 """Where runs lie unless told otherwise, below the current folder."""
 
 
 class RunFolder:
-    """`recipe.yaml`, `environment.json`, `metrics.jsonl`, `checkpoints/`, `adapter/` and `results.json` of one run."""
+    """`recipe.yaml`, `environment.json`, `metrics.jsonl`, `checkpoints/`, `adapter/` and `results.json` of one run.
 
-    def __init__(self, path: Path) -> None:
+    Of several processes one `writes`; what the others write goes nowhere.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self.adapter = path / "adapter"
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
@@ -63,25 +74,36 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that an interrupted run did after its last checkpoint; they are done again."""
-        if self.metrics.is_file():
+        if self.writes and self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(self.metrics, "".join(line for line in lines if _step(line) <= step))
 
     def write_recipe(self, text: str) -> None:
         """Keep the recipe as it was resolved."""
-        write_text(self.path / "recipe.yaml", text)
+        if self.writes:
+            write_text(self.path / "recipe.yaml", text)
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Keep versions, device and machine."""
-        write_json(self.path / "environment.json", environment)
+        if self.writes:
+            write_json(self.path / "environment.json", environment)
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Keep the closing numbers."""
-        write_json(self.path / "results.json", results)
+        if self.writes:
+            write_json(self.path / "results.json", results)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
-        append_line(self.metrics, line)
+        if self.writes:
+            append_line(self.metrics, line)
+
+    def save_checkpoint(
+        self, name: str, model: Model, state: dict[str, Any], besides: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Keep `checkpoints/<name>`, see `storage.checkpoint.save_checkpoint`."""
+        if self.writes:
+            save_checkpoint(self.checkpoints, name, model, state, besides)
 
 
 def _step(line: str) -> float:

@@ -21,6 +21,9 @@ class Meter(Protocol):
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Count one batch in."""
 
+    def merge(self, other: Any) -> None:
+        """Count in what another meter of the same kind counted, in another process."""
+
     def result(self) -> dict[str, float]:
         """The numbers so far, the `loss` among them."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from toast_cli.labels import IGNORED
 from toast_cli.options import Named
 from toast_cli.tasks.base import Objective, Task
 
@@ -43,6 +44,12 @@ class ClassificationMeter:
         self._right += labels[right].bincount(minlength=len(self._right))
         self._loss += F.cross_entropy(outputs.float(), batch["label"], reduction="sum").item()
 
+    def merge(self, other: ClassificationMeter) -> None:
+        """Count in what another meter counted."""
+        self._total += other._total
+        self._right += other._right
+        self._loss += other._loss
+
     def result(self) -> dict[str, float]:
         """`accuracy`, `class_accuracy` over the classes that occurred, `loss`, and how many `images`."""
         images, seen = int(self._total.sum()), self._total > 0
@@ -69,7 +76,7 @@ class Classification(Objective):
 
     def count(self, batch: Mapping[str, Any]) -> int:
         """Images."""
-        return len(batch["label"])
+        return int((batch["label"] != IGNORED).sum())
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Cross-entropy of logits `[B, classes]` against `batch["label"]` `[B]`, summed."""

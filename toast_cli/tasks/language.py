@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from toast_cli.errors import UsageError
+from toast_cli.labels import IGNORED
 from toast_cli.options import Named
 from toast_cli.tasks.base import Objective, Task
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from toast_cli.backbone import Backbone
-
-IGNORED = -100
-"""The label of a token that is read but not learned: prompts, padding."""
 
 
 class Options(Named):
@@ -46,6 +44,12 @@ class LanguageMeter:
         self._loss += next_token_loss(outputs, batch["labels"]).item()
         self._tokens += learned_tokens(batch)
         self._texts += len(batch["labels"])
+
+    def merge(self, other: LanguageMeter) -> None:
+        """Count in what another meter counted."""
+        self._loss += other._loss
+        self._tokens += other._tokens
+        self._texts += other._texts
 
     def result(self) -> dict[str, float]:
         """`loss`, `perplexity`, and over how many `tokens` of how many `texts`."""

@@ -15,14 +15,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """An Accelerator for the recipe's device and precision.
 
     Raises:
-        UsageError: the device is not there, or cannot compute in that precision, or there are several processes.
+        UsageError: the device is not there, or cannot compute in that precision, or cannot be all processes'.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "Several processes are not supported yet.",
-            "Every process would train on all the data and write into one run folder.",
-            "Start one process, without 'accelerate launch' or torchrun.",
-        )
     device = recipe.device
     kind, _, index = device.partition(":")
     if kind not in {"auto", "cpu", "cuda", "mps"} or (index and not (kind == "cuda" and index.isdigit())):
@@ -35,6 +29,13 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         )
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UsageError("The device 'mps' is not available.", what_to_do="Use auto or cpu.")
+    on_cpu = kind == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and (index or not (on_cpu or torch.cuda.is_available())):
+        raise UsageError(
+            f"Several processes cannot all use '{device}'.",
+            what_to_do="Use auto, where each takes a CUDA device of its own, or cpu.",
+        )
     if index:
         torch.cuda.set_device(int(index))
     on_gpu = kind != "cpu" and torch.cuda.is_available()
@@ -44,4 +45,4 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if precision == "fp16" and not on_gpu:
         raise UsageError("fp16 needs a CUDA device.", what_to_do="Use fp32 or bf16.")
-    return Accelerator(cpu=kind == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    return Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from toast_cli.attention.maps import Recorder
 from toast_cli.attention.share import AttentionShare
 from toast_cli.model import Model
+from toast_cli.training.processes import merged
 from toast_cli.training.step import Parts, Step
 
 
@@ -23,7 +24,7 @@ def evaluate(
     with_attention: bool = False,
     step: Step | None = None,
 ) -> dict[str, Any]:
-    """The metrics over all batches.
+    """The metrics over all batches, those of other processes included.
 
     With masks in the batches and `with_attention`, the attention shares too; with a `step`, the parts of its loss.
     """
@@ -32,13 +33,14 @@ def evaluate(
     share = AttentionShare() if with_attention else None
     recorder = Recorder(model) if with_attention else None
     objective = model.objective
-    meter, parts = objective.meter(), Parts()
+    meter, parts = (step or objective).meter(), Parts()
     for batch in batches:
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with accelerator.autocast():
             if recorder is not None and share is not None:
                 look = recorder.look(objective.inputs(batch))
-                share.add(look, batch["mask"])
+                if objective.count(batch):
+                    share.add(look, batch["mask"])
                 outputs = look.logits
             elif step is not None:
                 stepped = step(batch)
@@ -46,9 +48,10 @@ def evaluate(
                 parts.add(stepped.parts, objective.count(batch))
             else:
                 outputs = model(objective.inputs(batch))
-        meter.add(outputs, batch)
+        if objective.count(batch):
+            meter.add(outputs, batch)
     model.train(was_training)
-    metrics: dict[str, Any] = {**meter.result(), **parts.result()}
+    metrics: dict[str, Any] = {**merged(meter).result(), **merged(parts).result()}
     if share is not None:
-        metrics["attention_share"] = share.result()
+        metrics["attention_share"] = merged(share).result()
     return metrics

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -17,10 +18,11 @@ from toast_cli.data.source import Batches
 from toast_cli.errors import ToastError
 from toast_cli.model import Model
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.storage.checkpoint import load_besides, load_checkpoint, save_checkpoint
+from toast_cli.storage.checkpoint import load_besides, load_checkpoint
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.optimization import make_optimizer, make_schedule
+from toast_cli.training.processes import merged, summed
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.resuming import pack, unpack
 from toast_cli.training.step import Parts, Step
@@ -67,6 +69,7 @@ def fit(
     schedule = make_schedule(optimizer, training, steps)
     objective = model.objective
     forward, optimizer = accelerator.prepare(step, optimizer)
+    processes = accelerator.num_processes
     best = Best()
     begun = done = 0
     if resume:
@@ -77,27 +80,31 @@ def fit(
     for epoch in range(begun + 1, training.epochs + 1):
         model.train()
         train.set_epoch(epoch)
-        meter, parts = objective.meter(), Parts()
+        meter, parts = step.meter(), Parts()
         seen = loss_sum = 0.0
         started = time.perf_counter()
         for group in _groups(train, training.accumulate):
             batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in group]
             # One mean over the whole step, however its parts differ in size: images, or tokens to be learned.
-            whole = sum(objective.count(batch) for batch in batches)
+            whole = summed(sum(objective.count(batch) for batch in batches), accelerator)
             schedule.step_update(done)
             done += 1
             optimizer.zero_grad(set_to_none=True)
             value = 0.0
-            for batch in batches:
-                with accelerator.autocast():
-                    stepped = forward(batch)
-                    loss = stepped.loss / max(whole, 1)
-                value += loss.item()
-                if not math.isfinite(value):
-                    raise _not_finite("training loss", value, done, epoch, folder)
-                accelerator.backward(loss)
-                meter.add(stepped.outputs.detach(), batch)
-                parts.add(stepped.parts, objective.count(batch))
+            for number, batch in enumerate(batches, 1):
+                waits = accelerator.no_sync(forward) if number < len(batches) else nullcontext()
+                with waits:
+                    with accelerator.autocast():
+                        stepped = forward(batch)
+                        loss = stepped.loss / max(whole, 1)
+                    value += summed(loss.item(), accelerator)
+                    if not math.isfinite(value):
+                        raise _not_finite("training loss", value, done, epoch, folder)
+                    # Gradients are averaged over processes; each process's loss is its part of the sum.
+                    accelerator.backward(loss * processes)
+                if objective.count(batch):
+                    meter.add(stepped.outputs.detach(), batch)
+                    parts.add(stepped.parts, objective.count(batch))
             if training.clip_grad is not None:
                 accelerator.clip_grad_norm_(model.parameters(), training.clip_grad)
             optimizer.step()
@@ -113,8 +120,8 @@ def fit(
             "step": done,
             "epoch": epoch,
             "train": {
-                **meter.result(),
-                **parts.result(),
+                **merged(meter).result(),
+                **merged(parts).result(),
                 "loss": loss_sum / max(seen, 1),
                 "seconds": time.perf_counter() - started,
             },
@@ -131,12 +138,19 @@ def fit(
         _check_weights(model, done, epoch, folder)
         # The last checkpoint comes last: whatever is cut off before it is done again, from the one before.
         if is_best:
-            save_checkpoint(folder.checkpoints, "best", model, {"epoch": epoch, "step": done})
+            folder.save_checkpoint("best", model, {"epoch": epoch, "step": done})
         log({**line, "best": is_best})
         tensors, plain = pack(optimizer, accelerator)
-        state = {"epoch": epoch, "step": done, "best": asdict(best), "training": plain}
-        save_checkpoint(folder.checkpoints, "last", model, state, tensors)
+        state = {
+            "epoch": epoch,
+            "step": done,
+            "best": asdict(best),
+            "training": plain,
+            "processes": processes,
+        }
+        folder.save_checkpoint("last", model, state, tensors)
         reporter.epoch(epoch, training.epochs, line, is_best)
+    accelerator.wait_for_everyone()  # until the checkpoints that all will read are written
     return best
 
 

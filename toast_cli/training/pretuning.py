@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.loop import fit
+from toast_cli.training.processes import shared_folder
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import begin, default_run_name, environment, prepare, say_first
-from toast_cli.training.step import PretuningStep
+from toast_cli.training.step import DistillationStep, PretuningStep
 from toast_cli.training.tensorboard import metrics_logger
 
 
@@ -39,10 +41,11 @@ def pretune(
         raise UsageError("Without gradients, only method.start=least-squares makes an artifact.")
     session = prepare(recipe, labels=gradient and options.target == "labels")
     model = session.model
-    step = PretuningStep(model, options)
+    step = (PretuningStep if options.target == "labels" else DistillationStep)(model, options)
     train = session.batches("train", train=True)
     validation = session.batches("val") if "val" in session.data.splits else None
-    folder = RunFolder.create(output_dir, f"pretune-{default_run_name(recipe)}")
+    name = f"pretune-{default_run_name(recipe)}"
+    folder = shared_folder(session.accelerator, partial(RunFolder.create, output_dir, name))
     say_first(session, train, folder, reporter)
     folder.write_recipe(to_yaml(recipe))
     folder.write_environment(environment(session.accelerator))
@@ -63,6 +66,7 @@ def pretune(
     results["before"] = before
     results["after"] = evaluate(model, measured, session.accelerator, step=step)["reconstruction"]
     results["seconds"] = time.perf_counter() - started
-    save_artifact(folder.path / FOLDER, model, recipe, results)
+    if folder.writes:
+        save_artifact(folder.path / FOLDER, model, recipe, results)
     folder.write_results(results)
     return folder, results

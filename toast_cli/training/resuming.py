@@ -6,20 +6,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 
 def pack(optimizer: Any, accelerator: Accelerator) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and plain values that `unpack` puts back."""
     whole = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {"rng.cpu": torch.get_rng_state()}
+    tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for index, entries in whole["state"].items():
         for name, value in entries.items():
             kind = tensors if isinstance(value, Tensor) else values
             kind[f"{index}.{name}"] = value
-    if accelerator.device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    for process, states in enumerate(gather_object([_rng(accelerator)])):
+        tensors |= {f"rng.{process}.{name}": rng for name, rng in states.items()}
     scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
     return tensors, {"optimizer": values, "groups": whole["param_groups"], "scaler": scaler}
 
@@ -32,8 +33,16 @@ def unpack(tensors: dict[str, Tensor], plain: dict[str, Any], optimizer: Any, ac
         if index.isdigit():
             state.setdefault(int(index), {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and accelerator.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["rng.cuda"], accelerator.device)
+    own = f"rng.{accelerator.process_index}"
+    torch.set_rng_state(tensors[f"{own}.cpu"])
+    if f"{own}.cuda" in tensors and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors[f"{own}.cuda"], accelerator.device)
     if plain["scaler"] is not None and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(plain["scaler"])
+
+
+def _rng(accelerator: Accelerator) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return states

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, describe, save_folder
 from toast_cli.storage.artifact import start_from
 from toast_cli.storage.card import adapter_card
-from toast_cli.storage.checkpoint import load_besides, load_checkpoint, load_state, save_checkpoint
+from toast_cli.storage.checkpoint import load_besides, load_checkpoint, load_state
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.devices import make_accelerator
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.loop import fit
 from toast_cli.training.memory import Memory, estimate
 from toast_cli.training.optimization import check_optimizer, schedule_notes
+from toast_cli.training.processes import shared_folder
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.step import Step
 from toast_cli.training.tensorboard import check_tensorboard, metrics_logger
@@ -55,7 +57,8 @@ class Session:
     def batches(self, split: str, *, train: bool = False, with_masks: bool = False) -> Batches:
         """A split in batches: shuffled and augmented for training, in order and plain otherwise."""
         size = self.recipe.training.batch_size if train else self.batch_size
-        return self._batches(split, Asked(size, shuffle=train, augment=train, with_masks=with_masks))
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        return self._batches(split, Asked(size, train, train, with_masks, process, processes))
 
     def sample(self, wanted: int) -> Iterator[Any]:
         """What the backbone looks at in `wanted` plain training samples that the seed draws, a batch at a time."""
@@ -162,9 +165,9 @@ def tune(
     validation = session.batches("val") if "val" in data.splits else None
     if resume:
         assert output_dir is not None
-        folder = RunFolder.reopen(output_dir)
+        folder = shared_folder(accelerator, partial(RunFolder.reopen, output_dir))
     else:
-        folder = RunFolder.create(output_dir, default_run_name(recipe))
+        folder = shared_folder(accelerator, partial(RunFolder.create, output_dir, default_run_name(recipe)))
         folder.write_recipe(to_yaml(recipe))
         folder.write_environment(environment(accelerator))
     say_first(session, train, folder, reporter)
@@ -174,6 +177,8 @@ def tune(
     else:
         folder.forget_after(-1)
         begin(session, folder, reporter)
+    if accelerator.num_processes > 1:
+        set_seed(recipe.seed, device_specific=True)  # what is dropped out differs from process to process
     memory = session.memory(train)
     for message in filter(None, (str(memory), memory.warning(accelerator.device))):
         reporter.message(message)
@@ -213,7 +218,8 @@ def tune(
         )
     results["seconds"] = time.perf_counter() - started
     config: AdapterConfig = describe(model, recipe, data.classes)
-    save_folder(folder.adapter, model, config, adapter_card(config, results))
+    if folder.writes:
+        save_folder(folder.adapter, model, config, adapter_card(config, results))
     folder.write_results(results)
     return folder, results
 
@@ -250,7 +256,7 @@ def begin(session: Session, folder: RunFolder, reporter: Reporter) -> None:
             "(table 7): 'toast pretune' and --init-from, or method.start=least-squares, give it a better start."
         )
     if model.adapted.steering is not None:
-        save_checkpoint(folder.checkpoints, "start", model, {"epoch": 0, "step": 0}, model.frozen_additions())
+        folder.save_checkpoint("start", model, {"epoch": 0, "step": 0}, model.frozen_additions())
 
 
 @contextmanager
@@ -264,7 +270,17 @@ def told_how_to_go_on(folder: RunFolder, reporter: Reporter) -> Iterator[None]:
 
 
 def go_on(session: Session, folder: RunFolder, state: dict[str, Any], reporter: Reporter) -> None:
-    """Put back what an interrupted run started from but does not train; `fit` puts back the rest."""
+    """Put back what an interrupted run started from but does not train; `fit` puts back the rest.
+
+    Raises:
+        UsageError: it was begun with another number of processes, which would draw other random numbers.
+    """
+    processes = session.accelerator.num_processes
+    if state["processes"] != processes:
+        raise UsageError(
+            f"The run was begun with {state['processes']} processes and cannot go on with {processes}.",
+            what_to_do=f"Start it with {state['processes']}.",
+        )
     folder.forget_after(state["step"])
     session.model.load_state_dict(load_besides(folder.checkpoints, "start"), strict=False)
     reporter.message(f"Going on after epoch {state['epoch']} of {session.recipe.training.epochs}.")
@@ -317,5 +333,6 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})",
         "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
         "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
         "command": sys.argv,
     }

@@ -15,6 +15,8 @@ from toast_cli.errors import UsageError
 from toast_cli.model import Model
 from toast_cli.recipe.schema import PretuningOptions
 from toast_cli.steering.reconstruction import reconstruction_losses
+from toast_cli.steering.steering import Passes
+from toast_cli.tasks.base import Meter
 
 
 @dataclass
@@ -39,6 +41,10 @@ class Step(nn.Module):
         outputs = self.model(objective.inputs(batch))
         return Stepped(outputs, objective.loss(outputs, batch))
 
+    def meter(self) -> Meter:
+        """What counts metrics beside the loss and its parts."""
+        return self.model.objective.meter()
+
     def score(self, metrics: Mapping[str, Any]) -> float:
         """What decides which epoch is kept: higher is better."""
         return self.model.objective.score(metrics)
@@ -62,26 +68,69 @@ class PretuningStep(Step):
 
     def forward(self, batch: Mapping[str, Any]) -> Stepped:
         """One batch."""
-        model, objective = self.model, self.model.objective
+        objective = self.model.objective
         trace = Trace(levels=True)
-        outputs, passes = model.look(objective.inputs(batch), last_trace=trace)
+        outputs, passes = self.model.look(objective.inputs(batch), last_trace=trace)
         losses = torch.stack(reconstruction_losses(self.steering, trace, passes.last.real))
-        parts = {"reconstruction": losses.detach()}
-        if self.options.target == "first-pass":
-            # One minus the cosine: features are compared in direction, as selection compares them.
-            away = 1 - F.cosine_similarity(passes.last.pooled, passes.first.pooled, dim=-1)
-            task = away.mean() * objective.count(batch)
-            parts["distance"] = away.mean().detach()
-        else:
-            task = objective.loss(outputs, batch)
-            if self.options.passes == "both":
-                task = (task + objective.loss(model.head(passes.first.pooled), batch)) / 2
-        return Stepped(outputs, task + self.options.reconstruction * losses.sum() * objective.count(batch), parts)
+        task, parts = self.task_loss(outputs, passes, batch)
+        weighted = self.options.reconstruction * losses.sum() * objective.count(batch)
+        return Stepped(outputs, task + weighted, {"reconstruction": losses.detach(), **parts})
+
+    def task_loss(self, outputs: Tensor, passes: Passes, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The task's loss summed over the batch, and parts of its mean."""
+        objective = self.model.objective
+        task = objective.loss(outputs, batch)
+        if self.options.passes == "both":
+            task = (task + objective.loss(self.model.head(passes.first.pooled), batch)) / 2
+        return task, {}
 
     def score(self, metrics: Mapping[str, Any]) -> float:
         """The lower the whole loss, the better."""
-        task = metrics["distance"] if self.options.target == "first-pass" else metrics["loss"]
-        return -(task + self.options.reconstruction * sum(metrics["reconstruction"]))
+        return -(metrics["loss"] + self.options.reconstruction * sum(metrics["reconstruction"]))
+
+
+class DistillationStep(PretuningStep):
+    """Pre-tuning without labels: second-pass features are to stay those of the first pass (ours, not the paper's).
+
+    The head has no part in it and is frozen; the parts have the mean `distance` of the features and the whole `loss`.
+    """
+
+    def __init__(self, model: Model, options: PretuningOptions) -> None:
+        super().__init__(model, options)
+        model.head.requires_grad_(False)
+
+    def forward(self, batch: Mapping[str, Any]) -> Stepped:
+        """One batch."""
+        stepped = super().forward(batch)
+        stepped.parts["loss"] = stepped.loss.detach() / max(self.model.objective.count(batch), 1)
+        return stepped
+
+    def task_loss(self, outputs: Tensor, passes: Passes, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """One minus the cosine of the two passes' features: compared in direction, as selection compares them."""
+        distance = 1 - F.cosine_similarity(passes.last.pooled, passes.first.pooled, dim=-1).mean()
+        return distance * self.model.objective.count(batch), {"distance": distance.detach()}
+
+    def meter(self) -> Meter:
+        """Only the parts say anything here."""
+        return NoMeter()
+
+    def score(self, metrics: Mapping[str, Any]) -> float:
+        """The lower the whole loss, the better."""
+        return -metrics["loss"]
+
+
+class NoMeter:
+    """Counts nothing."""
+
+    def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
+        """Nothing to count."""
+
+    def merge(self, other: NoMeter) -> None:
+        """Nothing to add."""
+
+    def result(self) -> dict[str, float]:
+        """No numbers."""
+        return {}
 
 
 class Parts:
@@ -96,6 +145,12 @@ class Parts:
         for name, value in parts.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.double().cpu() * count
         self._count += count
+
+    def merge(self, other: Parts) -> None:
+        """Count in what another process counted."""
+        for name, total in other._sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + total
+        self._count += other._count
 
     def result(self) -> dict[str, float | list[float]]:
         """The means: a number, or a list where a part has several."""

@@ -27,7 +27,7 @@ def check_tensorboard(tensorboard: bool) -> None:
 @contextmanager
 def metrics_logger(folder: RunFolder, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield a function that records one line of metrics."""
-    if not tensorboard:
+    if not (tensorboard and folder.writes):
         yield folder.append_metrics
         return
     from torch.utils.tensorboard import SummaryWriter

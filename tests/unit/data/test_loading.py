@@ -17,7 +17,7 @@ from torch import Tensor
 from toast_cli.backbone import Preprocessing
 from toast_cli.data.files import FileSplit
 from toast_cli.data.loading import ImageLoader, LabelledImages, make_loader
-from toast_cli.data.source import Sample
+from toast_cli.data.source import Asked, Sample
 from toast_cli.data.transforms import ImageTransform, build_transform
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.recipe.schema import ImageOptions
@@ -55,8 +55,8 @@ def transform(train: bool = True) -> ImageTransform:
     return build_transform(ImageOptions(augment="crop-flip"), Preprocessing((16, 16), half, half), train)
 
 
-def loader(workers: int = 0, seed: int = 0, shuffle: bool = True, **options: bool) -> ImageLoader:
-    return make_loader(Noise(), transform(), 4, shuffle=shuffle, seed=seed, workers=workers, **options)
+def loader(workers: int = 0, seed: int = 0, shuffle: bool = True) -> ImageLoader:
+    return make_loader(Noise(), transform(), Asked(4, shuffle=shuffle), seed, workers)
 
 
 def epoch(batches: ImageLoader, number: int) -> list[dict[str, Tensor]]:
@@ -94,7 +94,7 @@ def test_a_batch_has_images_labels_and_indices() -> None:
 
 
 def test_masks_come_along_when_asked_for() -> None:
-    batches = make_loader(Noise(), transform(train=False), 4, False, 0, 0, with_masks=True)
+    batches = make_loader(Noise(), transform(train=False), Asked(4, with_masks=True), seed=0, workers=0)
     batch = next(iter(batches))
     assert (batch["mask"].shape, batch["mask"].dtype) == ((4, 16, 16), torch.bool)
     assert batch["mask"].flatten(1).sum(1).diff().gt(0).any()
@@ -102,14 +102,13 @@ def test_masks_come_along_when_asked_for() -> None:
 
 def test_masks_cannot_be_asked_of_a_split_without_any() -> None:
     with pytest.raises(ValueError, match="no masks"):
-        make_loader(Noise(has_masks=False), transform(), 4, False, 0, 0, with_masks=True)
+        make_loader(Noise(has_masks=False), transform(), Asked(4, with_masks=True), seed=0, workers=0)
 
 
-def test_every_image_comes_once_and_the_last_short_batch_can_be_dropped() -> None:
+def test_every_image_comes_once_in_batches_of_which_the_last_may_be_short() -> None:
     batches = epoch(loader(), 0)
     assert sorted(order(batches)) == list(range(COUNT))
     assert [len(batch["label"]) for batch in batches] == [4, 4, 2]
-    assert [len(batch["label"]) for batch in loader(drop_last=True)] == [4, 4]
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -179,7 +178,7 @@ def error_of(batches: ImageLoader) -> ToastError:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_raises_the_error_it_raised_in_the_worker(workers: int) -> None:
-    error = error_of(make_loader(Unreadable(), transform(), 4, False, 0, workers))
+    error = error_of(make_loader(Unreadable(), transform(), Asked(4), 0, workers))
     assert type(error) is UsageError
     assert (error.what, error.why, error.what_to_do) == ("Image 7 is bad.", "It is.", "Mend it.")
     assert error.exit_code == 2
@@ -187,14 +186,14 @@ def test_an_unreadable_image_raises_the_error_it_raised_in_the_worker(workers: i
 
 
 def test_batches_before_the_unreadable_image_still_come() -> None:
-    seen = iter(make_loader(Unreadable(), transform(), 4, False, 0, workers=0))
+    seen = iter(make_loader(Unreadable(), transform(), Asked(4), 0, workers=0))
     assert next(seen)["index"].tolist() == [0, 1, 2, 3]
 
 
 def test_a_broken_file_is_named_across_processes(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     split = FileSplit(tmp_path, ("broken.jpg",), (0,))
-    error = error_of(make_loader(split, transform(), 1, False, 0, workers=1))
+    error = error_of(make_loader(split, transform(), Asked(1), 0, workers=1))
     assert "broken.jpg" in error.what
     assert error.why
 
@@ -205,7 +204,7 @@ def test_the_workers_stop_with_the_loader_that_failed() -> None:
     gc.disable()
     try:
         with contextlib.suppress(ToastError):
-            list(make_loader(Unreadable(), transform(), 4, False, 0, workers=2))
+            list(make_loader(Unreadable(), transform(), Asked(4), 0, workers=2))
         assert set(multiprocessing.active_children()) <= before
     finally:
         gc.enable()

@@ -231,12 +231,6 @@ def test_a_missing_tensorboard_is_said_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_several_processes_are_refused_rather_than_trained_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ToastError, match="Several processes are not supported yet"):
-        prepare(recipe_of())
-
-
 def test_a_session_knows_its_sizes() -> None:
     session: Session = prepare(recipe_of())
     assert session.sizes()["trained_parameters"] == 128 * 5 + 5
