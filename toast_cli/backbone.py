@@ -137,6 +137,8 @@ class Backbone(ABC):
     that does not look at images, `tokenizer` for one that does not read. With `checkpointing`, levels keep only their
     input for the backward pass and are run again in it. `adapter_targets` are the ends of the names of the layers that
     low-rank factors go on unless told otherwise; where `takes_prompts`, tokens may be added behind the others.
+    `classifier` gives the layer from pooled features to classes that the model came with, a row per class asked for
+    (UsageError: it does not know them); None where models of this kind come with none.
     """
 
     module: nn.Module
@@ -151,6 +153,7 @@ class Backbone(ABC):
     checkpointing: bool = False
     adapter_targets: Sequence[str] = ()
     takes_prompts: bool = False
+    classifier: Callable[[tuple[str, ...]], nn.Module] | None = None
 
     @abstractmethod
     def enter(self, inputs: Any) -> State:

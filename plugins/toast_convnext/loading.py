@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from toast_cli.errors import UsageError
 from toast_convnext.backbone import ConvNeXtBackbone
 from toast_convnext.cards import ConvNeXtOptions
-from toast_timm.loading import build_module, preprocessing_of
+from toast_timm.classifier import own_classifier
+from toast_timm.loading import Source, build_module, preprocessing_of
 
 
 def build_timm(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:
@@ -16,10 +19,12 @@ def build_timm(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:
         ToastError: the hub cannot be reached, the file holds another model's weights, or the model is no ConvNeXt.
     """
     arguments = {"drop_path_rate": options.drop_path}
-    module = build_module(model, options.weights, arguments, "a ConvNeXt", ("convnext*",))
+    source: Source = {"model": model, "weights": options.weights, "family": "a ConvNeXt", "named": ("convnext*",)}
+    module = build_module(arguments=arguments, **source)
     size = options.image_size
     preprocessing = preprocessing_of(module, (size, size) if isinstance(size, int) else size)
     backbone = ConvNeXtBackbone(module, preprocessing)
+    backbone.classifier = partial(own_classifier, **source)
     if min(preprocessing.image_size) < backbone.stride:
         height, width = preprocessing.image_size
         raise UsageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import timm
 from timm.data import resolve_model_data_config
@@ -15,10 +15,19 @@ from toast_cli.backbone import Preprocessing
 from toast_cli.errors import ToastError, UsageError, did_you_mean
 
 
+class Source(TypedDict):
+    """Which model, and where from: `build_module`'s arguments but for what timm's constructor is told."""
+
+    model: str
+    weights: str | None
+    family: str
+    named: Sequence[str]
+
+
 def build_module(
     model: str, weights: str | None, arguments: dict[str, Any], family: str, named: Sequence[str]
 ) -> nn.Module:
-    """A timm model by its timm name, without its classifier.
+    """A timm model by its timm name, without its classifier unless `arguments` say how many classes (None: its own).
 
     Args:
         model: timm's name for it, with or without the tag of its weights.
@@ -35,6 +44,8 @@ def build_module(
         known = [name for pattern in named for name in timm.list_models(pattern)]
         raise UsageError(f"timm has no model '{model}'.", what_to_do=did_you_mean(model, known))
     arguments = {"num_classes": 0, **arguments}
+    if arguments["num_classes"] is None:
+        del arguments["num_classes"]
     if weights == "none":
         return _create(model, arguments, family)
     if weights is not None:

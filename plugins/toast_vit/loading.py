@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from toast_cli.errors import UsageError
-from toast_timm.loading import build_module, preprocessing_of
+from toast_timm.classifier import own_classifier
+from toast_timm.loading import Source, build_module, preprocessing_of
 from toast_vit.backbone import VitBackbone
 from toast_vit.cards import VitOptions
 
@@ -39,8 +41,11 @@ def build_timm(model: str, options: VitOptions) -> VitBackbone:
     arguments: dict[str, Any] = {"drop_path_rate": options.drop_path}
     if options.image_size is not None:
         arguments["img_size"] = options.image_size
-    module = build_module(model, options.weights, arguments, "a ViT", ("*vit*", "deit*"))
+    source: Source = {"model": model, "weights": options.weights, "family": "a ViT", "named": ("*vit*", "deit*")}
+    module = build_module(arguments=arguments, **source)
     # The size that it was built for, where it is bound to one: embeddings were resized to it.
     size = getattr(getattr(module, "patch_embed", None), "img_size", None)
     check_size(module, options)
-    return VitBackbone(module, preprocessing_of(module, size), options.value_bias)
+    backbone = VitBackbone(module, preprocessing_of(module, size), options.value_bias)
+    backbone.classifier = partial(own_classifier, **source)
+    return backbone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,59 +15,106 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.conftest import toast, toast_in_new_process
+from tests.cli.conftest import Said, toast, toast_in_new_process
 
 SIZES = ["dataset.train_images=60", "dataset.val_images=20", "dataset.test_images=20", "training.epochs=6"]
 SMALL = [*SIZES, "training.batch_size=10", "training.log_every=1", "images.augment=crop-flip"]
 METHODS = {
     "toast": ["training.optimizer=adamw"],
-    "toast-lite": ["training.optimizer=sgd", "training.accumulate=2"],
-    "lora": ["training.optimizer=adamw", "method.dropout=0.3"],
+    "toast-lite": ["training.optimizer=sgd", "training.accumulate=2", "training.save_every=1"],
+    "lora": ["training.optimizer=adamw", "method.dropout=0.3", "training.save_every=2", "training.ema=0.9"],
 }
+STEP = 8
+"""Six optimizer steps make an epoch, three with `accumulate=2`: this one is in the middle of one either way."""
 
 
-def killed(out: Path, method: str, epochs_done: int) -> None:
-    """Start a run in a process of its own and kill it, without warning, after so many epochs."""
-    words = ["tune", "--method", method, "--output-dir", str(out), "--device", "cpu", *SMALL, *METHODS[method]]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "toast_cli", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith(f"epoch   {epochs_done}/"):
-            break
-    time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
+def stopped(out: Path, words: list[str], by: signal.Signals) -> Said:
+    """Start a run in a process of its own and send it a signal a little after a step."""
+    command = [sys.executable, "-m", "toast_cli", *words, "--output-dir", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    metrics = out / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while f'"step", "step": {STEP}' not in (metrics.read_text() if metrics.is_file() else ""):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.005)
+    os.kill(process.pid, by)
+    _, said = process.communicate()
     assert not (out / "results.json").exists()
+    return Said(process.returncode, "", said)
 
 
 def metrics(run: Path) -> list[str]:
-    import json
-
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.get("train", {}).pop("seconds", None)
     return [json.dumps(line) for line in lines]
 
 
+def same_weights(ours: Path, theirs: Path) -> None:
+    mine, other = load_file(ours), load_file(theirs)
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(tensor, other[key]) for key, tensor in mine.items()), ours
+
+
+def same_runs(ours: Path, theirs: Path) -> None:
+    for name in ("checkpoints/last/model", "checkpoints/best/model", "adapter/adapter_model"):
+        same_weights(ours / f"{name}.safetensors", theirs / f"{name}.safetensors")
+    assert metrics(ours) == metrics(theirs)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_killed_run_goes_on_to_the_very_weights_of_an_uninterrupted_one(here: Path, method: str) -> None:
-    words = ["--method", method, "--device", "cpu", *SMALL, *METHODS[method]]
-    whole = toast_in_new_process("tune", "--output-dir", here / "whole", *words)
+    words = ["tune", "--method", method, "--device", "cpu", *SMALL, *METHODS[method]]
+    whole = toast_in_new_process(*words, "--output-dir", here / "whole")
     assert whole.code == 0, whole.err
-    killed(here / "cut", method, epochs_done=2)
+    stopped(here / "cut", words, by=signal.SIGKILL)
     resumed = toast_in_new_process("tune", "--resume", here / "cut")
     assert resumed.code == 0, resumed.err
     assert "Going on after epoch" in resumed.err
-    for name in ("checkpoints/last/model.safetensors", "checkpoints/best/model.safetensors"):
-        ours, theirs = (load_file(here / run / name) for run in ("cut", "whole"))
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items()), name
-    ours, theirs = (load_file(here / run / "adapter" / "adapter_model.safetensors") for run in ("cut", "whole"))
-    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+    same_runs(here / "cut", here / "whole")
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_asked_to_stop_keeps_its_last_step_and_goes_on_from_there(here: Path, by: signal.Signals) -> None:
+    words = ["tune", "--method", "lora", "--device", "cpu", *SMALL, "training.workers=1"]
+    assert toast_in_new_process(*words, "--output-dir", here / "whole").code == 0
+    said = stopped(here / "cut", words, by)
+    assert said.code == 130, said.err
+    assert "Traceback" not in said.err
+    assert f"toast tune --resume {here / 'cut'}" in said.err.replace("\n", "")
+    state = json.loads((here / "cut" / "checkpoints" / "last" / "state.json").read_text())
+    assert state["at"]["steps"] >= STEP and state["at"]["batches"] > 0
+    resumed = toast_in_new_process("tune", "--resume", here / "cut")
+    assert resumed.code == 0, resumed.err
+    assert "batches more" in resumed.err
+    same_runs(here / "cut", here / "whole")
+
+
+def test_pretuning_goes_on_as_well(here: Path) -> None:
+    words = ["pretune", "--device", "cpu", *SMALL, "training.accumulate=1"]
+    assert toast_in_new_process(*words, "--output-dir", here / "whole").code == 0
+    assert stopped(here / "cut", words, by=signal.SIGTERM).code == 130
+    toast("tune", "--resume", here / "cut").fails(2, "is for pre-tuning")
+    assert toast_in_new_process("pretune", "--resume", here / "cut").code == 0
+    same_weights(*(here / run / "artifact" / "feedback.safetensors" for run in ("cut", "whole")))
     assert metrics(here / "cut") == metrics(here / "whole")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "training.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_taken(here: Path, file: str) -> None:
+    words = ["tune", "--method", "linear", "--device", "cpu", *SMALL]
+    assert toast(*words, "--output-dir", here / "whole").code == 0
+    assert toast(*words, "--output-dir", here / "cut").code == 0
+    (here / "cut" / "results.json").unlink()
+    damaged = here / "cut" / "checkpoints" / "last" / file
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    resumed = toast("tune", "--resume", here / "cut")
+    assert resumed.code == 0, resumed.err
+    assert "is damaged; the checkpoint before it is not" in " ".join(resumed.err.split())
+    assert "Going on after epoch 5 of 6." in resumed.err
+    same_runs(here / "cut", here / "whole")
 
 
 def test_only_what_was_interrupted_can_be_resumed(here: Path) -> None:

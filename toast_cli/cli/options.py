@@ -39,3 +39,20 @@ InitFrom = Annotated[
     typer.Option(help="Start selection and feedback path from what 'toast pretune' wrote (run or artifact folder)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Resume = Annotated[
+    Path | None, typer.Option(help="Go on with the interrupted run in this folder; nothing else but --device fits.")
+]
+
+
+def check_resume(run: Path, others: bool) -> None:
+    """Refuse what would make the rest of an interrupted run another run.
+
+    Raises:
+        UsageError: other options are given, or there is nothing to go on with.
+    """
+    from toast_cli.errors import UsageError
+    from toast_cli.storage.run_folder import RunFolder
+
+    if others:
+        raise UsageError("--resume goes on with the run as it was begun.", what_to_do="Leave all but --device out.")
+    RunFolder.reopen(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -28,12 +29,17 @@ def pretune(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     device: options.Device = None,
     precision: options.Precision = None,
+    resume: options.Resume = None,
     as_json: options.Json = False,
 ) -> None:
     """Pre-tune selection and feedback path on a backbone's general data. Without arguments, on the demo's."""
     from toast_cli.cli.console import err, out, print_json, say
     from toast_cli.recipe.library import PRETUNE, resolve
 
+    if resume is not None:
+        others = (recipe, backbone, weights, dataset, data_dir, init_from, output_dir, seed, precision, overrides)
+        options.check_resume(resume, any(value is not None for value in others) or least_squares)
+        recipe, output_dir = str(resume / "recipe.yaml"), resume
     # Its recipe 'toast' is the demo's.
     chosen = recipe or (f"{PRETUNE}/general" if dataset is not None else None)
     resolved = resolve(
@@ -56,8 +62,11 @@ def pretune(
     from toast_cli.cli.tables import pretuning_table
     from toast_cli.training.pretuning import pretune as run
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after training, which waits for a step
     with TerminalReporter() as reporter:
-        folder, results = run(resolved.recipe, output_dir, reporter, gradient=not least_squares)
+        folder, results = run(
+            resolved.recipe, output_dir, reporter, gradient=not least_squares, resume=resume is not None
+        )
     if as_json:
         print_json({"run": str(folder.path), **results})
         return

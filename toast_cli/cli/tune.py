@@ -30,9 +30,7 @@ def tune(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     device: options.Device = None,
     precision: options.Precision = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Go on with the interrupted run in this folder; nothing else but --device fits.")
-    ] = None,
+    resume: options.Resume = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, train nothing.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -54,7 +52,7 @@ def tune(
             precision,
             overrides,
         )
-        _check_resume(resume, any(value is not None for value in chosen) or dry_run)
+        options.check_resume(resume, any(value is not None for value in chosen) or dry_run)
         recipe, output_dir = str(resume / "recipe.yaml"), resume
     resolved = resolve(
         recipe=recipe,
@@ -80,7 +78,7 @@ def tune(
     from toast_cli.cli.tables import results_table
     from toast_cli.training.session import tune as run
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to stop, by whatever means
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after training, which waits for a step
     with TerminalReporter() as reporter:
         folder, results = run(resolved.recipe, output_dir, reporter, resume=resume is not None)
     if as_json:
@@ -91,20 +89,6 @@ def tune(
     say(f"Run folder: {folder.path}")
     if results["attention_can_be_drawn"] and results["test"] is not None:
         say(f"Look: toast visualize-attention --test-image 0 --run {folder.path}")
-
-
-def _check_resume(run: Path, others: bool) -> None:
-    """Refuse what would make the rest of an interrupted run another run.
-
-    Raises:
-        UsageError: other options are given, or there is nothing to go on with.
-    """
-    from toast_cli.errors import UsageError
-    from toast_cli.storage.run_folder import RunFolder
-
-    if others:
-        raise UsageError("--resume goes on with the run as it was begun.", what_to_do="Leave all but --device out.")
-    RunFolder.reopen(run)
 
 
 def _dry_run(recipe: Any, as_json: bool) -> None:

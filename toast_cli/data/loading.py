@@ -6,6 +6,7 @@ on a worker's random state. Nothing here draws from the generators that the mode
 
 from __future__ import annotations
 
+import signal
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -98,10 +99,10 @@ class ImageLoader(DataLoader[dict[str, Any]]):
     dataset: LabelledImages
     batch_sampler: Share
 
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle and augment as in this epoch, from the next iteration on."""
+    def set_epoch(self, epoch: int, begin: int = 0) -> None:
+        """Shuffle and augment as in this epoch, from the next iteration on, which leaves `begin` batches out."""
         self.dataset.set_epoch(epoch)
-        self.batch_sampler.set_epoch(epoch)
+        self.batch_sampler.set_epoch(epoch, begin)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
         return self.batch_sampler.fill(self._batches())
@@ -155,6 +156,7 @@ def make_loader(
         batch_sampler=Share(order, asked.batch_size, asked.process, asked.processes),
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=_leave_stopping_to_the_main_process,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         # Its own, because a DataLoader draws its workers' seeds from the global one otherwise.
@@ -169,3 +171,8 @@ def _collate(items: list[dict[str, Any]] | ToastError) -> Any:
 def _mixed(*numbers: int) -> int:
     """A seed of 64 bits; neighbouring numbers give unrelated ones."""
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
+
+
+def _leave_stopping_to_the_main_process(worker: int) -> None:
+    """Ctrl-C reaches workers as well; the run that reads from them ends its step first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

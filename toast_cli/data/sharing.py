@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from torch.utils.data import Sampler
@@ -33,9 +34,11 @@ class Share(Sampler[list[int]]):
         self.batch_size = batch_size
         self.process = process
         self.processes = processes
+        self._begin = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle as in this epoch, if anything is shuffled."""
+    def set_epoch(self, epoch: int, begin: int = 0) -> None:
+        """Shuffle as in this epoch, if anything is shuffled, and leave its first `begin` batches out."""
+        self._begin = begin
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
@@ -43,6 +46,9 @@ class Share(Sampler[list[int]]):
         return -(-len(self.sampler) // self.batch_size)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[list[int]]:
+        return islice(self._all(), self._begin, None)
+
+    def _all(self) -> Iterator[list[int]]:
         batch: list[int] = []
         for index in self.sampler:
             batch.append(index)
@@ -54,7 +60,7 @@ class Share(Sampler[list[int]]):
 
     def fill(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The batches made of these indices, with labels ignored where there was no part for this process."""
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(batches, self._begin):
             size = min(self.batch_size, len(self.sampler) - number * self.batch_size)  # type: ignore[arg-type]
             begin, end = self._stretch(size)
             if begin == end:

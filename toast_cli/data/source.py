@@ -69,8 +69,8 @@ class Batches(Protocol):
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle and augment as in this epoch, from the next iteration on."""
+    def set_epoch(self, epoch: int, begin: int = 0) -> None:
+        """Shuffle and augment as in this epoch, from the next iteration on, which leaves `begin` batches out."""
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,9 @@ class TextLoader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self._share.fill(self._loader)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle as in this epoch."""
-        self._share.set_epoch(epoch)
+    def set_epoch(self, epoch: int, begin: int = 0) -> None:
+        """Shuffle as in this epoch, and leave its first `begin` batches out."""
+        self._share.set_epoch(epoch, begin)
 
 
 def text_batches(split: TextSplit, recipe: Recipe, backbone: Backbone, asked: Asked) -> TextLoader:

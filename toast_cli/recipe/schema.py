@@ -41,7 +41,11 @@ class TrainingOptions(Options):
     checkpoint_gradients: bool = Field(
         False, description="run every level again in the backward pass instead of keeping what it computed"
     )
-    optimizer: str = Field("sgd", description="any optimizer name that timm knows, such as sgd or adamw")
+    optimizer: str = Field(
+        "momentum",
+        description="any optimizer name that timm knows: momentum (SGD with momentum, the paper's), adamw, ...; "
+        "timm's sgd is Nesterov's",
+    )
     lr: float = Field(0.01, gt=0, description="peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum; ignored by optimizers that have none")
     weight_decay: float = Field(
@@ -49,6 +53,21 @@ class TrainingOptions(Options):
     )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from zero, in epochs")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
+    cooldown_epochs: float = Field(0.0, ge=0, description="epochs at min_lr after the cosine, counted in epochs")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many epochs without a better validation; left out: never"
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of what is trained, which is then what "
+        "is validated and kept",
+    )
+    save_every: int | None = Field(
+        None, ge=1, description="optimizer steps between two checkpoints within an epoch; left out: by epoch alone"
+    )
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm")
     workers: int = Field(0, ge=0, description="processes that decode images; 0 decodes in the main one")
     eval_batch_size: int | None = Field(

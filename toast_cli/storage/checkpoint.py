@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ WEIGHTS = "model.safetensors"
 STATE = "state.json"
 BESIDES = "training.safetensors"
 """What training needs besides the weights to go on as if it had never stopped."""
+DIGESTS = "sha256"
+"""Where the state keeps what its neighbours' bytes, and its own content, come to."""
 
 
 def save_checkpoint(
@@ -27,7 +30,8 @@ def save_checkpoint(
 ) -> None:
     """Write what is trained, where training stands, and other tensors `besides`, as `checkpoints/<name>`.
 
-    The new folder is complete before it takes the old one's place.
+    The new folder is complete before it takes the old one's place. The old `last` is kept under a hidden name, to go on
+    from if the new one is damaged.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=checkpoints))
@@ -36,13 +40,16 @@ def save_checkpoint(
         write_tensors(new / WEIGHTS, model.trained())
         if besides:
             write_tensors(new / BESIDES, besides)
-        write_json(new / STATE, state)
+        digests = {file.name: _digest(file) for file in new.iterdir()} | {STATE: _digest_of(state)}
+        write_json(new / STATE, {**state, DIGESTS: digests})
         final = checkpoints / name
         if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
         new.rename(final)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+    if name != "last":
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -54,7 +61,10 @@ def load_checkpoint(checkpoints: Path, name: str, model: Model) -> dict[str, Any
     """
     folder = find_checkpoint(checkpoints, name)
     if folder is None:
-        raise ToastError(f"There is no checkpoint '{name}' in {checkpoints}.")
+        raise ToastError(
+            f"There is no whole checkpoint '{name}' in {checkpoints}.",
+            "It is damaged: a file is missing or is not what was written." if (checkpoints / name).exists() else "",
+        )
     tensors = load_file(folder / WEIGHTS)
     if tensors.keys() != model.trained().keys():
         raise ToastError(
@@ -65,11 +75,8 @@ def load_checkpoint(checkpoints: Path, name: str, model: Model) -> dict[str, Any
 
 
 def find_checkpoint(checkpoints: Path, name: str) -> Path | None:
-    """The complete folder of `checkpoints/<name>`, if there is one.
-
-    A save that was killed between its two renames has left the former one under its other name.
-    """
-    return next((place for place in (checkpoints / name, checkpoints / f".{name}.old") if _complete(place)), None)
+    """The undamaged folder of `checkpoints/<name>`, if there is one; else that of the save before."""
+    return next((place for place in (checkpoints / name, checkpoints / f".{name}.old") if _is_whole(place)), None)
 
 
 def load_state(checkpoints: Path, name: str) -> dict[str, Any] | None:
@@ -84,5 +91,24 @@ def load_besides(checkpoints: Path, name: str) -> dict[str, Tensor]:
     return load_file(folder / BESIDES) if folder is not None and (folder / BESIDES).is_file() else {}
 
 
-def _complete(folder: Path) -> bool:
-    return (folder / STATE).is_file()
+def _is_whole(folder: Path) -> bool:
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        digests = state.pop(DIGESTS)
+        return digests.pop(STATE) == _digest_of(state) and all(
+            _digest(folder / name) == kept for name, kept in digests.items()
+        )
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _digest_of(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

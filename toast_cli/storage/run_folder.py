@@ -72,11 +72,11 @@ class RunFolder:
             raise UsageError(f"The run {path} got to its end.", what_to_do="'toast eval --run' measures it.")
         return cls(path)
 
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that an interrupted run did after its last checkpoint; they are done again."""
+    def forget_after(self, step: int, epoch: int) -> None:
+        """Drop what was logged after an interrupted run's last checkpoint, of that step and so many whole epochs."""
         if self.writes and self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(self.metrics, "".join(line for line in lines if _step(line) <= step))
+            write_text(self.metrics, "".join(line for line in lines if _was_done(line, step, epoch)))
 
     def write_recipe(self, text: str) -> None:
         """Keep the recipe as it was resolved."""
@@ -106,11 +106,12 @@ class RunFolder:
             save_checkpoint(self.checkpoints, name, model, state, besides)
 
 
-def _step(line: str) -> float:
+def _was_done(line: str, step: int, epoch: int) -> bool:
     try:
-        return float(json.loads(line)["step"])
+        logged = json.loads(line)
     except ValueError:  # cut short
-        return float("inf")
+        return False
+    return logged["step"] <= step and (logged["kind"] != "epoch" or logged["epoch"] <= epoch)
 
 
 def newest_run(root: Path = RUNS) -> Path | None:

@@ -27,6 +27,12 @@ class Meter(Protocol):
     def result(self) -> dict[str, float]:
         """The numbers so far, the `loss` among them."""
 
+    def state(self) -> dict[str, Any]:
+        """What was counted, as plain values that JSON can hold, for a run that is interrupted."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what was counted."""
+
 
 class Objective(ABC):
     """What is learned: `head` turns pooled features into outputs, the rest says how good they are."""
@@ -44,6 +50,10 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """The training loss, summed over the batch."""
+
+    def mixed(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The batch as training looks at it, where samples of a batch are mixed with each other."""
+        return batch
 
     @abstractmethod
     def meter(self) -> Meter:

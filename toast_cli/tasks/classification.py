@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from toast_cli.errors import UsageError
 from toast_cli.labels import IGNORED
 from toast_cli.options import Named
 from toast_cli.tasks.base import Objective, Task
@@ -23,6 +24,11 @@ class Options(Named):
     name: Literal["classification"] = Field("classification", description="the task")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the target spread over all classes while training"
+    )
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup, blending training images; 0: none")
+    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix, patches of one training image in another; 0: none")
+    head: Literal["new", "own"] = Field(
+        "new", description="new: a head for these classes, trained; own: the backbone's own classifier, frozen"
     )
 
 
@@ -61,14 +67,23 @@ class ClassificationMeter:
             "images": images,
         }
 
+    def state(self) -> dict[str, Any]:
+        """The counts per class and the summed loss."""
+        return {"total": self._total.tolist(), "right": self._right.tolist(), "loss": self._loss}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from them."""
+        self._total, self._right = (self._total.new_tensor(state[name]) for name in ("total", "right"))
+        self._loss = state["loss"]
+
 
 class Classification(Objective):
     """Head, loss and metrics over a fixed, ordered set of classes."""
 
-    def __init__(self, head: nn.Module, classes: int, label_smoothing: float) -> None:
+    def __init__(self, head: nn.Module, classes: int, options: Options) -> None:
         self.head = head
         self.classes = classes
-        self.label_smoothing = label_smoothing
+        self.options = options
 
     def inputs(self, batch: Mapping[str, Any]) -> Tensor:
         """The images `[B, 3, H, W]`."""
@@ -79,10 +94,22 @@ class Classification(Objective):
         return int((batch["label"] != IGNORED).sum())
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """Cross-entropy of logits `[B, classes]` against `batch["label"]` `[B]`, summed."""
+        """Cross-entropy of logits `[B, classes]`, summed, against `batch["label"]` `[B]` or what mixing made of it."""
         from torch.nn import functional as F
 
-        return F.cross_entropy(outputs.float(), batch["label"], label_smoothing=self.label_smoothing, reduction="sum")
+        target, smoothing = batch.get("target", batch["label"]), self.options.label_smoothing
+        return F.cross_entropy(outputs.float(), target, label_smoothing=smoothing, reduction="sum")
+
+    def mixed(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The batch with its images blended by mixup or cutmix (one of both, where both are on) and soft targets."""
+        from torchvision.transforms import v2
+
+        chosen = [(v2.MixUp, self.options.mixup), (v2.CutMix, self.options.cutmix)]
+        mixes = [kind(alpha=alpha, num_classes=self.classes) for kind, alpha in chosen if alpha > 0]
+        if not mixes or not self.count(batch):
+            return batch
+        image, target = v2.RandomChoice(mixes)(batch["image"], batch["label"])
+        return {**batch, "image": image, "target": target}
 
     def meter(self) -> ClassificationMeter:
         """Accuracy and cross-entropy."""
@@ -94,13 +121,23 @@ class Classification(Objective):
 
 
 def build(options: Options, backbone: Backbone, classes: tuple[str, ...]) -> Classification:
-    """A head for these classes, biased, its weights normal with standard deviation 0.02 and its bias zero."""
+    """A head for these classes, biased, its weights normal with standard deviation 0.02 and its bias zero; or the own.
+
+    Raises:
+        UsageError: the backbone has no classifier of its own, or it does not know these classes.
+    """
     from torch import nn
 
+    if options.head == "own":
+        if backbone.classifier is None:
+            raise UsageError(
+                f"A {type(backbone.module).__name__} has no classifier of its own.", what_to_do="Use task.head=new."
+            )
+        return Classification(backbone.classifier(classes).requires_grad_(False), len(classes), options)
     head = nn.Linear(backbone.head_width, len(classes))
     nn.init.normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
-    return Classification(head, len(classes), options.label_smoothing)
+    return Classification(head, len(classes), options)
 
 
 TASK = Task(Options, build)

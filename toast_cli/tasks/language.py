@@ -61,6 +61,14 @@ class LanguageMeter:
             "texts": self._texts,
         }
 
+    def state(self) -> dict[str, Any]:
+        """The summed loss and the counts."""
+        return {"loss": self._loss, "tokens": self._tokens, "texts": self._texts}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from them."""
+        self._loss, self._tokens, self._texts = state["loss"], state["tokens"], state["texts"]
+
 
 def learned_tokens(batch: Mapping[str, Any]) -> int:
     """Tokens that are predicted: every label but the first, which nothing comes before."""

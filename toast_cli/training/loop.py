@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -16,32 +15,22 @@ from accelerate.utils import send_to_device
 
 from toast_cli.data.source import Batches
 from toast_cli.errors import ToastError
-from toast_cli.model import Model
 from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.storage.checkpoint import load_besides, load_checkpoint
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.training.averaging import Average
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.optimization import make_optimizer, make_schedule
-from toast_cli.training.processes import merged, summed
+from toast_cli.training.processes import summed
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.resuming import pack, unpack
-from toast_cli.training.step import Parts, Step
+from toast_cli.training.standing import Best, Position
+from toast_cli.training.step import Step
+from toast_cli.training.stopping import Stop
+from toast_cli.training.tally import Tally
 
-
-@dataclass
-class Best:
-    """The epoch that validation chose: higher is better, the lower validation loss decides a tie."""
-
-    epoch: int = 0
-    score: tuple[float, ...] = (-sys.float_info.max, -sys.float_info.max)
-    metrics: dict[str, Any] | None = None
-
-    def offer(self, epoch: int, metrics: dict[str, Any], score: float) -> bool:
-        """Take this epoch if it is better than any before."""
-        if (score, -metrics["loss"]) <= self.score:
-            return False
-        self.epoch, self.score, self.metrics = epoch, (score, -metrics["loss"]), metrics
-        return True
+EMA = "ema."
+"""What the names of averaged weights begin with in a checkpoint."""
 
 
 def fit(
@@ -62,107 +51,190 @@ def fit(
 
     Raises:
         ToastError: the loss is not finite any more. The last good checkpoint stays where it is.
+        KeyboardInterrupt: asked to stop, after the step that was being done; `checkpoints/last` is of that step.
     """
-    model = step.model
-    steps = -(-len(train) // training.accumulate)
-    optimizer = make_optimizer(model, training)
-    schedule = make_schedule(optimizer, training, steps)
-    objective = model.objective
-    forward, optimizer = accelerator.prepare(step, optimizer)
-    processes = accelerator.num_processes
-    best = Best()
-    begun = done = 0
+    fitting = Fitting(step, train, validation, training, accelerator, folder, reporter, log)
     if resume:
-        state = load_checkpoint(folder.checkpoints, "last", model)
-        unpack(load_besides(folder.checkpoints, "last"), state["training"], optimizer, accelerator)
-        begun, done = state["epoch"], state["step"]
-        best = Best(state["best"]["epoch"], tuple(state["best"]["score"]), state["best"]["metrics"])
-    for epoch in range(begun + 1, training.epochs + 1):
-        model.train()
-        train.set_epoch(epoch)
-        meter, parts = step.meter(), Parts()
-        seen = loss_sum = 0.0
-        started = time.perf_counter()
-        for group in _groups(train, training.accumulate):
-            batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in group]
-            # One mean over the whole step, however its parts differ in size: images, or tokens to be learned.
-            whole = summed(sum(objective.count(batch) for batch in batches), accelerator)
-            schedule.step_update(done)
-            done += 1
-            optimizer.zero_grad(set_to_none=True)
-            value = 0.0
-            for number, batch in enumerate(batches, 1):
-                waits = accelerator.no_sync(forward) if number < len(batches) else nullcontext()
-                with waits:
-                    with accelerator.autocast():
-                        stepped = forward(batch)
-                        loss = stepped.loss / max(whole, 1)
-                    value += summed(loss.item(), accelerator)
-                    if not math.isfinite(value):
-                        raise _not_finite("training loss", value, done, epoch, folder)
-                    # Gradients are averaged over processes; each process's loss is its part of the sum.
-                    accelerator.backward(loss * processes)
-                if objective.count(batch):
-                    meter.add(stepped.outputs.detach(), batch)
-                    parts.add(stepped.parts, objective.count(batch))
-            if training.clip_grad is not None:
-                accelerator.clip_grad_norm_(model.parameters(), training.clip_grad)
-            optimizer.step()
+        fitting.resume()
+    with fitting.stop.heard():
+        fitting.run()
+    return fitting.best
 
-            seen, loss_sum = seen + whole, loss_sum + value * whole
-            reporter.step(done, training.epochs * steps, {**meter.result(), "loss": loss_sum / max(seen, 1)})
-            if done % training.log_every == 0:
-                lr = optimizer.param_groups[0]["lr"]
-                log({"kind": "step", "step": done, "epoch": epoch, "loss": value, "lr": lr})
 
-        line: dict[str, Any] = {
-            "kind": "epoch",
-            "step": done,
-            "epoch": epoch,
-            "train": {
-                **merged(meter).result(),
-                **merged(parts).result(),
-                "loss": loss_sum / max(seen, 1),
-                "seconds": time.perf_counter() - started,
-            },
-        }
+class Fitting:
+    """One call of `fit`: what it works with, and how far it has come."""
+
+    def __init__(
+        self,
+        step: Step,
+        train: Batches,
+        validation: Batches | None,
+        training: TrainingOptions,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        reporter: Reporter,
+        log: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.step, self.model, self.objective = step, step.model, step.model.objective
+        self.train, self.validation, self.training = train, validation, training
+        self.accelerator, self.folder, self.reporter, self.log = accelerator, folder, reporter, log
+        self.steps_per_epoch = -(-len(train) // training.accumulate)
+        optimizer = make_optimizer(self.model, training)
+        self.schedule = make_schedule(optimizer, training, self.steps_per_epoch)
+        self.forward, self.optimizer = accelerator.prepare(step, optimizer)
+        self.average = None if training.ema is None else Average(self.model, training.ema)
+        self.at, self.best, self.stop, self.tally = Position(), Best(), Stop(), Tally(step)
+
+    def resume(self) -> None:
+        """Go back to where `checkpoints/last` stands."""
+        state = load_checkpoint(self.folder.checkpoints, "last", self.model)
+        besides = load_besides(self.folder.checkpoints, "last")
+        unpack(besides, state["training"], self.optimizer, self.accelerator)
+        if self.average is not None:
+            self.average.load({name.removeprefix(EMA): besides[name] for name in besides if name.startswith(EMA)})
+        self.at = Position(**state["at"])
+        self.best = Best(**state["best"])
+        self.tally.restore(state["tally"], first=self.accelerator.is_main_process)
+
+    def run(self) -> None:
+        """Train until the last epoch is done, or validation has not got better for too long."""
+        while self.at.epochs < self.training.epochs and not self._out_of_patience():
+            self.train_epoch()
+            self.end_epoch(self.validate())
+        if self.at.epochs < self.training.epochs:
+            self.reporter.message(f"Stopped early: no better validation since epoch {self.best.epoch}.")
+        self.accelerator.wait_for_everyone()  # until the checkpoints that all will read are written
+
+    def train_epoch(self) -> None:
+        """Train from where this epoch stands to its end."""
+        training, at, tally = self.training, self.at, self.tally
+        self.model.train()
+        self.train.set_epoch(at.epochs + 1, at.batches)
+        started = time.perf_counter() - tally.seconds
+        for group in _groups(self.train, training.accumulate):
+            stops = self.train_step(group)
+            tally.seconds = time.perf_counter() - started
+            at.batches += len(group)
+            self.reporter.step(at.steps, training.epochs * self.steps_per_epoch, tally.result())
+            if stops or (training.save_every is not None and at.steps % training.save_every == 0):
+                self.save()
+            if stops:
+                raise KeyboardInterrupt
+
+    def train_step(self, group: list[Any]) -> bool:
+        """One optimizer step over a group of batches; whether this or another process was asked to stop."""
+        at, accelerator, processes = self.at, self.accelerator, self.accelerator.num_processes
+        batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in group]
+        # One mean over the whole step, however its parts differ in size: images, or tokens to be learned.
+        count = sum(self.objective.count(batch) for batch in batches)
+        whole, stops = summed([count, float(self.stop.asked)], accelerator)
+        self.schedule.step_update(at.steps)
+        at.steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        value = 0.0
+        for number, batch in enumerate(batches, 1):
+            waits: AbstractContextManager[Any] = nullcontext()
+            if number < len(batches):
+                waits = accelerator.no_sync(self.forward)
+            with waits:
+                with accelerator.autocast():
+                    stepped = self.forward(batch)
+                    loss = stepped.loss / max(whole, 1)
+                value += summed([loss.item()], accelerator)[0]
+                if not math.isfinite(value):
+                    raise self._not_finite("training loss", value)
+                # Gradients are averaged over processes; each process's loss is its part of the sum.
+                accelerator.backward(loss * processes)
+            self.tally.add(stepped, batch)
+        if self.training.clip_grad is not None:
+            accelerator.clip_grad_norm_(self.model.parameters(), self.training.clip_grad)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
+        self.tally.add_loss(value, whole)
+        if at.steps % self.training.log_every == 0:
+            lr = self.optimizer.param_groups[0]["lr"]
+            self.log({"kind": "step", "step": at.steps, "epoch": at.epochs + 1, "loss": value, "lr": lr})
+        return bool(stops)
+
+    def validate(self) -> dict[str, Any] | None:
+        """The validation metrics of what this epoch came to, if there is a validation split."""
+        if self.validation is None:
+            return None
+        # Nothing changes here, so one process stops at once; several must first have met at the end.
+        alone = self.accelerator.num_processes == 1
+        try:
+            with self.shown(), self.stop.at_once() if alone else nullcontext():
+                metrics = evaluate(self.model, self.validation, self.accelerator, step=self.step)
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        if not math.isfinite(metrics["loss"]):
+            raise self._not_finite("validation loss", metrics["loss"])
+        return metrics
+
+    def end_epoch(self, metrics: dict[str, Any] | None) -> None:
+        """Judge the epoch, log it and keep its checkpoints."""
+        at, epoch = self.at, self.at.epochs + 1
+        line = {"kind": "epoch", "step": at.steps, "epoch": epoch, "train": self.tally.closing()}
         is_best = True
-        if validation is not None:
-            metrics = evaluate(model, validation, accelerator, step=step)
-            if not math.isfinite(metrics["loss"]):
-                raise _not_finite("validation loss", metrics["loss"], done, epoch, folder)
+        if metrics is not None:
             line["validation"] = metrics
-            is_best = best.offer(epoch, metrics, step.score(metrics))
+            is_best = self.best.offer(epoch, metrics, self.step.score(metrics))
         else:
-            best.epoch = epoch
-        _check_weights(model, done, epoch, folder)
+            self.best.epoch = epoch
+        self._check_weights()
         # The last checkpoint comes last: whatever is cut off before it is done again, from the one before.
         if is_best:
-            folder.save_checkpoint("best", model, {"epoch": epoch, "step": done})
-        log({**line, "best": is_best})
-        tensors, plain = pack(optimizer, accelerator)
+            with self.shown():
+                self.folder.save_checkpoint("best", self.model, {"epoch": epoch, "step": at.steps})
+        self.log({**line, "best": is_best})
+        at.epochs, at.batches, self.tally = epoch, 0, Tally(self.step)
+        self.save()
+        self.reporter.epoch(epoch, self.training.epochs, line, is_best)
+
+    def save(self) -> None:
+        """Keep where training stands as `checkpoints/last`.
+
+        Raises:
+            ToastError: a trained weight is not finite; the checkpoint before stays.
+        """
+        self._check_weights()
+        tensors, plain = pack(self.optimizer, self.accelerator)
+        if self.average is not None:
+            tensors |= {EMA + name: tensor for name, tensor in self.average.tensors().items()}
         state = {
-            "epoch": epoch,
-            "step": done,
-            "best": asdict(best),
+            "at": asdict(self.at),
+            "best": asdict(self.best),
+            "tally": self.tally.state(),
             "training": plain,
-            "processes": processes,
+            "processes": self.accelerator.num_processes,
         }
-        folder.save_checkpoint("last", model, state, tensors)
-        reporter.epoch(epoch, training.epochs, line, is_best)
-    accelerator.wait_for_everyone()  # until the checkpoints that all will read are written
-    return best
+        self.folder.save_checkpoint("last", self.model, state, tensors)
 
+    def shown(self) -> AbstractContextManager[None]:
+        """Within, the model has the weights that are judged and kept: the trained ones, or their average."""
+        return nullcontext() if self.average is None else self.average.shown()
 
-def _check_weights(model: Model, step: int, epoch: int, folder: RunFolder) -> None:
-    """Refuse to keep weights that a step with a finite loss, but without a finite gradient, has ruined.
+    def _out_of_patience(self) -> bool:
+        patience = self.training.patience
+        return patience is not None and self.at.epochs - self.best.epoch >= patience
 
-    Raises:
-        ToastError: a trained weight is not finite.
-    """
-    for name, weight in model.trained().items():
-        if not weight.isfinite().all():
-            raise _not_finite(f"weight {name}", float("nan"), step, epoch, folder)
+    def _check_weights(self) -> None:
+        """Refuse to keep weights that a step with a finite loss, but without a finite gradient, has ruined."""
+        for name, weight in self.model.trained().items():
+            if not weight.isfinite().all():
+                raise self._not_finite(f"weight {name}", float("nan"))
+
+    def _not_finite(self, what: str, value: float) -> ToastError:
+        at, last = self.at, self.folder.checkpoints / "last"
+        return ToastError(
+            f"The {what} became {value} at step {at.steps} (epoch {at.epochs + 1}).",
+            f"The last good checkpoint is kept: {last}."
+            if last.exists()
+            else "Nothing had been finished, so there is no checkpoint yet.",
+            "A smaller training.lr, a longer warm-up, training.clip_grad=1 or fp32 usually helps.",
+        )
 
 
 def _groups(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -170,12 +242,3 @@ def _groups(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(batches)
     while group := list(islice(iterator, size)):
         yield group
-
-
-def _not_finite(what: str, value: float, step: int, epoch: int, folder: RunFolder) -> ToastError:
-    kept = f"The last good checkpoint is kept: {folder.checkpoints / 'last'} (epoch {epoch - 1})." if epoch > 1 else ""
-    return ToastError(
-        f"The {what} became {value} at step {step} (epoch {epoch}).",
-        kept or "No epoch had been finished, so there is no checkpoint yet.",
-        "A smaller training.lr, a longer warm-up, training.clip_grad=1 or fp32 usually helps.",
-    )

@@ -25,6 +25,11 @@ def check_optimizer(training: TrainingOptions) -> None:
             f"There is no optimizer '{training.optimizer}' (training.optimizer).",
             what_to_do=did_you_mean(training.optimizer, list_optimizers()),
         )
+    if training.optimizer in {"sgd", "nesterov"} and training.momentum == 0:
+        raise UsageError(
+            f"The optimizer '{training.optimizer}' is timm's, with Nesterov momentum, which cannot be zero.",
+            what_to_do="Use training.optimizer=momentum for plain SGD, whose training.momentum may be 0.",
+        )
 
 
 def make_optimizer(model: nn.Module, training: TrainingOptions) -> Optimizer:
@@ -45,6 +50,20 @@ def warmup_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
     return asked if asked < steps else steps // 10
 
 
+def cooldown_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
+    """Steps at the lowest rate, at the end.
+
+    Raises:
+        UsageError: they leave nothing of the run.
+    """
+    if training.cooldown_epochs >= training.epochs:
+        raise UsageError(
+            f"A cool-down of {training.cooldown_epochs:g} epochs leaves nothing of {training.epochs}.",
+            what_to_do="Lower training.cooldown_epochs.",
+        )
+    return round(training.cooldown_epochs * steps_per_epoch)
+
+
 def schedule_notes(training: TrainingOptions, steps_per_epoch: int) -> list[str]:
     """What a user should know of a schedule before it runs."""
     steps = training.epochs * steps_per_epoch
@@ -62,13 +81,13 @@ def schedule_notes(training: TrainingOptions, steps_per_epoch: int) -> list[str]
 
 
 def make_schedule(optimizer: Optimizer, training: TrainingOptions, steps_per_epoch: int) -> CosineLRScheduler:
-    """Linear warm-up, then cosine to zero or a constant rate; call `step_update(step)` before each step."""
+    """Linear warm-up, then cosine to `min_lr` or a constant rate; call `step_update(step)` before each step."""
     warmup = warmup_steps(training, steps_per_epoch)
     return CosineLRScheduler(
         optimizer,
-        t_initial=training.epochs * steps_per_epoch,
+        t_initial=training.epochs * steps_per_epoch - cooldown_steps(training, steps_per_epoch),
         # A cosine between equal ends is the constant schedule, with the same warm-up.
-        lr_min=training.lr if training.schedule == "constant" else 0.0,
+        lr_min=training.lr if training.schedule == "constant" else training.min_lr,
         warmup_t=warmup,
         warmup_lr_init=training.lr / (warmup + 1),
         t_in_epochs=False,

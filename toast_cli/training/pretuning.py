@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from toast_cli.errors import UsageError
-from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.schema import PretuningOptions, Recipe
 from toast_cli.storage.artifact import FOLDER, save_artifact
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.loop import fit
-from toast_cli.training.processes import shared_folder
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import begin, default_run_name, environment, prepare, say_first
+from toast_cli.training.session import begin, default_run_name, open_folder, prepare, say_first, told_how_to_go_on
 from toast_cli.training.step import DistillationStep, PretuningStep
 from toast_cli.training.tensorboard import metrics_logger
 
 
 def pretune(
-    recipe: Recipe, output_dir: Path | None, reporter: Reporter, gradient: bool = True
+    recipe: Recipe, output_dir: Path | None, reporter: Reporter, gradient: bool = True, resume: bool = False
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Pre-tune as the recipe says and return the run folder, which holds the artifact, and its results.
 
-    Without `gradient`, the least-squares start is the artifact.
+    Without `gradient`, the least-squares start is the artifact. With `resume`, `output_dir` is the folder of an
+    interrupted run of this recipe, which goes on exactly.
 
     Raises:
         UsageError: the recipe's method has no feedback path, or leaves nothing to do.
         ToastError: anything else that a user can mend.
     """
     started = time.perf_counter()
+    if resume and recipe.pretuning is None:
+        raise UsageError("This run is no pre-tuning.", what_to_do="'toast tune --resume' goes on with it.")
     options = recipe.pretuning or PretuningOptions()
+    recipe = recipe.model_copy(update={"pretuning": options})
     if recipe.method.name != "toast":
         raise UsageError("Pre-tuning is of the whole feedback path.", what_to_do="Use --method toast.")
     if not gradient and getattr(recipe.method, "start", None) != "least-squares":
@@ -44,14 +45,11 @@ def pretune(
     step = (PretuningStep if options.target == "labels" else DistillationStep)(model, options)
     train = session.batches("train", train=True)
     validation = session.batches("val") if "val" in session.data.splits else None
-    name = f"pretune-{default_run_name(recipe)}"
-    folder = shared_folder(session.accelerator, partial(RunFolder.create, output_dir, name))
+    folder = open_folder(session, output_dir, f"pretune-{default_run_name(recipe)}", resume)
     say_first(session, train, folder, reporter)
-    folder.write_recipe(to_yaml(recipe))
-    folder.write_environment(environment(session.accelerator))
     measured = validation or session.batches("train")
     before = evaluate(model, measured, session.accelerator, step=step)["reconstruction"]
-    begin(session, folder, reporter)
+    goes_on = begin(session, folder, reporter, resume)
     results: dict[str, Any] = {
         "backbone": recipe.backbone.name,
         "dataset": recipe.dataset.name,
@@ -59,8 +57,21 @@ def pretune(
         **session.sizes(),
     }
     if gradient:
-        with metrics_logger(folder, recipe.training.tensorboard) as log:
-            best = fit(step, train, validation, recipe.training, session.accelerator, folder, reporter, log)
+        with (
+            metrics_logger(folder, recipe.training.tensorboard) as log,
+            told_how_to_go_on(folder, reporter, "pretune"),
+        ):
+            best = fit(
+                step,
+                train,
+                validation,
+                recipe.training,
+                session.accelerator,
+                folder,
+                reporter,
+                log,
+                resume=goes_on,
+            )
         load_checkpoint(folder.checkpoints, "best", model)
         results |= {"selected_epoch": best.epoch, "validation": best.metrics}
     results["before"] = before

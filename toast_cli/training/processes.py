@@ -31,12 +31,12 @@ def merged(counter: M) -> M:
     return first
 
 
-def summed(value: float, accelerator: Accelerator) -> float:
-    """The sum of all processes' values."""
+def summed(values: list[float], accelerator: Accelerator) -> list[float]:
+    """Each value summed over all processes."""
     if accelerator.num_processes == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64 if accelerator.device.type != "mps" else None)
-    return accelerator.reduce(total.to(accelerator.device), "sum").item()
+        return values
+    total = torch.tensor(values, dtype=torch.float64)
+    return accelerator.reduce(total.to(accelerator.device), "sum").tolist()
 
 
 def shared_folder(accelerator: Accelerator, make: Callable[[], RunFolder]) -> RunFolder:

@@ -27,7 +27,7 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, describe, save_folder
 from toast_cli.storage.artifact import start_from
 from toast_cli.storage.card import adapter_card
-from toast_cli.storage.checkpoint import load_besides, load_checkpoint, load_state
+from toast_cli.storage.checkpoint import find_checkpoint, load_besides, load_checkpoint, load_state
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.devices import make_accelerator
 from toast_cli.training.evaluation import evaluate
@@ -36,6 +36,7 @@ from toast_cli.training.memory import Memory, estimate
 from toast_cli.training.optimization import check_optimizer, schedule_notes
 from toast_cli.training.processes import shared_folder
 from toast_cli.training.reporter import Reporter
+from toast_cli.training.standing import Position
 from toast_cli.training.step import Step
 from toast_cli.training.tensorboard import check_tensorboard, metrics_logger
 
@@ -121,6 +122,11 @@ def prepare(recipe: Recipe, *, labels: bool = True) -> Session:
     check_tensorboard(recipe.training.tensorboard)
     accelerator = make_accelerator(recipe)
     data = open_data(recipe)
+    if recipe.training.patience is not None and "val" not in data.splits:
+        raise UsageError(
+            "training.patience needs a validation split, and the data has none.",
+            what_to_do="Leave training.patience out, or hold images out with dataset.val_fraction.",
+        )
     if labels and len(data.classes) == 1:
         raise UsageError(
             "These images have no labels to learn from.",
@@ -163,26 +169,13 @@ def tune(
     model, accelerator, data = session.model, session.accelerator, session.data
     train = session.batches("train", train=True)
     validation = session.batches("val") if "val" in data.splits else None
-    if resume:
-        assert output_dir is not None
-        folder = shared_folder(accelerator, partial(RunFolder.reopen, output_dir))
-    else:
-        folder = shared_folder(accelerator, partial(RunFolder.create, output_dir, default_run_name(recipe)))
-        folder.write_recipe(to_yaml(recipe))
-        folder.write_environment(environment(accelerator))
+    folder = open_folder(session, output_dir, default_run_name(recipe), resume)
     say_first(session, train, folder, reporter)
-    state = load_state(folder.checkpoints, "last") if resume else None
-    if state is not None:
-        go_on(session, folder, state, reporter)
-    else:
-        folder.forget_after(-1)
-        begin(session, folder, reporter)
-    if accelerator.num_processes > 1:
-        set_seed(recipe.seed, device_specific=True)  # what is dropped out differs from process to process
+    goes_on = begin(session, folder, reporter, resume)
     memory = session.memory(train)
     for message in filter(None, (str(memory), memory.warning(accelerator.device))):
         reporter.message(message)
-    with metrics_logger(folder, recipe.training.tensorboard) as log, told_how_to_go_on(folder, reporter):
+    with metrics_logger(folder, recipe.training.tensorboard) as log, told_how_to_go_on(folder, reporter, "tune"):
         best = fit(
             Step(model),
             train,
@@ -192,7 +185,7 @@ def tune(
             folder,
             reporter,
             log,
-            resume=state is not None,
+            resume=goes_on,
         )
     if best.metrics is None:
         reporter.message("There is no validation split: the last epoch is kept.")
@@ -224,6 +217,21 @@ def tune(
     return folder, results
 
 
+def open_folder(session: Session, path: Path | None, name: str, resume: bool) -> RunFolder:
+    """The run's folder: a new one, with recipe and environment in it, or with `resume` the one that is there.
+
+    Raises:
+        ToastError: there is something in the way, or nothing to go on with.
+    """
+    if resume:
+        assert path is not None
+        return shared_folder(session.accelerator, partial(RunFolder.reopen, path))
+    folder = shared_folder(session.accelerator, partial(RunFolder.create, path, name))
+    folder.write_recipe(to_yaml(session.recipe))
+    folder.write_environment(environment(session.accelerator))
+    return folder
+
+
 def say_first(session: Session, train: Batches, folder: RunFolder, reporter: Reporter) -> None:
     """What a user should read before a run: its folder, its data, its steps."""
     training = session.recipe.training
@@ -238,7 +246,24 @@ def say_first(session: Session, train: Batches, folder: RunFolder, reporter: Rep
         reporter.message(message)
 
 
-def begin(session: Session, folder: RunFolder, reporter: Reporter) -> None:
+def begin(session: Session, folder: RunFolder, reporter: Reporter, resume: bool) -> bool:
+    """Bring the model to where training starts; whether it goes on from `checkpoints/last`.
+
+    Raises:
+        ToastError: what it should start from does not fit.
+    """
+    state = load_state(folder.checkpoints, "last") if resume else None
+    if state is not None:
+        go_on(session, folder, state, reporter)
+    else:
+        folder.forget_after(-1, -1)
+        start_anew(session, folder, reporter)
+    if session.accelerator.num_processes > 1:
+        set_seed(session.recipe.seed, device_specific=True)  # what is dropped out differs from process to process
+    return state is not None
+
+
+def start_anew(session: Session, folder: RunFolder, reporter: Reporter) -> None:
     """Give the method its starting weights: a pre-tuned artifact's, or those it computes itself, kept in the run.
 
     Raises:
@@ -260,12 +285,12 @@ def begin(session: Session, folder: RunFolder, reporter: Reporter) -> None:
 
 
 @contextmanager
-def told_how_to_go_on(folder: RunFolder, reporter: Reporter) -> Iterator[None]:
+def told_how_to_go_on(folder: RunFolder, reporter: Reporter, command: str) -> Iterator[None]:
     """Whoever interrupts a run reads how it goes on."""
     try:
         yield
     except KeyboardInterrupt:
-        reporter.message(f"Stopped; finished epochs are kept. It goes on with: toast tune --resume {folder.path}")
+        reporter.message(f"Stopped, and kept what was done. It goes on with: toast {command} --resume {folder.path}")
         raise
 
 
@@ -281,9 +306,16 @@ def go_on(session: Session, folder: RunFolder, state: dict[str, Any], reporter: 
             f"The run was begun with {state['processes']} processes and cannot go on with {processes}.",
             what_to_do=f"Start it with {state['processes']}.",
         )
-    folder.forget_after(state["step"])
+    at = Position(**state["at"])
+    folder.forget_after(at.steps, at.epochs)
     session.model.load_state_dict(load_besides(folder.checkpoints, "start"), strict=False)
-    reporter.message(f"Going on after epoch {state['epoch']} of {session.recipe.training.epochs}.")
+    found = find_checkpoint(folder.checkpoints, "last")
+    if found is not None and found.name != "last":
+        reporter.message(f"{folder.checkpoints / 'last'} is damaged; the checkpoint before it is not.")
+    reporter.message(
+        f"Going on after epoch {at.epochs} of {session.recipe.training.epochs}"
+        + (f" and {at.batches} batches more." if at.batches else ".")
+    )
 
 
 def start_feedback(session: Session, reporter: Reporter) -> bool:

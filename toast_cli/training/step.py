@@ -38,6 +38,7 @@ class Step(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> Stepped:
         """One batch."""
         objective = self.model.objective
+        batch = objective.mixed(batch) if self.model.training else batch
         outputs = self.model(objective.inputs(batch))
         return Stepped(outputs, objective.loss(outputs, batch))
 
@@ -69,6 +70,7 @@ class PretuningStep(Step):
     def forward(self, batch: Mapping[str, Any]) -> Stepped:
         """One batch."""
         objective = self.model.objective
+        batch = objective.mixed(batch) if self.model.training else batch
         trace = Trace(levels=True)
         outputs, passes = self.model.look(objective.inputs(batch), last_trace=trace)
         losses = torch.stack(reconstruction_losses(self.steering, trace, passes.last.real))
@@ -132,6 +134,13 @@ class NoMeter:
         """No numbers."""
         return {}
 
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing to go on from."""
+
 
 class Parts:
     """Means of a step's named parts over many batches."""
@@ -155,3 +164,15 @@ class Parts:
     def result(self) -> dict[str, float | list[float]]:
         """The means: a number, or a list where a part has several."""
         return {name: (torch.as_tensor(total) / max(self._count, 1)).tolist() for name, total in self._sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        """The sums and the count."""
+        return {
+            "sums": {name: torch.as_tensor(total).tolist() for name, total in self._sums.items()},
+            "count": self._count,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from them."""
+        self._sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in state["sums"].items()}
+        self._count = state["count"]

@@ -192,7 +192,7 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path, monkeypatch:
     with pytest.raises(ToastError, match=r"became nan at step 12 \(epoch 3\)"):
         tune(recipe, tmp_path / "run", Reporter())
     model = prepare(recipe).model
-    assert load_checkpoint(tmp_path / "run" / "checkpoints", "last", model)["epoch"] == 2
+    assert load_checkpoint(tmp_path / "run" / "checkpoints", "last", model)["at"]["epochs"] == 2
     assert all(weight.isfinite().all() for weight in model.trained().values())
 
 

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.training.test_averaging import linear_model
+from toast_cli.errors import ToastError
+from toast_cli.storage.checkpoint import load_checkpoint, save_checkpoint
+
+
+@pytest.mark.parametrize("part", [0.1, 0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("file", ["model.safetensors", "state.json"])
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path, file: str, part: float) -> None:
+    model = linear_model()
+    save_checkpoint(tmp_path, "best", model, {"epoch": 12345, "score": [0.123456789, 1], "kind": None})
+    damaged = tmp_path / "best" / file
+    content = bytearray(damaged.read_bytes())
+    content[int(len(content) * part)] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(ToastError, match="is damaged"):
+        load_checkpoint(tmp_path, "best", model)
