@@ -138,7 +138,8 @@ class Backbone(ABC):
     input for the backward pass and are run again in it. `adapter_targets` are the ends of the names of the layers that
     low-rank factors go on unless told otherwise; where `takes_prompts`, tokens may be added behind the others.
     `classifier` gives the layer from pooled features to classes that the model came with, a row per class asked for
-    (UsageError: it does not know them); None where models of this kind come with none.
+    (UsageError: it does not know them); None where models of this kind come with none. `level_modules` are the parts of
+    `module` that `level` calls as a whole, and nothing else calls: what is divided when a model is shared out.
     """
 
     module: nn.Module
@@ -154,6 +155,7 @@ class Backbone(ABC):
     adapter_targets: Sequence[str] = ()
     takes_prompts: bool = False
     classifier: Callable[[tuple[str, ...]], nn.Module] | None = None
+    level_modules: Sequence[nn.Module] = ()
 
     @abstractmethod
     def enter(self, inputs: Any) -> State:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from toast_cli import registry
@@ -77,6 +78,10 @@ class Model(nn.Module):
         passes = self.adapted(inputs, first_trace, last_trace)
         return self.head(passes.last.pooled), passes
 
+    def outputs(self, pooled: Tensor) -> Tensor:
+        """Outputs of the head for pooled features."""
+        return self.head(pooled)
+
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
@@ -91,6 +96,24 @@ class Model(nn.Module):
         state = self.state_dict()
         names = (name for name, _ in (*self.named_parameters(), *self.named_buffers()))
         return {name: state[name] for name in names if name.startswith(NETWORK) and name in state}
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor in one piece, on the CPU where it was divided among processes, all of which must ask."""
+    return {
+        name: tensor.full_tensor().detach().cpu() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+@torch.no_grad()
+def put(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+    """Copy tensors to the places of their names, of which those divided among processes take their part."""
+    for name, tensor in tensors.items():
+        place = places[name]
+        if isinstance(place, DTensor):
+            tensor = distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
+        place.copy_(tensor)
 
 
 def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:

@@ -38,6 +38,7 @@ class ConvNeXtBackbone(Backbone):
         self.width, self.head_width = module.num_features, module.head_hidden_size
         self.preprocessing = preprocessing
         self.levels = []
+        self.level_modules = list(module.stages)
         width, reduction = module.in_chans, 1
         for stage in module.feature_info:
             stride = stage["reduction"] // reduction

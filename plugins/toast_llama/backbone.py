@@ -91,6 +91,7 @@ class LlamaBackbone(Backbone):
             )
         self.width = self.head_width = module.config.get_text_config().hidden_size
         self.levels = [Level(self.width, self.width)] * len(layers)
+        self.level_modules = list(layers)
 
     def enter(self, inputs: Any) -> State:
         """Token ids to embeddings `[B, N, d]`."""

@@ -91,6 +91,7 @@ class VitBackbone(Backbone):
         self.module = module
         self.width = self.head_width = module.embed_dim
         self.levels = [Level(self.width, self.width)] * len(module.blocks)
+        self.level_modules = list(module.blocks)
         self.preprocessing = preprocessing
         self.prefix_tokens = module.num_prefix_tokens
         self.value_bias: Literal["once", "twice"] = value_bias

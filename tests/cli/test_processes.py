@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.conftest import MakePictures, Said, toast, toast_in_new_process
-from tests.language import make_model, write_json
+from tests.language import instructions, make_model, write_json
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
@@ -143,3 +144,86 @@ def test_processes_do_not_run_into_each_others_folder(here: Path) -> None:
     assert said.code != 0
     assert said.err.count("The output folder") == 1
     assert (here / "run" / "recipe.yaml").read_text() == "mine"
+
+
+SHARDED = {
+    "toast-lite": ["--method", "toast-lite", "training.checkpoint_gradients=true", "training.ema=0.5"],
+    "full": pytest.param(["--method", "full"], marks=pytest.mark.slow),
+    "lora": pytest.param(["--method", "lora"], marks=pytest.mark.slow),
+    "vpt": pytest.param(["--method", "vpt"], marks=pytest.mark.slow),
+}
+
+
+@pytest.mark.parametrize("method", SHARDED.values(), ids=SHARDED)
+def test_a_model_divided_among_processes_is_trained_and_kept_as_a_whole_one(here: Path, method: list[str]) -> None:
+    words = ["tune", "--dataset", "demo", *method, *UNEVEN, "training.clip_grad=1"]
+    assert toast(*words, "--output-dir", here / "one").code == 0
+    together = two_processes(TORCHRUN, *words, "--output-dir", here / "two", "training.shard=true")
+    assert together.code == 0, together.err
+    for tensors in ("adapter/adapter_model", "checkpoints/last/model"):
+        same_run(here / "two", here / "one", f"{tensors}.safetensors")
+
+    assert "accuracy, test" in toast("eval", "--run", here / "two").out
+
+
+@pytest.mark.slow
+def test_a_divided_run_goes_on_where_it_was(here: Path) -> None:
+    words = ["tune", "--dataset", "demo", "--method", "toast", *UNEVEN, "training.optimizer=adamw", "training.lr=0.001"]
+    for run in ("whole", "cut"):
+        done = two_processes(
+            TORCHRUN, *words, "--output-dir", here / run, "training.shard=true", "training.save_every=7"
+        )
+        assert done.code == 0, done.err
+    checkpoints = here / "cut" / "checkpoints"
+    shutil.rmtree(checkpoints / "last")
+    assert json.loads((checkpoints / ".last.old" / "state.json").read_text())["at"]["steps"] == 7
+    (here / "cut" / "results.json").unlink()
+    resumed = two_processes(TORCHRUN, "tune", "--resume", here / "cut")
+    assert resumed.code == 0, resumed.err
+    same_run(here / "cut", here / "whole", "checkpoints/last/training.safetensors")
+    same_run(here / "cut", here / "whole", "adapter/adapter_model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["labels", "first-pass"])
+def test_pretuning_divided_among_processes_comes_to_the_same(here: Path, target: str) -> None:
+    words = [
+        "--backbone",
+        "vit_demo",
+        "--dataset",
+        "demo",
+        f"pretuning.target={target}",
+        "pretuning.passes=both",
+        *UNEVEN,
+    ]
+    assert toast("pretune", "--output-dir", here / "one", *words).code == 0
+    together = two_processes(TORCHRUN, "pretune", "--output-dir", here / "two", *words, "training.shard=true")
+    assert together.code == 0, together.err
+    same_run(here / "two", here / "one", "artifact/feedback.safetensors")
+
+
+@pytest.mark.slow
+def test_a_language_model_with_tied_weights_is_divided_too(here: Path) -> None:
+    model, texts = make_model(here / "model"), write_json(here / "texts.json", instructions(31))
+    words = [
+        "tune",
+        "--backbone",
+        f"llama:{model}",
+        "--dataset",
+        f"alpaca:{texts}",
+        "--method",
+        "full",
+        "--device",
+        "cpu",
+    ]
+    short = ["training.batch_size=4", "training.accumulate=2", "training.epochs=2", "training.optimizer=momentum"]
+    rate = ["training.lr=0.1", "dataset.val_fraction=0.3", "training.checkpoint_gradients=true"]
+    assert toast(*words, *short, *rate, "--output-dir", here / "one").code == 0
+    together = two_processes(TORCHRUN, *words, *short, *rate, "--output-dir", here / "two", "training.shard=true")
+    assert together.code == 0, together.err
+    same_run(here / "two", here / "one", "adapter/adapter_model.safetensors")
+
+
+def test_a_model_is_divided_among_several_processes_only(here: Path) -> None:
+    toast("tune", "--output-dir", here / "run", *UNEVEN, "training.shard=true").fails(2, "and there is one", "torchrun")
+    assert not (here / "run").exists()

@@ -40,7 +40,7 @@ def test_a_run_folder_holds_everything_about_the_run(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} >= {
         "recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "adapter", "results.json",
     }  # fmt: skip
-    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"start", "last", "best"}
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"start", "last", ".last.old", "best"}
     assert {path.name for path in (finished / "adapter").iterdir()} == {
         "adapter_model.safetensors", "adapter_config.json", "frozen_start.safetensors", "README.md",
     }  # fmt: skip
@@ -267,9 +267,9 @@ class TestWrongInput:
 
         monkeypatch.setattr(Classification, "loss", loss_that_breaks)
         toast("tune", "--output-dir", "run", *TINY_DEMO).fails(
-            1, "became nan at step 3 (epoch 2)", "run/checkpoints/last (epoch 1)"
+            1, "became nan at step 3 (epoch 2)", "run/checkpoints/last (epoch 1, step 2)"
         )
-        assert json.loads((here / "run/checkpoints/last/state.json").read_text())["epoch"] == 1
+        assert json.loads((here / "run/checkpoints/last/state.json").read_text())["at"]["epochs"] == 1
         with safe_open(here / "run/checkpoints/last/model.safetensors", framework="pt") as file:
             assert all(file.get_tensor(name).isfinite().all() for name in list(file.keys()))
         assert not (here / "run" / "results.json").exists()

@@ -65,6 +65,11 @@ class TrainingOptions(Options):
         description="decay of an exponential moving average of what is trained, which is then what "
         "is validated and kept",
     )
+    shard: bool = Field(
+        False,
+        description="divide parameters, gradients and optimizer state among the processes (FSDP), "
+        "so that a model trains that fits into none of them",
+    )
     save_every: int | None = Field(
         None, ge=1, description="optimizer steps between two checkpoints within an epoch; left out: by epoch alone"
     )

@@ -69,10 +69,14 @@ def describe(model: Model, recipe: Recipe, classes: tuple[str, ...]) -> AdapterC
     )
 
 
-def save_folder(folder: Path, model: Model, config: AdapterConfig, card: str) -> None:
-    """Write an adapter folder; the configuration comes last, so a folder that has one is complete."""
-    frozen = model.frozen_additions()
-    write_tensors(folder / TRAINED, model.trained())
+def save_folder(
+    folder: Path, trained: Mapping[str, Tensor], frozen: Mapping[str, Tensor], config: AdapterConfig, card: str
+) -> None:
+    """Write an adapter folder: what a model trains, what its method added besides (frozen), and the configuration.
+
+    The configuration comes last, so a folder that has one is complete.
+    """
+    write_tensors(folder / TRAINED, trained)
     if frozen:
         write_tensors(folder / FROZEN, frozen)
     write_text(folder / "README.md", card)

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from toast_cli import __version__
 from toast_cli.errors import ToastError, UsageError
-from toast_cli.model import Model
+from toast_cli.model import Model, whole
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
+from toast_cli.storage.run_folder import RunFolder
 
 FORMAT = 1
 TENSORS = "feedback.safetensors"
@@ -42,11 +43,17 @@ class Lineage:
     toast_version: str = __version__
 
 
-def save_artifact(folder: Path, model: Model, recipe: Recipe, results: dict[str, Any]) -> None:
-    """Write selection and feedback path; the lineage comes last, so a folder that has one is complete."""
+def save_artifact(run: RunFolder, model: Model, recipe: Recipe, results: dict[str, Any]) -> None:
+    """Write selection and feedback path into a run's folder; all processes must ask for it.
+
+    The lineage comes last, so an artifact that has one is complete.
+    """
     assert model.adapted.steering is not None
     lineage = Lineage(recipe.backbone.name, model.backbone_fingerprint, recipe.model_dump(mode="json"), results)
-    write_tensors(folder / TENSORS, _tensors(model.adapted.steering))
+    folder, tensors = run.path / FOLDER, whole(_tensors(model.adapted.steering))
+    if not run.writes:
+        return
+    write_tensors(folder / TENSORS, tensors)
     write_text(folder / "README.md", _card(lineage))
     write_json(folder / CONFIG, asdict(lineage))
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from toast_cli.errors import ToastError
-from toast_cli.model import Model
+from toast_cli.model import Model, put
 from toast_cli.storage.atomic import write_json, write_tensors
 
 WEIGHTS = "model.safetensors"
@@ -26,7 +26,11 @@ DIGESTS = "sha256"
 
 
 def save_checkpoint(
-    checkpoints: Path, name: str, model: Model, state: dict[str, Any], besides: Mapping[str, Tensor] | None = None
+    checkpoints: Path,
+    name: str,
+    trained: Mapping[str, Tensor],
+    state: dict[str, Any],
+    besides: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write what is trained, where training stands, and other tensors `besides`, as `checkpoints/<name>`.
 
@@ -37,7 +41,7 @@ def save_checkpoint(
     new = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=checkpoints))
     old = checkpoints / f".{name}.old"
     try:
-        write_tensors(new / WEIGHTS, model.trained())
+        write_tensors(new / WEIGHTS, trained)
         if besides:
             write_tensors(new / BESIDES, besides)
         digests = {file.name: _digest(file) for file in new.iterdir()} | {STATE: _digest_of(state)}
@@ -70,7 +74,7 @@ def load_checkpoint(checkpoints: Path, name: str, model: Model) -> dict[str, Any
         raise ToastError(
             f"The checkpoint {folder} is of another model.", "It holds other weights than this one trains."
         )
-    model.load_state_dict(tensors, strict=False)
+    put(tensors, model.trained())
     return json.loads((folder / STATE).read_text(encoding="utf-8"))
 
 

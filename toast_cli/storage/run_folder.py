@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toast_cli.errors import ToastError, UsageError
+from toast_cli.model import Model, whole
 from toast_cli.storage.adapter import CONFIG
 from toast_cli.storage.atomic import append_line, write_json, write_text
 from toast_cli.storage.checkpoint import save_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from toast_cli.model import Model
 
 RUNS = Path("runs")
 """Where runs lie unless told otherwise, below the current folder."""
@@ -101,9 +100,10 @@ class RunFolder:
     def save_checkpoint(
         self, name: str, model: Model, state: dict[str, Any], besides: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Keep `checkpoints/<name>`, see `storage.checkpoint.save_checkpoint`."""
+        """Keep `checkpoints/<name>`, see `storage.checkpoint.save_checkpoint`; all processes must ask for it."""
+        trained, besides = whole(model.trained()), whole(besides or {})
         if self.writes:
-            save_checkpoint(self.checkpoints, name, model, state, besides)
+            save_checkpoint(self.checkpoints, name, trained, state, besides)
 
 
 def _was_done(line: str, step: int, epoch: int) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from toast_cli.model import Model
+from toast_cli.model import Model, put
 
 
 class Average:
@@ -41,9 +41,11 @@ class Average:
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from averaged weights."""
-        for name, averaged in self._averaged.items():
-            averaged.copy_(tensors[name])
+        put(tensors, self._averaged)
 
+    @torch.no_grad()
     def _swap(self) -> None:
         for name, weight in self._trained.items():
-            weight.data, self._averaged[name] = self._averaged[name], weight.data
+            shown = weight.detach().clone()
+            weight.copy_(self._averaged[name])
+            self._averaged[name].copy_(shown)

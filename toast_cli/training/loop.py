@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
@@ -15,6 +15,7 @@ from accelerate.utils import send_to_device
 
 from toast_cli.data.source import Batches
 from toast_cli.errors import ToastError
+from toast_cli.model import whole
 from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.storage.checkpoint import load_besides, load_checkpoint
 from toast_cli.storage.run_folder import RunFolder
@@ -24,6 +25,7 @@ from toast_cli.training.optimization import make_optimizer, make_schedule
 from toast_cli.training.processes import summed
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.resuming import pack, unpack
+from toast_cli.training.sharding import shard
 from toast_cli.training.standing import Best, Position
 from toast_cli.training.step import Step
 from toast_cli.training.stopping import Stop
@@ -79,11 +81,15 @@ class Fitting:
         self.train, self.validation, self.training = train, validation, training
         self.accelerator, self.folder, self.reporter, self.log = accelerator, folder, reporter, log
         self.steps_per_epoch = -(-len(train) // training.accumulate)
+        if training.shard:
+            shard(self.model)
         optimizer = make_optimizer(self.model, training)
         self.schedule = make_schedule(optimizer, training, self.steps_per_epoch)
-        self.forward, self.optimizer = accelerator.prepare(step, optimizer)
+        self.optimizer = accelerator.prepare(optimizer)
+        self.forward = step if training.shard else accelerator.prepare(step)
         self.average = None if training.ema is None else Average(self.model, training.ema)
         self.at, self.best, self.stop, self.tally = Position(), Best(), Stop(), Tally(step)
+        self.kept: Position | None = None
 
     def resume(self) -> None:
         """Go back to where `checkpoints/last` stands."""
@@ -92,7 +98,7 @@ class Fitting:
         unpack(besides, state["training"], self.optimizer, self.accelerator)
         if self.average is not None:
             self.average.load({name.removeprefix(EMA): besides[name] for name in besides if name.startswith(EMA)})
-        self.at = Position(**state["at"])
+        self.at, self.kept = Position(**state["at"]), Position(**state["at"])
         self.best = Best(**state["best"])
         self.tally.restore(state["tally"], first=self.accelerator.is_main_process)
 
@@ -211,6 +217,7 @@ class Fitting:
             "processes": self.accelerator.num_processes,
         }
         self.folder.save_checkpoint("last", self.model, state, tensors)
+        self.kept = replace(self.at)
 
     def shown(self) -> AbstractContextManager[None]:
         """Within, the model has the weights that are judged and kept: the trained ones, or their average."""
@@ -223,15 +230,15 @@ class Fitting:
     def _check_weights(self) -> None:
         """Refuse to keep weights that a step with a finite loss, but without a finite gradient, has ruined."""
         for name, weight in self.model.trained().items():
-            if not weight.isfinite().all():
+            if not whole({name: weight.isfinite().all()})[name]:
                 raise self._not_finite(f"weight {name}", float("nan"))
 
     def _not_finite(self, what: str, value: float) -> ToastError:
-        at, last = self.at, self.folder.checkpoints / "last"
+        at, kept, last = self.at, self.kept, self.folder.checkpoints / "last"
         return ToastError(
             f"The {what} became {value} at step {at.steps} (epoch {at.epochs + 1}).",
-            f"The last good checkpoint is kept: {last}."
-            if last.exists()
+            f"The last good checkpoint is kept: {last} (epoch {kept.epochs}, step {kept.steps})."
+            if kept is not None
             else "Nothing had been finished, so there is no checkpoint yet.",
             "A smaller training.lr, a longer warm-up, training.clip_grad=1 or fp32 usually helps.",
         )

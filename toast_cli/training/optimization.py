@@ -51,17 +51,9 @@ def warmup_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
 
 
 def cooldown_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
-    """Steps at the lowest rate, at the end.
-
-    Raises:
-        UsageError: they leave nothing of the run.
-    """
-    if training.cooldown_epochs >= training.epochs:
-        raise UsageError(
-            f"A cool-down of {training.cooldown_epochs:g} epochs leaves nothing of {training.epochs}.",
-            what_to_do="Lower training.cooldown_epochs.",
-        )
-    return round(training.cooldown_epochs * steps_per_epoch)
+    """Steps at the lowest rate: as asked for, or a tenth of the run where nothing would be left between the two."""
+    asked, steps = round(training.cooldown_epochs * steps_per_epoch), training.epochs * steps_per_epoch
+    return asked if asked + warmup_steps(training, steps_per_epoch) < steps else steps // 10
 
 
 def schedule_notes(training: TrainingOptions, steps_per_epoch: int) -> list[str]:
@@ -72,6 +64,11 @@ def schedule_notes(training: TrainingOptions, steps_per_epoch: int) -> list[str]
         notes.append(
             f"A warm-up of {training.warmup_epochs:g} epochs does not fit into {training.epochs}: "
             "a tenth of the run warms up instead."
+        )
+    if cooldown_steps(training, steps_per_epoch) < round(training.cooldown_epochs * steps_per_epoch):
+        notes.append(
+            f"A cool-down of {training.cooldown_epochs:g} epochs does not fit into {training.epochs}: "
+            "a tenth of the run cools down instead."
         )
     if steps < FEW_STEPS:
         notes.append(

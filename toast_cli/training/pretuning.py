@@ -8,7 +8,7 @@ from typing import Any
 
 from toast_cli.errors import UsageError
 from toast_cli.recipe.schema import PretuningOptions, Recipe
-from toast_cli.storage.artifact import FOLDER, save_artifact
+from toast_cli.storage.artifact import save_artifact
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.evaluation import evaluate
@@ -77,7 +77,6 @@ def pretune(
     results["before"] = before
     results["after"] = evaluate(model, measured, session.accelerator, step=step)["reconstruction"]
     results["seconds"] = time.perf_counter() - started
-    if folder.writes:
-        save_artifact(folder.path / FOLDER, model, recipe, results)
+    save_artifact(folder, model, recipe, results)
     folder.write_results(results)
     return folder, results

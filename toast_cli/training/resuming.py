@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def pack(optimizer: Any, accelerator: Accelerator) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -32,6 +33,11 @@ def unpack(tensors: dict[str, Tensor], plain: dict[str, Any], optimizer: Any, ac
         index, _, entry = name.partition(".")
         if index.isdigit():
             state.setdefault(int(index), {})[entry] = value
+    for index, weight in enumerate(weight for group in optimizer.param_groups for weight in group["params"]):
+        for entry, value in state.get(index, {}).items():
+            if isinstance(weight, DTensor) and isinstance(value, Tensor) and value.shape == weight.shape:
+                part = distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
+                state[index][entry] = part
     optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
     own = f"rng.{accelerator.process_index}"
     torch.set_rng_state(tensors[f"{own}.cpu"])

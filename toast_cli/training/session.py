@@ -20,7 +20,7 @@ from accelerate.utils import send_to_device, set_seed
 from toast_cli import __version__, registry
 from toast_cli.data.source import Asked, Batches, DataSet
 from toast_cli.errors import UsageError
-from toast_cli.model import Model, build_model, count, flops, method_of
+from toast_cli.model import Model, build_model, count, flops, method_of, whole
 from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
@@ -36,6 +36,7 @@ from toast_cli.training.memory import Memory, estimate
 from toast_cli.training.optimization import check_optimizer, schedule_notes
 from toast_cli.training.processes import shared_folder
 from toast_cli.training.reporter import Reporter
+from toast_cli.training.sharding import check_sharding
 from toast_cli.training.standing import Position
 from toast_cli.training.step import Step
 from toast_cli.training.tensorboard import check_tensorboard, metrics_logger
@@ -121,6 +122,7 @@ def prepare(recipe: Recipe, *, labels: bool = True) -> Session:
     check_optimizer(recipe.training)
     check_tensorboard(recipe.training.tensorboard)
     accelerator = make_accelerator(recipe)
+    check_sharding(recipe.training, accelerator)
     data = open_data(recipe)
     if recipe.training.patience is not None and "val" not in data.splits:
         raise UsageError(
@@ -172,7 +174,7 @@ def tune(
     folder = open_folder(session, output_dir, default_run_name(recipe), resume)
     say_first(session, train, folder, reporter)
     goes_on = begin(session, folder, reporter, resume)
-    memory = session.memory(train)
+    sizes, memory = session.sizes(), session.memory(train)
     for message in filter(None, (str(memory), memory.warning(accelerator.device))):
         reporter.message(message)
     with metrics_logger(folder, recipe.training.tensorboard) as log, told_how_to_go_on(folder, reporter, "tune"):
@@ -197,7 +199,7 @@ def tune(
         "seed": recipe.seed,
         "classes": len(data.classes),
         "samples": {name: len(split) for name, split in data.splits.items()},
-        **session.sizes(),
+        **sizes,
         "attention_can_be_drawn": model.backbone.has_attention and model.backbone.preprocessing is not None,
         "selected_epoch": best.epoch,
         "validation": best.metrics,
@@ -211,8 +213,9 @@ def tune(
         )
     results["seconds"] = time.perf_counter() - started
     config: AdapterConfig = describe(model, recipe, data.classes)
+    trained, frozen = whole(model.trained()), whole(model.frozen_additions())
     if folder.writes:
-        save_folder(folder.adapter, model, config, adapter_card(config, results))
+        save_folder(folder.adapter, trained, frozen, config, adapter_card(config, results))
     folder.write_results(results)
     return folder, results
 

@@ -83,7 +83,7 @@ class PretuningStep(Step):
         objective = self.model.objective
         task = objective.loss(outputs, batch)
         if self.options.passes == "both":
-            task = (task + objective.loss(self.model.head(passes.first.pooled), batch)) / 2
+            task = (task + objective.loss(self.model.outputs(passes.first.pooled), batch)) / 2
         return task, {}
 
     def score(self, metrics: Mapping[str, Any]) -> float:

@@ -13,7 +13,7 @@ from toast_cli.storage.checkpoint import load_checkpoint, save_checkpoint
 @pytest.mark.parametrize("file", ["model.safetensors", "state.json"])
 def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path, file: str, part: float) -> None:
     model = linear_model()
-    save_checkpoint(tmp_path, "best", model, {"epoch": 12345, "score": [0.123456789, 1], "kind": None})
+    save_checkpoint(tmp_path, "best", model.trained(), {"epoch": 12345, "score": [0.123456789, 1], "kind": None})
     damaged = tmp_path / "best" / file
     content = bytearray(damaged.read_bytes())
     content[int(len(content) * part)] ^= 1

@@ -122,6 +122,15 @@ def test_a_warm_up_longer_than_the_run_is_cut_and_said() -> None:
     assert schedule_notes(TrainingOptions(epochs=100, warmup_epochs=10), 10) == ["1,000 optimizer steps, 10 an epoch"]
 
 
+def test_the_rate_ends_with_a_cool_down_at_its_lowest() -> None:
+    cooled = rates(epochs=4, cooldown_epochs=1, min_lr=0.25)
+    steps = len(cooled) // 4
+    assert cooled[-steps:] == [0.25] * steps
+    assert cooled[-steps - 1] > 0.25
+    notes = schedule_notes(TrainingOptions(epochs=2, cooldown_epochs=3), 10)
+    assert any("cool-down of 3 epochs does not fit into 2" in note for note in notes)
+
+
 def test_weight_decay_is_on_matrices_alone() -> None:
     options = TrainingOptions(optimizer="adamw", lr=0.1, weight_decay=0.3)
     groups = make_optimizer(torch.nn.Linear(2, 2), options).param_groups
@@ -203,7 +212,7 @@ def _remember(model: Model, into: list[torch.nn.Parameter]) -> Model:
 
 def test_a_checkpoint_survives_a_save_that_was_killed_half_way(tmp_path: Path) -> None:
     model = build_model(recipe_of(), ("a", "b"))
-    save_checkpoint(tmp_path, "last", model, {"epoch": 1})
+    save_checkpoint(tmp_path, "last", model.trained(), {"epoch": 1})
     (tmp_path / "last").rename(tmp_path / ".last.old")
     assert load_checkpoint(tmp_path, "last", model)["epoch"] == 1
     with pytest.raises(ToastError, match="of another model"):
