@@ -4,9 +4,8 @@
     python benchmarks/compare_methods.py --rows linear toast,method.feedback=early --rates 0.003 0.01 --out runs/some
 
 A row is a method, with changes to its recipe after commas. With --rates, each row takes the one that validates best
-under
-the first seed. What stands after `--` goes to every `toast tune`. A run that is already finished below --out is read,
-not repeated, so an interrupted comparison continues where it stopped.
+under the first seed. What stands after `--` goes to every `toast tune`. A run that is already finished below --out is
+read, not repeated, so an interrupted comparison continues where it stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ EVERYTHING = [
     "toast,method.feedback=early",
     "toast,method.feedback=late",
     "toast,method.token_selection=false",
-    "toast,method.channel_selection=false",
+    "toast,method.channel_selection=false,method.start=random",
 ]
 """The methods, feedbacks and ablations of the paper's tables 1, 7, 8 and 9."""
 
