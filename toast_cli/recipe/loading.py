@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from toast_cli import registry
 from toast_cli.errors import UsageError
-from toast_cli.recipe.draft import SECTIONS, Draft, Loc
+from toast_cli.options import Named
+from toast_cli.recipe.draft import SECTIONS, Draft, Loc, named
 from toast_cli.recipe.problems import Problem, explain, refuse
 from toast_cli.recipe.schema import ImageOptions, Recipe, TrainingOptions
 from toast_cli.recipe.yaml_text import LARGEST, parse_recipe
@@ -59,6 +60,23 @@ def build(draft: Draft) -> Recipe:
     if problems:
         raise refuse(problems, draft)
     return recipe.model_copy(update=sections)
+
+
+def build_dataset(choice: str, fields: Mapping[str, Any] | None = None) -> Named:
+    """The checked settings of a data set alone, as `--dataset` names it, with further fields of its own.
+
+    Raises:
+        UsageError: there is no such data set, or a field is wrong.
+    """
+    spelled = {**named("dataset", choice), **(fields or {})}
+    draft = Draft({"dataset": spelled}, origin=f"the data set {choice}")
+    try:
+        options = _options("dataset", draft)
+        return _checked(options, spelled)
+    except _Unusable as unusable:
+        raise refuse([unusable.problem], draft) from unusable
+    except ValidationError as error:
+        raise refuse(explain(error, ("dataset",), draft, {"dataset": options}), draft) from error
 
 
 def read_text(path: Path) -> str:
