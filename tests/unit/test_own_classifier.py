@@ -82,3 +82,9 @@ def test_a_backbone_without_a_classifier_says_so() -> None:
     }
     with pytest.raises(UsageError, match="no classifier of its own"):
         build_model(build_recipe(raw, {}, origin="a test"), ("a", "b"))
+
+
+def test_a_task_is_set_without_being_named() -> None:
+    raw = {"backbone": "vit_demo", "dataset": "demo", "method": "toast", "task": {"label_smoothing": 0.25}}
+    task = build_recipe(raw, {}, origin="a test").task
+    assert task.model_dump()["label_smoothing"] == 0.25 and task.name == "classification"

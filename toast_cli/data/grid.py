@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field
 
@@ -61,7 +61,8 @@ class Options(Named):
     grid_seed: int = Field(0, ge=0, description="seed of places and distractors, apart from the run's own seed")
 
 
-class Photo(NamedTuple):
+@dataclass(frozen=True)
+class Photo:
     """One image of a split."""
 
     split: ImageSplit
@@ -170,9 +171,9 @@ def open_grid(options: Options, data_dir: Path | None) -> DataSet:
     classes = labelled.classes[: options.classes]
     if len(classes) < 2:
         raise UsageError(f"{chosen} has no classes to tell apart.", what_to_do="Name labelled images before the '+'.")
-    pools = _divided([Photo(split, i) for split in unlabelled.splits.values() for i in range(len(split))], options)
+    pools = _divided([Photo(split, i) for split in _images(unlabelled).values() for i in range(len(split))], options)
     splits, notes = {}, []
-    for part, split in labelled.splits.items():
+    for part, split in _images(labelled).items():
         photos = tuple(Photo(split, i) for i, label in enumerate(split.labels) if label < len(classes))
         needed = options.cells**2 - 1
         if len(pools[part]) < needed:
@@ -219,6 +220,11 @@ def _opened(choice: str, fields: dict[str, Any], data_dir: Path | None) -> DataS
     if source.task != "classification":
         raise UsageError(f"{choice} holds no photographs.", "A grid is made of images.")
     return source.open(options, data_dir)
+
+
+def _images(data: DataSet) -> dict[str, ImageSplit]:
+    """The splits of a source of classification, which are images."""
+    return {part: cast("ImageSplit", split) for part, split in data.splits.items()}
 
 
 def _divided(photos: Sequence[Photo], options: Options) -> dict[str, tuple[Photo, ...]]:

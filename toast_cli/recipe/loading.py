@@ -38,7 +38,9 @@ def build_recipe(values: Mapping[str, Any], places: Mapping[Loc, str], origin: s
 
 def build(draft: Draft) -> Recipe:
     """The recipe that a draft stands for, or one error with everything that is wrong with it."""
-    draft.values.setdefault("task", {"name": _task_of(draft.name("dataset"))})
+    task = draft.values.setdefault("task", {})
+    if isinstance(task, dict):
+        task.setdefault("name", _task_of(draft.name("dataset")))
     models: dict[str, type[BaseModel]] = {"": Recipe, "images": ImageOptions, "training": TrainingOptions}
     problems: list[Problem] = []
     for section in SECTIONS:
