@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -92,6 +92,17 @@ class State:
     context: Any = None
 
 
+@dataclass(frozen=True)
+class Values:
+    """A signal that a level's `value_weight` has already been worked into: `[B, N, values]`, added to the values."""
+
+    tensor: Tensor
+
+
+Signal: TypeAlias = "Tensor | Values"
+"""What a level is steered by: a tensor of its input's shape, or, where it has a `value_weight`, `Values`."""
+
+
 @dataclass
 class Readout:
     """What a pass puts out.
@@ -157,8 +168,10 @@ class Backbone(ABC):
         """What level 0 receives: the embedded input. Both passes share it."""
 
     @abstractmethod
-    def level(self, index: int, state: State, signal: Tensor | None = None, trace: Trace | None = None) -> State:
+    def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
         """Run one level, steered by `signal` (the level's own shape) unless it is None.
+
+        A backbone whose levels have a `value_weight` takes `Values` in a signal's place.
 
         With `signal=None` this is the stock model's own computation. Whatever is attached to the stock model to
         steer it is attached and removed inside this call, so that a recomputed call (gradient checkpointing) is
@@ -205,6 +218,13 @@ class Backbone(ABC):
         """What the second pass begins from, given what the first began from; other than it where a pass has memory."""
         return state
 
+    def value_weight(self, index: int) -> Tensor | None:
+        """`W_V` of a level, `[values, width_in]`, where signals enter at the values; None: they are added as they are.
+
+        Folding works it into the feedback path and then sends the level `Values`.
+        """
+        return None
+
     def output(self) -> nn.Module | None:
         """The model's own layer from pooled features to scores over its vocabulary; None where it has none."""
         return None
@@ -220,7 +240,7 @@ class Backbone(ABC):
     def run(
         self,
         state: State,
-        signals: Sequence[Tensor | None] | None = None,
+        signals: Sequence[Signal | None] | None = None,
         *,
         first: int = 0,
         last: int | None = None,
@@ -240,11 +260,11 @@ class Backbone(ABC):
                 trace.outputs.append(state.hidden)
         return state
 
-    def _checkpointed(self, index: int, state: State, signal: Tensor | None, trace: Trace | None) -> State:
+    def _checkpointed(self, index: int, state: State, signal: Signal | None, trace: Trace | None) -> State:
         """Run one level under gradient checkpointing; the signal is bound into the call that is run again."""
         from torch.utils.checkpoint import checkpoint
 
-        def run_level(hidden: Tensor, signal: Tensor | None) -> Tensor:
+        def run_level(hidden: Tensor, signal: Signal | None) -> Tensor:
             return self.level(index, State(hidden, state.context), signal, trace).hidden
 
         return State(checkpoint(run_level, state.hidden, signal, use_reentrant=False), state.context)

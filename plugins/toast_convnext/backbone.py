@@ -7,7 +7,7 @@ from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, State, Trace
+from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, Signal, State, Trace, Values
 from toast_cli.errors import ToastError
 
 
@@ -49,10 +49,11 @@ class ConvNeXtBackbone(Backbone):
         """Images `[B, 3, H, W]` as they are: the stem belongs to level 1."""
         return State(inputs)
 
-    def level(self, index: int, state: State, signal: Tensor | None = None, trace: Trace | None = None) -> State:
+    def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
         """Run one stock stage; the signal `[B, C, H, W]` is added to its input."""
         hidden = state.hidden
         if signal is not None:
+            assert not isinstance(signal, Values)  # this family has no value_weight
             # Cuts or fills at the bottom and the right; nothing is done where the stride divides the input.
             rows, columns = hidden.shape[-2] - signal.shape[-2], hidden.shape[-1] - signal.shape[-1]
             hidden = hidden + F.pad(signal, (0, columns, 0, rows))

@@ -44,7 +44,7 @@ class Lineage:
 
 def save_artifact(folder: Path, model: Model, recipe: Recipe, results: dict[str, Any]) -> None:
     """Write selection and feedback path; the lineage comes last, so a folder that has one is complete."""
-    assert model.adapted.steering is not None
+    assert isinstance(model.adapted.steering, Steering)
     lineage = Lineage(recipe.backbone.name, model.backbone_fingerprint, recipe.model_dump(mode="json"), results)
     write_tensors(folder / TENSORS, _tensors(model.adapted.steering))
     write_text(folder / "README.md", _card(lineage))
@@ -66,7 +66,7 @@ def start_from(path: Path, model: Model) -> Lineage:
             what_to_do="Name what 'toast pretune' wrote: its run folder, or the folder 'artifact' in it.",
         )
     steering = model.adapted.steering
-    if steering is None:
+    if not isinstance(steering, Steering):
         raise UsageError(
             "This method has no feedback path to start.",
             what_to_do="Leave --init-from out, or use toast or toast-lite.",
