@@ -147,7 +147,8 @@ class Backbone(ABC):
     place in the image. A model that has attention to show sets `has_attention`. `preprocessing` is None for a backbone
     that does not look at images, `tokenizer` for one that does not read. With `checkpointing`, levels keep only their
     input for the backward pass and are run again in it. `adapter_targets` are the ends of the names of the layers that
-    low-rank factors go on unless told otherwise; where `takes_prompts`, tokens may be added behind the others.
+    low-rank factors go on unless told otherwise; where `takes_prompts`, tokens may be added behind the others; with
+    `any_image_size`, images of every size can be shown to it as it was built.
     """
 
     module: nn.Module
@@ -162,6 +163,7 @@ class Backbone(ABC):
     checkpointing: bool = False
     adapter_targets: Sequence[str] = ()
     takes_prompts: bool = False
+    any_image_size: bool = False
 
     @abstractmethod
     def enter(self, inputs: Any) -> State:

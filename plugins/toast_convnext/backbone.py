@@ -25,6 +25,7 @@ class ConvNeXtBackbone(Backbone):
     """
 
     channel_dim = 1
+    any_image_size = True
     adapter_targets = ("mlp.fc1", "mlp.fc2")
     module: ConvNeXt
 

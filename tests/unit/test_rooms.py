@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judging": GROUND | {"data", "generation", "storage"},
     "attention": DOORS | {"steering", "data", "model", "storage"},
     "training": DOORS | {"steering", "methods", "tasks", "data", "model", "storage", "attention"},
-    "export": DOORS | {"steering", "model", "storage"},
+    "export": DOORS | {"steering", "data", "model", "storage", "attention"},
     "cli": DOORS | {"storage", "attention", "training", "export", "generation", "judging", "data"},
     "toast_timm": {"errors", "options", "backbone"},
     "toast_vit": {"errors", "options", "backbone", "toast_timm"},
