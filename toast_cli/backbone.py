@@ -227,6 +227,11 @@ class Backbone(ABC):
         """
         return None
 
+    @property
+    def licence(self) -> str | None:
+        """The licence of the weights as the library records it; None where it records none."""
+        return None
+
     def output(self) -> nn.Module | None:
         """The model's own layer from pooled features to scores over its vocabulary; None where it has none."""
         return None

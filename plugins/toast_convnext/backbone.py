@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, Signal, State, Trace, Values
 from toast_cli.errors import ToastError
+from toast_timm.loading import licence_of
 
 
 class ConvNeXtBackbone(Backbone):
@@ -76,6 +77,11 @@ class ConvNeXtBackbone(Backbone):
     def stock(self, inputs: Tensor) -> Tensor:
         """timm's own forward pass up to the pooled features `[B, d]`."""
         return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
+
+    @property
+    def licence(self) -> str | None:
+        """As timm records it of published weights."""
+        return licence_of(self.module)
 
     def example(self, batch: int) -> Tensor:
         """Random images `[batch, 3, H, W]` of the size that preprocessing makes."""
