@@ -7,8 +7,9 @@ module imports no torch, so that a plugin's cards can be listed and its options 
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -38,7 +39,8 @@ class Card:
     """A backbone before it is built: enough for a listing and for checking its options, without torch.
 
     `parameters` counts the frozen network without a classifier (None where it is known only once built);
-    `source` says where its weights come from.
+    `source` says where its weights come from; `departures` are the options under which the backbone computes as the
+    authors' code does where that departs from the paper, for checkpoints that were trained with it.
     """
 
     name: str
@@ -47,16 +49,22 @@ class Card:
     source: str
     build: Callable[[Any], Backbone]
     options: type[BackboneOptions] = BackboneOptions
+    departures: Mapping[str, Any] = field(default_factory=dict)
     contract: int = CONTRACT_VERSION
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family takes any model of its library: `card` turns the MODEL of `FAMILY:MODEL` into a card."""
+    """A family takes any model of its library: `card` turns the MODEL of `FAMILY:MODEL` into a card.
+
+    `wrap`, where there is one, makes a backbone of a model that a user has built already, or returns None if the model
+    is not of this family.
+    """
 
     name: str
     library: str
     card: Callable[[str], Card]
+    wrap: Callable[[Any], Backbone | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,26 @@ class Trace:
             self.inputs.extend(other.inputs)
             self.outputs.extend(other.outputs)
         self.attention.update({index: map for index, map in other.attention.items() if index in self.attention_of})
+
+
+AUTHORS_NAME = re.compile(
+    r"decoders\.(\d+)\.linear(2?)\.(?:base_layer\.)?(weight|lora_[AB])(?:\.default)?(?:\.weight)?"
+)
+"""What the authors' code calls the weights of `A_l` (`linear`), of `B_l` (`linear2`) and of the factors on them."""
+
+
+@dataclass
+class Authors:
+    """The tensors of a checkpoint of the authors' code, sorted; every one of them is in exactly one place.
+
+    `network` has the library's own names; `feedback` has `xi`, `P` and, by level from 0, `A.l`, `B.l` as our layers
+    hold them, and `A.l.lora_A`, `A.l.lora_B` and so on; `head` has `weight` and `bias`; `left_out` says why, by name.
+    """
+
+    network: dict[str, Tensor] = field(default_factory=dict)
+    feedback: dict[str, Tensor] = field(default_factory=dict)
+    head: dict[str, Tensor] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 class Backbone(ABC):
@@ -226,6 +254,29 @@ class Backbone(ABC):
         Folding works it into the feedback path and then sends the level `Values`.
         """
         return None
+
+    def authors(self, tensors: Mapping[str, Tensor]) -> Authors:
+        """Sort a checkpoint of the authors' code for this family.
+
+        As it is here, this is what all their code shares: `prompt` is xi, `top_down_transform` is P transposed (they
+        multiply from the right), `decoders.l.linear` is `A_l`, `decoders.l.linear2` is `B_l`, `head` is the head, and
+        everything else the network's. A family overrides it where its own layout differs.
+        """
+        found = Authors()
+        for name, tensor in tensors.items():
+            if name == "prompt":
+                found.feedback["xi"] = tensor.flatten()
+            elif name == "top_down_transform":
+                found.feedback["P"] = tensor.T
+            elif layer := AUTHORS_NAME.fullmatch(name):
+                level, second, kind = layer.groups()
+                place = f"{'B' if second else 'A'}.{level}"
+                found.feedback[place if kind == "weight" else f"{place}.{kind}"] = tensor
+            elif name.startswith("head."):
+                found.head[name.removeprefix("head.")] = tensor
+            else:
+                found.network[name] = tensor
+        return found
 
     @property
     def licence(self) -> str | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from timm.models.convnext import ConvNeXt
+from timm.models.convnext import ConvNeXt, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, Signal, State, Trace, Values
+from toast_cli.backbone import Authors, Backbone, Level, Preprocessing, Readout, Signal, State, Trace, Values
 from toast_cli.errors import ToastError
 from toast_timm.loading import licence_of
 
@@ -77,6 +79,15 @@ class ConvNeXtBackbone(Backbone):
     def stock(self, inputs: Tensor) -> Tensor:
         """timm's own forward pass up to the pooled features `[B, d]`."""
         return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
+
+    def authors(self, tensors: Mapping[str, Tensor]) -> Authors:
+        """As everywhere, but the network is Meta's ConvNeXt, and `A_l` a transposed convolution `[C, C', r, r]`."""
+        found = super().authors(tensors)
+        found.network = dict(checkpoint_filter_fn(found.network, self.module)) if found.network else {}
+        for name, weight in found.feedback.items():
+            if name.startswith("A.") and weight.ndim == 4:
+                found.feedback[name] = weight.permute(1, 2, 3, 0).flatten(0, 2)[..., None, None]
+        return found
 
     @property
     def licence(self) -> str | None:

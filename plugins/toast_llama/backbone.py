@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from toast_cli.backbone import Backbone, Level, Readout, Signal, State, Trace, Values
+from toast_cli.backbone import Authors, Backbone, Level, Readout, Signal, State, Trace, Values
 from toast_cli.errors import ToastError
 from toast_llama.attention import recorded_attention
 from toast_llama.caches import TwoCaches
@@ -131,6 +131,20 @@ class LlamaBackbone(Backbone):
                 attached.enter_context(recorded_attention(layer.self_attn.config, trace.attention, index))
             out = layer(state.hidden, **state.context.arguments[index])
         return State(out[0] if isinstance(out, tuple) else out, state.context)
+
+    def authors(self, tensors: Mapping[str, Tensor]) -> Authors:
+        """As everywhere, but that what the authors added lies in the decoder, under `model.`."""
+        added = ("prompt", "top_down_transform", "decoders.")
+        found = super().authors(
+            {
+                bare if (bare := name.removeprefix("model.")).startswith(added) else name: tensor
+                for name, tensor in tensors.items()
+            }
+        )
+        for name in [name for name in found.network if name.endswith("rotary_emb.inv_freq")]:
+            del found.network[name]
+            found.left_out[name] = "computed from the configuration"
+        return found
 
     def value_weight(self, index: int) -> Tensor:
         """`W_V`, `[values, d]`."""

@@ -19,9 +19,7 @@ def export(
     run: options.Run = None,
     what: Annotated[
         str | None,
-        typer.Option(
-            help="adapter, full (with the backbone), or backbone alone. [default: adapter; full for all but safetensors]"
-        ),
+        typer.Option(help="adapter, full (with the backbone), or backbone alone. [default: adapter; else full]"),
     ] = None,
     dtype: Annotated[str, typer.Option(help="How weights are stored: float32, float16 or bfloat16.")] = "float32",
     fold: Annotated[
@@ -39,7 +37,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a run as a file that proves itself: another process opens it and gets the run's outputs, or none is left."""
+    """Write a run as a file that proves itself: another process gets the run's outputs from it, or none is left."""
     from toast_cli import registry
     from toast_cli.cli.console import print_json
     from toast_cli.cli.runs import chosen_run

@@ -37,7 +37,9 @@ def open_and_run(job: Path) -> None:
         for name in asked["inputs"]:
             inputs = load_file(job.parent / f"{name}.safetensors")
             outputs = run(inputs)
-            save_file({key: tensor.contiguous() for key, tensor in outputs.items()}, job.parent / f"{name}.out.safetensors")
+            save_file(
+                {key: tensor.contiguous() for key, tensor in outputs.items()}, job.parent / f"{name}.out.safetensors"
+            )
             seconds[name] = timed(run, inputs)
     (job.parent / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
 

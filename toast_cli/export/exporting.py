@@ -38,8 +38,9 @@ OTHER_SIZE = 32
 class Proof:
     """How an export stands against its run.
 
-    `differences` and `allowed` have an entry per input (`random`, `real`, ...) and output, as `random.logits`; `seconds`
-    is for one batch of `timed_on`, by the export and by the run in PyTorch, on as many threads.
+    `differences` and `allowed` have an entry per input (`random`, `real`, ...) and output, as `random.logits`;
+    `seconds` is for one batch of `timed_on`, by the export and by the run in PyTorch, on as many threads; `missing`
+    says what it could not be compared on, and why.
     """
 
     differences: dict[str, float]

@@ -16,7 +16,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
-    GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -81,7 +80,7 @@ class _Toast(PreTrainedModel):
         if dtype not in (None, "auto"):
             model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if isinstance(device, str | int | torch.device) and device != "auto":
-            model = model.to(torch.device(device))
+            torch.nn.Module.to(model, torch.device(device))
         return model.eval()
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:  # type: ignore[override]
@@ -108,11 +107,12 @@ class ToastForCausalLM(_Toast, GenerationMixin):
     """Token ids to logits; `generate` keeps a cache for either pass."""
 
     main_input_name = "input_ids"
+    _writer: Any
 
     def __init__(self, config: ToastConfig, model: Model) -> None:
         super().__init__(config, model)
         self.__dict__["_writer"] = model.backbone.generator(lambda inputs: model.adapted(inputs).last.pooled)
-        self.generation_config: GenerationConfig = self._writer.generation_config
+        self.generation_config = self._writer.generation_config
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **others: Any
@@ -137,7 +137,7 @@ class ToastForCausalLM(_Toast, GenerationMixin):
 def config_of(model: Model, config: AdapterConfig) -> ToastConfig:
     """The configuration of a whole model; the language model's own beside it, as transformers' tools ask for it."""
     kind = ToastForImageClassification if model.backbone.preprocessing is not None else ToastForCausalLM
-    own = getattr(model.backbone.module, "config", None)
+    own: Any = getattr(model.backbone.module, "config", None)
     text = own.get_text_config().to_dict() if hasattr(own, "get_text_config") else {}
     kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "bos_token_id", "eos_token_id")
     plain = json.loads(json.dumps(asdict(config)))

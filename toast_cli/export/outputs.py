@@ -14,7 +14,7 @@ from toast_cli.model import Model
 
 def as_inputs(named: dict[str, Tensor]) -> Any:
     """Inputs as a backbone takes them: the images themselves, or a mapping of what belongs to texts."""
-    return named["image"] if "image" in named else named
+    return named.get("image", named)
 
 
 def by_name(inputs: Any) -> dict[str, Tensor]:
@@ -50,6 +50,9 @@ class Graph(nn.Module):
         maps: whether maps come out, too.
         normalize: whether pixels come in as 0..1 and are normalised here.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: Model, dtype: torch.dtype, maps: bool, normalize: bool) -> None:
         super().__init__()
