@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention": DOORS | {"steering", "data", "model", "storage"},
     "training": DOORS | {"steering", "methods", "tasks", "data", "model", "storage", "attention"},
     "export": DOORS | {"steering", "data", "model", "storage", "attention"},
+    "api": DOORS | {"data", "model", "storage", "attention", "generation"},
     "cli": DOORS | {"storage", "attention", "training", "export", "generation", "judging", "data"},
     "toast_timm": {"errors", "options", "backbone"},
     "toast_vit": {"errors", "options", "backbone", "toast_timm"},
