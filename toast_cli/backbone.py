@@ -7,10 +7,11 @@ module imports no torch, so that a plugin's cards can be listed and its options 
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -38,7 +39,8 @@ class Card:
     """A backbone before it is built: enough for a listing and for checking its options, without torch.
 
     `parameters` counts the frozen network without a classifier (None where it is known only once built);
-    `source` says where its weights come from.
+    `source` says where its weights come from; `departures` are the options under which the backbone computes as the
+    authors' code does where that departs from the paper, for checkpoints that were trained with it.
     """
 
     name: str
@@ -47,16 +49,22 @@ class Card:
     source: str
     build: Callable[[Any], Backbone]
     options: type[BackboneOptions] = BackboneOptions
+    departures: Mapping[str, Any] = field(default_factory=dict)
     contract: int = CONTRACT_VERSION
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family takes any model of its library: `card` turns the MODEL of `FAMILY:MODEL` into a card."""
+    """A family takes any model of its library: `card` turns the MODEL of `FAMILY:MODEL` into a card.
+
+    `wrap`, where there is one, makes a backbone of a model that a user has built already, or returns None if the model
+    is not of this family.
+    """
 
     name: str
     library: str
     card: Callable[[str], Card]
+    wrap: Callable[[Any], Backbone | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,17 @@ class State:
 
     hidden: Tensor
     context: Any = None
+
+
+@dataclass(frozen=True)
+class Values:
+    """A signal that a level's `value_weight` has already been worked into: `[B, N, values]`, added to the values."""
+
+    tensor: Tensor
+
+
+Signal: TypeAlias = "Tensor | Values"
+"""What a level is steered by: a tensor of its input's shape, or, where it has a `value_weight`, `Values`."""
 
 
 @dataclass
@@ -128,6 +147,26 @@ class Trace:
         self.attention.update({index: map for index, map in other.attention.items() if index in self.attention_of})
 
 
+AUTHORS_NAME = re.compile(
+    r"decoders\.(\d+)\.linear(2?)\.(?:base_layer\.)?(weight|lora_[AB])(?:\.default)?(?:\.weight)?"
+)
+"""What the authors' code calls the weights of `A_l` (`linear`), of `B_l` (`linear2`) and of the factors on them."""
+
+
+@dataclass
+class Authors:
+    """The tensors of a checkpoint of the authors' code, sorted; every one of them is in exactly one place.
+
+    `network` has the library's own names; `feedback` has `xi`, `P` and, by level from 0, `A.l`, `B.l` as our layers
+    hold them, and `A.l.lora_A`, `A.l.lora_B` and so on; `head` has `weight` and `bias`; `left_out` says why, by name.
+    """
+
+    network: dict[str, Tensor] = field(default_factory=dict)
+    feedback: dict[str, Tensor] = field(default_factory=dict)
+    head: dict[str, Tensor] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
 class Backbone(ABC):
     """A frozen network that can run twice.
 
@@ -136,7 +175,8 @@ class Backbone(ABC):
     place in the image. A model that has attention to show sets `has_attention`. `preprocessing` is None for a backbone
     that does not look at images, `tokenizer` for one that does not read. With `checkpointing`, levels keep only their
     input for the backward pass and are run again in it. `adapter_targets` are the ends of the names of the layers that
-    low-rank factors go on unless told otherwise; where `takes_prompts`, tokens may be added behind the others.
+    low-rank factors go on unless told otherwise; where `takes_prompts`, tokens may be added behind the others; with
+    `any_image_size`, images of every size can be shown to it as it was built.
     `classifier` gives the layer from pooled features to classes that the model came with, a row per class asked for
     (UsageError: it does not know them); None where models of this kind come with none. `level_modules` are the parts of
     `module` that `level` calls as a whole, and nothing else calls: what is divided when a model is shared out.
@@ -156,14 +196,17 @@ class Backbone(ABC):
     takes_prompts: bool = False
     classifier: Callable[[tuple[str, ...]], nn.Module] | None = None
     level_modules: Sequence[nn.Module] = ()
+    any_image_size: bool = False
 
     @abstractmethod
     def enter(self, inputs: Any) -> State:
         """What level 0 receives: the embedded input. Both passes share it."""
 
     @abstractmethod
-    def level(self, index: int, state: State, signal: Tensor | None = None, trace: Trace | None = None) -> State:
+    def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
         """Run one level, steered by `signal` (the level's own shape) unless it is None.
+
+        A backbone whose levels have a `value_weight` takes `Values` in a signal's place.
 
         With `signal=None` this is the stock model's own computation. Whatever is attached to the stock model to
         steer it is attached and removed inside this call, so that a recomputed call (gradient checkpointing) is
@@ -210,6 +253,41 @@ class Backbone(ABC):
         """What the second pass begins from, given what the first began from; other than it where a pass has memory."""
         return state
 
+    def value_weight(self, index: int) -> Tensor | None:
+        """`W_V` of a level, `[values, width_in]`, where signals enter at the values; None: they are added as they are.
+
+        Folding works it into the feedback path and then sends the level `Values`.
+        """
+        return None
+
+    def authors(self, tensors: Mapping[str, Tensor]) -> Authors:
+        """Sort a checkpoint of the authors' code for this family.
+
+        As it is here, this is what all their code shares: `prompt` is xi, `top_down_transform` is P transposed (they
+        multiply from the right), `decoders.l.linear` is `A_l`, `decoders.l.linear2` is `B_l`, `head` is the head, and
+        everything else the network's. A family overrides it where its own layout differs.
+        """
+        found = Authors()
+        for name, tensor in tensors.items():
+            if name == "prompt":
+                found.feedback["xi"] = tensor.flatten()
+            elif name == "top_down_transform":
+                found.feedback["P"] = tensor.T
+            elif layer := AUTHORS_NAME.fullmatch(name):
+                level, second, kind = layer.groups()
+                place = f"{'B' if second else 'A'}.{level}"
+                found.feedback[place if kind == "weight" else f"{place}.{kind}"] = tensor
+            elif name.startswith("head."):
+                found.head[name.removeprefix("head.")] = tensor
+            else:
+                found.network[name] = tensor
+        return found
+
+    @property
+    def licence(self) -> str | None:
+        """The licence of the weights as the library records it; None where it records none."""
+        return None
+
     def output(self) -> nn.Module | None:
         """The model's own layer from pooled features to scores over its vocabulary; None where it has none."""
         return None
@@ -225,7 +303,7 @@ class Backbone(ABC):
     def run(
         self,
         state: State,
-        signals: Sequence[Tensor | None] | None = None,
+        signals: Sequence[Signal | None] | None = None,
         *,
         first: int = 0,
         last: int | None = None,
@@ -245,11 +323,11 @@ class Backbone(ABC):
                 trace.outputs.append(state.hidden)
         return state
 
-    def _checkpointed(self, index: int, state: State, signal: Tensor | None, trace: Trace | None) -> State:
+    def _checkpointed(self, index: int, state: State, signal: Signal | None, trace: Trace | None) -> State:
         """Run one level under gradient checkpointing; the signal is bound into the call that is run again."""
         from torch.utils.checkpoint import checkpoint
 
-        def run_level(hidden: Tensor, signal: Tensor | None) -> Tensor:
+        def run_level(hidden: Tensor, signal: Signal | None) -> Tensor:
             return self.level(index, State(hidden, state.context), signal, trace).hidden
 
         return State(checkpoint(run_level, state.hidden, signal, use_reentrant=False), state.context)

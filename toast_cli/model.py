@@ -20,7 +20,8 @@ from toast_cli.methods.adapted import Adapted
 from toast_cli.methods.base import Method
 from toast_cli.methods.injected import merged
 from toast_cli.recipe.schema import Recipe
-from toast_cli.steering.steering import Passes, one_pass
+from toast_cli.steering.folding import FoldedSteering
+from toast_cli.steering.steering import Passes, Steering, one_pass
 
 if TYPE_CHECKING:
     from toast_cli.tasks.base import Objective
@@ -58,6 +59,7 @@ class Model(nn.Module):
         self.adapted = adapted
         self.objective = objective
         self.head = objective.head
+        self.stock = stock
         self.backbone_fingerprint = stock.fingerprint
         named = (*self.adapted.named_parameters(), *self.adapted.named_buffers())
         self._added = frozenset(f"adapted.{name}" for name, tensor in named if id(tensor) not in stock.tensors)
@@ -144,6 +146,21 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
             "Choose another --method.",
         )
     return model
+
+
+def folded(model: Model) -> Model:
+    """The same model for inference alone: everything between the passes is one matrix per level (see `folding`).
+
+    The two share every weight that folding leaves as it is.
+
+    Raises:
+        UsageError: the model has no feedback path.
+    """
+    steering = model.adapted.steering
+    if not isinstance(steering, Steering):
+        raise UsageError("There is nothing to fold: this model has no feedback path.")
+    path = FoldedSteering(steering, model.backbone)
+    return Model(Adapted(model.backbone, path.parameters(), path), model.objective, model.stock).eval()
 
 
 def method_of(recipe: Recipe) -> Method:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from timm.models.convnext import ConvNeXt
+from timm.models.convnext import ConvNeXt, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, State, Trace
+from toast_cli.backbone import Authors, Backbone, Level, Preprocessing, Readout, Signal, State, Trace, Values
 from toast_cli.errors import ToastError
+from toast_timm.loading import licence_of
 
 
 class ConvNeXtBackbone(Backbone):
@@ -25,6 +28,7 @@ class ConvNeXtBackbone(Backbone):
     """
 
     channel_dim = 1
+    any_image_size = True
     adapter_targets = ("mlp.fc1", "mlp.fc2")
     module: ConvNeXt
 
@@ -50,10 +54,11 @@ class ConvNeXtBackbone(Backbone):
         """Images `[B, 3, H, W]` as they are: the stem belongs to level 1."""
         return State(inputs)
 
-    def level(self, index: int, state: State, signal: Tensor | None = None, trace: Trace | None = None) -> State:
+    def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
         """Run one stock stage; the signal `[B, C, H, W]` is added to its input."""
         hidden = state.hidden
         if signal is not None:
+            assert not isinstance(signal, Values)  # this family has no value_weight
             # Cuts or fills at the bottom and the right; nothing is done where the stride divides the input.
             rows, columns = hidden.shape[-2] - signal.shape[-2], hidden.shape[-1] - signal.shape[-1]
             hidden = hidden + F.pad(signal, (0, columns, 0, rows))
@@ -75,6 +80,20 @@ class ConvNeXtBackbone(Backbone):
     def stock(self, inputs: Tensor) -> Tensor:
         """timm's own forward pass up to the pooled features `[B, d]`."""
         return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
+
+    def authors(self, tensors: Mapping[str, Tensor]) -> Authors:
+        """As everywhere, but the network is Meta's ConvNeXt, and `A_l` a transposed convolution `[C, C', r, r]`."""
+        found = super().authors(tensors)
+        found.network = dict(checkpoint_filter_fn(found.network, self.module)) if found.network else {}
+        for name, weight in found.feedback.items():
+            if name.startswith("A.") and weight.ndim == 4:
+                found.feedback[name] = weight.permute(1, 2, 3, 0).flatten(0, 2)[..., None, None]
+        return found
+
+    @property
+    def licence(self) -> str | None:
+        """As timm records it of published weights."""
+        return licence_of(self.module)
 
     def example(self, batch: int) -> Tensor:
         """Random images `[batch, 3, H, W]` of the size that preprocessing makes."""

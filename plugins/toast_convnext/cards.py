@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -36,7 +36,13 @@ def _any_timm_model(model: str) -> Card:
     return _card(f"convnext:{model}", model)
 
 
-FAMILY = Family("convnext", "timm", _any_timm_model)
+def _wrap(module: Any) -> Backbone | None:
+    from toast_convnext.loading import wrap
+
+    return wrap(module)
+
+
+FAMILY = Family("convnext", "timm", _any_timm_model, _wrap)
 
 CONVNEXT_T = _card("convnext_t", "convnext_tiny.fb_in1k", 27_820_128)
 CONVNEXT_B = _card("convnext_b", "convnext_base.fb_in1k", 87_566_464)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
+
+from timm.models.convnext import ConvNeXt
 
 from toast_cli.errors import UsageError
 from toast_convnext.backbone import ConvNeXtBackbone
 from toast_convnext.cards import ConvNeXtOptions
 from toast_timm.classifier import own_classifier
 from toast_timm.loading import Source, build_module, preprocessing_of
+
+
+def wrap(module: Any) -> ConvNeXtBackbone | None:
+    """A timm ConvNeXt that is there already; None for anything else."""
+    return ConvNeXtBackbone(module, preprocessing_of(module)) if isinstance(module, ConvNeXt) else None
 
 
 def build_timm(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:

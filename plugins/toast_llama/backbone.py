@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from toast_cli.backbone import Backbone, Level, Readout, State, Trace
+from toast_cli.backbone import Authors, Backbone, Level, Readout, Signal, State, Trace, Values
 from toast_cli.errors import ToastError
 from toast_llama.attention import recorded_attention
 from toast_llama.caches import TwoCaches
@@ -21,13 +21,17 @@ EXAMPLE_TOKENS = 16
 
 
 @contextmanager
-def steered_values(v_proj: nn.Module, signal: Tensor) -> Iterator[None]:
-    """Within the block, `V = W_V (X + signal)` (section 3.1, step iv); Q and K stay untouched. Signal: `[B, N, d]`."""
+def steered_values(v_proj: nn.Module, signal: Signal) -> Iterator[None]:
+    """Within the block, `V = W_V (X + signal)` (section 3.1, step iv); Q and K stay untouched.
 
-    def add_signal(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0] + signal.to(inputs[0].dtype), *inputs[1:])
-
-    handle = v_proj.register_forward_pre_hook(add_signal)
+    The signal `[B, N, d]` is added to what goes into the projection, `Values` to what comes out of it.
+    """
+    if isinstance(signal, Values):
+        handle = v_proj.register_forward_hook(lambda _, __, values: values + signal.tensor.to(values.dtype))
+    else:
+        handle = v_proj.register_forward_pre_hook(
+            lambda _, inputs: (inputs[0] + signal.to(inputs[0].dtype), *inputs[1:])
+        )
     try:
         yield
     finally:
@@ -118,7 +122,7 @@ class LlamaBackbone(Backbone):
         arguments = tuple({**given, "past_key_values": caches.second} for given in state.context.arguments)
         return State(state.hidden, replace(state.context, arguments=arguments))
 
-    def level(self, index: int, state: State, signal: Tensor | None = None, trace: Trace | None = None) -> State:
+    def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
         """Run one stock decoder layer; the signal `[B, N, d]` is added to what its attention projects to values."""
         layer = self.body.layers[index]
         with ExitStack() as attached:
@@ -128,6 +132,26 @@ class LlamaBackbone(Backbone):
                 attached.enter_context(recorded_attention(layer.self_attn.config, trace.attention, index))
             out = layer(state.hidden, **state.context.arguments[index])
         return State(out[0] if isinstance(out, tuple) else out, state.context)
+
+    def authors(self, tensors: Mapping[str, Tensor]) -> Authors:
+        """As everywhere, but that what the authors added lies in the decoder, under `model.`."""
+        added = ("prompt", "top_down_transform", "decoders.")
+        found = super().authors(
+            {
+                bare if (bare := name.removeprefix("model.")).startswith(added) else name: tensor
+                for name, tensor in tensors.items()
+            }
+        )
+        for name in [name for name in found.network if name.endswith("rotary_emb.inv_freq")]:
+            del found.network[name]
+            found.left_out[name] = "computed from the configuration"
+        return found
+
+    def value_weight(self, index: int) -> Tensor:
+        """`W_V`, `[values, d]`."""
+        weight = self.body.layers[index].self_attn.v_proj.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     def leave(self, state: State) -> Readout:
         """The last layer's output `[B, N, d]`, and the same after the final norm."""

@@ -41,7 +41,13 @@ def _any_model(source: str) -> Card:
     return _card(f"llama:{source}", source)
 
 
-FAMILY = Family("llama", "transformers", _any_model)
+def _wrap(module: Any) -> Backbone | None:
+    from toast_llama.loading import wrap
+
+    return wrap(module)
+
+
+FAMILY = Family("llama", "transformers", _any_model, _wrap)
 
 # The shapes of each, so that it can be counted and estimated without a download.
 _FIRST = {"vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}

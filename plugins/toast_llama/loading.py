@@ -60,6 +60,14 @@ def build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOpt
     return LlamaBackbone(module, _tokenizer(place))
 
 
+def wrap(module: Any) -> LlamaBackbone | None:
+    """A causal language model that is there already, with the tokenizer of its own folder or repository; else None."""
+    if not isinstance(module, PreTrainedModel) or module.get_output_embeddings() is None:
+        return None
+    place = module.config.name_or_path
+    return LlamaBackbone(module, _tokenizer(place) if place else None)
+
+
 def _from_file(source: str, file: Path, dtype: Any) -> PreTrainedModel:
     """The source's architecture with the weights of one file, as 'toast export --what backbone' writes it."""
     module = AutoModelForCausalLM.from_config(_config(source), dtype=None if dtype == "auto" else dtype)

@@ -61,6 +61,12 @@ def preprocessing_of(module: nn.Module, size: tuple[int, int] | None = None) -> 
     return Preprocessing((height, width), tuple(config["mean"]), tuple(config["std"]), known, config["crop_pct"])
 
 
+def licence_of(module: nn.Module) -> str | None:
+    """The licence of the weights that timm publishes for this model."""
+    config = getattr(module, "pretrained_cfg", None) or {}
+    return config.get("license") if isinstance(config, dict) else getattr(config, "license", None)
+
+
 def _create(model: str, arguments: dict[str, Any], family: str, **weights: Any) -> nn.Module:
     try:
         return timm.create_model(model, **weights, **arguments)

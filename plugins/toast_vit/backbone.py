@@ -12,21 +12,27 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, State, Trace
+from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, Signal, State, Trace, Values
 from toast_cli.errors import ToastError
+from toast_timm.loading import licence_of
 
 
 @contextmanager
-def steered_values(attention: Attention, signal: Tensor, value_bias: Literal["once", "twice"]) -> Iterator[None]:
+def steered_values(attention: Attention, signal: Signal, value_bias: Literal["once", "twice"]) -> Iterator[None]:
     """Within the block, `V = W_V (X + signal) + b_V` (section 3.1, step iv); Q and K stay untouched.
 
-    Only the value third of the fused projection is run on the signal `[B, N, d]` and added to its output.
+    Only the value third of the fused projection is run on the signal `[B, N, d]` and added to its output; `Values` have
+    been through it.
     """
     first = 2 * attention.attn_dim
 
     def add_to_values(projection: nn.Linear, _: object, qkv: Tensor) -> Tensor:
         bias = projection.bias[first:] if value_bias == "twice" and projection.bias is not None else None
-        qkv[..., first:] += F.linear(signal, projection.weight[first:], bias)
+        if isinstance(signal, Values):
+            values = signal.tensor if bias is None else signal.tensor + bias
+        else:
+            values = F.linear(signal, projection.weight[first:], bias)
+        qkv[..., first:] += values
         return qkv
 
     handle = attention.qkv.register_forward_hook(add_to_values)
@@ -102,19 +108,27 @@ class VitBackbone(Backbone):
         tokens = vit._pos_embed(vit.patch_embed(inputs))
         return State(vit.norm_pre(vit.patch_drop(tokens)))
 
-    def level(self, index: int, state: State, signal: Tensor | None = None, trace: Trace | None = None) -> State:
+    def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
         """Run one stock block; the signal `[B, N, d]` is added to what its attention projects to values."""
         maps: list[Tensor] | None = [] if trace is not None and index in trace.attention_of else None
+        attentions = self.attentions[index]
+        signals: list[Signal | None] = [signal] * len(attentions)
+        if isinstance(signal, Values):  # those of a block's parallel attentions lie one behind the other
+            signals = [Values(part) for part in signal.tensor.split([part.attn_dim for part in attentions], dim=-1)]
         with ExitStack() as attached:
-            for attention in self.attentions[index]:
-                if signal is not None:
-                    attached.enter_context(steered_values(attention, signal, self.value_bias))
+            for attention, own in zip(attentions, signals, strict=True):
+                if own is not None:
+                    attached.enter_context(steered_values(attention, own, self.value_bias))
                 if maps is not None:
                     attached.enter_context(recorded_attention(attention, maps))
             hidden = self.module.blocks[index](state.hidden)
         if trace is not None and maps is not None:
             trace.attention[index] = torch.cat(maps, dim=1)
         return State(hidden)
+
+    def value_weight(self, index: int) -> Tensor:
+        """The value third of every attention's fused projection, `[values, d]`."""
+        return torch.cat([part.qkv.weight[2 * part.attn_dim :] for part in self.attentions[index]])
 
     def leave(self, state: State) -> Readout:
         """Tokens after the final norm `[B, N, d]`, and the model's own pooled features `[B, d]`."""
@@ -126,6 +140,11 @@ class VitBackbone(Backbone):
     def stock(self, inputs: Tensor) -> Tensor:
         """timm's own forward pass up to the pooled features `[B, d]`."""
         return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
+
+    @property
+    def licence(self) -> str | None:
+        """As timm records it of published weights."""
+        return licence_of(self.module)
 
     def example(self, batch: int) -> Tensor:
         """Random images `[batch, 3, H, W]` of the size the model was built for."""

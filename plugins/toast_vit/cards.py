@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,9 @@ from toast_cli.backbone import BackboneOptions, Card, Family
 if TYPE_CHECKING:
     from toast_cli.backbone import Backbone
 
+
+DEPARTURES = {"value_bias": "twice"}
+"""Where the authors' code departs from the paper: it runs all of q, k, v on the signal, bias included."""
 
 Side = Annotated[int, Field(ge=1)]
 
@@ -42,16 +45,22 @@ def _build_demo(options: VitOptions) -> Backbone:
 
 
 def _card(name: str, model: str, parameters: int | None = None) -> Card:
-    return Card(name, "vit", parameters, f"timm, {model}", partial(_build_timm, model), VitOptions)
+    return Card(name, "vit", parameters, f"timm, {model}", partial(_build_timm, model), VitOptions, DEPARTURES)
 
 
 def _any_timm_model(model: str) -> Card:
     return _card(f"vit:{model}", model)
 
 
-FAMILY = Family("vit", "timm", _any_timm_model)
+def _wrap(module: Any) -> Backbone | None:
+    from toast_vit.loading import wrap
 
-VIT_DEMO = Card("vit_demo", "vit", 529_536, "shipped with toast", _build_demo, VitOptions)
+    return wrap(module)
+
+
+FAMILY = Family("vit", "timm", _any_timm_model, _wrap)
+
+VIT_DEMO = Card("vit_demo", "vit", 529_536, "shipped with toast", _build_demo, VitOptions, DEPARTURES)
 VIT_T16 = _card("vit_t16", "deit_tiny_patch16_224.fb_in1k", 5_524_416)
 VIT_S16 = _card("vit_s16", "deit_small_patch16_224.fb_in1k", 21_665_664)
 VIT_B16 = _card("vit_b16", "deit_base_patch16_224.fb_in1k", 85_798_656)

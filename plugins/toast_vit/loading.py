@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from timm.models.vision_transformer import VisionTransformer
+
 from toast_cli.errors import UsageError
 from toast_timm.classifier import own_classifier
 from toast_timm.loading import Source, build_module, preprocessing_of
@@ -29,6 +31,13 @@ def check_size(module: Any, options: VitOptions) -> None:
                 f"backbone.image_size={side} is not a multiple of the patch of {patch} pixels.",
                 what_to_do=f"The nearest that is: {nearest}.",
             )
+
+
+def wrap(module: Any) -> VitBackbone | None:
+    """A timm ViT that is there already; None for anything else."""
+    if not isinstance(module, VisionTransformer):
+        return None
+    return VitBackbone(module, preprocessing_of(module, getattr(module.patch_embed, "img_size", None)))
 
 
 def build_timm(model: str, options: VitOptions) -> VitBackbone:

@@ -20,6 +20,7 @@ from toast_cli.cli.doctor import doctor
 from toast_cli.cli.eval import evaluate
 from toast_cli.cli.export import export
 from toast_cli.cli.generate import generate
+from toast_cli.cli.import_checkpoint import import_checkpoint
 from toast_cli.cli.pretune import pretune
 from toast_cli.cli.tune import tune
 from toast_cli.cli.verbs import Verbs
@@ -53,6 +54,7 @@ app.command("eval")(evaluate)
 app.command("generate")(generate)
 app.command("visualize-attention")(visualize_attention)
 app.command("export")(export)
+app.command("import")(import_checkpoint)
 app.command("backbones")(backbones)
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor")(doctor)

@@ -1,55 +1,124 @@
-"""`toast export`: a trained run as one file."""
+"""`toast export`: a trained run for other programs, proved before it is kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from toast_cli.cli import options
 
+if TYPE_CHECKING:
+    from toast_cli.export.base import Format
+    from toast_cli.export.exporting import Proof
+
 
 def export(
-    format: Annotated[str, typer.Option(help="File format; safetensors for now.")] = "safetensors",
+    format: Annotated[str, typer.Option(help="safetensors, onnx, torch-export or hf.")] = "safetensors",
     run: options.Run = None,
     what: Annotated[
-        str | None, typer.Option(help="adapter, full (with the backbone), or backbone alone. [default: adapter]")
+        str | None,
+        typer.Option(help="adapter, full (with the backbone), or backbone alone. [default: adapter; else full]"),
     ] = None,
     dtype: Annotated[str, typer.Option(help="How weights are stored: float32, float16 or bfloat16.")] = "float32",
-    out: Annotated[Path | None, typer.Option(help="The file to write. [default: export/ in the run folder]")] = None,
+    fold: Annotated[
+        bool, typer.Option("--fold", help="One matrix per level, for inference alone; graphs are always folded.")
+    ] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="Graphs: similarity and attention come out, too.")] = False,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Graphs: take pixels in 0..1 and normalise them inside.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="What to write. [default: export/ in the run folder]")] = None,
     weights: options.Weights = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
+    push: Annotated[
+        str | None, typer.Option(help="Also upload it to this repository (OWNER/NAME) of the Hugging Face hub.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a run as one file that proves itself: it is read back and compared before it is kept."""
+    """Write a run as a file that proves itself: another process gets the run's outputs from it, or none is left."""
     from toast_cli import registry
-    from toast_cli.cli.console import print_json, say
+    from toast_cli.cli.console import print_json
     from toast_cli.cli.runs import chosen_run
-    from toast_cli.errors import UsageError, did_you_mean
+    from toast_cli.errors import UsageError
 
-    writer = registry.load(registry.EXPORTS, format)
-    part = what or writer.parts[0]
-    for option, value, allowed in (
-        ("--what", part, writer.parts),
-        ("--dtype", dtype, ("float32", "float16", "bfloat16")),
-    ):
-        if value not in allowed:
-            raise UsageError(f"{option} cannot be '{value}'.", what_to_do=did_you_mean(value, allowed))
+    form = registry.load(registry.EXPORTS, format)
+    part = what or form.parts[0]
+    _check(format, form, part, dtype, fold, maps, normalize)
     path = chosen_run(run)
     folder = path / "export" if path.is_dir() else path.parent
-    target = out or folder / f"{path.stem}-{part}{writer.suffix}"
-    if target.is_dir():
-        target = target / f"{path.stem}-{part}{writer.suffix}"
+    name = f"{path.stem}-{format if form.graph or not form.suffix else part}{form.suffix}"
+    target = out or folder / name
+    if target.is_dir() and form.suffix:
+        target = target / name
     if target.exists() and not force:
         raise UsageError(f"{target} already exists.", what_to_do="Choose another --out, or say --force.")
 
+    from toast_cli.export.base import Wanted
+    from toast_cli.export.exporting import export as exported
+    from toast_cli.export.exporting import folds, size
+    from toast_cli.export.pushing import check_push, push_export
     from toast_cli.storage.adapter import load
 
-    difference = writer.write(load(path, weights), part, dtype, target)
-    size = target.stat().st_size
+    if push is not None:
+        check_push(push)
+    loaded = load(path, weights)
+    wanted = Wanted(
+        part,
+        dtype,
+        fold or folds(loaded, form),
+        maps,
+        normalize,
+        weights or loaded.recipe.backbone.weights,
+        loaded.recipe.backbone.model_dump(mode="json"),
+    )
+    proof = exported(loaded, format, wanted, target, force)
+    pushed = push_export(push, target) if push is not None else None
     if as_json:
-        print_json({"run": str(path), "file": str(target), "bytes": size, "largest_difference": difference})
+        told = {"run": str(path), "file": str(target), "bytes": size(target), "largest_difference": proof.largest}
+        told |= {"seconds": proof.seconds, "seconds_pytorch": proof.seconds_pytorch, "missing": proof.missing}
+        print_json({**told, "pushed": pushed})
         return
+    _tell(part, target, size(target), form, proof)
+    if pushed is not None:
+        typer.echo(f"Uploaded: {pushed}")
+
+
+def _check(format: str, form: Format, part: str, dtype: str, fold: bool, maps: bool, normalize: bool) -> None:
+    """Refuse what the format does not have.
+
+    Raises:
+        UsageError: with what it has.
+    """
+    from toast_cli.errors import UsageError, did_you_mean
+
+    for option, value, allowed in (
+        ("--what", part, form.parts),
+        ("--dtype", dtype, tuple(form.tolerance)),
+    ):
+        if value not in allowed:
+            raise UsageError(f"{option} cannot be '{value}' for {format}.", what_to_do=did_you_mean(value, allowed))
+    for option, chosen in (("--maps", maps), ("--normalize", normalize)):
+        if chosen and not form.graph:
+            raise UsageError(f"{option} is for graphs.", what_to_do="Use --format onnx or torch-export.")
+    if fold and part == "backbone":
+        raise UsageError("--fold folds the feedback path, which a backbone alone has not.")
+
+
+def _tell(part: str, target: Path, size: int, form: Any, proof: Proof) -> None:
+    from toast_cli.cli.console import say
+
     say(f"{part} written: {target} ({size / 1e6:.2f} MB)")
-    say(f"Read back and compared: largest difference of outputs {difference:.1e}")
+    on = sorted({key.partition(".")[0] for key in proof.differences}, reverse=True)
+    say(
+        f"Opened by another process with {form.loads} and compared on {' and '.join(on)} input: "
+        f"largest difference of outputs {proof.largest:.1e}"
+    )
+    for kind, why in proof.missing.items():
+        say(f"Not compared on {kind} input: {why}")
+    faster = proof.seconds_pytorch / proof.seconds
+    say(
+        f"Speed: {proof.seconds * 1e3:.1f} ms a batch of {proof.timed_on} input, the run in PyTorch "
+        f"{proof.seconds_pytorch * 1e3:.1f} ms ({faster:.2f} × as fast)"
+    )

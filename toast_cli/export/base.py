@@ -1,24 +1,66 @@
-"""What an export format is."""
+"""What an export format is, and what can be wanted of it. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from toast_cli.storage.adapter import Loaded
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an export is to hold.
+
+    Args:
+        part: `adapter`, `full` or `backbone`.
+        dtype: what weights are stored in: `float32`, `float16` or `bfloat16`.
+        fold: whether everything between the passes becomes one matrix per level (see `steering.folding`).
+        maps: whether similarity and attention maps come out beside the logits.
+        normalize: whether the file takes pixels in 0..1 and normalises them itself.
+        backbone_weights: the file, folder or word that the backbone takes its weights from; None: as the run says.
+        backbone_options: the run's backbone, as its recipe has it.
+    """
+
+    part: str
+    dtype: str = "float32"
+    fold: bool = False
+    maps: bool = False
+    normalize: bool = False
+    backbone_weights: str | None = None
+    backbone_options: Mapping[str, Any] | None = None
+
+
+Outputs: TypeAlias = "dict[str, Tensor]"
+"""What is compared, by name: `logits` (`features` of a backbone alone) and, with maps, those."""
+
+Runner: TypeAlias = "Callable[[dict[str, Tensor]], Outputs]"
+"""An export opened again: from inputs by name (`image`; `input_ids` and `attention_mask`) to outputs."""
 
 
 @dataclass(frozen=True)
 class Format:
     """A registered export format.
 
-    `parts` are what it can write (`--what`), the first of them by default; `write(loaded, part, dtype, path)` writes
-    one file and returns the largest difference between the logits of the run and those of the file read back.
+    Args:
+        suffix: of the file it writes; empty for a folder.
+        parts: what it can write (`--what`), the first of them by default.
+        write: puts an export at a path, which lies in an empty folder; a second file beside it is kept, too.
+        reopen: opens it in another process, by whatever means its users have, to be compared with the run.
+        tolerance: the largest difference allowed, in standard deviations of the output, by storage type.
+        graph: whether it is a graph of operations: folded always, with maps and normalisation if wanted.
+        loads: what loads it, in words.
     """
 
     suffix: str
     parts: tuple[str, ...]
-    write: Callable[[Loaded, str, str, Path], float]
+    write: Callable[[Loaded, Wanted, Path], None]
+    reopen: Callable[[Wanted, Path], Runner]
+    tolerance: Mapping[str, float]
+    graph: bool = False
+    loads: str = "toast"

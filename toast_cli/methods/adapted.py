@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from toast_cli.backbone import Backbone, Trace
-from toast_cli.steering.steering import Passes, Steering, one_pass, two_passes
+from toast_cli.steering.steering import Passes, Steers, one_pass, two_passes
 
 
 class Adapted(nn.Module):
@@ -23,7 +23,7 @@ class Adapted(nn.Module):
         self,
         backbone: Backbone,
         trained: Iterable[nn.Parameter],
-        steering: Steering | None = None,
+        steering: Steers | None = None,
         active: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()

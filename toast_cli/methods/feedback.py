@@ -72,8 +72,9 @@ def trained_selection(options: FeedbackOptions, steering: Steering) -> list[Para
 def start_feedback(options: FeedbackOptions, adapted: Adapted, batches: Iterable[Any]) -> None:
     """Give the feedback path its least-squares start; a random one was drawn when it was built."""
     from toast_cli.steering.least_squares import least_squares_start
+    from toast_cli.steering.steering import Steering
 
-    assert adapted.steering is not None
+    assert isinstance(adapted.steering, Steering)
     least_squares_start(adapted.steering, adapted.backbone, batches)
 
 

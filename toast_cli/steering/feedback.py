@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,6 +50,15 @@ def base_weight(layer: nn.Module) -> nn.Parameter:
     layer = layer.patch if isinstance(layer, Deconvolution) else layer
     weight = getattr(layer, "base_layer", layer).weight
     assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def effective_weight(layer: nn.Module) -> Tensor:
+    """What a feedback layer multiplies by: its own weight, and what low-rank factors on it add."""
+    weight: Tensor = base_weight(layer)
+    layer = layer.patch if isinstance(layer, Deconvolution) else layer
+    if isinstance(layer, LoraLayer):
+        weight = weight + layer.get_delta_weight("default").reshape(weight.shape)
     return weight
 
 

@@ -9,12 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toast_cli.backbone import Backbone, Readout, State, Trace
+from toast_cli.backbone import Backbone, Readout, Signal, State, Trace
 from toast_cli.steering.feedback import FeedbackPath
 from toast_cli.steering.selection import Selection
 
 
-class Steering(nn.Module):
+class Steers(nn.Module):
+    """What connects the two passes, whatever it is made of: which `levels` are steered, and by which signals."""
+
+    levels: range
+
+    def signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
+        """The similarity map, what was selected, and a signal for every steered level, first level first."""
+        raise NotImplementedError
+
+
+class Steering(Steers):
     """Everything TOAST trains besides the head: xi, P, and the `A_l`, `B_l` of the feedback path.
 
     Args:
@@ -32,6 +42,11 @@ class Steering(nn.Module):
         self.selection = Selection(steered[-1].width_out, backbone.channel_dim, by_token=token_selection)
         self.feedback = FeedbackPath(steered)
 
+    def signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
+        """Select, then feed back."""
+        similarity, selected = self.selection(first)
+        return similarity, selected, self.feedback(selected)
+
 
 @dataclass
 class Passes:
@@ -46,7 +61,7 @@ class Passes:
     last: Readout
     similarity: Tensor | None = None
     selected: Tensor | None = None
-    signals: list[Tensor | None] | None = None
+    signals: list[Signal | None] | None = None
 
 
 def one_pass(backbone: Backbone, inputs: Any, trace: Trace | None = None) -> Passes:
@@ -85,7 +100,7 @@ def first_pass(
 
 def two_passes(
     backbone: Backbone,
-    steering: Steering,
+    steering: Steers,
     inputs: Any,
     first_trace: Trace | None = None,
     last_trace: Trace | None = None,
@@ -98,8 +113,7 @@ def two_passes(
     levels = steering.levels
     with torch.no_grad():
         shared, first = first_pass(backbone, levels, inputs, (first_trace, last_trace))
-    similarity, selected = steering.selection(first)
-    fed_back = steering.feedback(selected)
-    signals = [None] * levels.start + fed_back + [None] * (len(backbone.levels) - levels.stop)
+    similarity, selected, fed_back = steering.signals(first)
+    signals = [None] * levels.start + [*fed_back] + [None] * (len(backbone.levels) - levels.stop)
     state = backbone.run(backbone.again(shared, inputs), signals, first=levels.start, trace=last_trace)
     return Passes(first, backbone.leave(state), similarity, selected, signals)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from toast_cli import __version__
 from toast_cli.errors import ToastError, UsageError
-from toast_cli.model import Model, build_model, count
+from toast_cli.model import Model, build_model, count, folded
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
@@ -33,7 +33,8 @@ CONFIG = "adapter_config.json"
 class AdapterConfig:
     """Everything about an adapter that is not a tensor.
 
-    `classes` are in the order of the logits; a `whole` one holds every tensor of the backbone, too.
+    `classes` are in the order of the logits; a `whole` one holds every tensor of the backbone, too; a `folded` one has
+    one matrix per level in place of the feedback path, for inference alone.
     """
 
     recipe: dict[str, Any]
@@ -42,6 +43,7 @@ class AdapterConfig:
     backbone_fingerprint: str
     trained_parameters: int
     whole: bool = False
+    folded: bool = False
     format: int = FORMAT
     toast_version: str = __version__
 
@@ -122,6 +124,8 @@ def load(path: Path, weights: str | None = None) -> Loaded:
             "The fingerprint of the backbone differs from the one recorded with the adapter.",
             "Give the file that the run was trained with: --weights FILE.",
         )
+    if config.folded:
+        model = folded(model)
     _fill(model, tensors, whole, path)
     model.eval()
     return Loaded(model, recipe, config.classes, config, path)

@@ -48,7 +48,7 @@ def save_artifact(run: RunFolder, model: Model, recipe: Recipe, results: dict[st
 
     The lineage comes last, so an artifact that has one is complete.
     """
-    assert model.adapted.steering is not None
+    assert isinstance(model.adapted.steering, Steering)
     lineage = Lineage(recipe.backbone.name, model.backbone_fingerprint, recipe.model_dump(mode="json"), results)
     folder, tensors = run.path / FOLDER, whole(_tensors(model.adapted.steering))
     if not run.writes:
@@ -73,7 +73,7 @@ def start_from(path: Path, model: Model) -> Lineage:
             what_to_do="Name what 'toast pretune' wrote: its run folder, or the folder 'artifact' in it.",
         )
     steering = model.adapted.steering
-    if steering is None:
+    if not isinstance(steering, Steering):
         raise UsageError(
             "This method has no feedback path to start.",
             what_to_do="Leave --init-from out, or use toast or toast-lite.",

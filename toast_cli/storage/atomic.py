@@ -71,11 +71,15 @@ def append_line(path: Path, value: Any) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file whole; shared or strided tensors are copied first, as the format demands."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     with written_whole(path) as temporary:
-        save_file(plain, temporary, dict(metadata or {}))
+        try:
+            save_file(plain, temporary, dict(metadata or {}))
+        except SafetensorError as error:  # its own name for whatever the disk said
+            raise _cannot_write(path, OSError(str(error))) from error
 
 
 def _umask() -> int:

@@ -14,7 +14,7 @@ from toast_cli.backbone import Readout
 from toast_cli.errors import UsageError
 from toast_cli.model import Model
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.steering.steering import Passes
+from toast_cli.steering.steering import Passes, Steering
 
 # So that PyTorch finds the tensors in them whose gradients tell when parameters are needed again.
 for kind in (Readout, Passes):
@@ -37,7 +37,7 @@ def check_sharding(training: TrainingOptions, accelerator: Accelerator) -> None:
 def shard(model: Model) -> None:
     """Divide every parameter of the model among the processes, in place."""
     steering = model.adapted.steering
-    feedback = [] if steering is None else [*steering.feedback.A, *steering.feedback.B]
+    feedback = [*steering.feedback.A, *steering.feedback.B] if isinstance(steering, Steering) else []
     for module in (*model.backbone.level_modules, *feedback):
         fully_shard(module)
     # Put together for each call and let go at its end: evaluation has no backward pass to let it go.

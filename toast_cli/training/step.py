@@ -15,7 +15,7 @@ from toast_cli.errors import UsageError
 from toast_cli.model import Model
 from toast_cli.recipe.schema import PretuningOptions
 from toast_cli.steering.reconstruction import reconstruction_losses
-from toast_cli.steering.steering import Passes
+from toast_cli.steering.steering import Passes, Steering
 from toast_cli.tasks.base import Meter
 
 
@@ -62,7 +62,7 @@ class PretuningStep(Step):
 
     def __init__(self, model: Model, options: PretuningOptions) -> None:
         super().__init__(model)
-        if model.adapted.steering is None:
+        if not isinstance(model.adapted.steering, Steering):
             raise UsageError("Only a feedback path can be pre-tuned.", what_to_do="Use --method toast.")
         self.steering = model.adapted.steering
         self.options = options

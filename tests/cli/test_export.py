@@ -1,0 +1,328 @@
+"""`toast export` and `toast import` as a user types them: graphs, folders, uploads, and everything that goes wrong."""
+
+from __future__ import annotations
+
+import json
+import resource
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.cli.conftest import TINY_DEMO, toast, toast_in_new_process
+from tests.language import instructions, make_model, write_json
+from toast_cli.export import checking
+from toast_cli.storage.adapter import load
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of TOAST on the demo."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    said = toast("tune", *TINY_DEMO, "--output-dir", run)
+    assert said.code == 0, said.err
+    return run
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of TOAST-Lite on a tiny LLaMA."""
+    here = tmp_path_factory.mktemp("text")
+    data = write_json(here / "data.json", instructions(20))
+    chosen = ["--backbone", f"llama:{make_model(here / 'model')}", "--dataset", f"alpaca:{data}"]
+    said = toast("tune", *chosen, "--method", "toast-lite", "--output-dir", here / "run", "training.epochs=1")
+    assert said.code == 0, said.err
+    return here / "run"
+
+
+def logits(run: Path, image: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return load(run).model(image)
+
+
+def test_an_onnx_file_runs_without_torch_and_proves_it_in_another_process(here: Path, run: Path) -> None:
+    import onnxruntime
+
+    target = here / "model.onnx"
+    said = toast_in_new_process(
+        "export", "--run", run, "--format", "onnx", "--maps", "--normalize", "--out", target, "--json"
+    )
+    assert said.code == 0, said.err
+    report = json.loads((here / "export_report.json").read_text())["model.onnx"]
+    assert {"random.logits", "real.logits", "real.attention_last", "random.similarity"} <= report["differences"].keys()
+    assert json.loads(said.out)["largest_difference"] == max(report["differences"].values()) < 1e-4
+    assert report["fold"] and report["seconds"] > 0 and report["seconds_pytorch"] > 0
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    pixels = torch.rand(5, 3, 64, 64)
+    found = session.run(["logits"], {"image": pixels.numpy()})[0]
+    assert torch.allclose(torch.from_numpy(found), logits(run, (pixels - 0.5) / 0.25), atol=1e-4)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["labels"]) == list(load(run).classes)
+    # Folded: nothing of the feedback path is left but one matrix a level.
+    assert not any(".feedback." in name for name in weights_in(target))
+    assert sorted(path.name for path in here.iterdir()) == ["export_report.json", "model.onnx"]
+
+
+def weights_in(path: Path) -> list[str]:
+    import onnx
+
+    return [tensor.name for tensor in onnx.load(path).graph.initializer]
+
+
+def test_a_torch_program_takes_any_batch_and_carries_its_labels(here: Path, run: Path) -> None:
+    target = here / "model.pt2"
+    said = toast("export", "--run", run, "--format", "torch-export", "--out", target)
+    assert said.code == 0, said.err
+    assert "torch.export.load" in said.out and "real and random" in said.out and "Speed:" in said.out
+    extra = {"labels": ""}
+    program = torch.export.load(target, extra_files=extra).module()
+    image = torch.randn(7, 3, 64, 64)
+    assert torch.allclose(program(image=image)["logits"], logits(run, image), atol=1e-4)
+    assert json.loads(extra["labels"]) == list(load(run).classes)
+
+
+def test_a_language_models_graph_takes_any_number_of_tokens(here: Path, text_run: Path) -> None:
+    target = here / "model.pt2"
+    said = toast("export", "--run", text_run, "--format", "torch-export", "--out", target)
+    assert said.code == 0, said.err
+    ids = torch.randint(6, 100, (3, 29))
+    mask = torch.ones_like(ids)
+    mask[0, 20:] = 0
+    found = torch.export.load(target).module()(input_ids=ids, attention_mask=mask)["logits"]
+    expected = logits(text_run, {"input_ids": ids, "attention_mask": mask})
+    assert torch.allclose(found[mask.bool()], expected[mask.bool()], atol=1e-4)
+
+
+def test_transformers_loads_an_exported_classifier(here: Path, run: Path) -> None:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    import toast_cli
+
+    said = toast("export", "--run", run, "--format", "hf", "--out", here / "hf")
+    assert said.code == 0, said.err
+    toast_cli.register()
+    model = AutoModelForImageClassification.from_pretrained(here / "hf")
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(pixel_values=image).logits, logits(run, image))
+    assert [model.config.id2label[i] for i in range(len(load(run).classes))] == list(load(run).classes)
+    assert AutoImageProcessor.from_pretrained(here / "hf").image_std == [0.25] * 3
+    card = (here / "hf" / "README.md").read_text()
+    for words in ("toast on vit_demo", "Test: accuracy", "fingerprint", "Licence", "AutoModelForImageClassification"):
+        assert words in card
+    assert "auto_map" not in (here / "hf" / "config.json").read_text()
+    model.save_pretrained(here / "again")
+    again = AutoModelForImageClassification.from_pretrained(here / "again")
+    with torch.no_grad():
+        assert torch.equal(again(pixel_values=image).logits, logits(run, image))
+
+
+def test_transformers_loads_an_exported_language_model_and_lets_it_write(here: Path, text_run: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import toast_cli
+
+    said = toast("export", "--run", text_run, "--format", "hf", "--fold", "--out", here / "hf")
+    assert said.code == 0, said.err
+    toast_cli.register()
+    model = AutoModelForCausalLM.from_pretrained(here / "hf")
+    prompt = AutoTokenizer.from_pretrained(here / "hf")("Say yes.", return_tensors="pt").input_ids
+    written = model.generate(prompt, max_new_tokens=4, do_sample=False)
+    with torch.no_grad():
+        step = logits(text_run, {"input_ids": written[:, :-1], "attention_mask": torch.ones_like(written[:, :-1])})
+    assert torch.equal(step[:, prompt.shape[1] - 1 :].argmax(-1), written[:, prompt.shape[1] :])
+
+
+def test_a_folded_file_loads_as_any_other_and_is_for_inference_alone(here: Path, run: Path) -> None:
+    target = here / "folded.safetensors"
+    assert toast("export", "--run", run, "--what", "full", "--fold", "--out", target).code == 0
+    image = torch.randn(2, 3, 64, 64)
+    assert torch.allclose(logits(target, image), logits(run, image), atol=1e-5)
+    with safe_open(target, "pt") as file:
+        assert not any(".feedback." in name for name in file.keys())  # noqa: SIM118
+    toast("export", "--run", target, "--fold", "--out", here / "twice.safetensors").fails(2, "nothing to fold")
+    again = toast("export", "--run", target, "--format", "torch-export", "--out", here / "again.pt2")
+    assert again.code == 0, again.err
+
+
+def test_an_export_beyond_tolerance_fails_and_leaves_no_file(
+    here: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(job: Path) -> None:
+        checking.open_and_run(job)
+        out = job.parent / "real.out.safetensors"
+        save_file({name: tensor + 0.01 for name, tensor in load_file(out).items()}, out)
+
+    monkeypatch.setattr(checking, "in_new_process", spoil)
+    for form in ("safetensors", "hf"):
+        toast("export", "--run", run, "--format", form, "--out", here / "out" / "x").fails(1, "real.logits", "0.01")
+    assert list((here / "out").iterdir()) == []
+
+
+def test_what_an_export_could_not_be_compared_on_is_said(here: Path, run: Path) -> None:
+    assert toast("export", "--run", run, "--out", here / "a.safetensors").code == 0
+    tensors = load_file(here / "a.safetensors")
+    with safe_open(here / "a.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["toast"])
+    config["recipe"]["dataset"] = {"name": "folder", "path": str(here / "gone")}
+    save_file(tensors, here / "b.safetensors", {"toast": json.dumps(config)})
+    said = toast("export", "--run", here / "b.safetensors", "--format", "safetensors", "--out", here / "c.safetensors")
+    assert said.code == 0 and "Not compared on real input" in said.out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--format", "onxx"], "onnx"),
+        (["--format", "onnx", "--what", "adapter"], "full"),
+        (["--maps"], "graphs"),
+        (["--normalize"], "graphs"),
+        (["--dtype", "int8"], "float16"),
+        (["--what", "backbone", "--fold"], "--fold"),
+        (["--push", "a/b/c"], "repository"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(here: Path, run: Path, options: list[str], words: str) -> None:
+    toast("export", "--run", run, "--out", here / "out", *options).fails(2, words)
+    assert not (here / "out").exists()
+
+
+def test_a_truncated_and_a_hostile_file_are_refused(here: Path, run: Path) -> None:
+    target = here / "model.safetensors"
+    assert toast("export", "--run", run, "--what", "full", "--out", target).code == 0
+    whole = target.read_bytes()
+    target.write_bytes(whole[:-1000])
+    toast("eval", "--run", target).fails(1, "damaged")
+    target.write_bytes((2**60).to_bytes(8, "little") + whole[8:])  # a header that claims to be an exabyte long
+    toast("eval", "--run", target).fails(1, "damaged")
+    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    save_file(tensors, target, {"toast": '{"format": 1, "recipe": [[[]]]}'})
+    toast("eval", "--run", target).fails(1, "damaged")
+
+
+def test_another_backbone_and_other_weights_are_refused_by_their_fingerprint(here: Path, run: Path) -> None:
+    assert toast("export", "--run", run, "--out", here / "a.safetensors").code == 0
+    toast("export", "--run", here / "a.safetensors", "--weights", "none", "--out", here / "b").fails(
+        1, "other weights", "fingerprint"
+    )
+
+
+def test_permuted_classes_are_refused(here: Path, run: Path) -> None:
+    assert toast("export", "--run", run, "--out", here / "a.safetensors").code == 0
+    tensors = load_file(here / "a.safetensors")
+    with safe_open(here / "a.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["toast"])
+    config["classes"] = config["classes"][::-1]
+    save_file(tensors, here / "b.safetensors", {"toast": json.dumps(config)})
+    toast("eval", "--run", here / "b.safetensors").fails(1, "classes", "another order")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch-export", "hf"])
+def test_a_full_disk_is_an_error_that_leaves_nothing(here: Path, run: Path, form: str) -> None:
+    import signal
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        said = toast("export", "--run", run, "--format", form, "--out", here / "out" / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    said.fails(1, "could not be written")
+    assert not any((here / "out").rglob("*"))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as an upload of small files needs."""
+
+    files: dict[str, bytes]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if "/api/repos/create" in self.path:
+            self.answer({"url": f"http://{self.headers['Host']}/me/mine", "name": "me/mine"})
+        elif "/preupload/" in self.path:
+            wanted = [file["path"] for file in json.loads(body)["files"]]
+            self.answer({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in wanted]})
+        elif "/commit/" in self.path:
+            for line in body.decode().splitlines():
+                if (entry := json.loads(line))["key"] == "file":
+                    import base64
+
+                    self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            where = f"http://{self.headers['Host']}/me/mine/commit/0"
+            self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": where, "hookOutput": ""})
+        else:
+            self.answer({})
+
+    def do_GET(self) -> None:
+        self.answer({"id": "me/mine", "sha": "0" * 40, "siblings": []})
+
+    def answer(self, content: Any) -> None:
+        text = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The address of an endpoint on loopback, and the files that it was given."""
+    files: dict[str, bytes] = {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Hub,), {"files": files}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", files
+    server.shutdown()
+    server.server_close()
+
+
+def pushed(endpoint: str, *arguments: str | Path) -> Any:
+    return toast_in_new_process(
+        "export", *arguments, "--push", "me/mine", HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0", HF_TOKEN="hf_test"
+    )
+
+
+def test_an_export_is_uploaded(here: Path, run: Path, hub: tuple[str, dict[str, bytes]]) -> None:
+    endpoint, files = hub
+    said = pushed(endpoint, "--run", run, "--out", here / "a.safetensors")
+    assert said.code == 0, said.err
+    assert "Uploaded: " in said.out and "me/mine" in said.out
+    assert files["a.safetensors"] == (here / "a.safetensors").read_bytes()
+
+
+def test_an_upload_that_fails_keeps_the_export(here: Path, run: Path) -> None:
+    said = pushed("http://127.0.0.1:9", "--run", run, "--out", here / "a.safetensors")
+    said.fails(1, "could not be uploaded")
+    assert (here / "a.safetensors").is_file()
+
+
+def test_import_says_what_became_of_every_tensor(here: Path) -> None:
+    d = 128
+    parts = {"prompt": torch.randn(d), "top_down_transform": torch.eye(d)}
+    for level in range(3):
+        parts |= {
+            f"decoders.{level}.linear.weight": torch.randn(d, d),
+            f"decoders.{level}.linear2.weight": torch.eye(d),
+        }
+    torch.save({"model": parts, "epoch": 3}, here / "theirs.pth")
+    said = toast("import", "theirs.pth", "--backbone", "vit_demo", "--output-dir", "start")
+    assert said.code == 0, said.err
+    assert "8 tensors: 0 of the backbone, 8 of selection and feedback path, 0 of the head" in said.out
+    assert "backbone.value_bias=twice" in said.out and "not read: epoch" in said.out
+    tuned = toast("tune", *TINY_DEMO, "training.epochs=1", "--init-from", "start", "--output-dir", "run")
+    assert tuned.code == 0, tuned.err
+    toast("import", "theirs.pth").fails(2, "--backbone")
+    toast("import", "theirs.pth", "--backbone", "vit_t16", "--weights", "none", "--output-dir", "x").fails(1, "fit")
+    toast("import", "none.pth", "--backbone", "vit_demo").fails(2, "no checkpoint")
+    assert not (here / "x").exists()

@@ -1,0 +1,203 @@
+"""`toast import`: a dump in the layout of the authors' code gives the logits that their code gave."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models import register_model
+from timm.models.convnext import ConvNeXt
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from transformers import LlamaConfig
+
+from tests.parity.agreement import read, under
+from toast_cli.errors import ToastError
+from toast_cli.export.authors import import_checkpoint
+from toast_cli.storage.adapter import load
+from toast_cli.storage.artifact import start_from
+
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
+CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)}
+
+
+def _golden(kind: Any, shape: dict[str, Any], pretrained: bool = False, **settings: Any) -> Any:
+    from timm.models import build_model_with_cfg
+
+    return build_model_with_cfg(kind, "golden", pretrained, **{**shape, **settings})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_timm() -> None:
+    """timm knows the golden models' shapes, under names that a user could give to --backbone."""
+    for name, kind, shape in (("vit_golden", VisionTransformer, VIT), ("convnext_golden", ConvNeXt, CONVNEXT)):
+        if not timm.is_model(name):
+            entry = partial(_golden, kind, shape)
+            entry.__name__, entry.__module__ = name, __name__  # type: ignore[attr-defined]
+            register_model(entry)
+
+
+def weights_of(file: str, prefix: str = "weights.") -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in under(read(file)[0], prefix).items()}
+
+
+def as_full_model(weights: dict[str, Tensor]) -> Any:
+    return {"model": weights, "epoch": 7, "args": argparse.Namespace(lr=0.1), "optimizer": {"state": {}}}
+
+
+def as_state_dict(weights: dict[str, Tensor]) -> Any:
+    return {"model_state_dict": weights}
+
+
+def from_several_processes(weights: dict[str, Tensor]) -> Any:
+    return {f"module.{name}": tensor for name, tensor in weights.items()}
+
+
+def dump(folder: Path, content: Any, name: str = "theirs.pth") -> Path:
+    torch.save(content, folder / name)
+    return folder / name
+
+
+def logits(run: Path, inputs: Any) -> Tensor:
+    with torch.no_grad():
+        return load(run).model(inputs)
+
+
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    assert (ours.double() - theirs.double()).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("wrapped", [as_full_model, as_state_dict, from_several_processes, dict])
+def test_a_full_vit_is_read_whatever_it_is_wrapped_in(tmp_path: Path, wrapped: Callable[..., Any]) -> None:
+    file = dump(tmp_path, wrapped(weights_of("vit_value_bias_twice.safetensors")))
+    folder, account = import_checkpoint(file, "vit:vit_golden", output_dir=tmp_path / "run")
+    numbers, _ = read("vit_value_bias_twice.safetensors")
+    assert_same(logits(folder.path, numbers["input"].float()), numbers["logits"])
+    assert account["departures"] == {"value_bias": "twice"}
+    assert account["network"] + account["feedback"] + account["head"] == account["tensors"]
+
+
+def test_the_departure_can_be_switched_off_by_its_name(tmp_path: Path) -> None:
+    file = dump(tmp_path, weights_of("vit_value_bias_once.safetensors"))
+    how = {"overrides": ["backbone.value_bias=once"], "output_dir": tmp_path / "run"}
+    folder, _ = import_checkpoint(file, "vit:vit_golden", **how)
+    numbers, _ = read("vit_value_bias_once.safetensors")
+    assert_same(logits(folder.path, numbers["input"].float()), numbers["logits"])
+
+
+def test_lite_with_its_factors_is_read(tmp_path: Path) -> None:
+    weights = weights_of("vit_seed0.safetensors") | weights_of("vit_seed0.safetensors", "lite_weights.")
+    folder, _ = import_checkpoint(dump(tmp_path, weights), "vit:vit_golden", output_dir=tmp_path / "run")
+    numbers, _ = read("vit_seed0.safetensors")
+    assert_same(logits(folder.path, numbers["input.image"].float()), numbers["lite_ref.f32.second.logits"])
+    assert load(folder.path).recipe.method.name == "toast-lite"
+
+
+def test_a_convnext_is_read(tmp_path: Path) -> None:
+    file = dump(tmp_path, {"model": weights_of("convnext.safetensors")})
+    folder, _ = import_checkpoint(file, "convnext:convnext_golden", output_dir=tmp_path / "run")
+    numbers, _ = read("convnext.safetensors")
+    assert_same(logits(folder.path, numbers["input"].float()), numbers["logits"])
+
+
+def test_a_llama_is_read_from_a_bin(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=172, num_hidden_layers=3, num_attention_heads=4
+    )
+    config.save_pretrained(tmp_path / "llama")
+    weights = weights_of("llama.safetensors") | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    file = dump(tmp_path, weights, "pytorch_model.bin")
+    folder, account = import_checkpoint(file, f"llama:{tmp_path / 'llama'}", output_dir=tmp_path / "run")
+    numbers, _ = read("llama.safetensors")
+    inputs = {name: numbers[name] for name in ("input_ids", "attention_mask")}
+    real = numbers["attention_mask"].bool()
+    assert_same(logits(folder.path, inputs)[real], numbers["logits"][real])
+    assert list(account["left_out"]) == ["model.layers.0.self_attn.rotary_emb.inv_freq"]
+
+
+def test_top_down_parts_alone_become_a_start_for_the_backbone_that_is_named(tmp_path: Path) -> None:
+    weights = weights_of("vit_seed0.safetensors")
+    added = ("prompt", "top_down", "decoders")
+    parts = {name: tensor for name, tensor in weights.items() if name.startswith(added)}
+    own = {name: tensor for name, tensor in weights.items() if not name.startswith((*added, "head"))}
+    file, plain = dump(tmp_path, parts), dump(tmp_path, own, "plain.pth")
+    folder, account = import_checkpoint(file, "vit:vit_golden", weights=str(plain), output_dir=tmp_path / "run")
+    assert account["kind"] == "artifact"
+    whole, _ = import_checkpoint(dump(tmp_path, weights), "vit:vit_golden", output_dir=tmp_path / "whole")
+    model = load(whole.path).model
+    before = model.state_dict()["adapted.steering.feedback.A.1.weight"].clone()
+    model.adapted.steering.feedback.A[1].weight.data.zero_()
+    start_from(folder.path, model)  # refuses another backbone by its fingerprint, so both found the same weights
+    assert torch.equal(model.state_dict()["adapted.steering.feedback.A.1.weight"], before)
+
+
+class Touches:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def spoiled(weights: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+    if how == "unknown":
+        return weights | {"surprise": torch.ones(2)}
+    if how == "missing":
+        return {name: tensor for name, tensor in weights.items() if name != "decoders.1.linear2.weight"}
+    if how == "missing in the backbone":
+        return {name: tensor for name, tensor in weights.items() if name != "blocks.1.norm1.bias"}
+    if how == "too many levels":
+        return weights | {"decoders.3.linear.weight": weights["decoders.0.linear.weight"]}
+    if how == "of another shape":
+        return weights | {"prompt": torch.ones(47)}
+    return weights | {"prompt": torch.full((48,), float("nan"))}
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("unknown", "surprise"),
+        ("missing", "B.1"),
+        ("missing in the backbone", "blocks.1.norm1.bias"),
+        ("too many levels", "A.3"),
+        ("of another shape", "xi"),
+        ("nan", "NaN"),
+    ],
+)
+def test_a_tensor_without_a_place_or_a_place_without_a_tensor_is_an_error(tmp_path: Path, how: str, words: str) -> None:
+    file = dump(tmp_path, spoiled(weights_of("vit_seed0.safetensors"), how))
+    with pytest.raises(ToastError, match=words):
+        import_checkpoint(file, "vit:vit_golden", output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    file = dump(tmp_path, {"model": weights_of("vit_seed0.safetensors"), "x": Touches(tmp_path / "ran")})
+    with pytest.raises(ToastError, match="more than weights"):
+        import_checkpoint(file, "vit:vit_golden", output_dir=tmp_path / "run")
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_damaged_file_is_called_damaged(tmp_path: Path, content: bytes | None) -> None:
+    file = dump(tmp_path, weights_of("vit_seed0.safetensors"))
+    file.write_bytes(file.read_bytes()[:20_000] if content is None else content)
+    with pytest.raises(ToastError, match="damaged"):
+        import_checkpoint(file, "vit:vit_golden", output_dir=tmp_path / "run")
+
+
+def test_classes_are_as_many_as_the_head_has_rows(tmp_path: Path) -> None:
+    file = dump(tmp_path, weights_of("vit_seed0.safetensors"))
+    with pytest.raises(ToastError, match="10 rows, and 3 classes"):
+        import_checkpoint(file, "vit:vit_golden", classes=["a", "b", "c"], output_dir=tmp_path / "run")
+    names = [f"bird {index}" for index in range(10)]
+    folder, _ = import_checkpoint(file, "vit:vit_golden", classes=names, output_dir=tmp_path / "named")
+    assert load(folder.path).classes == tuple(names)

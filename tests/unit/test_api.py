@@ -1,0 +1,126 @@
+"""The Python API: as the README shows it, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM
+
+import toast_cli
+from tests.language import make_model
+from toast_cli.errors import ToastError, UsageError
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = "test_vit"
+
+
+def picture(path: Path | None = None) -> Image.Image:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8))
+    if path is not None:
+        image.save(path)
+    return image
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, toast_cli; dir(toast_cli); assert 'torch' not in sys.modules; toast_cli.load"
+    subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' in sys.modules"], check=True)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="laod"):
+        toast_cli.laod  # noqa: B018
+
+
+def test_the_readmes_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "img.jpg")
+    whole = toast_cli.steer(timm.create_model(TINY), classes=["cat", "dog"])
+    monkeypatch.setattr(toast_cli, "load", lambda path: whole, raising=False)
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: tiny(name, pretrained))
+    names: dict[str, object] = {}
+    exec(snippet, names)
+    assert names["prediction"].label in ("cat", "dog")  # type: ignore[attr-defined]
+    assert names["logits"].shape[1] == 10  # type: ignore[attr-defined]
+
+
+create_model = timm.create_model
+
+
+def tiny(name: str, pretrained: bool) -> torch.nn.Module:
+    """In place of a download, a small model of the same kind."""
+    assert timm.is_model(name) and pretrained
+    return create_model(TINY)
+
+
+def test_a_model_that_one_has_is_steered_and_stays_what_it_was() -> None:
+    torch.manual_seed(0)
+    mine = timm.create_model(TINY, num_classes=5).eval()
+    images = torch.randn(2, 3, 160, 160)
+    before = mine(images)
+    steered = toast_cli.steer(mine, classes=3)
+    optimizer = torch.optim.SGD([weight for weight in steered.parameters() if weight.requires_grad], lr=1.0)
+    for _ in range(2):
+        loss = torch.nn.functional.cross_entropy(steered(images), torch.tensor([0, 2]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.equal(mine(images), before)
+    assert steered.model.adapted.steering.selection.xi.grad.abs().sum() > 0
+    assert steered(images).shape == (2, 3)
+
+
+def test_predictions_are_the_softmax_of_the_logits_and_maps_sum_to_one() -> None:
+    steered = toast_cli.steer(timm.create_model(TINY), classes=["a", "b", "c"], method="toast-lite", rank=2)
+    first, second = steered.predict([picture(), picture()])
+    expected = steered.eval()(steered.prepare(picture())).softmax(-1)[0]
+    assert torch.allclose(first.probabilities, expected, atol=1e-6)
+    assert first.label == "abc"[int(expected.argmax())] and first.probability == second.probability
+    maps = steered.attention(picture())
+    assert maps.last is not None and maps.similarity is not None
+    assert maps.first.sum().item() == pytest.approx(1.0, abs=1e-5) and maps.similarity.shape == maps.last.shape
+
+
+def test_a_convnext_predicts_and_says_that_it_has_no_attention_to_show() -> None:
+    steered = toast_cli.steer(timm.create_model("test_convnext"), classes=2)
+    assert steered.predict(picture())[0].label in ("0", "1")
+    with pytest.raises(UsageError, match="no attention"):
+        steered.attention(picture())
+
+
+def test_a_language_model_is_steered_and_writes(tmp_path: Path) -> None:
+    mine = AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "model"))
+    steered = toast_cli.steer(mine)
+    ids = torch.randint(6, 100, (2, 7))
+    assert steered(ids).shape == steered(input_ids=ids).shape == (2, 7, mine.config.vocab_size)
+    assert isinstance(steered.generate("Say yes.", max_new_tokens=3), str)
+    with pytest.raises(UsageError, match="no classes"):
+        toast_cli.steer(mine, classes=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"classes": 2, "method": "tost"}, "toast"),
+        ({"classes": 2, "rank": 3}, "rank"),
+        ({}, "how many classes"),
+    ],
+)
+def test_what_cannot_be_is_said(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        toast_cli.steer(timm.create_model(TINY), **arguments)
+
+
+def test_a_model_of_no_family_and_a_run_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No family of backbones knows a Linear"):
+        toast_cli.steer(torch.nn.Linear(2, 2), classes=2)
+    with pytest.raises(ToastError, match="no run"):
+        toast_cli.load(tmp_path / "nothing")

@@ -1,0 +1,223 @@
+"""The Python API: open what toast wrote, or steer a model that is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from toast_cli import registry
+from toast_cli.attention.maps import Recorder
+from toast_cli.backbone import Backbone
+from toast_cli.data.images import open_image, to_rgb
+from toast_cli.data.text import Turn
+from toast_cli.data.transforms import build_transform
+from toast_cli.errors import UsageError
+from toast_cli.generation import Writer
+from toast_cli.model import Model, Stock
+from toast_cli.recipe.schema import ImageOptions
+from toast_cli.storage.adapter import Loaded
+from toast_cli.storage.adapter import load as load_stored
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Picture: TypeAlias = "str | Path | Image"
+"""An image file, or an image that is open."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest class of an image, its probability, and every class's in the model's order, `[classes]`."""
+
+    label: str
+    probability: float
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Where the model looked, each `[B, rows, columns]` over the image.
+
+    `first` and `last` are a level's attention in either pass and sum to one; `similarity` is that of each patch to xi,
+    0 to 1. The last two are None for a model that looks once.
+    """
+
+    first: Tensor
+    last: Tensor | None
+    similarity: Tensor | None
+
+
+class Steered(nn.Module):
+    """A model that looks twice (or once, if its method has no feedback path), for use in Python.
+
+    As an `nn.Module` it takes what its backbone takes, `model(images)` or `model(input_ids=..., attention_mask=...)`,
+    and gives logits; `parameters()` that want a gradient are those that its method trains, so any loop can train it.
+
+    Args:
+        model: backbone, method and head.
+        classes: their names in the order of the logits; empty for texts.
+        images: how images are prepared, besides the backbone's own wishes.
+        template: how a language model's turns are marked; None gives prompts as they are.
+    """
+
+    def __init__(
+        self, model: Model, classes: Sequence[str], images: ImageOptions | None = None, template: str | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.classes = tuple(classes)
+        self._images = images or ImageOptions()
+        self._template = template
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.model.parameters()).device
+
+    def forward(self, inputs: Any = None, **named: Any) -> Tensor:
+        """Prepared images `[B, 3, H, W]` to logits `[B, classes]`, or token ids `[B, N]` to `[B, N, vocabulary]`."""
+        if inputs is None:
+            inputs = named
+        elif self.model.backbone.preprocessing is None and isinstance(inputs, Tensor):
+            inputs = {"input_ids": inputs, **named}
+        return self.model(inputs)
+
+    def prepare(self, images: Picture | Sequence[Picture]) -> Tensor:
+        """Images as the backbone wants them, `[B, 3, H, W]`.
+
+        Raises:
+            ToastError: a file cannot be read as an image, or the backbone does not look at images.
+        """
+        transform = build_transform(self._images, self.model.backbone.require_preprocessing(), train=False)
+        many = [images] if isinstance(images, str | Path) or not isinstance(images, Sequence) else images
+        opened = (open_image(Path(image)) if isinstance(image, str | Path) else to_rgb(image) for image in many)
+        return torch.stack([transform(image)[0] for image in opened]).to(self.device)
+
+    @torch.no_grad()
+    def predict(self, images: Picture | Sequence[Picture]) -> list[Prediction]:
+        """The likeliest class of each image.
+
+        Raises:
+            ToastError: a file cannot be read as an image, or the backbone does not look at images.
+        """
+        with self._evaluating():
+            probabilities = self.model(self.prepare(images)).float().softmax(-1).cpu()
+        best = probabilities.max(-1)
+        return [
+            Prediction(self.classes[int(index)], float(probability), row)
+            for probability, index, row in zip(best.values, best.indices, probabilities, strict=True)
+        ]
+
+    def attention(self, images: Picture | Sequence[Picture], level: int = -1) -> Attention:
+        """Where the model looks, at one level (the last unless told otherwise).
+
+        Raises:
+            UsageError: the backbone has no attention to show, or no such level.
+            ToastError: a file cannot be read as an image.
+        """
+        prepared = self.prepare(images)
+        with self._evaluating():
+            look = Recorder(self.model, level).look(prepared)
+        return Attention(look.first, look.last, look.similarity)
+
+    def generate(self, prompt: str | Sequence[Turn], **settings: Any) -> str:
+        """What a language model answers; `settings` are transformers' own, such as `max_new_tokens=50`.
+
+        Raises:
+            UsageError: the backbone writes no text, or there is no tokenizer beside it.
+        """
+        turns = [Turn("user", prompt)] if isinstance(prompt, str) else prompt
+        with self._evaluating():
+            return Writer(self.model, self._template).answer(turns, **settings)
+
+    def _evaluating(self) -> Any:
+        return _in_evaluation(self.model)
+
+
+class _in_evaluation:
+    """Within the block, a module is in evaluation mode."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.was_training = self.module.training
+        self.module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.module.train(self.was_training)
+
+
+def load(run: str | Path, weights: str | None = None, device: str | torch.device = "cpu") -> Steered:
+    """A run folder, an adapter folder or an exported safetensors file, ready to be used.
+
+    Args:
+        run: what to open.
+        weights: the file, or a language model's folder, in place of the one that the recipe names.
+        device: where to compute.
+
+    Raises:
+        ToastError: nothing of that kind is there, it is damaged, or the backbone's weights are others.
+    """
+    loaded: Loaded = load_stored(Path(run), weights)
+    template = getattr(loaded.recipe.dataset, "template", None)
+    return Steered(loaded.model.to(torch.device(device)), loaded.classes, loaded.recipe.images, template).eval()
+
+
+def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = "toast", **options: Any) -> Steered:
+    """Put TOAST on a model that you have already: a timm ViT or ConvNeXt, or a causal language model of transformers.
+
+    The model stays what it is and is frozen; its weights are shared, not copied. What is trained starts at random; an
+    image model gets a new head. Nothing changes in a plain call of your own model.
+
+    Args:
+        model: any model that a registered family knows.
+        classes: how many, or their names in order; not for language models, which keep their own head.
+        method: a registered method: `toast`, `toast-lite`, `linear`, ...
+        options: the method's own, such as `rank=8` or `feedback="late"`.
+
+    Raises:
+        UsageError: no family knows the model, the method has no such option, or classes are missing.
+    """
+    from pydantic import ValidationError
+
+    backbone = _wrapped(model)
+    text = backbone.output() is not None
+    if text != (classes is None):
+        raise UsageError(
+            "A language model has its own head and takes no classes." if text else "Of how many classes?",
+            what_to_do="" if text else "Give classes=10, or their names in order.",
+        )
+    names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes or ())
+    chosen = registry.load(registry.METHODS, method)
+    if "start" in chosen.options.model_fields:
+        options = {"start": "random", **options}
+    try:
+        settings = chosen.options(**{"name": method, **options})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"The method '{method}' does not take {'.'.join(map(str, first['loc']))}: {first['msg']}."
+        ) from error
+    task = registry.load(registry.TASKS, "language" if text else "classification")
+    stock = Stock.of(backbone)
+    adapted = chosen.build(settings, backbone)
+    objective = task.build(task.options(name="language" if text else "classification"), backbone, names)
+    own = next(backbone.module.parameters())
+    return Steered(Model(adapted, objective, stock).to(device=own.device), names)
+
+
+def _wrapped(model: Any) -> Backbone:
+    """The model as a backbone, by the first family that knows it."""
+    for name in registry.names(registry.FAMILIES):
+        family = registry.load(registry.FAMILIES, name)
+        backbone = family.wrap(model) if family.wrap is not None else None
+        if backbone is not None:
+            return backbone
+    families = ", ".join(registry.names(registry.FAMILIES))
+    raise UsageError(f"No family of backbones knows a {type(model).__name__}.", what_to_do=f"There are {families}.")

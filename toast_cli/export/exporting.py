@@ -1,0 +1,214 @@
+"""Exporting: write, open in another process, compare with the run, and only then keep.
+
+What fails on the way leaves no file behind.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from toast_cli import __version__, registry
+from toast_cli.data.source import Asked
+from toast_cli.errors import ToastError
+from toast_cli.export import checking
+from toast_cli.export.base import Format, Outputs, Wanted
+from toast_cli.export.outputs import as_inputs, by_name, outputs_of
+from toast_cli.steering.steering import Steering, one_pass
+from toast_cli.storage.adapter import Loaded
+from toast_cli.storage.atomic import write_json, write_tensors
+
+REPORT = "export_report.json"
+BATCH = 3
+REAL = 2
+OTHER_SIZE = 32
+"""Pixels that the second random image is wider, where every size can be shown."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How an export stands against its run.
+
+    `differences` and `allowed` have an entry per input (`random`, `real`, ...) and output, as `random.logits`;
+    `seconds` is for one batch of `timed_on`, by the export and by the run in PyTorch, on as many threads; `missing`
+    says what it could not be compared on, and why.
+    """
+
+    differences: dict[str, float]
+    allowed: dict[str, float]
+    seconds: float
+    seconds_pytorch: float
+    timed_on: str
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def largest(self) -> float:
+        """The largest difference of all."""
+        return max(self.differences.values())
+
+
+def export(loaded: Loaded, name: str, wanted: Wanted, target: Path, replace: bool = False) -> Proof:
+    """Write `loaded` in a registered format, prove it, and keep it at `target`, with `export_report.json`.
+
+    Raises:
+        UsageError: the format cannot write what is wanted.
+        ToastError: it cannot be written, cannot be opened, or does not give the run's outputs back; no file is left.
+    """
+    form: Format = registry.load(registry.EXPORTS, name)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    with folder as temporary:
+        place = Path(temporary) / "made"
+        place.mkdir()
+        try:
+            form.write(loaded, wanted, place / target.name)
+            proof = prove(loaded, name, form, wanted, place / target.name, Path(temporary))
+            report = {"run": str(loaded.path), "format": name, **_told(wanted), **asdict(proof)}
+            report |= {"bytes": size(place / target.name), "toast_version": __version__}
+            if (place / target.name).is_dir():
+                write_json(place / target.name / REPORT, {target.name: report})
+        except OSError as error:
+            raise _cannot_write(target, error) from error
+        if target.is_dir() and replace:
+            shutil.rmtree(target)
+        for made in place.iterdir():
+            made.replace(target.parent / made.name)
+    if not target.is_dir():
+        write_json(target.parent / REPORT, {**_reports(target.parent / REPORT), target.name: report})
+    return proof
+
+
+def prove(loaded: Loaded, name: str, form: Format, wanted: Wanted, path: Path, scratch: Path) -> Proof:
+    """Run the export in another process on random and on real inputs, and compare.
+
+    Raises:
+        ToastError: it cannot be opened, or an output differs by more than is allowed.
+    """
+    inputs, missing = _inputs(loaded, form)
+    seen = loaded.model.backbone.preprocessing
+    for key, named in inputs.items():
+        pixels = named
+        if wanted.normalize and seen is not None:  # the export is given what the backbone would see, before that
+            mean, std = (torch.tensor(of)[:, None, None] for of in (seen.mean, seen.std))
+            pixels = {"image": named["image"] * std + mean}
+        write_tensors(scratch / f"{key}.safetensors", pixels)
+    job = scratch / "job.json"
+    write_json(
+        job,
+        {
+            "format": name,
+            "wanted": asdict(wanted),
+            "path": str(path),
+            "inputs": list(inputs),
+            "threads": torch.get_num_threads(),
+        },
+    )
+    checking.in_new_process(job)
+    differences, allowed = {}, {}
+    with torch.no_grad():
+        for key, named in inputs.items():
+            theirs = load_file(scratch / f"{key}.out.safetensors")
+            ours = _outputs(loaded, wanted, named)
+            if ours.keys() != theirs.keys():
+                raise ToastError(
+                    f"The export to {path.name} has other outputs than the run.",
+                    f"It has {', '.join(theirs)}, not {', '.join(ours)}.",
+                )
+            for output, tensor in ours.items():
+                scale = max(1.0, float(tensor.float().std())) if tensor.numel() > 1 else 1.0
+                allowed[f"{key}.{output}"] = form.tolerance[wanted.dtype] * scale
+                differences[f"{key}.{output}"] = _difference(theirs[output], tensor)
+        timed_on = "real" if "real" in inputs else "random"
+        own = checking.timed(lambda named: _outputs(loaded, wanted, named), inputs[timed_on])
+    worst = max(differences, key=lambda key: differences[key] / allowed[key] if allowed[key] else 0)
+    # Written so that a difference that is no number fails, too.
+    if not all(differences[key] <= allowed[key] for key in differences):
+        raise ToastError(
+            f"The export to {path.name} does not give the run's outputs back.",
+            f"On {worst} the largest difference is {differences[worst]:.3g}, {allowed[worst]:.3g} is allowed.",
+            "" if wanted.dtype == "float32" else "Use --dtype float32.",
+        )
+    seconds = json.loads((scratch / "seconds.json").read_text(encoding="utf-8"))[timed_on]
+    return Proof(differences, allowed, seconds, own, timed_on, missing)
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, with a second one that holds its weights, or of all files in a folder."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*") if file.is_file())
+
+
+def _inputs(loaded: Loaded, form: Format) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """Random and real inputs as the backbone takes them, and why there are none of a kind."""
+    backbone = loaded.model.backbone
+    torch.manual_seed(0)
+    inputs = {"random": by_name(backbone.example(BATCH))}
+    if form.graph and backbone.any_image_size:
+        height, width = backbone.require_preprocessing().image_size
+        inputs["other-size"] = {"image": torch.randn(1, 3, height + OTHER_SIZE, width + 2 * OTHER_SIZE)}
+    try:
+        inputs["real"] = _real(loaded)
+    except ToastError as error:
+        return inputs, {"real": " ".join(part for part in (error.what, error.why) if part)}
+    return inputs, {}
+
+
+def _real(loaded: Loaded) -> dict[str, Tensor]:
+    """The first few samples of the run's own data.
+
+    Raises:
+        ToastError: it is not there any more.
+    """
+    recipe = loaded.recipe
+    source = registry.load(registry.SOURCES, recipe.dataset.name)
+    data = source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
+    split = data.splits[next(name for name in ("test", "val", "train") if name in data.splits)]
+    batch = next(iter(data.batches(split, recipe, loaded.model.backbone, Asked(REAL))))
+    named = by_name(loaded.model.objective.inputs(batch))
+    return {key: named[key] for key in ("image", "input_ids", "attention_mask") if key in named}
+
+
+def _outputs(loaded: Loaded, wanted: Wanted, named: dict[str, Tensor]) -> Outputs:
+    if wanted.part == "backbone":
+        return {"features": one_pass(loaded.model.backbone, as_inputs(named)).last.pooled}
+    return outputs_of(loaded.model, named, wanted.maps)
+
+
+def _difference(theirs: Tensor, ours: Tensor) -> float:
+    if theirs.shape != ours.shape:
+        return float("inf")
+    return float((theirs.double() - ours.double()).abs().max())
+
+
+def _told(wanted: Wanted) -> Mapping[str, Any]:
+    return {name: value for name, value in asdict(wanted).items() if not name.startswith("backbone_")}
+
+
+def _reports(path: Path) -> dict[str, Any]:
+    """What was exported into this folder before."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _cannot_write(target: Path, error: OSError) -> ToastError:
+    return ToastError(f"{target} could not be written.", error.strerror or str(error), "Check space and permissions.")
+
+
+def folds(loaded: Loaded, form: Format) -> bool:
+    """Whether an export of this run in this format is folded unasked."""
+    return form.graph and isinstance(loaded.model.adapted.steering, Steering)

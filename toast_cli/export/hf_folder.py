@@ -1,0 +1,155 @@
+"""`hf`: a folder that transformers loads, once `toast_cli.register()` has told it what 'toast' is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toast_cli.export.base import Format, Outputs, Runner, Wanted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from toast_cli.storage.adapter import Loaded
+
+
+def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
+    """Configuration, weights, what prepares the inputs, and a model card."""
+    import torch
+
+    from toast_cli.export.hf_model import WEIGHTS, config_of
+    from toast_cli.model import folded
+    from toast_cli.storage.adapter import save_file
+    from toast_cli.storage.atomic import write_json, write_text
+
+    dtype = getattr(torch, wanted.dtype)
+    model = folded(loaded.model) if wanted.fold else loaded.model
+    config = replace(loaded.config, whole=True, folded=wanted.fold or loaded.config.folded)
+    save_file(
+        path / WEIGHTS,
+        model,
+        config,
+        with_backbone=True,
+        cast=lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor,
+    )
+    config_of(model, config).save_pretrained(path)
+    backbone = model.backbone
+    if backbone.preprocessing is not None:
+        write_json(path / "preprocessor_config.json", _processor(asdict(backbone.preprocessing)))
+    if backbone.tokenizer is not None:
+        backbone.tokenizer.save_pretrained(path)
+    write_text(path / "README.md", card(loaded, wanted))
+
+
+def reopen(wanted: Wanted, path: Path) -> Runner:
+    """With transformers' Auto classes."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+
+    from toast_cli.export.hf_model import register
+
+    register()
+    architecture = json.loads((path / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    auto: Any = AutoModelForCausalLM if architecture.endswith("CausalLM") else AutoModelForImageClassification
+    model = auto.from_pretrained(path)
+
+    def run(named: dict[str, Tensor]) -> Outputs:
+        given = {{"image": "pixel_values"}.get(name, name): tensor for name, tensor in named.items()}
+        return {"logits": model(**given).logits}
+
+    return run
+
+
+def _processor(seen: dict[str, Any]) -> dict[str, Any]:
+    """The backbone's preprocessing as transformers' image processors spell it: cover, cut out the centre, normalise."""
+    height, width = seen["image_size"]
+    shorter = int(min(height, width) / seen["crop_pct"])
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": shorter},
+        "resample": {"nearest": 0, "bilinear": 2, "bicubic": 3}[seen["interpolation"]],
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(seen["mean"]),
+        "image_std": list(seen["std"]),
+    }
+
+
+def card(loaded: Loaded, wanted: Wanted) -> str:
+    """The model card: what it does, how it was made and how good it is, as far as the run recorded that."""
+    recipe, config = loaded.config.recipe, loaded.config
+    task, language = recipe["task"]["name"], loaded.model.backbone.preprocessing is None
+    auto = "AutoModelForCausalLM" if language else "AutoModelForImageClassification"
+    licence = loaded.model.backbone.licence
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {'text-generation' if language else 'image-classification'}",
+        *([f"license: {licence}"] if licence else []),
+        "tags: [toast]",
+        "---",
+        "",
+        f"# {recipe['method']['name']} on {recipe['backbone']['name']} for {recipe['dataset']['name']}",
+        "",
+        "A frozen backbone that looks twice: TOAST (Shi, Gai, Darrell and Wang, arXiv:2305.15542) selects what matters",
+        "for the task from the first pass, and feeds it back into every layer of the second.",
+        "",
+        f"- Task: {task}" + (f", {len(config.classes)} classes" if config.classes else ""),
+        f"- Method: {_plainly(recipe['method'])}",
+        f"- Trained parameters: {config.trained_parameters:,}",
+        f"- Weights: {wanted.dtype}" + (", folded: for inference alone" if wanted.fold or config.folded else ""),
+        f"- Data: {_plainly(recipe['dataset'])}; seed {recipe['seed']}",
+        f"- Backbone: {recipe['backbone']['name']}, fingerprint `{config.backbone_fingerprint[:16]}…`",
+        f"- Feedback path from: {recipe['init_from'] or recipe['method'].get('start', 'no feedback path')}",
+        f"- Licence of the backbone: {licence or 'not recorded; ask where its weights came from'}",
+        *_numbers(loaded.path),
+        "",
+        "```python",
+        "import toast_cli",
+        f"from transformers import {auto}",
+        "",
+        "toast_cli.register()",
+        f'model = {auto}.from_pretrained("THIS_FOLDER")',
+        "```",
+    ]
+    if config.classes:
+        names = [f"{index}. {name}" for index, name in enumerate(config.classes)]
+        lines += ["", "## Classes", "", *names]
+    return "\n".join([*lines, ""])
+
+
+def _plainly(section: dict[str, Any]) -> str:
+    """A recipe's section in one line; paths by their last part alone, for they are nobody's business."""
+    told = {name: Path(value).name if name == "path" else value for name, value in section.items() if value is not None}
+    name = told.pop("name")
+    return f"{name} ({', '.join(f'{key}={value}' for key, value in told.items())})" if told else name
+
+
+def _numbers(run: Path) -> list[str]:
+    """The run's closing numbers, where they lie with it."""
+    try:
+        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    lines = []
+    for split in ("validation", "test"):
+        metrics = results.get(split) or {}
+        told = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)]
+        lines += [f"- {split.capitalize()}: {', '.join(told)}"] if told else []
+    return lines
+
+
+FORMAT = Format(
+    "",
+    ("full",),
+    write,
+    reopen,
+    {"float32": 1e-5, "float16": 5e-2, "bfloat16": 5e-1},
+    loads="transformers",
+)

@@ -1,0 +1,46 @@
+"""Uploading an export to the Hugging Face hub, or to any endpoint that HF_ENDPOINT names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from toast_cli.errors import ToastError, UsageError
+
+
+def check_push(name: str) -> None:
+    """Refuse a name that no repository can have, before anything is exported.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(f"'{name}' cannot be a repository's name.", str(error).split(":")[0], "OWNER/NAME") from error
+
+
+def push_export(name: str, path: Path) -> str:
+    """Upload a file, or what is in a folder, to a private repository that is made if need be; returns where it lies.
+
+    Raises:
+        ToastError: the hub cannot be reached, or does not let us; the export stays where it is.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        repository = api.create_repo(name, private=True, exist_ok=True)
+        if path.is_dir():
+            api.upload_folder(repo_id=repository.repo_id, folder_path=path, commit_message="Export by toast")
+        else:
+            for file in sorted(path.parent.glob(f"{path.name}*")):
+                api.upload_file(repo_id=repository.repo_id, path_or_fileobj=file, path_in_repo=file.name)
+    except Exception as error:  # the hub fails in as many ways as there are networks
+        raise ToastError(
+            f"{path} was exported, but could not be uploaded to '{name}'.",
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            "Log in with 'hf auth login', or check the network; the file is kept.",
+        ) from error
+    return str(repository)

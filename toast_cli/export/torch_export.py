@@ -1,0 +1,47 @@
+"""`torch-export`: a .pt2 file that `torch.export.load` opens without toast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toast_cli.export.base import Format, Outputs, Runner, Wanted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from toast_cli.storage.adapter import Loaded
+
+
+def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
+    """Trace the run and save the program, its metadata as extra files in it."""
+    import torch
+
+    from toast_cli.export.graphs import metadata, quiet, traced
+
+    program = traced(loaded, wanted)
+    with quiet():
+        torch.export.save(program, path, extra_files=metadata(loaded, wanted))
+
+
+def reopen(wanted: Wanted, path: Path) -> Runner:
+    """With torch alone."""
+    import torch
+
+    program = torch.export.load(path).module()
+
+    def run(named: dict[str, Tensor]) -> Outputs:
+        return program(**named)
+
+    return run
+
+
+FORMAT = Format(
+    ".pt2",
+    ("full",),
+    write,
+    reopen,
+    {"float32": 1e-4, "float16": 5e-2, "bfloat16": 5e-1},
+    graph=True,
+    loads="torch.export.load",
+)
