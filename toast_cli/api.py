@@ -201,9 +201,8 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
         settings = chosen.options(**{"name": method, **options})
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(
-            f"The method '{method}' does not take {'.'.join(map(str, first['loc']))}: {first['msg']}."
-        ) from error
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"The method '{method}' does not take {where}: {first['msg']}.") from error
     task = registry.load(registry.TASKS, "language" if text else "classification")
     stock = Stock.of(backbone)
     adapted = chosen.build(settings, backbone)

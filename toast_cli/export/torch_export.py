@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,11 @@ def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
 
     from toast_cli.export.graphs import metadata, quiet, traced
 
-    program = traced(loaded, wanted)
+    program, whole = traced(loaded, wanted), BytesIO()
     with quiet():
-        torch.export.save(program, path, extra_files=metadata(loaded, wanted))
+        torch.export.save(program, whole, extra_files=metadata(loaded, wanted))
+    # Not by torch itself: its writer ends the whole process where the disk is full.
+    path.write_bytes(whole.getbuffer())
 
 
 def reopen(wanted: Wanted, path: Path) -> Runner:
