@@ -118,6 +118,7 @@ def test_two_processes_weigh_every_learned_token_of_accumulated_batches_alike(he
     same_run(here / "two", here / "one", "adapter/adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_two_processes_pretune_as_one_does(here: Path) -> None:
     words = ["--backbone", "vit_demo", "--dataset", "demo", "pretuning.target=first-pass", *UNEVEN]
     alone = toast("pretune", "--output-dir", here / "one", *words)
@@ -127,6 +128,7 @@ def test_two_processes_pretune_as_one_does(here: Path) -> None:
     same_run(here / "two", here / "one", "artifact/feedback.safetensors")
 
 
+@pytest.mark.slow
 def test_an_error_that_one_process_meets_is_said_and_stops_all(here: Path, pictures: MakePictures) -> None:
     root = pictures(cat=12, dog=12)
     for path in (root / "dog").iterdir():
@@ -137,6 +139,7 @@ def test_an_error_that_one_process_meets_is_said_and_stops_all(here: Path, pictu
     assert "Error:" in said.err and ".png" in said.err
 
 
+@pytest.mark.slow
 def test_processes_do_not_run_into_each_others_folder(here: Path) -> None:
     (here / "run").mkdir()
     (here / "run" / "recipe.yaml").write_text("mine")

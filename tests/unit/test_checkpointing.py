@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.language import make_model
 from toast_cli import registry
 from toast_cli.steering.steering import Steering, two_passes
-from toast_cli.tasks.classification import Classification
+from toast_cli.tasks.classification import Classification, Options
 from toast_cli.tasks.language import IGNORED, Language
 
 
@@ -56,7 +56,7 @@ def test_texts_of_unequal_length_weigh_by_their_tokens_however_they_are_batched(
 
 def test_the_meter_of_a_split_is_that_of_all_its_batches_at_once() -> None:
     torch.manual_seed(0)
-    objective = Classification(nn.Identity(), classes=4, label_smoothing=0.0)
+    objective = Classification(nn.Identity(), classes=4, options=Options())
     logits, labels = torch.randn(10, 4), torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2, 2])
     meter = objective.meter()
     for part in (slice(0, 3), slice(3, 10)):
