@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
@@ -39,7 +40,8 @@ class Card:
     """A backbone before it is built: enough for a listing and for checking its options, without torch.
 
     `parameters` counts the frozen network without a classifier (None where it is known only once built);
-    `source` says where its weights come from; `departures` are the options under which the backbone computes as the
+    `source` says where its weights come from; `artifact` is a folder with a feedback path pre-tuned for them, where one
+    comes with the plugin (`init_from: shipped`); `departures` are the options under which the backbone computes as the
     authors' code does where that departs from the paper, for checkpoints that were trained with it.
     """
 
@@ -50,6 +52,7 @@ class Card:
     build: Callable[[Any], Backbone]
     options: type[BackboneOptions] = BackboneOptions
     departures: Mapping[str, Any] = field(default_factory=dict)
+    artifact: Path | None = None
     contract: int = CONTRACT_VERSION
 
 

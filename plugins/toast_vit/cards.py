@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -60,7 +61,16 @@ def _wrap(module: Any) -> Backbone | None:
 
 FAMILY = Family("vit", "timm", _any_timm_model, _wrap)
 
-VIT_DEMO = Card("vit_demo", "vit", 529_536, "shipped with toast", _build_demo, VitOptions, DEPARTURES)
+VIT_DEMO = Card(
+    "vit_demo",
+    "vit",
+    529_536,
+    "shipped with toast",
+    _build_demo,
+    VitOptions,
+    DEPARTURES,
+    artifact=Path(__file__).parent / "weights" / "vit_demo_feedback",
+)
 VIT_T16 = _card("vit_t16", "deit_tiny_patch16_224.fb_in1k", 5_524_416)
 VIT_S16 = _card("vit_s16", "deit_small_patch16_224.fb_in1k", 21_665_664)
 VIT_B16 = _card("vit_b16", "deit_base_patch16_224.fb_in1k", 85_798_656)

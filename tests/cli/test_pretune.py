@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast
 from tests.language import make_model
+from toast_cli import registry
 from toast_cli.recipe.loading import load_recipe
+from toast_cli.storage.adapter import load
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.training.session import prepare
 
@@ -118,3 +120,18 @@ def test_a_start_that_does_not_fit_is_refused(pretuned: Path, here: Path) -> Non
 def test_a_random_start_is_said_with_what_it_costs(here: Path) -> None:
     said = toast("tune", "--output-dir", here / "run", *TINY_DEMO, "method.start=random")
     assert "86.2 to 81.9" in " ".join(said.err.split()) and said.err.count("starts at random") == 1
+
+
+def test_the_demos_backbone_brings_a_pre_tuned_feedback_path(here: Path) -> None:
+    chosen = ["--init-from", "shipped", "--output-dir", here / "run", *TINY_DEMO, "training.lr=1e-12"]
+    said = toast("tune", *chosen)
+    assert said.code == 0 and "pre-tuned on demo" in said.err, said.err
+    steering = load(here / "run").model.adapted.steering
+    shipped = load_file(registry.backbone_card("vit_demo").artifact / "feedback.safetensors")
+    assert steering is not None
+    assert torch.allclose(steering.feedback.A[0].weight, shipped["A.0"], atol=1e-6)
+
+
+def test_a_backbone_without_a_shipped_path_says_so(here: Path) -> None:
+    chosen = ["--backbone", "vit:vit_tiny_patch16_224", "--weights", "none", "--dataset", "demo", *TINY]
+    toast("tune", *chosen, "--init-from", "shipped").fails(2, "No pre-tuned feedback path comes with")

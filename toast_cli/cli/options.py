@@ -36,7 +36,10 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
 InitFrom = Annotated[
     str | None,
-    typer.Option(help="Start selection and feedback path from what 'toast pretune' wrote (run or artifact folder)."),
+    typer.Option(
+        help="Start selection and feedback path from what 'toast pretune' wrote (run or artifact folder), or from what "
+        "comes with the backbone ('shipped')."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Resume = Annotated[

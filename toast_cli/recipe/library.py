@@ -104,12 +104,24 @@ def resolve(
         # Pixels that suit one backbone's input suit no other's.
         del draft.values["images"]["resize"]
         dropped.append("images.resize")
+    if init_from is None and draft.values.get("init_from") == "shipped" and draft.name("backbone") != made_on:
+        del draft.values["init_from"]
+        dropped.append("init_from")
     dropped += apply_overrides(draft, overrides)
+    dropped += _other_start(draft, init_from, overrides)
     if dropped:
-        messages.append(f"Left out, as they belonged to a name that was replaced: {', '.join(dropped)}.")
+        messages.append(f"Left out, as they belonged to what was replaced: {', '.join(dropped)}.")
     if made_for is not None and draft.name("method") != made_for:
         messages.append(f"The training settings of {found.name} were made for {made_for}, not {draft.name('method')}.")
     return Resolved(build(draft), found.name, source, messages)
+
+
+def _other_start(draft: Draft, init_from: str | None, overrides: Sequence[str]) -> list[str]:
+    """Drop the recipe's own `init_from` where the command line asks for another start instead."""
+    changed = [override.partition("=")[0] for override in overrides]
+    if init_from is not None or "init_from" in changed or "method.start" not in changed:
+        return []
+    return ["init_from"] if draft.values.pop("init_from", None) is not None else []
 
 
 def _chosen(

@@ -117,7 +117,9 @@ class Recipe(Options):
     training: TrainingOptions = Field(default_factory=TrainingOptions, description="the loop")
     pretuning: PretuningOptions | None = Field(None, description="for 'toast pretune' alone: what it adds to the loss")
     init_from: str | None = Field(
-        None, description="pre-tuned artifact, or the run that made it, whose selection and feedback path are the start"
+        None,
+        description="pre-tuned artifact, or the run that made it, whose selection and feedback path are the start; "
+        "'shipped': the one that comes with the backbone",
     )
     data_dir: str | None = Field(
         None, description="folder that holds the data set; left out: TOAST_DATA_DIR, else ./data"

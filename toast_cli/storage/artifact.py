@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from toast_cli import __version__
+from toast_cli import __version__, registry
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.model import Model, whole
 from toast_cli.recipe.schema import Recipe
@@ -29,6 +29,8 @@ FORMAT = 1
 TENSORS = "feedback.safetensors"
 CONFIG = "artifact.json"
 FOLDER = "artifact"
+SHIPPED = "shipped"
+"""In place of a path: the artifact that comes with the recipe's backbone."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,24 @@ def save_artifact(run: RunFolder, model: Model, recipe: Recipe, results: dict[st
     write_tensors(folder / TENSORS, tensors)
     write_text(folder / "README.md", _card(lineage))
     write_json(folder / CONFIG, asdict(lineage))
+
+
+def artifact_path(recipe: Recipe) -> Path:
+    """The folder that the recipe's `init_from` means.
+
+    Raises:
+        UsageError: no artifact comes with this backbone.
+    """
+    assert recipe.init_from is not None
+    if recipe.init_from != SHIPPED:
+        return Path(recipe.init_from).expanduser()
+    shipped = registry.backbone_card(recipe.backbone.name).artifact
+    if shipped is None:
+        raise UsageError(
+            f"No pre-tuned feedback path comes with '{recipe.backbone.name}'.",
+            what_to_do="Make one with 'toast pretune', or leave init_from out (init_from=null).",
+        )
+    return shipped
 
 
 @torch.no_grad()
@@ -91,7 +111,7 @@ def start_from(path: Path, model: Model) -> Lineage:
         raise ToastError(
             f"{folder} was pre-tuned on other weights: those of '{lineage.backbone}'.",
             "A feedback path undoes the levels of one backbone and fits no other.",
-            "Use that backbone and its weights, or pre-tune on this one.",
+            "Use that backbone and its weights, pre-tune on this one, or start without (init_from=null).",
         )
     wanted = _tensors(steering)
     unlike = [name for name, place in wanted.items() if name not in tensors or tensors[name].shape != place.shape]

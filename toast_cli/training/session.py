@@ -25,7 +25,7 @@ from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, describe, save_folder
-from toast_cli.storage.artifact import start_from
+from toast_cli.storage.artifact import artifact_path, start_from
 from toast_cli.storage.card import adapter_card
 from toast_cli.storage.checkpoint import find_checkpoint, load_besides, load_checkpoint, load_state
 from toast_cli.storage.run_folder import RunFolder
@@ -274,7 +274,7 @@ def start_anew(session: Session, folder: RunFolder, reporter: Reporter) -> None:
     """
     recipe, model = session.recipe, session.model
     if recipe.init_from is not None:
-        lineage = start_from(Path(recipe.init_from).expanduser(), model)
+        lineage = start_from(artifact_path(recipe), model)
         reporter.message(f"Start: {recipe.init_from}, pre-tuned on {lineage.recipe['dataset']['name']}")
     elif start_feedback(session, reporter):
         pass

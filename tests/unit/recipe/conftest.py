@@ -33,6 +33,7 @@ class Folder(Options):
 class Toast(Options):
     name: Literal["toast"] = "toast"
     train_P: bool = True
+    start: str = "least-squares"
 
 
 class Lite(Toast):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,9 +101,30 @@ def test_what_is_dropped_and_what_was_made_for_something_else_is_said() -> None:
     assert resolved.recipe.training.lr == 0.03
     assert resolved.recipe.training.epochs == 2
     assert resolved.messages == [
-        "Left out, as they belonged to a name that was replaced: method.rank.",
+        "Left out, as they belonged to what was replaced: method.rank.",
         "The training settings of fgvc/birds-b were made for lite, not toast.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "start"),
+    [
+        ({}, "shipped"),
+        ({"overrides": ["method.start=random"]}, None),
+        ({"overrides": ["method.start=random", "init_from=mine"]}, "mine"),
+        ({"init_from": "mine", "overrides": ["method.start=random"]}, "mine"),
+        ({"backbone": "vit_b"}, None),
+        ({"backbone": "vit_b", "init_from": "shipped"}, "shipped"),
+    ],
+)
+def test_a_recipes_own_start_gives_way_to_one_that_is_asked_for(
+    shelf: Path, asked: dict[str, Any], start: str | None
+) -> None:
+    with (shelf / "demo/toast.yaml").open("a") as recipe:
+        recipe.write("init_from: shipped\n")
+    resolved = resolve(recipe="demo/toast", **asked)
+    assert resolved.recipe.init_from == start
+    assert any("init_from" in message for message in resolved.messages) is (start is None)
 
 
 def test_weights_stay_with_the_backbone_that_they_are_given_with() -> None:
