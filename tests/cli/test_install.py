@@ -63,13 +63,12 @@ def test_a_third_partys_plugin_is_listed_and_tunes_without_an_edit_to_the_core(t
     assert listed.code == 0, listed.err
     assert "example_tiny" in listed.out and "toast-example" in listed.out
     run = tmp_path / "run"
-    for method in ("toast", "toast-lite"):
-        said = toast_in_new_process(
-            "tune", "--backbone", "example_tiny", "--dataset", "demo", "--method", method,
-            "--output-dir", run / method, *TINY_DEMO, PYTHONPATH=str(tmp_path / "site"),
-        )  # fmt: skip
-        assert said.code == 0, said.err
-        said = toast_in_new_process("eval", "--run", run / method, "--json", PYTHONPATH=str(tmp_path / "site"))
-        assert said.code == 0, said.err
-        first = json.loads((run / method / "results.json").read_text())
-        assert json.loads(said.out)["test"]["accuracy"] == first["test"]["accuracy"]
+    said = toast_in_new_process(
+        "tune", "--backbone", "example_tiny", "--dataset", "demo", "--output-dir", run, *TINY_DEMO,
+        PYTHONPATH=str(tmp_path / "site"),
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    said = toast_in_new_process("eval", "--run", run, "--json", PYTHONPATH=str(tmp_path / "site"))
+    assert said.code == 0, said.err
+    first = json.loads((run / "results.json").read_text())
+    assert json.loads(said.out)["test"]["accuracy"] == first["test"]["accuracy"]

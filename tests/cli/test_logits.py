@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from toast_cli.model import Model
 from toast_cli.recipe.loading import build_recipe
@@ -21,27 +22,49 @@ import sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
 from toast_cli.storage.adapter import load
-model = load(Path(sys.argv[1])).model
-torch.manual_seed(5)
-with torch.no_grad():
-    save_file({"logits": model(model.backbone.example(4))}, sys.argv[2])
+out, *runs = map(Path, sys.argv[1:])
+logits = {}
+for run in runs:
+    model = load(run).model
+    torch.manual_seed(5)
+    with torch.no_grad():
+        logits[run.name] = model(model.backbone.example(4))
+save_file(logits, out)
 """
 
-METHODS = ["toast", "toast-lite", "linear", "full", "lora", "vpt", {"name": "toast", "feedback": "late"}]
+METHODS: dict[str, Any] = {
+    "toast": "toast",
+    "toast-late": {"name": "toast", "feedback": "late"},
+    "toast-early": {"name": "toast", "feedback": "early"},
+    "toast-lite": "toast-lite",
+    "linear": "linear",
+    "full": "full",
+    "lora": "lora",
+    "ia3": {"name": "peft", "kind": "ia3"},
+    "vpt": "vpt",
+}
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-def test_logits_are_the_same_in_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
+def tuned(method: Any, run: Path) -> Tensor:
+    """The logits of a model that was just tuned, as this process has it."""
     dataset = {"name": "demo", "train_images": 20, "val_images": 5, "test_images": 5}
     training = {"epochs": 1, "batch_size": 10, "optimizer": "adamw", "lr": 0.01}
     raw = {"backbone": "vit_demo", "dataset": dataset, "method": method, "training": training, "device": "cpu"}
     kept: list[Model] = []
     build = session.build_model
-    monkeypatch.setattr(session, "build_model", lambda *given: kept.append(build(*given)) or kept[0])
-    folder, _ = session.tune(build_recipe(raw, {}, origin="a test"), tmp_path / "run", Reporter())
+    with pytest.MonkeyPatch.context() as watched:
+        watched.setattr(session, "build_model", lambda *given: kept.append(build(*given)) or kept[0])
+        session.tune(build_recipe(raw, {}, origin="a test"), run, Reporter())
     torch.manual_seed(5)
     with torch.no_grad():
-        here = kept[0].eval()(kept[0].backbone.example(4))
+        return kept[0].eval()(kept[0].backbone.example(4))
+
+
+def test_logits_are_the_same_in_a_new_process(tmp_path: Path) -> None:
+    here = {name: tuned(method, tmp_path / name) for name, method in METHODS.items()}
     out = tmp_path / "logits.safetensors"
-    subprocess.run([sys.executable, "-c", LOAD, str(folder.path), str(out)], check=True, timeout=120)
-    assert torch.equal(load_file(out)["logits"], here)
+    runs = [str(tmp_path / name) for name in METHODS]
+    subprocess.run([sys.executable, "-c", LOAD, str(out), *runs], check=True, timeout=240)
+    there = load_file(out)
+    for name, logits in here.items():
+        assert torch.equal(there[name], logits), name

@@ -23,9 +23,9 @@ def tune(out: Path, words: str, *options: str | Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("words", [*BASELINES, *VARIANTS])
-def test_a_run_comes_back_with_the_same_numbers_in_a_new_process(here: Path, words: str) -> None:
+def test_a_run_comes_back_with_the_same_numbers(here: Path, words: str) -> None:
     recorded = tune(here / "run", words, *TINY_DEMO, "training.lr=0.01")
-    again = toast_in_new_process("eval", "--run", here / "run", "--json")
+    again = toast("eval", "--run", here / "run", "--json")
     assert again.code == 0, again.err
     found = json.loads(again.out)
     for numbers in (found["test"], recorded["test"]):

@@ -62,7 +62,9 @@ def same_runs(ours: Path, theirs: Path) -> None:
     assert metrics(ours) == metrics(theirs)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name == "toast" else pytest.mark.slow) for name in METHODS]
+)
 def test_a_killed_run_goes_on_to_the_very_weights_of_an_uninterrupted_one(here: Path, method: str) -> None:
     words = ["tune", "--method", method, "--device", "cpu", *SMALL, *METHODS[method]]
     whole = toast_in_new_process(*words, "--output-dir", here / "whole")
@@ -74,7 +76,7 @@ def test_a_killed_run_goes_on_to_the_very_weights_of_an_uninterrupted_one(here: 
     same_runs(here / "cut", here / "whole")
 
 
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("by", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_run_asked_to_stop_keeps_its_last_step_and_goes_on_from_there(here: Path, by: signal.Signals) -> None:
     words = ["tune", "--method", "lora", "--device", "cpu", *SMALL, "training.workers=1"]
     assert toast_in_new_process(*words, "--output-dir", here / "whole").code == 0
