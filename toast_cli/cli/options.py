@@ -18,7 +18,7 @@ Weights = Annotated[
     typer.Option(help="The backbone's weights: a file, or a language model's folder; 'none' for random ones."),
 ]
 Dataset = Annotated[
-    str | None, typer.Option(help="Data set: demo, cub, folder:PATH, alpaca:FILE, sharegpt:FILE or text:PATH.")
+    str | None, typer.Option(help="Data set, such as demo, cub, folder:PATH or alpaca:FILE: see 'toast data ls'.")
 ]
 DataDir = Annotated[
     str | None, typer.Option(help="Folder that holds the data set. [default: TOAST_DATA_DIR, else ./data]")

@@ -75,7 +75,12 @@ def open_cub(options: Options, data_dir: Path | None) -> DataSet:
     return DataSet(classes, splits, (*notes, *made))
 
 
-SOURCE = Source(Options, open_cub, f"CUB_200_2011.tgz unpacked in the data folder ({FOLDER}/images.txt)")
+SOURCE = Source(
+    Options,
+    open_cub,
+    f"CUB_200_2011.tgz unpacked in the data folder ({FOLDER}/images.txt)",
+    home="https://www.vision.caltech.edu/datasets/cub_200_2011",
+)
 
 
 @dataclass(frozen=True)

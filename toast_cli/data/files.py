@@ -1,21 +1,27 @@
-"""Labelled image files: the `Split` that every source on disk hands out. Opens nothing until asked for an image."""
+"""Labelled image files: the `Split` that most sources hand out. Opens nothing until asked for an image."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from toast_cli.data.source import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import numpy as np
 
 Box = tuple[float, float, float, float]
 """x, y of the upper left corner, width, height: pixels of the image, fractions allowed."""
+
+
+class Root(Protocol):
+    """What image files lie below: a `Path`, an archive, the rows of a table."""
+
+    def __truediv__(self, name: str, /) -> Any:
+        """The file of a name, as `open_image` takes it."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class FileSplit:
     on every machine.
     """
 
-    root: Path
+    root: Root
     names: tuple[str, ...]
     labels: tuple[int, ...]
     boxes: tuple[Box, ...] | None = None

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from toast_cli.data.class_map import class_file, learnable, require_same_classes
 from toast_cli.data.files import FileSplit
-from toast_cli.data.location import data_folder
+from toast_cli.data.location import places
 from toast_cli.data.source import DataSet, Source
-from toast_cli.data.split import SplitOptions, divide, held_out_note, hold_out, listed, require_every_class
+from toast_cli.data.split import SPLIT_OF, WholeOptions, divide_given, divide_whole
+from toast_cli.data.tree import EXTENSIONS, Disk, Tree
 from toast_cli.errors import ToastError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 LAYOUTS = "Expected are PATH/{train,val,test}/CLASS/*.jpg (val and test optional) or PATH/CLASS/*.jpg."
 
 
-class Options(SplitOptions):
+class Options(WholeOptions):
     """A folder of images and how it is split."""
 
     name: Literal["folder"] = Field("folder", description="the data set")
     path: str = Field(
         min_length=1, description="the folder; a relative one is looked up in --data-dir, then in the current folder"
-    )
-    test_fraction: float = Field(
-        0.2, ge=0, lt=1, description="share of each class held out for test where the folder is not split at all"
     )
 
 
@@ -40,150 +36,122 @@ def open_folder(options: Options, data_dir: Path | None) -> DataSet:
     Raises:
         ToastError: no such folder, no images in it, a single class, or a class without a training image.
     """
-    root = find_folder(options.path, data_dir)
-    folders = {folder.name: folder for folder in _subfolders(root)}
-    if not folders:
-        loose = " Images lie directly in it, in no class folder." if any(map(_is_image, root.iterdir())) else ""
-        raise ToastError(f"There is no class folder in {root}.", f"The folder holds no folders.{loose}", LAYOUTS)
-    splits = _split_folders(root, folders)
-    return _open_split(options, root, splits) if splits else _open_flat(options, root, folders)
+    return open_tree(options, Disk(find_folder(options.path, data_dir)), class_file(options.class_file, data_dir))
 
 
 SOURCE = Source(Options, open_folder, "a folder of images, one folder per class: folder:PATH")
 
 
-def _open_split(options: Options, root: Path, folders: Mapping[str, Path]) -> DataSet:
-    """PATH/{train,val,test}/CLASS: the class folders of train are the class map."""
-    class_folders = {part: _subfolders(folder) for part, folder in folders.items()}
-    classes = tuple(folder.name for folder in class_folders["train"])
-    if not classes:
-        raise ToastError(f"There is no class folder in {folders['train']}.", what_to_do=LAYOUTS)
-    for part, found in class_folders.items():
-        unknown = [folder.name for folder in found if folder.name not in classes]
-        if unknown:
-            raise ToastError(
-                f"{folders[part]} holds {listed(unknown)}, which {folders['train']} does not have.",
-                "A class without training images cannot be learned.",
-                "Add training images of it, or remove it.",
-            )
-    parts = {part: _files(root, found, classes) for part, found in class_folders.items()}
-    _require_images(parts["train"], folders["train"])
-    require_every_class(parts["train"], classes, str(folders["train"]))
+def open_tree(options: WholeOptions, tree: Tree, given: tuple[str, ...] | None, top: str = "") -> DataSet:
+    """Whatever holds a folder per class below `top`, with or without split folders around them.
 
-    notes = []
-    unused = [folder.name for folder in _subfolders(root) if folder not in folders.values()]
+    `given` are the classes where a file names them.
+
+    Raises:
+        ToastError: as `open_folder`.
+    """
+    folders = tree.folders(top)
+    if not folders:
+        loose = " Images lie directly in it, in no class folder." if tree.images(top) else ""
+        raise ToastError(
+            f"There is no class folder in {tree.place(top)}.", f"The folder holds no folders.{loose}", LAYOUTS
+        )
+    splits = _split_folders(tree, top, folders)
+    if splits:
+        return _open_split(options, tree, given, top, splits)
+    classes = given or tuple(folders)
+    require_same_classes(classes, {"the data": folders}, tree.place(top), origin="the class file")
+    images = _files(tree, top, classes)
+    _require_images(images, tree.place(top))
+    unseen = learnable(images, classes, tree.place(top), given is not None)
+    made, notes = divide_whole(images, options)
+    return DataSet(classes, made, (*unseen, *notes))
+
+
+def _open_split(
+    options: WholeOptions, tree: Tree, given: tuple[str, ...] | None, top: str, folders: Mapping[str, str]
+) -> DataSet:
+    """PATH/{train,val,test}/CLASS: the class folders of train are the class map, unless it is given."""
+    paths = {part: _below(top, folder) for part, folder in folders.items()}
+    class_folders = {part: tree.folders(path) for part, path in paths.items()}
+    classes = given or tuple(class_folders["train"])
+    train = tree.place(paths["train"])
+    if not class_folders["train"]:
+        raise ToastError(f"There is no class folder in {train}.", what_to_do=LAYOUTS)
+    require_same_classes(classes, class_folders, tree.place(top), "the class file" if given else "train")
+    parts = {part: _files(tree, path, classes) for part, path in paths.items()}
+    _require_images(parts["train"], train)
+    notes = learnable(parts["train"], classes, train, given is not None)
+    unused = [name for name in tree.folders(top) if name not in folders.values()]
     if unused:
         noun = "folder is" if len(unused) == 1 else "folders are"
-        notes.append(f"{root}: {len(unused)} {noun} neither train, val nor test and not read: {', '.join(unused)}")
+        notes.append(
+            f"{tree.place(top)}: {len(unused)} {noun} neither train, val nor test and not read: {', '.join(unused)}"
+        )
     for part in ("val", "test"):
         if part in parts and not len(parts[part]):
-            notes.append(f"{part}: {folders[part]} holds no image, so it is ignored")
+            notes.append(f"{part}: {tree.place(paths[part])} holds no image, so it is ignored")
             del parts[part]
-    made, made_notes = divide(parts["train"], parts.get("val"), options)
-    notes += made_notes
-    if "test" in parts:
-        made["test"] = parts["test"]
-    else:
-        notes.append(f"test: {root} has no test split, so none is reported")
-    return DataSet(classes, made, tuple(notes))
-
-
-def _open_flat(options: Options, root: Path, folders: Mapping[str, Path]) -> DataSet:
-    """PATH/CLASS: test and validation are both made here."""
-    classes = tuple(folders)
-    images = _files(root, list(folders.values()), classes)
-    _require_images(images, root)
-    require_every_class(images, classes, str(root))
-    # A class of three or more images keeps two here, so that validation and train get one each.
-    kept, held = hold_out(images.names, images.labels, options.test_fraction, options.split_seed, leave=2)
-    train, test = images.take(kept), images.take(held)
-    made, notes = divide(train, None, options)
-    if len(test):
-        made["test"] = test
-    return DataSet(
-        classes, made, (held_out_note("test", "all images", options.test_fraction, options.split_seed, test), *notes)
-    )
+    made, made_notes = divide_given(parts, options, tree.place(top))
+    return DataSet(classes, made, (*notes, *made_notes))
 
 
 def find_folder(path: str, data_dir: Path | None) -> Path:
-    """The folder that `path` means: --data-dir goes first where it was given, TOAST_DATA_DIR or ./data last."""
-    here = Path(path).expanduser()
-    places = [data_dir / here, here] if data_dir is not None else [here, data_folder(None) / here]
-    places = list(dict.fromkeys(place.absolute() for place in places))
-    for place in places:
+    """The folder that `path` means.
+
+    Raises:
+        ToastError: there is none.
+    """
+    looked = places(path, data_dir)
+    for place in looked:
         if place.is_dir():
             return place
-    for place in places:
+    for place in looked:
         if place.exists():
             raise ToastError(f"{place} is not a folder.", what_to_do=LAYOUTS)
     raise ToastError(
         f"There is no folder '{path}'.",
-        f"Looked for {' and '.join(map(str, places))}.",
+        f"Looked for {' and '.join(map(str, looked))}.",
         "Give an existing folder as folder:PATH, or the folder it lies in as --data-dir.",
     )
 
 
-def _split_folders(root: Path, folders: Mapping[str, Path]) -> dict[str, Path]:
-    """The folders of train, val and test, or nothing where `root` holds classes.
+def _split_folders(tree: Tree, top: str, folders: Sequence[str]) -> dict[str, str]:
+    """The folders of train, val and test, or nothing where `top` holds classes.
 
     A class may be called 'train' too: beside other classes, and with images but no folders in it, it is one.
 
     Raises:
         ToastError: two folders claim one split, or val or test stand there without train.
     """
-    found: dict[str, Path] = {}
-    for name, folder in folders.items():
+    found: dict[str, str] = {}
+    for name in folders:
         part = SPLIT_OF.get(name.lower())
         if part is None:
             continue
         if part in found:
             raise ToastError(
-                f"{root} has two folders for one split: {found[part].name} and {name}.", what_to_do="Remove one."
+                f"{tree.place(top)} has two folders for one split: {found[part]} and {name}.", what_to_do="Remove one."
             )
-        found[part] = folder
+        found[part] = name
     only_splits = len(found) == len(folders)
     if "train" in found:
-        return found if only_splits or _subfolders(found["train"]) else {}
+        return found if only_splits or tree.folders(_below(top, found["train"])) else {}
     if only_splits:
-        raise ToastError(f"{root} holds {', '.join(folders)} but no train folder.", what_to_do=LAYOUTS)
+        raise ToastError(f"{tree.place(top)} holds {', '.join(folders)} but no train folder.", what_to_do=LAYOUTS)
     return {}
 
 
-def _files(root: Path, class_folders: Sequence[Path], classes: Sequence[str]) -> FileSplit:
-    """All images below the class folders, in an order that no file system decides."""
-    labels = {name: label for label, name in enumerate(classes)}
-    found = sorted(
-        (labels[folder.name], file.relative_to(root).as_posix())
-        for folder in class_folders
-        for file in images_below(folder)
-    )
-    return FileSplit(root, tuple(name for _, name in found), tuple(label for label, _ in found))
+def _files(tree: Tree, parent: str, classes: Sequence[str]) -> FileSplit:
+    """All images of the classes' folders in a folder, in an order that no file system decides."""
+    found = sorted((label, image) for label, name in enumerate(classes) for image in tree.images(_below(parent, name)))
+    return FileSplit(tree.root, tuple(image for _, image in found), tuple(label for label, _ in found))
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Images anywhere below a folder. Links to files are taken, links to folders are not followed: they may loop."""
-    images = []
-    for place, inner, files in os.walk(folder):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        images += [file for file in (Path(place, name) for name in files) if _is_image(file)]
-    return images
+def _below(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
 
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise ToastError(f"{folder} cannot be read.", error.strerror or str(error), "Check its permissions.") from error
-
-
-def _require_images(split: FileSplit, folder: Path) -> None:
+def _require_images(split: FileSplit, place: str) -> None:
     if not len(split):
-        raise ToastError(
-            f"There is no image in {folder}.",
-            f"Read are {' '.join(sorted(EXTENSIONS))}.",
-            LAYOUTS,
-        )
+        raise ToastError(f"There is no image in {place}.", f"Read are {' '.join(sorted(EXTENSIONS))}.", LAYOUTS)

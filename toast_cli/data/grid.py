@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from toast_cli import registry
-from toast_cli.data.source import DataSet, Sample, Source
+from toast_cli.data.source import DataSet, Sample, Source, image_splits
 from toast_cli.data.split import hold_out, listed, split_hash
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.options import Named
@@ -168,12 +168,13 @@ def open_grid(options: Options, data_dir: Path | None) -> DataSet:
     chosen, others = _parted(options.path)
     labelled = _opened(chosen, options.photographs, data_dir)
     unlabelled = _opened(others, options.distractors, data_dir)
+    distractors = image_splits(unlabelled, others).values()
     classes = labelled.classes[: options.classes]
     if len(classes) < 2:
         raise UsageError(f"{chosen} has no classes to tell apart.", what_to_do="Name labelled images before the '+'.")
-    pools = _divided([Photo(split, i) for split in _images(unlabelled).values() for i in range(len(split))], options)
+    pools = _divided([Photo(split, i) for split in distractors for i in range(len(split))], options)
     splits, notes = {}, []
-    for part, split in _images(labelled).items():
+    for part, split in image_splits(labelled, chosen).items():
         photos = tuple(Photo(split, i) for i, label in enumerate(split.labels) if label < len(classes))
         needed = options.cells**2 - 1
         if len(pools[part]) < needed:
@@ -216,15 +217,7 @@ def _opened(choice: str, fields: dict[str, Any], data_dir: Path | None) -> DataS
     from toast_cli.recipe.loading import build_dataset
 
     options = build_dataset(choice, fields)
-    source = registry.load(registry.SOURCES, options.name)
-    if source.task != "classification":
-        raise UsageError(f"{choice} holds no photographs.", "A grid is made of images.")
-    return source.open(options, data_dir)
-
-
-def _images(data: DataSet) -> dict[str, ImageSplit]:
-    """The splits of a source of classification, which are images."""
-    return {part: cast("ImageSplit", split) for part, split in data.splits.items()}
+    return registry.load(registry.SOURCES, options.name).open(options, data_dir)
 
 
 def _divided(photos: Sequence[Photo], options: Options) -> dict[str, tuple[Photo, ...]]:

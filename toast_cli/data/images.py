@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -10,14 +10,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from toast_cli.errors import ToastError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from PIL.Image import Image as PilImage
 
 WHITE_16_BIT = 65_535
 
 
-def open_image(path: Path) -> PilImage:
+class ImageFile(Protocol):
+    """Something that can be opened and read: a `Path`, or a file within an archive. Its text is its name."""
+
+    def open(self, mode: Literal["rb"], /) -> IO[bytes]:
+        """Open it for reading."""
+
+
+def open_image(path: ImageFile) -> PilImage:
     """The image as RGB, turned upright as its EXIF orientation says; of an animation, the first frame.
 
     Transparent pixels are shown on white.
@@ -26,7 +31,7 @@ def open_image(path: Path) -> PilImage:
         ToastError: the file is missing, not an image, damaged, too large to be safe, or of unknown brightness range.
     """
     try:
-        with Image.open(path) as file:
+        with path.open("rb") as stream, Image.open(stream) as file:
             return to_rgb(ImageOps.exif_transpose(file))
     except UnidentifiedImageError as error:
         raise _unreadable(path, "It is not an image, or of a format that Pillow does not know.") from error
@@ -63,5 +68,5 @@ def _eight_bits(image: PilImage) -> PilImage:
     return Image.fromarray(np.rint(values / (WHITE_16_BIT / 255)).astype(np.uint8))
 
 
-def _unreadable(path: Path, why: str) -> ToastError:
+def _unreadable(path: ImageFile, why: str) -> ToastError:
     return ToastError(f"The image {path} cannot be read.", why, "Replace the file or remove it.")

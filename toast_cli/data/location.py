@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from toast_cli.errors import ToastError
+
 VARIABLE = "TOAST_DATA_DIR"
 
 
@@ -16,3 +18,27 @@ def data_folder(given: Path | None) -> Path:
     if given is not None:
         return given
     return Path(os.environ.get(VARIABLE) or "data").expanduser()
+
+
+def places(path: str, data_dir: Path | None) -> list[Path]:
+    """Where a path may lie: --data-dir goes first where it was given, TOAST_DATA_DIR or ./data last."""
+    here = Path(path).expanduser()
+    found = [data_dir / here, here] if data_dir is not None else [here, data_folder(None) / here]
+    return list(dict.fromkeys(place.absolute() for place in found))
+
+
+def find_file(path: str, data_dir: Path | None, shorthand: str) -> Path:
+    """The file that `path` means; `shorthand` is how a user names one, for example `archive:FILE`.
+
+    Raises:
+        ToastError: there is none.
+    """
+    looked = places(path, data_dir)
+    for place in looked:
+        if place.is_file():
+            return place
+    raise ToastError(
+        f"There is no file '{path}'.",
+        f"Looked for {' and '.join(map(str, looked))}.",
+        f"Give an existing file as {shorthand}, or the folder it lies in as --data-dir.",
+    )

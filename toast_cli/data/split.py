@@ -32,6 +32,22 @@ class SplitOptions(Named):
     )
 
 
+class WholeOptions(SplitOptions):
+    """The same for a source that may not be split at all."""
+
+    test_fraction: float = Field(
+        0.2, ge=0, lt=1, description="share of each class held out for test where the data is not split at all"
+    )
+    class_file: str | None = Field(
+        None,
+        description="file with a class on each line, in the order of the logits; left out: those of train, sorted",
+    )
+
+
+SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What a split is called here, by the lower case of what folders, tables and hubs call it."""
+
+
 def hold_out(
     names: Sequence[str], labels: Sequence[int], fraction: float, seed: int, leave: int = 1
 ) -> tuple[list[int], list[int]]:
@@ -83,6 +99,29 @@ def divide(train: FileSplit, val: FileSplit | None, options: SplitOptions) -> tu
             f"split {split_hash(train.names, train.labels)}"
         )
     return {"train": train, **({"val": val} if len(val) else {})}, notes
+
+
+def divide_whole(images: FileSplit, options: WholeOptions) -> tuple[dict[str, FileSplit], list[str]]:
+    """The splits of images that nobody has divided: test and validation are both made here; and the notes about it."""
+    # A class of three or more images keeps two here, so that validation and train get one each.
+    kept, held = hold_out(images.names, images.labels, options.test_fraction, options.split_seed, leave=2)
+    train, test = images.take(kept), images.take(held)
+    made, notes = divide(train, None, options)
+    if len(test):
+        made["test"] = test
+    return made, [held_out_note("test", "all images", options.test_fraction, options.split_seed, test), *notes]
+
+
+def divide_given(
+    parts: dict[str, FileSplit], options: SplitOptions, where: str
+) -> tuple[dict[str, FileSplit], list[str]]:
+    """The splits of images of which `train` and perhaps others are given, and the notes about what was made."""
+    made, notes = divide(parts["train"], parts.get("val"), options)
+    if "test" in parts:
+        made["test"] = parts["test"]
+    else:
+        notes.append(f"test: {where} has no test split, so none is reported")
+    return made, notes
 
 
 def held_out_note(part: str, source: str, fraction: float, seed: int, held: FileSplit) -> str:

@@ -8,9 +8,10 @@ from typing import Literal
 from pydantic import Field
 
 from toast_cli.data.files import FileSplit
-from toast_cli.data.folder import find_folder, images_below
+from toast_cli.data.folder import find_folder
 from toast_cli.data.source import DataSet, Source
 from toast_cli.data.split import SplitOptions, divide
+from toast_cli.data.tree import Disk
 from toast_cli.errors import ToastError
 
 CLASSES = ("an image",)
@@ -33,7 +34,7 @@ def open_images(options: Options, data_dir: Path | None) -> DataSet:
         ToastError: no such folder, or no image below it.
     """
     root = find_folder(options.path, data_dir)
-    names = sorted(file.relative_to(root).as_posix() for file in images_below(root))
+    names = sorted(Disk(root).images())
     if not names:
         raise ToastError(f"There is no image below {root}.")
     made, notes = divide(FileSplit(root, tuple(names), (0,) * len(names)), None, options)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from toast_cli.data.folder import EXTENSIONS, SOURCE, Options, open_folder
+from toast_cli.data.folder import SOURCE, Options, open_folder
 from toast_cli.data.source import DataSet
 from toast_cli.data.split import split_hash
+from toast_cli.data.tree import EXTENSIONS
 from toast_cli.errors import ToastError
 
 MakeFolder = Callable[[Mapping[str, int]], Path]
@@ -110,6 +112,43 @@ def test_a_link_that_loops_is_not_followed(make_folder: MakeFolder) -> None:
     root = make_folder({"train/a": 2, "train/b": 2, "val/a": 1})
     (root / "train/a/again").symlink_to(root / "train", target_is_directory=True)
     assert len(opened(root).splits["train"]) == 4
+
+
+@pytest.mark.parametrize("target", [".", ".."])
+def test_a_class_folder_that_links_to_a_folder_around_it_is_refused(make_folder: MakeFolder, target: str) -> None:
+    root = make_folder({"inner/a": 2, "inner/b": 2}) / "inner"
+    (root / "again").symlink_to(target, target_is_directory=True)
+    with pytest.raises(ToastError, match="again is a link to a folder that holds it"):
+        opened(root)
+
+
+def test_a_link_to_itself_is_named_when_it_is_read(make_folder: MakeFolder) -> None:
+    root = make_folder({"train/a": 1, "train/b": 1, "val/a": 1})
+    (root / "train/a/1.png").symlink_to("1.png")
+    split = opened(root).splits["train"]
+    with pytest.raises(ToastError, match=r"train/a/1\.png cannot be read"):
+        split.load(1)
+
+
+def test_names_of_any_length_and_script_are_read(make_folder: MakeFolder) -> None:
+    root = make_folder({"日本語": 1, "Ω" * 120: 1})
+    for folder in root.iterdir():
+        (folder / "0.png").rename(folder / ("ü" * 125 + ".png"))
+    data = opened(root)
+    assert data.classes == ("Ω" * 120, "日本語")
+    assert data.splits["train"].load(0).name.endswith("ü.png")
+
+
+def test_a_file_name_that_is_no_text_is_read_and_a_class_name_refused(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 1, "b": 1})
+    try:
+        (root / "a/0.png").rename(root / "a" / os.fsdecode(b"\xff.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    assert opened(root).splits["train"].load(0).image.size == (12, 10)
+    (root / "b").rename(root / os.fsdecode(b"\xfe"))
+    with pytest.raises(ToastError, match=r"class name .* cannot be written down"):
+        opened(root)
 
 
 def test_a_class_folder_may_be_a_link(make_folder: MakeFolder) -> None:

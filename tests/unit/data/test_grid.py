@@ -117,8 +117,9 @@ class TestErrors:
             open_grid(Options(path=path.ljust(3)), None)
 
     def test_texts_make_no_grid(self, root: Path) -> None:
-        with pytest.raises(UsageError, match="no photographs"):
-            open_grid(Options(path="folder:birds+text:others"), root)
+        (root / "talk.json").write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]')
+        with pytest.raises(UsageError, match="holds texts"):
+            open_grid(Options(path="folder:birds+alpaca:talk.json"), root)
 
     def test_images_without_labels_cannot_be_the_labelled_ones(self, root: Path) -> None:
         with pytest.raises(UsageError, match="no classes"):

@@ -1,0 +1,143 @@
+"""`toast data`: what a user learns about data before a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import toast
+from toast_cli import registry
+
+
+def photograph(number: int, size: tuple[int, int] = (60, 48)) -> Image.Image:
+    """Smooth colours, other ones for every number."""
+    rng = np.random.default_rng(number)
+    return Image.fromarray(rng.integers(0, 256, (5, 4, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A sound data set: two classes, six training images and three of each other split."""
+    root = tmp_path / "pictures"
+    number = 0
+    for part, count in (("train", 6), ("val", 3), ("test", 3)):
+        for name in ("cat", "dog"):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                number += 1
+                photograph(number).save(root / part / name / f"{i}.png")
+    return root
+
+
+class TestList:
+    def test_every_registered_source_is_listed_with_what_it_needs(self) -> None:
+        found = json.loads(toast("data", "ls", "--json").out)
+        assert [row["name"] for row in found["sources"]] == sorted(registry.names(registry.SOURCES))
+        assert all(row["needs"] for row in found["sources"])
+        assert not found["failures"]
+
+    def test_the_table_names_the_official_home(self) -> None:
+        assert "vision.caltech.edu" in toast("data", "ls").out
+
+
+class TestCheck:
+    def test_a_sound_data_set_passes(self, root: Path) -> None:
+        said = toast("data", "check", f"folder:{root}")
+        assert said.code == 0
+        assert "Nothing here would spoil a run." in said.out
+
+    def test_the_report_counts_what_is_there(self, root: Path, tmp_path: Path) -> None:
+        said = toast("data", "check", f"folder:{root}", "--json", "--out", tmp_path / "report.json")
+        report = json.loads(said.out)
+        assert report == json.loads((tmp_path / "report.json").read_text())
+        assert report["classes"] == 2
+        assert {part: found["images"] for part, found in report["splits"].items()} == {"train": 12, "val": 6, "test": 6}
+        assert report["splits"]["train"]["width"] == {"least": 60, "median": 60, "most": 60}
+        assert report["problems"] == report["warnings"] == []
+
+    @pytest.mark.parametrize("damage", ["truncated", "not an image"])
+    def test_a_file_that_cannot_be_read_is_named_and_spoils_a_run(self, root: Path, damage: str) -> None:
+        file = root / "train/cat/2.png"
+        file.write_bytes(file.read_bytes()[:300] if damage == "truncated" else b"hello")
+        said = toast("data", "check", f"folder:{root}")
+        assert said.code == 1
+        assert "train: 1 of 12 images cannot be read" in said.out
+        assert "train/cat/2.png" in said.out
+
+    def test_a_name_that_is_no_text_is_said_as_well_as_can_be(self, root: Path) -> None:
+        try:
+            (root / "test/cat" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"hello")
+        except OSError:
+            pytest.skip("this file system takes UTF-8 alone")
+        assert "caf\N{REPLACEMENT CHARACTER}.png" in toast("data", "check", f"folder:{root}").out
+
+    def test_an_image_in_two_splits_spoils_a_run(self, root: Path) -> None:
+        shutil.copy(root / "train/cat/0.png", root / "test/cat/other name.png")
+        said = toast("data", "check", f"folder:{root}")
+        assert said.code == 1
+        assert "1 image is in two splits" in said.out
+        assert "train: train/cat/0.png and test: test/cat/other name.png" in said.out
+
+    def test_the_same_pixels_in_another_format_are_the_same_image(self, root: Path) -> None:
+        Image.open(root / "train/cat/0.png").save(root / "test/cat/copy.bmp")
+        assert "1 image is in two splits" in toast("data", "check", f"folder:{root}").out
+
+    def test_an_image_that_was_compressed_again_is_nearly_the_same_and_a_warning(self, root: Path) -> None:
+        image = Image.open(root / "train/dog/1.png")
+        image.resize((90, 72), Image.Resampling.BICUBIC).save(root / "val/dog/smaller.jpg", quality=60)
+        said = toast("data", "check", f"folder:{root}", "--json")
+        assert said.code == 0
+        found = json.loads(said.out)["duplicates"]["nearly_across_splits"]
+        assert [(pair["first"], pair["second"]) for pair in found["pairs"]] == [
+            ("train: train/dog/1.png", "val: val/dog/smaller.jpg")
+        ]
+
+    def test_a_duplicate_under_another_class_is_said(self, root: Path) -> None:
+        shutil.copy(root / "train/cat/0.png", root / "train/dog/cat.png")
+        said = toast("data", "check", f"folder:{root}")
+        assert said.code == 0
+        assert "1 image has another class" in said.out
+
+    def test_classes_of_unlike_size_are_said(self, root: Path) -> None:
+        for number in range(70):
+            photograph(1000 + number).save(root / f"train/cat/more {number}.png")
+        assert "the largest class has 76 images, the smallest 6" in toast("data", "check", f"folder:{root}").out
+
+    def test_a_source_of_texts_is_refused(self, tmp_path: Path) -> None:
+        talk = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
+        (tmp_path / "talk.json").write_text(json.dumps(talk))
+        toast("data", "check", f"alpaca:{tmp_path / 'talk.json'}").fails(2, "holds texts")
+
+    def test_fields_of_the_source_can_be_set_and_no_others(self, root: Path) -> None:
+        report = json.loads(toast("data", "check", f"folder:{root}", "dataset.shots=2", "--json").out)
+        assert report["splits"]["train"]["images"] == 4
+        toast("data", "check", f"folder:{root}", "training.lr=1").fails(2, "Only the data set")
+
+
+class TestShow:
+    def test_the_sheet_shows_images_at_the_size_the_model_sees(self, root: Path, tmp_path: Path) -> None:
+        out = tmp_path / "sheet.png"
+        said = toast("data", "show", f"folder:{root}", "--backbone", "vit_demo", "--images", "4", "--out", out)
+        assert said.code == 0, said.err
+        assert str(out) in said.out
+        assert np.asarray(Image.open(out).convert("RGB")).std() > 10
+
+    def test_training_images_are_augmented_and_others_not(self, root: Path, tmp_path: Path) -> None:
+        def sheet(split: str, *more: str) -> bytes:
+            out = tmp_path / "sheet.png"
+            common = ("--backbone", "vit_demo", "--images", "4", "--out", out, "--split", split)
+            assert toast("data", "show", f"folder:{root}", *common, *more).code == 0
+            return out.read_bytes()
+
+        crops = "images.augment=random-resized-crop"
+        assert sheet("train", crops) != sheet("train", "images.augment=none")
+        assert sheet("test", crops) == sheet("test", "images.augment=none")
+
+    def test_a_split_that_is_not_there_is_refused(self, root: Path) -> None:
+        toast("data", "show", f"folder:{root}", "--split", "dev").fails(2, "has no split 'dev'")

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toast_cli.data import packed
+from toast_cli.data.archive import Options, open_archive
+from toast_cli.data.source import DataSet
+from toast_cli.errors import ToastError
+
+
+def png(shade: int = 0) -> bytes:
+    content = BytesIO()
+    Image.new("RGB", (6, 4), (shade,) * 3).save(content, "png")
+    return content.getvalue()
+
+
+CLASSES = {f"{name}/{number}.png": png(number) for name in "ab" for number in range(4)}
+
+
+def zipped(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def tarred(path: Path, files: dict[str, bytes], mode: str = "w", link: str | None = None) -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, BytesIO(content))
+        if link is not None:
+            info = tarfile.TarInfo(link)
+            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(info)
+    return path
+
+
+def opened(file: Path, **options: object) -> DataSet:
+    return open_archive(Options(path=str(file), **options), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_a_folder_around_everything_is_seen_through(tmp_path: Path, pack: object) -> None:
+    file = pack(tmp_path / "a", {f"photos/of mine/{name}": content for name, content in CLASSES.items()})  # type: ignore[operator]
+    assert opened(file).classes == ("a", "b")
+
+
+def test_what_operating_systems_leave_in_a_zip_is_no_class(tmp_path: Path) -> None:
+    extra = {"__MACOSX/a/._0.png": b"x", ".thumbs/0.png": b"x", "a/._0.png": b"x", "a/Thumbs.db": b"x"}
+    data = opened(zipped(tmp_path / "a.zip", {**CLASSES, **extra}))
+    assert data.classes == ("a", "b")
+    assert sum(map(len, data.splits.values())) == 8
+
+
+def test_a_zip_whose_paths_have_backslashes_has_folders(tmp_path: Path) -> None:
+    data = opened(zipped(tmp_path / "a.zip", {name.replace("/", "\\"): content for name, content in CLASSES.items()}))
+    assert data.classes == ("a", "b")
+    assert data.splits["train"].load(0).image.size == (6, 4)
+
+
+def test_links_in_a_tar_are_not_followed_and_said(tmp_path: Path) -> None:
+    data = opened(tarred(tmp_path / "a.tar", CLASSES, link="a/link.png"))
+    assert "links to images are not followed (1)" in data.notes[0]
+    assert sum(map(len, data.splits.values())) == 8
+
+
+def test_threads_may_read_at_once(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    files = {f"{name}/{number:03d}.png": png(number) for name in "ab" for number in range(100)}
+    for file in (zipped(tmp_path / "a.zip", files), tarred(tmp_path / "a.tar", files)):
+        split = opened(file, val_fraction=0, test_fraction=0).splits["train"]
+        with ThreadPoolExecutor(8) as pool:
+            samples = list(pool.map(split.load, range(len(split))))
+        assert [int(np.asarray(sample.image)[0, 0, 0]) for sample in samples] == [*range(100)] * 2
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        "name", ["../evil/0.png", "a/../../0.png", "/etc/0.png", "C:/evil/0.png", "..\\evil\\0.png"]
+    )
+    def test_a_path_that_leads_outside_is_named(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(ToastError, match="leads out of it") as error:
+            opened(zipped(tmp_path / "a.zip", {**CLASSES, name: png()}))
+        assert name.replace("\\", "/") in error.value.what
+        if "\\" not in name:
+            with pytest.raises(ToastError, match="leads out of it"):
+                opened(tarred(tmp_path / "a.tar", {**CLASSES, name: png()}))
+
+    @pytest.mark.parametrize("mode", ["w:gz", "w:xz", "w:bz2"])
+    def test_a_compressed_tar_is_told_what_to_do(self, tmp_path: Path, mode: str) -> None:
+        with pytest.raises(ToastError, match="not a zip or tar") as error:
+            opened(tarred(tmp_path / "a.tar", CLASSES, mode))
+        assert "front to end" in error.value.why and "Decompress" in error.value.what_to_do
+
+    def test_an_encrypted_zip_is_refused(self, tmp_path: Path) -> None:
+        file = zipped(tmp_path / "a.zip", CLASSES)
+        content = bytearray(file.read_bytes())
+        content[content.index(b"PK\x01\x02") + 8] |= 1
+        file.write_bytes(bytes(content))
+        with pytest.raises(ToastError, match="encrypted"):
+            opened(file)
+
+    @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 broken"])
+    def test_what_is_no_archive_is_named(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "a.zip").write_bytes(content)
+        with pytest.raises(ToastError, match=r"a\.zip"):
+            opened(tmp_path / "a.zip")
+
+    def test_a_missing_archive_is_named_with_the_places_looked_at(self, tmp_path: Path) -> None:
+        with pytest.raises(ToastError, match=r"no file 'gone\.zip'") as error:
+            open_archive(Options(path="gone.zip"), tmp_path)
+        assert str(tmp_path / "gone.zip") in error.value.why
+
+    def test_a_truncated_tar_names_the_image_that_is_cut(self, tmp_path: Path) -> None:
+        file = tarred(tmp_path / "a.tar", {**CLASSES, "b/last.png": png() * 3000})
+        file.write_bytes(file.read_bytes()[:-200_000])
+        with pytest.raises(ToastError, match=r"a\.tar"):
+            split = opened(file, test_fraction=0, val_fraction=0).splits["train"]
+            for index in range(len(split)):
+                split.load(index)
+
+    def test_damage_within_a_zip_names_the_image(self, tmp_path: Path) -> None:
+        file = zipped(tmp_path / "a.zip", CLASSES)
+        content = bytearray(file.read_bytes())
+        content[45] ^= 0xFF
+        file.write_bytes(bytes(content))
+        split = opened(file, test_fraction=0, val_fraction=0).splits["train"]
+        with pytest.raises(ToastError, match=r"a\.zip/a/0\.png cannot be read"):
+            split.load(0)
+
+    def test_a_member_that_claims_to_be_huge_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(packed, "LARGEST", 10)
+        with pytest.raises(ToastError, match="suspiciously large"):
+            opened(zipped(tmp_path / "a.zip", CLASSES))

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toast_cli.data.source import DataSet
+from toast_cli.data.table import Options, open_table
+from toast_cli.errors import ToastError
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    for number in range(6):
+        Image.new("RGB", (10, 8), (number,) * 3).save(tmp_path / f"{number}.png")
+    return tmp_path / "images.csv"
+
+
+def opened(table: Path, text: str, **options: object) -> DataSet:
+    table.write_text(text, encoding="utf-8")
+    return open_table(Options(path=str(table), **options), None)  # type: ignore[arg-type]
+
+
+SPLIT = "path,label,split\n0.png,a,train\n1.png,b,train\n2.png,b,validation\n3.png,a,test\n"
+
+
+def test_the_split_column_decides(table: Path) -> None:
+    data = opened(table, SPLIT)
+    assert {part: split.names for part, split in data.splits.items()} == {
+        "train": ("0.png", "1.png"),
+        "val": ("2.png",),
+        "test": ("3.png",),
+    }
+    assert data.splits["test"].labels == (0,)
+
+
+def test_columns_go_by_other_names_when_told(table: Path) -> None:
+    text = "label,file,bird\nx,0.png,a\nx,1.png,b\nx,2.png,a\nx,3.png,b\n"
+    assert opened(table, text, image_column="file", label_column="bird").classes == ("a", "b")
+
+
+def test_four_columns_are_a_box(table: Path) -> None:
+    data = opened(table, "path,label,x,y,width,height\n0.png,a,1,2,3,4\n1.png,b,0,0,10,8\n")
+    mask = data.splits["train"].load(0).mask
+    assert mask is not None and mask.shape == (8, 10)
+    assert np.argwhere(mask).min(axis=0).tolist() == [2, 1]
+    assert mask.sum() == 12
+    assert not opened(table, SPLIT).splits["train"].has_masks
+
+
+def test_numbers_are_classes_in_their_own_order(table: Path) -> None:
+    assert opened(table, "path,label\n0.png,10\n1.png,9\n2.png,10\n3.png,9\n").classes == ("9", "10")
+
+
+def test_cells_may_be_quoted_and_a_tab_may_part_them(table: Path) -> None:
+    (table.parent / "a, b.png").write_bytes((table.parent / "0.png").read_bytes())
+    assert opened(table, 'path,label\n"a, b.png",a\n1.png,b\n').splits["train"].names[0] == "a, b.png"
+    assert opened(table.with_suffix(".tsv"), "path\tlabel\na, b.png\ta\n1.png\tb\n").classes == ("a", "b")
+
+
+def test_whole_paths_are_taken_as_they_are(table: Path, tmp_path: Path) -> None:
+    data = opened(table, f"path,label\n{tmp_path / '4.png'},a\n1.png,b\n")
+    assert np.asarray(data.splits["train"].load(0).image)[0, 0, 0] == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no line"),
+        ("path,label\n", "holds no line"),
+        ("file,label\n0.png,a\n", "no column 'path'"),
+        ("path,label\n0.png,a\n1.png\n", "row 2: it has not as many cells"),
+        ("path,label\n0.png,a\n1.png,b,c\n", "row 2: it has not as many cells"),
+        ("path,label\n0.png,a\n1.png,\n", "row 2: column 'label' is empty"),
+        ("path,label\n0.png,a\n1.png,b\ngone.png,b\n", "1 of 3 images"),
+        ("path,label\n0.png,a\n", "single class, 'a'"),
+        (SPLIT.replace("test", "tset"), "row 4: 'tset' is no split"),
+        (SPLIT.replace("3.png,a", "3.png,c"), "test holds class 'c', which train does not have"),
+        ("path,label,x,y,width,height\n0.png,a,1,2,3,four\n", "row 1: the box"),
+        ("path,label,x,y,width,height\n0.png,a,1,2,0,4\n", "row 1: a box needs"),
+        ('path,label\n"0.png,a\n', "cannot be read"),
+    ],
+)
+def test_an_odd_table_is_told_where(table: Path, text: str, words: str) -> None:
+    with pytest.raises(ToastError, match=words):
+        opened(table, text)
+
+
+def test_other_files_are_no_tables(table: Path) -> None:
+    with pytest.raises(ToastError, match="no kind that is understood"):
+        opened(table.with_suffix(".xlsx"), "x")
+    with pytest.raises(ToastError, match="cannot be read as Parquet"):
+        opened(table.with_suffix(".parquet"), "x")
+    table.write_bytes(b"path,label\n\xff\xfe.png,a\n")
+    with pytest.raises(ToastError) as error:
+        open_table(Options(path=str(table)), None)
+    assert "UTF-8" in error.value.why
+
+
+def test_a_table_without_train_lines_is_refused(table: Path) -> None:
+    with pytest.raises(ToastError, match="no line of train"):
+        opened(table, SPLIT.replace("train", "val"))

@@ -1,0 +1,199 @@
+"""`toast data`: list the sources of data, check a data set before a run, and show what a model will see of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from toast_cli.cli import options
+from toast_cli.cli.verbs import Verbs
+from toast_cli.errors import RUNTIME_FAILURE
+
+app = typer.Typer(cls=Verbs, invoke_without_command=True, rich_markup_mode=None)
+
+Named = Annotated[str, typer.Argument(metavar="SOURCE", help="A data set as --dataset takes it: cub, folder:PATH, ...")]
+
+
+@app.callback()
+def data(context: typer.Context) -> None:
+    """List sources of data; check and show a data set."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("ls")
+def ls(as_json: options.Json = False) -> None:
+    """List every source, what it needs on disk and where its official home is."""
+    from toast_cli import registry
+    from toast_cli.cli.console import err, print_json, print_table
+    from toast_cli.errors import ToastError
+
+    rows, failures = [], []
+    for name, claims in sorted(registry.entries(registry.SOURCES).items()):
+        try:
+            source = registry.load(registry.SOURCES, name)
+        except ToastError as error:
+            failures.append({"name": name, "reason": " ".join(part for part in (error.what, error.why) if part)})
+            continue
+        about = {"task": source.task, "needs": source.needs, "home": source.home}
+        rows.append({"name": name, **about, "package": claims[0].package})
+    if as_json:
+        print_json({"sources": rows, "failures": failures})
+        return
+
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("name", "task", "needs", "home", "package", box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    print_table(table)
+    for failure in failures:
+        err.print(f"{failure['name']}: {failure['reason']}", markup=False, soft_wrap=True)
+
+
+@app.command("check")
+def check(
+    source: Named,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[dataset.KEY=VALUE]...", help="The source's own fields.")
+    ] = None,
+    data_dir: options.DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the whole report to this JSON file.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Read every image once: what cannot be read, duplicates, balance, sizes. Exit code 1 if it would spoil a run."""
+    from toast_cli import registry
+    from toast_cli.cli.console import print_json, say
+    from toast_cli.cli.progress import TerminalReporter
+    from toast_cli.data.checking import check as report_on
+    from toast_cli.data.source import image_splits
+    from toast_cli.recipe.loading import build_dataset
+    from toast_cli.storage.atomic import write_json
+
+    chosen = build_dataset(source, overrides=overrides or ())
+    opened = registry.load(registry.SOURCES, chosen.name).open(
+        chosen, Path(data_dir).expanduser() if data_dir else None
+    )
+    splits = image_splits(opened, source)
+    with TerminalReporter() as reporter:
+        report = {"source": source, **report_on(opened, splits, reporter.track)}
+    if out is not None:
+        write_json(out, report)
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+        if out is not None:
+            say(f"Report: {out}")
+    if report["problems"]:
+        raise typer.Exit(RUNTIME_FAILURE)
+
+
+@app.command("show")
+def show(
+    source: Named,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Any field of the recipe: images.augment=crop-flip."),
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="Backbone for which images are prepared; its weights are not loaded.")
+    ] = "vit_b16",
+    recipe: Annotated[str | None, typer.Option(help="Built-in recipe or YAML file; its data set is replaced.")] = None,
+    split: Annotated[str, typer.Option(help="train (augmented as in training), val or test.")] = "train",
+    images: Annotated[int, typer.Option(min=1, max=400, help="How many images.")] = 25,
+    seed: Annotated[int | None, typer.Option(help="Seed that draws and augments them.")] = None,
+    data_dir: options.DataDir = None,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("contact-sheet.png"),
+) -> None:
+    """Write a contact sheet of images as the model will see them: resized, cropped, augmented."""
+    from toast_cli import registry
+    from toast_cli.cli.console import err, say
+    from toast_cli.data.source import image_splits
+    from toast_cli.errors import UsageError
+    from toast_cli.recipe.library import resolve
+
+    resolved = resolve(
+        recipe=recipe,
+        backbone=backbone,
+        dataset=source,
+        weights="none",
+        data_dir=data_dir,
+        seed=seed,
+        overrides=overrides or [],
+    )
+    for message in [resolved.source, *resolved.messages]:
+        say(message, err)
+    chosen = resolved.recipe
+    opened = registry.load(registry.SOURCES, chosen.dataset.name).open(
+        chosen.dataset, Path(chosen.data_dir).expanduser() if chosen.data_dir else None
+    )
+    splits = image_splits(opened, source)
+    if split not in splits:
+        raise UsageError(f"{source} has no split '{split}'.", what_to_do=f"It has {', '.join(splits)}.")
+
+    from toast_cli.data.showing import contact_sheet, write_sheet
+    from toast_cli.storage.atomic import written_whole
+
+    network = registry.backbone_card(chosen.backbone.name).build(chosen.backbone)
+    sheet = contact_sheet(splits[split], opened.classes, chosen, network, images, augment=split == "train")
+    with written_whole(out) as temporary:
+        write_sheet(sheet, temporary)
+    for note in opened.notes:
+        say(note, err)
+    say(f"Contact sheet: {out}")
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from toast_cli.cli.console import out, print_table, say
+
+    table = Table(title=f"{report['source']}: {report['classes']} classes", title_justify="left")
+    table.add_column("")
+    for part in report["splits"]:
+        table.add_column(part, justify="right")
+    rows = {
+        "images": lambda found: f"{found['images']:,}",
+        "cannot be read": lambda found: f"{len(found['unreadable']):,}",
+        "images per class": lambda found: _spread(found["images_per_class"]),
+        "width": lambda found: _spread(found["width"]),
+        "height": lambda found: _spread(found["height"]),
+    }
+    for name, told in rows.items():
+        table.add_row(name, *map(told, report["splits"].values()))
+    print_table(table)
+    for note in report["notes"]:
+        say(note)
+    for kind, style in (("problems", "bold red"), ("warnings", "yellow")):
+        for sentence in report[kind]:
+            out.print(f"[{style}]{kind.removesuffix('s')}:[/] ", end="")
+            say(sentence)
+    for line in _examples(report):
+        say(line)
+    if not report["problems"]:
+        say("Nothing here would spoil a run." if not report["warnings"] else "No problem; the warnings are for you.")
+
+
+def _examples(report: dict[str, Any], most: int = 5) -> list[str]:
+    """A few of the files behind the sentences."""
+    lines = []
+    for part, found in report["splits"].items():
+        lines += [f"  cannot be read: {part}: {file['name']} ({file['why']})" for file in found["unreadable"][:most]]
+    words = {"across_splits": "the same", "within_a_split": "the same", "nearly_across_splits": "nearly the same"}
+    for kind, word in words.items():
+        pairs = report["duplicates"][kind]["pairs"][:most]
+        lines += [f"  {word}: {pair['first']} and {pair['second']}" for pair in pairs]
+    return [*lines, "  --out FILE writes them all."] if lines else []
+
+
+def _spread(values: dict[str, float] | None) -> str:
+    """Least, median and most."""
+    if values is None:
+        return ""
+    least, middle, most = (f"{values[key]:,g}" for key in ("least", "median", "most"))
+    return least if least == most else f"{least} … {middle} … {most}"
