@@ -256,6 +256,21 @@ class Backbone(ABC):
         """What the second pass begins from, given what the first began from; other than it where a pass has memory."""
         return state
 
+    def keep(self, state: State, index: int) -> State:
+        """What both passes begin level `index` from; asked for before the first one.
+
+        A family that computes something alike there in both passes may have it kept in the state.
+        """
+        return state
+
+    def conclude(self, state: State, signal: Signal | None = None) -> Tensor:
+        """The pooled features, given the state before the last level.
+
+        A family that pools fewer tokens than there are need not compute the others.
+        """
+        last = len(self.levels) - 1
+        return self.leave(self.run(state, [None] * last + [signal], first=last)).pooled
+
     def value_weight(self, index: int) -> Tensor | None:
         """`W_V` of a level, `[values, width_in]`, where signals enter at the values; None: they are added as they are.
 

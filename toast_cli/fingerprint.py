@@ -1,4 +1,7 @@
-"""A fingerprint of a network's weights, so that an adapter is never put on a backbone it was not trained on."""
+"""A fingerprint of a network's weights, so that an adapter is never put on a backbone it was not trained on.
+
+And a short digest of anything else that must be known again.
+"""
 
 from __future__ import annotations
 
@@ -15,3 +18,12 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def digest_of(*parts: bytes) -> bytes:
+    """16 bytes that differ where any of the parts does."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()

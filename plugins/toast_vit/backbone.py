@@ -4,35 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from timm.layers import Attention
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, Signal, State, Trace, Values
 from toast_cli.errors import ToastError
 from toast_timm.loading import licence_of
 
 
+def values_of(signal: Signal, attention: Attention, value_bias: str) -> Tensor:
+    """What a signal `[B, N, d]` adds to the values: what their third of the projection makes of it."""
+    projection, first = attention.qkv, 2 * attention.attn_dim
+    bias = projection.bias[first:] if value_bias == "twice" and projection.bias is not None else None
+    if isinstance(signal, Values):
+        return signal.tensor if bias is None else signal.tensor + bias
+    return F.linear(signal, projection.weight[first:], bias)
+
+
 @contextmanager
 def steered_values(attention: Attention, signal: Signal, value_bias: Literal["once", "twice"]) -> Iterator[None]:
     """Within the block, `V = W_V (X + signal) + b_V` (section 3.1, step iv); Q and K stay untouched.
 
-    Only the value third of the fused projection is run on the signal `[B, N, d]` and added to its output; `Values` have
-    been through it.
+    The signal is `[B, N, d]`.
     """
-    first = 2 * attention.attn_dim
 
-    def add_to_values(projection: nn.Linear, _: object, qkv: Tensor) -> Tensor:
-        bias = projection.bias[first:] if value_bias == "twice" and projection.bias is not None else None
-        if isinstance(signal, Values):
-            values = signal.tensor if bias is None else signal.tensor + bias
-        else:
-            values = F.linear(signal, projection.weight[first:], bias)
-        qkv[..., first:] += values
+    def add_to_values(_: nn.Module, __: object, qkv: Tensor) -> Tensor:
+        qkv[..., 2 * attention.attn_dim :] += values_of(signal, attention, value_bias)
         return qkv
 
     handle = attention.qkv.register_forward_hook(add_to_values)
@@ -57,6 +61,68 @@ def recorded_attention(attention: Attention, maps: list[Tensor]) -> Iterator[Non
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def projected_once(attention: Attention, projected: list[Tensor], place: int) -> Iterator[None]:
+    """Within the block, take the fused projection from `projected[place]`; where it is not there yet, put it there."""
+    projection = attention.qkv
+    if place < len(projected):
+        projection.forward = lambda _: projected[place].clone()  # signals are added to it in place
+        try:
+            yield
+        finally:
+            del projection.forward
+        return
+    handle = projection.register_forward_hook(lambda _, __, qkv: projected.append(qkv.clone()))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def narrow_attention(block: Block, hidden: Tensor, signal: Signal | None, value_bias: str) -> Iterator[None]:
+    """Within the block, called with the first of the tokens `hidden`, attend from those to all of them.
+
+    What a block does besides attention it does to each token by itself, so the tokens that it is not given are only
+    looked at. This is timm's `Attention.forward` with fewer queries than keys.
+    """
+    attention: Any = block.attn
+
+    def attend(first: Tensor, **_: object) -> Tensor:
+        B, rows, _d = first.shape
+        width, heads, weight, bias = attention.attn_dim, attention.num_heads, attention.qkv.weight, attention.qkv.bias
+        whole = block.norm1(hidden)
+        q = F.linear(first, weight[:width], None if bias is None else bias[:width])
+        k, v = F.linear(whole, weight[width:], None if bias is None else bias[width:]).split(width, dim=-1)
+        if signal is not None:
+            v = v + values_of(signal, attention, value_bias)
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+        out = F.scaled_dot_product_attention(attention.q_norm(q), attention.k_norm(k), v)
+        return attention.proj(attention.norm(out.transpose(1, 2).reshape(B, rows, width)))
+
+    attention.forward = attend
+    try:
+        yield
+    finally:
+        del attention.forward
+
+
+@dataclass
+class Projected:
+    """What a block's fused projections (one per attention) made of the tokens that both passes give it."""
+
+    index: int
+    qkv: list[Tensor] = field(default_factory=list)
+
+
+def is_plain(block: nn.Module) -> bool:
+    """Whether a block is timm's ordinary one and nobody has put anything on its projection."""
+    attention: Any = getattr(block, "attn", None)
+    if type(block) is not Block or type(attention) is not Attention:
+        return False
+    return type(attention.qkv) is nn.Linear and getattr(attention, "gate", None) is None
 
 
 class VitBackbone(Backbone):
@@ -100,6 +166,7 @@ class VitBackbone(Backbone):
         self.level_modules = list(module.blocks)
         self.preprocessing = preprocessing
         self.prefix_tokens = module.num_prefix_tokens
+        self._pools_first_token = module.has_class_token and module.global_pool == "token" and module.attn_pool is None
         self.value_bias: Literal["once", "twice"] = value_bias
 
     def enter(self, inputs: Tensor) -> State:
@@ -116,7 +183,9 @@ class VitBackbone(Backbone):
         if isinstance(signal, Values):  # those of a block's parallel attentions lie one behind the other
             signals = [Values(part) for part in signal.tensor.split([part.attn_dim for part in attentions], dim=-1)]
         with ExitStack() as attached:
-            for attention, own in zip(attentions, signals, strict=True):
+            for place, (attention, own) in enumerate(zip(attentions, signals, strict=True)):
+                if state.context is not None and state.context.index == index:
+                    attached.enter_context(projected_once(attention, state.context.qkv, place))
                 if own is not None:
                     attached.enter_context(steered_values(attention, own, self.value_bias))
                 if maps is not None:
@@ -125,6 +194,26 @@ class VitBackbone(Backbone):
         if trace is not None and maps is not None:
             trace.attention[index] = torch.cat(maps, dim=1)
         return State(hidden)
+
+    def keep(self, state: State, index: int) -> State:
+        """The first steered block projects the same tokens in both passes: the second finds q, k, v here.
+
+        Not where memory is worth more than time.
+        """
+        return state if self.checkpointing else State(state.hidden, Projected(index))
+
+    def conclude(self, state: State, signal: Signal | None = None) -> Tensor:
+        """With a class token to pool, the last block attends from that token alone."""
+        vit, block = self.module, self.module.blocks[-1]
+        if not (self._pools_first_token and is_plain(block)):
+            return super().conclude(state, signal)
+
+        def attend(hidden: Tensor) -> Tensor:
+            with narrow_attention(block, hidden, signal, self.value_bias):
+                return block(hidden[:, :1])
+
+        tokens = checkpoint(attend, state.hidden, use_reentrant=False) if self.checkpointing else attend(state.hidden)
+        return vit.forward_head(vit.norm(tokens), pre_logits=True)
 
     def value_weight(self, index: int) -> Tensor:
         """The value third of every attention's fused projection, `[values, d]`."""

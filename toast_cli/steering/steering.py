@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toast_cli.backbone import Backbone, Readout, Signal, State, Trace
+from toast_cli.backbone import Backbone, Readout, Signal, State, Trace, Values
+from toast_cli.steering.composing import composed, pays
 from toast_cli.steering.feedback import FeedbackPath
 from toast_cli.steering.selection import Selection
 
@@ -22,6 +23,10 @@ class Steers(nn.Module):
     def signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
         """The similarity map, what was selected, and a signal for every steered level, first level first."""
         raise NotImplementedError
+
+    def send(self, first: Readout) -> Sequence[Signal]:
+        """The signals alone, in whatever way costs least; but for rounding they do what those of `signals` do."""
+        return self.signals(first)[-1]
 
 
 class Steering(Steers):
@@ -38,6 +43,7 @@ class Steering(Steers):
     def __init__(self, backbone: Backbone, levels: range | None = None, *, token_selection: bool = True) -> None:
         super().__init__()
         self.levels = range(len(backbone.levels)) if levels is None else levels
+        self._backbone = backbone
         steered = backbone.levels[self.levels.start : self.levels.stop]
         self.selection = Selection(steered[-1].width_out, backbone.channel_dim, by_token=token_selection)
         self.feedback = FeedbackPath(steered)
@@ -46,6 +52,19 @@ class Steering(Steers):
         """Select, then feed back."""
         similarity, selected = self.selection(first)
         return similarity, selected, self.feedback(selected)
+
+    def send(self, first: Readout) -> Sequence[Signal]:
+        """By one matrix a level, composed in the weights' own precision, where tokens far outnumber channels."""
+        _, s = self.selection(first)
+        backbone, levels = self._backbone, self.levels
+        if not pays(self.feedback, backbone, levels, s):
+            return self.feedback(s)
+        with torch.autocast(s.device.type, enabled=False):
+            P = self.selection.P
+            F = [F_l[:, 0, 0] for F_l in composed(self.feedback, backbone, levels, None, P.dtype)]
+        at_values = (backbone.value_weight(index) is not None for index in levels)
+        sent = (nn.functional.linear(s, F_l) for F_l in F)
+        return [Values(x) if at else x for x, at in zip(sent, at_values, strict=True)]
 
 
 @dataclass
@@ -117,3 +136,26 @@ def two_passes(
     signals = [None] * levels.start + [*fed_back] + [None] * (len(backbone.levels) - levels.stop)
     state = backbone.run(backbone.again(shared, inputs), signals, first=levels.start, trace=last_trace)
     return Passes(first, backbone.leave(state), similarity, selected, signals)
+
+
+def steered_features(backbone: Backbone, steering: Steers, inputs: Any) -> Tensor:
+    """The pooled features of the second pass and nothing else, which is what tuning and inference need.
+
+    Equal to `two_passes(...).last.pooled` but for rounding. What both passes compute alike is computed once, signals
+    are sent in the cheapest way, and the last level works for the pooled features alone.
+    """
+    levels = steering.levels
+    with torch.no_grad():
+        shared = backbone.run(backbone.enter(inputs), last=levels.start)
+        shared = backbone.keep(shared, levels.start)
+        end = backbone.run(shared, first=levels.start, last=levels.stop)
+        first = backbone.leave(end) if levels.stop == len(backbone.levels) else backbone.tap(end)
+    return steered_pass(backbone, steering, first, backbone.again(shared, inputs))
+
+
+def steered_pass(backbone: Backbone, steering: Steers, first: Readout, state: State) -> Tensor:
+    """The second pass's pooled features, from what selection looks at and the state before the first steered level."""
+    levels, last = steering.levels, len(backbone.levels) - 1
+    signals = [None] * levels.start + [*steering.send(first)] + [None] * (last + 1 - levels.stop)
+    state = backbone.run(state, signals, first=levels.start, last=last)
+    return backbone.conclude(state, signals[last])

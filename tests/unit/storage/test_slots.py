@@ -1,0 +1,96 @@
+"""A slot gives back what was put there, or nothing: never something else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from toast_cli.errors import ToastError
+from toast_cli.fingerprint import digest_of
+from toast_cli.storage.slots import Slots
+
+SHAPES = {"z": (5, 3), "hidden": (5, 4)}
+ONE, OTHER = digest_of(b"one"), digest_of(b"other")
+
+
+def opened(folder: Path, dtype: torch.dtype = torch.float16, **key: Any) -> Slots:
+    return Slots(folder, {"backbone": "abc", **key}, 4, SHAPES, dtype)
+
+
+def tensors(seed: int = 0) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return {name: torch.randn(shape) for name, shape in SHAPES.items()}
+
+
+def flip(file: Path, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_was_kept_is_found_again_by_another_process_in_the_precision_asked_for(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    opened(tmp_path, dtype).write(2, tensors(), ONE)
+    found = opened(tmp_path, dtype).read(2, ONE)
+    assert found is not None
+    assert all(torch.equal(found[name], tensor.to(dtype)) for name, tensor in tensors().items())
+    assert opened(tmp_path, dtype).full(range(4)) == [False, False, True, False]
+
+
+def test_another_input_or_key_finds_nothing(tmp_path: Path) -> None:
+    slots = opened(tmp_path)
+    slots.write(2, tensors(), ONE)
+    assert slots.read(2, OTHER) is None and slots.read(1, ONE) is None
+    assert opened(tmp_path, split="val").read(2, ONE) is None
+    slots.write(2, tensors(1), OTHER)
+    assert slots.read(2, ONE) is None
+    found = slots.read(2, OTHER)
+    assert found is not None and torch.equal(found["z"], tensors(1)["z"].half())
+
+
+def test_a_shorter_text_is_followed_by_zeros(tmp_path: Path) -> None:
+    slots = opened(tmp_path)
+    slots.write(0, tensors(), ONE)
+    slots.write(0, {name: tensor[:2] for name, tensor in tensors().items()}, ONE)
+    found = slots.recall(0)
+    assert found["z"][:2].any() and not found["z"][2:].any()
+
+
+@pytest.mark.parametrize("file", ["z.bin", "hidden.bin", "marks.bin"])
+def test_one_flipped_bit_makes_a_slot_empty_and_no_other(tmp_path: Path, file: str) -> None:
+    slots = opened(tmp_path)
+    for slot in range(4):
+        slots.write(slot, tensors(slot), ONE)
+    path = slots.path / file
+    del slots
+    flip(path, path.stat().st_size // 4 + 1)  # within the second slot
+    again = opened(tmp_path)
+    assert [again.read(slot, ONE) is None for slot in range(4)] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("file", ["z.bin", "marks.bin", "key.json"])
+def test_a_file_that_is_cut_or_gone_empties_the_whole(tmp_path: Path, file: str) -> None:
+    for harm in (lambda path: path.write_bytes(path.read_bytes()[:-9]), Path.unlink):
+        slots = opened(tmp_path)
+        slots.write(0, tensors(), ONE)
+        path = slots.path / file
+        del slots
+        harm(path)
+        again = opened(tmp_path)
+        assert again.full(range(4)) == [False] * 4
+        again.write(0, tensors(), ONE)
+        assert again.read(0, ONE) is not None
+
+
+def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 3))
+    with pytest.raises(ToastError, match="TOAST_CACHE_DIR"):
+        opened(tmp_path)
+    assert not list(tmp_path.rglob("*.bin"))

@@ -1,0 +1,71 @@
+"""Composing: what a signal goes through on its way to a level, as one matrix (not in the paper; it follows from 3.1).
+
+From the last level to the first everything is linear: `X_td,l = B_l A_l A_{l+1} ... A_L s`, and where the signal enters
+at the values, `W_V X_td,l` is what arrives. So level l needs `W_V,l B_l A_l ... A_L` and no more. Inference keeps these
+matrices in place of the path (`folding`); training composes them anew in each step where that costs less.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from toast_cli.backbone import Backbone
+from toast_cli.steering.feedback import Deconvolution, FeedbackPath, base_weight, effective_weight
+
+WORTHWHILE = 2
+"""Tokens per channel from which composing costs less: both ways cost about the same at 1.6."""
+
+
+def composed(
+    feedback: FeedbackPath, backbone: Backbone, levels: range, P: Tensor | None, dtype: torch.dtype
+) -> list[Tensor]:
+    """For every steered level, first level first, the matrix `[C', R, R, d]` from what enters the path to the level.
+
+    Args:
+        feedback: the path over `levels`; low-rank factors on it are taken in.
+        backbone: whose `value_weight` ends the way where there is one.
+        levels: those that are steered.
+        P: the channel transform to begin with; None: the way begins behind it.
+        dtype: what products are taken in.
+
+    Returns:
+        A cell of d channels becomes a patch of R by R cells of C' channels; R is 1 but over maps.
+    """
+    matrices: list[Tensor] = []
+    so_far = None if P is None else P.to(dtype)[:, None, None, :]
+    for index, A_l, B_l in reversed(list(zip(levels, feedback.A, feedback.B, strict=True))):
+        level, W_V = backbone.levels[index], backbone.value_weight(index)
+        so_far = _after(_patches(A_l, level.width_in, dtype), so_far)
+        F_l = _after(_patches(B_l, level.width_in, dtype), so_far)
+        matrices.append(F_l if W_V is None else _after(W_V.to(dtype)[:, None, None, :], F_l))
+    return matrices[::-1]
+
+
+def pays(feedback: FeedbackPath, backbone: Backbone, levels: range, s: Tensor) -> bool:
+    """Whether composing costs less than sending `s` from level to level.
+
+    Never over maps, whose deconvolutions would compose to huge ones, nor where weights are divided among processes and
+    put together only for a layer's own call.
+    """
+    if any(backbone.levels[index].undo != "linear" for index in levels):
+        return False
+    if any(isinstance(base_weight(layer), DTensor) for layer in (*feedback.A, *feedback.B)):
+        return False
+    channels = s.shape[-1]
+    return s.numel() // channels >= WORTHWHILE * channels
+
+
+def _patches(layer: nn.Module, width_out: int, dtype: torch.dtype) -> Tensor:
+    """A layer's weight `[C', r, r, C]`: what one cell of C channels becomes; r is 1 but for deconvolutions."""
+    r = layer.stride if isinstance(layer, Deconvolution) else 1
+    return effective_weight(layer).to(dtype).reshape(width_out, r, r, -1)
+
+
+def _after(outer: Tensor, inner: Tensor | None) -> Tensor:
+    """`[C', r, r, C]` after `[C, R, R, D]`: every pixel of a patch becomes a patch, `[C', R r, R r, D]`."""
+    if inner is None:
+        return outer
+    product = torch.einsum("oijc,cIJd->oIiJjd", outer, inner)
+    return product.flatten(1, 2).flatten(2, 3)

@@ -1,0 +1,148 @@
+"""Tensors kept on disk by number: memory-mapped, checked when read, shared by all processes of a machine.
+
+A slot holds one tensor of every name. What is in it counts only as long as the bytes are those that were written and
+were made from the same input: each slot has a checksum and a digest of what it was computed from. Anything else is a
+slot that is empty, never an error and never a wrong tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from toast_cli.errors import ToastError
+from toast_cli.fingerprint import digest_of
+from toast_cli.storage.atomic import write_json
+
+DIGEST = 16
+"""Bytes of a digest."""
+_MARK = np.dtype([("checksum", "<u4"), ("digest", f"V{DIGEST}"), ("full", "u1")])
+
+
+class Slots:
+    """A folder of slots; what was kept under the same key before is found again.
+
+    Args:
+        folder: below which the key has a folder of its own.
+        key: whatever tells these tensors from others, as plain values.
+        count: how many slots.
+        shapes: of the tensors of a slot, by name.
+        dtype: what they are kept in.
+
+    Raises:
+        ToastError: there is not enough room, or the folder cannot be written to.
+    """
+
+    def __init__(
+        self, folder: Path, key: Mapping[str, Any], count: int, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype
+    ) -> None:
+        self.count, self.dtype = count, dtype
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self.key = {**key, "count": count, "shapes": {n: list(s) for n, s in self.shapes.items()}, "dtype": str(dtype)}
+        self.path = folder / digest_of(json.dumps(self.key, sort_keys=True).encode()).hex()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path / "lock"):
+                self._open()
+        except OSError as error:
+            raise ToastError(
+                f"The cache {self.path} could not be written.",
+                error.strerror or str(error),
+                "Free some space, set TOAST_CACHE_DIR to another folder, or use training.cache=false.",
+            ) from error
+
+    @property
+    def bytes_needed(self) -> int:
+        """On disk, once every slot is full."""
+        return size(self.shapes, self.count, self.dtype)
+
+    def full(self, slots: Sequence[int]) -> list[bool]:
+        """Which of them hold something."""
+        return [bool(self._marks[slot]["full"]) for slot in slots]
+
+    def read(self, slot: int, digest: bytes) -> dict[str, Tensor] | None:
+        """What was made from an input of this digest; None: nothing, something else, or something damaged."""
+        mark = self._marks[slot]
+        if not mark["full"] or bytes(mark["digest"]) != digest:
+            return None
+        arrays = self._arrays_of(slot)
+        return self._tensors(arrays) if _checksum(arrays) == mark["checksum"] else None
+
+    def recall(self, slot: int) -> dict[str, Tensor]:
+        """What a slot holds, unchecked: for those that `read` or `write` has seen to in this run."""
+        return self._tensors(self._arrays_of(slot))
+
+    def write(self, slot: int, tensors: Mapping[str, Tensor], digest: bytes) -> None:
+        """Keep tensors of the slot's shapes, or shorter in their first dimension, which is filled up with zeros."""
+        arrays = self._arrays_of(slot)
+        self._marks[slot]["full"] = 0
+        for name, array in arrays.items():
+            rows = len(tensors[name])
+            array[:rows] = _bits(tensors[name].to(self.dtype))
+            array[rows:] = 0
+        # The mark comes last: a slot whose writing was cut off is an empty one.
+        self._marks[slot] = (_checksum(arrays), digest, 1)
+
+    def _arrays_of(self, slot: int) -> dict[str, np.ndarray]:
+        return {name: array[slot] for name, array in self._arrays.items()}
+
+    def _tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(np.array(array)).view(self.dtype) for name, array in arrays.items()}
+
+    def _open(self) -> None:
+        """Map the files, made anew where they are not what the key says."""
+        files = {name: self.path / f"{name}.bin" for name in self.shapes}
+        sizes = {name: size({name: shape}, self.count, self.dtype) for name, shape in self.shapes.items()}
+        marks, told = self.path / "marks.bin", self.path / "key.json"
+        sound = all(file.is_file() and file.stat().st_size == sizes[name] for name, file in files.items())
+        sound = sound and marks.is_file() and marks.stat().st_size == self.count * _MARK.itemsize
+        if not sound or _json(told) != self.key:
+            told.unlink(missing_ok=True)
+            for file in (marks, *files.values()):
+                file.unlink(missing_ok=True)
+            free = shutil.disk_usage(self.path).free
+            if free < self.bytes_needed:
+                raise OSError(None, f"It needs {self.bytes_needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free.")
+            for file, length in ((marks, self.count * _MARK.itemsize), *((files[n], sizes[n]) for n in files)):
+                with file.open("wb") as handle:
+                    handle.truncate(length)
+            write_json(told, self.key)
+        bits = np.dtype(f"i{self.dtype.itemsize}")
+        self._marks = np.memmap(marks, _MARK, "r+", shape=(self.count,))
+        self._arrays = {
+            name: np.memmap(file, bits, "r+", shape=(self.count, *self.shapes[name])) for name, file in files.items()
+        }
+
+
+def size(shapes: Mapping[str, Sequence[int]], count: int, dtype: torch.dtype) -> int:
+    """Bytes of so many slots."""
+    return count * sum(int(np.prod(shape)) for shape in shapes.values()) * dtype.itemsize
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    """The same bytes as integers: NumPy knows no bfloat16."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize]
+    return tensor.detach().cpu().contiguous().view(integers).numpy()
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    value = 0
+    for array in arrays.values():
+        value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, value)
+    return value
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
