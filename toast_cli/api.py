@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from toast_cli import registry
 from toast_cli.attention.maps import Recorder
 from toast_cli.backbone import Backbone
 from toast_cli.data.images import open_image, to_rgb
+from toast_cli.data.pair_loading import pixel_transform
 from toast_cli.data.text import Turn
 from toast_cli.data.transforms import build_transform
 from toast_cli.errors import UsageError
@@ -94,17 +96,18 @@ class Steered(nn.Module):
             ToastError: a file cannot be read as an image, or the backbone does not look at images.
         """
         transform = build_transform(self._images, self.model.backbone.require_preprocessing(), train=False)
-        many = [images] if isinstance(images, str | Path) or not isinstance(images, Sequence) else images
-        opened = (open_image(Path(image)) if isinstance(image, str | Path) else to_rgb(image) for image in many)
-        return torch.stack([transform(image)[0] for image in opened]).to(self.device)
+        return torch.stack([transform(image)[0] for image in _opened(images)]).to(self.device)
 
     @torch.no_grad()
     def predict(self, images: Picture | Sequence[Picture]) -> list[Prediction]:
         """The likeliest class of each image.
 
         Raises:
+            UsageError: the model labels pixels, not images.
             ToastError: a file cannot be read as an image, or the backbone does not look at images.
         """
+        if self.model.objective.dense:
+            raise UsageError("This model labels pixels, not images.", what_to_do="Call segment().")
         with self._evaluating():
             probabilities = self.model(self.prepare(images)).float().softmax(-1).cpu()
         best = probabilities.max(-1)
@@ -112,6 +115,28 @@ class Steered(nn.Module):
             Prediction(self.classes[int(index)], float(probability), row)
             for probability, index, row in zip(best.values, best.indices, probabilities, strict=True)
         ]
+
+    @torch.no_grad()
+    def segment(self, images: Picture | Sequence[Picture]) -> list[Tensor]:
+        """The likeliest class of every pixel, by its place in `classes`: `[H, W]` at each image's own size.
+
+        Raises:
+            UsageError: the model labels images, not pixels.
+            ToastError: a file cannot be read as an image.
+        """
+        if not self.model.objective.dense:
+            raise UsageError("This model labels images, not pixels.", what_to_do="Call predict().")
+        wishes, seen = cast("Any", self.model.objective).options, self.model.backbone.require_preprocessing()
+        transform = pixel_transform(self._images, wishes, seen, train=False)
+        found = []
+        with self._evaluating():
+            for opened in _opened(images):
+                image = transform(opened).as_subclass(Tensor)[None].to(self.device)
+                batch = {"image": image, "extent": torch.tensor([image.shape[-2:]])}
+                scores = self.model.objective.predict(self.model, batch).float()
+                whole = F.interpolate(scores, size=(opened.height, opened.width), mode="bilinear", align_corners=False)
+                found.append(whole.argmax(1)[0].cpu())
+        return found
 
     def attention(self, images: Picture | Sequence[Picture], level: int = -1) -> Attention:
         """Where the model looks, at one level (the last unless told otherwise).
@@ -137,6 +162,11 @@ class Steered(nn.Module):
 
     def _evaluating(self) -> Any:
         return _in_evaluation(self.model)
+
+
+def _opened(images: Picture | Sequence[Picture]) -> Iterator[Image]:
+    many = [images] if isinstance(images, str | Path) or not isinstance(images, Sequence) else images
+    return (open_image(Path(image)) if isinstance(image, str | Path) else to_rgb(image) for image in many)
 
 
 class _in_evaluation:

@@ -71,14 +71,28 @@ class Model(nn.Module):
 
     def forward(self, inputs: Any) -> Tensor:
         """Outputs of the head: logits."""
-        return self.head(self.adapted(inputs).last.pooled)
+        if not self.objective.reads_levels:
+            return self.head(self.adapted.features(inputs))
+        return self._run(inputs)[0]
 
     def look(
         self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None
     ) -> tuple[Tensor, Passes]:
         """Logits, and everything that the passes put out."""
+        return self._run(inputs, first_trace, last_trace)
+
+    def _run(
+        self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None
+    ) -> tuple[Tensor, Passes]:
+        two = self.adapted.steering is not None
+        counts = last_trace if two else first_trace
+        if self.objective.reads_levels:
+            counts = counts or Trace()
+            counts.levels = True
+            first_trace, last_trace = (first_trace, counts) if two else (counts, last_trace)
         passes = self.adapted(inputs, first_trace, last_trace)
-        return self.head(passes.last.pooled), passes
+        levels = counts.outputs if counts is not None else ()
+        return self.head(self.objective.features(self.backbone, passes.last, levels, inputs)), passes
 
     def outputs(self, pooled: Tensor) -> Tensor:
         """Outputs of the head for pooled features."""

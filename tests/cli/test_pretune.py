@@ -82,7 +82,7 @@ def test_images_without_labels_will_do(here: Path, pictures: MakePictures) -> No
     said = toast("pretune", *chosen, *fast, "pretuning.target=first-pass")
     assert said.code == 0, said.err
     line = json.loads((here / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert 0 <= line["validation"]["distance"] < 1
+    assert -1e-6 < line["validation"]["distance"] < 1  # one minus a cosine, which rounding may put above one
     results = json.loads((here / "run" / "results.json").read_text())
     assert all(after < before for after, before in zip(results["after"], results["before"], strict=True))
 

@@ -230,6 +230,25 @@ class TestWrongInput:
         )  # fmt: skip
         said.fails(1, f"{root / 'cat'}", "cannot be read")
 
+    def test_unreadable_images_are_counted_and_listed_where_they_may_be_skipped(
+        self, here: Path, pictures: MakePictures
+    ) -> None:
+        root = pictures(cat=9, dog=9)
+        bad = sorted((root / "cat").iterdir())[:4]
+        for path in bad:
+            path.write_bytes(path.read_bytes()[:200])
+        said = toast(
+            "tune", "--backbone", "vit_demo", "--dataset", f"folder:{root}", "--method", "linear",
+            "--output-dir", "run", "images.resize=64", "images.on_error=skip", "training.epochs=1",
+        )  # fmt: skip
+        assert said.code == 0, said.err
+        results = json.loads((here / "run/results.json").read_text())
+        skipped = {name for found in results["skipped"].values() for name in found}
+        assert skipped == {f"cat/{path.name}" for path in bad}
+        test = results["skipped"].get("test", {})
+        assert results["test"]["images"] == results["samples"]["test"] - len(test)
+        assert "could not be read and were skipped" in " ".join(said.err.split())
+
     def test_weights_of_another_backbone_are_refused(self, here: Path, pictures: MakePictures) -> None:
         assert toast("tune", "--method", "full", "--output-dir", "base", *TINY_DEMO).code == 0
         assert toast("export", "--run", "base", "--what", "backbone", "--out", "demo.safetensors").code == 0

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,6 +29,16 @@ class Shown:
     last: np.ndarray | None
     mask: np.ndarray | None
     titles: tuple[str, ...]
+    segmented: tuple[Segments, ...] = ()
+
+
+@dataclass(frozen=True)
+class Segments:
+    """A panel of classes: its title, `classes` [H, W] with a class for every pixel, and what the classes are called."""
+
+    title: str
+    classes: np.ndarray
+    names: tuple[str, ...]
 
 
 def pixels_seen(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
@@ -57,6 +70,25 @@ def shown(
     )
 
 
+MOST_NAMES = 8
+"""Classes that a panel's legend has room for, those that cover most first."""
+
+
+def draw_segments(axis: Axes, image: np.ndarray, segments: Segments) -> None:
+    """A panel of classes over the image; what has no class (any number beyond the names) stays plain."""
+    count = len(segments.names)
+    colours = colormaps["hsv"].resampled(count + 1)
+    known = np.where(segments.classes < count, segments.classes, count)
+    axis.imshow(image)
+    axis.imshow(np.ma.masked_equal(known, count), cmap=colours, vmin=0, vmax=count, alpha=0.65, interpolation="nearest")
+    covered = np.bincount(known.ravel(), minlength=count + 1)[:count]
+    largest = [int(index) for index in covered.argsort()[::-1][:MOST_NAMES] if covered[index]]
+    axis.legend(
+        handles=[Patch(color=colours(index), label=segments.names[index]) for index in largest],
+        loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, fontsize=7, frameon=False,
+    )  # fmt: skip
+
+
 def draw(picture: Shown, path: Path) -> None:
     """Write the figure; both attention maps share one colour scale, similarity runs from 0 to 1."""
     panels: list[tuple[str, np.ndarray | None, float | None]] = [("image", None, None)]
@@ -66,9 +98,14 @@ def draw(picture: Shown, path: Path) -> None:
         panels.append(("similarity to ξ", picture.similarity, 1.0))
     if picture.last is not None:
         panels.append(("attention, pass two", picture.last, top))
-    figure = Figure(figsize=(3.2 * len(panels), 3.9), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (name, values, limit) in zip(axes, panels, strict=True):
+    count = len(panels) + len(picture.segmented)
+    figure = Figure(figsize=(3.2 * count, 3.9), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for axis, segments in zip(axes[len(panels) :], picture.segmented, strict=True):
+        draw_segments(axis, picture.image, segments)
+        axis.set_title(segments.title, fontsize=10)
+        axis.set_axis_off()
+    for axis, (name, values, limit) in zip(axes, panels, strict=False):
         axis.imshow(picture.image)
         if values is not None:
             drawn = axis.imshow(values, cmap="inferno", alpha=0.65, vmin=0, vmax=limit)

@@ -72,13 +72,15 @@ def _devices() -> list[dict[str, Any]]:
 
 def _folders() -> dict[str, str]:
     """Where weights and data are looked for, and the settings that decide it."""
+    from toast_cli.storage.places import cache_folder
+
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hub = Path(os.environ.get("HF_HOME") or cache / "huggingface")
     places = {
         "HF_HOME": hub,
         "HF_HUB_CACHE": Path(os.environ.get("HF_HUB_CACHE") or hub / "hub"),
         "TORCH_HOME": Path(os.environ.get("TORCH_HOME") or cache / "torch"),
-        "TOAST_CACHE_DIR": Path(os.environ.get("TOAST_CACHE_DIR") or cache / "toast"),
+        "TOAST_CACHE_DIR": cache_folder(),
         "TOAST_DATA_DIR": Path(os.environ.get("TOAST_DATA_DIR") or "data"),
     }
     found = {}

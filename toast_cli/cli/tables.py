@@ -7,6 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
+MOST_CLASSES = 30
+"""Classes that a table lists one by one; results.json has all of them."""
+
 
 def results_table(title: str, results: Mapping[str, Any]) -> Table:
     """What a run or an evaluation came to: size, cost, accuracy, and where it looks."""
@@ -24,7 +27,7 @@ def results_table(title: str, results: Mapping[str, Any]) -> Table:
         if results.get(split):
             add_metrics(table, split, results[split])
     if "selected_epoch" in results and results.get("test") is None:
-        table.add_row("accuracy, test", "there is no test split")
+        table.add_row("test", "there is no test split")
     if "seconds" in results:
         minutes, seconds = divmod(round(results["seconds"]), 60)
         table.add_row("time", f"{minutes} min {seconds:02d} s")
@@ -44,7 +47,12 @@ def pretuning_table(title: str, results: Mapping[str, Any]) -> Table:
 
 def add_metrics(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
     """Rows for one evaluated split."""
-    if "accuracy" in metrics:
+    if "mean_iou" in metrics:
+        table.add_row(f"mean IoU, {split}", f"{metrics['mean_iou']:.2%} over {metrics['images']} images")
+        table.add_row(f"pixel accuracy, {split}", f"{metrics['pixel_accuracy']:.2%}")
+        for name, value in metrics["iou"].items() if len(metrics["iou"]) <= MOST_CLASSES else ():
+            table.add_row(f"  IoU of {name}", "not in this split" if value is None else f"{value:.2%}")
+    elif "accuracy" in metrics:
         table.add_row(f"accuracy, {split}", f"{metrics['accuracy']:.2%} of {metrics['images']}")
     else:
         table.add_row(f"loss a token, {split}", f"{metrics['loss']:.4f} over {metrics['tokens']:,}")
@@ -63,6 +71,8 @@ def add_metrics(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
 
 def headline(metrics: Mapping[str, Any]) -> str:
     """The one number of a progress line beside the loss."""
+    if "mean_iou" in metrics:
+        return f"mean IoU {metrics['mean_iou']:.2%}"
     if "accuracy" in metrics:
         return f"accuracy {metrics['accuracy']:.2%}"
     if "perplexity" in metrics:

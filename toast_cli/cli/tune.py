@@ -94,6 +94,7 @@ def tune(
 def _dry_run(recipe: Any, as_json: bool) -> None:
     """The resolved recipe, its size and cost, and the first batch, without training or writing anything."""
     from toast_cli.cli.console import print_json, say
+    from toast_cli.labels import BOOKKEEPING
     from toast_cli.recipe.dump import to_yaml
     from toast_cli.training.optimization import schedule_notes
     from toast_cli.training.session import prepare
@@ -103,7 +104,7 @@ def _dry_run(recipe: Any, as_json: bool) -> None:
     batches = session.batches("train", train=True)
     notes = schedule_notes(recipe.training, -(-len(batches) // recipe.training.accumulate))
     batch = next(iter(batches))
-    shapes = {name: list(tensor.shape) for name, tensor in batch.items()}
+    shapes = {name: list(tensor.shape) for name, tensor in batch.items() if name not in BOOKKEEPING}
     memory = session.memory(batches)
     samples = {name: len(split) for name, split in session.data.splits.items()}
     if as_json:

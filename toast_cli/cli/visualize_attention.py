@@ -46,7 +46,8 @@ def visualize_attention(
         return
     lines = [f"Figure: {shown.path}"]
     if shown.prediction is not None:
-        lines.append(f"Prediction: {shown.prediction} ({shown.confidence:.1%})")
+        sure = "" if shown.confidence is None else f" ({shown.confidence:.1%})"
+        lines.append(f"Prediction: {shown.prediction}{sure}")
     if shown.share_first is not None:
         second = "" if shown.share_last is None else f", {shown.share_last:.1%} in pass two"
         lines.append(f"Attention on the object: {shown.share_first:.1%} in pass one{second}")

@@ -105,13 +105,18 @@ def class_names(options: Options) -> tuple[str, ...]:
     return tuple(f"{kind}, {family}" for kind in KINDS for family in FAMILIES)
 
 
-def draw(options: Options, split: SplitName, index: int, label: int) -> tuple[np.ndarray, np.ndarray]:
-    """The scene at `index` of a split: `[H, W, 3]` uint8 and the mask `[H, W]` of what carries the label."""
+def stream(options: Options, split: SplitName, index: int) -> np.random.Generator:
+    """Where the random numbers of one image come from."""
     import numpy as np
 
+    return np.random.default_rng([options.world_seed, _TASK_STREAM[options.task], _SPLIT_STREAM[split], index])
+
+
+def draw(options: Options, split: SplitName, index: int, label: int) -> tuple[np.ndarray, np.ndarray]:
+    """The scene at `index` of a split: `[H, W, 3]` uint8 and the mask `[H, W]` of what carries the label."""
     from toast_cli.data.demo_world import coarse_scene, crowded_scene, fine_scene
 
-    rng = np.random.default_rng([options.world_seed, _TASK_STREAM[options.task], _SPLIT_STREAM[split], index])
+    rng = stream(options, split, index)
     names = class_names(options)
     if options.task == "fine":
         return fine_scene(rng, options.side, names[label], names)

@@ -218,16 +218,25 @@ def fine_scene(rng: np.random.Generator, side: int, marking: str, pool: Sequence
 
     Returns `[H, W, 3]` uint8 and the beetle's mask.
     """
-    image = background(rng, side)
+    image, painted = fine_things(rng, side, marking, pool)
+    return image, painted[-1][1]
+
+
+def fine_things(
+    rng: np.random.Generator, side: int, marking: str, pool: Sequence[str]
+) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:
+    """The fine scene, and kind and mask of everything in it in the order of painting, the beetle last."""
+    image, painted = background(rng, side), []
     beetle_at, *places = _places(rng, side, 4, across=2)
     others = [kind for kind in KINDS if kind != TARGET]
     for place in places:
         kind, worn = others[int(rng.integers(len(others)))], pool[int(rng.integers(len(pool)))]
-        paint_thing(image, draw_thing(rng, kind, worn, place, side * rng.uniform(0.19, 0.24), BRIGHT))
+        thing = draw_thing(rng, kind, worn, place, side * rng.uniform(0.19, 0.24), BRIGHT)
+        painted.append((kind, paint_thing(image, thing)))
     # Painted last, so that nothing ever covers the beetle and its mask is exact.
     beetle = draw_thing(rng, TARGET, marking, beetle_at, side * rng.uniform(0.17, 0.21), MUTED)
-    mask = paint_thing(image, beetle)
-    return _to_bytes(image), mask
+    painted.append((TARGET, paint_thing(image, beetle)))
+    return _to_bytes(image), painted
 
 
 def crowded_scene(rng: np.random.Generator, side: int, kind: str, family: str) -> tuple[np.ndarray, np.ndarray]:

@@ -7,44 +7,62 @@ on a worker's random state. Nothing here draws from the generators that the mode
 from __future__ import annotations
 
 import signal
+from dataclasses import dataclass
+from functools import cached_property, partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate
 
 from toast_cli.data.sharing import Share
+from toast_cli.data.source import KNOWN, Sample
 from toast_cli.data.transforms import build_transform
 from toast_cli.errors import ToastError
+from toast_cli.labels import IGNORED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    import numpy as np
-    from PIL.Image import Image
 
     from toast_cli.backbone import Backbone
     from toast_cli.data.source import Asked, ImageSplit
     from toast_cli.recipe.schema import Recipe
 
-    Transform = Callable[[Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
+    Transform = Callable[[Image.Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
 
 
 class LabelledImages(Dataset[dict[str, Any]]):
-    """A split through a transform: `image` [3, H, W], `label`, `index` and, if asked for, `mask` [H, W] bool.
+    """A split through a transform: `image` [3, H, W], `label`, `index`, `view` and, if asked for, `mask` [H, W] bool.
+
+    With `views`, augmentation goes by the view instead of the epoch. With `known`, an entry per sample and view, a
+    batch of samples that are all known has `known` in place of `image`. With `skip`, an image that cannot be read is
+    left out of its batch.
 
     Raises:
         ValueError: masks are asked of a split that has none.
     """
 
-    def __init__(self, split: ImageSplit, transform: Transform, seed: int = 0, with_masks: bool = False) -> None:
+    def __init__(
+        self,
+        split: ImageSplit,
+        transform: Transform,
+        seed: int = 0,
+        with_masks: bool = False,
+        views: int | None = None,
+        skip: bool = False,
+    ) -> None:
         if with_masks and not split.has_masks:
             raise ValueError("this split has no masks")
         self.split = split
         self.transform = transform
         self.seed = seed
         self.with_masks = with_masks
+        self.views = views
+        self.skip = skip
+        self.known: Tensor | None = None
         # In shared memory, so that workers that live on from epoch to epoch see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -52,24 +70,65 @@ class LabelledImages(Dataset[dict[str, Any]]):
         """Augment as in this epoch from now on."""
         self._epoch.fill_(epoch)
 
+    @property
+    def view(self) -> int:
+        """Which of the fixed ways of augmentation this epoch takes; 0 where there are none."""
+        return max(int(self._epoch) - 1, 0) % self.views if self.views else 0
+
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.split.load(index)
+        return self._item(self.split.load(index), index)
+
+    def __getitems__(self, indices: Sequence[int]) -> Fetched | ToastError:
+        """A batch for the loader. An error is handed on: raised in a worker, it would arrive as a traceback's text."""
+        if self._are_known(indices):
+            return Fetched([self._known(index) for index in indices], {})
+        items, skipped = [], {}
+        for index in indices:
+            try:
+                items.append(self[index])
+            except ToastError as error:
+                if not self.skip:
+                    return error
+                skipped[self.split.names[index]] = error.why or error.what
+        # A batch cannot be empty: where nothing could be read, a black image stands there whose label is ignored.
+        return Fetched(items or [self._blank(indices[0])], skipped)
+
+    def _item(self, sample: Sample, index: int) -> dict[str, Any]:
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: that one would reseed the GPU too, which fork_rng does not restore here.
-            torch.default_generator.manual_seed(_mixed(self.seed, int(self._epoch), index))
-            image, mask = self.transform(sample.image, sample.mask if self.with_masks else None)
-        item = {"image": image, "label": sample.label, "index": index}
+            turn = self.view if self.views else int(self._epoch)
+            torch.default_generator.manual_seed(_mixed(self.seed, turn, index))
+            return {**self.shown(sample), "index": index, "view": self.view}
+
+    def shown(self, sample: Sample) -> dict[str, Any]:
+        """A sample as training and evaluation see it."""
+        image, mask = self.transform(sample.image, sample.mask if self.with_masks else None)
+        item = {"image": image, "label": sample.label}
         return {**item, "mask": mask} if self.with_masks else item
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]] | ToastError:
-        """A batch for the loader. An error is handed on: raised in a worker, it would arrive as a traceback's text."""
-        try:
-            return [self[index] for index in indices]
-        except ToastError as error:
-            return error
+    def _are_known(self, indices: Sequence[int]) -> bool:
+        # Not where images may be left out: one that could not be read looks like one that is known.
+        if self.known is None or self.skip:
+            return False
+        return bool(self.known[[self.view * len(self) + index for index in indices]].all())
+
+    def _known(self, index: int) -> dict[str, Any]:
+        return {KNOWN: True, "label": self.split.labels[index], "index": index, "view": self.view}
+
+    def _blank(self, index: int) -> dict[str, Any]:
+        image = Image.new("RGB", (64, 64))
+        return self._item(Sample(image, IGNORED, "", np.zeros((64, 64), dtype=bool)), index)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The samples of a batch, and those that were left out: why, by name."""
+
+    items: list[dict[str, Any]]
+    skipped: dict[str, str]
 
 
 class Shuffled(Sampler[int]):
@@ -99,10 +158,24 @@ class ImageLoader(DataLoader[dict[str, Any]]):
     dataset: LabelledImages
     batch_sampler: Share
 
+    @cached_property
+    def skipped(self) -> dict[str, str]:
+        """Images that could not be read and were left out so far: why, by name."""
+        return {}
+
     def set_epoch(self, epoch: int, begin: int = 0) -> None:
         """Shuffle and augment as in this epoch, from the next iteration on, which leaves `begin` batches out."""
         self.dataset.set_epoch(epoch)
         self.batch_sampler.set_epoch(epoch, begin)
+
+    @property
+    def samples(self) -> int:
+        """Images."""
+        return len(self.dataset)
+
+    def leave_out(self, known: Tensor) -> None:
+        """From now on, leave out images that are known: an entry per image and view, in shared memory."""
+        self.dataset.known = known
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
         return self.batch_sampler.fill(self._batches())
@@ -117,7 +190,9 @@ class ImageLoader(DataLoader[dict[str, Any]]):
                     # Error, traceback and this frame would hold each other, and with them the workers: collected as
                     # a cycle, each of those takes five seconds to stop.
                     del batch
-            yield batch
+            tensors, skipped = batch
+            self.skipped.update(skipped)
+            yield tensors
 
 
 def image_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: Asked) -> ImageLoader:
@@ -132,6 +207,7 @@ def image_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: 
         asked,
         seed=recipe.seed,
         workers=recipe.training.workers,
+        skip=recipe.images.on_error == "skip",
     )
 
 
@@ -141,15 +217,27 @@ def make_loader(
     asked: Asked,
     seed: int,
     workers: int,
+    skip: bool = False,
 ) -> ImageLoader:
     """A loader of batches: `image` [B, 3, H, W], `label` [B], `index` [B] and perhaps `mask` [B, H, W].
 
-    Iterating raises the `ToastError` of an image that cannot be read, with any number of workers.
+    Iterating raises the `ToastError` of an image that cannot be read, with any number of workers; or, with `skip`,
+    leaves it out.
 
     Raises:
         ValueError: masks are asked of a split that has none.
     """
-    dataset = LabelledImages(split, transform, seed, asked.with_masks)
+    return loader_of(LabelledImages(split, transform, seed, asked.with_masks, asked.views, skip), asked, workers)
+
+
+def loader_of(
+    dataset: LabelledImages,
+    asked: Asked,
+    workers: int,
+    together: Callable[[list[dict[str, Any]]], dict[str, Any]] = default_collate,
+) -> ImageLoader:
+    """A loader of a data set's batches, its items put `together` into one."""
+    seed = dataset.seed
     order = Shuffled(len(dataset), seed) if asked.shuffle else SequentialSampler(dataset)
     return ImageLoader(
         dataset,
@@ -157,15 +245,15 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_leave_stopping_to_the_main_process,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, together),
         pin_memory=torch.cuda.is_available(),
         # Its own, because a DataLoader draws its workers' seeds from the global one otherwise.
         generator=torch.Generator().manual_seed(_mixed(seed)),
     )
 
 
-def _collate(items: list[dict[str, Any]] | ToastError) -> Any:
-    return items if isinstance(items, ToastError) else default_collate(items)
+def _collate(together: Callable[[list[dict[str, Any]]], dict[str, Any]], fetched: Any) -> Any:
+    return fetched if isinstance(fetched, ToastError) else (together(fetched.items), fetched.skipped)
 
 
 def _mixed(*numbers: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from toast_cli.errors import UsageError
 from toast_cli.options import Named
 
 if TYPE_CHECKING:
@@ -24,12 +25,15 @@ class Sample:
 
     `mask` is `[H, W]` bool at the image's own size, True on the labelled object (a bounding box becomes
     a filled rectangle), None where the source has neither. `name` is what an error or a table calls the image.
+    Where pixels are labelled and not images, `label` is -1 and `classes` `[H, W]` uint8 has a class for every pixel,
+    255 where there is none.
     """
 
     image: Image
     label: int
     name: str
     mask: np.ndarray | None = None
+    classes: np.ndarray | None = None
 
 
 class Split(Protocol):
@@ -65,6 +69,10 @@ class Batches(Protocol):
 
     notes: tuple[str, ...]
 
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Samples that could not be read and were left out so far: why, by name."""
+
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
@@ -73,11 +81,16 @@ class Batches(Protocol):
         """Shuffle and augment as in this epoch, from the next iteration on, which leaves `begin` batches out."""
 
 
+KNOWN = "known"
+"""Is in a batch whose inputs were left out, being known already."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What batches are wanted for: how many at once, shuffled, changed as in training, with masks.
 
-    `batch_size` is what all `processes` see together; each gets its part.
+    `batch_size` is what all `processes` see together; each gets its part. With `views`, samples are changed in so many
+    fixed ways, taken in turns from epoch to epoch.
     """
 
     batch_size: int
@@ -86,6 +99,7 @@ class Asked:
     with_masks: bool = False
     process: int = 0
     processes: int = 1
+    views: int | None = None
 
 
 def _image_batches(split: Any, recipe: Recipe, backbone: Backbone, asked: Asked) -> Batches:
@@ -111,13 +125,26 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Source:
-    """A registered data source: its settings, how it is opened, and what it needs on disk.
+    """A registered data source: its settings, how it is opened, what it needs on disk and where that is published.
 
     `open(options, data_dir)` returns the `DataSet`; `data_dir` is what the user gave as `--data-dir`, or None. `task`
-    is what its data are for where a recipe does not say.
+    is what its data are for where a recipe does not say. `home` is the address of the data set's own site, where there
+    is one.
     """
 
     options: type[Named]
     open: Callable[[Any, Path | None], DataSet]
     needs: str
     task: str = "classification"
+    home: str = ""
+
+
+def image_splits(data: DataSet, where: str) -> dict[str, ImageSplit]:
+    """The splits of a data set that is made of images.
+
+    Raises:
+        UsageError: it is made of texts.
+    """
+    if not data.classes:
+        raise UsageError(f"{where} holds texts.", what_to_do="This is for images: 'toast data ls' tells which are.")
+    return dict(data.splits)  # type: ignore[arg-type]

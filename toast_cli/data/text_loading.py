@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from toast_cli.data.loading import Shuffled
 from toast_cli.data.rendering import tokens
@@ -35,21 +35,52 @@ class Tokenized:
     places: list[int]
 
 
+class Numbered(Dataset[tuple[int, Tokenized]]):
+    """Texts with their places in the split."""
+
+    def __init__(self, texts: Sequence[Tokenized]) -> None:
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> tuple[int, Tokenized]:
+        return index, self.texts[index]
+
+
+def numbered(items: Sequence[tuple[int, Tokenized]], pad: int) -> dict[str, Tensor]:
+    """A batch with `index` `[B]`, and `view` `[B]`, which is 0: texts are looked at in one way only."""
+    index = torch.tensor([number for number, _ in items])
+    return {**collate([text for _, text in items], pad), "index": index, "view": torch.zeros_like(index)}
+
+
 class TextLoader:
     """Batches of tokenized texts; `notes` say what was cut and what was left out."""
 
     def __init__(self, texts: Sequence[Tokenized], notes: tuple[str, ...], pad: int, seed: int, asked: Asked) -> None:
         self.notes = notes
+        self._texts = texts
+        self.skipped: dict[str, str] = {}  # a text that cannot be read was refused before
         order = Shuffled(len(texts), seed) if asked.shuffle else SequentialSampler(texts)
         self._share = Share(order, asked.batch_size, asked.process, asked.processes)
         self._loader: DataLoader[Any] = DataLoader(
-            texts,  # type: ignore[arg-type]
+            Numbered(texts),
             batch_sampler=self._share,
-            collate_fn=lambda items: collate(items, pad),
+            collate_fn=lambda items: numbered(items, pad),
         )
 
     def __len__(self) -> int:
         return len(self._loader)
+
+    @property
+    def samples(self) -> int:
+        """Texts, or blocks of text."""
+        return len(self._texts)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest."""
+        return max(len(text.ids) for text in self._texts)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self._share.fill(self._loader)

@@ -22,7 +22,7 @@ from toast_cli.data.source import Asked
 from toast_cli.errors import ToastError
 from toast_cli.export import checking
 from toast_cli.export.base import Format, Outputs, Wanted
-from toast_cli.export.outputs import as_inputs, by_name, outputs_of
+from toast_cli.export.outputs import as_inputs, by_name, outputs_of, takes_any_size
 from toast_cli.steering.steering import Steering, one_pass
 from toast_cli.storage.adapter import Loaded
 from toast_cli.storage.atomic import write_json, write_tensors
@@ -156,7 +156,7 @@ def _inputs(loaded: Loaded, form: Format) -> tuple[dict[str, dict[str, Tensor]],
     backbone = loaded.model.backbone
     torch.manual_seed(0)
     inputs = {"random": by_name(backbone.example(BATCH))}
-    if form.graph and backbone.any_image_size:
+    if form.graph and takes_any_size(loaded.model):
         height, width = backbone.require_preprocessing().image_size
         inputs["other-size"] = {"image": torch.randn(1, 3, height + OTHER_SIZE, width + 2 * OTHER_SIZE)}
     try:

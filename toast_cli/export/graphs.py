@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from toast_cli.errors import ToastError
 from toast_cli.export.base import Wanted
-from toast_cli.export.outputs import Graph, ImageGraph, TextGraph, by_name
+from toast_cli.export.outputs import Graph, ImageGraph, TextGraph, by_name, takes_any_size
 from toast_cli.model import folded
 from toast_cli.steering.steering import Steering
 
@@ -41,7 +41,7 @@ def traced(loaded: Loaded, wanted: Wanted) -> ExportedProgram:
     free: dict[int, Any] = {0: Dim("batch")}
     if "image" not in named:
         free[1] = Dim("tokens", min=2)
-    elif model.backbone.any_image_size:
+    elif takes_any_size(model):
         free |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     try:
         with torch.no_grad(), quiet():

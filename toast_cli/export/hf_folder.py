@@ -37,7 +37,8 @@ def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
     config_of(model, config).save_pretrained(path)
     backbone = model.backbone
     if backbone.preprocessing is not None:
-        write_json(path / "preprocessor_config.json", _processor(asdict(backbone.preprocessing)))
+        seen = asdict(backbone.preprocessing)
+        write_json(path / "preprocessor_config.json", _processor(seen, whole=model.objective.dense))
     if backbone.tokenizer is not None:
         backbone.tokenizer.save_pretrained(path)
     write_text(path / "README.md", card(loaded, wanted))
@@ -45,13 +46,13 @@ def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
 
 def reopen(wanted: Wanted, path: Path) -> Runner:
     """With transformers' Auto classes."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+    import transformers
 
     from toast_cli.export.hf_model import register
 
     register()
     architecture = json.loads((path / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    auto: Any = AutoModelForCausalLM if architecture.endswith("CausalLM") else AutoModelForImageClassification
+    auto: Any = getattr(transformers, architecture.replace("ToastFor", "AutoModelFor"))
     model = auto.from_pretrained(path)
 
     def run(named: dict[str, Tensor]) -> Outputs:
@@ -61,17 +62,20 @@ def reopen(wanted: Wanted, path: Path) -> Runner:
     return run
 
 
-def _processor(seen: dict[str, Any]) -> dict[str, Any]:
-    """The backbone's preprocessing as transformers' image processors spell it: cover, cut out the centre, normalise."""
+def _processor(seen: dict[str, Any], whole: bool) -> dict[str, Any]:
+    """The backbone's preprocessing as transformers' image processors spell it: cover, cut out the centre, normalise.
+
+    With `whole`, nothing is cut away: images are resized to the input size.
+    """
     height, width = seen["image_size"]
     shorter = int(min(height, width) / seen["crop_pct"])
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": shorter},
+        "size": {"height": height, "width": width} if whole else {"shortest_edge": shorter},
         "resample": {"nearest": 0, "bilinear": 2, "bicubic": 3}[seen["interpolation"]],
-        "do_center_crop": True,
+        "do_center_crop": not whole,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -85,12 +89,16 @@ def card(loaded: Loaded, wanted: Wanted) -> str:
     """The model card: what it does, how it was made and how good it is, as far as the run recorded that."""
     recipe, config = loaded.config.recipe, loaded.config
     task, language = recipe["task"]["name"], loaded.model.backbone.preprocessing is None
-    auto = "AutoModelForCausalLM" if language else "AutoModelForImageClassification"
+    auto, pipeline = "AutoModelForImageClassification", "image-classification"
+    if language:
+        auto, pipeline = "AutoModelForCausalLM", "text-generation"
+    elif loaded.model.objective.dense:
+        auto, pipeline = "AutoModelForSemanticSegmentation", "image-segmentation"
     licence = loaded.model.backbone.licence
     lines = [
         "---",
         "library_name: transformers",
-        f"pipeline_tag: {'text-generation' if language else 'image-classification'}",
+        f"pipeline_tag: {pipeline}",
         *([f"license: {licence}"] if licence else []),
         "tags: [toast]",
         "---",

@@ -1,4 +1,4 @@
-"""What transformers needs to load an exported folder: a configuration and two models, this package's own code.
+"""What transformers needs to load an exported folder: a configuration and three models, this package's own code.
 
 `toast_cli.register()` names them to transformers' Auto classes, so that no code comes from a hub.
 """
@@ -16,11 +16,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast, ImageClassifierOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast, ImageClassifierOutput, SemanticSegmenterOutput
 from transformers.utils import cached_file
 
 from toast_cli.errors import ToastError
@@ -103,6 +104,18 @@ class ToastForImageClassification(_Toast):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
+class ToastForSemanticSegmentation(_Toast):
+    """Images to logits for every pixel, in the order of `config.id2label`."""
+
+    main_input_name = "pixel_values"
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> SemanticSegmenterOutput:
+        """Normalised images `[B, 3, H, W]` to logits `[B, classes, H, W]`; the label 255 is ignored."""
+        logits = self.model(pixel_values.to(self.dtype))
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels, ignore_index=255)
+        return SemanticSegmenterOutput(loss=loss, logits=logits)
+
+
 class ToastForCausalLM(_Toast, GenerationMixin):
     """Token ids to logits; `generate` keeps a cache for either pass."""
 
@@ -136,7 +149,11 @@ class ToastForCausalLM(_Toast, GenerationMixin):
 
 def config_of(model: Model, config: AdapterConfig) -> ToastConfig:
     """The configuration of a whole model; the language model's own beside it, as transformers' tools ask for it."""
-    kind = ToastForImageClassification if model.backbone.preprocessing is not None else ToastForCausalLM
+    kind: type[_Toast] = ToastForImageClassification
+    if model.backbone.preprocessing is None:
+        kind = ToastForCausalLM
+    elif model.objective.dense:
+        kind = ToastForSemanticSegmentation
     own: Any = getattr(model.backbone.module, "config", None)
     text = own.get_text_config().to_dict() if hasattr(own, "get_text_config") else {}
     kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "bos_token_id", "eos_token_id")
@@ -148,4 +165,5 @@ def register() -> None:
     """Name the architecture `toast` to transformers' Auto classes; doing so twice does no harm."""
     AutoConfig.register(ToastConfig.model_type, ToastConfig, exist_ok=True)
     AutoModelForImageClassification.register(ToastConfig, ToastForImageClassification, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(ToastConfig, ToastForSemanticSegmentation, exist_ok=True)
     AutoModelForCausalLM.register(ToastConfig, ToastForCausalLM, exist_ok=True)

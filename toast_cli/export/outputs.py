@@ -22,6 +22,15 @@ def by_name(inputs: Any) -> dict[str, Tensor]:
     return dict(inputs) if not isinstance(inputs, Tensor) else {"image": inputs}
 
 
+def takes_any_size(model: Model) -> bool:
+    """Whether a graph of this model is one for images of every size.
+
+    One that labels pixels is for its backbone's input size, the window that slides over larger images: what it pools
+    to a fixed number of cells could not be translated otherwise.
+    """
+    return model.backbone.any_image_size and not model.objective.dense
+
+
 def outputs_of(model: Model, named: dict[str, Tensor], maps: bool = False) -> Outputs:
     """`logits` and, if asked for, what the model looked at.
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from toast_cli.backbone import Backbone, Trace
-from toast_cli.steering.steering import Passes, Steers, one_pass, two_passes
+from toast_cli.steering.steering import Passes, Steers, one_pass, steered_features, two_passes
 
 
 class Adapted(nn.Module):
@@ -51,3 +51,9 @@ class Adapted(nn.Module):
         changes = any(weight.requires_grad for weight in self.network.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and changes):
             return one_pass(self.backbone, inputs, first_trace)
+
+    def features(self, inputs: Any) -> Tensor:
+        """The pooled features of the last pass and nothing else, in the way that costs least."""
+        if self.steering is not None:
+            return steered_features(self.backbone, self.steering, inputs)
+        return self(inputs).last.pooled

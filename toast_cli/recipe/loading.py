@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from toast_cli import registry
 from toast_cli.errors import UsageError
 from toast_cli.options import Named
 from toast_cli.recipe.draft import SECTIONS, Draft, Loc, named
+from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.problems import Problem, explain, refuse
 from toast_cli.recipe.schema import ImageOptions, Recipe, TrainingOptions
 from toast_cli.recipe.yaml_text import LARGEST, parse_recipe
@@ -64,17 +65,22 @@ def build(draft: Draft) -> Recipe:
     return recipe.model_copy(update=sections)
 
 
-def build_dataset(choice: str, fields: Mapping[str, Any] | None = None) -> Named:
+def build_dataset(choice: str, fields: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Named:
     """The checked settings of a data set alone, as `--dataset` names it, with further fields of its own.
 
     Raises:
-        UsageError: there is no such data set, or a field is wrong.
+        UsageError: there is no such data set, a field is wrong, or an override is for another section.
     """
-    spelled = {**named("dataset", choice), **(fields or {})}
-    draft = Draft({"dataset": spelled}, origin=f"the data set {choice}")
+    draft = Draft({"dataset": {**named("dataset", choice), **(fields or {})}}, origin=f"the data set {choice}")
+    apply_overrides(draft, overrides)
+    others = sorted(set(draft.values) - {"dataset"})
+    if others:
+        raise UsageError(
+            f"Only the data set can be changed here, not {others[0]}.", what_to_do="Write dataset.KEY=VALUE."
+        )
     try:
         options = _options("dataset", draft)
-        return _checked(options, spelled)
+        return _checked(options, draft.values["dataset"])
     except _Unusable as unusable:
         raise refuse([unusable.problem], draft) from unusable
     except ValidationError as error:

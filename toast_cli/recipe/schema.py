@@ -26,6 +26,10 @@ class ImageOptions(Options):
         "random resized crop and mirror",
     )
     squash: bool = Field(False, description="resize straight to the input size, ignoring the aspect ratio (VTAB)")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop",
+        description="an image that cannot be read ends the run, or is left out, counted and listed in the results",
+    )
     mean: tuple[float, float, float] | None = Field(None, description="RGB mean in 0..1, instead of the backbone's")
     std: tuple[float, float, float] | None = Field(
         None, description="RGB standard deviation, instead of the backbone's"
@@ -41,6 +45,14 @@ class TrainingOptions(Options):
     checkpoint_gradients: bool = Field(
         False, description="run every level again in the backward pass instead of keeping what it computed"
     )
+    cache: bool = Field(
+        False,
+        description="keep what the first pass puts out, which training never changes, on disk from epoch to epoch; "
+        "images are then augmented in cache_views fixed ways",
+    )
+    cache_views: int = Field(1, ge=1, description="with cache: augmented views of each image, taken in turns")
+    cache_dtype: Literal["float16", "float32"] = Field("float16", description="with cache: what it is kept in")
+    cache_gigabytes: float = Field(20, gt=0, description="with cache: the most that a run's caches may take on disk")
     optimizer: str = Field(
         "momentum",
         description="any optimizer name that timm knows: momentum (SGD with momentum, the paper's), adamw, ...; "
@@ -51,10 +63,13 @@ class TrainingOptions(Options):
     weight_decay: float = Field(
         0.0, ge=0, description="weight decay on everything trained that has two dimensions or more"
     )
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
+    schedule: Literal["cosine", "poly", "constant"] = Field(
+        "cosine", description="learning rate after warm-up; poly: the remaining share of the run to the poly_power"
+    )
+    poly_power: float = Field(0.9, gt=0, description="schedule=poly: its power; 1 is a straight line")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from zero, in epochs")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
-    cooldown_epochs: float = Field(0.0, ge=0, description="epochs at min_lr after the cosine, counted in epochs")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the schedule")
+    cooldown_epochs: float = Field(0.0, ge=0, description="epochs at min_lr after the schedule, counted in epochs")
     patience: int | None = Field(
         None, ge=1, description="stop after so many epochs without a better validation; left out: never"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,7 +12,7 @@ from toast_cli.options import Named
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from toast_cli.backbone import Backbone
+    from toast_cli.backbone import Backbone, Readout
 
 
 class Meter(Protocol):
@@ -24,7 +24,7 @@ class Meter(Protocol):
     def merge(self, other: Any) -> None:
         """Count in what another meter of the same kind counted, in another process."""
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> dict[str, Any]:
         """The numbers so far, the `loss` among them."""
 
     def state(self) -> dict[str, Any]:
@@ -35,13 +35,34 @@ class Meter(Protocol):
 
 
 class Objective(ABC):
-    """What is learned: `head` turns pooled features into outputs, the rest says how good they are."""
+    """What is learned: `head` turns features into outputs, the rest says how good they are.
+
+    An objective that `reads_levels` has `features` of its own, made of every level's output; of others, the pooled
+    features are all that is computed. The outputs of a `dense` one have a place for every pixel.
+    """
 
     head: nn.Module
+    reads_levels: bool = False
+    dense: bool = False
 
     @abstractmethod
     def inputs(self, batch: Mapping[str, Any]) -> Any:
         """The part of a batch that the backbone looks at."""
+
+    def features(self, backbone: Backbone, readout: Readout, levels: Sequence[Tensor], inputs: Any) -> Any:
+        """What the head takes of the pass that counts: the pooled features.
+
+        Args:
+            backbone: what was run.
+            readout: what the pass put out.
+            levels: every level's output, if the objective `reads_levels`.
+            inputs: what the backbone looked at.
+        """
+        return readout.pooled
+
+    def predict(self, model: Callable[[Any], Tensor], batch: Mapping[str, Any]) -> Tensor:
+        """The outputs for a batch that nothing is learned from; `model` goes from inputs to outputs."""
+        return model(self.inputs(batch))
 
     @abstractmethod
     def count(self, batch: Mapping[str, Any]) -> int:

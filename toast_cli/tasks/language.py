@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from toast_cli.errors import UsageError
-from toast_cli.labels import IGNORED
+from toast_cli.labels import BOOKKEEPING, IGNORED
 from toast_cli.options import Named
 from toast_cli.tasks.base import Objective, Task
 
@@ -83,7 +83,7 @@ class Language(Objective):
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Token ids `[B, N]`, and whatever says which are real and which belong together."""
-        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+        return {name: tensor for name, tensor in batch.items() if name not in ("labels", *BOOKKEEPING)}
 
     def count(self, batch: Mapping[str, Any]) -> int:
         """Tokens to be learned."""

@@ -47,7 +47,7 @@ def evaluate(
                 outputs = stepped.outputs
                 parts.add(stepped.parts, objective.count(batch))
             else:
-                outputs = model(objective.inputs(batch))
+                outputs = objective.predict(model, batch)
         if objective.count(batch):
             meter.add(outputs, batch)
     model.train(was_training)

@@ -12,7 +12,7 @@ from toast_cli.storage.adapter import load
 from toast_cli.training.devices import make_accelerator
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import Session, open_data
+from toast_cli.training.session import Session, open_data, say_skipped
 
 
 def measure(
@@ -50,6 +50,7 @@ def measure(
         "split": split,
         **session.sizes(),
         {"val": "validation"}.get(split, split): metrics,
+        "skipped": say_skipped(reporter, **{split: batches}),
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
@@ -77,15 +78,17 @@ def schedule_notes(training: TrainingOptions, steps_per_epoch: int) -> list[str]
     return notes
 
 
-def make_schedule(optimizer: Optimizer, training: TrainingOptions, steps_per_epoch: int) -> CosineLRScheduler:
-    """Linear warm-up, then cosine to `min_lr` or a constant rate; call `step_update(step)` before each step."""
+def make_schedule(optimizer: Optimizer, training: TrainingOptions, steps_per_epoch: int) -> Scheduler:
+    """Linear warm-up, then cosine or poly to `min_lr` or a constant rate; call `step_update(step)` before each step."""
     warmup = warmup_steps(training, steps_per_epoch)
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=training.epochs * steps_per_epoch - cooldown_steps(training, steps_per_epoch),
+    shared = {
+        "t_initial": training.epochs * steps_per_epoch - cooldown_steps(training, steps_per_epoch),
         # A cosine between equal ends is the constant schedule, with the same warm-up.
-        lr_min=training.lr if training.schedule == "constant" else training.min_lr,
-        warmup_t=warmup,
-        warmup_lr_init=training.lr / (warmup + 1),
-        t_in_epochs=False,
-    )
+        "lr_min": training.lr if training.schedule == "constant" else training.min_lr,
+        "warmup_t": warmup,
+        "warmup_lr_init": training.lr / (warmup + 1),
+        "t_in_epochs": False,
+    }
+    if training.schedule == "poly":
+        return PolyLRScheduler(optimizer, power=training.poly_power, **shared)
+    return CosineLRScheduler(optimizer, **shared)

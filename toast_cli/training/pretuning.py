@@ -14,7 +14,15 @@ from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.loop import fit
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import begin, default_run_name, open_folder, prepare, say_first, told_how_to_go_on
+from toast_cli.training.session import (
+    begin,
+    default_run_name,
+    open_folder,
+    prepare,
+    say_first,
+    say_skipped,
+    told_how_to_go_on,
+)
 from toast_cli.training.step import DistillationStep, PretuningStep
 from toast_cli.training.tensorboard import metrics_logger
 
@@ -40,6 +48,11 @@ def pretune(
         raise UsageError("Pre-tuning is of the whole feedback path.", what_to_do="Use --method toast.")
     if not gradient and getattr(recipe.method, "start", None) != "least-squares":
         raise UsageError("Without gradients, only method.start=least-squares makes an artifact.")
+    if recipe.training.cache:
+        raise UsageError(
+            "Pre-tuning rebuilds every level of both passes, and training.cache keeps the end of the first alone.",
+            what_to_do="Leave training.cache out.",
+        )
     session = prepare(recipe, labels=gradient and options.target == "labels")
     model = session.model
     step = (PretuningStep if options.target == "labels" else DistillationStep)(model, options)
@@ -76,6 +89,7 @@ def pretune(
         results |= {"selected_epoch": best.epoch, "validation": best.metrics}
     results["before"] = before
     results["after"] = evaluate(model, measured, session.accelerator, step=step)["reconstruction"]
+    results["skipped"] = say_skipped(reporter, train=train, val=validation)
     results["seconds"] = time.perf_counter() - started
     save_artifact(folder, model, recipe, results)
     folder.write_results(results)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -29,6 +29,11 @@ def merged(counter: M) -> M:
     for other in others:
         first.merge(other)
     return first
+
+
+def united(found: Mapping[str, str]) -> dict[str, str]:
+    """What any process found, by name, the same in each of them."""
+    return {name: why for one in gather_object([dict(found)]) for name, why in sorted(one.items())}
 
 
 def summed(values: list[float], accelerator: Accelerator) -> list[float]:

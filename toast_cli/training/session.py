@@ -29,12 +29,13 @@ from toast_cli.storage.artifact import artifact_path, start_from
 from toast_cli.storage.card import adapter_card
 from toast_cli.storage.checkpoint import find_checkpoint, load_besides, load_checkpoint, load_state
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.training.caching import cached_step
 from toast_cli.training.devices import make_accelerator
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.loop import fit
 from toast_cli.training.memory import Memory, estimate
 from toast_cli.training.optimization import check_optimizer, schedule_notes
-from toast_cli.training.processes import shared_folder
+from toast_cli.training.processes import shared_folder, united
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.sharding import check_sharding
 from toast_cli.training.standing import Position
@@ -60,7 +61,8 @@ class Session:
         """A split in batches: shuffled and augmented for training, in order and plain otherwise."""
         size = self.recipe.training.batch_size if train else self.batch_size
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        return self._batches(split, Asked(size, train, train, with_masks, process, processes))
+        views = self.recipe.training.cache_views if self.recipe.training.cache and train else None
+        return self._batches(split, Asked(size, train, train, with_masks, process, processes, views))
 
     def sample(self, wanted: int) -> Iterator[Any]:
         """What the backbone looks at in `wanted` plain training samples that the seed draws, a batch at a time."""
@@ -171,15 +173,18 @@ def tune(
     model, accelerator, data = session.model, session.accelerator, session.data
     train = session.batches("train", train=True)
     validation = session.batches("val") if "val" in data.splits else None
+    step, notes = tuning_step(session, train, validation)
     folder = open_folder(session, output_dir, default_run_name(recipe), resume)
     say_first(session, train, folder, reporter)
+    for note in notes:
+        reporter.message(note)
     goes_on = begin(session, folder, reporter, resume)
     sizes, memory = session.sizes(), session.memory(train)
     for message in filter(None, (str(memory), memory.warning(accelerator.device))):
         reporter.message(message)
     with metrics_logger(folder, recipe.training.tensorboard) as log, told_how_to_go_on(folder, reporter, "tune"):
         best = fit(
-            Step(model),
+            step,
             train,
             validation,
             recipe.training,
@@ -205,12 +210,12 @@ def tune(
         "validation": best.metrics,
         "test": None,
     }
+    test = None
     if "test" in data.splits:
         shows = session.shows_attention("test")
-        batches = session.batches("test", with_masks=shows)
-        results["test"] = evaluate(
-            model, reporter.track(batches, len(batches), "test"), accelerator, with_attention=shows
-        )
+        test = session.batches("test", with_masks=shows)
+        results["test"] = evaluate(model, reporter.track(test, len(test), "test"), accelerator, with_attention=shows)
+    results["skipped"] = say_skipped(reporter, train=train, val=validation, test=test)
     results["seconds"] = time.perf_counter() - started
     config: AdapterConfig = describe(model, recipe, data.classes)
     trained, frozen = whole(model.trained()), whole(model.frozen_additions())
@@ -218,6 +223,19 @@ def tune(
         save_folder(folder.adapter, trained, frozen, config, adapter_card(config, results))
     folder.write_results(results)
     return folder, results
+
+
+def tuning_step(session: Session, train: Batches, validation: Batches | None) -> tuple[Step, list[str]]:
+    """What a step of tuning does, and what a user should read about it.
+
+    Raises:
+        ToastError: first passes are to be kept, and cannot be.
+    """
+    if not session.recipe.training.cache:
+        return Step(session.model), []
+    splits = {"train": train} if validation is None else {"train": train, "val": validation}
+    step, note = cached_step(session.recipe, session.model, splits, session.accelerator.mixed_precision)
+    return step, [note]
 
 
 def open_folder(session: Session, path: Path | None, name: str, resume: bool) -> RunFolder:
@@ -247,6 +265,20 @@ def say_first(session: Session, train: Batches, folder: RunFolder, reporter: Rep
         *steps,
     ):
         reporter.message(message)
+
+
+def say_skipped(reporter: Reporter, **batches: Batches | None) -> dict[str, dict[str, str]]:
+    """Say how many samples of every split could not be read and were left out; returns all of them, with the reasons.
+
+    All processes must call it.
+    """
+    found = {part: united(loader.skipped) for part, loader in batches.items() if loader is not None}
+    for part, skipped in found.items():
+        if skipped:
+            named = "; ".join(f"{name} ({why})" for name, why in list(skipped.items())[:3])
+            more = f"; and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
+            reporter.message(f"{part}: {len(skipped):,} could not be read and were skipped: {named}{more}")
+    return {part: skipped for part, skipped in found.items() if skipped}
 
 
 def begin(session: Session, folder: RunFolder, reporter: Reporter, resume: bool) -> bool:

@@ -38,8 +38,11 @@ class Step(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> Stepped:
         """One batch."""
         objective = self.model.objective
-        batch = objective.mixed(batch) if self.model.training else batch
-        outputs = self.model(objective.inputs(batch))
+        if self.model.training:
+            batch = objective.mixed(batch)
+            outputs = self.model(objective.inputs(batch))
+        else:
+            outputs = objective.predict(self.model, batch)
         return Stepped(outputs, objective.loss(outputs, batch))
 
     def meter(self) -> Meter:
@@ -64,6 +67,11 @@ class PretuningStep(Step):
         super().__init__(model)
         if not isinstance(model.adapted.steering, Steering):
             raise UsageError("Only a feedback path can be pre-tuned.", what_to_do="Use --method toast.")
+        if model.objective.reads_levels and options.target == "labels":
+            raise UsageError(
+                "Pre-tuning learns from what the backbone puts out at its end, and this task's head reads every level.",
+                what_to_do="Pre-tune on labelled images, or with pretuning.target=first-pass.",
+            )
         self.steering = model.adapted.steering
         self.options = options
 

@@ -20,6 +20,7 @@ from toast_cli.data.loading import ImageLoader, LabelledImages, make_loader
 from toast_cli.data.source import Asked, Sample
 from toast_cli.data.transforms import ImageTransform, build_transform
 from toast_cli.errors import ToastError, UsageError
+from toast_cli.labels import IGNORED
 from toast_cli.recipe.schema import ImageOptions
 
 COUNT = 10
@@ -86,7 +87,7 @@ def two_workers() -> Iterator[ImageLoader]:
 
 def test_a_batch_has_images_labels_and_indices() -> None:
     batch = next(iter(loader(shuffle=False)))
-    assert batch.keys() == {"image", "label", "index"}
+    assert batch.keys() == {"image", "label", "index", "view"}
     assert (batch["image"].shape, batch["image"].dtype) == ((4, 3, 16, 16), torch.float32)
     assert batch["label"].tolist() == [0, 1, 2, 0]
     assert batch["index"].tolist() == [0, 1, 2, 3]
@@ -208,6 +209,30 @@ def test_the_workers_stop_with_the_loader_that_failed() -> None:
         assert set(multiprocessing.active_children()) <= before
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_can_be_skipped_and_is_listed(workers: int) -> None:
+    batches = make_loader(Unreadable(), transform(), Asked(4), 0, workers, skip=True)
+    assert not batches.skipped
+    for _ in range(2):
+        assert order(list(batches)) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert batches.skipped == {"7": "It is."}
+
+
+def test_skipping_changes_nothing_about_the_other_images() -> None:
+    whole = by_index(list(make_loader(Noise(), transform(), Asked(4, shuffle=True), 0, workers=0)))
+    rest = by_index(list(make_loader(Unreadable(), transform(), Asked(4, shuffle=True), 0, workers=0, skip=True)))
+    assert rest.keys() == whole.keys() - {7}
+    assert all(torch.equal(image, whole[index]) for index, image in rest.items())
+
+
+def test_a_batch_of_which_nothing_can_be_read_is_not_counted() -> None:
+    batches = list(make_loader(Unreadable(), transform(), Asked(1, with_masks=True), 0, workers=0, skip=True))
+    assert len(batches) == COUNT
+    assert batches[7]["label"].tolist() == [IGNORED]
+    assert batches[7]["image"].shape == batches[0]["image"].shape
+    assert batches[7]["mask"].shape == batches[0]["mask"].shape
 
 
 def test_the_data_set_itself_raises_too() -> None:

@@ -176,7 +176,8 @@ def test_label_smoothing_is_in_the_loss_and_not_in_the_metrics() -> None:
 def test_plain_operations_are_those_of_the_backbone_alone() -> None:
     linear, toast = (flops(build_model(recipe_of(method), ("a", "b"))) for method in ("linear", "toast"))
     assert linear["flops_plain"] == toast["flops_plain"] < linear["flops"] < 1.01 * linear["flops_plain"]
-    assert toast["flops"] > 2 * toast["flops_plain"]
+    # Two passes and the feedback path, less what is not computed twice: much, in a network of three blocks.
+    assert 1.8 < toast["flops"] / toast["flops_plain"] < 2.2
 
 
 def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,181 @@
+"""Images and class maps, file by file: what the sources of labelled pixels on disk share.
+
+A class map is a picture of one channel (a palette's colours do not count) whose values are classes. Nothing is opened
+until asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from toast_cli.data.source import DataSet, Sample
+from toast_cli.data.split import hold_out, split_hash
+from toast_cli.errors import ToastError
+from toast_cli.options import Named
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from toast_cli.backbone import Backbone
+    from toast_cli.data.source import Asked, Batches
+    from toast_cli.recipe.schema import Recipe
+
+UNLABELLED = 255
+"""The value of a pixel without a class."""
+
+
+class PairOptions(Named):
+    """What a source of class maps can be told about the validation split it has to make itself."""
+
+    val_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of the training images held out where there is no validation split"
+    )
+    split_seed: int = Field(0, ge=0, description="seed of every split that is made, apart from the run's own seed")
+
+
+@dataclass(frozen=True)
+class PairSplit:
+    """Image files, each with its class map.
+
+    Args:
+        pairs: image and class map, in order.
+        classes: how many there are; every other value but 255 is an error.
+        reduce_zero_label: 0 means no class, and 1 is the first.
+    """
+
+    pairs: tuple[tuple[Path, Path], ...]
+    classes: int
+    reduce_zero_label: bool = False
+    has_masks: bool = False
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def take(self, indices: Sequence[int]) -> PairSplit:
+        """The samples at `indices`, in that order."""
+        return PairSplit(tuple(self.pairs[i] for i in indices), self.classes, self.reduce_zero_label)
+
+    def load(self, index: int) -> Sample:
+        """Read one image and its class map.
+
+        Raises:
+            ToastError: either cannot be read, they differ in size, or a value is no class.
+        """
+        from toast_cli.data.images import open_image
+
+        image_path, map_path = self.pairs[index]
+        image = open_image(image_path)
+        classes = class_map(map_path, self.classes, self.reduce_zero_label)
+        if classes.shape != (image.height, image.width):
+            raise ToastError(
+                f"The class map {map_path} is {classes.shape[1]}×{classes.shape[0]} pixels, and its image "
+                f"{image_path} {image.width}×{image.height}.",
+                "Every pixel of the image needs its own label.",
+                "Save the class map at the image's size (and upright, if a camera turned the image), or remove both.",
+            )
+        return Sample(image, -1, image_path.name, classes=classes)
+
+
+def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.ndarray:
+    """The classes in a file: `[H, W]` uint8, 255 where there is none.
+
+    Raises:
+        ToastError: it cannot be read, holds colours, or holds a value that is no class.
+    """
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            mode, values = file.mode, np.asarray(file)
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
+        raise ToastError(
+            f"The class map {path} cannot be read.",
+            f"{type(error).__name__}: {error}",
+            "Replace the file, or remove it and its image.",
+        ) from error
+    if values.ndim != 2:
+        raise ToastError(
+            f"The class map {path} holds colours (Pillow's mode {mode}).",
+            "A class map has one channel, whose values are classes: 0, 1, 2, ..., and 255 for none.",
+            "Save it as a grey or palette PNG.",
+        )
+    found = values.astype(np.int64)
+    if reduce_zero_label:
+        found = np.where((found == 0) | (found == UNLABELLED), UNLABELLED, found - 1)
+    unknown = (found != UNLABELLED) & ((found < 0) | (found >= classes))
+    if unknown.any():
+        odd, counts = np.unique(values[unknown], return_counts=True)
+        listed = ", ".join(f"{value} ({count:,} pixels)" for value, count in zip(odd[:5], counts[:5], strict=True))
+        first = 1 if reduce_zero_label else 0
+        raise ToastError(
+            f"The class map {path} has values that are no class: {listed}{' and more' if len(odd) > 5 else ''}.",
+            f"There are {classes} classes, {first} to {first + classes - 1}, and 255 for none"
+            + (" (0 too: reduce_zero_label)." if reduce_zero_label else "."),
+            "Mend the file, or name every class.",
+        )
+    return found.astype(np.uint8)
+
+
+def divided(train: PairSplit, options: PairOptions) -> tuple[dict[str, PairSplit], str]:
+    """`train` and, held out of it, `val`, and the note that says so."""
+    names, labels = [image.name for image, _ in train.pairs], [0] * len(train)
+    kept, held = hold_out(names, labels, options.val_fraction, options.split_seed)
+    if not held:
+        return {"train": train}, f"validation: none was held out (fraction {options.val_fraction:g}, or a single image)"
+    digest = split_hash([names[i] for i in held], [0] * len(held))
+    return {"train": train.take(kept), "val": train.take(held)}, (
+        f"validation: {100 * options.val_fraction:g}% of train held out ({len(held):,} images), "
+        f"seed {options.split_seed}, split {digest}"
+    )
+
+
+def matched(images: Sequence[Path], maps: Sequence[Path], where: str) -> tuple[tuple[Path, Path], ...]:
+    """Images and class maps of the same name but for the ending, in the names' order.
+
+    Raises:
+        ToastError: one has no other, or two share a name; they are named.
+    """
+    of_image, of_map = _by_stem(images), _by_stem(maps)
+    for alone, others, word, other in (
+        (of_image, of_map, "images", "class map"),
+        (of_map, of_image, "class maps", "image"),
+    ):
+        missing = [path for stem, path in sorted(alone.items()) if stem not in others]
+        if missing:
+            named = ", ".join(path.name for path in missing[:3])
+            raise ToastError(
+                f"{len(missing):,} of {len(alone):,} {word} in {where} have no {other}: "
+                f"{named}{' and more' if len(missing) > 3 else ''}.",
+                f"The first is {missing[0]}. An image and its class map share a name but for the ending.",
+                f"Add the {other}s, or remove what has none.",
+            )
+    return tuple((of_image[stem], of_map[stem]) for stem in sorted(of_image))
+
+
+def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in found:
+            raise ToastError(
+                f"{found[path.stem]} and {path.name} share a name but for the ending.", what_to_do="Remove one."
+            )
+        found[path.stem] = path
+    return found
+
+
+def data_set(classes: tuple[str, ...], splits: Mapping[str, PairSplit], notes: Sequence[str]) -> DataSet:
+    """A data set whose pixels are labelled."""
+    return DataSet(classes, splits, tuple(notes), pixel_batches)
+
+
+def pixel_batches(split: Any, recipe: Recipe, backbone: Backbone, asked: Asked) -> Batches:
+    """Batches of images and labels, see `pair_loading`."""
+    from toast_cli.data.pair_loading import pair_batches
+
+    return pair_batches(split, recipe, backbone, asked)
