@@ -85,8 +85,8 @@ def pixel_transform(images: ImageOptions, wishes: Wishes, seen: Preprocessing, t
         UsageError: sizes do not fit.
     """
     steps = training_steps if train else evaluation_steps
-    mean, std = list(images.mean or seen.mean), list(images.std or seen.std)
-    numbers = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    mean, std = images.normalization(seen.mean, seen.std)
+    numbers = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
     return v2.Compose([*steps(images, wishes, seen), *numbers])
 
 
@@ -124,7 +124,8 @@ def training_steps(images: ImageOptions, wishes: Wishes, seen: Preprocessing) ->
         side = images.resize or max(size)
         least, most = (round(side * factor) for factor in wishes.scale)
         plain = [v2.RandomResize(least, most + 1, interpolation)]
-    grey = [round(255 * value) for value in images.mean or seen.mean]  # nothing, once normalised
+    mean, _ = images.normalization(seen.mean, seen.std)
+    grey = [round(255 * value) for value in mean]  # nothing, once normalised
     fill: dict[Any, Any] = {tv_tensors.Image: grey, tv_tensors.Mask: UNLABELLED}
     return [*plain, v2.ToImage(), v2.RandomCrop(size, pad_if_needed=True, fill=fill), v2.RandomHorizontalFlip()]
 

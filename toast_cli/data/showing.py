@@ -37,7 +37,7 @@ def contact_sheet(
     batch = next(iter(image_batches(split, recipe, backbone, asked)))
     count = len(batch["label"])  # fewer, where images.on_error=skip left some out
     seen = backbone.require_preprocessing()
-    mean, std = recipe.images.mean or seen.mean, recipe.images.std or seen.std
+    mean, std = recipe.images.normalization(seen.mean, seen.std)
     inverse = [-m / s for m, s in zip(mean, std, strict=True)], [1 / s for s in std]
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

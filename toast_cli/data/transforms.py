@@ -64,7 +64,7 @@ def build_transform(images: ImageOptions, preprocessing: Preprocessing, train: b
             *geometry,
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(images.mean or preprocessing.mean), list(images.std or preprocessing.std)),
+            v2.Normalize(*map(list, images.normalization(preprocessing.mean, preprocessing.std))),
         ]
     )
 
