@@ -117,11 +117,12 @@ def _open_stream(options: Options, data_dir: Path | None) -> DataSet:
             continue
         known = (stream.info.splits or {}).get(stream.split)
         length = options.samples if part == "train" and options.samples else known and known.num_examples
-        if not length:
+        if not length and part == "train":
             raise UsageError(
-                f"{options.path} does not say how many images its {part} split has.",
+                f"{options.path} does not say how many images its train split has.",
                 what_to_do="Say dataset.samples=NUMBER, or use dataset.streaming=false.",
             )
+        length = length or sum(1 for _ in stream.select_columns([label]))
         where = f"{options.path} ({part})"
         splits[part] = StreamSplit(
             plain, image, label, tuple(classes), length, where, shuffle_buffer=options.shuffle_buffer

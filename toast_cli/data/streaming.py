@@ -8,8 +8,7 @@ number of steps for every process, and an epoch that can be gone on with in its 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
 from itertools import islice
@@ -32,10 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Streamed:
-    """One image of a stream, as `open_image` takes it."""
+    """One image of a stream, as `open_image` takes it: its bytes, or where they are."""
 
     name: str
     content: bytes | None
+    path: str | None
 
     def __str__(self) -> str:
         return self.name
@@ -46,9 +46,13 @@ class Streamed:
         Raises:
             OSError: there are none.
         """
-        if self.content is None:
+        if self.content is not None:
+            return BytesIO(self.content)
+        if self.path is None:
             raise OSError(None, "The sample has no image.")
-        return BytesIO(self.content)
+        import fsspec
+
+        return fsspec.open(self.path, "rb").open()
 
 
 @dataclass(frozen=True)
@@ -64,57 +68,34 @@ class Place:
 
 
 class StreamedImages(IterableDataset[Any]):
-    """Batches of one process, made by its workers: each the numbers `w`, `w + W`, ... of W workers.
+    """What one process reads of a stream, by its workers, in pieces of `size` images.
 
-    With `endless`, a reader that has come to the end of its shards before its last batch starts over; a reader that
-    has not leaves the rest out. Without, each reads what it has once.
+    Pieces that are sure to be left out are counted and not decoded: of W workers, number w's piece number j comes to
+    the loader as number j W + w, or before.
     """
 
     def __init__(self, images: LabelledImages, split: StreamSplit, asked: Asked, seed: int) -> None:
         super().__init__()
-        self.images, self.split, self.asked = images, split, asked
-        self.endless = asked.shuffle
+        self.images, self.split = images, split
+        self.size = _parts(asked, asked.batch_size)
         self.table = _part_of(split, asked, seed)
         # In shared memory, so that workers that live on from epoch to epoch see them change.
         self._at = torch.zeros(2, dtype=torch.int64).share_memory_()
 
-    def set_epoch(self, epoch: int, begin: int) -> None:
-        """Shuffle and augment as in this epoch from now on, and leave its first `begin` batches out."""
+    def set_epoch(self, epoch: int, leave_out: int) -> None:
+        """Shuffle and augment as in this epoch from now on; its first so many images need not be decoded."""
         self.images.set_epoch(epoch)
-        self._at[0], self._at[1] = epoch, begin
+        self._at[0], self._at[1] = epoch, leave_out
 
-    def __iter__(self) -> Iterator[Fetched | ToastError]:
+    def __iter__(self) -> Iterator[Fetched | ToastError | int]:
         worker = get_worker_info()
-        first, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        epoch, begin = self._at.tolist()
+        number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        epoch, leave_out = self._at.tolist()
         self.table.set_epoch(epoch)
-        rows = self._rows()
-        steps = -(-len(self.split) // self.asked.batch_size)
-        number = first
-        while number < steps or not self.endless:
-            taken = list(islice(rows, self._size(number)))
-            if not taken:
-                return
-            if number >= begin:
-                yield self._fetched(taken)
+        rows = iter(self.table)
+        while taken := list(islice(rows, self.size)):
+            yield len(taken) if (number + 1) * self.size <= leave_out else self._fetched(taken)
             number += workers
-
-    def _rows(self) -> Iterator[Mapping[str, Any]]:
-        while True:
-            empty = True
-            for row in self.table:
-                empty = False
-                yield row
-            if not self.endless or empty:
-                return
-
-    def _size(self, number: int) -> int:
-        """Of this process's part of a batch. Where one is too small to go round, a process without a part takes one."""
-        asked, whole = self.asked, self.asked.batch_size
-        if self.endless:
-            whole = min(whole, len(self.split) - number * whole)
-        begin, end = (-(-whole * process // asked.processes) for process in (asked.process, asked.process + 1))
-        return max(end - begin, 1)
 
     def _fetched(self, rows: list[Mapping[str, Any]]) -> Fetched | ToastError:
         """A batch. An error is handed on: raised in a worker, it would arrive as a traceback's text."""
@@ -132,45 +113,37 @@ class StreamedImages(IterableDataset[Any]):
     def _sample(self, row: Mapping[str, Any], name: str) -> Sample:
         label = self.split.label_of(row, name)
         cell = row[self.split.image] or {}
-        if cell.get("bytes") is None and cell.get("path"):
-            raise ToastError(f"The image {name} is not in the stream.", f"It is a path: {cell['path']}.")
-        return Sample(open_image(Streamed(name, cell.get("bytes"))), label, name)
-
-
-def _part_of(split: StreamSplit, asked: Asked, seed: int) -> Any:
-    """What this process reads of the stream, shuffled where that is asked for."""
-    from datasets.distributed import split_dataset_by_node
-
-    table = split.table
-    if asked.shuffle:
-        table = table.shuffle(seed=mixed(seed) % 2**32, buffer_size=split.shuffle_buffer)
-    return split_dataset_by_node(table, rank=asked.process, world_size=asked.processes)
+        return Sample(open_image(Streamed(name, cell.get("bytes"), cell.get("path"))), label, name)
 
 
 class StreamLoader:
-    """Batches of a stream; `notes` say how shards go round."""
+    """Batches of a stream; `notes` say how shards go round.
 
-    def __init__(self, dataset: StreamedImages, workers: int, seed: int) -> None:
-        self.dataset = dataset
+    An epoch has the same number of steps for every process. One alone sees each image once in it; of several, one that
+    comes to the end of its shards before the others starts over. To be measured on, a stream is read once by all.
+    """
+
+    def __init__(self, dataset: StreamedImages, asked: Asked, workers: int, seed: int) -> None:
+        self.dataset, self.asked = dataset, asked
         self.skipped: dict[str, str] = {}
-        split, asked = dataset.split, dataset.asked
-        shards = split.table.num_shards
+        self._epoch, self._begin = 0, 0
+        shards = dataset.split.table.num_shards
         apart = shards % asked.processes == 0
         workers = min(workers, shards // asked.processes if apart else shards)
-        self.notes = tuple(_notes(split, asked, max(workers, 1))) if dataset.endless else ()
+        self.notes: tuple[str, ...] = (_note(dataset.split, asked.processes, workers, apart),) if asked.shuffle else ()
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=None,
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=quiet_worker,
-            collate_fn=partial(collate, together=default_collate),
+            collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(mixed(seed)),
         )
 
     def __len__(self) -> int:
-        return -(-len(self.dataset.split) // self.dataset.asked.batch_size)
+        return -(-self.samples // self.asked.batch_size)
 
     @property
     def samples(self) -> int:
@@ -179,16 +152,48 @@ class StreamLoader:
 
     def set_epoch(self, epoch: int, begin: int = 0) -> None:
         """Shuffle and augment as in this epoch, from the next iteration on, which leaves `begin` batches out."""
-        self.dataset.set_epoch(epoch, begin)
+        self._epoch, self._begin = epoch, begin
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self._loader:
-            if isinstance(batch, ToastError):
-                batch.process = self.dataset.asked.process
-                raise batch
-            tensors, skipped = batch
+        if not self.asked.shuffle:
+            yield from self._pieces(0)
+            return
+        sizes = [self._size(number) for number in range(len(self))]
+        pieces = self._pieces(sum(sizes[: self._begin]))
+        kept: dict[str, Any] = {}
+        for size in sizes[self._begin :]:
+            while not kept or len(kept["label"]) < size:
+                piece = next(pieces, None)
+                if piece is not None:
+                    kept = {name: torch.cat([kept[name], piece[name]]) for name in piece} if kept else piece
+                elif self.asked.processes > 1:
+                    pieces = self._pieces(0)
+                else:
+                    break
+            if kept:
+                yield {name: tensor[:size] for name, tensor in kept.items()}
+                kept = {name: tensor[size:] for name, tensor in kept.items()} if len(kept["label"]) > size else {}
+
+    def _size(self, number: int) -> int:
+        """Of this process's part of a batch. Where one is too small to go round, a process without a part takes one."""
+        return _parts(self.asked, min(self.asked.batch_size, self.samples - number * self.asked.batch_size))
+
+    def _pieces(self, leave_out: int) -> Iterator[dict[str, Any]]:
+        """Images in the order of the stream, without the first so many."""
+        self.dataset.set_epoch(self._epoch, leave_out)
+        for piece in self._loader:
+            if isinstance(piece, ToastError):
+                piece.process = self.asked.process
+                raise piece
+            if isinstance(piece, int):
+                leave_out -= piece
+                continue
+            tensors, skipped = piece
             self.skipped.update(skipped)
-            yield tensors
+            left = min(leave_out, len(tensors["label"]))
+            leave_out -= left
+            if left < len(tensors["label"]):
+                yield {name: tensor[left:] for name, tensor in tensors.items()} if left else tensors
 
 
 def stream_batches(split: Any, recipe: Recipe, backbone: Backbone, asked: Asked) -> StreamLoader:
@@ -209,23 +214,39 @@ def stream_batches(split: Any, recipe: Recipe, backbone: Backbone, asked: Asked)
         )
     transform = image_transform(recipe, backbone, asked)
     images = LabelledImages(split, transform, recipe.seed, skip=recipe.images.on_error == "skip")
-    dataset = StreamedImages(images, split, replace(asked, with_masks=False), recipe.seed)
-    return StreamLoader(dataset, recipe.training.workers, recipe.seed)
+    dataset = StreamedImages(images, split, asked, recipe.seed)
+    return StreamLoader(dataset, asked, recipe.training.workers, recipe.seed)
 
 
-def _notes(split: StreamSplit, asked: Asked, workers: int) -> Iterator[str]:
-    shards, processes, readers = split.table.num_shards, asked.processes, asked.processes * workers
-    yield (
+def _part_of(split: StreamSplit, asked: Asked, seed: int) -> Any:
+    """What this process reads of the stream, shuffled where that is asked for."""
+    from datasets.distributed import split_dataset_by_node
+
+    table = split.table
+    if asked.shuffle:
+        table = table.shuffle(seed=mixed(seed) % 2**32, buffer_size=split.shuffle_buffer)
+    return split_dataset_by_node(table, rank=asked.process, world_size=asked.processes)
+
+
+def _parts(asked: Asked, whole: int) -> int:
+    """How many of a whole batch are this process's; at least one."""
+    begin, end = (-(-whole * process // asked.processes) for process in (asked.process, asked.process + 1))
+    return max(end - begin, 1)
+
+
+def _collate(piece: Any) -> Any:
+    return piece if isinstance(piece, int) else collate(piece, default_collate)
+
+
+def _note(split: StreamSplit, processes: int, workers: int, apart: bool) -> str:
+    shards, readers = split.table.num_shards, processes * max(workers, 1)
+    note = (
         f"{split.where}: {len(split):,} images streamed from {shards:,} shards by {readers} "
         f"reader{'s' * (readers > 1)}, shuffled {split.shuffle_buffer:,} at a time"
     )
-    if shards % processes:
-        yield (
-            f"{split.where}: {shards:,} shards do not go evenly into {processes} processes, so each reads all of them "
-            "and keeps its part: slower, and still none sees an image of another"
-        )
-    elif shards % readers:
-        yield (
-            f"{split.where}: {shards:,} shards do not go evenly into {readers} readers, so an epoch shows some images "
-            "twice and leaves others out"
-        )
+    if apart:
+        return note
+    return (
+        f"{note}; {shards:,} shards do not go evenly into {processes} processes, so each reads all of them and keeps "
+        "its part: slower, and still none sees an image of another"
+    )

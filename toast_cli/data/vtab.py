@@ -66,9 +66,9 @@ class Options(Named):
 
     name: Literal["vtab"] = Field("vtab", description="the data set")
     path: str = Field(description="the task: " + ", ".join(TASKS))
-    train_on: Literal["train800", "train800val200"] = Field(
+    use: Literal["train800", "all1000"] = Field(
         "train800",
-        description="train800: validated on val200, to choose settings; train800val200: all 1,000, without validation, "
+        description="train800: validated on val200, to choose settings; all1000: on both lists, without validation, "
         "for the run that is reported",
     )
 
@@ -85,9 +85,10 @@ def open_vtab(options: Options, data_dir: Path | None) -> DataSet:
         hint = f"{did_you_mean(options.path, TASKS)} Known: {', '.join(TASKS)}."
         raise UsageError(f"There is no VTAB task '{options.path}'.", what_to_do=hint)
     root = _find(data_folder(data_dir), options.path)
-    lists = {"train": options.train_on, "test": "test"}
-    if options.train_on == "train800":
-        lists["val"] = "val200"
+    if options.use == "train800":
+        lists = {"train": "train800", "val": "val200", "test": "test"}
+    else:
+        lists = {"train": "train800val200", "test": "test"}
     splits = {part: _split(root, name, task.classes) for part, name in lists.items()}
     _require_apart(root, splits)
     notes = [f"VTAB-1k, {options.path}: {task.group}, {task.classes} classes, judged by top-1 {task.metric}"]
@@ -100,7 +101,7 @@ def open_vtab(options: Options, data_dir: Path | None) -> DataSet:
     if missing:
         notes.append(f"train: no image of {listed(missing)}")
     train = splits["train"]
-    notes.append(f"train: {options.train_on}.txt, split {split_hash(train.names, train.labels)}")
+    notes.append(f"train: {lists['train']}.txt, split {split_hash(train.names, train.labels)}")
     return DataSet(tuple(map(str, range(task.classes))), splits, tuple(notes))
 
 
