@@ -57,7 +57,7 @@ class LabelledImages(Dataset[dict[str, Any]]):
     ) -> None:
         if with_masks and not split.has_masks:
             raise ValueError("this split has no masks")
-        self.split = split.without_masks() if isinstance(split, FileSplit) and not with_masks else split
+        self.split = split if with_masks else without_masks(split)
         self.transform = transform
         self.seed = seed
         self.with_masks = with_masks
@@ -124,6 +124,11 @@ class LabelledImages(Dataset[dict[str, Any]]):
         """What stands in a batch of which nothing could be read: its label is to be ignored."""
         image = Image.new("RGB", (64, 64))
         return self.item(Sample(image, IGNORED, "", np.zeros((64, 64), dtype=bool)), index)
+
+
+def without_masks(split: ImageSplit) -> ImageSplit:
+    """The same images, without reading masks that are files of their own."""
+    return split.without_masks() if isinstance(split, FileSplit) else split
 
 
 @dataclass(frozen=True)
@@ -202,16 +207,20 @@ def image_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: 
     """Images as the recipe and the backbone want them.
 
     Raises:
-        UsageError: the backbone does not look at images, or the recipe asks for sizes that do not fit.
+        UsageError: the backbone does not look at images, or the recipe asks for what does not fit.
+        ToastError: resized images are to be kept, and there is no room.
     """
-    return make_loader(
-        split,
-        image_transform(recipe, backbone, asked),
-        asked,
-        seed=recipe.seed,
-        workers=recipe.training.workers,
-        skip=recipe.images.on_error == "skip",
-    )
+    transform = image_transform(recipe, backbone, asked)
+    notes: tuple[str, ...] = ()
+    if recipe.images.cache:
+        from toast_cli.data.resized import kept_resized
+
+        split, note = kept_resized(split if asked.with_masks else without_masks(split), transform)
+        notes = (note,)
+    skip = recipe.images.on_error == "skip"
+    loader = make_loader(split, transform, asked, seed=recipe.seed, workers=recipe.training.workers, skip=skip)
+    loader.notes = notes
+    return loader
 
 
 def image_transform(recipe: Recipe, backbone: Backbone, asked: Asked) -> ImageTransform:

@@ -72,6 +72,8 @@ def pair_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: A
             "images.on_error=skip is for labelled images.",
             what_to_do="Mend the pairs that cannot be read, or remove them.",
         )
+    if recipe.images.cache:
+        raise UsageError("images.cache is for labelled images.", what_to_do="Leave it out.")
     wishes, seen = cast("Wishes", recipe.task), backbone.require_preprocessing()
     transform = pixel_transform(recipe.images, wishes, seen, train=asked.augment)
     dataset = LabelledPixels(split, transform, recipe.seed, together=asked.augment)

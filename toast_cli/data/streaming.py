@@ -212,6 +212,8 @@ def stream_batches(split: Any, recipe: Recipe, backbone: Backbone, asked: Asked)
             f"A batch of {asked.batch_size} cannot be shared by {asked.processes} processes.",
             what_to_do="Raise training.batch_size and training.eval_batch_size, or start fewer processes.",
         )
+    if recipe.images.cache:
+        raise UsageError("images.cache keeps image files, and a stream has none.", what_to_do="Leave it out.")
     transform = image_transform(recipe, backbone, asked)
     images = LabelledImages(split, transform, recipe.seed, skip=recipe.images.on_error == "skip")
     dataset = StreamedImages(images, split, asked, recipe.seed)

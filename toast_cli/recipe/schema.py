@@ -44,6 +44,11 @@ class ImageOptions(Options):
         description="mean and std by name, instead of the backbone's: ImageNet's; half: 0.5 and 0.5; none: pixels stay "
         "in 0..1",
     )
+    cache: bool = Field(
+        False,
+        description="keep images on disk, resized and not yet cropped or mirrored, from the first time they are read "
+        "(TOAST_CACHE_DIR); changes no number",
+    )
     mean: tuple[float, float, float] | None = Field(None, description="RGB mean in 0..1, instead of the backbone's")
     std: tuple[float, float, float] | None = Field(
         None, description="RGB standard deviation, instead of the backbone's"
