@@ -144,7 +144,8 @@ def cub(where: Path) -> str:
     lines(root / "classes.txt", [f"{i} {name}" for i, name in enumerate(species, start=1)])
     lines(root / "image_class_labels.txt", [f"{i} {(i - 1) // 6 + 1}" for i in ids])
     lines(root / "train_test_split.txt", [f"{i} {int(i % 3 != 0)}" for i in ids])
-    lines(root / "bounding_boxes.txt", [f"{i} {' '.join(f'{side:.1f}' for side in BOX)}" for i in ids])
+    x, *rest = BOX
+    lines(root / "bounding_boxes.txt", [f"{i} {' '.join(f'{side:.1f}' for side in (x + i % 5, *rest))}" for i in ids])
     lines(root / "parts/parts.txt", ["1 back", "2 beak"])
     lines(root / "parts/part_locs.txt", [line for i in ids for line in (f"{i} 1 18.0 12.0 1", f"{i} 2 0.0 0.0 0")])
     return "cub"

@@ -99,11 +99,15 @@ class LabelledImages(Dataset[dict[str, Any]]):
 
     def item(self, sample: Sample, index: int) -> dict[str, Any]:
         """A sample as it goes into a batch; `index` is what its augmentation is drawn by."""
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: that one would reseed the GPU too, which fork_rng does not restore here.
-            turn = self.view if self.views else int(self._epoch)
-            torch.default_generator.manual_seed(mixed(self.seed, turn, index))
+        # Not torch.manual_seed: that one would reseed the GPU too.
+        generator = torch.default_generator
+        before = generator.get_state()
+        turn = self.view if self.views else int(self._epoch)
+        generator.manual_seed(mixed(self.seed, turn, index))
+        try:
             return {**self.shown(sample), "index": index, "view": self.view}
+        finally:
+            generator.set_state(before)
 
     def shown(self, sample: Sample) -> dict[str, Any]:
         """A sample as training and evaluation see it."""

@@ -14,6 +14,7 @@ from scipy.io import savemat
 from tests.layouts import BOX, LAYOUTS, SIZE, json_lists
 from toast_cli import registry
 from toast_cli.data.dogs import read_boxes
+from toast_cli.data.files import FileSplit
 from toast_cli.data.regions import Boxes, Picture
 from toast_cli.data.source import DataSet, image_splits
 from toast_cli.errors import ToastError
@@ -133,7 +134,10 @@ class TestJsonLists:
         assert found.classes == official.classes
         for part, split in image_splits(official, name).items():
             other = image_splits(found, name)[part]
-            assert (set(other.names), other.has_masks) == (set(split.names), True)
+            assert isinstance(split, FileSplit) and isinstance(other, FileSplit)
+            assert split.regions and other.regions
+            marked, again = (dict(zip(each.names, each.regions or (), strict=True)) for each in (split, other))
+            assert again == marked
         np.testing.assert_array_equal(mask_of(found), mask_of(official))
         assert any("splits of train.json, val.json, test.json" in note for note in found.notes)
         assert any("dataset.lists=json" in note for note in official.notes)

@@ -13,6 +13,7 @@ import torch
 from tests.layouts import encoded, folder, shards, tarred
 from toast_cli import registry
 from toast_cli.backbone import Preprocessing
+from toast_cli.data import streaming
 from toast_cli.data.source import Asked, DataSet, image_splits
 from toast_cli.data.streaming import Place
 from toast_cli.errors import ToastError, UsageError
@@ -85,6 +86,13 @@ def test_epochs_and_seeds_differ_in_order_and_an_epoch_can_be_repeated(tmp_path:
 def test_an_epoch_goes_on_where_it_was_left(tmp_path: Path, workers: int) -> None:
     batches = loader(opened(tmp_path), Asked(4, shuffle=True), workers=workers)
     assert numbers(batches, 3, begin=2) == numbers(batches, 3)[2:]
+
+
+def test_what_an_epoch_has_had_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening, opened_now = streaming.open_image, []
+    monkeypatch.setattr(streaming, "open_image", lambda file: opened_now.append(file) or opening(file))
+    batches = loader(opened(tmp_path), Asked(4, shuffle=True))
+    assert len(flat(numbers(batches, 3, begin=4))) == len(opened_now) == 8
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(2, 0), (2, 2), (1, 2)])
