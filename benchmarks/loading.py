@@ -4,7 +4,8 @@
     python benchmarks/loading.py                     # draws a folder of photographs' size first
 
 Both read, decode, resize, crop and normalise every image once an epoch into float32 batches, in turns; medians over the
-epochs are printed, and the ratio. `cached` is toast's with images.cache=true, after it has seen the images once.
+epochs are printed, and the ratio. `cached` is toast's with images.cache=true, after it has seen the images once. On a
+machine that does other things too, CPU time per image (workers included) says more than images per second.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from timm.data import create_dataset, create_loader
@@ -85,12 +87,18 @@ def of_toast(images: Path, batch: int, workers: int, train: bool, cache: bool) -
     return data.batches(data.splits["train"], build_recipe(raw, {}, origin="a benchmark"), backbone, asked)
 
 
-def rate(loader: Iterable[Any]) -> float:
-    """Images per second over an epoch."""
-    began, count = time.perf_counter(), 0
+def rate(loader: Iterable[Any]) -> tuple[float, float]:
+    """Images per second over an epoch, and milliseconds of CPU time an image."""
+    began, used, count = time.perf_counter(), cpu(), 0
     for batch in loader:
         count += len(batch["image"] if isinstance(batch, dict) else batch[0])
-    return count / (time.perf_counter() - began)
+    return count / (time.perf_counter() - began), 1000 * (cpu() - used) / count
+
+
+def cpu() -> float:
+    """Seconds of CPU time of this process and its workers."""
+    here = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (here, *here.children(recursive=True)))
 
 
 def main() -> None:
@@ -108,17 +116,19 @@ def main() -> None:
                 "toast": of_toast(images, given.batch, given.workers, train, cache=False),
                 "cached": of_toast(images, given.batch, given.workers, train, cache=True),
             }
-            rates: dict[str, list[float]] = {name: [] for name in loaders}
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in loaders}
             for epoch in range(given.epochs + 1):
                 for name, loader in loaders.items():
-                    found = rate(loader)
+                    measured = rate(loader)
                     if epoch:  # the first starts the workers, and fills the cache
-                        rates[name].append(found)
-            medians = {name: statistics.median(each) for name, each in rates.items()}
-            spread = {name: f"{min(each):.0f} to {max(each):.0f}" for name, each in rates.items()}
-            print(f"{what}, batch {given.batch}, {given.workers} workers, images per second:")
-            for name, median in medians.items():
-                print(f"  {name:6} {median:7.0f} ({spread[name]}), {median / medians['timm']:.2f} × timm")
+                        found[name].append(measured)
+            print(f"{what}, batch {given.batch}, {given.workers} workers:")
+            theirs = [statistics.median(each) for each in zip(*found["timm"], strict=True)]
+            for name, each in found.items():
+                speed, cost = (statistics.median(values) for values in zip(*each, strict=True))
+                slowest, fastest = min(each)[0], max(each)[0]
+                told = f"{speed:6.0f} images/s ({slowest:.0f} to {fastest:.0f}), {speed / theirs[0]:.2f} × timm"
+                print(f"  {name:6} {told}; CPU {cost:5.2f} ms an image, {cost / theirs[1]:.2f} × timm")
 
 
 if __name__ == "__main__":
