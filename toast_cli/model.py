@@ -18,7 +18,7 @@ from toast_cli.errors import UsageError
 from toast_cli.fingerprint import fingerprint
 from toast_cli.methods.adapted import Adapted
 from toast_cli.methods.base import Method
-from toast_cli.methods.injected import merged
+from toast_cli.methods.injected import left_out, merged
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.folding import FoldedSteering
 from toast_cli.steering.steering import Passes, Steering, one_pass
@@ -91,8 +91,16 @@ class Model(nn.Module):
             counts.levels = True
             first_trace, last_trace = (first_trace, counts) if two else (counts, last_trace)
         passes = self.adapted(inputs, first_trace, last_trace)
-        levels = counts.outputs if counts is not None else ()
-        return self.head(self.objective.features(self.backbone, passes.last, levels, inputs)), passes
+        return self._head(passes, counts, inputs), passes
+
+    def plain(self, inputs: Any) -> Tensor:
+        """Outputs of the head for a single pass, whatever the method makes of the backbone."""
+        trace = Trace(levels=True) if self.objective.reads_levels else None
+        return self._head(one_pass(self.backbone, inputs, trace), trace, inputs)
+
+    def _head(self, passes: Passes, trace: Trace | None, inputs: Any) -> Tensor:
+        levels = trace.outputs if trace is not None else ()
+        return self.head(self.objective.features(self.backbone, passes.last, levels, inputs))
 
     def outputs(self, pooled: Tensor) -> Tensor:
         """Outputs of the head for pooled features."""
@@ -157,7 +165,7 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
         raise UsageError(
             f"The method '{recipe.method.name}' trains nothing on {recipe.backbone.name} for {recipe.task.name}.",
             "Its only trained part is a new head, and this task uses the model's own.",
-            "Choose another --method.",
+            "Choose toast, toast-lite, lora, peft:KIND or full.",
         )
     return model
 
@@ -201,14 +209,17 @@ def count(tensors: Iterable[Tensor]) -> int:
 
 @torch.no_grad()
 def flops(model: Model) -> dict[str, Any]:
-    """Floating-point operations per image (or token), counted: the model's and the plain backbone's."""
+    """Floating-point operations per image (or token), counted: the model's, and one plain pass's with the same head.
+
+    The plain pass is the library's own forward, without what the method added and without this package's short cuts.
+    """
     was_training = model.training
     model.eval()
     example = send_to_device(model.backbone.example(1), next(model.parameters()).device)
     with FlopCounterMode(display=False) as own:
         model(example)
-    with FlopCounterMode(display=False) as plain:
-        one_pass(model.backbone, example)
+    with left_out(model.backbone.module), FlopCounterMode(display=False) as plain:
+        model.plain(example)
     model.train(was_training)
     unit, units = ("token", example["input_ids"].numel()) if model.backbone.preprocessing is None else ("image", 1)
     return {
