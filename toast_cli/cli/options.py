@@ -41,6 +41,7 @@ InitFrom = Annotated[
         "comes with the backbone ('shipped')."
     ),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would run, train nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Resume = Annotated[
     Path | None, typer.Option(help="Go on with the interrupted run in this folder; nothing else but --device fits.")

@@ -116,10 +116,16 @@ def start_from(path: Path, model: Model) -> Lineage:
     wanted = _tensors(steering)
     unlike = [name for name, place in wanted.items() if name not in tensors or tensors[name].shape != place.shape]
     if unlike:
+        both = set(unlike) & tensors.keys()
         raise ToastError(
             f"{folder} does not cover what is to be steered.",
             f"Missing or of another shape: {', '.join(sorted(unlike)[:5])}.",
-            "Pre-tune with the same feedback and feedback_level, or with full feedback.",
+            "Pre-tune with the same feedback and feedback_level"
+            + (
+                ": where levels differ in width, selection fits the level that it was pre-tuned at."
+                if both
+                else ", or with full feedback."
+            ),
         )
     for name, place in wanted.items():
         place.copy_(tensors[name])
