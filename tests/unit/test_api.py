@@ -132,7 +132,9 @@ def test_an_answer_is_sampled_searched_limited_and_stopped_as_transformers_does_
         assert written[0] == written[1] != ""
     free = writing.generate("Say yes.", max_new_tokens=20)
     assert writing.generate("Say yes.", max_new_tokens=20, prompt_lookup_num_tokens=2) == free
-    assert writing.generate("Say yes.", max_new_tokens=20, stop_strings=[free[3:6]]) == free[: free.index(free[3:6]) + 3]
+    assert (
+        writing.generate("Say yes.", max_new_tokens=20, stop_strings=[free[3:6]]) == free[: free.index(free[3:6]) + 3]
+    )
     config = copy(writing.model.backbone.module.generation_config)
     config.max_new_tokens = 4
     assert writing.generate("Say yes.", generation_config=config) == free[:4]

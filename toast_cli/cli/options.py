@@ -37,7 +37,7 @@ Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")
 InitFrom = Annotated[
     str | None,
     typer.Option(
-        help="Start selection and feedback path from what 'toast pretune' wrote (run or artifact folder), or from what "
+        help="Start selection and feedback path from what 'toast pretune' wrote (run or artifact folder, or an export), or what "
         "comes with the backbone ('shipped')."
     ),
 ]
