@@ -42,8 +42,8 @@ class Card:
     `parameters` counts the frozen network without a classifier (None where it is known only once built);
     `source` says where its weights come from; `artifact` is a folder with a feedback path pre-tuned for them, where one
     comes with the plugin (`init_from: shipped`); `departures` are the options under which the backbone computes as the
-    authors' code does where that departs from the paper, for checkpoints that were trained with it. `rebuild` builds the
-    network empty from its options and a folder with its `Backbone.files`; None where those are always empty.
+    authors' code does where that departs from the paper, for checkpoints that were trained with it. `rebuild` builds
+    the network empty from its options and a folder with its `Backbone.files`; None where those are always empty.
     """
 
     name: str
