@@ -53,7 +53,8 @@ class Writer:
             settings: transformers' own generation settings; at most 256 new tokens unless they limit it otherwise.
 
         Raises:
-            UsageError: there is nothing to answer, a setting asks for something else than one text, or beams would be streamed.
+            UsageError: there is nothing to answer, a setting asks for something else than one text, or beams would be
+                streamed.
         """
         if not turns:
             raise UsageError("Nothing was said that could be answered.")

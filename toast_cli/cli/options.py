@@ -37,8 +37,8 @@ Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")
 InitFrom = Annotated[
     str | None,
     typer.Option(
-        help="Start selection and feedback path from what 'toast pretune' wrote (run folder, artifact folder or exported "
-        "file), or from what comes with the backbone ('shipped')."
+        help="Start selection and feedback path from what 'toast pretune' wrote (run folder, artifact folder or "
+        "exported file), or from what comes with the backbone ('shipped')."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

@@ -144,7 +144,7 @@ def build_for(
     *,
     empty: bool = False,
 ) -> tuple[Model, Recipe]:
-    """The model of what lies at `path`, before its tensors are put in, and the recipe with its backbone's weights found.
+    """The model of what lies at `path`, before its tensors are put in, and the recipe with the backbone's weights found.
 
     Args:
         path: what is being loaded.

@@ -1,8 +1,8 @@
 """Pre-tuned artifacts: selection and feedback path with where they come from, to start tuning from.
 
 A folder holds `feedback.safetensors` (`xi`, `P`, and `A.l`, `B.l` by the backbone's own levels, counted from 0),
-`artifact.json` (backbone and its fingerprint, the whole recipe, results) and `README.md`. An exported file holds the same
-tensors, with what is in `artifact.json` in its metadata.
+`artifact.json` (backbone and its fingerprint, the whole recipe, results) and `README.md`. An exported file holds the
+same tensors, with what is in `artifact.json` in its metadata.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
     if not is_artifact(path):
         raise UsageError(
             f"{path} holds no pre-tuned artifact.",
-            what_to_do="Name what 'toast pretune' wrote: its run folder, the folder 'artifact' in it, or an export of it.",
+            what_to_do="Name what 'toast pretune' wrote: its run folder, the folder 'artifact' in it, or its export.",
         )
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     try:
