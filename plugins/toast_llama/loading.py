@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 

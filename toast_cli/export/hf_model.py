@@ -73,11 +73,9 @@ class _Toast(PreTrainedModel):
         place = str(pretrained_model_name_or_path)
         hub = {name: settings[name] for name in _OF_THE_HUB if name in settings}
         config = config or ToastConfig.from_pretrained(place, **hub)
-        if cls.__name__ not in (config.architectures or [cls.__name__]):
-            raise ToastError(
-                f"{place} holds a {config.architectures[0]}.",
-                what_to_do=f"Use {config.architectures[0].replace('ToastFor', 'AutoModelFor')}.",
-            )
+        kind = (config.architectures or [cls.__name__])[0]
+        if kind != cls.__name__:
+            raise ToastError(f"{place} holds a {kind}.", what_to_do=f"Use {kind.replace('ToastFor', 'AutoModelFor')}.")
         found = cached_file(place, WEIGHTS, **hub)
         if found is None:
             raise ToastError(f"There is no {WEIGHTS} in {place}.", what_to_do="Export the folder again.")

@@ -30,6 +30,9 @@ CONFIG = "adapter_config.json"
 PRETUNED = "artifact"
 """What a run folder holds in place of an adapter after pre-tuning."""
 
+PRETUNED_ENTRY = "toast-artifact"
+"""What the metadata of one exported as a file has in place of `toast`."""
+
 
 @dataclass(frozen=True)
 class AdapterConfig:
@@ -144,7 +147,7 @@ def build_for(
     *,
     empty: bool = False,
 ) -> tuple[Model, Recipe]:
-    """The model of what lies at `path`, before its tensors are put in, and the recipe with the backbone's weights found.
+    """The model of what lies at `path`, its own tensors not put in yet, and the recipe with its weights found.
 
     Args:
         path: what is being loaded.
@@ -198,10 +201,7 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, str]]:
         folder = path / "adapter" if (path / "adapter").is_dir() else path
         if not (folder / CONFIG).is_file():
             if (path / PRETUNED).is_dir() or (path / f"{PRETUNED}.json").is_file():
-                raise UsageError(
-                    f"{path} holds a pre-tuned feedback path, which is a start for tuning and no model.",
-                    what_to_do=f"Tune from it: toast tune --init-from {path}",
-                )
+                raise _start(path)
             unfinished = (path / "recipe.yaml").is_file()
             raise UsageError(
                 f"{path} holds no adapter.",
@@ -214,6 +214,8 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise UsageError(f"There is no run, adapter or exported file at {path}.", what_to_do="Check --run.")
     metadata, tensors = _read_tensors(path)
+    if PRETUNED_ENTRY in metadata:
+        raise _start(path)
     if "toast" not in metadata:
         raise UsageError(
             f"{path} was not exported by toast.",
@@ -238,6 +240,13 @@ def _parse(text: str | bytes, path: Path) -> AdapterConfig:
         return AdapterConfig(**{**raw, "classes": tuple(raw["classes"])})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from error
+
+
+def _start(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} holds a pre-tuned feedback path, which is a start for tuning and no model.",
+        what_to_do=f"Tune from it: toast tune --init-from {path}",
+    )
 
 
 def _damaged(path: Path, error: Exception) -> ToastError:

@@ -25,6 +25,7 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.adapter import PRETUNED as FOLDER
+from toast_cli.storage.adapter import PRETUNED_ENTRY as ENTRY
 from toast_cli.storage.adapter import Loaded, build_for, describe
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
 from toast_cli.storage.run_folder import RunFolder
@@ -32,9 +33,6 @@ from toast_cli.storage.run_folder import RunFolder
 FORMAT = 1
 TENSORS = "feedback.safetensors"
 CONFIG = "artifact.json"
-ENTRY = "toast-artifact"
-"""Where an exported file's metadata has what a folder has in `artifact.json`."""
-
 SHIPPED = "shipped"
 """In place of a path: the artifact that comes with the recipe's backbone."""
 
@@ -93,15 +91,19 @@ def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
         UsageError: nothing of that kind is at `path`.
         ToastError: it is damaged, or of a newer format.
     """
-    if not is_artifact(path):
-        raise UsageError(
-            f"{path} holds no pre-tuned artifact.",
-            what_to_do="Name what 'toast pretune' wrote: its run folder, the folder 'artifact' in it, or its export.",
-        )
+    none = UsageError(
+        f"{path} holds no pre-tuned artifact.",
+        what_to_do="Name what 'toast pretune' wrote: its run folder, the folder 'artifact' in it, or its export.",
+    )
+    if not (is_artifact(path) or path.is_file()):
+        raise none
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     try:
         with safe_open(folder / TENSORS if folder.is_dir() else folder, framework="pt") as file:
-            text = (folder / CONFIG).read_bytes() if folder.is_dir() else file.metadata()[ENTRY]
+            metadata = file.metadata() or {}
+            if folder.is_file() and ENTRY not in metadata:
+                raise none
+            text = (folder / CONFIG).read_bytes() if folder.is_dir() else metadata[ENTRY]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         lineage = Lineage(**json.loads(text))
         newer = lineage.format > FORMAT
