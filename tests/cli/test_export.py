@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import TINY_DEMO, toast, toast_in_new_process
 from tests.language import instructions, make_model, write_json
+from toast_cli.errors import ToastError
 from toast_cli.export import checking
 from toast_cli.storage.adapter import load
 
@@ -180,6 +181,8 @@ def test_what_an_export_could_not_be_compared_on_is_said(here: Path, run: Path) 
     [
         (["--format", "onxx"], "onnx"),
         (["--format", "onnx", "--what", "adapter"], "full"),
+        (["--format", "onnx", "--dtype", "bfloat16"], "float16"),
+        (["--what", "artifact"], "adapter"),
         (["--maps"], "graphs"),
         (["--normalize"], "graphs"),
         (["--dtype", "int8"], "float16"),
@@ -220,6 +223,7 @@ def test_permuted_classes_are_refused(here: Path, run: Path) -> None:
     config["classes"] = config["classes"][::-1]
     save_file(tensors, here / "b.safetensors", {"toast": json.dumps(config)})
     toast("eval", "--run", here / "b.safetensors").fails(1, "classes", "another order")
+    toast("export", "--run", here / "b.safetensors", "--out", "c").fails(1, "classes", "another order")
 
 
 @pytest.mark.parametrize("form", ["safetensors", "torch-export", "hf"])
@@ -336,3 +340,99 @@ def test_import_says_what_became_of_every_tensor(here: Path) -> None:
     toast("import", "theirs.pth", "--backbone", "vit_t16", "--weights", "none", "--output-dir", "x").fails(1, "fit")
     toast("import", "none.pth", "--backbone", "vit_demo").fails(2, "no checkpoint")
     assert not (here / "x").exists()
+
+
+def test_a_pretuned_start_becomes_one_file_that_tuning_starts_from(here: Path) -> None:
+    small = [*TINY_DEMO, "training.epochs=1"]
+    made = toast("pretune", "--least-squares", *TINY_DEMO, "--output-dir", "pre")
+    assert made.code == 0, made.err
+    said = toast("export", "--run", "pre", "--out", "start")
+    assert said.code == 0 and "artifact written: start.safetensors" in said.out, said.err
+    report = json.loads((here / "export_report.json").read_text())["start.safetensors"]
+    assert {"random.features", "real.A.0", "real.xi"} <= report["differences"].keys()
+    tuned = toast("tune", *small, "--init-from", "start.safetensors", "--output-dir", "run")
+    assert tuned.code == 0 and "pre-tuned on demo" in tuned.err, tuned.err
+    toast("export", "--run", "pre", "--format", "onnx", "--out", "x").fails(2, "no model")
+    toast("export", "--run", "pre", "--what", "full", "--out", "x").fails(2, "artifact")
+    for path in ("pre", "start.safetensors"):
+        toast("eval", "--run", path).fails(2, "start for tuning", "--init-from")
+    (here / "start.safetensors").write_bytes((here / "start.safetensors").read_bytes()[:-100])
+    toast("tune", *small, "--init-from", "start.safetensors", "--output-dir", "y").fails(1, "damaged")
+
+
+def test_a_language_models_file_and_folder_need_no_other(here: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+
+    import toast_cli
+
+    make_model(here / "model")
+    ends = json.loads((here / "model" / "generation_config.json").read_text()) | {"eos_token_id": [2, 7]}
+    write_json(here / "model" / "generation_config.json", ends)
+    data = write_json(here / "data.json", instructions(20))
+    chosen = ["--backbone", f"llama:{here / 'model'}", "--dataset", f"alpaca:{data}", "training.epochs=1"]
+    assert toast("tune", *chosen, "--output-dir", "run").code == 0
+    before = toast_cli.load("run").generate("Say yes.", max_new_tokens=6)
+    for form in (["--what", "full", "--out", "one"], ["--format", "hf", "--out", "hf"]):
+        assert toast("export", "--run", "run", *form).code == 0
+    (here / "model").rename(here / "away")
+    toast("generate", "--run", "run", "Say yes.").fails(1, "no model in", "--weights FOLDER")
+    assert toast_cli.load("run", weights="away").generate("Say yes.", max_new_tokens=6) == before
+    one = toast_cli.load("one.safetensors")
+    assert one.generate("Say yes.", max_new_tokens=6) == before
+    assert one.model.backbone.module.generation_config.eos_token_id == [2, 7]
+    toast("generate", "--run", "one.safetensors", "--weights", "away", "Hi").fails(2, "brings the backbone")
+    toast_cli.register()
+    ids = torch.randint(6, 100, (1, 9))
+    with torch.no_grad():
+        assert torch.equal(AutoModelForCausalLM.from_pretrained("hf")(ids).logits, one(ids))
+    with pytest.raises(ToastError, match="Use AutoModelForCausalLM"):
+        AutoModelForImageClassification.from_pretrained("hf")
+
+
+def test_a_files_name_ends_as_its_readers_expect_and_nothing_is_overwritten_unasked(here: Path, run: Path) -> None:
+    (here / "b.safetensors.old").write_text("mine")
+    assert toast("export", "--run", run, "--what", "backbone", "--out", "b").code == 0
+    toast("export", "--run", run, "--what", "backbone", "--out", "b").fails(2, "already exists", "--force")
+    assert toast("export", "--run", run, "--what", "backbone", "--out", "b", "--force").code == 0
+    assert sorted(path.name for path in here.iterdir()) == ["b.safetensors", "b.safetensors.old", "export_report.json"]
+
+
+def test_weights_that_have_moved_are_missed_by_name_and_found_beside_the_run(here: Path, run: Path) -> None:
+    assert toast("export", "--run", run, "--what", "backbone", "--out", "w").code == 0
+    tuned = toast("tune", *TINY_DEMO, "training.epochs=1", "--weights", here / "w.safetensors", "--output-dir", "r")
+    assert tuned.code == 0, tuned.err
+    (here / "w.safetensors").rename(here / "v.safetensors")
+    toast("export", "--run", "r", "--out", "a").fails(1, "not at", "w.safetensors", "--weights FILE")
+    assert toast("export", "--run", "r", "--weights", "v.safetensors", "--out", "a").code == 0
+    (here / "v.safetensors").rename(here / "r" / "w.safetensors")
+    assert toast("export", "--run", "r", "--out", "b").code == 0
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"classes": [["a"]] * 6}, "damaged"),
+        ({"recipe": {"method": {"name": "toast-lite", "rank": 10**9}}}, "cannot be built"),
+        ({"whole": True, "files": '{"../x": "y"}'}, "not built from ../x"),
+        ({"files": "[" * 100_000}, "damaged"),
+        ({"text": "[" * 100_000}, "damaged"),
+    ],
+)
+def test_a_file_whose_description_is_hostile_is_refused(
+    here: Path, run: Path, entries: dict[str, Any], words: str
+) -> None:
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    files, text = entries.pop("files", None), entries.pop("text", None)
+    recipe = config["recipe"] | entries.pop("recipe", {})
+    metadata = {"toast": text or json.dumps({**config, "recipe": recipe, **entries})}
+    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    save_file(tensors, here / "a.safetensors", metadata | ({"backbone": files} if files else {}))
+    toast("export", "--run", "a.safetensors", "--out", "b").fails(1, words)
+    assert [path.name for path in here.iterdir()] == ["a.safetensors"]
+
+
+def test_numbers_of_another_kind_are_no_weights(here: Path, run: Path) -> None:
+    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    config = (run / "adapter" / "adapter_config.json").read_text()
+    save_file({name: tensor.int() for name, tensor in tensors.items()}, here / "a.safetensors", {"toast": config})
+    toast("export", "--run", "a.safetensors", "--out", "b").fails(1, "of another shape or type")

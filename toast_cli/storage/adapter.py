@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -165,6 +166,9 @@ def build_for(
     try:
         built = _with_weights(recipe, weights or "none") if empty else recipe
         return build_model(built, classes, files), recipe
+    except (RuntimeError, MemoryError) as error:  # sizes that no recipe of ours has
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ToastError(f"The model of {path} cannot be built.", why, "Export or train it again.") from error
     except ToastError as error:
         if empty or weights is not None or given in (None, "none") or Path(given).expanduser().exists():
             raise
@@ -237,6 +241,8 @@ def _parse(text: str | bytes, path: Path) -> AdapterConfig:
             raise ToastError(
                 f"{path} was written by a newer toast ({raw['toast_version']}).", what_to_do="Update toast."
             )
+        if not all(isinstance(name, str) for name in raw["classes"]):
+            raise TypeError("a class is named by something else than text")
         return AdapterConfig(**{**raw, "classes": tuple(raw["classes"])})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from error
@@ -261,6 +267,12 @@ def _read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
         raise ToastError(f"{path} is missing or damaged.", str(error), "Export or train it again.") from error
 
 
+def _fits(tensor: Tensor, place: Tensor) -> bool:
+    """Whether it is of the place's shape and, whatever its precision, holds the same kind of numbers."""
+    kinds = ((of.is_floating_point(), of.is_complex(), of.dtype == torch.bool) for of in (tensor, place))
+    return tensor.shape == place.shape and len(set(kinds)) == 1
+
+
 def _fill(model: Model, tensors: Mapping[str, Tensor], whole: bool, path: Path) -> None:
     """Copy the tensors in, every one of them into its place and no place left empty."""
     state = model.state_dict()
@@ -268,11 +280,11 @@ def _fill(model: Model, tensors: Mapping[str, Tensor], whole: bool, path: Path) 
     if whole:
         expected |= model.network_tensors().keys()
     missing, unexpected = expected - set(tensors), set(tensors) - expected
-    misshapen = {name for name in expected & set(tensors) if tensors[name].shape != state[name].shape}
+    misshapen = {name for name in expected & set(tensors) if not _fits(tensors[name], state[name])}
     if missing or unexpected or misshapen:
         found = "; ".join(
             f"{word}: {', '.join(sorted(which)[:3])}{' and more' if len(which) > 3 else ''}"
-            for word, which in (("missing", missing), ("unknown", unexpected), ("of another shape", misshapen))
+            for word, which in (("missing", missing), ("unknown", unexpected), ("of another shape or type", misshapen))
             if which
         )
         raise ToastError(f"{path} does not fit its own recipe.", found, "Export or train it again.")
