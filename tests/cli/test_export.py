@@ -42,6 +42,12 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here / "run"
 
 
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are checked in this process: for tests of something else than that they are checked in another."""
+    monkeypatch.setattr(checking, "in_new_process", checking.open_and_run)
+
+
 def logits(run: Path, image: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return load(run).model(image)
@@ -141,6 +147,7 @@ def test_transformers_loads_an_exported_language_model_and_lets_it_write(here: P
     assert torch.equal(step[:, prompt.shape[1] - 1 :].argmax(-1), written[:, prompt.shape[1] :])
 
 
+@pytest.mark.usefixtures("quickly")
 def test_a_folded_file_loads_as_any_other_and_is_for_inference_alone(here: Path, run: Path) -> None:
     target = here / "folded.safetensors"
     assert toast("export", "--run", run, "--what", "full", "--fold", "--out", target).code == 0
@@ -165,6 +172,7 @@ def test_an_export_beyond_tolerance_fails_and_leaves_no_file(
     assert list((here / "out").iterdir()) == []
 
 
+@pytest.mark.usefixtures("quickly")
 def test_what_an_export_could_not_be_compared_on_is_said(here: Path, run: Path) -> None:
     assert toast("export", "--run", run, "--out", here / "a.safetensors").code == 0
     tensors = load_file(here / "a.safetensors")
@@ -195,6 +203,7 @@ def test_options_that_do_not_go_together_are_refused(here: Path, run: Path, opti
     assert not (here / "out").exists()
 
 
+@pytest.mark.usefixtures("quickly")
 def test_a_truncated_and_a_hostile_file_are_refused(here: Path, run: Path) -> None:
     target = here / "model.safetensors"
     assert toast("export", "--run", run, "--what", "full", "--out", target).code == 0
@@ -208,6 +217,7 @@ def test_a_truncated_and_a_hostile_file_are_refused(here: Path, run: Path) -> No
     toast("eval", "--run", target).fails(1, "damaged")
 
 
+@pytest.mark.usefixtures("quickly")
 def test_another_backbone_and_other_weights_are_refused_by_their_fingerprint(here: Path, run: Path) -> None:
     assert toast("export", "--run", run, "--out", here / "a.safetensors").code == 0
     toast("export", "--run", here / "a.safetensors", "--weights", "none", "--out", here / "b").fails(
@@ -215,6 +225,7 @@ def test_another_backbone_and_other_weights_are_refused_by_their_fingerprint(her
     )
 
 
+@pytest.mark.usefixtures("quickly")
 def test_permuted_classes_are_refused(here: Path, run: Path) -> None:
     assert toast("export", "--run", run, "--out", here / "a.safetensors").code == 0
     tensors = load_file(here / "a.safetensors")
@@ -303,6 +314,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return at
 
 
+@pytest.mark.usefixtures("quickly")
 def test_an_export_is_uploaded(
     here: Path, run: Path, hub: tuple[str, dict[str, bytes]], online: Callable[[str], None]
 ) -> None:
@@ -314,6 +326,7 @@ def test_an_export_is_uploaded(
     assert files["a.safetensors"] == (here / "a.safetensors").read_bytes()
 
 
+@pytest.mark.usefixtures("quickly")
 def test_an_upload_that_fails_keeps_the_export(here: Path, run: Path, online: Callable[[str], None]) -> None:
     online("http://127.0.0.1:9")
     said = toast("export", "--run", run, "--out", here / "a.safetensors", "--push", "me/mine")
@@ -342,6 +355,7 @@ def test_import_says_what_became_of_every_tensor(here: Path) -> None:
     assert not (here / "x").exists()
 
 
+@pytest.mark.usefixtures("quickly")
 def test_a_pretuned_start_becomes_one_file_that_tuning_starts_from(here: Path) -> None:
     small = [*TINY_DEMO, "training.epochs=1"]
     made = toast("pretune", "--least-squares", *TINY_DEMO, "--output-dir", "pre")
@@ -360,6 +374,7 @@ def test_a_pretuned_start_becomes_one_file_that_tuning_starts_from(here: Path) -
     toast("tune", *small, "--init-from", "start.safetensors", "--output-dir", "y").fails(1, "damaged")
 
 
+@pytest.mark.usefixtures("quickly")
 def test_a_language_models_file_and_folder_need_no_other(here: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
@@ -389,6 +404,7 @@ def test_a_language_models_file_and_folder_need_no_other(here: Path) -> None:
         AutoModelForImageClassification.from_pretrained("hf")
 
 
+@pytest.mark.usefixtures("quickly")
 def test_a_files_name_ends_as_its_readers_expect_and_nothing_is_overwritten_unasked(here: Path, run: Path) -> None:
     (here / "b.safetensors.old").write_text("mine")
     assert toast("export", "--run", run, "--what", "backbone", "--out", "b").code == 0
@@ -397,6 +413,7 @@ def test_a_files_name_ends_as_its_readers_expect_and_nothing_is_overwritten_unas
     assert sorted(path.name for path in here.iterdir()) == ["b.safetensors", "b.safetensors.old", "export_report.json"]
 
 
+@pytest.mark.usefixtures("quickly")
 def test_weights_that_have_moved_are_missed_by_name_and_found_beside_the_run(here: Path, run: Path) -> None:
     assert toast("export", "--run", run, "--what", "backbone", "--out", "w").code == 0
     tuned = toast("tune", *TINY_DEMO, "training.epochs=1", "--weights", here / "w.safetensors", "--output-dir", "r")
