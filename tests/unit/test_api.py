@@ -108,6 +108,14 @@ def test_a_language_model_is_steered_and_writes(tmp_path: Path) -> None:
         toast_cli.steer(mine, classes=2)
 
 
+def test_a_graph_of_prompts_takes_any_batch() -> None:
+    model = toast_cli.steer(timm.create_model(TINY), classes=2, method="vpt", prompts=3).eval().model
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(model, (torch.randn(2, 3, 160, 160),), dynamic_shapes={"inputs": batch})
+    images = torch.randn(3, 3, 160, 160)
+    assert torch.allclose(program.module()(images), model(images), atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def writing(tmp_path_factory: pytest.TempPathFactory) -> toast_cli.Steered:
     """A steered language model whose signals matter, that writes a few letters and never ends by itself."""
