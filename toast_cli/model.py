@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +15,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from toast_cli import registry
-from toast_cli.backbone import Backbone, Trace
-from toast_cli.errors import UsageError
+from toast_cli.backbone import Backbone, Card, Trace
+from toast_cli.errors import ToastError, UsageError
 from toast_cli.fingerprint import fingerprint
 from toast_cli.methods.adapted import Adapted
 from toast_cli.methods.base import Method
@@ -140,8 +142,8 @@ def put(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
         place.copy_(tensor)
 
 
-def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
-    """Build backbone, method and head.
+def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, str] | None = None) -> Model:
+    """Build backbone, method and head; where there are `files` (`Backbone.files`), the backbone from them, empty.
 
     Random weights follow from the recipe's seed, those of a backbone that asks for them included: an adapter that
     was trained on such a backbone finds it again.
@@ -152,7 +154,7 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
     """
     torch.manual_seed(recipe.seed)
     card = registry.backbone_card(recipe.backbone.name)
-    backbone = card.build(recipe.backbone)
+    backbone = _rebuilt(card, recipe.backbone, files) if files else card.build(recipe.backbone)
     if backbone.preprocessing is not None:
         chosen = {name: value for name in ("mean", "std") if (value := getattr(recipe.images, name)) is not None}
         backbone.preprocessing = replace(backbone.preprocessing, **chosen)
@@ -168,6 +170,19 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
             "Choose toast, toast-lite, lora, peft:KIND or full.",
         )
     return model
+
+
+def _rebuilt(card: Card, options: Any, files: Mapping[str, str]) -> Backbone:
+    if card.rebuild is None or any(Path(name).name != name or name.startswith(".") for name in files):
+        raise ToastError(
+            "The exported file is damaged, or made by another toast.",
+            f"'{card.name}' is not built from {', '.join(list(files)[:3])}.",
+            "Export it again.",
+        )
+    with tempfile.TemporaryDirectory(prefix="toast-") as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        return card.rebuild(options, Path(folder))
 
 
 def folded(model: Model) -> Model:
