@@ -306,7 +306,7 @@ def start_anew(session: Session, folder: RunFolder, reporter: Reporter) -> None:
     """
     recipe, model = session.recipe, session.model
     if recipe.init_from is not None:
-        lineage = start_from(artifact_path(recipe), model)
+        lineage = start_from(artifact_path(recipe), model, recipe)
         reporter.message(f"Start: {recipe.init_from}, pre-tuned on {lineage.recipe['dataset']['name']}")
     elif start_feedback(session, reporter):
         pass

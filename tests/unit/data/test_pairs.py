@@ -84,6 +84,13 @@ def test_folders_and_classes_may_have_other_names(pairs: MakePairs) -> None:
     assert data.classes == ("a", "b", "c") and sizes(data) == {"train": 2, "val": 1}
 
 
+def test_images_in_folders_of_their_own_may_share_a_name(pairs: MakePairs) -> None:
+    root = pairs(**{"train/a": 3, "train/b": 3})
+    data = opened(root, val_fraction=0)
+    assert sizes(data) == {"train": 6}
+    assert all(image.parent.name == map.parent.name for image, map in data.splits["train"].pairs)  # type: ignore[attr-defined]
+
+
 def test_unlabelled_pixels_are_kept_as_such(pairs: MakePairs) -> None:
     root = pairs(train=2)
     save_map(root / "masks/train/0.png", 255)
@@ -131,6 +138,13 @@ class TestWhatIsWrongIsNamed:
         save_map(root / "masks/train/lonely.png", 0)
         assert "1 of 4 class maps" in self.refused(root) and "have no image: lonely.png" in self.refused(root)
 
+    def test_an_image_and_a_class_map_in_different_folders(self, pairs: MakePairs) -> None:
+        root = pairs(train=3)
+        (root / "masks/train/late").mkdir()
+        (root / "masks/train/2.png").rename(root / "masks/train/late/2.png")
+        said = self.refused(root)
+        assert "1 of 3 images" in said and f"nothing in {root / 'masks/train'} is called 2" in said
+
     def test_two_images_of_one_name(self, pairs: MakePairs) -> None:
         root = pairs(train=3)
         save_image(root / "images/train/1.png")
@@ -140,7 +154,8 @@ class TestWhatIsWrongIsNamed:
         root = pairs(train=2)
         save_map(root / "masks/train/0.png", 0, width=10, height=12)
         said = self.refused_at_loading(root)
-        assert "masks/train/0.png is 10×12 pixels" in said and "images/train/0.jpg 12×10" in said
+        assert "masks/train/0.png does not fit its image" in said and "images/train/0.jpg" in said
+        assert "It is 10×12 pixels, the image 12×10." in said
 
     def test_values_that_are_no_class(self, pairs: MakePairs) -> None:
         root = pairs(train=2)
