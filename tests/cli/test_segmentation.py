@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import toast_cli
-from tests.cli.conftest import toast, toast_in_new_process
+from tests.cli.conftest import toast
 from tests.cli.test_processes import TORCHRUN, two_processes
 from toast_cli.errors import UsageError
 from toast_cli.recipe.library import resolve
@@ -131,7 +131,7 @@ def test_two_processes_count_every_pixel_that_one_counts(tmp_path: Path, pairs: 
     words = ["--backbone", "vit_demo", "--dataset", f"masks:{pairs}", "--method", "linear", *SHORT]
     # Nine images in batches of four, and a last batch of which the second process has nothing.
     words += ["training.optimizer=momentum", "training.lr=0.1", "training.eval_batch_size=2"]
-    alone = toast_in_new_process("tune", *words, "--output-dir", tmp_path / "one")
+    alone = toast("tune", *words, "--output-dir", tmp_path / "one")
     assert alone.code == 0, alone.err
     together = two_processes(TORCHRUN, "tune", *words, "--output-dir", tmp_path / "two")
     assert together.code == 0, together.err
@@ -161,6 +161,12 @@ class TestWhatIsWrongIsSaid:
         chosen = ["--backbone", "vit_demo", "--dataset", f"masks:{root}", "--method", "linear"]
         said = toast("tune", *chosen, "--output-dir", tmp_path / "run", *SHORT, "dataset.val_fraction=0")
         said.fails(1, "The class map", "masks/")
+
+    @pytest.mark.parametrize(("dataset", "task"), [("demo", "segmentation"), ("demo-segmentation", "classification")])
+    def test_a_task_that_is_not_for_these_data_is_refused(self, dataset: str, task: str, tmp_path: Path) -> None:
+        said = toast("tune", "--dataset", dataset, f"task.name={task}", "--output-dir", tmp_path / "run")
+        said.fails(2, f"task '{task}'", dataset)
+        assert not (tmp_path / "run").exists()
 
     def test_a_missing_class_map_ends_it_before_anything_is_written(self, tmp_path: Path) -> None:
         for part in ("images", "masks"):
