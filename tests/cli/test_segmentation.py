@@ -127,6 +127,23 @@ def test_exports_prove_themselves_and_give_the_same_classes(
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
+def test_transformers_loads_an_exported_model_and_labels_pixels_with_it(run: Path, tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+    said = toast("export", "--run", run, "--format", "hf", "--out", tmp_path / "hf")
+    assert said.code == 0, said.err
+    toast_cli.register()
+    model, ours = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "hf"), toast_cli.load(run)
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 110, 3), dtype=np.uint8))
+    pixels = AutoImageProcessor.from_pretrained(tmp_path / "hf")(photograph, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        found = model(pixel_values=pixels).logits
+        torch.testing.assert_close(found, ours(pixels), rtol=1e-4, atol=1e-4)
+    assert found.shape == (1, len(ours.classes), 64, 64), "the whole image, squeezed to the input size"
+    assert model.config.id2label == dict(enumerate(ours.classes))
+
+
 def test_two_processes_count_every_pixel_that_one_counts(tmp_path: Path, pairs: Path) -> None:
     words = ["--backbone", "vit_demo", "--dataset", f"masks:{pairs}", "--method", "linear", *SHORT]
     # Nine images in batches of four, and a last batch of which the second process has nothing.
