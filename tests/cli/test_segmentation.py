@@ -160,6 +160,18 @@ def test_two_processes_count_every_pixel_that_one_counts(tmp_path: Path, pairs: 
         assert two["iou"] == pytest.approx(one["iou"], abs=1e-3)
 
 
+@pytest.mark.slow
+def test_a_model_divided_among_processes_is_trained_as_a_whole_one(tmp_path: Path, pairs: Path) -> None:
+    words = ["tune", "--backbone", "vit_demo", "--dataset", f"masks:{pairs}", "--method", "toast", *SHORT]
+    words += ["training.optimizer=momentum", "training.lr=0.1", "training.eval_batch_size=2", "task.evaluation=whole"]
+    assert toast(*words, "--output-dir", tmp_path / "one").code == 0
+    together = two_processes(TORCHRUN, *words, "--output-dir", tmp_path / "two", "training.shard=true")
+    assert together.code == 0, together.err
+    one, two = results(tmp_path / "one")["test"], results(tmp_path / "two")["test"]
+    assert (one["images"], one["pixels"]) == (two["images"], two["pixels"])
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+
+
 class TestWhatIsWrongIsSaid:
     def test_a_class_map_that_does_not_fit_ends_the_run(self, pairs: Path, tmp_path: Path) -> None:
         root = tmp_path / "pairs"

@@ -66,6 +66,7 @@ class Segmentation(Objective):
         self.classes = classes
         self.window = window
         self.options = options
+        self.uneven = options.evaluation == "slide"
 
     def inputs(self, batch: Mapping[str, Any]) -> Tensor:
         """The images `[B, 3, H, W]`; of larger ones, which `predict` slides over, the first window."""

@@ -37,7 +37,7 @@ from toast_cli.training.memory import Memory, estimate
 from toast_cli.training.optimization import check_optimizer, schedule_notes
 from toast_cli.training.processes import shared_folder, united
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.sharding import check_sharding
+from toast_cli.training.sharding import check_even, check_sharding
 from toast_cli.training.standing import Position
 from toast_cli.training.step import Step
 from toast_cli.training.tensorboard import check_tensorboard, metrics_logger
@@ -138,6 +138,7 @@ def prepare(recipe: Recipe, *, labels: bool = True) -> Session:
         )
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)
+    check_even(recipe.training, model)
     return Session(recipe, data, model.to(accelerator.device), accelerator)
 
 

@@ -16,11 +16,13 @@ from toast_cli.errors import ToastError, UsageError
 from toast_cli.labels import IGNORED
 from toast_cli.model import Model, build_model
 from toast_cli.recipe.loading import build_recipe
+from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.tasks.overlap import OverlapMeter
 from toast_cli.tasks.segmentation import Options, Segmentation
 from toast_cli.tasks.upernet import SegmentationHead, chosen_levels, maps_of
 from toast_cli.tasks.windows import places, slide
 from toast_cli.training.optimization import make_schedule
+from toast_cli.training.sharding import check_even
 
 CLASSES = ("ground", "cat", "dog")
 
@@ -291,6 +293,14 @@ def test_the_loss_weighs_the_auxiliary_head_and_leaves_unlabelled_pixels_out() -
     batch = {"labels": labels}
     assert torch.allclose(objective.loss(outputs, batch), torch.as_tensor(by_hand), rtol=1e-5)
     assert objective.count(batch) == len(places) == 24
+
+
+def test_a_model_that_windows_slide_over_is_not_divided_among_processes_which_would_wait_for_ever() -> None:
+    divided = TrainingOptions(shard=True)
+    with pytest.raises(UsageError, match="as often as the others"):
+        check_even(divided, model_of("linear"))
+    check_even(divided, model_of("linear", evaluation="whole"))
+    check_even(TrainingOptions(), model_of("linear"))
 
 
 @pytest.mark.parametrize("scale", [[0, 1], [2, 0.5], [-1, 1]])
