@@ -244,8 +244,7 @@ def test_pictures_of_data_show_the_classes_of_their_pixels(pairs: Path, tmp_path
 def test_every_data_set_has_a_recipe_for_every_method(dataset: str, name: str, method: str) -> None:
     backbone = "vit_demo" if dataset == "demo-segmentation" else "vit_b16_in21k"
     found = resolve(backbone=backbone, dataset=dataset, method=method)
-    if (dataset, method) != ("demo-segmentation", "vpt"):
-        assert found.name == name + method and found.recipe.method.name == method
+    assert found.name == name + method and found.recipe.method.name == method
     if method.startswith("toast"):
         assert found.recipe.method.feedback == "early"  # type: ignore[attr-defined]
     assert found.recipe.task.name == "segmentation" and found.recipe.training.schedule == "poly"
