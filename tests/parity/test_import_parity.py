@@ -130,10 +130,13 @@ def test_top_down_parts_alone_become_a_start_for_the_backbone_that_is_named(tmp_
     folder, account = import_checkpoint(file, "vit:vit_golden", weights=str(plain), output_dir=tmp_path / "run")
     assert account["kind"] == "artifact"
     whole, _ = import_checkpoint(dump(tmp_path, weights), "vit:vit_golden", output_dir=tmp_path / "whole")
-    model = load(whole.path).model
+    loaded = load(whole.path)
+    model, recipe = loaded.model, loaded.recipe
     before = model.state_dict()["adapted.steering.feedback.A.1.weight"].clone()
     model.adapted.steering.feedback.A[1].weight.data.zero_()
-    start_from(folder.path, model)  # refuses another backbone by its fingerprint, so both found the same weights
+    start_from(
+        folder.path, model, recipe
+    )  # refuses another backbone by its fingerprint, so both found the same weights
     assert torch.equal(model.state_dict()["adapted.steering.feedback.A.1.weight"], before)
 
 

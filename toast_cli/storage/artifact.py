@@ -19,6 +19,7 @@ from torch import Tensor
 
 from toast_cli import __version__, registry
 from toast_cli.errors import ToastError, UsageError
+from toast_cli.fingerprint import fingerprint
 from toast_cli.model import Model, whole
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
@@ -131,7 +132,7 @@ def load_artifact(path: Path, weights: str | None = None) -> Loaded:
         task = registry.load(registry.TASKS, "classification")
         recipe, classes = recipe.model_copy(update={"task": task.options(name="classification")}), ("none",)
     model, recipe = build_for(path, recipe, classes, weights)
-    start_from(path, model)
+    start_from(path, model, recipe)
     return Loaded(model.eval(), recipe, classes, describe(model, recipe, classes), path)
 
 
@@ -154,8 +155,10 @@ def artifact_path(recipe: Recipe) -> Path:
 
 
 @torch.no_grad()
-def start_from(path: Path, model: Model) -> Lineage:
+def start_from(path: Path, model: Model, recipe: Recipe) -> Lineage:
     """Copy an artifact's tensors into a model that steers some or all of the artifact's levels.
+
+    A feedback path knows nothing of an image's size: one that was pre-tuned at 224 pixels starts a model at 512.
 
     Raises:
         UsageError: nothing of that kind is at `path`, or the model has no feedback path.
@@ -168,7 +171,7 @@ def start_from(path: Path, model: Model) -> Lineage:
             "This method has no feedback path to start.",
             what_to_do="Leave --init-from out, or use toast or toast-lite.",
         )
-    if lineage.backbone_fingerprint != model.backbone_fingerprint:
+    if lineage.backbone_fingerprint not in (model.backbone_fingerprint, _at_its_size(lineage, recipe)):
         raise ToastError(
             f"{path} was pre-tuned on other weights: those of '{lineage.backbone}'.",
             "A feedback path undoes the levels of one backbone and fits no other.",
@@ -191,6 +194,17 @@ def start_from(path: Path, model: Model) -> Lineage:
     for name, place in wanted.items():
         place.copy_(tensors[name])
     return lineage
+
+
+def _at_its_size(lineage: Lineage, recipe: Recipe) -> str | None:
+    """The fingerprint of the recipe's backbone, whose position embeddings follow its input, at the artifact's size."""
+    own, theirs = recipe.backbone.model_dump(mode="json"), lineage.recipe["backbone"]
+    card = registry.backbone_card(recipe.backbone.name)
+    if "image_size" not in card.options.model_fields or own["image_size"] == theirs.get("image_size"):
+        return None
+    options = card.options(**{**own, "image_size": theirs.get("image_size")})
+    with torch.random.fork_rng(devices=[]):
+        return fingerprint(card.build(options).module)
 
 
 def feedback_tensors(steering: Steering) -> dict[str, Tensor]:

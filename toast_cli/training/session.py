@@ -37,7 +37,7 @@ from toast_cli.training.memory import Memory, estimate
 from toast_cli.training.optimization import check_optimizer, schedule_notes
 from toast_cli.training.processes import shared_folder, united
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.sharding import check_sharding
+from toast_cli.training.sharding import check_even, check_sharding
 from toast_cli.training.standing import Position
 from toast_cli.training.step import Step
 from toast_cli.training.tensorboard import check_tensorboard, metrics_logger
@@ -145,7 +145,8 @@ def prepare(recipe: Recipe, *, labels: bool = True, begun: bool = False) -> Sess
         )
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)
-    lineage = start_from(artifact_path(recipe), model) if recipe.init_from is not None and not begun else None
+    check_even(recipe.training, model)
+    lineage = start_from(artifact_path(recipe), model, recipe) if recipe.init_from is not None and not begun else None
     return Session(recipe, data, model.to(accelerator.device), accelerator, lineage)
 
 
