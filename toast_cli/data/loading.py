@@ -22,7 +22,7 @@ from toast_cli.data.files import FileSplit
 from toast_cli.data.sharing import Share
 from toast_cli.data.source import KNOWN, Sample
 from toast_cli.data.transforms import ImageTransform, build_transform
-from toast_cli.errors import ToastError
+from toast_cli.errors import ToastError, UsageError
 from toast_cli.labels import IGNORED
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def image_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: 
     """Images as the recipe and the backbone want them.
 
     Raises:
-        UsageError: the backbone does not look at images, or the recipe asks for what does not fit.
+        UsageError: as `image_transform`, or resized images cannot be kept.
         ToastError: resized images are to be kept, and there is no room.
     """
     transform = image_transform(recipe, backbone, asked)
@@ -231,8 +231,13 @@ def image_transform(recipe: Recipe, backbone: Backbone, asked: Asked) -> ImageTr
     """What the recipe and the backbone make of an image.
 
     Raises:
-        UsageError: as `image_batches`.
+        UsageError: the task is to label pixels, the backbone does not look at images, or sizes do not fit.
     """
+    if recipe.task.name == "segmentation":
+        raise UsageError(
+            f"The task 'segmentation' needs a label for every pixel, and {recipe.dataset.name} has one for an image.",
+            what_to_do="Use voc, ade20k, masks:PATH or demo-segmentation, or leave task.name out.",
+        )
     return build_transform(recipe.images, backbone.require_preprocessing(), train=asked.augment)
 
 
