@@ -18,7 +18,7 @@ from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.training.session import prepare
 
 TINY = ["dataset.train_images=60", "dataset.val_images=20", "training.batch_size=20", "training.epochs=4"]
-FAST = [*TINY, "training.lr=0.01", "training.warmup_epochs=0"]
+FAST = [*TINY, "training.lr=0.01", "training.warmup_epochs=0", "method.start=random"]
 
 
 @pytest.fixture(scope="module")
