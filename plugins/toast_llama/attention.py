@@ -22,7 +22,7 @@ _map: ContextVar[list[Tensor]] = ContextVar("map")
 def _record(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """Keep the softmax map `[B, heads, N, M]` and its mismatch (see `Trace`); what comes out is fused attention's own."""
+    """Keep the softmax map `[B, heads, N, M]` and its mismatch (`Trace`); what comes out is fused attention's own."""
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
     every_head = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scores = query @ every_head.transpose(-2, -1) * scale

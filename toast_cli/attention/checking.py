@@ -25,7 +25,7 @@ def check_mismatch(*traces: Trace) -> float:
                     f"The attention map of layer {level} in pass {number} is not what the model attends with.",
                     f"Map times values differs from fused attention's output by {float(found):.1%} of its largest "
                     f"number; rounding explains {TOLERANCE[found.dtype]:.1%}.",
-                    "The model's attention does something that toast does not know of; please report which model it is.",
+                    "This attention does something that toast does not know of; please report which model it is.",
                 )
             largest = max(largest, float(found))
     return largest

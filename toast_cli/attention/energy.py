@@ -35,7 +35,7 @@ class EnergyRecorder:
 
     @torch.no_grad()
     def look(self, images: Tensor) -> Look:
-        """Logits, passes and maps `[B, rows, columns]` for images `[B, 3, H, W]`; the similarity is the last level's."""
+        """Logits, passes and maps `[B, rows, columns]` for images `[B, 3, H, W]`; similarity is the last level's."""
         first, last = Trace(levels=True), Trace(levels=True)
         logits, passes = self.model.look(images, first, last)
         return Look(
