@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ class Row:
 def draw(rows: Sequence[Row], title: str) -> Figure:
     """The figure. Every row has as many panels, and those of a column one scale."""
     columns = len(rows[0].panels)
+    title = "\n".join(part for line in title.split("\n") for part in wrap(line, int(13 * WIDTH * columns)))
     heights = [WIDTH * min(max(row.image.height / row.image.width, 0.3), 2.5) for row in rows]
     lines = [max(panel.heading.count("\n") + 1 for panel in row.panels) for row in rows]
     figure = Figure(

@@ -159,10 +159,10 @@ def attention_map(attention: Tensor, backbone: Backbone, grid: tuple[int, int]) 
 
 
 @torch.no_grad()
-def first_logits(model: Model, inputs: object, passes: Passes) -> Tensor:
-    """What the head, which was trained on the last pass, makes of the plain pass's features."""
+def first_pooled(model: Model, inputs: object, passes: Passes) -> Tensor:
+    """The plain pass's features, as a head takes them."""
     steering = model.adapted.steering
-    whole = steering is None or steering.levels.stop == len(model.backbone.levels)
+    if steering is None or steering.levels.stop == len(model.backbone.levels):
+        return passes.first.pooled
     # Early feedback ends the first pass before its features are made.
-    first = passes.first if whole else one_pass(model.backbone, inputs).first
-    return model.outputs(first.pooled)
+    return one_pass(model.backbone, inputs).first.pooled

@@ -33,7 +33,7 @@ def comparison(
     views = [[see(viewer, sample) for viewer in viewers] for _, sample in named]
     path = folder / f"{COMPARISON}.{kind}"
     rows = viewers_rows([sample for _, sample in named], views)
-    write(draw(rows, f"Where each model looks in its last pass: {described(views[0][0])}"), path)
+    write(draw(rows, f"Where each model looks in its last pass: {described_maps(viewers[0], views[0][0].kind)}"), path)
     return [keep(sample, row, folder, name, path) for (name, sample), row in zip(named, views, strict=True)]
 
 
@@ -90,7 +90,7 @@ def told(verdict: Verdict | None) -> dict[str, Any] | None:
 
 def captions(sample: Sample, view: View) -> list[str]:
     """What is said above a figure of one image: of what and whom it is, and how much lies on the outlined object."""
-    lines = [f"{sample.name} · {view.viewer.name}: {described(view)}"]
+    lines = [f"{sample.name} · {view.viewer.name}: {described_maps(view.viewer, view.kind)}"]
     if view.viewer.classes is None:
         lines[0] += " · plain backbone, no run: one pass, nothing selected"
     lines += [f"{name}: {covering(found)}" for name, found in view.segments.items()]
@@ -101,18 +101,17 @@ def captions(sample: Sample, view: View) -> list[str]:
     return lines
 
 
-def described(view: View) -> str:
+def described_maps(viewer: Viewer, kind: str) -> str:
     """Which maps these are: `attention of layer 11, mean over heads`."""
-    head = view.viewer.head
     heads = {
         "mean": ", mean over heads",
         "max": ", maximum over heads",
         "rollout": ", rolled out over all layers so far",
     }
-    of = heads.get(head, f", head {head}") if view.kind == "attention" else ""  # type: ignore[arg-type]
-    steering = view.viewer.model.adapted.steering
+    of = heads.get(str(viewer.head), f", head {viewer.head}") if kind == "attention" else ""
+    steering = viewer.model.adapted.steering
     strength = "" if steering is None or steering.strength == 1 else f", signals × {steering.strength:g}"
-    return f"{view.kind} of layer {view.viewer.recorder.level}{of}{strength}"
+    return f"{kind} of layer {viewer.recorder.level}{of}{strength}"
 
 
 def unique(names: Iterable[str]) -> list[str]:

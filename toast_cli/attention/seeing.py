@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from toast_cli.attention.energy import EnergyRecorder, recorder_for
 from toast_cli.attention.figure import Segments
 from toast_cli.attention.grad_cam import grad_cam
-from toast_cli.attention.maps import Head, Look, Recorder, first_logits
+from toast_cli.attention.maps import Head, Look, Recorder, first_pooled
 from toast_cli.attention.measures import share_inside
 from toast_cli.data.images import open_image
 from toast_cli.data.source import DataSet, ImageSplit, Sample
@@ -135,6 +135,7 @@ def see(viewer: Viewer, sample: Sample) -> View:
     return View(viewer, transform.window(sample.image), look.kind, maps, first, last, look.mismatch, shares, segments)
 
 
+@torch.no_grad()
 def said(
     viewer: Viewer, look: Look, images: Tensor, sample: Sample
 ) -> tuple[Verdict | None, Verdict | None, dict[str, Segments]]:
@@ -151,7 +152,9 @@ def said(
     last = verdict(look.logits, viewer.classes)
     if look.last is None:
         return last, None, {}
-    return verdict(first_logits(viewer.model, images, look.passes), viewer.classes), last, {}
+    first = first_pooled(viewer.model, images, look.passes)
+    # What the head, which was trained on the last pass, makes of the plain one.
+    return verdict(viewer.model.outputs(first), viewer.classes), last, {}
 
 
 def verdict(logits: Tensor, classes: tuple[str, ...]) -> Verdict:

@@ -64,8 +64,7 @@ def evaluate(
     if limit is not None and not (attention or sweep):
         raise UsageError("--limit goes with --attention or --sweep.", "Accuracy is told of the whole split.")
 
-    from toast_cli.cli.console import out as stdout
-    from toast_cli.cli.console import print_json
+    from toast_cli.cli.console import print_json, print_table
     from toast_cli.cli.judge import judge_table, judged
     from toast_cli.cli.looking import looked_at, swept
     from toast_cli.cli.progress import TerminalReporter
@@ -93,4 +92,4 @@ def evaluate(
     if as_json:
         print_json(results)
     else:
-        stdout.print(table)
+        print_table(table)

@@ -18,6 +18,17 @@ from toast_cli.training.looking import Asked, Looked, look, sweep
 
 WORDS = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", "passes": "between passes"}
 
+SHORT = {
+    "share_inside": "inside the object",
+    "pointing_hit": "highest cell on it",
+    "auc": "AUC against its pixels",
+    "entropy": "entropy, 1 is even",
+    "grid_hit": "most in its cell of the grid",
+    "shift": "moved between passes",
+    "share_gained": "gained inside",
+}
+"""The measures as a table has room for; `MEANING` has the whole."""
+
 
 def looked_at(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
     """Where a run looks: the numbers, and a table of them; lines per class and per image and curves go to files."""
@@ -32,6 +43,7 @@ def looked_at(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
         "alpha": asked.alpha,
         "images": len(numbers.rows),
         "numbers": numbers.result(),
+        "meaning": MEANING,
         "interval": "95%, bootstrap over images",
     }
     folder = place(asked, out, "numbers")
@@ -61,7 +73,7 @@ def swept(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
     say(f"Figure and table: {folder}", err)
     table = Table(title=f"{asked.path}: strength of the feedback", title_justify="left")
     table.add_column("alpha")
-    words = {"accuracy": "accuracy", "share_inside": "pass two on the object", "shift": MEANING["shift"]}
+    words = {"accuracy": "accuracy", "share_inside": "pass two on the object", "shift": SHORT["shift"]}
     for name in shown:
         table.add_column(words[name], justify="right")
     for line in lines:
@@ -87,7 +99,7 @@ def numbers_table(asked: Asked, results: dict[str, Any]) -> Table:
     table.add_column("")
     for name in maps:
         table.add_column(WORDS[name], justify="right")
-    for measure, meaning in MEANING.items():
+    for measure, meaning in SHORT.items():
         cells = [results["numbers"][name].get(measure) for name in maps]
         between = results["numbers"].get("passes", {}).get(measure)
         if any(cells):
@@ -98,7 +110,8 @@ def numbers_table(asked: Asked, results: dict[str, Any]) -> Table:
         if "curves" in results:
             area = results["curves"]["area"]
             row = [said(area[name][kind]) for name in maps]
-            table.add_row(f"area under {kind} ({better} is good; random order {said(area['random'][kind])})", *row)
+            random = said(area["random"][kind])
+            table.add_row(f"{kind}, {better} is good; at random {random}", *row)
     return table
 
 

@@ -25,6 +25,9 @@ def visualize_attention(
         typer.Option(help="Instead of files: this image of the (first) run's own test split; may be repeated."),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="For language models, instead of images: a text.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="--prompt: give it as it is, not marked as the run was trained on.")
+    ] = False,
     run: options.Runs = None,
     backbone: options.Backbone = None,
     weights: options.Weights = None,
@@ -71,7 +74,7 @@ def visualize_attention(
     if prompt is not None:
         from toast_cli.cli.texts import show_text
 
-        show_text(viewers, prompt, getattr(recipe.dataset, "template", None), place, as_json)
+        show_text(viewers, prompt, None if raw else getattr(recipe.dataset, "template", None), place, as_json)
         return
     records = _drawn(viewers, list(_samples(images or [], test_image or [], recipe)), place, format)
     if as_json:
