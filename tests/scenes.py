@@ -47,10 +47,10 @@ def scenes(count: int) -> list[Sample]:
     return [split.load(index) for index in range(count)]
 
 
-def kept(model: Model, folder: Path, classes: tuple[str, ...] | None = None, **more: object) -> Path:
-    """The model as an adapter folder, its demo small."""
+def kept(model: Model, folder: Path, **more: object) -> Path:
+    """The model of `demo_model` as an adapter folder, its demo small."""
     method = "toast" if model.adapted.steering is not None else "linear"
-    recipe = recipe_of(method, dataset={"name": "demo", "test_images": 12, "train_images": 5, "val_images": 5}, **more)
-    names = classes or open_source(Options(), None).classes
-    save_folder(folder, model.trained(), model.frozen_additions(), describe(model, recipe, names), "")
+    small = {"name": "demo", "test_images": 12, "train_images": 5, "val_images": 5}
+    recipe = recipe_of(method, **{"dataset": small, **more})
+    save_folder(folder, model.trained(), {}, describe(model, recipe, open_source(Options(), None).classes), "")
     return folder

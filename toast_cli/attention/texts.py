@@ -82,7 +82,10 @@ def _next(logits: Tensor, tokenizer: Any) -> Verdict:
 
 
 def as_read(ids: list[int], text: str, tokenizer: Any) -> list[str]:
-    """Each token as the part of the text that it stands for; one that stands for none by its own name."""
+    """Each token as the part of the text that it stands for; one that stands for none of it by its own name.
+
+    A character of several tokens is read once, with the last of them; the others are dots.
+    """
     names: list[str] = tokenizer.convert_ids_to_tokens(ids)
     if not tokenizer.is_fast:
         return names
@@ -90,9 +93,11 @@ def as_read(ids: list[int], text: str, tokenizer: Any) -> list[str]:
     offsets = [(0, 0)] * (len(ids) - len(offsets)) + offsets
     read, known = [], len(text)
     for name, (start, end) in reversed(list(zip(names, offsets, strict=True))):
-        # A character of several tokens is read once, with the last of them.
-        read.append(text[start:end] if start < end <= known else name)
-        known = min(known, start) if end > start else known
+        if start == end:
+            read.append(name)
+            continue
+        read.append(text[start:end] if end <= known else "·")
+        known = min(known, start)
     return read[::-1]
 
 

@@ -58,7 +58,7 @@ def test_the_window_is_what_the_model_sees(size: tuple[int, int], shape: tuple[i
     cut = image.resize(size[::-1], Image.Resampling.BICUBIC, box=box)
     seen = transform(image)[0].permute(1, 2, 0).numpy() * 255
     assert np.abs(seen - np.asarray(cut, dtype=float)).mean() < 1.5
-    assert 0 <= window.left and box[2] <= shape[0] + 1e-3 and 0 <= window.top and box[3] <= shape[1] + 1e-3
+    assert window.left >= 0 and box[2] <= shape[0] + 1e-3 and window.top >= 0 and box[3] <= shape[1] + 1e-3
 
 
 def test_the_share_on_the_object_is_what_the_pixels_of_the_original_image_add_up_to(
