@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +77,7 @@ def visualize_attention(
 
         show_text(viewers, prompt, None if raw else getattr(recipe.dataset, "template", None), place, as_json)
         return
-    records = _drawn(viewers, list(_samples(images or [], test_image or [], recipe)), place, format)
+    records = _drawn(viewers, _samples(images or [], test_image or [], recipe), place, format)
     if as_json:
         print_json(records)
         return
@@ -142,7 +143,7 @@ def _looking(viewer: Viewer, layer: int, head: Any, grad_cam: bool) -> Viewer:
 
 
 def _samples(images: list[Path], test_images: list[int], recipe: Recipe) -> Any:
-    """What is shown, each under the name that its files get."""
+    """What is shown, each under the name that its files get, and read when its turn comes."""
     from toast_cli.attention.pictures import unique
     from toast_cli.attention.seeing import from_file, from_test_split
     from toast_cli.data.tree import images_below
@@ -162,7 +163,9 @@ def _samples(images: list[Path], test_images: list[int], recipe: Recipe) -> Any:
     yield from zip(unique(file.stem for file in files), map(from_file, files), strict=True)
 
 
-def _drawn(viewers: list[Viewer], samples: list[tuple[str, Sample]], folder: Path, format: str) -> list[dict[str, Any]]:
+def _drawn(
+    viewers: list[Viewer], samples: Iterable[tuple[str, Sample]], folder: Path, format: str
+) -> list[dict[str, Any]]:
     from toast_cli.attention.pictures import comparison, picture
 
     if len(viewers) > 1:
