@@ -57,7 +57,7 @@ def evaluate(
         raise UsageError("--judge and --dataset exclude each other: the questions are the data.")
     if judge is None and run is not None and len(run) > 1:
         raise UsageError(
-            "Of several runs, only answers are judged here.", what_to_do="Use 'toast compare RUN RUN ...'."
+            "Several runs are taken with --judge alone.", what_to_do="'toast compare RUN RUN ...' measures several."
         )
     if sum((attention, sweep, judge is not None)) > 1 or (sweep and alpha is not None):
         raise UsageError("Of --attention, --sweep and --judge, choose one; --sweep sets --alpha itself.")
