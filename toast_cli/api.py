@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toast_cli import registry
-from toast_cli.attention.maps import Recorder
+from toast_cli.attention.maps import Head, Recorder
 from toast_cli.backbone import Backbone
 from toast_cli.data.images import open_image, to_rgb
 from toast_cli.data.pair_loading import pixel_transform
@@ -141,16 +141,21 @@ class Steered(nn.Module):
                 found.append(whole.argmax(1)[0].cpu())
         return found
 
-    def attention(self, images: Picture | Sequence[Picture], level: int = -1) -> Attention:
+    def attention(self, images: Picture | Sequence[Picture], level: int = -1, head: Head = "mean") -> Attention:
         """Where the model looks, at one level (the last unless told otherwise).
 
+        Args:
+            images: what is looked at.
+            level: counted from 0, or from the end as -1, -2, …
+            head: one by its number, `"mean"` or `"max"` over all, or `"rollout"` over the levels so far.
+
         Raises:
-            UsageError: the backbone has no attention to show, or no such level.
-            ToastError: a file cannot be read as an image.
+            UsageError: the backbone has no attention to show, no such level or no such head.
+            ToastError: a file cannot be read as an image, or a map is not what the model attends with.
         """
         prepared = self.prepare(images)
         with self._evaluating():
-            look = Recorder(self.model, level).look(prepared)
+            look = Recorder(self.model, level, head).look(prepared)
         return Attention(look.first, look.last, look.similarity)
 
     def generate(

@@ -135,7 +135,9 @@ class Readout:
 class Trace:
     """What a pass should remember: every level's input and output, and the attention maps of some levels.
 
-    `attention` fills with level index -> [B, heads, N, N] for each index in `attention_of`.
+    `attention` fills with level index -> [B, heads, N, N] for each index in `attention_of`, and `mismatch` with how far
+    that map times the values is from what the network's own (fused) attention put out there, as a share of the largest
+    number of it: a scalar.
     """
 
     levels: bool = False
@@ -143,13 +145,15 @@ class Trace:
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     attention: dict[int, Tensor] = field(default_factory=dict)
+    mismatch: dict[int, Tensor] = field(default_factory=dict)
 
     def take(self, other: Trace) -> None:
         """Remember what another trace saw of earlier levels, as far as it was asked for here too."""
         if self.levels:
             self.inputs.extend(other.inputs)
             self.outputs.extend(other.outputs)
-        self.attention.update({index: map for index, map in other.attention.items() if index in self.attention_of})
+        for own, others in ((self.attention, other.attention), (self.mismatch, other.mismatch)):
+            own.update({index: found for index, found in others.items() if index in self.attention_of})
 
 
 AUTHORS_NAME = re.compile(

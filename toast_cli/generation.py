@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from toast_cli.data.rendering import prompt_text
+from toast_cli.data.rendering import begun, prompt_text
 from toast_cli.data.text import Turn
 from toast_cli.errors import UsageError
 from toast_cli.model import Model
@@ -68,10 +68,7 @@ class Writer:
         if streamed and settings.get("num_beams", 1) > 1:
             raise UsageError("Beams cannot be streamed: the best is known at the end.", what_to_do="Use num_beams=1.")
         text = turns[-1].text if self.template is None else prompt_text(turns, self.tokenizer, self.template)
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:1] != [bos]:
-            ids = [bos, *ids]
+        ids = begun(self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer)
         if not ids:
             raise UsageError("The prompt is empty.")
         prompt = torch.tensor([ids], device=self._device)

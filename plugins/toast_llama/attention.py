@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from toast_cli.backbone import Trace
+
 _NAME = "toast_recording"
 _map: ContextVar[list[Tensor]] = ContextVar("map")
+"""The layer's map, and how far it is from what fused attention does."""
 
 
 def _record(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """Keep the softmax map `[B, heads, N, M]`; what comes out is fused attention's own."""
+    """Keep the softmax map `[B, heads, N, M]` and its mismatch (`Trace`); what comes out is fused attention's own."""
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
     every_head = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scores = query @ every_head.transpose(-2, -1) * scale
@@ -32,23 +35,31 @@ def _record(
         scores = scores.masked_fill(~attention_mask_here, torch.finfo(scores.dtype).min)
     else:
         scores = scores + attention_mask_here
-    _map.get().append(scores.softmax(-1))
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    attention = scores.softmax(-1)
+    fused, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    mixed = attention.to(value.dtype) @ value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+    # A token of padding may see nothing, and then both mean nothing.
+    sees = (attention_mask_here if attention_mask_here.dtype == torch.bool else attention_mask_here > -1).any(-1)
+    seen = sees.unsqueeze(-1).expand_as(mixed)
+    difference = (mixed - fused.transpose(1, 2)).abs().where(seen, 0.0)
+    largest = fused.transpose(1, 2).abs().where(seen, 0.0).amax().clamp_min(1e-6)
+    _map.get().extend([attention, difference.amax() / largest])
+    return fused, None
 
 
 AttentionInterface.register(_NAME, _record)
 
 
 @contextmanager
-def recorded_attention(config: Any, attention: dict[int, Tensor], index: int) -> Iterator[None]:
-    """Within the block, the layer that `config` belongs to leaves its map in `attention[index]`."""
+def recorded_attention(config: Any, trace: Trace, index: int) -> Iterator[None]:
+    """Within the block, the layer that `config` belongs to leaves its map and its mismatch in the trace."""
     maps: list[Tensor] = []
     token = _map.set(maps)
     before = config._attn_implementation
     config._attn_implementation = _NAME
     try:
         yield
-        attention[index] = maps[0]
+        trace.attention[index], trace.mismatch[index] = maps
     finally:
         config._attn_implementation = before
         _map.reset(token)

@@ -131,7 +131,7 @@ class LlamaBackbone(Backbone):
             if signal is not None:
                 attached.enter_context(steered_values(layer.self_attn.v_proj, signal))
             if trace is not None and index in trace.attention_of:
-                attached.enter_context(recorded_attention(layer.self_attn.config, trace.attention, index))
+                attached.enter_context(recorded_attention(layer.self_attn.config, trace, index))
             out = layer(state.hidden, **state.context.arguments[index])
         return State(out[0] if isinstance(out, tuple) else out, state.context)
 

@@ -47,20 +47,29 @@ def steered_values(attention: Attention, signal: Signal, value_bias: Literal["on
 
 
 @contextmanager
-def recorded_attention(attention: Attention, maps: list[Tensor]) -> Iterator[None]:
-    """Within the block, append the softmax map `[B, heads, N, N]`, from the projection that fused attention uses."""
+def recorded_attention(attention: Attention, maps: list[Tensor], mismatches: list[Tensor]) -> Iterator[None]:
+    """Within the block, append the softmax map `[B, heads, N, N]`, from the projection that fused attention uses.
+
+    Beside it goes how far the map times the values is from what fused attention puts out (see `Trace`).
+    """
+    mixed: list[Tensor] = []
 
     def record(_: nn.Module, __: object, qkv: Tensor) -> None:
-        B, N, _three_d = qkv.shape
-        q, k, _v = qkv.reshape(B, N, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = qkv.unflatten(-1, (3, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = attention.q_norm(q), attention.k_norm(k)
         maps.append((q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1))
+        mixed.append((maps[-1].to(v.dtype) @ v).transpose(1, 2).flatten(2))
 
-    handle = attention.qkv.register_forward_hook(record)
+    def compare(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        fused = given[0]
+        mismatches.append((mixed.pop() - fused).abs().amax() / fused.abs().amax().clamp_min(1e-6))
+
+    handles = [attention.qkv.register_forward_hook(record), attention.norm.register_forward_pre_hook(compare)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -178,6 +187,7 @@ class VitBackbone(Backbone):
     def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
         """Run one stock block; the signal `[B, N, d]` is added to what its attention projects to values."""
         maps: list[Tensor] | None = [] if trace is not None and index in trace.attention_of else None
+        mismatches: list[Tensor] = []
         attentions = self.attentions[index]
         signals: list[Signal | None] = [signal] * len(attentions)
         if isinstance(signal, Values):  # those of a block's parallel attentions lie one behind the other
@@ -189,10 +199,11 @@ class VitBackbone(Backbone):
                 if own is not None:
                     attached.enter_context(steered_values(attention, own, self.value_bias))
                 if maps is not None:
-                    attached.enter_context(recorded_attention(attention, maps))
+                    attached.enter_context(recorded_attention(attention, maps, mismatches))
             hidden = self.module.blocks[index](state.hidden)
         if trace is not None and maps is not None:
             trace.attention[index] = torch.cat(maps, dim=1)
+            trace.mismatch[index] = torch.stack(mismatches).amax()
         return State(hidden)
 
     def keep(self, state: State, index: int) -> State:

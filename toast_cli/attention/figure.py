@@ -1,86 +1,162 @@
-"""The attention figure: image, attention in pass one, similarity to xi, attention in pass two (figure 4)."""
+"""Attention figures: rows are images, columns what is shown of them (the paper's figures 1, 3 and 4)."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
+from typing import Any
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from torch import Tensor
-from torch.nn import functional as F
+from matplotlib.patches import Patch, Rectangle
+from PIL import Image
 
-from toast_cli.attention.maps import Look
-from toast_cli.backbone import Preprocessing
+from toast_cli.data.transforms import Window
 from toast_cli.storage.atomic import written_whole
 
-
-@dataclass(frozen=True)
-class Shown:
-    """One image with its maps, ready to draw: `image` [H, W, 3] in 0..1 as the model saw it, maps [H, W]."""
-
-    image: np.ndarray
-    first: np.ndarray
-    similarity: np.ndarray | None
-    last: np.ndarray | None
-    mask: np.ndarray | None
-    titles: tuple[str, ...]
-    segmented: tuple[Segments, ...] = ()
-
-
-@dataclass(frozen=True)
-class Segments:
-    """A panel of classes: its title, `classes` [H, W] with a class for every pixel, and what the classes are called."""
-
-    title: str
-    classes: np.ndarray
-    names: tuple[str, ...]
-
-
-def pixels_seen(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Undo the normalisation of one image `[3, H, W]`: `[H, W, 3]`, 0 to 1."""
-    channels = image.cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    return channels.clamp(0, 1).permute(1, 2, 0).numpy()
-
-
-def shown(
-    look: Look, image: Tensor, preprocessing: Preprocessing, titles: tuple[str, ...], mask: Tensor | None = None
-) -> Shown:
-    """The first image of a batch with its maps enlarged to the image's size, smoothly, for the eye."""
-
-    def enlarged(values: Tensor | None) -> np.ndarray | None:
-        if values is None:
-            return None
-        large = F.interpolate(values[:1, None].float(), size=image.shape[-2:], mode="bicubic", align_corners=False)
-        return large[0, 0].clamp_min(0).cpu().numpy()
-
-    first = enlarged(look.first)
-    assert first is not None
-    return Shown(
-        image=pixels_seen(image, preprocessing.mean, preprocessing.std),
-        first=first,
-        similarity=enlarged(look.similarity),
-        last=enlarged(look.last),
-        mask=None if mask is None else mask.cpu().numpy(),
-        titles=titles,
-    )
-
-
+FORMATS = ("png", "svg", "pdf")
+WIDTH = 2.7
+"""Inches of a panel."""
+BAR = 0.1
+"""Inches that a bar of colours is high."""
+PIXELS = 640
+"""Longest side of an image in a figure; larger ones are shown smaller."""
 MOST_NAMES = 8
 """Classes that a panel's legend has room for, those that cover most first."""
 
 
-def draw_segments(axis: Axes, image: np.ndarray, segments: Segments) -> None:
-    """A panel of classes over the image; what has no class (any number beyond the names) stays plain."""
+@dataclass(frozen=True)
+class Scale:
+    """What colours mean: the panels of one scale have the same numbers in the same colours, and one bar."""
+
+    label: str
+    colours: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Classes for a panel: `classes` [H, W] with one for every pixel of what is seen, and what they are called."""
+
+    classes: np.ndarray
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a row: the image alone, or a map `[rows, columns]` over what is seen of it, in a scale's colours.
+
+    `heading` is above it, as it is: nothing in it is markup.
+    """
+
+    heading: str
+    window: Window
+    values: np.ndarray | None = None
+    scale: Scale | None = None
+    segments: Segments | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image with its panels; `mask` `[H, W]` at the image's own size is outlined on all of them."""
+
+    image: Image.Image
+    panels: tuple[Panel, ...]
+    mask: np.ndarray | None = None
+
+
+def draw(rows: Sequence[Row], title: str) -> Figure:
+    """The figure. Every row has as many panels, and those of a column one scale."""
+    columns = len(rows[0].panels)
+    title = "\n".join(part for line in title.split("\n") for part in wrap(line, int(13 * WIDTH * columns)))
+    heights = [WIDTH * min(max(row.image.height / row.image.width, 0.3), 2.5) for row in rows]
+    lines = [max(panel.heading.count("\n") + 1 for panel in row.panels) for row in rows]
+    figure = Figure(
+        figsize=(WIDTH * columns, sum(heights) + 0.2 * sum(lines) + 0.9 + 0.16 * title.count("\n")),
+        layout="constrained",
+    )
+    grid = figure.add_gridspec(len(rows) + 1, columns, height_ratios=[*heights, BAR])
+    for number, row in enumerate(rows):
+        small = shrunk(row.image)
+        for column, panel in enumerate(row.panels):
+            draw_panel(figure.add_subplot(grid[number, column]), row, panel, small)
+    for scale, group in itertools.groupby(range(columns), key=lambda column: rows[0].panels[column].scale):
+        if scale is not None:
+            below = list(group)
+            place = figure.add_subplot(grid[-1, below[0] : below[-1] + 1])
+            colour = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
+            bar = figure.colorbar(colour, cax=place, orientation="horizontal")
+            bar.ax.tick_params(labelsize=7)
+            bar.set_label(scale.label, fontsize=7)
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left", parse_math=False)
+    return figure
+
+
+def draw_panel(axis: Axes, row: Row, panel: Panel, small: Image.Image) -> None:
+    """One panel, in the original image's pixels: colours where the model looks, grey and dark where it does not see."""
+    height, width = row.image.height, row.image.width
+    whole = (-0.5, width - 0.5, height - 0.5, -0.5)
+    window = panel.window
+    left, top = window.left - 0.5, window.top - 0.5
+    seen = (left, left + window.width, top + window.height, top)
+    if panel.values is None and panel.segments is None:
+        axis.imshow(np.asarray(small), extent=whole, interpolation="nearest")
+    else:
+        axis.imshow(
+            np.asarray(small.convert("L")), extent=whole, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+        )
+    if panel.values is not None and panel.scale is not None:
+        axis.imshow(
+            panel.values, extent=seen, cmap=panel.scale.colours, vmin=panel.scale.low, vmax=panel.scale.high,
+            alpha=0.65, interpolation="bilinear",
+        )  # fmt: skip
+    if panel.segments is not None:
+        draw_segments(axis, panel.segments, seen)
+    if left > -0.25 or top > -0.25 or window.width < width - 0.5 or window.height < height - 0.5:
+        draw_crop(axis, seen, whole)
+    if row.mask is not None:
+        axis.contour(row.mask.astype(float), levels=[0.5], colors="black", linewidths=2.2)
+        axis.contour(row.mask.astype(float), levels=[0.5], colors="white", linewidths=1.0)
+    axis.set_xlim(whole[:2])
+    axis.set_ylim(whole[2:])
+    axis.set_title(panel.heading, fontsize=8, parse_math=False)
+    axis.set_axis_off()
+
+
+def draw_crop(axis: Axes, seen: tuple[float, ...], whole: tuple[float, ...]) -> None:
+    """Darken what the model does not see, and mark the edge of what it does."""
+    left, right, bottom, top = seen
+    ring: dict[str, Any] = {"facecolor": "black", "alpha": 0.55, "linewidth": 0}
+    for x, y, width, height in (
+        (whole[0], whole[3], left - whole[0], whole[2] - whole[3]),
+        (right, whole[3], whole[1] - right, whole[2] - whole[3]),
+        (left, whole[3], right - left, top - whole[3]),
+        (left, bottom, right - left, whole[2] - bottom),
+    ):
+        if width > 0 and height > 0:
+            axis.add_patch(Rectangle((x, y), width, height, **ring))
+    axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="black", linewidth=1.6))
+    axis.add_patch(
+        Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", linewidth=0.9, linestyle="--")
+    )
+
+
+def draw_segments(axis: Axes, segments: Segments, extent: tuple[float, float, float, float]) -> None:
+    """Classes over what is seen; what has no class (any number beyond the names) stays plain."""
     count = len(segments.names)
     colours = colormaps["hsv"].resampled(count + 1)
     known = np.where(segments.classes < count, segments.classes, count)
-    axis.imshow(image)
-    axis.imshow(np.ma.masked_equal(known, count), cmap=colours, vmin=0, vmax=count, alpha=0.65, interpolation="nearest")
+    shown = np.ma.masked_equal(known, count)
+    axis.imshow(shown, extent=extent, cmap=colours, vmin=0, vmax=count, alpha=0.65, interpolation="nearest")
     covered = np.bincount(known.ravel(), minlength=count + 1)[:count]
     largest = [int(index) for index in covered.argsort()[::-1][:MOST_NAMES] if covered[index]]
     axis.legend(
@@ -89,33 +165,18 @@ def draw_segments(axis: Axes, image: np.ndarray, segments: Segments) -> None:
     )  # fmt: skip
 
 
-def draw(picture: Shown, path: Path) -> None:
-    """Write the figure; both attention maps share one colour scale, similarity runs from 0 to 1."""
-    panels: list[tuple[str, np.ndarray | None, float | None]] = [("image", None, None)]
-    top = max(picture.first.max(), 0.0 if picture.last is None else picture.last.max())
-    panels.append(("attention, pass one", picture.first, top))
-    if picture.similarity is not None:
-        panels.append(("similarity to ξ", picture.similarity, 1.0))
-    if picture.last is not None:
-        panels.append(("attention, pass two", picture.last, top))
-    count = len(panels) + len(picture.segmented)
-    figure = Figure(figsize=(3.2 * count, 3.9), layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    for axis, segments in zip(axes[len(panels) :], picture.segmented, strict=True):
-        draw_segments(axis, picture.image, segments)
-        axis.set_title(segments.title, fontsize=10)
-        axis.set_axis_off()
-    for axis, (name, values, limit) in zip(axes, panels, strict=False):
-        axis.imshow(picture.image)
-        if values is not None:
-            drawn = axis.imshow(values, cmap="inferno", alpha=0.65, vmin=0, vmax=limit)
-            figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.03, orientation="horizontal").ax.tick_params(
-                labelsize=7
-            )
-        if picture.mask is not None:
-            axis.contour(picture.mask.astype(float), levels=[0.5], colors="white", linewidths=1.2)
-        axis.set_title(name, fontsize=10)
-        axis.set_axis_off()
-    figure.suptitle("\n".join(picture.titles), fontsize=9, x=0.01, ha="left", parse_math=False)
+def shrunk(image: Image.Image) -> Image.Image:
+    """An image no larger than a figure needs."""
+    small = image.copy()
+    small.thumbnail((PIXELS, PIXELS))
+    return small
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Write it in the format that the path ends with, the same bytes each time."""
+    kind = path.suffix.lstrip(".")
+    undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    if kind == "svg":
+        FigureCanvasSVG(figure)
     with written_whole(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=150)
+        figure.savefig(temporary, format=kind, dpi=130, metadata=undated)

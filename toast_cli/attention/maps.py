@@ -1,67 +1,150 @@
-"""Maps over the image: a layer's attention in either pass, and the similarity that selection used."""
+"""Maps over what a model looks at: a level's attention in either pass, and the similarity that selection used."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from toast_cli.attention.checking import check_first_block, check_mismatch
 from toast_cli.backbone import Backbone, Trace
 from toast_cli.errors import UsageError
 from toast_cli.model import Model
-from toast_cli.steering.steering import Passes
+from toast_cli.steering.steering import Passes, one_pass
+
+Head: TypeAlias = "int | Literal['mean', 'max', 'rollout']"
+"""One head by its number, the mean or the maximum over heads, or what all levels so far hand on (`rollout`)."""
 
 
 @dataclass
 class Look:
-    """One batch seen by the model, with one level's attention in each pass; `last` is None with a single pass."""
+    """One batch seen by the model, with one level's map in each pass; `last` is None with a single pass.
+
+    `kind` says what the maps are of: attention, or the energy of features where there is no attention. `mismatch` is
+    the largest one of the maps that were checked (see `Trace`); None where nothing was.
+    """
 
     logits: Tensor
     passes: Passes
     first: Tensor
     last: Tensor | None
     similarity: Tensor | None
+    kind: str = "attention"
+    mismatch: float | None = None
+
+    def maps(self) -> dict[str, Tensor]:
+        """Those that there are, by name, each `[B, rows, columns]`."""
+        named = {"pass_one": self.first, "similarity": self.similarity, "pass_two": self.last}
+        return {name: map for name, map in named.items() if map is not None}
 
 
 @dataclass
 class Recorder:
     """Runs a model so that the attention of one level (default: the last) is kept in both passes.
 
+    Maps are checked, unless `checked` is off (where a graph is traced): each against what fused attention puts out, and
+    that of the first steered level against the other pass's, which has the same q and k.
+
     Raises:
-        UsageError: the backbone has no attention, or no such level.
+        UsageError: the backbone has no attention, no such level, or no such head.
     """
 
     model: Model
     level: int = -1
+    head: Head = "mean"
+    checked: bool = True
+    levels: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
         backbone = self.model.backbone
         if not backbone.has_attention:
             raise UsageError("This backbone has no attention to show.")
-        depth = len(backbone.levels)
-        if not -depth <= self.level < depth:
-            raise UsageError(
-                f"There is no layer {self.level}.",
-                what_to_do=f"Layers count from 0 to {depth - 1}, or from the end as -1, -2, …",
-            )
-        self.level %= depth
+        self.level = level_of(backbone, self.level)
+        self.levels = frozenset(range(self.level + 1)) if self.head == "rollout" else frozenset({self.level})
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> Look:
-        """Logits, passes and maps `[B, rows, columns]` for images `[B, 3, H, W]`."""
-        first, last = (Trace(attention_of=frozenset({self.level})) for _ in range(2))
-        logits, passes = self.model.look(images, first, last)
-        backbone = self.model.backbone
-        grid = backbone.grid(images)
+    def look(self, inputs: object) -> Look:
+        """Logits, passes and maps `[B, rows, columns]` for images `[B, 3, H, W]`, or for a batch of texts.
+
+        Raises:
+            ToastError: a map is not what the model attends with.
+        """
+        model, backbone = self.model, self.model.backbone
+        steering = model.adapted.steering
+        recorded = self.levels | {steering.levels.start} if steering is not None and self.checked else self.levels
+        first, last = (Trace(attention_of=recorded) for _ in range(2))
+        logits, passes = model.look(inputs, first, last)
+        mismatch = None
+        if self.checked:
+            mismatch = check_mismatch(first, last)
+            if steering is not None:
+                check_first_block(first, last, steering.levels.start)
+        grid = backbone.grid(inputs)
         similarity = passes.similarity
         return Look(
             logits=logits,
             passes=passes,
-            first=attention_map(first.attention[self.level], backbone, grid),
-            last=attention_map(last.attention[self.level], backbone, grid) if last.attention else None,
+            first=self._map(first, grid),
+            last=self._map(last, grid) if last.attention else None,
             similarity=None if similarity is None else similarity[:, backbone.prefix_tokens :].unflatten(1, grid),
+            mismatch=mismatch,
         )
+
+    def _map(self, trace: Trace, grid: tuple[int, int]) -> Tensor:
+        attention = [trace.attention[level].float() for level in sorted(self.levels)]
+        whole = rolled_out(attention) if self.head == "rollout" else one_map(attention[-1], self.head)
+        return attention_map(whole[:, None], self.model.backbone, grid)
+
+
+def level_of(backbone: Backbone, level: int) -> int:
+    """A level counted from 0, given one that may be counted from the end.
+
+    Raises:
+        UsageError: there is none.
+    """
+    depth = len(backbone.levels)
+    if not -depth <= level < depth:
+        raise UsageError(
+            f"There is no layer {level}.",
+            what_to_do=f"Layers count from 0 to {depth - 1}, or from the end as -1, -2, …",
+        )
+    return level % depth
+
+
+def one_map(attention: Tensor, head: Head) -> Tensor:
+    """Attention `[B, heads, N, N]` of one head, or the mean or maximum over all: `[B, N, N]`.
+
+    Raises:
+        UsageError: there is no such head.
+    """
+    if head == "mean":
+        return attention.mean(1)
+    if head == "max":
+        return attention.amax(1)
+    assert isinstance(head, int)
+    heads = attention.shape[1]
+    if not 0 <= head < heads:
+        raise UsageError(
+            f"There is no head {head}.", what_to_do=f"Heads count from 0 to {heads - 1}; or say mean, max or rollout."
+        )
+    return attention[:, head]
+
+
+def rolled_out(attention: list[Tensor]) -> Tensor:
+    """What each token has of each input token after these levels (first level first), `[B, N, N]`.
+
+    Attention rollout (Abnar and Zuidema, ACL 2020): a level hands on the mean of its heads and, by its residual
+    connection, each token itself, half and half; levels multiply. What an MLP does is not in it.
+    """
+    N = attention[0].shape[-1]
+    identity = torch.eye(N, device=attention[0].device)
+    rolled = identity
+    for heads in attention:
+        handed = (heads.mean(1) + identity) / 2
+        rolled = (handed / handed.sum(-1, keepdim=True)) @ rolled
+    return rolled
 
 
 def attention_map(attention: Tensor, backbone: Backbone, grid: tuple[int, int]) -> Tensor:
@@ -73,3 +156,13 @@ def attention_map(attention: Tensor, backbone: Backbone, grid: tuple[int, int]) 
     rows = attention.float()[:, :, backbone.query_tokens()].mean(dim=(1, 2))
     patches = rows[:, backbone.prefix_tokens :]
     return (patches / patches.sum(-1, keepdim=True)).unflatten(1, grid)
+
+
+@torch.no_grad()
+def first_pooled(model: Model, inputs: object, passes: Passes) -> Tensor:
+    """The plain pass's features, as a head takes them."""
+    steering = model.adapted.steering
+    if steering is None or steering.levels.stop == len(model.backbone.levels):
+        return passes.first.pooled
+    # Early feedback ends the first pass before its features are made.
+    return one_pass(model.backbone, inputs).first.pooled

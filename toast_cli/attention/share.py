@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from toast_cli.attention.maps import Look
-
-
-def share_inside(attention: Tensor, mask: Tensor) -> Tensor:
-    """Share of each map `[B, rows, columns]` that lies inside its object's mask `[B, H, W]`: `[B]`, 0 to 1.
-
-    The mask is averaged over each patch, so a patch half on the object counts half.
-    """
-    cover = F.interpolate(mask[:, None].float(), size=attention.shape[-2:], mode="area")[:, 0]
-    return (attention * cover).sum(dim=(1, 2))
+from toast_cli.attention.measures import share_inside
 
 
 class AttentionShare:
@@ -29,12 +20,7 @@ class AttentionShare:
         """Add one batch with its masks `[B, H, W]`."""
         seen = mask.flatten(1).any(1)
         self._without_object += int((~seen).sum())
-        maps = {"pass_one": look.first, "similarity": look.similarity, "pass_two": look.last}
-        for name, shown in maps.items():
-            if shown is None:
-                continue
-            if name == "similarity":
-                shown = shown / shown.sum(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+        for name, shown in look.maps().items():
             self._shares.setdefault(name, []).append(share_inside(shown, mask)[seen].cpu())
         self._shares.setdefault("object_area", []).append(mask[seen].float().mean(dim=(1, 2)).cpu())
 

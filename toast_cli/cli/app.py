@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from toast_cli.cli import data, recipes
 from toast_cli.cli.backbones import backbones
+from toast_cli.cli.compare import compare
 from toast_cli.cli.doctor import doctor
 from toast_cli.cli.eval import evaluate
 from toast_cli.cli.export import export
@@ -51,6 +52,7 @@ app = typer.Typer(
 app.command("pretune")(pretune)
 app.command("tune")(tune)
 app.command("eval")(evaluate)
+app.command("compare")(compare)
 app.command("generate")(generate)
 app.command("visualize-attention")(visualize_attention)
 app.command("export")(export)

@@ -1,4 +1,4 @@
-"""`toast eval`: measure a run, an adapter or an exported file on a split, or have its answers judged."""
+"""`toast eval`: measure a run on a split, or where it looks there, or have its answers judged."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ def evaluate(
     weights: options.Weights = None,
     device: options.Device = None,
     precision: options.Precision = None,
+    attention: Annotated[
+        bool,
+        typer.Option(
+            "--attention", help="Measure where it looks: against masks where there are any, in curves, between passes."
+        ),
+    ] = False,
+    alpha: options.Alpha = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Measure at strengths of the feedback from 0 to 2.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="--attention, --sweep: only so many images, drawn by the run's seed.")
+    ] = None,
+    curve_images: Annotated[
+        int, typer.Option(min=0, help="--attention: images for the deletion and insertion curves; 0 leaves them out.")
+    ] = 32,
+    layer: Annotated[int, typer.Option(help="--attention, --sweep: layer whose map is measured; -1 is the last.")] = -1,
     judge: Annotated[
         Path | None,
         typer.Option(help="Answer these questions (JSON lines: question_id, category, text) and have them scored."),
@@ -28,7 +43,10 @@ def evaluate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to a judged question.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of the answers that are judged.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Also write the numbers to this JSON file; tables and curves of --attention go beside it."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure a run on a split of its own data set, or of another one with the same classes; or judge its answers."""
@@ -38,28 +56,40 @@ def evaluate(
     if judge is not None and dataset is not None:
         raise UsageError("--judge and --dataset exclude each other: the questions are the data.")
     if judge is None and run is not None and len(run) > 1:
-        raise UsageError("Several runs are compared with --judge alone.", what_to_do="Name one --run.")
+        raise UsageError(
+            "Several runs are taken with --judge alone.", what_to_do="'toast compare RUN RUN ...' measures several."
+        )
+    if sum((attention, sweep, judge is not None)) > 1 or (sweep and alpha is not None):
+        raise UsageError("Of --attention, --sweep and --judge, choose one; --sweep sets --alpha itself.")
+    if limit is not None and not (attention or sweep):
+        raise UsageError("--limit goes with --attention or --sweep.", "Accuracy is told of the whole split.")
 
-    from toast_cli.cli.console import out as stdout
-    from toast_cli.cli.console import print_json
+    from toast_cli.cli.console import print_json, print_table
     from toast_cli.cli.judge import judge_table, judged
+    from toast_cli.cli.looking import looked_at, swept
     from toast_cli.cli.progress import TerminalReporter
     from toast_cli.cli.tables import results_table
     from toast_cli.judging import Judge
     from toast_cli.storage.atomic import write_json
+    from toast_cli.training.looking import Asked
     from toast_cli.training.measuring import measure
 
     runs = run or [chosen_run(None)]
     if judge is not None:
         results = judged(runs, judge, Judge(judge_model, judge_url), weights, device, max_new_tokens, seed)
         table = judge_table(results, judge_model)
+    elif attention or sweep:
+        asked = Asked(
+            runs[0], dataset, data_dir, split, weights, device, precision, limit, layer, "mean", alpha, curve_images
+        )
+        results, table = (swept if sweep else looked_at)(asked, out)
     else:
         with TerminalReporter() as reporter:
-            results = measure(runs[0], dataset, data_dir, split, weights, device, precision, reporter)
+            results = measure(runs[0], dataset, data_dir, split, weights, device, precision, reporter, alpha)
         table = results_table(f"{runs[0]}: {results['method']} on {results['dataset']}", results)
     if out is not None:
         write_json(out, results)
     if as_json:
         print_json(results)
     else:
-        stdout.print(table)
+        print_table(table)

@@ -42,6 +42,10 @@ InitFrom = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would run, train nothing.")]
+Alpha = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=2.0, help="Send the feedback's signals so many times as strong. [default: 1]"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Resume = Annotated[
     Path | None, typer.Option(help="Go on with the interrupted run in this folder; nothing else but --device fits.")

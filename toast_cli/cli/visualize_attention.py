@@ -1,73 +1,112 @@
-"""`toast visualize-attention`: a picture of where the model looks in each pass."""
+"""`toast visualize-attention`: pictures of where a model looks in each pass, in images or in a text."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from toast_cli.cli import options
+
+if TYPE_CHECKING:
+    from toast_cli.attention.seeing import Viewer
+    from toast_cli.data.source import Sample
+    from toast_cli.recipe.schema import Recipe
 
 PLAIN = "vit_demo"
 """The backbone shown when there is no run and none is named."""
 
 
 def visualize_attention(
-    image: Annotated[Path | None, typer.Argument(help="An image file.")] = None,
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files, or folders of them.")] = None,
     test_image: Annotated[
-        int | None, typer.Option(help="Instead of a file: this image of the run's own test split.")
+        list[int] | None,
+        typer.Option(help="Instead of files: this image of the (first) run's own test split; may be repeated."),
     ] = None,
-    run: options.Run = None,
+    prompt: Annotated[str | None, typer.Option(help="For language models, instead of images: a text.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="--prompt: give it as it is, not marked as the run was trained on.")
+    ] = False,
+    run: options.Runs = None,
     backbone: options.Backbone = None,
     weights: options.Weights = None,
-    layer: Annotated[int, typer.Option(help="Layer whose attention is shown; -1 is the last.")] = -1,
+    layer: Annotated[int, typer.Option(help="Layer whose map is shown; -1 is the last.")] = -1,
+    head: Annotated[
+        str, typer.Option(help="Mean or max over heads, one by its number from 0, or rollout over the layers.")
+    ] = "mean",
+    alpha: options.Alpha = None,
+    grad_cam: Annotated[
+        bool, typer.Option("--grad-cam", help="Also show Grad-CAM of both passes (pip install 'toast-cli[grad-cam]').")
+    ] = False,
+    format: Annotated[str, typer.Option(help="png, svg or pdf.")] = "png",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the figure. [default: attention/ in the run folder, or here without one]"),
+        typer.Option(
+            help="Folder for figures, raw maps and how they were made. [default: attention/ in the run folder, or here]"
+        ),
     ] = None,
     data_dir: options.DataDir = None,
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
-    """Draw image, attention in pass one, similarity to xi and attention in pass two, side by side."""
-    from toast_cli.errors import UsageError
+    """Draw image, attention in pass one, similarity to xi, attention in pass two and what changed, side by side."""
+    from toast_cli.errors import UsageError, did_you_mean
 
-    if (image is None) == (test_image is None):
-        raise UsageError("Name one image: a file, or --test-image N of a run's own test split.")
-    if run is not None and backbone is not None:
+    if sum(map(bool, (images, test_image, prompt))) != 1:
+        raise UsageError("Name images, or --test-image N of a run's own test split, or a --prompt.")
+    if run and backbone is not None:
         raise UsageError("--run and --backbone exclude each other: a run brings its own backbone.")
+    if prompt is not None and grad_cam:
+        raise UsageError("--grad-cam is for images.")
+    if format not in ("png", "svg", "pdf"):
+        raise UsageError(f"There is no format '{format}'.", what_to_do=did_you_mean(format, ("png", "svg", "pdf")))
+    chosen = _head(head)
 
+    from toast_cli.attention.strength import set_strength
     from toast_cli.cli.console import print_json, say
 
-    shown = _draw(image, test_image, run, backbone, weights, layer, out, data_dir, device)
-    if as_json:
-        print_json({name: str(value) if isinstance(value, Path) else value for name, value in vars(shown).items()})
+    viewers, recipe, folder = _viewers(run or [], backbone, weights, data_dir, device, bool(images), prompt is not None)
+    for viewer in viewers:
+        set_strength(viewer.model, alpha)
+    viewers = [_looking(viewer, layer, chosen, grad_cam) for viewer in viewers]
+    place = out or folder
+    if prompt is not None:
+        from toast_cli.cli.texts import show_text
+
+        show_text(viewers, prompt, None if raw else getattr(recipe.dataset, "template", None), place, as_json)
         return
-    lines = [f"Figure: {shown.path}"]
-    if shown.prediction is not None:
-        sure = "" if shown.confidence is None else f" ({shown.confidence:.1%})"
-        lines.append(f"Prediction: {shown.prediction}{sure}")
-    if shown.share_first is not None:
-        second = "" if shown.share_last is None else f", {shown.share_last:.1%} in pass two"
-        lines.append(f"Attention on the object: {shown.share_first:.1%} in pass one{second}")
-        lines.append("One image says little; 'toast eval' gives the mean over a split.")
-    for line in lines:
+    records = _drawn(viewers, _samples(images or [], test_image or [], recipe), place, format)
+    if as_json:
+        print_json(records)
+        return
+    for line in _told(records):
         say(line)
 
 
-def _draw(
-    image: Path | None,
-    test_image: int | None,
-    run: Path | None,
+def _head(head: str) -> Any:
+    from toast_cli.errors import UsageError, did_you_mean
+
+    if head.isdecimal():
+        return int(head)
+    known = ("mean", "max", "rollout")
+    if head not in known:
+        raise UsageError(f"--head cannot be '{head}'.", what_to_do=did_you_mean(head, known) + " Or a head's number.")
+    return head
+
+
+def _viewers(
+    runs: list[Path],
     backbone: str | None,
     weights: str | None,
-    layer: int,
-    out: Path | None,
     data_dir: str | None,
     device: str | None,
-) -> Any:
-    from toast_cli.attention.showing import from_file, from_test_split, picture
+    from_files: bool,
+    texts: bool,
+) -> tuple[list[Viewer], Recipe, Path]:
+    """Who looks, the first one's recipe, and where pictures go unless told otherwise."""
+    from toast_cli.attention.seeing import Viewer
     from toast_cli.cli.console import err, say
     from toast_cli.cli.runs import chosen_run
     from toast_cli.errors import UsageError
@@ -75,27 +114,95 @@ def _draw(
     from toast_cli.storage.run_folder import newest_run
     from toast_cli.training.devices import make_accelerator
     from toast_cli.training.measuring import changed
-    from toast_cli.training.session import open_data, plain_model
+    from toast_cli.training.session import plain_model
 
-    sample = from_file(image) if image is not None else None
-    if backbone is None and (run is not None or newest_run() is not None or sample is None):
-        path = chosen_run(run)
-        loaded = load(path, weights)
-        recipe = changed(loaded.recipe, data_dir=data_dir, device=device)
-        model, classes = loaded.model, loaded.classes
-        folder = out or (path / "attention" if path.is_dir() else Path("attention"))
-    else:
-        if sample is None:
-            raise UsageError("--test-image needs a run.", what_to_do="Name an image file, or leave --backbone out.")
-        name = backbone or PLAIN
-        if backbone is None:
-            say(f"There is no run here: showing the plain backbone {name}.", err)
-        model, recipe = plain_model(name, weights, device)
-        classes, folder = None, out or Path("attention")
-    if sample is None:
-        assert test_image is not None
-        sample = from_test_split(open_data(recipe), test_image)
-    model = model.to(make_accelerator(recipe).device)
-    stem = image.stem if image is not None else f"test-{test_image}"
-    stem += "" if layer == -1 else f"-layer{layer}"
-    return picture(model, recipe.images, classes, sample, folder / f"{stem}.png", layer)
+    if backbone is None and (runs or newest_run() is not None or not (from_files or texts)):
+        paths = runs or [chosen_run(None)]
+        viewers, recipes = [], []
+        for path in paths:
+            loaded = load(path, weights)
+            recipes.append(changed(loaded.recipe, data_dir=data_dir, device=device))
+            model = loaded.model.to(make_accelerator(recipes[-1]).device)
+            viewers.append(Viewer(path.resolve().name, model, loaded.recipe.images, loaded.classes))
+        inside = len(paths) == 1 and paths[0].is_dir()
+        return viewers, recipes[0], paths[0] / "attention" if inside else Path("attention")
+    if not (from_files or texts):
+        raise UsageError("--test-image needs a run.", what_to_do="Name image files, or leave --backbone out.")
+    if texts and backbone is None:
+        raise UsageError("There is no run here to show a text to.", what_to_do="Name one, or a --backbone llama:<...>.")
+    name = backbone or PLAIN
+    say(f"There is no run{' here' if backbone is None else ''}: showing the plain backbone {name}.", err)
+    model, recipe = plain_model(name, weights, device)
+    return [Viewer(name, model.to(make_accelerator(recipe).device), recipe.images, None)], recipe, Path("attention")
+
+
+def _looking(viewer: Viewer, layer: int, head: Any, grad_cam: bool) -> Viewer:
+    from dataclasses import replace
+
+    return replace(viewer, level=layer, head=head, with_grad_cam=grad_cam)
+
+
+def _samples(images: list[Path], test_images: list[int], recipe: Recipe) -> Any:
+    """What is shown, each under the name that its files get, and read when its turn comes."""
+    from toast_cli.attention.pictures import unique
+    from toast_cli.attention.seeing import from_file, from_test_split
+    from toast_cli.data.tree import images_below
+    from toast_cli.errors import UsageError
+    from toast_cli.training.session import open_data
+
+    if test_images:
+        data = open_data(recipe)
+        yield from ((f"test-{index}", from_test_split(data, index)) for index in test_images)
+        return
+    files = []
+    for path in images:
+        below = sorted(images_below(path)) if path.is_dir() else [path]
+        if not below:
+            raise UsageError(f"There is no image below {path}.")
+        files += below
+    yield from zip(unique(file.stem for file in files), map(from_file, files), strict=True)
+
+
+def _drawn(
+    viewers: list[Viewer], samples: Iterable[tuple[str, Sample]], folder: Path, format: str
+) -> list[dict[str, Any]]:
+    from toast_cli.attention.pictures import comparison, picture
+
+    if len(viewers) > 1:
+        return comparison(viewers, samples, folder, format)
+    (viewer,) = viewers
+    marks = [f"layer{viewer.level}" * (viewer.level != -1), f"head-{viewer.head}" * (viewer.head != "mean")]
+    ending = "".join(f"-{mark}" for mark in marks if mark)
+    return [picture(viewer, sample, folder, f"{name}{ending}", format) for name, sample in samples]
+
+
+def _told(records: list[dict[str, Any]]) -> list[str]:
+    """What a terminal shows of the records."""
+    lines = [f"Figure: {figure}" for figure in dict.fromkeys(record["figure"] for record in records)]
+    for record in records:
+        for view in record["views"]:
+            who = " ".join(
+                filter(None, [record["image"] * (len(records) > 1), view["name"] * (len(record["views"]) > 1)])
+            )
+            lines += [f"{who}: {line}" if who else line for line in _view_told(view)]
+    if any(view["share_inside"] for record in records for view in record["views"]) and len(records) == 1:
+        lines.append("One image says little; 'toast eval' gives the mean over a split.")
+    return lines
+
+
+def _view_told(view: dict[str, Any]) -> list[str]:
+    lines = []
+    first, last = view["pass_one"], view["pass_two"]
+    if first is not None:
+        lines.append("Prediction: " + "; ".join(
+            f"{said['prediction']} ({said['confidence']:.1%}){word}"
+            for said, word in ((first, " in pass one" if last else ""), (last, " in pass two"))
+            if said is not None
+        ))  # fmt: skip
+    lines += [f"Pixels {name}: {covered}" for name, covered in view["segments"].items()]
+    inside = view["share_inside"]
+    if inside:
+        second = f", {inside['pass_two']:.1%} in pass two" if "pass_two" in inside else ""
+        kind = view["kind"][0].upper() + view["kind"][1:]
+        lines.append(f"{kind} on the object: {inside['pass_one']:.1%} in pass one{second}")
+    return lines

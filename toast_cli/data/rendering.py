@@ -76,3 +76,9 @@ def _chat(turns: Sequence[Turn], tokenizer: Any, add_generation_prompt: bool = F
 def _plain(turns: Sequence[Turn], tokenizer: Any) -> str:
     ends = {"assistant": tokenizer.eos_token or "\n\n"}
     return "".join(f"{HEADINGS[turn.role]}{turn.text}{ends.get(turn.role, chr(10) * 2)}" for turn in turns)
+
+
+def begun(ids: list[int], tokenizer: Any) -> list[int]:
+    """A prompt's tokens behind the one that begins a text, where the tokenizer has one and it is not there yet."""
+    bos = tokenizer.bos_token_id
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]

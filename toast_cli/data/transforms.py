@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 
     from toast_cli.backbone import Preprocessing
     from toast_cli.recipe.schema import ImageOptions
+
+
+@dataclass(frozen=True)
+class Window:
+    """What of an image is seen: the rectangle's left and upper edge, width and height, in pixels of the image."""
+
+    left: float
+    top: float
+    width: float
+    height: float
 
 
 class ImageTransform:
@@ -44,6 +55,21 @@ class ImageTransform:
     def _normalized(self, image: Image) -> Tensor:
         pixels = v2.functional.pil_to_tensor(image).contiguous()  # Pillow has the channels last, which is slow
         return v2.functional.to_dtype_image(pixels, torch.float32, scale=True).sub_(self.mean).div_(self.std)
+
+    def window(self, image: Image) -> Window:
+        """What of an image a transform without random steps keeps; edges outside the image belong to padding.
+
+        Followed by a box of one pixel in the image's middle, which every crop here keeps: what becomes of its place and
+        size is what becomes of everything's.
+        """
+        x, y = image.width / 2, image.height / 2
+        box = torch.tensor([[x - 0.5, y - 0.5, x + 0.5, y + 0.5]], dtype=torch.float64)
+        boxes = tv_tensors.BoundingBoxes(box, format="XYXY", canvas_size=(image.height, image.width))
+        seen, moved = self.steps(image, boxes)
+        height, width = seen.shape[-2:]
+        left, top, right, bottom = moved.as_subclass(Tensor)[0].tolist()
+        across, down = right - left, bottom - top  # pixels of what is seen to one of the image
+        return Window(x - 0.5 - left / across, y - 0.5 - top / down, width / across, height / down)
 
 
 def build_transform(images: ImageOptions, preprocessing: Preprocessing, train: bool) -> ImageTransform:

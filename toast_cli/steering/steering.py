@@ -16,9 +16,13 @@ from toast_cli.steering.selection import Selection
 
 
 class Steers(nn.Module):
-    """What connects the two passes, whatever it is made of: which `levels` are steered, and by which signals."""
+    """What connects the two passes, whatever it is made of: which `levels` are steered, and by which signals.
+
+    Every signal is sent `strength` times as strong, at inference; 0 sends none, and the second pass is the first.
+    """
 
     levels: range
+    strength: float = 1.0
 
     def signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
         """The similarity map, what was selected, and a signal for every steered level, first level first."""
@@ -27,6 +31,18 @@ class Steers(nn.Module):
     def send(self, first: Readout) -> Sequence[Signal]:
         """The signals alone, in whatever way costs least; but for rounding they do what those of `signals` do."""
         return self.signals(first)[-1]
+
+    def at_every_level(self, signals: Sequence[Signal], levels: int) -> list[Signal | None]:
+        """What each of a backbone's `levels` receives: `strength` times the steered ones' signals, None elsewhere."""
+        sent: list[Signal | None] = [*signals]
+        if self.strength == 0:
+            sent = [None] * len(sent)
+        elif self.strength != 1:
+            sent = [
+                Values(self.strength * signal.tensor) if isinstance(signal, Values) else self.strength * signal
+                for signal in signals
+            ]
+        return [None] * self.levels.start + sent + [None] * (levels - self.levels.stop)
 
 
 class Steering(Steers):
@@ -133,7 +149,7 @@ def two_passes(
     with torch.no_grad():
         shared, first = first_pass(backbone, levels, inputs, (first_trace, last_trace))
     similarity, selected, fed_back = steering.signals(first)
-    signals = [None] * levels.start + [*fed_back] + [None] * (len(backbone.levels) - levels.stop)
+    signals = steering.at_every_level(fed_back, len(backbone.levels))
     state = backbone.run(backbone.again(shared, inputs), signals, first=levels.start, trace=last_trace)
     return Passes(first, backbone.leave(state), similarity, selected, signals)
 
@@ -156,6 +172,6 @@ def steered_features(backbone: Backbone, steering: Steers, inputs: Any) -> Tenso
 def steered_pass(backbone: Backbone, steering: Steers, first: Readout, state: State) -> Tensor:
     """The second pass's pooled features, from what selection looks at and the state before the first steered level."""
     levels, last = steering.levels, len(backbone.levels) - 1
-    signals = [None] * levels.start + [*steering.send(first)] + [None] * (last + 1 - levels.stop)
+    signals = steering.at_every_level(steering.send(first), last + 1)
     state = backbone.run(state, signals, first=levels.start, last=last)
     return backbone.conclude(state, signals[last])

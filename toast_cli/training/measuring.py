@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from toast_cli.attention.strength import set_strength
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
@@ -24,15 +25,19 @@ def measure(
     device: str | None,
     precision: str | None,
     reporter: Reporter,
+    alpha: float | None = None,
 ) -> dict[str, Any]:
     """Metrics of a saved model on a split, its size and cost; what is None comes from the run's own recipe.
 
+    With `alpha`, the feedback's signals are sent so many times as strong.
+
     Raises:
-        UsageError: there is no such split.
+        UsageError: there is no such split, or no feedback to scale.
         ToastError: the data set's classes are not the model's, or nothing can be loaded.
     """
     loaded = load(path, weights)
     recipe = changed(loaded.recipe, dataset=dataset, data_dir=data_dir, device=device, precision=precision)
+    set_strength(loaded.model, alpha)
     accelerator = make_accelerator(recipe)
     data = open_data(recipe)
     check_classes(loaded.classes, data.classes, path)
@@ -48,6 +53,7 @@ def measure(
         "dataset": recipe.dataset.name,
         "method": recipe.method.name,
         "split": split,
+        **({} if alpha is None else {"alpha": alpha}),
         **session.sizes(),
         {"val": "validation"}.get(split, split): metrics,
         "skipped": say_skipped(reporter, **{split: batches}),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from toast_cli import registry
-from toast_cli.attention.figure import draw, shown
 from toast_cli.attention.maps import Look, Recorder, attention_map
-from toast_cli.attention.share import AttentionShare, share_inside
-from toast_cli.backbone import Backbone, Preprocessing, Trace
+from toast_cli.attention.measures import share_inside
+from toast_cli.attention.share import AttentionShare
+from toast_cli.backbone import Backbone, Trace
 from toast_cli.model import Model, build_model
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.steering.steering import Passes
@@ -107,26 +106,3 @@ def test_the_recorder_gives_the_first_pass_as_first() -> None:
     assert look.last is not None
     expected = attention_map(plain.attention[2], model.backbone, (8, 8))
     assert torch.equal(look.first, expected) and not torch.allclose(look.last, expected, atol=1e-4)
-
-
-def test_every_panel_shows_the_map_it_is_named_after(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    from matplotlib.axes import Axes
-
-    drawn: list[tuple[str, float]] = []
-    values: list[float] = []
-    monkeypatch.setattr(Axes, "imshow", lambda axis, array, **_: values.append(float(np.mean(array))))
-    monkeypatch.setattr(Axes, "set_title", lambda axis, name, **_: drawn.append((name, values[-1])))
-    monkeypatch.setattr("matplotlib.figure.Figure.colorbar", lambda *_, **__: _Bar())
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
-    flat = [torch.full((1, 2, 2), value) for value in (0.1, 0.2, 0.3)]
-    seen = Preprocessing((4, 4), (0.5,) * 3, (0.5,) * 3)
-    picture = shown(look_of(flat[0], flat[1], flat[2]), torch.zeros(3, 4, 4), seen, ())
-    draw(picture, tmp_path / "figure.png")  # type: ignore[operator]
-    named = {name: pytest.approx(value, abs=1e-6) for name, value in drawn}
-    assert named == {"image": 0.5, "attention, pass one": 0.1, "similarity to ξ": 0.3, "attention, pass two": 0.2}
-
-
-class _Bar:
-    class ax:
-        @staticmethod
-        def tick_params(**_: object) -> None: ...

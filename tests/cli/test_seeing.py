@@ -1,0 +1,206 @@
+"""Where models look, as a user asks for it: figures, numbers, strengths, comparisons, texts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.cli.conftest import toast
+from tests.language import make_model
+from tests.scenes import demo_model, kept
+from toast_cli.model import build_model
+from toast_cli.recipe.loading import build_recipe
+from toast_cli.storage.adapter import describe, save_folder
+
+EVIL = "<img src=x onerror=alert(1)>"
+"""A folder, that is a class, that would run a script where nobody escapes it."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """One with two passes and one with a single one, on the demo."""
+    home = tmp_path_factory.mktemp("runs")
+    return kept(demo_model(), home / "steered"), kept(demo_model("linear"), home / "linear")
+
+
+class Page(HTMLParser):
+    """What a browser would find in a page: its tags, and the texts in place of its pictures."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.pictures: list[dict[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag == "img":
+            self.pictures.append(dict(attrs))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page(path: Path) -> Page:
+    """A page that fetches nothing and runs nothing."""
+    text = path.read_text(encoding="utf-8")
+    found = Page(text)
+    assert not {"script", "link", "iframe", "object"} & set(found.tags)
+    assert all((picture["src"] or "").startswith("data:image/png;base64,") for picture in found.pictures)
+    assert all(picture.get("alt") for picture in found.pictures)
+    assert not re.search(r"https?://", text) and 'name="viewport"' in text
+    return found
+
+
+class TestFigures:
+    def test_files_and_folders_are_shown_each_in_a_figure_of_its_own(self, runs: tuple[Path, Path], here: Path) -> None:
+        (here / "more").mkdir()
+        for name in ("a.png", "more/a.png", "more/b.jpg"):
+            Image.new("RGB", (90, 60), "teal").save(name)
+        said = toast("visualize-attention", "a.png", "more", "--run", runs[0], "--out", "seen", "--format", "svg")
+        assert said.code == 0, said.err
+        assert {file.name for file in (here / "seen").iterdir()} == {
+            f"{name}.{kind}" for name in ("a", "a-2", "b") for kind in ("svg", "safetensors", "json")
+        }
+        window = json.loads((here / "seen/a.json").read_text())["views"][0]["window"]
+        assert (window["left"], window["width"], window["height"]) == pytest.approx((15, 60, 60))
+
+    def test_several_runs_are_one_figure(self, runs: tuple[Path, Path], here: Path) -> None:
+        said = toast(
+            "visualize-attention", "--run", runs[0], "--run", runs[1], "--test-image", "0", "--test-image", "1",
+            "--out", "seen", "--json",
+        )  # fmt: skip
+        assert said.code == 0, said.err
+        records = json.loads(said.out)
+        assert [view["name"] for view in records[1]["views"]] == ["steered", "linear"]
+        assert {record["figure"] for record in records} == {"seen/comparison.png"}
+
+    def test_strength_zero_shows_the_plain_backbone_twice(self, runs: tuple[Path, Path], here: Path) -> None:
+        shown = {}
+        for alpha in ("0", "1"):
+            arguments = ["--run", runs[0], "--test-image", "0", "--out", alpha, "--alpha", alpha]
+            assert toast("visualize-attention", *arguments).code == 0
+            shown[alpha] = load_file(f"{alpha}/test-0.safetensors")
+        assert torch.equal(shown["0"]["pass_one"], shown["0"]["pass_two"])
+        assert not torch.allclose(shown["1"]["pass_one"], shown["1"]["pass_two"], atol=1e-3)
+        toast("visualize-attention", "--run", runs[1], "--test-image", "0", "--alpha", "1").fails(2, "has none")
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--head", "men"], "mean"),
+            (["--head", "9"], "There is no head 9."),
+            (["--layer", "7"], "There is no layer 7."),
+            (["--format", "gif"], "There is no format 'gif'."),
+            (["--prompt", "and a text"], "Name images, or --test-image"),
+        ],
+    )
+    def test_what_is_not_there_is_said(
+        self, runs: tuple[Path, Path], here: Path, arguments: list[str], words: str
+    ) -> None:
+        toast("visualize-attention", "--run", runs[0], "--test-image", "0", *arguments).fails(2, words)
+
+
+class TestNumbers:
+    def test_numbers_curves_and_classes(self, runs: tuple[Path, Path], here: Path) -> None:
+        said = toast("eval", "--run", runs[0], "--attention", "--curve-images", "2", "--out", "n.json", "--json")
+        assert said.code == 0, said.err
+        found = json.loads(said.out)
+        assert found == json.loads((here / "n.json").read_text())
+        inside = found["numbers"]["pass_two"]["share_inside"]
+        assert inside["low"] < inside["mean"] < inside["high"] and inside["images"] == found["images"] == 12
+        assert set(found["numbers"]["pass_one"]) == {"share_inside", "pointing_hit", "auc", "entropy"}
+        assert set(found["curves"]["area"]) == {"pass_one", "similarity", "pass_two", "random"}
+        with (here / "n-numbers/per_class.csv").open() as file:
+            assert sum(int(line["images"]) for line in csv.DictReader(file)) == 12
+        with (here / "n-numbers/per_image.csv").open() as file:
+            each = [float(line["pass_two/share_inside"]) for line in csv.DictReader(file)]
+        assert np.mean(each) == pytest.approx(inside["mean"], abs=1e-5)
+        plain = json.loads(toast("eval", "--run", runs[0], "--json").out)["test"]["attention_share"]
+        assert plain["pass_two"] == pytest.approx(inside["mean"], abs=1e-6), "as at the end of a run"
+
+    def test_a_sweep_begins_at_the_plain_backbone(self, runs: tuple[Path, Path], here: Path) -> None:
+        said = toast("eval", "--run", runs[0], "--sweep", "--limit", "6", "--out", "s.json", "--json")
+        assert said.code == 0, said.err
+        lines = {line["alpha"]: line for line in json.loads(said.out)["strengths"]}
+        assert list(lines) == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
+        assert lines[0.0]["shift"]["mean"] == 0 and lines[2.0]["shift"]["mean"] > lines[1.0]["shift"]["mean"] > 0
+        assert (here / "s-strength/strength.png").is_file()
+        toast("eval", "--run", runs[1], "--sweep").fails(2, "this model has none")
+
+
+class TestCompare:
+    def test_runs_side_by_side_and_one_page(self, runs: tuple[Path, Path], here: Path) -> None:
+        said = toast("compare", *runs, "--images", "2", "--json")
+        assert said.code == 0, said.err
+        first, second = json.loads(said.out)["runs"]
+        assert (first["name"], second["name"]) == ("steered", "linear")
+        difference = second["share_inside"]["mean"] - first["share_inside"]["mean"]
+        assert second["share_less_first"]["mean"] == pytest.approx(difference, abs=1e-9)
+        assert first["accuracy_less_first"] == {"mean": 0, "low": 0, "high": 0, "images": 12}
+        found = page(here / "comparison/report.html")
+        assert len(found.pictures) == 1 + 2 * 3
+        assert f"{first['trained_parameters']:,}" in found.text and (here / "comparison/comparison.png").is_file()
+
+    def test_what_runs_a_script_elsewhere_is_text_here(self, here: Path) -> None:
+        for name in (EVIL, "plain"):
+            (here / "pictures" / name).mkdir(parents=True)
+            for number in range(8):
+                Image.new("RGB", (70, 70), "teal").save(here / "pictures" / name / f'"><b>{number}.png')
+        raw = {"backbone": "vit_demo", "dataset": f"folder:{here / 'pictures'}", "method": "linear", "device": "cpu"}
+        paths = []
+        for seed in (0, 1):
+            recipe = build_recipe({**raw, "seed": seed}, {}, origin="a test")
+            recipe = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"split_seed": 0})})
+            model = build_model(recipe, (EVIL, "plain"))
+            paths.append(here / f"<i>{seed}")
+            save_folder(paths[-1], model.trained(), {}, describe(model, recipe, (EVIL, "plain")), "")
+        said = toast("compare", *paths, "--images", "2")
+        assert said.code == 0, said.err
+        found = page(here / "comparison/report.html")
+        assert not {"b", "i"} & set(found.tags)
+        assert EVIL in found.text and '"><b>' in found.text and "<i>0" in found.text
+        assert any(EVIL in (picture["alt"] or "") for picture in found.pictures)
+
+    def test_other_images_and_one_run_alone_are_refused(self, runs: tuple[Path, Path], here: Path) -> None:
+        toast("compare", runs[0]).fails(2, "nothing to be compared with")
+        small = {"name": "demo", "test_images": 7, "train_images": 5, "val_images": 5}
+        other = kept(demo_model("linear"), here / "other", dataset=small)
+        toast("compare", runs[0], other).fails(1, "not measured on the same images", "--dataset")
+
+
+def test_a_prompt_is_coloured_in_the_terminal_and_as_a_page(here: Path) -> None:
+    folder = make_model(here / "llama")
+    raw = {"backbone": f"llama:{folder}", "dataset": "alpaca:none.json", "device": "cpu"}
+    recipe = build_recipe(
+        {**raw, "method": {"name": "toast", "start": "random"}, "task": "language"}, {}, origin="a test"
+    )
+    model = build_model(recipe, ())
+    for weight in model.adapted.steering.feedback.parameters():  # type: ignore[union-attr]
+        torch.nn.init.normal_(weight, std=0.5)
+    torch.nn.init.ones_(model.adapted.steering.selection.xi)  # type: ignore[union-attr]
+    save_folder(here / "run", model.trained(), model.frozen_additions(), describe(model, recipe, ()), "")
+    prompt = "Say <script>alert(1)</script> to Zoë."
+    said = toast("visualize-attention", "--prompt", prompt, "--run", "run", "--out", "seen", "--raw")
+    assert said.code == 0, said.err
+    assert said.out.replace("·", "").count(prompt) == 4 and "attention of the last token, pass two" in said.out
+    assert prompt in page(here / "seen/prompt.html").text.replace("·", "")
+    maps, record = load_file(here / "seen/prompt.safetensors"), json.loads((here / "seen/prompt.json").read_text())
+    assert "".join(record["views"][0]["tokens"]).removeprefix("<s>").replace("·", "") == prompt
+    assert set(maps) == {"similarity", "pass_one", "pass_two", "difference"}
+    assert all(len(map) == len(record["views"][0]["tokens"]) for map in maps.values())
+    assert maps["pass_two"].sum().item() == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(maps["difference"], maps["pass_two"] - maps["pass_one"])
+    said = toast("visualize-attention", "--prompt", "hello", "--backbone", f"llama:{folder}", "--out", "plain")
+    assert said.code == 0 and "showing the plain backbone" in said.err
+    toast("visualize-attention", "--prompt", "hello", "--backbone", "vit_demo").fails(2, "reads no texts")

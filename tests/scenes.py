@@ -1,0 +1,56 @@
+"""A model with two passes on the demo's backbone, and scenes to show it, for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from toast_cli.attention.seeing import Viewer
+from toast_cli.data.demo import Options, open_source
+from toast_cli.data.source import Sample
+from toast_cli.model import Model, build_model
+from toast_cli.recipe.loading import build_recipe
+from toast_cli.recipe.schema import Recipe
+from toast_cli.steering.least_squares import least_squares_start
+from toast_cli.storage.adapter import describe, save_folder
+
+CLASSES = ("ringed", "two-spotted", "one-lined", "plus", "one-barred")
+
+
+def recipe_of(method: str = "toast", **more: object) -> Recipe:
+    raw = {"backbone": "vit_demo", "dataset": "demo", "method": method, "device": "cpu", **more}
+    return build_recipe(raw, {}, origin="a test")
+
+
+def demo_model(method: str = "toast", seed: int = 0, **more: object) -> Model:
+    """With a feedback path (where the method has one) that moves attention, though nothing was learned."""
+    recipe = recipe_of(method, seed=seed, **more)
+    model = build_model(recipe, open_source(Options(), None).classes).eval()
+    steering = model.adapted.steering
+    if steering is not None:
+        scene = viewer_of(model).transform(scenes(1)[0].image)[0]
+        least_squares_start(steering, model.backbone, [scene[None]])  # type: ignore[arg-type]
+        torch.manual_seed(seed)
+        for layer in steering.feedback.B:  # type: ignore[union-attr]
+            torch.nn.init.normal_(layer.weight, std=0.08)
+    return model
+
+
+def viewer_of(model: Model, name: str = "a run", **how: object) -> Viewer:
+    recipe = recipe_of()
+    return Viewer(name, model, recipe.images, open_source(Options(), None).classes, **how)  # type: ignore[arg-type]
+
+
+def scenes(count: int) -> list[Sample]:
+    split = open_source(Options(), None).splits["test"]
+    return [split.load(index) for index in range(count)]
+
+
+def kept(model: Model, folder: Path, **more: object) -> Path:
+    """The model of `demo_model` as an adapter folder, its demo small."""
+    method = "toast" if model.adapted.steering is not None else "linear"
+    small = {"name": "demo", "test_images": 12, "train_images": 5, "val_images": 5}
+    recipe = recipe_of(method, **{"dataset": small, **more})
+    save_folder(folder, model.trained(), {}, describe(model, recipe, open_source(Options(), None).classes), "")
+    return folder

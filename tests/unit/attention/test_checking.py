@@ -1,0 +1,140 @@
+"""A map that is not what the model attends with is an error, in any family, and the model is left as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.backbones import BACKBONES, example, randomly
+from toast_cli.attention.checking import TOLERANCE
+from toast_cli.attention.maps import Recorder, attention_map, rolled_out
+from toast_cli.backbone import Trace
+from toast_cli.errors import ToastError, UsageError
+from toast_cli.methods.adapted import Adapted
+from toast_cli.model import Model, Stock
+from toast_cli.steering.steering import Steering, one_pass
+from toast_cli.tasks.classification import Options, build
+
+ATTENTIVE = ["vit", "vit, two attentions a block", "llama"]
+
+
+def model_on(name: str, levels: range | None = None) -> Model:
+    backbone = randomly(BACKBONES[name]())
+    stock = Stock.of(backbone)
+    steering = Steering(backbone, levels).double()
+    for weight in steering.parameters():
+        nn.init.normal_(weight, std=0.3)
+    with torch.no_grad():  # a direction in which tokens lie, so that all of them are sent back
+        seen = one_pass(backbone, example(backbone)).first.compared.movedim(backbone.channel_dim, -1)
+        steering.selection.xi.copy_(seen.flatten(0, -2).mean(0))
+    objective = build(Options(name="classification"), backbone, ("a", "b"))
+    objective.head.double()
+    return Model(Adapted(backbone, steering.parameters(), steering), objective, stock).eval()
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_a_map_agrees_with_fused_attention_far_within_the_tolerance(name: str) -> None:
+    model = model_on(name)
+    look = Recorder(model).look(example(model.backbone))
+    assert look.mismatch is not None and look.mismatch < TOLERANCE[torch.float64] / 1000
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_fused_attention_that_does_something_else_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = nn.functional.scaled_dot_product_attention
+    sharper = {"scale": 0.3}
+
+    def other(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
+        return fused(query, key, value, **{**settings, **sharper})
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", other)
+    model = model_on(name)
+    with pytest.raises(ToastError, match="not what the model attends with"):
+        Recorder(model).look(example(model.backbone))
+    Recorder(model, checked=False).look(example(model.backbone))
+
+
+@pytest.mark.parametrize("levels", [None, range(2, 4)], ids=["full", "late"])
+def test_the_first_steered_blocks_map_is_the_same_in_both_passes(levels: range | None) -> None:
+    model = model_on("vit", levels)
+    start = 0 if levels is None else levels.start
+    look = Recorder(model, start).look(example(model.backbone))
+    assert look.last is not None and torch.allclose(look.first, look.last, atol=1e-12)
+    after = Recorder(model, start + 1).look(example(model.backbone))
+    assert after.last is not None and not torch.allclose(after.first, after.last, atol=1e-3)
+
+
+def test_a_first_block_that_differs_between_the_passes_is_an_error() -> None:
+    model = model_on("vit")
+    backbone = model.backbone
+    again = backbone.again
+    backbone.again = lambda state, inputs: again(type(state)(state.hidden.flip(-1)), inputs)  # type: ignore[method-assign]
+    with pytest.raises(ToastError, match="differs between the passes"):
+        Recorder(model).look(example(backbone))
+
+
+@pytest.mark.parametrize("name", ["vit", "llama"])
+def test_looking_leaves_the_model_as_it_was(name: str) -> None:
+    model = model_on(name)
+    inputs = example(model.backbone)
+    before = model(inputs)
+    hooks = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()]
+    Recorder(model, head="rollout").look(inputs)
+    assert torch.equal(model(inputs), before)
+    assert [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()] == hooks
+
+
+class TestHeads:
+    def test_one_head_the_mean_and_the_maximum(self) -> None:
+        model = model_on("vit")
+        backbone, inputs = model.backbone, example(model.backbone)
+        trace = Trace(attention_of=frozenset({3}))
+        backbone.run(backbone.enter(inputs), trace=trace)
+        row = trace.attention[3][:, :, 0, 1:]
+        for head, wanted in ((2, row[:, 2]), ("mean", row.mean(1)), ("max", row.amax(1))):
+            found = Recorder(model, head=head).look(inputs).first.flatten(1)  # type: ignore[arg-type]
+            assert torch.allclose(found, (wanted / wanted.sum(-1, keepdim=True)).float(), atol=1e-6)
+        with pytest.raises(UsageError, match="count from 0 to 2"):
+            Recorder(model, head=3).look(inputs)
+
+    def test_rollout_multiplies_the_levels_each_half_itself(self) -> None:
+        model = model_on("vit")
+        backbone, inputs = model.backbone, example(model.backbone)
+        trace = Trace(attention_of=frozenset({0, 1}))
+        backbone.run(backbone.enter(inputs), trace=trace)
+        zero, one = (trace.attention[level].float().mean(1) for level in (0, 1))
+        identity = torch.eye(zero.shape[-1])
+        by_hand = (one + identity) @ (zero + identity) / 4
+        assert torch.allclose(rolled_out([trace.attention[0].float(), trace.attention[1].float()]), by_hand, atol=1e-6)
+        found = Recorder(model, 1, "rollout").look(inputs).first
+        assert torch.allclose(found, attention_map(by_hand[:, None], backbone, (4, 4)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.no_grad()
+def test_strength_zero_is_the_plain_backbone_and_one_changes_nothing(name: str) -> None:
+    model = model_on(name)
+    steering, inputs = model.adapted.steering, example(model.backbone)
+    assert steering is not None
+    full = model(inputs)
+    steering.strength = 0.0
+    assert torch.equal(model.adapted(inputs).last.pooled, model.backbone.stock(inputs))
+    assert torch.allclose(model(inputs), model.outputs(model.backbone.stock(inputs)), atol=1e-9)
+    steering.strength = 1.0
+    assert torch.equal(model(inputs), full)
+
+
+@torch.no_grad()
+def test_strength_scales_what_every_level_receives() -> None:
+    model = model_on("vit")
+    steering, inputs = model.adapted.steering, example(model.backbone)
+    assert steering is not None
+    one = model.adapted(inputs).signals
+    steering.strength = 1.5
+    stronger = model.adapted(inputs).signals
+    for signal, more in zip(one, stronger, strict=True):
+        assert torch.allclose(more, 1.5 * signal)
+    assert torch.allclose(model(inputs), model.look(inputs)[0], atol=1e-9), "both ways of running it scale alike"

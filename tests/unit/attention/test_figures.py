@@ -1,0 +1,187 @@
+"""Figures show each map under its name, where it lies in the original image, on one scale."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+from tests.scenes import CLASSES, demo_model, scenes, viewer_of
+from toast_cli.attention.figure import Panel, Row, draw, write
+from toast_cli.attention.panels import passes_row, viewers_rows
+from toast_cli.attention.pictures import comparison, picture
+from toast_cli.attention.seeing import Verdict, View, see
+from toast_cli.backbone import Preprocessing
+from toast_cli.data.source import Sample
+from toast_cli.data.transforms import Window, build_transform
+from toast_cli.model import Model
+from toast_cli.recipe.schema import ImageOptions
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return demo_model()
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """Smooth colours and one disc, so that a resized picture is much the same."""
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = np.stack([255 * x / width, 255 * y / height, 255 * (1 - x / width)], -1).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    ImageDraw.Draw(image).ellipse((0.55 * width, 0.3 * height, 0.7 * width, 0.6 * height), fill="white")
+    return image
+
+
+SEEN = [
+    ((64, 64), (100, 80), ImageOptions()),
+    ((64, 64), (100, 80), ImageOptions(resize=90)),
+    ((64, 96), (210, 75), ImageOptions()),
+    ((96, 64), (130, 90), ImageOptions(squash=True)),
+]
+
+
+@pytest.mark.parametrize(("size", "shape", "images"), SEEN)
+def test_the_window_is_what_the_model_sees(size: tuple[int, int], shape: tuple[int, int], images: ImageOptions) -> None:
+    image = photograph(*shape)
+    transform = build_transform(images, Preprocessing(size, (0.0,) * 3, (1.0,) * 3, crop_pct=0.9), train=False)
+    window = transform.window(image)
+    box = (window.left, window.top, window.left + window.width, window.top + window.height)
+    cut = image.resize(size[::-1], Image.Resampling.BICUBIC, box=box)
+    seen = transform(image)[0].permute(1, 2, 0).numpy() * 255
+    assert np.abs(seen - np.asarray(cut, dtype=float)).mean() < 1.5
+    assert window.left >= 0 and box[2] <= shape[0] + 1e-3 and window.top >= 0 and box[3] <= shape[1] + 1e-3
+
+
+def test_the_share_on_the_object_is_what_the_pixels_of_the_original_image_add_up_to(
+    model: Model, tmp_path: Path
+) -> None:
+    """By another route: raw maps and window as written, every pixel of the demo's exact mask by itself."""
+    for number, sample in enumerate(scenes(3)):
+        record = picture(viewer_of(model), sample, tmp_path, f"scene-{number}")
+        maps, (view,) = load_file(record["maps"]), record["views"]
+        window, mask = Window(**view["window"]), sample.mask
+        assert mask is not None and set(view["share_inside"]) == {"pass_one", "similarity", "pass_two"}
+        for name, share in view["share_inside"].items():
+            rows, columns = maps[name].shape
+            inside = 0.0
+            for y, x in zip(*np.nonzero(mask), strict=True):
+                row = int((y + 0.5 - window.top) / window.height * rows)
+                column = int((x + 0.5 - window.left) / window.width * columns)
+                inside += float(maps[name][row, column]) * (rows * columns) / (window.height * window.width)
+            assert share == pytest.approx(inside / float(maps[name].sum()), abs=1e-5)
+
+
+def test_each_panel_is_the_map_that_its_heading_names(model: Model) -> None:
+    sample = scenes(1)[0]
+    view = see(viewer_of(model), sample)
+    panels = {panel.heading.split("\n")[0]: panel for panel in passes_row(sample, view).panels}
+    assert list(panels) == ["image", "attention, pass one", "similarity to ξ", "attention, pass two", "difference"]
+    for heading, name, scale in (
+        ("attention, pass one", "pass_one", 100), ("similarity to ξ", "similarity", 1),
+        ("attention, pass two", "pass_two", 100), ("difference", "difference", 100),
+    ):  # fmt: skip
+        np.testing.assert_allclose(panels[heading].values, view.maps[name].numpy() * scale)
+    assert panels["attention, pass one"].scale == panels["attention, pass two"].scale
+    assert not torch.allclose(view.maps["pass_one"], view.maps["pass_two"], atol=1e-3)
+    low, high = panels["difference"].scale.low, panels["difference"].scale.high  # type: ignore[union-attr]
+    assert low == -high
+
+
+def test_both_passes_say_what_they_see_and_how_sure_they_are(model: Model) -> None:
+    sample = scenes(1)[0]
+    viewer = viewer_of(model)
+    view = see(viewer, sample)
+    images = viewer.transform(sample.image)[0][None]
+    with torch.no_grad():
+        plain = model.outputs(model.backbone.stock(images)).softmax(-1)[0]
+        last = model(images).softmax(-1)[0]
+    assert viewer.classes is not None and view.first is not None and view.last is not None
+    for verdict, expected in ((view.first, plain), (view.last, last)):
+        assert verdict.probability == pytest.approx(float(expected.max()), abs=1e-5)
+        assert verdict.label == viewer.classes[int(expected.argmax())]
+    headings = [panel.heading for panel in passes_row(sample, view).panels]
+    assert any(f"{view.last.label} {view.last.probability:.0%}" in heading for heading in headings)
+
+
+def test_early_feedback_too_says_what_the_plain_pass_says() -> None:
+    model = demo_model(method={"name": "toast", "feedback": "early"})  # type: ignore[arg-type]
+    viewer, sample = viewer_of(model), scenes(1)[0]
+    with torch.no_grad():
+        plain = model.outputs(model.backbone.stock(viewer.transform(sample.image)[0][None])).softmax(-1)[0]
+    view = see(viewer, sample)
+    assert view.first is not None and view.first.probability == pytest.approx(float(plain.max()), abs=1e-5)
+
+
+def test_several_viewers_share_a_scale_and_a_row_is_an_image(model: Model) -> None:
+    samples = scenes(2)
+    viewers = [viewer_of(model, "two passes"), viewer_of(demo_model("linear"), "one pass")]
+    views = [[see(viewer, sample) for viewer in viewers] for sample in samples]
+    rows = viewers_rows(samples, views)
+    assert [len(row.panels) for row in rows] == [3, 3]
+    assert len({panel.scale for row in rows for panel in row.panels[1:]}) == 1
+    np.testing.assert_allclose(rows[1].panels[1].values, 100 * views[1][0].maps["pass_two"].numpy())
+    np.testing.assert_allclose(rows[1].panels[2].values, 100 * views[1][1].maps["pass_one"].numpy())
+
+
+def golden_figure(window: Window) -> Image.Image:
+    """An oblong photograph, most of it seen, with made-up maps on a grid that is not square."""
+    image = photograph(120, 80)
+    rising = torch.arange(24.0).view(4, 6).softmax(-1) / 4
+    maps = {"pass_one": rising, "similarity": rising.flip(0) * 4, "pass_two": rising.flip(1)}
+    viewer = replace(viewer_of(demo_model("linear"), "a run"), classes=CLASSES)
+    view = View(viewer, window, "attention", {**maps, "difference": maps["pass_two"] - maps["pass_one"]},
+                Verdict("plus", 0.4), Verdict("ringed", 0.9))  # fmt: skip
+    mask = np.zeros((80, 120), dtype=bool)
+    mask[24:48, 66:84] = True
+    file = io.BytesIO()
+    draw([passes_row(Sample(image, 0, "a photograph", mask), view)], "a title").savefig(file, format="png", dpi=60)
+    return Image.open(file).convert("RGB")
+
+
+def distance(one: Image.Image, other: Image.Image) -> float:
+    """Root mean square of the difference of two pictures at a third of their size, 0 to 255: letters hardly count."""
+    size = (other.width // 3, other.height // 3)
+    first, second = (np.asarray(picture.resize(size, Image.Resampling.BOX), dtype=float) for picture in (one, other))
+    return float(np.sqrt(((first - second) ** 2).mean()))
+
+
+def test_a_figure_looks_as_it_did_when_somebody_looked_at_it() -> None:
+    with Image.open(GOLDEN / "passes.png") as file:
+        golden = file.convert("RGB")
+    assert distance(golden_figure(Window(20, 8, 90, 60)), golden) < 6
+    assert distance(golden_figure(Window(8, 8, 90, 60)), golden) > 12, "a crop at another place would show"
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_figures_are_written_in_every_format_the_same_each_time(kind: str, tmp_path: Path) -> None:
+    row = Row(photograph(40, 30), (Panel("$a heading_{that} is no formula$", Window(0, 0, 40, 30)),))
+    for name in ("a", "b"):
+        write(draw([row], "<b>title</b>"), tmp_path / f"{name}.{kind}")
+    begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[kind]
+    assert (tmp_path / f"a.{kind}").read_bytes().startswith(begins)
+    if kind != "svg":  # its ids are drawn at random
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_the_record_says_how_the_maps_were_made(model: Model, tmp_path: Path) -> None:
+    viewers = [viewer_of(model, "same"), viewer_of(demo_model("linear"), "same")]
+    records = comparison(viewers, [("scene", scenes(1)[0])], tmp_path)
+    record = json.loads((tmp_path / "scene.json").read_text())
+    assert [record] == records
+    assert [view["name"] for view in record["views"]] == ["same", "same-2"]
+    assert {"same/pass_one", "same/pass_two", "same/similarity", "same/difference", "same-2/pass_one"} == set(
+        load_file(record["maps"])
+    )
+    view = record["views"][0]
+    assert (view["layer"], view["head"], view["prefix_tokens_left_out"], view["shape"]) == (2, "mean", 1, [8, 8])
+    assert view["largest_mismatch_with_fused_attention"] < 1e-4
+    assert view["window"] == {"left": 0, "top": 0, "width": 64, "height": 64}

@@ -1,0 +1,172 @@
+"""Every measure is what its name says, found by another way of computing it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+
+from toast_cli.attention.bootstrap import bootstrap
+from toast_cli.attention.curves import Curves, ranks
+from toast_cli.attention.maps import Look
+from toast_cli.attention.measures import auc, cell_shares, entropy, hits, share_inside, shift
+from toast_cli.attention.numbers import Numbers, as_csv
+
+torch.manual_seed(0)
+MAPS = torch.rand(3, 4, 6).softmax(-1)
+MASK = torch.rand(3, 32, 48) > 0.7
+
+
+def pixels(map: Tensor) -> Tensor:
+    """Each cell as the pixels it stands for."""
+    return map.repeat_interleave(8, 0).repeat_interleave(8, 1)
+
+
+def look_of(first: Tensor, last: Tensor | None = None, similarity: Tensor | None = None, classes: int = 2) -> Look:
+    return Look(torch.zeros(len(first), classes), None, first, last, similarity)  # type: ignore[arg-type]
+
+
+def test_a_share_is_what_its_pixels_add_up_to() -> None:
+    found = share_inside(MAPS, MASK)
+    for map, mask, share in zip(MAPS, MASK, found, strict=True):
+        fine = pixels(map)
+        assert share.item() == pytest.approx(float(fine[mask].sum() / fine.sum()), abs=1e-6)
+
+
+def test_auc_is_that_of_the_pixels_ties_included() -> None:
+    coarse = (MAPS * 40).round()
+    for map, mask, value in zip(coarse, MASK, auc(coarse, MASK), strict=True):
+        assert value.item() == pytest.approx(float(binary_auroc(pixels(map) / 40, mask.int())), abs=1e-5)
+
+
+def test_the_pointing_game_asks_for_the_middle_of_the_highest_cell() -> None:
+    map = torch.zeros(2, 4, 4)
+    map[:, 1, 2] = 1.0
+    mask = torch.zeros(2, 32, 32, dtype=torch.bool)
+    mask[0, 12, 20] = True
+    mask[1] = True
+    mask[1, 12, 20] = False
+    assert hits(map, mask).tolist() == [1.0, 0.0]
+
+
+def test_entropy_is_one_when_even_and_none_in_one_cell() -> None:
+    one = torch.zeros(1, 4, 4)
+    one[0, 2, 2] = 1.0
+    half = torch.zeros(1, 4, 4)
+    half[0, 0, :2] = 0.5
+    found = entropy(torch.cat([torch.full((1, 4, 4), 0.3), one, half]))
+    assert found.tolist() == pytest.approx([1.0, 0.0, math.log(2) / math.log(16)], abs=1e-6)
+
+
+def test_the_shift_is_what_would_have_to_be_carried() -> None:
+    first, last = torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)
+    first[0, 0] = torch.tensor([0.6, 0.4])
+    last[0, 0, 0], last[0, 1, 1] = 0.5, 0.5
+    assert shift(first, last).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("cells", [2, 3])
+def test_cells_of_a_grid_share_out_the_map_even_where_they_cut_patches(cells: int) -> None:
+    map = torch.rand(2, 7, 8)
+    found = cell_shares(map, cells)
+    fine = map.repeat_interleave(6, 1).repeat_interleave(6, 2)
+    by_hand = [fine[:, y * 42 // cells : (y + 1) * 42 // cells, x * 48 // cells : (x + 1) * 48 // cells].sum((1, 2))
+               for y in range(cells) for x in range(cells)]  # fmt: skip
+    assert torch.allclose(found, torch.stack(by_hand, 1) / fine.sum((1, 2))[:, None], atol=1e-6)
+
+
+class TestBootstrap:
+    def test_the_interval_is_about_two_standard_errors(self) -> None:
+        values = np.random.default_rng(1).normal(3.0, 2.0, 400)
+        found = bootstrap(values)
+        assert found is not None and found.images == 400
+        error = values.std() / 20
+        assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.25 * error)
+        assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.25 * error)
+        assert bootstrap(values) == found, "the same each time"
+
+    def test_what_is_no_number_is_left_out(self) -> None:
+        found = bootstrap([1.0, math.nan, 3.0])
+        assert found is not None and (found.mean, found.images) == (2.0, 2)
+        assert bootstrap([math.nan]) is None
+
+    def test_pairing_sees_a_difference_that_two_intervals_hide(self) -> None:
+        rng = np.random.default_rng(0)
+        hard = rng.normal(0, 10, 200)
+        one, other = hard + rng.normal(0, 0.1, 200), hard + 0.5 + rng.normal(0, 0.1, 200)
+        first, second, paired = bootstrap(one), bootstrap(other), bootstrap(other - one)
+        assert first is not None and second is not None and paired is not None
+        assert first.high > second.low and paired.low > 0.4
+
+
+class TestNumbers:
+    def test_each_map_is_measured_under_its_own_name_and_lost_objects_count_nowhere(self) -> None:
+        mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+        mask[0, :2, :2] = True
+        corner, elsewhere = torch.zeros(2, 2, 2), torch.zeros(2, 2, 2)
+        corner[:, 0, 0] = elsewhere[:, 1, 1] = 1.0
+        numbers = Numbers(cells=2)
+        batch = {"label": torch.tensor([0, 1]), "index": torch.tensor([0, 1]), "mask": mask}
+        numbers.add(look_of(elsewhere, corner, torch.full((2, 2, 2), 0.5)), batch)
+        found = numbers.result()
+        assert [found[map]["share_inside"]["mean"] for map in ("pass_one", "similarity", "pass_two")] == [0, 0.25, 1]
+        assert (found["pass_one"]["grid_hit"]["mean"], found["pass_two"]["grid_hit"]["mean"]) == (0, 1)
+        assert found["pass_two"]["auc"]["mean"] == 1 and found["pass_one"]["auc"]["mean"] == pytest.approx(1 / 3)
+        assert found["passes"]["shift"]["mean"] == 1 and found["passes"]["share_gained"]["mean"] == 1
+        assert found["pass_one"]["share_inside"]["images"] == 1 and found["pass_one"]["entropy"]["images"] == 2
+
+    def test_without_masks_there_is_what_needs_none(self) -> None:
+        numbers = Numbers()
+        numbers.add(look_of(MAPS, MAPS), {"label": torch.zeros(3).long(), "index": torch.arange(3)})
+        assert {map: set(found) for map, found in numbers.result().items()} == {
+            "pass_one": {"entropy"}, "pass_two": {"entropy"}, "passes": {"shift"},
+        }  # fmt: skip
+
+    def test_a_line_per_class_holds_its_means(self) -> None:
+        numbers = Numbers()
+        batch = {"label": torch.tensor([1, 0, 1]), "index": torch.arange(3), "mask": MASK}
+        numbers.add(look_of(MAPS), batch)
+        lines = list(csv.DictReader(io.StringIO(numbers.per_class(("a", "b", "never")))))
+        assert [(line["class"], line["images"]) for line in lines] == [("a", "1"), ("b", "2")]
+        shares = share_inside(MAPS, MASK)
+        assert float(lines[1]["pass_one/share_inside"]) == pytest.approx(float(shares[[0, 2]].mean()), abs=1e-5)
+        assert [float(line["accuracy"]) for line in lines] == [1.0, 0.0]
+
+    def test_a_name_that_looks_like_a_formula_is_none_in_a_spreadsheet(self) -> None:
+        assert as_csv([["=1+1", "a,b"]]) == '\'=1+1,"a,b"\n'
+
+
+class TestCurves:
+    def test_a_map_that_marks_what_counts_falls_at_once_and_rises_at_once(self) -> None:
+        image = torch.randn(2, 3, 16, 16)
+        image[:, :, :8, :8] = 3.0  # the class is the brightness of this corner
+
+        def predict(images: Tensor) -> Tensor:
+            bright = images[:, :, :8, :8].mean((1, 2, 3))
+            return torch.stack([4 * bright - 6, torch.zeros(len(images))], dim=1)
+
+        right, wrong = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)
+        right[:, :2, :2], wrong[:, 2:, 2:] = 0.25, 0.25
+        curves = Curves(predict, steps=4)
+        look = look_of(wrong, right)
+        look.logits = predict(image)
+        curves.add(look, image)
+        falls, rises = curves.whole("pass_two", "deletion")[0], curves.whole("pass_two", "insertion")[0]
+        assert falls[0] > 0.99 and (falls[1:] < 0.01).all()
+        assert (rises[1:] > 0.99).all() and rises[0] < rises[1]
+        assert (curves.whole("pass_one", "deletion")[0, :2] > 0.99).all()
+        area = curves.result()
+        assert (
+            area["pass_two"]["deletion"]["mean"]
+            < area["random"]["deletion"]["mean"]
+            < area["pass_one"]["deletion"]["mean"]
+        )
+
+    def test_ranks_count_from_the_highest(self) -> None:
+        assert ranks(torch.tensor([[[0.1, 0.4], [0.3, 0.2]]])).tolist() == [[[0.75, 0.0], [0.25, 0.5]]]

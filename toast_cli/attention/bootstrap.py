@@ -1,0 +1,42 @@
+"""How sure a mean over images is: percentile bootstrap (Efron, 1979), images drawn with replacement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 10_000
+LEVEL = 0.95
+CHUNK = 4_000_000
+"""Numbers drawn at once."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over `images`, and the interval that holds 95% of the means of redrawn sets of as many images."""
+
+    mean: float
+    low: float
+    high: float
+    images: int
+
+
+def bootstrap(values: Sequence[float] | np.ndarray, seed: int = 0) -> Mean | None:
+    """The mean of one value an image, with its interval; what is no number (NaN) is left out. None: nothing is left.
+
+    For a difference between two models on the same images (a paired bootstrap), give the differences.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return None
+    rng = np.random.default_rng(seed)
+    size = max(1, CHUNK // len(known))
+    means = [
+        known[rng.integers(len(known), size=(min(size, DRAWS - done), len(known)))].mean(1)
+        for done in range(0, DRAWS, size)
+    ]
+    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Mean(float(known.mean()), float(low), float(high), len(known))

@@ -1,0 +1,119 @@
+"""Grad-CAM (Selvaraju et al., ICCV 2017) by the library `grad-cam`: which cells of a pass speak for the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from toast_cli.attention.checking import TOLERANCE
+from toast_cli.backbone import Signal, State, Trace
+from toast_cli.errors import ToastError, UsageError
+from toast_cli.model import Model
+
+
+class Ending(nn.Module):
+    """The end of one pass, with `listened` where Grad-CAM listens.
+
+    That is the last level's input where levels take tokens (a class token reads the others there for the last time, and
+    nothing is read from them after it), and its output where they make maps.
+
+    Args:
+        model: what is shown images.
+        inputs, outputs: those of the pass's last level.
+        signal: what steered that level.
+    """
+
+    def __init__(self, model: Model, inputs: Tensor, outputs: Tensor, signal: Signal | None) -> None:
+        super().__init__()
+        self.model = model
+        self.listened = nn.Identity()
+        self.inputs, self.outputs, self.signal = inputs, outputs, signal
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits, again; images are known already."""
+        backbone = self.model.backbone
+        if backbone.channel_dim == 1:
+            state = State(self.listened(self.outputs.detach().requires_grad_()))
+        else:
+            hidden = self.listened(self.inputs.detach().requires_grad_())
+            state = backbone.level(len(backbone.levels) - 1, State(hidden), self.signal)
+        return self.model.outputs(backbone.leave(state).pooled)
+
+
+def grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
+    """Maps `[B, H, W]`, 0 to 1, of the likeliest class of the last pass: `grad_cam_one` and, after it, `grad_cam_two`.
+
+    Raises:
+        UsageError: the library is not installed, or the model does not label images.
+        ToastError: the end of a pass, run again, is not what it was.
+    """
+    try:
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    except ImportError as error:
+        raise UsageError(
+            "Grad-CAM needs the library grad-cam.", what_to_do="pip install 'toast-cli[grad-cam]'"
+        ) from error
+    if model.objective.dense or model.backbone.preprocessing is None:
+        raise UsageError("Grad-CAM is for models that label images.")
+    backbone = model.backbone
+    first, last = Trace(levels=True), Trace(levels=True)
+    with torch.no_grad():
+        logits, passes = model.look(images, first, last)
+    targets = [ClassifierOutputTarget(int(index)) for index in logits.argmax(-1)]
+    ends: dict[str, tuple[Trace, Signal | None, Tensor | None]]
+    ends = {"grad_cam_one": (first, None, None if last.outputs else logits)}
+    if last.outputs:
+        ends["grad_cam_two"] = (last, passes.signals[-1] if passes.signals else None, logits)
+    maps = {}
+    with frozen(model):
+        for name, (trace, signal, expected) in ends.items():
+            ending = Ending(model, trace.inputs[-1], trace.outputs[-1], signal)
+            cam = GradCAM(ending, [ending.listened], None if backbone.channel_dim == 1 else _as_map(model, images))
+            try:
+                maps[name] = torch.from_numpy(cam(images, targets))
+            finally:
+                cam.activations_and_grads.release()
+            if expected is not None:
+                check_end(cam.outputs.detach(), expected)
+    return maps
+
+
+def check_end(found: Tensor, expected: Tensor) -> None:
+    """What was listened to is the model.
+
+    Raises:
+        ToastError: its logits are others.
+    """
+    difference = float((found - expected).abs().amax() / expected.abs().amax().clamp_min(1e-6))
+    if not difference <= TOLERANCE[expected.dtype]:
+        raise ToastError(
+            "Grad-CAM cannot listen to this model.",
+            f"The end of the pass, run again, gives logits that differ by {difference:.1%}: the method adds something "
+            "between the levels.",
+            "Leave --grad-cam out.",
+        )
+
+
+def _as_map(model: Model, images: Tensor) -> Callable[[Tensor], Tensor]:
+    grid, prefix = model.backbone.grid(images), model.backbone.prefix_tokens
+    return lambda tokens: tokens[:, prefix : prefix + grid[0] * grid[1]].unflatten(1, grid).movedim(-1, 1)
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """Within the block, nothing of the model asks for a gradient; those it has are put back."""
+    before = [(weight, weight.requires_grad, weight.grad) for weight in model.parameters()]
+    training = [(part, part.training) for part in model.modules()]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight, wanted, gradient in before:
+            weight.requires_grad_(wanted)
+            weight.grad = gradient
+        for part, was in training:
+            part.training = was

@@ -1,0 +1,71 @@
+"""How well a map lies on an object: one number an image, for maps and masks in batches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def covered(mask: Tensor, shape: torch.Size) -> Tensor:
+    """How much of every cell of a map lies on the object: masks `[B, H, W]` to `[B, rows, columns]`, 0 to 1."""
+    return F.interpolate(mask[:, None].float(), size=shape[-2:], mode="area")[:, 0]
+
+
+def share_inside(map: Tensor, mask: Tensor) -> Tensor:
+    """Share of each map `[B, rows, columns]` that lies inside its object's mask `[B, H, W]`: `[B]`, 0 to 1.
+
+    The mask is averaged over each cell, so a cell half on the object counts half.
+    """
+    share = map / map.sum(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+    return (share * covered(mask, map.shape)).sum(dim=(1, 2))
+
+
+def hits(map: Tensor, mask: Tensor) -> Tensor:
+    """Pointing game (Zhang et al., ECCV 2016): whether the middle of each map's highest cell is on the object, `[B]`.
+
+    Nothing beside the object counts, where the authors allow 15 pixels.
+    """
+    rows, columns = map.shape[1:]
+    highest = map.flatten(1).argmax(1)
+    y = ((highest // columns + 0.5) * mask.shape[1] / rows).long()
+    x = ((highest % columns + 0.5) * mask.shape[2] / columns).long()
+    return mask[torch.arange(len(mask), device=mask.device), y, x].float()
+
+
+def auc(map: Tensor, mask: Tensor) -> Tensor:
+    """Area under the ROC curve of a map that tells pixels on the object from others, `[B]`; NaN where there are none.
+
+    That is the chance that of two pixels, one on the object and one beside it, the first has more, ties counting half.
+    A cell stands for its pixels on the object and for those beside it.
+    """
+    value, on = map.flatten(1).double(), covered(mask, map.shape).flatten(1).double()
+    rising, order = value.sort(1)
+    beside = F.pad((1 - on).gather(1, order).cumsum(1), (1, 0))
+    below = beside.gather(1, torch.searchsorted(rising, value))
+    up_to = beside.gather(1, torch.searchsorted(rising, value, right=True))
+    pairs = (on * (below + up_to) / 2).sum(1)
+    return (pairs / (on.sum(1) * beside[:, -1])).float()
+
+
+def entropy(map: Tensor) -> Tensor:
+    """How spread out each map is, `[B]`: its entropy as a share of the largest possible, 0 (one cell) to 1 (even)."""
+    p = map.flatten(1).float()
+    p = p / p.sum(1, keepdim=True).clamp_min(1e-12)
+    return torch.special.entr(p).sum(1) / math.log(p.shape[1])
+
+
+def shift(first: Tensor, last: Tensor) -> Tensor:
+    """How much of the attention moved between two maps, `[B]`: total variation, 0 (the same) to 1 (all of it)."""
+    return (first - last).abs().sum(dim=(1, 2)) / 2
+
+
+def cell_shares(map: Tensor, cells: int) -> Tensor:
+    """The share of each map in every cell of a grid of `cells` by `cells`, `[B, cells²]`, row by row."""
+    rows, columns = map.shape[1:]
+    share = map / map.sum(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+    # Each pixel of a common refinement belongs to one patch and to one cell.
+    fine = share.repeat_interleave(cells, 1).repeat_interleave(cells, 2) / cells**2
+    return fine.unflatten(2, (cells, columns)).unflatten(1, (cells, rows)).sum(dim=(2, 4)).flatten(1)

@@ -1,0 +1,90 @@
+"""Which panels a figure has: one viewer's passes side by side (figure 4), or several viewers' (figures 1 and 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from toast_cli.attention.figure import Panel, Row, Scale
+from toast_cli.attention.seeing import Verdict, View
+from toast_cli.data.source import Sample
+
+SIMILARITY = Scale("similarity to ξ", "viridis", 0.0, 1.0)
+GRAD_CAM = Scale("Grad-CAM, share of its largest", "magma", 0.0, 1.0)
+LONGEST = 30
+"""Characters of a class name that a heading has room for."""
+
+
+def passes_row(sample: Sample, view: View) -> Row:
+    """The image, pass one, similarity, pass two and their difference; then what else there is."""
+    maps, kind, window = percent(view.maps), view.kind, view.window
+    both = shared_scale(kind, [maps[name] for name in ("pass_one", "pass_two") if name in maps])
+    panels = [Panel(_lines("image", _labelled(sample, view)), window)]
+    panels.append(Panel(_lines(f"{kind}, pass one", _said(view.first, sample, view)), window, maps["pass_one"], both))
+    if "similarity" in maps:
+        panels.append(Panel("similarity to ξ", window, maps["similarity"], SIMILARITY))
+    if "pass_two" in maps:
+        panels.append(
+            Panel(_lines(f"{kind}, pass two", _said(view.last, sample, view)), window, maps["pass_two"], both)
+        )
+        most = float(np.abs(maps["difference"]).max()) or 1.0
+        scale = Scale(f"{kind}, pass two less pass one, points", "RdBu_r", -most, most)
+        panels.append(Panel("difference", window, maps["difference"], scale))
+    panels += [Panel(name, window, segments=found) for name, found in view.segments.items()]
+    for name, word in (("grad_cam_one", "Grad-CAM, pass one"), ("grad_cam_two", "Grad-CAM, pass two")):
+        if name in maps:
+            panels.append(Panel(word, window, maps[name], GRAD_CAM))
+    return Row(sample.image, tuple(panels), sample.mask)
+
+
+def viewers_rows(samples: Sequence[Sample], views: Sequence[Sequence[View]]) -> list[Row]:
+    """A row an image, a column a viewer, each with the map of its last pass, all on one scale per kind of map."""
+    last = [[percent(view.maps).get("pass_two", percent(view.maps)["pass_one"]) for view in row] for row in views]
+    kinds = [view.kind for view in views[0]]
+    scales = {
+        kind: shared_scale(kind, [map for row in last for map, its in zip(row, kinds, strict=True) if its == kind])
+        for kind in kinds
+    }
+    rows = []
+    for number, (sample, row) in enumerate(zip(samples, views, strict=True)):
+        panels = [Panel(_lines(shortened(sample.name), _labelled(sample, row[0])), row[0].window)]
+        for view, map in zip(row, last[number], strict=True):
+            verdict = _said(view.last or view.first, sample, view)
+            heading = _lines(shortened(view.viewer.name) if number == 0 else "", verdict)
+            panels.append(Panel(heading, view.window, map, scales[view.kind]))
+        rows.append(Row(sample.image, tuple(panels), sample.mask))
+    return rows
+
+
+def shared_scale(kind: str, maps: Sequence[np.ndarray]) -> Scale:
+    """From nothing to the largest number in any of the maps."""
+    return Scale(f"{kind}, % per cell", "inferno", 0.0, max(float(map.max()) for map in maps))
+
+
+def percent(maps: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Maps that sum to one in percent, the others as they are."""
+    shares = ("pass_one", "pass_two", "difference")
+    return {name: (map * 100 if name in shares else map).numpy() for name, map in maps.items()}
+
+
+def shortened(name: str, longest: int = LONGEST) -> str:
+    """A name that fits above a panel: its end is what tells files apart."""
+    return name if len(name) <= longest else "…" + name[1 - longest :]
+
+
+def _lines(*lines: str) -> str:
+    return "\n".join(line for line in lines if line)
+
+
+def _labelled(sample: Sample, view: View) -> str:
+    classes = view.viewer.classes
+    return shortened(classes[sample.label]) if classes is not None and sample.label >= 0 else ""
+
+
+def _said(verdict: Verdict | None, sample: Sample, view: View) -> str:
+    if verdict is None or view.viewer.classes is None:
+        return ""
+    right = "" if sample.label < 0 else " ✓" if view.viewer.classes[sample.label] == verdict.label else " ✗"
+    return f"{shortened(verdict.label)} {verdict.probability:.0%}{right}"

@@ -1,0 +1,78 @@
+"""The report of a comparison: one HTML page, its pictures inside."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from toast_cli.attention.figure import Panel, Row, Scale, draw_panel, shrunk
+from toast_cli.attention.page import as_source
+from toast_cli.attention.panels import percent, shared_scale
+from toast_cli.attention.seeing import View
+from toast_cli.data.source import Sample
+
+INCHES = 2.2
+
+
+def shown_images(
+    samples: Sequence[Sample], views: Sequence[Sequence[View]]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Every image with where each viewer looks, and the bar of colours, each a picture with a text in its place."""
+    last = [[percent(view.maps).get("pass_two", percent(view.maps)["pass_one"]) for view in row] for row in views]
+    scale = shared_scale(views[0][0].kind, [map for row in last for map in row])
+    images = []
+    for sample, row, maps in zip(samples, views, last, strict=True):
+        label = row[0].viewer.classes[sample.label] if row[0].viewer.classes and sample.label >= 0 else ""
+        panels = [
+            picture(sample, Panel("", row[0].window), "image", f"The image {sample.name}" + f", {label}" * bool(label))
+        ]
+        for view, map in zip(row, maps, strict=True):
+            panels.append(
+                picture(sample, Panel("", view.window, map, scale), view.viewer.name, *_words(sample, view, label))
+            )
+        images.append({"name": sample.name, "label": label, "panels": panels})
+    text = f"Colours from 0 to {scale.high:.1f}% of the {views[0][0].kind} in one cell of the map, dark to bright"
+    return images, {"source": as_source(bar(scale)), "alt": text}
+
+
+def _words(sample: Sample, view: View, label: str) -> tuple[str, str, str]:
+    """What stands in a picture's place, what is said below it, and whether that is right."""
+    verdict = view.last or view.first
+    inside = view.shares.get("pass_two", view.shares.get("pass_one"))
+    on_it = "" if inside is None else f", {inside:.0%} on the object"
+    alt = f"{view.kind} of {view.viewer.name} over {sample.name}, in its last pass{on_it}"
+    if verdict is None:
+        return alt, on_it.lstrip(", "), ""
+    mark = "" if not label else "right" if verdict.label == label else "wrong"
+    said = f"{verdict.label} {verdict.probability:.0%}"
+    return f"{alt}; it says {said}" + f", which is {mark}" * bool(mark), said + on_it, mark
+
+
+def picture(sample: Sample, panel: Panel, name: str, alt: str, said: str = "", mark: str = "") -> dict[str, str]:
+    """One panel as a page has it."""
+    figure = Figure(figsize=(INCHES, INCHES * min(max(sample.image.height / sample.image.width, 0.3), 2.5)))
+    axis = figure.add_axes((0, 0, 1, 1))
+    draw_panel(axis, Row(sample.image, (panel,), sample.mask), panel, shrunk(sample.image))
+    return {"source": as_source(png(figure)), "name": name, "alt": alt, "said": said, "mark": mark}
+
+
+def bar(scale: Scale) -> bytes:
+    """What the colours mean."""
+    figure = Figure(figsize=(4, 0.55), layout="constrained")
+    colours = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
+    drawn = figure.colorbar(colours, cax=figure.subplots(), orientation="horizontal")
+    drawn.set_label(scale.label, fontsize=8)
+    drawn.ax.tick_params(labelsize=8)
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as bytes, the same each time."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+    return file.getvalue()

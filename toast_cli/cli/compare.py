@@ -1,0 +1,171 @@
+"""`toast compare`: several runs on the same images, in a table, in a figure and as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from toast_cli.cli import options
+
+if TYPE_CHECKING:
+    from toast_cli.attention.bootstrap import Mean
+    from toast_cli.training.comparing import Comparison
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders, adapter folders or exported files.")],
+    dataset: options.Dataset = None,
+    data_dir: options.DataDir = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    weights: options.Weights = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    layer: Annotated[int, typer.Option(help="Layer whose map is shown; -1 is the last.")] = -1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many images, drawn by the run's seed.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="How many of the most disputed images are shown.")] = 6,
+    out: Annotated[Path, typer.Option(help="Folder for report.html, comparison.png and comparison.json.")] = Path(
+        "comparison"
+    ),
+    as_json: options.Json = False,
+) -> None:
+    """Measure runs on the same images, say how sure their differences are, and show where they disagree most."""
+    from toast_cli.attention.figure import draw, write
+    from toast_cli.attention.page import render
+    from toast_cli.attention.panels import viewers_rows
+    from toast_cli.attention.report import shown_images
+    from toast_cli.attention.seeing import see
+    from toast_cli.cli.console import err, print_json, print_table, say
+    from toast_cli.cli.progress import TerminalReporter
+    from toast_cli.storage.atomic import write_json, write_text
+    from toast_cli.training.comparing import compare as compared
+    from toast_cli.training.comparing import same_for_all
+    from toast_cli.training.looking import Asked
+
+    asked = Asked(runs[0], dataset, data_dir, split, weights, device, precision, limit, layer)
+    with TerminalReporter() as reporter:
+        found = compared(same_for_all(asked, runs), reporter)
+    disputed = found.most_disputed(images)
+    samples = [found.split.load(index) for index in disputed]
+    views = [[see(run.viewer, sample) for run in found.runs] for sample in samples]
+    title = "Where they disagree most: the map of each run's last pass"
+    write(draw(viewers_rows(samples, views), title), out / "comparison.png")
+    shown, bar = shown_images(samples, views)
+    page = render("compare.html", title=_title(found), split=split, shown=shown, bar=bar, **_told(found))
+    write_text(out / "report.html", page)
+    numbers = _numbers(found, split, [sample.name for sample in samples])
+    write_json(out / "comparison.json", numbers)
+    if as_json:
+        print_json(numbers)
+    else:
+        print_table(_table(found))
+    say(f"Report: {out / 'report.html'}", err)
+
+
+def _title(found: Comparison) -> str:
+    return " against ".join(run.viewer.name for run in found.runs)
+
+
+def _interval(mean: Mean | None, sign: str = "") -> dict[str, str]:
+    if mean is None:
+        return {"value": "–", "interval": ""}
+    return {
+        "value": f"{mean.mean * 100:{sign}.1f}",
+        "interval": f"[{mean.low * 100:{sign}.1f}, {mean.high * 100:{sign}.1f}]",
+    }
+
+
+def _lines(found: Comparison) -> tuple[list[str], list[dict[str, Any]], list[str], list[dict[str, Any]]]:
+    """Headings and lines of what each run has, and of its differences from the first."""
+    from toast_cli.attention.bootstrap import bootstrap
+
+    masks = all(run.inside is not None for run in found.runs)
+    headings = ["accuracy, %", "trained", "of all", "FLOPs", *(["on the object, %"] if masks else [])]
+    lines, differences = [], []
+    for run in found.runs:
+        sizes = run.sizes
+        cells = [
+            _interval(bootstrap(run.correct)),
+            {"value": f"{sizes['trained_parameters']:,}", "interval": ""},
+            {"value": f"{sizes['trained_parameters'] / sizes['total_parameters']:.2%}", "interval": ""},
+            {"value": f"{sizes['flops']:.3g}", "interval": f"{sizes['flops'] / sizes['flops_plain']:.2f} × plain"},
+        ]
+        if run.inside is not None and masks:
+            cells.append(_interval(bootstrap(run.inside)))
+        lines.append({"name": run.viewer.name, "cells": cells})
+        if run is not found.runs[0]:
+            wanted = ["correct", *(["inside"] if masks else [])]
+            own = [_interval(found.difference(run, what), "+") for what in wanted]
+            differences.append({"name": run.viewer.name, "cells": own})
+    return headings, lines, ["accuracy", *(["on the object"] if masks else [])], differences
+
+
+def _told(found: Comparison) -> dict[str, Any]:
+    headings, lines, difference_headings, differences = _lines(found)
+    made = [
+        {
+            "name": run.viewer.name,
+            "path": str(run.asked.path),
+            "backbone": run.backbone,
+            "method": run.method,
+            "maps": run.kind,
+        }
+        for run in found.runs
+    ]
+    return {
+        "images": f"{len(found.split):,}",
+        "dataset": found.dataset,
+        "first": found.runs[0].viewer.name,
+        "headings": headings,
+        "lines": lines,
+        "difference_headings": difference_headings,
+        "differences": differences,
+        "made": made,
+    }
+
+
+def _numbers(found: Comparison, split: str, disputed: list[str]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from toast_cli.attention.bootstrap import bootstrap
+
+    def as_numbers(mean: Mean | None) -> dict[str, Any] | None:
+        return None if mean is None else asdict(mean)
+
+    return {
+        "dataset": found.dataset,
+        "split": split,
+        "images": len(found.split),
+        "runs": [
+            {
+                "name": run.viewer.name,
+                "run": str(run.asked.path),
+                "backbone": run.backbone,
+                "method": run.method,
+                "maps": run.kind,
+                **run.sizes,
+                "accuracy": as_numbers(bootstrap(run.correct)),
+                "share_inside": None if run.inside is None else as_numbers(bootstrap(run.inside)),
+                "accuracy_less_first": as_numbers(found.difference(run, "correct")),
+                "share_less_first": as_numbers(found.difference(run, "inside")),
+            }
+            for run in found.runs
+        ],
+        "most_disputed": disputed,
+    }
+
+
+def _table(found: Comparison) -> Any:
+    from rich.table import Table
+
+    headings, lines, difference_headings, differences = _lines(found)
+    table = Table(title=f"{len(found.split):,} images of {found.dataset}, 95% intervals", title_justify="left")
+    table.add_column("run")
+    for heading in (*headings, *(f"{heading}, less the first" for heading in difference_headings)):
+        table.add_column(heading, justify="right")
+    blank = {"cells": [{"value": "", "interval": ""}] * len(difference_headings)}
+    for line, difference in zip(lines, [blank, *differences], strict=True):
+        cells = [f"{cell['value']}\n{cell['interval']}".rstrip() for cell in (*line["cells"], *difference["cells"])]
+        table.add_row(line["name"], *cells)
+    return table

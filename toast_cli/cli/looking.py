@@ -1,0 +1,156 @@
+"""`toast eval --attention` and `--sweep`: their tables, and the files they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from toast_cli.attention.figure import write
+from toast_cli.attention.numbers import MEANING, as_csv, number, said
+from toast_cli.cli.console import err, say
+from toast_cli.cli.progress import TerminalReporter
+from toast_cli.storage.atomic import write_text
+from toast_cli.training.looking import Asked, Looked, look, sweep
+
+WORDS = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", "passes": "between passes"}
+
+SHORT = {
+    "share_inside": "inside the object",
+    "pointing_hit": "highest cell on it",
+    "auc": "AUC against its pixels",
+    "entropy": "entropy, 1 is even",
+    "grid_hit": "most in its cell of the grid",
+    "shift": "moved between passes",
+    "share_gained": "gained inside",
+}
+"""The measures as a table has room for; `MEANING` has the whole."""
+
+
+def looked_at(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
+    """Where a run looks: the numbers, and a table of them; lines per class and per image and curves go to files."""
+    with TerminalReporter() as reporter:
+        looked = look(asked, reporter)
+    numbers, curves = looked.numbers, looked.curves
+    results: dict[str, Any] = {
+        "run": str(asked.path),
+        "split": asked.split,
+        "maps": looked.kind,
+        "layer": asked.layer,
+        "alpha": asked.alpha,
+        "images": len(numbers.rows),
+        "numbers": numbers.result(),
+        "meaning": MEANING,
+        "interval": "95%, bootstrap over images",
+    }
+    folder = place(asked, out, "numbers")
+    write_text(folder / "per_class.csv", numbers.per_class(looked.classes))
+    write_text(folder / "per_image.csv", numbers.per_image(looked.classes, looked.names))
+    if curves is not None:
+        results["curves"] = {"images": len(curves.whole("pass_one", "deletion")), "area": curves.result()}
+        write_text(folder / "curves.csv", curves_csv(looked))
+        write(curves_figure(looked), folder / "curves.png")
+    say(f"Per class, per image, curves: {folder}", err)
+    return results, numbers_table(asked, results)
+
+
+def swept(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
+    """Accuracy and attention on the object at every strength: the numbers, and a table of them; a figure beside it."""
+    with TerminalReporter() as reporter:
+        lines = sweep(asked, reporter)
+    folder = place(asked, out, "strength")
+    shown = [name for name in ("accuracy", "share_inside", "shift") if name in lines[0]]
+    header = ["alpha", *(f"{name}{part}" for name in shown for part in ("", "_low", "_high"))]
+    body = [
+        [line["alpha"], *(number(line[name][part]) for name in shown for part in ("mean", "low", "high"))]
+        for line in lines
+    ]
+    write_text(folder / "strength.csv", as_csv([header, *body]))
+    write(sweep_figure(lines, shown), folder / "strength.png")
+    say(f"Figure and table: {folder}", err)
+    table = Table(title=f"{asked.path}: strength of the feedback", title_justify="left")
+    table.add_column("alpha")
+    words = {"accuracy": "accuracy", "share_inside": "pass two on the object", "shift": SHORT["shift"]}
+    for name in shown:
+        table.add_column(words[name], justify="right")
+    for line in lines:
+        table.add_row(f"{line['alpha']:g}", *(said(line[name]) for name in shown))
+    return {"run": str(asked.path), "split": asked.split, "layer": asked.layer, "strengths": lines}, table
+
+
+def place(asked: Asked, out: Path | None, what: str) -> Path:
+    """The folder of what was measured: beside the JSON file, in the run, or here."""
+    if out is not None:
+        return out.parent / f"{out.stem}-{what}"
+    home = asked.path / "attention" if asked.path.is_dir() else Path("attention")
+    return home / f"{what}-{asked.split}"
+
+
+def numbers_table(asked: Asked, results: dict[str, Any]) -> Table:
+    """A row a measure, a column a map, each a mean with its interval."""
+    maps = [name for name in ("pass_one", "similarity", "pass_two") if name in results["numbers"]]
+    table = Table(
+        title=f"{asked.path}, {asked.split}: {results['maps']} over {results['images']} images, 95% intervals",
+        title_justify="left",
+    )
+    table.add_column("")
+    for name in maps:
+        table.add_column(WORDS[name], justify="right")
+    for measure, meaning in SHORT.items():
+        cells = [results["numbers"][name].get(measure) for name in maps]
+        between = results["numbers"].get("passes", {}).get(measure)
+        if any(cells):
+            table.add_row(meaning, *("" if cell is None else said(cell) for cell in cells))
+        elif between is not None:
+            table.add_row(meaning, *[""] * (len(maps) - 1), said(between))
+    for kind, better in (("deletion", "low"), ("insertion", "high")):
+        if "curves" in results:
+            area = results["curves"]["area"]
+            row = [said(area[name][kind]) for name in maps]
+            random = said(area["random"][kind])
+            table.add_row(f"{kind}, {better} is good; at random {random}", *row)
+    return table
+
+
+def curves_csv(looked: Looked) -> str:
+    """The mean curves: a line a step."""
+    assert looked.curves is not None
+    curves = looked.curves.mean_curves()
+    names = [(name, kind) for name in curves for kind in curves[name]]
+    steps = looked.curves.steps
+    lines = [[step / steps, *(number(curves[name][kind][step]) for name, kind in names)] for step in range(steps + 1)]
+    return as_csv([["share_of_pixels", *(f"{name}/{kind}" for name, kind in names)], *lines])
+
+
+def curves_figure(looked: Looked) -> Figure:
+    """The mean curves, deletion beside insertion."""
+    assert looked.curves is not None
+    curves, steps = looked.curves.mean_curves(), looked.curves.steps
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    for axis, kind in zip(figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), strict=True):
+        for name, kinds in curves.items():
+            style = {"color": "grey", "linestyle": "--"} if name == "random" else {}
+            axis.plot([step / steps for step in range(steps + 1)], kinds[kind], label=WORDS.get(name, name), **style)
+        axis.set_title(f"{kind} of what the map marks most", fontsize=9)
+        axis.set_xlabel("share of the pixels", fontsize=8)
+    axis.legend(fontsize=8)
+    figure.supylabel("probability of the answer", fontsize=8)
+    return figure
+
+
+def sweep_figure(lines: list[dict[str, Any]], shown: Sequence[str]) -> Figure:
+    """Every number over the strength, with its interval."""
+    figure = Figure(figsize=(3.6 * len(shown), 3.2), layout="constrained")
+    words = {"accuracy": "accuracy, %", "share_inside": "pass two on the object, %", "shift": "attention moved, %"}
+    alphas = [line["alpha"] for line in lines]
+    for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        found = [line[name] for line in lines]
+        axis.plot(alphas, [100 * one["mean"] for one in found], marker="o", markersize=3)
+        axis.fill_between(alphas, [100 * one["low"] for one in found], [100 * one["high"] for one in found], alpha=0.2)
+        axis.axvline(1.0, color="grey", linewidth=0.8, linestyle="--")
+        axis.set_title(words[name], fontsize=9)
+        axis.set_xlabel("strength of the feedback (1: as learned)", fontsize=8)
+    return figure

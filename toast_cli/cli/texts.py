@@ -1,0 +1,96 @@
+"""`toast visualize-attention --prompt`: a text coloured by where the model looks, in the terminal and as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from toast_cli.attention.page import render
+from toast_cli.attention.pictures import described_maps, told
+from toast_cli.attention.seeing import Viewer
+from toast_cli.attention.texts import MEANING, TextView, colours, ink, most, see_text
+from toast_cli.cli.console import out, print_json, say
+from toast_cli.storage.atomic import write_json, write_tensors, write_text
+
+
+def show_text(viewers: list[Viewer], prompt: str, template: str | None, folder: Path, as_json: bool) -> None:
+    """Show what each viewer sees in a text, and leave `prompt.html`, the numbers and how they were made in a folder."""
+    views = [see_text(viewer, prompt, template) for viewer in viewers]
+    write_text(
+        folder / "prompt.html", render("text.html", title="Where it looks", views=[_page(view) for view in views])
+    )
+    single = len(views) == 1
+    write_tensors(
+        folder / "prompt.safetensors",
+        {name if single else f"{view.viewer.name}/{name}": map for view in views for name, map in view.maps.items()},
+    )
+    record = {
+        "prompt": prompt,
+        "template": template,
+        "page": str(folder / "prompt.html"),
+        "views": list(map(_record, views)),
+    }
+    write_json(folder / "prompt.json", record)
+    if as_json:
+        print_json(record)
+        return
+    for view in views:
+        say(f"{view.viewer.name}: {described_maps(view.viewer, 'attention')}. {_next(view)}")
+        for name in view.maps:
+            say(f"\n{MEANING[name]}")
+            out.print(coloured(view, name), soft_wrap=True)
+            say(f"  {_alt(view, name)}")
+    say(f"\nPage: {folder / 'prompt.html'}")
+
+
+def coloured(view: TextView, name: str) -> Text:
+    """The text on the colours of one of its maps."""
+    text = Text()
+    for token, colour in zip(view.tokens, colours(name, view.maps[name]), strict=True):
+        text.append(token, style=f"{ink(colour)} on {colour}")
+    return text
+
+
+def _alt(view: TextView, name: str) -> str:
+    """A map in words, for whoever sees no colours."""
+    return "Most: " + ", ".join(f"{token.strip() or repr(token)} {value:.1%}" for token, value in most(view, name))
+
+
+def _next(view: TextView) -> str:
+    first = f"Next token: {view.first.label!r} ({view.first.probability:.1%})"
+    if view.last is None:
+        return f"{first}."
+    return f"{first} in pass one, {view.last.label!r} ({view.last.probability:.1%}) in pass two."
+
+
+def _page(view: TextView) -> dict[str, Any]:
+    maps = []
+    for name, values in view.maps.items():
+        tokens = [
+            {
+                "text": token,
+                "name": token.strip() or repr(token),
+                "value": f"{value:.1%}",
+                "colour": colour,
+                "ink": ink(colour),
+            }
+            for token, value, colour in zip(view.tokens, values.tolist(), colours(name, values), strict=True)
+        ]
+        maps.append({"meaning": MEANING[name], "tokens": tokens, "alt": _alt(view, name)})
+    described = described_maps(view.viewer, "attention")
+    return {"name": view.viewer.name, "described": described, "next": _next(view), "maps": maps}
+
+
+def _record(view: TextView) -> dict[str, Any]:
+    return {
+        "name": view.viewer.name,
+        "layer": view.viewer.recorder.level,
+        "head": view.viewer.head,
+        "tokens": view.tokens,
+        "largest_mismatch_with_fused_attention": view.mismatch,
+        "backbone_fingerprint": view.viewer.model.backbone_fingerprint,
+        "pass_one": told(view.first),
+        "pass_two": told(view.last),
+    }

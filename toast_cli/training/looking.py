@@ -1,0 +1,183 @@
+"""Measuring where a model looks, over a split: numbers of its maps, curves, and what stronger steering does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+
+from toast_cli.attention.bootstrap import bootstrap
+from toast_cli.attention.curves import Curves
+from toast_cli.attention.energy import recorder_for
+from toast_cli.attention.maps import Head
+from toast_cli.attention.numbers import Numbers
+from toast_cli.attention.strength import set_strength
+from toast_cli.data.grid import GridSplit
+from toast_cli.data.part import drawn
+from toast_cli.data.source import DataSet, ImageSplit, image_splits
+from toast_cli.errors import ToastError, UsageError
+from toast_cli.model import Model
+from toast_cli.recipe.schema import Recipe
+from toast_cli.steering.steering import one_pass
+from toast_cli.storage.adapter import load
+from toast_cli.training.devices import make_accelerator
+from toast_cli.training.measuring import changed, check_classes
+from toast_cli.training.reporter import Reporter
+from toast_cli.training.session import Session, open_data
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which run is measured, where, and how: what is None comes from the run's own recipe."""
+
+    path: Path
+    dataset: str | None = None
+    data_dir: str | None = None
+    split: str = "test"
+    weights: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    limit: int | None = None
+    layer: int = -1
+    head: Head = "mean"
+    alpha: float | None = None
+    curve_images: int = 32
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was measured: numbers of all images, curves of some, and the split's classes and names."""
+
+    numbers: Numbers
+    curves: Curves | None
+    kind: str
+    classes: tuple[str, ...]
+    names: Sequence[str]
+
+
+def opened(asked: Asked) -> tuple[Session, ImageSplit, int | None]:
+    """The run with its data, the images asked for, and into how many cells a side they are divided if they are grids.
+
+    Raises:
+        UsageError: there is no such split, or it is made of texts or of labelled pixels.
+        ToastError: the data set's classes are not the model's, or nothing can be loaded.
+    """
+    loaded = load(asked.path, asked.weights)
+    recipe: Recipe = changed(
+        loaded.recipe,
+        dataset=asked.dataset,
+        data_dir=asked.data_dir,
+        device=asked.device,
+        precision=asked.precision,
+    )
+    accelerator = make_accelerator(recipe)
+    if accelerator.num_processes > 1:
+        raise UsageError("Where a model looks is measured by one process.", what_to_do="Start it without a launcher.")
+    data: DataSet = open_data(recipe)
+    check_classes(loaded.classes, data.classes, asked.path)
+    splits = image_splits(data, recipe.dataset.name)
+    if asked.split not in splits:
+        raise UsageError(f"This data set has no split '{asked.split}'.", what_to_do=f"It has {', '.join(splits)}.")
+    if loaded.model.objective.dense:
+        raise UsageError("This is for models that label images, and this one labels pixels.")
+    whole = splits[asked.split]
+    chosen = drawn(whole, asked.limit, recipe.seed)
+    set_strength(loaded.model, asked.alpha)
+    session = Session(
+        recipe, replace(data, splits={asked.split: chosen}), loaded.model.to(accelerator.device), accelerator
+    )
+    return session, chosen, whole.options.cells if isinstance(whole, GridSplit) else None
+
+
+@torch.no_grad()
+def look(asked: Asked, reporter: Reporter) -> Looked:
+    """Measure where a run looks; curves are drawn for the first `curve_images` of the images, which the seed draws.
+
+    Raises:
+        UsageError: there is no such split, level or head.
+        ToastError: a map is not what the model attends with, or nothing can be loaded.
+    """
+    session, split, cells = opened(asked)
+    model = session.model.eval()
+    recorder = recorder_for(model, asked.layer, asked.head)
+    numbers = Numbers(cells)
+    batches = session.batches(asked.split, with_masks=split.has_masks)
+    kind = ""
+    for batch in reporter.track(batches, len(batches), asked.split):
+        batch = send_to_device(batch, session.accelerator.device)
+        with session.accelerator.autocast():
+            found = recorder.look(batch["image"])
+        kind = found.kind
+        numbers.add(found, batch)
+    curves = None
+    if asked.curve_images:
+        curves = Curves(model)
+        few = drawn(split, asked.curve_images, session.recipe.seed)
+        part = Session(
+            session.recipe, replace(session.data, splits={asked.split: few}), model, session.accelerator
+        ).batches(asked.split)
+        for batch in reporter.track(part, len(part), "deletion and insertion"):
+            images = batch["image"].to(session.accelerator.device)
+            with session.accelerator.autocast():
+                curves.add(recorder.look(images), images)
+    return Looked(numbers, curves, kind, session.data.classes, split.names)
+
+
+@torch.no_grad()
+def sweep(asked: Asked, reporter: Reporter, alphas: Sequence[float] = ALPHAS) -> list[dict[str, Any]]:
+    """Accuracy and, with masks, the share of pass two inside the object as the signals grow from nothing to twice.
+
+    Raises:
+        UsageError: the model has no feedback path, or there is no such split.
+        ToastError: without signals the model is not the plain backbone.
+    """
+    session, split, _ = opened(replace(asked, alpha=1.0))
+    model = session.model.eval()
+    recorder = recorder_for(model, asked.layer, asked.head)
+    found = {alpha: Numbers() for alpha in alphas}
+    batches = session.batches(asked.split, with_masks=split.has_masks)
+    for batch in reporter.track(batches, len(batches), asked.split):
+        batch = send_to_device(batch, session.accelerator.device)
+        with session.accelerator.autocast():
+            for alpha in alphas:
+                set_strength(model, alpha)
+                seen = recorder.look(batch["image"])
+                found[alpha].add(seen, batch)
+                if alpha == 0:
+                    check_plain(model, batch["image"], seen.logits)
+    set_strength(model, 1.0)
+    lines = []
+    for alpha, numbers in found.items():
+        measured: dict[str, Any] = {"alpha": alpha}
+        for name, column in (
+            ("accuracy", "correct"),
+            ("share_inside", "pass_two/share_inside"),
+            ("shift", "passes/shift"),
+        ):
+            if numbers.rows and column in numbers.rows[0]:
+                mean = bootstrap(numbers.column(column))
+                measured[name] = None if mean is None else asdict(mean)
+        lines.append(measured)
+    return lines
+
+
+def check_plain(model: Model, images: torch.Tensor, logits: torch.Tensor) -> None:
+    """Without signals the second pass is the plain backbone's only one.
+
+    Raises:
+        ToastError: it is not.
+    """
+    plain = model.outputs(one_pass(model.backbone, images).last.pooled)
+    difference = float((plain - logits).abs().amax())
+    if not difference <= 1e-3 * float(plain.abs().amax()):
+        raise ToastError(
+            "With steering strength 0 this model is not the plain backbone.",
+            f"Logits differ by up to {difference:.3g}.",
+            "Please report which model it is.",
+        )
