@@ -40,11 +40,23 @@ AttentionInterface.register(_NAME, _record)
 
 
 @contextmanager
-def recorded_attention(config: Any, attention: dict[int, Tensor], index: int) -> Iterator[None]:
-    """Within the block, the layer that `config` belongs to leaves its map in `attention[index]`."""
+def recorded_attention(attention_layer: nn.Module, attention: dict[int, Tensor], index: int) -> Iterator[None]:
+    """Within the block, an attention layer leaves its map in `attention[index]`.
+
+    Where the model computes its attention unfused, the layer hands the map out by itself.
+    """
+    config: Any = attention_layer.config
     maps: list[Tensor] = []
-    token = _map.set(maps)
     before = config._attn_implementation
+    if before == "eager":
+        handle = attention_layer.register_forward_hook(lambda _, __, out: maps.append(out[1]))
+        try:
+            yield
+            attention[index] = maps[0]
+        finally:
+            handle.remove()
+        return
+    token = _map.set(maps)
     config._attn_implementation = _NAME
     try:
         yield
