@@ -198,9 +198,7 @@ def answer_all(
         yield question, answer
 
 
-def judge_all(
-    judge: Judge, answers: Iterable[tuple[Question, str]], path: Path
-) -> Iterator[tuple[Question, Reply]]:
+def judge_all(judge: Judge, answers: Iterable[tuple[Question, str]], path: Path) -> Iterator[tuple[Question, Reply]]:
     """Every question with the judge's last reply to its answer; the file keeps every reply, those without a score too.
 
     What this judge already gave to the very same answer is not asked again. A reply without a score is the last of all

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from toast_cli.data.loading import Shuffled
-from toast_cli.data.rendering import tokens
+from toast_cli.data.rendering import Unrendered, samples
 from toast_cli.data.sharing import Share
 from toast_cli.errors import ToastError
 from toast_cli.labels import IGNORED
@@ -98,25 +98,41 @@ def text_batches(split: TextSplit, recipe: Recipe, backbone: Backbone, asked: As
     """
     options: TextOptions = recipe.dataset  # type: ignore[assignment]
     tokenizer = require_tokenizer(recipe, backbone)
-    texts, cut, empty = [], 0, 0
+    texts, cut, empty, total, refused = [], 0, 0, 0, []
     for index in range(len(split)):
-        ids, labels = tokens(split.load(index).turns, tokenizer, options.template)
-        cut += len(ids) > options.max_tokens
-        ids, labels = ids[: options.max_tokens], labels[: options.max_tokens]
-        if all(label == IGNORED for label in labels[1:]):
-            empty += 1
-        else:
-            texts.append(Tokenized(ids, labels, list(range(len(ids)))))
+        try:
+            found = samples(split.load(index).turns, tokenizer, options.template)
+        except Unrendered as error:
+            refused.append(error)
+            continue
+        total += len(found)
+        for ids, labels in found:
+            cut += len(ids) > options.max_tokens
+            ids, labels = ids[: options.max_tokens], labels[: options.max_tokens]
+            if all(label == IGNORED for label in labels[1:]):
+                empty += 1
+            else:
+                texts.append(Tokenized(ids, labels, list(range(len(ids)))))
+    if len(refused) == len(split):
+        raise refused[0]
     if not texts:
         raise ToastError(
             f"None of {len(split):,} texts leaves anything to learn within {options.max_tokens} tokens.",
             what_to_do="Raise dataset.max_tokens.",
         )
     notes = []
+    if refused:
+        why = f"{refused[0].what} {refused[0].why}".rstrip(". ")
+        notes.append(f"{len(refused):,} of {len(split):,} texts were left out: {why}.")
+    if total > len(split) - len(refused):
+        notes.append(
+            f"{len(split) - len(refused):,} conversations are {total:,} texts: the chat template writes earlier turns "
+            "otherwise once others follow, so what is learned of an answer is learned as it will be asked for."
+        )
     if cut:
-        notes.append(f"{cut:,} of {len(split):,} texts were longer than {options.max_tokens} tokens and were cut.")
+        notes.append(f"{cut:,} of {total:,} texts were longer than {options.max_tokens} tokens and were cut.")
     if empty:
-        notes.append(f"{empty:,} of {len(split):,} texts were left out: no token to be learned was left in them.")
+        notes.append(f"{empty:,} of {total:,} texts were left out: no token to be learned was left in them.")
     if options.packing and asked.augment:
         texts = packed(texts, options.max_tokens)
         notes.append(f"Packed into {len(texts):,} blocks of at most {options.max_tokens} tokens.")
