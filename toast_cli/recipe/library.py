@@ -21,6 +21,9 @@ __all__ = ["Match", "Resolved", "find", "for_pair", "header", "names", "resolve"
 DEMO = "demo"
 GENERAL = "general"
 PRETUNE = "pretune"
+SIZED = "language"
+"""Recipes whose step and batch are for a model of its backbone's size, and so for no other backbone."""
+
 DEFAULT_METHOD = "toast"
 DEFAULT_TASK = "classification"
 
@@ -46,7 +49,7 @@ class Resolved:
 def for_pair(backbone: str | None, dataset: str, method: str | None) -> Match | None:
     """The built-in recipe for a data set that comes nearest: by method, then by backbone, then by the alphabet.
 
-    Where no method is wanted, TOAST's own recipe is preferred.
+    Where no method is wanted, TOAST's own recipe is preferred. A language model's is for that model alone.
     """
     wanted = {"method": method, "backbone": backbone}
     candidates = []
@@ -57,6 +60,8 @@ def for_pair(backbone: str | None, dataset: str, method: str | None) -> Match | 
         if draft.name("dataset") != named("dataset", dataset)["name"]:
             continue
         differs = tuple(section for section, want in wanted.items() if want is not None and draft.name(section) != want)
+        if name.startswith(f"{SIZED}/") and "backbone" in differs:
+            continue
         unlike = draft.name("method") != (method or DEFAULT_METHOD)
         candidates.append((unlike, "backbone" in differs, name, differs))
     if not candidates:
