@@ -11,9 +11,11 @@ import torch
 from tests.language import instructions, make_tokenizer, write_json
 from toast_cli.data import alpaca, sharegpt
 from toast_cli.data.rendering import IGNORED, Unrendered, prompt_text, samples
-from toast_cli.data.text import TextSplit, Turn
-from toast_cli.data.text_loading import Tokenized, collate, packed
+from toast_cli.data.source import Asked
+from toast_cli.data.text import Conversation, TextSplit, Turn
+from toast_cli.data.text_loading import TextLoader, Tokenized, collate, packed, text_batches
 from toast_cli.errors import ToastError, UsageError
+from toast_cli.recipe.loading import build_recipe
 
 TALK = [Turn("user", "Hi"), Turn("assistant", "Hello"), Turn("user", "Bye"), Turn("assistant", "See you")]
 
@@ -231,3 +233,28 @@ def test_packing_keeps_texts_whole_and_learns_no_first_token_from_another_text()
     assert "attention_mask" not in batch
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 0, 1]]
     assert torch.equal(batch["real"], torch.tensor([[True] * 5, [True] * 3 + [False] * 2]))
+
+
+def batched(template: str, *talks: list[Turn]) -> TextLoader:
+    class Reader:
+        tokenizer = make_tokenizer(chat=True)
+
+    Reader.tokenizer.chat_template = template
+    raw = {"backbone": "llama:x", "dataset": {"name": "sharegpt", "path": "x"}, "method": "toast"}
+    split = TextSplit(tuple(Conversation(tuple(talk), "x") for talk in talks))
+    return text_batches(split, build_recipe(raw, {}, origin="a test"), Reader(), Asked(2))  # type: ignore[arg-type]
+
+
+def test_what_a_chat_template_refuses_is_left_out_and_counted() -> None:
+    twice = [TALK[0], TALK[0], TALK[1]]
+    loader = batched(NO_SYSTEM, TALK, twice)
+    assert loader.samples == 1
+    assert "1 of 2 texts were left out" in loader.notes[0] and "roles must alternate" in loader.notes[0]
+    with pytest.raises(ToastError, match="refuses the conversation"):
+        batched(NO_SYSTEM, twice)
+
+
+def test_a_conversation_that_becomes_several_texts_is_said() -> None:
+    loader = batched(THINKING, TALK)
+    assert loader.samples == 2
+    assert loader.notes[0].startswith("1 conversations are 2 texts: the chat template writes earlier turns otherwise")
