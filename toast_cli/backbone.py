@@ -189,6 +189,7 @@ class Backbone(ABC):
     `classifier` gives the layer from pooled features to classes that the model came with, a row per class asked for
     (UsageError: it does not know them); None where models of this kind come with none. `level_modules` are the parts of
     `module` that `level` calls as a whole, and nothing else calls: what is divided when a model is shared out.
+    `notes` are sentences that whoever uses it should read first.
     """
 
     module: nn.Module
@@ -206,6 +207,7 @@ class Backbone(ABC):
     classifier: Callable[[tuple[str, ...]], nn.Module] | None = None
     level_modules: Sequence[nn.Module] = ()
     any_image_size: bool = False
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def enter(self, inputs: Any) -> State:

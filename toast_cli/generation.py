@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,12 +27,13 @@ class Writer:
     Args:
         model: with a backbone that writes.
         template: how turns are marked, as the run was trained on them; None gives a prompt to the model as it is.
+        notice: hears what should be known before an answer.
 
     Raises:
         UsageError: the backbone writes no text, or has no tokenizer.
     """
 
-    def __init__(self, model: Model, template: str | None) -> None:
+    def __init__(self, model: Model, template: str | None, notice: Callable[[str], object] = warnings.warn) -> None:
         backbone = model.backbone
         generator = backbone.generator(lambda inputs: model.adapted(inputs).last.pooled)
         if generator is None or backbone.tokenizer is None:
@@ -40,6 +42,7 @@ class Writer:
             raise UsageError(why, what_to_do="Name a run, or a --backbone, of a language model: llama:<model>.")
         self.tokenizer = backbone.tokenizer
         self.template = template
+        self.notice = notice
         self._generator = generator
         self._device = next(model.parameters()).device
 
@@ -53,8 +56,8 @@ class Writer:
             settings: transformers' own generation settings; at most 256 new tokens unless they limit it otherwise.
 
         Raises:
-            UsageError: there is nothing to answer, a setting asks for something else than one text, or beams would be
-                streamed.
+            UsageError: there is nothing to answer, no room for an answer in what the model can read at once, a setting
+                asks for something else than one text, or beams would be streamed.
         """
         if not turns:
             raise UsageError("Nothing was said that could be answered.")
@@ -67,7 +70,7 @@ class Writer:
         streamed = on_text is not None or settings.get("streamer") is not None
         if streamed and settings.get("num_beams", 1) > 1:
             raise UsageError("Beams cannot be streamed: the best is known at the end.", what_to_do="Use num_beams=1.")
-        text = turns[-1].text if self.template is None else prompt_text(turns, self.tokenizer, self.template)
+        text = turns[-1].whole if self.template is None else prompt_text(turns, self.tokenizer, self.template)
         ids = begun(self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer)
         if not ids:
             raise UsageError("The prompt is empty.")
@@ -78,12 +81,30 @@ class Writer:
             chosen.setdefault("pad_token_id", self.tokenizer.eos_token_id if pad is None else pad)
         if not _LIMITS & chosen.keys():
             chosen["max_new_tokens"] = LONGEST
+        if "max_new_tokens" in chosen:
+            chosen["max_new_tokens"] = self._room(len(ids), chosen["max_new_tokens"])
         if on_text is not None:
             chosen["streamer"] = _streamer(self.tokenizer, on_text)
         if chosen.get("stop_strings") is not None:
             chosen["tokenizer"] = self.tokenizer
         written = self._generator.generate(prompt, attention_mask=torch.ones_like(prompt), **chosen)
         return self.tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)
+
+    def _room(self, prompt: int, wanted: int) -> int:
+        """How many tokens an answer may have after a prompt of so many."""
+        window = getattr(self._generator.config.get_text_config(), "max_position_embeddings", None)
+        if window is None or prompt + wanted <= window:
+            return wanted
+        if prompt >= window:
+            raise UsageError(
+                f"The prompt is {prompt:,} tokens, and the model reads {window:,} at most, its answer included.",
+                what_to_do="Shorten it.",
+            )
+        self.notice(
+            f"The prompt is {prompt:,} tokens and the model reads {window:,} at most: the answer is cut at "
+            f"{window - prompt:,} tokens, not {wanted:,}."
+        )
+        return window - prompt
 
 
 def _streamer(tokenizer: Any, on_text: Any) -> Any:

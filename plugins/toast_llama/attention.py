@@ -51,11 +51,23 @@ AttentionInterface.register(_NAME, _record)
 
 
 @contextmanager
-def recorded_attention(config: Any, trace: Trace, index: int) -> Iterator[None]:
-    """Within the block, the layer that `config` belongs to leaves its map and its mismatch in the trace."""
+def recorded_attention(attention_layer: nn.Module, trace: Trace, index: int) -> Iterator[None]:
+    """Within the block, an attention layer leaves its map and its mismatch in the trace.
+
+    Where the model computes its attention unfused, the layer hands the map out by itself, and nothing can differ.
+    """
+    config: Any = attention_layer.config
     maps: list[Tensor] = []
-    token = _map.set(maps)
     before = config._attn_implementation
+    if before == "eager":
+        handle = attention_layer.register_forward_hook(lambda _, __, out: maps.append(out[1]))
+        try:
+            yield
+            trace.attention[index], trace.mismatch[index] = maps[0], maps[0].new_zeros(())
+        finally:
+            handle.remove()
+        return
+    token = _map.set(maps)
     config._attn_implementation = _NAME
     try:
         yield

@@ -18,8 +18,12 @@ from toast_cli.errors import ToastError
 from toast_llama.attention import recorded_attention
 from toast_llama.caches import TwoCaches
 from toast_llama.generation import TwoPassLanguageModel
+from toast_llama.logits import OwnLogits
 
 EXAMPLE_TOKENS = 16
+
+FINAL_NORMS = ("norm", "final_layernorm")
+"""What models call the norm after their last layer."""
 
 
 @contextmanager
@@ -64,8 +68,14 @@ class Prepared:
     real: Tensor | None
 
 
+def _unsteerable(module: nn.Module, why: str) -> ToastError:
+    return ToastError(
+        f"{type(module).__name__} cannot be steered.", why, "Choose a model of the LLaMA, Mistral, Qwen or Gemma kind."
+    )
+
+
 class LlamaBackbone(Backbone):
-    """Any decoder of transformers whose layers attend with a `v_proj` of their own: LLaMA, Mistral, Qwen.
+    """Any decoder of transformers whose layers attend with a `v_proj` of their own: LLaMA, Mistral, Qwen, Gemma, Phi.
 
     Inputs are a mapping as the model itself takes it: `input_ids` `[B, N]` and, where they matter, `attention_mask`,
     `position_ids` and `past_key_values` (a `TwoCaches`). `z` is the last layer's output before the final norm, padding
@@ -73,10 +83,11 @@ class LlamaBackbone(Backbone):
     there is no mask to say so.
 
     Masks, positions and rotary tables are the model's own: its forward pass is run once over stand-ins for its
-    layers, which keep what each would have been given.
+    layers, which keep what each would have been given. So are its logits: see `OwnLogits`.
 
     Raises:
-        ToastError: the layers are not where transformers puts them, or have no `v_proj`.
+        ToastError: the layers are not where transformers puts them or have no `v_proj` over all of their input, or
+            there is no final norm.
     """
 
     has_attention = True
@@ -88,16 +99,26 @@ class LlamaBackbone(Backbone):
         self.module = module
         self.tokenizer = tokenizer
         self.body = module.get_decoder()
-        layers = getattr(self.body, "layers", None)
-        if layers is None or not all(hasattr(getattr(layer, "self_attn", None), "v_proj") for layer in layers):
-            raise ToastError(
-                f"{type(module).__name__} cannot be steered.",
-                "TOAST adds its signal to the values, and this model's layers have no v_proj.",
-                "Choose a model of the LLaMA, Mistral or Qwen kind.",
+        width = module.config.get_text_config().hidden_size
+        if module.config.is_encoder_decoder:
+            raise _unsteerable(module, "It has an encoder besides, and TOAST is written for decoders alone.")
+        layers = list(getattr(self.body, "layers", ()))
+        values = [getattr(getattr(layer, "self_attn", None), "v_proj", None) for layer in layers]
+        if not values or any(getattr(v_proj, "in_features", None) != width for v_proj in values):
+            raise _unsteerable(
+                module,
+                "TOAST adds its signal to the values, and not every layer of this model has a v_proj that takes what "
+                "its attention receives.",
             )
-        self.width = self.head_width = module.config.get_text_config().hidden_size
+        norm = next((name for name in FINAL_NORMS if getattr(self.body, name, None) is not None), None)
+        if norm is None:
+            raise _unsteerable(module, f"Its final norm is not called {' or '.join(FINAL_NORMS)}.")
+        self._norm = norm
+        self.width = self.head_width = width
         self.levels = [Level(self.width, self.width)] * len(layers)
-        self.level_modules = list(layers)
+        self.level_modules = layers
+        if module.config.get_text_config()._attn_implementation == "eager":
+            self.notes = (f"{type(module).__name__} has no fused attention: it takes more time and memory.",)
 
     def enter(self, inputs: Any) -> State:
         """Token ids to embeddings `[B, N, d]`."""
@@ -131,7 +152,7 @@ class LlamaBackbone(Backbone):
             if signal is not None:
                 attached.enter_context(steered_values(layer.self_attn.v_proj, signal))
             if trace is not None and index in trace.attention_of:
-                attached.enter_context(recorded_attention(layer.self_attn.config, trace, index))
+                attached.enter_context(recorded_attention(layer.self_attn, trace, index))
             out = layer(state.hidden, **state.context.arguments[index])
         return State(out[0] if isinstance(out, tuple) else out, state.context)
 
@@ -158,7 +179,7 @@ class LlamaBackbone(Backbone):
     def leave(self, state: State) -> Readout:
         """The last layer's output `[B, N, d]`, and the same after the final norm."""
         z = state.hidden
-        return Readout(z=z, compared=z, pooled=self.body.norm(z), real=state.context.real)
+        return Readout(z=z, compared=z, pooled=getattr(self.body, self._norm)(z), real=state.context.real)
 
     def stock(self, inputs: Any) -> Tensor:
         """transformers' own forward pass up to the final norm `[B, N, d]`."""
@@ -174,8 +195,8 @@ class LlamaBackbone(Backbone):
         return 1, inputs["input_ids"].shape[1]
 
     def output(self) -> nn.Module:
-        """The language model's head."""
-        return self.module.get_output_embeddings()
+        """From pooled features to the model's own logits."""
+        return OwnLogits(self.module)
 
     def generator(self, pooled: Callable[[Any], Tensor]) -> TwoPassLanguageModel:
         """transformers' `generate` over two passes."""

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from toast_cli.errors import UsageError
 from toast_llama.caches import TwoCaches
+from toast_llama.logits import OwnLogits
+
+OWN_CACHES = (None, "dynamic", "hybrid")
+"""What a cache that grows with the text is called by transformers; the last by configurations of earlier versions."""
 
 
 class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
@@ -23,22 +28,40 @@ class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
         pooled: from the model's inputs to every token's features after the final norm, `[B, N, d]`.
     """
 
-    _supports_sdpa = True
+    # How attention and experts are computed was decided, and checked, when the stock model was built.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     pooled: Callable[[dict[str, Any]], Tensor]
+    _logits: OwnLogits
 
     def __init__(self, stock: PreTrainedModel, pooled: Callable[[dict[str, Any]], Tensor]) -> None:
         super().__init__(stock.config)
         self.__dict__["pooled"] = pooled
         self.stock = stock
         self.generation_config = stock.generation_config
+        self.__dict__["_logits"] = OwnLogits(stock)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True
 
     def get_output_embeddings(self) -> nn.Module:
         """The stock model's output layer."""
         return self.stock.get_output_embeddings()
 
     def generate(self, *arguments: Any, **settings: Any) -> Any:
-        """As transformers': see there for every setting. Keys and values of both passes are kept unless told not to."""
+        """As transformers': see there for every setting. Keys and values of both passes are kept unless told not to.
+
+        Raises:
+            UsageError: another kind of cache is asked for.
+        """
         config = settings.get("generation_config") or self.generation_config
+        asked = settings.pop("cache_implementation", None) or config.cache_implementation
+        if asked not in OWN_CACHES:
+            raise UsageError(
+                f"Two passes cannot keep their keys and values in a '{asked}' cache.",
+                "They need a cache each, which grows with the text.",
+                "Leave cache_implementation out.",
+            )
         if settings.get("past_key_values") is None and settings.get("use_cache", config.use_cache) is not False:
             settings["past_key_values"] = TwoCaches(self.config)
         return super().generate(*arguments, **settings)  # type: ignore[misc]
@@ -60,5 +83,5 @@ class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
             "past_key_values": past_key_values,
         }
         pooled = self.pooled({name: value for name, value in named.items() if value is not None})
-        logits = self.get_output_embeddings()(pooled[:, -logits_to_keep:])
+        logits = self._logits(pooled[:, -logits_to_keep:])
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)

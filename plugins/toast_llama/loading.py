@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,7 +28,9 @@ from toast_llama.cards import LlamaOptions
 
 
 def build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> LlamaBackbone:
-    """The model of a Hugging Face id or of a folder, with fused attention and, where one lies beside it, its tokenizer.
+    """The model of a Hugging Face id or of a folder, with its tokenizer where one lies beside it.
+
+    Attention is fused where the model can have it so.
 
     Args:
         source: Hugging Face id, or folder in transformers' layout.
@@ -43,9 +46,7 @@ def build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOpt
     dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
     if options.weights == "none":
         config = _config(source) if architecture is None else LlamaConfig(**architecture)
-        module = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32 if dtype == "auto" else dtype, attn_implementation="sdpa"
-        )
+        module = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype)
         if architecture is not None:
             return LlamaBackbone(module)
         return LlamaBackbone(_as_it_writes(module, source), _tokenizer(source))
@@ -62,10 +63,9 @@ def build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOpt
                 "Give the folder that transformers' save_pretrained wrote, or a download of the model's repository.",
             )
         place = str(folder)
+    _config(place)
     try:
-        module = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
-        )
+        module = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # the hub, a foreign folder and a damaged file fail in any way
         raise _unavailable(place, error) from error
     return LlamaBackbone(module, _tokenizer(place))
@@ -96,10 +96,21 @@ def _from_file(source: str, file: Path, dtype: Any) -> PreTrainedModel:
 
 
 def _config(source: str) -> Any:
+    """The model's settings.
+
+    Raises:
+        ToastError: they cannot be had, or are those of a model that is no causal language model.
+    """
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         raise _unavailable(source, error) from error
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ToastError(
+            f"'{source}' is a model of the kind {config.model_type}, and no decoder-only causal language model.",
+            what_to_do="Choose a model of the LLaMA, Mistral, Qwen or Gemma kind.",
+        )
+    return config
 
 
 def _as_it_writes(module: PreTrainedModel, place: str) -> PreTrainedModel:

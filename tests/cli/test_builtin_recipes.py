@@ -46,8 +46,23 @@ def test_texts_take_settings_made_for_texts() -> None:
     assert resolved.name == "general/language-toast-lite"
     assert resolved.recipe.training.optimizer == "adamw"
     assert not [message for message in resolved.messages if "dataset.path" in message]
-    assert resolve(backbone="llama:x", dataset="alpaca:a.json", method="lora").name == "language/alpaca-lora"
-    assert resolve(backbone="llama:x", dataset="sharegpt:a.json").name == "language/sharegpt-toast"
+    assert resolve(backbone="llama_7b", dataset="alpaca:a.json", method="lora").name == "language/alpaca-lora"
+    assert resolve(dataset="sharegpt:a.json").name == "language/sharegpt-toast"
+
+
+@pytest.mark.parametrize("method", ["toast", "toast-lite", "lora", "full"])
+def test_a_small_language_model_takes_no_settings_made_for_a_large_one(method: str) -> None:
+    resolved = resolve(backbone="llama:x", dataset="alpaca:a.json", method=method)
+    assert resolved.name == f"general/language-{method}"
+    assert resolved.recipe.dataset.path == "a.json"  # type: ignore[attr-defined]
+    small, papers = (
+        found.recipe.training
+        for found in (resolved, resolve(backbone="llama_7b", dataset="alpaca:a.json", method=method))
+    )
+    assert papers.lr == 0.00002 and papers.batch_size * papers.accumulate == 128
+    assert small.lr > papers.lr and small.batch_size * small.accumulate <= 16
+    talk = resolve(backbone="llama:x", dataset="sharegpt:a.json", method=method)
+    assert talk.name == f"general/language-{method}" and not talk.messages
 
 
 def test_a_bare_folder_is_answered_with_how_to_name_it(tmp_path: Path) -> None:

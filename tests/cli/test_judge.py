@@ -24,11 +24,11 @@ QUESTIONS = [
 
 @dataclass
 class Server:
-    """What the judge was asked, and what it will reply next: a text, or a status code."""
+    """What the judge was asked, and what it will reply next: a text, a status code, or the bytes of a whole body."""
 
     url: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
-    replies: list[str | int] = field(default_factory=list)
+    replies: list[str | int | bytes] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -40,13 +40,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             state.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             reply = state.replies.pop(0) if state.replies else '{"score": 5, "why": "middling"}'
             code = reply if isinstance(reply, int) else 200
-            message = {"role": "assistant", "content": reply}
+            message = {"role": "assistant", "content": "" if isinstance(reply, bytes) else reply}
             whole = {"id": "1", "object": "chat.completion", "created": 0, "model": "j"}
             body = json.dumps(
                 {**whole, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
             ).encode()
+            body = reply if isinstance(reply, bytes) else body
             self.send_response(code)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/html" if body.startswith(b"<") else "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.send_header("retry-after-ms", "1")
             self.end_headers()
@@ -122,7 +123,59 @@ def test_a_reply_without_a_score_is_asked_again_and_then_said(run: Path, questio
     assert said.code == 0, said.err
     assert json.loads(said.out)[str(run)] == {"writing": 8.0, "maths": 5.0, "overall": 6.5}
     assert "gave no score to 1 of 3 answers" in " ".join(said.err.split())
-    assert kept(run, questions, "judgements.jsonl")[1]["reply"] == "no"
+    lines = kept(run, questions, "judgements.jsonl")
+    assert [(line["question_id"], line["reply"], line["score"]) for line in lines[:3]] == [
+        (1, "I cannot say.", None),
+        (1, '{"score": 11}', None),
+        (1, '{"score": 8}', 8.0),
+    ]
+    assert [line["reply"] for line in lines if line["question_id"] == 2] == ["no"] * 3, "every reply is kept"
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b'{"choices": []}', "the response holds no reply"),
+        (b"null", "the response holds no reply"),
+        (b'{"choices": [{"message": {"content": null}}]}', "the reply is no text"),
+        (b'{"error": {"message": "overloaded"}}', "the response is an error: {'message': 'overloaded'}"),
+        (b"<html>Bad gateway</html>", "the response is no JSON"),
+        (b'{"choices": [', "the response is no JSON"),
+    ],
+)
+def test_a_response_that_is_no_completion_is_asked_again_and_recorded(
+    run: Path, questions: Path, server: Server, body: bytes, why: str
+) -> None:
+    server.replies = [body, '{"score": 8}', body, body, body]
+    said = judge(questions, server, run)
+    assert said.code == 0, said.err
+    assert json.loads(said.out)[str(run)] == {"writing": 8.0, "maths": 5.0, "overall": 6.5}
+    assert f"1 of 3 answers; they count nowhere: question 2 ({why})" in " ".join(said.err.split())
+    lines = kept(run, questions, "judgements.jsonl")
+    assert [line["why"] for line in lines] == [why, "", why, why, why, ""]
+    assert lines[0]["reply"] == body.decode() or why == "the reply is no text"
+
+
+def test_what_one_judge_said_is_not_taken_for_anothers(run: Path, questions: Path, server: Server) -> None:
+    judge(questions, server, run)
+    judge(questions, server, run)
+    assert len(server.asked) == 3
+    named = ["--run", str(run), "--max-new-tokens", "6", "--json"]
+    other = server.url.replace("127.0.0.1", "localhost")
+    toast("eval", "--judge", questions, "--judge-url", other, "--judge-model", "j", *named)
+    assert len(server.asked) == 6, "another endpoint may serve another model by the same name"
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr("toast_cli.judging.TASK", "Grade it otherwise.")
+        judge(questions, server, run)
+    assert len(server.asked) == 9, "what was asked for has changed"
+
+
+def test_no_model_is_loaded_where_every_answer_is_kept(
+    run: Path, questions: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = judge(questions, server, run)
+    monkeypatch.setattr("toast_cli.cli.judge.run_writer", lambda *_: pytest.fail("a model was loaded"))
+    assert judge(questions, server, run).out == first.out
 
 
 def test_an_interrupted_session_goes_on_where_it_stopped(run: Path, questions: Path, server: Server) -> None:
@@ -165,6 +218,17 @@ def test_wrong_questions_are_said(run: Path, server: Server, tmp_path: Path) -> 
     bad.write_text('{"question_id": 1, "text": "Fine."}\n{"question_id": 2}\n')
     judge(bad, server, run).fails(1, "line 2 is not a question")
     bad.write_text('{"question_id": 1, "text": "a"}\n{"question_id": 1, "text": "b"}\n')
-    judge(bad, server, run).fails(1, "an id twice")
+    judge(bad, server, run).fails(1, "line 2 is not a question: its question_id 1 occurs before")
+    for line, why in [
+        (b'{"question_id": [1], "text": "a"}', "line 2 is not a question: its question_id is neither"),
+        (b'{"question_id": 2, "text": 5}', "line 2 is not a question: its text is no text"),
+        (b'{"question_id": 2, "text": " "}', "line 2 is not a question: its text is empty"),
+        (b'{"question_id": 2, "category": [], "text": "a"}', "line 2 is not a question: its category is no text"),
+        (b"[1, 2]", "line 2 is not a question: it is no object"),
+        (b'{"question_id": 2, "text": "caf\xe9"}', "Line 2 is no UTF-8 text"),
+        (b'{"question_id": 2', "Line 2 is no JSON"),
+    ]:
+        bad.write_bytes(b'{"question_id": 1, "text": "Fine."}\n' + line)
+        judge(bad, server, run).fails(1, why)
     toast("eval", "--run", run, "--run", run).fails(2, "--judge alone")
     assert not server.asked

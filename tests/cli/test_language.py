@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.cli.conftest import toast, toast_in_new_process
 from tests.language import instructions, make_model, write_json
+from toast_cli.cli.app import app
 
 SHORT = ["training.epochs=2", "training.batch_size=4", "training.accumulate=2", "training.lr=0.02"]
 
@@ -93,6 +95,24 @@ def test_a_plain_model_continues_a_prompt_and_a_seed_repeats_a_draw(here: Path, 
         json.loads(toast("generate", *drawn, "--seed", seed, "Hello").out)["answer"] for seed in ("1", "1", "2")
     )
     assert first == second != other
+
+
+def test_what_a_prompt_leaves_no_room_for_is_said_before(here: Path, model: Path) -> None:
+    plain = ["generate", "--backbone", f"llama:{model}", "--raw"]
+    toast(*plain, "").fails(2, "The prompt is empty")
+    toast(*plain, "a" * 300).fails(2, "The prompt is 301 tokens, and the model reads 256 at most")
+    said = toast(*plain, "a" * 250, "--max-new-tokens", "20")
+    assert said.code == 0 and "the answer is cut at 5 tokens, not 20" in " ".join(said.err.split())
+    assert "cut" not in toast(*plain, "a" * 200, "--max-new-tokens", "5").err
+
+
+def test_a_talk_puts_answers_alone_on_stdout(here: Path, model: Path) -> None:
+    talk = ["--backbone", f"llama:{model}", "--max-new-tokens", "3"]
+    said = CliRunner().invoke(app, ["generate", *talk, "--interactive"], input="Hello\nBye\n\n")
+    assert said.exit_code == 0, said.stderr
+    assert said.stderr.count("> ") == 3 and not said.stdout.startswith("> ")
+    alone = toast("generate", *talk, "Hello").out
+    assert said.stdout.startswith(alone)
 
 
 def test_an_unreachable_model_says_how_to_get_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,9 +32,13 @@ def zipped(path: Path) -> Path:
     return path
 
 
-def parquet(path: Path) -> Path:
-    Dataset.from_dict({"text": TEXTS}).to_parquet(path)
+def parquet_of(texts: list[str], path: Path) -> Path:
+    Dataset.from_dict({"text": texts}).to_parquet(path)
     return path
+
+
+def parquet(path: Path) -> Path:
+    return parquet_of(TEXTS, path)
 
 
 def folder(path: Path) -> Path:
@@ -75,6 +79,31 @@ def test_no_more_documents_are_used_than_asked_for(here: Path) -> None:
     assert json.loads(few.out)["samples"] == {"train": 8, "val": 2}
     many = toast("tune", *chosen, "--method", "toast", "--dry-run", *SHORT, "dataset.documents=1000")
     assert "has 60 documents; 1,000 were asked for" in " ".join(many.out.split())
+
+
+def hub_clone(folder: Path) -> Path:
+    """A data set as it lies on the hub: a card that names its subsets, and Parquet files in several parts."""
+    (folder / "prose").mkdir(parents=True)
+    for number in (0, 1):
+        parquet_of(TEXTS[30 * number : 30 * number + 30], folder / "prose" / f"train-0000{number}-of-00002.parquet")
+    parquet_of(["Other words."] * 40, folder / "verse.parquet")
+    subsets = "- config_name: prose\n  data_files: prose/*\n- config_name: verse\n  data_files: verse.parquet\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n{subsets}---\nA card.\n")
+    return folder
+
+
+def test_a_data_set_of_the_hub_is_streamed_by_subset_and_no_further_than_asked(here: Path) -> None:
+    folder = hub_clone(here / "set")
+    chosen = ["tune", "--backbone", f"llama:{make_model(here / 'model')}", "--dataset", f"text:{folder}", "--dry-run"]
+    more = ["--method", "toast", "--json", *SHORT, "dataset.subset=prose"]
+    whole = toast(*chosen, *more)
+    assert whole.code == 0, whole.err
+    assert json.loads(whole.out)["samples"] == {"train": 48, "val": 12}
+    (folder / "prose" / "train-00001-of-00002.parquet").write_bytes(b"never fetched")
+    part = toast(*chosen, *more, "dataset.documents=20")
+    assert part.code == 0, part.err
+    assert json.loads(part.out)["samples"] == {"train": 16, "val": 4}
+    toast(*chosen, *more).fails(1, "cannot be read after document 30")
 
 
 def test_wrong_text_is_said(here: Path) -> None:

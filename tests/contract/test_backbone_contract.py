@@ -152,10 +152,13 @@ def test_a_training_step_changes_what_the_method_declares_and_nothing_else(name:
         return
     adapted: Adapted = registered.build(options, backbone)
     model = Model(adapted, build_classification(ClassificationOptions(), backbone, CLASSES), stock)
-    # Steering that starts at exactly zero has parameters without a first gradient; a random start has none.
+    # Steering that starts at exactly zero, or selects no token, has parameters without a first gradient.
     if adapted.steering is not None:
         for parameter in adapted.steering.feedback.parameters():
             nn.init.normal_(parameter, std=0.1)
+        with torch.no_grad():
+            tokens = plain(backbone, inputs_of(backbone)).compared.movedim(backbone.channel_dim, -1).flatten(0, -2)
+            adapted.steering.selection.xi.copy_(nn.functional.normalize(tokens, dim=-1).mean(0))
     model.train()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # a tied weight counts once
     before = {key: tensor.detach().clone() for key, tensor in tensors.items()}

@@ -39,7 +39,7 @@ def show(recipe: Any, as_json: bool, *, labels: bool = True) -> None:
         f"first batch: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}",
         "Nothing was trained or written (--dry-run).",
     ]
-    for line in [*session.data.notes, *batches.notes, *session.weights_notes(), *notes, *lines]:
+    for line in [*session.data.notes, *batches.notes, *session.backbone_notes(), *notes, *lines]:
         say(line)
 
 

@@ -32,6 +32,8 @@ def generate(
 
     if (prompt is None) == (not interactive):
         raise UsageError("Give a prompt, or --interactive.")
+    if prompt is not None and not prompt.strip():
+        raise UsageError("The prompt is empty.", what_to_do="Say something to be answered.")
     if interactive and (as_json or raw):
         raise UsageError("--interactive goes with neither --json nor --raw.")
     if run is not None and backbone is not None:
@@ -70,14 +72,15 @@ def generate(
 
 
 def _line() -> str:
+    typer.echo("> ", nl=False, err=True)  # stdout has the answers alone
     try:
-        return input("> ").strip()
+        return input().strip()
     except EOFError:
         return ""
 
 
 def _writer(run: Path | None, backbone: str | None, weights: str | None, raw: bool, device: str | None) -> Any:
-    from toast_cli.cli.runs import chosen_run, run_writer
+    from toast_cli.cli.runs import chosen_run, run_writer, tell
     from toast_cli.generation import Writer
     from toast_cli.training.devices import make_accelerator
     from toast_cli.training.session import plain_model
@@ -86,4 +89,4 @@ def _writer(run: Path | None, backbone: str | None, weights: str | None, raw: bo
         return run_writer(chosen_run(run), weights, device, raw)
     model, recipe = plain_model(backbone, weights, device)
     template = None if raw or not getattr(model.backbone.tokenizer, "chat_template", None) else "chat"
-    return Writer(model.to(make_accelerator(recipe).device), template)
+    return Writer(model.to(make_accelerator(recipe).device), template, tell)

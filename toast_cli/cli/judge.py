@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ def judged(
             answers = list(
                 reporter.track(
                     answer_all(
-                        run_writer(run, weights, device), questions, kept / "answers.jsonl", seed, max_new_tokens
+                        partial(run_writer, run, weights, device),
+                        questions,
+                        kept / "answers.jsonl",
+                        seed,
+                        max_new_tokens,
+                        weights,
                     ),
                     len(questions),
                     f"{run.name}: answering",
@@ -42,10 +48,12 @@ def judged(
                     judge_all(judge, answers, kept / "judgements.jsonl"), len(questions), f"{run.name}: judging"
                 )
             )
-        unscored = sum(score is None for _, score in scored)
+        unscored = [f"question {question.question_id} ({reply.why})" for question, reply in scored if reply.why]
         if unscored:
+            more = f" and {len(unscored) - 3} more" if len(unscored) > 3 else ""
             say(
-                f"{run}: {judge.model} gave no score to {unscored} of {len(questions)} answers; they count nowhere.",
+                f"{run}: {judge.model} gave no score to {len(unscored)} of {len(questions)} answers; they count "
+                f"nowhere: {', '.join(unscored[:3])}{more}.",
                 err,
             )
         say(f"Answers and judgements: {kept}", err)

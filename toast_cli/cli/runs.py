@@ -31,6 +31,11 @@ def chosen_run(run: Path | None) -> Path:
     return newest
 
 
+def tell(text: str) -> None:
+    """Say something beside the results."""
+    say(text, err)
+
+
 def run_writer(run: Path, weights: str | None, device: str | None, raw: bool = False) -> Writer:
     """A run's language model, ready to answer in the form that it was trained on; `raw` leaves prompts unmarked."""
     from toast_cli.generation import Writer
@@ -40,4 +45,4 @@ def run_writer(run: Path, weights: str | None, device: str | None, raw: bool = F
 
     loaded = load(run, weights)
     template = None if raw else getattr(loaded.recipe.dataset, "template", None)
-    return Writer(loaded.model.to(make_accelerator(changed(loaded.recipe, device=device)).device), template)
+    return Writer(loaded.model.to(make_accelerator(changed(loaded.recipe, device=device)).device), template, tell)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from toast_cli.data.source import DataSet, Source
-from toast_cli.data.text import TextOptions, Turn, open_conversations
+from toast_cli.data.text import TextOptions, Turn, open_conversations, text_of
 
 
 class Options(TextOptions):
@@ -19,8 +19,8 @@ class Options(TextOptions):
 
 def read(entry: dict[str, Any]) -> list[Turn]:
     """`instruction`, perhaps `input`, and `output`, as one question and its answer."""
-    asked = [entry["instruction"], entry.get("input") or ""]
-    return [Turn("user", "\n\n".join(part for part in asked if part)), Turn("assistant", entry["output"])]
+    material = "" if entry.get("input") in (None, "") else text_of(entry, "input")
+    return [Turn("user", text_of(entry, "instruction"), material), Turn("assistant", text_of(entry, "output"))]
 
 
 def open_source(options: Options, data_dir: Path | None) -> DataSet:

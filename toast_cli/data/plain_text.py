@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from toast_cli.data.source import Asked, Batches, DataSet, Source
-from toast_cli.data.split import hold_out, split_hash
+from toast_cli.data.split import hold_out_numbers
+from toast_cli.data.spool import Spool
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.options import Named
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from toast_cli.backbone import Backbone
     from toast_cli.recipe.schema import Recipe
 
@@ -46,47 +50,48 @@ class Options(Named):
 
 @dataclass(frozen=True)
 class Documents:
-    """Texts in order."""
+    """Texts in order, by their numbers `[n]` in a spool."""
 
-    texts: tuple[str, ...]
+    spool: Spool
+    numbers: np.ndarray
     has_masks: bool = False
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.numbers)
 
     def load(self, index: int) -> str:
         """One text."""
-        return self.texts[index]
+        return self.spool.read(int(self.numbers[index]))
+
+    def hash(self) -> str:
+        """Eight hexadecimal digits that two runs share exactly when they hold the same texts."""
+        import numpy as np
+
+        hashes = np.frombuffer(self.spool.hashes, np.uint64)[self.numbers]
+        return sha256(np.sort(hashes).tobytes()).hexdigest()[:8]
 
 
 def open_source(options: Options, data_dir: Path | None) -> DataSet:
-    """Read the documents and divide them, once and for all runs alike.
+    """Read the documents through, keeping them on disk, and divide them, once and for all runs alike.
 
     Raises:
         UsageError: there is no such file.
         ToastError: nothing can be read there, a document has no such field, or too few are left to train on.
     """
-    texts = tuple(_texts(options, data_dir))
-    names = [str(number) for number in range(len(texts))]
-    kept, test = hold_out(names, [0] * len(names), options.test_fraction, options.split_seed)
-    train, val = hold_out([names[i] for i in kept], [0] * len(kept), options.val_fraction, options.split_seed + 1)
-    parts = {"train": [kept[i] for i in train], "val": [kept[i] for i in val], "test": test}
-    if not parts["train"]:
+    import numpy as np
+
+    spool = Spool(_texts(options, data_dir))
+    if not len(spool):
         raise ToastError(f"{options.path} holds no text to train on.")
-    held = ", ".join(
-        f"{len(indices):,} {name} (split {split_hash([texts[i] for i in indices], [0] * len(indices))})"
-        for name, indices in parts.items()
-        if indices
-    )
+    kept, test = hold_out_numbers(np.arange(len(spool)), options.test_fraction, options.split_seed)
+    train, val = hold_out_numbers(kept, options.val_fraction, options.split_seed + 1)
+    parts = {"train": Documents(spool, train), "val": Documents(spool, val), "test": Documents(spool, test)}
+    splits = {name: documents for name, documents in parts.items() if len(documents)}
+    held = ", ".join(f"{len(documents):,} {name} (split {documents.hash()})" for name, documents in splits.items())
     notes = [f"documents of {options.path}: {held}, seed {options.split_seed}"]
-    if options.documents is not None and len(texts) < options.documents:
-        notes.append(f"{options.path} has {len(texts):,} documents; {options.documents:,} were asked for.")
-    return DataSet(
-        classes=(),
-        splits={name: Documents(tuple(texts[i] for i in indices)) for name, indices in parts.items() if indices},
-        notes=tuple(notes),
-        batches=_batches,
-    )
+    if options.documents is not None and len(spool) < options.documents:
+        notes.append(f"{options.path} has {len(spool):,} documents; {options.documents:,} were asked for.")
+    return DataSet(classes=(), splits=splits, notes=tuple(notes), batches=_batches)
 
 
 def _batches(split: Documents, recipe: Recipe, backbone: Backbone, asked: Asked) -> Batches:
@@ -127,7 +132,10 @@ def _entries(options: Options, data_dir: Path | None) -> Iterable[dict[str, Any]
         ) from error
     path = Path(options.path).expanduser()
     path = path if path.is_absolute() or data_dir is None or path.exists() else data_dir / path
-    if path.exists():
+    if (path / "README.md").is_file():  # a data set of the hub, as it was downloaded: its card tells what is what
+        named: dict[str, Any] = {"name": options.subset, "split": options.split}
+        where = str(path)
+    elif path.exists():
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _reader(file))
         readers = {_reader(file) for file in files}
         if len(readers) != 1 or None in readers:
@@ -136,7 +144,7 @@ def _entries(options: Options, data_dir: Path | None) -> Iterable[dict[str, Any]
                 f"{path} holds {found}." if path.is_dir() else f"{path} is of no kind that is understood.",
                 what_to_do=f"Give files of one kind: {', '.join(READERS)}.",
             )
-        named: dict[str, Any] = {"data_files": [str(file) for file in files], "split": "train"}
+        named = {"data_files": [str(file) for file in files], "split": "train"}
         where = str(readers.pop())
     elif _reader(path) or options.path.startswith((".", "/", "~")):
         raise UsageError(f"There is no file or folder {path}.", what_to_do="Check the path after 'text:'.")

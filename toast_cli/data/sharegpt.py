@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from toast_cli.data.source import DataSet, Source
-from toast_cli.data.text import Role, TextOptions, Turn, open_conversations
+from toast_cli.data.text import Role, TextOptions, Turn, open_conversations, text_of
 
 ROLES: dict[str, Role] = {
     "human": "user",
@@ -28,11 +28,14 @@ class Options(TextOptions):
 
 def read(entry: dict[str, Any]) -> list[Turn]:
     """`conversations`, a list of `from` and `value`; what an answer comes before is not learned, and left out."""
+    said = entry.get("conversations")
+    if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
+        raise ValueError("there is no list of 'conversations'")
     turns = []
-    for said in entry["conversations"]:
-        if said["from"] not in ROLES:
-            raise ValueError(f"'{said['from']}' is nobody; speakers are {', '.join(ROLES)}")
-        turns.append(Turn(ROLES[said["from"]], said["value"]))
+    for turn in said:
+        if (speaker := text_of(turn, "from")) not in ROLES:
+            raise ValueError(f"'{speaker}' is nobody; speakers are {', '.join(ROLES)}")
+        turns.append(Turn(ROLES[speaker], text_of(turn, "value")))
     while turns and turns[0].role == "assistant":  # an export that begins in the middle
         turns.pop(0)
     if not any(turn.role == "assistant" for turn in turns):

@@ -12,18 +12,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from toast_cli.data.loading import Shuffled
-from toast_cli.data.rendering import tokens
+from toast_cli.data.rendering import Unrendered, samples
 from toast_cli.data.sharing import Share
+from toast_cli.data.spool import mapped
 from toast_cli.errors import ToastError
 from toast_cli.labels import IGNORED
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from toast_cli.backbone import Backbone
     from toast_cli.data import plain_text
     from toast_cli.data.plain_text import Documents
     from toast_cli.data.source import Asked
     from toast_cli.data.text import TextOptions, TextSplit
     from toast_cli.recipe.schema import Recipe
+
+DOCUMENTS_AT_ONCE, CHARACTERS_AT_ONCE = 1000, 1_000_000
+"""Given to the tokenizer together, until either is reached: fast ones then use every core."""
 
 
 @dataclass(frozen=True)
@@ -98,25 +104,41 @@ def text_batches(split: TextSplit, recipe: Recipe, backbone: Backbone, asked: As
     """
     options: TextOptions = recipe.dataset  # type: ignore[assignment]
     tokenizer = require_tokenizer(recipe, backbone)
-    texts, cut, empty = [], 0, 0
+    texts, cut, empty, total, refused = [], 0, 0, 0, []
     for index in range(len(split)):
-        ids, labels = tokens(split.load(index).turns, tokenizer, options.template)
-        cut += len(ids) > options.max_tokens
-        ids, labels = ids[: options.max_tokens], labels[: options.max_tokens]
-        if all(label == IGNORED for label in labels[1:]):
-            empty += 1
-        else:
-            texts.append(Tokenized(ids, labels, list(range(len(ids)))))
+        try:
+            found = samples(split.load(index).turns, tokenizer, options.template)
+        except Unrendered as error:
+            refused.append(error)
+            continue
+        total += len(found)
+        for ids, labels in found:
+            cut += len(ids) > options.max_tokens
+            ids, labels = ids[: options.max_tokens], labels[: options.max_tokens]
+            if all(label == IGNORED for label in labels[1:]):
+                empty += 1
+            else:
+                texts.append(Tokenized(ids, labels, list(range(len(ids)))))
+    if len(refused) == len(split):
+        raise refused[0]
     if not texts:
         raise ToastError(
             f"None of {len(split):,} texts leaves anything to learn within {options.max_tokens} tokens.",
             what_to_do="Raise dataset.max_tokens.",
         )
     notes = []
+    if refused:
+        why = f"{refused[0].what} {refused[0].why}".rstrip(". ")
+        notes.append(f"{len(refused):,} of {len(split):,} texts were left out: {why}.")
+    if total > len(split) - len(refused):
+        notes.append(
+            f"{len(split) - len(refused):,} conversations are {total:,} texts: the chat template writes earlier turns "
+            "otherwise once others follow, so what is learned of an answer is learned as it will be asked for."
+        )
     if cut:
-        notes.append(f"{cut:,} of {len(split):,} texts were longer than {options.max_tokens} tokens and were cut.")
+        notes.append(f"{cut:,} of {total:,} texts were longer than {options.max_tokens} tokens and were cut.")
     if empty:
-        notes.append(f"{empty:,} of {len(split):,} texts were left out: no token to be learned was left in them.")
+        notes.append(f"{empty:,} of {total:,} texts were left out: no token to be learned was left in them.")
     if options.packing and asked.augment:
         texts = packed(texts, options.max_tokens)
         notes.append(f"Packed into {len(texts):,} blocks of at most {options.max_tokens} tokens.")
@@ -135,12 +157,7 @@ def block_batches(split: Documents, recipe: Recipe, backbone: Backbone, asked: A
     options: plain_text.Options = recipe.dataset  # type: ignore[assignment]
     tokenizer = require_tokenizer(recipe, backbone)
     length = options.block_tokens
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    stream = array("i")
-    for first in range(0, len(split), 1000):  # many at once: fast tokenizers then use every core
-        for ids in tokenizer(list(split.texts[first : first + 1000]), add_special_tokens=False).input_ids:
-            stream.extend([*start, *ids, *end])
+    stream = mapped(_token_rows(split, tokenizer))
     count = len(stream) // length
     if not count:
         raise ToastError(
@@ -152,11 +169,27 @@ def block_batches(split: Documents, recipe: Recipe, backbone: Backbone, asked: A
     return TextLoader(Blocks(stream, length, count), (note,), 0, recipe.seed, asked)
 
 
+def _token_rows(split: Documents, tokenizer: Any) -> Iterator[array[int]]:
+    """The documents' tokens in order, each document between the tokenizer's begin and end, several at a time."""
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    texts: list[str] = []
+    characters = 0
+    for index in range(len(split)):
+        texts.append(split.load(index))
+        characters += len(texts[-1])
+        if len(texts) < DOCUMENTS_AT_ONCE and characters < CHARACTERS_AT_ONCE and index < len(split) - 1:
+            continue
+        for ids in tokenizer(texts, add_special_tokens=False).input_ids:
+            yield array("i", [*start, *ids, *end])
+        texts, characters = [], 0
+
+
 @dataclass(frozen=True)
 class Blocks(Sequence[Tokenized]):
     """Equal stretches of one long row of tokens, cut out when they are asked for."""
 
-    stream: array[int]
+    stream: np.ndarray
     length: int
     blocks: int
 

@@ -142,7 +142,7 @@ class ToastForCausalLM(_Toast, GenerationMixin):
 
     def get_output_embeddings(self) -> Any:
         """The stock model's output layer."""
-        return self.model.head
+        return self.model.backbone.module.get_output_embeddings()
 
     def generate(self, *arguments: Any, **settings: Any) -> Any:
         """As transformers'."""

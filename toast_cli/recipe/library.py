@@ -21,6 +21,9 @@ __all__ = ["Match", "Resolved", "find", "for_pair", "header", "names", "resolve"
 DEMO = "demo"
 GENERAL = "general"
 PRETUNE = "pretune"
+SIZED = "language"
+"""Recipes whose step and batch are for a model of its backbone's size, and so for no other backbone."""
+
 DEFAULT_METHOD = "toast"
 DEFAULT_BACKBONE = "vit_b16"
 DEFAULT_TASK = "classification"
@@ -47,7 +50,8 @@ class Resolved:
 def for_pair(backbone: str | None, dataset: str, method: str | None) -> Match | None:
     """The built-in recipe for a data set that comes nearest: by method, then by backbone, then by the alphabet.
 
-    Where nothing is wanted, or nothing fits, TOAST's own are preferred, on the backbone of the paper's main tables.
+    Where nothing is wanted, or nothing fits, TOAST's own are preferred, on the backbone of the paper's main tables. A
+    language model's is for that model alone.
     """
     wanted = {"method": method, "backbone": backbone}
     candidates = []
@@ -58,6 +62,8 @@ def for_pair(backbone: str | None, dataset: str, method: str | None) -> Match | 
         if draft.name("dataset") != named("dataset", dataset)["name"]:
             continue
         differs = tuple(section for section, want in wanted.items() if want is not None and draft.name(section) != want)
+        if name.startswith(f"{SIZED}/") and "backbone" in differs:
+            continue
         unlike = draft.name("method") != (method or DEFAULT_METHOD)
         candidates.append((unlike, "backbone" in differs, draft.name("backbone") != DEFAULT_BACKBONE, name, differs))
     if not candidates:

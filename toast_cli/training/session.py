@@ -92,15 +92,16 @@ class Session:
             **flops(self.model),
         }
 
-    def weights_notes(self) -> list[str]:
-        """How images are normalised where the weights come from a file, which does not say how it wants them."""
+    def backbone_notes(self) -> list[str]:
+        """What the backbone has to say, and how images are normalised where a weights file does not say it."""
         weights, seen = self.recipe.backbone.weights, self.model.backbone.preprocessing
         if weights in (None, "none") or seen is None:
-            return []
+            return list(self.model.backbone.notes)
         mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (seen.mean, seen.std))
         return [
+            *self.model.backbone.notes,
             f"Weights of {weights}; images are normalised by mean ({mean}) and std ({std}), as for the published "
-            f"weights of {self.recipe.backbone.name}: images.normalize, or images.mean and images.std, change that."
+            f"weights of {self.recipe.backbone.name}: images.normalize, or images.mean and images.std, change that.",
         ]
 
     def memory(self, batches: Batches) -> Memory:
@@ -273,7 +274,7 @@ def say_first(session: Session, train: Batches, folder: RunFolder, reporter: Rep
         f"Run folder: {folder.path}",
         *session.data.notes,
         *train.notes,
-        *session.weights_notes(),
+        *session.backbone_notes(),
         *steps,
     ):
         reporter.message(message)

@@ -37,7 +37,7 @@ def writer_of(kind: str, levels: range | None = None) -> TwoPassLanguageModel:
     return backbone.generator(lambda inputs: two_passes(backbone, steering, inputs).last.pooled)
 
 
-@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3"])
+@pytest.fixture(params=["llama", "mistral", "qwen3", "gemma2", "mixtral"])
 def writer(request: pytest.FixtureRequest) -> TwoPassLanguageModel:
     return writer_of(request.param)
 
