@@ -7,10 +7,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal
 
+from toast_cli import registry
 from toast_cli.bench.suite import Range, Suite, overrides
+from toast_cli.errors import UsageError
+from toast_cli.recipe.draft import named
 from toast_cli.recipe.library import resolve
 from toast_cli.recipe.schema import Recipe
 
@@ -69,10 +73,35 @@ class Experiment:
     rows: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
 
-    @property
+    @cached_property
+    def missing(self) -> dict[str, str]:
+        """Data sets whose source is not registered here, and what was said about it: their cells are left out."""
+        found = {}
+        for name in self.suite.datasets:
+            try:
+                registry.load(registry.SOURCES, named("dataset", self.suite.source(name).source)["name"])
+            except UsageError as error:
+                found[name] = error.what
+        return found
+
+    @cached_property
     def cells(self) -> list[tuple[str, str]]:
-        """Every (data set, row) of it."""
-        return list(self.suite.cells(self.datasets, self.rows))
+        """Every (data set, row) of it that there is a data source for."""
+        asked = self.suite.cells(self.datasets, self.rows)
+        return [(dataset, row) for dataset, row in asked if dataset not in self.missing]
+
+    def check(self) -> None:
+        """Make a recipe of every cell, before anything is run.
+
+        Raises:
+            UsageError: one is not valid, or there is no cell at all.
+        """
+        if not self.cells:
+            raise UsageError("There is nothing to run.", " ".join(self.missing.values()))
+        for dataset, row in self.cells:
+            self.recipe(dataset, row, "final", self.suite.seeds[0])
+            if self.suite.search is not None:
+                self.recipe(dataset, row, "search", self.suite.search.seed)
 
     def study(self, dataset: str, row: str, stage: Stage) -> str:
         """The name of the study that holds a cell's runs."""

@@ -55,7 +55,7 @@ class Ledger:
     """All studies of one suite.
 
     Args:
-        url: `sqlite:///FILE` or any database URL that SQLAlchemy knows, or `journal:FILE`.
+        url: `sqlite:///FILE` or any database URL that SQLAlchemy knows, or `journal:FILE`; `memory:` keeps nothing.
         locks: folder of a lock per run, held while it is worked on.
         grace: seconds without a sign of life after which a worker elsewhere is taken for dead.
 
@@ -253,6 +253,8 @@ def open_ledger(out: Path, url: str | None, grace: float = GRACE) -> Ledger:
 
 def _opened(url: str) -> Any:
     kind, _, place = url.partition(":")
+    if kind == "memory":
+        return optuna.storages.InMemoryStorage()
     try:
         if kind == "journal":
             from optuna.storages import JournalStorage

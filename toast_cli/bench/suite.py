@@ -170,8 +170,8 @@ def about(name: str) -> str:
     return header(read_text(root() / f"{name}.yaml")).partition("\n")[0]
 
 
-def find(name_or_path: str) -> tuple[str, Suite]:
-    """A suite by built-in name or by file, and what it is called.
+def find(name_or_path: str) -> tuple[str, Suite, str]:
+    """A suite by built-in name or by file: what it is called, the suite, and its text.
 
     Raises:
         UsageError: there is none, or it is not valid; every problem is named with its line.
@@ -182,7 +182,8 @@ def find(name_or_path: str) -> tuple[str, Suite]:
             hint = did_you_mean(name_or_path, names())
             raise UsageError(f"There is no suite '{name_or_path}'.", what_to_do=f"{hint} Or name a YAML file.")
         path = root() / f"{name_or_path}.yaml"
-    return path.stem, parse(read_text(path), path.name if path.parent == root() else str(path))
+    text = read_text(path)
+    return path.stem, parse(text, path.name if path.parent == root() else str(path)), text
 
 
 def parse(text: str, origin: str) -> Suite:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from toast_cli.cli import data, recipes
+from toast_cli.cli import bench, data, recipes
 from toast_cli.cli.backbones import backbones
 from toast_cli.cli.doctor import doctor
 from toast_cli.cli.eval import evaluate
@@ -56,6 +56,7 @@ app.command("visualize-attention")(visualize_attention)
 app.command("export")(export)
 app.command("import")(import_checkpoint)
 app.command("backbones")(backbones)
+app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor")(doctor)
