@@ -48,7 +48,10 @@ def costs(board: Board, reporter: Reporter) -> list[Cost]:
         if wanted == settled:
             continue
         if done:
-            mean, source = statistics.fmean(standing.record["seconds"] for standing in done), f"{len(done)} finished runs"
+            mean, source = (
+                statistics.fmean(standing.record["seconds"] for standing in done),
+                f"{len(done)} finished runs",
+            )
             found.append(Cost(dataset, row, stage, wanted - settled, mean, source))
             continue
         try:

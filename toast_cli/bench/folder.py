@@ -36,7 +36,7 @@ def recall(out: Path) -> tuple[Experiment, str | None]:
     asked: dict[str, Any] = json.loads((out / ASKED).read_text(encoding="utf-8"))
     ledger = asked.pop("ledger")
     suite = parse((out / SUITE).read_text(encoding="utf-8"), str(out / SUITE))
-    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
+    lists: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
     return Experiment(suite=suite, **lists), ledger
 
 

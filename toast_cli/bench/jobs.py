@@ -44,7 +44,12 @@ class Job:
     @property
     def name(self) -> str:
         """What its folder is called: what it is, and its key, for what does not show in a name."""
-        words = [self.dataset, self.row, *(["search"] if self.stage == "search" else [f"seed{self.seed}"]), self.key[:8]]
+        words = [
+            self.dataset,
+            self.row,
+            *(["search"] if self.stage == "search" else [f"seed{self.seed}"]),
+            self.key[:8],
+        ]
         return re.sub(r"[^\w.=]+", "-", "-".join(words))
 
 
@@ -97,7 +102,7 @@ class Experiment:
             UsageError: one is not valid, or there is no cell at all.
         """
         if not self.cells:
-            raise UsageError("There is nothing to run.", " ".join(self.missing.values()))
+            raise UsageError("There is nothing to run.", " ".join(dict.fromkeys(self.missing.values())))
         for dataset, row in self.cells:
             self.recipe(dataset, row, "final", self.suite.seeds[0])
             if self.suite.search is not None:
@@ -107,7 +112,9 @@ class Experiment:
         """The name of the study that holds a cell's runs."""
         return f"{self.name}/{dataset}/{row}/{stage}"
 
-    def recipe(self, dataset: str, row: str, stage: Stage, seed: int, params: Mapping[str, Any] | None = None) -> Recipe:
+    def recipe(
+        self, dataset: str, row: str, stage: Stage, seed: int, params: Mapping[str, Any] | None = None
+    ) -> Recipe:
         """The recipe of one run; a search never looks at the test split.
 
         Raises:

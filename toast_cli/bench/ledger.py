@@ -104,8 +104,8 @@ class Ledger:
 
     def take(self, study: optuna.Study, jobs: Iterable[Job]) -> Claim | None:
         """One of the waiting runs, which is this worker's from now on; None: there is none."""
-        jobs = {job.key: job for job in jobs}
-        while any(trial.user_attrs.get("key") in jobs for trial in _waiting(study)):
+        wanted = {job.key: job for job in jobs}
+        while any(trial.user_attrs.get("key") in wanted for trial in _waiting(study)):
             trial = study.ask()
             key = trial.user_attrs.get("key")
             earlier = [
@@ -113,10 +113,10 @@ class Ledger:
                 for other in study.get_trials(deepcopy=False)
                 if other.number < trial.number and other.user_attrs.get("key") == key and _is_alive(other)
             ]
-            if key not in jobs or earlier:
+            if key not in wanted or earlier:
                 self.close(study, trial.number, "duplicate", "another trial is this run, or nobody wants it any more")
                 continue
-            claim = Claim(self, study, trial, jobs[key])
+            claim = Claim(self, study, trial, wanted[key])
             if claim.begin():
                 return claim
         return None
@@ -126,7 +126,9 @@ class Ledger:
         alive = 0
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if self._is_dead(trial):
-                self.close(study, trial.number, "lost", f"its worker died ({trial.user_attrs.get('worker', 'unknown')})")
+                self.close(
+                    study, trial.number, "lost", f"its worker died ({trial.user_attrs.get('worker', 'unknown')})"
+                )
             else:
                 alive += 1
         return alive

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a split's metrics: its name, what it is called, whether higher is better, and its scale in a table."""
+    """A number of a split's metrics: its name, in words, whether higher is better, and its scale in a table."""
 
     name: str
     words: str

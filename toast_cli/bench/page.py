@@ -13,8 +13,10 @@ from toast_cli.storage.atomic import write_text
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
-th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #ddd } th:first-child, td:first-child { text-align: left }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
+table { display: block; overflow-x: auto }
+th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
 tr.paper td { color: #888; font-size: .88em } tr.group td { font-style: italic } td[title] { cursor: help }
 .note { color: #555; margin: .1rem 0 } svg { max-width: 100%; height: auto } code { font-size: .9em }
 """
@@ -25,7 +27,11 @@ def write_page(results: Results, out: Path) -> Path:
     experiment = results.board.experiment
     parts = [f"<h1>{escape(experiment.name)}</h1>", f"<p>{_progress(results)}</p>"]
     for table in results.tables():
-        parts += [f"<h2>{escape(table.title)}</h2>", _table(table), *(f'<p class="note">{escape(n)}</p>' for n in table.notes)]
+        parts += [
+            f"<h2>{escape(table.title)}</h2>",
+            _table(table),
+            *(f'<p class="note">{escape(n)}</p>' for n in table.notes),
+        ]
         parts.append(figure(table))
     failures = [{"data set": job.dataset, "row": job.row, "stage": job.stage, "seed": job.seed, "why": why}
                 for job, why in results.failures()]  # fmt: skip
@@ -60,7 +66,11 @@ def figure(table: Table) -> str:
             x, cell = at + (order - (len(lines) - 1) / 2) * width, line.cells[place]
             color = f"C{order % 10}"
             if isinstance(cell, Number):
-                label = line.name if at == next(i for i, p in enumerate(columns) if isinstance(line.cells[p], Number)) else None
+                label = (
+                    line.name
+                    if at == next(i for i, p in enumerate(columns) if isinstance(line.cells[p], Number))
+                    else None
+                )
                 axes.bar(x, cell.mean, width * 0.9, yerr=cell.std, color=color, label=label, error_kw={"linewidth": 1})
             if line.paper and (paper := _number(line.paper[place])) is not None:
                 axes.plot([x - width / 2, x + width / 2], [paper, paper], color="black", linewidth=1.5)
@@ -99,7 +109,8 @@ def _cell(cell: Any) -> str:
     if not isinstance(cell, Number):
         return f"<td>{text}</td>"
     told = [
-        f"{run['run']}, seed {run['seed']}, test split {run['split_hashes'].get('test')}, toast {run['versions']['toast']}"
+        f"{run['run']}, seed {run['seed']}, test split {run['split_hashes'].get('test')}, "
+        f"toast {run['versions']['toast']}"
         for run in cell.runs
     ]
     told += [f"against {name}: {found}" for name, found in cell.against.items()]

@@ -41,8 +41,8 @@ class Sample:
 def compare(one: Sample, other: Sample) -> Comparison:
     """A paired t-test, two-sided.
 
-    Over test images, if all seeds of both rows left their answers to the same ones: what is paired is the share of seeds
-    that have an image right. Else over the seeds that both have, if there are two at least.
+    Over test images, if all seeds of both rows left their answers to the same ones: what is paired is the share of
+    seeds that have an image right. Else over the seeds that both have, if there are two at least.
     """
     if one.answers and other.answers and one.split is not None and one.split == other.split:
         first, second = _right(one.answers), _right(other.answers)
@@ -55,7 +55,7 @@ def compare(one: Sample, other: Sample) -> Comparison:
 
 
 def _tested(one: Sequence[float], other: Sequence[float], over: str) -> Comparison:
-    from scipy.stats import ttest_rel
+    from scipy.stats import ttest_rel  # type: ignore[import-untyped]
 
     difference = np.subtract(one, other)
     if not difference.any():
@@ -72,7 +72,9 @@ def _right(answers: Mapping[int, Path]) -> dict[int, float]:
     for path in answers.values():
         for place, right in _read(path).items():
             shares.setdefault(place, []).append(right)
-    return {place: sum(rights) / len(answers) for place, rights in sorted(shares.items()) if len(rights) == len(answers)}
+    return {
+        place: sum(rights) / len(answers) for place, rights in sorted(shares.items()) if len(rights) == len(answers)
+    }
 
 
 @cache

@@ -1,7 +1,7 @@
 """A suite: data sets × rows × seeds, perhaps with a search before, and the tables that they fill. Torch-free.
 
-A suite is a YAML file as recipes are. `set` blocks hold dotted fields of the recipe; of two that name the same field the
-more special one counts: suite, row, data set, stage, command line.
+A suite is a YAML file as recipes are. `set` blocks hold dotted fields of the recipe; of two that name the same field
+the more special one counts: suite, row, data set, stage, command line.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Row(Options):
     recipe: str | None = Field(None, description="recipe to start from, instead of the suite's")
     set: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe in this row")
     on: tuple[str, ...] | None = Field(None, description="data sets of this row; left out: all of the suite")
-    pretuned: bool = Field(False, description="starts from the artifact that --init-from gives for its backbone, if any")
+    pretuned: bool = Field(
+        False, description="starts from the artifact that --init-from gives for its backbone, if any"
+    )
 
 
 class Range(Options):
@@ -213,4 +215,6 @@ def overrides(*blocks: Mapping[str, Any]) -> list[str]:
 
 
 def _plain(found: Mapping[str, Any]) -> str:
-    return "is no field of a suite" if found["type"] == "extra_forbidden" else found["msg"].removeprefix("Value error, ")
+    return (
+        "is no field of a suite" if found["type"] == "extra_forbidden" else found["msg"].removeprefix("Value error, ")
+    )

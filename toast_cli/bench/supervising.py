@@ -28,7 +28,11 @@ class Worker:
     def _start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                self.command, stdout=log, stderr=log, env={**os.environ, **device_of(self.number)}, start_new_session=True
+                self.command,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **device_of(self.number)},
+                start_new_session=True,
             )
 
     def tend(self) -> int | None:

@@ -217,7 +217,9 @@ class Results:
         return Number(statistics.fmean(scores), spread, len(scores), len(records), 1, tuple(records))
 
     def _of_row(self, row: str) -> list[Mapping[str, Any]]:
-        return [record for dataset, name in self.finals if name == row for record in self.records(dataset, row).values()]
+        return [
+            record for dataset, name in self.finals if name == row for record in self.records(dataset, row).values()
+        ]
 
     def _judgement(self, record: Mapping[str, Any], category: str) -> float | None:
         """Mean of the scores that `toast eval --judge` left in the run, of one category or, as `overall`, of all."""

@@ -69,7 +69,7 @@ class Board:
         return standings
 
     def chosen(self, dataset: str, row: str) -> dict[str, Any] | None:
-        """The hyper-parameters that validated best, empty without a search; None: the search is not over, or all failed.
+        """The hyper-parameters that validated best, empty without a search; None: it is not over, or all of it failed.
 
         Runs that failed do not hold it up: they are shown, and the best of the others is taken.
         """
@@ -182,9 +182,8 @@ def run(experiment: Experiment, claim: Claim, out: Path, reporter: Reporter) -> 
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         judged = results["validation"] if job.stage == "search" else results["test"] or results["validation"]
         if judged is None:
-            raise UsageError(
-                f"There is nothing to judge {job.dataset} by: it has no {'validation' if experiment.suite.search else 'test'} split."
-            )
+            missing = "validation" if job.stage == "search" else "test"
+            raise UsageError(f"There is nothing to judge {job.dataset} by: it has no {missing} split.")
         claim.done(score(judged), {**_record(folder, out, results), "params": params})
         _tidy(RunFolder(folder), job.stage)
     except optuna.TrialPruned:
@@ -218,7 +217,9 @@ def _record(folder: Path, out: Path, results: Mapping[str, Any]) -> dict[str, An
 
 
 def _plain(metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return metrics and {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    return (
+        None if metrics is None else {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    )
 
 
 def _within(folder: Path, out: Path) -> str:

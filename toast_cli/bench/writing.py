@@ -95,7 +95,9 @@ def _rows(table: Table) -> list[dict[str, Any]]:
                     "runs": f"{number.count} of {number.wanted}" if number else "",
                     "paper": paper,
                     "best": bool(number and number.best),
-                    "against": "; ".join(f"{name}: {found}" for name, found in number.against.items()) if number else "",
+                    "against": "; ".join(f"{name}: {found}" for name, found in number.against.items())
+                    if number
+                    else "",
                     "seeds": " ".join(str(run["seed"]) for run in number.runs) if number else "",
                     "test_hash": " ".join(sorted({str(run["split_hashes"].get("test")) for run in number.runs}))
                     if number
@@ -112,7 +114,16 @@ def _bold(cell: Cell, form: str, escape: Any = str) -> str:
     return form.format(text) if isinstance(cell, Number) and cell.best else text
 
 
-_SPECIAL = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
+_SPECIAL = {
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+}
 _SPECIAL |= {"±": r"$\pm$", "×": r"$\times$", "–": "--", "^": r"\^{}", "<": "$<$", "\\": r"\textbackslash{}"}
 
 

@@ -21,6 +21,7 @@ from toast_cli.cli.eval import evaluate
 from toast_cli.cli.export import export
 from toast_cli.cli.generate import generate
 from toast_cli.cli.import_checkpoint import import_checkpoint
+from toast_cli.cli.plan import plan
 from toast_cli.cli.pretune import pretune
 from toast_cli.cli.tune import tune
 from toast_cli.cli.verbs import Verbs
@@ -50,6 +51,7 @@ app = typer.Typer(
 )
 app.command("pretune")(pretune)
 app.command("tune")(tune)
+app.command("plan")(plan)
 app.command("eval")(evaluate)
 app.command("generate")(generate)
 app.command("visualize-attention")(visualize_attention)

@@ -28,7 +28,9 @@ class Bench(Verbs):
         return super().resolve_command(ctx, args if args and args[0] in self.commands else [RUN, *args])
 
 
-app = typer.Typer(cls=Bench, invoke_without_command=True, rich_markup_mode=None, subcommand_metavar="SUITE|COMMAND [ARGS]...")
+app = typer.Typer(
+    cls=Bench, invoke_without_command=True, rich_markup_mode=None, subcommand_metavar="SUITE|COMMAND [ARGS]..."
+)
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the experiment. [default: bench/SUITE, or the newest]")]
 LedgerUrl = Annotated[
@@ -56,7 +58,9 @@ def run(
     ] = None,
     out: Out = None,
     ledger: LedgerUrl = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that work on it here, a GPU each if there are any.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that work on it here, a GPU each if there are any.")
+    ] = 1,
     dataset: Annotated[list[str] | None, typer.Option(help="Only this data set of the suite; may be repeated.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="Only this row of the suite; may be repeated.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="This seed instead of the suite's; may be repeated.")] = None,
@@ -74,7 +78,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show runs, time and device-hours; run nothing.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Run a suite: what is done already is not done again, what was interrupted goes on. Start it as often as you like."""
+    """Run a suite: what is done is not done again, what was interrupted goes on. Start it as often as you like."""
     from toast_cli.bench.folder import BENCHES, remember
     from toast_cli.bench.jobs import Experiment, parse_starts
     from toast_cli.bench.suite import find
@@ -101,7 +105,8 @@ def run(
     folder = out or BENCHES / name
 
     from toast_cli.cli.bench_tables import print_costs, print_results, progress_line
-    from toast_cli.cli.console import err, out as stdout, say
+    from toast_cli.cli.console import err, say
+    from toast_cli.cli.console import out as stdout
     from toast_cli.cli.progress import TerminalReporter
 
     _need_optuna()
@@ -119,7 +124,7 @@ def run(
         with TerminalReporter() as reporter:
             expected = costs(board, reporter)
         print_costs(expected, workers, stdout if dry_run else err, as_json and dry_run)
-    for missing in experiment.missing.values():
+    for missing in dict.fromkeys(experiment.missing.values()):
         say(f"Left out: {missing}", err)
     if dry_run:
         return

@@ -32,11 +32,13 @@ def print_costs(costs: Sequence[Cost], workers: int, console: Console, as_json: 
     if not costs:
         say("Nothing is left to run.", console)
         return
-    table = Table("data set", "row", "stage", "runs", "each", "together", "known from", box=box.SIMPLE_HEAD)
+    heads = ("data set", "row", "stage", "runs", "each", "together", "known from")
+    table = Table(*heads, box=box.SIMPLE_HEAD)
     for cost in costs:
         each = "?" if cost.seconds is None else in_words(cost.seconds)
         together = "?" if cost.seconds is None else in_words(cost.total)
-        table.add_row(*map(escape, (cost.dataset, cost.row, cost.stage, f"{cost.runs:,}", each, together, cost.source)))
+        cells = (cost.dataset, cost.row, cost.stage, f"{cost.runs:,}", each, together, cost.source)
+        table.add_row(*map(escape, cells))
     _wide(console).print(table)
     total, unknown = sum(cost.total for cost in costs), sum(cost.runs for cost in costs if cost.seconds is None)
     say(
@@ -100,7 +102,7 @@ def print_results(board: Board, folder: Path, as_json: bool) -> None:
             say(note)
     for job, reason in results.failures():
         say(f"failed: {job.name}: {reason}", err)
-    for missing in board.experiment.missing.values():
+    for missing in dict.fromkeys(board.experiment.missing.values()):
         say(f"left out: {missing}", err)
     say(f"Tables (Markdown, LaTeX, CSV): {written}")
     say(f"Page: {page}")
