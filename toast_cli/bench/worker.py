@@ -216,10 +216,9 @@ def _record(folder: Path, out: Path, results: Mapping[str, Any]) -> dict[str, An
     return {"run": _within(folder, out), **{name: results[name] for name in taken}, **short, **ran_on}
 
 
-def _plain(metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return (
-        None if metrics is None else {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    )
+def _plain(metrics: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The numbers alone, without those of every class."""
+    return metrics and {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def _within(folder: Path, out: Path) -> str:

@@ -103,17 +103,16 @@ def run(
     )
     experiment.check()
     folder = out or BENCHES / name
-
-    from toast_cli.cli.bench_tables import print_costs, print_results, progress_line
-    from toast_cli.cli.console import err, say
-    from toast_cli.cli.console import out as stdout
-    from toast_cli.cli.progress import TerminalReporter
-
     _need_optuna()
+
     from toast_cli.bench.estimate import costs
     from toast_cli.bench.ledger import Ledger, open_ledger
     from toast_cli.bench.supervising import supervise
     from toast_cli.bench.worker import Board, work
+    from toast_cli.cli.bench_tables import print_costs, print_results, progress_line
+    from toast_cli.cli.console import err, say
+    from toast_cli.cli.console import out as stdout
+    from toast_cli.cli.progress import TerminalReporter
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     fresh = ledger is None and not (folder / "ledger.db").exists()
@@ -164,17 +163,19 @@ def ls(as_json: options.Json = False) -> None:
 @app.command("status")
 def status(out: Out = None, ledger: LedgerUrl = None, as_json: options.Json = False) -> None:
     """Say how far an experiment has come: what runs where, what failed and why, and the time left."""
+    opened = _opened(out, ledger)
     from toast_cli.cli.bench_tables import print_status
 
-    print_status(*_opened(out, ledger), as_json)
+    print_status(*opened, as_json)
 
 
 @app.command("tables")
 def tables(out: Out = None, ledger: LedgerUrl = None, as_json: options.Json = False) -> None:
     """Show and write the tables of an experiment, as far as it has come."""
+    opened = _opened(out, ledger)
     from toast_cli.cli.bench_tables import print_results
 
-    print_results(*_opened(out, ledger), as_json)
+    print_results(*opened, as_json)
 
 
 def _opened(out: Path | None, ledger: str | None) -> tuple[Board, Path]:

@@ -41,9 +41,10 @@ def print_costs(costs: Sequence[Cost], workers: int, console: Console, as_json: 
         table.add_row(*map(escape, cells))
     _wide(console).print(table)
     total, unknown = sum(cost.total for cost in costs), sum(cost.runs for cost in costs if cost.seconds is None)
+    runs = sum(cost.runs for cost in costs)
     say(
-        f"{sum(cost.runs for cost in costs):,} runs, about {total / 3600:.2f} device-hours: {in_words(total / workers)} "
-        f"with {workers} {'worker' if workers == 1 else 'workers'} that have a device each"
+        f"{runs:,} runs, about {total / 3600:.2f} device-hours: {in_words(total / workers)} with "
+        + ("1 worker" if workers == 1 else f"{workers} workers that have a device each")
         + (f"; {unknown:,} runs are not in it, their data cannot be read here" if unknown else "")
         + ".",
         console,
