@@ -115,8 +115,3 @@ def test_the_page_needs_nothing_beside_it(results: Results, tmp_path: Path) -> N
 def test_counts_are_short() -> None:
     counts = (645, 301_256, 14_310_344, 6_738_415_616)
     assert [in_millions(count) for count in counts] == ["645", "0.3M", "14.3M", "6.7B"]
-        "645",
-        "0.3M",
-        "14.3M",
-        "6.7B",
-    ]
