@@ -25,7 +25,7 @@ def block(language: str, word: str) -> str:
 
 @pytest.fixture
 def calls(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a stand-in for `toast` writes its arguments and environment; `srun` runs what it is given, torchrun is the real one."""
+    """Where a stand-in for `toast` writes how it was called; `srun` runs what it is given, torchrun is the real one."""
     stand_ins = here / "bin"
     stand_ins.mkdir()
     log = here / "calls"

@@ -23,6 +23,10 @@ from toast_cli.recipe.yaml_text import parse_mapping
 Value = float | int | bool | str | None
 
 
+PLAIN = ("parameters", "flops", "minutes", "attention:pass_one", "attention:pass_two")
+"""What a column may show beside data sets, their average and a judge's scores."""
+
+
 class Source(Options):
     """One data set of a suite."""
 
@@ -90,7 +94,8 @@ class Layout(Options):
 
     title: str
     columns: dict[str, str] = Field(
-        description="heading and what it shows: a data set, average, parameters, flops, or judge:CATEGORY"
+        description="heading and what it shows: a data set, average, parameters, flops, minutes, judge:CATEGORY, or "
+        "attention:pass_one and attention:pass_two, the share on the object where there are masks"
     )
     spans: dict[str, int] = Field(default_factory=dict, description="headings above so many columns each")
     rows: dict[str, TableRow]
@@ -120,7 +125,7 @@ class Suite(Options):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Suite:
-        shown = {"average", "parameters", "flops", *self.datasets}
+        shown = {"average", *PLAIN, *self.datasets}
         for name, row in self.rows.items():
             for dataset in row.on or ():
                 if dataset not in self.datasets:

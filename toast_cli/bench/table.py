@@ -13,7 +13,7 @@ from toast_cli.bench.jobs import Job
 from toast_cli.bench.ledger import Standing
 from toast_cli.bench.numbers import Metric, metric_of
 from toast_cli.bench.significance import LEVEL, Comparison, Sample, compare
-from toast_cli.bench.suite import Layout, TableRow
+from toast_cli.bench.suite import PLAIN, Layout, TableRow
 from toast_cli.bench.worker import Board
 from toast_cli.storage.run_folder import ANSWERS
 
@@ -139,7 +139,7 @@ class Results:
     def _column(self, layout: Layout, what: str) -> list[Cell]:
         """One column from top to bottom, its best row marked within each group."""
         names, rows = list(layout.rows), list(layout.rows.values())
-        if what in ("parameters", "flops") or what.startswith("judge:"):
+        if what in PLAIN or what.startswith("judge:"):
             return [self._plain(row, what) for row in rows]
         samples = {name: self._sample(row, what) for name, row in layout.rows.items()}
         cells: list[Cell] = [NOTHING] * len(rows)
@@ -200,7 +200,7 @@ class Results:
         return Sample(values, there, hashes.pop() if len(hashes) == 1 else None), metric, records
 
     def _plain(self, row: TableRow, what: str) -> Cell:
-        """Size, cost, or a judge's score of a row."""
+        """Size, cost, where it looks, or a judge's score of a row, over all of its data sets."""
         if row.run is None:
             return NOTHING
         records = [record for (_, name) in self.finals if name == row.run for record in self._of_row(name)]
@@ -210,11 +210,21 @@ class Results:
             return in_millions(records[0]["trained_parameters"])
         if what == "flops":
             return f"{records[0]['flops'] / records[0]['flops_plain']:.2f} ×"
-        scores = [score for record in records if (score := self._judgement(record, what.partition(":")[2])) is not None]
-        if not scores:
+        values = [value for record in records if (value := self._besides(record, what)) is not None]
+        if not values:
             return NOTHING
-        spread = statistics.stdev(scores) if len(scores) > 1 else None
-        return Number(statistics.fmean(scores), spread, len(scores), len(records), 1, tuple(records))
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        return Number(statistics.fmean(values), spread, len(values), len(records), 1, tuple(records))
+
+    def _besides(self, record: Mapping[str, Any], what: str) -> float | None:
+        """What a run has to show for such a column."""
+        kind, _, name = what.partition(":")
+        if kind == "minutes":
+            return record["seconds"] / 60
+        if kind == "attention":
+            share = (record["attention"] or {}).get(name)
+            return None if share is None else 100 * share
+        return self._judgement(record, name)
 
     def _of_row(self, row: str) -> list[Mapping[str, Any]]:
         return [

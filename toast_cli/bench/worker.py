@@ -212,6 +212,7 @@ def _record(folder: Path, out: Path, results: Mapping[str, Any]) -> dict[str, An
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     taken = ("seed", "split_hashes", "trained_parameters", "flops", "flops_plain", "selected_epoch", "seconds")
     short = {"validation": _plain(results["validation"]), "test": _plain(results["test"])}
+    short["attention"] = (results["test"] or {}).get("attention_share")
     ran_on = {name: environment[name] for name in ("versions", "device", "precision", "processes")}
     return {"run": _within(folder, out), **{name: results[name] for name in taken}, **short, **ran_on}
 

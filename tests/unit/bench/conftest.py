@@ -26,11 +26,11 @@ final: {training.epochs: 3}
 tables:
   both:
     title: Both
-    columns: {M: Markings, Avg: average, trained: parameters}
+    columns: {M: Markings, Avg: average, trained: parameters, looks: "attention:pass_one", then: "attention:pass_two"}
     rows:
-      Linear: {run: linear, paper: [51.5, null, 0.2M]}
-      LoRA: {run: lora, paper: [50.0, null, null]}
-      Theirs: {paper: [1, 2, 3]}
+      Linear: {run: linear, paper: [51.5, null, 0.2M, null, null]}
+      LoRA: {run: lora, paper: [50.0, null, null, null, null]}
+      Theirs: {paper: [1, 2, 3, 4, 5]}
 """
 
 
@@ -66,6 +66,7 @@ def record(seed: int, accuracy: float, run: str = "runs/none", **more: Any) -> d
         "seconds": 3.0,
         "validation": metrics,
         "test": metrics,
+        "attention": {"pass_one": 0.25},
         "versions": {"toast": "0", "torch": "2"},
         "device": "cpu",
         "precision": "fp32",

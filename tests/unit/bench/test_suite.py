@@ -98,7 +98,7 @@ def test_starts_are_given_by_backbone_or_for_all() -> None:
         ("seeds: [0, 1]", "seds: [0]", ("x.yaml:7", "seds is no field of a suite")),
         ("on: [Markings]", "on: [Marks]", ("there is no data set 'Marks'",)),
         ("run: lora", "run: lorra", ("there is no row 'lorra'",)),
-        ("[1, 2, 3]", "[1, 2]", ("Theirs has 2 numbers of the paper for 3 columns",)),
+        ("[1, 2, 3, 4, 5]", "[1, 2]", ("Theirs has 2 numbers of the paper for 5 columns",)),
         ("M: Markings", "M: Marking", ("there is no 'Marking'",)),
         ("[0.01, 0.001]", "{low: 0.001, high: 1, log: true}", ("a grid takes lists alone",)),
     ],

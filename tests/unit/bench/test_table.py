@@ -68,6 +68,7 @@ def test_a_number_is_a_mean_with_its_spread_and_names_its_runs(results: Results)
     assert [run["seed"] for run in lora.runs] == [0, 1]
     assert all((results.out / run["run"]).is_dir() for run in lora.runs)
     assert str(number(table, "Linear", "Avg")) == "70.0 (1 of 2)", "seed 1 of More failed, so it has no average"
+    assert [str(cell) for cell in table.lines[1].cells[3:]] == ["25.0 ± 0.0", "–"]
     assert "0.2M" in table.lines[0].paper and table.lines[0].cells[2] == "645"
 
 
@@ -91,7 +92,7 @@ def test_a_small_lead_is_not_bold(experiment: Experiment, tmp_path: Path) -> Non
 def test_files_have_the_papers_numbers_and_what_every_number_is_made_of(results: Results, tmp_path: Path) -> None:
     (table,) = results.tables()
     text = markdown(table)
-    assert "| LoRA | **85.0 ± 7.1** |" in text and "| *paper* | *51.5* |  | *0.2M* |" in text
+    assert "| LoRA | **85.0 ± 7.1** |" in text and "| *paper* | *51.5* |  | *0.2M* |  |  |" in text
     assert r"\textbf{85.0 $\pm$ 7.1}" in latex(table) and r"\textcolor{gray}{51.5}" in latex(table)
     folder = write_all(results, tmp_path)
     assert {path.name for path in folder.iterdir()} == {"both.md", "both.tex", "both.csv", "runs.csv", "failures.csv"}
