@@ -59,6 +59,9 @@ def costs(board: Board, reporter: Reporter) -> list[Cost]:
             found.append(Cost(dataset, row, stage, wanted - settled, seconds, source))
         except ToastError as error:
             found.append(Cost(dataset, row, stage, wanted - settled, None, error.what))
+        except RuntimeError as error:  # PyTorch's word for too little memory, and for much else
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+            found.append(Cost(dataset, row, stage, wanted - settled, None, why))
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from accelerate.utils import release_memory
 
 from toast_cli.bench.jobs import Experiment, Job, Stage
 from toast_cli.bench.ledger import Claim, Ledger, Standing
@@ -160,6 +161,7 @@ def work(board: Board, out: Path, reporter: Reporter) -> None:
         if claim is not None:
             with claim.alive():
                 run(board.experiment, claim, out, reporter)
+            release_memory()  # of the model that is gone, before the next one comes
         elif others:
             time.sleep(POLL)
         else:

@@ -79,7 +79,7 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Run a suite: what is done is not done again, what was interrupted goes on. Start it as often as you like."""
-    from toast_cli.bench.folder import BENCHES, remember
+    from toast_cli.bench.folder import ASKED, BENCHES, remember
     from toast_cli.bench.jobs import Experiment, parse_starts
     from toast_cli.bench.suite import find
 
@@ -127,7 +127,8 @@ def run(
         say(f"Left out: {missing}", err)
     if dry_run:
         return
-    remember(folder, experiment, text, ledger)
+    if not (join and (folder / ASKED).exists()):
+        remember(folder, experiment, text, ledger)
     if workers == 1:
         with TerminalReporter() as reporter:
             work(board, folder, reporter)

@@ -62,10 +62,9 @@ def progress_line(board: Board) -> None:
 def print_status(board: Board, folder: Path, as_json: bool) -> None:
     """How far an experiment has come."""
     results = Results(board, folder)
-    running, seconds, left = [], [], 0
+    running, seconds = [], []
     for where in board.stages():
         for job, standing in (board.stage(*where) or {}).items():
-            left += standing.state in ("wanted", "waiting", "running")
             if standing.state == "done":
                 seconds.append(standing.record["seconds"])
             if standing.state == "running" and standing.trial is not None:
@@ -74,7 +73,8 @@ def print_status(board: Board, folder: Path, as_json: bool) -> None:
                 running.append({"run": job.name, "worker": worker, "since": since.isoformat(" ", "seconds")})
     failed = [{"run": job.name, "reason": reason} for job, reason in results.failures()]
     counts = board.counts()
-    remaining = sum(seconds) / len(seconds) * (counts["wanted"] + left) / max(len(running), 1) if seconds else None
+    left = sum(counts[state] for state in ("wanted", "waiting", "running"))
+    remaining = sum(seconds) / len(seconds) * left / max(len(running), 1) if seconds else None
     if as_json:
         found = {"runs": dict(counts), "running": running, "failed": failed, "seconds_left": remaining}
         print_json({"experiment": board.experiment.name, "folder": str(folder), **found})
@@ -86,7 +86,7 @@ def print_status(board: Board, folder: Path, as_json: bool) -> None:
         say(f"failed: {run['run']}: {run['reason']}")
     if failed:
         say("What failed is tried again with 'toast bench SUITE --retry'.")
-    if remaining is not None and counts["wanted"] + left:
+    if remaining is not None and left:
         say(f"About {in_words(remaining)} left, at the mean time of what is done.")
 
 

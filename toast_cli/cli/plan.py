@@ -86,8 +86,9 @@ def _print(found: list[Any], limit: int, device: str, title: str) -> None:
             continue
         fits = "none" if not each.fits else f"{each.largest:,}"
         memory = [readable(each.memory[size]) for size in SIZES]
+        seconds = "–" if each.seconds_per_epoch is None else f"{each.seconds_per_epoch:.3g} s"
         flops = f"{each.flops / each.flops_plain:.2f} ×"
-        table.add_row(escape(each.way), f"{each.trained:,}", flops, *memory, fits, f"{each.seconds_per_epoch:.3g} s")
+        table.add_row(escape(each.way), f"{each.trained:,}", flops, *memory, fits, seconds)
     print_table(table)
     offered = [each for each in found if isinstance(each, Offer)]
     fitting = [each for each in offered if each.fits]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.memory import Growth, growth
@@ -38,7 +40,8 @@ WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
 class Offer:
     """One way of adapting on this backbone and data.
 
-    `memory` is in bytes by batch size, `largest` the largest batch that fits, `seconds_per_epoch` are this device's.
+    `memory` is in bytes by batch size, `largest` the largest batch that fits, `seconds_per_epoch` are this device's,
+    or None where it has too little memory itself.
     """
 
     way: str
@@ -48,7 +51,7 @@ class Offer:
     memory: dict[int, int]
     batch_size: int
     largest: int
-    seconds_per_epoch: float
+    seconds_per_epoch: float | None
 
     @property
     def fits(self) -> bool:
@@ -96,7 +99,10 @@ def _offer(way: str, session: Session, memory: int, before: float) -> Offer:
     largest = found.largest(memory)
     timed = max(1, min(training.batch_size, largest, LARGEST_TIMED))
     session.recipe = session.recipe.model_copy(update={"training": training.model_copy(update={"batch_size": timed})})
-    pace = measure_pace(session, before)
+    try:
+        seconds = measure_pace(session, before).epoch(len(session.data.splits["train"]))
+    except torch.OutOfMemoryError:
+        seconds = None
     return Offer(
         way,
         sizes["trained_parameters"],
@@ -105,7 +111,7 @@ def _offer(way: str, session: Session, memory: int, before: float) -> Offer:
         {size: found.at(size).total for size in SIZES},
         training.batch_size,
         largest,
-        pace.epoch(len(session.data.splits["train"])),
+        seconds,
     )
 
 
