@@ -29,23 +29,18 @@ rows:
 seeds: [3]
 search:
   space: {training.lr: [0.003, 0.03]}
-tables:
-  small:
-    title: A small table
-    columns: {trained: parameters, Markings: Markings}
-    rows:
-      Linear: {run: linear, paper: [645, 51.5]}
-      LoRA: {run: lora}
 """
 TINY = [*TINY_DEMO, "training.epochs=1", "--device", "cpu"]
 
 
+DEMO = ["bench", "demo", "--row", "linear", "--row", "lora", "--seed", "3", *TINY, "training.warmup_epochs=0"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A finished experiment and what the command said."""
+    """The demo's suite in small, finished, and what the command said."""
     folder = tmp_path_factory.mktemp("bench")
-    (folder / "small.yaml").write_text(SUITE)
-    said = toast("bench", folder / "small.yaml", "--out", folder / "out", *TINY)
+    said = toast(*DEMO, "--out", folder / "out")
     assert said.code == 0, said.err
     return folder, said
 
@@ -53,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 def test_one_command_searches_trains_and_fills_the_table(finished: tuple[Path, Any]) -> None:
     folder, said = finished
     assert "6 runs, about" in said.err and "device-hours" in said.err
-    assert "A small table" in said.out and "paper" in said.out and "51.5" in said.out and "645" in said.out
+    assert "The demo" in said.out and "645" in said.out and "TOAST-Lite" in said.out
     assert "over seeds 3." in said.out
     runs = sorted((folder / "out" / "runs").iterdir())
     assert len(runs) == 6
@@ -83,7 +78,7 @@ def test_a_finished_suite_is_not_run_again_but_told(
 ) -> None:
     folder, _ = finished
     monkeypatch.setattr("toast_cli.bench.worker.tune", None)
-    said = toast("bench", folder / "small.yaml", "--out", folder / "out", *TINY)
+    said = toast(*DEMO, "--out", folder / "out")
     assert said.code == 0 and "Nothing is left to run." in said.err
     status = json.loads(toast("bench", "status", "--out", folder / "out", "--json").out)
     assert status["runs"] == {"done": 6} and status["failed"] == []
@@ -107,12 +102,12 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(here: Path) -> None:
 
 
 def test_a_run_that_fails_is_kept_with_its_reason_while_others_go_on_and_is_retried_on_request(here: Path) -> None:
-    text = SUITE.replace("{Markings: demo}", '{Markings: demo, Photos: "folder:photos"}').partition("search:")[0]
-    (here / "small.yaml").write_text(text)
+    # Photos has none of the demo's fields: what is set for one data set alone stays with it.
+    sizes = ", ".join(word.replace("=", ": ") for word in TINY_DEMO if word.startswith("dataset."))
+    two = f'{{Markings: {{source: demo, set: {{{sizes}}}}}, Photos: "folder:photos"}}'
+    (here / "small.yaml").write_text(SUITE.replace("{Markings: demo}", two).partition("search:")[0])
     words = ["bench", "small.yaml", "--out", "out", "--row", "linear", "--join", *TINY]
-    # Photos has no such fields: what is set for one data set alone stays with it.
-    (here / "small.yaml").write_text(text.replace("demo,", "{source: demo, set: {dataset.train_images: 40}},"))
-    words = [word for word in words if "dataset." not in str(word)] + ["training.epochs=1"]
+    words = [word for word in words if "dataset." not in word]
     said = toast(*words)
     assert said.code == 1
     status = json.loads(toast("bench", "status", "--out", "out", "--json").out)
@@ -163,7 +158,7 @@ def until(true: Callable[[], Any]) -> None:
 
 
 def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_twice(here: Path) -> None:
-    text = SUITE.partition("search:")[0].replace("[3]", "[0, 1, 2]") + "tables: {}"
+    text = SUITE.partition("search:")[0].replace("[3]", "[0, 1, 2]")
     (here / "small.yaml").write_text(text)
     out = here / "out"
     tiny = [*TINY_DEMO, "training.epochs=8", "--device", "cpu"]

@@ -23,7 +23,7 @@ from toast_cli.recipe.yaml_text import parse_mapping
 Value = float | int | bool | str | None
 
 
-PLAIN = ("parameters", "flops", "minutes", "attention:pass_one", "attention:pass_two")
+PLAIN = ("parameters", "flops", "minutes", "validation", "attention:pass_one", "attention:pass_two")
 """What a column may show beside data sets, their average and a judge's scores."""
 
 
@@ -94,7 +94,7 @@ class Layout(Options):
 
     title: str
     columns: dict[str, str] = Field(
-        description="heading and what it shows: a data set, average, parameters, flops, minutes, judge:CATEGORY, or "
+        description="heading and what it shows: a data set, average, validation, parameters, flops, minutes, judge:CATEGORY, or "
         "attention:pass_one and attention:pass_two, the share on the object where there are masks"
     )
     spans: dict[str, int] = Field(default_factory=dict, description="headings above so many columns each")

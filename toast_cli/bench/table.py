@@ -221,6 +221,9 @@ class Results:
         kind, _, name = what.partition(":")
         if kind == "minutes":
             return record["seconds"] / 60
+        if kind == "validation":
+            metrics = record["validation"]
+            return None if metrics is None else metric_of(metrics).scale * metrics[metric_of(metrics).name]
         if kind == "attention":
             share = (record["attention"] or {}).get(name)
             return None if share is None else 100 * share

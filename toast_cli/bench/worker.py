@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from accelerate.utils import release_memory
 
 from toast_cli.bench.jobs import Experiment, Job, Stage
@@ -161,7 +162,8 @@ def work(board: Board, out: Path, reporter: Reporter) -> None:
         if claim is not None:
             with claim.alive():
                 run(board.experiment, claim, out, reporter)
-            release_memory()  # of the model that is gone, before the next one comes
+            if torch.cuda.is_available():
+                release_memory()  # of the model that is gone, before the next one comes
         elif others:
             time.sleep(POLL)
         else:
