@@ -21,6 +21,9 @@ SUITE = "suite.yaml"
 def remember(out: Path, experiment: Experiment, text: str, ledger: str | None) -> None:
     """Keep the suite's text and what the command line asked for; a ledger's URL only if it holds no password."""
     asked = {name: value for name, value in asdict(experiment).items() if name != "suite"}
+    kind, _, place = (ledger or "").partition(":")
+    if kind == "journal":
+        ledger = f"journal:{Path(place).absolute()}"  # found from anywhere, as the folder is
     write_text(out / SUITE, text)
     write_json(out / ASKED, {**asked, "ledger": None if ledger is None or "@" in ledger else ledger})
 

@@ -94,8 +94,8 @@ class Layout(Options):
 
     title: str
     columns: dict[str, str] = Field(
-        description="heading and what it shows: a data set, average, validation, parameters, flops, minutes, judge:CATEGORY, or "
-        "attention:pass_one and attention:pass_two, the share on the object where there are masks"
+        description="heading and what it shows: a data set, average, validation, parameters, flops, minutes, "
+        "judge:CATEGORY, or attention:pass_one and attention:pass_two, the share on the object where there are masks"
     )
     spans: dict[str, int] = Field(default_factory=dict, description="headings above so many columns each")
     rows: dict[str, TableRow]

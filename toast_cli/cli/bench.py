@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from toast_cli.bench.worker import Board
 
 RUN = "run"
+LEDGER = "TOAST_BENCH_LEDGER"
+"""What names the ledger where a command line, which every run keeps, should not: its URL may hold a password."""
 
 
 class Bench(Verbs):
@@ -37,6 +39,7 @@ LedgerUrl = Annotated[
     str | None,
     typer.Option(
         "--ledger",
+        envvar=LEDGER,
         help="Where runs are kept track of: sqlite:///FILE, journal:FILE, postgresql://..., mysql://... "
         "[default: SQLite in the folder]",
     ),
@@ -134,7 +137,9 @@ def run(
             work(board, folder, reporter)
     else:
         say(f"{workers} workers; what they say is in {folder / 'workers'}", err)
-        joining = _joining(folder, suite, experiment, ledger)
+        if ledger is not None:
+            os.environ[LEDGER] = ledger
+        joining = _joining(folder, suite, experiment)
         supervise(workers, joining, folder / "workers", lambda: progress_line(board))
     if not join:
         print_results(board, folder, as_json)
@@ -200,11 +205,10 @@ def _need_optuna() -> None:
         )
 
 
-def _joining(folder: Path, suite: str, experiment: Experiment, ledger: str | None) -> list[str]:
+def _joining(folder: Path, suite: str, experiment: Experiment) -> list[str]:
     """The arguments of a further worker of this experiment."""
     words = ["bench", suite, "--join", "--out", str(folder), *experiment.changes]
     options: list[tuple[str, Any]] = [
-        ("--ledger", ledger),
         ("--data-dir", experiment.data_dir),
         ("--device", experiment.device),
         ("--precision", experiment.precision),
