@@ -45,13 +45,16 @@ def test_two_workers_share_the_runs_and_none_is_made_twice(open_again: Open, job
     assert taken(open_again(), jobs) is None
 
 
-def test_a_run_that_two_workers_put_in_at_the_same_moment_is_made_once(open_again: Open, jobs: list[Job]) -> None:
-    ledger = open_again()
+def test_a_run_that_two_workers_put_in_at_the_same_moment_is_made_once(
+    open_again: Open, jobs: list[Job], tmp_path: Path
+) -> None:
+    ledger, elsewhere = open_again(), open_again()
+    elsewhere.locks = tmp_path / "of another machine"
     study = ledger.study("small/search")
     for _ in range(2):
         study.enqueue_trial(dict(jobs[0].params or {}), user_attrs={"key": jobs[0].key, "seed": 0})
     first = ledger.take(study, jobs[:1])
-    assert first is not None and ledger.take(study, jobs[:1]) is None
+    assert first is not None and elsewhere.take(elsewhere.study("small/search"), jobs[:1]) is None
     first.done(0.5, record(0, 0.5))
     assert states(ledger, jobs[:1]) == ["done"]
     assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "FAIL"]
