@@ -33,7 +33,7 @@ search:
 TINY = [*TINY_DEMO, "training.epochs=1", "--device", "cpu"]
 
 
-DEMO = ["bench", "demo", "--row", "linear", "--row", "lora", "--seed", "3", *TINY, "training.warmup_epochs=0"]
+DEMO = ["bench", "demo", "--row", "linear", "--seed", "3", *TINY, "training.warmup_epochs=0"]
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +47,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 def test_one_command_searches_trains_and_fills_the_table(finished: tuple[Path, Any]) -> None:
     folder, said = finished
-    assert "6 runs, about" in said.err and "device-hours" in said.err
+    assert "3 runs, about" in said.err and "device-hours" in said.err
     assert "The demo" in said.out and "645" in said.out and "TOAST-Lite" in said.out
     assert "over seeds 3." in said.out
     runs = sorted((folder / "out" / "runs").iterdir())
-    assert len(runs) == 6
+    assert len(runs) == 3
     assert {path.name for path in (folder / "out").iterdir()} >= {"ledger.db", "tables", "page.html", "suite.yaml"}
 
 
@@ -66,11 +66,10 @@ def test_only_final_runs_look_at_the_test_split_and_each_does_once(finished: tup
 
 def test_the_final_runs_have_what_validated_best(finished: tuple[Path, Any]) -> None:
     board = Board(*_opened(finished[0] / "out"))
-    for row in ("linear", "lora"):
-        search = (board.stage("Markings", row, "search") or {}).values()
-        best = max(search, key=lambda each: (each.trial.value, -each.record["validation"]["loss"]))  # type: ignore[union-attr]
-        finals = (board.stage("Markings", row, "final") or {}).values()
-        assert all(each.record["params"] == best.record["params"] for each in finals)
+    search = (board.stage("Markings", "linear", "search") or {}).values()
+    best = max(search, key=lambda each: (each.trial.value, -each.record["validation"]["loss"]))  # type: ignore[union-attr]
+    (final,) = (board.stage("Markings", "linear", "final") or {}).values()
+    assert final.record["params"] == best.record["params"]
 
 
 def test_a_finished_suite_is_not_run_again_but_told(
@@ -81,10 +80,10 @@ def test_a_finished_suite_is_not_run_again_but_told(
     said = toast(*DEMO, "--out", folder / "out")
     assert said.code == 0 and "Nothing is left to run." in said.err
     status = json.loads(toast("bench", "status", "--out", folder / "out", "--json").out)
-    assert status["runs"] == {"done": 6} and status["failed"] == []
+    assert status["runs"] == {"done": 3} and status["failed"] == []
     shown = toast("bench", "tables", "--out", folder / "out", "--json")
     runs = json.loads(shown.out)["runs"]
-    assert len(runs) == 2 and all(run["test_hash"] and run["versions"] and run["run"] for run in runs)
+    assert len(runs) == 1 and all(run["test_hash"] and run["versions"] and run["run"] for run in runs)
 
 
 def test_a_dry_run_tells_the_cost_and_writes_nothing(here: Path) -> None:
@@ -161,7 +160,7 @@ def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_tw
     text = SUITE.partition("search:")[0].replace("[3]", "[0, 1, 2]")
     (here / "small.yaml").write_text(text)
     out = here / "out"
-    tiny = [*TINY_DEMO, "training.epochs=8", "--device", "cpu"]
+    tiny = [*TINY_DEMO, "training.epochs=6", "--device", "cpu"]
     # Only what was asked for is kept, by a worker that finds nothing it may do.
     board_words = ["bench", "small.yaml", "--out", out, "--row", "linear", "--join", *tiny]
     with pytest.MonkeyPatch.context() as patched:
@@ -192,7 +191,7 @@ def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_tw
     assert board.counts() == {"done": 3}
     completed = [t.user_attrs["key"] for t in board.study("Markings", "linear", "final").get_trials() if t.state == 1]
     assert len(completed) == len(set(completed)) == 3
-    assert epochs() == [8, 8, 8]
+    assert epochs() == [6, 6, 6]
     said = "".join((here / f"{number}.log").read_text() for number in (2, 3))
     assert said.count("Going on after epoch") == 2, "what was begun went on, and did not start anew"
     ends = "".join(file.read_text() for file in here.glob("*.ends"))
