@@ -43,6 +43,7 @@ def llama() -> LlamaBackbone:
 BACKBONES = {
     "vit": vit,
     "vit, bias twice": lambda: vit(value_bias="twice"),
+    "vit, normed queries, keys and values": lambda: vit(qk_norm=True, scale_attn_norm=True),
     "vit, two attentions a block": lambda: vit(block_fn=ParallelThingsBlock),
     "convnext": convnext,
     "llama": llama,

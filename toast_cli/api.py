@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from toast_cli.attention.maps import Recorder
 from toast_cli.backbone import Backbone
 from toast_cli.data.images import open_image, to_rgb
 from toast_cli.data.pair_loading import pixel_transform
-from toast_cli.data.text import Turn
+from toast_cli.data.text import Role, Turn
 from toast_cli.data.transforms import build_transform
 from toast_cli.errors import UsageError
 from toast_cli.generation import Writer
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Picture: TypeAlias = "str | Path | Image"
 """An image file, or an image that is open."""
+
+Message: TypeAlias = "Mapping[str, str]"
+"""What one side said, as transformers has it: `role` (system, user or assistant) and `content`."""
 
 
 @dataclass(frozen=True)
@@ -150,15 +153,24 @@ class Steered(nn.Module):
             look = Recorder(self.model, level).look(prepared)
         return Attention(look.first, look.last, look.similarity)
 
-    def generate(self, prompt: str | Sequence[Turn], **settings: Any) -> str:
-        """What a language model answers; `settings` are transformers' own, such as `max_new_tokens=50`.
+    def generate(
+        self, prompt: str | Sequence[Message], on_text: Callable[[str], Any] | None = None, **settings: Any
+    ) -> str:
+        """What a language model answers.
+
+        Args:
+            prompt: a question, or a conversation so far: `[{"role": "user", "content": "Hi"}, ...]`.
+            on_text: called with every piece of text as it is written.
+            settings: transformers' own, such as `max_new_tokens=50` (256 unless they limit it otherwise), `do_sample`,
+                `temperature`, `num_beams`, `stop_strings`.
 
         Raises:
-            UsageError: the backbone writes no text, or there is no tokenizer beside it.
+            UsageError: the backbone writes no text, there is no tokenizer beside it, a message is none, or a setting
+                asks for something else than one text.
         """
-        turns = [Turn("user", prompt)] if isinstance(prompt, str) else prompt
+        turns = [Turn("user", prompt)] if isinstance(prompt, str) else [_turn(message) for message in prompt]
         with self._evaluating():
-            return Writer(self.model, self._template).answer(turns, **settings)
+            return Writer(self.model, self._template).answer(turns, on_text, **settings)
 
     def _evaluating(self) -> Any:
         return _in_evaluation(self.model)
@@ -167,6 +179,18 @@ class Steered(nn.Module):
 def _opened(images: Picture | Sequence[Picture]) -> Iterator[Image]:
     many = [images] if isinstance(images, str | Path) or not isinstance(images, Sequence) else images
     return (open_image(Path(image)) if isinstance(image, str | Path) else to_rgb(image) for image in many)
+
+
+def _turn(message: Message) -> Turn:
+    try:
+        role, text = message["role"], message["content"]
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"{message!r} is no message.", what_to_do='Write it as {"role": "user", "content": "..."}.'
+        ) from error
+    if role not in get_args(Role):
+        raise UsageError(f"'{role}' is no role.", what_to_do=f"There are {', '.join(get_args(Role))}.")
+    return Turn(cast("Role", role), text)
 
 
 class _in_evaluation:

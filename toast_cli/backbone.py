@@ -42,7 +42,8 @@ class Card:
     `parameters` counts the frozen network without a classifier (None where it is known only once built);
     `source` says where its weights come from; `artifact` is a folder with a feedback path pre-tuned for them, where one
     comes with the plugin (`init_from: shipped`); `departures` are the options under which the backbone computes as the
-    authors' code does where that departs from the paper, for checkpoints that were trained with it.
+    authors' code does where that departs from the paper, for checkpoints that were trained with it. `rebuild` builds
+    the network empty from its options and a folder with its `Backbone.files`; None where those are always empty.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Card:
     options: type[BackboneOptions] = BackboneOptions
     departures: Mapping[str, Any] = field(default_factory=dict)
     artifact: Path | None = None
+    rebuild: Callable[[Any, Path], Backbone] | None = None
     contract: int = CONTRACT_VERSION
 
 
@@ -238,6 +240,13 @@ class Backbone(ABC):
     @abstractmethod
     def example(self, batch: int) -> Any:
         """Inputs of the right shape and type, drawn from torch's seed: for counting, checking and exporting."""
+
+    def files(self) -> Mapping[str, str]:
+        """Texts by file name that tell, besides the tensors, all that the network is: a whole export holds them.
+
+        Empty where the library knows it by its name alone.
+        """
+        return {}
 
     def require_preprocessing(self) -> Preprocessing:
         """`preprocessing`, where images are about to be shown to the backbone.

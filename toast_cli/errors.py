@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher, get_close_matches
 
 RUNTIME_FAILURE = 1
 USAGE_ERROR = 2
@@ -39,13 +39,37 @@ class UsageError(ToastError):
         super().__init__(what, why, what_to_do, exit_code=USAGE_ERROR)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped name: the nearest known one when there is one, and the list when it is short."""
+LONGEST_LIST = 12
+"""Known names that a hint lists whether or not one is near."""
+READABLE_LIST = 40
+"""Known names that a hint lists where none is near."""
+
+
+def did_you_mean(name: str, known: Iterable[str], described: Mapping[str, str] | None = None) -> str:
+    """A hint for a mistyped name: the nearest known one when there is one, and the list when it is short.
+
+    Where no name is near, one may be whose description has the words: `learning_rate` is `lr`, the peak learning rate.
+    """
     known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    near = get_close_matches(name, known, n=1, cutoff=0.5) or _by_description(name, described or {})
     hint = f"Did you mean '{near[0]}'? " if near else ""
     if not known:
         return hint + "None are registered."
-    if len(known) <= 12:
+    if len(known) <= LONGEST_LIST or (not near and len(known) <= READABLE_LIST):
         return hint + "Known: " + ", ".join(known) + "."
     return hint.strip()
+
+
+def _by_description(name: str, described: Mapping[str, str]) -> list[str]:
+    """The known name whose description's beginning has the words of `name`, or nearly; nothing where none has."""
+    wanted = name.lower().replace("_", " ")
+    count = len(wanted.split())
+
+    def likeness(description: str) -> float:
+        words = description.lower().replace(",", " ").split()
+        runs = [" ".join(words[i : i + count]) for i in range(max(len(words) - count + 1, 1))]
+        # Of descriptions that have the words, the one that begins with them is meant.
+        return max((SequenceMatcher(None, wanted, run).ratio() - i / 100 for i, run in enumerate(runs)), default=0)
+
+    best = max(described, key=lambda known: likeness(described[known]), default=None)
+    return [best] if best is not None and likeness(described[best]) >= 0.75 else []

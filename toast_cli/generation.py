@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,13 @@ from toast_cli.data.rendering import prompt_text
 from toast_cli.data.text import Turn
 from toast_cli.errors import UsageError
 from toast_cli.model import Model
+
+LONGEST = 256
+"""New tokens in an answer, unless its length is limited in another way."""
+
+_LIMITS = frozenset({"max_new_tokens", "max_length", "max_time", "stopping_criteria", "generation_config"})
+_SEVERAL = {"return_dict_in_generate": (None, False), "num_return_sequences": (None, 1)}
+"""Settings with which transformers' `generate` gives something else than one text, and their values that do not."""
 
 
 class Writer:
@@ -37,27 +44,48 @@ class Writer:
         self._device = next(model.parameters()).device
 
     @torch.no_grad()
-    def answer(self, turns: Sequence[Turn], on_text: Any = None, **settings: Any) -> str:
+    def answer(self, turns: Sequence[Turn], on_text: Callable[[str], Any] | None = None, **settings: Any) -> str:
         """What comes next; `on_text(text)` hears it as it is written.
 
         Args:
             turns: what was said so far, the last by the user.
-            on_text: called with every piece of finished text.
-            settings: transformers' own generation settings.
+            on_text: called with every piece of finished text; not with beams, which are finished at the end alone.
+            settings: transformers' own generation settings; at most 256 new tokens unless they limit it otherwise.
+
+        Raises:
+            UsageError: there is nothing to answer, a setting asks for something else than one text, or beams would be
+                streamed.
         """
+        if not turns:
+            raise UsageError("Nothing was said that could be answered.")
+        for name, allowed in _SEVERAL.items():
+            if settings.get(name) not in allowed:
+                raise UsageError(
+                    f"{name}={settings[name]} asks for something else than one text.",
+                    what_to_do="Call several times, or export with --format hf and use transformers' generate.",
+                )
+        streamed = on_text is not None or settings.get("streamer") is not None
+        if streamed and settings.get("num_beams", 1) > 1:
+            raise UsageError("Beams cannot be streamed: the best is known at the end.", what_to_do="Use num_beams=1.")
         text = turns[-1].text if self.template is None else prompt_text(turns, self.tokenizer, self.template)
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:1] != [bos]:
             ids = [bos, *ids]
+        if not ids:
+            raise UsageError("The prompt is empty.")
         prompt = torch.tensor([ids], device=self._device)
-        written = self._generator.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            streamer=None if on_text is None else _streamer(self.tokenizer, on_text),
-            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-            **settings,
-        )
+        chosen = dict(settings)
+        if "generation_config" not in chosen:
+            pad = self.tokenizer.pad_token_id
+            chosen.setdefault("pad_token_id", self.tokenizer.eos_token_id if pad is None else pad)
+        if not _LIMITS & chosen.keys():
+            chosen["max_new_tokens"] = LONGEST
+        if on_text is not None:
+            chosen["streamer"] = _streamer(self.tokenizer, on_text)
+        if chosen.get("stop_strings") is not None:
+            chosen["tokenizer"] = self.tokenizer
+        written = self._generator.generate(prompt, attention_mask=torch.ones_like(prompt), **chosen)
         return self.tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)
 
 
@@ -66,6 +94,7 @@ def _streamer(tokenizer: Any, on_text: Any) -> Any:
 
     class Heard(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            on_text(text)
+            if text:
+                on_text(text)
 
     return Heard(tokenizer, skip_prompt=True, skip_special_tokens=True)

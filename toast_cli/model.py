@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +15,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from toast_cli import registry
-from toast_cli.backbone import Backbone, Trace
-from toast_cli.errors import UsageError
+from toast_cli.backbone import Backbone, Card, Trace
+from toast_cli.errors import ToastError, UsageError
 from toast_cli.fingerprint import fingerprint
 from toast_cli.methods.adapted import Adapted
 from toast_cli.methods.base import Method
-from toast_cli.methods.injected import merged
+from toast_cli.methods.injected import left_out, merged
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.folding import FoldedSteering
 from toast_cli.steering.steering import Passes, Steering, one_pass
@@ -91,8 +93,16 @@ class Model(nn.Module):
             counts.levels = True
             first_trace, last_trace = (first_trace, counts) if two else (counts, last_trace)
         passes = self.adapted(inputs, first_trace, last_trace)
-        levels = counts.outputs if counts is not None else ()
-        return self.head(self.objective.features(self.backbone, passes.last, levels, inputs)), passes
+        return self._head(passes, counts, inputs), passes
+
+    def plain(self, inputs: Any) -> Tensor:
+        """Outputs of the head for a single pass, whatever the method makes of the backbone."""
+        trace = Trace(levels=True) if self.objective.reads_levels else None
+        return self._head(one_pass(self.backbone, inputs, trace), trace, inputs)
+
+    def _head(self, passes: Passes, trace: Trace | None, inputs: Any) -> Tensor:
+        levels = trace.outputs if trace is not None else ()
+        return self.head(self.objective.features(self.backbone, passes.last, levels, inputs))
 
     def outputs(self, pooled: Tensor) -> Tensor:
         """Outputs of the head for pooled features."""
@@ -132,8 +142,8 @@ def put(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
         place.copy_(tensor)
 
 
-def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
-    """Build backbone, method and head.
+def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, str] | None = None) -> Model:
+    """Build backbone, method and head; where there are `files` (`Backbone.files`), the backbone from them, empty.
 
     Random weights follow from the recipe's seed, those of a backbone that asks for them included: an adapter that
     was trained on such a backbone finds it again.
@@ -144,7 +154,7 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
     """
     torch.manual_seed(recipe.seed)
     card = registry.backbone_card(recipe.backbone.name)
-    backbone = card.build(recipe.backbone)
+    backbone = _rebuilt(card, recipe.backbone, files) if files else card.build(recipe.backbone)
     if backbone.preprocessing is not None:
         chosen = {name: value for name in ("mean", "std") if (value := getattr(recipe.images, name)) is not None}
         backbone.preprocessing = replace(backbone.preprocessing, **chosen)
@@ -157,9 +167,22 @@ def build_model(recipe: Recipe, classes: tuple[str, ...]) -> Model:
         raise UsageError(
             f"The method '{recipe.method.name}' trains nothing on {recipe.backbone.name} for {recipe.task.name}.",
             "Its only trained part is a new head, and this task uses the model's own.",
-            "Choose another --method.",
+            "Choose toast, toast-lite, lora, peft:KIND or full.",
         )
     return model
+
+
+def _rebuilt(card: Card, options: Any, files: Mapping[str, str]) -> Backbone:
+    if card.rebuild is None or any(Path(name).name != name or name.startswith(".") for name in files):
+        raise ToastError(
+            "The exported file is damaged, or made by another toast.",
+            f"'{card.name}' is not built from {', '.join(list(files)[:3])}.",
+            "Export it again.",
+        )
+    with tempfile.TemporaryDirectory(prefix="toast-") as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        return card.rebuild(options, Path(folder))
 
 
 def folded(model: Model) -> Model:
@@ -201,14 +224,17 @@ def count(tensors: Iterable[Tensor]) -> int:
 
 @torch.no_grad()
 def flops(model: Model) -> dict[str, Any]:
-    """Floating-point operations per image (or token), counted: the model's and the plain backbone's."""
+    """Floating-point operations per image (or token), counted: the model's, and one plain pass's with the same head.
+
+    The plain pass is the library's own forward, without what the method added and without this package's short cuts.
+    """
     was_training = model.training
     model.eval()
     example = send_to_device(model.backbone.example(1), next(model.parameters()).device)
     with FlopCounterMode(display=False) as own:
         model(example)
-    with FlopCounterMode(display=False) as plain:
-        one_pass(model.backbone, example)
+    with left_out(model.backbone.module), FlopCounterMode(display=False) as plain:
+        model.plain(example)
     model.train(was_training)
     unit, units = ("token", example["input_ids"].numel()) if model.backbone.preprocessing is None else ("image", 1)
     return {

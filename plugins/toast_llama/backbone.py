@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -178,6 +180,14 @@ class LlamaBackbone(Backbone):
     def generator(self, pooled: Callable[[Any], Tensor]) -> TwoPassLanguageModel:
         """transformers' `generate` over two passes."""
         return TwoPassLanguageModel(self.module, pooled).eval()
+
+    def files(self) -> dict[str, str]:
+        """Configuration, generation settings and, where there is one, the tokenizer, as transformers writes them."""
+        with TemporaryDirectory(prefix="toast-") as folder:
+            for part in (self.module.config, self.module.generation_config, self.tokenizer):
+                if part is not None:
+                    part.save_pretrained(folder)
+            return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
 
     def query_tokens(self) -> slice:
         """The last token, which has seen all others."""

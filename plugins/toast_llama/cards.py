@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -31,9 +32,21 @@ def _build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOp
     return build(source, architecture, options)
 
 
+def _rebuild(options: LlamaOptions, folder: Path) -> Backbone:
+    from toast_llama.loading import build
+
+    return build(str(folder), None, options.model_copy(update={"weights": "none"}))
+
+
 def _card(name: str, source: str, parameters: int | None = None, architecture: Mapping[str, Any] | None = None) -> Card:
     return Card(
-        name, "llama", parameters, f"transformers, {source}", partial(_build, source, architecture), LlamaOptions
+        name,
+        "llama",
+        parameters,
+        f"transformers, {source}",
+        partial(_build, source, architecture),
+        LlamaOptions,
+        rebuild=_rebuild,
     )
 
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from toast_cli.errors import ToastError, UsageError
@@ -38,10 +46,13 @@ def build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOpt
         module = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32 if dtype == "auto" else dtype, attn_implementation="sdpa"
         )
-        return LlamaBackbone(module, _tokenizer(source) if architecture is None else None)
+        if architecture is not None:
+            return LlamaBackbone(module)
+        return LlamaBackbone(_as_it_writes(module, source), _tokenizer(source))
     place = source
     if options.weights is not None and options.weights.endswith(".safetensors"):
-        return LlamaBackbone(_from_file(source, Path(options.weights).expanduser(), dtype), _tokenizer(source))
+        module = _from_file(source, Path(options.weights).expanduser(), dtype)
+        return LlamaBackbone(_as_it_writes(module, source), _tokenizer(source))
     if options.weights is not None:
         folder = Path(options.weights).expanduser()
         if not (folder / "config.json").is_file():
@@ -91,6 +102,13 @@ def _config(source: str) -> Any:
         raise _unavailable(source, error) from error
 
 
+def _as_it_writes(module: PreTrainedModel, place: str) -> PreTrainedModel:
+    """The model with the generation settings that lie beside it: where its answers end, above all."""
+    with suppress(OSError):  # many have none, and those of the configuration then stand
+        module.generation_config = GenerationConfig.from_pretrained(place)
+    return module
+
+
 def _tokenizer(place: str) -> Any:
     """The tokenizer that lies beside the model; None where there is none (random weights need none)."""
     try:
@@ -103,6 +121,10 @@ def _unavailable(place: str, error: Exception) -> ToastError:
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if Path(place).is_dir():
         return ToastError(f"The model in {place} could not be loaded.", why, "Fetch it again, whole.")
+    if place.startswith(("/", ".", "~")) or place.count("/") > 1:  # no repository is called so
+        return ToastError(
+            f"There is no model in {place}.", "There is no such folder.", "Say where it is: --weights FOLDER."
+        )
     return ToastError(
         f"The model '{place}' could not be fetched.",
         why,

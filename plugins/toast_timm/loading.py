@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from toast_cli.backbone import Preprocessing
 from toast_cli.errors import ToastError, UsageError, did_you_mean
+from toast_timm.hub import offline_where_unreachable
 
 
 class Source(TypedDict):
@@ -83,7 +85,10 @@ def _from_file(model: str, path: Path, arguments: dict[str, Any], family: str) -
         )
     overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
     try:
-        return _create(model, arguments, family, pretrained=True, pretrained_cfg_overlay=overlay)
+        with _noted_keys() as (missing, unexpected):
+            module = _create(model, arguments, family, pretrained=True, pretrained_cfg_overlay=overlay)
+        _require_whole(module, missing, unexpected)
+        return module
     except ToastError:
         raise
     except Exception as error:  # a file that is foreign or damaged makes readers fail in any way
@@ -100,6 +105,45 @@ def _from_file(model: str, path: Path, arguments: dict[str, Any], family: str) -
         ) from error
 
 
+@contextmanager
+def _noted_keys() -> Iterator[tuple[list[str], list[str]]]:
+    """Within the block, note the names that loaded state dicts lack and those that models do not know.
+
+    timm loads leniently whenever the classifier is left out, and then says neither.
+    """
+    missing: list[str] = []
+    unexpected: list[str] = []
+    stock = nn.Module.load_state_dict
+
+    def load(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = stock(self, *args, **kwargs)
+        missing.extend(result.missing_keys)
+        unexpected.extend(result.unexpected_keys)
+        return result
+
+    nn.Module.load_state_dict = load  # type: ignore[method-assign]
+    try:
+        yield missing, unexpected
+    finally:
+        nn.Module.load_state_dict = stock  # type: ignore[method-assign]
+
+
+def _require_whole(module: nn.Module, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Refuse a file that leaves part of the model at its random start, or brings more than the model has.
+
+    Names outside the model's own parts are a classifier's, or another task's, and are let be.
+
+    Raises:
+        ValueError: it is such a file.
+    """
+    own = {name for name, _ in module.named_children()}
+    foreign = [name for name in unexpected if name.split(".")[0] in own]
+    for what, names in (("has no", missing), ("has more than the model:", foreign)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(f"The file {what} {', '.join(names[:3])}{more}.")
+
+
 def _wanted_code(error: BaseException | None) -> bool:
     """Whether the safe unpickler refused something, however deep the readers have wrapped its refusal."""
     while error is not None:
@@ -112,7 +156,8 @@ def _wanted_code(error: BaseException | None) -> bool:
 
 def _from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Module:
     try:
-        return _create(model, arguments, family, pretrained=True)
+        with offline_where_unreachable():
+            return _create(model, arguments, family, pretrained=True)
     except ToastError:
         raise
     except Exception as error:  # the hub fails in as many ways as there are networks

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import TINY_DEMO, toast, toast_in_new_process
 from tests.language import instructions, make_model, write_json
+from toast_cli.errors import ToastError
 from toast_cli.export import checking
 from toast_cli.storage.adapter import load
 
@@ -39,6 +40,12 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = toast("tune", *chosen, "--method", "toast-lite", "--output-dir", here / "run", "training.epochs=1")
     assert said.code == 0, said.err
     return here / "run"
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are checked in this process: for tests of something else than that they are checked in another."""
+    monkeypatch.setattr(checking, "in_new_process", checking.open_and_run)
 
 
 def logits(run: Path, image: torch.Tensor) -> torch.Tensor:
@@ -140,6 +147,7 @@ def test_transformers_loads_an_exported_language_model_and_lets_it_write(here: P
     assert torch.equal(step[:, prompt.shape[1] - 1 :].argmax(-1), written[:, prompt.shape[1] :])
 
 
+@pytest.mark.usefixtures("quickly")
 def test_a_folded_file_loads_as_any_other_and_is_for_inference_alone(here: Path, run: Path) -> None:
     target = here / "folded.safetensors"
     assert toast("export", "--run", run, "--what", "full", "--fold", "--out", target).code == 0
@@ -164,6 +172,7 @@ def test_an_export_beyond_tolerance_fails_and_leaves_no_file(
     assert list((here / "out").iterdir()) == []
 
 
+@pytest.mark.usefixtures("quickly")
 def test_what_an_export_could_not_be_compared_on_is_said(here: Path, run: Path) -> None:
     assert toast("export", "--run", run, "--out", here / "a.safetensors").code == 0
     tensors = load_file(here / "a.safetensors")
@@ -180,6 +189,8 @@ def test_what_an_export_could_not_be_compared_on_is_said(here: Path, run: Path) 
     [
         (["--format", "onxx"], "onnx"),
         (["--format", "onnx", "--what", "adapter"], "full"),
+        (["--format", "onnx", "--dtype", "bfloat16"], "float16"),
+        (["--what", "artifact"], "adapter"),
         (["--maps"], "graphs"),
         (["--normalize"], "graphs"),
         (["--dtype", "int8"], "float16"),
@@ -192,6 +203,7 @@ def test_options_that_do_not_go_together_are_refused(here: Path, run: Path, opti
     assert not (here / "out").exists()
 
 
+@pytest.mark.usefixtures("quickly")
 def test_a_truncated_and_a_hostile_file_are_refused(here: Path, run: Path) -> None:
     target = here / "model.safetensors"
     assert toast("export", "--run", run, "--what", "full", "--out", target).code == 0
@@ -205,6 +217,7 @@ def test_a_truncated_and_a_hostile_file_are_refused(here: Path, run: Path) -> No
     toast("eval", "--run", target).fails(1, "damaged")
 
 
+@pytest.mark.usefixtures("quickly")
 def test_another_backbone_and_other_weights_are_refused_by_their_fingerprint(here: Path, run: Path) -> None:
     assert toast("export", "--run", run, "--out", here / "a.safetensors").code == 0
     toast("export", "--run", here / "a.safetensors", "--weights", "none", "--out", here / "b").fails(
@@ -212,6 +225,7 @@ def test_another_backbone_and_other_weights_are_refused_by_their_fingerprint(her
     )
 
 
+@pytest.mark.usefixtures("quickly")
 def test_permuted_classes_are_refused(here: Path, run: Path) -> None:
     assert toast("export", "--run", run, "--out", here / "a.safetensors").code == 0
     tensors = load_file(here / "a.safetensors")
@@ -220,6 +234,7 @@ def test_permuted_classes_are_refused(here: Path, run: Path) -> None:
     config["classes"] = config["classes"][::-1]
     save_file(tensors, here / "b.safetensors", {"toast": json.dumps(config)})
     toast("eval", "--run", here / "b.safetensors").fails(1, "classes", "another order")
+    toast("export", "--run", here / "b.safetensors", "--out", "c").fails(1, "classes", "another order")
 
 
 @pytest.mark.parametrize("form", ["safetensors", "torch-export", "hf"])
@@ -299,6 +314,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return at
 
 
+@pytest.mark.usefixtures("quickly")
 def test_an_export_is_uploaded(
     here: Path, run: Path, hub: tuple[str, dict[str, bytes]], online: Callable[[str], None]
 ) -> None:
@@ -310,6 +326,7 @@ def test_an_export_is_uploaded(
     assert files["a.safetensors"] == (here / "a.safetensors").read_bytes()
 
 
+@pytest.mark.usefixtures("quickly")
 def test_an_upload_that_fails_keeps_the_export(here: Path, run: Path, online: Callable[[str], None]) -> None:
     online("http://127.0.0.1:9")
     said = toast("export", "--run", run, "--out", here / "a.safetensors", "--push", "me/mine")
@@ -336,3 +353,103 @@ def test_import_says_what_became_of_every_tensor(here: Path) -> None:
     toast("import", "theirs.pth", "--backbone", "vit_t16", "--weights", "none", "--output-dir", "x").fails(1, "fit")
     toast("import", "none.pth", "--backbone", "vit_demo").fails(2, "no checkpoint")
     assert not (here / "x").exists()
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_pretuned_start_becomes_one_file_that_tuning_starts_from(here: Path) -> None:
+    small = [*TINY_DEMO, "training.epochs=1"]
+    made = toast("pretune", "--least-squares", *TINY_DEMO, "--output-dir", "pre")
+    assert made.code == 0, made.err
+    said = toast("export", "--run", "pre", "--out", "start")
+    assert said.code == 0 and "artifact written: start.safetensors" in said.out, said.err
+    report = json.loads((here / "export_report.json").read_text())["start.safetensors"]
+    assert {"random.features", "real.A.0", "real.xi"} <= report["differences"].keys()
+    tuned = toast("tune", *small, "--init-from", "start.safetensors", "--output-dir", "run")
+    assert tuned.code == 0 and "pre-tuned on demo" in tuned.err, tuned.err
+    toast("export", "--run", "pre", "--format", "onnx", "--out", "x").fails(2, "no model")
+    toast("export", "--run", "pre", "--what", "full", "--out", "x").fails(2, "artifact")
+    for path in ("pre", "start.safetensors"):
+        toast("eval", "--run", path).fails(2, "start for tuning", "--init-from")
+    (here / "start.safetensors").write_bytes((here / "start.safetensors").read_bytes()[:-100])
+    toast("tune", *small, "--init-from", "start.safetensors", "--output-dir", "y").fails(1, "damaged")
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_language_models_file_and_folder_need_no_other(here: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+
+    import toast_cli
+
+    make_model(here / "model")
+    ends = json.loads((here / "model" / "generation_config.json").read_text()) | {"eos_token_id": [2, 7]}
+    write_json(here / "model" / "generation_config.json", ends)
+    data = write_json(here / "data.json", instructions(20))
+    chosen = ["--backbone", f"llama:{here / 'model'}", "--dataset", f"alpaca:{data}", "training.epochs=1"]
+    assert toast("tune", *chosen, "--output-dir", "run").code == 0
+    before = toast_cli.load("run").generate("Say yes.", max_new_tokens=6)
+    for form in (["--what", "full", "--out", "one"], ["--format", "hf", "--out", "hf"]):
+        assert toast("export", "--run", "run", *form).code == 0
+    (here / "model").rename(here / "away")
+    toast("generate", "--run", "run", "Say yes.").fails(1, "no model in", "--weights FOLDER")
+    assert toast_cli.load("run", weights="away").generate("Say yes.", max_new_tokens=6) == before
+    one = toast_cli.load("one.safetensors")
+    assert one.generate("Say yes.", max_new_tokens=6) == before
+    assert one.model.backbone.module.generation_config.eos_token_id == [2, 7]
+    toast("generate", "--run", "one.safetensors", "--weights", "away", "Hi").fails(2, "brings the backbone")
+    toast_cli.register()
+    ids = torch.randint(6, 100, (1, 9))
+    with torch.no_grad():
+        assert torch.equal(AutoModelForCausalLM.from_pretrained("hf")(ids).logits, one(ids))
+    with pytest.raises(ToastError, match="Use AutoModelForCausalLM"):
+        AutoModelForImageClassification.from_pretrained("hf")
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_files_name_ends_as_its_readers_expect_and_nothing_is_overwritten_unasked(here: Path, run: Path) -> None:
+    (here / "b.safetensors.old").write_text("mine")
+    assert toast("export", "--run", run, "--what", "backbone", "--out", "b").code == 0
+    toast("export", "--run", run, "--what", "backbone", "--out", "b").fails(2, "already exists", "--force")
+    assert toast("export", "--run", run, "--what", "backbone", "--out", "b", "--force").code == 0
+    assert sorted(path.name for path in here.iterdir()) == ["b.safetensors", "b.safetensors.old", "export_report.json"]
+
+
+@pytest.mark.usefixtures("quickly")
+def test_weights_that_have_moved_are_missed_by_name_and_found_beside_the_run(here: Path, run: Path) -> None:
+    assert toast("export", "--run", run, "--what", "backbone", "--out", "w").code == 0
+    tuned = toast("tune", *TINY_DEMO, "training.epochs=1", "--weights", here / "w.safetensors", "--output-dir", "r")
+    assert tuned.code == 0, tuned.err
+    (here / "w.safetensors").rename(here / "v.safetensors")
+    toast("export", "--run", "r", "--out", "a").fails(1, "not at", "w.safetensors", "--weights FILE")
+    assert toast("export", "--run", "r", "--weights", "v.safetensors", "--out", "a").code == 0
+    (here / "v.safetensors").rename(here / "r" / "w.safetensors")
+    assert toast("export", "--run", "r", "--out", "b").code == 0
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"classes": [["a"]] * 6}, "damaged"),
+        ({"recipe": {"method": {"name": "toast-lite", "rank": 10**9}}}, "cannot be built"),
+        ({"whole": True, "files": '{"../x": "y"}'}, "not built from ../x"),
+        ({"files": "[" * 100_000}, "damaged"),
+        ({"text": "[" * 100_000}, "damaged"),
+    ],
+)
+def test_a_file_whose_description_is_hostile_is_refused(
+    here: Path, run: Path, entries: dict[str, Any], words: str
+) -> None:
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    files, text = entries.pop("files", None), entries.pop("text", None)
+    recipe = config["recipe"] | entries.pop("recipe", {})
+    metadata = {"toast": text or json.dumps({**config, "recipe": recipe, **entries})}
+    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    save_file(tensors, here / "a.safetensors", metadata | ({"backbone": files} if files else {}))
+    toast("export", "--run", "a.safetensors", "--out", "b").fails(1, words)
+    assert [path.name for path in here.iterdir()] == ["a.safetensors"]
+
+
+def test_numbers_of_another_kind_are_no_weights(here: Path, run: Path) -> None:
+    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    config = (run / "adapter" / "adapter_config.json").read_text()
+    save_file({name: tensor.int() for name, tensor in tensors.items()}, here / "a.safetensors", {"toast": config})
+    toast("export", "--run", "a.safetensors", "--out", "b").fails(1, "of another shape or type")

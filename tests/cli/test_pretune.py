@@ -87,6 +87,41 @@ def test_images_without_labels_will_do(here: Path, pictures: MakePictures) -> No
     assert all(after < before for after, before in zip(results["after"], results["before"], strict=True))
 
 
+def test_what_it_began_from_is_measured_where_it_began(here: Path) -> None:
+    chosen = ["--device", "cpu", *TINY_DEMO, "training.accumulate=1", "training.lr=1e-12"]
+    assert toast("pretune", *chosen, "method.start=least-squares", "--output-dir", here / "run").code == 0
+    results = json.loads((here / "run" / "results.json").read_text())
+    assert results["after"] == pytest.approx(results["before"], rel=1e-4)
+    closed = toast("pretune", "--least-squares", *chosen, "--output-dir", here / "closed", "--json")
+    assert closed.code == 0, closed.err
+    drawn = json.loads(closed.out)["before"]
+    assert all(before > 2 * after for before, after in zip(drawn, results["before"], strict=True))
+
+
+def test_p_stays_the_identity_unless_pre_tuning_is_told_to_train_it(here: Path) -> None:
+    recipe = ["--recipe", "demo/toast", "init_from=null", *TINY_DEMO]
+    for name, words, fixed in (("fixed", ["method.train_P=true"], True), ("free", ["pretuning.train_P=true"], False)):
+        assert toast("pretune", *recipe, *words, "--output-dir", here / name).code == 0
+        P = load_file(here / name / "artifact" / "feedback.safetensors")["P"]
+        assert torch.equal(P, torch.eye(len(P))) is fixed
+
+
+def test_a_dry_run_shows_what_would_be_pre_tuned_and_writes_nothing(here: Path) -> None:
+    said = toast("pretune", "--dry-run", *TINY_DEMO)
+    assert said.code == 0, said.err
+    assert "train_P: false" in said.out and "trainable parameters" in said.out
+    assert list(here.iterdir()) == []
+    toast("pretune", "--dry-run", "pretuning.target=first-pass", "pretuning.passes=both").fails(2, "no task loss")
+
+
+def test_a_wrong_start_is_refused_before_anything_is_written(here: Path) -> None:
+    for command in ("tune", "pretune"):
+        toast(command, "--init-from", "nowhere", "--output-dir", here / "run", *TINY_DEMO).fails(
+            2, "holds no pre-tuned"
+        )
+        assert not (here / "run").exists()
+
+
 def test_the_loss_of_both_passes_can_be_averaged(here: Path) -> None:
     runs = []
     for passes in ("last", "both"):

@@ -20,7 +20,7 @@ from tests.cli.conftest import Said, toast, toast_in_new_process
 SIZES = ["dataset.train_images=60", "dataset.val_images=20", "dataset.test_images=20", "training.epochs=6"]
 SMALL = [*SIZES, "training.batch_size=10", "training.log_every=1", "images.augment=crop-flip"]
 METHODS = {
-    "toast": ["training.optimizer=adamw"],
+    "toast": ["training.optimizer=adamw", "task.mixup=0.4"],
     "toast-lite": ["training.optimizer=sgd", "training.accumulate=2", "training.save_every=1"],
     "lora": ["training.optimizer=adamw", "method.dropout=0.3", "training.save_every=2", "training.ema=0.9"],
 }
@@ -78,7 +78,7 @@ def test_a_killed_run_goes_on_to_the_very_weights_of_an_uninterrupted_one(here: 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_run_asked_to_stop_keeps_its_last_step_and_goes_on_from_there(here: Path, by: signal.Signals) -> None:
-    words = ["tune", "--method", "lora", "--device", "cpu", *SMALL, "training.workers=1"]
+    words = ["tune", "--method", "lora", "--device", "cpu", *SMALL, "training.workers=1", "method.dropout=0.3"]
     assert toast_in_new_process(*words, "--output-dir", here / "whole").code == 0
     said = stopped(here / "cut", words, by)
     assert said.code == 130, said.err

@@ -130,10 +130,13 @@ def test_top_down_parts_alone_become_a_start_for_the_backbone_that_is_named(tmp_
     folder, account = import_checkpoint(file, "vit:vit_golden", weights=str(plain), output_dir=tmp_path / "run")
     assert account["kind"] == "artifact"
     whole, _ = import_checkpoint(dump(tmp_path, weights), "vit:vit_golden", output_dir=tmp_path / "whole")
-    model = load(whole.path).model
+    loaded = load(whole.path)
+    model, recipe = loaded.model, loaded.recipe
     before = model.state_dict()["adapted.steering.feedback.A.1.weight"].clone()
     model.adapted.steering.feedback.A[1].weight.data.zero_()
-    start_from(folder.path, model)  # refuses another backbone by its fingerprint, so both found the same weights
+    start_from(
+        folder.path, model, recipe
+    )  # refuses another backbone by its fingerprint, so both found the same weights
     assert torch.equal(model.state_dict()["adapted.steering.feedback.A.1.weight"], before)
 
 
@@ -158,7 +161,14 @@ def spoiled(weights: dict[str, Tensor], how: str) -> dict[str, Tensor]:
         return weights | {"decoders.3.linear.weight": weights["decoders.0.linear.weight"]}
     if how == "of another shape":
         return weights | {"prompt": torch.ones(47)}
-    return weights | {"prompt": torch.full((48,), float("nan"))}
+    odd: dict[str, Tensor] = {
+        "nan": torch.full((48,), float("nan")),
+        "sparse": torch.eye(48).to_sparse(),
+        "complex": torch.ones(48, dtype=torch.complex64),
+        "without content": torch.empty(48, device="meta"),
+        "no fractions": torch.ones(48, dtype=torch.int32),
+    }
+    return weights | {"prompt": odd[how]}
 
 
 @pytest.mark.parametrize(
@@ -170,6 +180,10 @@ def spoiled(weights: dict[str, Tensor], how: str) -> dict[str, Tensor]:
         ("too many levels", "A.3"),
         ("of another shape", "xi"),
         ("nan", "NaN"),
+        ("sparse", "no plain numbers"),
+        ("complex", "no plain numbers"),
+        ("without content", "no plain numbers"),
+        ("no fractions", "not of the right type"),
     ],
 )
 def test_a_tensor_without_a_place_or_a_place_without_a_tensor_is_an_error(tmp_path: Path, how: str, words: str) -> None:
@@ -192,6 +206,33 @@ def test_a_damaged_file_is_called_damaged(tmp_path: Path, content: bytes | None)
     file.write_bytes(file.read_bytes()[:20_000] if content is None else content)
     with pytest.raises(ToastError, match="damaged"):
         import_checkpoint(file, "vit:vit_golden", output_dir=tmp_path / "run")
+
+
+def test_a_changed_byte_in_a_file_is_noticed(tmp_path: Path) -> None:
+    weights = weights_of("vit_seed0.safetensors")
+    file = dump(tmp_path, weights)
+    content = bytearray(file.read_bytes())
+    place = content.index(weights["prompt"].numpy().tobytes())
+    content[place + 1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ToastError, match="checksum"):
+        import_checkpoint(file, "vit:vit_golden", output_dir=tmp_path / "run")
+
+
+def test_an_import_that_has_moved_finds_the_backbone_that_it_brought(tmp_path: Path) -> None:
+    file = dump(tmp_path, weights_of("vit_seed0.safetensors"))
+    folder, _ = import_checkpoint(file, "vit:vit_golden", output_dir=tmp_path / "run")
+    image = torch.randn(1, 3, 32, 32)
+    before = logits(folder.path, image)
+    folder.path.rename(tmp_path / "moved")
+    assert torch.equal(logits(tmp_path / "moved", image), before)
+    assert torch.equal(logits(tmp_path / "moved" / "adapter", image), before)
+
+
+def test_the_method_of_a_checkpoint_is_not_for_choosing(tmp_path: Path) -> None:
+    file = dump(tmp_path, weights_of("vit_seed0.safetensors"))
+    with pytest.raises(ToastError, match="is toast for classification"):
+        import_checkpoint(file, "vit:vit_golden", overrides=["method=linear"], output_dir=tmp_path / "run")
 
 
 def test_classes_are_as_many_as_the_head_has_rows(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 
 import toast_cli
-from tests.language import make_model
+from tests.language import make_model, make_tokenizer
 from toast_cli.errors import ToastError, UsageError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -104,6 +106,76 @@ def test_a_language_model_is_steered_and_writes(tmp_path: Path) -> None:
     assert isinstance(steered.generate("Say yes.", max_new_tokens=3), str)
     with pytest.raises(UsageError, match="no classes"):
         toast_cli.steer(mine, classes=2)
+
+
+def test_a_graph_of_prompts_takes_any_batch() -> None:
+    model = toast_cli.steer(timm.create_model(TINY), classes=2, method="vpt", prompts=3).eval().model
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(model, (torch.randn(2, 3, 160, 160),), dynamic_shapes={"inputs": batch})
+    images = torch.randn(3, 3, 160, 160)
+    assert torch.allclose(program.module()(images), model(images), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def writing(tmp_path_factory: pytest.TempPathFactory) -> toast_cli.Steered:
+    """A steered language model whose signals matter, that writes a few letters and never ends by itself."""
+    mine = AutoModelForCausalLM.from_pretrained(make_model(tmp_path_factory.mktemp("writing") / "model", chat=True))
+    tokenizer, config = make_tokenizer(), mine.generation_config
+    config.eos_token_id = None
+    config.suppress_tokens = [token for token in range(len(tokenizer)) if tokenizer.decode(token) not in "abcd "]
+    steered = toast_cli.steer(mine)
+    torch.manual_seed(0)
+    for weight in steered.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return steered
+
+
+def test_an_answer_is_sampled_searched_limited_and_stopped_as_transformers_does_it(writing: toast_cli.Steered) -> None:
+    ways = [{"do_sample": True}, {"num_beams": 3}]
+    for settings in ways:
+        written = []
+        for kept in (True, False):
+            torch.manual_seed(1)
+            written.append(writing.generate("Say yes.", use_cache=kept, **{"max_new_tokens": 20, **settings}))
+        assert written[0] == written[1] != ""
+    free = writing.generate("Say yes.", max_new_tokens=20)
+    assert writing.generate("Say yes.", max_new_tokens=20, prompt_lookup_num_tokens=2) == free
+    assert (
+        writing.generate("Say yes.", max_new_tokens=20, stop_strings=[free[3:6]]) == free[: free.index(free[3:6]) + 3]
+    )
+    config = copy(writing.model.backbone.module.generation_config)
+    config.max_new_tokens = 4
+    assert writing.generate("Say yes.", generation_config=config) == free[:4]
+
+
+def test_an_answer_is_heard_as_it_is_written(writing: toast_cli.Steered) -> None:
+    heard: list[str] = []
+    torch.manual_seed(0)
+    whole = writing.generate("Say yes.", heard.append, max_new_tokens=30, do_sample=True)
+    assert len(heard) > 1 and "".join(heard) == whole
+
+
+def test_a_conversation_is_given_as_transformers_has_it(writing: toast_cli.Steered) -> None:
+    asked = {"role": "user", "content": "Say yes."}
+    assert writing.generate([asked], max_new_tokens=5) == writing.generate("Say yes.", max_new_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "words"),
+    [
+        ("Hi", {"num_return_sequences": 2}, "one text"),
+        ("Hi", {"return_dict_in_generate": True}, "one text"),
+        ("Hi", {"on_text": print, "num_beams": 2}, "Beams"),
+        ([], {}, "Nothing was said"),
+        ([{"role": "usr", "content": "Hi"}], {}, "no role"),
+        ([{"user": "Hi"}], {}, "no message"),
+    ],
+)
+def test_what_cannot_be_written_is_said(
+    writing: toast_cli.Steered, prompt: Any, settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        writing.generate(prompt, **settings)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def show(
     from toast_cli.storage.atomic import written_whole
 
     network = registry.backbone_card(chosen.backbone.name).build(chosen.backbone)
-    sheet = contact_sheet(splits[split], opened.classes, chosen, network, images, augment=split == "train")
+    sheet = contact_sheet(opened, split, chosen, network, images, augment=split == "train")
     with written_whole(out) as temporary:
         write_sheet(sheet, temporary)
     for note in opened.notes:

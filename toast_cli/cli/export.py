@@ -19,7 +19,10 @@ def export(
     run: options.Run = None,
     what: Annotated[
         str | None,
-        typer.Option(help="adapter, full (with the backbone), or backbone alone. [default: adapter; else full]"),
+        typer.Option(
+            help="adapter, full (with the backbone), or backbone alone. [default: adapter; else full]. What 'toast "
+            "pretune' wrote is an artifact, and nothing else."
+        ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="How weights are stored: float32, float16 or bfloat16.")] = "float32",
     fold: Annotated[
@@ -29,7 +32,9 @@ def export(
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Graphs: take pixels in 0..1 and normalise them inside.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="What to write. [default: export/ in the run folder]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="What to write, or the folder for it. [default: export/ in the run folder]")
+    ] = None,
     weights: options.Weights = None,
     push: Annotated[
         str | None, typer.Option(help="Also upload it to this repository (OWNER/NAME) of the Hugging Face hub.")
@@ -44,14 +49,14 @@ def export(
     from toast_cli.errors import UsageError
 
     form = registry.load(registry.EXPORTS, format)
-    part = what or form.parts[0]
-    _check(format, form, part, dtype, fold, maps, normalize)
     path = chosen_run(run)
-    folder = path / "export" if path.is_dir() else path.parent
-    name = f"{path.stem}-{format if form.graph or not form.suffix else part}{form.suffix}"
-    target = out or folder / name
-    if target.is_dir() and form.suffix:
-        target = target / name
+
+    from toast_cli.storage.artifact import is_artifact, load_artifact
+
+    pretuned = is_artifact(path)
+    part = what or ("artifact" if pretuned else form.parts[0])
+    _check(format, form, part, dtype, fold, maps, normalize, pretuned)
+    target = _target(out, path, format, part, form)
     if target.exists() and not force:
         raise UsageError(f"{target} already exists.", what_to_do="Choose another --out, or say --force.")
 
@@ -63,38 +68,58 @@ def export(
 
     if push is not None:
         check_push(push)
-    loaded = load(path, weights)
+    loaded = (load_artifact if pretuned else load)(path, weights)
     wanted = Wanted(
         part,
         dtype,
         fold or folds(loaded, form),
         maps,
         normalize,
-        weights or loaded.recipe.backbone.weights,
+        None if part == "full" or loaded.config.whole else loaded.recipe.backbone.weights,
         loaded.recipe.backbone.model_dump(mode="json"),
     )
-    proof = exported(loaded, format, wanted, target, force)
-    pushed = push_export(push, target) if push is not None else None
+    proof, written = exported(loaded, format, wanted, target, force)
+    pushed = push_export(push, written) if push is not None else None
     if as_json:
-        told = {"run": str(path), "file": str(target), "bytes": size(target), "largest_difference": proof.largest}
+        told = {"run": str(path), "file": str(target), "bytes": size(written), "largest_difference": proof.largest}
         told |= {"seconds": proof.seconds, "seconds_pytorch": proof.seconds_pytorch, "missing": proof.missing}
         print_json({**told, "pushed": pushed})
         return
-    _tell(part, target, size(target), form, proof)
+    _tell(part, target, size(written), form, proof)
     if pushed is not None:
         typer.echo(f"Uploaded: {pushed}")
 
 
-def _check(format: str, form: Format, part: str, dtype: str, fold: bool, maps: bool, normalize: bool) -> None:
-    """Refuse what the format does not have.
+def _target(out: Path | None, run: Path, format: str, part: str, form: Format) -> Path:
+    """What to write: a file always has its format's suffix, for readers go by it."""
+    folder = run / "export" if run.is_dir() else run.parent
+    stem = run.resolve().name if run.is_dir() else run.stem
+    name = f"{stem}-{format if form.graph or not form.suffix else part}{form.suffix}"
+    if out is None:
+        return folder / name
+    if out.is_dir() and form.suffix:
+        return out / name
+    return out if out.name.endswith(form.suffix) else out.with_name(out.name + form.suffix)
+
+
+def _check(
+    format: str, form: Format, part: str, dtype: str, fold: bool, maps: bool, normalize: bool, pretuned: bool
+) -> None:
+    """Refuse what the format does not have, or the run has not.
 
     Raises:
         UsageError: with what it has.
     """
     from toast_cli.errors import UsageError, did_you_mean
 
+    if pretuned and "artifact" not in form.parts:
+        raise UsageError(
+            f"What 'toast pretune' wrote is a start for tuning and no model: there is no {format} of it.",
+            what_to_do="Use --format safetensors, or tune from it first.",
+        )
+    parts = tuple(name for name in form.parts if (name == "artifact") == pretuned)
     for option, value, allowed in (
-        ("--what", part, form.parts),
+        ("--what", part, parts),
         ("--dtype", dtype, tuple(form.tolerance)),
     ):
         if value not in allowed:
@@ -102,8 +127,9 @@ def _check(format: str, form: Format, part: str, dtype: str, fold: bool, maps: b
     for option, chosen in (("--maps", maps), ("--normalize", normalize)):
         if chosen and not form.graph:
             raise UsageError(f"{option} is for graphs.", what_to_do="Use --format onnx or torch-export.")
-    if fold and part == "backbone":
-        raise UsageError("--fold folds the feedback path, which a backbone alone has not.")
+    if fold and part in ("backbone", "artifact"):
+        why = "which a backbone alone has not" if part == "backbone" else "and an artifact is to be trained on"
+        raise UsageError(f"--fold folds the feedback path, {why}.")
 
 
 def _tell(part: str, target: Path, size: int, form: Any, proof: Proof) -> None:

@@ -37,10 +37,11 @@ Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")
 InitFrom = Annotated[
     str | None,
     typer.Option(
-        help="Start selection and feedback path from what 'toast pretune' wrote (run or artifact folder), or from what "
-        "comes with the backbone ('shipped')."
+        help="Start selection and feedback path from what 'toast pretune' wrote (run folder, artifact folder or "
+        "exported file), or from what comes with the backbone ('shipped')."
     ),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would run, train nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Resume = Annotated[
     Path | None, typer.Option(help="Go on with the interrupted run in this folder; nothing else but --device fits.")

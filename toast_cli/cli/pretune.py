@@ -30,6 +30,7 @@ def pretune(
     device: options.Device = None,
     precision: options.Precision = None,
     resume: options.Resume = None,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Pre-tune selection and feedback path on a backbone's general data. Without arguments, on the demo's."""
@@ -38,7 +39,7 @@ def pretune(
 
     if resume is not None:
         others = (recipe, backbone, weights, dataset, data_dir, init_from, output_dir, seed, precision, overrides)
-        options.check_resume(resume, any(value is not None for value in others) or least_squares)
+        options.check_resume(resume, any(value is not None for value in others) or least_squares or dry_run)
         recipe, output_dir = str(resume / "recipe.yaml"), resume
     # Its recipe 'toast' is the demo's.
     chosen = recipe or (f"{PRETUNE}/general" if dataset is not None else None)
@@ -57,6 +58,13 @@ def pretune(
     )
     for message in [resolved.source, *resolved.messages]:
         say(message, err)
+    if dry_run:
+        from toast_cli.cli.dry_run import show
+        from toast_cli.training.pretuning import learns_labels, pretuning_recipe
+
+        shown = pretuning_recipe(resolved.recipe, gradient=not least_squares)
+        show(shown, as_json, labels=learns_labels(shown, gradient=not least_squares))
+        return
 
     from toast_cli.cli.progress import TerminalReporter
     from toast_cli.cli.tables import pretuning_table

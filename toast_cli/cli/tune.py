@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -31,7 +30,7 @@ def tune(
     device: options.Device = None,
     precision: options.Precision = None,
     resume: options.Resume = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, train nothing.")] = False,
+    dry_run: options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Adapt a backbone to a data set: TOAST, TOAST-Lite or a baseline. Without arguments, runs the demo."""
@@ -70,7 +69,9 @@ def tune(
     for message in [resolved.source, *resolved.messages]:
         say(message, err)
     if dry_run:
-        _dry_run(resolved.recipe, as_json)
+        from toast_cli.cli.dry_run import show
+
+        show(resolved.recipe, as_json)
         return
 
     from toast_cli.cli.console import out, print_json
@@ -89,39 +90,3 @@ def tune(
     say(f"Run folder: {folder.path}")
     if results["attention_can_be_drawn"] and results["test"] is not None:
         say(f"Look: toast visualize-attention --test-image 0 --run {folder.path}")
-
-
-def _dry_run(recipe: Any, as_json: bool) -> None:
-    """The resolved recipe, its size and cost, and the first batch, without training or writing anything."""
-    from toast_cli.cli.console import print_json, say
-    from toast_cli.labels import BOOKKEEPING
-    from toast_cli.recipe.dump import to_yaml
-    from toast_cli.training.optimization import schedule_notes
-    from toast_cli.training.session import prepare
-
-    session = prepare(recipe)
-    sizes = session.sizes()
-    batches = session.batches("train", train=True)
-    notes = schedule_notes(recipe.training, -(-len(batches) // recipe.training.accumulate))
-    batch = next(iter(batches))
-    shapes = {name: list(tensor.shape) for name, tensor in batch.items() if name not in BOOKKEEPING}
-    memory = session.memory(batches)
-    samples = {name: len(split) for name, split in session.data.splits.items()}
-    if as_json:
-        found = {**sizes, "memory": asdict(memory), "first_batch": shapes, "samples": samples}
-        print_json({"recipe": recipe.model_dump(mode="json"), **found})
-        return
-    say(to_yaml(recipe))
-    own, plain = sizes["flops"], sizes["flops_plain"]
-    lines = [
-        "samples: " + ", ".join(f"{count:,} {name}" for name, count in samples.items()),
-        *([f"classes: {len(session.data.classes)}"] if session.data.classes else []),
-        f"trainable parameters: {sizes['trained_parameters']:,} of {sizes['total_parameters']:,}",
-        f"FLOPs per {sizes['flops_per']}: {own:.4g}, {own / plain:.2f} × the plain backbone's {plain:.4g}",
-        str(memory),
-        *([warning] if (warning := memory.warning(session.accelerator.device)) else []),
-        f"first batch: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}",
-        "Nothing was trained or written (--dry-run).",
-    ]
-    for line in [*session.data.notes, *batches.notes, *session.weights_notes(), *notes, *lines]:
-        say(line)

@@ -10,7 +10,6 @@ from pydantic import Field
 from toast_cli.data.location import data_folder
 from toast_cli.data.pairs import PairOptions, PairSplit, data_set, divided, matched
 from toast_cli.data.source import DataSet, Source
-from toast_cli.data.tree import images_below
 from toast_cli.errors import ToastError
 
 FOLDER = "ADEChallengeData2016"
@@ -55,7 +54,11 @@ def open_ade20k(options: Options, data_dir: Path | None) -> DataSet:
 
 
 SOURCE = Source(
-    Options, open_ade20k, f"ADEChallengeData2016.zip unpacked in the data folder ({FOLDER}/images)", "segmentation"
+    Options,
+    open_ade20k,
+    f"ADEChallengeData2016.zip unpacked in the data folder ({FOLDER}/images)",
+    "segmentation",
+    home="http://sceneparsing.csail.mit.edu",
 )
 
 
@@ -73,7 +76,7 @@ def _find(home: Path) -> Path:
 
 def _split(root: Path, part: str, classes: int, reduce_zero_label: bool) -> PairSplit:
     images, maps = root / "images" / part, root / "annotations" / part
-    pairs = matched(images_below(images), images_below(maps), f"{root} ({part})")
+    pairs = matched(images, maps)
     if not pairs:
         raise ToastError(f"There is no image in {images}.", what_to_do="Unpack ADEChallengeData2016.zip anew.")
     return PairSplit(pairs, classes, reduce_zero_label)

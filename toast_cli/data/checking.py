@@ -33,13 +33,17 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Seen:
-    """What one image came to: its size, a hash of its pixels, a perceptual hash; or `error`, why it cannot be read."""
+    """What one image came to: its size, a hash of its pixels, a perceptual hash; or `error`, why it cannot be read.
+
+    `classes` are those of its pixels; None where it is the image that is labelled.
+    """
 
     width: int = 0
     height: int = 0
     pixels: bytes = b""
     look: int = 0
     empty_mask: bool = False
+    classes: tuple[int, ...] | None = None
     error: str = ""
 
 
@@ -58,6 +62,8 @@ Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 def check(data: DataSet, splits: Mapping[str, ImageSplit], track: Track) -> dict[str, Any]:
     """The report on a data set, ready for JSON: what each split holds, duplicates, `problems` and `warnings`.
 
+    Where pixels are labelled, an image is of every class that occurs in it.
+
     A problem spoils a run: an image that cannot be read, an image of one split that is also in another. Warnings are
     for a human to judge. `track(items, total, what)` passes items through and shows progress.
     """
@@ -71,7 +77,7 @@ def check(data: DataSet, splits: Mapping[str, ImageSplit], track: Track) -> dict
     def told(twins: Twins) -> dict[str, Any]:
         places = {"first": twins.first, "second": twins.second}
         named = {key: f"{part}: {_readable(splits[part].names[index])}" for key, (part, index) in places.items()}
-        labels = [splits[part].labels[index] for part, index in places.values()]
+        labels = [(splits[part].labels[index], seen[part][index].classes) for part, index in places.values()]
         return {**named, "same_class": labels[0] == labels[1], "distance": twins.distance}
 
     pairs = {"across_splits": across, "within_a_split": inside, "nearly_across_splits": near}
@@ -85,7 +91,8 @@ def check(data: DataSet, splits: Mapping[str, ImageSplit], track: Track) -> dict
         "notes": list(data.notes),
     }
     other_class = sum(not told(twins)["same_class"] for twins in same)
-    return {**report, "problems": _problems(report), "warnings": _warnings(report, other_class)}
+    labels_pixels = any(image.classes is not None for image in chain(*seen.values()))
+    return {**report, "problems": _problems(report), "warnings": _warnings(report, other_class, labels_pixels)}
 
 
 def look_at(split: ImageSplit) -> Iterator[Seen]:
@@ -109,7 +116,8 @@ def _look(split: ImageSplit, index: int) -> Seen:
     pixels = blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
     bits = np.packbits(phash(image).hash.flatten())
     empty = sample.mask is not None and not sample.mask.any()
-    return Seen(image.width, image.height, pixels, int.from_bytes(bits.tobytes(), "big"), empty)
+    classes = None if sample.classes is None else tuple(value for value in np.unique(sample.classes).tolist())
+    return Seen(image.width, image.height, pixels, int.from_bytes(bits.tobytes(), "big"), empty, classes)
 
 
 def _same(seen: Mapping[str, Sequence[Seen]]) -> list[Twins]:
@@ -158,7 +166,7 @@ def _stretches(look: int) -> Iterator[tuple[int, int]]:
 
 
 def _of_split(split: ImageSplit, seen: Sequence[Seen], classes: Sequence[str]) -> dict[str, Any]:
-    sizes = Counter(split.labels)
+    sizes = Counter(chain(split.labels, *(image.classes for image in seen if image.classes is not None)))
     counts = [sizes.get(label, 0) for label in range(len(classes))]
     good = [image for image in seen if not image.error]
     unreadable = [
@@ -177,6 +185,7 @@ def _of_split(split: ImageSplit, seen: Sequence[Seen], classes: Sequence[str]) -
         "height": spread([image.height for image in good]),
         "small": sum(min(image.width, image.height) < SMALL for image in good),
         "empty_masks": sum(image.empty_mask for image in good),
+        "unlabelled": sum(image.classes is not None and min(image.classes) >= len(classes) for image in good),
     }
 
 
@@ -191,7 +200,7 @@ def _problems(report: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _warnings(report: Mapping[str, Any], other_class: int) -> list[str]:
+def _warnings(report: Mapping[str, Any], other_class: int, labels_pixels: bool) -> list[str]:
     warnings = []
     near = report["duplicates"]["nearly_across_splits"]["count"]
     if near:
@@ -206,13 +215,15 @@ def _warnings(report: Mapping[str, Any], other_class: int) -> list[str]:
         spread = found["images_per_class"]
         if found["empty_classes"]:
             warnings.append(f"{part}: no image of {listed(found['empty_classes'])}")
-        elif part == "train" and spread["most"] > IMBALANCE * spread["least"]:
+        elif part == "train" and not labels_pixels and spread["most"] > IMBALANCE * spread["least"]:
             warnings.append(
                 f"{part}: the largest class has {spread['most']:,} images, the smallest {spread['least']:,}: accuracy "
                 "will favour the large ones"
             )
         if found["small"]:
             warnings.append(f"{part}: {_images(found['small'], 'is', 'are')} smaller than {SMALL} pixels")
+        if found["unlabelled"]:
+            warnings.append(f"{part}: {_images(found['unlabelled'], 'has', 'have')} no pixel with a class")
         if found["empty_masks"]:
             warnings.append(f"{part}: {_images(found['empty_masks'], 'has', 'have')} an empty mask")
     return warnings

@@ -42,6 +42,16 @@ class SegmentedScenes:
     def __len__(self) -> int:
         return len(self.scenes)
 
+    @property
+    def labels(self) -> list[int]:
+        """No image has a label of its own: -1."""
+        return [-1] * len(self)
+
+    @property
+    def names(self) -> list[str]:
+        """As in the fine task."""
+        return self.scenes.names
+
     def load(self, index: int) -> Sample:
         """Draw the scene at `index`."""
         from PIL import Image

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, de
 from toast_cli.data.sharing import Share
 from toast_cli.data.source import KNOWN, Sample
 from toast_cli.data.transforms import build_transform
-from toast_cli.errors import ToastError
+from toast_cli.errors import ToastError, UsageError
 from toast_cli.labels import IGNORED
 
 if TYPE_CHECKING:
@@ -199,8 +199,13 @@ def image_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: 
     """Images as the recipe and the backbone want them.
 
     Raises:
-        UsageError: the backbone does not look at images, or the recipe asks for sizes that do not fit.
+        UsageError: the task is to label pixels, the backbone does not look at images, or sizes do not fit.
     """
+    if recipe.task.name == "segmentation":
+        raise UsageError(
+            f"The task 'segmentation' needs a label for every pixel, and {recipe.dataset.name} has one for an image.",
+            what_to_do="Use voc, ade20k, masks:PATH or demo-segmentation, or leave task.name out.",
+        )
     return make_loader(
         split,
         build_transform(recipe.images, backbone.require_preprocessing(), train=asked.augment),

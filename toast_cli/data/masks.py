@@ -11,7 +11,6 @@ from toast_cli.data.folder import find_folder
 from toast_cli.data.pairs import PairOptions, PairSplit, data_set, divided, matched
 from toast_cli.data.source import DataSet, Source
 from toast_cli.data.split import hold_out, split_hash
-from toast_cli.data.tree import images_below
 from toast_cli.errors import ToastError, UsageError
 
 SPLITS = ("train", "val", "test")
@@ -71,7 +70,7 @@ SOURCE = Source(Options, open_masks, "a folder with images/ and masks/ in it: ma
 
 def _unsplit(options: Options, classes: tuple[str, ...], everything: PairSplit) -> DataSet:
     """Folders without train, val and test: test and validation are both made here."""
-    names = [image.name for image, _ in everything.pairs]
+    names = everything.names
     kept, held = hold_out(names, [0] * len(names), options.test_fraction, options.split_seed, leave=2)
     splits, note = divided(everything.take(kept), options)
     notes = [note]
@@ -89,7 +88,7 @@ def _split(options: Options, images: Path, maps: Path, classes: int) -> PairSpli
     for folder in (images, maps):
         if not folder.is_dir():
             raise ToastError(f"There is no folder {folder}.", what_to_do=LAYOUT)
-    pairs = matched(images_below(images), images_below(maps), str(images.parent))
+    pairs = matched(images, maps)
     if not pairs:
         raise ToastError(f"There is no image in {images}.", what_to_do=LAYOUT)
     return PairSplit(pairs, classes, options.reduce_zero_label)

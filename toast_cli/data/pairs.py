@@ -15,6 +15,7 @@ from pydantic import Field
 
 from toast_cli.data.source import DataSet, Sample
 from toast_cli.data.split import hold_out, split_hash
+from toast_cli.data.tree import images_below
 from toast_cli.errors import ToastError
 from toast_cli.options import Named
 
@@ -61,6 +62,16 @@ class PairSplit:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def labels(self) -> list[int]:
+        """No image has a label of its own: -1."""
+        return [-1] * len(self)
+
+    @property
+    def names(self) -> list[str]:
+        """The images' file names."""
+        return [image.name for image, _ in self.pairs]
+
     def take(self, indices: Sequence[int]) -> PairSplit:
         """The samples at `indices`, in that order."""
         return PairSplit(tuple(self.pairs[i] for i in indices), self.classes, self.reduce_zero_label)
@@ -78,9 +89,8 @@ class PairSplit:
         classes = class_map(map_path, self.classes, self.reduce_zero_label)
         if classes.shape != (image.height, image.width):
             raise ToastError(
-                f"The class map {map_path} is {classes.shape[1]}×{classes.shape[0]} pixels, and its image "
-                f"{image_path} {image.width}×{image.height}.",
-                "Every pixel of the image needs its own label.",
+                f"The class map {map_path} does not fit its image {image_path}.",
+                f"It is {classes.shape[1]}×{classes.shape[0]} pixels, the image {image.width}×{image.height}.",
                 "Save the class map at the image's size (and upright, if a camera turned the image), or remove both.",
             )
         return Sample(image, -1, image_path.name, classes=classes)
@@ -119,9 +129,9 @@ def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.n
         listed = ", ".join(f"{value} ({count:,} pixels)" for value, count in zip(odd[:5], counts[:5], strict=True))
         first = 1 if reduce_zero_label else 0
         raise ToastError(
-            f"The class map {path} has values that are no class: {listed}{' and more' if len(odd) > 5 else ''}.",
-            f"There are {classes} classes, {first} to {first + classes - 1}, and 255 for none"
-            + (" (0 too: reduce_zero_label)." if reduce_zero_label else "."),
+            f"The class map {path} has values that are no class.",
+            f"It has {listed}{' and more' if len(odd) > 5 else ''}; there are {classes} classes, {first} to "
+            f"{first + classes - 1}, and 255 for none" + (" (0 too: reduce_zero_label)." if reduce_zero_label else "."),
             "Mend the file, or name every class.",
         )
     return found.astype(np.uint8)
@@ -129,7 +139,7 @@ def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.n
 
 def divided(train: PairSplit, options: PairOptions) -> tuple[dict[str, PairSplit], str]:
     """`train` and, held out of it, `val`, and the note that says so."""
-    names, labels = [image.name for image, _ in train.pairs], [0] * len(train)
+    names, labels = train.names, [0] * len(train)
     kept, held = hold_out(names, labels, options.val_fraction, options.split_seed)
     if not held:
         return {"train": train}, f"validation: none was held out (fraction {options.val_fraction:g}, or a single image)"
@@ -140,37 +150,39 @@ def divided(train: PairSplit, options: PairOptions) -> tuple[dict[str, PairSplit
     )
 
 
-def matched(images: Sequence[Path], maps: Sequence[Path], where: str) -> tuple[tuple[Path, Path], ...]:
-    """Images and class maps of the same name but for the ending, in the names' order.
+def matched(images: Path, maps: Path) -> tuple[tuple[Path, Path], ...]:
+    """The images below a folder and the class maps below another, paired by their path in it but for the ending.
 
     Raises:
         ToastError: one has no other, or two share a name; they are named.
     """
-    of_image, of_map = _by_stem(images), _by_stem(maps)
-    for alone, others, word, other in (
-        (of_image, of_map, "images", "class map"),
-        (of_map, of_image, "class maps", "image"),
+    of_image, of_map = _by_name(images), _by_name(maps)
+    for alone, others, words, other, place in (
+        (of_image, of_map, f"images in {images}", "class map", maps),
+        (of_map, of_image, f"class maps in {maps}", "image", images),
     ):
-        missing = [path for stem, path in sorted(alone.items()) if stem not in others]
+        missing = [name for name in sorted(alone) if name not in others]
         if missing:
-            named = ", ".join(path.name for path in missing[:3])
+            named = ", ".join(alone[name].name for name in missing[:3])
             raise ToastError(
-                f"{len(missing):,} of {len(alone):,} {word} in {where} have no {other}: "
+                f"{len(missing):,} of {len(alone):,} {words} have no {other}: "
                 f"{named}{' and more' if len(missing) > 3 else ''}.",
-                f"The first is {missing[0]}. An image and its class map share a name but for the ending.",
+                f"The first is {alone[missing[0]]}; nothing in {place} is called {missing[0]} but for the ending.",
                 f"Add the {other}s, or remove what has none.",
             )
-    return tuple((of_image[stem], of_map[stem]) for stem in sorted(of_image))
+    return tuple((of_image[name], of_map[name]) for name in sorted(of_image))
 
 
-def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
+def _by_name(folder: Path) -> dict[str, Path]:
+    """The images below a folder by their path in it without the ending."""
     found: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in found:
+    for path in images_below(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
             raise ToastError(
-                f"{found[path.stem]} and {path.name} share a name but for the ending.", what_to_do="Remove one."
+                f"{found[name]} and {path.name} share a name but for the ending.", what_to_do="Remove one."
             )
-        found[path.stem] = path
+        found[name] = path
     return found
 
 

@@ -79,7 +79,11 @@ def open_voc(options: Options, data_dir: Path | None) -> DataSet:
 
 
 SOURCE = Source(
-    Options, open_voc, f"VOCtrainval_11-May-2012.tar unpacked in the data folder ({FOLDER}/JPEGImages)", "segmentation"
+    Options,
+    open_voc,
+    f"VOCtrainval_11-May-2012.tar unpacked in the data folder ({FOLDER}/JPEGImages)",
+    "segmentation",
+    home="http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
 )
 
 

@@ -6,6 +6,8 @@ import argparse
 import hashlib
 import pickle
 import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,18 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             "Only tensors are read from a checkpoint, because anything else could run code.",
             "Ask whoever made it for the state_dict alone, best as safetensors.",
         ) from error
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise _damaged(path, error) from error
     if not isinstance(raw, Mapping):
         raise ToastError(f"{path} holds no tensors by name.", f"It holds a {type(raw).__name__}.")
@@ -74,6 +87,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         raise ToastError(f"{path} holds no tensors by name.", f"It holds {', '.join(beside[:5]) or 'nothing'}.")
     if all(name.startswith("module.") for name in tensors):  # as saved from several processes
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    strange = [name for name, tensor in tensors.items() if not _plain(tensor)]
+    if strange:
+        raise ToastError(
+            f"{path} holds tensors that are no plain numbers (sparse, quantized, complex or without content).",
+            f"They are {', '.join(strange[:3])}.",
+            "Ask whoever made it for plain ones.",
+        )
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if broken:
         raise ToastError(f"{path} holds numbers that are none (NaN or infinity).", f"In {', '.join(broken[:3])}.")
@@ -133,6 +153,11 @@ def import_checkpoint(
     draft = Draft(values, {}, "options")
     apply_overrides(draft, overrides)
     recipe = build(draft)
+    if recipe.method.name != values["method"]["name"] or recipe.task.name != values["task"]:
+        raise UsageError(
+            f"What is in {path} is {values['method']['name']} for {values['task']}.",
+            what_to_do="Leave method and task as they are.",
+        )
     folder = RunFolder.create(output_dir, f"import-{path.stem}-{''.join(c if c.isalnum() else '-' for c in backbone)}")
     try:
         if whole:
@@ -167,7 +192,17 @@ def import_checkpoint(
     return folder, account
 
 
+def _plain(tensor: Tensor) -> bool:
+    kept = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return kept and not (tensor.is_quantized or tensor.is_complex())
+
+
 def _unpickled(path: Path) -> Any:
+    if zipfile.is_zipfile(path):  # torch does not look at the checksums that it writes
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+        if changed is not None:
+            raise ValueError(f"the checksum of {changed} in it is wrong")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -215,6 +250,11 @@ def _every(
             for name in given.keys() & places.keys()
             if given[name].shape != places[name].shape
         ),
+        "not of the right type": sorted(
+            f"{name} ({given[name].dtype})"
+            for name in given.keys() & places.keys()
+            if given[name].is_floating_point() != places[name].is_floating_point()
+        ),
     }
     told = [
         f"{word}: {', '.join(names[:3])}{' and more' if names[3:] else ''}" for word, names in wrong.items() if names
@@ -226,11 +266,12 @@ def _every(
 def _classes(found: Authors, bare: Backbone, classes: Sequence[str] | None, kind: str) -> tuple[str, ...]:
     if bare.output() is not None:
         return ()
-    if "weight" not in found.head:
+    weight = found.head.get("weight")
+    rows = 0 if weight is None or not weight.dim() else len(weight)
+    if not rows:
         if kind == "run":
             raise ToastError("There is no head in the checkpoint.", what_to_do="Import it with --as artifact.")
         return ("none",)
-    rows = len(found.head["weight"])
     if classes is not None and len(classes) != rows:
         raise UsageError(
             f"The head has {rows} rows, and {len(classes)} classes are named.",

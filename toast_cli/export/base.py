@@ -18,7 +18,7 @@ class Wanted:
     """What an export is to hold.
 
     Args:
-        part: `adapter`, `full` or `backbone`.
+        part: `adapter`, `full`, `backbone`, or `artifact`, the only one of what 'toast pretune' wrote.
         dtype: what weights are stored in: `float32`, `float16` or `bfloat16`.
         fold: whether everything between the passes becomes one matrix per level (see `steering.folding`).
         maps: whether similarity and attention maps come out beside the logits.
@@ -49,7 +49,7 @@ class Format:
 
     Args:
         suffix: of the file it writes; empty for a folder.
-        parts: what it can write (`--what`), the first of them by default.
+        parts: what it can write (`--what`), the first of them by default (`artifact` of a pre-tuned one).
         write: puts an export at a path, which lies in an empty folder; a second file beside it is kept, too.
         reopen: opens it in another process, by whatever means its users have, to be compared with the run.
         tolerance: the largest difference allowed, in standard deviations of the output, by storage type.

@@ -6,9 +6,8 @@ What fails on the way leaves no file behind.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from toast_cli import __version__, registry
-from toast_cli.data.source import Asked
-from toast_cli.errors import ToastError
+from toast_cli.data.source import Asked, DataSet
+from toast_cli.errors import ToastError, UsageError
 from toast_cli.export import checking
 from toast_cli.export.base import Format, Outputs, Wanted
-from toast_cli.export.outputs import as_inputs, by_name, outputs_of, takes_any_size
+from toast_cli.export.outputs import as_inputs, by_name, outputs_of, start_of, takes_any_size
 from toast_cli.steering.steering import Steering, one_pass
 from toast_cli.storage.adapter import Loaded
 from toast_cli.storage.atomic import write_json, write_tensors
@@ -32,6 +31,9 @@ BATCH = 3
 REAL = 2
 OTHER_SIZE = 32
 """Pixels that the second random image is wider, where every size can be shown."""
+
+OTHER_TOKENS = 7
+"""Tokens that the second random texts are longer."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,16 @@ class Proof:
         return max(self.differences.values())
 
 
-def export(loaded: Loaded, name: str, wanted: Wanted, target: Path, replace: bool = False) -> Proof:
+def export(
+    loaded: Loaded, name: str, wanted: Wanted, target: Path, replace: bool = False
+) -> tuple[Proof, tuple[Path, ...]]:
     """Write `loaded` in a registered format, prove it, and keep it at `target`, with `export_report.json`.
 
+    Returns:
+        How it stands against its run, and what was written: the target and, maybe, a second file with its weights.
+
     Raises:
-        UsageError: the format cannot write what is wanted.
+        UsageError: the format cannot write what is wanted, or something is there already.
         ToastError: it cannot be written, cannot be opened, or does not give the run's outputs back; no file is left.
     """
     form: Format = registry.load(registry.EXPORTS, name)
@@ -71,23 +78,47 @@ def export(loaded: Loaded, name: str, wanted: Wanted, target: Path, replace: boo
         raise _cannot_write(target, error) from error
     with folder as temporary:
         place = Path(temporary) / "made"
-        place.mkdir()
         try:
+            place.mkdir()
             form.write(loaded, wanted, place / target.name)
             proof = prove(loaded, name, form, wanted, place / target.name, Path(temporary))
+            made = tuple(sorted(path.name for path in place.iterdir()))
             report = {"run": str(loaded.path), "format": name, **_told(wanted), **asdict(proof)}
-            report |= {"bytes": size(place / target.name), "toast_version": __version__}
+            report |= {"bytes": size(place / each for each in made), "toast_version": __version__}
             if (place / target.name).is_dir():
                 write_json(place / target.name / REPORT, {target.name: report})
+            else:
+                write_json(place / REPORT, {**_reports(target.parent / REPORT), target.name: report})
+            _keep(place, target.parent, Path(temporary) / "before", replace)
         except OSError as error:
             raise _cannot_write(target, error) from error
-        if target.is_dir() and replace:
-            shutil.rmtree(target)
-        for made in place.iterdir():
-            made.replace(target.parent / made.name)
-    if not target.is_dir():
-        write_json(target.parent / REPORT, {**_reports(target.parent / REPORT), target.name: report})
-    return proof
+    return proof, tuple(target.parent / each for each in made)
+
+
+def _keep(place: Path, folder: Path, before: Path, replace: bool) -> None:
+    """Move everything in `place` into `folder`, or nothing; what stood there waits in `before` until all is done.
+
+    Raises:
+        UsageError: something other than a report stands there, and is not to be replaced.
+        OSError: it cannot be moved.
+    """
+    names = sorted(path.name for path in place.iterdir())
+    for name in names:
+        if (folder / name).exists() and name != REPORT and not replace:
+            raise UsageError(f"{folder / name} already exists.", what_to_do="Choose another --out, or say --force.")
+    before.mkdir()
+    try:
+        for name in names:
+            if (folder / name).exists():
+                (folder / name).replace(before / name)
+            (place / name).replace(folder / name)
+    except OSError:
+        for name in names:
+            if not (place / name).exists():
+                (folder / name).replace(place / name)
+            if (before / name).exists():
+                (before / name).replace(folder / name)
+        raise
 
 
 def prove(loaded: Loaded, name: str, form: Format, wanted: Wanted, path: Path, scratch: Path) -> Proof:
@@ -144,11 +175,10 @@ def prove(loaded: Loaded, name: str, form: Format, wanted: Wanted, path: Path, s
     return Proof(differences, allowed, seconds, own, timed_on, missing)
 
 
-def size(path: Path) -> int:
-    """Bytes of a file, with a second one that holds its weights, or of all files in a folder."""
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*") if file.is_file())
+def size(paths: Iterable[Path]) -> int:
+    """Bytes of all files, and of all in folders."""
+    files = (file for path in paths for file in (path.rglob("*") if path.is_dir() else (path,)))
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _inputs(loaded: Loaded, form: Format) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
@@ -156,25 +186,42 @@ def _inputs(loaded: Loaded, form: Format) -> tuple[dict[str, dict[str, Tensor]],
     backbone = loaded.model.backbone
     torch.manual_seed(0)
     inputs = {"random": by_name(backbone.example(BATCH))}
-    if form.graph and takes_any_size(loaded.model):
+    if form.graph and "input_ids" in inputs["random"]:
+        inputs["other-size"] = _longer(inputs["random"])
+    elif form.graph and takes_any_size(loaded.model):
         height, width = backbone.require_preprocessing().image_size
         inputs["other-size"] = {"image": torch.randn(1, 3, height + OTHER_SIZE, width + 2 * OTHER_SIZE)}
+    recipe = loaded.recipe
     try:
-        inputs["real"] = _real(loaded)
+        source = registry.load(registry.SOURCES, recipe.dataset.name)
+        data = source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
+        inputs["real"] = _real(loaded, data)
     except ToastError as error:
         return inputs, {"real": " ".join(part for part in (error.what, error.why) if part)}
+    if data.classes != loaded.classes and sorted(data.classes) == sorted(loaded.classes):
+        raise ToastError(
+            f"The classes of {loaded.path} are not in the order of its data.",
+            "They are the same names in another order, so every prediction would bear a wrong name.",
+            "Restore its configuration, or train it again.",
+        )
     return inputs, {}
 
 
-def _real(loaded: Loaded) -> dict[str, Tensor]:
+def _longer(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Texts of more tokens, the first of them padded at its end."""
+    ids = torch.cat([named["input_ids"], named["input_ids"][:, :OTHER_TOKENS]], dim=1)[:2]
+    mask = torch.ones_like(ids)
+    mask[0, -OTHER_TOKENS:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _real(loaded: Loaded, data: DataSet) -> dict[str, Tensor]:
     """The first few samples of the run's own data.
 
     Raises:
-        ToastError: it is not there any more.
+        ToastError: they cannot be read.
     """
     recipe = loaded.recipe
-    source = registry.load(registry.SOURCES, recipe.dataset.name)
-    data = source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
     split = data.splits[next(name for name in ("test", "val", "train") if name in data.splits)]
     batch = next(iter(data.batches(split, recipe, loaded.model.backbone, Asked(REAL))))
     named = by_name(loaded.model.objective.inputs(batch))
@@ -182,6 +229,8 @@ def _real(loaded: Loaded) -> dict[str, Tensor]:
 
 
 def _outputs(loaded: Loaded, wanted: Wanted, named: dict[str, Tensor]) -> Outputs:
+    if wanted.part == "artifact":
+        return start_of(loaded.model, named)
     if wanted.part == "backbone":
         return {"features": one_pass(loaded.model.backbone, as_inputs(named)).last.pooled}
     return outputs_of(loaded.model, named, wanted.maps)

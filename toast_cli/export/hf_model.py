@@ -68,11 +68,14 @@ class _Toast(PreTrainedModel):
             settings: `dtype`, `device_map` (one device), and where the hub is asked, transformers' own.
 
         Raises:
-            ToastError: the weights are damaged or do not fit.
+            ToastError: the weights are damaged or do not fit, or the model is of another kind.
         """
         place = str(pretrained_model_name_or_path)
         hub = {name: settings[name] for name in _OF_THE_HUB if name in settings}
         config = config or ToastConfig.from_pretrained(place, **hub)
+        kind = (config.architectures or [cls.__name__])[0]
+        if kind != cls.__name__:
+            raise ToastError(f"{place} holds a {kind}.", what_to_do=f"Use {kind.replace('ToastFor', 'AutoModelFor')}.")
         found = cached_file(place, WEIGHTS, **hub)
         if found is None:
             raise ToastError(f"There is no {WEIGHTS} in {place}.", what_to_do="Export the folder again.")
@@ -143,7 +146,7 @@ class ToastForCausalLM(_Toast, GenerationMixin):
 
     def generate(self, *arguments: Any, **settings: Any) -> Any:
         """As transformers'."""
-        settings.setdefault("generation_config", self.generation_config)
+        self._writer.generation_config = self.generation_config  # which a user may have set anew
         return self._writer.generate(*arguments, **settings)
 
 

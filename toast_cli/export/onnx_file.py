@@ -70,7 +70,7 @@ FORMAT = Format(
     ("full",),
     write,
     reopen,
-    {"float32": 1e-4, "float16": 5e-2, "bfloat16": 5e-1},
+    {"float32": 1e-4, "float16": 5e-2},  # onnxruntime computes little in bfloat16 on a CPU, so it could not be proved
     graph=True,
     loads="onnxruntime",
 )

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from toast_cli.attention.maps import Recorder
 from toast_cli.export.base import Outputs
 from toast_cli.model import Model
+from toast_cli.steering.steering import Steering
+from toast_cli.storage.artifact import feedback_tensors
 
 
 def as_inputs(named: dict[str, Tensor]) -> Any:
@@ -48,6 +50,12 @@ def outputs_of(model: Model, named: dict[str, Tensor], maps: bool = False) -> Ou
         logits, passes = model.look(inputs)
         found = {"similarity": passes.similarity}
     return {"logits": logits, **{name: tensor for name, tensor in found.items() if tensor is not None}}
+
+
+def start_of(model: Model, named: dict[str, Tensor]) -> Outputs:
+    """Of a pre-tuned artifact: the steered `features`, and its own tensors, for a start may well steer nothing yet."""
+    assert isinstance(model.adapted.steering, Steering)
+    return {"features": model.adapted.features(as_inputs(named)), **feedback_tensors(model.adapted.steering)}
 
 
 class Graph(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from toast_cli.errors import ToastError, UsageError
@@ -21,8 +22,8 @@ def check_push(name: str) -> None:
         raise UsageError(f"'{name}' cannot be a repository's name.", str(error).split(":")[0], "OWNER/NAME") from error
 
 
-def push_export(name: str, path: Path) -> str:
-    """Upload a file, or what is in a folder, to a private repository that is made if need be; returns where it lies.
+def push_export(name: str, paths: Sequence[Path]) -> str:
+    """Upload files, or what is in folders, to a private repository that is made if need be; returns where they lie.
 
     Raises:
         ToastError: the hub cannot be reached, or does not let us; the export stays where it is.
@@ -32,14 +33,14 @@ def push_export(name: str, path: Path) -> str:
     api = HfApi()
     try:
         repository = api.create_repo(name, private=True, exist_ok=True)
-        if path.is_dir():
-            api.upload_folder(repo_id=repository.repo_id, folder_path=path, commit_message="Export by toast")
-        else:
-            for file in sorted(path.parent.glob(f"{path.name}*")):
-                api.upload_file(repo_id=repository.repo_id, path_or_fileobj=file, path_in_repo=file.name)
+        for path in paths:
+            if path.is_dir():
+                api.upload_folder(repo_id=repository.repo_id, folder_path=path, commit_message="Export by toast")
+            else:
+                api.upload_file(repo_id=repository.repo_id, path_or_fileobj=path, path_in_repo=path.name)
     except Exception as error:  # the hub fails in as many ways as there are networks
         raise ToastError(
-            f"{path} was exported, but could not be uploaded to '{name}'.",
+            f"{paths[0]} was exported, but could not be uploaded to '{name}'.",
             f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             "Log in with 'hf auth login', or check the network; the file is kept.",
         ) from error

@@ -1,4 +1,4 @@
-"""`safetensors`: one file with the adapter, the whole model, or the backbone's weights alone."""
+"""`safetensors`: one file with the adapter, the whole model, the backbone's weights alone, or a pre-tuned artifact."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
-    """Write `adapter`, `full` or `backbone` in a storage type.
+    """Write `adapter`, `full`, `backbone` or `artifact` in a storage type.
 
     `backbone` holds the network's own names, to be given to `--weights`, with low-rank factors worked into its weights;
-    the other two load with `--run`.
+    `artifact` is for `--init-from`; the other two load with `--run`.
 
     Raises:
         UsageError: what PEFT put into the backbone cannot be worked into its weights; there is nothing to fold.
@@ -28,12 +28,17 @@ def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
 
     from toast_cli.model import folded, plain_network
     from toast_cli.storage.adapter import save_file
+    from toast_cli.storage.artifact import read_artifact, save_artifact_file
     from toast_cli.storage.atomic import write_tensors
 
     dtype: torch.dtype = getattr(torch, wanted.dtype)
     if wanted.part == "backbone":
         tensors = plain_network(loaded.model)
         write_tensors(path, {name: _cast(tensor, dtype) for name, tensor in tensors.items()}, {"format": "pt"})
+        return
+    if wanted.part == "artifact":
+        lineage, _ = read_artifact(loaded.path)
+        save_artifact_file(path, loaded.model, lineage, lambda tensor: _cast(tensor, dtype))
         return
     model = folded(loaded.model) if wanted.fold else loaded.model
     save_file(
@@ -50,12 +55,16 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def reopen(wanted: Wanted, path: Path) -> Runner:
-    """With toast: the whole model as `--run`, the backbone as `--weights`."""
+    """With toast: the whole model as `--run`, the backbone as `--weights`, a start as `--init-from`."""
     from toast_cli import registry
-    from toast_cli.export.outputs import as_inputs, outputs_of
+    from toast_cli.export.outputs import as_inputs, outputs_of, start_of
     from toast_cli.steering.steering import one_pass
     from toast_cli.storage.adapter import load
+    from toast_cli.storage.artifact import load_artifact
 
+    if wanted.part == "artifact":
+        start = load_artifact(path, wanted.backbone_weights).model
+        return lambda named: start_of(start, named)
     if wanted.part != "backbone":
         model = load(path, wanted.backbone_weights).model
         return lambda named: outputs_of(model, named)
@@ -72,7 +81,7 @@ def reopen(wanted: Wanted, path: Path) -> Runner:
 
 FORMAT = Format(
     ".safetensors",
-    ("adapter", "full", "backbone"),
+    ("adapter", "full", "backbone", "artifact"),
     write,
     reopen,
     {"float32": 1e-5, "float16": 5e-2, "bfloat16": 5e-1},

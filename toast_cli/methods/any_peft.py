@@ -18,7 +18,7 @@ class Options(Named):
     """Which method, and what it is told."""
 
     name: Literal["peft"] = Field("peft", description="the method")
-    kind: str = Field(description="PEFT's name for it: dora, ia3, loha, lokr, oft, vera, ...")
+    kind: str = Field(description="PEFT's name for it: dora, ia3, loha, lokr, hra, ...")
     options: dict[str, Any] = Field(
         default_factory=dict, description="fields of its PEFT configuration; target_modules left out: as for lora"
     )
@@ -30,9 +30,11 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     Raises:
         UsageError: PEFT has no such method, it has no such option, or it does not fit the backbone.
     """
-    from toast_cli.methods.injected import inject, peft_config
+    from toast_cli.methods.injected import inject, peft_config, require_runs
 
-    return inject(backbone, peft_config(options.kind, dict(options.options)))
+    adapted = inject(backbone, peft_config(options.kind, dict(options.options)))
+    require_runs(adapted, options.kind)
+    return adapted
 
 
 METHOD = Method(Options, build)

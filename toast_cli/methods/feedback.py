@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from toast_cli.errors import UsageError
-from toast_cli.options import Named
+from toast_cli.options import Named, Switch
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -29,8 +29,7 @@ class FeedbackOptions(Named):
     feedback_level: int | None = Field(
         None, ge=1, description="early: levels of the first pass; late: levels that both passes share; left out: half"
     )
-    token_selection: bool = Field(True, description="weigh tokens by their similarity to xi; false: table 7's ablation")
-
+    token_selection: Switch = Field(True, description="weigh tokens by their similarity to xi; off: table 7's ablation")
     train_P: bool = Field(
         True,
         description="train the channel transform P (the paper's text); false gives the counts of the paper's tables",

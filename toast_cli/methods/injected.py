@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +42,38 @@ def inject(backbone: Backbone, config: PeftConfig) -> Adapted:
         raise UsageError(
             f"PEFT cannot put {kind} into a {type(network).__name__}.",
             f"{type(error).__name__}: {error}",
-            "Choose other targets, or one of toast, toast-lite, linear, full and lora.",
+            "Choose other targets, or one of toast, toast-lite, lora and full.",
         ) from error
     parts = [part for part in network.modules() if isinstance(part, BaseTunerLayer)]
+    if not parts:
+        raise UsageError(
+            f"PEFT's {kind} puts no layers into a {type(network).__name__}.",
+            what_to_do="Choose one of toast, toast-lite, lora and full.",
+        )
     return Adapted(backbone, [weight for weight in network.parameters() if weight.requires_grad], active=parts)
+
+
+def require_runs(adapted: Adapted, kind: str) -> None:
+    """Show the network one input: some of PEFT's methods go into a network that they cannot run.
+
+    Raises:
+        UsageError: this is one of them.
+    """
+    import torch
+    from accelerate.utils import send_to_device
+
+    backbone = adapted.backbone
+    device = next(backbone.module.parameters()).device
+    inputs = send_to_device(backbone.example(1), device)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            adapted.features(inputs)
+    except Exception as error:  # a library's layer may fail in any way; the user must learn which one did
+        raise UsageError(
+            f"PEFT's {kind} went into a {type(backbone.module).__name__} and does not run in it.",
+            f"{type(error).__name__}: {error}",
+            "Choose other targets, or one of toast, toast-lite, lora and full.",
+        ) from error
 
 
 def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
@@ -67,6 +97,24 @@ def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
         return config(**options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"These are no options of PEFT's {config.__name__}.", str(error)) from error
+
+
+@contextmanager
+def left_out(network: nn.Module) -> Iterator[None]:
+    """Within the block, the network computes without what PEFT put there."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    parts = [part for part in network.modules() if isinstance(part, BaseTunerLayer) and not part.disable_adapters]
+    trained = {weight: weight.requires_grad for part in parts for weight in part.parameters()}
+    for part in parts:
+        part.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.enable_adapters(True)
+        for weight, wanted in trained.items():  # which PEFT switches too
+            weight.requires_grad_(wanted)
 
 
 def merged(network: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from toast_cli.methods.feedback import (
     start_images,
     trained_selection,
 )
+from toast_cli.options import Switch
 
 if TYPE_CHECKING:
     from toast_cli.backbone import Backbone
@@ -29,9 +30,9 @@ class Options(FeedbackOptions):
     train_A: bool = Field(
         True, description="train every A_l; false, with train_P=false, gives the LLaMA counts of the paper's tables"
     )
-    channel_selection: bool = Field(
+    channel_selection: Switch = Field(
         True,
-        description="false freezes P and the whole feedback path: table 7's ablation, for a path that was pre-tuned",
+        description="off freezes P and the whole feedback path: table 7's ablation, for a path that was pre-tuned",
     )
 
 

@@ -34,7 +34,7 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     if not backbone.takes_prompts:
         raise UsageError(
             f"vpt adds tokens, and a {type(backbone.module).__name__} takes none.",
-            what_to_do="Use toast, toast-lite, linear, full, lora or peft:KIND; vpt is for ViTs.",
+            what_to_do="Use toast, toast-lite, lora, peft:KIND or full; vpt is for ViTs.",
         )
     return Prompted(backbone, options.prompts, options.deep)
 

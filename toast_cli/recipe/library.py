@@ -104,11 +104,9 @@ def resolve(
         # Pixels that suit one backbone's input suit no other's.
         del draft.values["images"]["resize"]
         dropped.append("images.resize")
-    if init_from is None and draft.values.get("init_from") == "shipped" and draft.name("backbone") != made_on:
-        del draft.values["init_from"]
-        dropped.append("init_from")
     dropped += apply_overrides(draft, overrides)
-    dropped += _other_start(draft, init_from, overrides)
+    if init_from is None and not any(override.startswith("init_from=") for override in overrides):
+        dropped += _unfit_start(draft, overrides, same_backbone=draft.name("backbone") == made_on)
     if dropped:
         messages.append(f"Left out, as they belonged to what was replaced: {', '.join(dropped)}.")
     if made_for is not None and draft.name("method") != made_for:
@@ -116,12 +114,25 @@ def resolve(
     return Resolved(build(draft), found.name, source, messages)
 
 
-def _other_start(draft: Draft, init_from: str | None, overrides: Sequence[str]) -> list[str]:
-    """Drop the recipe's own `init_from` where the command line asks for another start instead."""
-    changed = [override.partition("=")[0] for override in overrides]
-    if init_from is not None or "init_from" in changed or "method.start" not in changed:
+def _unfit_start(draft: Draft, overrides: Sequence[str], same_backbone: bool) -> list[str]:
+    """Drop the recipe's own `init_from` where the command line leaves it nothing to start.
+
+    That is: another start is asked for, the method has none, or what comes with the recipe's backbone would meet other
+    weights.
+    """
+    if draft.values.get("init_from") is None:
         return []
-    return ["init_from"] if draft.values.pop("init_from", None) is not None else []
+    another = any(override.startswith("method.start=") for override in overrides)
+    name = draft.name("method")
+    known = name is not None and name in registry.names(registry.METHODS)
+    without = known and "start" not in registry.load(registry.METHODS, str(name)).options.model_fields
+    backbone = draft.values.get("backbone")
+    weights = backbone.get("weights") if isinstance(backbone, dict) else None
+    foreign = draft.values["init_from"] == "shipped" and (not same_backbone or weights is not None)
+    if not (another or without or foreign):
+        return []
+    del draft.values["init_from"]
+    return ["init_from"]
 
 
 def _chosen(

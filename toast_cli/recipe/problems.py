@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from toast_cli.errors import UsageError, did_you_mean
 from toast_cli.recipe.draft import Draft, Loc, dotted
@@ -130,19 +131,19 @@ def _nearest_field(loc: Loc, models: dict[str, type[BaseModel]]) -> str:
         for section, model in models.items():
             if section and key in model.model_fields:
                 return f"Did you mean '{section}.{key}'?"
-    return did_you_mean(key, siblings)
+    return did_you_mean(key, siblings, {name: field.description or "" for name, field in siblings.items()})
 
 
-def _fields(loc: Loc, models: dict[str, type[BaseModel]]) -> list[str]:
+def _fields(loc: Loc, models: dict[str, type[BaseModel]]) -> Mapping[str, FieldInfo]:
     """The fields that a mapping of the recipe knows, found along the annotations of the options that own it."""
     if not loc:
-        return list(models[""].model_fields)
+        return models[""].model_fields
     model: Any = models.get(str(loc[0]))
     for part in loc[1:]:
         known = model.model_fields.get(part) if model is not None else None
         inner = [known.annotation, *getattr(known.annotation, "__args__", ())] if known is not None else []
         model = next((each for each in inner if isinstance(each, type) and issubclass(each, BaseModel)), None)
-    return list(model.model_fields) if model is not None else []
+    return model.model_fields if model is not None else {}
 
 
 def _value(draft: Draft, loc: Loc) -> Any:

@@ -58,13 +58,14 @@ class TrainingOptions(Options):
         description="any optimizer name that timm knows: momentum (SGD with momentum, the paper's), adamw, ...; "
         "timm's sgd is Nesterov's",
     )
-    lr: float = Field(0.01, gt=0, description="peak learning rate")
+    lr: float = Field(0.01, gt=0, description="learning rate at its peak")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum; ignored by optimizers that have none")
     weight_decay: float = Field(
         0.0, ge=0, description="weight decay on everything trained that has two dimensions or more"
     )
     schedule: Literal["cosine", "poly", "constant"] = Field(
-        "cosine", description="learning rate after warm-up; poly: the remaining share of the run to the poly_power"
+        "cosine",
+        description="how the learning rate goes after warm-up; poly: the remaining share of the run to the poly_power",
     )
     poly_power: float = Field(0.9, gt=0, description="schedule=poly: its power; 1 is a straight line")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from zero, in epochs")
@@ -112,6 +113,11 @@ class PretuningOptions(Options):
         "labels",
         description="labels: the task's own loss; first-pass: second-pass features are to stay those of the frozen "
         "first pass, which needs no labels (ours, not the paper's)",
+    )
+    train_P: bool = Field(
+        False,
+        description="train the channel transform P too; in pre-tuning it stays the identity otherwise (the authors'), "
+        "whatever method.train_P says",
     )
 
 

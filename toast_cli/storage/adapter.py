@@ -2,7 +2,7 @@
 
 A folder holds `adapter_model.safetensors` (only what was trained), `adapter_config.json`, `README.md`, and, where the
 method froze something that it added (Lite's feedback path), `frozen_start.safetensors`. One exported file holds the
-same tensors, with the configuration in its metadata.
+same tensors, with the configuration in its metadata, and, where it is whole, what else its backbone is built from.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -27,6 +28,11 @@ FORMAT = 1
 TRAINED = "adapter_model.safetensors"
 FROZEN = "frozen_start.safetensors"
 CONFIG = "adapter_config.json"
+PRETUNED = "artifact"
+"""What a run folder holds in place of an adapter after pre-tuning."""
+
+PRETUNED_ENTRY = "toast-artifact"
+"""What the metadata of one exported as a file has in place of `toast`."""
 
 
 @dataclass(frozen=True)
@@ -99,25 +105,27 @@ def save_file(
         tensors |= model.network_tensors()
         config = replace(config, whole=True)
     tensors = {name: cast(tensor) for name, tensor in tensors.items()}
-    write_tensors(path, tensors, {"toast": json.dumps(asdict(config), ensure_ascii=False)})
+    metadata = {"toast": json.dumps(asdict(config), ensure_ascii=False)}
+    if config.whole and (files := model.backbone.files()):
+        metadata["backbone"] = json.dumps(dict(files), ensure_ascii=False)
+    write_tensors(path, tensors, metadata)
 
 
 def load(path: Path, weights: str | None = None) -> Loaded:
     """Rebuild the model of a run folder, an adapter folder or an exported file, on the CPU and in evaluation mode.
 
-    `weights` replaces the file that the recipe names for the backbone.
+    `weights` replaces the file that the recipe names for the backbone, which is otherwise looked for where it was and
+    beside what is loaded.
 
     Raises:
-        UsageError: nothing of that kind is at `path`.
-        ToastError: it is damaged or incomplete, or the backbone's weights are not those it was trained on.
+        UsageError: nothing of that kind is at `path`, or it brings the weights that are given besides.
+        ToastError: it is damaged or incomplete, or the backbone's weights are gone, or not those it was trained on.
     """
-    config, tensors = read(path)
-    recipe = build_recipe(config.recipe, {}, origin=str(path))
-    whole = config.whole
-    # A file that brings the backbone's weights needs no others: build the network empty and fill it.
-    backbone_weights = "none" if whole else weights or recipe.backbone.weights
-    backbone = recipe.backbone.model_copy(update={"weights": backbone_weights})
-    model = build_model(recipe.model_copy(update={"backbone": backbone}), config.classes)
+    config, tensors, files = read(path)
+    recipe, whole = build_recipe(config.recipe, {}, origin=str(path)), config.whole
+    if whole and weights is not None and path.is_file():
+        raise UsageError(f"{path} brings the backbone's weights.", what_to_do="Leave --weights out.")
+    model, recipe = build_for(path, recipe, config.classes, weights, files, empty=whole)
     if not whole and model.backbone_fingerprint != config.backbone_fingerprint:
         raise ToastError(
             f"{path} was trained on other weights of '{recipe.backbone.name}'.",
@@ -131,8 +139,63 @@ def load(path: Path, weights: str | None = None) -> Loaded:
     return Loaded(model, recipe, config.classes, config, path)
 
 
-def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """Configuration and tensors of a run folder, an adapter folder or an exported file.
+def build_for(
+    path: Path,
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    weights: str | None,
+    files: Mapping[str, str] | None = None,
+    *,
+    empty: bool = False,
+) -> tuple[Model, Recipe]:
+    """The model of what lies at `path`, its own tensors not put in yet, and the recipe with its weights found.
+
+    Args:
+        path: what is being loaded.
+        recipe: as recorded there.
+        classes: in the order of the logits.
+        weights: in place of those that the recipe names.
+        files: what the backbone is built from, where that is stored, too.
+        empty: whether the backbone's tensors are stored as well, so that it needs no others.
+
+    Raises:
+        ToastError: the backbone cannot be built, because its weights are gone or otherwise.
+    """
+    given = recipe.backbone.weights
+    recipe = _with_weights(recipe, weights or _found(given, path))
+    try:
+        built = _with_weights(recipe, weights or "none") if empty else recipe
+        return build_model(built, classes, files), recipe
+    except (RuntimeError, MemoryError) as error:  # sizes that no recipe of ours has
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ToastError(f"The model of {path} cannot be built.", why, "Export or train it again.") from error
+    except ToastError as error:
+        if empty or weights is not None or given in (None, "none") or Path(given).expanduser().exists():
+            raise
+        raise ToastError(
+            f"The backbone of {path} cannot be built: its weights are not at {given} any more.",
+            error.what,
+            "Say where they are now: --weights FILE.",
+        ) from error
+
+
+def _with_weights(recipe: Recipe, weights: str | None) -> Recipe:
+    return recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": weights})})
+
+
+def _found(recorded: str | None, path: Path) -> str | None:
+    """Where the backbone's weights are: as recorded or, if they are not there, beside what is loaded or above it.
+
+    A run folder that holds its backbone's weights can so be moved; that they are the right ones, the fingerprint shows.
+    """
+    if recorded is None or recorded == "none" or Path(recorded).expanduser().exists():
+        return recorded
+    near = [folder / Path(recorded).name for folder in (path.absolute(), *path.absolute().parents[:2])]
+    return next((str(place) for place in near if place.exists()), recorded)
+
+
+def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, str]]:
+    """Configuration and tensors of a run folder, an adapter folder or an exported file, and its backbone's files.
 
     Raises:
         UsageError: nothing of that kind is at `path`.
@@ -141,6 +204,8 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
     if path.is_dir():
         folder = path / "adapter" if (path / "adapter").is_dir() else path
         if not (folder / CONFIG).is_file():
+            if (path / PRETUNED).is_dir() or (path / f"{PRETUNED}.json").is_file():
+                raise _start(path)
             unfinished = (path / "recipe.yaml").is_file()
             raise UsageError(
                 f"{path} holds no adapter.",
@@ -149,31 +214,49 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
             )
         _, trained = _read_tensors(folder / TRAINED)
         _, frozen = _read_tensors(folder / FROZEN) if (folder / FROZEN).is_file() else ({}, {})
-        return _parse((folder / CONFIG).read_text(encoding="utf-8"), folder / CONFIG), {**trained, **frozen}
+        return _parse((folder / CONFIG).read_bytes(), folder / CONFIG), {**trained, **frozen}, {}
     if not path.is_file():
         raise UsageError(f"There is no run, adapter or exported file at {path}.", what_to_do="Check --run.")
     metadata, tensors = _read_tensors(path)
+    if PRETUNED_ENTRY in metadata:
+        raise _start(path)
     if "toast" not in metadata:
         raise UsageError(
             f"{path} was not exported by toast.",
             "Its metadata has no entry 'toast'.",
             "Name a file that 'toast export' wrote.",
         )
-    return _parse(metadata["toast"], path), tensors
+    config = _parse(metadata["toast"], path)
+    try:
+        files = {str(name): str(text) for name, text in json.loads(metadata.get("backbone", "{}")).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    return config, tensors, files
 
 
-def _parse(text: str, path: Path) -> AdapterConfig:
+def _parse(text: str | bytes, path: Path) -> AdapterConfig:
     try:
         raw = json.loads(text)
         if raw["format"] > FORMAT:
             raise ToastError(
                 f"{path} was written by a newer toast ({raw['toast_version']}).", what_to_do="Update toast."
             )
+        if not all(isinstance(name, str) for name in raw["classes"]):
+            raise TypeError("a class is named by something else than text")
         return AdapterConfig(**{**raw, "classes": tuple(raw["classes"])})
-    except (ValueError, KeyError, TypeError) as error:
-        raise ToastError(
-            f"{path} is damaged.", f"{type(error).__name__}: {error}", "Export or train it again."
-        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(path, error) from error
+
+
+def _start(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} holds a pre-tuned feedback path, which is a start for tuning and no model.",
+        what_to_do=f"Tune from it: toast tune --init-from {path}",
+    )
+
+
+def _damaged(path: Path, error: Exception) -> ToastError:
+    return ToastError(f"{path} is damaged.", f"{type(error).__name__}: {error}", "Export or train it again.")
 
 
 def _read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
@@ -184,6 +267,12 @@ def _read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
         raise ToastError(f"{path} is missing or damaged.", str(error), "Export or train it again.") from error
 
 
+def _fits(tensor: Tensor, place: Tensor) -> bool:
+    """Whether it is of the place's shape and, whatever its precision, holds the same kind of numbers."""
+    kinds = ((of.is_floating_point(), of.is_complex(), of.dtype == torch.bool) for of in (tensor, place))
+    return tensor.shape == place.shape and len(set(kinds)) == 1
+
+
 def _fill(model: Model, tensors: Mapping[str, Tensor], whole: bool, path: Path) -> None:
     """Copy the tensors in, every one of them into its place and no place left empty."""
     state = model.state_dict()
@@ -191,11 +280,11 @@ def _fill(model: Model, tensors: Mapping[str, Tensor], whole: bool, path: Path) 
     if whole:
         expected |= model.network_tensors().keys()
     missing, unexpected = expected - set(tensors), set(tensors) - expected
-    misshapen = {name for name in expected & set(tensors) if tensors[name].shape != state[name].shape}
+    misshapen = {name for name in expected & set(tensors) if not _fits(tensors[name], state[name])}
     if missing or unexpected or misshapen:
         found = "; ".join(
             f"{word}: {', '.join(sorted(which)[:3])}{' and more' if len(which) > 3 else ''}"
-            for word, which in (("missing", missing), ("unknown", unexpected), ("of another shape", misshapen))
+            for word, which in (("missing", missing), ("unknown", unexpected), ("of another shape or type", misshapen))
             if which
         )
         raise ToastError(f"{path} does not fit its own recipe.", found, "Export or train it again.")

@@ -1,34 +1,39 @@
 """Pre-tuned artifacts: selection and feedback path with where they come from, to start tuning from.
 
 A folder holds `feedback.safetensors` (`xi`, `P`, and `A.l`, `B.l` by the backbone's own levels, counted from 0),
-`artifact.json` (backbone and its fingerprint, the whole recipe, results) and `README.md`.
+`artifact.json` (backbone and its fingerprint, the whole recipe, results) and `README.md`. An exported file holds the
+same tensors, with what is in `artifact.json` in its metadata.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from toast_cli import __version__, registry
 from toast_cli.errors import ToastError, UsageError
+from toast_cli.fingerprint import fingerprint
 from toast_cli.model import Model, whole
+from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.steering import Steering
+from toast_cli.storage.adapter import PRETUNED as FOLDER
+from toast_cli.storage.adapter import PRETUNED_ENTRY as ENTRY
+from toast_cli.storage.adapter import Loaded, build_for, describe
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
 from toast_cli.storage.run_folder import RunFolder
 
 FORMAT = 1
 TENSORS = "feedback.safetensors"
 CONFIG = "artifact.json"
-FOLDER = "artifact"
 SHIPPED = "shipped"
 """In place of a path: the artifact that comes with the recipe's backbone."""
 
@@ -52,12 +57,83 @@ def save_artifact(run: RunFolder, model: Model, recipe: Recipe, results: dict[st
     """
     assert isinstance(model.adapted.steering, Steering)
     lineage = Lineage(recipe.backbone.name, model.backbone_fingerprint, recipe.model_dump(mode="json"), results)
-    folder, tensors = run.path / FOLDER, whole(_tensors(model.adapted.steering))
+    folder, tensors = run.path / FOLDER, whole(feedback_tensors(model.adapted.steering))
     if not run.writes:
         return
     write_tensors(folder / TENSORS, tensors)
     write_text(folder / "README.md", _card(lineage))
     write_json(folder / CONFIG, asdict(lineage))
+
+
+def save_artifact_file(
+    path: Path, model: Model, lineage: Lineage, cast: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> None:
+    """Write selection and feedback path with their lineage into one file, each tensor through `cast`."""
+    assert isinstance(model.adapted.steering, Steering)
+    tensors = {name: cast(tensor) for name, tensor in feedback_tensors(model.adapted.steering).items()}
+    write_tensors(path, tensors, {ENTRY: json.dumps(asdict(lineage), ensure_ascii=False)})
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether there is a pre-tuned artifact at `path`: a run folder with one, its own folder, or an exported file."""
+    if path.is_dir():
+        return any((folder / CONFIG).is_file() for folder in (path / FOLDER, path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return ENTRY in (file.metadata() or {})
+    except (SafetensorError, OSError):  # whoever opens it as something else says what it is not
+        return False
+
+
+def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
+    """Lineage and tensors of what `is_artifact`.
+
+    Raises:
+        UsageError: nothing of that kind is at `path`.
+        ToastError: it is damaged, or of a newer format.
+    """
+    none = UsageError(
+        f"{path} holds no pre-tuned artifact.",
+        what_to_do="Name what 'toast pretune' wrote: its run folder, the folder 'artifact' in it, or its export.",
+    )
+    if not (is_artifact(path) or path.is_file()):
+        raise none
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    try:
+        with safe_open(folder / TENSORS if folder.is_dir() else folder, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if folder.is_file() and ENTRY not in metadata:
+                raise none
+            text = (folder / CONFIG).read_bytes() if folder.is_dir() else metadata[ENTRY]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        lineage = Lineage(**json.loads(text))
+        newer = lineage.format > FORMAT
+    except (ValueError, TypeError, OSError, RecursionError, SafetensorError) as error:
+        raise ToastError(f"{folder} is damaged.", f"{type(error).__name__}: {error}", "Pre-tune again.") from error
+    if newer:
+        raise ToastError(
+            f"{folder} was written by a newer toast ({lineage.toast_version}).", what_to_do="Update toast."
+        )
+    return lineage, tensors
+
+
+def load_artifact(path: Path, weights: str | None = None) -> Loaded:
+    """The backbone that an artifact was made for, steered by it; its head, of one class, means nothing.
+
+    `weights` replaces the file that the recipe names for the backbone.
+
+    Raises:
+        UsageError: nothing of that kind is at `path`.
+        ToastError: it is damaged, or the backbone's weights are gone, or not those it was made for.
+    """
+    lineage, _ = read_artifact(path)
+    recipe, classes = build_recipe(lineage.recipe, {}, origin=str(path)), tuple[str, ...]()
+    if recipe.task.name != "language":
+        task = registry.load(registry.TASKS, "classification")
+        recipe, classes = recipe.model_copy(update={"task": task.options(name="classification")}), ("none",)
+    model, recipe = build_for(path, recipe, classes, weights)
+    start_from(path, model, recipe)
+    return Loaded(model.eval(), recipe, classes, describe(model, recipe, classes), path)
 
 
 def artifact_path(recipe: Recipe) -> Path:
@@ -79,54 +155,59 @@ def artifact_path(recipe: Recipe) -> Path:
 
 
 @torch.no_grad()
-def start_from(path: Path, model: Model) -> Lineage:
+def start_from(path: Path, model: Model, recipe: Recipe) -> Lineage:
     """Copy an artifact's tensors into a model that steers some or all of the artifact's levels.
+
+    A feedback path knows nothing of an image's size: one that was pre-tuned at 224 pixels starts a model at 512.
 
     Raises:
         UsageError: nothing of that kind is at `path`, or the model has no feedback path.
         ToastError: it is damaged, or was made for another backbone or other levels.
     """
-    folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    if not (folder / CONFIG).is_file():
-        raise UsageError(
-            f"{path} holds no pre-tuned artifact.",
-            what_to_do="Name what 'toast pretune' wrote: its run folder, or the folder 'artifact' in it.",
-        )
+    lineage, tensors = read_artifact(path)
     steering = model.adapted.steering
     if not isinstance(steering, Steering):
         raise UsageError(
             "This method has no feedback path to start.",
             what_to_do="Leave --init-from out, or use toast or toast-lite.",
         )
-    try:
-        raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        lineage, tensors = Lineage(**raw), load_file(folder / TENSORS)
-    except (ValueError, TypeError, OSError, SafetensorError) as error:
-        raise ToastError(f"{folder} is damaged.", f"{type(error).__name__}: {error}", "Pre-tune again.") from error
-    if lineage.format > FORMAT:
+    if lineage.backbone_fingerprint not in (model.backbone_fingerprint, _at_its_size(lineage, recipe)):
         raise ToastError(
-            f"{folder} was written by a newer toast ({lineage.toast_version}).", what_to_do="Update toast."
-        )
-    if lineage.backbone_fingerprint != model.backbone_fingerprint:
-        raise ToastError(
-            f"{folder} was pre-tuned on other weights: those of '{lineage.backbone}'.",
+            f"{path} was pre-tuned on other weights: those of '{lineage.backbone}'.",
             "A feedback path undoes the levels of one backbone and fits no other.",
             "Use that backbone and its weights, pre-tune on this one, or start without (init_from=null).",
         )
-    wanted = _tensors(steering)
+    wanted = feedback_tensors(steering)
     unlike = [name for name, place in wanted.items() if name not in tensors or tensors[name].shape != place.shape]
     if unlike:
+        both = set(unlike) & tensors.keys()
         raise ToastError(
-            f"{folder} does not cover what is to be steered.",
+            f"{path} does not cover what is to be steered.",
             f"Missing or of another shape: {', '.join(sorted(unlike)[:5])}.",
-            "Pre-tune with the same feedback and feedback_level, or with full feedback.",
+            "Pre-tune with the same feedback and feedback_level"
+            + (
+                ": where levels differ in width, selection fits the level that it was pre-tuned at."
+                if both
+                else ", or with full feedback."
+            ),
         )
     for name, place in wanted.items():
         place.copy_(tensors[name])
     return lineage
 
 
-def _tensors(steering: Steering) -> dict[str, Tensor]:
+def _at_its_size(lineage: Lineage, recipe: Recipe) -> str | None:
+    """The fingerprint of the recipe's backbone, whose position embeddings follow its input, at the artifact's size."""
+    own, theirs = recipe.backbone.model_dump(mode="json"), lineage.recipe["backbone"]
+    card = registry.backbone_card(recipe.backbone.name)
+    if "image_size" not in card.options.model_fields or own["image_size"] == theirs.get("image_size"):
+        return None
+    options = card.options(**{**own, "image_size": theirs.get("image_size")})
+    with torch.random.fork_rng(devices=[]):
+        return fingerprint(card.build(options).module)
+
+
+def feedback_tensors(steering: Steering) -> dict[str, Tensor]:
     """The tensors of a feedback path by name; those of Lite are the frozen ones under its factors."""
     named: dict[str, Tensor] = {"xi": steering.selection.xi.data, "P": steering.selection.P.data}
     for level, A_l, B_l in zip(steering.levels, steering.feedback.A, steering.feedback.B, strict=True):

@@ -35,7 +35,7 @@ def save_checkpoint(
     """Write what is trained, where training stands, and other tensors `besides`, as `checkpoints/<name>`.
 
     The new folder is complete before it takes the old one's place. The old `last` is kept under a hidden name, to go on
-    from if the new one is damaged.
+    from if the new one is damaged; if it is damaged itself, the one before it stays there.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=checkpoints))
@@ -48,8 +48,10 @@ def save_checkpoint(
         write_json(new / STATE, {**state, DIGESTS: digests})
         final = checkpoints / name
         if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            final.rename(old)
+            if name == "last" and not _is_whole(final):
+                shutil.rmtree(final, ignore_errors=True)
+            else:
+                _replace(final, old)
         new.rename(final)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -93,6 +95,16 @@ def load_besides(checkpoints: Path, name: str) -> dict[str, Tensor]:
     """The tensors that were saved besides the weights; none where there are none."""
     folder = find_checkpoint(checkpoints, name)
     return load_file(folder / BESIDES) if folder is not None and (folder / BESIDES).is_file() else {}
+
+
+def _replace(folder: Path, old: Path) -> None:
+    """Give `folder` the place of `old`, which is gone only once the other stands there or is whole beside it."""
+    gone = old.with_name(f"{old.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if old.exists():
+        old.rename(gone)
+    folder.rename(old)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _is_whole(folder: Path) -> bool:

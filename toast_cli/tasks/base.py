@@ -38,12 +38,14 @@ class Objective(ABC):
     """What is learned: `head` turns features into outputs, the rest says how good they are.
 
     An objective that `reads_levels` has `features` of its own, made of every level's output; of others, the pooled
-    features are all that is computed. The outputs of a `dense` one have a place for every pixel.
+    features are all that is computed. The outputs of a `dense` one have a place for every pixel. An `uneven` one may
+    run the model more often for one batch than for another in `predict`.
     """
 
     head: nn.Module
     reads_levels: bool = False
     dense: bool = False
+    uneven: bool = False
 
     @abstractmethod
     def inputs(self, batch: Mapping[str, Any]) -> Any:

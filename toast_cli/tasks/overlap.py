@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from toast_cli.errors import ToastError
 from toast_cli.labels import IGNORED
 from toast_cli.tasks.upernet import enlarged
 
@@ -61,20 +62,29 @@ class OverlapMeter:
         self._images += other._images
 
     def result(self) -> dict[str, Any]:
-        """`mean_iou`, `pixel_accuracy`, `class_accuracy`, `loss` per pixel, `iou` by class; `images` and `pixels`."""
-        counts, pixels = self._counts.double(), self._counts.sum()
+        """`mean_iou`, `pixel_accuracy`, `class_accuracy`, `loss` per pixel, `iou` by class; `images` and `pixels`.
+
+        Raises:
+            ToastError: no pixel has a class.
+        """
+        counts, pixels = self._counts.double(), int(self._counts.sum())
+        if not pixels:
+            raise ToastError(
+                "There is nothing to measure on: no pixel of this split has a class.",
+                what_to_do="Look at the class maps; 'toast data check' counts images without a labelled pixel.",
+            )
         right, labelled, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
         iou = right / (labelled + predicted - right)  # not a number where both are nothing
         return {
             "mean_iou": float(iou.nanmean()),
             "pixel_accuracy": float(right.sum() / pixels),
             "class_accuracy": float((right / labelled)[labelled > 0].mean()),
-            "loss": self._loss / max(int(pixels), 1),
+            "loss": self._loss / pixels,
             "iou": {
                 name: None if value != value else value for name, value in zip(self._classes, iou.tolist(), strict=True)
             },
             "images": self._images,
-            "pixels": int(pixels),
+            "pixels": pixels,
         }
 
     def state(self) -> dict[str, Any]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from toast_cli.errors import UsageError
 from toast_cli.labels import IGNORED
 from toast_cli.options import Named
 from toast_cli.tasks.base import Objective, Task
@@ -41,6 +40,13 @@ class Options(Named):
     )
     stride: float = Field(2 / 3, gt=0, le=1, description="evaluation=slide: the window's step as a share of its side")
 
+    @field_validator("scale")
+    @classmethod
+    def _smaller_first(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and not 0 < scale[0] <= scale[1]:
+            raise ValueError("the smaller first, and both above 0")
+        return scale
+
 
 class Segmentation(Objective):
     """Head, loss and metrics over a fixed, ordered set of classes, a label for every pixel.
@@ -60,6 +66,7 @@ class Segmentation(Objective):
         self.classes = classes
         self.window = window
         self.options = options
+        self.uneven = options.evaluation == "slide"
 
     def inputs(self, batch: Mapping[str, Any]) -> Tensor:
         """The images `[B, 3, H, W]`; of larger ones, which `predict` slides over, the first window."""
@@ -89,16 +96,7 @@ class Segmentation(Objective):
         return torch.stack(found)
 
     def count(self, batch: Mapping[str, Any]) -> int:
-        """Pixels to be learned.
-
-        Raises:
-            UsageError: the data are labelled image by image.
-        """
-        if "labels" not in batch:
-            raise UsageError(
-                "Segmentation needs a label for every pixel, and this data set has one for an image.",
-                what_to_do="Use voc, ade20k, masks:PATH or demo-segmentation, or leave task.name out.",
-            )
+        """Pixels to be learned."""
         return int((batch["labels"] != IGNORED).sum())
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:

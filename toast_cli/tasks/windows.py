@@ -42,7 +42,8 @@ def slide(
     cover = image.new_zeros(image.shape[-2:])
     for first in range(0, len(corners), at_once):
         part = corners[first : first + at_once]
-        found = scores(torch.stack([image[:, y : y + height, x : x + width] for y, x in part]))
+        # Summed in single precision, whatever the model computes in.
+        found = scores(torch.stack([image[:, y : y + height, x : x + width] for y, x in part])).float()
         if total is None:
             total = found.new_zeros(found.shape[1], *image.shape[-2:])
         for (y, x), scored in zip(part, found, strict=True):

@@ -17,6 +17,7 @@ from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import (
     begin,
     default_run_name,
+    has_begun,
     open_folder,
     prepare,
     say_first,
@@ -25,6 +26,36 @@ from toast_cli.training.session import (
 )
 from toast_cli.training.step import DistillationStep, PretuningStep
 from toast_cli.training.tensorboard import metrics_logger
+
+
+def pretuning_recipe(recipe: Recipe, gradient: bool = True) -> Recipe:
+    """The recipe as pre-tuning takes it: P stays the identity (section 3.2) unless `pretuning.train_P` says otherwise.
+
+    Raises:
+        UsageError: it asks for what cannot be pre-tuned.
+    """
+    options = recipe.pretuning or PretuningOptions()
+    if recipe.method.name != "toast":
+        raise UsageError("Pre-tuning is of the whole feedback path.", what_to_do="Use --method toast.")
+    if not gradient and getattr(recipe.method, "start", None) != "least-squares":
+        raise UsageError("Without gradients, only method.start=least-squares makes an artifact.")
+    if recipe.training.cache:
+        raise UsageError(
+            "Pre-tuning rebuilds every level of both passes, and training.cache keeps the end of the first alone.",
+            what_to_do="Leave training.cache out.",
+        )
+    if options.target == "first-pass" and options.passes == "both":
+        raise UsageError(
+            "With pretuning.target=first-pass there is no task loss of the first pass to average.",
+            what_to_do="Leave pretuning.passes out.",
+        )
+    method = recipe.method.model_copy(update={"train_P": options.train_P})
+    return recipe.model_copy(update={"pretuning": options, "method": method})
+
+
+def learns_labels(recipe: Recipe, gradient: bool = True) -> bool:
+    """Whether pre-tuning needs labelled data."""
+    return gradient and recipe.pretuning is not None and recipe.pretuning.target == "labels"
 
 
 def pretune(
@@ -42,27 +73,27 @@ def pretune(
     started = time.perf_counter()
     if resume and recipe.pretuning is None:
         raise UsageError("This run is no pre-tuning.", what_to_do="'toast tune --resume' goes on with it.")
-    options = recipe.pretuning or PretuningOptions()
-    recipe = recipe.model_copy(update={"pretuning": options})
-    if recipe.method.name != "toast":
-        raise UsageError("Pre-tuning is of the whole feedback path.", what_to_do="Use --method toast.")
-    if not gradient and getattr(recipe.method, "start", None) != "least-squares":
-        raise UsageError("Without gradients, only method.start=least-squares makes an artifact.")
-    if recipe.training.cache:
-        raise UsageError(
-            "Pre-tuning rebuilds every level of both passes, and training.cache keeps the end of the first alone.",
-            what_to_do="Leave training.cache out.",
-        )
-    session = prepare(recipe, labels=gradient and options.target == "labels")
+    recipe = pretuning_recipe(recipe, gradient)
+    assert recipe.pretuning is not None
+    session = prepare(recipe, labels=learns_labels(recipe, gradient), begun=resume and has_begun(output_dir))
     model = session.model
-    step = (PretuningStep if options.target == "labels" else DistillationStep)(model, options)
+    step = (PretuningStep if recipe.pretuning.target == "labels" else DistillationStep)(model, recipe.pretuning)
     train = session.batches("train", train=True)
     validation = session.batches("val") if "val" in session.data.splits else None
     folder = open_folder(session, output_dir, f"pretune-{default_run_name(recipe)}", resume)
     say_first(session, train, folder, reporter)
     measured = validation or session.batches("train")
-    before = evaluate(model, measured, session.accelerator, step=step)["reconstruction"]
-    goes_on = begin(session, folder, reporter, resume)
+
+    def reconstruction() -> list[float]:
+        return evaluate(model, measured, session.accelerator, step=step)["reconstruction"]
+
+    with told_how_to_go_on(folder, reporter, "pretune"):
+        drawn = [] if gradient else reconstruction()
+        goes_on = begin(session, folder, reporter, resume)
+        if goes_on:
+            load_checkpoint(folder.checkpoints, "start", model)  # `fit` puts back what the run had come to
+        # Before the stage: what gradients start from; without them, what was drawn at random.
+        before = reconstruction() if gradient else drawn
     results: dict[str, Any] = {
         "backbone": recipe.backbone.name,
         "dataset": recipe.dataset.name,
@@ -88,7 +119,7 @@ def pretune(
         load_checkpoint(folder.checkpoints, "best", model)
         results |= {"selected_epoch": best.epoch, "validation": best.metrics}
     results["before"] = before
-    results["after"] = evaluate(model, measured, session.accelerator, step=step)["reconstruction"]
+    results["after"] = reconstruction()
     results["skipped"] = say_skipped(reporter, train=train, val=validation)
     results["seconds"] = time.perf_counter() - started
     save_artifact(folder, model, recipe, results)

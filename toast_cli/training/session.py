@@ -26,7 +26,7 @@ from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, describe, save_folder
-from toast_cli.storage.artifact import artifact_path, start_from
+from toast_cli.storage.artifact import Lineage, artifact_path, start_from
 from toast_cli.storage.card import adapter_card
 from toast_cli.storage.checkpoint import find_checkpoint, load_besides, load_checkpoint, load_state
 from toast_cli.storage.run_folder import RunFolder
@@ -38,7 +38,7 @@ from toast_cli.training.memory import Memory, estimate
 from toast_cli.training.optimization import check_optimizer, schedule_notes
 from toast_cli.training.processes import merged, shared_folder, united
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.sharding import check_sharding
+from toast_cli.training.sharding import check_even, check_sharding
 from toast_cli.training.standing import Position
 from toast_cli.training.step import Step
 from toast_cli.training.tensorboard import check_tensorboard, metrics_logger
@@ -46,12 +46,16 @@ from toast_cli.training.tensorboard import check_tensorboard, metrics_logger
 
 @dataclass
 class Session:
-    """A recipe made real: the data opened, the model built, the device chosen; nothing trained or written yet."""
+    """A recipe made real: the data opened, the model built, the device chosen; nothing trained or written yet.
+
+    `lineage` is where the feedback path comes from, if the model has been given a pre-tuned one.
+    """
 
     recipe: Recipe
     data: DataSet
     model: Model
     accelerator: Accelerator
+    lineage: Lineage | None = None
 
     @property
     def batch_size(self) -> int:
@@ -115,11 +119,14 @@ def open_data(recipe: Recipe) -> DataSet:
     return source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
 
 
-def prepare(recipe: Recipe, *, labels: bool = True) -> Session:
+def prepare(recipe: Recipe, *, labels: bool = True, begun: bool = False) -> Session:
     """Open the data and build the model; everything random after this point follows from the recipe's seed.
 
+    A pre-tuned feedback path that the recipe names is put in here, so that a wrong one is refused before anything is
+    written; not where the run has `begun` before and goes on from a checkpoint of its own.
+
     Raises:
-        UsageError: `labels` are to be learned, and the data has none.
+        UsageError: `labels` are to be learned, and the data has none; the pre-tuned path is none.
         ToastError: anything else that a user can mend.
     """
     check_optimizer(recipe.training)
@@ -139,7 +146,9 @@ def prepare(recipe: Recipe, *, labels: bool = True) -> Session:
         )
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)
-    return Session(recipe, data, model.to(accelerator.device), accelerator)
+    check_even(recipe.training, model)
+    lineage = start_from(artifact_path(recipe), model, recipe) if recipe.init_from is not None and not begun else None
+    return Session(recipe, data, model.to(accelerator.device), accelerator, lineage)
 
 
 def plain_model(backbone: str, weights: str | None, device: str | None) -> tuple[Model, Recipe]:
@@ -171,7 +180,7 @@ def tune(
     started = time.perf_counter()
     if recipe.pretuning is not None:
         raise UsageError("This recipe is for pre-tuning.", what_to_do="Give it to 'toast pretune'.")
-    session = prepare(recipe)
+    session = prepare(recipe, begun=resume and has_begun(output_dir))
     model, accelerator, data = session.model, session.accelerator, session.data
     train = session.batches("train", train=True)
     validation = session.batches("val") if "val" in data.splits else None
@@ -180,7 +189,8 @@ def tune(
     say_first(session, train, folder, reporter)
     for note in notes:
         reporter.message(note)
-    goes_on = begin(session, folder, reporter, resume)
+    with told_how_to_go_on(folder, reporter, "tune"):
+        goes_on = begin(session, folder, reporter, resume)
     sizes, memory = session.sizes(), session.memory(train)
     for message in filter(None, (str(memory), memory.warning(accelerator.device))):
         reporter.message(message)
@@ -217,9 +227,9 @@ def tune(
     if recipe.test and "test" in data.splits:
         shows, answers = session.shows_attention("test"), Answers()
         test = session.batches("test", with_masks=shows)
-        results["test"] = evaluate(
-            model, reporter.track(test, len(test), "test"), accelerator, with_attention=shows, answers=answers
-        )
+        seen = reporter.track(test, len(test), "test")
+        with told_how_to_go_on(folder, reporter, "tune"):
+            results["test"] = evaluate(model, seen, accelerator, with_attention=shows, answers=answers)
         if given := merged(answers).given:
             columns = zip(*((place, *given[place]) for place in sorted(given)), strict=True)
             folder.write_answers(dict(zip(("index", "label", "chosen"), columns, strict=True)))
@@ -289,6 +299,11 @@ def say_skipped(reporter: Reporter, **batches: Batches | None) -> dict[str, dict
     return {part: skipped for part, skipped in found.items() if skipped}
 
 
+def has_begun(path: Path | None) -> bool:
+    """Whether a run's folder holds a checkpoint to go on from."""
+    return path is not None and find_checkpoint(RunFolder(path).checkpoints, "last") is not None
+
+
 def begin(session: Session, folder: RunFolder, reporter: Reporter, resume: bool) -> bool:
     """Bring the model to where training starts; whether it goes on from `checkpoints/last`.
 
@@ -307,15 +322,10 @@ def begin(session: Session, folder: RunFolder, reporter: Reporter, resume: bool)
 
 
 def start_anew(session: Session, folder: RunFolder, reporter: Reporter) -> None:
-    """Give the method its starting weights: a pre-tuned artifact's, or those it computes itself, kept in the run.
-
-    Raises:
-        ToastError: the artifact is none, or not for this backbone.
-    """
+    """Give the method its starting weights, unless it has a pre-tuned artifact's; they are kept in the run."""
     recipe, model = session.recipe, session.model
-    if recipe.init_from is not None:
-        lineage = start_from(artifact_path(recipe), model)
-        reporter.message(f"Start: {recipe.init_from}, pre-tuned on {lineage.recipe['dataset']['name']}")
+    if session.lineage is not None:
+        reporter.message(f"Start: {recipe.init_from}, pre-tuned on {session.lineage.recipe['dataset']['name']}")
     elif start_feedback(session, reporter):
         pass
     elif model.adapted.steering is not None and recipe.pretuning is None:

@@ -34,6 +34,20 @@ def check_sharding(training: TrainingOptions, accelerator: Accelerator) -> None:
         )
 
 
+def check_even(training: TrainingOptions, model: Model) -> None:
+    """Refuse to share out a model that one process would run more often than another: the others would wait for ever.
+
+    Raises:
+        UsageError: what is learned is predicted in that way.
+    """
+    if training.shard and model.objective.uneven:
+        raise UsageError(
+            "training.shard needs every process to run the model as often as the others.",
+            "A sliding window does so more often on larger images.",
+            "Use task.evaluation=whole, or leave training.shard out.",
+        )
+
+
 def shard(model: Model) -> None:
     """Divide every parameter of the model among the processes, in place."""
     steering = model.adapted.steering

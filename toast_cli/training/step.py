@@ -116,8 +116,13 @@ class DistillationStep(PretuningStep):
         return stepped
 
     def task_loss(self, outputs: Tensor, passes: Passes, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """One minus the cosine of the two passes' features: compared in direction, as selection compares them."""
-        distance = 1 - F.cosine_similarity(passes.last.pooled, passes.first.pooled, dim=-1).mean()
+        """One minus the cosine of the two passes' features: compared in direction, as selection compares them.
+
+        Of texts, padding does not count.
+        """
+        distances = 1 - F.cosine_similarity(passes.last.pooled, passes.first.pooled, dim=-1)
+        real = passes.last.real
+        distance = (distances if real is None or distances.shape != real.shape else distances[real]).mean()
         return distance * self.model.objective.count(batch), {"distance": distance.detach()}
 
     def meter(self) -> Meter:

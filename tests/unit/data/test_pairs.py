@@ -11,8 +11,9 @@ from PIL import Image
 
 from toast_cli.data.ade20k import Options as Ade
 from toast_cli.data.ade20k import open_ade20k
+from toast_cli.data.checking import check
 from toast_cli.data.masks import Options, open_masks
-from toast_cli.data.source import DataSet
+from toast_cli.data.source import DataSet, image_splits
 from toast_cli.data.voc import CLASSES as VOC_CLASSES
 from toast_cli.data.voc import Options as Voc
 from toast_cli.data.voc import open_voc
@@ -84,6 +85,13 @@ def test_folders_and_classes_may_have_other_names(pairs: MakePairs) -> None:
     assert data.classes == ("a", "b", "c") and sizes(data) == {"train": 2, "val": 1}
 
 
+def test_images_in_folders_of_their_own_may_share_a_name(pairs: MakePairs) -> None:
+    root = pairs(**{"train/a": 3, "train/b": 3})
+    data = opened(root, val_fraction=0)
+    assert sizes(data) == {"train": 6}
+    assert all(image.parent.name == map.parent.name for image, map in data.splits["train"].pairs)  # type: ignore[attr-defined]
+
+
 def test_unlabelled_pixels_are_kept_as_such(pairs: MakePairs) -> None:
     root = pairs(train=2)
     save_map(root / "masks/train/0.png", 255)
@@ -104,6 +112,18 @@ def test_a_palettes_numbers_are_the_classes_whatever_their_colours(pairs: MakePa
     coloured.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     coloured.save(root / "masks/train/0.png")
     assert (opened(root, val_fraction=0).splits["train"].load(0).classes == 2).all()
+
+
+def test_checking_counts_an_image_for_every_class_in_it_and_names_those_without_one(pairs: MakePairs) -> None:
+    root = pairs(train=3)
+    save_map(root / "masks/train/0.png", 255)
+    save_map(root / "masks/train/1.png", [1] * 6 + [2] * 6)
+    data = opened(root, val_fraction=0)
+    report = check(data, image_splits(data, "masks"), lambda items, *_: items)
+    found = report["splits"]["train"]
+    assert found["images_per_class"] == {"least": 0, "median": 1, "most": 2} and found["unlabelled"] == 1
+    assert found["empty_classes"] == ["ground"]
+    assert "train: 1 image has no pixel with a class" in report["warnings"]
 
 
 class TestWhatIsWrongIsNamed:
@@ -131,6 +151,13 @@ class TestWhatIsWrongIsNamed:
         save_map(root / "masks/train/lonely.png", 0)
         assert "1 of 4 class maps" in self.refused(root) and "have no image: lonely.png" in self.refused(root)
 
+    def test_an_image_and_a_class_map_in_different_folders(self, pairs: MakePairs) -> None:
+        root = pairs(train=3)
+        (root / "masks/train/late").mkdir()
+        (root / "masks/train/2.png").rename(root / "masks/train/late/2.png")
+        said = self.refused(root)
+        assert "1 of 3 images" in said and f"nothing in {root / 'masks/train'} is called 2" in said
+
     def test_two_images_of_one_name(self, pairs: MakePairs) -> None:
         root = pairs(train=3)
         save_image(root / "images/train/1.png")
@@ -140,7 +167,8 @@ class TestWhatIsWrongIsNamed:
         root = pairs(train=2)
         save_map(root / "masks/train/0.png", 0, width=10, height=12)
         said = self.refused_at_loading(root)
-        assert "masks/train/0.png is 10×12 pixels" in said and "images/train/0.jpg 12×10" in said
+        assert "masks/train/0.png does not fit its image" in said and "images/train/0.jpg" in said
+        assert "It is 10×12 pixels, the image 12×10." in said
 
     def test_values_that_are_no_class(self, pairs: MakePairs) -> None:
         root = pairs(train=2)

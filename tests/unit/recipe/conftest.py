@@ -41,6 +41,10 @@ class Lite(Toast):
     rank: int = Field(4, ge=1)
 
 
+class Bare(Options):
+    name: Literal["bare"] = "bare"
+
+
 class Classification(Options):
     name: Literal["classification"] = "classification"
 
@@ -73,7 +77,7 @@ def house() -> dict[str, dict[str, tuple[registry.Entry, ...]]]:
     """What is registered; a test may add to it."""
     options = {
         registry.SOURCES: {"birds": Birds, "folder": Folder},
-        registry.METHODS: {"toast": Toast, "lite": Lite},
+        registry.METHODS: {"toast": Toast, "lite": Lite, "bare": Bare},
         registry.TASKS: {"classification": Classification},
     }
     found = {

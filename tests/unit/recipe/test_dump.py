@@ -39,7 +39,7 @@ def test_the_schema_offers_what_is_registered(house: dict[str, Any], broken: dic
     schema = recipe_schema()
     assert schema["required"] == ["backbone", "dataset", "method"]
     short, *long = schema["properties"]["method"]["oneOf"]
-    assert short == {"enum": ["lite", "toast"]}, "what fails to load is left out"
-    assert [form["properties"]["name"]["enum"] for form in long] == [["lite"], ["toast"]]
+    assert short == {"enum": ["bare", "lite", "toast"]}, "what fails to load is left out"
+    assert [form["properties"]["name"]["enum"] for form in long] == [["bare"], ["lite"], ["toast"]]
     for form in long:
         assert form["allOf"][0]["$ref"].rpartition("/")[2] in schema["$defs"]

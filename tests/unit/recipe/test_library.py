@@ -115,6 +115,9 @@ def test_what_is_dropped_and_what_was_made_for_something_else_is_said() -> None:
         ({"init_from": "mine", "overrides": ["method.start=random"]}, "mine"),
         ({"backbone": "vit_b"}, None),
         ({"backbone": "vit_b", "init_from": "shipped"}, "shipped"),
+        ({"method": "bare"}, None),
+        ({"method": "lite"}, "shipped"),
+        ({"weights": "none"}, None),
     ],
 )
 def test_a_recipes_own_start_gives_way_to_one_that_is_asked_for(

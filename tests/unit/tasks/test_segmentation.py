@@ -12,15 +12,17 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from toast_cli import registry
 from toast_cli.backbone import Trace
-from toast_cli.errors import UsageError
+from toast_cli.errors import ToastError, UsageError
 from toast_cli.labels import IGNORED
 from toast_cli.model import Model, build_model
 from toast_cli.recipe.loading import build_recipe
+from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.tasks.overlap import OverlapMeter
 from toast_cli.tasks.segmentation import Options, Segmentation
 from toast_cli.tasks.upernet import SegmentationHead, chosen_levels, maps_of
 from toast_cli.tasks.windows import places, slide
 from toast_cli.training.optimization import make_schedule
+from toast_cli.training.sharding import check_even
 
 CLASSES = ("ground", "cat", "dog")
 
@@ -122,6 +124,12 @@ class TestOverlap:
         assert meter.result()["pixels"] == 32
         assert meter.result()["mean_iou"] == 1.0
 
+    def test_a_split_without_a_labelled_pixel_is_said_and_not_a_number(self) -> None:
+        meter = OverlapMeter(CLASSES)
+        meter.add(scores_for(PREDICTED), as_batch([[[IGNORED] * 3] * 2]))
+        with pytest.raises(ToastError, match="no pixel of this split has a class"):
+            meter.result()
+
 
 class TestWindows:
     def test_they_cover_a_side_and_end_where_it_does(self) -> None:
@@ -143,6 +151,17 @@ class TestWindows:
         assert looked == [2, 1]
         assert found.shape == (2, 2, 7)
         assert torch.allclose(found[0, 0], torch.tensor([0, 0, 0.5, 1, 1.5, 1.5, 2]))
+
+    def test_what_was_scored_in_half_precision_is_summed_in_single(self) -> None:
+        found = slide(
+            lambda windows: torch.full((len(windows), 1, 4, 4), 1 / 3).bfloat16(),
+            torch.zeros(3, 4, 9),
+            (4, 4),
+            (1, 1),
+            2,
+        )
+        assert found.dtype == torch.float32
+        assert torch.equal(found, torch.full((1, 4, 9), float(torch.tensor(1 / 3).bfloat16())))
 
     @torch.no_grad()
     def test_one_window_that_covers_all_is_the_whole_image(self) -> None:
@@ -276,10 +295,19 @@ def test_the_loss_weighs_the_auxiliary_head_and_leaves_unlabelled_pixels_out() -
     assert objective.count(batch) == len(places) == 24
 
 
-def test_images_without_labelled_pixels_are_refused() -> None:
-    objective = Segmentation(torch.nn.Identity(), CLASSES, (4, 4), Options())
-    with pytest.raises(UsageError, match="a label for every pixel"):
-        objective.count({"image": torch.zeros(1, 3, 4, 4), "label": torch.zeros(1)})
+def test_a_model_that_windows_slide_over_is_not_divided_among_processes_which_would_wait_for_ever() -> None:
+    divided = TrainingOptions(shard=True)
+    with pytest.raises(UsageError, match="as often as the others"):
+        check_even(divided, model_of("linear"))
+    check_even(divided, model_of("linear", evaluation="whole"))
+    check_even(TrainingOptions(), model_of("linear"))
+
+
+@pytest.mark.parametrize("scale", [[0, 1], [2, 0.5], [-1, 1]])
+def test_a_scale_that_is_none_is_refused(scale: list[float]) -> None:
+    raw = {"backbone": "vit_demo", "dataset": "demo-segmentation", "method": "linear", "task": {"scale": scale}}
+    with pytest.raises(UsageError, match="the smaller first"):
+        build_recipe(raw, {}, origin="a test")
 
 
 def test_the_poly_schedule_is_the_remaining_share_to_its_power() -> None:

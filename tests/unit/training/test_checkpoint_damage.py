@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.training.test_averaging import linear_model
 from toast_cli.errors import ToastError
-from toast_cli.storage.checkpoint import load_checkpoint, save_checkpoint
+from toast_cli.storage.checkpoint import load_checkpoint, load_state, save_checkpoint
 
 
 @pytest.mark.parametrize("part", [0.1, 0.3, 0.5, 0.7, 0.9])
@@ -20,3 +20,17 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path, file: str, part: 
     damaged.write_bytes(content)
     with pytest.raises(ToastError, match="is damaged"):
         load_checkpoint(tmp_path, "best", model)
+
+
+def test_the_last_whole_checkpoint_outlives_any_number_of_damaged_ones(tmp_path: Path) -> None:
+    model = linear_model()
+    for step in range(1, 5):
+        save_checkpoint(tmp_path, "last", model.trained(), {"step": step})
+        if step > 1:
+            (tmp_path / "last" / "model.safetensors").write_bytes(b"")
+        state = load_state(tmp_path, "last")
+        assert state is not None and state["step"] == 1
+    save_checkpoint(tmp_path, "last", model.trained(), {"step": 5})
+    state = load_state(tmp_path, "last")
+    assert state is not None and state["step"] == 5
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".last.old", "last"]

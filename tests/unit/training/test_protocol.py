@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+from tests.language import make_model
 from toast_cli.errors import ToastError
 from toast_cli.model import Model, build_model, flops
 from toast_cli.recipe.loading import build_recipe
-from toast_cli.recipe.schema import Recipe, TrainingOptions
+from toast_cli.recipe.schema import PretuningOptions, Recipe, TrainingOptions
 from toast_cli.storage.checkpoint import load_checkpoint, save_checkpoint
 from toast_cli.training import session as session_module
 from toast_cli.training.loop import Best
 from toast_cli.training.optimization import make_optimizer, make_schedule, schedule_notes
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session, prepare, start_feedback, tune
+from toast_cli.training.step import DistillationStep
 
 SIZES = {"train_images": 20, "val_images": 10, "test_images": 15}
 
@@ -173,9 +175,13 @@ def test_label_smoothing_is_in_the_loss_and_not_in_the_metrics() -> None:
     assert meter.result()["loss"] == pytest.approx(float(plain.loss(logits, batch)))
 
 
-def test_plain_operations_are_those_of_the_backbone_alone() -> None:
-    linear, toast = (flops(build_model(recipe_of(method), ("a", "b"))) for method in ("linear", "toast"))
-    assert linear["flops_plain"] == toast["flops_plain"] < linear["flops"] < 1.01 * linear["flops_plain"]
+def test_plain_operations_are_those_of_one_pass_without_what_the_method_added() -> None:
+    methods = ("linear", "full", "toast", "toast-lite", "vpt", "lora", "peft:dora")
+    counted = {method: flops(build_model(recipe_of(method), ("a", "b"))) for method in methods}
+    assert len({each["flops_plain"] for each in counted.values()}) == 1
+    linear, toast = counted["linear"], counted["toast"]
+    assert linear["flops"] == counted["full"]["flops"] == linear["flops_plain"]
+    assert 1.005 < counted["lora"]["flops"] / linear["flops"] < 1.1 and counted["vpt"]["flops"] > 2 * linear["flops"]
     # Two passes and the feedback path, less what is not computed twice: much, in a network of three blocks.
     assert 1.8 < toast["flops"] / toast["flops_plain"] < 2.2
 
@@ -244,3 +250,18 @@ def test_a_missing_tensorboard_is_said_before_anything_is_written(
 def test_a_session_knows_its_sizes() -> None:
     session: Session = prepare(recipe_of())
     assert session.sizes()["trained_parameters"] == 128 * 5 + 5
+
+
+@torch.no_grad()
+def test_padding_has_no_part_in_pre_training_without_labels(tmp_path: Path) -> None:
+    raw = {"backbone": f"llama:{make_model(tmp_path / 'model')}", "dataset": "text:nowhere", "method": "toast"}
+    model = build_model(build_recipe(raw, {}, origin="a test"), ()).train()
+    step = DistillationStep(model, PretuningOptions(target="first-pass"))
+    torch.manual_seed(0)
+    for weight in step.steering.feedback.parameters():
+        torch.nn.init.normal_(weight, std=1.0)
+    ids = torch.randint(6, 200, (2, 12))
+    alone = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    filled = {name: torch.nn.functional.pad(tensor, (0, 5)) for name, tensor in alone.items()}
+    distances = [step(batch).parts["distance"] for batch in (alone, filled)]
+    assert torch.isclose(*distances, rtol=1e-3) and distances[0] > 1e-3

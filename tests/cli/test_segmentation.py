@@ -1,0 +1,250 @@
+"""Segmentation as a user types it: tune, measure, look, export, load; with a ViT, a ConvNeXt, and two processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import toast_cli
+from tests.cli.conftest import toast
+from tests.cli.test_processes import TORCHRUN, two_processes
+from toast_cli.errors import UsageError
+from toast_cli.recipe.library import resolve
+
+SHORT = ["task.width=16", "training.epochs=1", "training.batch_size=4", "training.warmup_epochs=0", "--device", "cpu"]
+SIZES = ((90, 70), (70, 100), (64, 64), (80, 66), (120, 70))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of three sizes beside class maps: a dark half, a light half, and a border without a class."""
+    root = tmp_path_factory.mktemp("pairs")
+    for split, count in (("train", 9), ("val", 3), ("test", 5)):
+        for number in range(count):
+            width, height = SIZES[number % len(SIZES)]
+            classes = np.zeros((height, width), np.uint8)
+            classes[:, width // 2 :] = 1
+            noise = np.random.default_rng(number).integers(0, 60, (height, width, 3))
+            pixels = noise + 150 * classes[..., None]
+            classes[0] = 255
+            for folder, array, ending in (("images", pixels.astype(np.uint8), "jpg"), ("masks", classes, "png")):
+                (root / folder / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(root / folder / split / f"{number}.{ending}")
+    (root / "classes.txt").write_text("dark\nlight\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of TOAST with early feedback on the demo's scenes."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    few = ["dataset.train_images=12", "dataset.val_images=4", "dataset.test_images=6"]
+    said = toast("tune", "--dataset", "demo-segmentation", "--output-dir", run, *SHORT, *few)
+    assert said.code == 0, said.err
+    assert "mean IoU, test" in said.out
+    return run
+
+
+@pytest.fixture(scope="module")
+def convnext_run(tmp_path_factory: pytest.TempPathFactory, pairs: Path) -> Path:
+    """The same of a ConvNeXt with random weights on images of many sizes."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    backbone = ["--backbone", "convnext:test_convnext", "--weights", "none", "backbone.image_size=64"]
+    chosen = ["--dataset", f"masks:{pairs}", "--method", "toast", "--output-dir", run]
+    said = toast("tune", *backbone, *chosen, *SHORT)
+    assert said.code == 0, said.err
+    assert "Recipe: general/segmentation-toast" in said.err
+    return run
+
+
+def results(run: Path) -> dict[str, Any]:
+    return json.loads((run / "results.json").read_text())
+
+
+@pytest.mark.parametrize("which", ["run", "convnext_run"])
+def test_a_run_is_measured_again_as_it_closed(which: str, request: pytest.FixtureRequest) -> None:
+    run = request.getfixturevalue(which)
+    closed = results(run)["test"]
+    assert {"mean_iou", "pixel_accuracy", "class_accuracy", "iou", "loss", "images", "pixels"} <= closed.keys()
+    again = json.loads(toast("eval", "--run", run, "--json").out)["test"]
+    assert again == {**closed, "loss": pytest.approx(closed["loss"], rel=1e-5)}
+    told = toast("eval", "--run", run).out
+    assert all(name in told for name in closed["iou"]), "a line for every class"
+
+
+def test_python_labels_every_pixel_and_counts_as_eval_does(convnext_run: Path, pairs: Path) -> None:
+    model = toast_cli.load(convnext_run)
+    files = sorted((pairs / "images/test").iterdir())
+    found = model.segment(files)
+    hits = labelled = 0
+    for file, classes in zip(files, found, strict=True):
+        wanted = torch.from_numpy(np.asarray(Image.open(pairs / "masks/test" / f"{file.stem}.png")).copy())
+        assert classes.shape == wanted.shape and int(classes.max()) < len(model.classes) == 2
+        hits += int((classes == wanted)[wanted != 255].sum())
+        labelled += int((wanted != 255).sum())
+    assert labelled == results(convnext_run)["test"]["pixels"]
+    assert hits / labelled == pytest.approx(results(convnext_run)["test"]["pixel_accuracy"], abs=1e-3)
+    with pytest.raises(UsageError, match="labels pixels, not images"):
+        model.predict(files[0])
+
+
+def test_the_picture_shows_predicted_and_labelled_classes(run: Path, tmp_path: Path) -> None:
+    said = toast("visualize-attention", "--run", run, "--test-image", "2", "--out", tmp_path, "--json")
+    assert said.code == 0, said.err
+    drawn = json.loads(said.out)
+    assert drawn["confidence"] is None and "%" in drawn["prediction"]
+    with Image.open(drawn["path"]) as picture:
+        assert picture.width > 2.5 * picture.height, "image, three maps and two panels of classes"
+
+
+@pytest.mark.parametrize("which", ["run", pytest.param("convnext_run", marks=pytest.mark.slow)])
+def test_exports_prove_themselves_and_give_the_same_classes(
+    which: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    import onnxruntime
+
+    run = request.getfixturevalue(which)
+    for name, words in {"whole.safetensors": ["--what", "full"], "model.onnx": ["--format", "onnx"]}.items():
+        said = toast("export", "--run", run, *words, "--out", tmp_path / name)
+        assert said.code == 0, said.err
+        report = json.loads((tmp_path / "export_report.json").read_text())[name]
+        assert {"random.logits", "real.logits"} <= report["differences"].keys()
+    model, exported = toast_cli.load(run), toast_cli.load(tmp_path / "whole.safetensors")
+    image = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        wanted = model(image)
+    assert wanted.shape == (3, len(model.classes), 64, 64), "the auxiliary head is for training alone"
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 110, 3), dtype=np.uint8))
+    assert torch.equal(exported.segment(photograph)[0], model.segment(photograph)[0])
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_transformers_loads_an_exported_model_and_labels_pixels_with_it(run: Path, tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+    said = toast("export", "--run", run, "--format", "hf", "--out", tmp_path / "hf")
+    assert said.code == 0, said.err
+    toast_cli.register()
+    model, ours = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "hf"), toast_cli.load(run)
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 110, 3), dtype=np.uint8))
+    pixels = AutoImageProcessor.from_pretrained(tmp_path / "hf")(photograph, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        found = model(pixel_values=pixels).logits
+        torch.testing.assert_close(found, ours(pixels), rtol=1e-4, atol=1e-4)
+    assert found.shape == (1, len(ours.classes), 64, 64), "the whole image, squeezed to the input size"
+    assert model.config.id2label == dict(enumerate(ours.classes))
+
+
+def test_two_processes_count_every_pixel_that_one_counts(tmp_path: Path, pairs: Path) -> None:
+    words = ["--backbone", "vit_demo", "--dataset", f"masks:{pairs}", "--method", "linear", *SHORT]
+    # Nine images in batches of four, and a last batch of which the second process has nothing.
+    words += ["training.optimizer=momentum", "training.lr=0.1", "training.eval_batch_size=2"]
+    alone = toast("tune", *words, "--output-dir", tmp_path / "one")
+    assert alone.code == 0, alone.err
+    together = two_processes(TORCHRUN, "tune", *words, "--output-dir", tmp_path / "two")
+    assert together.code == 0, together.err
+    for part in ("validation", "test"):
+        one, two = results(tmp_path / "one")[part], results(tmp_path / "two")[part]
+        assert (one["images"], one["pixels"]) == (two["images"], two["pixels"])
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["mean_iou"] == pytest.approx(one["mean_iou"], abs=1e-3)
+        assert two["iou"] == pytest.approx(one["iou"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_model_divided_among_processes_is_trained_as_a_whole_one(tmp_path: Path, pairs: Path) -> None:
+    words = ["tune", "--backbone", "vit_demo", "--dataset", f"masks:{pairs}", "--method", "toast", *SHORT]
+    words += ["training.optimizer=momentum", "training.lr=0.1", "training.eval_batch_size=2", "task.evaluation=whole"]
+    assert toast(*words, "--output-dir", tmp_path / "one").code == 0
+    together = two_processes(TORCHRUN, *words, "--output-dir", tmp_path / "two", "training.shard=true")
+    assert together.code == 0, together.err
+    one, two = results(tmp_path / "one")["test"], results(tmp_path / "two")["test"]
+    assert (one["images"], one["pixels"]) == (two["images"], two["pixels"])
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+
+
+class TestWhatIsWrongIsSaid:
+    def test_a_class_map_that_does_not_fit_ends_the_run(self, pairs: Path, tmp_path: Path) -> None:
+        root = tmp_path / "pairs"
+        for part in ("images", "masks"):
+            (root / part).mkdir(parents=True)
+            for file in sorted((pairs / part / "train").iterdir()):
+                (root / part / file.name).write_bytes(file.read_bytes())
+        (root / "classes.txt").write_text("dark\nlight\n")
+        Image.new("L", (30, 20)).save(root / "masks/3.png")
+        Image.new("L", SIZES[4], 7).save(root / "masks/4.png")
+        checked = toast("data", "check", f"masks:{root}")
+        assert checked.code == 1
+        flat = " ".join(checked.out.split())
+        assert "3.jpg (It is 30×20 pixels, the image 80×66.)" in flat
+        assert "4.jpg (It has 7 (8400 pixels)" in flat.replace(",", "")
+        chosen = ["--backbone", "vit_demo", "--dataset", f"masks:{root}", "--method", "linear"]
+        said = toast("tune", *chosen, "--output-dir", tmp_path / "run", *SHORT, "dataset.val_fraction=0")
+        said.fails(1, "The class map", "masks/")
+
+    @pytest.mark.parametrize(("dataset", "task"), [("demo", "segmentation"), ("demo-segmentation", "classification")])
+    def test_a_task_that_is_not_for_these_data_is_refused(self, dataset: str, task: str, tmp_path: Path) -> None:
+        said = toast("tune", "--dataset", dataset, f"task.name={task}", "--output-dir", tmp_path / "run")
+        said.fails(2, f"task '{task}'", dataset)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_missing_class_map_ends_it_before_anything_is_written(self, tmp_path: Path) -> None:
+        for part in ("images", "masks"):
+            (tmp_path / part).mkdir()
+        for number in range(3):
+            Image.new("RGB", (64, 64)).save(tmp_path / "images" / f"{number}.png")
+        said = toast(
+            "tune", "--backbone", "vit_demo", "--dataset", f"masks:{tmp_path}", "--output-dir", tmp_path / "run",
+            "dataset.classes=[a,b]",
+        )  # fmt: skip
+        said.fails(1, "3 of 3 images", "have no class map", "0.png")
+        assert not (tmp_path / "run").exists()
+
+
+def test_pictures_of_data_show_the_classes_of_their_pixels(pairs: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        sheet = tmp_path / f"{split}.png"
+        said = toast(
+            "data",
+            "show",
+            f"masks:{pairs}",
+            "--backbone",
+            "vit_demo",
+            "--images",
+            "4",
+            "--split",
+            split,
+            "--out",
+            sheet,
+        )
+        assert said.code == 0, said.err
+        with Image.open(sheet) as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 100  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["toast", "toast-lite", "full", "lora", "vpt", "linear"])
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ("voc", "segmentation/voc-vit_b16_in21k-"),
+        ("ade20k", "segmentation/ade20k-vit_b16_in21k-"),
+        ("demo-segmentation", "demo/segmentation-"),
+        ("masks:some", "general/segmentation-"),
+    ],
+)
+def test_every_data_set_has_a_recipe_for_every_method(dataset: str, name: str, method: str) -> None:
+    backbone = "vit_demo" if dataset == "demo-segmentation" else "vit_b16_in21k"
+    found = resolve(backbone=backbone, dataset=dataset, method=method)
+    assert found.name == name + method and found.recipe.method.name == method
+    if method.startswith("toast"):
+        assert found.recipe.method.feedback == "early"  # type: ignore[attr-defined]
+    assert found.recipe.task.name == "segmentation" and found.recipe.training.schedule == "poly"
