@@ -54,11 +54,6 @@ class PairSplit:
     reduce_zero_label: bool = False
     has_masks: bool = False
 
-    @property
-    def names(self) -> list[str]:
-        """The image files' own names, wherever they lie."""
-        return [image.name for image, _ in self.pairs]
-
     def __len__(self) -> int:
         return len(self.pairs)
 

@@ -23,7 +23,7 @@ def test_every_suite_that_comes_with_toast_is_valid_and_says_its_command(name: s
     _, found, text = suite.find(name)
     assert found.tables and f"toast bench {name}" in text
     experiment = Experiment(name, found)
-    if experiment.cells and name != "segmentation":
+    if experiment.cells:
         experiment.check()
 
 
