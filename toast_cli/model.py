@@ -156,8 +156,8 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, st
     card = registry.backbone_card(recipe.backbone.name)
     backbone = _rebuilt(card, recipe.backbone, files) if files else card.build(recipe.backbone)
     if backbone.preprocessing is not None:
-        chosen = {name: value for name in ("mean", "std") if (value := getattr(recipe.images, name)) is not None}
-        backbone.preprocessing = replace(backbone.preprocessing, **chosen)
+        mean, std = recipe.images.normalization(backbone.preprocessing.mean, backbone.preprocessing.std)
+        backbone.preprocessing = replace(backbone.preprocessing, mean=mean, std=std)
     backbone.checkpointing = recipe.training.checkpoint_gradients
     stock = Stock.of(backbone)
     adapted = method_of(recipe).build(recipe.method, backbone)

@@ -7,19 +7,38 @@ from pathlib import Path
 import pytest
 
 from toast_cli.errors import UsageError
-from toast_cli.recipe.library import resolve
+from toast_cli.recipe.library import find, header, names, resolve
 
 
+@pytest.mark.parametrize("dataset", ["cub", "nabirds", "flowers", "dogs", "cars"])
 @pytest.mark.parametrize(
     ("method", "lr"),
     [("toast", 0.01), ("toast-lite", 0.01), ("linear", 0.01), ("lora", 0.01), ("vpt", 0.01), ("full", 0.003)],
 )
-def test_the_birds_recipes_hold_the_settings_of_the_papers_appendix(method: str, lr: float) -> None:
-    recipe = resolve(backbone="vit_b16", dataset="cub", method=method).recipe
+def test_the_fine_grained_recipes_hold_the_settings_of_the_papers_appendix(
+    dataset: str, method: str, lr: float
+) -> None:
+    resolved = resolve(backbone="vit_b16", dataset=dataset, method=method)
+    assert resolved.name == f"fgvc/{dataset}-vit_b16-{method}"
+    recipe = resolved.recipe
     training, images = recipe.training, recipe.images
     assert (training.epochs, training.batch_size, training.warmup_epochs, training.lr) == (100, 32, 10, lr)
     assert (training.momentum, training.schedule) == (0.9, "cosine")
     assert (images.resize, images.augment) == (256, "crop-flip")
+
+
+@pytest.mark.parametrize("dataset", ["cub", "vtab:dtd"])
+@pytest.mark.parametrize("backbone", [None, "vit_s16"])
+def test_where_nothing_fits_the_main_tables_backbone_lends_its_settings(dataset: str, backbone: str | None) -> None:
+    assert "vit_b16-toast" in resolve(dataset=dataset, backbone=backbone).name
+    assert resolve(dataset="cars", backbone="convnext_b", method="lora").name == "fgvc/cars-convnext_b-lora"
+
+
+def test_every_recipe_of_a_published_set_opens_with_the_papers_number_and_the_measured_one() -> None:
+    for name in names():
+        if name.startswith(("fgvc/", "vtab/")):
+            opening = header(find(name).text)
+            assert "\nPaper: " in opening and "\nMeasured: " in opening and "\nCommand: toast tune" in opening, name
 
 
 def test_texts_take_settings_made_for_texts() -> None:

@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-GROUND = {"errors", "options", "fingerprint", "labels"}
+GROUND = {"errors", "options", "fingerprint", "labels", "places"}
 DOORS = GROUND | {"registry", "backbone", "recipe"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "options": {"errors"},
     "fingerprint": set(),
+    "places": set(),
     "labels": set(),
     "registry": {"errors", "backbone"},
     "backbone": GROUND,

@@ -72,7 +72,7 @@ def _devices() -> list[dict[str, Any]]:
 
 def _folders() -> dict[str, str]:
     """Where weights and data are looked for, and the settings that decide it."""
-    from toast_cli.storage.places import cache_folder
+    from toast_cli.places import cache_folder
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hub = Path(os.environ.get("HF_HOME") or cache / "huggingface")

@@ -18,7 +18,8 @@ from toast_cli.data.files import FileSplit
 from toast_cli.data.location import places
 from toast_cli.data.source import DataSet, Source
 from toast_cli.data.split import SPLIT_OF, WholeOptions, divide_given, divide_whole
-from toast_cli.errors import ToastError
+from toast_cli.data.streams import StreamSplit, streamed_batches
+from toast_cli.errors import ToastError, UsageError
 
 
 class Options(WholeOptions):
@@ -34,14 +35,27 @@ class Options(WholeOptions):
     revision: str | None = Field(None, description="commit, branch or tag on the hub; left out: the newest")
     image_column: str | None = Field(None, description="column with the image; left out: the one that holds images")
     label_column: str | None = Field(None, description="column with the class; left out: the one that holds classes")
+    streaming: bool = Field(
+        False, description="read it from front to end while training, and keep nothing of it on this disk"
+    )
+    samples: int | None = Field(
+        None, ge=1, description="with streaming: training images, where the data set does not say how many it has"
+    )
+    shuffle_buffer: int = Field(
+        1000, ge=1, description="with streaming: each reader shuffles its shards, and so many images at a time"
+    )
 
 
 def open_hf(options: Options, data_dir: Path | None) -> DataSet:
     """Fetch the data set if it is not in the cache, and read its labels; no image is decoded.
 
+    With `streaming`, only its description and its first rows are read.
+
     Raises:
         ToastError: the library is not installed, there is no such data set, or it holds no images with labels.
     """
+    if options.streaming:
+        return _open_stream(options, data_dir)
     folder = next((place for place in places(options.path, data_dir) if place.exists()), None)
     tables = {SPLIT_OF[name]: table for name, table in _load(options, folder).items() if name in SPLIT_OF}
     if "train" not in tables:
@@ -76,6 +90,46 @@ def open_hf(options: Options, data_dir: Path | None) -> DataSet:
     else:
         made, made_notes = divide_given(parts, options, options.path)
     return DataSet(classes, made, (*notes, *made_notes))
+
+
+def _open_stream(options: Options, data_dir: Path | None) -> DataSet:
+    """The data set as streams. Its own splits alone: nothing can be held out of what is read in passing."""
+    folder = next((place for place in places(options.path, data_dir) if place.exists()), None)
+    streams = {SPLIT_OF[name]: stream for name, stream in _load(options, folder).items() if name in SPLIT_OF}
+    if "train" not in streams:
+        raise ToastError(f"{options.path} has no train split.", what_to_do="Choose another dataset.subset.")
+    if not all(hasattr(stream, "num_shards") for stream in streams.values()):
+        raise UsageError(f"{options.path} is on this disk as a table.", what_to_do="Use dataset.streaming=false.")
+    if options.shots is not None:
+        raise UsageError("dataset.shots picks images, and a stream has none to pick from.")
+    image, label = _columns(options, streams["train"])
+    classes = class_file(options.class_file, data_dir) or getattr(streams["train"].features[label], "names", None)
+    if classes is None:
+        raise UsageError(
+            f"{options.path} does not say which classes its column '{label}' has.",
+            what_to_do="Name them in a dataset.class_file, or use dataset.streaming=false.",
+        )
+    splits, notes = {}, []
+    for part, stream in streams.items():
+        plain = stream.select_columns([image, label]).cast_column(image, type(stream.features[image])(decode=False))
+        if part != "train" and next(iter(plain))[label] in (None, -1):
+            notes.append(f"{part}: not read, its images have no label")
+            continue
+        known = (stream.info.splits or {}).get(stream.split)
+        length = options.samples if part == "train" and options.samples else known and known.num_examples
+        if not length and part == "train":
+            raise UsageError(
+                f"{options.path} does not say how many images its train split has.",
+                what_to_do="Say dataset.samples=NUMBER, or use dataset.streaming=false.",
+            )
+        length = length or sum(1 for _ in stream.select_columns([label]))
+        where = f"{options.path} ({part})"
+        splits[part] = StreamSplit(
+            plain, image, label, tuple(classes), length, where, shuffle_buffer=options.shuffle_buffer
+        )
+    if "val" not in splits:
+        notes.append(f"validation: {options.path} has no such split, and none can be held out of a stream")
+    return DataSet(tuple(classes), splits, tuple(notes), streamed_batches)
 
 
 SOURCE = Source(
@@ -162,7 +216,7 @@ def _columns(options: Options, table: Any) -> tuple[str, str]:
 def _load(options: Options, folder: Path | None) -> Mapping[str, Any]:
     """The splits of the data set as the library's tables, images left as they are stored."""
     try:
-        from datasets import DatasetDict, load_dataset, load_from_disk
+        from datasets import load_dataset, load_from_disk
     except ImportError as error:
         raise ToastError(
             "Hugging Face data sets are read through the datasets library.", what_to_do="pip install 'toast-cli[hub]'."
@@ -171,7 +225,12 @@ def _load(options: Options, folder: Path | None) -> Mapping[str, Any]:
         if folder is not None and any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
             found = load_from_disk(str(folder))
         else:
-            found = load_dataset(str(folder or options.path), options.subset, revision=options.revision)
+            found = load_dataset(
+                str(folder or options.path),
+                options.subset,
+                revision=options.revision,
+                streaming=options.streaming,
+            )
     except Exception as error:  # the hub's client raises anything from a timeout to a missing file
         raise ToastError(
             f"The Hugging Face data set '{options.path}' cannot be opened.",
@@ -179,4 +238,4 @@ def _load(options: Options, folder: Path | None) -> Mapping[str, Any]:
             "Check the name and dataset.subset. Without a network it must be in the cache that HF_HOME names, or be a "
             "local folder.",
         ) from error
-    return found if isinstance(found, DatasetDict) else {"train": found}
+    return found if isinstance(found, Mapping) else {"train": found}

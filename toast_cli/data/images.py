@@ -32,7 +32,8 @@ def open_image(path: ImageFile) -> PilImage:
     """
     try:
         with path.open("rb") as stream, Image.open(stream) as file:
-            return to_rgb(ImageOps.exif_transpose(file))
+            ImageOps.exif_transpose(file, in_place=True)  # else it copies what is upright already
+            return to_rgb(file)
     except UnidentifiedImageError as error:
         raise _unreadable(path, "It is not an image, or of a format that Pillow does not know.") from error
     except Image.DecompressionBombError as error:

@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate
 
+from toast_cli.data.files import FileSplit
 from toast_cli.data.sharing import Share
 from toast_cli.data.source import KNOWN, Sample
-from toast_cli.data.transforms import build_transform
+from toast_cli.data.transforms import ImageTransform, build_transform
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.labels import IGNORED
 
@@ -56,7 +57,7 @@ class LabelledImages(Dataset[dict[str, Any]]):
     ) -> None:
         if with_masks and not split.has_masks:
             raise ValueError("this split has no masks")
-        self.split = split
+        self.split = split if with_masks else without_masks(split)
         self.transform = transform
         self.seed = seed
         self.with_masks = with_masks
@@ -79,7 +80,7 @@ class LabelledImages(Dataset[dict[str, Any]]):
         return len(self.split)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._item(self.split.load(index), index)
+        return self.item(self.split.load(index), index)
 
     def __getitems__(self, indices: Sequence[int]) -> Fetched | ToastError:
         """A batch for the loader. An error is handed on: raised in a worker, it would arrive as a traceback's text."""
@@ -94,14 +95,19 @@ class LabelledImages(Dataset[dict[str, Any]]):
                     return error
                 skipped[self.split.names[index]] = error.why or error.what
         # A batch cannot be empty: where nothing could be read, a black image stands there whose label is ignored.
-        return Fetched(items or [self._blank(indices[0])], skipped)
+        return Fetched(items or [self.blank(indices[0])], skipped)
 
-    def _item(self, sample: Sample, index: int) -> dict[str, Any]:
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: that one would reseed the GPU too, which fork_rng does not restore here.
-            turn = self.view if self.views else int(self._epoch)
-            torch.default_generator.manual_seed(_mixed(self.seed, turn, index))
+    def item(self, sample: Sample, index: int) -> dict[str, Any]:
+        """A sample as it goes into a batch; `index` is what its augmentation is drawn by."""
+        # Not torch.manual_seed: that one would reseed the GPU too.
+        generator = torch.default_generator
+        before = generator.get_state()
+        turn = self.view if self.views else int(self._epoch)
+        generator.manual_seed(mixed(self.seed, turn, index))
+        try:
             return {**self.shown(sample), "index": index, "view": self.view}
+        finally:
+            generator.set_state(before)
 
     def shown(self, sample: Sample) -> dict[str, Any]:
         """A sample as training and evaluation see it."""
@@ -118,9 +124,15 @@ class LabelledImages(Dataset[dict[str, Any]]):
     def _known(self, index: int) -> dict[str, Any]:
         return {KNOWN: True, "label": self.split.labels[index], "index": index, "view": self.view}
 
-    def _blank(self, index: int) -> dict[str, Any]:
+    def blank(self, index: int) -> dict[str, Any]:
+        """What stands in a batch of which nothing could be read: its label is to be ignored."""
         image = Image.new("RGB", (64, 64))
-        return self._item(Sample(image, IGNORED, "", np.zeros((64, 64), dtype=bool)), index)
+        return self.item(Sample(image, IGNORED, "", np.zeros((64, 64), dtype=bool)), index)
+
+
+def without_masks(split: ImageSplit) -> ImageSplit:
+    """The same images, without reading masks that are files of their own."""
+    return split.without_masks() if isinstance(split, FileSplit) else split
 
 
 @dataclass(frozen=True)
@@ -147,7 +159,7 @@ class Shuffled(Sampler[int]):
         return self.count
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(_mixed(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
         return iter(torch.randperm(self.count, generator=generator).tolist())
 
 
@@ -199,6 +211,26 @@ def image_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: 
     """Images as the recipe and the backbone want them.
 
     Raises:
+        UsageError: as `image_transform`, or resized images cannot be kept.
+        ToastError: resized images are to be kept, and there is no room.
+    """
+    transform = image_transform(recipe, backbone, asked)
+    notes: tuple[str, ...] = ()
+    if recipe.images.cache:
+        from toast_cli.data.resized import kept_resized
+
+        split, note = kept_resized(split if asked.with_masks else without_masks(split), transform)
+        notes = (note,)
+    skip = recipe.images.on_error == "skip"
+    loader = make_loader(split, transform, asked, seed=recipe.seed, workers=recipe.training.workers, skip=skip)
+    loader.notes = notes
+    return loader
+
+
+def image_transform(recipe: Recipe, backbone: Backbone, asked: Asked) -> ImageTransform:
+    """What the recipe and the backbone make of an image.
+
+    Raises:
         UsageError: the task is to label pixels, the backbone does not look at images, or sizes do not fit.
     """
     if recipe.task.name == "segmentation":
@@ -206,14 +238,7 @@ def image_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: 
             f"The task 'segmentation' needs a label for every pixel, and {recipe.dataset.name} has one for an image.",
             what_to_do="Use voc, ade20k, masks:PATH or demo-segmentation, or leave task.name out.",
         )
-    return make_loader(
-        split,
-        build_transform(recipe.images, backbone.require_preprocessing(), train=asked.augment),
-        asked,
-        seed=recipe.seed,
-        workers=recipe.training.workers,
-        skip=recipe.images.on_error == "skip",
-    )
+    return build_transform(recipe.images, backbone.require_preprocessing(), train=asked.augment)
 
 
 def make_loader(
@@ -249,23 +274,24 @@ def loader_of(
         batch_sampler=Share(order, asked.batch_size, asked.process, asked.processes),
         num_workers=workers,
         persistent_workers=workers > 0,
-        worker_init_fn=_leave_stopping_to_the_main_process,
-        collate_fn=partial(_collate, together),
+        worker_init_fn=quiet_worker,
+        collate_fn=partial(collate, together=together),
         pin_memory=torch.cuda.is_available(),
         # Its own, because a DataLoader draws its workers' seeds from the global one otherwise.
-        generator=torch.Generator().manual_seed(_mixed(seed)),
+        generator=torch.Generator().manual_seed(mixed(seed)),
     )
 
 
-def _collate(together: Callable[[list[dict[str, Any]]], dict[str, Any]], fetched: Any) -> Any:
+def collate(fetched: Any, together: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:
+    """A batch's tensors, put `together`, and what was left out of it; an error as it is."""
     return fetched if isinstance(fetched, ToastError) else (together(fetched.items), fetched.skipped)
 
 
-def _mixed(*numbers: int) -> int:
+def mixed(*numbers: int) -> int:
     """A seed of 64 bits; neighbouring numbers give unrelated ones."""
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
 
 
-def _leave_stopping_to_the_main_process(worker: int) -> None:
+def quiet_worker(worker: int) -> None:
     """Ctrl-C reaches workers as well; the run that reads from them ends its step first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -72,6 +72,8 @@ def pair_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: A
             "images.on_error=skip is for labelled images.",
             what_to_do="Mend the pairs that cannot be read, or remove them.",
         )
+    if recipe.images.cache:
+        raise UsageError("images.cache is for labelled images.", what_to_do="Leave it out.")
     wishes, seen = cast("Wishes", recipe.task), backbone.require_preprocessing()
     transform = pixel_transform(recipe.images, wishes, seen, train=asked.augment)
     dataset = LabelledPixels(split, transform, recipe.seed, together=asked.augment)
@@ -85,8 +87,8 @@ def pixel_transform(images: ImageOptions, wishes: Wishes, seen: Preprocessing, t
         UsageError: sizes do not fit.
     """
     steps = training_steps if train else evaluation_steps
-    mean, std = list(images.mean or seen.mean), list(images.std or seen.std)
-    numbers = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    mean, std = images.normalization(seen.mean, seen.std)
+    numbers = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
     return v2.Compose([*steps(images, wishes, seen), *numbers])
 
 
@@ -124,7 +126,8 @@ def training_steps(images: ImageOptions, wishes: Wishes, seen: Preprocessing) ->
         side = images.resize or max(size)
         least, most = (round(side * factor) for factor in wishes.scale)
         plain = [v2.RandomResize(least, most + 1, interpolation)]
-    grey = [round(255 * value) for value in images.mean or seen.mean]  # nothing, once normalised
+    mean, _ = images.normalization(seen.mean, seen.std)
+    grey = [round(255 * value) for value in mean]  # nothing, once normalised
     fill: dict[Any, Any] = {tv_tensors.Image: grey, tv_tensors.Mask: UNLABELLED}
     return [*plain, v2.ToImage(), v2.RandomCrop(size, pad_if_needed=True, fill=fill), v2.RandomHorizontalFlip()]
 

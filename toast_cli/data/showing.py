@@ -44,7 +44,7 @@ def contact_sheet(data: DataSet, part: str, recipe: Recipe, backbone: Backbone, 
     batch = next(iter(data.batches(split, recipe, backbone, asked)))
     count = len(batch["image"])  # fewer, where images.on_error=skip left some out
     seen = backbone.require_preprocessing()
-    mean, std = recipe.images.mean or seen.mean, recipe.images.std or seen.std
+    mean, std = recipe.images.normalization(seen.mean, seen.std)
     inverse = [-m / s for m, s in zip(mean, std, strict=True)], [1 / s for s in std]
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

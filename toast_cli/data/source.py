@@ -143,8 +143,14 @@ def image_splits(data: DataSet, where: str) -> dict[str, ImageSplit]:
     """The splits of a data set that is made of images.
 
     Raises:
-        UsageError: it is made of texts.
+        UsageError: it is made of texts, or is streamed.
     """
     if not data.classes:
         raise UsageError(f"{where} holds texts.", what_to_do="This is for images: 'toast data ls' tells which are.")
+    if any(not hasattr(split, "names") for split in data.splits.values()):
+        raise UsageError(
+            f"{where} is read from front to end.",
+            "This looks images up, some of them or all against each other.",
+            "Give the data unpacked, or in one archive (archive:FILE).",
+        )
     return dict(data.splits)  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +10,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from toast_cli.data.class_map import class_file, in_order, learnable, require_same_classes
-from toast_cli.data.files import Box, FileSplit
+from toast_cli.data.files import FileSplit
 from toast_cli.data.location import find_file
+from toast_cli.data.regions import Box
 from toast_cli.data.source import DataSet, Source
 from toast_cli.data.split import SPLIT_OF, WholeOptions, divide_given, divide_whole
 from toast_cli.errors import ToastError
@@ -142,12 +142,13 @@ def _part(file: Path, number: int, row: Mapping[str, Any], options: Options) -> 
 
 def _box(file: Path, number: int, row: Mapping[str, Any], options: Options) -> Box:
     try:
-        x, y, width, height = (float(row[column]) for column in options.box_columns)
+        numbers = [float(row[column]) for column in options.box_columns]
     except (TypeError, ValueError):
         raise _odd(file, number, f"the box {', '.join(options.box_columns)} is not four numbers") from None
-    if not all(map(math.isfinite, (x, y, width, height))) or width <= 0 or height <= 0:
-        raise _odd(file, number, "a box needs finite numbers, its width and height above zero")
-    return x, y, width, height
+    try:
+        return Box(*numbers)
+    except ValueError as error:
+        raise _odd(file, number, str(error)) from None
 
 
 def _require_files(file: Path, names: list[str]) -> None:

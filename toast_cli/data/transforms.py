@@ -14,6 +14,8 @@ from torchvision.transforms import v2
 from toast_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL.Image import Image
 
     from toast_cli.backbone import Preprocessing
@@ -21,18 +23,27 @@ if TYPE_CHECKING:
 
 
 class ImageTransform:
-    """Steps of torchvision's v2 applied to an image and its mask together. Random ones draw from torch's generator."""
+    """Steps of torchvision's v2 applied to an image and its mask together, and the pixels then normalised.
 
-    def __init__(self, steps: list[v2.Transform]) -> None:
+    Random steps draw from torch's generator. Normalising is the kernels that `v2.ToDtype` and `v2.Normalize` call,
+    without what these do around them for each image.
+    """
+
+    def __init__(self, steps: list[v2.Transform], mean: Sequence[float], std: Sequence[float]) -> None:
         self.steps = v2.Compose(steps)
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
 
     def __call__(self, image: Image, mask: np.ndarray | Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """An RGB image and perhaps its `[H, W]` mask to a normalised `[3, h, w]` float32 and a `[h, w]` bool tensor."""
         if mask is None:
-            return self.steps(image).as_subclass(Tensor), None
+            return self._normalized(self.steps(image)), None
         whole = tv_tensors.Mask(torch.from_numpy(np.asarray(mask).astype(np.uint8)))
-        pixels, cut = self.steps(image, whole)
-        return pixels.as_subclass(Tensor), cut.as_subclass(Tensor).bool()
+        shown, cut = self.steps(image, whole)
+        return self._normalized(shown), cut.as_subclass(Tensor).bool()
+
+    def _normalized(self, image: Image) -> Tensor:
+        pixels = v2.functional.pil_to_tensor(image).contiguous()  # Pillow has the channels last, which is slow
+        return v2.functional.to_dtype_image(pixels, torch.float32, scale=True).sub_(self.mean).div_(self.std)
 
 
 def build_transform(images: ImageOptions, preprocessing: Preprocessing, train: bool) -> ImageTransform:
@@ -59,14 +70,7 @@ def build_transform(images: ImageOptions, preprocessing: Preprocessing, train: b
         geometry = [_resize(images, preprocessing, interpolation), crop]
     if augment != "none":
         geometry.append(v2.RandomHorizontalFlip())
-    return ImageTransform(
-        [
-            *geometry,
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(images.mean or preprocessing.mean), list(images.std or preprocessing.std)),
-        ]
-    )
+    return ImageTransform(geometry, *images.normalization(preprocessing.mean, preprocessing.std))
 
 
 class Cover(v2.Transform):

@@ -22,6 +22,7 @@ DEMO = "demo"
 GENERAL = "general"
 PRETUNE = "pretune"
 DEFAULT_METHOD = "toast"
+DEFAULT_BACKBONE = "vit_b16"
 DEFAULT_TASK = "classification"
 
 
@@ -46,7 +47,7 @@ class Resolved:
 def for_pair(backbone: str | None, dataset: str, method: str | None) -> Match | None:
     """The built-in recipe for a data set that comes nearest: by method, then by backbone, then by the alphabet.
 
-    Where no method is wanted, TOAST's own recipe is preferred.
+    Where nothing is wanted, or nothing fits, TOAST's own are preferred, on the backbone of the paper's main tables.
     """
     wanted = {"method": method, "backbone": backbone}
     candidates = []
@@ -58,10 +59,10 @@ def for_pair(backbone: str | None, dataset: str, method: str | None) -> Match | 
             continue
         differs = tuple(section for section, want in wanted.items() if want is not None and draft.name(section) != want)
         unlike = draft.name("method") != (method or DEFAULT_METHOD)
-        candidates.append((unlike, "backbone" in differs, name, differs))
+        candidates.append((unlike, "backbone" in differs, draft.name("backbone") != DEFAULT_BACKBONE, name, differs))
     if not candidates:
         return None
-    _, _, name, differs = min(candidates)
+    *_, name, differs = min(candidates)
     return Match(name, differs)
 
 

@@ -20,9 +20,9 @@ from toast_cli.data.source import KNOWN
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.fingerprint import digest_of
 from toast_cli.model import Model
+from toast_cli.places import cache_folder
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.steering import Steering, first_pass, steered_pass
-from toast_cli.storage.places import cache_folder
 from toast_cli.storage.slots import Slots, size
 from toast_cli.training.step import Step, Stepped
 

@@ -101,7 +101,7 @@ class Session:
         mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (seen.mean, seen.std))
         return [
             f"Weights of {weights}; images are normalised by mean ({mean}) and std ({std}), as for the published "
-            f"weights of {self.recipe.backbone.name}: images.mean and images.std change that."
+            f"weights of {self.recipe.backbone.name}: images.normalize, or images.mean and images.std, change that."
         ]
 
     def memory(self, batches: Batches) -> Memory:

@@ -138,6 +138,23 @@ class TestErrors:
         with pytest.raises(ToastError, match=r"a\.zip/a/0\.png cannot be read"):
             split.load(0)
 
+    def test_a_decompression_bomb_in_an_archive_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        split = opened(zipped(tmp_path / "a.zip", CLASSES), test_fraction=0, val_fraction=0).splits["train"]
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(ToastError, match=r"a\.zip/a/0\.png cannot be read") as refused:
+            split.load(0)
+        assert "suspiciously large" in refused.value.why
+
+    def test_a_zip_that_lies_about_a_size_is_read_no_further_than_it_said(self, tmp_path: Path) -> None:
+        file = zipped(tmp_path / "a.zip", {**CLASSES, "b/bomb.png": png() + bytes(5_000_000)})
+        content = bytearray(file.read_bytes())
+        entry = content.rindex(b"PK\x01\x02")
+        content[entry + 24 : entry + 28] = (100).to_bytes(4, "little")
+        file.write_bytes(bytes(content))
+        split = opened(file, test_fraction=0, val_fraction=0).splits["train"]
+        with pytest.raises(ToastError, match=r"bomb\.png cannot be read"):
+            split.load(len(split) - 1)
+
     def test_a_member_that_claims_to_be_huge_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(packed, "LARGEST", 10)
         with pytest.raises(ToastError, match="suspiciously large"):

@@ -116,7 +116,7 @@ def test_labels_follow_the_ids_of_the_classes_not_their_lines(cub: Path) -> None
 def test_missing_data_says_what_to_put_where(tmp_path: Path) -> None:
     with pytest.raises(ToastError, match="CUB-200-2011 was not found") as error:
         open_cub(Options(), tmp_path)
-    for part in ("CUB_200_2011.tgz", "Caltech", str(tmp_path / "CUB_200_2011" / "images.txt"), "--data-dir"):
+    for part in ("CUB_200_2011.tgz", "caltech", str(tmp_path / "CUB_200_2011" / "images.txt"), "--data-dir"):
         assert part in error.value.what_to_do
 
 
@@ -162,7 +162,6 @@ def test_a_missing_image_is_named_before_any_training(cub: Path) -> None:
     with pytest.raises(ToastError, match="1 of 18 images") as error:
         open_cub(Options(), cub)
     assert os.path.join("002.Wren", "bird_1.jpg") in error.value.why  # noqa: PTH118
-    assert "line 8" in error.value.why
 
 
 def test_a_species_without_training_images_is_named(cub: Path) -> None:

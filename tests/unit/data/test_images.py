@@ -95,10 +95,20 @@ def test_one_bit_becomes_black_and_white(tmp_path: Path) -> None:
     assert pixels(tmp_path / "a.png")[0].tolist() == [[0] * 3, [255] * 3]
 
 
-def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["a.gif", "a.png", "a.webp", "a.tif"])
+def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path, file: str) -> None:
     red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
-    red.save(tmp_path / "a.gif", save_all=True, append_images=[blue])
-    assert pixels(tmp_path / "a.gif")[0, 0].tolist() == [255, 0, 0]
+    lossless = {"lossless": True} if file == "a.webp" else {}
+    red.save(tmp_path / file, save_all=True, append_images=[blue], **lossless)
+    assert Image.open(tmp_path / file).n_frames == 2  # type: ignore[attr-defined]
+    assert pixels(tmp_path / file)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_what_is_returned_does_not_depend_on_the_file_any_more(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.bmp")
+    image = open_image(tmp_path / "a.bmp")
+    (tmp_path / "a.bmp").unlink()
+    assert image.resize((2, 2)).getpixel((0, 0)) == (255, 0, 0)
 
 
 class TestErrors:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -159,9 +162,45 @@ def test_images_within_parquet_files_are_read_as_well(root: Path, tmp_path: Path
             np.testing.assert_array_equal(found.splits[part].load(index).image, split.load(index).image)
 
 
-@pytest.mark.parametrize("module", ["archive", "table", "hugging_face", "grid"])
+@pytest.fixture
+def birds(tmp_path: Path) -> Path:
+    """Photographs of three species, in class folders of their own."""
+    real = os.environ.get("TOAST_REAL_DATA")
+    where = Path(real or ".") / "cub10/CUB_200_2011/images"
+    if real is None or not where.is_dir():
+        pytest.skip("TOAST_REAL_DATA does not name a folder of real photographs (cub10/CUB_200_2011/images in it)")
+    root = tmp_path / "birds"
+    for species in sorted(where.iterdir())[:3]:
+        (root / species.name).mkdir(parents=True)
+        for file in sorted(species.glob("*.jpg"))[:20]:
+            shutil.copy(file, root / species.name)
+    return root
+
+
+@pytest.mark.slow
+def test_real_photographs_give_identical_results_whatever_they_are_packed_in(birds: Path, tmp_path: Path) -> None:
+    from tests.cli.conftest import toast
+
+    found = {}
+    for pack in (as_folder, as_csv, as_zip, as_hf):
+        dataset, run = pack(birds), tmp_path / pack.__name__
+        said = toast(
+            "tune", "--backbone", "vit:test_vit", "--weights", "none", "--dataset", dataset, "--method", "linear",
+            "--device", "cpu", "--output-dir", run, "training.epochs=2", "training.warmup_epochs=0",
+        )  # fmt: skip
+        assert said.code == 0, said.err
+        results = json.loads((run / "results.json").read_text())
+        weights = (run / "adapter/adapter_model.safetensors").read_bytes()
+        found[pack.__name__] = results["samples"], results["validation"], results["test"], weights
+    assert found["as_folder"][0] == {"train": 42, "val": 6, "test": 12}
+    assert all(each == found["as_folder"] for each in found.values())
+
+
+@pytest.mark.parametrize(
+    "module", ["archive", "table", "hugging_face", "grid", "shards", "vtab", "imagenet", "nabirds", "cars"]
+)
 def test_the_sources_are_imported_without_anything_heavy(module: str) -> None:
-    heavy = "('torch', 'numpy', 'PIL', 'datasets', 'pyarrow')"
+    heavy = "('torch', 'numpy', 'PIL', 'datasets', 'pyarrow', 'scipy')"
     code = f"import sys, toast_cli.data.{module}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

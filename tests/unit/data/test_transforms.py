@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
+from torchvision.transforms import v2
 
 from toast_cli.backbone import Preprocessing
 from toast_cli.data.transforms import build_transform
@@ -182,3 +183,12 @@ def test_the_recipes_mean_and_std_win_over_the_backbones() -> None:
 def test_options_that_contradict_each_other_are_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         build_transform(ImageOptions(**options), preprocessing(), train=True)
+
+
+def test_pixels_are_normalised_to_the_bit_as_torchvisions_own_steps_do_it() -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    shown, _ = build_transform(ImageOptions(resize=16), Preprocessing((16, 16), mean, std), train=False)(image)
+    steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    assert torch.equal(shown, v2.Compose(steps)(image))
+    assert shown.is_contiguous()
