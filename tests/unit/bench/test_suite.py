@@ -49,12 +49,12 @@ def test_vtab_is_searched_on_800_and_200_and_trained_on_all_1000_with_the_papers
     authors = {rate * 64 / 256 for rate in (1, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)}
     assert set(found.search.space["training.lr"]) == authors  # type: ignore[arg-type]
     assert set(found.search.space["training.weight_decay"]) == {0.01, 0.001, 0.0001, 0.0}  # type: ignore[arg-type]
-    assert found.search.set == {"dataset.train_on": "train800"}
-    assert found.final == {"dataset.train_on": "train800val200"}
+    assert found.search.set == {"dataset.use": "train800"}
+    assert found.final == {"dataset.use": "all1000"}
     if "vtab" in registry.names(registry.SOURCES):
         experiment = Experiment("vtab1k", found)
         assert len(experiment.searches("DTD", "toast")) == 28
-        assert experiment.recipe("DTD", "toast", "final", 42).dataset.train_on == "train800val200"  # type: ignore[attr-defined]
+        assert experiment.recipe("DTD", "toast", "final", 42).dataset.use == "all1000"  # type: ignore[attr-defined]
 
 
 def test_a_search_never_looks_at_the_test_split_and_a_final_run_does() -> None:
