@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from toast_cli.cli import data, recipes
+from toast_cli.cli import bench, data, recipes
 from toast_cli.cli.backbones import backbones
 from toast_cli.cli.compare import compare
 from toast_cli.cli.doctor import doctor
@@ -22,6 +22,7 @@ from toast_cli.cli.eval import evaluate
 from toast_cli.cli.export import export
 from toast_cli.cli.generate import generate
 from toast_cli.cli.import_checkpoint import import_checkpoint
+from toast_cli.cli.plan import plan
 from toast_cli.cli.pretune import pretune
 from toast_cli.cli.tune import tune
 from toast_cli.cli.verbs import Verbs
@@ -51,6 +52,7 @@ app = typer.Typer(
 )
 app.command("pretune")(pretune)
 app.command("tune")(tune)
+app.command("plan")(plan)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("generate")(generate)
@@ -58,6 +60,7 @@ app.command("visualize-attention")(visualize_attention)
 app.command("export")(export)
 app.command("import")(import_checkpoint)
 app.command("backbones")(backbones)
+app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor")(doctor)

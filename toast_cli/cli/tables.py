@@ -27,7 +27,8 @@ def results_table(title: str, results: Mapping[str, Any]) -> Table:
         if results.get(split):
             add_metrics(table, split, results[split])
     if "selected_epoch" in results and results.get("test") is None:
-        table.add_row("test", "there is no test split")
+        has_one = "test" in results.get("samples", {})
+        table.add_row("test", "not looked at (test: false)" if has_one else "there is no test split")
     if "seconds" in results:
         minutes, seconds = divmod(round(results["seconds"]), 60)
         table.add_row("time", f"{minutes} min {seconds:02d} s")

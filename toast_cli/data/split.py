@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from toast_cli.data.files import FileSplit
+    from toast_cli.data.source import Split
 
 
 class SplitOptions(Named):
@@ -85,6 +86,12 @@ def split_hash(names: Sequence[str], labels: Sequence[int]) -> str:
     """Eight hexadecimal digits that two runs share exactly when they hold the same images under the same labels."""
     lines = sorted(f"{name}\t{label}\n" for name, label in zip(names, labels, strict=True))
     return _sha256("".join(lines)).hexdigest()[:8]
+
+
+def hash_of(split: Split) -> str | None:
+    """The `split_hash` of any split whose samples have names; texts count as unlabelled."""
+    names = getattr(split, "names", None)
+    return None if names is None else split_hash(names, getattr(split, "labels", [0] * len(names)))
 
 
 def divide(train: FileSplit, val: FileSplit | None, options: SplitOptions) -> tuple[dict[str, FileSplit], list[str]]:

@@ -69,6 +69,11 @@ class TextSplit:
     conversations: tuple[Conversation, ...]
     has_masks: bool = False
 
+    @property
+    def names(self) -> list[str]:
+        """What an error calls every conversation."""
+        return [conversation.name for conversation in self.conversations]
+
     def __len__(self) -> int:
         return len(self.conversations)
 

@@ -176,6 +176,11 @@ class Recipe(Options):
     data_dir: str | None = Field(
         None, description="folder that holds the data set; left out: TOAST_DATA_DIR, else ./data"
     )
+    test: bool = Field(
+        True,
+        description="measure the kept model on the test split, once, at the end; false: never look at it, "
+        "for runs among which settings are chosen",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random in the run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

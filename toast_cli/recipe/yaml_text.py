@@ -35,14 +35,23 @@ def parse_recipe(text: str, origin: str) -> Draft:
     Raises:
         UsageError: no YAML, no mapping, a key given twice, or YAML that recipes have no use for.
     """
+    return Draft(*parse_mapping(text, origin, "recipe"), origin)
+
+
+def parse_mapping(text: str, origin: str, kind: str) -> tuple[dict[str, Any], dict[Loc, str]]:
+    """The values of a text that is a mapping, and the place of each; `kind` is what messages call it.
+
+    Raises:
+        UsageError: as `parse_recipe`.
+    """
     if len(text.encode()) > LARGEST:
-        raise UsageError(f"{origin} is larger than {LARGEST // 1_000_000} MB.", "A recipe is a short YAML file.")
+        raise UsageError(f"{origin} is larger than {LARGEST // 1_000_000} MB.", f"A {kind} is a short YAML file.")
     reader = _Reader(text, origin)
     values = reader.document()
     if not isinstance(values, dict):
         found = "nothing" if values is None else "a list" if isinstance(values, list) else "a single value"
-        raise UsageError(f"{origin} is not a recipe.", f"A recipe holds 'key: value' lines; this file holds {found}.")
-    return Draft(values, reader.places, origin)
+        raise UsageError(f"{origin} is not a {kind}.", f"A {kind} holds 'key: value' lines; this file holds {found}.")
+    return values, reader.places
 
 
 def parse_value(text: str, origin: str) -> Any:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 """Where runs lie unless told otherwise, below the current folder."""
+ANSWERS = "test_answers.json"
+"""Which class each test sample was given, in a run's folder."""
 
 
 class RunFolder:
@@ -91,6 +93,11 @@ class RunFolder:
         """Keep the closing numbers."""
         if self.writes:
             write_json(self.path / "results.json", results)
+
+    def write_answers(self, answers: dict[str, Any]) -> None:
+        """Keep which class each test sample was given, on one line: two runs are compared sample by sample with it."""
+        if self.writes:
+            write_text(self.path / ANSWERS, json.dumps(answers) + "\n")
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""

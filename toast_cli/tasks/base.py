@@ -78,6 +78,10 @@ class Objective(ABC):
         """The batch as training looks at it, where samples of a batch are mixed with each other."""
         return batch
 
+    def chosen(self, outputs: Tensor) -> Tensor | None:
+        """The one class that each sample's outputs choose `[B]`, where there is such a thing."""
+        return None
+
     @abstractmethod
     def meter(self) -> Meter:
         """A fresh meter."""

@@ -111,6 +111,10 @@ class Classification(Objective):
         image, target = v2.RandomChoice(mixes)(batch["image"], batch["label"])
         return {**batch, "image": image, "target": target}
 
+    def chosen(self, outputs: Tensor) -> Tensor:
+        """The class of the largest logit."""
+        return outputs.argmax(-1)
+
     def meter(self) -> ClassificationMeter:
         """Accuracy and cross-entropy."""
         return ClassificationMeter(self.classes)

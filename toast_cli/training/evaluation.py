@@ -7,12 +7,33 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from toast_cli.attention.maps import Recorder
 from toast_cli.attention.share import AttentionShare
+from toast_cli.labels import IGNORED
 from toast_cli.model import Model
 from toast_cli.training.processes import merged
 from toast_cli.training.step import Parts, Step
+
+
+class Answers:
+    """Which class each sample was given, by its place in the split, where the task gives one: `(label, chosen)`."""
+
+    def __init__(self) -> None:
+        self.given: dict[int, tuple[int, int]] = {}
+
+    def add(self, chosen: Tensor | None, batch: dict[str, Any]) -> None:
+        """Keep a batch's; those that are ignored are left out."""
+        if chosen is not None:
+            places, labels = batch["index"].tolist(), batch["label"].tolist()
+            for place, label, answer in zip(places, labels, chosen.tolist(), strict=True):
+                if label != IGNORED:
+                    self.given[place] = label, answer
+
+    def merge(self, other: Answers) -> None:
+        """Take in another process's."""
+        self.given |= other.given
 
 
 @torch.no_grad()
@@ -23,10 +44,12 @@ def evaluate(
     *,
     with_attention: bool = False,
     step: Step | None = None,
+    answers: Answers | None = None,
 ) -> dict[str, Any]:
     """The metrics over all batches, those of other processes included.
 
     With masks in the batches and `with_attention`, the attention shares too; with a `step`, the parts of its loss.
+    This process's `answers` are kept where they are asked for.
     """
     was_training = model.training
     model.eval()
@@ -50,6 +73,8 @@ def evaluate(
                 outputs = objective.predict(model, batch)
         if objective.count(batch):
             meter.add(outputs, batch)
+            if answers is not None:
+                answers.add(objective.chosen(outputs), batch)
     model.train(was_training)
     metrics: dict[str, Any] = {**merged(meter).result(), **merged(parts).result()}
     if share is not None:

@@ -46,8 +46,33 @@ class Memory:
         )
 
 
+@dataclass(frozen=True)
+class Growth:
+    """The memory of a step by the size of its batch: the first sample's activations, and those of each further one."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    first: int
+    further: int
+
+    def at(self, size: int) -> Memory:
+        """The memory of a step over so many samples."""
+        return Memory(self.weights, self.gradients, self.optimizer, self.first + self.further * (size - 1))
+
+    def largest(self, memory: int) -> int:
+        """The most samples whose step fits into so many bytes; 0: none does."""
+        left = memory - self.at(1).total
+        return 0 if left < 0 else 1 + left // max(self.further, 1)
+
+
 def estimate(model: Model, training: TrainingOptions, batch: Mapping[str, Tensor], accelerator: Accelerator) -> Memory:
-    """The memory of one step on such a batch.
+    """The memory of one step on such a batch."""
+    return growth(model, training, batch, accelerator).at(len(next(iter(batch.values()))))
+
+
+def growth(model: Model, training: TrainingOptions, batch: Mapping[str, Tensor], accelerator: Accelerator) -> Growth:
+    """The memory of one step, by the number of samples like this batch's.
 
     Activations are counted, not guessed: one sample and then two go forward, every tensor kept for the backward pass is
     added up, and the difference is what each further sample costs. What a kernel needs for a moment and what the
@@ -58,20 +83,21 @@ def estimate(model: Model, training: TrainingOptions, batch: Mapping[str, Tensor
     backbone, was_training = model.backbone, model.training
     model.train()
 
-    def activations() -> int:
+    def activations() -> tuple[int, int]:
         one, two = (_kept(model, batch, samples, accelerator) for samples in (1, min(2, size)))
-        return one + (two - one) * (size - 1)
+        return one, two - one
 
     with torch.random.fork_rng():
-        kept = activations()
+        first, further = activations()
         if backbone.checkpointing:
             # Levels are run again one at a time; what one of them keeps then comes on top.
             backbone.checkpointing = False
-            kept += activations() // len(backbone.levels)
+            levels = len(backbone.levels)
+            first, further = (kept + more // levels for kept, more in zip((first, further), activations(), strict=True))
             backbone.checkpointing = True
         optimizer = _optimizer_state(trained, training)
     model.train(was_training)
-    return Memory(_bytes([*model.parameters(), *model.buffers()]), _bytes(trained), optimizer, kept)
+    return Growth(_bytes([*model.parameters(), *model.buffers()]), _bytes(trained), optimizer, first, further)
 
 
 def readable(size: int) -> str:

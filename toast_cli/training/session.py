@@ -19,6 +19,7 @@ from accelerate.utils import send_to_device, set_seed
 
 from toast_cli import __version__, registry
 from toast_cli.data.source import Asked, Batches, DataSet
+from toast_cli.data.split import hash_of
 from toast_cli.errors import UsageError
 from toast_cli.model import Model, build_model, count, flops, method_of, whole
 from toast_cli.recipe.dump import to_yaml
@@ -31,11 +32,11 @@ from toast_cli.storage.checkpoint import find_checkpoint, load_besides, load_che
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.caching import cached_step
 from toast_cli.training.devices import make_accelerator
-from toast_cli.training.evaluation import evaluate
+from toast_cli.training.evaluation import Answers, evaluate
 from toast_cli.training.loop import fit
 from toast_cli.training.memory import Memory, estimate
 from toast_cli.training.optimization import check_optimizer, schedule_notes
-from toast_cli.training.processes import shared_folder, united
+from toast_cli.training.processes import merged, shared_folder, united
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.sharding import check_even, check_sharding
 from toast_cli.training.standing import Position
@@ -171,7 +172,8 @@ def tune(
     With `resume`, `output_dir` is the folder of an interrupted run of this recipe, which goes on exactly: on a CPU it
     ends with the weights, bit for bit, of a run that was never interrupted.
 
-    Selection is by validation alone; the test split is seen once, at the end, by the model that was selected.
+    Selection is by validation alone; the test split is seen once, at the end, by the model that was selected; with
+    `test: false` in the recipe, never.
 
     Raises:
         ToastError: anything a user can mend; what had been finished stays in the run folder.
@@ -215,6 +217,7 @@ def tune(
         "seed": recipe.seed,
         "classes": len(data.classes),
         "samples": {name: len(split) for name, split in data.splits.items()},
+        "split_hashes": {name: hash_of(split) for name, split in data.splits.items()},
         **sizes,
         "attention_can_be_drawn": model.backbone.has_attention and model.backbone.preprocessing is not None,
         "selected_epoch": best.epoch,
@@ -222,12 +225,15 @@ def tune(
         "test": None,
     }
     test = None
-    if "test" in data.splits:
-        shows = session.shows_attention("test")
+    if recipe.test and "test" in data.splits:
+        shows, answers = session.shows_attention("test"), Answers()
         test = session.batches("test", with_masks=shows)
         seen = reporter.track(test, len(test), "test")
         with told_how_to_go_on(folder, reporter, "tune"):
-            results["test"] = evaluate(model, seen, accelerator, with_attention=shows)
+            results["test"] = evaluate(model, seen, accelerator, with_attention=shows, answers=answers)
+        if given := merged(answers).given:
+            columns = zip(*((place, *given[place]) for place in sorted(given)), strict=True)
+            folder.write_answers(dict(zip(("index", "label", "chosen"), columns, strict=True)))
     results["skipped"] = say_skipped(reporter, train=train, val=validation, test=test)
     results["seconds"] = time.perf_counter() - started
     config: AdapterConfig = describe(model, recipe, data.classes)

@@ -1,0 +1,198 @@
+"""`toast bench`: a suite from one command, interrupted, shared by workers that are killed, and shown."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import TINY_DEMO, toast
+from toast_cli.bench.folder import recall
+from toast_cli.bench.ledger import open_ledger
+from toast_cli.bench.worker import Board, work
+from toast_cli.training import session
+from toast_cli.training.reporter import Reporter
+
+SUITE = """
+backbone: vit_demo
+datasets: {Markings: demo}
+rows:
+  linear: {method: linear}
+  lora: {method: lora}
+seeds: [3]
+search:
+  space: {training.lr: [0.003, 0.03]}
+"""
+TINY = [*TINY_DEMO, "training.epochs=1", "--device", "cpu"]
+
+
+DEMO = ["bench", "demo", "--row", "linear", "--seed", "3", *TINY, "training.warmup_epochs=0"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The demo's suite in small, finished, and what the command said."""
+    folder = tmp_path_factory.mktemp("bench")
+    said = toast(*DEMO, "--out", folder / "out")
+    assert said.code == 0, said.err
+    return folder, said
+
+
+def test_one_command_searches_trains_and_fills_the_table(finished: tuple[Path, Any]) -> None:
+    folder, said = finished
+    assert "3 runs, about" in said.err and "device-hours" in said.err
+    assert "The demo" in said.out and "645" in said.out and "TOAST-Lite" in said.out
+    assert "over seeds 3." in said.out
+    runs = sorted((folder / "out" / "runs").iterdir())
+    assert len(runs) == 3
+    assert {path.name for path in (folder / "out").iterdir()} >= {"ledger.db", "tables", "page.html", "suite.yaml"}
+
+
+def test_only_final_runs_look_at_the_test_split_and_each_does_once(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    for run in (folder / "out" / "runs").iterdir():
+        results, final = json.loads((run / "results.json").read_text()), "search" not in run.name
+        assert (results["test"] is not None) == final == (run / "test_answers.json").is_file()
+        assert results["validation"] is not None
+        assert (run / "adapter").is_dir() == final and not (run / "checkpoints").exists()
+
+
+def test_the_final_runs_have_what_validated_best(finished: tuple[Path, Any]) -> None:
+    board = Board(*_opened(finished[0] / "out"))
+    search = (board.stage("Markings", "linear", "search") or {}).values()
+    best = max(search, key=lambda each: (each.trial.value, -each.record["validation"]["loss"]))  # type: ignore[union-attr]
+    (final,) = (board.stage("Markings", "linear", "final") or {}).values()
+    assert final.record["params"] == best.record["params"]
+
+
+def test_a_finished_suite_is_not_run_again_but_told(
+    finished: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = finished
+    monkeypatch.setattr("toast_cli.bench.worker.tune", None)
+    said = toast(*DEMO, "--out", folder / "out")
+    assert said.code == 0 and "Nothing is left to run." in said.err
+    status = json.loads(toast("bench", "status", "--out", folder / "out", "--json").out)
+    assert status["runs"] == {"done": 3} and status["failed"] == []
+    shown = toast("bench", "tables", "--out", folder / "out", "--json")
+    runs = json.loads(shown.out)["runs"]
+    assert len(runs) == 1 and all(run["test_hash"] and run["versions"] and run["run"] for run in runs)
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(here: Path) -> None:
+    (here / "small.yaml").write_text(SUITE)
+    said = toast("bench", "small.yaml", "--dry-run", "--json", "--row", "linear", "--seed", "5", *TINY)
+    assert said.code == 0, said.err
+    search, final = json.loads(said.out)
+    assert (search["runs"], final["runs"]) == (2, 1)
+    assert 0 < search["seconds"] < 60 and search["total"] == 2 * search["seconds"]
+    assert [path.name for path in here.iterdir()] == ["small.yaml"]
+    toast("bench", "small.yaml", "--row", "lorra").fails(2, "no row 'lorra'", "lora")
+    toast("bench", "nosuch").fails(2, "no suite 'nosuch'")
+    toast("bench", "status").fails(2, "no experiment")
+    assert "vtab1k" in toast("bench", "ls").out
+
+
+def test_a_run_that_fails_is_kept_with_its_reason_while_others_go_on_and_is_retried_on_request(here: Path) -> None:
+    # Photos has none of the demo's fields: what is set for one data set alone stays with it.
+    sizes = ", ".join(word.replace("=", ": ") for word in TINY_DEMO if word.startswith("dataset."))
+    two = f'{{Markings: {{source: demo, set: {{{sizes}}}}}, Photos: "folder:photos"}}'
+    (here / "small.yaml").write_text(SUITE.replace("{Markings: demo}", two).partition("search:")[0])
+    words = ["bench", "small.yaml", "--out", "out", "--row", "linear", "--join", *TINY]
+    words = [word for word in words if "dataset." not in word]
+    said = toast(*words)
+    assert said.code == 1
+    status = json.loads(toast("bench", "status", "--out", "out", "--json").out)
+    assert status["runs"] == {"done": 1, "failed": 1}
+    assert "photos" in status["failed"][0]["reason"]
+    assert toast(*words).code == 1, "it is not tried again unasked"
+    board = Board(*_opened(here / "out"))
+    assert len(board.study("Photos", "linear", "final").get_trials()) == 1
+    assert toast(*words, "--retry").code == 1
+    assert len(board.study("Photos", "linear", "final").get_trials()) == 2
+
+
+def _opened(out: Path) -> Any:
+    experiment, url = recall(out)
+    return experiment, open_ledger(out, url)
+
+
+class Listening(Reporter):
+    """Writes down what a worker says."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def message(self, text: str) -> None:
+        with self.log.open("a") as log:
+            log.write(text + "\n")
+
+
+def worker(out: Path, log: Path) -> None:
+    """A worker's process; it counts every run that it takes to its end."""
+    evaluate = session.evaluate
+
+    def counted(*given: Any, **more: Any) -> Any:
+        result = evaluate(*given, **more)
+        with log.with_suffix(".ends").open("a") as ends:
+            ends.write("end\n")
+        return result
+
+    session.evaluate = counted  # what `tune` measures the test split with, once a run
+    work(Board(*_opened(out)), out, Listening(log))
+
+
+def until(true: Callable[[], Any]) -> None:
+    end = time.monotonic() + 240
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_twice(here: Path) -> None:
+    text = SUITE.partition("search:")[0].replace("[3]", "[0, 1, 2]")
+    (here / "small.yaml").write_text(text)
+    out = here / "out"
+    tiny = [*TINY_DEMO, "training.epochs=6", "--device", "cpu"]
+    # Only what was asked for is kept, by a worker that finds nothing it may do.
+    board_words = ["bench", "small.yaml", "--out", out, "--row", "linear", "--join", *tiny]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("toast_cli.bench.worker.work", lambda *_: None)
+        assert toast(*board_words).code == 0
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.cli.test_bench"])
+
+    def start(number: int) -> Any:
+        process = context.Process(target=worker, args=(out, here / f"{number}.log"))
+        process.start()
+        return process
+
+    def epochs() -> list[int]:
+        return [file.read_text().count('"epoch", "step"') for file in out.glob("runs/*/metrics.jsonl")]
+
+    first = [start(0), start(1)]
+    until(lambda: sum(count >= 2 for count in epochs()) == 2)
+    for process in first:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert not list(out.glob("runs/*/results.json"))
+    second = [start(2), start(3)]
+    for process in second:
+        process.join(240)
+        assert process.exitcode == 0
+    board = Board(*_opened(out))
+    assert board.counts() == {"done": 3}
+    completed = [t.user_attrs["key"] for t in board.study("Markings", "linear", "final").get_trials() if t.state == 1]
+    assert len(completed) == len(set(completed)) == 3
+    assert epochs() == [6, 6, 6]
+    said = "".join((here / f"{number}.log").read_text() for number in (2, 3))
+    assert said.count("Going on after epoch") == 2, "what was begun went on, and did not start anew"
+    ends = "".join(file.read_text() for file in here.glob("*.ends"))
+    assert ends.count("end") == 3, "the test split was looked at once by every run"

@@ -1,0 +1,127 @@
+"""Suites: what a file may hold, which runs it stands for, and the paper's numbers in those that come with toast."""
+
+from __future__ import annotations
+
+import statistics
+from itertools import product
+
+import pytest
+
+from tests.unit.bench.conftest import SUITE
+from toast_cli import registry
+from toast_cli.bench import suite
+from toast_cli.bench.jobs import Experiment, key_of, parse_starts
+from toast_cli.errors import UsageError
+
+
+def made(**more: object) -> Experiment:
+    return Experiment("small", suite.parse(SUITE, "small.yaml"), **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", suite.names())
+def test_every_suite_that_comes_with_toast_is_valid_and_says_its_command(name: str) -> None:
+    _, found, text = suite.find(name)
+    assert found.tables and f"toast bench {name}" in text
+    experiment = Experiment(name, found)
+    if experiment.cells:
+        experiment.check()
+
+
+def test_the_averages_that_the_paper_gives_are_those_of_its_own_numbers_but_for_lora() -> None:
+    checked, off = 0, set()
+    for name, table in suite.find("fgvc")[1].tables.items():
+        shown = list(table.columns.values())
+        places = [at for at, what in enumerate(shown) if what in ("CUB", "Birds", "Flowers", "Dogs", "Cars")]
+        for heading, row in table.rows.items() if places else ():
+            mean = statistics.fmean(float(row.paper[at] or 0) for at in places)
+            checked += 1
+            if abs(float(row.paper[shown.index("average")] or 0) - mean) > 0.11:
+                off.add((name, heading))
+    # The paper has 79.8 there; the mean of its five numbers is 81.8.
+    assert off == {("table-1", "LoRA"), ("table-10", "LoRA")}
+    assert checked == 22
+
+
+def test_vtab_is_searched_on_800_and_200_and_trained_on_all_1000_with_the_papers_seeds() -> None:
+    found = suite.find("vtab1k")[1]
+    assert found.seeds == (42, 44, 82, 100, 800)
+    assert len(found.datasets) == 19 and found.search is not None
+    authors = {rate * 64 / 256 for rate in (1, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)}
+    assert set(found.search.space["training.lr"]) == authors  # type: ignore[arg-type]
+    assert set(found.search.space["training.weight_decay"]) == {0.01, 0.001, 0.0001, 0.0}  # type: ignore[arg-type]
+    assert found.search.set == {"dataset.use": "train800"}
+    assert found.final == {"dataset.use": "all1000"}
+    if "vtab" in registry.names(registry.SOURCES):
+        experiment = Experiment("vtab1k", found)
+        assert len(experiment.searches("DTD", "toast")) == 28
+        assert experiment.recipe("DTD", "toast", "final", 42).dataset.use == "all1000"  # type: ignore[attr-defined]
+
+
+def test_a_search_never_looks_at_the_test_split_and_a_final_run_does() -> None:
+    experiment = made()
+    assert experiment.recipe("Markings", "linear", "search", 0).test is False
+    final = experiment.recipe("Markings", "linear", "final", 1, {"training.lr": 0.25})
+    assert (final.test, final.seed, final.training.epochs, final.training.lr) == (True, 1, 3, 0.25)
+    assert made(changes=("training.epochs=7",)).recipe("Markings", "linear", "final", 1).training.epochs == 7
+    assert made(changes=("test=true",)).recipe("Markings", "linear", "search", 0).test is False
+
+
+def test_a_grid_holds_every_combination_and_rows_may_be_of_some_data_sets() -> None:
+    space = "{training.lr: [0.01, 0.001], training.weight_decay: [0, 0.1]}"
+    text = SUITE.replace("{training.lr: [0.01, 0.001]}", space)
+    jobs = Experiment("small", suite.parse(text, "x")).searches("More", "linear")
+    assert [tuple((job.params or {}).values()) for job in jobs] == list(product([0.01, 0.001], [0, 0.1]))
+    assert len({job.key for job in jobs}) == 4
+    assert made().cells == [("Markings", "linear"), ("More", "linear"), ("Markings", "lora")]
+    assert made(datasets=("More",)).cells == [("More", "linear")]
+
+
+def test_a_run_is_the_same_wherever_it_happens_and_another_where_a_number_could_change() -> None:
+    def key(*changes: str, seed: int = 0, **more: str) -> str:
+        return key_of(made(changes=changes, **more).recipe("Markings", "linear", "final", seed))
+
+    same = {key(), key(device="cpu"), key(data_dir="elsewhere"), key("training.workers=2", "training.log_every=5")}
+    assert len(same) == 1
+    assert len({*same, key(seed=1), key("training.lr=0.5"), key("dataset.train_images=10"), key("test=false")}) == 4, (
+        "test is decided by the stage, so that one changes nothing"
+    )
+
+
+def test_starts_are_given_by_backbone_or_for_all() -> None:
+    assert parse_starts(["vit_b16=runs/a", "runs/b"]) == {"vit_b16": "runs/a", "": "runs/b"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("seeds: [0, 1]", "seeds: []", ("x.yaml:7", "seeds")),
+        ("seeds: [0, 1]", "seds: [0]", ("x.yaml:7", "seds is no field of a suite")),
+        ("on: [Markings]", "on: [Marks]", ("there is no data set 'Marks'",)),
+        ("run: lora", "run: lorra", ("there is no row 'lorra'",)),
+        ("[1, 2, 3, 4, 5]", "[1, 2]", ("Theirs has 2 numbers of the paper for 5 columns",)),
+        ("M: Markings", "M: Marking", ("there is no 'Marking'",)),
+        ("[0.01, 0.001]", "{low: 0.001, high: 1, log: true}", ("a grid takes lists alone",)),
+    ],
+)
+def test_what_is_wrong_with_a_suite_is_said_with_its_place(old: str, new: str, words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError) as refused:
+        suite.parse(SUITE.replace(old, new), "x.yaml")
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_a_mistyped_field_or_name_is_found_before_anything_runs() -> None:
+    with pytest.raises(UsageError, match="no such field"):
+        made(changes=("training.lrr=1",)).check()
+    with pytest.raises(UsageError, match="no row 'lora2'"):
+        made(rows=("lora2",)).check()
+    with pytest.raises(UsageError, match="no suite 'fgv'") as refused:
+        suite.find("fgv")
+    assert "fgvc" in refused.value.what_to_do
+
+
+def test_data_sets_whose_source_is_not_installed_are_left_out_by_name() -> None:
+    experiment = Experiment("x", suite.parse(SUITE.replace("More: demo", "More: nowhere"), "x"))
+    experiment.check()
+    assert list(experiment.missing) == ["More"]
+    assert ("More", "linear") not in experiment.cells

@@ -1,0 +1,174 @@
+"""A worker: how each way in which a run can end is told to the ledger, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toast_cli.bench import worker
+from toast_cli.bench.jobs import Experiment
+from toast_cli.bench.ledger import Ledger
+from toast_cli.bench.suite import parse
+from toast_cli.bench.worker import Board, work
+from toast_cli.errors import ToastError
+from toast_cli.recipe.schema import Recipe
+from toast_cli.storage.run_folder import RunFolder
+from toast_cli.training.reporter import Reporter
+
+SUITE = """
+backbone: vit_demo
+datasets: {Markings: demo}
+rows: {linear: {method: linear}}
+seeds: [0]
+search:
+  space: {training.lr: [0.1, 0.2, 0.3]}
+"""
+
+Tune = Callable[[Recipe, Path, Reporter, bool], None]
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return Board(Experiment("x", parse(SUITE, "x")), Ledger("memory:", tmp_path / "locks"))
+
+
+def made(recipe: Recipe, folder: Path, accuracy: float) -> None:
+    """The run folder that a run of this accuracy leaves."""
+    metrics = {"accuracy": accuracy, "loss": 1.0, "per_class": {"a": 1}}
+    results = {"seed": recipe.seed, "split_hashes": {}, "trained_parameters": 1, "flops": 1, "flops_plain": 1}
+    results |= {"selected_epoch": 1, "seconds": 1.0, "validation": metrics, "test": metrics if recipe.test else None}
+    environment: dict[str, Any] = {"versions": {}, "device": "cpu", "precision": "fp32", "processes": 1}
+    run = RunFolder(folder)
+    run.write_environment(environment)
+    run.write_results(results)
+
+
+def by(act: Callable[[float, Recipe, Path, Reporter], None]) -> Any:
+    """A `tune` that acts by the learning rate."""
+    return lambda recipe, folder, reporter, resume: act(recipe.training.lr, recipe, folder, reporter)
+
+
+def states(board: Board, stage: Any = "search") -> dict[float, str]:
+    standings = board.stage("Markings", "linear", stage) or {}
+    return {(job.params or {})["training.lr"]: standing.state for job, standing in standings.items()}
+
+
+def test_the_best_of_a_search_is_trained_again_and_no_run_of_the_search_may_see_the_test_split(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, bool]] = []
+
+    def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+        seen.append((lr, recipe.test))
+        made(recipe, folder, {0.1: 0.5, 0.2: 0.8, 0.3: 0.6}[lr])
+
+    monkeypatch.setattr(worker, "tune", by(act))
+    work(board, tmp_path, Reporter())
+    assert seen == [(0.1, False), (0.2, False), (0.3, False), (0.2, True)]
+    (final,) = (board.stage("Markings", "linear", "final") or {}).values()
+    assert final.record["params"] == {"training.lr": 0.2}
+    assert final.record["test"] == {"accuracy": 0.8, "loss": 1.0}
+    assert not board.counts().keys() - {"done"}
+
+
+def test_a_pruned_run_is_settled_and_never_chosen(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune = [False]
+    monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda trial: prune[0])
+
+    def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+        folder.mkdir(parents=True)
+        prune[0] = lr == 0.2
+        reporter.epoch(1, 9, {"train": {}, "validation": {"accuracy": 0.9, "loss": 1.0}}, True)
+        made(recipe, folder, 0.5)
+
+    monkeypatch.setattr(worker, "tune", by(act))
+    work(board, tmp_path, Reporter())
+    assert states(board) == {0.1: "done", 0.2: "pruned", 0.3: "done"}
+    assert states(board, "final") == {0.1: "done"}, "of equals, the first"
+
+
+def test_a_failed_run_does_not_end_the_others_whatever_it_raised(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+        if lr == 0.1:
+            raise ToastError("The loss became nan.", "At step 3.")
+        if lr == 0.2:
+            raise RuntimeError("CUDA out of memory")
+        made(recipe, folder, 0.5)
+
+    monkeypatch.setattr(worker, "tune", by(act))
+    work(board, tmp_path, Reporter())
+    assert states(board) == {0.1: "failed", 0.2: "failed", 0.3: "done"}
+    reasons = [standing.reason for standing in (board.stage("Markings", "linear", "search") or {}).values()]
+    assert reasons[0] == "The loss became nan. At step 3."
+    assert reasons[1].startswith("RuntimeError: CUDA out of memory (at act, line")
+    assert states(board, "final") == {0.3: "done"}, "the best of those that did not fail is taken"
+
+
+def test_where_every_run_of_a_search_failed_there_is_no_final_run(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act(*_: Any) -> None:
+        raise ToastError("No.")
+
+    monkeypatch.setattr(worker, "tune", by(act))
+    work(board, tmp_path, Reporter())
+    assert board.counts() == {"failed": 3, "wanted": 1}
+    assert board.stage("Markings", "linear", "final") is None
+
+
+def test_a_worker_that_is_asked_to_stop_leaves_its_run_to_the_next(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker, "tune", by(act))
+    with pytest.raises(KeyboardInterrupt):
+        work(board, tmp_path, Reporter())
+    assert states(board)[0.1] == "wanted"
+
+
+def test_a_run_that_was_finished_but_not_told_is_told_and_not_made_again(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resumed = []
+
+    def act(recipe: Recipe, folder: Path, reporter: Reporter, resume: bool) -> None:
+        resumed.append((recipe.training.lr, recipe.test, resume))
+        made(recipe, folder, 0.5)
+
+    first, second, third = board.experiment.searches("Markings", "linear")
+    made(board.experiment.recipe("Markings", "linear", "search", 0, first.params), tmp_path / "runs" / first.name, 0.9)
+    (tmp_path / "runs" / second.name).mkdir()
+    (tmp_path / "runs" / second.name / "recipe.yaml").write_text("begun")
+    (tmp_path / "runs" / third.name).mkdir()
+    monkeypatch.setattr(worker, "tune", act)
+    work(board, tmp_path, Reporter())
+    assert resumed == [(0.2, False, True), (0.3, False, False), (0.1, True, False)]
+
+
+def test_a_worker_that_lost_its_run_says_nothing_about_it(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+        if lr == 0.1 and not (tmp_path / "lost").exists():
+            (tmp_path / "lost").touch()
+            study = board.study("Markings", "linear", "search")
+            board.ledger.close(study, 0, "lost", "taken for dead")
+            reporter.claim.lost.set()  # type: ignore[attr-defined]
+        reporter.step(1, 2, {})
+        made(recipe, folder, 0.5)
+
+    monkeypatch.setattr(worker, "tune", by(act))
+    work(board, tmp_path, Reporter())
+    trials = board.study("Markings", "linear", "search").get_trials()
+    assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert json.dumps(states(board)) == json.dumps({0.1: "done", 0.2: "done", 0.3: "done"})

@@ -1,0 +1,55 @@
+"""The folder of an experiment: what was asked for, so that its standing and its tables can be had at any time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from toast_cli.bench.jobs import Experiment
+from toast_cli.bench.suite import parse
+from toast_cli.errors import UsageError
+from toast_cli.storage.atomic import write_json, write_text
+
+BENCHES = Path("bench")
+"""Where experiments lie unless told otherwise, below the current folder."""
+ASKED = "experiment.json"
+SUITE = "suite.yaml"
+
+
+def remember(out: Path, experiment: Experiment, text: str, ledger: str | None) -> None:
+    """Keep the suite's text and what the command line asked for; a ledger's URL only if it holds no password."""
+    asked = {name: value for name, value in asdict(experiment).items() if name != "suite"}
+    kind, _, place = (ledger or "").partition(":")
+    if kind == "journal":
+        ledger = f"journal:{Path(place).absolute()}"  # found from anywhere, as the folder is
+    write_text(out / SUITE, text)
+    write_json(out / ASKED, {**asked, "ledger": None if ledger is None or "@" in ledger else ledger})
+
+
+def recall(out: Path) -> tuple[Experiment, str | None]:
+    """What was asked for, and the ledger.
+
+    Raises:
+        UsageError: nothing was begun there.
+    """
+    if not (out / ASKED).is_file():
+        raise UsageError(f"There is no experiment in {out}.", what_to_do="Begin one with 'toast bench SUITE'.")
+    asked: dict[str, Any] = json.loads((out / ASKED).read_text(encoding="utf-8"))
+    ledger = asked.pop("ledger")
+    suite = parse((out / SUITE).read_text(encoding="utf-8"), str(out / SUITE))
+    lists: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
+    return Experiment(suite=suite, **lists), ledger
+
+
+def newest(root: Path = BENCHES) -> Path:
+    """The experiment that was begun or joined last.
+
+    Raises:
+        UsageError: there is none.
+    """
+    begun = list(root.glob(f"*/{ASKED}"))
+    if not begun:
+        raise UsageError(f"There is no experiment in {root.absolute()}.", what_to_do="Begin one: 'toast bench SUITE'.")
+    return max(begun, key=lambda path: path.stat().st_mtime_ns).parent

@@ -1,0 +1,179 @@
+"""From a suite to its runs: each is a recipe, and a key that two runs share exactly when they are the same run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, Literal
+
+from toast_cli import registry
+from toast_cli.bench.suite import Range, Suite, overrides
+from toast_cli.errors import UsageError
+from toast_cli.recipe.draft import named
+from toast_cli.recipe.library import resolve
+from toast_cli.recipe.schema import Recipe
+
+Stage = Literal["search", "final"]
+
+ELSEWHERE = {"device", "data_dir"}
+"""What says where a run happens, not what it is."""
+WATCHING = {"workers", "log_every", "tensorboard", "eval_batch_size"}
+"""Training's settings that change no number."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that a suite wants.
+
+    `params` are its hyper-parameters by dotted field; None: the sampler draws them, and `slot` counts its draws.
+    """
+
+    dataset: str
+    row: str
+    stage: Stage
+    seed: int
+    key: str
+    params: Mapping[str, Any] | None = field(default=None, compare=False)
+    slot: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What its folder is called: what it is, and its key, for what does not show in a name."""
+        words = [
+            self.dataset,
+            self.row,
+            *(["search"] if self.stage == "search" else [f"seed{self.seed}"]),
+            self.key[:8],
+        ]
+        return re.sub(r"[^\w.=]+", "-", "-".join(words))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A suite as it is to run here.
+
+    Args:
+        name: what the suite is called.
+        suite: the suite.
+        changes: `KEY=VALUE` for every run, from the command line.
+        data_dir, device, precision: as for `toast tune`.
+        starts: pre-tuned artifacts by backbone; "" is for any.
+        datasets, rows: names to restrict it to; empty: all.
+        seeds: instead of the suite's.
+    """
+
+    name: str
+    suite: Suite
+    changes: tuple[str, ...] = ()
+    data_dir: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    starts: Mapping[str, str] = field(default_factory=dict)
+    datasets: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    @cached_property
+    def missing(self) -> dict[str, str]:
+        """Data sets whose source is not registered here, and what was said about it: their cells are left out."""
+        found = {}
+        for name in self.suite.datasets:
+            try:
+                registry.load(registry.SOURCES, named("dataset", self.suite.source(name).source)["name"])
+            except UsageError as error:
+                found[name] = error.what
+        return found
+
+    @cached_property
+    def cells(self) -> list[tuple[str, str]]:
+        """Every (data set, row) of it that there is a data source for."""
+        asked = self.suite.cells(self.datasets, self.rows)
+        return [(dataset, row) for dataset, row in asked if dataset not in self.missing]
+
+    def check(self) -> None:
+        """Make a recipe of every cell, before anything is run.
+
+        Raises:
+            UsageError: one is not valid, or there is no cell at all.
+        """
+        if not self.cells:
+            raise UsageError("There is nothing to run.", " ".join(dict.fromkeys(self.missing.values())))
+        for dataset, row in self.cells:
+            self.recipe(dataset, row, "final", self.suite.seeds[0])
+            if self.suite.search is not None:
+                self.recipe(dataset, row, "search", self.suite.search.seed)
+
+    def study(self, dataset: str, row: str, stage: Stage) -> str:
+        """The name of the study that holds a cell's runs."""
+        return f"{self.name}/{dataset}/{row}/{stage}"
+
+    def recipe(
+        self, dataset: str, row: str, stage: Stage, seed: int, params: Mapping[str, Any] | None = None
+    ) -> Recipe:
+        """The recipe of one run; a search never looks at the test split.
+
+        Raises:
+            UsageError: a name in it is not registered, or a field is wrong.
+        """
+        suite, options, source = self.suite, self.suite.rows[row], self.suite.source(dataset)
+        backbone = options.backbone or suite.backbone
+        searching = suite.search is not None and stage == "search"
+        own = suite.search.set if suite.search is not None and searching else suite.final
+        return resolve(
+            recipe=options.recipe or suite.recipe,
+            backbone=backbone,
+            dataset=source.source,
+            method=options.method,
+            data_dir=self.data_dir,
+            seed=seed,
+            device=self.device,
+            precision=self.precision,
+            init_from=self.starts.get(backbone, self.starts.get("")) if options.pretuned else None,
+            overrides=[
+                *overrides(suite.set, options.set, source.set, own),
+                *self.changes,
+                *overrides(params or {}, {"test": not searching}),
+            ],
+        ).recipe
+
+    def searches(self, dataset: str, row: str) -> list[Job]:
+        """The runs among which a cell's hyper-parameters are chosen; none where the suite has no search."""
+        search = self.suite.search
+        if search is None:
+            return []
+        if search.sampler == "grid":
+            lists = [values for values in search.space.values() if not isinstance(values, Range)]
+            points = [dict(zip(search.space, point, strict=True)) for point in itertools.product(*lists)]
+            return [self._job(dataset, row, "search", search.seed, params) for params in points]
+        base = self.recipe(dataset, row, "search", search.seed)
+        drawn = {"space": search.model_dump(mode="json")["space"], "sampler": search.sampler, "pruner": search.pruner}
+        return [
+            Job(dataset, row, "search", search.seed, key_of(base, {**drawn, "slot": slot}), slot=slot)
+            for slot in range(search.trials or 0)
+        ]
+
+    def finals(self, dataset: str, row: str, params: Mapping[str, Any]) -> list[Job]:
+        """A cell's final runs with the chosen hyper-parameters, one a seed."""
+        return [self._job(dataset, row, "final", seed, params) for seed in self.seeds or self.suite.seeds]
+
+    def _job(self, dataset: str, row: str, stage: Stage, seed: int, params: Mapping[str, Any]) -> Job:
+        recipe = self.recipe(dataset, row, stage, seed, params)
+        return Job(dataset, row, stage, seed, key_of(recipe), dict(params))
+
+
+def key_of(recipe: Recipe, more: Mapping[str, Any] | None = None) -> str:
+    """Sixteen hexadecimal digits of what decides a run's numbers."""
+    values = recipe.model_dump(mode="json", exclude=ELSEWHERE | {"training"})
+    values["training"] = recipe.training.model_dump(mode="json", exclude=WATCHING)
+    return sha256(json.dumps([values, dict(more or {})], sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def parse_starts(given: Sequence[str]) -> dict[str, str]:
+    """`BACKBONE=ARTIFACT`, or `ARTIFACT` for any backbone, by backbone."""
+    pairs = (text.rpartition("=") for text in given)
+    return {backbone: artifact for backbone, _, artifact in pairs}

@@ -1,0 +1,225 @@
+"""A suite: data sets × rows × seeds, perhaps with a search before, and the tables that they fill. Torch-free.
+
+A suite is a YAML file as recipes are. `set` blocks hold dotted fields of the recipe; of two that name the same field
+the more special one counts: suite, row, data set, stage, command line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from toast_cli.errors import UsageError, did_you_mean
+from toast_cli.options import Options
+from toast_cli.recipe.builtin import ENDINGS, header
+from toast_cli.recipe.draft import dotted
+from toast_cli.recipe.loading import read_text
+from toast_cli.recipe.yaml_text import parse_mapping
+
+Value = float | int | bool | str | None
+
+
+PLAIN = ("parameters", "flops", "minutes", "validation", "attention:pass_one", "attention:pass_two")
+"""What a column may show beside data sets, their average and a judge's scores."""
+
+
+class Source(Options):
+    """One data set of a suite."""
+
+    source: str = Field(description="as --dataset takes it")
+    set: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe on this data set")
+
+
+class Row(Options):
+    """One way of adapting: a method on a backbone, with its changes."""
+
+    method: str = Field(description="as --method takes it")
+    backbone: str | None = Field(None, description="instead of the suite's")
+    recipe: str | None = Field(None, description="recipe to start from, instead of the suite's")
+    set: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe in this row")
+    on: tuple[str, ...] | None = Field(None, description="data sets of this row; left out: all of the suite")
+    pretuned: bool = Field(
+        False, description="starts from the artifact that --init-from gives for its backbone, if any"
+    )
+
+
+class Range(Options):
+    """Numbers from `low` to `high`, for samplers that draw them."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+class Search(Options):
+    """How hyper-parameters are found, on validation alone, before the final runs."""
+
+    space: dict[str, tuple[Value, ...] | Range] = Field(
+        min_length=1, description="dotted fields and what to try: a list, or low, high and log"
+    )
+    sampler: Literal["grid", "random", "tpe", "qmc"] = Field(
+        "grid", description="every combination, or one of Optuna's samplers"
+    )
+    trials: int | None = Field(None, ge=1, description="how many runs a sampler gets; a grid has as many as it has")
+    pruner: Literal["none", "median", "hyperband"] = Field(
+        "none", description="which runs are stopped early for doing worse than others did after as many epochs"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the runs among which is chosen, and of the sampler")
+    set: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe while searching")
+
+    @model_validator(mode="after")
+    def _sampler_fits(self) -> Search:
+        drawn = [key for key, values in self.space.items() if isinstance(values, Range)]
+        if self.sampler == "grid" and (drawn or self.trials is not None):
+            raise ValueError(f"a grid takes lists alone, and no trials (here: {', '.join(drawn) or 'trials'})")
+        if self.sampler != "grid" and self.trials is None:
+            raise ValueError(f"sampler {self.sampler} needs trials")
+        return self
+
+
+class TableRow(Options):
+    """One line of a table: whose runs it shows, and what the paper has there."""
+
+    run: str | None = Field(None, description="row of the suite; left out: the paper's numbers alone")
+    group: str = Field("", description="heading above this and the following rows")
+    paper: tuple[float | str | None, ...] = Field((), description="the paper's numbers, a column each")
+
+
+class Layout(Options):
+    """A table of the paper: columns, rows, and its numbers."""
+
+    title: str
+    columns: dict[str, str] = Field(
+        description="heading and what it shows: a data set, average, validation, parameters, flops, minutes, "
+        "judge:CATEGORY, or attention:pass_one and attention:pass_two, the share on the object where there are masks"
+    )
+    spans: dict[str, int] = Field(default_factory=dict, description="headings above so many columns each")
+    rows: dict[str, TableRow]
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> Layout:
+        for name, row in self.rows.items():
+            if row.paper and len(row.paper) != len(self.columns):
+                raise ValueError(f"{name} has {len(row.paper)} numbers of the paper for {len(self.columns)} columns")
+        if self.spans and sum(self.spans.values()) != len(self.columns):
+            raise ValueError(f"spans cover {sum(self.spans.values())} of {len(self.columns)} columns")
+        return self
+
+
+class Suite(Options):
+    """Everything that decides an experiment but the machine it runs on."""
+
+    recipe: str | None = Field(None, description="recipe that every run starts from; left out: the data set's own")
+    backbone: str = Field(description="frozen network of rows that name none")
+    datasets: dict[str, str | Source] = Field(min_length=1, description="data sets by the name that tables use")
+    rows: dict[str, Row] = Field(min_length=1, description="what is compared, by name")
+    seeds: tuple[int, ...] = Field(min_length=1, description="seeds of the final runs")
+    set: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe in all runs")
+    search: Search | None = Field(None, description="left out: the recipe's own settings are taken")
+    final: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe in the final runs alone")
+    tables: dict[str, Layout] = Field(default_factory=dict, description="what is shown, by file name")
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Suite:
+        shown = {"average", *PLAIN, *self.datasets}
+        for name, row in self.rows.items():
+            for dataset in row.on or ():
+                if dataset not in self.datasets:
+                    raise ValueError(f"row {name}: there is no data set '{dataset}'")
+        for table in self.tables.values():
+            for heading, what in table.columns.items():
+                if what not in shown and not what.startswith("judge:"):
+                    raise ValueError(f"table '{table.title}', column {heading}: there is no '{what}'")
+            for name, line in table.rows.items():
+                if line.run is not None and line.run not in self.rows:
+                    raise ValueError(f"table '{table.title}', {name}: there is no row '{line.run}'")
+        return self
+
+    def source(self, dataset: str) -> Source:
+        """A data set, spelled out."""
+        given = self.datasets[dataset]
+        return Source(source=given) if isinstance(given, str) else given
+
+    def cells(self, datasets: Sequence[str] = (), rows: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+        """Every (data set, row), or those of the names given.
+
+        Raises:
+            UsageError: one of them is not in the suite.
+        """
+        for word, asked, known in (("data set", datasets, self.datasets), ("row", rows, self.rows)):
+            for name in asked:
+                if name not in known:
+                    raise UsageError(f"The suite has no {word} '{name}'.", what_to_do=did_you_mean(name, known))
+        for row, options in self.rows.items():
+            for dataset in options.on or self.datasets:
+                if (not datasets or dataset in datasets) and (not rows or row in rows):
+                    yield dataset, row
+
+
+def root() -> Path:
+    """The folder of built-in suites: inside an installed package, or beside it in a source checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "_suites"
+    return inside if inside.is_dir() else package.parent / "suites"
+
+
+def names() -> list[str]:
+    """All built-in suites, sorted."""
+    return sorted(path.stem for path in root().glob("*.yaml"))
+
+
+def about(name: str) -> str:
+    """The first line of a built-in suite's header."""
+    return header(read_text(root() / f"{name}.yaml")).partition("\n")[0]
+
+
+def find(name_or_path: str) -> tuple[str, Suite, str]:
+    """A suite by built-in name or by file: what it is called, the suite, and its text.
+
+    Raises:
+        UsageError: there is none, or it is not valid; every problem is named with its line.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in ENDINGS or not path.is_file():
+        if name_or_path not in names():
+            hint = did_you_mean(name_or_path, names())
+            raise UsageError(f"There is no suite '{name_or_path}'.", what_to_do=f"{hint} Or name a YAML file.")
+        path = root() / f"{name_or_path}.yaml"
+    text = read_text(path)
+    return path.stem, parse(text, path.name if path.parent == root() else str(path)), text
+
+
+def parse(text: str, origin: str) -> Suite:
+    """The suite that a YAML text holds.
+
+    Raises:
+        UsageError: it is not valid; every problem is named with its line.
+    """
+    values, places = parse_mapping(text, origin, "suite")
+    try:
+        return Suite.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        lines = []
+        for found in error.errors():
+            loc = found["loc"]
+            place = next((places[loc[:end]] for end in range(len(loc), 0, -1) if loc[:end] in places), origin)
+            lines.append(" ".join(filter(None, (f"{place}:", dotted(loc), _plain(found)))))
+        raise UsageError(f"{origin} is not a valid suite.", "\n".join(dict.fromkeys(lines))) from error
+
+
+def overrides(*blocks: Mapping[str, Any]) -> list[str]:
+    """`KEY=VALUE` of every field that some block sets, the last block's value."""
+    fields: dict[str, Any] = {}
+    for block in blocks:
+        fields |= block
+    return [f"{key}={json.dumps(value)}" for key, value in fields.items()]
+
+
+def _plain(found: Mapping[str, Any]) -> str:
+    return (
+        "is no field of a suite" if found["type"] == "extra_forbidden" else found["msg"].removeprefix("Value error, ")
+    )

@@ -1,0 +1,76 @@
+"""Several workers on one machine: processes of their own, each with a GPU of its own where there are some."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+MOST_RESTARTS = 3
+"""How often a worker that something killed is started again."""
+
+
+class Worker:
+    """One worker's process; what it says goes to a file."""
+
+    def __init__(self, number: int, command: Sequence[str], log: Path) -> None:
+        self.number, self.command, self.log = number, command, log
+        self.restarts = 0
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                self.command,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **device_of(self.number)},
+                start_new_session=True,
+            )
+
+    def tend(self) -> int | None:
+        """Its exit code, or None while it works; one that was killed is started again."""
+        code = self.process.poll()
+        if code is not None and code < 0 and self.restarts < MOST_RESTARTS:
+            self.restarts += 1
+            self.process = self._start()
+            return None
+        return code
+
+
+def supervise(count: int, arguments: Sequence[str], logs: Path, watch: Callable[[], None]) -> list[int]:
+    """Start `count` workers as `python -m toast_cli ARGUMENTS` and wait for them; `watch` is called meanwhile.
+
+    Returns their exit codes. Asked to stop, they are asked to stop.
+    """
+    command = [sys.executable, "-m", "toast_cli", *arguments]
+    workers = [Worker(number, command, logs / f"{number}.log") for number in range(count)]
+    try:
+        while any(worker.tend() is None for worker in workers):
+            watch()
+            time.sleep(1)
+    except KeyboardInterrupt:
+        for worker in workers:
+            if worker.process.poll() is None:
+                worker.process.send_signal(signal.SIGINT)
+        for worker in workers:
+            worker.process.wait()
+        raise
+    return [worker.process.returncode for worker in workers]
+
+
+def device_of(number: int) -> dict[str, str]:
+    """The environment that gives worker `number` one of the GPUs, taken in turns; empty where there is none."""
+    count = torch.cuda.device_count()
+    if not count:
+        return {}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = seen.split(",") if seen else [str(index) for index in range(count)]
+    return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]}
