@@ -9,7 +9,8 @@ from toast_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from torch import nn
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch import Tensor, nn
 
     from toast_cli.backbone import Backbone
     from toast_cli.methods.adapted import Adapted
@@ -43,7 +44,21 @@ def inject(backbone: Backbone, config: PeftConfig) -> Adapted:
             "Choose other targets, or one of toast, toast-lite, linear, full and lora.",
         ) from error
     parts = [part for part in network.modules() if isinstance(part, BaseTunerLayer)]
+    if kind == "ln_tuning":  # which trains a copy of a layer in its place; all others take what comes and give it back
+        for part in parts:
+            part.register_forward_pre_hook(_to_the_trained)
+            part.register_forward_hook(_to_the_frozen)
     return Adapted(backbone, [weight for weight in network.parameters() if weight.requires_grad], active=parts)
+
+
+def _to_the_trained(part: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What is trained is float32, whatever the layers before it compute in."""
+    return inputs[0].float(), *inputs[1:]
+
+
+def _to_the_frozen(part: BaseTunerLayer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """The layers behind it take no other type than their own."""
+    return output.to(part.get_base_layer().weight.dtype)
 
 
 def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
