@@ -99,7 +99,7 @@ def _dry_run(recipe: Any, as_json: bool) -> None:
     from toast_cli.training.optimization import schedule_notes
     from toast_cli.training.session import prepare
 
-    session = prepare(recipe)
+    session = prepare(recipe, place=False)
     sizes = session.sizes()
     batches = session.batches("train", train=True)
     notes = schedule_notes(recipe.training, -(-len(batches) // recipe.training.accumulate))

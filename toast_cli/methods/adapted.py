@@ -18,7 +18,7 @@ class Adapted(nn.Module):
     The backbone stays in evaluation mode whatever `train()` says: its stochastic depth and dropout would otherwise make
     the two passes different random networks. Only `active` parts of it, which a method trains or put there, follow.
 
-    What is trained is kept in float32 whatever the backbone is stored in: in half precision a step is mostly smaller than
+    What is trained is kept in float32 whatever the backbone is stored in: in half precision most steps are smaller than
     the distance to the next number, and AdamW's second moment underflows. The frozen rest stays as it is stored.
     """
 

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from toast_cli import __version__, registry
+from toast_cli.divided import put, whole
 from toast_cli.errors import ToastError, UsageError
-from toast_cli.model import Model, whole
+from toast_cli.model import Model
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.steering import Steering
@@ -121,8 +122,7 @@ def start_from(path: Path, model: Model) -> Lineage:
             f"Missing or of another shape: {', '.join(sorted(unlike)[:5])}.",
             "Pre-tune with the same feedback and feedback_level, or with full feedback.",
         )
-    for name, place in wanted.items():
-        place.copy_(tensors[name])
+    put({name: tensors[name] for name in wanted}, wanted)
     return lineage
 
 
