@@ -58,7 +58,7 @@ def test_activations_are_what_a_step_keeps() -> None:
         model.objective.loss(logits, IMAGES)
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     whole = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in own)
-    assert memory_of(model).activations == whole + logits.nbytes
+    assert memory_of(model).activations == pytest.approx(whole + logits.nbytes, rel=1e-3)
 
 
 def test_the_estimate_changes_nothing() -> None:

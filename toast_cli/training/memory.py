@@ -153,8 +153,12 @@ def _forward(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, li
     """The outputs for a batch, without numbers in them; what is kept to go back from them; of that, each level's."""
     # Whatever a network makes for itself on the way becomes a tensor without numbers, too.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    own = {name: mode.from_tensor(tensor) for name, tensor in named.items()}
+    # By every module once: weights may be tied, and the head may be a module of the backbone's.
+    own = {
+        f"{place}.{name}".lstrip("."): mode.from_tensor(tensor)
+        for place, module in model.named_modules()
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
     inputs = tree_map_only(Tensor, mode.from_tensor, model.objective.inputs(batch))
     kept = _Kept(but=own.values())
 
@@ -169,7 +173,7 @@ def _forward(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, li
         handles += [level.register_forward_pre_hook(enters(index)), level.register_forward_hook(enters(None))]
     try:
         with torch.enable_grad(), mode, kept:
-            outputs = functional_call(model, own, (inputs,))
+            outputs = functional_call(model, own, (inputs,), tie_weights=False)
     finally:
         for handle in handles:
             handle.remove()

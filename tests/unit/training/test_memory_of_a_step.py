@@ -29,7 +29,9 @@ class Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        known = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        known = {
+            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
+        }
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in known:
                 storage = tensor.untyped_storage()
@@ -73,5 +75,5 @@ def test_the_estimate_is_near_what_a_step_holds(kind: str, method: str, checkpoi
     recipe = build_recipe(raw, {}, origin="a test")
     model = build_model(recipe, ("a", "b") if dataset == "demo" else ())
     told = estimate(model, recipe.training, batch, Accelerator(cpu=True))
-    peak = peak_of(model, batch)
-    print(kind, method, checkpointed, told.activations, told.gradients, peak, peak / (told.activations + told.gradients))
+    # What is there for a moment is not told; the gradients come while activations go.
+    assert 0.7 < peak_of(model, batch) / (told.activations + told.gradients) < 1.6
