@@ -45,7 +45,8 @@ class Memory:
 
     def __str__(self) -> str:
         listed = ", ".join(f"{name} {readable(value)}" for name, value in asdict(self).items() if value)
-        return f"memory while training, about: {readable(self.total)} ({listed})"
+        trained = f"; the trained weights, {readable(self.gradients)} of them, are kept in float32"
+        return f"memory while training, about: {readable(self.total)} ({listed}{trained})"
 
     def warning(self, device: torch.device) -> str | None:
         """What to say where a device has less to give than the run will ask for; the weights are on the CPU by now."""
