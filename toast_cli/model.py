@@ -93,10 +93,6 @@ class Model(nn.Module):
         levels = counts.outputs if counts is not None else ()
         return self.head(self.objective.features(self.backbone, passes.last, levels, inputs)), passes
 
-    def plain(self, inputs: Any) -> Tensor:
-        """The pooled features of the backbone alone."""
-        return one_pass(self.backbone, inputs).last.pooled
-
     def begin(self, start: Callable[[Any, Adapted, Iterable[Any]], None], options: Any, batches: Iterable[Any]) -> None:
         """Have a method set its starting weights; like every method here, also where the model is divided."""
         start(options, self.adapted, batches)
@@ -197,7 +193,7 @@ def flops(model: Model) -> dict[str, Any]:
     with FlopCounterMode(display=False) as own:
         model(example)
     with FlopCounterMode(display=False) as plain:
-        model.plain(example)
+        one_pass(model.backbone, example)
     model.train(was_training)
     unit, units = ("token", example["input_ids"].numel()) if model.backbone.preprocessing is None else ("image", 1)
     return {

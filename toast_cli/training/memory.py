@@ -155,7 +155,7 @@ def _forward(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, li
     # Whatever a network makes for itself on the way becomes a tensor without numbers, too.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     # By every module once: weights may be tied, and the head may be a module of the backbone's.
-    own = {
+    own: dict[str, Tensor] = {
         f"{place}.{name}".lstrip("."): mode.from_tensor(tensor)
         for place, module in model.named_modules()
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))

@@ -53,7 +53,9 @@ def pretune(
             "Pre-tuning rebuilds every level of both passes, and training.cache keeps the end of the first alone.",
             what_to_do="Leave training.cache out.",
         )
-    session = prepare(recipe, labels=gradient and options.target == "labels")
+    session = prepare(recipe, labels=gradient and options.target == "labels", place=False)
+    sizes = session.sizes()
+    session.place()
     model = session.model
     step = (PretuningStep if options.target == "labels" else DistillationStep)(model, options)
     train = session.batches("train", train=True)
@@ -67,7 +69,7 @@ def pretune(
         "backbone": recipe.backbone.name,
         "dataset": recipe.dataset.name,
         "samples": {name: len(split) for name, split in session.data.splits.items()},
-        **session.sizes(),
+        **sizes,
     }
     if gradient:
         with (

@@ -54,5 +54,5 @@ def shard(model: Model, accelerator: Accelerator) -> None:
         fully_shard(part, mesh=mesh)
     # Put together for each call and let go at its end: evaluation has no backward pass to let it go.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    for method in ("look", "outputs", "plain", "begin"):
+    for method in ("look", "outputs", "begin"):
         register_fsdp_forward_method(model, method)

@@ -45,7 +45,7 @@ for _ in range(3):
     losses.append(loss.item())
 model.eval()
 with torch.no_grad():
-    model.plain({"input_ids": ids})
+    model({"input_ids": ids})
 
 def here(tensors):
     return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
