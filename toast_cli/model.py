@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from toast_cli import registry
@@ -104,6 +103,10 @@ class Model(nn.Module):
         levels = trace.outputs if trace is not None else ()
         return self.head(self.objective.features(self.backbone, passes.last, levels, inputs))
 
+    def begin(self, start: Callable[[Any, Adapted, Iterable[Any]], None], options: Any, batches: Iterable[Any]) -> None:
+        """Have a method set its starting weights; like every method here, also where the model is divided."""
+        start(options, self.adapted, batches)
+
     def outputs(self, pooled: Tensor) -> Tensor:
         """Outputs of the head for pooled features."""
         return self.head(pooled)
@@ -122,24 +125,6 @@ class Model(nn.Module):
         state = self.state_dict()
         names = (name for name, _ in (*self.named_parameters(), *self.named_buffers()))
         return {name: state[name] for name in names if name.startswith(NETWORK) and name in state}
-
-
-def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor in one piece, on the CPU where it was divided among processes, all of which must ask."""
-    return {
-        name: tensor.full_tensor().detach().cpu() if isinstance(tensor, DTensor) else tensor
-        for name, tensor in tensors.items()
-    }
-
-
-@torch.no_grad()
-def put(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
-    """Copy tensors to the places of their names, of which those divided among processes take their part."""
-    for name, tensor in tensors.items():
-        place = places[name]
-        if isinstance(place, DTensor):
-            tensor = distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
-        place.copy_(tensor)
 
 
 def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, str] | None = None) -> Model:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from tests.language import make_model
 from toast_cli import registry
+from toast_cli.model import build_model
+from toast_cli.recipe.loading import build_recipe
 from toast_cli.steering.steering import Steering, two_passes
 from toast_cli.tasks.classification import Classification, Options
 from toast_cli.tasks.language import IGNORED, Language
@@ -19,7 +21,7 @@ from toast_cli.tasks.language import IGNORED, Language
 def gradients(name: str, checkpointing: bool) -> list[Tensor]:
     torch.manual_seed(0)
     card = registry.backbone_card(name)
-    backbone = card.build(card.options(name=name))
+    backbone = card.build(card.options(name=name, weights="none" if name.startswith("convnext") else None))
     backbone.module.eval().requires_grad_(False)
     backbone.checkpointing = checkpointing
     steering = Steering(backbone)
@@ -30,13 +32,34 @@ def gradients(name: str, checkpointing: bool) -> list[Tensor]:
     return [parameter.grad for parameter in steering.parameters() if parameter.grad is not None]
 
 
-@pytest.mark.parametrize("kind", ["vit_demo", "llama"])
+@pytest.mark.parametrize("kind", ["vit_demo", "convnext:test_convnext", "llama"])
 def test_checkpointed_gradients_are_the_unchecked_ones(kind: str, tmp_path: Path) -> None:
     name = f"llama:{make_model(tmp_path / 'model')}" if kind == "llama" else kind
     plain, checked = gradients(name, False), gradients(name, True)
     assert len(plain) == len(checked) > 0 and all(gradient.any() for gradient in plain)
     for first, second in zip(plain, checked, strict=True):
         assert torch.allclose(first, second, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["toast", "full"])
+@pytest.mark.parametrize("kind", ["vit_demo", "convnext:test_convnext", "llama"])
+def test_a_whole_model_under_autocast_has_the_unchecked_gradients(kind: str, method: str, tmp_path: Path) -> None:
+    name = f"llama:{make_model(tmp_path / 'model')}" if kind == "llama" else kind
+    backbone = {"name": name, "weights": "none" if kind.startswith("convnext") else None}
+    raw = {"backbone": backbone, "dataset": "text:none" if kind == "llama" else "demo", "method": method}
+    found = []
+    for checkpointing in (False, True):
+        recipe = build_recipe({**raw, "training": {"checkpoint_gradients": checkpointing}}, {}, origin="a test")
+        model = build_model(recipe, () if kind == "llama" else ("a", "b")).train()
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(model.backbone.example(3)).float().square().mean().backward()
+        found.append({name: weight.grad for name, weight in model.trained().items()})
+    plain, checked = found
+    assert plain.keys() == checked.keys()
+    assert sum(gradient is not None and bool(gradient.any()) for gradient in plain.values()) > 0.7 * len(plain)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checked[name], gradient, msg=name)
 
 
 def test_texts_of_unequal_length_weigh_by_their_tokens_however_they_are_batched() -> None:

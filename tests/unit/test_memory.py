@@ -37,7 +37,8 @@ def test_gradients_and_optimizer_follow_from_what_is_trained(optimizer: str, cop
 
 def test_activations_grow_with_the_batch_and_shrink_with_what_is_trained() -> None:
     toast = memory_of(model_of("toast")).activations
-    assert memory_of(model_of("toast"), images=2).activations == pytest.approx(toast / 4, rel=0.01)
+    # Not to the byte: the composed feedback path is as large for any number of images.
+    assert memory_of(model_of("toast"), images=2).activations == pytest.approx(toast / 4, rel=0.05)
     assert memory_of(model_of("linear")).activations < toast / 20
     checkpointed = memory_of(model_of("toast", checkpoint_gradients=True)).activations
     assert checkpointed < 0.8 * toast
@@ -53,10 +54,11 @@ def test_activations_are_what_a_step_keeps() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.train()
-        model.objective.loss(model(IMAGES["image"]), IMAGES)
+        logits = model(IMAGES["image"])
+        model.objective.loss(logits, IMAGES)
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     whole = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in own)
-    assert memory_of(model).activations == pytest.approx(whole, rel=0.05)
+    assert memory_of(model).activations == pytest.approx(whole + logits.nbytes, rel=1e-3)
 
 
 def test_the_estimate_changes_nothing() -> None:

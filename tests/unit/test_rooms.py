@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-GROUND = {"errors", "options", "fingerprint", "labels", "places"}
+GROUND = {"errors", "options", "fingerprint", "labels", "places", "divided"}
 DOORS = GROUND | {"registry", "backbone", "recipe"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fingerprint": set(),
     "places": set(),
     "labels": set(),
+    "divided": set(),
     "registry": {"errors", "backbone"},
     "backbone": GROUND,
     "recipe": GROUND | {"registry", "backbone"},

@@ -55,7 +55,7 @@ def compare(one: Sample, other: Sample) -> Comparison:
 
 
 def _tested(one: Sequence[float], other: Sequence[float], over: str) -> Comparison:
-    from scipy.stats import ttest_rel  # type: ignore[import-untyped]
+    from scipy.stats import ttest_rel
 
     difference = np.subtract(one, other)
     if not difference.any():

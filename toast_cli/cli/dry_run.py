@@ -14,7 +14,7 @@ def show(recipe: Any, as_json: bool, *, labels: bool = True) -> None:
     from toast_cli.training.optimization import schedule_notes
     from toast_cli.training.session import prepare
 
-    session = prepare(recipe, labels=labels)
+    session = prepare(recipe, labels=labels, place=False)
     sizes = session.sizes()
     batches = session.batches("train", train=True)
     notes = schedule_notes(recipe.training, -(-len(batches) // recipe.training.accumulate))

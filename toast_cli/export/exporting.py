@@ -71,6 +71,9 @@ def export(
         ToastError: it cannot be written, cannot be opened, or does not give the run's outputs back; no file is left.
     """
     form: Format = registry.load(registry.EXPORTS, name)
+    if wanted.part != "adapter":
+        # What brings its own weights computes in one precision, not in the one that a backbone happens to be stored in.
+        loaded.model.float()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent)

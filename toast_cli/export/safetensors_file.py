@@ -71,7 +71,7 @@ def reopen(wanted: Wanted, path: Path) -> Runner:
     assert wanted.backbone_options is not None
     card = registry.backbone_card(wanted.backbone_options["name"])
     backbone = card.build(card.options(**{**wanted.backbone_options, "weights": str(path)}))
-    backbone.module.eval()
+    backbone.module.float().eval()
 
     def run(named: dict[str, Tensor]) -> Outputs:
         return {"features": one_pass(backbone, as_inputs(named)).last.pooled}

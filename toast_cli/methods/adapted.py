@@ -17,6 +17,9 @@ class Adapted(nn.Module):
 
     The backbone stays in evaluation mode whatever `train()` says: its stochastic depth and dropout would otherwise make
     the two passes different random networks. Only `active` parts of it, which a method trains or put there, follow.
+
+    What is trained is kept in float32 whatever the backbone is stored in: in half precision most steps are smaller than
+    the distance to the next number, and AdamW's second moment underflows. The frozen rest stays as it is stored.
     """
 
     def __init__(
@@ -33,6 +36,8 @@ class Adapted(nn.Module):
         self._active = tuple(active)
         self.requires_grad_(False)
         for parameter in trained:
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         self.train(self.training)
 

@@ -11,7 +11,8 @@ from toast_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from torch import nn
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch import Tensor, nn
 
     from toast_cli.backbone import Backbone
     from toast_cli.methods.adapted import Adapted
@@ -50,6 +51,10 @@ def inject(backbone: Backbone, config: PeftConfig) -> Adapted:
             f"PEFT's {kind} puts no layers into a {type(network).__name__}.",
             what_to_do="Choose one of toast, toast-lite, lora and full.",
         )
+    if kind == "ln_tuning":  # which trains a copy of a layer in its place; all others take what comes and give it back
+        for part in parts:
+            part.register_forward_pre_hook(_to_the_trained)
+            part.register_forward_hook(_to_the_frozen)
     return Adapted(backbone, [weight for weight in network.parameters() if weight.requires_grad], active=parts)
 
 
@@ -74,6 +79,16 @@ def require_runs(adapted: Adapted, kind: str) -> None:
             f"{type(error).__name__}: {error}",
             "Choose other targets, or one of toast, toast-lite, lora and full.",
         ) from error
+
+
+def _to_the_trained(part: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What is trained is float32, whatever the layers before it compute in."""
+    return inputs[0].float(), *inputs[1:]
+
+
+def _to_the_frozen(part: BaseTunerLayer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """The layers behind it take no other type than their own."""
+    return output.to(part.get_base_layer().weight.dtype)
 
 
 def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:

@@ -41,7 +41,8 @@ class Prompted(Adapted):
         count, deep = state.hidden.shape[1], len(self.prompts) > 1
         for index in range(len(self.backbone.levels)):
             if deep or index == 0:
-                prompts = self.prompts[index].expand(state.hidden.shape[0], -1, -1)  # len() would fix a graph's batch
+                prompts = self.prompts[index].to(state.hidden.dtype)
+                prompts = prompts.expand(state.hidden.shape[0], -1, -1)  # len() would fix a graph's batch
                 state = State(torch.cat([state.hidden[:, :count], prompts], dim=1), state.context)
             state = self.backbone.run(state, first=index, last=index + 1, trace=first_trace)
         if first_trace is not None:

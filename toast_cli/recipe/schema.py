@@ -115,7 +115,7 @@ class TrainingOptions(Options):
     shard: bool = Field(
         False,
         description="divide parameters, gradients and optimizer state among the processes (FSDP), "
-        "so that a model trains that fits into none of them",
+        "so that a model trains that fits on no device; each process has it whole on the CPU first",
     )
     save_every: int | None = Field(
         None, ge=1, description="optimizer steps between two checkpoints within an epoch; left out: by epoch alone"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toast_cli.backbone import Backbone, Level, Trace
+from toast_cli.divided import fill
 from toast_cli.errors import ToastError
 from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.steering import Steering, first_pass
@@ -81,8 +82,8 @@ def least_squares_start(steering: Steering, backbone: Backbone, batches: Iterabl
         directions = directions + F.normalize(_rows(first.compared, backbone.channel_dim, first.real), dim=-1).sum(0)
     if not isinstance(directions, Tensor):
         raise ToastError("The least-squares start got no input.", what_to_do="Give it at least one training image.")
-    steering.selection.xi.copy_(F.normalize(directions, dim=0))
-    nn.init.eye_(steering.selection.P)
+    fill(steering.selection.xi, F.normalize(directions, dim=0))
+    fill(steering.selection.P, torch.eye(len(directions)))
     for index, (moment, A_l, B_l) in enumerate(zip(moments, steering.feedback.A, steering.feedback.B, strict=True)):
         solution = moment.solve()
         if not solution.isfinite().all():
@@ -91,5 +92,5 @@ def least_squares_start(steering: Steering, backbone: Backbone, batches: Iterabl
                 "The backbone's activations on these images overflow.",
                 "Run in fp32, or use method.start=random.",
             )
-        base_weight(A_l).copy_(solution.reshape(base_weight(A_l).shape))
+        fill(base_weight(A_l), solution.to(base_weight(A_l).dtype).reshape(base_weight(A_l).shape))
         nn.init.zeros_(base_weight(B_l))

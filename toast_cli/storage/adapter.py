@@ -132,6 +132,8 @@ def load(path: Path, weights: str | None = None) -> Loaded:
             "The fingerprint of the backbone differs from the one recorded with the adapter.",
             "Give the file that the run was trained with: --weights FILE.",
         )
+    if whole:
+        model.float()  # the weights come in the type that they were exported in, and are computed with in this one
     if config.folded:
         model = folded(model)
     _fill(model, tensors, whole, path)

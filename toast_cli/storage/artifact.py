@@ -18,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from toast_cli import __version__, registry
+from toast_cli.divided import put, whole
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.fingerprint import fingerprint
-from toast_cli.model import Model, whole
+from toast_cli.model import Model
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.feedback import base_weight
@@ -191,8 +192,7 @@ def start_from(path: Path, model: Model, recipe: Recipe) -> Lineage:
                 else ", or with full feedback."
             ),
         )
-    for name, place in wanted.items():
-        place.copy_(tensors[name])
+    put({name: tensors[name] for name in wanted}, wanted)
     return lineage
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from toast_cli.divided import put
 from toast_cli.errors import ToastError
-from toast_cli.model import Model, put
+from toast_cli.model import Model
 from toast_cli.storage.atomic import write_json, write_tensors
 
 WEIGHTS = "model.safetensors"

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toast_cli.divided import whole
 from toast_cli.errors import ToastError, UsageError
-from toast_cli.model import Model, whole
+from toast_cli.model import Model
 from toast_cli.storage.adapter import CONFIG
 from toast_cli.storage.atomic import append_line, write_json, write_text
 from toast_cli.storage.checkpoint import save_checkpoint

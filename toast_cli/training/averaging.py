@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from toast_cli.model import Model, put
+from toast_cli.divided import put
+from toast_cli.model import Model
 
 
 class Average:

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
 from toast_cli.data.source import Batches
+from toast_cli.divided import whole
 from toast_cli.errors import ToastError
-from toast_cli.model import whole
 from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.storage.checkpoint import load_besides, load_checkpoint
 from toast_cli.storage.run_folder import RunFolder
@@ -25,7 +25,6 @@ from toast_cli.training.optimization import make_optimizer, make_schedule
 from toast_cli.training.processes import summed
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.resuming import pack, unpack
-from toast_cli.training.sharding import shard
 from toast_cli.training.standing import Best, Position
 from toast_cli.training.step import Step
 from toast_cli.training.stopping import Stop
@@ -81,11 +80,10 @@ class Fitting:
         self.train, self.validation, self.training = train, validation, training
         self.accelerator, self.folder, self.reporter, self.log = accelerator, folder, reporter, log
         self.steps_per_epoch = -(-len(train) // training.accumulate)
-        if training.shard:
-            shard(self.model)
         optimizer = make_optimizer(self.model, training)
         self.schedule = make_schedule(optimizer, training, self.steps_per_epoch)
         self.optimizer = accelerator.prepare(optimizer)
+        # A divided model gathers gradients by itself.
         self.forward = step if training.shard else accelerator.prepare(step)
         self.average = None if training.ema is None else Average(self.model, training.ema)
         self.at, self.best, self.stop, self.tally = Position(), Best(), Stop(), Tally(step)

@@ -82,7 +82,7 @@ def offers(recipe_of: Callable[[str, tuple[str, ...]], Recipe], memory: int) -> 
         recipe = recipe_of(method, (*fields, f"training.eval_batch_size={LARGEST_TIMED}"))
         started = time.perf_counter()
         try:
-            session = prepare(recipe)
+            session = prepare(recipe, place=False)
             yield _offer(way, session, memory, time.perf_counter() - started)
         except ToastError as error:
             if number == 0:
@@ -96,6 +96,7 @@ def _offer(way: str, session: Session, memory: int, before: float) -> Offer:
     found: Growth = growth(
         session.model, training, next(iter(session.batches("train", train=True))), session.accelerator
     )
+    session.place()
     largest = found.largest(memory)
     timed = max(1, min(training.batch_size, largest, LARGEST_TIMED))
     session.recipe = session.recipe.model_copy(update={"training": training.model_copy(update={"batch_size": timed})})

@@ -75,7 +75,10 @@ def pretune(
         raise UsageError("This run is no pre-tuning.", what_to_do="'toast tune --resume' goes on with it.")
     recipe = pretuning_recipe(recipe, gradient)
     assert recipe.pretuning is not None
-    session = prepare(recipe, labels=learns_labels(recipe, gradient), begun=resume and has_begun(output_dir))
+    labels = learns_labels(recipe, gradient)
+    session = prepare(recipe, labels=labels, begun=resume and has_begun(output_dir), place=False)
+    sizes = session.sizes()
+    session.place()
     model = session.model
     step = (PretuningStep if recipe.pretuning.target == "labels" else DistillationStep)(model, recipe.pretuning)
     train = session.batches("train", train=True)
@@ -98,7 +101,7 @@ def pretune(
         "backbone": recipe.backbone.name,
         "dataset": recipe.dataset.name,
         "samples": {name: len(split) for name, split in session.data.splits.items()},
-        **session.sizes(),
+        **sizes,
     }
     if gradient:
         with (

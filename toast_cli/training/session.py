@@ -20,8 +20,9 @@ from accelerate.utils import send_to_device, set_seed
 from toast_cli import __version__, registry
 from toast_cli.data.source import Asked, Batches, DataSet
 from toast_cli.data.split import hash_of
+from toast_cli.divided import put, whole
 from toast_cli.errors import UsageError
-from toast_cli.model import Model, build_model, count, flops, method_of, whole
+from toast_cli.model import Model, build_model, count, flops, method_of
 from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
@@ -38,7 +39,7 @@ from toast_cli.training.memory import Memory, estimate
 from toast_cli.training.optimization import check_optimizer, schedule_notes
 from toast_cli.training.processes import merged, shared_folder, united
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.sharding import check_even, check_sharding
+from toast_cli.training.sharding import check_even, check_sharding, shard
 from toast_cli.training.standing import Position
 from toast_cli.training.step import Step
 from toast_cli.training.tensorboard import check_tensorboard, metrics_logger
@@ -105,8 +106,15 @@ class Session:
             f"weights of {self.recipe.backbone.name}: images.normalize, or images.mean and images.std, change that.",
         ]
 
+    def place(self) -> None:
+        """Bring the model to where it is trained: divided among the processes part by part, or whole on the device."""
+        if self.recipe.training.shard:
+            shard(self.model, self.accelerator)
+        else:
+            self.model.to(self.accelerator.device)
+
     def memory(self, batches: Batches) -> Memory:
-        """What a training step on such batches will hold; takes one batch."""
+        """What a training step on such batches will hold in each process, worked out before the model is placed."""
         return estimate(self.model, self.recipe.training, next(iter(batches)), self.accelerator)
 
 
@@ -120,11 +128,12 @@ def open_data(recipe: Recipe) -> DataSet:
     return source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
 
 
-def prepare(recipe: Recipe, *, labels: bool = True, begun: bool = False) -> Session:
+def prepare(recipe: Recipe, *, labels: bool = True, begun: bool = False, place: bool = True) -> Session:
     """Open the data and build the model; everything random after this point follows from the recipe's seed.
 
     A pre-tuned feedback path that the recipe names is put in here, so that a wrong one is refused before anything is
-    written; not where the run has `begun` before and goes on from a checkpoint of its own.
+    written; not where the run has `begun` before and goes on from a checkpoint of its own. Without `place` the model
+    stays on the CPU.
 
     Raises:
         UsageError: `labels` are to be learned, and the data has none; the pre-tuned path is none.
@@ -149,7 +158,10 @@ def prepare(recipe: Recipe, *, labels: bool = True, begun: bool = False) -> Sess
     model = build_model(recipe, data.classes)
     check_even(recipe.training, model)
     lineage = start_from(artifact_path(recipe), model, recipe) if recipe.init_from is not None and not begun else None
-    return Session(recipe, data, model.to(accelerator.device), accelerator, lineage)
+    session = Session(recipe, data, model, accelerator, lineage)
+    if place:
+        session.place()
+    return session
 
 
 def plain_model(backbone: str, weights: str | None, device: str | None) -> tuple[Model, Recipe]:
@@ -181,7 +193,7 @@ def tune(
     started = time.perf_counter()
     if recipe.pretuning is not None:
         raise UsageError("This recipe is for pre-tuning.", what_to_do="Give it to 'toast pretune'.")
-    session = prepare(recipe, begun=resume and has_begun(output_dir))
+    session = prepare(recipe, begun=resume and has_begun(output_dir), place=False)
     model, accelerator, data = session.model, session.accelerator, session.data
     train = session.batches("train", train=True)
     validation = session.batches("val") if "val" in data.splits else None
@@ -190,11 +202,12 @@ def tune(
     say_first(session, train, folder, reporter)
     for note in notes:
         reporter.message(note)
-    with told_how_to_go_on(folder, reporter, "tune"):
-        goes_on = begin(session, folder, reporter, resume)
     sizes, memory = session.sizes(), session.memory(train)
     for message in filter(None, (str(memory), memory.warning(accelerator.device))):
         reporter.message(message)
+    session.place()
+    with told_how_to_go_on(folder, reporter, "tune"):
+        goes_on = begin(session, folder, reporter, resume)
     with metrics_logger(folder, recipe.training.tensorboard) as log, told_how_to_go_on(folder, reporter, "tune"):
         best = fit(
             step,
@@ -362,7 +375,7 @@ def go_on(session: Session, folder: RunFolder, state: dict[str, Any], reporter: 
         )
     at = Position(**state["at"])
     folder.forget_after(at.steps, at.epochs)
-    session.model.load_state_dict(load_besides(folder.checkpoints, "start"), strict=False)
+    put(load_besides(folder.checkpoints, "start"), session.model.state_dict())
     found = find_checkpoint(folder.checkpoints, "last")
     if found is not None and found.name != "last":
         reporter.message(f"{folder.checkpoints / 'last'} is damaged; the checkpoint before it is not.")
@@ -380,9 +393,9 @@ def start_feedback(session: Session, reporter: Reporter) -> bool:
         return False
     wanted = min(wanted, len(session.data.splits["train"]))
     batches = -(-wanted // session.batch_size)
-    method.start(
+    session.model.begin(
+        method.start,
         session.recipe.method,
-        session.model.adapted,
         reporter.track(session.sample(wanted), batches, "least-squares start"),
     )
     return True

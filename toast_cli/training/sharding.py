@@ -1,12 +1,15 @@
-"""Parameters, gradients and optimizer state divided among processes, so that a model trains that fits into none.
+"""Parameters, gradients and optimizer state divided among processes, so that a model trains that fits on no device.
 
 Every process holds a part of every tensor; a level's are put together for as long as the level runs. PyTorch's own
-`fully_shard` (FSDP2) does it, which Accelerate would call as well, but on GPUs alone.
+`fully_shard` (FSDP2) does it. Accelerate's plugin calls the same, but does nothing on CPUs, so that nothing of it could
+be tested here; it also takes parts by their class, and knows of no way into a model but `forward`.
 """
 
 from __future__ import annotations
 
 from accelerate import Accelerator
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.export import register_dataclass
 
@@ -48,13 +51,22 @@ def check_even(training: TrainingOptions, model: Model) -> None:
         )
 
 
-def shard(model: Model) -> None:
-    """Divide every parameter of the model among the processes, in place."""
+def parts(model: Model) -> list[nn.Module]:
+    """What is put together for its own call alone; all that is in none of them, for every call of the model."""
     steering = model.adapted.steering
-    feedback = [*steering.feedback.A, *steering.feedback.B] if isinstance(steering, Steering) else []
-    for module in (*model.backbone.level_modules, *feedback):
-        fully_shard(module)
+    own = [steering.selection, *steering.feedback.A, *steering.feedback.B] if isinstance(steering, Steering) else []
+    return [*model.backbone.level_modules, *own]
+
+
+def shard(model: Model, accelerator: Accelerator) -> None:
+    """Divide every parameter of the model among the processes, in place.
+
+    A model on the CPU comes to the device one part at a time: no device ever holds it whole.
+    """
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for part in parts(model):
+        fully_shard(part, mesh=mesh)
     # Put together for each call and let go at its end: evaluation has no backward pass to let it go.
-    fully_shard(model, reshard_after_forward=True)
-    for method in ("look", "outputs"):
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    for method in ("look", "outputs", "begin"):
         register_fsdp_forward_method(model, method)
