@@ -66,7 +66,7 @@ class ImageTransform:
         box = torch.tensor([[x - 0.5, y - 0.5, x + 0.5, y + 0.5]], dtype=torch.float64)
         boxes = tv_tensors.BoundingBoxes(box, format="XYXY", canvas_size=(image.height, image.width))
         seen, moved = self.steps(image, boxes)
-        height, width = seen.shape[-2:]
+        height, width = v2.functional.get_size(seen)
         left, top, right, bottom = moved.as_subclass(Tensor)[0].tolist()
         across, down = right - left, bottom - top  # pixels of what is seen to one of the image
         return Window(x - 0.5 - left / across, y - 0.5 - top / down, width / across, height / down)
