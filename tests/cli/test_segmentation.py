@@ -97,9 +97,10 @@ def test_python_labels_every_pixel_and_counts_as_eval_does(convnext_run: Path, p
 def test_the_picture_shows_predicted_and_labelled_classes(run: Path, tmp_path: Path) -> None:
     said = toast("visualize-attention", "--run", run, "--test-image", "2", "--out", tmp_path, "--json")
     assert said.code == 0, said.err
-    drawn = json.loads(said.out)
-    assert drawn["confidence"] is None and "%" in drawn["prediction"]
-    with Image.open(drawn["path"]) as picture:
+    (drawn,) = json.loads(said.out)
+    (view,) = drawn["views"]
+    assert view["pass_two"] is None and all("%" in view["segments"][name] for name in ("predicted", "labelled"))
+    with Image.open(drawn["figure"]) as picture:
         assert picture.width > 2.5 * picture.height, "image, three maps and two panels of classes"
 
 
