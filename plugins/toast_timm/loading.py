@@ -48,11 +48,16 @@ def build_module(
     arguments = {"num_classes": 0, **arguments}
     if arguments["num_classes"] is None:
         del arguments["num_classes"]
+    if weights is None:
+        return _from_hub(model, arguments, family)
     if weights == "none":
-        return _create(model, arguments, family)
-    if weights is not None:
-        return _from_file(model, Path(weights).expanduser(), arguments, family)
-    return _from_hub(model, arguments, family)
+        module = _create(model, arguments, family)
+    else:
+        module = _from_file(model, Path(weights).expanduser(), arguments, family)
+    recorded: Any = getattr(module, "pretrained_cfg", None)
+    if isinstance(recorded, dict):
+        recorded["license"] = None  # timm's record is of the weights that it publishes itself
+    return module
 
 
 def preprocessing_of(module: nn.Module, size: tuple[int, int] | None = None) -> Preprocessing:
@@ -64,7 +69,7 @@ def preprocessing_of(module: nn.Module, size: tuple[int, int] | None = None) -> 
 
 
 def licence_of(module: nn.Module) -> str | None:
-    """The licence of the weights that timm publishes for this model."""
+    """The licence of the weights, where they are those that timm publishes."""
     config = getattr(module, "pretrained_cfg", None) or {}
     return config.get("license") if isinstance(config, dict) else getattr(config, "license", None)
 

@@ -124,11 +124,17 @@ def test_transformers_loads_an_exported_classifier(here: Path, run: Path) -> Non
     card = (here / "hf" / "README.md").read_text()
     for words in ("toast on vit_demo", "Test: accuracy", "fingerprint", "Licence", "AutoModelForImageClassification"):
         assert words in card
-    assert "auto_map" not in (here / "hf" / "config.json").read_text()
+    config = (here / "hf" / "config.json").read_text()
+    assert "auto_map" not in config
     model.save_pretrained(here / "again")
     again = AutoModelForImageClassification.from_pretrained(here / "again")
     with torch.no_grad():
         assert torch.equal(again(pixel_values=image).logits, logits(run, image))
+    first, second = (model.config.id2label[i] for i in range(2))
+    swapped = {**json.loads(config), "id2label": {**model.config.id2label, 0: second, 1: first}}
+    (here / "again" / "config.json").write_text(json.dumps(swapped))
+    with pytest.raises(ToastError, match="not in the order"):
+        AutoModelForImageClassification.from_pretrained(here / "again")
 
 
 def test_transformers_loads_an_exported_language_model_and_lets_it_write(here: Path, text_run: Path) -> None:
@@ -453,3 +459,14 @@ def test_numbers_of_another_kind_are_no_weights(here: Path, run: Path) -> None:
     config = (run / "adapter" / "adapter_config.json").read_text()
     save_file({name: tensor.int() for name, tensor in tensors.items()}, here / "a.safetensors", {"toast": config})
     toast("export", "--run", "a.safetensors", "--out", "b").fails(1, "of another shape or type")
+
+
+def test_changed_weights_of_a_whole_file_are_refused(here: Path) -> None:
+    assert toast("tune", "--method", "linear", "--output-dir", "run", *TINY_DEMO).code == 0
+    assert toast("export", "--run", "run", "--what", "full", "--out", "whole.safetensors").code == 0
+    with safe_open("whole.safetensors", framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = next(name for name in tensors if name.endswith("mlp.fc1.weight"))
+    tensors[name] = tensors[name].mul(1.001)
+    save_file(tensors, "changed.safetensors", metadata)
+    toast("eval", "--run", "changed.safetensors").fails(1, "are not those that were exported")

@@ -41,12 +41,7 @@ def passes_row(sample: Sample, view: View) -> Row:
 
 def viewers_rows(samples: Sequence[Sample], views: Sequence[Sequence[View]]) -> list[Row]:
     """A row an image, a column a viewer, each with the map of its last pass, all on one scale per kind of map."""
-    last = [[percent(view.maps).get("pass_two", percent(view.maps)["pass_one"]) for view in row] for row in views]
-    kinds = [view.kind for view in views[0]]
-    scales = {
-        kind: shared_scale(kind, [map for row in last for map, its in zip(row, kinds, strict=True) if its == kind])
-        for kind in kinds
-    }
+    last, scales = last_maps(views)
     rows = []
     for number, (sample, row) in enumerate(zip(samples, views, strict=True)):
         panels = [Panel(_lines(shortened(sample.name), _labelled(sample, row[0])), row[0].window)]
@@ -56,6 +51,17 @@ def viewers_rows(samples: Sequence[Sample], views: Sequence[Sequence[View]]) -> 
             panels.append(Panel(heading, view.window, map, scales[view.kind]))
         rows.append(Row(sample.image, tuple(panels), sample.mask))
     return rows
+
+
+def last_maps(views: Sequence[Sequence[View]]) -> tuple[list[list[np.ndarray]], dict[str, Scale]]:
+    """The map of every view's last pass, and one scale for each kind of map: attention and energy do not compare."""
+    last = [[percent(view.maps).get("pass_two", percent(view.maps)["pass_one"]) for view in row] for row in views]
+    kinds = [view.kind for view in views[0]]
+    scales = {
+        kind: shared_scale(kind, [map for row in last for map, its in zip(row, kinds, strict=True) if its == kind])
+        for kind in kinds
+    }
+    return last, scales
 
 
 def shared_scale(kind: str, maps: Sequence[np.ndarray]) -> Scale:

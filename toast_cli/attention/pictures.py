@@ -33,7 +33,8 @@ def comparison(
     views = [[see(viewer, sample) for viewer in viewers] for _, sample in named]
     path = folder / f"{COMPARISON}.{kind}"
     rows = viewers_rows([sample for _, sample in named], views)
-    write(draw(rows, f"Where each model looks in its last pass: {described_maps(viewers[0], views[0][0].kind)}"), path)
+    described = dict.fromkeys(described_maps(view.viewer, view.kind) for view in views[0])
+    write(draw(rows, f"Where each model looks in its last pass: {'; '.join(described)}"), path)
     return [keep(sample, row, folder, name, path) for (name, sample), row in zip(named, views, strict=True)]
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from toast_cli.attention.figure import Panel, Row, Scale, draw_panel, shrunk
 from toast_cli.attention.page import as_source
-from toast_cli.attention.panels import percent, shared_scale
+from toast_cli.attention.panels import last_maps
 from toast_cli.attention.seeing import View
 from toast_cli.data.source import Sample
 
@@ -21,10 +21,9 @@ INCHES = 2.2
 
 def shown_images(
     samples: Sequence[Sample], views: Sequence[Sequence[View]]
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Every image with where each viewer looks, and the bar of colours, each a picture with a text in its place."""
-    last = [[percent(view.maps).get("pass_two", percent(view.maps)["pass_one"]) for view in row] for row in views]
-    scale = shared_scale(views[0][0].kind, [map for row in last for map in row])
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Every image with where each viewer looks, and a bar of colours for each kind of map; all have texts for alt."""
+    last, scales = last_maps(views)
     images = []
     for sample, row, maps in zip(samples, views, last, strict=True):
         label = row[0].viewer.classes[sample.label] if row[0].viewer.classes and sample.label >= 0 else ""
@@ -33,11 +32,22 @@ def shown_images(
         ]
         for view, map in zip(row, maps, strict=True):
             panels.append(
-                picture(sample, Panel("", view.window, map, scale), view.viewer.name, *_words(sample, view, label))
+                picture(
+                    sample,
+                    Panel("", view.window, map, scales[view.kind]),
+                    view.viewer.name,
+                    *_words(sample, view, label),
+                )
             )
         images.append({"name": sample.name, "label": label, "panels": panels})
-    text = f"Colours from 0 to {scale.high:.1f}% of the {views[0][0].kind} in one cell of the map, dark to bright"
-    return images, {"source": as_source(bar(scale)), "alt": text}
+    bars = [
+        {
+            "source": as_source(bar(scale)),
+            "alt": f"Colours from 0 to {scale.high:.1f}% of the {kind} in one cell of the map, dark to bright",
+        }
+        for kind, scale in scales.items()
+    ]
+    return images, bars
 
 
 def _words(sample: Sample, view: View, label: str) -> tuple[str, str, str]:

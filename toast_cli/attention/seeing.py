@@ -164,7 +164,8 @@ def verdict(logits: Tensor, classes: tuple[str, ...]) -> Verdict:
 
 
 def covering(segments: Segments, most: int = 5) -> str:
-    """Which classes cover how much of the image, the largest first: `ground 61%, beetle 9%`."""
-    shares = np.bincount(segments.classes.ravel(), minlength=len(segments.names)) / segments.classes.size
+    """Which classes cover how much of what has a class, the largest first: `ground 61%, beetle 9%`."""
+    known = segments.classes[segments.classes < len(segments.names)]
+    shares = np.bincount(known, minlength=len(segments.names)) / max(known.size, 1)
     largest = [int(index) for index in shares.argsort()[::-1][:most] if shares[index]]
     return ", ".join(f"{segments.names[index]} {shares[index]:.0%}" for index in largest)

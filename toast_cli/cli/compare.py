@@ -51,8 +51,8 @@ def compare(
     views = [[see(run.viewer, sample) for run in found.runs] for sample in samples]
     title = "Where they disagree most: the map of each run's last pass"
     write(draw(viewers_rows(samples, views), title), out / "comparison.png")
-    shown, bar = shown_images(samples, views)
-    page = render("compare.html", title=_title(found), split=split, shown=shown, bar=bar, **_told(found))
+    shown, bars = shown_images(samples, views)
+    page = render("compare.html", title=_title(found), split=split, shown=shown, bars=bars, **_told(found))
     write_text(out / "report.html", page)
     numbers = _numbers(found, split, [sample.name for sample in samples])
     write_json(out / "comparison.json", numbers)

@@ -212,7 +212,7 @@ def _damaged(path: Path, error: Exception) -> ToastError:
 
 
 def _whole(found: Authors, bare: Backbone, path: Path, weights: str | None) -> bool:
-    """Whether the checkpoint brings the backbone's weights, all of them or none.
+    """Whether the checkpoint brings the backbone's weights, all of them or none; those of two names are left one.
 
     Raises:
         UsageError: it brings them, and others are given.
@@ -231,6 +231,12 @@ def _whole(found: Authors, bare: Backbone, path: Path, weights: str | None) -> b
         "Give the --backbone that it was made for.",
         optional=state.keys(),
     )
+    places = {state[name].data_ptr(): name for name in owned}
+    for name in found.network.keys() - owned:  # a second name of a tensor that the model has once
+        own = places.get(state[name].data_ptr())
+        if own in found.network and not torch.equal(found.network[name], found.network[own]):
+            raise ToastError(f"{path} holds other numbers under {name} than under {own}, which are one in this model.")
+        del found.network[name]
     return True
 
 

@@ -76,6 +76,16 @@ class _Toast(PreTrainedModel):
         kind = (config.architectures or [cls.__name__])[0]
         if kind != cls.__name__:
             raise ToastError(f"{place} holds a {kind}.", what_to_do=f"Use {kind.replace('ToastFor', 'AutoModelFor')}.")
+        classes, named = (
+            list(config.toast.get("classes") or ()),
+            {int(i): n for i, n in (config.id2label or {}).items()},
+        )
+        if classes and [named.get(index) for index in range(len(classes))] != classes:
+            raise ToastError(
+                f"The classes in {place} are not in the order of the model's outputs.",
+                "id2label in config.json differs from the classes that were exported.",
+                "Put id2label right, or export again.",
+            )
         found = cached_file(place, WEIGHTS, **hub)
         if found is None:
             raise ToastError(f"There is no {WEIGHTS} in {place}.", what_to_do="Export the folder again.")

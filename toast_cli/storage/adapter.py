@@ -19,6 +19,7 @@ from torch import Tensor
 
 from toast_cli import __version__
 from toast_cli.errors import ToastError, UsageError
+from toast_cli.fingerprint import digest_of_tensors
 from toast_cli.model import Model, build_model, count, folded
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
@@ -105,7 +106,7 @@ def save_file(
         tensors |= model.network_tensors()
         config = replace(config, whole=True)
     tensors = {name: cast(tensor) for name, tensor in tensors.items()}
-    metadata = {"toast": json.dumps(asdict(config), ensure_ascii=False)}
+    metadata = {"toast": json.dumps(asdict(config), ensure_ascii=False), "sha256": digest_of_tensors(tensors)}
     if config.whole and (files := model.backbone.files()):
         metadata["backbone"] = json.dumps(dict(files), ensure_ascii=False)
     write_tensors(path, tensors, metadata)
@@ -220,6 +221,12 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise UsageError(f"There is no run, adapter or exported file at {path}.", what_to_do="Check --run.")
     metadata, tensors = _read_tensors(path)
+    if metadata.get("sha256") not in (None, digest_of_tensors(tensors)):
+        raise ToastError(
+            f"The weights in {path} are not those that were exported.",
+            "Their digest differs from the one recorded with them.",
+            "Export again, or fetch the file again.",
+        )
     if PRETUNED_ENTRY in metadata:
         raise _start(path)
     if "toast" not in metadata:

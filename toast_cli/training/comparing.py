@@ -52,7 +52,12 @@ class Comparison:
     classes: tuple[str, ...]
 
     def difference(self, run: Compared, what: str) -> Mean | None:
-        """A run less the first one, in `correct` or `inside`, paired over images; None where either has none."""
+        """A run less the first one, in `correct` or `inside`, paired over images.
+
+        None where either has none, or where what lies inside is attention of one and feature energy of the other.
+        """
+        if what == "inside" and run.kind != self.runs[0].kind:
+            return None
         own, first = getattr(run, what), getattr(self.runs[0], what)
         return None if own is None or first is None else bootstrap(own - first)
 

@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from tests.scenes import CLASSES, demo_model, scenes, viewer_of
-from toast_cli.attention.figure import Panel, Row, draw, write
+from toast_cli.attention.figure import Panel, Row, Segments, draw, write
 from toast_cli.attention.panels import passes_row, viewers_rows
 from toast_cli.attention.pictures import comparison, picture
-from toast_cli.attention.seeing import Verdict, View, see
+from toast_cli.attention.seeing import Verdict, View, covering, see
 from toast_cli.backbone import Preprocessing
 from toast_cli.data.source import Sample
 from toast_cli.data.transforms import Window, build_transform
@@ -185,3 +185,10 @@ def test_the_record_says_how_the_maps_were_made(model: Model, tmp_path: Path) ->
     assert (view["layer"], view["head"], view["prefix_tokens_left_out"], view["shape"]) == (2, "mean", 1, [8, 8])
     assert view["largest_mismatch_with_fused_attention"] < 1e-4
     assert view["window"] == {"left": 0, "top": 0, "width": 64, "height": 64}
+
+
+def test_what_covers_an_image_is_told_of_the_pixels_that_have_a_class() -> None:
+    classes = np.full((4, 4), 255, dtype=np.uint8)
+    assert covering(Segments(classes, ("cat", "dog"))) == ""
+    classes[0, :3], classes[0, 3] = 1, 0
+    assert covering(Segments(classes, ("cat", "dog"))) == "dog 75%, cat 25%"
