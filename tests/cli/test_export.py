@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.cli.conftest import TINY_DEMO, toast, toast_in_new_process
+from tests.cli.conftest import TINY_DEMO, MakePictures, toast, toast_in_new_process
 from tests.language import instructions, make_model, write_json
 from toast_cli.errors import ToastError
 from toast_cli.export import checking
@@ -470,3 +470,13 @@ def test_changed_weights_of_a_whole_file_are_refused(here: Path) -> None:
     tensors[name] = tensors[name].mul(1.001)
     save_file(tensors, "changed.safetensors", metadata)
     toast("eval", "--run", "changed.safetensors").fails(1, "are not those that were exported")
+
+
+def test_a_folder_for_others_tells_no_paths_of_this_machine(here: Path, pictures: MakePictures) -> None:
+    root = pictures(cat=8, dog=8)
+    words = ["--backbone", "vit_demo", "--dataset", f"folder:{root}", "--method", "linear", "training.epochs=1"]
+    assert toast("tune", *words, "--output-dir", here / "run").code == 0
+    said = toast("export", "--run", here / "run", "--format", "hf", "--out", here / "hf")
+    assert said.code == 0, said.err
+    for file in (here / "hf").iterdir():
+        assert str(root.parent).encode() not in file.read_bytes(), file

@@ -86,7 +86,7 @@ def export(
             form.write(loaded, wanted, place / target.name)
             proof = prove(loaded, name, form, wanted, place / target.name, Path(temporary))
             made = tuple(sorted(path.name for path in place.iterdir()))
-            report = {"run": str(loaded.path), "format": name, **_told(wanted), **asdict(proof)}
+            report = {"run": loaded.path.resolve().name, "format": name, **_told(wanted), **asdict(proof)}
             report |= {"bytes": size(place / each for each in made), "toast_version": __version__}
             if (place / target.name).is_dir():
                 write_json(place / target.name / REPORT, {target.name: report})

@@ -26,7 +26,12 @@ def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
 
     dtype = getattr(torch, wanted.dtype)
     model = folded(loaded.model) if wanted.fold else loaded.model
-    config = replace(loaded.config, whole=True, folded=wanted.fold or loaded.config.folded)
+    config = replace(
+        loaded.config,
+        recipe=for_others(loaded.config.recipe),
+        whole=True,
+        folded=wanted.fold or loaded.config.folded,
+    )
     save_file(
         path / WEIGHTS,
         model,
@@ -87,7 +92,7 @@ def _processor(seen: dict[str, Any], whole: bool) -> dict[str, Any]:
 
 def card(loaded: Loaded, wanted: Wanted) -> str:
     """The model card: what it does, how it was made and how good it is, as far as the run recorded that."""
-    recipe, config = loaded.config.recipe, loaded.config
+    recipe, config = for_others(loaded.config.recipe), loaded.config
     task, language = recipe["task"]["name"], loaded.model.backbone.preprocessing is None
     auto, pipeline = "AutoModelForImageClassification", "image-classification"
     if language:
@@ -132,9 +137,28 @@ def card(loaded: Loaded, wanted: Wanted) -> str:
     return "\n".join([*lines, ""])
 
 
+def for_others(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe as it may be published: paths by their last part alone, for they are nobody's business."""
+
+    def last(value: Any) -> Any:
+        return Path(value).name if isinstance(value, str) else value
+
+    backbone, dataset = dict(recipe["backbone"]), dict(recipe["dataset"])
+    backbone["weights"] = last(backbone.get("weights"))
+    if "path" in dataset:
+        dataset["path"] = last(dataset["path"])
+    return {
+        **recipe,
+        "backbone": backbone,
+        "dataset": dataset,
+        "init_from": last(recipe.get("init_from")),
+        "data_dir": None,
+    }
+
+
 def _plainly(section: dict[str, Any]) -> str:
-    """A recipe's section in one line; paths by their last part alone, for they are nobody's business."""
-    told = {name: Path(value).name if name == "path" else value for name, value in section.items() if value is not None}
+    """A recipe's section in one line."""
+    told = {name: value for name, value in section.items() if value is not None}
     name = told.pop("name")
     return f"{name} ({', '.join(f'{key}={value}' for key, value in told.items())})" if told else name
 
