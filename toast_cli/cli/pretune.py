@@ -80,4 +80,6 @@ def pretune(
         return
     out.print(pretuning_table(f"{results['backbone']} on {results['dataset']}", results))
     say(f"Artifact: {folder.path / 'artifact'}")
-    say(f"Use it: toast tune --backbone {results['backbone']} --dataset DATA --init-from {folder.path}")
+    given = resolved.recipe.backbone.weights
+    same = f" --weights {given}" if given is not None else ""
+    say(f"Use it: toast tune --backbone {results['backbone']}{same} --dataset DATA --init-from {folder.path}")

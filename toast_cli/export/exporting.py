@@ -36,6 +36,10 @@ OTHER_TOKENS = 7
 """Tokens that the second random texts are longer."""
 
 
+MAPS = frozenset({"similarity", "attention_first", "attention_last"})
+"""Outputs that `--maps` adds."""
+
+
 @dataclass(frozen=True)
 class Proof:
     """How an export stands against its run.
@@ -161,8 +165,7 @@ def prove(loaded: Loaded, name: str, form: Format, wanted: Wanted, path: Path, s
                     f"It has {', '.join(theirs)}, not {', '.join(ours)}.",
                 )
             for output, tensor in ours.items():
-                scale = max(1.0, float(tensor.float().std())) if tensor.numel() > 1 else 1.0
-                allowed[f"{key}.{output}"] = form.tolerance[wanted.dtype] * scale
+                allowed[f"{key}.{output}"] = form.tolerance[wanted.dtype] * _unit(output, tensor)
                 differences[f"{key}.{output}"] = _difference(theirs[output], tensor)
         timed_on = "real" if "real" in inputs else "random"
         own = checking.timed(lambda named: _outputs(loaded, wanted, named), inputs[timed_on])
@@ -176,6 +179,13 @@ def prove(loaded: Loaded, name: str, form: Format, wanted: Wanted, path: Path, s
         )
     seconds = json.loads((scratch / "seconds.json").read_text(encoding="utf-8"))[timed_on]
     return Proof(differences, allowed, seconds, own, timed_on, missing)
+
+
+def _unit(output: str, tensor: Tensor) -> float:
+    """What a difference in an output is measured by: its spread; of a map, whose numbers are small, its largest."""
+    if output in MAPS:
+        return max(float(tensor.float().abs().max()), 1e-6)
+    return max(1.0, float(tensor.float().std())) if tensor.numel() > 1 else 1.0
 
 
 def size(paths: Iterable[Path]) -> int:
