@@ -60,7 +60,10 @@ def test_a_folder_with_an_encoder_is_said_to_be_no_decoder_only_model(tmp_path: 
 
 
 def test_a_model_without_fused_attention_takes_its_own_and_it_is_said() -> None:
-    (note,) = opened(MODELS / "gemma2").notes
+    gemma2 = opened(MODELS / "gemma2")
+    if gemma2.module.config._attn_implementation == "sdpa":
+        pytest.skip("this transformers has fused attention for Gemma 2")
+    (note,) = gemma2.notes
     assert "no fused attention" in note
     assert not opened(MODELS / "llama").notes
     assert opened(MODELS / "llama").module.config._attn_implementation == "sdpa"
