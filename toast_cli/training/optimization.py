@@ -82,7 +82,8 @@ def make_schedule(optimizer: Optimizer, training: TrainingOptions, steps_per_epo
     """Linear warm-up, then cosine or poly to `min_lr` or a constant rate; call `step_update(step)` before each step."""
     warmup = warmup_steps(training, steps_per_epoch)
     shared = {
-        "t_initial": training.epochs * steps_per_epoch - cooldown_steps(training, steps_per_epoch),
+        # Two at least: a run of one step takes the first of them, and timm warns of a schedule of one.
+        "t_initial": max(2, training.epochs * steps_per_epoch - cooldown_steps(training, steps_per_epoch)),
         # A cosine between equal ends is the constant schedule, with the same warm-up.
         "lr_min": training.lr if training.schedule == "constant" else training.min_lr,
         "warmup_t": warmup,

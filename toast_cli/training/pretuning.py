@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from toast_cli.data.split import hash_of
 from toast_cli.errors import UsageError
 from toast_cli.recipe.schema import PretuningOptions, Recipe
 from toast_cli.storage.artifact import save_artifact
@@ -84,7 +85,7 @@ def pretune(
     train = session.batches("train", train=True)
     validation = session.batches("val") if "val" in session.data.splits else None
     folder = open_folder(session, output_dir, f"pretune-{default_run_name(recipe)}", resume)
-    say_first(session, train, folder, reporter)
+    say_first(session, train, folder, reporter, gradient)
     measured = validation or session.batches("train")
 
     def reconstruction() -> list[float]:
@@ -101,6 +102,7 @@ def pretune(
         "backbone": recipe.backbone.name,
         "dataset": recipe.dataset.name,
         "samples": {name: len(split) for name, split in session.data.splits.items()},
+        "split_hashes": {name: hash_of(split) for name, split in session.data.splits.items()},
         **sizes,
     }
     if gradient:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
-from toast_cli import __version__, registry
+from toast_cli import registry
 from toast_cli.data.source import Asked, Batches, DataSet
 from toast_cli.data.split import hash_of
 from toast_cli.divided import put, whole
@@ -33,6 +29,7 @@ from toast_cli.storage.checkpoint import find_checkpoint, load_besides, load_che
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.caching import cached_step
 from toast_cli.training.devices import make_accelerator
+from toast_cli.training.environment import environment
 from toast_cli.training.evaluation import Answers, evaluate
 from toast_cli.training.loop import fit
 from toast_cli.training.memory import Memory, estimate
@@ -285,10 +282,10 @@ def open_folder(session: Session, path: Path | None, name: str, resume: bool) ->
     return folder
 
 
-def say_first(session: Session, train: Batches, folder: RunFolder, reporter: Reporter) -> None:
-    """What a user should read before a run: its folder, its data, its steps."""
+def say_first(session: Session, train: Batches, folder: RunFolder, reporter: Reporter, gradient: bool = True) -> None:
+    """What a user should read before a run: its folder, its data and, with `gradient`, its steps."""
     training = session.recipe.training
-    steps = schedule_notes(training, -(-len(train) // training.accumulate))
+    steps = schedule_notes(training, -(-len(train) // training.accumulate)) if gradient else []
     for message in (
         f"Run folder: {folder.path}",
         *session.data.notes,
@@ -402,36 +399,8 @@ def start_feedback(session: Session, reporter: Reporter) -> bool:
 
 
 def default_run_name(recipe: Recipe) -> str:
-    """`<data set>-<backbone>-<method>-seed<seed>`, safe as a folder name."""
-    name = f"{recipe.dataset.name}-{recipe.backbone.name}-{recipe.method.name}-seed{recipe.seed}"
+    """`<data set>-<backbone>-<method>-seed<seed>`, safe as a folder name; of a backbone's path its last part alone."""
+    family, colon, which = recipe.backbone.name.rpartition(":")
+    backbone = f"{family}{colon}{PurePath(which).name}"
+    name = f"{recipe.dataset.name}-{backbone}-{recipe.method.name}-seed{recipe.seed}"
     return "".join(character if character.isalnum() or character in "-_." else "-" for character in name)
-
-
-def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What the run ran on: versions, device, precision, threads, and the command that started it."""
-    versions = {"toast": __version__, "python": platform.python_version()}
-    for package in (
-        "torch",
-        "torchvision",
-        "timm",
-        "transformers",
-        "peft",
-        "accelerate",
-        "safetensors",
-        "numpy",
-        "pillow",
-    ):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    device = accelerator.device
-    return {
-        "versions": versions,
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})",
-        "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
-        "threads": torch.get_num_threads(),
-        "processes": accelerator.num_processes,
-        "command": sys.argv,
-    }

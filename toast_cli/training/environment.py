@@ -1,0 +1,36 @@
+"""What a run ran on, for whoever wants to know why another one came out differently."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from toast_cli import __version__
+
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
+"""What has a part in the numbers."""
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What the run ran on: versions, device, precision, threads, and the command that started it."""
+    versions = {"toast": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    device = accelerator.device
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})",
+        "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+        "command": sys.argv,
+    }
