@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from toast_cli.backbone import Backbone
 from toast_cli.steering.feedback import Deconvolution, FeedbackPath, base_weight, effective_weight
 
-WORTHWHILE = 2
-"""Tokens per channel from which composing costs less: both ways cost about the same at 1.6."""
+WORTHWHILE = 1.5
+"""Tokens per channel from which composing costs less: by FLOPs, both ways of a training step cost the same at 1.3."""
 
 
 def composed(
@@ -43,8 +43,8 @@ def composed(
     return matrices[::-1]
 
 
-def pays(feedback: FeedbackPath, backbone: Backbone, levels: range, s: Tensor) -> bool:
-    """Whether composing costs less than sending `s` from level to level.
+def pays(feedback: FeedbackPath, backbone: Backbone, levels: range, z: Tensor) -> bool:
+    """Whether composing costs less than sending what is selected of `z` from level to level.
 
     Never over maps, whose deconvolutions would compose to huge ones, nor where weights are divided among processes and
     put together only for a layer's own call.
@@ -53,8 +53,8 @@ def pays(feedback: FeedbackPath, backbone: Backbone, levels: range, s: Tensor) -
         return False
     if any(isinstance(base_weight(layer), DTensor) for layer in (*feedback.A, *feedback.B)):
         return False
-    channels = s.shape[-1]
-    return s.numel() // channels >= WORTHWHILE * channels
+    channels = z.shape[-1]
+    return z.numel() // channels >= WORTHWHILE * channels
 
 
 def _patches(layer: nn.Module, width_out: int, dtype: torch.dtype) -> Tensor:

@@ -24,11 +24,15 @@ class Weighing(nn.Module):
         self.by_token = by_token
         self.xi = nn.Parameter(torch.empty(width).normal_(std=0.02))
 
-    def forward(self, first: Readout) -> tuple[Tensor, Tensor]:
-        """The similarity map m (`z` without its channels: `[B, N]` or `[B, H, W]`) and `m_i z_i` (as `z`)."""
+    def similarity(self, first: Readout) -> Tensor:
+        """The similarity map m: `z` without its channels, `[B, N]` or `[B, H, W]`."""
         compared = first.compared.movedim(self.channel_dim, -1)
         m = F.cosine_similarity(compared, self.xi, dim=-1).clamp(0, 1)
-        m = m if self.by_token else torch.ones_like(m)
+        return m if self.by_token else torch.ones_like(m)
+
+    def forward(self, first: Readout) -> tuple[Tensor, Tensor]:
+        """The similarity map m and `m_i z_i` (as `z`)."""
+        m = self.similarity(first)
         z = first.z.movedim(self.channel_dim, -1)
         return m, (m.unsqueeze(-1) * z).movedim(-1, self.channel_dim)
 

@@ -70,16 +70,22 @@ class Steering(Steers):
         return similarity, selected, self.feedback(selected)
 
     def send(self, first: Readout) -> Sequence[Signal]:
-        """By one matrix a level, composed in the weights' own precision, where tokens far outnumber channels."""
-        _, s = self.selection(first)
-        backbone, levels = self._backbone, self.levels
-        if not pays(self.feedback, backbone, levels, s):
-            return self.feedback(s)
-        with torch.autocast(s.device.type, enabled=False):
+        """By one matrix a level, composed in the weights' own precision, where tokens far outnumber channels.
+
+        Tokens are weighed behind the matrices, `m_i (F_l z_i)`: z is not trained, so nothing is propagated back to it.
+        That keeps every `F_l z_i` for the backward pass; where memory is worth more than time they are weighed before.
+        """
+        backbone, levels, z = self._backbone, self.levels, first.z
+        if not pays(self.feedback, backbone, levels, z):
+            return self.feedback(self.selection(first)[1])
+        with torch.autocast(z.device.type, enabled=False):
             P = self.selection.P
-            F = [F_l[:, 0, 0] for F_l in composed(self.feedback, backbone, levels, None, P.dtype)]
+            F = [F_l[:, 0, 0] for F_l in composed(self.feedback, backbone, levels, P, P.dtype)]
+        m = self.selection.similarity(first).unsqueeze(-1)
         at_values = (backbone.value_weight(index) is not None for index in levels)
-        sent = (nn.functional.linear(s, F_l) for F_l in F)
+        weighed = m * z if backbone.checkpointing else None
+        linear = nn.functional.linear
+        sent = (m * linear(z, F_l) if weighed is None else linear(weighed, F_l) for F_l in F)
         return [Values(x) if at else x for x, at in zip(sent, at_values, strict=True)]
 
 

@@ -54,7 +54,8 @@ def test_the_short_way_gives_the_features_of_two_whole_passes_and_their_gradient
 def test_many_tokens_are_sent_by_one_matrix_a_level_and_few_from_level_to_level() -> None:
     backbone = randomly(vit())
     steering, channels = steered(backbone, None), backbone.width
-    for tokens, kind in ((2 * channels, Values), (2 * channels - 1, Tensor)):
+    enough = 3 * channels // 2
+    for tokens, kind in ((enough, Values), (enough - 1, Tensor)):
         z = torch.randn(1, tokens, channels, dtype=torch.float64)
         first: Any = type("Readout", (), {"z": z, "compared": z})
         assert all(isinstance(signal, kind) for signal in steering.send(first))
