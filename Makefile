@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/installed
 	$(BIN)/toast tune
-	$(BIN)/toast visualize-attention --test-image 0
+	$(BIN)/toast visualize-attention --test-image 0 --test-image 1 --test-image 2 --test-image 3
 
 test: $(VENV)/installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

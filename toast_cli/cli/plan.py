@@ -35,7 +35,7 @@ def plan(
     def recipe_of(method: str, fields: tuple[str, ...]) -> Any:
         return resolve(
             backbone=backbone,
-            weights=weights,
+            weights=weights or "none",
             dataset=dataset,
             data_dir=data_dir,
             method=method,
@@ -60,7 +60,7 @@ def plan(
             f"How much memory is free on {found_on.type} cannot be asked.", what_to_do="Add --memory 24GB."
         )
     with TerminalReporter() as reporter:
-        found = list(reporter.track(offers(recipe_of, limit), len(WAYS), "measuring"))
+        found = list(reporter.track(offers(recipe_of, limit, reporter.message), len(WAYS), "measuring"))
     if as_json:
         print_json({"memory": limit, "device": str(found_on), "ways": [asdict(each) for each in found]})
         return
@@ -100,7 +100,10 @@ def _print(found: list[Any], limit: int, device: str, title: str) -> None:
     for each in found:
         if not isinstance(each, Offer):
             say(f"{each.way}: {each.why}")
-    say(f"Times are those of {device}, from a few steps; memory is counted, without what kernels need for a moment.")
+    say(
+        f"Times are those of {device}, from a few steps, with random weights where none were given; "
+        "memory is counted, without what kernels need for a moment."
+    )
 
 
 def _in_parts(offer: Any) -> str:

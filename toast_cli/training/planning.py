@@ -72,13 +72,18 @@ class Refusal:
     why: str
 
 
-def offers(recipe_of: Callable[[str, tuple[str, ...]], Recipe], memory: int) -> Iterator[Offer | Refusal]:
+def offers(
+    recipe_of: Callable[[str, tuple[str, ...]], Recipe], memory: int, tell: Callable[[str], object]
+) -> Iterator[Offer | Refusal]:
     """Each way of adapting in turn; `recipe_of(method, overrides)` is the recipe that it would be tuned by.
+
+    `tell` is told of each before it is measured, which takes a while.
 
     Raises:
         ToastError: the data set or the backbone cannot be had, which no way of adapting mends.
     """
     for number, (way, (method, fields)) in enumerate(WAYS.items()):
+        tell(f"Measuring {way} …")
         recipe = recipe_of(method, (*fields, f"training.eval_batch_size={LARGEST_TIMED}"))
         started = time.perf_counter()
         try:
