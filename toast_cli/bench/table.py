@@ -134,7 +134,8 @@ class Results:
             group = row.group or group
             cells = tuple(column[place] for column in columns)
             lines.append(Line(heading, group, cells, tuple(_shown(value) for value in row.paper)))
-        return Table(name, layout.title, tuple(layout.columns), layout.spans, tuple(lines), tuple(self._notes(lines)))
+        notes = (*self._notes(lines), *self._starts(layout))
+        return Table(name, layout.title, tuple(layout.columns), layout.spans, tuple(lines), notes)
 
     def _column(self, layout: Layout, what: str) -> list[Cell]:
         """One column from top to bottom, its best row marked within each group."""
@@ -256,6 +257,19 @@ class Results:
             yield f"Bold: better than every other row measured here, each with p < {LEVEL} ({tests})."
         if any(line.paper for line in lines):
             yield "The second line of a row is the paper's."
+
+    def _starts(self, layout: Layout) -> Iterator[str]:
+        """Where the feedback paths come from of rows that are to have a pre-tuned one."""
+        experiment, begun = self.board.experiment, dict[str, list[str]]()
+        for heading, row in layout.rows.items():
+            if row.run is None or not experiment.suite.rows[row.run].pretuned:
+                continue
+            for dataset in sorted({dataset for dataset, name in experiment.cells if name == row.run})[:1]:
+                recipe = experiment.recipe(dataset, row.run, "final", experiment.suite.seeds[0])
+                start = f"{getattr(recipe.method, 'start', 'no')} start, for want of an --init-from"
+                begun.setdefault(recipe.init_from or start, []).append(heading)
+        for start, headings in begun.items():
+            yield f"Feedback paths of {', '.join(headings)}: {start}."
 
 
 _TESTS = {

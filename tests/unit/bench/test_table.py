@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from tests.unit.bench.conftest import record
 from toast_cli.bench.jobs import Experiment
 from toast_cli.bench.ledger import Ledger
 from toast_cli.bench.page import write_page
+from toast_cli.bench.suite import Layout, Row, TableRow
 from toast_cli.bench.table import Number, Results, Table, in_millions
 from toast_cli.bench.worker import Board
 from toast_cli.bench.writing import latex, markdown, write_all
@@ -116,3 +119,23 @@ def test_the_page_needs_nothing_beside_it(results: Results, tmp_path: Path) -> N
 def test_counts_are_short() -> None:
     counts = (645, 301_256, 14_310_344, 6_738_415_616)
     assert [in_millions(count) for count in counts] == ["645", "0.3M", "14.3M", "6.7B"]
+
+
+@pytest.mark.parametrize(
+    ("given", "start"),
+    [
+        ({"set": {"init_from": None}}, "least-squares start, for want of an --init-from"),
+        ({"set": {"init_from": None, "method.start": "random"}}, "random start, for want of an --init-from"),
+        ({"starts": {"vit_demo": "runs/general"}}, "runs/general"),
+    ],
+)
+def test_a_table_says_where_its_pre_tuned_rows_start(
+    given: dict[str, Any], start: str, experiment: Experiment, tmp_path: Path
+) -> None:
+    steered = Row(method="toast", pretuned=True, set=given.get("set", {}))
+    layout = Layout(title="Both", columns={"M": "Markings"}, rows={"Steered": TableRow(run="steered")})
+    rows = {**experiment.suite.rows, "steered": steered}
+    suite = experiment.suite.model_copy(update={"rows": rows, "tables": {"both": layout}})
+    begun = replace(experiment, suite=suite, starts=given.get("starts", {}))
+    (table,) = Results(Board(begun, Ledger("memory:", tmp_path / "locks")), tmp_path).tables()
+    assert f"Feedback paths of Steered: {start}." in table.notes
