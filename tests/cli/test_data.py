@@ -61,10 +61,14 @@ class TestCheck:
         assert report["splits"]["train"]["width"] == {"least": 60, "median": 60, "most": 60}
         assert report["problems"] == report["warnings"] == []
 
-    @pytest.mark.parametrize("damage", ["truncated", "not an image"])
+    @pytest.mark.parametrize("damage", ["truncated", "not an image", "a pipe"])
     def test_a_file_that_cannot_be_read_is_named_and_spoils_a_run(self, root: Path, damage: str) -> None:
         file = root / "train/cat/2.png"
-        file.write_bytes(file.read_bytes()[:300] if damage == "truncated" else b"hello")
+        if damage == "a pipe":
+            file.unlink()
+            os.mkfifo(file)
+        else:
+            file.write_bytes(file.read_bytes()[:300] if damage == "truncated" else b"hello")
         said = toast("data", "check", f"folder:{root}")
         assert said.code == 1
         assert "train: 1 of 12 images cannot be read" in said.out

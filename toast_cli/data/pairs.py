@@ -98,10 +98,11 @@ def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.n
         ToastError: it cannot be read, holds colours, or holds a value that is no class.
     """
     import numpy as np
-    from PIL import Image
+
+    from toast_cli.data.images import pillow_file
 
     try:
-        with Image.open(path) as file:
+        with pillow_file(path) as file:
             mode, values = file.mode, np.asarray(file)
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
         raise ToastError(

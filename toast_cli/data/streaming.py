@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
 from itertools import islice
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
+from toast_cli.data.files import open_file
 from toast_cli.data.images import open_image
 from toast_cli.data.loading import Fetched, LabelledImages, collate, image_transform, mixed, quiet_worker
 from toast_cli.data.source import Sample
@@ -50,6 +52,8 @@ class Streamed:
             return BytesIO(self.content)
         if self.path is None:
             raise OSError(None, "The sample has no image.")
+        if "://" not in self.path:
+            return open_file(Path(self.path))
         import fsspec
 
         return fsspec.open(self.path, "rb").open()
