@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from toast_cli.data.files import ImageFile, open_file
+from toast_cli.data.formats import formats
 from toast_cli.errors import ToastError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def open_image(path: ImageFile) -> PilImage:
             ImageOps.exif_transpose(file, in_place=True)  # else it copies what is upright already
             return to_rgb(file)
     except UnidentifiedImageError as error:
-        raise _unreadable(path, "It is not an image, or of a format that Pillow does not know.") from error
+        raise _unreadable(path, "It is not an image, or of a format that this Pillow cannot decode.") from error
     except Image.DecompressionBombError as error:
         raise _unreadable(path, f"It is suspiciously large: {error}") from error
     except OSError as error:
@@ -52,7 +53,7 @@ def pillow_file(path: ImageFile) -> Iterator[PilImage]:
         OSError: it is not there, no regular file, or not an image.
         DecompressionBombError: it has more pixels than `Image.MAX_IMAGE_PIXELS`, from where on Pillow itself warns.
     """
-    with open_file(path) as stream, Image.open(stream) as file:
+    with open_file(path) as stream, Image.open(stream, formats=formats()) as file:
         if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(
                 f"{file.width:,}×{file.height:,} pixels, and at most {Image.MAX_IMAGE_PIXELS:,} are read; "

@@ -69,8 +69,27 @@ def test_a_zip_whose_paths_have_backslashes_has_folders(tmp_path: Path) -> None:
 
 def test_links_in_a_tar_are_not_followed_and_said(tmp_path: Path) -> None:
     data = opened(tarred(tmp_path / "a.tar", CLASSES, link="a/link.png"))
-    assert "links to images are not followed (1)" in data.notes[0]
+    assert data.notes[0].endswith("a.tar: links are not followed: 1 (a/link.png)")
     assert sum(map(len, data.splits.values())) == 8
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_what_else_is_in_an_archive_is_said(tmp_path: Path, pack: object) -> None:
+    extra = {"top/a/photo.heic": b"x", "top/a/noending": b"x", "top/list.txt": b"x"}
+    file = pack(tmp_path / "it", {**{f"top/{name}": content for name, content in CLASSES.items()}, **extra})  # type: ignore[operator]
+    assert opened(file).notes[:2] == (
+        f"{file}/top: not read, as their endings are none of images: 2 (top/a/noending, top/a/photo.heic)",
+        f"{file}: not read, as they are in no class folder: 1 (top/list.txt)",
+    )
+
+
+def test_a_member_that_is_packed_twice_is_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, content in [*CLASSES.items(), ("b/3.png", png(200))]:
+            archive.writestr(name, content)
+    data = opened(tmp_path / "a.zip", val_fraction=0, test_fraction=0)
+    assert data.notes[0].endswith("a.zip: packed more than once, of which the last is read: 1 (b/3.png)")
+    assert int(np.asarray(data.splits["train"].load(7).image).max()) == 200
 
 
 def test_threads_may_read_at_once(tmp_path: Path) -> None:
