@@ -109,7 +109,7 @@ def _open_stream(options: Options, data_dir: Path | None) -> DataSet:
             f"{options.path} does not say which classes its column '{label}' has.",
             what_to_do="Name them in a dataset.class_file, or use dataset.streaming=false.",
         )
-    splits, notes = {}, []
+    splits, notes = {}, ["no hash is recorded of the splits: nothing lists the images of a stream of the hub"]
     for part, stream in streams.items():
         plain = stream.select_columns([image, label]).cast_column(image, type(stream.features[image])(decode=False))
         if part != "train" and next(iter(plain))[label] in (None, -1):

@@ -15,6 +15,7 @@ from toast_cli import registry
 from toast_cli.backbone import Preprocessing
 from toast_cli.data import streaming
 from toast_cli.data.source import Asked, DataSet, image_splits
+from toast_cli.data.split import hash_of
 from toast_cli.data.streaming import Place
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.labels import IGNORED
@@ -172,6 +173,16 @@ def test_a_folder_of_shards_and_separate_validation_are_found(tmp_path: Path) ->
     tarred(tmp_path / "val/a.tar", {"a.jpg": encoded(1), "a.cls": b"2"})
     data = opened(tmp_path, "shards:shards", validation="val")
     assert {part: len(split) for part, split in data.splits.items()} == {"train": 24, "val": 1}
+
+
+def test_the_hash_of_a_split_is_of_its_images_or_of_its_shards_where_nobody_counted_them(tmp_path: Path) -> None:
+    first = hash_of(opened(tmp_path).splits["train"])
+    assert first and first == hash_of(opened(tmp_path).splits["train"])
+    said = hash_of(opened(tmp_path, samples=24).splits["train"])
+    assert said and said != first
+    tarred(tmp_path / "shards/train-0000.tar", {"x.jpg": encoded(1), "x.cls": b"1"})
+    assert hash_of(opened(tmp_path, "shards:shards").splits["train"]) != first
+    assert hash_of(opened(tmp_path, "shards:shards", samples=24).splits["train"]) == said
 
 
 def test_samples_without_labels_are_for_pre_tuning(tmp_path: Path) -> None:
