@@ -78,11 +78,11 @@ def open_published(
         ToastError: the set is not there or not whole, or its annotations are not as published.
     """
     root = _find(published, data_folder(data_dir))
-    own = read(root, options) if (root / published.marker).is_file() else None
+    own, notes = _annotations(root, published, options, read)
     chosen = options.lists or ("json" if own is None else "official")
-    notes: tuple[str, ...] = ()
     if chosen == "json":
-        own, notes = _of_lists(root, published, own)
+        own, more = _of_lists(root, published, own)
+        notes = (*notes, *more)
     elif own is None:
         raise ToastError(
             f"The annotations of {published.title} are not there.",
@@ -93,10 +93,31 @@ def open_published(
         notes = ("the set's own lists are used; dataset.lists=json takes the JSON files beside them",)
     _require_files(own, published)
     require_every_class(own.splits["train"], own.classes, str(root))
-    made, more = divide(own.splits["train"], own.splits.get("val"), options)
+    made, divided = divide(own.splits["train"], own.splits.get("val"), options)
     if len(own.splits.get("test", ())):
         made["test"] = own.splits["test"]
-    return DataSet(own.classes, made, (*_differences(own, published, chosen), *own.notes, *notes, *more))
+    return DataSet(own.classes, made, (*_differences(own, published, chosen), *own.notes, *notes, *divided))
+
+
+def _annotations(
+    root: Path, published: Published, options: Any, read: Callable[[Path, Any], Annotated]
+) -> tuple[Annotated | None, tuple[str, ...]]:
+    """The set's own annotations, None where they are not there; JSON files that are asked for do without damaged ones.
+
+    Raises:
+        ToastError: they are there, and are not as published.
+    """
+    if not (root / published.marker).is_file():
+        return None, ()
+    try:
+        return read(root, options), ()
+    except ToastError as error:
+        if options.lists == "json":
+            return None, (f"the set's own annotations are not used: {error.what}",)
+        if options.lists is None and (root / "train.json").is_file():
+            hint = f"{error.what_to_do} Or use dataset.lists=json, which does without."
+            raise ToastError(error.what, error.why, hint) from error
+        raise
 
 
 def by_split(everything: FileSplit, parts: list[str]) -> dict[str, FileSplit]:

@@ -196,6 +196,28 @@ class TestJsonLists:
         assert any("called by the numbers" in note for note in data.notes)
         assert image_splits(data, name)["test"].load(0).image.size == SIZE
 
+    @pytest.mark.parametrize(
+        ("name", "file"),
+        [
+            ("cars", "cars_test_annos_withlabels.mat"),
+            ("cars", "devkit/cars_train_annos.mat"),
+            ("dogs", "test_list.mat"),
+            ("flowers", "setid.mat"),
+            ("cub", "bounding_boxes.txt"),
+        ],
+    )
+    def test_they_do_without_what_is_missing_of_the_sets_own_annotations(
+        self, name: str, file: str, tmp_path: Path
+    ) -> None:
+        root = self.lists(name, tmp_path)
+        (root / file).unlink()
+        data = opened(name, tmp_path, lists="json")
+        assert len(data.splits["test"]) > 0 and not data.splits["test"].has_masks
+        assert any("own annotations are not used" in note and Path(file).name in note for note in data.notes)
+        with pytest.raises(ToastError, match=Path(file).name) as refused:
+            opened(name, tmp_path)
+        assert "dataset.lists=json" in refused.value.what_to_do
+
     def test_flowers_may_be_named_without_their_folder(self, tmp_path: Path) -> None:
         root = self.lists("flowers", tmp_path)
         for part in ("train", "val", "test"):
