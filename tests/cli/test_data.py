@@ -81,6 +81,18 @@ class TestCheck:
             pytest.skip("this file system takes UTF-8 alone")
         assert "caf\N{REPLACEMENT CHARACTER}.png" in toast("data", "check", f"folder:{root}").out
 
+    def test_what_a_terminal_would_obey_in_a_name_is_written_out(self, root: Path, tmp_path: Path) -> None:
+        evil, shown = "\x1b]0;owned\x9b2J\u202egpj", r"\x1b]0;owned\x9b2J\u202egpj"
+        root = root.rename(tmp_path / evil)
+        (root / f"train/cat/{evil}.png").write_bytes(b"hello")
+        (root / f"train/cat/{evil}.txt").write_bytes(b"hello")
+        said = toast("data", "check", f"folder:{root}")
+        missing = toast("data", "check", f"folder:{root}/{evil}")
+        machine = toast("data", "check", f"folder:{root}", "--json")
+        assert not set(said.out + said.err + missing.err + machine.out) & set("\x1b\x9b\u202e")
+        assert f"train/cat/{shown}.png" in said.out and f"{shown}.txt" in said.out and shown in missing.err
+        assert json.loads(machine.out)["splits"]["train"]["unreadable"][0]["name"] == f"train/cat/{evil}.png"
+
     def test_an_image_in_two_splits_spoils_a_run(self, root: Path) -> None:
         shutil.copy(root / "train/cat/0.png", root / "test/cat/other name.png")
         said = toast("data", "check", f"folder:{root}")

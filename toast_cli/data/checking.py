@@ -14,6 +14,7 @@ from typing import Any
 
 from toast_cli.data.source import DataSet, ImageSplit
 from toast_cli.data.split import listed
+from toast_cli.data.tree import readable
 from toast_cli.errors import ToastError
 
 NEAR = 4
@@ -76,7 +77,7 @@ def check(data: DataSet, splits: Mapping[str, ImageSplit], track: Track) -> dict
 
     def told(twins: Twins) -> dict[str, Any]:
         places = {"first": twins.first, "second": twins.second}
-        named = {key: f"{part}: {_readable(splits[part].names[index])}" for key, (part, index) in places.items()}
+        named = {key: f"{part}: {readable(splits[part].names[index])}" for key, (part, index) in places.items()}
         labels = [(splits[part].labels[index], seen[part][index].classes) for part, index in places.values()]
         return {**named, "same_class": labels[0] == labels[1], "distance": twins.distance}
 
@@ -169,9 +170,7 @@ def _of_split(split: ImageSplit, seen: Sequence[Seen], classes: Sequence[str]) -
     sizes = Counter(chain(split.labels, *(image.classes for image in seen if image.classes is not None)))
     counts = [sizes.get(label, 0) for label in range(len(classes))]
     good = [image for image in seen if not image.error]
-    unreadable = [
-        {"name": _readable(split.names[i]), "why": image.error} for i, image in enumerate(seen) if image.error
-    ]
+    unreadable = [{"name": readable(split.names[i]), "why": image.error} for i, image in enumerate(seen) if image.error]
 
     def spread(values: Sequence[int]) -> dict[str, float] | None:
         return {"least": min(values), "median": median(values), "most": max(values)} if values else None
@@ -227,11 +226,6 @@ def _warnings(report: Mapping[str, Any], other_class: int, labels_pixels: bool) 
         if found["empty_masks"]:
             warnings.append(f"{part}: {_images(found['empty_masks'], 'has', 'have')} an empty mask")
     return warnings
-
-
-def _readable(name: str) -> str:
-    """A file's name for a report: bytes that are no UTF-8 become question marks."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _images(count: int, one: str, several: str) -> str:

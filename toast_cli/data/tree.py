@@ -120,4 +120,9 @@ def left_out(place: str, found: Iterable[Found]) -> list[str]:
 def several(names: Sequence[str], most: int = 5) -> str:
     """How many files, and the first few of them, for a message."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return f"{len(names):,} ({', '.join(names[:most])}{more})"
+    return f"{len(names):,} ({', '.join(map(readable, names[:most]))}{more})"
+
+
+def readable(name: str) -> str:
+    """A file's name for a message or a report: bytes that are no UTF-8 become question marks."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
