@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toast_cli.data.files import FileSplit
+from toast_cli.data.files import FileSplit, require_files
 from toast_cli.data.location import data_folder
 from toast_cli.data.regions import Boxes, Picture
 from toast_cli.data.source import DataSet
@@ -239,18 +239,12 @@ def _list(file: Path) -> dict[str, int]:
 
 
 def _require_files(own: Annotated, published: Published) -> None:
-    """A missing file is said now, not in the middle of a training run."""
     images = [split.root / name for split in own.splits.values() for name in split.names]
     drawn = [region for split in own.splits.values() for region in split.regions or ()]
     besides = [region.file for region in drawn if isinstance(region, Boxes | Picture)]
-    for what, files in (("images", images), ("annotations", besides)):
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            raise ToastError(
-                f"{len(missing):,} of {len(files):,} {what} of {published.title} are missing.",
-                f"The first is {missing[0]}.",
-                f"Unpack {published.archives} anew.",
-            )
+    files = [(str(file), file) for file in (*images, *besides)]
+    what = f"{'images and annotations' if besides else 'images'} of {published.title}"
+    require_files(files, what, f"Unpack {published.archives} anew.")
 
 
 def _differences(own: Annotated, published: Published, lists: str) -> list[str]:

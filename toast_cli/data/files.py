@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from toast_cli.data.source import Sample
+from toast_cli.errors import ToastError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,25 @@ class Root(Protocol):
 
     def __truediv__(self, name: str, /) -> Any:
         """The file of a name, as `open_image` takes it."""
+
+
+class MissingFiles(ToastError):
+    """Files that are named somewhere and are not there, by `names`."""
+
+    def __init__(self, names: Sequence[str], total: int, what: str, what_to_do: str) -> None:
+        self.names = tuple(names)
+        super().__init__(f"{len(names):,} of {total:,} {what} are missing.", f"The first is {names[0]}.", what_to_do)
+
+
+def require_files(files: Sequence[tuple[str, Path]], what: str, what_to_do: str) -> None:
+    """A missing file is said now, not in the middle of a training run; `files` are what to call each, and where it is.
+
+    Raises:
+        MissingFiles: some are not there.
+    """
+    missing = [name for name, file in files if not file.is_file()]
+    if missing:
+        raise MissingFiles(missing, len(files), what, what_to_do)
 
 
 def open_file(file: ImageFile) -> IO[bytes]:
