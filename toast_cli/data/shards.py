@@ -202,6 +202,13 @@ def _files(path: str, data_dir: Path | None) -> list[str]:
                 f"The first is {missing[0]}.",
                 "Fetch them, or give a shorter range.",
             )
+        odd = [file for file in found if not Path(file).is_file()]
+        if odd:
+            raise ToastError(
+                f"The shard {odd[0]} is no regular file.",
+                "Reading a folder, a pipe or a device may never come to an end.",
+                "Remove it.",
+            )
         if found:
             return found
     raise ToastError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -243,6 +244,12 @@ class TestQuestions:
         with pytest.raises(ToastError, match="1 of 4 shards are missing") as refused:
             opened(tmp_path, "shards:shards/train-{0000..0003}.tar")
         assert "train-0002.tar" in refused.value.why
+
+    def test_a_pipe_among_the_shards_is_refused_and_not_waited_for(self, tmp_path: Path) -> None:
+        shards(tmp_path, SHARDS, EACH)
+        os.mkfifo(tmp_path / "shards/train-0009.tar")
+        with pytest.raises(ToastError, match=r"train-0009\.tar is no regular file"):
+            opened(tmp_path, "shards:shards", samples=24)
 
     def test_another_ending_of_labels_is_told_which_there_are(self, tmp_path: Path) -> None:
         with pytest.raises(ToastError, match=r"no '\.label' files") as refused:
