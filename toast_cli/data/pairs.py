@@ -146,6 +146,28 @@ def divided(train: PairSplit, options: PairOptions) -> tuple[dict[str, PairSplit
     )
 
 
+def of_official(
+    classes: tuple[str, ...],
+    train: PairSplit,
+    test: PairSplit,
+    published: tuple[int, int],
+    options: PairOptions,
+    note: str,
+) -> DataSet:
+    """A published set whose test labels are not public, so that its official validation images are the `test`.
+
+    `published` are how many images the two official lists have, `note` names the second.
+    """
+    notes = [note]
+    if (len(train), len(test)) != published:
+        notes.append(
+            f"This copy holds {len(train):,} training and {len(test):,} validation images; "
+            f"the published lists have {published[0]:,} and {published[1]:,}."
+        )
+    splits, made = divided(train, options)
+    return data_set(classes, {**splits, "test": test}, [*notes, made])
+
+
 def matched(images: Path, maps: Path) -> tuple[tuple[Path, Path], ...]:
     """The images below a folder and the class maps below another, paired by their path in it but for the ending.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tarfile
+import time
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -90,6 +91,21 @@ def test_a_member_that_is_packed_twice_is_said(tmp_path: Path) -> None:
     data = opened(tmp_path / "a.zip", val_fraction=0, test_fraction=0)
     assert data.notes[0].endswith("a.zip: packed more than once, of which the last is read: 1 (b/3.png)")
     assert int(np.asarray(data.splits["train"].load(7).image).max()) == 200
+
+
+def test_a_folder_holds_what_is_below_it_and_not_what_only_begins_alike() -> None:
+    names = ["a/0.png", "a/b/1.png", "a-b/2.png", "a0/3.png", "a.b/4.png", "aa/5.png", "6.png"]
+    archive = packed.Packed(Path("it.zip"), dict.fromkeys(names), frozenset(), others=("a/x", "ab/x"))
+    assert archive.found("a") == (["a/0.png", "a/b/1.png"], ["a/x"], ())
+    assert sorted(archive.found().images) == sorted(names)
+
+
+def test_a_thousand_classes_are_found_among_very_many_images_at_once() -> None:
+    names = [f"{label:03d}/{number}.png" for label in range(1000) for number in range(300)]
+    archive = packed.Packed(Path("it.zip"), dict.fromkeys(names), frozenset())
+    start = time.process_time()
+    assert sum(len(archive.found(f"{label:03d}").images) for label in range(1000)) == len(names)
+    assert time.process_time() - start < 5  # well under one; looking through all of them for each class takes a minute
 
 
 def test_threads_may_read_at_once(tmp_path: Path) -> None:

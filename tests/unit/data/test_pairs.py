@@ -253,7 +253,7 @@ def test_voc_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ToastError, match="no augmented list"):
         open_voc(Voc(augmented=True), root)
     (root / "VOCdevkit/VOC2012/SegmentationClass/t1.png").unlink()
-    with pytest.raises(ToastError, match=r"1 files that .*train\.txt names are missing"):
+    with pytest.raises(ToastError, match=r"1 of 4 files that .*train\.txt names are missing"):
         open_voc(Voc(), root)
 
 
