@@ -315,3 +315,6 @@ LAYOUTS: dict[str, Callable[[Path], str]] = {
     )
 }
 """Everything whose images can be looked up one by one."""
+
+STREAMS: dict[str, Callable[[Path], str]] = {"shards": shards}
+"""What is read from front to end."""

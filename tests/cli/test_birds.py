@@ -16,21 +16,23 @@ from tests.layouts import cub
 
 
 @pytest.fixture
-def birds(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with CUB in it and weights of a small ViT, which `vit_b16` is built as here."""
-    from toast_vit import cards
-
-    monkeypatch.setattr(cards, "VIT_B16", cards._card("vit_b16", "test_vit"))
+def birds(here: Path) -> Path:
+    """A folder with CUB in it."""
     (here / "data").mkdir()
     cub(here / "data")
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), here / "small.safetensors")
     return here
 
 
-def test_the_main_job_runs_to_its_end_and_its_result_can_be_looked_at(birds: Path) -> None:
+def save_weights(network: str, file: Path) -> None:
+    """Weights of one of timm's networks as a file, random: nothing is downloaded."""
+    torch.manual_seed(0)
+    save_file(timm.create_model(network, num_classes=0).state_dict(), file)
+
+
+def run_the_main_job(birds: Path, weights: str) -> None:
+    """Tune, look at what came out, and show an image."""
     said = toast(
-        "tune", "--backbone", "vit_b16", "--dataset", "cub", "--method", "toast-lite", "--weights", "small.safetensors",
+        "tune", "--backbone", "vit_b16", "--dataset", "cub", "--method", "toast-lite", "--weights", weights,
         "--device", "cpu", "training.epochs=2", "training.warmup_epochs=1",
     )  # fmt: skip
     assert said.code == 0, said.err
@@ -44,6 +46,24 @@ def test_the_main_job_runs_to_its_end_and_its_result_can_be_looked_at(birds: Pat
 
     Image.new("RGB", (60, 40), "teal").save("img.jpg")
     assert toast("visualize-attention", "img.jpg").code == 0
+
+
+def test_the_main_job_runs_to_its_end_with_a_small_vit_swapped_in_for_vit_b16(
+    birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from toast_vit import cards
+
+    monkeypatch.setattr(cards, "VIT_B16", cards._card("vit_b16", "test_vit"))
+    save_weights("test_vit", birds / "small.safetensors")
+    run_the_main_job(birds, "small.safetensors")
+
+
+@pytest.mark.slow
+def test_the_main_job_runs_to_its_end_with_vit_b16_itself(birds: Path) -> None:
+    save_weights("vit_base_patch16_224", birds / "random.safetensors")
+    run_the_main_job(birds, "random.safetensors")
+    results = json.loads((birds / "runs/cub-vit_b16-toast-lite-seed0/results.json").read_text())
+    assert results["trained_parameters"] == 891_848 - (200 - 3) * 769  # the paper's Lite, with a head of 3 classes
 
 
 @pytest.mark.parametrize("dataset", ["nabirds", "flowers", "dogs", "cars", "vtab:kitti"])

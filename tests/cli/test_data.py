@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import toast
+from tests.layouts import LAYOUTS, encoded, shards, tarred
 from toast_cli import registry
 
 
@@ -59,12 +60,17 @@ class TestCheck:
         assert report["classes"] == 2
         assert {part: found["images"] for part, found in report["splits"].items()} == {"train": 12, "val": 6, "test": 6}
         assert report["splits"]["train"]["width"] == {"least": 60, "median": 60, "most": 60}
+        assert report["splits"]["train"]["images_of_class"] == {"cat": 6, "dog": 6}
         assert report["problems"] == report["warnings"] == []
 
-    @pytest.mark.parametrize("damage", ["truncated", "not an image"])
+    @pytest.mark.parametrize("damage", ["truncated", "not an image", "a pipe"])
     def test_a_file_that_cannot_be_read_is_named_and_spoils_a_run(self, root: Path, damage: str) -> None:
         file = root / "train/cat/2.png"
-        file.write_bytes(file.read_bytes()[:300] if damage == "truncated" else b"hello")
+        if damage == "a pipe":
+            file.unlink()
+            os.mkfifo(file)
+        else:
+            file.write_bytes(file.read_bytes()[:300] if damage == "truncated" else b"hello")
         said = toast("data", "check", f"folder:{root}")
         assert said.code == 1
         assert "train: 1 of 12 images cannot be read" in said.out
@@ -76,6 +82,18 @@ class TestCheck:
         except OSError:
             pytest.skip("this file system takes UTF-8 alone")
         assert "caf\N{REPLACEMENT CHARACTER}.png" in toast("data", "check", f"folder:{root}").out
+
+    def test_what_a_terminal_would_obey_in_a_name_is_written_out(self, root: Path, tmp_path: Path) -> None:
+        evil, shown = "\x1b]0;owned\x9b2J\u202egpj", r"\x1b]0;owned\x9b2J\u202egpj"
+        root = root.rename(tmp_path / evil)
+        (root / f"train/cat/{evil}.png").write_bytes(b"hello")
+        (root / f"train/cat/{evil}.txt").write_bytes(b"hello")
+        said = toast("data", "check", f"folder:{root}")
+        missing = toast("data", "check", f"folder:{root}/{evil}")
+        machine = toast("data", "check", f"folder:{root}", "--json")
+        assert not set(said.out + said.err + missing.err + machine.out) & set("\x1b\x9b\u202e")
+        assert f"train/cat/{shown}.png" in said.out and f"{shown}.txt" in said.out and shown in missing.err
+        assert json.loads(machine.out)["splits"]["train"]["unreadable"][0]["name"] == f"train/cat/{evil}.png"
 
     def test_an_image_in_two_splits_spoils_a_run(self, root: Path) -> None:
         shutil.copy(root / "train/cat/0.png", root / "test/cat/other name.png")
@@ -103,6 +121,69 @@ class TestCheck:
         said = toast("data", "check", f"folder:{root}")
         assert said.code == 0
         assert "1 image has another class" in said.out
+
+    def test_a_copy_in_another_split_under_another_class_is_a_problem_of_its_own(self, root: Path) -> None:
+        shutil.copy(root / "train/cat/0.png", root / "test/dog/cat.png")
+        shutil.copy(root / "train/cat/1.png", root / "test/cat/again.png")
+        said = toast("data", "check", f"folder:{root}")
+        assert said.code == 1
+        assert "2 images are in two splits" in said.out
+        assert "1 image has another class than the same image in another split" in said.out
+        assert "train: train/cat/0.png and test: test/dog/cat.png (of another class)" in said.out
+
+    def test_images_of_one_colour_are_said_and_are_nearly_like_no_other(self, root: Path) -> None:
+        for shade, part in enumerate(("train", "val", "test")):
+            Image.new("RGB", (60, 48), (shade,) * 3).save(root / part / "cat/plain.png")
+        said = toast("data", "check", f"folder:{root}", "--json")
+        report = json.loads(said.out)
+        assert said.code == 0 and report["duplicates"]["nearly_across_splits"]["count"] == 0
+        assert "test: 1 image is of one colour, or nearly" in report["warnings"]
+
+    def test_a_box_that_reaches_out_of_its_image_is_said(self, tmp_path: Path) -> None:
+        boxes = ["0,0,60,48", "30,20,31,28", "30,20,40,10", "70,0,5,5"]  # the second by one pixel, which sets do
+        rows = [f"{n}.png,{'cat' if n % 2 else 'dog'},train,{boxes[n] if n < 4 else boxes[0]}" for n in range(6)]
+        for number in range(6):
+            photograph(number).save(tmp_path / f"{number}.png")
+        (tmp_path / "it.csv").write_text("\n".join(["path,label,split,x,y,width,height", *rows]))
+        said = toast("data", "check", f"table:{tmp_path / 'it.csv'}", "dataset.val_fraction=0")
+        assert "train: 2 images have a box or a part that reaches out of it" in said.out
+        assert "reaches out: train: 2.png" in said.out and "reaches out: train: 3.png" in said.out
+
+    def test_all_missing_files_are_listed(self, tmp_path: Path) -> None:
+        for name, gone in (("cub", 3), ("vtab", 2), ("table", 2)):
+            where = tmp_path / name
+            where.mkdir()
+            shorthand = LAYOUTS[name](where)
+            files = sorted(where.rglob("*.jpg"))[:: 20 // gone][:gone]
+            for file in files:
+                file.unlink()
+            said = toast("data", "check", shorthand, "--data-dir", where, "--out", where / "report.json")
+            assert said.code == 1 and f"problem: {len(files)} of " in said.out
+            assert len(json.loads((where / "report.json").read_text())["missing"]) == len(files) > 0
+            for file in files:
+                assert f"  missing: {file}" in said.out
+
+    def test_a_stream_is_read_to_its_end(self, tmp_path: Path) -> None:
+        shorthand = shards(tmp_path)
+        options = ("--data-dir", tmp_path, "dataset.classes=3", "--json")
+        said = toast("data", "check", shorthand, *options)
+        report = json.loads(said.out)
+        assert said.code == 0, said.err
+        assert {part: found["images"] for part, found in report["splits"].items()} == {"train": 18, "val": 6}
+        assert report["splits"]["train"]["images_of_class"] == {"0": 6, "1": 6, "2": 6}
+
+        files = {f"a{n}.{kind}": content for n in range(3) for kind, content in (("jpg", encoded(n)), ("cls", b"0"))}
+        files |= {"a1.jpg": b"no image", "a2.cls": b"7"}
+        tarred(tmp_path / "shards/train-0004.tar", files)
+        said = toast("data", "check", "shards:shards", *options, "dataset.samples=25", "dataset.val_shards=0")
+        report = json.loads(said.out)
+        assert said.code == 1
+        assert report["problems"] == [
+            "train: 2 of 27 images cannot be read",
+            "train: 27 images are there, where 25 were said to be",
+        ]
+        assert [file["name"] for file in report["splits"]["train"]["unreadable"]] == ["shards: a1", "shards: a2"]
+        assert "1 image is in a split more than once" in report["warnings"]
 
     def test_classes_of_unlike_size_are_said(self, root: Path) -> None:
         for number in range(70):

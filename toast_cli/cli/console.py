@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -18,8 +21,26 @@ PIPED_WIDTH = 200
 SILENT = int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 """Whether this is one of several processes and not the first, which speaks for all."""
 
-out = Console(highlight=False, quiet=SILENT)
-err = Console(stderr=True, highlight=False, quiet=SILENT)
+COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal would obey and not show, what turns the direction of a line, and what is no text at all."""
+
+
+class Screen(Console):
+    """A console that shows as `\\x1b` what it would otherwise obey: names of files and classes come from strangers."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The pieces of what is printed; colours and the like are apart from their texts."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else shown(text), style, control)
+
+
+def shown(text: str) -> str:
+    """The text with its control characters written out."""
+    return COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+out = Screen(highlight=False, quiet=SILENT)
+err = Screen(stderr=True, highlight=False, quiet=SILENT)
 
 
 def say(text: str, console: Console = out) -> None:
@@ -32,7 +53,7 @@ def print_error(error: ToastError) -> None:
 
     Of several processes the first speaks, unless another met an error alone.
     """
-    console = Console(stderr=True, highlight=False) if error.process else err
+    console = Screen(stderr=True, highlight=False) if error.process else err
     console.print(Text.assemble(("Error: ", "bold red"), error.what), soft_wrap=True)
     for part in (error.why, error.what_to_do):
         if part:
@@ -44,11 +65,12 @@ def print_table(table: Table) -> None:
     widths = [max((len(str(cell)) for cell in column.cells), default=0) for column in table.columns]
     for column, width in zip(table.columns, widths, strict=True):
         column.no_wrap = width < max(widths)
-    console = out if out.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
+    console = out if out.is_terminal else Screen(highlight=False, width=PIPED_WIDTH)
     console.print(table)
 
 
 def print_json(value: Any) -> None:
     """Print a result for machines on stdout: indented JSON, never wrapped, never coloured."""
     if not SILENT:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        print(COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))

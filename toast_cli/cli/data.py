@@ -70,23 +70,31 @@ def check(
     from toast_cli.cli.console import print_json, say
     from toast_cli.cli.progress import TerminalReporter
     from toast_cli.data.checking import check as report_on
-    from toast_cli.data.source import image_splits
+    from toast_cli.data.files import MissingFiles
+    from toast_cli.data.source import require_images
+    from toast_cli.data.tree import readable
     from toast_cli.recipe.loading import build_dataset
     from toast_cli.storage.atomic import write_json
 
     chosen = build_dataset(source, overrides=overrides or ())
-    opened = registry.load(registry.SOURCES, chosen.name).open(
-        chosen, Path(data_dir).expanduser() if data_dir else None
-    )
-    splits = image_splits(opened, source)
-    with TerminalReporter() as reporter:
-        report = {"source": source, **report_on(opened, splits, reporter.track)}
+    report: dict[str, Any] = {"source": source}
+    try:
+        opened = registry.load(registry.SOURCES, chosen.name).open(
+            chosen, Path(data_dir).expanduser() if data_dir else None
+        )
+    except MissingFiles as error:  # nothing else can be said before they are there; but all of them can
+        missing = [readable(name) for name in error.names]
+        report |= {"missing": missing, "problems": [error.what.removesuffix(".")], "what_to_do": error.what_to_do}
+    else:
+        require_images(opened, source)
+        with TerminalReporter() as reporter:
+            report |= report_on(opened, reporter.track)
     if out is not None:
         write_json(out, report)
     if as_json:
         print_json(report)
     else:
-        _print(report)
+        (_print_missing if "missing" in report else _print)(report)
         if out is not None:
             say(f"Report: {out}")
     if report["problems"]:
@@ -151,7 +159,7 @@ def show(
 def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from toast_cli.cli.console import out, print_table, say
+    from toast_cli.cli.console import print_table, say
 
     table = Table(title=f"{report['source']}: {report['classes']} classes", title_justify="left")
     table.add_column("")
@@ -169,14 +177,31 @@ def _print(report: dict[str, Any]) -> None:
     print_table(table)
     for note in report["notes"]:
         say(note)
-    for kind, style in (("problems", "bold red"), ("warnings", "yellow")):
-        for sentence in report[kind]:
-            out.print(f"[{style}]{kind.removesuffix('s')}:[/] ", end="")
-            say(sentence)
+    _print_sentences(report, "problems", "bold red")
+    _print_sentences(report, "warnings", "yellow")
     for line in _examples(report):
         say(line)
     if not report["problems"]:
         say("Nothing here would spoil a run." if not report["warnings"] else "No problem; the warnings are for you.")
+
+
+def _print_missing(report: dict[str, Any], most: int = 100) -> None:
+    from toast_cli.cli.console import say
+
+    _print_sentences(report, "problems", "bold red")
+    for name in report["missing"][:most]:
+        say(f"  missing: {name}")
+    if len(report["missing"]) > most:
+        say("  --out FILE writes them all.")
+    say(f"{report['what_to_do']} The rest is checked when they are there.")
+
+
+def _print_sentences(report: dict[str, Any], kind: str, style: str) -> None:
+    from toast_cli.cli.console import out, say
+
+    for sentence in report[kind]:
+        out.print(f"[{style}]{kind.removesuffix('s')}:[/] ", end="")
+        say(sentence)
 
 
 def _examples(report: dict[str, Any], most: int = 5) -> list[str]:
@@ -184,10 +209,13 @@ def _examples(report: dict[str, Any], most: int = 5) -> list[str]:
     lines = []
     for part, found in report["splits"].items():
         lines += [f"  cannot be read: {part}: {file['name']} ({file['why']})" for file in found["unreadable"][:most]]
+        lines += [f"  reaches out: {part}: {name}" for name in found["outside"][:most]]
     words = {"across_splits": "the same", "within_a_split": "the same", "nearly_across_splits": "nearly the same"}
     for kind, word in words.items():
         pairs = report["duplicates"][kind]["pairs"][:most]
-        lines += [f"  {word}: {pair['first']} and {pair['second']}" for pair in pairs]
+        for pair in pairs:
+            other = "" if pair["same_class"] else " (of another class)"
+            lines.append(f"  {word}: {pair['first']} and {pair['second']}{other}")
     return [*lines, "  --out FILE writes them all."] if lines else []
 
 

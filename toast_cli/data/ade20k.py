@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from toast_cli.data.location import data_folder
-from toast_cli.data.pairs import PairOptions, PairSplit, data_set, divided, matched
+from toast_cli.data.pairs import PairOptions, PairSplit, matched, of_official
 from toast_cli.data.source import DataSet, Source
 from toast_cli.errors import ToastError
 
@@ -43,14 +43,8 @@ def open_ade20k(options: Options, data_dir: Path | None) -> DataSet:
     if not options.reduce_zero_label:
         classes = (OTHER, *classes)
     train, test = (_split(root, part, len(classes), options.reduce_zero_label) for part in ("training", "validation"))
-    notes = ["test: ADE20K's official validation split, whose labels are public"]
-    if (len(train), len(test)) != OFFICIAL:
-        notes.append(
-            f"This copy holds {len(train):,} training and {len(test):,} validation images; "
-            f"the published data set has {OFFICIAL[0]:,} and {OFFICIAL[1]:,}."
-        )
-    splits, note = divided(train, options)
-    return data_set(classes, {**splits, "test": test}, [*notes, note])
+    note = "test: ADE20K's official validation split, whose labels are public"
+    return of_official(classes, train, test, OFFICIAL, options, note)
 
 
 SOURCE = Source(

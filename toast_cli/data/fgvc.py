@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toast_cli.data.files import FileSplit
+from toast_cli.data.files import FileSplit, require_files
 from toast_cli.data.location import data_folder
 from toast_cli.data.regions import Boxes, Picture
 from toast_cli.data.source import DataSet
@@ -78,11 +78,11 @@ def open_published(
         ToastError: the set is not there or not whole, or its annotations are not as published.
     """
     root = _find(published, data_folder(data_dir))
-    own = read(root, options) if (root / published.marker).is_file() else None
+    own, notes = _annotations(root, published, options, read)
     chosen = options.lists or ("json" if own is None else "official")
-    notes: tuple[str, ...] = ()
     if chosen == "json":
-        own, notes = _of_lists(root, published, own)
+        own, more = _of_lists(root, published, own)
+        notes = (*notes, *more)
     elif own is None:
         raise ToastError(
             f"The annotations of {published.title} are not there.",
@@ -93,10 +93,31 @@ def open_published(
         notes = ("the set's own lists are used; dataset.lists=json takes the JSON files beside them",)
     _require_files(own, published)
     require_every_class(own.splits["train"], own.classes, str(root))
-    made, more = divide(own.splits["train"], own.splits.get("val"), options)
+    made, divided = divide(own.splits["train"], own.splits.get("val"), options)
     if len(own.splits.get("test", ())):
         made["test"] = own.splits["test"]
-    return DataSet(own.classes, made, (*_differences(own, published, chosen), *own.notes, *notes, *more))
+    return DataSet(own.classes, made, (*_differences(own, published, chosen), *own.notes, *notes, *divided))
+
+
+def _annotations(
+    root: Path, published: Published, options: Any, read: Callable[[Path, Any], Annotated]
+) -> tuple[Annotated | None, tuple[str, ...]]:
+    """The set's own annotations, None where they are not there; JSON files that are asked for do without damaged ones.
+
+    Raises:
+        ToastError: they are there, and are not as published.
+    """
+    if not (root / published.marker).is_file():
+        return None, ()
+    try:
+        return read(root, options), ()
+    except ToastError as error:
+        if options.lists == "json":
+            return None, (f"the set's own annotations are not used: {error.what}",)
+        if options.lists is None and (root / "train.json").is_file():
+            hint = f"{error.what_to_do} Or use dataset.lists=json, which does without."
+            raise ToastError(error.what, error.why, hint) from error
+        raise
 
 
 def by_split(everything: FileSplit, parts: list[str]) -> dict[str, FileSplit]:
@@ -218,18 +239,12 @@ def _list(file: Path) -> dict[str, int]:
 
 
 def _require_files(own: Annotated, published: Published) -> None:
-    """A missing file is said now, not in the middle of a training run."""
     images = [split.root / name for split in own.splits.values() for name in split.names]
     drawn = [region for split in own.splits.values() for region in split.regions or ()]
     besides = [region.file for region in drawn if isinstance(region, Boxes | Picture)]
-    for what, files in (("images", images), ("annotations", besides)):
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            raise ToastError(
-                f"{len(missing):,} of {len(files):,} {what} of {published.title} are missing.",
-                f"The first is {missing[0]}.",
-                f"Unpack {published.archives} anew.",
-            )
+    files = [(str(file), file) for file in (*images, *besides)]
+    what = f"{'images and annotations' if besides else 'images'} of {published.title}"
+    require_files(files, what, f"Unpack {published.archives} anew.")
 
 
 def _differences(own: Annotated, published: Published, lists: str) -> list[str]:

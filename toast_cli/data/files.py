@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from toast_cli.data.source import Sample
+from toast_cli.errors import ToastError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,11 +16,48 @@ if TYPE_CHECKING:
     from toast_cli.data.regions import Region
 
 
+class ImageFile(Protocol):
+    """Something that can be opened and read: a `Path`, or a file within an archive. Its text is its name."""
+
+    def open(self, mode: Literal["rb"], /) -> IO[bytes]:
+        """Open it for reading."""
+
+
 class Root(Protocol):
     """What image files lie below: a `Path`, an archive, the rows of a table."""
 
     def __truediv__(self, name: str, /) -> Any:
         """The file of a name, as `open_image` takes it."""
+
+
+class MissingFiles(ToastError):
+    """Files that are named somewhere and are not there, by `names`."""
+
+    def __init__(self, names: Sequence[str], total: int, what: str, what_to_do: str) -> None:
+        self.names = tuple(names)
+        super().__init__(f"{len(names):,} of {total:,} {what} are missing.", f"The first is {names[0]}.", what_to_do)
+
+
+def require_files(files: Sequence[tuple[str, Path]], what: str, what_to_do: str) -> None:
+    """A missing file is said now, not in the middle of a training run; `files` are what to call each, and where it is.
+
+    Raises:
+        MissingFiles: some are not there.
+    """
+    missing = [name for name, file in files if not file.is_file()]
+    if missing:
+        raise MissingFiles(missing, len(files), what, what_to_do)
+
+
+def open_file(file: ImageFile) -> IO[bytes]:
+    """Open a file for reading.
+
+    Raises:
+        OSError: it is not there, or is a folder, a pipe or a device: reading those may never come to an end.
+    """
+    if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(None, "It is no regular file: a folder, a pipe, a socket or a device.")
+    return file.open("rb")
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from pydantic import Field
 
 from toast_cli.data.class_map import class_file, learnable, require_same_classes
 from toast_cli.data.files import FileSplit
+from toast_cli.data.formats import endings
 from toast_cli.data.location import places
 from toast_cli.data.source import DataSet, Source
 from toast_cli.data.split import SPLIT_OF, WholeOptions, divide_given, divide_whole
-from toast_cli.data.tree import EXTENSIONS, Disk, Tree
+from toast_cli.data.tree import Disk, Found, Tree, left_out, several
 from toast_cli.errors import ToastError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def open_tree(options: WholeOptions, tree: Tree, given: tuple[str, ...] | None, 
     """
     folders = tree.folders(top)
     if not folders:
-        loose = " Images lie directly in it, in no class folder." if tree.images(top) else ""
+        loose = " Images lie directly in it, in no class folder." if tree.found(top).images else ""
         raise ToastError(
             f"There is no class folder in {tree.place(top)}.", f"The folder holds no folders.{loose}", LAYOUTS
         )
@@ -61,11 +62,12 @@ def open_tree(options: WholeOptions, tree: Tree, given: tuple[str, ...] | None, 
         return _open_split(options, tree, given, top, splits)
     classes = given or tuple(folders)
     require_same_classes(classes, {"the data": folders}, tree.place(top), origin="the class file")
-    images = _files(tree, top, classes)
+    images, found = _files(tree, top, classes)
     _require_images(images, tree.place(top))
+    left = [*left_out(tree.place(top), found), *_loose(tree, [top])]
     unseen = learnable(images, classes, tree.place(top), given is not None)
     made, notes = divide_whole(images, options)
-    return DataSet(classes, made, (*unseen, *notes))
+    return DataSet(classes, made, (*unseen, *left, *notes))
 
 
 def _open_split(
@@ -79,9 +81,12 @@ def _open_split(
     if not class_folders["train"]:
         raise ToastError(f"There is no class folder in {train}.", what_to_do=LAYOUTS)
     require_same_classes(classes, class_folders, tree.place(top), "the class file" if given else "train")
-    parts = {part: _files(tree, path, classes) for part, path in paths.items()}
+    read = {part: _files(tree, path, classes) for part, path in paths.items()}
+    parts = {part: files for part, (files, _) in read.items()}
     _require_images(parts["train"], train)
-    notes = learnable(parts["train"], classes, train, given is not None)
+    notes = left_out(tree.place(top), (each for _, found in read.values() for each in found))
+    notes += _loose(tree, [top, *paths.values()])
+    notes += learnable(parts["train"], classes, train, given is not None)
     unused = [name for name in tree.folders(top) if name not in folders.values()]
     if unused:
         noun = "folder is" if len(unused) == 1 else "folders are"
@@ -142,10 +147,17 @@ def _split_folders(tree: Tree, top: str, folders: Sequence[str]) -> dict[str, st
     return {}
 
 
-def _files(tree: Tree, parent: str, classes: Sequence[str]) -> FileSplit:
-    """All images of the classes' folders in a folder, in an order that no file system decides."""
-    found = sorted((label, image) for label, name in enumerate(classes) for image in tree.images(_below(parent, name)))
-    return FileSplit(tree.root, tuple(image for _, image in found), tuple(label for label, _ in found))
+def _files(tree: Tree, parent: str, classes: Sequence[str]) -> tuple[FileSplit, list[Found]]:
+    """All images of the classes' folders in a folder, in an order that no file system decides; and what lay there."""
+    found = [tree.found(_below(parent, name)) for name in classes]
+    images = sorted((label, image) for label, each in enumerate(found) for image in each.images)
+    return FileSplit(tree.root, tuple(image for _, image in images), tuple(label for label, _ in images)), found
+
+
+def _loose(tree: Tree, folders: Sequence[str]) -> list[str]:
+    """The sentence about files beside the classes' folders."""
+    loose = [file for folder in folders for file in tree.files(folder)]
+    return [f"{tree.place('')}: not read, as they are in no class folder: {several(loose)}"] if loose else []
 
 
 def _below(folder: str, name: str) -> str:
@@ -154,4 +166,4 @@ def _below(folder: str, name: str) -> str:
 
 def _require_images(split: FileSplit, place: str) -> None:
     if not len(split):
-        raise ToastError(f"There is no image in {place}.", f"Read are {' '.join(sorted(EXTENSIONS))}.", LAYOUTS)
+        raise ToastError(f"There is no image in {place}.", f"Read are {' '.join(sorted(endings()))}.", LAYOUTS)

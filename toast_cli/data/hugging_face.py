@@ -14,7 +14,7 @@ from typing import IO, Any, Literal
 from pydantic import Field
 
 from toast_cli.data.class_map import class_file, in_order, learnable, require_same_classes
-from toast_cli.data.files import FileSplit
+from toast_cli.data.files import FileSplit, open_file
 from toast_cli.data.location import places
 from toast_cli.data.source import DataSet, Source
 from toast_cli.data.split import SPLIT_OF, WholeOptions, divide_given, divide_whole
@@ -109,7 +109,7 @@ def _open_stream(options: Options, data_dir: Path | None) -> DataSet:
             f"{options.path} does not say which classes its column '{label}' has.",
             what_to_do="Name them in a dataset.class_file, or use dataset.streaming=false.",
         )
-    splits, notes = {}, []
+    splits, notes = {}, ["no hash is recorded of the splits: nothing lists the images of a stream of the hub"]
     for part, stream in streams.items():
         plain = stream.select_columns([image, label]).cast_column(image, type(stream.features[image])(decode=False))
         if part != "train" and next(iter(plain))[label] in (None, -1):
@@ -165,7 +165,7 @@ class Row:
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         """Its bytes."""
         cell = self.rows.table[int(self.name.rpartition("/")[2])][self.rows.column]
-        return Path(cell["path"]).open(mode) if cell["bytes"] is None else BytesIO(cell["bytes"])
+        return open_file(Path(cell["path"])) if cell["bytes"] is None else BytesIO(cell["bytes"])
 
 
 def _files(table: Any, column: str, part: str, labels: tuple[int, ...], folder: Path | None) -> FileSplit:

@@ -44,7 +44,7 @@ def open_imagenet(options: Options, data_dir: Path | None) -> DataSet:
     """
     root = _find(data_folder(data_dir))
     if (root / "train").is_dir():
-        images = Disk(root).images("train")
+        images = Disk(root).found("train").images
         train = _labelled(root, {name: Path(name).parts[1] for name in images}, "train")
     else:
         train = _packed_train(root / TRAIN_TAR)
@@ -133,12 +133,12 @@ def _validation(root: Path, classes: tuple[str, ...]) -> FileSplit | None:
 
     if (root / "val").is_dir():
         tree: Any = Disk(root)
-        names = tree.images("val")
+        names = tree.found("val").images
         if tree.folders("val"):
             return _labelled(root, {name: Path(name).parts[1] for name in names}, "val", classes)[0]
     elif (root / VAL_TAR).is_file():
         tree = open_packed(root / VAL_TAR)
-        names = tree.images()
+        names = tree.found().images
     else:
         return None
     kit = next((place for place in (root / DEVKIT, root) if (place / META).is_file()), None)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING, Literal, Protocol
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from toast_cli.data.files import ImageFile, open_file
+from toast_cli.data.formats import formats
 from toast_cli.errors import ToastError
 
 if TYPE_CHECKING:
@@ -14,12 +19,8 @@ if TYPE_CHECKING:
 
 WHITE_16_BIT = 65_535
 
-
-class ImageFile(Protocol):
-    """Something that can be opened and read: a `Path`, or a file within an archive. Its text is its name."""
-
-    def open(self, mode: Literal["rb"], /) -> IO[bytes]:
-        """Open it for reading."""
+# Pillow warns of a large image without saying of which file; here it is refused by name, see `pillow_file`.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def open_image(path: ImageFile) -> PilImage:
@@ -31,17 +32,34 @@ def open_image(path: ImageFile) -> PilImage:
         ToastError: the file is missing, not an image, damaged, too large to be safe, or of unknown brightness range.
     """
     try:
-        with path.open("rb") as stream, Image.open(stream) as file:
+        with pillow_file(path) as file:
             ImageOps.exif_transpose(file, in_place=True)  # else it copies what is upright already
             return to_rgb(file)
     except UnidentifiedImageError as error:
-        raise _unreadable(path, "It is not an image, or of a format that Pillow does not know.") from error
+        raise _unreadable(path, "It is not an image, or of a format that this Pillow cannot decode.") from error
     except Image.DecompressionBombError as error:
         raise _unreadable(path, f"It is suspiciously large: {error}") from error
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def pillow_file(path: ImageFile) -> Iterator[PilImage]:
+    """The file as Pillow has it; its pixels are not decoded yet.
+
+    Raises:
+        OSError: it is not there, no regular file, or not an image.
+        DecompressionBombError: it has more pixels than `Image.MAX_IMAGE_PIXELS`, from where on Pillow itself warns.
+    """
+    with open_file(path) as stream, Image.open(stream, formats=formats()) as file:
+        if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError(
+                f"{file.width:,}×{file.height:,} pixels, and at most {Image.MAX_IMAGE_PIXELS:,} are read; "
+                "save it smaller"
+            )
+        yield file
 
 
 def to_rgb(image: PilImage) -> PilImage:

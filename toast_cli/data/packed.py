@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import tarfile
 import zipfile
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
-from toast_cli.data.tree import is_image
+from toast_cli.data.tree import Found, is_image, several
 from toast_cli.errors import ToastError
 
 LARGEST = 1_000_000_000
@@ -23,12 +25,13 @@ class Packed:
     """One archive as a `Tree` and, at the same time, as the root of the files in it.
 
     `members` are its images by path; the value is what finds the bytes (a zip's own name, a tar's offset and size).
-    `inner` are all its folders. `notes` say what was left out.
+    `inner` are all its folders, `others` its other files. `notes` say what was left out.
     """
 
     file: Path
     members: dict[str, Any]
     inner: frozenset[str]
+    others: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     _handles: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -41,7 +44,8 @@ class Packed:
         return str(self.file)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_handles": {}}  # an open file cannot go to another process
+        kept = {name: value for name, value in vars(self).items() if name != "_sorted"}
+        return {**kept, "_handles": {}}  # an open file cannot go to another process
 
     def __truediv__(self, name: str) -> Member:
         return Member(self, name)
@@ -54,9 +58,18 @@ class Packed:
         """Sorted names of the folders directly in a folder."""
         return sorted(PurePosixPath(folder).name for folder in self.inner if _parent(folder) == below)
 
-    def images(self, below: str = "") -> list[str]:
-        """Paths of all images anywhere below a folder."""
-        return [name for name in self.members if not below or name.startswith(f"{below}/")]
+    def files(self, below: str = "") -> list[str]:
+        """Paths of the files directly in a folder."""
+        return sorted(name for name in (*self.members, *self.others) if _parent(name) == below)
+
+    def found(self, below: str = "") -> Found:
+        """Paths of all files anywhere below a folder."""
+        images, others = self._sorted
+        return Found(_among(images, below), _among(others, below))
+
+    @cached_property
+    def _sorted(self) -> tuple[list[str], list[str]]:
+        return sorted(self.members), sorted(self.others)
 
     def read(self, name: str) -> bytes:
         """The bytes of one member.
@@ -151,15 +164,17 @@ def _of_tar(tar: tarfile.TarFile) -> Iterator[_Found]:
 def _indexed(file: Path, entries: Iterator[_Found]) -> Packed:
     members: dict[str, Any] = {}
     folders: set[str] = set()
-    links = 0
+    others: list[str] = []
+    links: list[str] = []
+    twice: list[str] = []
     for entry in entries:
         path = _inside(file, entry.path)
         if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
             continue
-        if entry.kind == "link":
-            links += is_image(path.name)
-            continue
         name = path.as_posix()
+        if entry.kind == "link":
+            links.append(name)
+            continue
         if entry.kind == "folder":
             folders.add(name)
         elif is_image(name):
@@ -167,11 +182,17 @@ def _indexed(file: Path, entries: Iterator[_Found]) -> Packed:
                 raise ToastError(
                     f"{file}/{name} is suspiciously large: {entry.size:,} bytes.", what_to_do="Pack it anew without it."
                 )
+            if name in members:
+                twice.append(name)
             members[name] = entry.where
+        else:
+            others.append(name)
         folders.update(parent.as_posix() for parent in path.parents)
     folders.discard(".")
-    notes = (f"{file}: links to images are not followed ({links:,})",) if links else ()
-    return Packed(file, members, frozenset(folders), notes)
+    notes = [f"{file}: links are not followed: {several(links)}"] if links else []
+    if twice:
+        notes.append(f"{file}: packed more than once, of which the last is read: {several(twice)}")
+    return Packed(file, members, frozenset(folders), tuple(others), tuple(notes))
 
 
 def _inside(file: Path, name: str) -> PurePosixPath:
@@ -188,6 +209,13 @@ def _inside(file: Path, name: str) -> PurePosixPath:
             "Pack it anew with paths below one folder.",
         )
     return path
+
+
+def _among(names: list[str], folder: str) -> list[str]:
+    """Those of sorted paths that lie below a folder; a thousand classes ask among a million images."""
+    if not folder:
+        return names
+    return names[bisect_left(names, f"{folder}/") : bisect_left(names, f"{folder}0")]  # '0' comes after '/'
 
 
 def _parent(folder: str) -> str:

@@ -98,10 +98,11 @@ def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.n
         ToastError: it cannot be read, holds colours, or holds a value that is no class.
     """
     import numpy as np
-    from PIL import Image
+
+    from toast_cli.data.images import pillow_file
 
     try:
-        with Image.open(path) as file:
+        with pillow_file(path) as file:
             mode, values = file.mode, np.asarray(file)
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
         raise ToastError(
@@ -143,6 +144,28 @@ def divided(train: PairSplit, options: PairOptions) -> tuple[dict[str, PairSplit
         f"validation: {100 * options.val_fraction:g}% of train held out ({len(held):,} images), "
         f"seed {options.split_seed}, split {digest}"
     )
+
+
+def of_official(
+    classes: tuple[str, ...],
+    train: PairSplit,
+    test: PairSplit,
+    published: tuple[int, int],
+    options: PairOptions,
+    note: str,
+) -> DataSet:
+    """A published set whose test labels are not public, so that its official validation images are the `test`.
+
+    `published` are how many images the two official lists have, `note` names the second.
+    """
+    notes = [note]
+    if (len(train), len(test)) != published:
+        notes.append(
+            f"This copy holds {len(train):,} training and {len(test):,} validation images; "
+            f"the published lists have {published[0]:,} and {published[1]:,}."
+        )
+    splits, made = divided(train, options)
+    return data_set(classes, {**splits, "test": test}, [*notes, made])
 
 
 def matched(images: Path, maps: Path) -> tuple[tuple[Path, Path], ...]:

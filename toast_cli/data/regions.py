@@ -13,6 +13,9 @@ from toast_cli.errors import ToastError
 if TYPE_CHECKING:
     import numpy as np
 
+SLACK = 1
+"""Pixels by which what is annotated may reach out of its image: sets count from 0 or 1, inside or beyond the edge."""
+
 SAME_SHAPE = 0.02
 """How far the aspect ratios of an image and its mask may lie apart: a scaled copy is rounded, another image is not."""
 
@@ -25,6 +28,13 @@ class Region(Protocol):
 
         Raises:
             ToastError: the region lies in a file, which cannot be read or is not of this image.
+        """
+
+    def fits(self, height: int, width: int) -> bool:
+        """Whether all of it lies in an image of this size, give or take `SLACK`.
+
+        Raises:
+            ToastError: as `mask`.
         """
 
 
@@ -56,6 +66,11 @@ class Box:
         mask[rows, columns] = True
         return mask
 
+    def fits(self, height: int, width: int) -> bool:
+        """Whether its corners lie in the image."""
+        corners = ((self.x, self.y), (self.x + self.width, self.y + self.height))
+        return all(_in_image(x, y, height, width) for x, y in corners)
+
 
 @dataclass(frozen=True)
 class Discs:
@@ -74,6 +89,10 @@ class Discs:
             mask |= (columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 <= self.radius**2
         return mask
 
+    def fits(self, height: int, width: int) -> bool:
+        """Whether the points lie in the image; the discs are ours."""
+        return all(_in_image(x, y, height, width) for x, y in self.points)
+
 
 @dataclass(frozen=True)
 class Boxes:
@@ -87,6 +106,10 @@ class Boxes:
         import numpy as np
 
         return np.any([box.mask(height, width) for box in self.read(self.file)], axis=0)
+
+    def fits(self, height: int, width: int) -> bool:
+        """Whether all of them lie in the image."""
+        return all(box.fits(height, width) for box in self.read(self.file))
 
 
 @dataclass(frozen=True)
@@ -112,3 +135,11 @@ class Picture:
             )
         mask = Image.fromarray(self.inside(np.asarray(drawn)))
         return np.asarray(mask.resize((width, height), Image.Resampling.NEAREST))
+
+    def fits(self, height: int, width: int) -> bool:
+        """It is a picture of the whole image, or `mask` refuses it."""
+        return True
+
+
+def _in_image(x: float, y: float, height: int, width: int) -> bool:
+    return -SLACK <= x <= width + SLACK and -SLACK <= y <= height + SLACK

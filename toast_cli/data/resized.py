@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from toast_cli.data.files import FileSplit
+from toast_cli.data.files import FileSplit, open_file
 from toast_cli.data.source import Sample
 from toast_cli.data.transforms import Cover, ImageTransform
 from toast_cli.errors import ToastError, UsageError
@@ -70,7 +70,7 @@ class Resized:
         """
         name = self.split.names[index]
         try:
-            with (self.split.root / name).open("rb") as file:
+            with open_file(self.split.root / name) as file:
                 kept = self.folder / digest_of(file.read()).hex()
         except OSError:
             return self.split.load(index)  # says what is wrong with it

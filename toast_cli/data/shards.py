@@ -118,12 +118,23 @@ def _split(
             f"Its samples have {', '.join(f'.{name}' for name in table.features if not name.startswith('__'))}.",
             "Name the one with the class: dataset.label_column=NAME; null, if there is none.",
         )
+    # Which images there are is known where they were counted; else the shards stand for theirs.
+    names = [Path(file).name for file in files]
     if samples is None:
-        samples = sum(_count(file, image, field) for file in files)
+        names = [f"{Path(file).name}/{member}" for file in files for member in _images(file, image, field)]
+        samples = len(names)
     wanted = [name for name in ("__key__", image, options.label_column) if name is not None]
     table = table.select_columns(wanted).cast_column(image, type(table.features[image])(decode=False))
     return StreamSplit(
-        table, image, options.label_column, classes, samples, options.path, "__key__", options.shuffle_buffer
+        table,
+        image,
+        options.label_column,
+        classes,
+        samples,
+        options.path,
+        "__key__",
+        options.shuffle_buffer,
+        digest=split_hash(names, [0] * len(names)),
     )
 
 
@@ -161,8 +172,8 @@ def _column(options: Options, table: Any) -> str:
     return found[0]
 
 
-def _count(file: str, image: str, field: str) -> int:
-    """Images in a shard, from the headers in it alone."""
+def _images(file: str, image: str, field: str) -> list[str]:
+    """Names of the images in a shard, from the headers in it alone."""
     from toast_cli.data.packed import open_packed
 
     if "://" in file:
@@ -170,7 +181,7 @@ def _count(file: str, image: str, field: str) -> int:
             "How many images there are has to be said of shards that are not on this disk.",
             what_to_do=f"Say {field}=NUMBER.",
         )
-    return sum(name.lower().endswith(f".{image}") for name in open_packed(Path(file)).members)
+    return [name for name in open_packed(Path(file)).members if name.lower().endswith(f".{image}")]
 
 
 def _files(path: str, data_dir: Path | None) -> list[str]:
@@ -190,6 +201,13 @@ def _files(path: str, data_dir: Path | None) -> list[str]:
                 f"{len(missing):,} of {len(patterns):,} shards are missing.",
                 f"The first is {missing[0]}.",
                 "Fetch them, or give a shorter range.",
+            )
+        odd = [file for file in found if not Path(file).is_file()]
+        if odd:
+            raise ToastError(
+                f"The shard {odd[0]} is no regular file.",
+                "Reading a folder, a pipe or a device may never come to an end.",
+                "Remove it.",
             )
         if found:
             return found

@@ -139,14 +139,23 @@ class Source:
     home: str = ""
 
 
+def require_images(data: DataSet, where: str) -> None:
+    """Check that a data set is made of images.
+
+    Raises:
+        UsageError: it is made of texts.
+    """
+    if not data.classes:
+        raise UsageError(f"{where} holds texts.", what_to_do="This is for images: 'toast data ls' tells which are.")
+
+
 def image_splits(data: DataSet, where: str) -> dict[str, ImageSplit]:
     """The splits of a data set that is made of images.
 
     Raises:
         UsageError: it is made of texts, or is streamed.
     """
-    if not data.classes:
-        raise UsageError(f"{where} holds texts.", what_to_do="This is for images: 'toast data ls' tells which are.")
+    require_images(data, where)
     if any(not hasattr(split, "names") for split in data.splits.values()):
         raise UsageError(
             f"{where} is read from front to end.",

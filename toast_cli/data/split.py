@@ -89,9 +89,13 @@ def split_hash(names: Sequence[str], labels: Sequence[int]) -> str:
 
 
 def hash_of(split: Split) -> str | None:
-    """The `split_hash` of any split whose samples have names; texts count as unlabelled."""
+    """The `split_hash` of any split whose samples have names, or a stream's own; texts count as unlabelled."""
     names = getattr(split, "names", None)
-    return None if names is None else split_hash(names, getattr(split, "labels", [0] * len(names)))
+    return (
+        getattr(split, "digest", None)
+        if names is None
+        else split_hash(names, getattr(split, "labels", [0] * len(names)))
+    )
 
 
 def divide(train: FileSplit, val: FileSplit | None, options: SplitOptions) -> tuple[dict[str, FileSplit], list[str]]:

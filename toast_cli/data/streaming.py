@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
 from itertools import islice
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
+from toast_cli.data.files import open_file
 from toast_cli.data.images import open_image
 from toast_cli.data.loading import Fetched, LabelledImages, collate, image_transform, mixed, quiet_worker
 from toast_cli.data.source import Sample
@@ -50,6 +52,8 @@ class Streamed:
             return BytesIO(self.content)
         if self.path is None:
             raise OSError(None, "The sample has no image.")
+        if "://" not in self.path:
+            return open_file(Path(self.path))
         import fsspec
 
         return fsspec.open(self.path, "rb").open()
@@ -103,17 +107,24 @@ class StreamedImages(IterableDataset[Any]):
         for row in rows:
             place = Place(self.split.name_of(row))
             try:
-                items.append(self.images.item(self._sample(row, place.name), place.number))
+                items.append(self.images.item(sample_of(self.split, row), place.number))
             except ToastError as error:
                 if not self.images.skip:
                     return error
                 skipped[place.name] = error.why or error.what
         return Fetched(items or [self.images.blank(0)], skipped)
 
-    def _sample(self, row: Mapping[str, Any], name: str) -> Sample:
-        label = self.split.label_of(row, name)
-        cell = row[self.split.image] or {}
-        return Sample(open_image(Streamed(name, cell.get("bytes"), cell.get("path"))), label, name)
+
+def sample_of(split: StreamSplit, row: Mapping[str, Any]) -> Sample:
+    """The image of a row, decoded, and its class.
+
+    Raises:
+        ToastError: it cannot be read, or has no class that is known.
+    """
+    name = split.name_of(row)
+    label = split.label_of(row, name)
+    cell = row[split.image] or {}
+    return Sample(open_image(Streamed(name, cell.get("bytes"), cell.get("path"))), label, name)
 
 
 class StreamLoader:

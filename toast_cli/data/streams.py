@@ -20,7 +20,8 @@ class StreamSplit:
 
     `table` is the library's stream, images undecoded; `image` and `label` are its columns (no label: all are of class
     0). `classes` are the names that a label may have, or may count from 0. `key` is the column that names a sample,
-    where there is one. `length` is how many there are, `where` what a message calls the stream.
+    where there is one. `length` is how many there are, `where` what a message calls the stream. `digest` is the
+    `split_hash` of what it is read from, None where nothing lists it.
     """
 
     table: Any
@@ -32,6 +33,7 @@ class StreamSplit:
     key: str | None = None
     shuffle_buffer: int = 1000
     has_masks: bool = False
+    digest: str | None = None
 
     def __len__(self) -> int:
         return self.length

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from toast_cli.data.class_map import class_file, in_order, learnable, require_same_classes
-from toast_cli.data.files import FileSplit
+from toast_cli.data.files import FileSplit, require_files
 from toast_cli.data.location import find_file
 from toast_cli.data.regions import Box
 from toast_cli.data.source import DataSet, Source
@@ -62,7 +62,8 @@ def open_table(options: Options, data_dir: Path | None) -> DataSet:
     texts = [str(_cell(file, number, row, options.label_column)) for number, row in enumerate(rows)]
     parts = [_part(file, number, row, options) for number, row in enumerate(rows)]
     boxes = tuple(_box(file, number, row, options) for number, row in enumerate(rows)) if boxed else None
-    _require_files(file, names)
+    places = [(f"{file.parent / name} (row {row})", file.parent / name) for row, name in enumerate(names, start=1)]
+    require_files(places, f"images of {file}", "Paths are below the table's own folder, or whole.")
 
     found: dict[str, set[str]] = {}
     for text, part in zip(texts, parts, strict=True):
@@ -149,17 +150,6 @@ def _box(file: Path, number: int, row: Mapping[str, Any], options: Options) -> B
         return Box(*numbers)
     except ValueError as error:
         raise _odd(file, number, str(error)) from None
-
-
-def _require_files(file: Path, names: list[str]) -> None:
-    """A missing image is said now, not in the middle of a training run."""
-    missing = [number for number, name in enumerate(names) if not (file.parent / name).is_file()]
-    if missing:
-        raise ToastError(
-            f"{len(missing):,} of {len(names):,} images of {file} are missing.",
-            f"The first is {file.parent / names[missing[0]]} (row {missing[0] + 1}).",
-            "Paths are below the table's own folder, or whole.",
-        )
 
 
 def _odd(file: Path, number: int, why: str) -> ToastError:

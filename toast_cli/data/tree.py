@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from toast_cli.data.formats import endings
 from toast_cli.errors import ToastError
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+class Found(NamedTuple):
+    """What lies anywhere below a folder, by path, in any order: images, other files, and links that lead to folders."""
+
+    images: Sequence[str]
+    others: Sequence[str] = ()
+    links: Sequence[str] = ()
 
 
 class Tree(Protocol):
@@ -29,8 +37,11 @@ class Tree(Protocol):
             ToastError: the folder cannot be read.
         """
 
-    def images(self, below: str = "") -> list[str]:
-        """Paths of all images anywhere below a folder, in any order."""
+    def files(self, below: str = "") -> list[str]:
+        """Paths of the files directly in a folder."""
+
+    def found(self, below: str = "") -> Found:
+        """Paths of all files anywhere below a folder."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +74,55 @@ class Disk:
                 f"{folder} cannot be read.", error.strerror or str(error), "Check its permissions."
             ) from error
 
-    def images(self, below: str = "") -> list[str]:
-        """Paths of all images anywhere below a folder."""
-        found = []
+    def files(self, below: str = "") -> list[str]:
+        """Paths of the files directly in a folder."""
+        names = sorted(entry.name for entry in (self.root / below).iterdir() if not entry.is_dir())
+        return [f"{below}/{name}" if below else name for name in names if not name.startswith(".")]
+
+    def found(self, below: str = "") -> Found:
+        """Paths of all files anywhere below a folder; what a link to a folder leads to is left out."""
+        images: list[str] = []
+        others: list[str] = []
+        links: list[str] = []
         for place, inner, files in os.walk(self.root / below):
+            folder = Path(place).relative_to(self.root)
             inner[:] = [name for name in inner if not name.startswith(".")]
-            found += [Path(place, name).relative_to(self.root).as_posix() for name in files if is_image(name)]
-        return found
+            links += [(folder / name).as_posix() for name in inner if Path(place, name).is_symlink()]
+            for name in files:
+                if not name.startswith("."):
+                    (images if is_image(name) else others).append((folder / name).as_posix())
+        return Found(images, others, links)
 
 
 def is_image(name: str) -> bool:
     """Whether a file's name is that of an image, and not of a hidden file."""
-    return Path(name).suffix.lower() in EXTENSIONS and not Path(name).name.startswith(".")
+    return Path(name).suffix.lower() in endings() and not Path(name).name.startswith(".")
 
 
 def images_below(folder: Path) -> list[Path]:
     """Images anywhere below a folder on disk."""
-    return [folder / name for name in Disk(folder).images()]
+    return [folder / name for name in Disk(folder).found().images]
+
+
+def left_out(place: str, found: Iterable[Found]) -> list[str]:
+    """The sentences about files that were met in folders and are not read."""
+    found = list(found)
+    others = sorted(name for each in found for name in each.others)
+    links = sorted(name for each in found for name in each.links)
+    notes = []
+    if others:
+        notes.append(f"{place}: not read, as their endings are none of images: {several(others)}")
+    if links:
+        notes.append(f"{place}: links to folders are not followed: {several(links)}")
+    return notes
+
+
+def several(names: Sequence[str], most: int = 5) -> str:
+    """How many files, and the first few of them, for a message."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{len(names):,} ({', '.join(map(readable, names[:most]))}{more})"
+
+
+def readable(name: str) -> str:
+    """A file's name for a message or a report: bytes that are no UTF-8 become question marks."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")

@@ -11,7 +11,7 @@ from toast_cli.data.files import FileSplit
 from toast_cli.data.folder import find_folder
 from toast_cli.data.source import DataSet, Source
 from toast_cli.data.split import SplitOptions, divide
-from toast_cli.data.tree import Disk
+from toast_cli.data.tree import Disk, left_out
 from toast_cli.errors import ToastError
 
 CLASSES = ("an image",)
@@ -34,11 +34,13 @@ def open_images(options: Options, data_dir: Path | None) -> DataSet:
         ToastError: no such folder, or no image below it.
     """
     root = find_folder(options.path, data_dir)
-    names = sorted(Disk(root).images())
+    found = Disk(root).found()
+    names = sorted(found.images)
     if not names:
         raise ToastError(f"There is no image below {root}.")
     made, notes = divide(FileSplit(root, tuple(names), (0,) * len(names)), None, options)
-    return DataSet(CLASSES, made, ("Images without labels, for pretuning.target=first-pass.", *notes))
+    said = ("Images without labels, for pretuning.target=first-pass.", *left_out(str(root), [found]))
+    return DataSet(CLASSES, made, (*said, *notes))
 
 
 SOURCE = Source(Options, open_images, "every image below a folder, without labels: images:PATH")

@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from toast_cli.data.files import require_files
 from toast_cli.data.location import data_folder
-from toast_cli.data.pairs import PairOptions, PairSplit, data_set, divided
+from toast_cli.data.pairs import PairOptions, PairSplit, of_official
 from toast_cli.data.source import DataSet, Source
 from toast_cli.errors import ToastError
 
@@ -67,15 +68,9 @@ def open_voc(options: Options, data_dir: Path | None) -> DataSet:
             "A model must not be tested on what it was trained on.",
             "Take the augmented list without the official validation images (trainaug, not trainvalaug).",
         )
-    notes = ["test: VOC's official validation list, whose labels are public"]
-    wanted = (OFFICIAL_AUGMENTED if options.augmented else OFFICIAL[0], OFFICIAL[1])
-    if (len(train), len(test)) != wanted:
-        notes.append(
-            f"This copy holds {len(train):,} training and {len(test):,} validation images; "
-            f"the published lists have {wanted[0]:,} and {wanted[1]:,}."
-        )
-    splits, note = divided(train, options)
-    return data_set(CLASSES, {**splits, "test": test}, [*notes, note])
+    published = (OFFICIAL_AUGMENTED if options.augmented else OFFICIAL[0], OFFICIAL[1])
+    note = "test: VOC's official validation list, whose labels are public"
+    return of_official(CLASSES, train, test, published, options, note)
 
 
 SOURCE = Source(
@@ -107,11 +102,8 @@ def _split(root: Path, listed: Path, maps: str) -> PairSplit:
         raise ToastError(f"{listed} cannot be read.", str(error), "Unpack the archive anew.") from error
     ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
     pairs = tuple((root / "JPEGImages" / f"{name}.jpg", root / maps / f"{name}.png") for name in ids)
-    missing = [path for pair in pairs for path in pair if not path.is_file()]
-    if missing or not pairs:
-        raise ToastError(
-            f"{len(missing):,} files that {listed} names are missing." if pairs else f"{listed} names no image.",
-            f"The first is {missing[0]}." if pairs else "",
-            "Unpack the archive anew.",
-        )
+    if not pairs:
+        raise ToastError(f"{listed} names no image.", what_to_do="Unpack the archive anew.")
+    files = [(str(path), path) for pair in pairs for path in pair]
+    require_files(files, f"files that {listed} names", "Unpack the archive anew.")
     return PairSplit(pairs, len(CLASSES))

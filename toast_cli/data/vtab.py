@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from toast_cli.data.files import FileSplit
+from toast_cli.data.files import FileSplit, require_files
 from toast_cli.data.location import data_folder
 from toast_cli.data.source import DataSet, Source
 from toast_cli.data.split import listed, split_hash
@@ -90,6 +90,8 @@ def open_vtab(options: Options, data_dir: Path | None) -> DataSet:
     else:
         lists = {"train": "train800val200", "test": "test"}
     splits = {part: _split(root, name, task.classes) for part, name in lists.items()}
+    images = [root / name for split in splits.values() for name in split.names]
+    require_files([(str(file), file) for file in images], f"images of {root}", "Fetch the task anew.")
     _require_apart(root, splits)
     notes = [f"VTAB-1k, {options.path}: {task.group}, {task.classes} classes, judged by top-1 {task.metric}"]
     for part, name in lists.items():
@@ -145,13 +147,8 @@ def _split(root: Path, name: str, classes: int) -> FileSplit:
         raise ToastError(
             f"{file}, line {number}: {why}; found '{line}'.", what_to_do="Fetch the list anew, or mend it."
         )
-    missing = [path for path in names if not (root / path).is_file()]
-    if missing or not names:
-        raise ToastError(
-            f"{len(missing):,} of {len(names):,} images of {file} are missing." if names else f"{file} names no image.",
-            f"The first is {root / missing[0]}." if missing else "",
-            "Fetch the task anew.",
-        )
+    if not names:
+        raise ToastError(f"{file} names no image.", what_to_do="Fetch the task anew.")
     return FileSplit(root, tuple(names), tuple(labels))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tarfile
+import time
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -69,8 +70,42 @@ def test_a_zip_whose_paths_have_backslashes_has_folders(tmp_path: Path) -> None:
 
 def test_links_in_a_tar_are_not_followed_and_said(tmp_path: Path) -> None:
     data = opened(tarred(tmp_path / "a.tar", CLASSES, link="a/link.png"))
-    assert "links to images are not followed (1)" in data.notes[0]
+    assert data.notes[0].endswith("a.tar: links are not followed: 1 (a/link.png)")
     assert sum(map(len, data.splits.values())) == 8
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_what_else_is_in_an_archive_is_said(tmp_path: Path, pack: object) -> None:
+    extra = {"top/a/photo.heic": b"x", "top/a/noending": b"x", "top/list.txt": b"x"}
+    file = pack(tmp_path / "it", {**{f"top/{name}": content for name, content in CLASSES.items()}, **extra})  # type: ignore[operator]
+    assert opened(file).notes[:2] == (
+        f"{file}/top: not read, as their endings are none of images: 2 (top/a/noending, top/a/photo.heic)",
+        f"{file}: not read, as they are in no class folder: 1 (top/list.txt)",
+    )
+
+
+def test_a_member_that_is_packed_twice_is_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, content in [*CLASSES.items(), ("b/3.png", png(200))]:
+            archive.writestr(name, content)
+    data = opened(tmp_path / "a.zip", val_fraction=0, test_fraction=0)
+    assert data.notes[0].endswith("a.zip: packed more than once, of which the last is read: 1 (b/3.png)")
+    assert int(np.asarray(data.splits["train"].load(7).image).max()) == 200
+
+
+def test_a_folder_holds_what_is_below_it_and_not_what_only_begins_alike() -> None:
+    names = ["a/0.png", "a/b/1.png", "a-b/2.png", "a0/3.png", "a.b/4.png", "aa/5.png", "6.png"]
+    archive = packed.Packed(Path("it.zip"), dict.fromkeys(names), frozenset(), others=("a/x", "ab/x"))
+    assert archive.found("a") == (["a/0.png", "a/b/1.png"], ["a/x"], ())
+    assert sorted(archive.found().images) == sorted(names)
+
+
+def test_a_thousand_classes_are_found_among_very_many_images_at_once() -> None:
+    names = [f"{label:03d}/{number}.png" for label in range(1000) for number in range(300)]
+    archive = packed.Packed(Path("it.zip"), dict.fromkeys(names), frozenset())
+    start = time.process_time()
+    assert sum(len(archive.found(f"{label:03d}").images) for label in range(1000)) == len(names)
+    assert time.process_time() - start < 5  # well under one; looking through all of them for each class takes a minute
 
 
 def test_threads_may_read_at_once(tmp_path: Path) -> None:

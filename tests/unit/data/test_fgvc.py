@@ -13,6 +13,7 @@ from scipy.io import savemat
 
 from tests.layouts import BOX, LAYOUTS, SIZE, json_lists
 from toast_cli import registry
+from toast_cli.data import cars, cub, dogs, fgvc, flowers, nabirds
 from toast_cli.data.dogs import read_boxes
 from toast_cli.data.files import FileSplit
 from toast_cli.data.regions import Boxes, Picture
@@ -20,7 +21,8 @@ from toast_cli.data.source import DataSet, image_splits
 from toast_cli.errors import ToastError
 from toast_cli.recipe.loading import build_dataset
 
-SETS = ("cub", "nabirds", "flowers", "dogs", "cars")
+SOURCES = {"cub": cub, "nabirds": nabirds, "flowers": flowers, "dogs": dogs, "cars": cars}
+SETS = tuple(SOURCES)
 IN_BOX = np.zeros((SIZE[1], SIZE[0]), dtype=bool)
 IN_BOX[BOX[1] : BOX[1] + BOX[3], BOX[0] : BOX[0] + BOX[2]] = True
 
@@ -59,6 +61,47 @@ def test_each_set_keeps_its_official_test_images_and_says_that_this_copy_is_smal
     assert data.notes[0].startswith("This copy holds ")
     held_out = any("held out per class" in note and "seed 0, split " in note for note in data.notes)
     assert held_out is (name != "flowers")
+
+
+COUNTS = {
+    "cub": (200, (5994, 0, 5794), (5394, 600, 5794)),
+    "nabirds": (555, (23929, 0, 24633), (21536, 2393, 24633)),
+    "flowers": (102, (1020, 1020, 6149), (1020, 1020, 6149)),
+    "dogs": (120, (12000, 0, 8580), (10800, 1200, 8580)),
+    "cars": (196, (8144, 0, 8041), (7329, 815, 8041)),
+}
+"""As published: classes; training, validation and test images of the official lists, and of the JSON files."""
+
+
+@pytest.mark.parametrize("lists", ["official", "json"])
+@pytest.mark.parametrize("name", SETS)
+def test_a_copy_of_the_published_size_is_silent_and_one_image_or_class_less_is_said(
+    name: str, lists: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fgvc, "_require_files", lambda *_: None)  # none of these images exists
+    published = next(each for each in vars(SOURCES[name]).values() if isinstance(each, fgvc.Published))
+    classes, official, others = COUNTS[name]
+    sizes = dict(zip(("train", "val", "test"), official if lists == "official" else others, strict=True))
+
+    def said(sizes: dict[str, int], classes: int) -> list[str]:
+        named = {
+            part: {f"{published.inner}{part}/{n}.jpg": n % classes for n in range(size)} for part, size in sizes.items()
+        }
+        splits = {part: FileSplit(tmp_path, tuple(each), tuple(each.values())) for part, each in named.items() if each}
+        own = fgvc.Annotated(tuple(map(str, range(classes))), splits)
+        (tmp_path / published.marker).parent.mkdir(exist_ok=True)
+        (tmp_path / published.marker).touch()
+        json_lists(tmp_path, named)
+        data = fgvc.open_published(published, build_dataset(name, {"lists": lists}), tmp_path, lambda *_: own)
+        return [note for note in data.notes if note.startswith("This copy holds")]
+
+    assert said(sizes, classes) == []
+    for part in (part for part, size in sizes.items() if size):
+        (note,) = said({**sizes, part: sizes[part] - 1}, classes)
+        assert f"{sizes[part] - 1:,} " in note
+        assert all(f"{size:,}" in note.partition("; the published ")[2] for size in sizes.values() if size)
+    (note,) = said(sizes, classes - 1)
+    assert f"images of {classes - 1} classes" in note and note.endswith(f"of {classes}.")
 
 
 @pytest.mark.parametrize("name", ["nabirds", "dogs", "cars"])
@@ -152,6 +195,28 @@ class TestJsonLists:
         assert not data.splits["train"].has_masks
         assert any("called by the numbers" in note for note in data.notes)
         assert image_splits(data, name)["test"].load(0).image.size == SIZE
+
+    @pytest.mark.parametrize(
+        ("name", "file"),
+        [
+            ("cars", "cars_test_annos_withlabels.mat"),
+            ("cars", "devkit/cars_train_annos.mat"),
+            ("dogs", "test_list.mat"),
+            ("flowers", "setid.mat"),
+            ("cub", "bounding_boxes.txt"),
+        ],
+    )
+    def test_they_do_without_what_is_missing_of_the_sets_own_annotations(
+        self, name: str, file: str, tmp_path: Path
+    ) -> None:
+        root = self.lists(name, tmp_path)
+        (root / file).unlink()
+        data = opened(name, tmp_path, lists="json")
+        assert len(data.splits["test"]) > 0 and not data.splits["test"].has_masks
+        assert any("own annotations are not used" in note and Path(file).name in note for note in data.notes)
+        with pytest.raises(ToastError, match=Path(file).name) as refused:
+            opened(name, tmp_path)
+        assert "dataset.lists=json" in refused.value.what_to_do
 
     def test_flowers_may_be_named_without_their_folder(self, tmp_path: Path) -> None:
         root = self.lists("flowers", tmp_path)

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from PIL import Image, features
 
 from toast_cli.data.folder import SOURCE, Options, open_folder
+from toast_cli.data.formats import endings
 from toast_cli.data.source import DataSet
 from toast_cli.data.split import split_hash
-from toast_cli.data.tree import EXTENSIONS
 from toast_cli.errors import ToastError
 
 MakeFolder = Callable[[Mapping[str, int]], Path]
@@ -101,17 +102,63 @@ def test_images_are_found_in_folders_inside_a_class_and_hidden_ones_are_not(make
     assert data.splits["train"].names == ("a/one/deeper/0.png", "a/one/deeper/1.png", "b/0.png", "b/1.png")
 
 
-@pytest.mark.parametrize("extension", sorted(EXTENSIONS))
-def test_every_usual_extension_counts_in_either_case(make_folder: MakeFolder, extension: str) -> None:
+def test_every_ending_that_pillow_reads_counts_in_either_case(make_folder: MakeFolder) -> None:
     root = make_folder({"train/a": 1, "train/b": 1, "val/a": 1})
-    (root / "train/a" / f"photo{extension.upper()}").touch()
-    assert f"train/a/photo{extension.upper()}" in opened(root).splits["train"].names
+    usual = {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+    can = {ending for ending, codec in ((".jp2", "jpg_2000"), (".avif", "avif")) if features.check(codec)}
+    assert usual | can <= endings() and not endings() & {"", ".heic", ".eps", ".h5", ".txt"}
+    for ending in endings():
+        (root / f"train/a/photo{ending.upper()}").touch()
+    data = opened(root)
+    assert len(data.splits["train"]) == 2 + len(endings())
+    assert data.notes == (f"test: {root} has no test split, so none is reported",)
 
 
-def test_a_link_that_loops_is_not_followed(make_folder: MakeFolder) -> None:
-    root = make_folder({"train/a": 2, "train/b": 2, "val/a": 1})
+@pytest.mark.parametrize("ending", [".jfif", ".jpe", ".jp2", ".avif"])
+def test_what_has_such_an_ending_is_decoded(make_folder: MakeFolder, ending: str) -> None:
+    if ending not in endings():
+        pytest.skip("this Pillow has no codec for it")
+    root = make_folder({"train/a": 1, "train/b": 1, "val/a": 1})
+    Image.new("RGB", (16, 8), "red").save(root / f"train/a/a{ending}")
+    assert opened(root).splits["train"].load(1).image.size == (16, 8)
+
+
+def test_what_is_not_read_is_said_with_its_name(make_folder: MakeFolder) -> None:
+    root = make_folder({"train/a": 2, "train/b": 2, "val/a": 1, "test/a": 1})
+    for name in ("train/a/photo.heic", "val/a/without an ending", "train/b/.hidden"):
+        (root / name).touch()
+    (root / "train/lost.png").touch()
+    assert opened(root).notes == (
+        f"{root}: not read, as their endings are none of images: 2 (train/a/photo.heic, val/a/without an ending)",
+        f"{root}: not read, as they are in no class folder: 1 (train/lost.png)",
+    )
+    for number in range(9):
+        (root / f"test/a/{number}.txt").touch()
+    assert (
+        "11 (test/a/0.txt, test/a/1.txt, test/a/2.txt, test/a/3.txt, test/a/4.txt and 6 more)" in opened(root).notes[0]
+    )
+
+
+def test_a_link_to_a_folder_inside_a_class_is_not_followed_and_said(make_folder: MakeFolder) -> None:
+    root = make_folder({"train/a": 2, "train/b": 2, "val/a": 1, "test/a": 1})
     (root / "train/a/again").symlink_to(root / "train", target_is_directory=True)
-    assert len(opened(root).splits["train"]) == 4
+    data = opened(root)
+    assert len(data.splits["train"]) == 4
+    assert data.notes == (f"{root}: links to folders are not followed: 1 (train/a/again)",)
+
+
+def test_unlabelled_images_leave_nothing_out_silently_either(make_folder: MakeFolder) -> None:
+    from toast_cli.data.unlabelled import Options as Unlabelled
+    from toast_cli.data.unlabelled import open_images
+
+    root = make_folder({"a": 4})
+    (root / "b.heic").touch()
+    (root / "link").symlink_to(root / "a", target_is_directory=True)
+    notes = open_images(Unlabelled(path=str(root)), None).notes
+    assert notes[1:3] == (
+        f"{root}: not read, as their endings are none of images: 1 (b.heic)",
+        f"{root}: links to folders are not followed: 1 (link)",
+    )
 
 
 @pytest.mark.parametrize("target", [".", ".."])

@@ -13,7 +13,7 @@ from toast_cli.data.ade20k import Options as Ade
 from toast_cli.data.ade20k import open_ade20k
 from toast_cli.data.checking import check
 from toast_cli.data.masks import Options, open_masks
-from toast_cli.data.source import DataSet, image_splits
+from toast_cli.data.source import DataSet
 from toast_cli.data.voc import CLASSES as VOC_CLASSES
 from toast_cli.data.voc import Options as Voc
 from toast_cli.data.voc import open_voc
@@ -119,7 +119,7 @@ def test_checking_counts_an_image_for_every_class_in_it_and_names_those_without_
     save_map(root / "masks/train/0.png", 255)
     save_map(root / "masks/train/1.png", [1] * 6 + [2] * 6)
     data = opened(root, val_fraction=0)
-    report = check(data, image_splits(data, "masks"), lambda items, *_: items)
+    report = check(data, lambda items, *_: items)
     found = report["splits"]["train"]
     assert found["images_per_class"] == {"least": 0, "median": 1, "most": 2} and found["unlabelled"] == 1
     assert found["empty_classes"] == ["ground"]
@@ -253,7 +253,7 @@ def test_voc_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ToastError, match="no augmented list"):
         open_voc(Voc(augmented=True), root)
     (root / "VOCdevkit/VOC2012/SegmentationClass/t1.png").unlink()
-    with pytest.raises(ToastError, match=r"1 files that .*train\.txt names are missing"):
+    with pytest.raises(ToastError, match=r"1 of 4 files that .*train\.txt names are missing"):
         open_voc(Voc(), root)
 
 

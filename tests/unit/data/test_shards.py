@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from toast_cli import registry
 from toast_cli.backbone import Preprocessing
 from toast_cli.data import streaming
 from toast_cli.data.source import Asked, DataSet, image_splits
+from toast_cli.data.split import hash_of
 from toast_cli.data.streaming import Place
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.labels import IGNORED
@@ -174,6 +176,16 @@ def test_a_folder_of_shards_and_separate_validation_are_found(tmp_path: Path) ->
     assert {part: len(split) for part, split in data.splits.items()} == {"train": 24, "val": 1}
 
 
+def test_the_hash_of_a_split_is_of_its_images_or_of_its_shards_where_nobody_counted_them(tmp_path: Path) -> None:
+    first = hash_of(opened(tmp_path).splits["train"])
+    assert first and first == hash_of(opened(tmp_path).splits["train"])
+    said = hash_of(opened(tmp_path, samples=24).splits["train"])
+    assert said and said != first
+    tarred(tmp_path / "shards/train-0000.tar", {"x.jpg": encoded(1), "x.cls": b"1"})
+    assert hash_of(opened(tmp_path, "shards:shards").splits["train"]) != first
+    assert hash_of(opened(tmp_path, "shards:shards", samples=24).splits["train"]) == said
+
+
 def test_samples_without_labels_are_for_pre_tuning(tmp_path: Path) -> None:
     data = opened(tmp_path, label_column=None, classes=None)
     assert data.classes == ("an image",)
@@ -232,6 +244,12 @@ class TestQuestions:
         with pytest.raises(ToastError, match="1 of 4 shards are missing") as refused:
             opened(tmp_path, "shards:shards/train-{0000..0003}.tar")
         assert "train-0002.tar" in refused.value.why
+
+    def test_a_pipe_among_the_shards_is_refused_and_not_waited_for(self, tmp_path: Path) -> None:
+        shards(tmp_path, SHARDS, EACH)
+        os.mkfifo(tmp_path / "shards/train-0009.tar")
+        with pytest.raises(ToastError, match=r"train-0009\.tar is no regular file"):
+            opened(tmp_path, "shards:shards", samples=24)
 
     def test_another_ending_of_labels_is_told_which_there_are(self, tmp_path: Path) -> None:
         with pytest.raises(ToastError, match=r"no '\.label' files") as refused:

@@ -1,0 +1,77 @@
+"""Near-duplicates: none missed, many at once, and nothing said of images that show nothing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toast_cli.data.files import FileSplit
+from toast_cli.data.seen import Seen, look_at
+from toast_cli.data.twins import NEAR, nearly_same
+
+
+def seen(looks: list[int | None]) -> list[Seen]:
+    return [Seen(str(number), 0, look=look) for number, look in enumerate(looks)]
+
+
+def turned(look: int, bits: list[int]) -> int:
+    for bit in bits:
+        look ^= 1 << bit
+    return look
+
+
+def test_the_nearest_is_found_whichever_bits_differ_and_no_pair_beyond_the_bound() -> None:
+    rng = np.random.default_rng(0)
+    train = [int(value) for value in rng.integers(0, 2**64, 300, dtype=np.uint64)]
+    bits = [rng.choice(64, size=number % 8, replace=False).tolist() for number in range(300)]
+    test = [turned(look, each) for look, each in zip(train, bits, strict=True)]
+    found = {
+        twins.second[1]: twins for twins in nearly_same({"train": seen(list(train)), "test": seen(list(test))}, set())
+    }
+    expected = {}
+    for number, look in enumerate(test):
+        distance, place = min(((look ^ other).bit_count(), place) for place, other in enumerate(train))
+        if distance <= NEAR:
+            expected[number] = (distance, place)
+    assert {number: (twins.distance, twins.first[1]) for number, twins in found.items()} == expected
+    assert {distance for distance, _ in expected.values()} == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("bits", [[0, 1, 2, 3], [20, 21, 41, 42], [60, 61, 62, 63], [0, 21, 42, 63], [0, 1, 21, 22]])
+def test_four_bits_may_lie_anywhere(bits: list[int]) -> None:
+    assert len(nearly_same({"train": seen([0]), "test": seen([turned(0, bits)])}, set())) == 1
+
+
+def test_a_hundred_thousand_images_are_compared_in_seconds_alike_or_not() -> None:
+    rng = np.random.default_rng(1)
+    looks = [int(value) for value in rng.integers(0, 2**64, 100_000, dtype=np.uint64)]
+    alike = [int(value) for value in rng.integers(0, 2**9, 20_000, dtype=np.uint64)]  # all in the same stretches
+    start = time.process_time()
+    found = nearly_same({"train": seen([*looks[:50_000], *alike]), "test": seen([*looks[50_000:], *alike])}, set())
+    assert time.process_time() - start < 20  # about 2; comparing all with all takes hours
+    assert len(found) == 20_000
+
+
+def test_each_split_is_held_against_all_before_it_and_known_copies_are_left_out() -> None:
+    parts = {"train": seen([7]), "val": seen([7, 7 ^ 1]), "test": seen([7 ^ 1, 2**64 - 1])}
+    found = nearly_same(parts, {("val", 0)})
+    assert [(twins.first, twins.second) for twins in found] == [(("train", 0), ("val", 1)), (("val", 1), ("test", 0))]
+
+
+def test_images_that_show_nothing_have_no_look_and_others_have(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    drawn = {
+        "white.png": Image.new("RGB", (40, 30), "white"),
+        "grey.png": Image.new("RGB", (64, 64), (90, 90, 90)),
+        "noise of one level.png": Image.fromarray(rng.integers(127, 129, (40, 40, 3), dtype=np.uint8)),
+        "photograph.png": Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((40, 40)),
+    }
+    for name, image in drawn.items():
+        image.save(tmp_path / name)
+    looks = [image.look for image in look_at(FileSplit(tmp_path, tuple(drawn), (0,) * 4))]
+    assert looks[:3] == [None] * 3 and looks[3] is not None
+    assert nearly_same({"train": seen(looks), "test": seen(looks[:3])}, set()) == []
