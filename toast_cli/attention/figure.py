@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
+from toast_cli.attention.scales import Scale
 from toast_cli.data.transforms import Window
 from toast_cli.storage.atomic import written_whole
 
@@ -31,16 +32,6 @@ PIXELS = 640
 """Longest side of an image in a figure; larger ones are shown smaller."""
 MOST_NAMES = 8
 """Classes that a panel's legend has room for, those that cover most first."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What colours mean: the panels of one scale have the same numbers in the same colours, and one bar."""
-
-    label: str
-    colours: str
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -92,13 +83,19 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     for scale, group in itertools.groupby(range(columns), key=lambda column: rows[0].panels[column].scale):
         if scale is not None:
             below = list(group)
-            place = figure.add_subplot(grid[-1, below[0] : below[-1] + 1])
-            colour = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
-            bar = figure.colorbar(colour, cax=place, orientation="horizontal")
-            bar.ax.tick_params(labelsize=7)
-            bar.set_label(scale.label, fontsize=7)
+            draw_bar(figure, figure.add_subplot(grid[-1, below[0] : below[-1] + 1]), scale, 7, len(below))
     figure.suptitle(title, fontsize=9, x=0.01, ha="left", parse_math=False)
     return figure
+
+
+def draw_bar(figure: Figure, place: Axes, scale: Scale, size: float, panels: int = 1) -> None:
+    """What the colours of so many panels mean, with numbers; `size` is that of the letters."""
+    colour = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
+    bar = figure.colorbar(colour, cax=place, orientation="horizontal")
+    places, words = zip(*scale.ticks(), strict=True)
+    bar.set_ticks(list(places), labels=list(words))
+    bar.ax.tick_params(labelsize=size)
+    bar.set_label("\n".join(wrap(scale.label, int(19 * WIDTH * panels))), fontsize=size)
 
 
 def draw_panel(axis: Axes, row: Row, panel: Panel, small: Image.Image) -> None:

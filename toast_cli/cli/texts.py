@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,21 @@ from rich.text import Text
 
 from toast_cli.attention.page import render
 from toast_cli.attention.pictures import described_maps, told
+from toast_cli.attention.scales import Scale
 from toast_cli.attention.seeing import Viewer
-from toast_cli.attention.texts import MEANING, TextView, colours, ink, most, see_text
+from toast_cli.attention.texts import MEANING, TextView, ink, most, scales, see_text
 from toast_cli.cli.console import out, print_json, say
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
+
+STEPS = 8
+"""Colours between two numbers of a legend."""
 
 
 def show_text(viewers: list[Viewer], prompt: str, template: str | None, folder: Path, as_json: bool) -> None:
     """Show what each viewer sees in a text, and leave `prompt.html`, the numbers and how they were made in a folder."""
     views = [see_text(viewer, prompt, template) for viewer in viewers]
-    write_text(
-        folder / "prompt.html", render("text.html", title="Where it looks", views=[_page(view) for view in views])
-    )
+    meaning = scales(views)
+    write_text(folder / "prompt.html", page_of(views))
     single = len(views) == 1
     write_tensors(
         folder / "prompt.safetensors",
@@ -40,22 +44,47 @@ def show_text(viewers: list[Viewer], prompt: str, template: str | None, folder: 
         say(f"{view.viewer.name}: {described_maps(view.viewer, 'attention')}. {_next(view)}")
         for name in view.maps:
             say(f"\n{MEANING[name]}")
-            out.print(coloured(view, name), soft_wrap=True)
+            out.print(coloured(view, name, meaning[name]), soft_wrap=True)
+            out.print(legend(meaning[name]), soft_wrap=True)
             say(f"  {_alt(view, name)}")
     say(f"\nPage: {folder / 'prompt.html'}")
 
 
-def coloured(view: TextView, name: str) -> Text:
+def page_of(views: Sequence[TextView]) -> str:
+    """All views as one page."""
+    meaning = scales(views)
+    return render("text.html", title="Where it looks", views=[_page(view, meaning) for view in views])
+
+
+def coloured(view: TextView, name: str, scale: Scale) -> Text:
     """The text on the colours of one of its maps."""
     text = Text()
-    for token, colour in zip(view.tokens, colours(name, view.maps[name]), strict=True):
+    for token, colour in zip(view.tokens, scale.hex(view.maps[name].numpy()), strict=True):
         text.append(token, style=f"{ink(colour)} on {colour}")
     return text
 
 
+def legend(scale: Scale) -> Text:
+    """What the colours mean, in one line: numbers on their own colours, and those between."""
+    text = Text(f"  {scale.label}: ")
+    (low, least), (middle, between), (high, greatest) = scale.ticks(_percent)
+    for first, word, last in ((low, least, middle), (middle, between, high), (high, greatest, None)):
+        shown = [(f" {word} ", first)]
+        if last is not None:
+            shown += [(" ", first + (last - first) * part / STEPS) for part in range(1, STEPS)]
+        for (letters, _), colour in zip(shown, scale.hex([value for _, value in shown]), strict=True):
+            text.append(letters, style=f"{ink(colour)} on {colour}")
+    return text
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g}%"
+
+
 def _alt(view: TextView, name: str) -> str:
     """A map in words, for whoever sees no colours."""
-    return "Most: " + ", ".join(f"{token.strip() or repr(token)} {value:.1%}" for token, value in most(view, name))
+    largest = (f"{token.strip() or repr(token)} {_percent(value)}" for token, value in most(view, name))
+    return f"Most: {', '.join(largest)}"
 
 
 def _next(view: TextView) -> str:
@@ -65,22 +94,33 @@ def _next(view: TextView) -> str:
     return f"{first} in pass one, {view.last.label!r} ({view.last.probability:.1%}) in pass two."
 
 
-def _page(view: TextView) -> dict[str, Any]:
+def _page(view: TextView, meaning: dict[str, Scale]) -> dict[str, Any]:
     maps = []
     for name, values in view.maps.items():
         tokens = [
             {
                 "text": token,
                 "name": token.strip() or repr(token),
-                "value": f"{value:.1%}",
+                "value": _percent(value),
                 "colour": colour,
                 "ink": ink(colour),
             }
-            for token, value, colour in zip(view.tokens, values.tolist(), colours(name, values), strict=True)
+            for token, value, colour in zip(
+                view.tokens, values.tolist(), meaning[name].hex(values.numpy()), strict=True
+            )
         ]
-        maps.append({"meaning": MEANING[name], "tokens": tokens, "alt": _alt(view, name)})
+        maps.append(
+            {"meaning": MEANING[name], "tokens": tokens, "alt": _alt(view, name), "legend": _legend(meaning[name])}
+        )
     described = described_maps(view.viewer, "attention")
     return {"name": view.viewer.name, "described": described, "next": _next(view), "maps": maps}
+
+
+def _legend(scale: Scale) -> dict[str, Any]:
+    """A scale as a page has it: colours from one end to the other, and the numbers at the ends and in the middle."""
+    words = [word for _, word in scale.ticks(_percent)]
+    shown = scale.hex([scale.low + (scale.high - scale.low) * part / STEPS for part in range(STEPS + 1)])
+    return {"label": scale.label, "words": words, "colours": ",".join(shown)}
 
 
 def _record(view: TextView) -> dict[str, Any]:
