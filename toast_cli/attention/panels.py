@@ -11,6 +11,7 @@ from toast_cli.attention.figure import Panel, Row
 from toast_cli.attention.scales import Scale, around_zero, rising
 from toast_cli.attention.seeing import Verdict, View
 from toast_cli.data.source import Sample
+from toast_cli.data.transforms import Window
 
 GRAD_CAM = Scale("Grad-CAM, share of its largest", "magma", 0.0, 1.0)
 LONGEST = 30
@@ -32,7 +33,8 @@ def passes_row(sample: Sample, view: View) -> Row:
         )
         scale = around_zero(f"{kind}, pass two less pass one, points", "RdBu_r", [maps["difference"]])
         panels.append(Panel("difference", window, maps["difference"], scale))
-    panels += [Panel(name, window, segments=found) for name, found in view.segments.items()]
+    whole = Window(0, 0, sample.image.width, sample.image.height)
+    panels += [Panel(name, whole, segments=found) for name, found in view.segments.items()]
     for name, word in (("grad_cam_one", "Grad-CAM, pass one"), ("grad_cam_two", "Grad-CAM, pass two")):
         if name in maps:
             panels.append(Panel(word, window, maps[name], GRAD_CAM))

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 
 from toast_cli.attention.energy import EnergyRecorder, recorder_for
 from toast_cli.attention.figure import Segments
 from toast_cli.attention.grad_cam import grad_cam
+from toast_cli.attention.labelling import label_pixels
 from toast_cli.attention.maps import Head, Look, Recorder, first_pooled
 from toast_cli.attention.measures import share_inside
 from toast_cli.data.images import open_image
@@ -61,8 +61,8 @@ class View:
 
     `maps` are `[rows, columns]` each, over `window` of the image: `pass_one`, `similarity`, `pass_two`, `difference`
     (pass two less pass one), `grad_cam_one`, `grad_cam_two`, as far as there are any. `first` and `last` are what the
-    passes say, None of a plain backbone; of a model that labels pixels, `segments` say it. `shares` are those of every
-    map that lie inside the object, where there is a mask.
+    passes say, None of a plain backbone; of a model that labels pixels, `segments` say it, over the whole image.
+    `shares` are those of every map that lie inside the object, where there is a mask.
     """
 
     viewer: Viewer
@@ -143,11 +143,10 @@ def said(
     if viewer.classes is None:
         return None, None, {}
     if viewer.model.objective.dense:
-        found = {"predicted": Segments(look.logits[0].argmax(0).cpu().numpy(), viewer.classes)}
+        predicted = label_pixels(viewer.model, viewer.images, sample.image)
+        found = {"predicted": Segments(predicted.numpy(), viewer.classes)}
         if sample.classes is not None:
-            whole = tv_tensors.Mask(torch.from_numpy(sample.classes))
-            _, labelled = viewer.transform.steps(sample.image, whole)
-            found["labelled"] = Segments(labelled.numpy(), viewer.classes)
+            found["labelled"] = Segments(sample.classes, viewer.classes)
         return None, None, found
     last = verdict(look.logits, viewer.classes)
     if look.last is None:

@@ -75,9 +75,7 @@ class TestTexts:
         assert scales([VIEW, strong])["pass_one"].high > scales([VIEW])["pass_one"].high, "all views share it"
 
     def test_a_legend_says_in_numbers_what_the_colours_mean(self) -> None:
-        assert legend(scales([VIEW])["pass_two"]).plain.split() == ["attention", "of", "the", "last", "token:"] + [
-            "0%", "25%", "50%"
-        ]  # fmt: skip
+        assert legend(scales([VIEW])["pass_two"]).plain.split()[-4:] == ["token:", "0%", "25%", "50%"]
         assert legend(scales([VIEW])["difference"]).plain.split()[-3:] == ["-25%", "0%", "25%"]
 
     def test_a_page_looks_as_it_did_when_somebody_looked_at_it(self) -> None:
