@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from toast_cli.data.pair_loading import pixel_transform
 from toast_cli.model import Model
 from toast_cli.recipe.schema import ImageOptions
-from toast_cli.tasks.upernet import enlarged
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,4 +23,5 @@ def label_pixels(model: Model, images: ImageOptions, image: Image) -> Tensor:
     shown = pixel_transform(images, wishes, seen, train=False)(image).as_subclass(Tensor)[None]
     batch = {"image": shown.to(next(model.parameters()).device), "extent": torch.tensor([shown.shape[-2:]])}
     scores = model.objective.predict(model, batch).float()
-    return enlarged(scores, (image.height, image.width)).argmax(1)[0].cpu()
+    whole = F.interpolate(scores, size=(image.height, image.width), mode="bilinear", align_corners=False)
+    return whole.argmax(1)[0].cpu()

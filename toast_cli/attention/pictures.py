@@ -96,7 +96,7 @@ def captions(sample: Sample, view: View) -> list[str]:
         lines[0] += " · plain backbone, no run: one pass, nothing selected"
     lines += [f"{name}: {covering(found)}" for name, found in view.segments.items()]
     if view.shares:
-        words = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two"}
+        words = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", "even": "an even map"}
         inside = ", ".join(f"{words[name]} {share:.0%}" for name, share in view.shares.items())
         lines.append(f"{view.kind} on the outlined object: {inside}")
     return lines

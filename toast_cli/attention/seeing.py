@@ -62,7 +62,8 @@ class View:
     `maps` are `[rows, columns]` each, over `window` of the image: `pass_one`, `similarity`, `pass_two`, `difference`
     (pass two less pass one), `grad_cam_one`, `grad_cam_two`, as far as there are any. `first` and `last` are what the
     passes say, None of a plain backbone; of a model that labels pixels, `segments` say it, over the whole image.
-    `shares` are those of every map that lie inside the object, where there is a mask.
+    `shares` are those of every map that lie inside the object, where there is a mask; `even` is that of a map that is
+    the same everywhere.
     """
 
     viewer: Viewer
@@ -127,8 +128,9 @@ def see(viewer: Viewer, sample: Sample) -> View:
         shares = {
             name: float(share_inside(maps[name][None], mask[None])[0])
             for name in ("pass_one", "similarity", "pass_two")
-            if name in maps
+            if name in maps and bool(maps[name].any())
         }
+        shares["even"] = float(mask.float().mean())
     first, last, segments = said(viewer, look, images, sample)
     if viewer.with_grad_cam:
         maps |= {name: map[0] for name, map in grad_cam(model, images).items()}

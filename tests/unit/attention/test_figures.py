@@ -74,7 +74,8 @@ def test_the_share_on_the_object_is_what_the_pixels_of_the_original_image_add_up
         record = picture(viewer_of(model), sample, tmp_path, f"scene-{number}")
         maps, (view,) = load_file(record["maps"]), record["views"]
         window, mask = Window(**view["window"]), sample.mask
-        assert mask is not None and set(view["share_inside"]) == {"pass_one", "similarity", "pass_two"}
+        assert mask is not None and set(view["share_inside"]) == {"pass_one", "similarity", "pass_two", "even"}
+        assert view["share_inside"].pop("even") == pytest.approx(mask.mean(), abs=1e-6), "chance is the object's area"
         for name, share in view["share_inside"].items():
             rows, columns = maps[name].shape
             inside = 0.0
