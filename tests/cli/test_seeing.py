@@ -83,14 +83,34 @@ class TestFigures:
         assert said.code == 0, said.err
         records = json.loads(said.out)
         assert [view["name"] for view in records[1]["views"]] == ["steered", "linear"]
-        assert {record["figure"] for record in records} == {"seen/comparison.png"}
+        assert {record["figure"] for record in records} == {"seen/comparison-steered-linear.png"}
+        before = {file: file.read_bytes() for file in (here / "seen").iterdir()}
+        for more in (["--alpha", "0.5"], ["--alpha", "0.5", "--grad-cam"], ["--head", "max", "--layer", "1"]):
+            said = toast(
+                "visualize-attention",
+                "--run",
+                runs[0],
+                "--test-image",
+                "0",
+                "--test-image",
+                "1",
+                "--out",
+                "seen",
+                *more,
+            )
+            assert said.code == 0, said.err
+        assert all(file.read_bytes() == held for file, held in before.items()), "nothing is written over"
+        names = {file.stem for file in (here / "seen").iterdir() if file.suffix == ".json"}
+        assert names == {f"test-{number}-{what}" for number in (0, 1) for what in (
+            "comparison-steered-linear", "alpha0.5", "alpha0.5-grad-cam", "layer1-head-max",
+        )}  # fmt: skip
 
     def test_strength_zero_shows_the_plain_backbone_twice(self, runs: tuple[Path, Path], here: Path) -> None:
         shown = {}
         for alpha in ("0", "1"):
             arguments = ["--run", runs[0], "--test-image", "0", "--out", alpha, "--alpha", alpha]
             assert toast("visualize-attention", *arguments).code == 0
-            shown[alpha] = load_file(f"{alpha}/test-0.safetensors")
+            shown[alpha] = load_file(f"{alpha}/test-0{'-alpha0' if alpha == '0' else ''}.safetensors")
         assert torch.equal(shown["0"]["pass_one"], shown["0"]["pass_two"])
         assert not torch.allclose(shown["1"]["pass_one"], shown["1"]["pass_two"], atol=1e-3)
         toast("visualize-attention", "--run", runs[1], "--test-image", "0", "--alpha", "1").fails(2, "has none")

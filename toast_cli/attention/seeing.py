@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toast_cli.attention.checking import Checks
 from toast_cli.attention.energy import EnergyRecorder, recorder_for
 from toast_cli.attention.figure import Segments
 from toast_cli.attention.grad_cam import grad_cam
@@ -21,7 +22,7 @@ from toast_cli.data.source import DataSet, ImageSplit, Sample
 from toast_cli.data.transforms import ImageTransform, Window, build_transform
 from toast_cli.errors import UsageError
 from toast_cli.model import Model
-from toast_cli.recipe.schema import ImageOptions
+from toast_cli.recipe.schema import ImageOptions, Recipe
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Viewer:
-    """A model, ready to be shown images; `classes` is None for a plain backbone, whose head means nothing."""
+    """A model, ready to be shown images; `classes` is None for a plain backbone, whose head means nothing.
+
+    `recipe` is what it was made by, where that is known.
+    """
 
     name: str
     model: Model
@@ -43,6 +47,20 @@ class Viewer:
     level: int = -1
     head: Head = "mean"
     with_grad_cam: bool = False
+    recipe: Recipe | None = None
+
+    @cached_property
+    def ending(self) -> str:
+        """What tells its files from those of other ways to look: `-layer1-head-max-alpha0.5-grad-cam`."""
+        steering = self.model.adapted.steering
+        strength = 1.0 if steering is None else steering.strength
+        marks = {
+            f"layer{self.level}": self.level != -1,
+            f"head-{self.head}": self.head != "mean",
+            f"alpha{strength:g}": strength != 1,
+            "grad-cam": self.with_grad_cam,
+        }
+        return "".join(f"-{mark}" for mark, wanted in marks.items() if wanted)
 
     @cached_property
     def recorder(self) -> Recorder | EnergyRecorder:
@@ -72,7 +90,7 @@ class View:
     maps: dict[str, Tensor]
     first: Verdict | None = None
     last: Verdict | None = None
-    mismatch: float | None = None
+    checks: Checks | None = None
     shares: dict[str, float] = field(default_factory=dict)
     segments: dict[str, Segments] = field(default_factory=dict)
 
@@ -134,7 +152,7 @@ def see(viewer: Viewer, sample: Sample) -> View:
     first, last, segments = said(viewer, look, images, sample)
     if viewer.with_grad_cam:
         maps |= {name: map[0] for name, map in grad_cam(model, images).items()}
-    return View(viewer, transform.window(sample.image), look.kind, maps, first, last, look.mismatch, shares, segments)
+    return View(viewer, transform.window(sample.image), look.kind, maps, first, last, look.checks, shares, segments)
 
 
 @torch.no_grad()

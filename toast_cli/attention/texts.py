@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toast_cli.attention.checking import Checks
 from toast_cli.attention.maps import Recorder, first_pooled
 from toast_cli.attention.scales import Scale, around_zero, rising
 from toast_cli.attention.seeing import Verdict, Viewer
@@ -38,7 +39,7 @@ class TextView:
     maps: dict[str, Tensor]
     first: Verdict
     last: Verdict | None
-    mismatch: float | None
+    checks: Checks | None
 
 
 @torch.no_grad()
@@ -73,7 +74,7 @@ def see_text(viewer: Viewer, prompt: str, template: str | None) -> TextView:
     first = _next(output(first_pooled(model, inputs, look.passes)), tokenizer)
     last = None if look.last is None else _next(output(look.passes.last.pooled), tokenizer)
     ordered = {name: maps[name] for name in MEANING if name in maps}
-    return TextView(viewer, as_read(ids, text, tokenizer), ordered, first, last, look.mismatch)
+    return TextView(viewer, as_read(ids, text, tokenizer), ordered, first, last, look.checks)
 
 
 def _next(logits: Tensor, tokenizer: Any) -> Verdict:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from toast_cli.attention.page import render
-from toast_cli.attention.pictures import described_maps, told
+from toast_cli.attention.pictures import compared_name, described_maps, origin, told, versions
 from toast_cli.attention.scales import Scale
 from toast_cli.attention.seeing import Viewer
 from toast_cli.attention.texts import MEANING, TextView, ink, most, scales, see_text
@@ -23,20 +23,22 @@ STEPS = 8
 def show_text(viewers: list[Viewer], prompt: str, template: str | None, folder: Path, as_json: bool) -> None:
     """Show what each viewer sees in a text, and leave `prompt.html`, the numbers and how they were made in a folder."""
     views = [see_text(viewer, prompt, template) for viewer in viewers]
-    meaning = scales(views)
-    write_text(folder / "prompt.html", page_of(views))
-    single = len(views) == 1
+    meaning, single = scales(views), len(views) == 1
+    name = f"prompt{viewers[0].ending}" if single else f"prompt-{compared_name(viewers)}"
+    page = folder / f"{name}.html"
+    write_text(page, page_of(views))
     write_tensors(
-        folder / "prompt.safetensors",
+        folder / f"{name}.safetensors",
         {name if single else f"{view.viewer.name}/{name}": map for view in views for name, map in view.maps.items()},
     )
     record = {
         "prompt": prompt,
         "template": template,
-        "page": str(folder / "prompt.html"),
+        "page": str(page),
+        "versions": versions(),
         "views": list(map(_record, views)),
     }
-    write_json(folder / "prompt.json", record)
+    write_json(folder / f"{name}.json", record)
     if as_json:
         print_json(record)
         return
@@ -47,7 +49,7 @@ def show_text(viewers: list[Viewer], prompt: str, template: str | None, folder: 
             out.print(coloured(view, name, meaning[name]), soft_wrap=True)
             out.print(legend(meaning[name]), soft_wrap=True)
             say(f"  {_alt(view, name)}")
-    say(f"\nPage: {folder / 'prompt.html'}")
+    say(f"\nPage: {page}")
 
 
 def page_of(views: Sequence[TextView]) -> str:
@@ -124,13 +126,14 @@ def _legend(scale: Scale) -> dict[str, Any]:
 
 
 def _record(view: TextView) -> dict[str, Any]:
+    steering = view.viewer.model.adapted.steering
     return {
-        "name": view.viewer.name,
+        **origin(view.viewer, view.viewer.name),
         "layer": view.viewer.recorder.level,
         "head": view.viewer.head,
+        "alpha": None if steering is None else steering.strength,
         "tokens": view.tokens,
-        "largest_mismatch_with_fused_attention": view.mismatch,
-        "backbone_fingerprint": view.viewer.model.backbone_fingerprint,
+        "checks": None if view.checks is None else view.checks.told(),
         "pass_one": told(view.first),
         "pass_two": told(view.last),
     }

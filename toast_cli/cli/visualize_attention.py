@@ -110,7 +110,9 @@ def _viewers(
             loaded = load(path, weights)
             recipes.append(changed(loaded.recipe, data_dir=data_dir, device=device))
             model = loaded.model.to(make_accelerator(recipes[-1]).device)
-            viewers.append(Viewer(path.resolve().name, model, loaded.recipe.images, loaded.classes))
+            viewers.append(
+                Viewer(path.resolve().name, model, loaded.recipe.images, loaded.classes, recipe=loaded.recipe)
+            )
         inside = len(paths) == 1 and paths[0].is_dir()
         return viewers, recipes[0], paths[0] / "attention" if inside else Path("attention")
     if not (from_files or texts):
@@ -120,7 +122,11 @@ def _viewers(
     name = backbone or PLAIN
     say(f"There is no run{' here' if backbone is None else ''}: showing the plain backbone {name}.", err)
     model, recipe = plain_model(name, weights, device)
-    return [Viewer(name, model.to(make_accelerator(recipe).device), recipe.images, None)], recipe, Path("attention")
+    return (
+        [Viewer(name, model.to(make_accelerator(recipe).device), recipe.images, None, recipe=recipe)],
+        recipe,
+        Path("attention"),
+    )
 
 
 def _looking(viewer: Viewer, layer: int, head: Any, grad_cam: bool) -> Viewer:
@@ -158,9 +164,7 @@ def _drawn(
     if len(viewers) > 1:
         return comparison(viewers, samples, folder, format)
     (viewer,) = viewers
-    marks = [f"layer{viewer.level}" * (viewer.level != -1), f"head-{viewer.head}" * (viewer.head != "mean")]
-    ending = "".join(f"-{mark}" for mark in marks if mark)
-    return [picture(viewer, sample, folder, f"{name}{ending}", format) for name, sample in samples]
+    return [picture(viewer, sample, folder, name, format) for name, sample in samples]
 
 
 def _told(records: list[dict[str, Any]]) -> list[str]:

@@ -129,7 +129,7 @@ def compared(asked: Asked, name: str, reporter: Reporter) -> tuple[Compared, Ima
     last = "pass_two" if "pass_two/share_inside" in numbers.names() else "pass_one"
     inside = np.array(numbers.column(f"{last}/share_inside")) if split.has_masks else None
     even = bootstrap(numbers.column(f"{EVEN}/share_inside")) if split.has_masks else None
-    viewer = Viewer(name, model, recipe.images, session.data.classes, asked.layer, asked.head)
+    viewer = Viewer(name, model, recipe.images, session.data.classes, asked.layer, asked.head, recipe=recipe)
     run = Compared(
         viewer,
         asked,

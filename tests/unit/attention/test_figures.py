@@ -20,12 +20,13 @@ from tests.scenes import CLASSES, demo_model, scenes, viewer_of
 from toast_cli.attention.energy import ENERGY, energy
 from toast_cli.attention.figure import Panel, Row, Segments, draw, write
 from toast_cli.attention.panels import passes_row, viewers_rows
-from toast_cli.attention.pictures import comparison, picture
+from toast_cli.attention.pictures import comparison, picture, without_folders
 from toast_cli.attention.scales import rising
 from toast_cli.attention.seeing import Verdict, View, covering, see
 from toast_cli.backbone import Preprocessing
 from toast_cli.data.source import Sample
 from toast_cli.data.transforms import Window, build_transform
+from toast_cli.fingerprint import digest_of_tensors
 from toast_cli.model import Model
 from toast_cli.recipe.schema import ImageOptions
 
@@ -237,7 +238,7 @@ def test_figures_are_written_in_every_format_the_same_each_time(kind: str, tmp_p
 def test_the_record_says_how_the_maps_were_made(model: Model, tmp_path: Path) -> None:
     viewers = [viewer_of(model, "same"), viewer_of(demo_model("linear"), "same")]
     records = comparison(viewers, [("scene", scenes(1)[0])], tmp_path)
-    record = json.loads((tmp_path / "scene.json").read_text())
+    record = json.loads((tmp_path / "scene-comparison-same-same.json").read_text())
     assert [record] == records
     assert [view["name"] for view in record["views"]] == ["same", "same-2"]
     assert {"same/pass_one", "same/pass_two", "same/similarity", "same/difference", "same-2/pass_one"} == set(
@@ -245,8 +246,20 @@ def test_the_record_says_how_the_maps_were_made(model: Model, tmp_path: Path) ->
     )
     view = record["views"][0]
     assert (view["layer"], view["head"], view["prefix_tokens_left_out"], view["shape"]) == (2, "mean", 1, [8, 8])
-    assert view["largest_mismatch_with_fused_attention"] < 1e-4
+    assert view["checks"]["largest_mismatch_with_fused_attention"] < 1e-4
+    assert (view["run"], view["backbone"], view["network"]) == ("same", "vit_demo", "VisionTransformer")
+    assert (view["seed"], view["method"], view["alpha"]) == (0, "toast", 1.0)
+    assert (view["input_size"], view["images"]["resize"], view["crop_pct"]) == ([64, 64], None, 1.0)
+    assert view["run_fingerprint"] == digest_of_tensors(model.trained()) != record["views"][1]["run_fingerprint"]
+    assert view["weights"].endswith("(no file was named)") and len(view["backbone_fingerprint"]) == 64
+    assert set(record["versions"]) == {"toast", "torch", "torchvision", "timm", "transformers"}
     assert view["window"] == {"left": 0, "top": 0, "width": 64, "height": 64}
+
+
+def test_a_record_tells_of_paths_their_last_part_alone() -> None:
+    for name, told in (("/home/me/w.safetensors", "w.safetensors"), ("folder:/home/me/birds/", "folder:birds"),
+                       ("llama:some/model", "llama:model"), ("vit_demo", "vit_demo"), ("none", "none")):  # fmt: skip
+        assert without_folders(name) == told
 
 
 def test_what_covers_an_image_is_told_of_the_pixels_that_have_a_class() -> None:
