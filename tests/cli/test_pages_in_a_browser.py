@@ -60,6 +60,9 @@ def test_a_page_shows_all_of_itself_and_asks_for_nothing(
     assert tab.evaluate("document.documentElement.scrollWidth") <= width, "nothing to be scrolled sideways"
     images = tab.evaluate("[...document.images].map(image => [image.alt, image.complete && image.naturalWidth > 0])")
     assert all(alt and shown for alt, shown in images) and bool(images) is (which == "comparison")
+    if which == "comparison":
+        cut = "[...document.querySelectorAll('.wide')].some(part => part.scrollWidth > part.clientWidth)"
+        assert not tab.evaluate(cut), "nor anything inside"
     if which == "text":
         assert tab.evaluate("[...document.querySelectorAll('[role=img]')].every(part => part.ariaLabel)")
     tab.screenshot(path=tmp_path / "page.png", full_page=True)

@@ -119,7 +119,7 @@ def _told(found: Comparison) -> dict[str, Any]:
     made = [
         {
             "name": run.viewer.name,
-            "path": str(run.asked.path),
+            "path": run.asked.path.resolve().name,
             "backbone": run.backbone,
             "method": run.method,
             "maps": run.kind,
