@@ -39,7 +39,7 @@ def demo_model(method: str = "toast", seed: int = 0, **more: object) -> Model:
 
 def viewer_of(model: Model, name: str = "a run", **how: object) -> Viewer:
     recipe = recipe_of()
-    return Viewer(name, model, recipe.images, open_source(Options(), None).classes, **how)  # type: ignore[arg-type]
+    return Viewer(name, model, recipe.images, open_source(Options(), None).classes, recipe=recipe, **how)  # type: ignore[arg-type]
 
 
 def scenes(count: int) -> list[Sample]:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from toast_cli import registry
+from toast_cli.attention.labelling import label_pixels
 from toast_cli.attention.maps import Head, Recorder
 from toast_cli.backbone import Backbone
 from toast_cli.data.images import open_image, to_rgb
-from toast_cli.data.pair_loading import pixel_transform
 from toast_cli.data.text import Role, Turn
 from toast_cli.data.transforms import build_transform
 from toast_cli.errors import UsageError
@@ -129,17 +128,8 @@ class Steered(nn.Module):
         """
         if not self.model.objective.dense:
             raise UsageError("This model labels images, not pixels.", what_to_do="Call predict().")
-        wishes, seen = cast("Any", self.model.objective).options, self.model.backbone.require_preprocessing()
-        transform = pixel_transform(self._images, wishes, seen, train=False)
-        found = []
         with self._evaluating():
-            for opened in _opened(images):
-                image = transform(opened).as_subclass(Tensor)[None].to(self.device)
-                batch = {"image": image, "extent": torch.tensor([image.shape[-2:]])}
-                scores = self.model.objective.predict(self.model, batch).float()
-                whole = F.interpolate(scores, size=(opened.height, opened.width), mode="bilinear", align_corners=False)
-                found.append(whole.argmax(1)[0].cpu())
-        return found
+            return [label_pixels(self.model, self._images, opened) for opened in _opened(images)]
 
     def attention(self, images: Picture | Sequence[Picture], level: int = -1, head: Head = "mean") -> Attention:
         """Where the model looks, at one level (the last unless told otherwise).

@@ -137,7 +137,7 @@ class Trace:
 
     `attention` fills with level index -> [B, heads, N, N] for each index in `attention_of`, and `mismatch` with how far
     that map times the values is from what the network's own (fused) attention put out there, as a share of the largest
-    number of it: a scalar.
+    number of it: a scalar. A level whose attention is not fused hands out the very map it uses, and has no mismatch.
     """
 
     levels: bool = False

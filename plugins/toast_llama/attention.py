@@ -54,7 +54,7 @@ AttentionInterface.register(_NAME, _record)
 def recorded_attention(attention_layer: nn.Module, trace: Trace, index: int) -> Iterator[None]:
     """Within the block, an attention layer leaves its map and its mismatch in the trace.
 
-    Where the model computes its attention unfused, the layer hands the map out by itself, and nothing can differ.
+    Where the model computes its attention unfused, the layer hands out the very map it uses: there is no mismatch.
     """
     config: Any = attention_layer.config
     maps: list[Tensor] = []
@@ -63,7 +63,7 @@ def recorded_attention(attention_layer: nn.Module, trace: Trace, index: int) -> 
         handle = attention_layer.register_forward_hook(lambda _, __, out: maps.append(out[1]))
         try:
             yield
-            trace.attention[index], trace.mismatch[index] = maps[0], maps[0].new_zeros(())
+            trace.attention[index] = maps[0]
         finally:
             handle.remove()
         return

@@ -41,6 +41,32 @@ def test_every_recipe_of_a_published_set_opens_with_the_papers_number_and_the_me
             assert "\nPaper: " in opening and "\nMeasured: " in opening and "\nCommand: toast tune" in opening, name
 
 
+@pytest.mark.parametrize(
+    ("name", "paper"),
+    [
+        ("ade20k-vit_b16_in21k-toast", "45.11 mean IoU (table 6; early feedback, section 4.4)"),
+        ("ade20k-vit_b16_in21k-toast-full-feedback", "43.59 mean IoU (section 5), against early feedback's 45.11"),
+        ("voc-vit_b16_in21k-toast", "80.44 mean IoU (table 6; early feedback, section 4.4)"),
+        ("ade20k-vit_b16_in21k-full", "47.89 mean IoU (table 6)"),
+        ("voc-vit_b16_in21k-full", "82.05 mean IoU (table 6)"),
+        ("ade20k-vit_b16_in21k-lora", "42.94 mean IoU (table 6)"),
+        ("voc-vit_b16_in21k-lora", "78.43 mean IoU (table 6)"),
+        ("ade20k-vit_b16_in21k-vpt", "41.42 mean IoU (table 6)"),
+        ("voc-vit_b16_in21k-vpt", "76.80 mean IoU (table 6)"),
+        ("ade20k-vit_b16_in21k-linear", "no number for linear"),
+    ],
+)
+def test_the_segmentation_recipes_open_with_the_papers_number(name: str, paper: str) -> None:
+    opening = header(find(f"segmentation/{name}").text)
+    assert f"\nPaper: {paper}" in opening and "\nMeasured: " in opening and "\nCommand: toast tune" in opening
+
+
+def test_every_recipe_for_segmentation_says_what_the_paper_has() -> None:
+    for name in names():
+        if name.startswith("segmentation/"):
+            assert "\nPaper: " in header(find(name).text) and "No rate was tuned" in header(find(name).text), name
+
+
 def test_texts_take_settings_made_for_texts() -> None:
     resolved = resolve(backbone="llama:somewhere", dataset="text:some.txt", method="toast-lite")
     assert resolved.name == "general/language-toast-lite"

@@ -83,14 +83,34 @@ class TestFigures:
         assert said.code == 0, said.err
         records = json.loads(said.out)
         assert [view["name"] for view in records[1]["views"]] == ["steered", "linear"]
-        assert {record["figure"] for record in records} == {"seen/comparison.png"}
+        assert {record["figure"] for record in records} == {"seen/comparison-steered-linear.png"}
+        before = {file: file.read_bytes() for file in (here / "seen").iterdir()}
+        for more in (["--alpha", "0.5"], ["--alpha", "0.5", "--grad-cam"], ["--head", "max", "--layer", "1"]):
+            said = toast(
+                "visualize-attention",
+                "--run",
+                runs[0],
+                "--test-image",
+                "0",
+                "--test-image",
+                "1",
+                "--out",
+                "seen",
+                *more,
+            )
+            assert said.code == 0, said.err
+        assert all(file.read_bytes() == held for file, held in before.items()), "nothing is written over"
+        names = {file.stem for file in (here / "seen").iterdir() if file.suffix == ".json"}
+        assert names == {f"test-{number}-{what}" for number in (0, 1) for what in (
+            "comparison-steered-linear", "alpha0.5", "alpha0.5-grad-cam", "layer1-head-max",
+        )}  # fmt: skip
 
     def test_strength_zero_shows_the_plain_backbone_twice(self, runs: tuple[Path, Path], here: Path) -> None:
         shown = {}
         for alpha in ("0", "1"):
             arguments = ["--run", runs[0], "--test-image", "0", "--out", alpha, "--alpha", alpha]
             assert toast("visualize-attention", *arguments).code == 0
-            shown[alpha] = load_file(f"{alpha}/test-0.safetensors")
+            shown[alpha] = load_file(f"{alpha}/test-0{'-alpha0' if alpha == '0' else ''}.safetensors")
         assert torch.equal(shown["0"]["pass_one"], shown["0"]["pass_two"])
         assert not torch.allclose(shown["1"]["pass_one"], shown["1"]["pass_two"], atol=1e-3)
         toast("visualize-attention", "--run", runs[1], "--test-image", "0", "--alpha", "1").fails(2, "has none")
@@ -120,6 +140,7 @@ class TestNumbers:
         inside = found["numbers"]["pass_two"]["share_inside"]
         assert inside["low"] < inside["mean"] < inside["high"] and inside["images"] == found["images"] == 12
         assert set(found["numbers"]["pass_one"]) == {"share_inside", "pointing_hit", "auc", "entropy"}
+        assert found["object"] == "its exact pixels" and found["not_measurable"] == {}
         assert set(found["curves"]["area"]) == {"pass_one", "similarity", "pass_two", "random"}
         with (here / "n-numbers/per_class.csv").open() as file:
             assert sum(int(line["images"]) for line in csv.DictReader(file)) == 12
@@ -128,6 +149,12 @@ class TestNumbers:
         assert np.mean(each) == pytest.approx(inside["mean"], abs=1e-5)
         plain = json.loads(toast("eval", "--run", runs[0], "--json").out)["test"]["attention_share"]
         assert plain["pass_two"] == pytest.approx(inside["mean"], abs=1e-6), "as at the end of a run"
+        even = found["numbers"]["even"]["share_inside"]["mean"]
+        assert plain["object_area"] == pytest.approx(even, abs=1e-6)
+        table = toast("eval", "--run", runs[0], "--attention", "--curve-images", "0", "--head", "1")
+        assert "an even map" in table.out and f"{even:.1%}" in table.out and "its exact pixels" in table.out
+        toast("eval", "--run", runs[0], "--attention", "--head", "9").fails(2, "There is no head 9.")
+        toast("eval", "--run", runs[0], "--evaluation", "whole").fails(2, "for models that label pixels")
 
     def test_a_sweep_begins_at_the_plain_backbone(self, runs: tuple[Path, Path], here: Path) -> None:
         said = toast("eval", "--run", runs[0], "--sweep", "--limit", "6", "--out", "s.json", "--json")
@@ -143,14 +170,38 @@ class TestCompare:
     def test_runs_side_by_side_and_one_page(self, runs: tuple[Path, Path], here: Path) -> None:
         said = toast("compare", *runs, "--images", "2", "--json")
         assert said.code == 0, said.err
-        first, second = json.loads(said.out)["runs"]
+        numbers = json.loads(said.out)
+        first, second = numbers["runs"]
         assert (first["name"], second["name"]) == ("steered", "linear")
         difference = second["share_inside"]["mean"] - first["share_inside"]["mean"]
-        assert second["share_less_first"]["mean"] == pytest.approx(difference, abs=1e-9)
-        assert first["accuracy_less_first"] == {"mean": 0, "low": 0, "high": 0, "images": 12}
+        (pair,) = numbers["differences"]
+        assert (pair["run"], pair["less"], numbers["differences_interval"]) == ("linear", "steered", "95%")
+        assert pair["share_inside"]["mean"] == pytest.approx(difference, abs=1e-9)
+        assert pair["accuracy"]["mean"] == pytest.approx(second["accuracy"]["mean"] - first["accuracy"]["mean"])
         found = page(here / "comparison/report.html")
         assert len(found.pictures) == 1 + 2 * 3
         assert f"{first['trained_parameters']:,}" in found.text and (here / "comparison/comparison.png").is_file()
+
+    def test_every_pair_is_compared_and_their_intervals_hold_together(
+        self, runs: tuple[Path, Path], here: Path
+    ) -> None:
+        said = toast("compare", runs[0], runs[1], runs[0], "--images", "1", "--head", "max", "--json")
+        assert said.code == 0, said.err
+        numbers = json.loads(said.out)
+        pairs = [(pair["less"], pair["run"]) for pair in numbers["differences"]]
+        assert pairs == [("steered", "linear"), ("steered", "steered-2"), ("linear", "steered-2")]
+        same = numbers["differences"][1]["accuracy"]
+        assert same == {"mean": 0, "low": 0, "high": 0, "images": 12}
+        assert "all 3 of a column together" in numbers["differences_interval"]
+        alone = toast("compare", runs[0], runs[1], "--images", "1", "--head", "max", "--json")
+        widths = [
+            found["differences"][0]["share_inside"]["high"] - found["differences"][0]["share_inside"]["low"]
+            for found in (numbers, json.loads(alone.out))
+        ]
+        assert widths[0] > 1.1 * widths[1]
+        toast("compare", runs[0], runs[1], runs[0], "--images", "1")
+        text = page(here / "comparison/report.html").text
+        assert "steered-2 less linear" in text and "An even map is chance" in text
 
     def test_what_runs_a_script_elsewhere_is_text_here(self, here: Path) -> None:
         for name in (EVIL, "plain"):

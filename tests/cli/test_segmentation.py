@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,44 @@ def test_the_picture_shows_predicted_and_labelled_classes(run: Path, tmp_path: P
     assert view["pass_two"] is None and all("%" in view["segments"][name] for name in ("predicted", "labelled"))
     with Image.open(drawn["figure"]) as picture:
         assert picture.width > 2.5 * picture.height, "image, three maps and two panels of classes"
+
+
+def test_the_picture_shows_the_classes_of_the_whole_image(convnext_run: Path, pairs: Path, tmp_path: Path) -> None:
+    from toast_cli.attention.seeing import Viewer, from_file, see
+    from toast_cli.storage.adapter import load
+
+    loaded = load(convnext_run)
+    file = pairs / "images/test/1.jpg"  # taller than wide: the window sees its middle
+    found = see(Viewer("a run", loaded.model, loaded.recipe.images, loaded.classes), from_file(file))
+    assert found.window.height < 100
+    classes = found.segments["predicted"].classes
+    assert classes.shape == (100, 70) and np.array_equal(classes, toast_cli.load(convnext_run).segment(file)[0])
+
+
+def test_eval_shows_whole_images_or_windows_as_it_is_told(convnext_run: Path) -> None:
+    found = {}
+    for way in ("slide", "whole"):
+        said = toast("eval", "--run", convnext_run, "--evaluation", way, "--json")
+        assert said.code == 0, said.err
+        found[way] = json.loads(said.out)
+        assert found[way]["evaluation"] == way
+    assert found["slide"]["test"]["loss"] == pytest.approx(results(convnext_run)["test"]["loss"], rel=1e-5)
+    assert found["whole"]["test"]["loss"] != pytest.approx(found["slide"]["test"]["loss"], rel=1e-4)
+    assert found["whole"]["test"]["pixels"] == found["slide"]["test"]["pixels"]
+    toast("eval", "--run", convnext_run, "--evaluation", "half").fails(2, "evaluation", "whole")
+
+
+def test_many_classes_are_not_listed_but_where_they_are_is_said() -> None:
+    from rich.console import Console
+
+    from toast_cli.cli.tables import results_table
+
+    iou = {f"class {number}": 0.5 for number in range(150)}
+    metrics = {"mean_iou": 0.5, "images": 2, "pixel_accuracy": 0.7, "iou": iou}
+    console = Console(width=120, record=True, quiet=False, file=io.StringIO())
+    console.print(results_table("a run", {"test": metrics}))
+    told = console.export_text()
+    assert "class 7" not in told and "IoU of 150 classes" in told and "results.json" in told and "--out" in told
 
 
 @pytest.mark.parametrize("which", ["run", pytest.param("convnext_run", marks=pytest.mark.slow)])

@@ -230,7 +230,8 @@ def test_attention_maps_are_distributions_and_the_first_blocks_is_the_same_in_bo
         assert set(trace.attention) == wanted
         for attention in trace.attention.values():
             assert torch.allclose(attention.sum(-1), torch.ones(()), atol=1e-5)
-        assert set(trace.mismatch) == wanted and all(float(found) < 1e-4 for found in trace.mismatch.values())
+        assert set(trace.mismatch) in (wanted, set()), "all are compared with fused attention, or none is fused"
+        assert all(float(found) < 1e-4 for found in trace.mismatch.values())
     assert torch.equal(first.attention[0], last.attention[0])
     end = len(backbone.levels) - 1
     assert not torch.equal(first.attention[end], last.attention[end])

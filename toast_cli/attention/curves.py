@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from toast_cli.attention.bootstrap import bootstrap
 from toast_cli.attention.maps import Look
+from toast_cli.attention.measures import zero
 
 STEPS = 10
 RANDOM = "random"
@@ -46,19 +47,26 @@ class Curves:
         chance = torch.rand(B, rows, columns, generator=self.generator).to(images.device)
         # Of so strong a blur nothing is recognised; normalised images have the mean colour at zero.
         blurred = gaussian_blur(images, [2 * (min(H, W) // 8) + 1] * 2, [min(H, W) / 8.0] * 2)
+        full, grey, blur = (self._answered(given, answer) for given in (images, torch.zeros_like(images), blurred))
         for name, map in {**look.maps(), RANDOM: chance}.items():
             rank = ranks(map)
-            for kind, shown, hidden in (
-                ("deletion", torch.zeros_like(images), images),
-                ("insertion", images, blurred),
+            for kind, shown, hidden, ends in (
+                ("deletion", torch.zeros_like(images), images, (full, grey)),
+                ("insertion", images, blurred, (blur, full)),
             ):
-                curve = []
-                for step in range(self.steps + 1):
+                curve = [ends[0]]  # where every order begins and ends is the same for all
+                for step in range(1, self.steps):
                     chosen = (rank < step / self.steps).float()[:, None]
                     chosen = F.interpolate(chosen, size=(H, W), mode="nearest")
-                    logits = self.predict(chosen * shown + (1 - chosen) * hidden)
-                    curve.append(logits.float().softmax(-1).gather(1, answer[:, None])[:, 0].cpu())
-                self.curves.setdefault(name, {}).setdefault(kind, []).append(torch.stack(curve, dim=1))
+                    curve.append(self._answered(chosen * shown + (1 - chosen) * hidden, answer))
+                whole = torch.stack([*curve, ends[1]], dim=1)
+                # A map that is zero everywhere puts nothing in an order.
+                whole = whole.masked_fill(zero(map).cpu()[:, None], torch.nan)
+                self.curves.setdefault(name, {}).setdefault(kind, []).append(whole)
+
+    def _answered(self, images: Tensor, answer: Tensor) -> Tensor:
+        """How likely each image's own answer is, `[B]`, on the CPU."""
+        return self.predict(images).float().softmax(-1).gather(1, answer[:, None])[:, 0].cpu()
 
     def whole(self, name: str, kind: str) -> Tensor:
         """All images' curves, `[images, steps + 1]`."""
@@ -71,18 +79,18 @@ class Curves:
     def mean_curves(self) -> dict[str, dict[str, list[float]]]:
         """The mean curve of every order and kind."""
         return {
-            name: {kind: self.whole(name, kind).mean(0).tolist() for kind in kinds}
+            name: {kind: self.whole(name, kind).nanmean(0).tolist() for kind in kinds}
             for name, kinds in self.curves.items()
         }
 
     def result(self) -> dict[str, dict[str, Any]]:
-        """By order and kind, the mean area with its 95% interval."""
+        """By order and kind, the mean area with its 95% interval; an order that no image has is left out."""
         found: dict[str, dict[str, Any]] = {}
         for name, kinds in self.curves.items():
             for kind in kinds:
                 mean = bootstrap(self.areas(name, kind).numpy())
-                assert mean is not None
-                found.setdefault(name, {})[kind] = asdict(mean)
+                if mean is not None:
+                    found.setdefault(name, {})[kind] = asdict(mean)
         return found
 
 

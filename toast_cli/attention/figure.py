@@ -10,15 +10,17 @@ from textwrap import wrap
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
+from toast_cli.attention.scales import Scale
 from toast_cli.data.transforms import Window
 from toast_cli.storage.atomic import written_whole
 
@@ -34,18 +36,8 @@ MOST_NAMES = 8
 
 
 @dataclass(frozen=True)
-class Scale:
-    """What colours mean: the panels of one scale have the same numbers in the same colours, and one bar."""
-
-    label: str
-    colours: str
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Segments:
-    """Classes for a panel: `classes` [H, W] with one for every pixel of what is seen, and what they are called."""
+    """Classes for a panel: `classes` [H, W] with one for every pixel of its window, and what they are called."""
 
     classes: np.ndarray
     names: tuple[str, ...]
@@ -79,11 +71,11 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     columns = len(rows[0].panels)
     title = "\n".join(part for line in title.split("\n") for part in wrap(line, int(13 * WIDTH * columns)))
     heights = [WIDTH * min(max(row.image.height / row.image.width, 0.3), 2.5) for row in rows]
-    lines = [max(panel.heading.count("\n") + 1 for panel in row.panels) for row in rows]
-    figure = Figure(
-        figsize=(WIDTH * columns, sum(heights) + 0.2 * sum(lines) + 0.9 + 0.16 * title.count("\n")),
-        layout="constrained",
-    )
+    around = [max(panel.heading.count("\n") + 1 + legend_lines(panel) for panel in row.panels) for row in rows]
+    above = 0.12 + 0.16 * (title.count("\n") + 1)
+    whole = sum(heights) + 0.2 * sum(around) + 0.7 + above
+    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - above / whole))  # the title has a place of its own
+    figure = Figure(figsize=(WIDTH * columns, whole), layout=layout)
     grid = figure.add_gridspec(len(rows) + 1, columns, height_ratios=[*heights, BAR])
     for number, row in enumerate(rows):
         small = shrunk(row.image)
@@ -92,13 +84,19 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     for scale, group in itertools.groupby(range(columns), key=lambda column: rows[0].panels[column].scale):
         if scale is not None:
             below = list(group)
-            place = figure.add_subplot(grid[-1, below[0] : below[-1] + 1])
-            colour = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
-            bar = figure.colorbar(colour, cax=place, orientation="horizontal")
-            bar.ax.tick_params(labelsize=7)
-            bar.set_label(scale.label, fontsize=7)
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left", parse_math=False)
+            draw_bar(figure, figure.add_subplot(grid[-1, below[0] : below[-1] + 1]), scale, 7, len(below))
+    figure.text(0.01, 1 - 0.05 / whole, title, fontsize=9, ha="left", va="top", parse_math=False)
     return figure
+
+
+def draw_bar(figure: Figure, place: Axes, scale: Scale, size: float, panels: int = 1) -> None:
+    """What the colours of so many panels mean, with numbers; `size` is that of the letters."""
+    colour = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
+    bar = figure.colorbar(colour, cax=place, orientation="horizontal")
+    places, words = zip(*scale.ticks(), strict=True)
+    bar.set_ticks(list(places), labels=list(words))
+    bar.ax.tick_params(labelsize=size)
+    bar.set_label("\n".join(wrap(scale.label, int(19 * WIDTH * panels))), fontsize=size)
 
 
 def draw_panel(axis: Axes, row: Row, panel: Panel, small: Image.Image) -> None:
@@ -157,12 +155,22 @@ def draw_segments(axis: Axes, segments: Segments, extent: tuple[float, float, fl
     known = np.where(segments.classes < count, segments.classes, count)
     shown = np.ma.masked_equal(known, count)
     axis.imshow(shown, extent=extent, cmap=colours, vmin=0, vmax=count, alpha=0.65, interpolation="nearest")
-    covered = np.bincount(known.ravel(), minlength=count + 1)[:count]
-    largest = [int(index) for index in covered.argsort()[::-1][:MOST_NAMES] if covered[index]]
     axis.legend(
-        handles=[Patch(color=colours(index), label=segments.names[index]) for index in largest],
+        handles=[Patch(color=colours(index), label=segments.names[index]) for index in most_covering(segments)],
         loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, fontsize=7, frameon=False,
     )  # fmt: skip
+
+
+def most_covering(segments: Segments) -> list[int]:
+    """The classes that a legend names, those that cover most first."""
+    count = len(segments.names)
+    covered = np.bincount(segments.classes[segments.classes < count].ravel(), minlength=count)
+    return [int(index) for index in covered.argsort()[::-1][:MOST_NAMES] if covered[index]]
+
+
+def legend_lines(panel: Panel) -> int:
+    """Lines that a panel's legend takes, two classes in each."""
+    return 0 if panel.segments is None else -(-len(most_covering(panel.segments)) // 2)
 
 
 def shrunk(image: Image.Image) -> Image.Image:
@@ -178,5 +186,5 @@ def write(figure: Figure, path: Path) -> None:
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     if kind == "svg":
         FigureCanvasSVG(figure)
-    with written_whole(path) as temporary:
+    with written_whole(path) as temporary, rc_context({"svg.hashsalt": "toast"}):
         figure.savefig(temporary, format=kind, dpi=130, metadata=undated)

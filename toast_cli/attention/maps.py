@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from toast_cli.attention.checking import check_first_block, check_mismatch
+from toast_cli.attention.checking import Checks, check
 from toast_cli.backbone import Backbone, Trace
 from toast_cli.errors import UsageError
 from toast_cli.model import Model
@@ -22,8 +22,8 @@ Head: TypeAlias = "int | Literal['mean', 'max', 'rollout']"
 class Look:
     """One batch seen by the model, with one level's map in each pass; `last` is None with a single pass.
 
-    `kind` says what the maps are of: attention, or the energy of features where there is no attention. `mismatch` is
-    the largest one of the maps that were checked (see `Trace`); None where nothing was.
+    `kind` says what the maps are of: attention, or the energy of features where there is no attention. `checks` say
+    what the maps were held against; None where they were not.
     """
 
     logits: Tensor
@@ -32,7 +32,7 @@ class Look:
     last: Tensor | None
     similarity: Tensor | None
     kind: str = "attention"
-    mismatch: float | None = None
+    checks: Checks | None = None
 
     def maps(self) -> dict[str, Tensor]:
         """Those that there are, by name, each `[B, rows, columns]`."""
@@ -76,11 +76,9 @@ class Recorder:
         recorded = self.levels | {steering.levels.start} if steering is not None and self.checked else self.levels
         first, last = (Trace(attention_of=recorded) for _ in range(2))
         logits, passes = model.look(inputs, first, last)
-        mismatch = None
+        checks = None
         if self.checked:
-            mismatch = check_mismatch(first, last)
-            if steering is not None:
-                check_first_block(first, last, steering.levels.start)
+            checks = check(first, last, None if steering is None else steering.levels.start)
         grid = backbone.grid(inputs)
         similarity = passes.similarity
         return Look(
@@ -89,7 +87,7 @@ class Recorder:
             first=self._map(first, grid),
             last=self._map(last, grid) if last.attention else None,
             similarity=None if similarity is None else similarity[:, backbone.prefix_tokens :].unflatten(1, grid),
-            mismatch=mismatch,
+            checks=checks,
         )
 
     def _map(self, trace: Trace, grid: tuple[int, int]) -> Tensor:

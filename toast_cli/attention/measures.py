@@ -1,4 +1,7 @@
-"""How well a map lies on an object: one number an image, for maps and masks in batches."""
+"""How well a map lies on an object: one number an image, for maps and masks in batches.
+
+A map that is zero everywhere looks nowhere: there is nothing to be measured, and its numbers are none (NaN).
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,23 @@ def covered(mask: Tensor, shape: torch.Size) -> Tensor:
     return F.interpolate(mask[:, None].float(), size=shape[-2:], mode="area")[:, 0]
 
 
+def shares(map: Tensor) -> Tensor:
+    """Each map `[B, rows, columns]` divided by its sum; NaN where that is nothing."""
+    total = map.sum(dim=(1, 2), keepdim=True)
+    return map / total.where(total > 0, torch.nan)
+
+
+def zero(map: Tensor) -> Tensor:
+    """Which maps are zero everywhere, `[B]`."""
+    return ~map.flatten(1).any(1)
+
+
 def share_inside(map: Tensor, mask: Tensor) -> Tensor:
     """Share of each map `[B, rows, columns]` that lies inside its object's mask `[B, H, W]`: `[B]`, 0 to 1.
 
     The mask is averaged over each cell, so a cell half on the object counts half.
     """
-    share = map / map.sum(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-    return (share * covered(mask, map.shape)).sum(dim=(1, 2))
+    return (shares(map) * covered(mask, map.shape)).sum(dim=(1, 2))
 
 
 def hits(map: Tensor, mask: Tensor) -> Tensor:
@@ -32,7 +45,14 @@ def hits(map: Tensor, mask: Tensor) -> Tensor:
     highest = map.flatten(1).argmax(1)
     y = ((highest // columns + 0.5) * mask.shape[1] / rows).long()
     x = ((highest % columns + 0.5) * mask.shape[2] / columns).long()
-    return mask[torch.arange(len(mask), device=mask.device), y, x].float()
+    return mask[torch.arange(len(mask), device=mask.device), y, x].float().masked_fill(zero(map), torch.nan)
+
+
+def hits_by_chance(mask: Tensor, rows: int, columns: int) -> Tensor:
+    """How often the pointing game is won by a cell that is drawn among `rows` by `columns`, `[B]`."""
+    y = ((torch.arange(rows, device=mask.device) + 0.5) * mask.shape[1] / rows).long()
+    x = ((torch.arange(columns, device=mask.device) + 0.5) * mask.shape[2] / columns).long()
+    return mask[:, y][:, :, x].float().mean(dim=(1, 2))
 
 
 def auc(map: Tensor, mask: Tensor) -> Tensor:
@@ -47,13 +67,12 @@ def auc(map: Tensor, mask: Tensor) -> Tensor:
     below = beside.gather(1, torch.searchsorted(rising, value))
     up_to = beside.gather(1, torch.searchsorted(rising, value, right=True))
     pairs = (on * (below + up_to) / 2).sum(1)
-    return (pairs / (on.sum(1) * beside[:, -1])).float()
+    return (pairs / (on.sum(1) * beside[:, -1])).float().masked_fill(zero(map), torch.nan)
 
 
 def entropy(map: Tensor) -> Tensor:
     """How spread out each map is, `[B]`: its entropy as a share of the largest possible, 0 (one cell) to 1 (even)."""
-    p = map.flatten(1).float()
-    p = p / p.sum(1, keepdim=True).clamp_min(1e-12)
+    p = shares(map.float()).flatten(1)
     return torch.special.entr(p).sum(1) / math.log(p.shape[1])
 
 
@@ -65,7 +84,6 @@ def shift(first: Tensor, last: Tensor) -> Tensor:
 def cell_shares(map: Tensor, cells: int) -> Tensor:
     """The share of each map in every cell of a grid of `cells` by `cells`, `[B, cells²]`, row by row."""
     rows, columns = map.shape[1:]
-    share = map / map.sum(dim=(1, 2), keepdim=True).clamp_min(1e-12)
     # Each pixel of a common refinement belongs to one patch and to one cell.
-    fine = share.repeat_interleave(cells, 1).repeat_interleave(cells, 2) / cells**2
+    fine = shares(map).repeat_interleave(cells, 1).repeat_interleave(cells, 2) / cells**2
     return fine.unflatten(2, (cells, columns)).unflatten(1, (cells, rows)).sum(dim=(2, 4)).flatten(1)

@@ -13,12 +13,22 @@ from torch import Tensor
 
 from toast_cli.attention.bootstrap import Mean, bootstrap
 from toast_cli.attention.maps import Look
-from toast_cli.attention.measures import auc, cell_shares, entropy, hits, share_inside, shift
+from toast_cli.attention.measures import (
+    auc,
+    cell_shares,
+    covered,
+    entropy,
+    hits,
+    hits_by_chance,
+    share_inside,
+    shift,
+    zero,
+)
 
 MEANING = {
     "share_inside": "share of the map inside the object",
     "pointing_hit": "pointing game: the highest cell's middle is on the object",
-    "auc": "area under the ROC curve against the object's pixels",
+    "auc": "area under the ROC curve against what marks the object",
     "entropy": "entropy, 1 is even",
     "grid_hit": "grid pointing game: the labelled cell has more than any other",
     "shift": "share of the map that moved between the passes",
@@ -26,8 +36,8 @@ MEANING = {
 }
 """What each measure is; on grids, `share_inside` is the localisation score of the grid pointing game."""
 
-WITHOUT_OBJECT = ("entropy", "shift")
-"""Measures that need no mask."""
+EVEN = "even"
+"""The map that is the same everywhere, beside which the others are to be read: chance."""
 
 
 class Numbers:
@@ -64,17 +74,30 @@ class Numbers:
                 yield name, measure, value(map, mask).where(seen, nothing)
             if self.cells is not None:
                 labelled = cell_shares(mask.float(), self.cells).argmax(1)
-                yield (
-                    name,
-                    "grid_hit",
-                    (cell_shares(map, self.cells).argmax(1) == labelled).float().where(seen, nothing),
-                )
+                won = (cell_shares(map, self.cells).argmax(1) == labelled).float()
+                yield name, "grid_hit", won.where(seen & ~zero(map), nothing)
+        if mask is not None:
+            yield from self._by_chance(look.first, mask)
         if look.last is not None:
             yield "passes", "shift", shift(look.first, look.last)
             if mask is not None:
                 seen = mask.flatten(1).any(1)
                 gained = share_inside(look.last, mask) - share_inside(look.first, mask)
                 yield "passes", "share_gained", gained.where(seen, torch.nan)
+
+    def _by_chance(self, map: Tensor, mask: Tensor) -> Iterable[tuple[str, str, Tensor]]:
+        """What a map that is the same everywhere comes to: of its mass, the object's own area."""
+        seen = mask.flatten(1).any(1)
+        area = covered(mask, map.shape).mean(dim=(1, 2))
+        found = {
+            "share_inside": area,
+            "pointing_hit": hits_by_chance(mask, *map.shape[1:]),
+            "auc": torch.full_like(area, 0.5),
+        }
+        if self.cells is not None:
+            found["grid_hit"] = torch.full_like(area, 1 / self.cells**2)
+        for measure, value in found.items():
+            yield EVEN, measure, value.where(seen, torch.nan)
 
     def merge(self, other: Numbers) -> None:
         """Take in what another process collected."""
@@ -97,6 +120,12 @@ class Numbers:
                 map, measure = name.split("/")
                 found.setdefault(map, {})[measure] = asdict(mean)
         return found
+
+    def not_measurable(self) -> dict[str, int]:
+        """Of how many images a map is zero everywhere, by its name, where there are any: its means are without them."""
+        maps = [name.split("/")[0] for name in self.names() if name.endswith("/entropy")]
+        counts = {map: sum(value != value for value in self.column(f"{map}/entropy")) for map in maps}
+        return {map: count for map, count in counts.items() if count}
 
     def per_class(self, classes: Sequence[str]) -> str:
         """A CSV with a line per class: images, accuracy and the mean of every measure."""

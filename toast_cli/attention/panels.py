@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from toast_cli.attention.figure import Panel, Row, Scale
+from toast_cli.attention.figure import Panel, Row
+from toast_cli.attention.scales import Scale, around_zero, rising
 from toast_cli.attention.seeing import Verdict, View
 from toast_cli.data.source import Sample
+from toast_cli.data.transforms import Window
 
-SIMILARITY = Scale("similarity to ξ", "viridis", 0.0, 1.0)
 GRAD_CAM = Scale("Grad-CAM, share of its largest", "magma", 0.0, 1.0)
 LONGEST = 30
 """Characters of a class name that a heading has room for."""
@@ -24,15 +25,16 @@ def passes_row(sample: Sample, view: View) -> Row:
     panels = [Panel(_lines("image", _labelled(sample, view)), window)]
     panels.append(Panel(_lines(f"{kind}, pass one", _said(view.first, sample, view)), window, maps["pass_one"], both))
     if "similarity" in maps:
-        panels.append(Panel("similarity to ξ", window, maps["similarity"], SIMILARITY))
+        own = rising("similarity to ξ", "viridis", [maps["similarity"]])
+        panels.append(Panel("similarity to ξ", window, maps["similarity"], own))
     if "pass_two" in maps:
         panels.append(
             Panel(_lines(f"{kind}, pass two", _said(view.last, sample, view)), window, maps["pass_two"], both)
         )
-        most = float(np.abs(maps["difference"]).max()) or 1.0
-        scale = Scale(f"{kind}, pass two less pass one, points", "RdBu_r", -most, most)
+        scale = around_zero(f"{kind}, pass two less pass one, points", "RdBu_r", [maps["difference"]])
         panels.append(Panel("difference", window, maps["difference"], scale))
-    panels += [Panel(name, window, segments=found) for name, found in view.segments.items()]
+    whole = Window(0, 0, sample.image.width, sample.image.height)
+    panels += [Panel(name, whole, segments=found) for name, found in view.segments.items()]
     for name, word in (("grad_cam_one", "Grad-CAM, pass one"), ("grad_cam_two", "Grad-CAM, pass two")):
         if name in maps:
             panels.append(Panel(word, window, maps[name], GRAD_CAM))
@@ -65,8 +67,8 @@ def last_maps(views: Sequence[Sequence[View]]) -> tuple[list[list[np.ndarray]], 
 
 
 def shared_scale(kind: str, maps: Sequence[np.ndarray]) -> Scale:
-    """From nothing to the largest number in any of the maps."""
-    return Scale(f"{kind}, % per cell", "inferno", 0.0, max(float(map.max()) for map in maps))
+    """One scale for all of the maps."""
+    return rising(f"{kind}, % per cell", "inferno", maps)
 
 
 def percent(maps: dict[str, Tensor]) -> dict[str, np.ndarray]:

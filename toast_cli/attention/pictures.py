@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from toast_cli import __version__
+from toast_cli import __version__, registry
 from toast_cli.attention.figure import draw, write
 from toast_cli.attention.panels import passes_row, viewers_rows
 from toast_cli.attention.seeing import Verdict, View, Viewer, covering, see
 from toast_cli.data.source import Sample
+from toast_cli.fingerprint import digest_of, digest_of_tensors
 from toast_cli.storage.atomic import write_json, write_tensors
 
 COMPARISON = "comparison"
-"""What the figure of several viewers is called."""
+"""What the figure of several viewers is called, before their names."""
+LONGEST = 80
+"""Characters of viewers' names in the name of a file."""
 
 
 def picture(viewer: Viewer, sample: Sample, folder: Path, name: str, kind: str = "png") -> dict[str, Any]:
     """Draw what one viewer saw of one image, with the raw maps and a record beside the figure; returns the record."""
     view = see(viewer, sample)
+    name += viewer.ending
     path = folder / f"{name}.{kind}"
     write(draw([passes_row(sample, view)], "\n".join(captions(sample, view))), path)
     return keep(sample, [view], folder, name, path)
@@ -31,11 +36,21 @@ def comparison(
     """Draw several viewers side by side, a row an image; returns a record an image, with all of its views."""
     named = list(samples)
     views = [[see(viewer, sample) for viewer in viewers] for _, sample in named]
-    path = folder / f"{COMPARISON}.{kind}"
+    own = compared_name(viewers)
+    path = folder / f"{own}.{kind}"
     rows = viewers_rows([sample for _, sample in named], views)
     described = dict.fromkeys(described_maps(view.viewer, view.kind) for view in views[0])
     write(draw(rows, f"Where each model looks in its last pass: {'; '.join(described)}"), path)
-    return [keep(sample, row, folder, name, path) for (name, sample), row in zip(named, views, strict=True)]
+    return [keep(sample, row, folder, f"{name}-{own}", path) for (name, sample), row in zip(named, views, strict=True)]
+
+
+def compared_name(viewers: Sequence[Viewer]) -> str:
+    """What the files of several viewers are called: who they are, and how they look; long lists end in a digest."""
+    listed = "-".join([COMPARISON, *(viewer.name for viewer in viewers)])
+    plain = "".join(character if character.isalnum() or character in "-_." else "-" for character in listed)
+    if len(plain) > LONGEST:
+        plain = f"{plain[:LONGEST]}-{digest_of(listed.encode()).hex()[:8]}"
+    return plain + viewers[0].ending
 
 
 def keep(sample: Sample, views: Sequence[View], folder: Path, name: str, figure: Path) -> dict[str, Any]:
@@ -53,7 +68,7 @@ def keep(sample: Sample, views: Sequence[View], folder: Path, name: str, figure:
         "image_size": [sample.image.height, sample.image.width],
         "figure": str(figure),
         "maps": str(maps),
-        "toast": __version__,
+        "versions": versions(),
         "views": [made(view, own) for own, view in zip(names, views, strict=True)],
     }
     write_json(folder / f"{name}.json", record)
@@ -65,23 +80,55 @@ def made(view: View, name: str) -> dict[str, Any]:
     viewer = view.viewer
     model, recorder = viewer.model, viewer.recorder
     backbone, steering = model.backbone, model.adapted.steering
+    preprocessing = backbone.require_preprocessing()
     return {
-        "name": name,
-        "backbone": type(backbone.module).__name__,
-        "backbone_fingerprint": model.backbone_fingerprint,
+        **origin(viewer, name),
         "kind": view.kind,
         "layer": recorder.level,
         "head": viewer.head,
         "alpha": None if steering is None else steering.strength,
+        "input_size": list(preprocessing.image_size),
+        "images": viewer.images.model_dump(mode="json"),
+        "crop_pct": preprocessing.crop_pct,
         "window": vars(view.window),
         "shape": list(view.maps["pass_one"].shape),
         "prefix_tokens_left_out": backbone.prefix_tokens,
-        "largest_mismatch_with_fused_attention": view.mismatch,
+        "checks": None if view.checks is None else view.checks.told(),
         "pass_one": told(view.first),
         "pass_two": told(view.last),
         "share_inside": view.shares,
         "segments": {name: covering(found) for name, found in view.segments.items()},
     }
+
+
+def origin(viewer: Viewer, name: str) -> dict[str, Any]:
+    """Who looks: which run, trained how, on which backbone with which weights; of paths, the last part alone."""
+    model, recipe = viewer.model, viewer.recipe
+    found: dict[str, Any] = {"name": name, "run": None, "run_fingerprint": None}
+    if viewer.classes is not None or recipe is None or recipe.task.name == "language":
+        found |= {"run": viewer.name, "run_fingerprint": digest_of_tensors(model.trained())}
+    if recipe is not None:
+        weights = recipe.backbone.weights
+        source = registry.backbone_card(recipe.backbone.name).source
+        found |= {
+            "method": recipe.method.name,
+            "dataset": without_folders(recipe.dataset.name),
+            "seed": recipe.seed,
+            "backbone": without_folders(recipe.backbone.name),
+            "weights": f"{source} (no file was named)" if weights is None else without_folders(weights),
+        }
+    return found | {"network": type(model.backbone.module).__name__, "backbone_fingerprint": model.backbone_fingerprint}
+
+
+def without_folders(name: str) -> str:
+    """`KIND:PATH` or a path with the path's last part alone."""
+    kind, colon, path = name.rpartition(":")
+    return kind + colon + path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def versions() -> dict[str, str]:
+    """Of this program and the libraries that maps come from."""
+    return {"toast": __version__, **{name: version(name) for name in ("torch", "torchvision", "timm", "transformers")}}
 
 
 def told(verdict: Verdict | None) -> dict[str, Any] | None:
@@ -96,7 +143,7 @@ def captions(sample: Sample, view: View) -> list[str]:
         lines[0] += " · plain backbone, no run: one pass, nothing selected"
     lines += [f"{name}: {covering(found)}" for name, found in view.segments.items()]
     if view.shares:
-        words = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two"}
+        words = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", "even": "an even map"}
         inside = ", ".join(f"{words[name]} {share:.0%}" for name, share in view.shares.items())
         lines.append(f"{view.kind} on the outlined object: {inside}")
     return lines

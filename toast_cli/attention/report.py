@@ -6,13 +6,12 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from toast_cli.attention.figure import Panel, Row, Scale, draw_panel, shrunk
+from toast_cli.attention.figure import Panel, Row, draw_bar, draw_panel, shrunk
 from toast_cli.attention.page import as_source
 from toast_cli.attention.panels import last_maps
+from toast_cli.attention.scales import Scale
 from toast_cli.attention.seeing import View
 from toast_cli.data.source import Sample
 
@@ -43,7 +42,7 @@ def shown_images(
     bars = [
         {
             "source": as_source(bar(scale)),
-            "alt": f"Colours from 0 to {scale.high:.1f}% of the {kind} in one cell of the map, dark to bright",
+            "alt": f"Colours from 0 to {scale.ticks()[-1][1]}% of the {kind} in one cell of the map, dark to bright",
         }
         for kind, scale in scales.items()
     ]
@@ -74,10 +73,7 @@ def picture(sample: Sample, panel: Panel, name: str, alt: str, said: str = "", m
 def bar(scale: Scale) -> bytes:
     """What the colours mean."""
     figure = Figure(figsize=(4, 0.55), layout="constrained")
-    colours = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
-    drawn = figure.colorbar(colours, cax=figure.subplots(), orientation="horizontal")
-    drawn.set_label(scale.label, fontsize=8)
-    drawn.ax.tick_params(labelsize=8)
+    draw_bar(figure, figure.subplots(), scale, 8, 2)
     return png(figure)
 
 

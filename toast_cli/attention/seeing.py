@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 
+from toast_cli.attention.checking import Checks
 from toast_cli.attention.energy import EnergyRecorder, recorder_for
 from toast_cli.attention.figure import Segments
 from toast_cli.attention.grad_cam import grad_cam
+from toast_cli.attention.labelling import label_pixels
 from toast_cli.attention.maps import Head, Look, Recorder, first_pooled
 from toast_cli.attention.measures import share_inside
 from toast_cli.data.images import open_image
@@ -21,7 +22,7 @@ from toast_cli.data.source import DataSet, ImageSplit, Sample
 from toast_cli.data.transforms import ImageTransform, Window, build_transform
 from toast_cli.errors import UsageError
 from toast_cli.model import Model
-from toast_cli.recipe.schema import ImageOptions
+from toast_cli.recipe.schema import ImageOptions, Recipe
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Viewer:
-    """A model, ready to be shown images; `classes` is None for a plain backbone, whose head means nothing."""
+    """A model, ready to be shown images; `classes` is None for a plain backbone, whose head means nothing.
+
+    `recipe` is what it was made by, where that is known.
+    """
 
     name: str
     model: Model
@@ -43,6 +47,20 @@ class Viewer:
     level: int = -1
     head: Head = "mean"
     with_grad_cam: bool = False
+    recipe: Recipe | None = None
+
+    @cached_property
+    def ending(self) -> str:
+        """What tells its files from those of other ways to look: `-layer1-head-max-alpha0.5-grad-cam`."""
+        steering = self.model.adapted.steering
+        strength = 1.0 if steering is None else steering.strength
+        marks = {
+            f"layer{self.level}": self.level != -1,
+            f"head-{self.head}": self.head != "mean",
+            f"alpha{strength:g}": strength != 1,
+            "grad-cam": self.with_grad_cam,
+        }
+        return "".join(f"-{mark}" for mark, wanted in marks.items() if wanted)
 
     @cached_property
     def recorder(self) -> Recorder | EnergyRecorder:
@@ -61,8 +79,9 @@ class View:
 
     `maps` are `[rows, columns]` each, over `window` of the image: `pass_one`, `similarity`, `pass_two`, `difference`
     (pass two less pass one), `grad_cam_one`, `grad_cam_two`, as far as there are any. `first` and `last` are what the
-    passes say, None of a plain backbone; of a model that labels pixels, `segments` say it. `shares` are those of every
-    map that lie inside the object, where there is a mask.
+    passes say, None of a plain backbone; of a model that labels pixels, `segments` say it, over the whole image.
+    `shares` are those of every map that lie inside the object, where there is a mask; `even` is that of a map that is
+    the same everywhere.
     """
 
     viewer: Viewer
@@ -71,7 +90,7 @@ class View:
     maps: dict[str, Tensor]
     first: Verdict | None = None
     last: Verdict | None = None
-    mismatch: float | None = None
+    checks: Checks | None = None
     shares: dict[str, float] = field(default_factory=dict)
     segments: dict[str, Segments] = field(default_factory=dict)
 
@@ -127,12 +146,13 @@ def see(viewer: Viewer, sample: Sample) -> View:
         shares = {
             name: float(share_inside(maps[name][None], mask[None])[0])
             for name in ("pass_one", "similarity", "pass_two")
-            if name in maps
+            if name in maps and bool(maps[name].any())
         }
+        shares["even"] = float(mask.float().mean())
     first, last, segments = said(viewer, look, images, sample)
     if viewer.with_grad_cam:
         maps |= {name: map[0] for name, map in grad_cam(model, images).items()}
-    return View(viewer, transform.window(sample.image), look.kind, maps, first, last, look.mismatch, shares, segments)
+    return View(viewer, transform.window(sample.image), look.kind, maps, first, last, look.checks, shares, segments)
 
 
 @torch.no_grad()
@@ -143,11 +163,10 @@ def said(
     if viewer.classes is None:
         return None, None, {}
     if viewer.model.objective.dense:
-        found = {"predicted": Segments(look.logits[0].argmax(0).cpu().numpy(), viewer.classes)}
+        predicted = label_pixels(viewer.model, viewer.images, sample.image)
+        found = {"predicted": Segments(predicted.numpy(), viewer.classes)}
         if sample.classes is not None:
-            whole = tv_tensors.Mask(torch.from_numpy(sample.classes))
-            _, labelled = viewer.transform.steps(sample.image, whole)
-            found["labelled"] = Segments(labelled.numpy(), viewer.classes)
+            found["labelled"] = Segments(sample.classes, viewer.classes)
         return None, None, found
     last = verdict(look.logits, viewer.classes)
     if look.last is None:

@@ -10,7 +10,10 @@ from toast_cli.attention.measures import share_inside
 
 
 class AttentionShare:
-    """Collects shares over batches; images whose object the crop lost are counted but not averaged."""
+    """Collects shares over batches.
+
+    Images whose object the crop lost, and maps that are zero everywhere, are counted but not averaged.
+    """
 
     def __init__(self) -> None:
         self._shares: dict[str, list[Tensor]] = {}
@@ -31,10 +34,19 @@ class AttentionShare:
         self._without_object += other._without_object
 
     def result(self) -> dict[str, float | int]:
-        """Mean share per map over all images; `object_area` is what attention spread evenly would have."""
-        means: dict[str, float | int] = {name: float(torch.cat(shares).mean()) for name, shares in self._shares.items()}
+        """Mean share per map over all images; `object_area` is what attention spread evenly would have.
+
+        `<map>_not_measurable`: of so many images the map is zero everywhere; a map of which all are has no mean.
+        """
+        found: dict[str, float | int] = {}
+        for name, parts in self._shares.items():
+            shares = torch.cat(parts)
+            if nothing := int(shares.isnan().sum()):
+                found[f"{name}_not_measurable"] = nothing
+            if nothing < len(shares):
+                found[name] = float(shares.nanmean())
         return {
-            **means,
+            **found,
             "images": len(torch.cat(self._shares["object_area"])),
             "images_without_object": self._without_object,
         }

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.colors import Normalize, to_hex
 from torch import Tensor
 
+from toast_cli.attention.checking import Checks
 from toast_cli.attention.maps import Recorder, first_pooled
+from toast_cli.attention.scales import Scale, around_zero, rising
 from toast_cli.attention.seeing import Verdict, Viewer
 from toast_cli.data.rendering import begun, prompt_text
 from toast_cli.data.text import Turn
@@ -38,7 +39,7 @@ class TextView:
     maps: dict[str, Tensor]
     first: Verdict
     last: Verdict | None
-    mismatch: float | None
+    checks: Checks | None
 
 
 @torch.no_grad()
@@ -73,7 +74,7 @@ def see_text(viewer: Viewer, prompt: str, template: str | None) -> TextView:
     first = _next(output(first_pooled(model, inputs, look.passes)), tokenizer)
     last = None if look.last is None else _next(output(look.passes.last.pooled), tokenizer)
     ordered = {name: maps[name] for name in MEANING if name in maps}
-    return TextView(viewer, as_read(ids, text, tokenizer), ordered, first, last, look.mismatch)
+    return TextView(viewer, as_read(ids, text, tokenizer), ordered, first, last, look.checks)
 
 
 def _next(logits: Tensor, tokenizer: Any) -> Verdict:
@@ -101,14 +102,19 @@ def as_read(ids: list[int], text: str, tokenizer: Any) -> list[str]:
     return read[::-1]
 
 
-def colours(name: str, values: Tensor) -> list[str]:
-    """A colour for every token, `#rrggbb`: similarity from 0 to 1, attention from 0 up, differences around 0."""
-    numbers = values.numpy()
-    most = float(np.abs(numbers).max()) or 1.0
-    low, high, kind = {"similarity": (0.0, 1.0, "Greens"), "difference": (-most, most, "RdBu_r")}.get(
-        name, (0.0, most, "Oranges")
-    )
-    return [to_hex(colour) for colour in colormaps[kind](Normalize(low, high)(numbers))]
+def scales(views: Sequence[TextView]) -> dict[str, Scale]:
+    """What colours mean, by the name of a map and the same for all views: attention has one scale in both passes."""
+
+    def of(*names: str) -> list[np.ndarray]:
+        return [view.maps[name].numpy() for view in views for name in names if name in view.maps]
+
+    attention = rising("attention of the last token", "Oranges", of("pass_one", "pass_two"))
+    found = {"pass_one": attention, "pass_two": attention}
+    if of("similarity"):
+        found["similarity"] = rising("similarity to ξ", "Greens", of("similarity"))
+    if of("difference"):
+        found["difference"] = around_zero("pass two less pass one", "RdBu_r", of("difference"))
+    return found
 
 
 def ink(colour: str) -> str:

@@ -23,6 +23,7 @@ def compare(
     device: options.Device = None,
     precision: options.Precision = None,
     layer: Annotated[int, typer.Option(help="Layer whose map is shown; -1 is the last.")] = -1,
+    head: options.Head = "mean",
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many images, drawn by the run's seed.")] = None,
     images: Annotated[int, typer.Option(min=1, help="How many of the most disputed images are shown.")] = 6,
     out: Annotated[Path, typer.Option(help="Folder for report.html, comparison.png and comparison.json.")] = Path(
@@ -43,7 +44,9 @@ def compare(
     from toast_cli.training.comparing import same_for_all
     from toast_cli.training.looking import Asked
 
-    asked = Asked(runs[0], dataset, data_dir, split, weights, device, precision, limit, layer)
+    asked = Asked(
+        runs[0], dataset, data_dir, split, weights, device, precision, limit, layer, options.chosen_head(head)
+    )
     with TerminalReporter() as reporter:
         found = compared(same_for_all(asked, runs), reporter)
     disputed = found.most_disputed(images)
@@ -59,7 +62,8 @@ def compare(
     if as_json:
         print_json(numbers)
     else:
-        print_table(_table(found))
+        for table in _tables(found):
+            print_table(table)
     say(f"Report: {out / 'report.html'}", err)
 
 
@@ -77,11 +81,12 @@ def _interval(mean: Mean | None, sign: str = "") -> dict[str, str]:
 
 
 def _lines(found: Comparison) -> tuple[list[str], list[dict[str, Any]], list[str], list[dict[str, Any]]]:
-    """Headings and lines of what each run has, and of its differences from the first."""
+    """Headings and lines of what each run has, and of what each pair of runs differs in."""
     from toast_cli.attention.bootstrap import bootstrap
 
     masks = all(run.inside is not None for run in found.runs)
-    headings = ["accuracy, %", "trained", "of all", "FLOPs", *(["on the object, %"] if masks else [])]
+    on_it = [f"on the object, % (an even map: {100 * (found.runs[0].even or 0):.1f})"] if masks else []
+    headings = ["accuracy, %", "trained", "of all", "FLOPs", *on_it]
     lines, differences = [], []
     for run in found.runs:
         sizes = run.sizes
@@ -94,19 +99,27 @@ def _lines(found: Comparison) -> tuple[list[str], list[dict[str, Any]], list[str
         if run.inside is not None and masks:
             cells.append(_interval(bootstrap(run.inside)))
         lines.append({"name": run.viewer.name, "cells": cells})
-        if run is not found.runs[0]:
-            wanted = ["correct", *(["inside"] if masks else [])]
-            own = [_interval(found.difference(run, what), "+") for what in wanted]
-            differences.append({"name": run.viewer.name, "cells": own})
+    wanted = ["correct", *(["inside"] if masks else [])]
+    for one, other in found.pairs():
+        own = [_interval(found.difference(one, other, what), "+") for what in wanted]
+        differences.append({"name": f"{other.viewer.name} less {one.viewer.name}", "cells": own})
     return headings, lines, ["accuracy", *(["on the object"] if masks else [])], differences
 
 
+def _together(found: Comparison) -> str:
+    """How many differences there are, and what that does to their intervals."""
+    count = len(found.pairs())
+    return "" if count == 1 else f"95% for all {count} of a column together (Bonferroni)"
+
+
 def _told(found: Comparison) -> dict[str, Any]:
+    from toast_cli.data.source import marks_of
+
     headings, lines, difference_headings, differences = _lines(found)
     made = [
         {
             "name": run.viewer.name,
-            "path": str(run.asked.path),
+            "path": run.asked.path.resolve().name,
             "backbone": run.backbone,
             "method": run.method,
             "maps": run.kind,
@@ -116,7 +129,8 @@ def _told(found: Comparison) -> dict[str, Any]:
     return {
         "images": f"{len(found.split):,}",
         "dataset": found.dataset,
-        "first": found.runs[0].viewer.name,
+        "object": marks_of(found.split),
+        "together": _together(found),
         "headings": headings,
         "lines": lines,
         "difference_headings": difference_headings,
@@ -129,6 +143,7 @@ def _numbers(found: Comparison, split: str, disputed: list[str]) -> dict[str, An
     from dataclasses import asdict
 
     from toast_cli.attention.bootstrap import bootstrap
+    from toast_cli.data.source import marks_of
 
     def as_numbers(mean: Mean | None) -> dict[str, Any] | None:
         return None if mean is None else asdict(mean)
@@ -147,25 +162,44 @@ def _numbers(found: Comparison, split: str, disputed: list[str]) -> dict[str, An
                 **run.sizes,
                 "accuracy": as_numbers(bootstrap(run.correct)),
                 "share_inside": None if run.inside is None else as_numbers(bootstrap(run.inside)),
-                "accuracy_less_first": as_numbers(found.difference(run, "correct")),
-                "share_less_first": as_numbers(found.difference(run, "inside")),
             }
             for run in found.runs
         ],
+        "differences": [
+            {
+                "run": other.viewer.name,
+                "less": one.viewer.name,
+                "accuracy": as_numbers(found.difference(one, other, "correct")),
+                "share_inside": as_numbers(found.difference(one, other, "inside")),
+            }
+            for one, other in found.pairs()
+        ],
+        "differences_interval": _together(found) or "95%",
+        "object": marks_of(found.split),
+        "share_inside_by_chance": found.runs[0].even,
         "most_disputed": disputed,
     }
 
 
-def _table(found: Comparison) -> Any:
+def _tables(found: Comparison) -> list[Any]:
     from rich.table import Table
 
+    from toast_cli.data.source import marks_of
+
     headings, lines, difference_headings, differences = _lines(found)
-    table = Table(title=f"{len(found.split):,} images of {found.dataset}, 95% intervals", title_justify="left")
-    table.add_column("run")
-    for heading in (*headings, *(f"{heading}, less the first" for heading in difference_headings)):
-        table.add_column(heading, justify="right")
-    blank = {"cells": [{"value": "", "interval": ""}] * len(difference_headings)}
-    for line, difference in zip(lines, [blank, *differences], strict=True):
-        cells = [f"{cell['value']}\n{cell['interval']}".rstrip() for cell in (*line["cells"], *difference["cells"])]
-        table.add_row(line["name"], *cells)
-    return table
+    marks = marks_of(found.split)
+    tables = []
+    for title, caption, first, names, rows in (
+        (f"{len(found.split):,} images of {found.dataset}, 95% intervals", marks and f"The object: {marks}.", "run",
+         headings, lines),
+        ("Differences on the same images, in points", _together(found) or None, "runs", difference_headings,
+         differences),
+    ):  # fmt: skip
+        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+        table.add_column(first)
+        for name in names:
+            table.add_column(name, justify="right")
+        for row in rows:
+            table.add_row(row["name"], *(f"{cell['value']}\n{cell['interval']}".rstrip() for cell in row["cells"]))
+        tables.append(table)
+    return tables

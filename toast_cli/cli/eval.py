@@ -33,6 +33,14 @@ def evaluate(
         int, typer.Option(min=0, help="--attention: images for the deletion and insertion curves; 0 leaves them out.")
     ] = 32,
     layer: Annotated[int, typer.Option(help="--attention, --sweep: layer whose map is measured; -1 is the last.")] = -1,
+    head: options.Head = "mean",
+    evaluation: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a model that labels pixels: slide (a window over the image in its own shape) or whole (the image "
+            "squeezed to the input size). [default: the run's own]"
+        ),
+    ] = None,
     judge: Annotated[
         Path | None,
         typer.Option(help="Answer these questions (JSON lines: question_id, category, text) and have them scored."),
@@ -61,6 +69,8 @@ def evaluate(
         )
     if sum((attention, sweep, judge is not None)) > 1 or (sweep and alpha is not None):
         raise UsageError("Of --attention, --sweep and --judge, choose one; --sweep sets --alpha itself.")
+    if evaluation is not None and (attention or sweep or judge is not None):
+        raise UsageError("--evaluation goes with plain measuring.", "What is looked at is the input's own size.")
     if limit is not None and not (attention or sweep):
         raise UsageError("--limit goes with --attention or --sweep.", "Accuracy is told of the whole split.")
 
@@ -80,12 +90,15 @@ def evaluate(
         table = judge_table(results, judge_model)
     elif attention or sweep:
         asked = Asked(
-            runs[0], dataset, data_dir, split, weights, device, precision, limit, layer, "mean", alpha, curve_images
-        )
+            runs[0], dataset, data_dir, split, weights, device, precision, limit, layer, options.chosen_head(head),
+            alpha, curve_images,
+        )  # fmt: skip
         results, table = (swept if sweep else looked_at)(asked, out)
     else:
         with TerminalReporter() as reporter:
-            results = measure(runs[0], dataset, data_dir, split, weights, device, precision, reporter, alpha)
+            results = measure(
+                runs[0], dataset, data_dir, split, weights, device, precision, reporter, alpha, evaluation
+            )
         table = results_table(f"{runs[0]}: {results['method']} on {results['dataset']}", results)
     if out is not None:
         write_json(out, results)

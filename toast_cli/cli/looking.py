@@ -10,18 +10,24 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from toast_cli.attention.figure import write
-from toast_cli.attention.numbers import MEANING, as_csv, number, said
+from toast_cli.attention.numbers import EVEN, MEANING, as_csv, number, said
 from toast_cli.cli.console import err, say
 from toast_cli.cli.progress import TerminalReporter
 from toast_cli.storage.atomic import write_text
 from toast_cli.training.looking import Asked, Looked, look, sweep
 
-WORDS = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", "passes": "between passes"}
+WORDS = {
+    EVEN: "an even map",
+    "pass_one": "pass one",
+    "similarity": "similarity",
+    "pass_two": "pass two",
+    "passes": "between passes",
+}
 
 SHORT = {
     "share_inside": "inside the object",
     "pointing_hit": "highest cell on it",
-    "auc": "AUC against its pixels",
+    "auc": "AUC against it",
     "entropy": "entropy, 1 is even",
     "grid_hit": "most in its cell of the grid",
     "shift": "moved between passes",
@@ -42,7 +48,9 @@ def looked_at(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
         "layer": asked.layer,
         "alpha": asked.alpha,
         "images": len(numbers.rows),
+        "object": looked.marks,
         "numbers": numbers.result(),
+        "not_measurable": numbers.not_measurable(),
         "meaning": MEANING,
         "interval": "95%, bootstrap over images",
     }
@@ -89,12 +97,24 @@ def place(asked: Asked, out: Path | None, what: str) -> Path:
     return home / f"{what}-{asked.split}"
 
 
+def notes(results: dict[str, Any]) -> list[str]:
+    """What has to be known to read the table: what the object is, what chance is, what is not in it."""
+    lines = []
+    if results["object"] is not None:
+        lines += [f"The object: {results['object']}. An even map is chance: what lies inside it is the object's area."]
+    for name, count in results["not_measurable"].items():
+        lines += [f"Not measurable, and left out: {WORDS[name]} of {count} images, which is zero everywhere."]
+    return lines
+
+
 def numbers_table(asked: Asked, results: dict[str, Any]) -> Table:
     """A row a measure, a column a map, each a mean with its interval."""
-    maps = [name for name in ("pass_one", "similarity", "pass_two") if name in results["numbers"]]
+    maps = [name for name in ("pass_one", "similarity", "pass_two", EVEN) if name in results["numbers"]]
     table = Table(
         title=f"{asked.path}, {asked.split}: {results['maps']} over {results['images']} images, 95% intervals",
         title_justify="left",
+        caption="\n".join(notes(results)),
+        caption_justify="left",
     )
     table.add_column("")
     for name in maps:
@@ -103,13 +123,16 @@ def numbers_table(asked: Asked, results: dict[str, Any]) -> Table:
         cells = [results["numbers"][name].get(measure) for name in maps]
         between = results["numbers"].get("passes", {}).get(measure)
         if any(cells):
-            table.add_row(meaning, *("" if cell is None else said(cell) for cell in cells))
+            by_chance = [EVEN] * (EVEN in maps)  # of which an interval would say nothing
+            told = [said(cell) if cell and name != EVEN else "" for name, cell in zip(maps, cells, strict=True)]
+            told[len(maps) - len(by_chance) :] = [f"{cells[-1]['mean']:.1%}" if cells[-1] else "" for _ in by_chance]
+            table.add_row(meaning, *told)
         elif between is not None:
             table.add_row(meaning, *[""] * (len(maps) - 1), said(between))
     for kind, better in (("deletion", "low"), ("insertion", "high")):
         if "curves" in results:
             area = results["curves"]["area"]
-            row = [said(area[name][kind]) for name in maps]
+            row = [said(area[name][kind]) if name in area else "" for name in maps]
             random = said(area["random"][kind])
             table.add_row(f"{kind}, {better} is good; at random {random}", *row)
     return table

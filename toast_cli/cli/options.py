@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -46,10 +46,29 @@ Alpha = Annotated[
     float | None,
     typer.Option(min=0.0, max=2.0, help="Send the feedback's signals so many times as strong. [default: 1]"),
 ]
+Head = Annotated[
+    str, typer.Option(help="Mean or max over heads, one by its number from 0, or rollout over the layers.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Resume = Annotated[
     Path | None, typer.Option(help="Go on with the interrupted run in this folder; nothing else but --device fits.")
 ]
+
+
+def chosen_head(head: str) -> int | Literal["mean", "max", "rollout"]:
+    """What `--head` names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    from toast_cli.errors import UsageError, did_you_mean
+
+    if head.isdecimal():
+        return int(head)
+    known = ("mean", "max", "rollout")
+    if head not in known:
+        raise UsageError(f"--head cannot be '{head}'.", what_to_do=did_you_mean(head, known) + " Or a head's number.")
+    return cast("Literal['mean', 'max', 'rollout']", head)
 
 
 def check_resume(run: Path, others: bool) -> None:

@@ -16,6 +16,8 @@ def results_table(title: str, results: Mapping[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
+    if "evaluation" in results:
+        table.add_row("images are shown", results["evaluation"])
     if "trained_parameters" in results:
         table.add_row("trained parameters", f"{results['trained_parameters']:,}")
         table.add_row("of all parameters", f"{results['trained_parameters'] / results['total_parameters']:.2%}")
@@ -51,6 +53,8 @@ def add_metrics(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
     if "mean_iou" in metrics:
         table.add_row(f"mean IoU, {split}", f"{metrics['mean_iou']:.2%} over {metrics['images']} images")
         table.add_row(f"pixel accuracy, {split}", f"{metrics['pixel_accuracy']:.2%}")
+        if len(metrics["iou"]) > MOST_CLASSES:
+            table.add_row(f"  IoU of {len(metrics['iou'])} classes", "in the run's results.json; 'eval --out FILE'")
         for name, value in metrics["iou"].items() if len(metrics["iou"]) <= MOST_CLASSES else ():
             table.add_row(f"  IoU of {name}", "not in this split" if value is None else f"{value:.2%}")
     elif "accuracy" in metrics:
@@ -61,13 +65,15 @@ def add_metrics(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
     share = metrics.get("attention_share")
     if share:
         words = {
-            "object_area": "area of the object",
+            "object_area": "area of the object (chance)",
             "pass_one": "attention on it, pass one",
             "similarity": "similarity on it",
         }
         for name, word in {**words, "pass_two": "attention on it, pass two"}.items():
             if name in share:
                 table.add_row(word, f"{share[name]:.1%}")
+            if f"{name}_not_measurable" in share:
+                table.add_row("", f"without {share[f'{name}_not_measurable']} images whose map is zero")
 
 
 def headline(metrics: Mapping[str, Any]) -> str:

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from toast_cli.attention.page import render
-from toast_cli.attention.pictures import described_maps, told
+from toast_cli.attention.pictures import compared_name, described_maps, origin, told, versions
+from toast_cli.attention.scales import Scale
 from toast_cli.attention.seeing import Viewer
-from toast_cli.attention.texts import MEANING, TextView, colours, ink, most, see_text
+from toast_cli.attention.texts import MEANING, TextView, ink, most, scales, see_text
 from toast_cli.cli.console import out, print_json, say
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
+
+STEPS = 8
+"""Colours between two numbers of a legend."""
 
 
 def show_text(viewers: list[Viewer], prompt: str, template: str | None, folder: Path, as_json: bool) -> None:
     """Show what each viewer sees in a text, and leave `prompt.html`, the numbers and how they were made in a folder."""
     views = [see_text(viewer, prompt, template) for viewer in viewers]
-    write_text(
-        folder / "prompt.html", render("text.html", title="Where it looks", views=[_page(view) for view in views])
-    )
-    single = len(views) == 1
+    meaning, single = scales(views), len(views) == 1
+    name = f"prompt{viewers[0].ending}" if single else f"prompt-{compared_name(viewers)}"
+    page = folder / f"{name}.html"
+    write_text(page, page_of(views))
     write_tensors(
-        folder / "prompt.safetensors",
+        folder / f"{name}.safetensors",
         {name if single else f"{view.viewer.name}/{name}": map for view in views for name, map in view.maps.items()},
     )
     record = {
         "prompt": prompt,
         "template": template,
-        "page": str(folder / "prompt.html"),
+        "page": str(page),
+        "versions": versions(),
         "views": list(map(_record, views)),
     }
-    write_json(folder / "prompt.json", record)
+    write_json(folder / f"{name}.json", record)
     if as_json:
         print_json(record)
         return
@@ -40,22 +46,47 @@ def show_text(viewers: list[Viewer], prompt: str, template: str | None, folder: 
         say(f"{view.viewer.name}: {described_maps(view.viewer, 'attention')}. {_next(view)}")
         for name in view.maps:
             say(f"\n{MEANING[name]}")
-            out.print(coloured(view, name), soft_wrap=True)
+            out.print(coloured(view, name, meaning[name]), soft_wrap=True)
+            out.print(legend(meaning[name]), soft_wrap=True)
             say(f"  {_alt(view, name)}")
-    say(f"\nPage: {folder / 'prompt.html'}")
+    say(f"\nPage: {page}")
 
 
-def coloured(view: TextView, name: str) -> Text:
+def page_of(views: Sequence[TextView]) -> str:
+    """All views as one page."""
+    meaning = scales(views)
+    return render("text.html", title="Where it looks", views=[_page(view, meaning) for view in views])
+
+
+def coloured(view: TextView, name: str, scale: Scale) -> Text:
     """The text on the colours of one of its maps."""
     text = Text()
-    for token, colour in zip(view.tokens, colours(name, view.maps[name]), strict=True):
+    for token, colour in zip(view.tokens, scale.hex(view.maps[name].numpy()), strict=True):
         text.append(token, style=f"{ink(colour)} on {colour}")
     return text
 
 
+def legend(scale: Scale) -> Text:
+    """What the colours mean, in one line: numbers on their own colours, and those between."""
+    text = Text(f"  {scale.label}: ")
+    (low, least), (middle, between), (high, greatest) = scale.ticks(_percent)
+    for first, word, last in ((low, least, middle), (middle, between, high), (high, greatest, None)):
+        shown = [(f" {word} ", first)]
+        if last is not None:
+            shown += [(" ", first + (last - first) * part / STEPS) for part in range(1, STEPS)]
+        for (letters, _), colour in zip(shown, scale.hex([value for _, value in shown]), strict=True):
+            text.append(letters, style=f"{ink(colour)} on {colour}")
+    return text
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g}%"
+
+
 def _alt(view: TextView, name: str) -> str:
     """A map in words, for whoever sees no colours."""
-    return "Most: " + ", ".join(f"{token.strip() or repr(token)} {value:.1%}" for token, value in most(view, name))
+    largest = (f"{token.strip() or repr(token)} {_percent(value)}" for token, value in most(view, name))
+    return f"Most: {', '.join(largest)}"
 
 
 def _next(view: TextView) -> str:
@@ -65,32 +96,44 @@ def _next(view: TextView) -> str:
     return f"{first} in pass one, {view.last.label!r} ({view.last.probability:.1%}) in pass two."
 
 
-def _page(view: TextView) -> dict[str, Any]:
+def _page(view: TextView, meaning: dict[str, Scale]) -> dict[str, Any]:
     maps = []
     for name, values in view.maps.items():
         tokens = [
             {
                 "text": token,
                 "name": token.strip() or repr(token),
-                "value": f"{value:.1%}",
+                "value": _percent(value),
                 "colour": colour,
                 "ink": ink(colour),
             }
-            for token, value, colour in zip(view.tokens, values.tolist(), colours(name, values), strict=True)
+            for token, value, colour in zip(
+                view.tokens, values.tolist(), meaning[name].hex(values.numpy()), strict=True
+            )
         ]
-        maps.append({"meaning": MEANING[name], "tokens": tokens, "alt": _alt(view, name)})
+        maps.append(
+            {"meaning": MEANING[name], "tokens": tokens, "alt": _alt(view, name), "legend": _legend(meaning[name])}
+        )
     described = described_maps(view.viewer, "attention")
     return {"name": view.viewer.name, "described": described, "next": _next(view), "maps": maps}
 
 
+def _legend(scale: Scale) -> dict[str, Any]:
+    """A scale as a page has it: colours from one end to the other, and the numbers at the ends and in the middle."""
+    words = [word for _, word in scale.ticks(_percent)]
+    shown = scale.hex([scale.low + (scale.high - scale.low) * part / STEPS for part in range(STEPS + 1)])
+    return {"label": scale.label, "words": words, "colours": ",".join(shown)}
+
+
 def _record(view: TextView) -> dict[str, Any]:
+    steering = view.viewer.model.adapted.steering
     return {
-        "name": view.viewer.name,
+        **origin(view.viewer, view.viewer.name),
         "layer": view.viewer.recorder.level,
         "head": view.viewer.head,
+        "alpha": None if steering is None else steering.strength,
         "tokens": view.tokens,
-        "largest_mismatch_with_fused_attention": view.mismatch,
-        "backbone_fingerprint": view.viewer.model.backbone_fingerprint,
+        "checks": None if view.checks is None else view.checks.told(),
         "pass_one": told(view.first),
         "pass_two": told(view.last),
     }

@@ -33,9 +33,7 @@ def visualize_attention(
     backbone: options.Backbone = None,
     weights: options.Weights = None,
     layer: Annotated[int, typer.Option(help="Layer whose map is shown; -1 is the last.")] = -1,
-    head: Annotated[
-        str, typer.Option(help="Mean or max over heads, one by its number from 0, or rollout over the layers.")
-    ] = "mean",
+    head: options.Head = "mean",
     alpha: options.Alpha = None,
     grad_cam: Annotated[
         bool, typer.Option("--grad-cam", help="Also show Grad-CAM of both passes (pip install 'toast-cli[grad-cam]').")
@@ -62,7 +60,7 @@ def visualize_attention(
         raise UsageError("--grad-cam is for images.")
     if format not in ("png", "svg", "pdf"):
         raise UsageError(f"There is no format '{format}'.", what_to_do=did_you_mean(format, ("png", "svg", "pdf")))
-    chosen = _head(head)
+    chosen = options.chosen_head(head)
 
     from toast_cli.attention.strength import set_strength
     from toast_cli.cli.console import print_json, say
@@ -83,17 +81,6 @@ def visualize_attention(
         return
     for line in _told(records):
         say(line)
-
-
-def _head(head: str) -> Any:
-    from toast_cli.errors import UsageError, did_you_mean
-
-    if head.isdecimal():
-        return int(head)
-    known = ("mean", "max", "rollout")
-    if head not in known:
-        raise UsageError(f"--head cannot be '{head}'.", what_to_do=did_you_mean(head, known) + " Or a head's number.")
-    return head
 
 
 def _viewers(
@@ -123,7 +110,9 @@ def _viewers(
             loaded = load(path, weights)
             recipes.append(changed(loaded.recipe, data_dir=data_dir, device=device))
             model = loaded.model.to(make_accelerator(recipes[-1]).device)
-            viewers.append(Viewer(path.resolve().name, model, loaded.recipe.images, loaded.classes))
+            viewers.append(
+                Viewer(path.resolve().name, model, loaded.recipe.images, loaded.classes, recipe=loaded.recipe)
+            )
         inside = len(paths) == 1 and paths[0].is_dir()
         return viewers, recipes[0], paths[0] / "attention" if inside else Path("attention")
     if not (from_files or texts):
@@ -133,7 +122,11 @@ def _viewers(
     name = backbone or PLAIN
     say(f"There is no run{' here' if backbone is None else ''}: showing the plain backbone {name}.", err)
     model, recipe = plain_model(name, weights, device)
-    return [Viewer(name, model.to(make_accelerator(recipe).device), recipe.images, None)], recipe, Path("attention")
+    return (
+        [Viewer(name, model.to(make_accelerator(recipe).device), recipe.images, None, recipe=recipe)],
+        recipe,
+        Path("attention"),
+    )
 
 
 def _looking(viewer: Viewer, layer: int, head: Any, grad_cam: bool) -> Viewer:
@@ -171,9 +164,7 @@ def _drawn(
     if len(viewers) > 1:
         return comparison(viewers, samples, folder, format)
     (viewer,) = viewers
-    marks = [f"layer{viewer.level}" * (viewer.level != -1), f"head-{viewer.head}" * (viewer.head != "mean")]
-    ending = "".join(f"-{mark}" for mark in marks if mark)
-    return [picture(viewer, sample, folder, f"{name}{ending}", format) for name, sample in samples]
+    return [picture(viewer, sample, folder, name, format) for name, sample in samples]
 
 
 def _told(records: list[dict[str, Any]]) -> list[str]:
@@ -204,5 +195,6 @@ def _view_told(view: dict[str, Any]) -> list[str]:
     if inside:
         second = f", {inside['pass_two']:.1%} in pass two" if "pass_two" in inside else ""
         kind = view["kind"][0].upper() + view["kind"][1:]
-        lines.append(f"{kind} on the object: {inside['pass_one']:.1%} in pass one{second}")
+        even = f" (an even map: {inside['even']:.1%})"
+        lines.append(f"{kind} on the object: {inside['pass_one']:.1%} in pass one{second}{even}")
     return lines

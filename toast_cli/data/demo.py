@@ -64,6 +64,7 @@ class DemoSplit:
     split: SplitName
     length: int
     has_masks: bool = True
+    marks: str = "its exact pixels"
     _kept: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
 
     @property

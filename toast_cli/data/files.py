@@ -78,6 +78,11 @@ class FileSplit:
         """Whether every sample carries a mask."""
         return self.regions is not None
 
+    @property
+    def marks(self) -> str | None:
+        """What the masks are: boxes, outlines, ..."""
+        return self.regions[0].what if self.regions else None
+
     def __len__(self) -> int:
         return len(self.names)
 

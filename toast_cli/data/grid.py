@@ -87,6 +87,7 @@ class GridSplit:
     options: Options
     repeats: int = 1
     has_masks: bool = True
+    marks: str = "the cell of the labelled photograph"
     _kept: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property

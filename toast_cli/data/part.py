@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from toast_cli.data.source import marks_of
+
 if TYPE_CHECKING:
     from toast_cli.data.source import ImageSplit, Sample
 
@@ -21,6 +23,11 @@ class Part:
     def has_masks(self) -> bool:
         """Whether every sample brings a mask."""
         return self.split.has_masks
+
+    @property
+    def marks(self) -> str | None:
+        """What the masks are."""
+        return marks_of(self.split)
 
     @property
     def labels(self) -> Sequence[int]:

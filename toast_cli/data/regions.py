@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from toast_cli.errors import ToastError
 
@@ -21,7 +21,9 @@ SAME_SHAPE = 0.02
 
 
 class Region(Protocol):
-    """A part of an image."""
+    """A part of an image; `what` says in words what such regions are."""
+
+    what: ClassVar[str]
 
     def mask(self, height: int, width: int) -> np.ndarray:
         """`[height, width]` bool, True in the region, for an image of this size.
@@ -45,6 +47,8 @@ class Box:
     Raises:
         ValueError: a number is not finite, or width or height not above zero.
     """
+
+    what: ClassVar[str] = "its box, which holds more than the object"
 
     x: float
     y: float
@@ -76,6 +80,8 @@ class Box:
 class Discs:
     """A disc around each point (x, y); where there is no point, nothing."""
 
+    what: ClassVar[str] = "discs around its parts"
+
     points: tuple[tuple[float, float], ...]
     radius: float
 
@@ -98,6 +104,8 @@ class Discs:
 class Boxes:
     """Rectangles that a file holds, which `read` takes out of it."""
 
+    what: ClassVar[str] = Box.what
+
     file: Path
     read: Callable[[Path], tuple[Box, ...]]
 
@@ -115,6 +123,8 @@ class Boxes:
 @dataclass(frozen=True)
 class Picture:
     """A picture of the region; `inside` takes its RGB pixels `[H, W, 3]` and returns `[H, W]` bool."""
+
+    what: ClassVar[str] = "its outline"
 
     file: Path
     inside: Callable[[np.ndarray], np.ndarray]

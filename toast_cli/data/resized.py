@@ -24,7 +24,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from toast_cli.data.files import FileSplit, open_file
-from toast_cli.data.source import Sample
+from toast_cli.data.source import Sample, marks_of
 from toast_cli.data.transforms import Cover, ImageTransform
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.fingerprint import digest_of
@@ -58,6 +58,11 @@ class Resized:
     def has_masks(self) -> bool:
         """Whether every sample carries a mask."""
         return self.split.has_masks
+
+    @property
+    def marks(self) -> str | None:
+        """What the masks are."""
+        return marks_of(self.split)
 
     def __len__(self) -> int:
         return len(self.split)

@@ -64,6 +64,14 @@ class ImageSplit(Split, Protocol):
         """Read one image; raises a ToastError that names it when it cannot be read."""
 
 
+def marks_of(split: Split) -> str | None:
+    """What a split's masks are, in words (its `marks`, where it says so); None where it has none.
+
+    A share inside a box and one inside an outline are different numbers.
+    """
+    return getattr(split, "marks", "masks") if split.has_masks else None
+
+
 class Batches(Protocol):
     """Batches of a split, over and over: mappings of tensors whose first dimension is the batch."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from toast_cli.attention.bootstrap import Mean, bootstrap
 from toast_cli.attention.energy import recorder_for
-from toast_cli.attention.numbers import Numbers
+from toast_cli.attention.numbers import EVEN, Numbers
 from toast_cli.attention.pictures import unique
 from toast_cli.attention.seeing import Viewer
 from toast_cli.data.source import ImageSplit
@@ -27,8 +27,8 @@ from toast_cli.training.reporter import Reporter
 class Compared:
     """One run: `probabilities` `[images, classes]` of its last pass, whether each was `correct` (1 or 0), and `inside`.
 
-    That is the share of the last pass's map inside the object, for every image, NaN where the crop lost it; None where
-    there are no masks.
+    That is the share of the last pass's map inside the object, for every image, NaN where the crop lost it, and `even`
+    the mean of what a map that is the same everywhere has there; None where there are no masks.
     """
 
     viewer: Viewer
@@ -40,6 +40,7 @@ class Compared:
     probabilities: Tensor
     correct: np.ndarray
     inside: np.ndarray | None
+    even: float | None
 
 
 @dataclass(frozen=True)
@@ -51,22 +52,27 @@ class Comparison:
     dataset: str
     classes: tuple[str, ...]
 
-    def difference(self, run: Compared, what: str) -> Mean | None:
-        """A run less the first one, in `correct` or `inside`, paired over images.
+    def pairs(self) -> list[tuple[Compared, Compared]]:
+        """Every run with each one after it."""
+        return list(combinations(self.runs, 2))
 
-        None where either has none, or where what lies inside is attention of one and feature energy of the other.
+    def difference(self, one: Compared, other: Compared, what: str) -> Mean | None:
+        """The second run less the first, in `correct` or `inside`, paired over images.
+
+        The intervals of all pairs hold together with 95%. None where either run has none, or where what lies inside is
+        attention of one and feature energy of the other.
         """
-        if what == "inside" and run.kind != self.runs[0].kind:
+        if what == "inside" and one.kind != other.kind:
             return None
-        own, first = getattr(run, what), getattr(self.runs[0], what)
-        return None if own is None or first is None else bootstrap(own - first)
+        first, second = getattr(one, what), getattr(other, what)
+        return None if first is None or second is None else bootstrap(second - first, together=len(self.pairs()))
 
     def most_disputed(self, count: int) -> list[int]:
         """The images on which the runs disagree most, the most disputed first: how far their probabilities are apart.
 
         Total variation, the mean over all pairs of runs; images on which all predict the same class come last.
         """
-        pairs = list(combinations([run.probabilities for run in self.runs], 2))
+        pairs = [(one.probabilities, other.probabilities) for one, other in self.pairs()]
         apart = torch.stack([(one - other).abs().sum(1) / 2 for one, other in pairs]).mean(0)
         predicted = torch.stack([run.probabilities.argmax(1) for run in self.runs])
         apart = apart + (predicted != predicted[0]).any(0).float()
@@ -122,7 +128,8 @@ def compared(asked: Asked, name: str, reporter: Reporter) -> tuple[Compared, Ima
         )
     last = "pass_two" if "pass_two/share_inside" in numbers.names() else "pass_one"
     inside = np.array(numbers.column(f"{last}/share_inside")) if split.has_masks else None
-    viewer = Viewer(name, model, recipe.images, session.data.classes, asked.layer, asked.head)
+    even = bootstrap(numbers.column(f"{EVEN}/share_inside")) if split.has_masks else None
+    viewer = Viewer(name, model, recipe.images, session.data.classes, asked.layer, asked.head, recipe=recipe)
     run = Compared(
         viewer,
         asked,
@@ -133,6 +140,7 @@ def compared(asked: Asked, name: str, reporter: Reporter) -> tuple[Compared, Ima
         torch.cat(probabilities),
         np.array(numbers.column("correct")),
         inside,
+        None if even is None else even.mean,
     )
     return run, split, recipe.dataset.name, session.data.classes
 

@@ -18,7 +18,7 @@ from toast_cli.attention.numbers import Numbers
 from toast_cli.attention.strength import set_strength
 from toast_cli.data.grid import GridSplit
 from toast_cli.data.part import drawn
-from toast_cli.data.source import DataSet, ImageSplit, image_splits
+from toast_cli.data.source import DataSet, ImageSplit, image_splits, marks_of
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.model import Model
 from toast_cli.recipe.schema import Recipe
@@ -52,13 +52,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class Looked:
-    """What was measured: numbers of all images, curves of some, and the split's classes and names."""
+    """What was measured: numbers of all images, curves of some, and the split's classes and names.
+
+    `marks` says what stands for the object; None where nothing does.
+    """
 
     numbers: Numbers
     curves: Curves | None
     kind: str
     classes: tuple[str, ...]
     names: Sequence[str]
+    marks: str | None
 
 
 def opened(asked: Asked) -> tuple[Session, ImageSplit, int | None]:
@@ -126,7 +130,7 @@ def look(asked: Asked, reporter: Reporter) -> Looked:
             images = batch["image"].to(session.accelerator.device)
             with session.accelerator.autocast():
                 curves.add(recorder.look(images), images)
-    return Looked(numbers, curves, kind, session.data.classes, split.names)
+    return Looked(numbers, curves, kind, session.data.classes, split.names, marks_of(split))
 
 
 @torch.no_grad()

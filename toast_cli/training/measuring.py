@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from toast_cli.attention.strength import set_strength
 from toast_cli.errors import ToastError, UsageError
+from toast_cli.model import Model
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import load
+from toast_cli.tasks.segmentation import Segmentation
 from toast_cli.training.devices import make_accelerator
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.reporter import Reporter
@@ -26,17 +28,21 @@ def measure(
     precision: str | None,
     reporter: Reporter,
     alpha: float | None = None,
+    evaluation: str | None = None,
 ) -> dict[str, Any]:
     """Metrics of a saved model on a split, its size and cost; what is None comes from the run's own recipe.
 
-    With `alpha`, the feedback's signals are sent so many times as strong.
+    With `alpha`, the feedback's signals are sent so many times as strong; `evaluation` says how a model that labels
+    pixels is shown images.
 
     Raises:
-        UsageError: there is no such split, or no feedback to scale.
+        UsageError: there is no such split, no feedback to scale, or no such way to show images.
         ToastError: the data set's classes are not the model's, or nothing can be loaded.
     """
     loaded = load(path, weights)
     recipe = changed(loaded.recipe, dataset=dataset, data_dir=data_dir, device=device, precision=precision)
+    if evaluation is not None:
+        recipe = shown_as(loaded.model, recipe, evaluation)
     set_strength(loaded.model, alpha)
     accelerator = make_accelerator(recipe)
     data = open_data(recipe)
@@ -54,10 +60,25 @@ def measure(
         "method": recipe.method.name,
         "split": split,
         **({} if alpha is None else {"alpha": alpha}),
+        **({"evaluation": recipe.task.evaluation} if hasattr(recipe.task, "evaluation") else {}),
         **session.sizes(),
         {"val": "validation"}.get(split, split): metrics,
         "skipped": say_skipped(reporter, **{split: batches}),
     }
+
+
+def shown_as(model: Model, recipe: Recipe, evaluation: str) -> Recipe:
+    """The recipe with whole images, or windows that slide over them; the model's objective is told, too.
+
+    Raises:
+        UsageError: the model does not label pixels, or there is no such way.
+    """
+    before = model.objective
+    if not isinstance(before, Segmentation):
+        raise UsageError("--evaluation is for models that label pixels.", what_to_do="Leave it out.")
+    recipe = changed(recipe, task=recipe.task.model_dump(mode="json") | {"evaluation": evaluation})
+    model.objective = Segmentation(before.head, before.classes, before.window, cast("Any", recipe.task))
+    return recipe
 
 
 def changed(recipe: Recipe, **fields: Any) -> Recipe:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.backbones import BACKBONES, example, randomly
-from toast_cli.attention.checking import TOLERANCE
+from toast_cli.attention.checking import SAME, TOLERANCE, check_first_block
 from toast_cli.attention.maps import Recorder, attention_map, rolled_out
 from toast_cli.backbone import Trace
 from toast_cli.errors import ToastError, UsageError
@@ -35,11 +35,18 @@ def model_on(name: str, levels: range | None = None) -> Model:
     return Model(Adapted(backbone, steering.parameters(), steering), objective, stock).eval()
 
 
+def last_level(model: Model) -> int:
+    return len(model.backbone.levels) - 1
+
+
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_a_map_agrees_with_fused_attention_far_within_the_tolerance(name: str) -> None:
     model = model_on(name)
     look = Recorder(model).look(example(model.backbone))
-    assert look.mismatch is not None and look.mismatch < TOLERANCE[torch.float64] / 1000
+    assert look.checks is not None and look.checks.mismatch is not None
+    assert look.checks.mismatch < TOLERANCE[torch.float64] / 1000
+    assert look.checks.told()["largest_difference_of_its_maps_between_passes"] == look.checks.difference == 0
+    assert (look.checks.fused, look.checks.unfused, look.checks.first_block) == ((0, last_level(model)), (), 0)
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
@@ -74,6 +81,27 @@ def test_a_first_block_that_differs_between_the_passes_is_an_error() -> None:
     backbone.again = lambda state, inputs: again(type(state)(state.hidden.flip(-1)), inputs)  # type: ignore[method-assign]
     with pytest.raises(ToastError, match="differs between the passes"):
         Recorder(model).look(example(backbone))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_hides_no_other_attention(kind: torch.dtype) -> None:
+    """Two hundred tokens have half a hundredth each: all of it could move within a tolerance made for mixed values."""
+    torch.manual_seed(0)
+    scores = torch.randn(1, 2, 200, 200) / 2
+    maps = [(scores + change * torch.randn_like(scores)).softmax(-1).to(kind) for change in (0.0, 0.001, 0.2)]
+    traces = [Trace(attention={0: map}, mismatch={0: torch.zeros((), dtype=kind)}) for map in maps]
+    assert check_first_block(traces[0], traces[1], 0) <= SAME[kind], "what rounding does passes"
+    assert float((maps[0] - maps[2]).abs().amax()) < TOLERANCE[kind], "which is as much as it may be of mixed values"
+    with pytest.raises(ToastError, match="differs between the passes"):
+        check_first_block(traces[0], traces[2], 0)
+
+
+def test_attention_that_is_not_fused_is_not_said_to_have_been_compared() -> None:
+    model = model_on("llama")
+    model.backbone.module.config._attn_implementation = "eager"
+    checks = Recorder(model).look(example(model.backbone)).checks
+    assert checks is not None and (checks.fused, checks.mismatch, checks.unfused) == ((), None, (0, 2))
+    assert checks.told()["layers_not_compared_as_their_attention_is_unfused"] == [0, 2]
 
 
 @pytest.mark.parametrize("name", ["vit", "llama"])

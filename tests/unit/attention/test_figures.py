@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.scenes import CLASSES, demo_model, scenes, viewer_of
+from toast_cli.attention.energy import ENERGY, energy
 from toast_cli.attention.figure import Panel, Row, Segments, draw, write
 from toast_cli.attention.panels import passes_row, viewers_rows
-from toast_cli.attention.pictures import comparison, picture
+from toast_cli.attention.pictures import comparison, picture, without_folders
+from toast_cli.attention.scales import rising
 from toast_cli.attention.seeing import Verdict, View, covering, see
 from toast_cli.backbone import Preprocessing
 from toast_cli.data.source import Sample
 from toast_cli.data.transforms import Window, build_transform
+from toast_cli.fingerprint import digest_of_tensors
 from toast_cli.model import Model
 from toast_cli.recipe.schema import ImageOptions
 
@@ -69,7 +75,8 @@ def test_the_share_on_the_object_is_what_the_pixels_of_the_original_image_add_up
         record = picture(viewer_of(model), sample, tmp_path, f"scene-{number}")
         maps, (view,) = load_file(record["maps"]), record["views"]
         window, mask = Window(**view["window"]), sample.mask
-        assert mask is not None and set(view["share_inside"]) == {"pass_one", "similarity", "pass_two"}
+        assert mask is not None and set(view["share_inside"]) == {"pass_one", "similarity", "pass_two", "even"}
+        assert view["share_inside"].pop("even") == pytest.approx(mask.mean(), abs=1e-6), "chance is the object's area"
         for name, share in view["share_inside"].items():
             rows, columns = maps[name].shape
             inside = 0.0
@@ -132,18 +139,51 @@ def test_several_viewers_share_a_scale_and_a_row_is_an_image(model: Model) -> No
     np.testing.assert_allclose(rows[1].panels[2].values, 100 * views[1][1].maps["pass_one"].numpy())
 
 
-def golden_figure(window: Window) -> Image.Image:
-    """An oblong photograph, most of it seen, with made-up maps on a grid that is not square."""
-    image = photograph(120, 80)
-    rising = torch.arange(24.0).view(4, 6).softmax(-1) / 4
-    maps = {"pass_one": rising, "similarity": rising.flip(0) * 4, "pass_two": rising.flip(1)}
-    viewer = replace(viewer_of(demo_model("linear"), "a run"), classes=CLASSES)
-    view = View(viewer, window, "attention", {**maps, "difference": maps["pass_two"] - maps["pass_one"]},
-                Verdict("plus", 0.4), Verdict("ringed", 0.9))  # fmt: skip
-    mask = np.zeros((80, 120), dtype=bool)
-    mask[24:48, 66:84] = True
+RISING = torch.arange(24.0).view(4, 6).softmax(-1) / 4
+"""A made-up map on a grid that is not square."""
+
+
+def made_up(kind: str, window: Window, first: Tensor, second: Tensor | None, name: str = "a run") -> View:
+    maps = {"pass_one": first}
+    if second is not None:
+        maps |= {"similarity": first.flip(0) * 4, "pass_two": second, "difference": second - first}
+    viewer = replace(viewer_of(demo_model("linear"), name), classes=CLASSES)
+    said = None if second is None else Verdict("ringed", 0.9)
+    return View(viewer, window, kind, maps, Verdict("plus", 0.4), said)
+
+
+def outlined(width: int = 120, height: int = 80) -> Sample:
+    """An oblong photograph with an object."""
+    mask = np.zeros((height, width), dtype=bool)
+    mask[height * 3 // 10 : height * 6 // 10, width * 11 // 20 : width * 7 // 10] = True
+    return Sample(photograph(width, height), 0, "a photograph", mask)
+
+
+def passes(window: Window) -> list[Row]:
+    """Figure 4's panels: both passes over most of an image."""
+    return [passes_row(outlined(), made_up("attention", window, RISING, RISING.flip(1)))]
+
+
+def grid(window: Window) -> list[Row]:
+    """Figure 3's: two images, one upright, under two viewers."""
+    upright = Window(window.top, window.left, window.height, window.width)
+    views = [
+        [made_up("attention", seen, map, map.flip(1), "toast"), made_up("attention", seen, map.flip(0), None, "linear")]
+        for seen, map in ((window, RISING), (upright, RISING.T))
+    ]
+    return viewers_rows([outlined(), outlined(80, 120)], views)
+
+
+def convnext(window: Window) -> list[Row]:
+    """The energy of features that grow towards the right, then towards the left."""
+    features = torch.linspace(0, 2, 6).expand(1, 8, 4, 6)
+    one, two = energy(features)[0], energy(features.flip(-1))[0]
+    return [passes_row(outlined(), made_up(ENERGY, window, one, two))]
+
+
+def drawn(rows: list[Row]) -> Image.Image:
     file = io.BytesIO()
-    draw([passes_row(Sample(image, 0, "a photograph", mask), view)], "a title").savefig(file, format="png", dpi=60)
+    draw(rows, "a title").savefig(file, format="png", dpi=60)
     return Image.open(file).convert("RGB")
 
 
@@ -154,28 +194,51 @@ def distance(one: Image.Image, other: Image.Image) -> float:
     return float(np.sqrt(((first - second) ** 2).mean()))
 
 
-def test_a_figure_looks_as_it_did_when_somebody_looked_at_it() -> None:
-    with Image.open(GOLDEN / "passes.png") as file:
+@pytest.mark.parametrize("figure", [passes, grid, convnext])
+def test_a_figure_looks_as_it_did_when_somebody_looked_at_it(figure: Callable[[Window], list[Row]]) -> None:
+    with Image.open(GOLDEN / f"{figure.__name__}.png") as file:
         golden = file.convert("RGB")
-    assert distance(golden_figure(Window(20, 8, 90, 60)), golden) < 6
-    assert distance(golden_figure(Window(8, 8, 90, 60)), golden) > 12, "a crop at another place would show"
+    assert distance(drawn(figure(Window(20, 8, 90, 60))), golden) < 6
+    assert distance(drawn(figure(Window(8, 8, 90, 60))), golden) > 12, "a crop at another place would show"
+
+
+def test_a_long_title_and_long_legends_print_over_nothing() -> None:
+    """Seven panels, as of a model that labels pixels: three lines above, four lines of classes below."""
+    classes = np.arange(120 * 80).reshape(80, 120) % 8
+    view = made_up("attention", Window(20, 8, 90, 60), RISING, RISING.flip(1))
+    segments = {name: Segments(classes, tuple("abcdefgh")) for name in ("predicted", "labelled")}
+    figure = draw([passes_row(outlined(), replace(view, segments=segments))], "a title\nof three\nlines")
+    FigureCanvasAgg(figure).draw()
+    (title,) = figure.texts
+    boxes = [axis.title.get_window_extent() for axis in figure.axes]
+    assert len(boxes) == 7 + 4 and title.get_window_extent().y0 > max(box.y1 for box in boxes)
+    bars = max(axis.get_window_extent().y1 for axis in figure.axes[7:])
+    legends = [axis.get_legend() for axis in figure.axes[5:7]]
+    assert all(legend is not None and legend.get_window_extent().y0 > bars for legend in legends)
+
+
+def test_classes_of_pixels_are_drawn_over_the_whole_image() -> None:
+    classes = np.zeros((80, 120), dtype=np.int64)
+    view = made_up("attention", Window(20, 8, 90, 60), RISING, None)
+    row = passes_row(outlined(), replace(view, segments={"predicted": Segments(classes, ("a",))}))
+    assert row.panels[-1].window == Window(0, 0, 120, 80)
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_figures_are_written_in_every_format_the_same_each_time(kind: str, tmp_path: Path) -> None:
-    row = Row(photograph(40, 30), (Panel("$a heading_{that} is no formula$", Window(0, 0, 40, 30)),))
+    seen, map = Window(0, 0, 30, 30), np.eye(3)  # the crop is drawn with clips, whose ids are a figure's own
+    row = Row(photograph(40, 30), (Panel("$a heading_{that} is no formula$", seen, map, rising("", "viridis", [map])),))
     for name in ("a", "b"):
         write(draw([row], "<b>title</b>"), tmp_path / f"{name}.{kind}")
     begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[kind]
     assert (tmp_path / f"a.{kind}").read_bytes().startswith(begins)
-    if kind != "svg":  # its ids are drawn at random
-        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+    assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
 
 
 def test_the_record_says_how_the_maps_were_made(model: Model, tmp_path: Path) -> None:
     viewers = [viewer_of(model, "same"), viewer_of(demo_model("linear"), "same")]
     records = comparison(viewers, [("scene", scenes(1)[0])], tmp_path)
-    record = json.loads((tmp_path / "scene.json").read_text())
+    record = json.loads((tmp_path / "scene-comparison-same-same.json").read_text())
     assert [record] == records
     assert [view["name"] for view in record["views"]] == ["same", "same-2"]
     assert {"same/pass_one", "same/pass_two", "same/similarity", "same/difference", "same-2/pass_one"} == set(
@@ -183,8 +246,20 @@ def test_the_record_says_how_the_maps_were_made(model: Model, tmp_path: Path) ->
     )
     view = record["views"][0]
     assert (view["layer"], view["head"], view["prefix_tokens_left_out"], view["shape"]) == (2, "mean", 1, [8, 8])
-    assert view["largest_mismatch_with_fused_attention"] < 1e-4
+    assert view["checks"]["largest_mismatch_with_fused_attention"] < 1e-4
+    assert (view["run"], view["backbone"], view["network"]) == ("same", "vit_demo", "VisionTransformer")
+    assert (view["seed"], view["method"], view["alpha"]) == (0, "toast", 1.0)
+    assert (view["input_size"], view["images"]["resize"], view["crop_pct"]) == ([64, 64], None, 1.0)
+    assert view["run_fingerprint"] == digest_of_tensors(model.trained()) != record["views"][1]["run_fingerprint"]
+    assert view["weights"].endswith("(no file was named)") and len(view["backbone_fingerprint"]) == 64
+    assert set(record["versions"]) == {"toast", "torch", "torchvision", "timm", "transformers"}
     assert view["window"] == {"left": 0, "top": 0, "width": 64, "height": 64}
+
+
+def test_a_record_tells_of_paths_their_last_part_alone() -> None:
+    for name, told in (("/home/me/w.safetensors", "w.safetensors"), ("folder:/home/me/birds/", "folder:birds"),
+                       ("llama:some/model", "llama:model"), ("vit_demo", "vit_demo"), ("none", "none")):  # fmt: skip
+        assert without_folders(name) == told
 
 
 def test_what_covers_an_image_is_told_of_the_pixels_that_have_a_class() -> None:

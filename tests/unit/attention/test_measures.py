@@ -15,8 +15,9 @@ from torchmetrics.functional.classification import binary_auroc
 from toast_cli.attention.bootstrap import bootstrap
 from toast_cli.attention.curves import Curves, ranks
 from toast_cli.attention.maps import Look
-from toast_cli.attention.measures import auc, cell_shares, entropy, hits, share_inside, shift
+from toast_cli.attention.measures import auc, cell_shares, entropy, hits, hits_by_chance, share_inside, shift
 from toast_cli.attention.numbers import Numbers, as_csv
+from toast_cli.attention.share import AttentionShare
 
 torch.manual_seed(0)
 MAPS = torch.rand(3, 4, 6).softmax(-1)
@@ -71,6 +72,22 @@ def test_the_shift_is_what_would_have_to_be_carried() -> None:
     assert shift(first, last).item() == pytest.approx(0.5)
 
 
+def test_a_map_that_is_zero_everywhere_has_no_numbers() -> None:
+    maps = torch.stack([torch.zeros(4, 6), torch.rand(4, 6)])
+    for measure in (share_inside, hits, auc):
+        assert measure(maps, MASK[:2]).isnan().tolist() == [True, False]
+    assert entropy(maps).isnan().tolist() == [True, False]
+
+
+def test_chance_in_the_pointing_game_is_that_of_a_cell_drawn_at_random() -> None:
+    won = torch.zeros(3)
+    for cell in range(24):
+        map = torch.zeros(3, 4, 6)
+        map.view(3, 24)[:, cell] = 1
+        won += hits(map, MASK)
+    assert torch.allclose(hits_by_chance(MASK, 4, 6), won / 24)
+
+
 @pytest.mark.parametrize("cells", [2, 3])
 def test_cells_of_a_grid_share_out_the_map_even_where_they_cut_patches(cells: int) -> None:
     map = torch.rand(2, 7, 8)
@@ -104,8 +121,35 @@ class TestBootstrap:
         assert first is not None and second is not None and paired is not None
         assert first.high > second.low and paired.low > 0.4
 
+    def test_several_that_hold_together_are_wider(self) -> None:
+        values = np.random.default_rng(1).normal(0.0, 1.0, 400)
+        alone, one_of_six = bootstrap(values), bootstrap(values, together=6)
+        assert alone is not None and one_of_six is not None
+        # 1.96 standard errors alone, 2.64 of one in six.
+        widths = (one_of_six.high - one_of_six.low) / (alone.high - alone.low)
+        assert widths == pytest.approx(2.64 / 1.96, rel=0.06)
+
 
 class TestNumbers:
+    def test_chance_stands_beside_every_share_and_what_cannot_be_measured_is_counted(self) -> None:
+        numbers, share = Numbers(cells=2), AttentionShare()
+        similarity = torch.stack([torch.zeros(4, 6), torch.rand(4, 6), torch.rand(4, 6)])
+        look = look_of(MAPS, MAPS, similarity)
+        numbers.add(look, {"label": torch.zeros(3).long(), "index": torch.arange(3), "mask": MASK})
+        found = numbers.result()
+        area = pytest.approx(float(MASK.float().mean()), abs=1e-6)
+        assert found["even"]["share_inside"]["mean"] == area
+        assert (found["even"]["auc"]["mean"], found["even"]["grid_hit"]["mean"]) == (0.5, 0.25)
+        assert numbers.not_measurable() == {"similarity": 1}
+        measured = share_inside(similarity[1:], MASK[1:]).mean()
+        for measure in ("share_inside", "pointing_hit", "auc", "entropy", "grid_hit"):
+            assert found["similarity"][measure]["images"] == 2
+        share.add(look, MASK)
+        closing = share.result()
+        for mean in (found["similarity"]["share_inside"]["mean"], closing["similarity"]):
+            assert mean == pytest.approx(float(measured), abs=1e-6), "and does not drag the mean down"
+        assert (closing["similarity_not_measurable"], closing["object_area"]) == (1, area)
+
     def test_each_map_is_measured_under_its_own_name_and_lost_objects_count_nowhere(self) -> None:
         mask = torch.zeros(2, 4, 4, dtype=torch.bool)
         mask[0, :2, :2] = True
@@ -167,6 +211,23 @@ class TestCurves:
             < area["random"]["deletion"]["mean"]
             < area["pass_one"]["deletion"]["mean"]
         )
+
+    def test_steps_that_all_orders_share_are_computed_once_and_a_zero_map_orders_nothing(self) -> None:
+        asked: list[Tensor] = []
+
+        def predict(images: Tensor) -> Tensor:
+            asked.append(images)
+            return images.flatten(1)[:, :2]
+
+        image = torch.randn(2, 3, 16, 16)
+        curves = Curves(predict, steps=4)
+        curves.add(look_of(torch.rand(2, 4, 4), torch.zeros(2, 4, 4)), image)
+        assert len(asked) == 3 + 3 * 2 * 3, "the image, the mean colour, the blur; then three orders, twice, in between"
+        assert sum(torch.equal(given, image) for given in asked) == 1
+        for kind in ("deletion", "insertion"):
+            assert curves.whole("pass_two", kind).isnan().all()
+            assert torch.equal(curves.whole("pass_one", kind)[:, 0], curves.whole("random", kind)[:, 0])
+        assert "pass_two" not in curves.result() and "pass_one" in curves.result()
 
     def test_ranks_count_from_the_highest(self) -> None:
         assert ranks(torch.tensor([[[0.1, 0.4], [0.3, 0.2]]])).tolist() == [[[0.75, 0.0], [0.25, 0.5]]]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from toast_cli.data.demo import DemoSplit
 from toast_cli.data.demo import Options as DemoOptions
@@ -79,7 +80,16 @@ def test_a_smaller_scale_is_filled_up_with_what_has_no_class() -> None:
     batch = next(iter(batches([(64, 64)] * 4, Asked(4, True, True), task, augment="crop-flip", mean=[0.5] * 3)))
     outside = batch["labels"] == IGNORED
     assert 0.7 < float(outside.float().mean()) < 0.8
+    # The mean colour, as near as a pixel comes to it; black would be -0.5.
+    filled = batch["image"].movedim(1, -1)[_inner(outside)]
+    assert len(filled) > 5000 and float(filled.abs().max()) < 0.004
     assert set(batch["labels"].unique().tolist()) == {IGNORED, 0, 1, 2}
+
+
+def _inner(outside: Tensor) -> Tensor:
+    """Those without a class, but for the scenes' own row without one."""
+    rows = outside.all(-1, keepdim=True).expand_as(outside)
+    return rows & rows.roll(1, 1) & rows.roll(-1, 1)
 
 
 def test_a_larger_scale_shows_a_part() -> None:

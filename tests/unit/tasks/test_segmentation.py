@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -186,6 +187,19 @@ class TestWindows:
         top = model(images[1:, :, :64, :64])
         assert torch.allclose(found[1, :, :16, :64], top[0, :, :16], atol=1e-5), "only the first window is there"
 
+    def test_windows_go_on_by_the_stride_that_is_asked_for(self) -> None:
+        looked: list[int] = []
+
+        def scores(windows: Tensor) -> Tensor:
+            looked.append(len(windows))
+            return torch.zeros(len(windows), 3, 8, 8)
+
+        batch = {"image": torch.zeros(1, 3, 8, 24), "extent": torch.tensor([[8, 24]])}
+        for stride, windows in ((1.0, 3), (0.5, 5), (0.25, 9)):
+            looked.clear()
+            Segmentation(torch.nn.Identity(), CLASSES, (8, 8), Options(stride=stride)).predict(scores, batch)
+            assert sum(looked) == windows
+
 
 class TestFeatures:
     @pytest.mark.parametrize(
@@ -213,6 +227,21 @@ class TestFeatures:
             sides = [tuple(stage.shape[-2:]) for stage in trace.outputs]
         assert [tuple(map.shape[-2:]) for map in scales] == sides
         assert model(images).shape == (2, 3, *images.shape[-2:])
+
+    @torch.no_grad()
+    def test_the_auxiliary_head_reads_the_third_map_alone(self) -> None:
+        model = model_of("linear")
+        images, head = images_for(model, 1), model.head
+        assert isinstance(head, SegmentationHead)
+        head.training = True  # itself alone: nothing in it is dropped by chance
+        trace = Trace(levels=True)
+        features = maps_of(model.backbone, model.adapted(images, trace).last, trace.outputs, images)
+        before = head(features)[:, len(CLASSES) :]
+        moved = []
+        for place in range(4):
+            maps = [map + (number == place) * torch.randn_like(map) for number, map in enumerate(features.maps)]
+            moved.append(not torch.allclose(head(replace(features, maps=maps))[:, len(CLASSES) :], before, atol=1e-3))
+        assert moved == [False, False, True, False]
 
     def test_levels_are_evenly_spaced_and_end_at_the_last(self) -> None:
         card = registry.backbone_card("vit:vit_base_patch16_224")
@@ -293,6 +322,11 @@ def test_the_loss_weighs_the_auxiliary_head_and_leaves_unlabelled_pixels_out() -
     batch = {"labels": labels}
     assert torch.allclose(objective.loss(outputs, batch), torch.as_tensor(by_hand), rtol=1e-5)
     assert objective.count(batch) == len(places) == 24
+
+
+def test_the_epoch_is_chosen_by_mean_iou_and_not_by_pixels() -> None:
+    objective = Segmentation(torch.nn.Identity(), CLASSES, (4, 4), Options())
+    assert objective.score({"mean_iou": 0.25, "pixel_accuracy": 0.9, "class_accuracy": 0.5}) == 0.25
 
 
 def test_a_model_that_windows_slide_over_is_not_divided_among_processes_which_would_wait_for_ever() -> None:

@@ -1,0 +1,71 @@
+"""Pages as a browser shows them, on a desktop and on a telephone; skipped where there is no Chromium."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import toast
+from tests.scenes import demo_model, kept
+from tests.unit.attention.test_scales import VIEW, text_view
+from toast_cli.cli.texts import page_of
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+SIZES = {"desktop": (1200, 800), "telephone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A comparison of three runs, one of them with a very long name, and a text."""
+    home = tmp_path_factory.mktemp("pages")
+    runs = [kept(demo_model(), home / "steered"), kept(demo_model("linear"), home / ("linear-" * 12))]
+    said = toast("compare", *runs, runs[0], "--images", "1", "--out", home / "comparison")
+    assert said.code == 0, said.err
+    (home / "prompt.html").write_text(page_of([VIEW, text_view("x" * 60, [0.9, 0.1, 0], [0, 0.1, 0.9])]), "utf-8")
+    return {"comparison": home / "comparison/report.html", "text": home / "prompt.html"}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("which", ["comparison", "text"])
+def test_a_page_shows_all_of_itself_and_asks_for_nothing(
+    which: str, size: str, browser: Any, pages: dict[str, Path], tmp_path: Path
+) -> None:
+    width, height = SIZES[size]
+    tab = browser.new_page(viewport={"width": width, "height": height})
+    troubles: list[str] = []
+    asked: list[str] = []
+    tab.on("console", lambda message: troubles.append(message.text))
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(pages[which].as_uri())
+    assert troubles == []
+    assert [url for url in asked if not url.startswith("data:")] == [pages[which].as_uri()]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width, "nothing to be scrolled sideways"
+    images = tab.evaluate("[...document.images].map(image => [image.alt, image.complete && image.naturalWidth > 0])")
+    assert all(alt and shown for alt, shown in images) and bool(images) is (which == "comparison")
+    if which == "comparison":
+        cut = "[...document.querySelectorAll('.wide')].some(part => part.scrollWidth > part.clientWidth)"
+        assert not tab.evaluate(cut), "nor anything inside"
+    if which == "text":
+        assert tab.evaluate("[...document.querySelectorAll('[role=img]')].every(part => part.ariaLabel)")
+    tab.screenshot(path=tmp_path / "page.png", full_page=True)
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.width == width and len(np.unique(np.asarray(picture.convert("L")))) > 50
+    tab.close()

@@ -1,0 +1,61 @@
+"""What colours mean: one scale for all that is to be compared, from numbers that hardly depend on a few outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import Normalize, to_hex
+
+PERCENTILE = 95.0
+"""Where a scale ends. Of a trained ViT, single tokens (in corners, mostly) draw many times what all others do, as the
+first token of a text does; a scale that reached up to them would show nothing else."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Numbers as colours: the panels, or texts, of one scale have the same numbers in the same colours, and one bar.
+
+    `clipped`: there are numbers beyond the ends, which have the colour of the end.
+    """
+
+    label: str
+    colours: str
+    low: float
+    high: float
+    clipped: bool = False
+
+    def ticks(self, say: Callable[[float], str] = "{:.3g}".format) -> list[tuple[float, str]]:
+        """Both ends and the middle with what is written there; `≥` where larger numbers have the same colour."""
+        least, most = ("≤ " if self.clipped and self.low < 0 else ""), ("≥ " if self.clipped else "")
+        middle = (self.low + self.high) / 2
+        return [(self.low, least + say(self.low)), (middle, say(middle)), (self.high, most + say(self.high))]
+
+    def hex(self, values: Sequence[float] | np.ndarray) -> list[str]:
+        """A colour for each number, `#rrggbb`."""
+        numbers = Normalize(self.low, self.high, clip=True)(np.asarray(values, dtype=np.float64))
+        return [to_hex(colour) for colour in colormaps[self.colours](numbers)]
+
+
+def rising(label: str, colours: str, maps: Sequence[np.ndarray]) -> Scale:
+    """From nothing up to the percentile of the numbers of all maps; the label says so where any lie above it."""
+    high, clipped, told = _end(np.concatenate([np.ravel(map) for map in maps]))
+    return Scale(label + told, colours, 0.0, high, clipped)
+
+
+def around_zero(label: str, colours: str, maps: Sequence[np.ndarray]) -> Scale:
+    """As far to either side of nothing as the percentile of the numbers' sizes."""
+    high, clipped, told = _end(np.abs(np.concatenate([np.ravel(map) for map in maps])))
+    return Scale(label + told, colours, -high, high, clipped)
+
+
+def _end(sizes: np.ndarray) -> tuple[float, bool, str]:
+    largest = float(sizes.max())
+    if not largest > 0:
+        return 1.0, False, " (zero everywhere)"
+    end = float(np.percentile(sizes, PERCENTILE))
+    if not 0 < end < largest:
+        return largest, False, ""
+    return end, True, f" (≥: beyond the {PERCENTILE:g}th percentile)"
