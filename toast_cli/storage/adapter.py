@@ -24,6 +24,7 @@ from toast_cli.model import Model, build_model, count, folded
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
+from toast_cli.storage.kinds import told_as
 
 FORMAT = 1
 TRAINED = "adapter_model.safetensors"
@@ -273,6 +274,10 @@ def _read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
+        if told := told_as(path):
+            raise UsageError(
+                f"{path} is no run, adapter or exported safetensors file.", told, "Name the run that it was made from."
+            ) from error
         raise ToastError(f"{path} is missing or damaged.", str(error), "Export or train it again.") from error
 
 
