@@ -5,7 +5,11 @@ What fails on the way leaves no file behind.
 
 from __future__ import annotations
 
+import glob
 import json
+import os
+import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file
@@ -90,7 +95,8 @@ def export(
         loaded.model.float()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent)
+        _clear_away(target.parent)
+        folder = tempfile.TemporaryDirectory(prefix=f"{_begun_here()}{os.getpid()}-", dir=target.parent)
     except OSError as error:
         raise _cannot_write(target, error) from error
     with folder as temporary:
@@ -111,6 +117,19 @@ def export(
         except OSError as error:
             raise _cannot_write(target, error) from error
     return proof, tuple(target.parent / each for each in made)
+
+
+def _begun_here() -> str:
+    """What the folders of unfinished exports of this machine begin with, before the number of their process."""
+    return f".export-{platform.node() or 'here'}-"
+
+
+def _clear_away(folder: Path) -> None:
+    """Remove what killed exports left: folders of processes that are no more."""
+    for left in folder.glob(f"{glob.escape(_begun_here())}*"):
+        process = left.name.removeprefix(_begun_here()).partition("-")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
@@ -140,7 +159,7 @@ def _keep(place: Path, folder: Path, before: Path, replace: bool) -> None:
     try:
         for name in names:
             if (folder / name).exists():
-                (folder / name).replace(before / name)
+                _set_aside(folder / name, before / name)
             (place / name).replace(folder / name)
     except OSError:
         for name in names:
@@ -149,6 +168,17 @@ def _keep(place: Path, folder: Path, before: Path, replace: bool) -> None:
             if (before / name).exists():
                 (before / name).replace(folder / name)
         raise
+
+
+def _set_aside(path: Path, before: Path) -> None:
+    """Keep what stands at `path` as `before`, too: a file under both names, so that it is never gone."""
+    if path.is_file():
+        try:
+            before.hardlink_to(path)
+            return
+        except OSError:  # a file system that has no second names
+            pass
+    path.replace(before)
 
 
 def prove(loaded: Loaded, name: str, form: Format, wanted: Wanted, path: Path, scratch: Path) -> Proof:
