@@ -18,7 +18,7 @@ from toast_cli.bench.table import Number, Results
 from toast_cli.bench.table import Table as Filled
 from toast_cli.bench.worker import Board
 from toast_cli.bench.writing import write_all
-from toast_cli.cli.console import PIPED_WIDTH, err, out, print_json, say
+from toast_cli.cli.console import PIPED_WIDTH, Harmless, err, out, print_json, say
 
 ORDER = ("done", "pruned", "running", "waiting", "wanted", "failed")
 _last: list[str] = []
@@ -138,4 +138,4 @@ def _counted(board: Board) -> str:
 
 def _wide(console: Console) -> Console:
     """The console, or where nobody looks at it, one that cuts nothing."""
-    return console if console.is_terminal else Console(stderr=console.stderr, highlight=False, width=PIPED_WIDTH)
+    return console if console.is_terminal else Harmless(stderr=console.stderr, highlight=False, width=PIPED_WIDTH)

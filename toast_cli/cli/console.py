@@ -1,12 +1,19 @@
-"""The two consoles: results on stdout, everything else on stderr. rich respects NO_COLOR by itself."""
+"""The two consoles: results on stdout, everything else on stderr. rich respects NO_COLOR by itself.
+
+Names of files and classes, and what models write, are text of strangers: what would command a terminal is spelled out.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import sys
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -18,8 +25,26 @@ PIPED_WIDTH = 200
 SILENT = int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 """Whether this is one of several processes and not the first, which speaks for all."""
 
-out = Console(highlight=False, quiet=SILENT)
-err = Console(stderr=True, highlight=False, quiet=SILENT)
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but tab and line feed, and what turns the direction of writing."""
+
+
+def harmless(text: str) -> str:
+    """A text in which what would command a terminal is spelled out: an escape becomes `\\x1b`."""
+    return _COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class Harmless(Console):
+    """A console that sends no commands but its own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich renders, its own control segments and styles included."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else harmless(text), style, control)
+
+
+out = Harmless(highlight=False, quiet=SILENT)
+err = Harmless(stderr=True, highlight=False, quiet=SILENT)
 
 
 def say(text: str, console: Console = out) -> None:
@@ -32,7 +57,7 @@ def print_error(error: ToastError) -> None:
 
     Of several processes the first speaks, unless another met an error alone.
     """
-    console = Console(stderr=True, highlight=False) if error.process else err
+    console = Harmless(stderr=True, highlight=False) if error.process else err
     console.print(Text.assemble(("Error: ", "bold red"), error.what), soft_wrap=True)
     for part in (error.why, error.what_to_do):
         if part:
@@ -44,11 +69,17 @@ def print_table(table: Table) -> None:
     widths = [max((len(str(cell)) for cell in column.cells), default=0) for column in table.columns]
     for column, width in zip(table.columns, widths, strict=True):
         column.no_wrap = width < max(widths)
-    console = out if out.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
+    console = out if out.is_terminal else Harmless(highlight=False, width=PIPED_WIDTH)
     console.print(table)
 
 
 def print_json(value: Any) -> None:
     """Print a result for machines on stdout: indented JSON, never wrapped, never coloured."""
     if not SILENT:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        print(_COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def print_answer(text: str, end: str = "\n") -> None:
+    """Print what a model writes, as it is, but for what would command a terminal that shows it."""
+    print(harmless(text) if sys.stdout.isatty() else text, end=end, flush=True)

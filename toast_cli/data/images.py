@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import IO, TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
 WHITE_16_BIT = 65_535
+OTHER_PROGRAMS = ("EPS",)
+"""What Pillow has another program read: PostScript is a language, and Ghostscript would run it."""
 
 
 class ImageFile(Protocol):
@@ -31,7 +34,7 @@ def open_image(path: ImageFile) -> PilImage:
         ToastError: the file is missing, not an image, damaged, too large to be safe, or of unknown brightness range.
     """
     try:
-        with path.open("rb") as stream, Image.open(stream) as file:
+        with path.open("rb") as stream, Image.open(stream, formats=decoded_here()) as file:
             ImageOps.exif_transpose(file, in_place=True)  # else it copies what is upright already
             return to_rgb(file)
     except UnidentifiedImageError as error:
@@ -42,6 +45,13 @@ def open_image(path: ImageFile) -> PilImage:
         raise _unreadable(path, error.strerror or str(error)) from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+
+
+@cache
+def decoded_here() -> tuple[str, ...]:
+    """All that Pillow decodes itself: whatever a file is called, it never has another program run."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in OTHER_PROGRAMS)
 
 
 def to_rgb(image: PilImage) -> PilImage:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from toast_cli.data.images import decoded_here
 from toast_cli.data.source import DataSet, Sample
 from toast_cli.data.split import hold_out, split_hash
 from toast_cli.data.tree import images_below
@@ -101,7 +102,7 @@ def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.n
     from PIL import Image
 
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=decoded_here()) as file:
             mode, values = file.mode, np.asarray(file)
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
         raise ToastError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from toast_cli.export.base import Format, Outputs, Runner, Wanted
 from toast_cli.export.publishing import for_others
+from toast_cli.storage.sealing import read_sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,10 +148,9 @@ def _plainly(section: dict[str, Any]) -> str:
 
 def _numbers(run: Path) -> list[str]:
     """The run's closing numbers, where they lie with it."""
-    try:
-        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not (run / "results.json").is_file():
         return []
+    results = read_sealed(run / "results.json")
     lines = []
     for split in ("validation", "test"):
         metrics = results.get(split) or {}

@@ -47,13 +47,13 @@ def _kind(path: Path) -> str:
     for beginning, kind in _BEGINNINGS:
         if first.startswith(beginning):
             return kind
-    text = first.lstrip()
-    if text[:1] in (b"{", b"["):
+    printable = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in first)
+    if printable and first.lstrip()[:1] in (b"{", b"["):
         return "JSON text"
     # A safetensors file begins with the length of the JSON that follows.
     if first[8:9] == b"{" and path.suffix != ".safetensors":
         return "a safetensors file under another name"
-    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in first):
+    if printable:
         return "plain text"
     return ""
 
