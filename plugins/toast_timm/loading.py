@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from toast_cli.backbone import Preprocessing
 from toast_cli.errors import ToastError, UsageError, did_you_mean
+from toast_cli.pickles import refused_code
 from toast_timm.hub import offline_where_unreachable
 
 
@@ -97,10 +97,10 @@ def _from_file(model: str, path: Path, arguments: dict[str, Any], family: str) -
     except ToastError:
         raise
     except Exception as error:  # a file that is foreign or damaged makes readers fail in any way
-        if _wanted_code(error):
+        if code := refused_code(path, error):
             raise ToastError(
                 f"{path} was not loaded: it holds more than weights.",
-                "Only tensors are read from a checkpoint, because anything else could run code.",
+                f"It asks for {code}, and only tensors are read, because anything else could run code.",
                 "Save the model's state_dict alone, best as safetensors.",
             ) from error
         raise ToastError(
@@ -147,16 +147,6 @@ def _require_whole(module: nn.Module, missing: Sequence[str], unexpected: Sequen
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"The file {what} {', '.join(names[:3])}{more}.")
-
-
-def _wanted_code(error: BaseException | None) -> bool:
-    """Whether the safe unpickler refused something, however deep the readers have wrapped its refusal."""
-    while error is not None:
-        # A file of any other kind makes the same reader fail, but not for something it would have had to run.
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Module:

@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import resource
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast, toast_in_new_process
 from tests.language import instructions, make_model, write_json
+from toast_cli import registry
+from toast_cli.backbone import Backbone
 from toast_cli.errors import ToastError
-from toast_cli.export import checking
+from toast_cli.export import checking, exporting
+from toast_cli.export.base import Wanted
+from toast_cli.export.hf_folder import card
 from toast_cli.storage.adapter import load
 
 
@@ -74,6 +82,58 @@ def test_an_onnx_file_runs_without_torch_and_proves_it_in_another_process(here: 
     # Folded: nothing of the feedback path is left but one matrix a level.
     assert not any(".feedback." in name for name in weights_in(target))
     assert sorted(path.name for path in here.iterdir()) == ["export_report.json", "model.onnx"]
+
+
+AXES = {"image": ["batch", 3, "height", "width"], "input_ids": ["batch", "sequence"]}
+
+
+def axes_of(path: Path) -> dict[str, list[Any]]:
+    import onnx
+
+    return {
+        each.name: [side.dim_param or side.dim_value for side in each.type.tensor_type.shape.dim]
+        for each in onnx.load(path).graph.input
+    }
+
+
+@pytest.fixture(scope="module")
+def convolutional_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of TOAST on a tiny ConvNeXt."""
+    run = tmp_path_factory.mktemp("convolutional") / "run"
+    chosen = ["--backbone", "convnext:test_convnext", "--weights", "none", "method.start=random"]
+    said = toast("tune", *TINY_DEMO, *chosen, "training.epochs=1", "--output-dir", run)
+    assert said.code == 0, said.err
+    return run
+
+
+@pytest.mark.usefixtures("quickly")
+def test_an_onnx_file_of_a_convnext_takes_images_of_any_size(here: Path, convolutional_run: Path) -> None:
+    import onnxruntime
+
+    target = here / "model.onnx"
+    said = toast("export", "--run", convolutional_run, "--format", "onnx", "--out", target)
+    assert said.code == 0, said.err
+    assert axes_of(target)["image"] == AXES["image"]
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    for image in (torch.randn(2, 3, 64, 64), torch.randn(1, 3, 128, 96)):
+        (found,) = session.run(["logits"], {"image": image.numpy()})
+        assert torch.allclose(torch.from_numpy(found), logits(convolutional_run, image), atol=1e-4)
+
+
+@pytest.mark.usefixtures("quickly")
+def test_an_onnx_file_of_a_language_model_takes_texts_of_any_length(here: Path, text_run: Path) -> None:
+    import onnxruntime
+
+    target = here / "model.onnx"
+    said = toast("export", "--run", text_run, "--format", "onnx", "--out", target)
+    assert said.code == 0, said.err
+    assert axes_of(target)["input_ids"] == axes_of(target)["attention_mask"] == AXES["input_ids"]
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    for shape in ((2, 5), (3, 41)):
+        ids = torch.randint(6, 100, shape)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        (found,) = session.run(["logits"], {name: each.numpy() for name, each in inputs.items()})
+        assert torch.allclose(torch.from_numpy(found), logits(text_run, inputs), atol=1e-4)
 
 
 def weights_in(path: Path) -> list[str]:
@@ -178,12 +238,49 @@ def test_an_export_beyond_tolerance_fails_and_leaves_no_file(
     assert list((here / "out").iterdir()) == []
 
 
+def spoiling(monkeypatch: pytest.MonkeyPatch, output: str, by: float) -> None:
+    """From now on an export's outputs are off by so much of their largest number."""
+
+    def spoil(job: Path) -> None:
+        checking.open_and_run(job)
+        out = job.parent / "real.out.safetensors"
+        tensors = load_file(out)
+        tensors[output] = tensors[output] + by * tensors[output].abs().max()
+        save_file(tensors, out)
+
+    monkeypatch.setattr(checking, "in_new_process", spoil)
+
+
+def test_a_map_is_held_to_its_own_unit(here: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention of a hundred patches is about a hundredth: a thousandth of that is far below what logits may be off."""
+    spoiling(monkeypatch, "attention_last", 1e-3)
+    said = toast("export", "--run", run, "--format", "torch-export", "--maps", "--out", here / "out" / "x")
+    said.fails(1, "real.attention_last")
+    assert list((here / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("form", [["safetensors", "--what", "full"], ["torch-export"], ["hf", "--fold"]])
+def test_half_precision_is_no_leeway_for_being_wrong(
+    here: Path, run: Path, monkeypatch: pytest.MonkeyPatch, form: list[str]
+) -> None:
+    words = ["export", "--run", run, "--dtype", "bfloat16", "--format", *form, "--out", here / "out" / "x"]
+    spoiling(monkeypatch, "logits", 0.05)  # a tenth of what bfloat16 itself may cost a deep network
+    toast(*words).fails(1, "real.logits")
+    assert list((here / "out").iterdir()) == []
+    spoiling(monkeypatch, "logits", 0.0)
+    assert toast(*words).code == 0
+    (report,) = (here / "out").rglob("export_report.json")
+    (told,) = json.loads(report.read_text()).values()
+    assert 0 < told["rounding"]["real.logits"] < 0.1 and told["differences"]["real.logits"] < 1e-5
+
+
 @pytest.mark.usefixtures("quickly")
 def test_what_an_export_could_not_be_compared_on_is_said(here: Path, run: Path) -> None:
     assert toast("export", "--run", run, "--out", here / "a.safetensors").code == 0
     tensors = load_file(here / "a.safetensors")
     with safe_open(here / "a.safetensors", "pt") as file:
         config = json.loads(file.metadata()["toast"])
+        del config["sha256"]
     config["recipe"]["dataset"] = {"name": "folder", "path": str(here / "gone")}
     save_file(tensors, here / "b.safetensors", {"toast": json.dumps(config)})
     said = toast("export", "--run", here / "b.safetensors", "--format", "safetensors", "--out", here / "c.safetensors")
@@ -237,26 +334,42 @@ def test_permuted_classes_are_refused(here: Path, run: Path) -> None:
     tensors = load_file(here / "a.safetensors")
     with safe_open(here / "a.safetensors", "pt") as file:
         config = json.loads(file.metadata()["toast"])
+        del config["sha256"]
     config["classes"] = config["classes"][::-1]
     save_file(tensors, here / "b.safetensors", {"toast": json.dumps(config)})
     toast("eval", "--run", here / "b.safetensors").fails(1, "classes", "another order")
     toast("export", "--run", here / "b.safetensors", "--out", "c").fails(1, "classes", "another order")
 
 
-@pytest.mark.parametrize("form", ["safetensors", "torch-export", "hf"])
-def test_a_full_disk_is_an_error_that_leaves_nothing(here: Path, run: Path, form: str) -> None:
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """Within the block the system refuses to write more than so many bytes to a file, as a full disk would."""
     import signal
 
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        said = toast("export", "--run", run, "--format", form, "--out", here / "out" / "model")
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch-export", "hf", "onnx"])
+def test_a_full_disk_is_an_error_that_leaves_nothing(here: Path, run: Path, form: str) -> None:
+    with no_file_beyond(100_000):
+        said = toast("export", "--run", run, "--format", form, "--out", here / "out" / "model")
     said.fails(1, "could not be written")
     assert not any((here / "out").rglob("*"))
+
+
+def test_an_import_onto_a_full_disk_leaves_no_run(here: Path) -> None:
+    torch.save(top_down_parts(), here / "theirs.pth")
+    with no_file_beyond(100_000):
+        said = toast("import", "theirs.pth", "--backbone", "vit_demo", "--output-dir", "start")
+    said.fails(1, "could not be written")
+    assert not (here / "start").exists()
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -333,6 +446,18 @@ def test_an_export_is_uploaded(
 
 
 @pytest.mark.usefixtures("quickly")
+def test_a_folder_for_transformers_is_uploaded_whole(
+    here: Path, run: Path, hub: tuple[str, dict[str, bytes]], online: Callable[[str], None]
+) -> None:
+    endpoint, files = hub
+    online(endpoint)
+    said = toast("export", "--run", run, "--format", "hf", "--out", here / "hf", "--push", "me/mine")
+    assert said.code == 0, said.err
+    assert files == {path.name: path.read_bytes() for path in (here / "hf").iterdir()}
+    assert {"config.json", "model.safetensors", "README.md"} <= files.keys()
+
+
+@pytest.mark.usefixtures("quickly")
 def test_an_upload_that_fails_keeps_the_export(here: Path, run: Path, online: Callable[[str], None]) -> None:
     online("http://127.0.0.1:9")
     said = toast("export", "--run", run, "--out", here / "a.safetensors", "--push", "me/mine")
@@ -340,7 +465,8 @@ def test_an_upload_that_fails_keeps_the_export(here: Path, run: Path, online: Ca
     assert (here / "a.safetensors").is_file()
 
 
-def test_import_says_what_became_of_every_tensor(here: Path) -> None:
+def top_down_parts() -> dict[str, torch.Tensor]:
+    """Those of the demo's ViT, in the layout of the authors' code."""
     d = 128
     parts = {"prompt": torch.randn(d), "top_down_transform": torch.eye(d)}
     for level in range(3):
@@ -348,7 +474,11 @@ def test_import_says_what_became_of_every_tensor(here: Path) -> None:
             f"decoders.{level}.linear.weight": torch.randn(d, d),
             f"decoders.{level}.linear2.weight": torch.eye(d),
         }
-    torch.save({"model": parts, "epoch": 3}, here / "theirs.pth")
+    return parts
+
+
+def test_import_says_what_became_of_every_tensor(here: Path) -> None:
+    torch.save({"model": top_down_parts(), "epoch": 3}, here / "theirs.pth")
     said = toast("import", "theirs.pth", "--backbone", "vit_demo", "--output-dir", "start")
     assert said.code == 0, said.err
     assert "8 tensors: 0 of the backbone, 8 of selection and feedback path, 0 of the head" in said.out
@@ -472,11 +602,135 @@ def test_changed_weights_of_a_whole_file_are_refused(here: Path) -> None:
     toast("eval", "--run", "changed.safetensors").fails(1, "are not those that were exported")
 
 
-def test_a_folder_for_others_tells_no_paths_of_this_machine(here: Path, pictures: MakePictures) -> None:
+FORMS = (
+    ["safetensors"],
+    ["safetensors", "--what", "full"],
+    ["torch-export"],
+    ["hf"],
+)
+
+
+@pytest.mark.usefixtures("quickly")
+def test_no_export_tells_a_path_of_this_machine(here: Path, pictures: MakePictures, text_run: Path) -> None:
     root = pictures(cat=8, dog=8)
     words = ["--backbone", "vit_demo", "--dataset", f"folder:{root}", "--method", "linear", "training.epochs=1"]
     assert toast("tune", *words, "--output-dir", here / "run").code == 0
-    said = toast("export", "--run", here / "run", "--format", "hf", "--out", here / "hf")
+    for run, private in ((here / "run", root.parent), (text_run, text_run.parent)):
+        for form in FORMS:
+            said = toast("export", "--run", run, "--out", here / "out" / "x", "--force", "--format", *form)
+            assert said.code == 0, said.err
+        for file in (here / "out").rglob("*"):
+            assert file.is_dir() or str(private).encode() not in file.read_bytes(), file
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_language_models_adapter_asks_where_its_model_is(here: Path, text_run: Path) -> None:
+    assert toast("export", "--run", text_run, "--out", here / "a.safetensors").code == 0
+    toast("generate", "--run", "a.safetensors", "Say yes.").fails(1, "--weights FOLDER")
+    said = toast("generate", "--run", "a.safetensors", "--weights", text_run.parent / "model", "Say yes.")
     assert said.code == 0, said.err
-    for file in (here / "hf").iterdir():
-        assert str(root.parent).encode() not in file.read_bytes(), file
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_name_that_ends_in_a_slash_is_a_folder(here: Path, run: Path) -> None:
+    assert toast("export", "--run", run, "--out", "o/").code == 0
+    assert sorted(path.name for path in (here / "o").iterdir()) == ["export_report.json", "run-adapter.safetensors"]
+
+
+def write_zip(path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "a")
+
+
+FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "o.onnx": (lambda path: path.write_bytes(b"\x08\x0a\x12\x07pytorch" * 9), "is an ONNX graph"),
+    "x.json": (lambda path: path.write_text('{"a": 1}'), "is JSON text"),
+    "notes.txt": (lambda path: path.write_text("to whom it may concern"), "is plain text"),
+    "p.png": (lambda path: Image.new("RGB", (9, 9)).save(path), "is a PNG image"),
+    "g.pt2": (
+        lambda path: torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(2),)), path),
+        "is a torch.export program",
+    ),
+    "z.zip": (write_zip, "is a zip archive"),
+    "s.pth": (lambda path: save_file({"a": torch.ones(2)}, path), "is a safetensors file under another name"),
+    "w.safetensors": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "pointer of Git LFS"),
+    "e.safetensors": (lambda path: path.touch(), "is empty"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_another_kind_is_called_what_it_is(here: Path, name: str) -> None:
+    make, words = FOREIGN[name]
+    make(here / name)
+    toast("import", name, "--backbone", "vit_demo").fails(1, words)
+    if name != "s.pth":
+        for verb in ("eval", "export"):
+            toast(verb, "--run", name).fails(2, words)
+    assert [path.name for path in here.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(("names", "kept"), [(("a", "b"), 2), (("a", "a"), 1)])
+def test_two_exports_at_once_lose_nothing_of_each_other(
+    here: Path, run: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str], kept: int
+) -> None:
+    both, errors = threading.Barrier(2), list[ToastError]()
+    form = registry.load(registry.EXPORTS, "safetensors")
+    proof = exporting.Proof({"random.logits": 0.0}, {"random.logits": 1.0}, 1.0, 1.0, "random")
+    read = exporting._reports
+
+    def proved(*_: Any) -> exporting.Proof:
+        both.wait()
+        return proof
+
+    def read_slowly(path: Path) -> dict[str, Any]:
+        found = read(path)
+        time.sleep(0.3)
+        return found
+
+    monkeypatch.setattr(exporting, "prove", proved)
+    monkeypatch.setattr(exporting, "_reports", read_slowly)
+
+    def one(name: str) -> None:
+        try:
+            exporting.export(load(run), "safetensors", Wanted("adapter"), here / f"{name}{form.suffix}")
+        except ToastError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=one, args=[name]) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(json.loads((here / "export_report.json").read_text())) == kept
+    assert [error.what.endswith("already exists.") for error in errors] == [True] * (2 - kept)
+
+
+def test_a_card_tells_the_licence_of_published_weights_and_of_no_others(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "in_new_process", checking.open_and_run)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: None)  # in place of a download
+    words = ["--backbone", "vit:test_vit", "--method", "linear", "training.epochs=1"]
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), here / "own.safetensors")
+    published = build_of("vit:test_vit", None)
+    assert published.licence == "apache-2.0"
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert build_of("vit:test_vit", str(here / "own.safetensors")).licence is None
+    monkeypatch.setattr(checking, "in_new_process", checking.open_and_run)
+    assert toast("tune", *TINY_DEMO, *words, "--weights", "own.safetensors", "--output-dir", "run").code == 0
+    assert toast("export", "--run", "run", "--format", "hf", "--out", "hf").code == 0
+    assert "license:" not in (here / "hf" / "README.md").read_text()
+    assert "Licence of the backbone: not recorded" in (here / "hf" / "README.md").read_text()
+    loaded = load(here / "run")
+    monkeypatch.setattr(type(loaded.model.backbone), "licence", published.licence)
+    told = card(loaded, Wanted("full"))
+    assert "\nlicense: apache-2.0\n" in told and "Licence of the backbone: apache-2.0" in told
+
+
+def build_of(name: str, weights: str | None) -> Backbone:
+    made = registry.backbone_card(name)
+    return made.build(made.options(name=name, weights=weights))

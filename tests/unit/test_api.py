@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 
 import toast_cli
+from tests.cli.conftest import TINY_DEMO, toast
 from tests.language import make_model, make_tokenizer
 from toast_cli.errors import ToastError, UsageError
 
@@ -41,26 +42,20 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         toast_cli.laod  # noqa: B018
 
 
-def test_the_readmes_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_snippet_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
+    said = toast("tune", *TINY_DEMO, "training.epochs=1", "--output-dir", "runs/mine")
+    assert said.code == 0, said.err
     picture(tmp_path / "img.jpg")
-    whole = toast_cli.steer(timm.create_model(TINY), classes=["cat", "dog"])
-    monkeypatch.setattr(toast_cli, "load", lambda path: whole, raising=False)
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: tiny(name, pretrained))
-    names: dict[str, object] = {}
+    create = timm.create_model
+    # In place of a download, random weights: the rest is as it stands.
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))
+    names: dict[str, Any] = {}
     exec(snippet, names)
-    assert names["prediction"].label in ("cat", "dog")  # type: ignore[attr-defined]
-    assert names["logits"].shape[1] == 10  # type: ignore[attr-defined]
-
-
-create_model = timm.create_model
-
-
-def tiny(name: str, pretrained: bool) -> torch.nn.Module:
-    """In place of a download, a small model of the same kind."""
-    assert timm.is_model(name) and pretrained
-    return create_model(TINY)
+    assert names["prediction"].label in names["model"].classes
+    assert names["maps"].first.sum() == pytest.approx(1.0, abs=1e-5) and names["maps"].similarity is not None
+    assert names["logits"].shape == (2, 10) and names["steered"].model.backbone.width == 768
 
 
 def test_a_model_that_one_has_is_steered_and_stays_what_it_was() -> None:

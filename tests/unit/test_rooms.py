@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-GROUND = {"errors", "options", "fingerprint", "labels", "places", "divided"}
+GROUND = {"errors", "options", "fingerprint", "labels", "places", "divided", "pickles"}
 DOORS = GROUND | {"registry", "backbone", "recipe"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "places": set(),
     "labels": set(),
     "divided": set(),
+    "pickles": set(),
     "registry": {"errors", "backbone"},
     "backbone": GROUND,
     "recipe": GROUND | {"registry", "backbone"},
@@ -35,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": DOORS | {"steering", "data", "model", "storage", "attention"},
     "api": DOORS | {"data", "model", "storage", "attention", "generation"},
     "cli": DOORS | {"storage", "attention", "training", "bench", "export", "generation", "judging", "data"},
-    "toast_timm": {"errors", "options", "backbone"},
+    "toast_timm": {"errors", "options", "backbone", "pickles"},
     "toast_vit": {"errors", "options", "backbone", "toast_timm"},
     "toast_convnext": {"errors", "options", "backbone", "toast_timm"},
     "toast_llama": {"errors", "options", "backbone"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+from toast_cli.storage.sealing import read_sealed
 
 LEVEL = 0.05
 
@@ -79,7 +80,7 @@ def _right(answers: Mapping[int, Path]) -> dict[int, float]:
 
 @cache
 def _read(path: Path) -> Mapping[int, bool]:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_sealed(path)
     return {
         place: label == chosen
         for place, label, chosen in zip(found["index"], found["label"], found["chosen"], strict=True)

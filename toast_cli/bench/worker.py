@@ -20,6 +20,7 @@ from toast_cli.bench.ledger import Claim, Ledger, Standing
 from toast_cli.bench.numbers import score
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.storage.sealing import read_sealed
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import tune
 
@@ -183,7 +184,7 @@ def run(experiment: Experiment, claim: Claim, out: Path, reporter: Reporter) -> 
             if not goes_on and folder.exists():
                 shutil.rmtree(folder)  # ours: a worker died before it had written anything
             tune(recipe, folder, Watched(claim, reporter), resume=goes_on)
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results = read_sealed(folder / "results.json")
         judged = results["validation"] if job.stage == "search" else results["test"] or results["validation"]
         if judged is None:
             missing = "validation" if job.stage == "search" else "test"

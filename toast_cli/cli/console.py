@@ -1,10 +1,14 @@
-"""The two consoles: results on stdout, everything else on stderr. rich respects NO_COLOR by itself."""
+"""The two consoles: results on stdout, everything else on stderr. rich respects NO_COLOR by itself.
+
+Names of files and classes, and what models write, are text of strangers: what would command a terminal is spelled out.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,7 +25,7 @@ PIPED_WIDTH = 200
 SILENT = int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 """Whether this is one of several processes and not the first, which speaks for all."""
 
-COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal would obey and not show, what turns the direction of a line, and what is no text at all."""
 
 
@@ -74,3 +78,8 @@ def print_json(value: Any) -> None:
     if not SILENT:
         text = json.dumps(value, indent=2, ensure_ascii=False)
         print(COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def print_answer(text: str, end: str = "\n") -> None:
+    """Print what a model writes, as it is, but for what would command a terminal that shows it."""
+    print(shown(text) if sys.stdout.isatty() else text, end=end, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,11 @@ def export(
         bool, typer.Option("--normalize", help="Graphs: take pixels in 0..1 and normalise them inside.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="What to write, or the folder for it. [default: export/ in the run folder]")
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="What to write, or a folder (one that is there, or ends in /). [default: export/ in the run folder]",
+        ),
     ] = None,
     weights: options.Weights = None,
     push: Annotated[
@@ -75,7 +80,7 @@ def export(
         fold or folds(loaded, form),
         maps,
         normalize,
-        None if part == "full" or loaded.config.whole else loaded.recipe.backbone.weights,
+        None if part == "full" or loaded.config.whole else _place_of(loaded.recipe.backbone),
         loaded.recipe.backbone.model_dump(mode="json"),
     )
     proof, written = exported(loaded, format, wanted, target, force)
@@ -90,14 +95,22 @@ def export(
         typer.echo(f"Uploaded: {pushed}")
 
 
-def _target(out: Path | None, run: Path, format: str, part: str, form: Format) -> Path:
+def _place_of(backbone: Any) -> str | None:
+    """Where the other process finds the backbone, of which the export tells no path."""
+    from toast_cli.export.publishing import folder_in
+
+    return backbone.weights or folder_in(backbone.name)
+
+
+def _target(given: str | None, run: Path, format: str, part: str, form: Format) -> Path:
     """What to write: a file always has its format's suffix, for readers go by it."""
     folder = run / "export" if run.is_dir() else run.parent
     stem = run.resolve().name if run.is_dir() else run.stem
     name = f"{stem}-{format if form.graph or not form.suffix else part}{form.suffix}"
-    if out is None:
+    if given is None:
         return folder / name
-    if out.is_dir() and form.suffix:
+    out = Path(given)
+    if form.suffix and (out.is_dir() or given.endswith(("/", os.sep))):
         return out / name
     return out if out.name.endswith(form.suffix) else out.with_name(out.name + form.suffix)
 

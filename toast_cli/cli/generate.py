@@ -41,7 +41,7 @@ def generate(
 
     import torch
 
-    from toast_cli.cli.console import print_json
+    from toast_cli.cli.console import print_answer, print_json
     from toast_cli.data.text import Turn
 
     writer = _writer(run, backbone, weights, raw, device)
@@ -51,13 +51,13 @@ def generate(
     torch.manual_seed(seed)
 
     def say(text: str) -> None:
-        typer.echo(text, nl=False)
+        print_answer(text, end="")
 
     def answered(turns: list[Turn]) -> str:
         streamed = beams == 1 and not as_json
         text = writer.answer(turns, say if streamed else None, **settings)
         if not as_json:
-            typer.echo("" if streamed else text)
+            print_answer("" if streamed else text)
         return text
 
     if prompt is not None:

@@ -16,7 +16,7 @@ from typing import IO, Any, Literal
 from toast_cli.data.tree import Found, is_image, several
 from toast_cli.errors import ToastError
 
-LARGEST = 1_000_000_000
+LARGEST = 300_000_000
 """Bytes of the largest image file that is read out of an archive: what claims more would fill the memory."""
 
 

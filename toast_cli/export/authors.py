@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import pickle
 import shutil
+import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +19,7 @@ from toast_cli import __version__, registry
 from toast_cli.backbone import Authors, Backbone, Card
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.model import Model, build_model
+from toast_cli.pickles import refused_code
 from toast_cli.recipe.draft import Draft
 from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.loading import build
@@ -31,6 +30,7 @@ from toast_cli.steering.steering import Steering
 from toast_cli.storage.adapter import describe, save_folder
 from toast_cli.storage.artifact import save_artifact
 from toast_cli.storage.atomic import write_tensors
+from toast_cli.storage.kinds import OF_TORCH, told_as
 from toast_cli.storage.run_folder import RunFolder
 
 WRAPPERS = ("model", "model_state_dict", "state_dict")
@@ -52,27 +52,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         # Training scripts keep their command line beside the weights; a Namespace does nothing when it is unpickled.
         with torch.serialization.safe_globals([argparse.Namespace]):
             raw: Any = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
+    except Exception as error:  # a damaged or a hostile file makes readers fail in any way
+        code = refused_code(path, error)
+        if code is None:
             raise _damaged(path, error) from error
         raise ToastError(
             f"{path} was not loaded: it holds more than weights.",
-            "Only tensors are read from a checkpoint, because anything else could run code.",
+            f"It asks for {code}, and only tensors are read, because anything else could run code.",
             "Ask whoever made it for the state_dict alone, best as safetensors.",
         ) from error
-    except (
-        SafetensorError,
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise _damaged(path, error) from error
     if not isinstance(raw, Mapping):
         raise ToastError(f"{path} holds no tensors by name.", f"It holds a {type(raw).__name__}.")
     beside: list[str] = []
@@ -203,10 +191,14 @@ def _unpickled(path: Path) -> Any:
             changed = archive.testzip()
         if changed is not None:
             raise ValueError(f"the checksum of {changed} in it is wrong")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is refused, we say why ourselves
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _damaged(path: Path, error: Exception) -> ToastError:
+    if told := told_as(path, OF_TORCH):
+        return ToastError(f"{path} is damaged, or no checkpoint.", told, "Give a .pth, .bin or .safetensors file.")
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return ToastError(f"{path} is damaged, or no checkpoint.", why, "Fetch it again.")
 

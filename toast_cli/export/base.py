@@ -52,7 +52,8 @@ class Format:
         parts: what it can write (`--what`), the first of them by default (`artifact` of a pre-tuned one).
         write: puts an export at a path, which lies in an empty folder; a second file beside it is kept, too.
         reopen: opens it in another process, by whatever means its users have, to be compared with the run.
-        tolerance: the largest difference allowed, in standard deviations of the output, by storage type.
+        tolerance: the largest difference allowed from the run stored in that type, in standard deviations of the
+            output, by storage type.
         graph: whether it is a graph of operations: folded always, with maps and normalisation if wanted.
         loads: what loads it, in words.
     """

@@ -5,25 +5,38 @@ What fails on the way leaves no file behind.
 
 from __future__ import annotations
 
+import glob
 import json
+import os
+import platform
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
 
 from toast_cli import __version__, registry
+from toast_cli.backbone import Backbone, Card
 from toast_cli.data.source import Asked, DataSet
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.export import checking
 from toast_cli.export.base import Format, Outputs, Wanted
-from toast_cli.export.outputs import as_inputs, by_name, outputs_of, start_of, takes_any_size
+from toast_cli.export.outputs import Graph, as_inputs, by_name, outputs_of, start_of, takes_any_size
+from toast_cli.fingerprint import digest_of
+from toast_cli.model import folded, plain_network
+from toast_cli.places import cache_folder
 from toast_cli.steering.steering import Steering, one_pass
 from toast_cli.storage.adapter import Loaded
+from toast_cli.storage.artifact import feedback_tensors
 from toast_cli.storage.atomic import write_json, write_tensors
 
 REPORT = "export_report.json"
@@ -44,7 +57,8 @@ MAPS = frozenset({"similarity", "attention_first", "attention_last"})
 class Proof:
     """How an export stands against its run.
 
-    `differences` and `allowed` have an entry per input (`random`, `real`, ...) and output, as `random.logits`;
+    `differences` and `allowed` have an entry per input (`random`, `real`, ...) and output, as `random.logits`: in half
+    precision from the run with its numbers stored so, and `rounding` has what that itself costs, from the run as it is;
     `seconds` is for one batch of `timed_on`, by the export and by the run in PyTorch, on as many threads; `missing`
     says what it could not be compared on, and why.
     """
@@ -55,6 +69,7 @@ class Proof:
     seconds_pytorch: float
     timed_on: str
     missing: dict[str, str] = field(default_factory=dict)
+    rounding: dict[str, float] = field(default_factory=dict)
 
     @property
     def largest(self) -> float:
@@ -80,7 +95,8 @@ def export(
         loaded.model.float()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent)
+        _clear_away(target.parent)
+        folder = tempfile.TemporaryDirectory(prefix=f"{_begun_here()}{os.getpid()}-", dir=target.parent)
     except OSError as error:
         raise _cannot_write(target, error) from error
     with folder as temporary:
@@ -92,14 +108,40 @@ def export(
             made = tuple(sorted(path.name for path in place.iterdir()))
             report = {"run": loaded.path.resolve().name, "format": name, **_told(wanted), **asdict(proof)}
             report |= {"bytes": size(place / each for each in made), "toast_version": __version__}
-            if (place / target.name).is_dir():
-                write_json(place / target.name / REPORT, {target.name: report})
-            else:
-                write_json(place / REPORT, {**_reports(target.parent / REPORT), target.name: report})
-            _keep(place, target.parent, Path(temporary) / "before", replace)
+            with _alone_in(target.parent):
+                if (place / target.name).is_dir():
+                    write_json(place / target.name / REPORT, {target.name: report})
+                else:
+                    write_json(place / REPORT, {**_reports(target.parent / REPORT), target.name: report})
+                _keep(place, target.parent, Path(temporary) / "before", replace)
         except OSError as error:
             raise _cannot_write(target, error) from error
     return proof, tuple(target.parent / each for each in made)
+
+
+def _begun_here() -> str:
+    """What the folders of unfinished exports of this machine begin with, before the number of their process."""
+    return f".export-{platform.node() or 'here'}-"
+
+
+def _clear_away(folder: Path) -> None:
+    """Remove what killed exports left: folders of processes that are no more."""
+    for left in folder.glob(f"{glob.escape(_begun_here())}*"):
+        process = left.name.removeprefix(_begun_here()).partition("-")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Within the block, no other export of this machine moves anything into the folder or adds to its report.
+
+    The lock lies in the cache: a folder of exports holds nothing else than them.
+    """
+    locks = cache_folder() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{digest_of(str(folder.resolve()).encode()).hex()}.lock"):
+        yield
 
 
 def _keep(place: Path, folder: Path, before: Path, replace: bool) -> None:
@@ -117,7 +159,7 @@ def _keep(place: Path, folder: Path, before: Path, replace: bool) -> None:
     try:
         for name in names:
             if (folder / name).exists():
-                (folder / name).replace(before / name)
+                _set_aside(folder / name, before / name)
             (place / name).replace(folder / name)
     except OSError:
         for name in names:
@@ -126,6 +168,17 @@ def _keep(place: Path, folder: Path, before: Path, replace: bool) -> None:
             if (before / name).exists():
                 (before / name).replace(folder / name)
         raise
+
+
+def _set_aside(path: Path, before: Path) -> None:
+    """Keep what stands at `path` as `before`, too: a file under both names, so that it is never gone."""
+    if path.is_file():
+        try:
+            before.hardlink_to(path)
+            return
+        except OSError:  # a file system that has no second names
+            pass
+    path.replace(before)
 
 
 def prove(loaded: Loaded, name: str, form: Format, wanted: Wanted, path: Path, scratch: Path) -> Proof:
@@ -154,19 +207,31 @@ def prove(loaded: Loaded, name: str, form: Format, wanted: Wanted, path: Path, s
         },
     )
     checking.in_new_process(job)
-    differences, allowed = {}, {}
+    differences, allowed, rounding = {}, {}, {}
+    # Of the same stored numbers: what half precision costs is no leeway for an export that is wrong besides.
+    half = wanted.dtype != "float32"
+    stored = as_stored(loaded, wanted, form.graph, wanted.dtype) if half else None
+    made = as_stored(loaded, wanted, False, "float32") if half and (wanted.fold or wanted.part == "backbone") else None
     with torch.no_grad():
         for key, named in inputs.items():
             theirs = load_file(scratch / f"{key}.out.safetensors")
-            ours = _outputs(loaded, wanted, named)
-            if ours.keys() != theirs.keys():
+            run = _outputs(loaded, wanted, named)
+            if run.keys() != theirs.keys():
                 raise ToastError(
                     f"The export to {path.name} has other outputs than the run.",
-                    f"It has {', '.join(theirs)}, not {', '.join(ours)}.",
+                    f"It has {', '.join(theirs)}, not {', '.join(run)}.",
                 )
+            ours = run if stored is None else stored(named)
+            exact = {} if made is None else made(named)
             for output, tensor in ours.items():
-                allowed[f"{key}.{output}"] = form.tolerance[wanted.dtype] * _unit(output, tensor)
+                unit = _unit(output, run[output])
+                allowed[f"{key}.{output}"] = form.tolerance[wanted.dtype] * unit
                 differences[f"{key}.{output}"] = _difference(theirs[output], tensor)
+                if output in exact:
+                    allowed[f"{key}.{output} before rounding"] = form.tolerance["float32"] * unit
+                    differences[f"{key}.{output} before rounding"] = _difference(exact[output], run[output])
+                if half:
+                    rounding[f"{key}.{output}"] = _difference(theirs[output], run[output])
         timed_on = "real" if "real" in inputs else "random"
         own = checking.timed(lambda named: _outputs(loaded, wanted, named), inputs[timed_on])
     worst = max(differences, key=lambda key: differences[key] / allowed[key] if allowed[key] else 0)
@@ -178,7 +243,7 @@ def prove(loaded: Loaded, name: str, form: Format, wanted: Wanted, path: Path, s
             "" if wanted.dtype == "float32" else "Use --dtype float32.",
         )
     seconds = json.loads((scratch / "seconds.json").read_text(encoding="utf-8"))[timed_on]
-    return Proof(differences, allowed, seconds, own, timed_on, missing)
+    return Proof(differences, allowed, seconds, own, timed_on, missing, rounding)
 
 
 def _unit(output: str, tensor: Tensor) -> float:
@@ -241,11 +306,56 @@ def _real(loaded: Loaded, data: DataSet) -> dict[str, Tensor]:
     return {key: named[key] for key in ("image", "input_ids", "attention_mask") if key in named}
 
 
+def as_stored(loaded: Loaded, wanted: Wanted, graph: bool, dtype: str) -> Callable[[dict[str, Tensor]], Outputs]:
+    """The run with everything that an export holds folded, if wanted, and rounded to a type, but never written.
+
+    A graph also computes in that type; what other formats hold is computed with in float32.
+    """
+    kind: torch.dtype = getattr(torch, dtype)
+    model = deepcopy(loaded.model)
+    if wanted.part == "backbone":
+        network = {name: _rounded(tensor, kind) for name, tensor in plain_network(model).items()}
+        refilled = _refilled(loaded, network)
+        return lambda named: {"features": _features(refilled, named)}
+    if wanted.fold and isinstance(model.adapted.steering, Steering):
+        model = folded(model)
+    if graph:
+        shell: Graph = Graph(model, kind, wanted.maps, normalize=False)
+        return shell.run
+    held: dict[str, Tensor] = {**model.trained(), **model.frozen_additions()}
+    if wanted.part == "artifact":
+        assert isinstance(model.adapted.steering, Steering)
+        held = feedback_tensors(model.adapted.steering)
+    elif wanted.part == "full" or loaded.config.whole:
+        held |= model.network_tensors()
+    for tensor in held.values():
+        tensor.data.copy_(_rounded(tensor.data, kind))
+    return lambda named: _outputs(replace(loaded, model=model), wanted, named)
+
+
+def _rounded(tensor: Tensor, kind: torch.dtype) -> Tensor:
+    return tensor.to(kind).to(tensor.dtype) if tensor.is_floating_point() else tensor
+
+
+def _refilled(loaded: Loaded, network: Mapping[str, Tensor]) -> Backbone:
+    """The run's backbone, built anew around other numbers."""
+    options = loaded.recipe.backbone.model_dump(mode="json")
+    card: Card = registry.backbone_card(options["name"])
+    backbone = card.build(card.options(**{**options, "weights": "none"}))
+    backbone.module.float().load_state_dict(dict(network), strict=False)
+    backbone.module.eval()
+    return backbone
+
+
+def _features(backbone: Backbone, named: dict[str, Tensor]) -> Tensor:
+    return one_pass(backbone, as_inputs(named)).last.pooled
+
+
 def _outputs(loaded: Loaded, wanted: Wanted, named: dict[str, Tensor]) -> Outputs:
     if wanted.part == "artifact":
         return start_of(loaded.model, named)
     if wanted.part == "backbone":
-        return {"features": one_pass(loaded.model.backbone, as_inputs(named)).last.pooled}
+        return {"features": _features(loaded.model.backbone, named)}
     return outputs_of(loaded.model, named, wanted.maps)
 
 

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from toast_cli.errors import ToastError
 from toast_cli.export.base import Wanted
 from toast_cli.export.outputs import Graph, ImageGraph, TextGraph, by_name, takes_any_size
+from toast_cli.export.publishing import for_others
 from toast_cli.model import folded
 from toast_cli.steering.steering import Steering
 
@@ -40,7 +41,7 @@ def traced(loaded: Loaded, wanted: Wanted) -> ExportedProgram:
     graph: Graph = kind(model, getattr(torch, wanted.dtype), wanted.maps, wanted.normalize)
     free: dict[int, Any] = {0: Dim("batch")}
     if "image" not in named:
-        free[1] = Dim("tokens", min=2)
+        free[1] = Dim("sequence", min=2)
     elif takes_any_size(model):
         free |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     try:
@@ -57,6 +58,7 @@ def traced(loaded: Loaded, wanted: Wanted) -> ExportedProgram:
 def metadata(loaded: Loaded, wanted: Wanted) -> dict[str, str]:
     """What a graph carries besides: labels in the order of the logits, how images are prepared, and its lineage."""
     config = asdict(loaded.config)
+    config["recipe"] = for_others(config["recipe"])
     return {
         "labels": json.dumps(list(loaded.classes), ensure_ascii=False),
         "preprocessing": json.dumps(config["preprocessing"]),

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toast_cli.export.base import Format, Outputs, Runner, Wanted
+from toast_cli.export.publishing import for_others
+from toast_cli.storage.sealing import read_sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,25 +139,6 @@ def card(loaded: Loaded, wanted: Wanted) -> str:
     return "\n".join([*lines, ""])
 
 
-def for_others(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe as it may be published: paths by their last part alone, for they are nobody's business."""
-
-    def last(value: Any) -> Any:
-        return Path(value).name if isinstance(value, str) else value
-
-    backbone, dataset = dict(recipe["backbone"]), dict(recipe["dataset"])
-    backbone["weights"] = last(backbone.get("weights"))
-    if "path" in dataset:
-        dataset["path"] = last(dataset["path"])
-    return {
-        **recipe,
-        "backbone": backbone,
-        "dataset": dataset,
-        "init_from": last(recipe.get("init_from")),
-        "data_dir": None,
-    }
-
-
 def _plainly(section: dict[str, Any]) -> str:
     """A recipe's section in one line."""
     told = {name: value for name, value in section.items() if value is not None}
@@ -165,10 +148,9 @@ def _plainly(section: dict[str, Any]) -> str:
 
 def _numbers(run: Path) -> list[str]:
     """The run's closing numbers, where they lie with it."""
-    try:
-        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not (run / "results.json").is_file():
         return []
+    results = read_sealed(run / "results.json")
     lines = []
     for split in ("validation", "test"):
         metrics = results.get(split) or {}
@@ -182,6 +164,6 @@ FORMAT = Format(
     ("full",),
     write,
     reopen,
-    {"float32": 1e-5, "float16": 5e-2, "bfloat16": 5e-1},
+    dict.fromkeys(("float32", "float16", "bfloat16"), 1e-5),  # whatever it is stored in, float32 is computed with
     loads="transformers",
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toast_cli.export.base import Format, Outputs, Runner, Wanted
+from toast_cli.export.publishing import for_others
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +39,19 @@ def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
         return
     if wanted.part == "artifact":
         lineage, _ = read_artifact(loaded.path)
+        recipe = for_others(lineage.recipe)
+        lineage = replace(lineage, backbone=recipe["backbone"]["name"], recipe=recipe)
         save_artifact_file(path, loaded.model, lineage, lambda tensor: _cast(tensor, dtype))
         return
     model = folded(loaded.model) if wanted.fold else loaded.model
     save_file(
         path,
         model,
-        replace(loaded.config, folded=wanted.fold or loaded.config.folded),
+        replace(
+            loaded.config,
+            recipe=for_others(loaded.config.recipe),
+            folded=wanted.fold or loaded.config.folded,
+        ),
         with_backbone=wanted.part == "full",
         cast=lambda tensor: _cast(tensor, dtype),
     )
@@ -84,5 +91,5 @@ FORMAT = Format(
     ("adapter", "full", "backbone", "artifact"),
     write,
     reopen,
-    {"float32": 1e-5, "float16": 5e-2, "bfloat16": 5e-1},
+    dict.fromkeys(("float32", "float16", "bfloat16"), 1e-5),  # whatever it is stored in, float32 is computed with
 )

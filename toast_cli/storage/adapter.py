@@ -24,6 +24,8 @@ from toast_cli.model import Model, build_model, count, folded
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
+from toast_cli.storage.kinds import told_as
+from toast_cli.storage.sealing import sealed, unsealed
 
 FORMAT = 1
 TRAINED = "adapter_model.safetensors"
@@ -89,7 +91,8 @@ def save_folder(
     if frozen:
         write_tensors(folder / FROZEN, frozen)
     write_text(folder / "README.md", card)
-    write_json(folder / CONFIG, asdict(config))
+    files = [folder / TRAINED, *([folder / FROZEN] if frozen else [])]
+    write_json(folder / CONFIG, sealed(asdict(config), files))
 
 
 def save_file(
@@ -106,7 +109,7 @@ def save_file(
         tensors |= model.network_tensors()
         config = replace(config, whole=True)
     tensors = {name: cast(tensor) for name, tensor in tensors.items()}
-    metadata = {"toast": json.dumps(asdict(config), ensure_ascii=False), "sha256": digest_of_tensors(tensors)}
+    metadata = {"toast": json.dumps(sealed(asdict(config)), ensure_ascii=False), "sha256": digest_of_tensors(tensors)}
     if config.whole and (files := model.backbone.files()):
         metadata["backbone"] = json.dumps(dict(files), ensure_ascii=False)
     write_tensors(path, tensors, metadata)
@@ -245,7 +248,7 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, str]]:
 
 def _parse(text: str | bytes, path: Path) -> AdapterConfig:
     try:
-        raw = json.loads(text)
+        raw = unsealed(text, path.parent if path.name == CONFIG else None)
         if raw["format"] > FORMAT:
             raise ToastError(
                 f"{path} was written by a newer toast ({raw['toast_version']}).", what_to_do="Update toast."
@@ -253,7 +256,7 @@ def _parse(text: str | bytes, path: Path) -> AdapterConfig:
         if not all(isinstance(name, str) for name in raw["classes"]):
             raise TypeError("a class is named by something else than text")
         return AdapterConfig(**{**raw, "classes": tuple(raw["classes"])})
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise _damaged(path, error) from error
 
 
@@ -273,6 +276,10 @@ def _read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
+        if told := told_as(path):
+            raise UsageError(
+                f"{path} is no run, adapter or exported safetensors file.", told, "Name the run that it was made from."
+            ) from error
         raise ToastError(f"{path} is missing or damaged.", str(error), "Export or train it again.") from error
 
 

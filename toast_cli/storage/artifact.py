@@ -20,7 +20,7 @@ from torch import Tensor
 from toast_cli import __version__, registry
 from toast_cli.divided import put, whole
 from toast_cli.errors import ToastError, UsageError
-from toast_cli.fingerprint import fingerprint
+from toast_cli.fingerprint import digest_of_tensors, fingerprint
 from toast_cli.model import Model
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
@@ -31,6 +31,7 @@ from toast_cli.storage.adapter import PRETUNED_ENTRY as ENTRY
 from toast_cli.storage.adapter import Loaded, build_for, describe
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.storage.sealing import sealed, unsealed
 
 FORMAT = 1
 TENSORS = "feedback.safetensors"
@@ -63,7 +64,7 @@ def save_artifact(run: RunFolder, model: Model, recipe: Recipe, results: dict[st
         return
     write_tensors(folder / TENSORS, tensors)
     write_text(folder / "README.md", _card(lineage))
-    write_json(folder / CONFIG, asdict(lineage))
+    write_json(folder / CONFIG, sealed(asdict(lineage), [folder / TENSORS]))
 
 
 def save_artifact_file(
@@ -72,7 +73,8 @@ def save_artifact_file(
     """Write selection and feedback path with their lineage into one file, each tensor through `cast`."""
     assert isinstance(model.adapted.steering, Steering)
     tensors = {name: cast(tensor) for name, tensor in feedback_tensors(model.adapted.steering).items()}
-    write_tensors(path, tensors, {ENTRY: json.dumps(asdict(lineage), ensure_ascii=False)})
+    told = json.dumps(sealed(asdict(lineage)), ensure_ascii=False)
+    write_tensors(path, tensors, {ENTRY: told, "sha256": digest_of_tensors(tensors)})
 
 
 def is_artifact(path: Path) -> bool:
@@ -107,7 +109,9 @@ def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
                 raise none
             text = (folder / CONFIG).read_bytes() if folder.is_dir() else metadata[ENTRY]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        lineage = Lineage(**json.loads(text))
+        if metadata.get("sha256") not in (None, digest_of_tensors(tensors)):
+            raise ValueError("its tensors are not those that were written, by their sha256")
+        lineage = Lineage(**unsealed(text, folder if folder.is_dir() else None))
         newer = lineage.format > FORMAT
     except (ValueError, TypeError, OSError, RecursionError, SafetensorError) as error:
         raise ToastError(f"{folder} is damaged.", f"{type(error).__name__}: {error}", "Pre-tune again.") from error

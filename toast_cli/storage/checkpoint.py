@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from toast_cli.divided import put
 from toast_cli.errors import ToastError
 from toast_cli.model import Model
 from toast_cli.storage.atomic import write_json, write_tensors
+from toast_cli.storage.sealing import digest_of_file, digest_of_json
 
 WEIGHTS = "model.safetensors"
 STATE = "state.json"
@@ -45,7 +45,7 @@ def save_checkpoint(
         write_tensors(new / WEIGHTS, trained)
         if besides:
             write_tensors(new / BESIDES, besides)
-        digests = {file.name: _digest(file) for file in new.iterdir()} | {STATE: _digest_of(state)}
+        digests = {file.name: digest_of_file(file) for file in new.iterdir()} | {STATE: digest_of_json(state)}
         write_json(new / STATE, {**state, DIGESTS: digests})
         final = checkpoints / name
         if final.exists():
@@ -112,20 +112,8 @@ def _is_whole(folder: Path) -> bool:
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         digests = state.pop(DIGESTS)
-        return digests.pop(STATE) == _digest_of(state) and all(
-            _digest(folder / name) == kept for name, kept in digests.items()
+        return digests.pop(STATE) == digest_of_json(state) and all(
+            digest_of_file(folder / name) == kept for name, kept in digests.items()
         )
     except (OSError, ValueError, KeyError, AttributeError):
         return False
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while part := opened.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def _digest_of(state: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -13,6 +13,7 @@ from toast_cli.model import Model
 from toast_cli.storage.adapter import CONFIG
 from toast_cli.storage.atomic import append_line, write_json, write_text
 from toast_cli.storage.checkpoint import save_checkpoint
+from toast_cli.storage.sealing import seal_holds, sealed, sealed_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,9 +68,20 @@ class RunFolder:
 
         Raises:
             UsageError: there is no such run, or it got to its end.
+            ToastError: its recipe is not the one that it was begun with.
         """
         if not (path / "recipe.yaml").is_file():
             raise UsageError(f"{path} is no run folder.", "It holds no recipe.yaml.", "Name the run to go on with.")
+        try:
+            whole = seal_holds((path / "recipe.yaml").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            whole = False
+        if not whole:
+            raise ToastError(
+                f"{path / 'recipe.yaml'} is not what the run was begun with.",
+                "It is damaged or was changed: its sha256, in its first line, is another.",
+                "Put it back, or start a new run by it with --recipe.",
+            )
         if (path / "results.json").is_file():
             raise UsageError(f"The run {path} got to its end.", what_to_do="'toast eval --run' measures it.")
         return cls(path)
@@ -83,7 +95,7 @@ class RunFolder:
     def write_recipe(self, text: str) -> None:
         """Keep the recipe as it was resolved."""
         if self.writes:
-            write_text(self.path / "recipe.yaml", text)
+            write_text(self.path / "recipe.yaml", sealed_text(text))
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Keep versions, device and machine."""
@@ -93,12 +105,12 @@ class RunFolder:
     def write_results(self, results: dict[str, Any]) -> None:
         """Keep the closing numbers."""
         if self.writes:
-            write_json(self.path / "results.json", results)
+            write_json(self.path / "results.json", sealed(results))
 
     def write_answers(self, answers: dict[str, Any]) -> None:
         """Keep which class each test sample was given, on one line: two runs are compared sample by sample with it."""
         if self.writes:
-            write_text(self.path / ANSWERS, json.dumps(answers) + "\n")
+            write_text(self.path / ANSWERS, json.dumps(sealed(answers)) + "\n")
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""

@@ -1,0 +1,90 @@
+"""Which code a refused file would have had run: read from its pickles without running them. Torch-free.
+
+This refuses nothing and lets nothing through: the safe readers do. It gives their refusals a name.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+LONGEST = 16_000_000
+"""Bytes of a pickle that are looked at."""
+SEVERAL = 8
+"""Pickles that may follow each other in a file, as old versions of torch wrote them."""
+_HARMLESS = (
+    *("torch._utils._rebuild", "torch._tensor._rebuild", "torch.storage", "torch.Size", "torch.device", "torch.dtype"),
+    *("collections.OrderedDict", "argparse.Namespace", "numpy.", "_codecs.encode"),
+)
+
+
+def named_code(path: Path) -> str | None:
+    """`posix.system`: the first thing besides tensors that a pickle in the file asks for, if there is one.
+
+    Looks into archives of torch and NumPy, and into plain pickles.
+    """
+    with suppress(OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        for content in _contents(path):
+            for name in _names(content):
+                if not (name.startswith(_HARMLESS) or (name.startswith("torch.") and name.endswith("Storage"))):
+                    return name
+    return None
+
+
+def refused_code(path: Path, error: BaseException | None) -> str | None:
+    """What a reader that failed on the file was asked to run; None where it failed for another reason.
+
+    However deep the readers have wrapped their refusal, torch's safe unpickler says of what it was.
+    """
+    if code := named_code(path):
+        return code
+    while error is not None:
+        if isinstance(error, pickle.UnpicklingError) and (told := re.search(r"(?:GLOBAL|class) (\S+)", str(error))):
+            return told[1]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _contents(path: Path) -> Iterator[bytes]:
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            yield file.read(LONGEST)
+        return
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith((".pkl", ".npy")):
+                with archive.open(name) as file:
+                    yield _after_header(file) if name.endswith(".npy") else file.read(LONGEST)
+
+
+def _after_header(file: IO[bytes]) -> bytes:
+    """What follows the one line that says an array's type and shape."""
+    start = file.read(LONGEST)
+    return start.partition(b"\n")[2] if start.startswith(b"\x93NUMPY") else start
+
+
+def _names(content: bytes) -> Iterator[str]:
+    """`module.name` of everything that pickles ask for, as far as they can be read."""
+    file, texts, kept = io.BytesIO(content), ["", ""], dict[object, str]()
+    with suppress(ValueError, EOFError, KeyError, OverflowError, MemoryError):
+        for _ in range(SEVERAL):
+            for operation, argument, _place in pickletools.genops(file):
+                if operation.name in ("GLOBAL", "INST"):
+                    yield str(argument).replace(" ", ".")
+                elif operation.name == "STACK_GLOBAL":
+                    yield ".".join(texts[-2:])
+                elif operation.name == "MEMOIZE":
+                    kept[len(kept)] = texts[-1]
+                elif "PUT" in operation.name:
+                    kept[argument] = texts[-1]
+                elif "GET" in operation.name:
+                    texts.append(kept.get(argument, ""))
+                elif isinstance(argument, str):
+                    texts.append(argument)

@@ -1,0 +1,84 @@
+"""Seals: what is read back says of itself what was written, so that a damaged number is never taken for a right one.
+
+A file without a seal (of an older toast, or made by hand) is taken as it is; one whose seal is broken never.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from toast_cli.errors import ToastError
+
+SEAL = "sha256"
+FILES = "sha256_of_files"
+_LINE = re.compile(rf"# {SEAL} of all below: ([0-9a-f]+)\n")
+
+
+def digest_of_file(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def digest_of_json(value: Any) -> str:
+    """SHA-256 of plain values, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(value: Mapping[str, Any], files: Iterable[Path] = ()) -> dict[str, Any]:
+    """Plain values with a seal on them and, if named, on files that belong to them."""
+    whole = json.loads(json.dumps({**value, **({FILES: {f.name: digest_of_file(f) for f in files}} if files else {})}))
+    return {**whole, SEAL: digest_of_json(whole)}
+
+
+def unsealed(text: str | bytes, folder: Path | None = None) -> Any:
+    """The plain values of a JSON text, without their seal.
+
+    Raises:
+        ValueError: it is no JSON, or it or a file of `folder` is not what was sealed.
+        OSError: a file cannot be read.
+    """
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        return value
+    seal = value.pop(SEAL, None)
+    if seal is not None and seal != digest_of_json(value):
+        raise ValueError("its content is not what was written, by its sha256")
+    files = value.pop(FILES, {})
+    for name, digest in files.items():
+        if folder is not None and digest_of_file(folder / Path(name).name) != digest:
+            raise ValueError(f"{name} beside it is not what was written, by its sha256")
+    return value
+
+
+def read_sealed(path: Path) -> Any:
+    """The plain values of a JSON file.
+
+    Raises:
+        ToastError: it cannot be read, or its seal is broken.
+    """
+    try:
+        return unsealed(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ToastError(f"{path} is damaged.", str(error), "Make the run again.") from error
+
+
+def sealed_text(text: str) -> str:
+    """A text (YAML) with its seal in a first line that is a comment."""
+    return f"# {SEAL} of all below: {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def seal_holds(text: str) -> bool:
+    """Whether a text has a seal that fits it, or none and is not empty."""
+    found = _LINE.match(text)
+    if found is None:
+        return bool(text.strip()) and not text.startswith(f"# {SEAL}")
+    return hashlib.sha256(text[found.end() :].encode()).hexdigest() == found[1]
