@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -22,11 +23,13 @@ from safetensors.torch import load_file, save_file
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast, toast_in_new_process
 from tests.language import instructions, make_model, write_json
 from toast_cli import registry
-from toast_cli.backbone import Backbone
+from toast_cli.backbone import Backbone, Preprocessing
+from toast_cli.data.transforms import build_transform
 from toast_cli.errors import ToastError
 from toast_cli.export import checking, exporting
 from toast_cli.export.base import Wanted
-from toast_cli.export.hf_folder import card
+from toast_cli.export.hf_folder import card, processor
+from toast_cli.recipe.schema import ImageOptions
 from toast_cli.storage.adapter import load
 
 
@@ -195,6 +198,22 @@ def test_transformers_loads_an_exported_classifier(here: Path, run: Path) -> Non
     (here / "again" / "config.json").write_text(json.dumps(swapped))
     with pytest.raises(ToastError, match="not in the order"):
         AutoModelForImageClassification.from_pretrained(here / "again")
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"resize": 96}, {"squash": True}, {"normalize": "imagenet", "resize": 80}], ids=str
+)
+def test_an_exported_image_processor_prepares_images_as_the_run_does(how: dict[str, Any]) -> None:
+    preprocessing = Preprocessing((64, 64), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bicubic", 0.8)
+    images = ImageOptions(**how)
+    from transformers import CLIPImageProcessor
+
+    spelled = processor(preprocessing, images, whole=False)
+    noise = np.random.default_rng(0).integers(0, 255, (12, 17, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((180, 120))  # even margins: odd ones are rounded to the other side
+    ours = build_transform(images, preprocessing, train=False)(picture)[0]
+    theirs = CLIPImageProcessor(**spelled)(picture, return_tensors="pt")["pixel_values"][0]
+    assert theirs.shape == ours.shape and (theirs - ours).abs().mean() < 0.02
 
 
 def test_transformers_loads_an_exported_language_model_and_lets_it_write(here: Path, text_run: Path) -> None:
@@ -575,6 +594,7 @@ def test_a_file_whose_description_is_hostile_is_refused(
     here: Path, run: Path, entries: dict[str, Any], words: str
 ) -> None:
     config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    config.pop("sha256")  # whoever means harm seals what they write, or leaves the seal out
     files, text = entries.pop("files", None), entries.pop("text", None)
     recipe = config["recipe"] | entries.pop("recipe", {})
     metadata = {"toast": text or json.dumps({**config, "recipe": recipe, **entries})}

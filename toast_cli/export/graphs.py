@@ -61,10 +61,16 @@ def metadata(loaded: Loaded, wanted: Wanted) -> dict[str, str]:
     config["recipe"] = for_others(config["recipe"])
     return {
         "labels": json.dumps(list(loaded.classes), ensure_ascii=False),
-        "preprocessing": json.dumps(config["preprocessing"]),
+        "preprocessing": json.dumps(config["preprocessing"] and {**config["preprocessing"], **_resized(loaded)}),
         "normalization": "inside: pixels in 0..1" if wanted.normalize else "outside: pixels by mean and std",
         "toast": json.dumps(config, ensure_ascii=False),
     }
+
+
+def _resized(loaded: Loaded) -> dict[str, Any]:
+    """What the run's recipe says of the resizing before the crop, where it is not what `crop_pct` says."""
+    images = loaded.recipe.images
+    return {"resize": images.resize, "squash": images.squash}
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from toast_cli.storage.sealing import read_sealed
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from toast_cli.backbone import Preprocessing
+    from toast_cli.recipe.schema import ImageOptions
     from toast_cli.storage.adapter import Loaded
 
 
@@ -44,8 +46,8 @@ def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
     config_of(model, config).save_pretrained(path)
     backbone = model.backbone
     if backbone.preprocessing is not None:
-        seen = asdict(backbone.preprocessing)
-        write_json(path / "preprocessor_config.json", _processor(seen, whole=model.objective.dense))
+        spelled = processor(backbone.preprocessing, loaded.recipe.images, whole=model.objective.dense)
+        write_json(path / "preprocessor_config.json", spelled)
     if backbone.tokenizer is not None:
         backbone.tokenizer.save_pretrained(path)
     write_text(path / "README.md", card(loaded, wanted))
@@ -69,26 +71,28 @@ def reopen(wanted: Wanted, path: Path) -> Runner:
     return run
 
 
-def _processor(seen: dict[str, Any], whole: bool) -> dict[str, Any]:
-    """The backbone's preprocessing as transformers' image processors spell it: cover, cut out the centre, normalise.
+def processor(seen: Preprocessing, images: ImageOptions, whole: bool) -> dict[str, Any]:
+    """How a run prepares images as transformers' image processors spell it: cover, cut out the centre, normalise.
 
-    With `whole`, nothing is cut away: images are resized to the input size.
+    With `whole`, or where the run squashes its images, nothing is cut away: they are resized to the input size.
     """
-    height, width = seen["image_size"]
-    shorter = int(min(height, width) / seen["crop_pct"])
+    height, width = seen.image_size
+    shorter = images.resize or int(min(height, width) / seen.crop_pct)
+    mean, std = images.normalization(seen.mean, seen.std)
+    whole = whole or images.squash
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": height, "width": width} if whole else {"shortest_edge": shorter},
-        "resample": {"nearest": 0, "bilinear": 2, "bicubic": 3}[seen["interpolation"]],
+        "resample": {"nearest": 0, "bilinear": 2, "bicubic": 3}[seen.interpolation],
         "do_center_crop": not whole,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(seen["mean"]),
-        "image_std": list(seen["std"]),
+        "image_mean": list(mean),
+        "image_std": list(std),
     }
 
 

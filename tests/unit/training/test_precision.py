@@ -133,5 +133,6 @@ def test_an_export_of_a_model_in_bf16_gives_what_the_run_does(
     train(model, recipe, 2)
     save_folder(path, model.trained(), {}, describe(model, recipe, ()), "")
     wanted = Wanted(part, backbone_options=recipe.backbone.model_dump(mode="json"))
+    monkeypatch.chdir(stored["bf16"].parent)  # exports name the folder of a language model by its last part
     proof, _ = export(load(path), "safetensors", wanted, out)
     assert proof.largest < 1e-5
