@@ -207,12 +207,16 @@ class TestShow:
         said = toast("data", "show", f"folder:{root}", "--backbone", "vit_demo", "--images", "4", "--out", out)
         assert said.code == 0, said.err
         assert str(out) in said.out
+        before = out.read_bytes()
+        for verb in ("show", "check"):
+            toast("data", verb, f"folder:{root}", "--out", out).fails(2, "already exists", "--force")
+        assert out.read_bytes() == before
         assert np.asarray(Image.open(out).convert("RGB")).std() > 10
 
     def test_training_images_are_augmented_and_others_not(self, root: Path, tmp_path: Path) -> None:
         def sheet(split: str, *more: str) -> bytes:
             out = tmp_path / "sheet.png"
-            common = ("--backbone", "vit_demo", "--images", "4", "--out", out, "--split", split)
+            common = ("--backbone", "vit_demo", "--images", "4", "--out", out, "--split", split, "--force")
             assert toast("data", "show", f"folder:{root}", *common, *more).code == 0
             return out.read_bytes()
 

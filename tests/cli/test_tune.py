@@ -202,6 +202,8 @@ class TestWrongInput:
         (here / "run" / "notes.txt").write_text("precious")
         toast("tune", "--output-dir", "run", *TINY_DEMO).fails(2, "run already exists", "--output-dir")
         assert [path.name for path in (here / "run").iterdir()] == ["notes.txt"]
+        (here / "run" / "recipe.yaml").write_text("begun: true")
+        toast("tune", "--output-dir", "run", *TINY_DEMO).fails(2, "--resume run", "goes on")
 
     def test_an_empty_or_missing_folder_is_named(self, here: Path) -> None:
         (here / "empty").mkdir()

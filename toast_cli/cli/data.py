@@ -63,6 +63,7 @@ def check(
     ] = None,
     data_dir: options.DataDir = None,
     out: Annotated[Path | None, typer.Option(help="Also write the whole report to this JSON file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Read every image once: what cannot be read, duplicates, balance, sizes. Exit code 1 if it would spoil a run."""
@@ -76,6 +77,7 @@ def check(
     from toast_cli.recipe.loading import build_dataset
     from toast_cli.storage.atomic import write_json
 
+    _spare(out, force)
     chosen = build_dataset(source, overrides=overrides or ())
     report: dict[str, Any] = {"source": source}
     try:
@@ -117,6 +119,7 @@ def show(
     seed: Annotated[int | None, typer.Option(help="Seed that draws and augments them.")] = None,
     data_dir: options.DataDir = None,
     out: Annotated[Path, typer.Option(help="The picture.")] = Path("contact-sheet.png"),
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
 ) -> None:
     """Write a contact sheet of images as the model will see them: resized, cropped, augmented."""
     from toast_cli import registry
@@ -125,6 +128,7 @@ def show(
     from toast_cli.errors import UsageError
     from toast_cli.recipe.library import resolve
 
+    _spare(out, force)
     resolved = resolve(
         recipe=recipe,
         backbone=backbone,
@@ -154,6 +158,18 @@ def show(
     for note in opened.notes:
         say(note, err)
     say(f"Contact sheet: {out}")
+
+
+def _spare(out: Path | None, force: bool) -> None:
+    """A file that is there may be part of the data.
+
+    Raises:
+        UsageError: it is there, and nobody said that it may go.
+    """
+    if out is not None and out.exists() and not force:
+        from toast_cli.errors import UsageError
+
+        raise UsageError(f"{out} already exists.", what_to_do="Choose another --out, or say --force.")
 
 
 def _print(report: dict[str, Any]) -> None:

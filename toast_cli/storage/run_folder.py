@@ -46,10 +46,12 @@ class RunFolder:
             ToastError: it cannot be made.
         """
         if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            begun = (path / "recipe.yaml").is_file() and not (path / "results.json").exists()
             raise UsageError(
                 f"The output folder {path} already exists.",
                 "A run never writes over another one.",
-                "Choose another --output-dir, or move the folder away.",
+                (f"'--resume {path}' goes on with the run that was begun there. " if begun else "")
+                + "Choose another --output-dir, or move the folder away.",
             )
         try:
             if path is not None:
