@@ -22,6 +22,7 @@ from toast_cli.errors import ToastError
 from toast_cli.export.authors import import_checkpoint
 from toast_cli.storage.adapter import load
 from toast_cli.storage.artifact import start_from
+from toast_cli.storage.sealing import digest_of_file, read_sealed
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)}
@@ -81,6 +82,7 @@ def test_a_full_vit_is_read_whatever_it_is_wrapped_in(tmp_path: Path, wrapped: C
     assert_same(logits(folder.path, numbers["input"].float()), numbers["logits"])
     assert account["departures"] == {"value_bias": "twice"}
     assert account["network"] + account["feedback"] + account["head"] == account["tensors"]
+    assert read_sealed(folder.path / "results.json") == account and account["file_sha256"] == digest_of_file(file)
 
 
 def test_the_departure_can_be_switched_off_by_its_name(tmp_path: Path) -> None:

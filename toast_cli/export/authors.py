@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
 import warnings
 import zipfile
@@ -32,6 +31,7 @@ from toast_cli.storage.artifact import save_artifact
 from toast_cli.storage.atomic import write_tensors
 from toast_cli.storage.kinds import OF_TORCH, told_as
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.storage.sealing import digest_of_file
 
 WRAPPERS = ("model", "model_state_dict", "state_dict")
 """Under which of these the tensors lie, where they do not lie at the top."""
@@ -156,7 +156,7 @@ def import_checkpoint(
         left = _fill(model, found, path, with_head=kind == "run")
         account = {
             "imported_from": path.name,
-            "sha256": _digest(path),
+            "file_sha256": digest_of_file(path),
             "kind": kind,
             "tensors": len(tensors),
             "network": len(found.network),
@@ -324,21 +324,13 @@ def _fill(model: Model, found: Authors, path: Path, *, with_head: bool) -> dict[
     return left
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def _card(recipe: Recipe, account: Mapping[str, Any]) -> str:
     departures = ", ".join(f"backbone.{name}={value}" for name, value in account["departures"].items())
     return "\n".join(
         [
             f"# {recipe.method.name} adapter for {recipe.backbone.name}, imported",
             "",
-            f"- From: {account['imported_from']} (SHA-256 `{account['sha256'][:16]}…`), of the authors' code",
+            f"- From: {account['imported_from']} (SHA-256 `{account['file_sha256'][:16]}…`), of the authors' code",
             f"- Computed as there: {departures or 'no departure from the paper'}",
             "- What it was trained on and how well it does is not recorded in it",
             "",

@@ -81,7 +81,7 @@ class Steering(Steers):
         with torch.autocast(z.device.type, enabled=False):
             P = self.selection.P
             F = [F_l[:, 0, 0] for F_l in composed(self.feedback, backbone, levels, P, P.dtype)]
-        m, z = self.selection.similarity(first).unsqueeze(-1), z.to(P.dtype)  # as weighing with m would have made it
+        m, z = self.selection.similarity(first).unsqueeze(-1), z.to(P.dtype)  # as F_l, however the model is stored
         at_values = (backbone.value_weight(index) is not None for index in levels)
         weighed = m * z if backbone.checkpointing else None
         linear = nn.functional.linear

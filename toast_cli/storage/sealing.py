@@ -35,6 +35,7 @@ def digest_of_json(value: Any) -> str:
 
 def sealed(value: Mapping[str, Any], files: Iterable[Path] = ()) -> dict[str, Any]:
     """Plain values with a seal on them and, if named, on files that belong to them."""
+    assert SEAL not in value, "the seal's own name"
     whole = json.loads(json.dumps({**value, **({FILES: {f.name: digest_of_file(f) for f in files}} if files else {})}))
     return {**whole, SEAL: digest_of_json(whole)}
 
