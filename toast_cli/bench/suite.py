@@ -45,6 +45,9 @@ class Row(Options):
     pretuned: bool = Field(
         False, description="starts from the artifact that --init-from gives for its backbone, if any"
     )
+    settings_of: str | None = Field(
+        None, description="row whose settings, as found on the same data set, it takes; it searches none of its own"
+    )
 
 
 class Range(Options):
@@ -130,6 +133,8 @@ class Suite(Options):
             for dataset in row.on or ():
                 if dataset not in self.datasets:
                     raise ValueError(f"row {name}: there is no data set '{dataset}'")
+            if row.settings_of is not None:
+                self._lender_fits(name, row, self.rows.get(row.settings_of))
         for table in self.tables.values():
             for heading, what in table.columns.items():
                 if what not in shown and not what.startswith("judge:"):
@@ -138,6 +143,15 @@ class Suite(Options):
                 if line.run is not None and line.run not in self.rows:
                     raise ValueError(f"table '{table.title}', {name}: there is no row '{line.run}'")
         return self
+
+    def _lender_fits(self, name: str, row: Row, lender: Row | None) -> None:
+        if lender is None:
+            raise ValueError(f"row {name}: there is no row '{row.settings_of}'")
+        if lender.settings_of is not None:
+            raise ValueError(f"row {name}: row '{row.settings_of}' searches no settings itself")
+        for dataset in row.on or self.datasets:
+            if dataset not in (lender.on or self.datasets):
+                raise ValueError(f"row {name}: row '{row.settings_of}' is not run on data set '{dataset}'")
 
     def source(self, dataset: str) -> Source:
         """A data set, spelled out."""

@@ -76,7 +76,7 @@ class Board:
 
         Runs that failed do not hold it up: they are shown, and the best of the others is taken.
         """
-        standings = self.stage(dataset, row, "search")
+        standings = self.stage(dataset, self.experiment.searcher(row), "search")
         if not standings:
             return {}
         if any(standing.state in ("wanted", "waiting", "running") for standing in standings.values()):
@@ -87,9 +87,10 @@ class Board:
 
     def stages(self) -> Iterator[tuple[str, str, Stage]]:
         """Every stage of every cell, in the order in which they are worked on."""
-        for stage in ("search", "final") if self.experiment.suite.search is not None else ("final",):
-            for dataset, row in self.experiment.cells:
-                yield dataset, row, stage
+        for dataset, row in self.experiment.searched:
+            yield dataset, row, "search"
+        for dataset, row in self.experiment.cells:
+            yield dataset, row, "final"
 
     def counts(self) -> Counter[str]:
         """How many runs stand where; those that wait for a search are `wanted`."""

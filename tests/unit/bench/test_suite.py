@@ -76,6 +76,15 @@ def test_a_grid_holds_every_combination_and_rows_may_be_of_some_data_sets() -> N
     assert made(datasets=("More",)).cells == [("More", "linear")]
 
 
+def test_a_row_that_takes_anothers_settings_waits_for_that_search_and_makes_none() -> None:
+    text = SUITE.replace("method: lora, on", "method: lora, settings_of: linear, on")
+    experiment = Experiment("small", suite.parse(text, "x"))
+    assert experiment.searched == [("Markings", "linear"), ("More", "linear")]
+    assert made().searched == [*experiment.searched, ("Markings", "lora")]
+    alone = Experiment("small", suite.parse(text, "x"), rows=("lora",))
+    assert (alone.cells, alone.searched) == ([("Markings", "lora")], [("Markings", "linear")])
+
+
 def test_a_run_is_the_same_wherever_it_happens_and_another_where_a_number_could_change() -> None:
     def key(*changes: str, seed: int = 0, **more: str) -> str:
         return key_of(made(changes=changes, **more).recipe("Markings", "linear", "final", seed))
@@ -101,6 +110,9 @@ def test_starts_are_given_by_backbone_or_for_all() -> None:
         ("[1, 2, 3, 4, 5]", "[1, 2]", ("Theirs has 2 numbers of the paper for 5 columns",)),
         ("M: Markings", "M: Marking", ("there is no 'Marking'",)),
         ("[0.01, 0.001]", "{low: 0.001, high: 1, log: true}", ("a grid takes lists alone",)),
+        ("method: lora, on", "method: lora, settings_of: nobody, on", ("row lora: there is no row 'nobody'",)),
+        ("method: lora, on", "method: lora, settings_of: lora, on", ("row 'lora' searches no settings itself",)),
+        ("{method: linear", "{settings_of: lora, method: linear", ("row 'lora' is not run on data set 'More'",)),
     ],
 )
 def test_what_is_wrong_with_a_suite_is_said_with_its_place(old: str, new: str, words: tuple[str, ...]) -> None:

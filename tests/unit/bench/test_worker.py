@@ -75,6 +75,21 @@ def test_the_best_of_a_search_is_trained_again_and_no_run_of_the_search_may_see_
     assert not board.counts().keys() - {"done"}
 
 
+def test_a_row_that_takes_anothers_settings_is_trained_with_what_that_row_was_found_to_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+        seen.append((recipe.method.name, lr))
+        made(recipe, folder, {0.1: 0.5, 0.2: 0.8, 0.3: 0.6}[lr])
+
+    seen: list[tuple[str, float]] = []
+    text = SUITE.replace("{method: linear}", "{method: linear}, full: {method: full, settings_of: linear}")
+    experiment = Experiment("x", parse(text, "x"), rows=("full",))
+    monkeypatch.setattr(worker, "tune", by(act))
+    work(Board(experiment, Ledger("memory:", tmp_path / "locks")), tmp_path, Reporter())
+    assert seen == [("linear", 0.1), ("linear", 0.2), ("linear", 0.3), ("full", 0.2)]
+
+
 def test_a_pruned_run_is_settled_and_never_chosen(
     board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
