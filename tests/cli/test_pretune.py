@@ -50,6 +50,10 @@ def test_tuning_starts_from_the_artifact(pretuned: Path, here: Path, words: str)
     said = toast("tune", *chosen, "training.lr=1e-12", "training.epochs=1")
     assert said.code == 0, said.err
     assert "pre-tuned on demo" in said.err
+    other = next((kind for kind in ("late", "early") if kind in words), None)
+    told = " ".join(said.err.split())
+    assert (f"It was pre-tuned under full feedback; this run has {other} feedback" in told) is (other is not None)
+    assert ("selects earlier than xi and P were pre-tuned to" in told) is (other == "early")
     session = prepare(load_recipe(here / "run" / "recipe.yaml"))
     model = session.model
     load_checkpoint(here / "run" / "checkpoints", "last", model)
@@ -151,7 +155,7 @@ def test_a_start_that_does_not_fit_is_refused(pretuned: Path, here: Path) -> Non
     other = toast("tune", "--backbone", "vit_demo", "--weights", "none", "--init-from", pretuned, *TINY_DEMO)
     other.fails(1, "pre-tuned on other weights")
     toast("tune", "--recipe", "pretune/toast", *TINY).fails(2, "Give it to 'toast pretune'")
-    toast("pretune", "method=linear", *TINY).fails(2, "whole feedback path")
+    toast("pretune", "method=linear", *TINY).fails(2, "whole feedback path", "method.name=toast")
 
 
 def test_a_random_start_is_said_with_what_it_costs(here: Path) -> None:

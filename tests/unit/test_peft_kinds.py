@@ -7,7 +7,7 @@ import torch
 
 from toast_cli.errors import UsageError
 from toast_cli.methods.any_peft import METHOD, Options
-from toast_cli.methods.injected import left_out
+from toast_cli.methods.injected import injectable, left_out
 from toast_cli.registry import backbone_card
 
 
@@ -39,12 +39,40 @@ def test_what_is_trained_changes_the_features_and_can_be_left_out(kind: str) -> 
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("poly", "does not run in it"),
-        ("vera", "cannot put vera into"),
-        ("prefix_tuning", "There is no method|puts no layers|cannot put"),
-        ("lorra", "Did you mean"),
+        ("oft", "does not run in it"),
+        ("vera", "by weights that its layers share"),
+        ("prefix_tuning", "there is vpt. Kinds that do: .*lora"),
+        ("prompt_tuning", "by further tokens"),
+        ("p_tuning", "by further tokens"),
+        ("poly", "cannot be used here"),
+        ("lorra", "Did you mean 'lora'"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_a_run_begins(kind: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        METHOD.build(Options(kind=kind), backbone())
+        METHOD.build(Options(kind=kind), backbone("convnext:test_convnext"))
+
+
+def test_every_kind_that_is_said_to_go_in_does_or_is_told_why_not_by_its_own_name() -> None:
+    went = set()
+    for kind in injectable():
+        try:
+            METHOD.build(Options(kind=kind), backbone())
+        except UsageError as error:
+            assert kind in error.what.lower(), error.what
+        else:
+            went.add(kind)
+    assert {"lora", "ia3", "loha", "lokr", "hra", "boft", "oft", "fourierft", "ln_tuning"} <= went
+    assert injectable() - went <= {"adalora", "c3a"}, "these two want an option that depends on the run or the width"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rr": 3}, r"method.options.rr: PEFT's LoraConfig has no such option.*Did you mean 'r'"),
+        ({"r": 0}, "cannot put lora into.*positive integer.*Change method.options"),
+    ],
+)
+def test_an_option_that_peft_does_not_take_is_named_with_the_nearest(options: dict[str, int], words: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s){words}"):
+        METHOD.build(Options(kind="lora", options=options), backbone())

@@ -95,16 +95,12 @@ class Experiment:
         asked = self.suite.cells(self.datasets, self.rows)
         return [(dataset, row) for dataset, row in asked if dataset not in self.missing]
 
-    def searcher(self, row: str) -> str:
-        """The row whose search a row's settings come from: itself, unless it takes another's."""
-        return self.suite.rows[row].settings_of or row
-
     @property
     def searched(self) -> list[tuple[str, str]]:
         """Every (data set, row) whose search some cell waits for."""
         if self.suite.search is None:
             return []
-        return list(dict.fromkeys((dataset, self.searcher(row)) for dataset, row in self.cells))
+        return list(dict.fromkeys(self.suite.searcher(*cell) for cell in self.cells))
 
     def check(self) -> None:
         """Make a recipe of every cell, before anything is run.

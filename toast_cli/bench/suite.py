@@ -32,6 +32,10 @@ class Source(Options):
 
     source: str = Field(description="as --dataset takes it")
     set: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe on this data set")
+    settings_of: str | None = Field(
+        None,
+        description="data set whose rows' settings, as found there, are taken here; nothing is searched on this one",
+    )
 
 
 class Row(Options):
@@ -133,8 +137,16 @@ class Suite(Options):
             for dataset in row.on or ():
                 if dataset not in self.datasets:
                     raise ValueError(f"row {name}: there is no data set '{dataset}'")
-            if row.settings_of is not None:
-                self._lender_fits(name, row, self.rows.get(row.settings_of))
+        for dataset, name in self.cells():
+            lender = self.searcher(dataset, name)
+            if lender not in list(self.cells()):
+                raise ValueError(
+                    f"{name} on {dataset} takes the settings of {lender[1]} on {lender[0]}, which is not run"
+                )
+            if self.searcher(*lender) != lender:
+                raise ValueError(
+                    f"{name} on {dataset} takes the settings of {lender[1]} on {lender[0]}, which searches none"
+                )
         for table in self.tables.values():
             for heading, what in table.columns.items():
                 if what not in shown and not what.startswith("judge:"):
@@ -144,19 +156,14 @@ class Suite(Options):
                     raise ValueError(f"table '{table.title}', {name}: there is no row '{line.run}'")
         return self
 
-    def _lender_fits(self, name: str, row: Row, lender: Row | None) -> None:
-        if lender is None:
-            raise ValueError(f"row {name}: there is no row '{row.settings_of}'")
-        if lender.settings_of is not None:
-            raise ValueError(f"row {name}: row '{row.settings_of}' searches no settings itself")
-        for dataset in row.on or self.datasets:
-            if dataset not in (lender.on or self.datasets):
-                raise ValueError(f"row {name}: row '{row.settings_of}' is not run on data set '{dataset}'")
-
     def source(self, dataset: str) -> Source:
         """A data set, spelled out."""
         given = self.datasets[dataset]
         return Source(source=given) if isinstance(given, str) else given
+
+    def searcher(self, dataset: str, row: str) -> tuple[str, str]:
+        """The (data set, row) whose search a cell's settings come from: its own, unless it takes another's."""
+        return self.source(dataset).settings_of or dataset, self.rows[row].settings_of or row
 
     def cells(self, datasets: Sequence[str] = (), rows: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
         """Every (data set, row), or those of the names given.

@@ -76,7 +76,7 @@ class Board:
 
         Runs that failed do not hold it up: they are shown, and the best of the others is taken.
         """
-        standings = self.stage(dataset, self.experiment.searcher(row), "search")
+        standings = self.stage(*self.experiment.suite.searcher(dataset, row), "search")
         if not standings:
             return {}
         if any(standing.state in ("wanted", "waiting", "running") for standing in standings.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -43,7 +44,7 @@ def inject(backbone: Backbone, config: PeftConfig) -> Adapted:
         raise UsageError(
             f"PEFT cannot put {kind} into a {type(network).__name__}.",
             f"{type(error).__name__}: {error}",
-            "Choose other targets, or one of toast, toast-lite, lora and full.",
+            "Change method.options, or choose one of toast, toast-lite, lora and full.",
         ) from error
     parts = [part for part in network.modules() if isinstance(part, BaseTunerLayer)]
     if not parts:
@@ -95,23 +96,59 @@ def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
     """The configuration of one of PEFT's methods by its name; `dora` is LoRA with its magnitudes apart.
 
     Raises:
-        UsageError: PEFT has no such method or the method no such option.
+        UsageError: PEFT has no such method, it puts no layers into a network, or the method has no such option.
     """
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 
     from toast_cli.errors import did_you_mean
 
-    known = {str(kind.value).lower(): kind for kind in PEFT_TYPE_TO_TUNER_MAPPING}
     if kind == "dora":
         kind, options = "lora", {"use_dora": True, **options}
+    known = {str(each.value).lower(): each for each in PeftType}
+    names = sorted({*injectable(), "dora"})
     if kind not in known:
-        names = sorted({*known, "dora"})
         raise UsageError(f"There is no method 'peft:{kind}'.", what_to_do=did_you_mean(kind, names))
+    if kind not in names:
+        raise UsageError(
+            f"'peft:{kind}' cannot be used here: it does not put layers of its own into a network, each for itself.",
+            "It works by further tokens or inputs, or by weights that its layers share.",
+            f"For learned tokens beside an image's there is vpt. Kinds that do: {', '.join(names)}.",
+        )
     config = PEFT_TYPE_TO_CONFIG_MAPPING[known[kind]]
+    fields = {field.name: "" for field in dataclasses.fields(config)}
+    for option in options:
+        if option not in fields:
+            raise UsageError(
+                f"method.options.{option}: PEFT's {config.__name__} has no such option.",
+                what_to_do=did_you_mean(option, fields),
+            )
     try:
         return config(**options)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"These are no options of PEFT's {config.__name__}.", str(error)) from error
+        raise UsageError(f"PEFT's {config.__name__} refuses method.options.", str(error)) from error
+
+
+def injectable() -> set[str]:
+    """PEFT's methods that put layers into any network: not those that add tokens, mix adapters or share weights among
+    their layers.
+    """
+    from peft import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner
+
+    of_models = {
+        "adaption_prompt",
+        "poly",
+        "shadow",
+        "trainable_tokens",
+        "xlora",
+    }  # want a language model, or its inputs
+    return {
+        name
+        for each, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
+        if (name := str(each.value).lower()) not in of_models
+        and issubclass(tuner, BaseTuner)
+        and not tuner.uses_shared_state
+    }
 
 
 @contextmanager

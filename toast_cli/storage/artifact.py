@@ -200,6 +200,21 @@ def start_from(path: Path, model: Model, recipe: Recipe) -> Lineage:
     return lineage
 
 
+def other_feedback(lineage: Lineage, recipe: Recipe) -> str | None:
+    """What to know where an artifact was pre-tuned under another feedback than a run's; None where under the same.
+
+    Under early feedback, selection looks at another level's tokens than those that xi and P were pre-tuned on.
+    """
+    theirs = lineage.recipe["method"].get("feedback")
+    ours = getattr(recipe.method, "feedback", None)
+    if theirs is None or theirs == ours:
+        return None
+    selects = " and selects earlier than xi and P were pre-tuned to" if ours == "early" else ""
+    return (
+        f"It was pre-tuned under {theirs} feedback; this run has {ours} feedback, takes the levels it steers{selects}."
+    )
+
+
 def _at_its_size(lineage: Lineage, recipe: Recipe) -> str | None:
     """The fingerprint of the recipe's backbone, whose position embeddings follow its input, at the artifact's size."""
     own, theirs = recipe.backbone.model_dump(mode="json"), lineage.recipe["backbone"]

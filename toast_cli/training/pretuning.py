@@ -37,7 +37,9 @@ def pretuning_recipe(recipe: Recipe, gradient: bool = True) -> Recipe:
     """
     options = recipe.pretuning or PretuningOptions()
     if recipe.method.name != "toast":
-        raise UsageError("Pre-tuning is of the whole feedback path.", what_to_do="Use --method toast.")
+        raise UsageError(
+            "Pre-tuning is of the whole feedback path.", what_to_do="Leave the method out, or set method.name=toast."
+        )
     if not gradient and getattr(recipe.method, "start", None) != "least-squares":
         raise UsageError("Without gradients, only method.start=least-squares makes an artifact.")
     if recipe.training.cache:

@@ -23,7 +23,7 @@ from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, describe, save_folder
-from toast_cli.storage.artifact import Lineage, artifact_path, start_from
+from toast_cli.storage.artifact import Lineage, artifact_path, other_feedback, start_from
 from toast_cli.storage.card import adapter_card
 from toast_cli.storage.checkpoint import find_checkpoint, load_besides, load_checkpoint, load_state
 from toast_cli.storage.run_folder import RunFolder
@@ -337,6 +337,8 @@ def start_anew(session: Session, folder: RunFolder, reporter: Reporter) -> None:
     recipe, model = session.recipe, session.model
     if session.lineage is not None:
         reporter.message(f"Start: {recipe.init_from}, pre-tuned on {session.lineage.recipe['dataset']['name']}")
+        if (differs := other_feedback(session.lineage, recipe)) is not None:
+            reporter.message(differs)
     elif start_feedback(session, reporter):
         pass
     elif model.adapted.steering is not None and recipe.pretuning is None:

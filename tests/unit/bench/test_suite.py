@@ -81,6 +81,10 @@ def test_a_row_that_takes_anothers_settings_waits_for_that_search_and_makes_none
     experiment = Experiment("small", suite.parse(text, "x"))
     assert experiment.searched == [("Markings", "linear"), ("More", "linear")]
     assert made().searched == [*experiment.searched, ("Markings", "lora")]
+    whole = Experiment(
+        "small", suite.parse(text.replace("More: demo", "More: {source: demo, settings_of: Markings}"), "x")
+    )
+    assert (len(whole.cells), whole.searched) == (3, [("Markings", "linear")])
     alone = Experiment("small", suite.parse(text, "x"), rows=("lora",))
     assert (alone.cells, alone.searched) == ([("Markings", "lora")], [("Markings", "linear")])
 
@@ -110,9 +114,13 @@ def test_starts_are_given_by_backbone_or_for_all() -> None:
         ("[1, 2, 3, 4, 5]", "[1, 2]", ("Theirs has 2 numbers of the paper for 5 columns",)),
         ("M: Markings", "M: Marking", ("there is no 'Marking'",)),
         ("[0.01, 0.001]", "{low: 0.001, high: 1, log: true}", ("a grid takes lists alone",)),
-        ("method: lora, on", "method: lora, settings_of: nobody, on", ("row lora: there is no row 'nobody'",)),
-        ("method: lora, on", "method: lora, settings_of: lora, on", ("row 'lora' searches no settings itself",)),
-        ("{method: linear", "{settings_of: lora, method: linear", ("row 'lora' is not run on data set 'More'",)),
+        (
+            "method: lora, on",
+            "method: lora, settings_of: all, on",
+            ("takes the settings of all on Markings, which is no",),
+        ),
+        ("{method: linear", "{settings_of: lora, method: linear", ("of lora on More, which is not run",)),
+        ("More: demo", "More: {source: demo, settings_of: Elsewhere}", ("of linear on Elsewhere, which is not run",)),
     ],
 )
 def test_what_is_wrong_with_a_suite_is_said_with_its_place(old: str, new: str, words: tuple[str, ...]) -> None:
@@ -120,6 +128,15 @@ def test_what_is_wrong_with_a_suite_is_said_with_its_place(old: str, new: str, w
         suite.parse(SUITE.replace(old, new), "x.yaml")
     for word in words:
         assert word in str(refused.value)
+
+
+def test_settings_are_not_taken_from_a_row_that_takes_its_own_from_another() -> None:
+    rows = "  linear: {method: linear, settings_of: full}\n  full: {method: full, settings_of: lora}"
+    text = SUITE.replace("  linear: {method: linear}", rows).replace(", on: [Markings]", "")
+    with pytest.raises(
+        UsageError, match="linear on Markings takes the settings of full on Markings, which searches none"
+    ):
+        suite.parse(text, "x.yaml")
 
 
 def test_a_mistyped_field_or_name_is_found_before_anything_runs() -> None:

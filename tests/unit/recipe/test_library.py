@@ -138,6 +138,7 @@ def test_a_wrong_option_is_traced_to_the_option() -> None:
     with pytest.raises(UsageError) as refused:
         resolve(method="lit", backbone="vit_x", seed=-1, precision="fp8")
     message = str(refused.value)
+    assert message.startswith("These settings cannot be used.")
     assert "method.name = 'lit' (from --method)" in message
     assert "backbone.name = 'vit_x' (from --backbone)" in message
     assert "seed = -1 (from --seed): must be at least 0." in message

@@ -97,6 +97,7 @@ def test_a_mistake_is_named_with_field_value_line_and_expectation(text: str, wor
     for word in words:
         assert word in message
     assert message.count("\n") == 1, "one problem, one line"
+    assert "cub.yaml cannot be used as a recipe" in message
 
 
 def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
