@@ -84,7 +84,7 @@ def same_run(ours: Path, theirs: Path, tensors: str) -> None:
         torch.testing.assert_close(weight, others[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, pytest.param(ACCELERATE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launcher", [ACCELERATE, pytest.param(TORCHRUN, marks=pytest.mark.slow)])
 def test_two_processes_tune_as_one_does_and_speak_as_one(here: Path, launcher: list[str]) -> None:
     words = ["--dataset", "demo", "--method", "toast-lite", *UNEVEN]
     alone = toast_in_new_process("tune", "--output-dir", here / "one", *words)
