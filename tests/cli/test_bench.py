@@ -121,7 +121,7 @@ def test_a_run_that_fails_is_kept_with_its_reason_while_others_go_on_and_is_retr
 
 def _opened(out: Path) -> Any:
     experiment, url = recall(out)
-    return experiment, open_ledger(out, url)
+    return experiment, open_ledger(out, os.environ.get("TOAST_BENCH_LEDGER") or url)
 
 
 class Listening(Reporter):
@@ -156,13 +156,21 @@ def until(true: Callable[[], Any]) -> None:
         time.sleep(0.02)
 
 
-def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_twice(here: Path) -> None:
+@pytest.mark.parametrize("server", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_twice(
+    here: Path, server: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if server and "TOAST_TEST_LEDGER" not in os.environ:
+        pytest.skip("TOAST_TEST_LEDGER names no database, such as postgresql://USER@HOST/DB or mysql+pymysql://...")
+    if server:
+        monkeypatch.setenv("TOAST_BENCH_LEDGER", os.environ["TOAST_TEST_LEDGER"])
     text = SUITE.partition("search:")[0].replace("[3]", "[0, 1, 2]")
-    (here / "small.yaml").write_text(text)
+    suite = here / f"small-{time.time_ns()}.yaml"  # by whose name a database that others use tells them apart
+    suite.write_text(text)
     out = here / "out"
     tiny = [*TINY_DEMO, "training.epochs=6", "--device", "cpu"]
     # Only what was asked for is kept, by a worker that finds nothing it may do.
-    board_words = ["bench", "small.yaml", "--out", out, "--row", "linear", "--join", *tiny]
+    board_words = ["bench", str(suite), "--out", str(out), "--row", "linear", "--join", *tiny]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("toast_cli.bench.worker.work", lambda *_: None)
         assert toast(*board_words).code == 0

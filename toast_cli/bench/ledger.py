@@ -32,6 +32,8 @@ BEAT = 10.0
 """Seconds between two signs of life of a running trial."""
 GRACE = 90.0
 """Seconds without one after which a worker on another machine is taken for dead."""
+OPENINGS, BETWEEN_OPENINGS = 4, 0.5
+"""How often a database is tried to be opened, and the seconds in between."""
 MOST_DEATHS = 3
 """Workers that may die on a run before it counts as failed: it may be what kills them."""
 
@@ -266,13 +268,26 @@ def _opened(url: str) -> Any:
             return JournalStorage(JournalFileBackend(place))
         # SQLite lets one process write at a time; the others wait for it rather than fail.
         wait = {"connect_args": {"timeout": 120}} if kind.startswith("sqlite") else {}
-        return optuna.storages.RDBStorage(url, engine_kwargs={**wait, "pool_pre_ping": True})
+        for left in reversed(range(OPENINGS)):
+            try:
+                return optuna.storages.RDBStorage(url, engine_kwargs={**wait, "pool_pre_ping": True})
+            except Exception as error:
+                # Of two workers that meet an empty database, one finds the other's half-made tables.
+                if not left or isinstance(error, ImportError):
+                    raise
+                time.sleep(BETWEEN_OPENINGS)
     except Exception as error:  # whatever the database's driver raises
         raise ToastError(
-            f"The ledger {url} could not be opened.",
+            f"The ledger {_without_password(url)} could not be opened.",
             f"{type(error).__name__}: {error}".partition("\n")[0],
             "Give sqlite:///FILE, journal:FILE, or the URL of a database whose driver is installed.",
         ) from error
+
+
+def _without_password(url: str) -> str:
+    server, at, rest = url.rpartition("@")
+    scheme, slashes, user = server.partition("://")
+    return f"{scheme}{slashes}{user.partition(':')[0]}{at}{rest}"
 
 
 def _standing(trials: Iterable[FrozenTrial]) -> Standing:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 
 from tests.unit.bench.conftest import record
@@ -159,3 +161,26 @@ def test_a_ledger_that_cannot_be_opened_is_refused_with_what_can_be_given(tmp_pa
     with pytest.raises(ToastError, match="could not be opened") as refused:
         Ledger("nodatabase://x", tmp_path)
     assert "journal:FILE" in refused.value.what_to_do
+
+
+def test_a_password_is_not_shown_where_its_ledger_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(ToastError) as refused:
+        Ledger("nodatabase://me:secret:p@ss@host/db", tmp_path)
+    assert "nodatabase://me@host/db" in str(refused.value) and "secret" not in str(refused.value)
+
+
+def test_a_worker_that_finds_tables_half_made_by_another_opens_them_a_moment_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Racing(optuna.storages.RDBStorage):
+        tries = 0
+
+        def __init__(self, *given: Any, **more: Any) -> None:
+            Racing.tries += 1
+            if Racing.tries == 1:
+                raise RuntimeError("UNIQUE constraint failed: alembic_version.version_num")
+            super().__init__(*given, **more)
+
+    monkeypatch.setattr("optuna.storages.RDBStorage", Racing)
+    Ledger(f"sqlite:///{tmp_path / 'ledger.db'}", tmp_path)
+    assert Racing.tries == 2
