@@ -21,7 +21,7 @@ import psutil
 
 from toast_cli.recipe.library import resolve
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import tune
+from toast_cli.training.tuning import tune
 
 EVERY = 20
 """Steps between two looks."""

@@ -17,7 +17,7 @@ from tests.cli.conftest import TINY_DEMO, toast
 from toast_cli.bench.folder import recall
 from toast_cli.bench.ledger import open_ledger
 from toast_cli.bench.worker import Board, work
-from toast_cli.training import session
+from toast_cli.training import tuning
 from toast_cli.training.reporter import Reporter
 
 SUITE = """
@@ -137,7 +137,7 @@ class Listening(Reporter):
 
 def worker(out: Path, log: Path) -> None:
     """A worker's process; it counts every run that it takes to its end."""
-    evaluate = session.evaluate
+    evaluate = tuning.evaluate
 
     def counted(*given: Any, **more: Any) -> Any:
         result = evaluate(*given, **more)
@@ -145,7 +145,7 @@ def worker(out: Path, log: Path) -> None:
             ends.write("end\n")
         return result
 
-    session.evaluate = counted  # what `tune` measures the test split with, once a run
+    tuning.evaluate = counted  # what `tune` measures the test split with, once a run
     work(Board(*_opened(out)), out, Listening(log))
 
 

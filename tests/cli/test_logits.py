@@ -14,7 +14,7 @@ from torch import Tensor
 
 from toast_cli.model import Model
 from toast_cli.recipe.loading import build_recipe
-from toast_cli.training import session
+from toast_cli.training import session, tuning
 from toast_cli.training.reporter import Reporter
 
 LOAD = """
@@ -54,7 +54,7 @@ def tuned(method: Any, run: Path) -> Tensor:
     build = session.build_model
     with pytest.MonkeyPatch.context() as watched:
         watched.setattr(session, "build_model", lambda *given: kept.append(build(*given)) or kept[0])
-        session.tune(build_recipe(raw, {}, origin="a test"), run, Reporter())
+        tuning.tune(build_recipe(raw, {}, origin="a test"), run, Reporter())
     torch.manual_seed(5)
     with torch.no_grad():
         return kept[0].eval()(kept[0].backbone.example(4))

@@ -15,7 +15,7 @@ import toast_cli.export.exporting
 import toast_cli.training.caching
 import toast_cli.training.loop
 import toast_cli.training.pretuning
-import toast_cli.training.session  # noqa: F401
+import toast_cli.training.tuning  # noqa: F401
 from tests.cli.conftest import TINY_DEMO, toast
 
 torch.set_num_threads(1)

@@ -137,16 +137,14 @@ class Suite(Options):
             for dataset in row.on or ():
                 if dataset not in self.datasets:
                     raise ValueError(f"row {name}: there is no data set '{dataset}'")
-        for dataset, name in self.cells():
+        cells = list(self.cells())
+        for dataset, name in cells:
             lender = self.searcher(dataset, name)
-            if lender not in list(self.cells()):
-                raise ValueError(
-                    f"{name} on {dataset} takes the settings of {lender[1]} on {lender[0]}, which is not run"
-                )
-            if self.searcher(*lender) != lender:
-                raise ValueError(
-                    f"{name} on {dataset} takes the settings of {lender[1]} on {lender[0]}, which searches none"
-                )
+            takes = f"{name} on {dataset} takes the settings of {lender[1]} on {lender[0]}"
+            if lender not in cells:
+                raise ValueError(f"{takes}, which is not run")
+            if self.searcher(*lender) != lender or (lender != (dataset, name) and self.search is None):
+                raise ValueError(f"{takes}, which searches none")
         for table in self.tables.values():
             for heading, what in table.columns.items():
                 if what not in shown and not what.startswith("judge:"):

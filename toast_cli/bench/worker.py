@@ -22,7 +22,7 @@ from toast_cli.errors import ToastError, UsageError
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.storage.sealing import read_sealed
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import tune
+from toast_cli.training.tuning import tune
 
 POLL = 2.0
 """Seconds between two looks at the ledger where all that is left is being done by others."""

@@ -77,7 +77,7 @@ def tune(
     from toast_cli.cli.console import out, print_json
     from toast_cli.cli.progress import TerminalReporter
     from toast_cli.cli.tables import results_table
-    from toast_cli.training.session import tune as run
+    from toast_cli.training.tuning import tune as run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after training, which waits for a step
     with TerminalReporter() as reporter:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from toast_cli.methods.adapted import Adapted
 
 
+_OF_MODELS = {"adaption_prompt", "poly", "shadow", "trainable_tokens", "xlora"}
+"""PEFT's methods that want a language model or inputs of their own."""
+
+
 def inject(backbone: Backbone, config: PeftConfig) -> Adapted:
     """Put the layers in as `config` says, and declare for training what PEFT does.
 
@@ -135,17 +139,10 @@ def injectable() -> set[str]:
     from peft import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.tuners.tuners_utils import BaseTuner
 
-    of_models = {
-        "adaption_prompt",
-        "poly",
-        "shadow",
-        "trainable_tokens",
-        "xlora",
-    }  # want a language model, or its inputs
     return {
         name
         for each, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
-        if (name := str(each.value).lower()) not in of_models
+        if (name := str(each.value).lower()) not in _OF_MODELS
         and issubclass(tuner, BaseTuner)
         and not tuner.uses_shared_state
     }

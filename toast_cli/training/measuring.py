@@ -15,7 +15,8 @@ from toast_cli.tasks.segmentation import Segmentation
 from toast_cli.training.devices import make_accelerator
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import Session, open_data, say_skipped
+from toast_cli.training.session import Session, open_data
+from toast_cli.training.telling import say_skipped
 
 
 def measure(

@@ -14,7 +14,8 @@ from accelerate.utils import send_to_device
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.optimization import make_optimizer
-from toast_cli.training.session import Session, tuning_step
+from toast_cli.training.session import Session
+from toast_cli.training.tuning import tuning_step
 
 LONGEST = 5.0
 """Seconds after which no further step is begun."""

@@ -12,20 +12,13 @@ from toast_cli.recipe.schema import PretuningOptions, Recipe
 from toast_cli.storage.artifact import save_artifact
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.training.beginning import begin, default_run_name, has_begun, open_folder
 from toast_cli.training.evaluation import evaluate
 from toast_cli.training.loop import fit
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import (
-    begin,
-    default_run_name,
-    has_begun,
-    open_folder,
-    prepare,
-    say_first,
-    say_skipped,
-    told_how_to_go_on,
-)
+from toast_cli.training.session import prepare
 from toast_cli.training.step import DistillationStep, PretuningStep
+from toast_cli.training.telling import say_first, say_skipped, told_how_to_go_on
 from toast_cli.training.tensorboard import metrics_logger
 
 

@@ -130,13 +130,17 @@ def test_what_is_wrong_with_a_suite_is_said_with_its_place(old: str, new: str, w
         assert word in str(refused.value)
 
 
-def test_settings_are_not_taken_from_a_row_that_takes_its_own_from_another() -> None:
+def test_settings_are_not_taken_from_a_row_that_searches_none() -> None:
     rows = "  linear: {method: linear, settings_of: full}\n  full: {method: full, settings_of: lora}"
     text = SUITE.replace("  linear: {method: linear}", rows).replace(", on: [Markings]", "")
-    with pytest.raises(
-        UsageError, match="linear on Markings takes the settings of full on Markings, which searches none"
-    ):
+    none = "linear on Markings takes the settings of full on Markings, which searches none"
+    with pytest.raises(UsageError, match=none):
         suite.parse(text, "x.yaml")
+    searching = text.replace(", settings_of: lora", "")
+    head, rest = searching.split("search:\n")
+    suite.parse(searching, "x.yaml")
+    with pytest.raises(UsageError, match=none):
+        suite.parse(head + rest.partition("\n")[2], "x.yaml")
 
 
 def test_a_mistyped_field_or_name_is_found_before_anything_runs() -> None:

@@ -14,7 +14,7 @@ from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.averaging import Average
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import tune
+from toast_cli.training.tuning import tune
 
 SMALL = {"name": "demo", "train_images": 40, "val_images": 20, "test_images": 20}
 

@@ -16,11 +16,14 @@ from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import PretuningOptions, Recipe, TrainingOptions
 from toast_cli.storage.checkpoint import load_checkpoint, save_checkpoint
 from toast_cli.training import session as session_module
+from toast_cli.training import tuning
+from toast_cli.training.beginning import start_feedback
 from toast_cli.training.loop import Best
 from toast_cli.training.optimization import make_optimizer, make_schedule, schedule_notes
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import Session, prepare, start_feedback, tune
+from toast_cli.training.session import Session, prepare
 from toast_cli.training.step import DistillationStep
+from toast_cli.training.tuning import tune
 
 SIZES = {"train_images": 20, "val_images": 10, "test_images": 15}
 
@@ -55,7 +58,7 @@ def test_validation_chooses_and_test_is_seen_once_at_the_end_by_the_chosen_weigh
         return {"accuracy": next(accuracies) if images == 10 else 0.0, "loss": 1.0, "images": images}
 
     monkeypatch.setattr("toast_cli.training.loop.evaluate", evaluate)
-    monkeypatch.setattr(session_module, "evaluate", evaluate)
+    monkeypatch.setattr(tuning, "evaluate", evaluate)
     _, results = tune(recipe_of(), tmp_path / "run", Reporter())
     assert [images for images, _ in seen] == [10, 10, 10, 15]
     assert results["selected_epoch"] == 2

@@ -1,0 +1,51 @@
+"""What a user reads of a run: before it, where it is interrupted, and of what it could not read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from toast_cli.data.source import Batches
+from toast_cli.storage.run_folder import RunFolder
+from toast_cli.training.optimization import schedule_notes
+from toast_cli.training.processes import united
+from toast_cli.training.reporter import Reporter
+from toast_cli.training.session import Session
+
+
+def say_first(session: Session, train: Batches, folder: RunFolder, reporter: Reporter, gradient: bool = True) -> None:
+    """What a user should read before a run: its folder, its data and, with `gradient`, its steps."""
+    training = session.recipe.training
+    steps = schedule_notes(training, -(-len(train) // training.accumulate)) if gradient else []
+    for message in (
+        f"Run folder: {folder.path}",
+        *session.data.notes,
+        *train.notes,
+        *session.backbone_notes(),
+        *steps,
+    ):
+        reporter.message(message)
+
+
+@contextmanager
+def told_how_to_go_on(folder: RunFolder, reporter: Reporter, command: str) -> Iterator[None]:
+    """Whoever interrupts a run reads how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        reporter.message(f"Stopped, and kept what was done. It goes on with: toast {command} --resume {folder.path}")
+        raise
+
+
+def say_skipped(reporter: Reporter, **batches: Batches | None) -> dict[str, dict[str, str]]:
+    """Say how many samples of every split could not be read and were left out; returns all of them, with the reasons.
+
+    All processes must call it.
+    """
+    found = {part: united(loader.skipped) for part, loader in batches.items() if loader is not None}
+    for part, skipped in found.items():
+        if skipped:
+            named = "; ".join(f"{name} ({why})" for name, why in list(skipped.items())[:3])
+            more = f"; and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
+            reporter.message(f"{part}: {len(skipped):,} could not be read and were skipped: {named}{more}")
+    return {part: skipped for part, skipped in found.items() if skipped}
