@@ -150,7 +150,7 @@ def test_a_torch_program_takes_any_batch_and_carries_its_labels(here: Path, run:
     target = here / "model.pt2"
     said = toast("export", "--run", run, "--format", "torch-export", "--out", target)
     assert said.code == 0, said.err
-    assert "torch.export.load" in said.out and "real and random" in said.out and "Speed:" in said.out
+    assert "torch.export.load" in said.out and "8 real and 3 random" in said.out and "Speed:" in said.out
     extra = {"labels": ""}
     program = torch.export.load(target, extra_files=extra).module()
     image = torch.randn(7, 3, 64, 64)
