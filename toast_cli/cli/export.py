@@ -144,7 +144,12 @@ def _check(
             raise UsageError(f"{option} cannot be '{value}' for {format}.", what_to_do=did_you_mean(value, allowed))
     for option, chosen in (("--maps", maps), ("--normalize", normalize)):
         if chosen and not form.graph:
-            raise UsageError(f"{option} is for graphs.", what_to_do="Use --format onnx or torch-export.")
+            prepares = "Its image processor normalises images" if format == "hf" else "Toast normalises images itself"
+            raise UsageError(
+                f"{option} is for graphs, and {format} is none.",
+                f"{prepares}, and toast_cli.load(IT).attention(images) gives the maps.",
+                "Use --format onnx or torch-export.",
+            )
     if fold and part in ("backbone", "artifact"):
         why = "which a backbone alone has not" if part == "backbone" else "and an artifact is to be trained on"
         raise UsageError(f"--fold folds the feedback path, {why}.")
