@@ -101,3 +101,12 @@ def test_every_stage_is_told_as_it_begins(here: Path, run: Path) -> None:
     order = ("Running the run", "Writing x.onnx", "Tracing", "Translating", "Opening it", "Comparing")
     assert sorted(order, key=said.err.index) == list(order)
     json.loads(said.out)
+
+
+@pytest.mark.parametrize("dtype", TYPES[::2])
+def test_an_adapter_comes_out_of_a_whole_file(here: Path, run: Path, dtype: str) -> None:
+    assert toast("export", "--run", run, "--what", "full", "--out", here / "whole").code == 0
+    said = toast("export", "--run", here / "whole.safetensors", "--dtype", dtype, "--out", here / "adapter")
+    assert said.code == 0, said.err
+    whole, adapter = (here / f"{name}.safetensors" for name in ("whole", "adapter"))
+    assert adapter.stat().st_size < whole.stat().st_size / 2 and not load(adapter).config.whole

@@ -41,7 +41,7 @@ def as_stored(loaded: Loaded, wanted: Wanted, graph: bool, dtype: str) -> Callab
     if wanted.part == "artifact":
         assert isinstance(model.adapted.steering, Steering)
         held = feedback_tensors(model.adapted.steering)
-    elif wanted.part == "full" or loaded.config.whole:
+    elif wanted.part == "full":
         held |= model.network_tensors()
     for tensor in held.values():
         tensor.data.copy_(_rounded(tensor.data, kind))
