@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
 import torch
+from PIL.Image import Image as PilImage
 from torch import Tensor, nn
 
 from toast_cli import registry
@@ -92,9 +93,10 @@ class Steered(nn.Module):
         return self.model(inputs)
 
     def prepare(self, images: Picture | Sequence[Picture]) -> Tensor:
-        """Images as the backbone wants them, `[B, 3, H, W]`.
+        """Images (paths, or images of Pillow's) as the backbone wants them, `[B, 3, H, W]`.
 
         Raises:
+            UsageError: there is none, or something else is given.
             ToastError: a file cannot be read as an image, or the backbone does not look at images.
         """
         transform = build_transform(self._images, self.model.backbone.require_preprocessing(), train=False)
@@ -105,7 +107,7 @@ class Steered(nn.Module):
         """The likeliest class of each image.
 
         Raises:
-            UsageError: the model labels pixels, not images.
+            UsageError: the model labels pixels, not images; there is no image, or something else is given.
             ToastError: a file cannot be read as an image, or the backbone does not look at images.
         """
         if self.model.objective.dense:
@@ -123,7 +125,7 @@ class Steered(nn.Module):
         """The likeliest class of every pixel, by its place in `classes`: `[H, W]` at each image's own size.
 
         Raises:
-            UsageError: the model labels images, not pixels.
+            UsageError: the model labels images, not pixels; there is no image, or something else is given.
             ToastError: a file cannot be read as an image.
         """
         if not self.model.objective.dense:
@@ -140,7 +142,7 @@ class Steered(nn.Module):
             head: one by its number, `"mean"` or `"max"` over all, or `"rollout"` over the levels so far.
 
         Raises:
-            UsageError: the backbone has no attention to show, no such level or no such head.
+            UsageError: the backbone has no attention to show, no such level or no such head; there is no image.
             ToastError: a file cannot be read as an image, or a map is not what the model attends with.
         """
         prepared = self.prepare(images)
@@ -160,9 +162,13 @@ class Steered(nn.Module):
                 `temperature`, `num_beams`, `stop_strings`.
 
         Raises:
-            UsageError: the backbone writes no text, there is no tokenizer beside it, a message is none, or a setting
-                asks for something else than one text.
+            UsageError: the backbone writes no text, there is no tokenizer beside it, the prompt or a message is none,
+                or a setting asks for something else than one text.
         """
+        if not isinstance(prompt, str | Sequence):
+            raise UsageError(
+                f"A {type(prompt).__name__} is no prompt.", what_to_do="Give a text, or a list of messages."
+            )
         turns = [Turn("user", prompt)] if isinstance(prompt, str) else [_turn(message) for message in prompt]
         with self._evaluating():
             return Writer(self.model, self._template).answer(turns, on_text, **settings)
@@ -171,9 +177,32 @@ class Steered(nn.Module):
         return _in_evaluation(self.model)
 
 
-def _opened(images: Picture | Sequence[Picture]) -> Iterator[Image]:
-    many = [images] if isinstance(images, str | Path) or not isinstance(images, Sequence) else images
-    return (open_image(Path(image)) if isinstance(image, str | Path) else to_rgb(image) for image in many)
+def _opened(images: Any) -> Iterator[Image]:
+    """Every image in RGB.
+
+    Raises:
+        UsageError: there is none, or something is neither an image file nor an image of Pillow's.
+        ToastError: a file cannot be read as an image.
+    """
+    many = images if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
+    if not many:
+        raise UsageError("There is no image to look at.", what_to_do="Give one, or a list of some.")
+    return map(_in_rgb, many)
+
+
+def _in_rgb(image: Any) -> Image:
+    if isinstance(image, str | Path):
+        return open_image(Path(image))
+    if not isinstance(image, PilImage):
+        raise UsageError(
+            f"A {type(image).__name__} is no image.",
+            "Images are files, by their path, or images of Pillow's.",
+            "Make one of an array by PIL.Image.fromarray; prepared tensors [B, 3, H, W] go to model(tensor).",
+        )
+    try:
+        return to_rgb(image)
+    except (ValueError, OSError) as error:  # numbers without a white; a file that ends too soon
+        raise UsageError("The image cannot be looked at.", str(error)) from error
 
 
 def _turn(message: Message) -> Turn:
@@ -203,7 +232,7 @@ class _in_evaluation:
 
 
 def load(run: str | Path, weights: str | None = None, device: str | torch.device = "cpu") -> Steered:
-    """A run folder, an adapter folder or an exported safetensors file, ready to be used.
+    """A run folder, an adapter folder, or an exported safetensors file or hf folder, ready to be used.
 
     Args:
         run: what to open.
@@ -211,11 +240,16 @@ def load(run: str | Path, weights: str | None = None, device: str | torch.device
         device: where to compute.
 
     Raises:
+        UsageError: there is no such device.
         ToastError: nothing of that kind is there, it is damaged, or the backbone's weights are others.
     """
     loaded: Loaded = load_stored(Path(run), weights)
     template = getattr(loaded.recipe.dataset, "template", None)
-    return Steered(loaded.model.to(torch.device(device)), loaded.classes, loaded.recipe.images, template).eval()
+    try:
+        loaded.model.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:  # torch has both for a device that is not there
+        raise UsageError(f"The device '{device}' cannot be used.", str(error).partition("\n")[0]) from error
+    return Steered(loaded.model, loaded.classes, loaded.recipe.images, template).eval()
 
 
 def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = "toast", **options: Any) -> Steered:
@@ -241,6 +275,10 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
         raise UsageError(
             "A language model has its own head and takes no classes." if text else "Of how many classes?",
             what_to_do="" if text else "Give classes=10, or their names in order.",
+        )
+    if isinstance(classes, str) or classes in (0, ()) or (isinstance(classes, int) and classes < 0):
+        raise UsageError(
+            f"classes={classes!r} is no number or list of classes.", what_to_do="Give classes=10, or names."
         )
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes or ())
     chosen = registry.load(registry.METHODS, method)

@@ -150,7 +150,7 @@ def test_a_torch_program_takes_any_batch_and_carries_its_labels(here: Path, run:
     target = here / "model.pt2"
     said = toast("export", "--run", run, "--format", "torch-export", "--out", target)
     assert said.code == 0, said.err
-    assert "torch.export.load" in said.out and "real and random" in said.out and "Speed:" in said.out
+    assert "torch.export.load" in said.out and "8 real and 3 random" in said.out and "Speed:" in said.out
     extra = {"labels": ""}
     program = torch.export.load(target, extra_files=extra).module()
     image = torch.randn(7, 3, 64, 64)
@@ -187,6 +187,11 @@ def test_transformers_loads_an_exported_classifier(here: Path, run: Path) -> Non
     card = (here / "hf" / "README.md").read_text()
     for words in ("toast on vit_demo", "Test: accuracy", "fingerprint", "Licence", "AutoModelForImageClassification"):
         assert words in card
+    assert 'toast_cli.load("THIS_FOLDER").attention("image.jpg")' in card
+    opened = toast_cli.load(here / "hf")
+    with torch.no_grad():
+        assert torch.equal(opened(image), logits(run, image))
+    assert opened.attention(Image.new("RGB", (80, 90))).last is not None and opened.classes == load(run).classes
     config = (here / "hf" / "config.json").read_text()
     assert "auto_map" not in config
     model.save_pretrained(here / "again")
@@ -315,6 +320,7 @@ def test_what_an_export_could_not_be_compared_on_is_said(here: Path, run: Path) 
         (["--what", "artifact"], "adapter"),
         (["--maps"], "graphs"),
         (["--normalize"], "graphs"),
+        (["--format", "hf", "--maps"], "attention(images) gives the maps"),
         (["--dtype", "int8"], "float16"),
         (["--what", "backbone", "--fold"], "--fold"),
         (["--push", "a/b/c"], "repository"),

@@ -56,6 +56,8 @@ def forked(folder: Path, *words: str | Path, killed_after: float | None = None) 
 
 
 def _toast(folder: Path, log: Path, settings: dict[str, str | None], words: tuple[str | Path, ...]) -> None:
+    import torch
+
     from toast_cli.export import checking
 
     os.setsid()
@@ -64,6 +66,8 @@ def _toast(folder: Path, log: Path, settings: dict[str, str | None], words: tupl
         os.environ.pop(name, None) if value is None else os.environ.update({name: value})
     # An export's checks in the same process: a new one would spend most of its time on imports.
     checking.in_new_process = checking.open_and_run
+    # torch's pool of threads does not outlive a fork: made anew now, before two threads try to at the same time.
+    torch.set_num_threads(1)
     code = 99
     try:
         said = toast(*words)

@@ -1,4 +1,4 @@
-"""Bad input by the dozen, and by the thousand with `-m slow`: it works or is a ToastError, soon, and nothing else.
+"""Bad input by the dozen, and by the thousand with `-m slow`: it works or is a ToastError, soon and within memory.
 
 What Hypothesis makes is the same each time; whatever fails is shown shrunk.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import resource
+import shutil
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,17 +21,23 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save
 
+from tests.cli.conftest import TINY_DEMO, toast
 from toast_cli.data import alpaca, sharegpt
 from toast_cli.data.images import open_image
 from toast_cli.errors import RUNTIME_FAILURE, USAGE_ERROR, ToastError
+from toast_cli.export import checking
 from toast_cli.export.authors import read_checkpoint
 from toast_cli.recipe import builtin
 from toast_cli.recipe.loading import build
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.yaml_text import parse_recipe
+from toast_cli.storage.adapter import load
 
 HANGS = timedelta(seconds=10)
+MEMORY = 500_000_000
+"""Bytes by which the most that this process ever held may grow over all inputs of a test."""
 HEALTH = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
@@ -41,12 +50,20 @@ def often(short: int, many: int) -> Callable[[Any], Any]:
         @pytest.mark.parametrize("times", [short, pytest.param(many, marks=pytest.mark.slow)])
         def run(tmp_path: Path, times: int) -> None:
             how = settings(max_examples=times, deadline=HANGS, derandomize=True, suppress_health_check=HEALTH)
+            before = most_held()
             how(test)(tmp_path)
+            assert most_held() - before < MEMORY
 
         run.__doc__ = test.__doc__
         return run
 
     return twice
+
+
+def most_held() -> int:
+    """Bytes of memory that this process has held at its worst moment so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def works_or_says_why(work: Callable[[], Any]) -> None:
@@ -134,8 +151,6 @@ def of_torch(old: bool) -> bytes:
 
 
 def of_safetensors() -> bytes:
-    from safetensors.torch import save
-
     return save({"prompt": torch.arange(5.0), "head.weight": torch.eye(3)}, {"format": "pt"})
 
 
@@ -154,6 +169,47 @@ def test_a_checkpoint(tmp_path: Path, data: st.DataObject) -> None:
     file = tmp_path / f"a{suffix}"
     file.write_bytes(data.draw(mutated(st.just(content))))
     works_or_says_why(lambda: read_checkpoint(file))
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes, Path]]:
+    """What an adapter consists of, and where the rest of it lies: an exported file, and each file of a folder."""
+    here = tmp_path_factory.mktemp("adapters")
+    small = [*TINY_DEMO, "training.epochs=1", "--device", "cpu"]
+    assert toast("tune", *small, "--method", "toast-lite", "--output-dir", here / "run").code == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checking, "in_new_process", checking.open_and_run)
+        assert toast("export", "--run", here / "run", "--out", here / "one").code == 0
+    folder, one = here / "run" / "adapter", here / "one.safetensors"
+    parts = [(file.name, file.read_bytes(), folder) for file in sorted(folder.iterdir()) if file.suffix != ".md"]
+    # Without their seals, too, as whoever means harm would leave them out: what is read is then believed.
+    config = json.loads((folder / "adapter_config.json").read_text())
+    plain = json.dumps({name: value for name, value in config.items() if not name.startswith("sha256")})
+    shutil.copytree(folder, here / "plain")
+    (here / "plain" / "adapter_config.json").write_text(plain)
+    parts += [(file.name, file.read_bytes(), here / "plain") for file in sorted((here / "plain").glob("adapter_*"))]
+    bare = save({**load_file(one)}, {"toast": plain})
+    return [("", one.read_bytes(), here), ("", bare, here), *parts]
+
+
+@pytest.mark.parametrize("times", [20, pytest.param(1_000, marks=pytest.mark.slow)])
+def test_an_adapter(tmp_path: Path, adapters: list[tuple[str, bytes, Path]], times: int) -> None:
+    @settings(max_examples=times, deadline=HANGS, derandomize=True, suppress_health_check=HEALTH)
+    @given(data=st.data())
+    def read(data: st.DataObject) -> None:
+        name, content, folder = data.draw(st.sampled_from(adapters))
+        spoiled = data.draw(mutated(st.just(content)))
+        if not name:
+            (tmp_path / "one.safetensors").write_bytes(spoiled)
+            works_or_says_why(lambda: load(tmp_path / "one.safetensors"))
+            return
+        shutil.copytree(folder, tmp_path / "adapter", dirs_exist_ok=True)
+        (tmp_path / "adapter" / name).write_bytes(spoiled)
+        works_or_says_why(lambda: load(tmp_path / "adapter"))
+
+    before = most_held()
+    read()
+    assert most_held() - before < MEMORY
 
 
 TEXT = st.text(max_size=12)

@@ -164,6 +164,7 @@ def test_a_conversation_is_given_as_transformers_has_it(writing: toast_cli.Steer
         ([], {}, "Nothing was said"),
         ([{"role": "usr", "content": "Hi"}], {}, "no role"),
         ([{"user": "Hi"}], {}, "no message"),
+        (7, {}, "no prompt"),
     ],
 )
 def test_what_cannot_be_written_is_said(
@@ -179,6 +180,8 @@ def test_what_cannot_be_written_is_said(
         ({"classes": 2, "method": "tost"}, "toast"),
         ({"classes": 2, "rank": 3}, "rank"),
         ({}, "how many classes"),
+        ({"classes": 0}, "no number or list"),
+        ({"classes": "cat"}, "no number or list"),
     ],
 )
 def test_what_cannot_be_is_said(arguments: dict[str, object], words: str) -> None:
@@ -191,3 +194,45 @@ def test_a_model_of_no_family_and_a_run_that_is_not_there_are_refused(tmp_path: 
         toast_cli.steer(torch.nn.Linear(2, 2), classes=2)
     with pytest.raises(ToastError, match="no run"):
         toast_cli.load(tmp_path / "nothing")
+
+
+@pytest.fixture(scope="module")
+def looking() -> toast_cli.Steered:
+    """An image model with a head that has learned nothing."""
+    return toast_cli.steer(timm.create_model(TINY), classes=2)
+
+
+NO_IMAGES: dict[str, tuple[Any, str]] = {
+    "none": ([], "no image"),
+    "array": (np.zeros((9, 9, 3), np.uint8), "ndarray is no image"),
+    "arrays": ([np.zeros((9, 9, 3))], "ndarray is no image"),
+    "tensor": (torch.zeros(2, 3, 160, 160), "Tensor is no image"),
+    "number": (3, "int is no image"),
+    "bytes": (b"abc", "bytes is no image"),
+    "nothing": (None, "NoneType is no image"),
+    "floats": (Image.new("F", (9, 9)), "cannot be looked at"),
+}
+
+
+@pytest.mark.parametrize("verb", ["predict", "attention", "prepare"])
+@pytest.mark.parametrize("given", NO_IMAGES)
+def test_what_is_no_image_is_told_as_what_it_is(looking: toast_cli.Steered, given: str, verb: str) -> None:
+    images, words = NO_IMAGES[given]
+    with pytest.raises(UsageError, match=words):
+        getattr(looking, verb)(images)
+
+
+def test_images_come_by_path_or_open_one_or_many(looking: toast_cli.Steered, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    image = picture(path)
+    expected = looking.predict(image)[0].probability
+    for images in (path, str(path), [path, image], (image, image.convert("RGBA"))):
+        assert all(each.probability == pytest.approx(expected, abs=1e-6) for each in looking.predict(images))
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_a_device_that_is_not_there_is_said(tmp_path: Path, device: str) -> None:
+    small = [*TINY_DEMO, "training.epochs=1", "--method", "linear"]
+    assert toast("tune", *small, "--output-dir", tmp_path / "run").code == 0
+    with pytest.raises(UsageError, match=f"device '{device}'"):
+        toast_cli.load(tmp_path / "run", device=device)

@@ -13,7 +13,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from toast_cli.bench.jobs import Job
+from toast_cli.bench.soundness import check_file, readable, record_of, sealed_record
 from toast_cli.bench.suite import Range, Search
 from toast_cli.errors import ToastError
 
@@ -45,12 +46,8 @@ class Standing:
     state: State
     trial: FrozenTrial | None = None
     reason: str = ""
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What a finished run left: results, versions, where it lies."""
-        assert self.trial is not None
-        return self.trial.user_attrs["record"]
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """What a finished run left: results, versions, where it lies."""
 
 
 class Ledger:
@@ -76,23 +73,32 @@ class Ledger:
     def study(self, name: str, search: Search | None = None) -> optuna.Study:
         """A study by name, made if need be; with a `search`, with its sampler and pruner."""
         if name not in self._studies:
-            with contextlib.suppress(DuplicatedStudyError):
+            with readable(self.url), contextlib.suppress(DuplicatedStudyError):
                 optuna.create_study(storage=self.storage, study_name=name, direction="maximize")
-            self._studies[name] = optuna.load_study(
-                study_name=name, storage=self.storage, sampler=_sampler(search), pruner=_pruner(search)
-            )
+            with readable(self.url):
+                self._studies[name] = optuna.load_study(
+                    study_name=name, storage=self.storage, sampler=_sampler(search), pruner=_pruner(search)
+                )
         return self._studies[name]
 
     def studies(self) -> list[str]:
         """The names of all studies."""
-        return optuna.get_all_study_names(self.storage)
+        with readable(self.url):
+            return optuna.get_all_study_names(self.storage)
 
     def standings(self, study: optuna.Study, jobs: Iterable[Job]) -> dict[Job, Standing]:
         """How far each wanted run has come."""
         by_key: dict[str, list[FrozenTrial]] = {}
-        for trial in study.get_trials(deepcopy=False):
-            by_key.setdefault(trial.user_attrs.get("key", ""), []).append(trial)
-        return {job: _standing(by_key.get(job.key, ())) for job in jobs}
+        with readable(self.url):
+            for trial in study.get_trials(deepcopy=False):
+                by_key.setdefault(trial.user_attrs.get("key", ""), []).append(trial)
+        found = {job: _standing(by_key.get(job.key, ())) for job in jobs}
+        return {
+            job: replace(standing, record=record_of(standing.trial, self.url))
+            if standing.state in ("done", "pruned") and standing.trial is not None
+            else standing
+            for job, standing in found.items()
+        }
 
     def fill(self, study: optuna.Study, jobs: Iterable[Job], retry: bool = False) -> None:
         """Put in what is wanted and neither there nor failed; with `retry`, what failed too."""
@@ -232,7 +238,7 @@ class Claim:
     def _tell(self, state: TrialState, record: Mapping[str, Any], values: list[float] | None = None) -> None:
         # Refused where another worker took the run over: then that one's word counts.
         with contextlib.suppress(UpdateFinishedTrialError):
-            self.trial.set_user_attr("record", dict(record))
+            self.trial.set_user_attr("record", sealed_record(record, values[0] if values else None))
             self._ledger.storage.set_trial_state_values(self.trial._trial_id, state, values)
 
     def _beat(self) -> None:
@@ -266,6 +272,7 @@ def _opened(url: str) -> Any:
 
             Path(place).parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(place))
+        check_file(url)
         # SQLite lets one process write at a time; the others wait for it rather than fail.
         wait = {"connect_args": {"timeout": 120}} if kind.startswith("sqlite") else {}
         for left in reversed(range(OPENINGS)):
@@ -276,6 +283,8 @@ def _opened(url: str) -> Any:
                 if not left or isinstance(error, ImportError):
                     raise
                 time.sleep(BETWEEN_OPENINGS)
+    except ToastError:
+        raise
     except Exception as error:  # whatever the database's driver raises
         raise ToastError(
             f"The ledger {_without_password(url)} could not be opened.",

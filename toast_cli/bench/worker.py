@@ -81,9 +81,9 @@ class Board:
             return {}
         if any(standing.state in ("wanted", "waiting", "running") for standing in standings.values()):
             return None
-        done = [standing.trial for standing in standings.values() if standing.state == "done"]
-        best = max((trial for trial in done if trial is not None), key=_merit, default=None)
-        return None if best is None else best.user_attrs["record"]["params"]
+        done = [standing for standing in standings.values() if standing.state == "done"]
+        best = max(done, key=_merit, default=None)
+        return None if best is None else best.record["params"]
 
     def stages(self) -> Iterator[tuple[str, str, Stage]]:
         """Every stage of every cell, in the order in which they are worked on."""
@@ -239,9 +239,10 @@ def _tidy(folder: RunFolder, stage: Stage) -> None:
         shutil.rmtree(folder.adapter, ignore_errors=True)
 
 
-def _merit(trial: optuna.trial.FrozenTrial) -> tuple[float, float]:
+def _merit(standing: Standing) -> tuple[float, float]:
     """Higher is better; of equals, the one with the lower validation loss, as within a run."""
-    return trial.value or 0.0, -trial.user_attrs["record"]["validation"]["loss"]
+    assert standing.trial is not None
+    return standing.trial.value or 0.0, -standing.record["validation"]["loss"]
 
 
 def _shown(params: Mapping[str, Any]) -> str:

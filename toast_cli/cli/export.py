@@ -49,7 +49,7 @@ def export(
 ) -> None:
     """Write a run as a file that proves itself: another process gets the run's outputs from it, or none is left."""
     from toast_cli import registry
-    from toast_cli.cli.console import print_json
+    from toast_cli.cli.console import err, print_json, say
     from toast_cli.cli.runs import chosen_run
     from toast_cli.errors import UsageError
 
@@ -69,6 +69,7 @@ def export(
     from toast_cli.export.exporting import export as exported
     from toast_cli.export.exporting import folds, size
     from toast_cli.export.pushing import check_push, push_export
+    from toast_cli.export.stages import told_by
     from toast_cli.storage.adapter import load
 
     if push is not None:
@@ -83,15 +84,19 @@ def export(
         None if part == "full" or loaded.config.whole else _place_of(loaded.recipe.backbone),
         loaded.recipe.backbone.model_dump(mode="json"),
     )
-    proof, written = exported(loaded, format, wanted, target, force)
+    with told_by(lambda text: say(f"{text} ...", err)):
+        proof, written = exported(loaded, format, wanted, target, force)
     pushed = push_export(push, written) if push is not None else None
     if as_json:
         told = {"run": str(path), "file": str(target), "bytes": size(written), "largest_difference": proof.largest}
         told |= {"seconds": proof.seconds, "seconds_pytorch": proof.seconds_pytorch, "missing": proof.missing}
-        print_json({**told, "pushed": pushed})
-        return
-    _tell(part, target, size(written), form, proof)
-    if pushed is not None:
+        told |= {"compared_on": proof.compared_on, "dtype": dtype, "rounding": proof.rounding}
+        print_json({**told, "same_top": proof.same_top, "pushed": pushed})
+    else:
+        _tell(part, target, size(written), form, proof)
+        _tell_rounding(dtype, proof)
+    _warn_of_other_answers(dtype, proof)
+    if pushed is not None and not as_json:
         typer.echo(f"Uploaded: {pushed}")
 
 
@@ -139,7 +144,12 @@ def _check(
             raise UsageError(f"{option} cannot be '{value}' for {format}.", what_to_do=did_you_mean(value, allowed))
     for option, chosen in (("--maps", maps), ("--normalize", normalize)):
         if chosen and not form.graph:
-            raise UsageError(f"{option} is for graphs.", what_to_do="Use --format onnx or torch-export.")
+            prepares = "Its image processor normalises images" if format == "hf" else "Toast normalises images itself"
+            raise UsageError(
+                f"{option} is for graphs, and {format} is none.",
+                f"{prepares}, and toast_cli.load(IT).attention(images) gives the maps.",
+                "Use --format onnx or torch-export.",
+            )
     if fold and part in ("backbone", "artifact"):
         why = "which a backbone alone has not" if part == "backbone" else "and an artifact is to be trained on"
         raise UsageError(f"--fold folds the feedback path, {why}.")
@@ -149,9 +159,9 @@ def _tell(part: str, target: Path, size: int, form: Any, proof: Proof) -> None:
     from toast_cli.cli.console import say
 
     say(f"{part} written: {target} ({size / 1e6:.2f} MB)")
-    on = sorted({key.partition(".")[0] for key in proof.differences}, reverse=True)
+    on = " and ".join(f"{proof.compared_on[kind]} {kind}" for kind in sorted(proof.compared_on, reverse=True))
     say(
-        f"Opened by another process with {form.loads} and compared on {' and '.join(on)} input: "
+        f"Opened by another process with {form.loads} and compared on {on} inputs: "
         f"largest difference of outputs {proof.largest:.1e}"
     )
     for kind, why in proof.missing.items():
@@ -161,3 +171,29 @@ def _tell(part: str, target: Path, size: int, form: Any, proof: Proof) -> None:
         f"Speed: {proof.seconds * 1e3:.1f} ms a batch of {proof.timed_on} input, the run in PyTorch "
         f"{proof.seconds_pytorch * 1e3:.1f} ms ({faster:.2f} × as fast)"
     )
+
+
+def _tell_rounding(dtype: str, proof: Proof) -> None:
+    from toast_cli.cli.console import say
+
+    if not proof.rounding:
+        return
+    worst = max(proof.rounding, key=lambda key: proof.rounding[key] / proof.rounding_allowed[key])
+    text = f"What {dtype} changes: at most {proof.rounding[worst]:.1e} of the run's own {worst.partition('.')[2]} "
+    text += f"({proof.rounding_allowed[worst]:.1e} is allowed)"
+    if proof.same_top:
+        same = (f"{share:.1%} of {kind}" for kind, share in sorted(proof.same_top.items(), reverse=True))
+        text += f"; the likeliest class is the same for {' and '.join(same)} input"
+    say(text)
+
+
+def _warn_of_other_answers(dtype: str, proof: Proof) -> None:
+    from toast_cli.cli.console import err, say
+
+    kind = "real" if "real" in proof.same_top else "random"
+    if proof.same_top.get(kind, 1.0) < 1:
+        say(
+            f"Warning: stored in {dtype}, the likeliest class is another than the run's for "
+            f"{1 - proof.same_top[kind]:.1%} of {kind} input. Measure it by toast eval, or use --dtype float32.",
+            err,
+        )

@@ -31,7 +31,9 @@ def import_checkpoint(
     """Read a checkpoint of the authors' released code; only tensors are read, and every one is accounted for."""
     from toast_cli.cli.console import print_json, say
     from toast_cli.errors import UsageError, did_you_mean
+    from toast_cli.export.own_files import refuse_own
 
+    refuse_own(checkpoint)
     if backbone is None:
         raise UsageError("Which backbone is it for?", what_to_do="Give --backbone; 'toast backbones' lists them.")
     if kind not in (None, "run", "artifact"):

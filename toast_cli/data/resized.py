@@ -32,8 +32,10 @@ from toast_cli.places import cache_folder
 
 FOLDER = "resized"
 HEADER = struct.Struct("<8sIIIII")
-"""Mark, checksum of the pixels, height and width of the file's image, and of the resized one."""
+"""Mark, checksum of all that follows it, height and width of the file's image, and of the resized one; then pixels."""
 MARK = b"TOASTRGB"
+CHECKED = len(MARK) + 4
+"""Where what the checksum is of begins: a damaged size would lay the mask of another image over this one."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _read(path: Path) -> tuple[Image.Image, int, int] | None:
     except (OSError, struct.error):
         return None
     pixels = content[HEADER.size :]
-    if mark != MARK or len(pixels) != 3 * rows * columns or zlib.crc32(pixels) != checksum:
+    if mark != MARK or zlib.crc32(content[CHECKED:]) != checksum or len(pixels) != 3 * rows * columns:
         return None
     return Image.frombuffer("RGB", (columns, rows), pixels, "raw", "RGB", 0, 1), height, width
 
@@ -142,8 +144,8 @@ def _write(path: Path, image: Image.Image, height: int, width: int) -> None:
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
             temporary = Path(file.name)
-            file.write(HEADER.pack(MARK, zlib.crc32(pixels), height, width, image.height, image.width))
-            file.write(pixels)
+            checked = HEADER.pack(MARK, 0, height, width, image.height, image.width)[CHECKED:] + pixels
+            file.write(MARK + zlib.crc32(checked).to_bytes(4, "little") + checked)
         temporary.replace(path)
     except OSError as error:
         if temporary is not None:

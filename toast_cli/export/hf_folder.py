@@ -137,6 +137,15 @@ def card(loaded: Loaded, wanted: Wanted) -> str:
         f'model = {auto}.from_pretrained("THIS_FOLDER")',
         "```",
     ]
+    if loaded.model.backbone.has_attention and not language:
+        lines += [
+            "",
+            "Where it looks, in the first pass and in the last, `[B, rows, columns]` each:",
+            "",
+            "```python",
+            'maps = toast_cli.load("THIS_FOLDER").attention("image.jpg")  # .first, .last, .similarity',
+            "```",
+        ]
     if config.classes:
         names = [f"{index}. {name}" for index, name in enumerate(config.classes)]
         lines += ["", "## Classes", "", *names]

@@ -26,9 +26,9 @@ from transformers.utils import cached_file
 
 from toast_cli.errors import ToastError
 from toast_cli.model import Model
+from toast_cli.storage.adapter import WHOLE as WEIGHTS
 from toast_cli.storage.adapter import AdapterConfig, load, save_file
 
-WEIGHTS = "model.safetensors"
 _OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 

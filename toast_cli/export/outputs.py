@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from toast_cli.attention.maps import Recorder
-from toast_cli.export.base import Outputs
+from toast_cli.backbone import Backbone
+from toast_cli.export.base import Outputs, Wanted
 from toast_cli.model import Model
-from toast_cli.steering.steering import Steering
+from toast_cli.steering.steering import Steering, one_pass
 from toast_cli.storage.artifact import feedback_tensors
 
 
@@ -56,6 +57,20 @@ def start_of(model: Model, named: dict[str, Tensor]) -> Outputs:
     """Of a pre-tuned artifact: the steered `features`, and its own tensors, for a start may well steer nothing yet."""
     assert isinstance(model.adapted.steering, Steering)
     return {"features": model.adapted.features(as_inputs(named)), **feedback_tensors(model.adapted.steering)}
+
+
+def features_of(backbone: Backbone, named: dict[str, Tensor]) -> Tensor:
+    """What a plain pass of the backbone puts out for the head."""
+    return one_pass(backbone, as_inputs(named)).last.pooled
+
+
+def wanted_of(model: Model, wanted: Wanted, named: dict[str, Tensor]) -> Outputs:
+    """What the part of a run that is wanted gives for inputs by name."""
+    if wanted.part == "artifact":
+        return start_of(model, named)
+    if wanted.part == "backbone":
+        return {"features": features_of(model.backbone, named)}
+    return outputs_of(model, named, wanted.maps)
 
 
 class Graph(nn.Module):

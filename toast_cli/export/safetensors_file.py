@@ -51,6 +51,8 @@ def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
             loaded.config,
             recipe=for_others(loaded.config.recipe),
             folded=wanted.fold or loaded.config.folded,
+            # The adapter alone of a file that is whole is so no longer, unless all of it was trained.
+            whole=model.network_tensors().keys() <= {*model.trained(), *model.frozen_additions()},
         ),
         with_backbone=wanted.part == "full",
         cast=lambda tensor: _cast(tensor, dtype),

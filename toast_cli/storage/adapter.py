@@ -31,6 +31,9 @@ FORMAT = 1
 TRAINED = "adapter_model.safetensors"
 FROZEN = "frozen_start.safetensors"
 CONFIG = "adapter_config.json"
+WHOLE = "model.safetensors"
+"""What a folder for transformers holds: the whole model in one file, configuration and all in its metadata."""
+
 PRETUNED = "artifact"
 """What a run folder holds in place of an adapter after pre-tuning."""
 
@@ -116,7 +119,7 @@ def save_file(
 
 
 def load(path: Path, weights: str | None = None) -> Loaded:
-    """Rebuild the model of a run folder, an adapter folder or an exported file, on the CPU and in evaluation mode.
+    """Rebuild the model of a run or adapter folder, or of an exported file or folder, on the CPU, in evaluation mode.
 
     `weights` replaces the file that the recipe names for the backbone, which is otherwise looked for where it was and
     beside what is loaded.
@@ -125,6 +128,8 @@ def load(path: Path, weights: str | None = None) -> Loaded:
         UsageError: nothing of that kind is at `path`, or it brings the weights that are given besides.
         ToastError: it is damaged or incomplete, or the backbone's weights are gone, or not those it was trained on.
     """
+    if (path / WHOLE).is_file() and (path / "config.json").is_file():
+        path = path / WHOLE
     config, tensors, files = read(path)
     recipe, whole = build_recipe(config.recipe, {}, origin=str(path)), config.whole
     if whole and weights is not None and path.is_file():
@@ -216,7 +221,7 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, str]]:
             raise UsageError(
                 f"{path} holds no adapter.",
                 "The run did not get to its end." if unfinished else f"There is no {CONFIG} in it.",
-                "Name a finished run folder, an adapter folder or an exported file.",
+                "Name a finished run folder, an adapter folder, or an exported file or hf folder.",
             )
         _, trained = _read_tensors(folder / TRAINED)
         _, frozen = _read_tensors(folder / FROZEN) if (folder / FROZEN).is_file() else ({}, {})

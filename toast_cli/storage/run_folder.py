@@ -91,8 +91,8 @@ class RunFolder:
     def forget_after(self, step: int, epoch: int) -> None:
         """Drop what was logged after an interrupted run's last checkpoint, of that step and so many whole epochs."""
         if self.writes and self.metrics.is_file():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(self.metrics, "".join(line for line in lines if _was_done(line, step, epoch)))
+            lines = self.metrics.read_bytes().splitlines(keepends=True)
+            write_text(self.metrics, b"".join(line for line in lines if _was_done(line, step, epoch)).decode())
 
     def write_recipe(self, text: str) -> None:
         """Keep the recipe as it was resolved."""
@@ -128,12 +128,12 @@ class RunFolder:
             save_checkpoint(self.checkpoints, name, trained, state, besides)
 
 
-def _was_done(line: str, step: int, epoch: int) -> bool:
+def _was_done(line: bytes, step: int, epoch: int) -> bool:
     try:
-        logged = json.loads(line)
-    except ValueError:  # cut short
+        logged = json.loads(line.decode())
+        return bool(logged["step"] <= step and (logged["kind"] != "epoch" or logged["epoch"] <= epoch))
+    except (ValueError, TypeError, KeyError, RecursionError):  # cut short, or damaged
         return False
-    return logged["step"] <= step and (logged["kind"] != "epoch" or logged["epoch"] <= epoch)
 
 
 def newest_run(root: Path = RUNS) -> Path | None:

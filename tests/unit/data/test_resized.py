@@ -18,6 +18,7 @@ from toast_cli.data import images as decoding
 from toast_cli.data.files import FileSplit
 from toast_cli.data.loading import ImageLoader, image_batches
 from toast_cli.data.regions import Box
+from toast_cli.data.resized import HEADER, _read, _write
 from toast_cli.data.source import Asked
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.recipe.loading import build_recipe
@@ -114,6 +115,18 @@ def test_a_damaged_entry_is_written_anew(split: FileSplit, cache: Path, damage: 
         file.write_bytes(damage(content))
     assert same(loader(split), loader(split, cached=False))
     assert {file: file.read_bytes() for file in entries(cache)} == whole
+
+
+@pytest.mark.parametrize("place", range(HEADER.size))
+def test_no_bit_of_an_entrys_header_can_change_unseen(tmp_path: Path, place: int) -> None:
+    """Nor of the size of the file's image, by which its mask is laid out."""
+    kept = tmp_path / "kept"
+    _write(kept, Image.new("RGB", (5, 3), "red"), 30, 50)
+    whole = kept.read_bytes()
+    assert _read(kept) is not None
+    for bit in range(8):
+        kept.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        assert _read(kept) is None
 
 
 def test_workers_share_it_and_leave_nothing_half_written(split: FileSplit, cache: Path) -> None:

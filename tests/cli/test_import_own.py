@@ -1,0 +1,62 @@
+"""`toast import` given what toast itself wrote: told as what it is, and how it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import TINY_DEMO, toast
+from toast_cli.export import checking
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, a pre-tuned start, and exports of both."""
+    here = tmp_path_factory.mktemp("made")
+    assert toast("tune", *TINY_DEMO, "training.epochs=1", "--output-dir", here / "run").code == 0
+    assert toast("pretune", "--least-squares", *TINY_DEMO, "--output-dir", here / "pre").code == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checking, "in_new_process", checking.open_and_run)
+        for run, words in (
+            ("run", ["--out", here / "one"]),
+            ("run", ["--what", "backbone", "--out", here / "plain"]),
+            ("run", ["--format", "hf", "--out", here / "hf"]),
+            ("pre", ["--out", here / "start"]),
+        ):
+            said = toast("export", "--run", here / run, *words)
+            assert said.code == 0, said.err
+    return here
+
+
+OWN = {
+    "run": ("a run or an adapter of toast", "eval --run {}/run"),
+    "run/adapter": ("a run or an adapter of toast", "eval --run {}/run/adapter"),
+    "run/adapter/adapter_model.safetensors": ("part of an adapter", "eval --run {}/run/adapter"),
+    "one.safetensors": ("'toast export' wrote", "eval --run {}/one.safetensors"),
+    "hf": ("'toast export --format hf' wrote", "eval --run {}/hf"),
+    "hf/model.safetensors": ("'toast export' wrote", "eval --run {}/hf/model.safetensors"),
+    "pre": ("a pre-tuned start", "tune --init-from {}/pre"),
+    "pre/artifact/feedback.safetensors": ("part of a pre-tuned start", "tune --init-from {}/pre/artifact"),
+    "start.safetensors": ("a pre-tuned start", "tune --init-from {}/start.safetensors"),
+}
+
+
+@pytest.mark.parametrize("what", OWN)
+def test_what_toast_wrote_is_told_how_it_is_used(made: Path, what: str) -> None:
+    kind, use = OWN[what]
+    toast("import", made / what).fails(2, kind, "needs no import", f"toast {use.format(made)}")
+
+
+def test_what_is_advised_works(made: Path, tmp_path: Path) -> None:
+    for run in ("run/adapter", "hf"):
+        said = toast("eval", "--run", made / run)
+        assert said.code == 0, said.err
+    words = ["training.epochs=1", "--output-dir", tmp_path / "run"]
+    for number, start in enumerate(("pre/artifact", "start.safetensors")):
+        said = toast("tune", *TINY_DEMO, *words[:-1], tmp_path / str(number), "--init-from", made / start)
+        assert said.code == 0, said.err
+
+
+def test_a_plain_backbone_is_still_sent_to_weights(made: Path) -> None:
+    toast("import", made / "plain.safetensors", "--backbone", "vit_demo").fails(1, "--weights")

@@ -1,0 +1,106 @@
+"""What toast writes along the way and reads again, damaged: a suite's ledger, a run's log, and resized images kept."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.slow.test_damage import TIMES, damaged
+from toast_cli.bench.jobs import Experiment, Job
+from toast_cli.bench.ledger import Ledger
+from toast_cli.bench.suite import parse
+from toast_cli.errors import ToastError
+from toast_cli.storage.run_folder import RunFolder
+
+SUITE = """
+backbone: vit_demo
+datasets: {Markings: demo}
+rows:
+  linear: {method: linear}
+seeds: [0, 1, 2, 3]
+tables:
+  one:
+    title: One
+    columns: {M: Markings}
+    rows:
+      Linear: {run: linear}
+"""
+JOBS = Experiment("small", parse(SUITE, "small.yaml")).finals("Markings", "linear", {})
+
+
+def record(job: Job) -> dict[str, Any]:
+    return {"run": f"runs/{job.name}", "params": {}, "test": {"accuracy": 0.6789 + job.seed / 100, "loss": 1.25}}
+
+
+def filled(url: str, locks: Path) -> None:
+    """A ledger in which every run is done."""
+    ledger = Ledger(url, locks)
+    study = ledger.study("Markings/linear/final")
+    ledger.fill(study, JOBS)
+    while (claim := ledger.take(study, JOBS)) is not None:
+        with claim.alive():
+            claim.done(record(claim.job)["test"]["accuracy"], record(claim.job))
+
+
+def done(url: str, locks: Path) -> dict[Job, Any]:
+    """What a table would show of it."""
+    ledger = Ledger(url, locks)
+    standings = ledger.standings(ledger.study("Markings/linear/final"), JOBS)
+    return {job: standing.record for job, standing in standings.items() if standing.state == "done"}
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("kind", ["sqlite:///", "journal:"])
+def test_a_damaged_ledger_is_named_and_tells_no_wrong_number(tmp_path: Path, kind: str, times: int) -> None:
+    file, rng = tmp_path / "ledger", random.Random(kind)
+    filled(f"{kind}{file}", tmp_path / "locks")
+    whole = file.read_bytes()
+    assert done(f"{kind}{file}", tmp_path / "locks") == {job: record(job) for job in JOBS}
+    for _ in range(times):
+        file.write_bytes(damaged(whole, rng))
+        try:
+            found = done(f"{kind}{file}", tmp_path / "locks")
+        except ToastError as error:
+            assert str(file) in error.what
+            continue
+        # What is gone is made again; what is told is what was.
+        assert all(told == record(job) for job, told in found.items())
+
+
+@pytest.mark.parametrize("kind", ["sqlite:///", "journal:"])
+def test_a_number_that_changed_in_a_ledger_is_refused(tmp_path: Path, kind: str) -> None:
+    """As a flipped bit would leave it that hits a digit: all else is sound."""
+    file = tmp_path / "ledger"
+    filled(f"{kind}{file}", tmp_path / "locks")
+    content = file.read_bytes()
+    assert b"0.6789" in content
+    file.write_bytes(content.replace(b"0.6789", b"0.9789"))
+    with pytest.raises(ToastError, match="damaged") as raised:
+        done(f"{kind}{file}", tmp_path / "locks")
+    assert "not what was written" in raised.value.why and "Move it away" in raised.value.what_to_do
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_a_damaged_log_does_not_hinder_a_run_from_going_on(tmp_path: Path, times: int) -> None:
+    lines = [{"kind": "step", "step": step, "loss": 1 / step} for step in range(1, 9)]
+    whole = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    for number in range(times):
+        folder = RunFolder(tmp_path / str(number))
+        folder.path.mkdir()
+        folder.metrics.write_bytes(damaged(whole, random.Random(number)))
+        folder.forget_after(5, 0)
+        folder.append_metrics({"kind": "step", "step": 6, "loss": 0.5})
+        kept = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
+        assert kept[-1] == {"kind": "step", "step": 6, "loss": 0.5} and len(kept) <= 6
+
+
+@pytest.mark.parametrize("line", [b"[]", b"3", b'{"step": "a", "kind": 1}', b"\xff\xfe", b"[" * 5000, b"{}"])
+def test_a_line_of_another_kind_is_dropped(tmp_path: Path, line: bytes) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_bytes(line + b'\n{"kind": "step", "step": 1}\n')
+    folder.forget_after(5, 0)
+    assert folder.metrics.read_text() == '{"kind": "step", "step": 1}\n'
