@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.cli.conftest import toast
 from tests.layouts import LAYOUTS, encoded, shards, tarred
@@ -106,21 +106,35 @@ class TestCheck:
         Image.open(root / "train/cat/0.png").save(root / "test/cat/copy.bmp")
         assert "1 image is in two splits" in toast("data", "check", f"folder:{root}").out
 
-    def test_an_image_that_was_compressed_again_is_nearly_the_same_and_a_warning(self, root: Path) -> None:
-        image = Image.open(root / "train/dog/1.png")
-        image.resize((90, 72), Image.Resampling.BICUBIC).save(root / "val/dog/smaller.jpg", quality=60)
-        said = toast("data", "check", f"folder:{root}", "--json")
-        assert said.code == 0
-        found = json.loads(said.out)["duplicates"]["nearly_across_splits"]
-        assert [(pair["first"], pair["second"]) for pair in found["pairs"]] == [
-            ("train: train/dog/1.png", "val: val/dog/smaller.jpg")
-        ]
+    @pytest.mark.parametrize("mirrored", [False, True])
+    def test_an_image_that_was_compressed_again_or_mirrored_spoils_a_run(self, root: Path, mirrored: bool) -> None:
+        image = Image.open(root / "train/dog/1.png").resize((90, 72), Image.Resampling.BICUBIC)
+        image = ImageOps.mirror(image) if mirrored else image
+        image.save(root / "val/dog/smaller.jpg", quality=60)
+        said = toast("data", "check", f"folder:{root}")
+        assert said.code == 1
+        assert "1 image shows the same as one of an earlier split" in said.out
+        told = "the same picture, mirrored" if mirrored else "the same picture"
+        assert f"  {told}: train: train/dog/1.png and val: val/dog/smaller.jpg\n" in said.out
+        assert "another class" not in said.out
 
-    def test_a_duplicate_under_another_class_is_said(self, root: Path) -> None:
-        shutil.copy(root / "train/cat/0.png", root / "train/dog/cat.png")
+        (root / "val/dog/smaller.jpg").rename(root / "val/cat/smaller.jpg")
+        said = toast("data", "check", f"folder:{root}")
+        assert "1 image has another class than the same image in another split" in said.out
+
+    def test_an_image_that_is_only_like_another_is_for_the_user_to_judge(self, root: Path) -> None:
+        Image.open(root / "train/dog/2.png").crop((1, 1, 59, 47)).save(root / "val/cat/closer.png")
         said = toast("data", "check", f"folder:{root}")
         assert said.code == 0
-        assert "1 image has another class" in said.out
+        assert "1 image looks nearly like one of an earlier split" in said.out
+        assert "differ, 1 of another class)" in said.out
+        assert "nearly the same: train: train/dog/2.png and val: val/cat/closer.png (of another class)" in said.out
+
+    def test_a_duplicate_under_another_class_is_a_problem_within_a_split_too(self, root: Path) -> None:
+        shutil.copy(root / "train/cat/0.png", root / "train/dog/cat.png")
+        said = toast("data", "check", f"folder:{root}")
+        assert said.code == 1
+        assert "problem: 1 image has another class than an earlier copy in the same split" in said.out
 
     def test_a_copy_in_another_split_under_another_class_is_a_problem_of_its_own(self, root: Path) -> None:
         shutil.copy(root / "train/cat/0.png", root / "test/dog/cat.png")

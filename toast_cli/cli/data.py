@@ -226,12 +226,17 @@ def _examples(report: dict[str, Any], most: int = 5) -> list[str]:
     for part, found in report["splits"].items():
         lines += [f"  cannot be read: {part}: {file['name']} ({file['why']})" for file in found["unreadable"][:most]]
         lines += [f"  reaches out: {part}: {name}" for name in found["outside"][:most]]
-    words = {"across_splits": "the same", "within_a_split": "the same", "nearly_across_splits": "nearly the same"}
+    words = {
+        "across_splits": "the same",
+        "changed_across_splits": "the same picture",
+        "within_a_split": "the same",
+        "nearly_across_splits": "nearly the same",
+    }
     for kind, word in words.items():
-        pairs = report["duplicates"][kind]["pairs"][:most]
-        for pair in pairs:
+        for pair in report["duplicates"][kind]["pairs"][:most]:
+            mirrored = ", mirrored" if pair["mirrored"] else ""
             other = "" if pair["same_class"] else " (of another class)"
-            lines.append(f"  {word}: {pair['first']} and {pair['second']}{other}")
+            lines.append(f"  {word}{mirrored}: {pair['first']} and {pair['second']}{other}")
     return [*lines, "  --out FILE writes them all."] if lines else []
 
 
