@@ -45,11 +45,13 @@ def show_text(viewers: list[Viewer], prompt: str, template: str | None, folder: 
     for view in views:
         say(f"{view.viewer.name}: {described_maps(view.viewer, 'attention')}. {_next(view)}")
         for name in view.maps:
-            say(f"\n{MEANING[name]}")
+            say("")
+            say(MEANING[name])
             out.print(coloured(view, name, meaning[name]), soft_wrap=True)
             out.print(legend(meaning[name]), soft_wrap=True)
             say(f"  {_alt(view, name)}")
-    say(f"\nPage: {page}")
+    say("")
+    say(f"Page: {page}")
 
 
 def page_of(views: Sequence[TextView]) -> str:

@@ -65,7 +65,7 @@ class Problem:
 def refuse(problems: Iterable[Problem], draft: Draft) -> UsageError:
     """The one error that reports every problem of a recipe."""
     lines = [f"  {problem.line(draft)}" for problem in problems]
-    return UsageError(f"{draft.origin} cannot be used as a recipe.", "\n".join(lines))
+    return UsageError(f"{draft.origin} cannot be used as a recipe.", lines)
 
 
 def explain(error: ValidationError, start: Loc, draft: Draft, models: dict[str, type[BaseModel]]) -> list[Problem]:
