@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 
 RUNTIME_FAILURE = 1
@@ -15,7 +15,8 @@ class ToastError(Exception):
 
     Args:
         what: One sentence that names the thing that failed.
-        why: Where it happened or what was found instead; may be empty.
+        why: Where it happened or what was found instead; may be empty. Several lines are given one by one: a line break
+            within a text is that of a name, and is shown as such.
         what_to_do: The next step for the user; may be empty.
         exit_code: 1 for a failure while working, 2 for wrong usage or a wrong recipe.
 
@@ -24,18 +25,21 @@ class ToastError(Exception):
 
     process: int | None = None
 
-    def __init__(self, what: str, why: str = "", what_to_do: str = "", *, exit_code: int = RUNTIME_FAILURE) -> None:
+    def __init__(
+        self, what: str, why: str | Sequence[str] = "", what_to_do: str = "", *, exit_code: int = RUNTIME_FAILURE
+    ) -> None:
         self.what = what
-        self.why = why
+        self.reasons = (why,) if isinstance(why, str) else tuple(why)
+        self.why = "\n".join(self.reasons)
         self.what_to_do = what_to_do
         self.exit_code = exit_code
-        super().__init__("\n".join(part for part in (what, why, what_to_do) if part))
+        super().__init__("\n".join(part for part in (what, self.why, what_to_do) if part))
 
 
 class UsageError(ToastError):
     """A wrong option, argument or recipe: exit code 2."""
 
-    def __init__(self, what: str, why: str = "", what_to_do: str = "") -> None:
+    def __init__(self, what: str, why: str | Sequence[str] = "", what_to_do: str = "") -> None:
         super().__init__(what, why, what_to_do, exit_code=USAGE_ERROR)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.cli.conftest import toast
 from tests.layouts import LAYOUTS, encoded, shards, tarred
@@ -95,6 +95,28 @@ class TestCheck:
         assert f"train/cat/{shown}.png" in said.out and f"{shown}.txt" in said.out and shown in missing.err
         assert json.loads(machine.out)["splits"]["train"]["unreadable"][0]["name"] == f"train/cat/{evil}.png"
 
+    def test_a_line_break_in_a_name_begins_no_line_of_a_report(self, root: Path, tmp_path: Path) -> None:
+        forged = "Nothing here would spoil a run."
+        evil, shown = f"0\n{forged}\u2028", rf"0\n{forged}\u2028"
+        root = root.rename(tmp_path / evil)
+        for ending in ("png", "txt"):
+            (root / f"train/cat/{evil}.{ending}").write_bytes(b"hello")
+        shutil.copy(root / "train/cat/0.png", root / f"test/dog/{evil}.png")
+        said = [
+            toast("data", "check", f"folder:{root}", "--out", tmp_path / f"{evil}.json"),
+            toast("data", "check", f"folder:{root / evil}"),
+            toast("data", "show", f"folder:{root}", "--out", root / "train.png"),
+            toast("data", "show", f"folder:{root}", "images.augment=none", "--images", "15", "--backbone", "vit_demo"),
+            toast("visualize-attention", root / f"train/cat/{evil}.png"),
+        ]
+        assert [each.code for each in said] == [1, 1, 2, 1, 1]
+        for each in said:
+            lines = (each.out + each.err).splitlines()
+            assert not [line for line in lines if line.startswith(forged)]
+            assert any(shown in line for line in lines)
+        assert f"train/cat/{shown}.png" in said[0].out and f"and test: test/dog/{shown}.png" in said[0].out
+        assert f"{shown}.txt" in said[0].out and f"Report: {tmp_path}/{shown}.json" in said[0].out
+
     def test_an_image_in_two_splits_spoils_a_run(self, root: Path) -> None:
         shutil.copy(root / "train/cat/0.png", root / "test/cat/other name.png")
         said = toast("data", "check", f"folder:{root}")
@@ -106,21 +128,35 @@ class TestCheck:
         Image.open(root / "train/cat/0.png").save(root / "test/cat/copy.bmp")
         assert "1 image is in two splits" in toast("data", "check", f"folder:{root}").out
 
-    def test_an_image_that_was_compressed_again_is_nearly_the_same_and_a_warning(self, root: Path) -> None:
-        image = Image.open(root / "train/dog/1.png")
-        image.resize((90, 72), Image.Resampling.BICUBIC).save(root / "val/dog/smaller.jpg", quality=60)
-        said = toast("data", "check", f"folder:{root}", "--json")
-        assert said.code == 0
-        found = json.loads(said.out)["duplicates"]["nearly_across_splits"]
-        assert [(pair["first"], pair["second"]) for pair in found["pairs"]] == [
-            ("train: train/dog/1.png", "val: val/dog/smaller.jpg")
-        ]
+    @pytest.mark.parametrize("mirrored", [False, True])
+    def test_an_image_that_was_compressed_again_or_mirrored_spoils_a_run(self, root: Path, mirrored: bool) -> None:
+        image = Image.open(root / "train/dog/1.png").resize((90, 72), Image.Resampling.BICUBIC)
+        image = ImageOps.mirror(image) if mirrored else image
+        image.save(root / "val/dog/smaller.jpg", quality=60)
+        said = toast("data", "check", f"folder:{root}")
+        assert said.code == 1
+        assert "1 image shows the same as one of an earlier split" in said.out
+        told = "the same picture, mirrored" if mirrored else "the same picture"
+        assert f"  {told}: train: train/dog/1.png and val: val/dog/smaller.jpg\n" in said.out
+        assert "another class" not in said.out
 
-    def test_a_duplicate_under_another_class_is_said(self, root: Path) -> None:
-        shutil.copy(root / "train/cat/0.png", root / "train/dog/cat.png")
+        (root / "val/dog/smaller.jpg").rename(root / "val/cat/smaller.jpg")
+        said = toast("data", "check", f"folder:{root}")
+        assert "1 image has another class than the same image in another split" in said.out
+
+    def test_an_image_that_is_only_like_another_is_for_the_user_to_judge(self, root: Path) -> None:
+        Image.open(root / "train/dog/2.png").crop((1, 1, 59, 47)).save(root / "val/cat/closer.png")
         said = toast("data", "check", f"folder:{root}")
         assert said.code == 0
-        assert "1 image has another class" in said.out
+        assert "1 image looks nearly like one of an earlier split" in said.out
+        assert "differ, 1 of another class)" in said.out
+        assert "nearly the same: train: train/dog/2.png and val: val/cat/closer.png (of another class)" in said.out
+
+    def test_a_duplicate_under_another_class_is_a_problem_within_a_split_too(self, root: Path) -> None:
+        shutil.copy(root / "train/cat/0.png", root / "train/dog/cat.png")
+        said = toast("data", "check", f"folder:{root}")
+        assert said.code == 1
+        assert "problem: 1 image has another class than an earlier copy in the same split" in said.out
 
     def test_a_copy_in_another_split_under_another_class_is_a_problem_of_its_own(self, root: Path) -> None:
         shutil.copy(root / "train/cat/0.png", root / "test/dog/cat.png")
@@ -201,6 +237,37 @@ class TestCheck:
         toast("data", "check", f"folder:{root}", "training.lr=1").fails(2, "Only the data set")
 
 
+class TestOut:
+    @pytest.mark.parametrize(("verb", "name", "wanted"), [("check", "it.png", ".json"), ("show", "it.jpg", ".png")])
+    def test_a_name_that_ends_like_something_else_is_refused(
+        self, root: Path, tmp_path: Path, verb: str, name: str, wanted: str
+    ) -> None:
+        toast("data", verb, f"folder:{root}", "--out", tmp_path / name).fails(2, f"ends in {wanted}")
+        assert not (tmp_path / name).exists()
+
+    def test_nothing_is_written_among_the_data(self, root: Path, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(root / "train")
+        for verb, out in (
+            ("check", root / "it.json"),
+            ("show", root / "new/it.png"),
+            ("show", tmp_path / "link/it.png"),
+        ):
+            toast("data", verb, f"folder:{root}", "--out", out, "--force").fails(2, "lies among the data", str(root))
+            assert not out.exists()
+
+    def test_nor_in_the_folder_of_a_set_that_has_a_name_but_beside_it(self, tmp_path: Path) -> None:
+        source = LAYOUTS["cub"](tmp_path)
+        own = tmp_path / "CUB_200_2011/images"
+        toast("data", "check", source, "--data-dir", tmp_path, "--out", own / "it.json").fails(2, "lies among the data")
+        toast("data", "check", source, "--data-dir", tmp_path, "--out", tmp_path / "it.json")
+        assert (tmp_path / "it.json").exists() and not (own / "it.json").exists()
+
+    def test_a_table_says_itself_what_is_read(self, tmp_path: Path) -> None:
+        source = LAYOUTS["table"](tmp_path)
+        toast("data", "check", source, "--data-dir", tmp_path, "--out", tmp_path / "it.json")
+        assert (tmp_path / "it.json").exists()
+
+
 class TestShow:
     def test_the_sheet_shows_images_at_the_size_the_model_sees(self, root: Path, tmp_path: Path) -> None:
         out = tmp_path / "sheet.png"
@@ -208,9 +275,10 @@ class TestShow:
         assert said.code == 0, said.err
         assert str(out) in said.out
         before = out.read_bytes()
-        for verb in ("show", "check"):
-            toast("data", verb, f"folder:{root}", "--out", out).fails(2, "already exists", "--force")
-        assert out.read_bytes() == before
+        (tmp_path / "kept.json").touch()
+        for verb, kept in (("show", out), ("check", tmp_path / "kept.json")):
+            toast("data", verb, f"folder:{root}", "--out", kept).fails(2, "already exists", "--force")
+        assert out.read_bytes() == before and not (tmp_path / "kept.json").read_bytes()
         assert np.asarray(Image.open(out).convert("RGB")).std() > 10
 
     def test_training_images_are_augmented_and_others_not(self, root: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from toast_cli import __version__, registry
 from toast_cli.attention.figure import draw, write
+from toast_cli.attention.naming import KEY, free_name, made_of
 from toast_cli.attention.panels import passes_row, viewers_rows
 from toast_cli.attention.seeing import Verdict, View, Viewer, covering, see
 from toast_cli.data.source import Sample
@@ -24,10 +25,11 @@ LONGEST = 80
 def picture(viewer: Viewer, sample: Sample, folder: Path, name: str, kind: str = "png") -> dict[str, Any]:
     """Draw what one viewer saw of one image, with the raw maps and a record beside the figure; returns the record."""
     view = see(viewer, sample)
-    name += viewer.ending
+    own = made_of([viewer], [sample.image.tobytes()])
+    name = free_name(folder, name + viewer.ending, own)
     path = folder / f"{name}.{kind}"
     write(draw([passes_row(sample, view)], "\n".join(captions(sample, view))), path)
-    return keep(sample, [view], folder, name, path)
+    return keep(sample, [view], folder, name, path, own)
 
 
 def comparison(
@@ -36,12 +38,16 @@ def comparison(
     """Draw several viewers side by side, a row an image; returns a record an image, with all of its views."""
     named = list(samples)
     views = [[see(viewer, sample) for viewer in viewers] for _, sample in named]
-    own = compared_name(viewers)
-    path = folder / f"{own}.{kind}"
+    own = made_of(viewers, (sample.image.tobytes() for _, sample in named))
+    whole = free_name(folder, compared_name(viewers), own, "*-{}.json")
+    path = folder / f"{whole}.{kind}"
     rows = viewers_rows([sample for _, sample in named], views)
     described = dict.fromkeys(described_maps(view.viewer, view.kind) for view in views[0])
     write(draw(rows, f"Where each model looks in its last pass: {'; '.join(described)}"), path)
-    return [keep(sample, row, folder, f"{name}-{own}", path) for (name, sample), row in zip(named, views, strict=True)]
+    return [
+        keep(sample, row, folder, f"{name}-{whole}", path, own)
+        for (name, sample), row in zip(named, views, strict=True)
+    ]
 
 
 def compared_name(viewers: Sequence[Viewer]) -> str:
@@ -53,8 +59,8 @@ def compared_name(viewers: Sequence[Viewer]) -> str:
     return plain + viewers[0].ending
 
 
-def keep(sample: Sample, views: Sequence[View], folder: Path, name: str, figure: Path) -> dict[str, Any]:
-    """Write the raw maps (safetensors) and how they were made (JSON), and return the latter."""
+def keep(sample: Sample, views: Sequence[View], folder: Path, name: str, figure: Path, own: str) -> dict[str, Any]:
+    """Write the raw maps (safetensors) and how they were made (JSON), and return the latter; `own` is its `made_of`."""
     names = unique([view.viewer.name for view in views])
     tensors = {
         map if len(views) == 1 else f"{own}/{map}": tensor
@@ -65,6 +71,7 @@ def keep(sample: Sample, views: Sequence[View], folder: Path, name: str, figure:
     write_tensors(maps, tensors)
     record = {
         "image": sample.name,
+        KEY: own,
         "image_size": [sample.image.height, sample.image.width],
         "figure": str(figure),
         "maps": str(maps),

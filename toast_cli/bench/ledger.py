@@ -23,7 +23,7 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from toast_cli.bench.jobs import Job
-from toast_cli.bench.soundness import check_file, readable, record_of, sealed_record
+from toast_cli.bench.soundness import check_file, readable, record_of, sealed_record, without_password
 from toast_cli.bench.suite import Range, Search
 from toast_cli.errors import ToastError
 
@@ -287,16 +287,10 @@ def _opened(url: str) -> Any:
         raise
     except Exception as error:  # whatever the database's driver raises
         raise ToastError(
-            f"The ledger {_without_password(url)} could not be opened.",
+            f"The ledger {without_password(url)} could not be opened.",
             f"{type(error).__name__}: {error}".partition("\n")[0],
             "Give sqlite:///FILE, journal:FILE, or the URL of a database whose driver is installed.",
         ) from error
-
-
-def _without_password(url: str) -> str:
-    server, at, rest = url.rpartition("@")
-    scheme, slashes, user = server.partition("://")
-    return f"{scheme}{slashes}{user.partition(':')[0]}{at}{rest}"
 
 
 def _standing(trials: Iterable[FrozenTrial]) -> Standing:

@@ -67,9 +67,16 @@ def record_of(trial: FrozenTrial, url: str) -> dict[str, Any]:
         return record
 
 
+def without_password(url: str) -> str:
+    """A database's URL as it may be shown."""
+    server, at, rest = url.rpartition("@")
+    scheme, slashes, user = server.partition("://")
+    return f"{scheme}{slashes}{user.partition(':')[0]}{at}{rest}"
+
+
 def _damaged(url: str, why: str) -> ToastError:
     return ToastError(
-        f"The ledger {url} is damaged or cannot be reached.",
+        f"The ledger {without_password(url)} is damaged or cannot be reached.",
         why,
         "Move it away and start the command again: finished runs are taken from their folders, not made anew.",
     )

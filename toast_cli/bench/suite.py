@@ -227,7 +227,7 @@ def parse(text: str, origin: str) -> Suite:
             loc = found["loc"]
             place = next((places[loc[:end]] for end in range(len(loc), 0, -1) if loc[:end] in places), origin)
             lines.append(" ".join(filter(None, (f"{place}:", dotted(loc), _plain(found)))))
-        raise UsageError(f"{origin} is not a valid suite.", "\n".join(dict.fromkeys(lines))) from error
+        raise UsageError(f"{origin} is not a valid suite.", list(dict.fromkeys(lines))) from error
 
 
 def overrides(*blocks: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from toast_cli.cli import options
 
 def backbones(as_json: options.Json = False) -> None:
     """List the backbones; a plugin that fails is named, and the others are listed all the same."""
-    from toast_cli.cli.console import err, print_json, print_table
+    from toast_cli.cli.console import err, print_json, print_table, say
 
     known, families, failures = _listing()
     if as_json:
@@ -30,7 +30,7 @@ def backbones(as_json: options.Json = False) -> None:
         table.add_row(*map(escape, (f"{family['name']}:<...>", family["name"], "", source, family["package"])))
     print_table(table)
     for failure in failures:
-        err.print(f"{failure['name']}: {failure['reason']}", markup=False, soft_wrap=True)
+        say(f"{failure['name']}: {failure['reason']}", err)
 
 
 def _listing() -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:

@@ -25,8 +25,8 @@ PIPED_WIDTH = 200
 SILENT = int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 """Whether this is one of several processes and not the first, which speaks for all."""
 
-COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal would obey and not show, what turns the direction of a line, and what is no text at all."""
+COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal would obey and not show, what ends or turns a line, and what is no text; for `\\n` see `say`."""
 
 
 class Screen(Console):
@@ -48,8 +48,16 @@ err = Screen(stderr=True, highlight=False, quiet=SILENT)
 
 
 def say(text: str, console: Console = out) -> None:
-    """Print a text as it is: brackets are no markup, long paths and commands are not broken."""
-    console.print(Text(text), soft_wrap=True)
+    """Print one line as it is: brackets are no markup, long paths and commands are not broken.
+
+    A line break in it is that of a name, and is written out: the rest of the name could pass for a line of ours.
+    """
+    console.print(Text(in_a_line(text)), soft_wrap=True)
+
+
+def in_a_line(text: str) -> str:
+    """A text, perhaps with names of strangers in it, for a place where a line break would begin something of ours."""
+    return text.replace("\n", "\\n")
 
 
 def print_error(error: ToastError) -> None:
@@ -58,8 +66,8 @@ def print_error(error: ToastError) -> None:
     Of several processes the first speaks, unless another met an error alone.
     """
     console = Screen(stderr=True, highlight=False) if error.process else err
-    console.print(Text.assemble(("Error: ", "bold red"), error.what), soft_wrap=True)
-    for part in (error.why, error.what_to_do):
+    console.print(Text.assemble(("Error: ", "bold red"), in_a_line(error.what)), soft_wrap=True)
+    for part in (*error.reasons, error.what_to_do):
         if part:
             say(part, console)
 

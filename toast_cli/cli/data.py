@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from toast_cli.cli import options
 from toast_cli.cli.verbs import Verbs
 from toast_cli.errors import RUNTIME_FAILURE
+
+if TYPE_CHECKING:
+    from toast_cli.data.source import DataSet
 
 app = typer.Typer(cls=Verbs, invoke_without_command=True, rich_markup_mode=None)
 
@@ -27,7 +30,7 @@ def data(context: typer.Context) -> None:
 def ls(as_json: options.Json = False) -> None:
     """List every source, what it needs on disk and where its official home is."""
     from toast_cli import registry
-    from toast_cli.cli.console import err, print_json, print_table
+    from toast_cli.cli.console import err, print_json, print_table, say
     from toast_cli.errors import ToastError
 
     rows, failures = [], []
@@ -52,7 +55,7 @@ def ls(as_json: options.Json = False) -> None:
         table.add_row(*map(escape, row.values()))
     print_table(table)
     for failure in failures:
-        err.print(f"{failure['name']}: {failure['reason']}", markup=False, soft_wrap=True)
+        say(f"{failure['name']}: {failure['reason']}", err)
 
 
 @app.command("check")
@@ -77,18 +80,18 @@ def check(
     from toast_cli.recipe.loading import build_dataset
     from toast_cli.storage.atomic import write_json
 
-    _spare(out, force)
+    _spare(out, ".json", force)
     chosen = build_dataset(source, overrides=overrides or ())
+    folder = Path(data_dir).expanduser() if data_dir else None
     report: dict[str, Any] = {"source": source}
     try:
-        opened = registry.load(registry.SOURCES, chosen.name).open(
-            chosen, Path(data_dir).expanduser() if data_dir else None
-        )
+        opened = registry.load(registry.SOURCES, chosen.name).open(chosen, folder)
     except MissingFiles as error:  # nothing else can be said before they are there; but all of them can
         missing = [readable(name) for name in error.names]
         report |= {"missing": missing, "problems": [error.what.removesuffix(".")], "what_to_do": error.what_to_do}
     else:
         require_images(opened, source)
+        _require_outside(out, chosen, folder, opened)
         with TerminalReporter() as reporter:
             report |= report_on(opened, reporter.track)
     if out is not None:
@@ -128,7 +131,7 @@ def show(
     from toast_cli.errors import UsageError
     from toast_cli.recipe.library import resolve
 
-    _spare(out, force)
+    _spare(out, ".png", force)
     resolved = resolve(
         recipe=recipe,
         backbone=backbone,
@@ -141,10 +144,10 @@ def show(
     for message in [resolved.source, *resolved.messages]:
         say(message, err)
     chosen = resolved.recipe
-    opened = registry.load(registry.SOURCES, chosen.dataset.name).open(
-        chosen.dataset, Path(chosen.data_dir).expanduser() if chosen.data_dir else None
-    )
+    folder = Path(chosen.data_dir).expanduser() if chosen.data_dir else None
+    opened = registry.load(registry.SOURCES, chosen.dataset.name).open(chosen.dataset, folder)
     splits = image_splits(opened, source)
+    _require_outside(out, chosen.dataset, folder, opened)
     if split not in splits:
         raise UsageError(f"{source} has no split '{split}'.", what_to_do=f"It has {', '.join(splits)}.")
 
@@ -160,24 +163,47 @@ def show(
     say(f"Contact sheet: {out}")
 
 
-def _spare(out: Path | None, force: bool) -> None:
+def _spare(out: Path | None, ending: str, force: bool) -> None:
     """A file that is there may be part of the data.
 
     Raises:
-        UsageError: it is there, and nobody said that it may go.
+        UsageError: it is there, and nobody said that it may go; or its name ends like something else.
     """
-    if out is not None and out.exists() and not force:
-        from toast_cli.errors import UsageError
+    from toast_cli.errors import UsageError
 
+    if out is not None and out.suffix.lower() != ending:
+        kind = ending[1:].upper()
+        raise UsageError(f"--out {out}: what is written is {kind}.", what_to_do=f"Give a name that ends in {ending}.")
+    if out is not None and out.exists() and not force:
         raise UsageError(f"{out} already exists.", what_to_do="Choose another --out, or say --force.")
 
 
+def _require_outside(out: Path | None, chosen: Any, data_dir: Path | None, opened: DataSet) -> None:
+    """What is written among the data would be read as data next time.
+
+    Raises:
+        UsageError: `out` lies in a folder that the data set is read from.
+    """
+    from toast_cli.data.location import places
+    from toast_cli.errors import UsageError
+
+    named = places(chosen.path, data_dir) if getattr(chosen, "path", None) else []
+    folders = [place for place in named if place.is_dir()]
+    if not any(place.is_file() for place in named):  # a table may lie anywhere, and says itself what is read
+        roots = {getattr(split, "root", None) for split in opened.splits.values()}
+        folders += [root for root in roots if isinstance(root, Path)]
+    for folder in folders:
+        if out is not None and out.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"--out {out} lies among the data, in {folder}.", what_to_do="Choose another place.")
+
+
 def _print(report: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    from toast_cli.cli.console import print_table, say
+    from toast_cli.cli.console import in_a_line, print_table, say
 
-    table = Table(title=f"{report['source']}: {report['classes']} classes", title_justify="left")
+    table = Table(title=f"{escape(in_a_line(report['source']))}: {report['classes']} classes", title_justify="left")
     table.add_column("")
     for part in report["splits"]:
         table.add_column(part, justify="right")
@@ -226,12 +252,17 @@ def _examples(report: dict[str, Any], most: int = 5) -> list[str]:
     for part, found in report["splits"].items():
         lines += [f"  cannot be read: {part}: {file['name']} ({file['why']})" for file in found["unreadable"][:most]]
         lines += [f"  reaches out: {part}: {name}" for name in found["outside"][:most]]
-    words = {"across_splits": "the same", "within_a_split": "the same", "nearly_across_splits": "nearly the same"}
+    words = {
+        "across_splits": "the same",
+        "changed_across_splits": "the same picture",
+        "within_a_split": "the same",
+        "nearly_across_splits": "nearly the same",
+    }
     for kind, word in words.items():
-        pairs = report["duplicates"][kind]["pairs"][:most]
-        for pair in pairs:
+        for pair in report["duplicates"][kind]["pairs"][:most]:
+            mirrored = ", mirrored" if pair["mirrored"] else ""
             other = "" if pair["same_class"] else " (of another class)"
-            lines.append(f"  {word}: {pair['first']} and {pair['second']}{other}")
+            lines.append(f"  {word}{mirrored}: {pair['first']} and {pair['second']}{other}")
     return [*lines, "  --out FILE writes them all."] if lines else []
 
 

@@ -17,7 +17,7 @@ OPTIONAL = ("transformers", "tensorboard")
 
 def doctor(as_json: options.Json = False) -> None:
     """Check the installation; exit code 1 when a package is missing or a plugin fails."""
-    from toast_cli.cli.console import out, print_json
+    from toast_cli.cli.console import print_json, say
 
     report: dict[str, Any] = {
         "versions": _versions(),
@@ -31,7 +31,7 @@ def doctor(as_json: options.Json = False) -> None:
         print_json({**report, "missing": missing, "failed": failed})
     else:
         for line in _lines(report):
-            out.print(line, markup=False, soft_wrap=True)
+            say(line)
     if missing or failed:
         raise typer.Exit(1)
 

@@ -26,7 +26,8 @@ def show(recipe: Any, as_json: bool, *, labels: bool = True) -> None:
         found = {**sizes, "memory": asdict(memory), "first_batch": shapes, "samples": samples}
         print_json({"recipe": recipe.model_dump(mode="json"), **found})
         return
-    say(to_yaml(recipe))
+    for line in to_yaml(recipe).split("\n"):
+        say(line)
     own, plain = sizes["flops"], sizes["flops_plain"]
     lines = [
         "samples: " + ", ".join(f"{count:,} {name}" for name, count in samples.items()),

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
+from toast_cli.attention.naming import KEY, free_name, made_of
 from toast_cli.attention.page import render
 from toast_cli.attention.pictures import compared_name, described_maps, origin, told, versions
 from toast_cli.attention.scales import Scale
@@ -24,7 +25,8 @@ def show_text(viewers: list[Viewer], prompt: str, template: str | None, folder: 
     """Show what each viewer sees in a text, and leave `prompt.html`, the numbers and how they were made in a folder."""
     views = [see_text(viewer, prompt, template) for viewer in viewers]
     meaning, single = scales(views), len(views) == 1
-    name = f"prompt{viewers[0].ending}" if single else f"prompt-{compared_name(viewers)}"
+    own = made_of(viewers, [prompt.encode(errors="surrogatepass"), str(template).encode()])
+    name = free_name(folder, f"prompt{viewers[0].ending}" if single else f"prompt-{compared_name(viewers)}", own)
     page = folder / f"{name}.html"
     write_text(page, page_of(views))
     write_tensors(
@@ -33,6 +35,7 @@ def show_text(viewers: list[Viewer], prompt: str, template: str | None, folder: 
     )
     record = {
         "prompt": prompt,
+        KEY: own,
         "template": template,
         "page": str(page),
         "versions": versions(),
@@ -45,11 +48,13 @@ def show_text(viewers: list[Viewer], prompt: str, template: str | None, folder: 
     for view in views:
         say(f"{view.viewer.name}: {described_maps(view.viewer, 'attention')}. {_next(view)}")
         for name in view.maps:
-            say(f"\n{MEANING[name]}")
+            say("")
+            say(MEANING[name])
             out.print(coloured(view, name, meaning[name]), soft_wrap=True)
             out.print(legend(meaning[name]), soft_wrap=True)
             say(f"  {_alt(view, name)}")
-    say(f"\nPage: {page}")
+    say("")
+    say(f"Page: {page}")
 
 
 def page_of(views: Sequence[TextView]) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from toast_cli.data.files import read_text
 from toast_cli.data.location import data_folder
 from toast_cli.data.pairs import PairOptions, PairSplit, matched, of_official
 from toast_cli.data.source import DataSet, Source
@@ -79,7 +80,7 @@ def _split(root: Path, part: str, classes: int, reduce_zero_label: bool) -> Pair
 def _names(file: Path) -> tuple[str, ...]:
     """The last column of the table of classes, a class a line after its heading, as long as it is: "screen" is two."""
     try:
-        rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
+        rows = [line.split("\t") for line in read_text(file).splitlines()[1:] if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ToastError(
             f"{file} cannot be read.", str(error), f"It names the classes; unpack it from {FOLDER}.zip."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from toast_cli.data.fgvc import Annotated, by_split
-from toast_cli.data.files import FileSplit
+from toast_cli.data.files import FileSplit, read_text
 from toast_cli.data.regions import Box, Discs, Picture, Region
 from toast_cli.errors import ToastError
 
@@ -163,7 +163,7 @@ class _Reader:
         """Number, id, rest and all of every line that is not empty."""
         file = self.root / name
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = read_text(file).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ToastError(
                 f"The annotation file {file} cannot be read.", str(error), f"Unpack {self.layout.archive} anew."

@@ -34,9 +34,9 @@ def check(data: DataSet, track: Track) -> dict[str, Any]:
 
     Where pixels are labelled, an image is of every class that occurs in it.
 
-    A problem spoils a run: an image that cannot be read, an image of one split that is also in another, a stream of
-    another length than was said. Warnings are for a human to judge. `track(items, total, what)` passes items through
-    and shows progress.
+    A problem spoils a run: an image that cannot be read, an image of one split that is also in another, there perhaps
+    scaled, compressed or mirrored, an image under two classes, a stream of another length than was said. Warnings are
+    for a human to judge. `track(items, total, what)` passes items through and shows progress.
 
     Raises:
         ToastError: a stream breaks off.
@@ -47,6 +47,8 @@ def check(data: DataSet, track: Track) -> dict[str, Any]:
     across = [twins for twins in copies if twins.first[0] != twins.second[0]]
     inside = [twins for twins in copies if twins.first[0] == twins.second[0]]
     near = nearly_same(seen, {twins.second for twins in across})
+    changed = [twins for twins in near if twins.copies]
+    alike = [twins for twins in near if not twins.copies]
 
     def told(twins: Twins) -> dict[str, Any]:
         first, second = (seen[part][index] for part, index in (twins.first, twins.second))
@@ -55,6 +57,7 @@ def check(data: DataSet, track: Track) -> dict[str, Any]:
             "second": f"{twins.second[0]}: {readable(second.name)}",
             "same_class": (first.label, first.classes) == (second.label, second.classes),
             "distance": twins.distance,
+            "mirrored": twins.mirrored,
         }
 
     def of(found: Sequence[Twins]) -> dict[str, Any]:
@@ -68,7 +71,12 @@ def check(data: DataSet, track: Track) -> dict[str, Any]:
     report: dict[str, Any] = {
         "classes": len(data.classes),
         "splits": {part: _of_split(len(split), seen[part], data.classes) for part, split in splits.items()},
-        "duplicates": {"across_splits": of(across), "within_a_split": of(inside), "nearly_across_splits": of(near)},
+        "duplicates": {
+            "across_splits": of(across),
+            "changed_across_splits": of(changed),
+            "within_a_split": of(inside),
+            "nearly_across_splits": of(alike),
+        },
         "notes": list(data.notes),
     }
     return {**report, "problems": _problems(report), "warnings": _warnings(report, labels_pixels)}
@@ -108,27 +116,33 @@ def _problems(report: Mapping[str, Any]) -> list[str]:
             problems.append(f"{part}: {len(found['unreadable']):,} of {found['images']:,} images cannot be read")
         if found["images"] != found["said"]:
             problems.append(f"{part}: {found['images']:,} images are there, where {found['said']:,} were said to be")
-    across = report["duplicates"]["across_splits"]
+    found = report["duplicates"]
+    across, changed, inside = found["across_splits"], found["changed_across_splits"], found["within_a_split"]
     if across["count"]:
         shared = _images(across["count"], "is", "are")
         problems.append(f"{shared} in two splits: what is measured there was seen before")
-    if across["of_another_class"]:
-        contradicted = _images(across["of_another_class"], "has", "have")
+    if changed["count"]:
+        shown = _images(changed["count"], "shows", "show")
+        problems.append(f"{shown} the same as one of an earlier split, but scaled, compressed, brightened or mirrored")
+    if others := across["of_another_class"] + changed["of_another_class"]:
+        contradicted = _images(others, "has", "have")
         problems.append(f"{contradicted} another class than the same image in another split: one of the two is wrong")
+    if inside["of_another_class"]:
+        contradicted = _images(inside["of_another_class"], "has", "have")
+        problems.append(f"{contradicted} another class than an earlier copy in the same split: one of the two is wrong")
     return problems
 
 
 def _warnings(report: Mapping[str, Any], labels_pixels: bool) -> list[str]:
     warnings = []
-    near = report["duplicates"]["nearly_across_splits"]["count"]
-    if near:
-        alike = f"nearly like one of an earlier split (at most {NEAR} of 64 bits differ)"
-        warnings.append(f"{_images(near, 'looks', 'look')} {alike}")
+    near = report["duplicates"]["nearly_across_splits"]
+    if near["count"]:
+        others = f", {near['of_another_class']:,} of another class" if near["of_another_class"] else ""
+        alike = f"nearly like one of an earlier split (at most {NEAR} of 64 bits differ{others})"
+        warnings.append(f"{_images(near['count'], 'looks', 'look')} {alike}")
     inside = report["duplicates"]["within_a_split"]
     if inside["count"]:
         warnings.append(f"{_images(inside['count'], 'is', 'are')} in a split more than once")
-    if inside["of_another_class"]:
-        warnings.append(f"{_images(inside['of_another_class'], 'has', 'have')} another class than an earlier copy")
     for part, found in report["splits"].items():
         spread = found["images_per_class"]
         if found["empty_classes"]:

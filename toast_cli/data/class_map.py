@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from toast_cli.data.files import read_text
 from toast_cli.data.location import find_file
 from toast_cli.data.split import listed, require_every_class
 from toast_cli.errors import ToastError
@@ -28,7 +29,7 @@ def class_file(path: str | None, data_dir: Path | None) -> tuple[str, ...] | Non
         return None
     file = find_file(path, data_dir, "dataset.class_file=FILE")
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
         found: Any = json.loads(text) if file.suffix.lower() == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
         raise ToastError(f"The class file {file} cannot be read.", str(error)) from error

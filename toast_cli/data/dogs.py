@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from pydantic import Field
 
 from toast_cli.data.fgvc import Annotated, FgvcOptions, Published, open_published
-from toast_cli.data.files import FileSplit
+from toast_cli.data.files import FileSplit, open_file
 from toast_cli.data.matlab import column, read_matlab
 from toast_cli.data.regions import Box, Boxes
 from toast_cli.data.source import DataSet, Source
@@ -88,7 +88,8 @@ def read_boxes(file: Path) -> tuple[Box, ...]:
         ToastError: it cannot be read, or holds no box.
     """
     try:
-        found = ElementTree.fromstring(file.read_bytes())
+        with open_file(file) as stream:
+            found = ElementTree.fromstring(stream.read())
         corners = [
             [float(box.findtext(side) or "nan") for side in ("xmin", "ymin", "xmax", "ymax")]
             for box in found.iter("bndbox")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toast_cli.data.files import FileSplit, require_files
+from toast_cli.data.files import FileSplit, read_text, require_files
 from toast_cli.data.location import data_folder
 from toast_cli.data.regions import Boxes, Picture
 from toast_cli.data.source import DataSet
@@ -225,7 +225,7 @@ def _lists(root: Path) -> dict[str, dict[str, int]]:
 def _list(file: Path) -> dict[str, int]:
     """File names and class ids."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_text(file))
     except (OSError, ValueError) as error:
         raise ToastError(f"{file} cannot be read.", str(error), "Fetch it anew.") from error
     if not isinstance(found, dict) or not found:

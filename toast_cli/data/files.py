@@ -56,8 +56,19 @@ def open_file(file: ImageFile) -> IO[bytes]:
         OSError: it is not there, or is a folder, a pipe or a device: reading those may never come to an end.
     """
     if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
-        raise OSError(None, "It is no regular file: a folder, a pipe, a socket or a device.")
+        raise OSError("It is no regular file: a folder, a pipe, a socket or a device.")
     return file.open("rb")
+
+
+def read_text(file: Path) -> str:
+    """A text file of a data set: lists, annotations, names of classes.
+
+    Raises:
+        OSError: as `open_file`.
+        UnicodeDecodeError: it is no UTF-8 text.
+    """
+    with open_file(file) as stream:
+        return stream.read().decode("utf-8-sig")
 
 
 @dataclass(frozen=True)

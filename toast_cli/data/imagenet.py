@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toast_cli.data.files import FileSplit
+from toast_cli.data.files import FileSplit, read_text
 from toast_cli.data.location import data_folder
 from toast_cli.data.matlab import column, read_matlab
 from toast_cli.data.source import DataSet, Source
@@ -153,7 +153,7 @@ def _validation(root: Path, classes: tuple[str, ...]) -> FileSplit | None:
         for each in column(read_matlab(kit / META, "synsets", archive=f"{DEVKIT}.tar.gz")["synsets"])
     }
     try:
-        truth = [int(line) for line in (kit / TRUTH).read_text(encoding="utf-8").split()]
+        truth = [int(line) for line in read_text(kit / TRUTH).split()]
     except (OSError, ValueError) as error:
         raise ToastError(f"{kit / TRUTH} cannot be read.", str(error), f"Unpack {DEVKIT}.tar.gz anew.") from error
     if len(truth) != len(names) or not set(truth) <= set(wnids):

@@ -222,7 +222,7 @@ def image_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: 
         split, note = kept_resized(split if asked.with_masks else without_masks(split), transform)
         notes = (note,)
     skip = recipe.images.on_error == "skip"
-    loader = make_loader(split, transform, asked, seed=recipe.seed, workers=recipe.training.workers, skip=skip)
+    loader = make_loader(split, transform, asked, recipe.seed, recipe.training.workers, skip, for_gpu(recipe))
     loader.notes = notes
     return loader
 
@@ -248,6 +248,7 @@ def make_loader(
     seed: int,
     workers: int,
     skip: bool = False,
+    pin: bool = False,
 ) -> ImageLoader:
     """A loader of batches: `image` [B, 3, H, W], `label` [B], `index` [B] and perhaps `mask` [B, H, W].
 
@@ -257,7 +258,8 @@ def make_loader(
     Raises:
         ValueError: masks are asked of a split that has none.
     """
-    return loader_of(LabelledImages(split, transform, seed, asked.with_masks, asked.views, skip), asked, workers)
+    images = LabelledImages(split, transform, seed, asked.with_masks, asked.views, skip)
+    return loader_of(images, asked, workers, pin=pin)
 
 
 def loader_of(
@@ -265,8 +267,9 @@ def loader_of(
     asked: Asked,
     workers: int,
     together: Callable[[list[dict[str, Any]]], dict[str, Any]] = default_collate,
+    pin: bool = False,
 ) -> ImageLoader:
-    """A loader of a data set's batches, its items put `together` into one."""
+    """A loader of a data set's batches, its items put `together` into one; with `pin`, in page-locked memory."""
     seed = dataset.seed
     order = Shuffled(len(dataset), seed) if asked.shuffle else SequentialSampler(dataset)
     return ImageLoader(
@@ -276,10 +279,15 @@ def loader_of(
         persistent_workers=workers > 0,
         worker_init_fn=quiet_worker,
         collate_fn=partial(collate, together=together),
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
         # Its own, because a DataLoader draws its workers' seeds from the global one otherwise.
         generator=torch.Generator().manual_seed(mixed(seed)),
     )
+
+
+def for_gpu(recipe: Recipe) -> bool:
+    """Whether batches go to a GPU, which fetches page-locked memory while it computes; elsewhere that only costs."""
+    return recipe.device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available()
 
 
 def collate(fetched: Any, together: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from toast_cli.data.files import read_text
 from toast_cli.data.folder import find_folder
 from toast_cli.data.pairs import PairOptions, PairSplit, data_set, divided, matched
 from toast_cli.data.source import DataSet, Source
@@ -107,7 +108,7 @@ def _classes(options: Options, root: Path) -> tuple[str, ...]:
                 "dataset.classes='[background, cat, dog]'.",
             )
         try:
-            text = file.read_text(encoding="utf-8-sig")
+            text = read_text(file)
         except (OSError, UnicodeDecodeError) as error:
             raise ToastError(f"{file} cannot be read.", str(error)) from error
         names, where = tuple(line.strip() for line in text.splitlines() if line.strip()), str(file)

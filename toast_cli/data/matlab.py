@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from toast_cli.data.files import open_file
 from toast_cli.errors import ToastError
 
 
@@ -18,7 +19,8 @@ def read_matlab(file: Path, *wanted: str, archive: str) -> Mapping[str, Any]:
     from scipy.io import loadmat
 
     try:
-        found = loadmat(str(file), squeeze_me=True, struct_as_record=False)
+        with open_file(file) as stream:
+            found = loadmat(stream, squeeze_me=True, struct_as_record=False)
     except Exception as error:  # SciPy raises whatever a damaged file makes it trip over
         raise ToastError(
             f"The annotation file {file} cannot be read.",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from toast_cli.data.loading import ImageLoader, LabelledImages, loader_of
+from toast_cli.data.loading import ImageLoader, LabelledImages, for_gpu, loader_of
 from toast_cli.data.pairs import UNLABELLED
 from toast_cli.data.transforms import Cover
 from toast_cli.errors import UsageError
@@ -77,7 +77,7 @@ def pair_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: A
     wishes, seen = cast("Wishes", recipe.task), backbone.require_preprocessing()
     transform = pixel_transform(recipe.images, wishes, seen, train=asked.augment)
     dataset = LabelledPixels(split, transform, recipe.seed, together=asked.augment)
-    return loader_of(dataset, asked, recipe.training.workers, _padded)
+    return loader_of(dataset, asked, recipe.training.workers, _padded, for_gpu(recipe))
 
 
 def pixel_transform(images: ImageOptions, wishes: Wishes, seen: Preprocessing, train: bool) -> v2.Transform:

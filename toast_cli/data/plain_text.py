@@ -137,6 +137,9 @@ def _entries(options: Options, data_dir: Path | None) -> Iterable[dict[str, Any]
         where = str(path)
     elif path.exists():
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _reader(file))
+        odd = [file for file in files if not file.is_file()]
+        if odd:
+            raise ToastError(f"{odd[0]} is no regular file.", "It is a folder, a pipe or a device.", "Remove it.")
         readers = {_reader(file) for file in files}
         if len(readers) != 1 or None in readers:
             found = "several kinds of files" if len(readers) > 1 else "no file that is understood"

@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toast_cli.data.source import Sample
 from toast_cli.data.streams import StreamSplit
 from toast_cli.errors import ToastError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 PLAIN = 2
 """Standard deviation, in grey levels of 256, below which a thumbnail shows nothing to compare."""
+
+SIDE = 16
+"""Pixels of a side of the thumbnail by which images that look alike are told from copies."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Seen:
     """What one image came to: its size, a hash of its pixels, a perceptual hash; or `error`, why it cannot be read.
 
     `look` is None where the image is of one colour, or nearly: its perceptual hash would be that of rounding.
+    `mirrored` is the perceptual hash of its mirror image, left to right; `thumbnail` `[SIDE, SIDE]` grey levels.
     `outside` says that what marks its object reaches out of it. `classes` are those of its pixels; None where it is
     the image that is labelled. `label` is -1 where it is not known.
     """
@@ -34,6 +41,8 @@ class Seen:
     height: int = 0
     pixels: bytes = b""
     look: int | None = None
+    mirrored: int | None = None
+    thumbnail: bytes = bytes(SIDE * SIDE)
     empty_mask: bool = False
     outside: bool = False
     classes: tuple[int, ...] | None = None
@@ -88,7 +97,7 @@ def _of_stream(split: StreamSplit) -> Iterator[Unseen]:
 
 def _look(image: Unseen) -> Seen:
     import numpy as np
-    from imagehash import phash
+    from PIL import ImageOps
     from PIL.Image import Resampling
 
     try:
@@ -99,17 +108,25 @@ def _look(image: Unseen) -> Seen:
         return Seen(image.name, image.label, error=error.why or error.what)
     pixels = blake2b(repr(shown.size).encode() + shown.tobytes(), digest_size=16).digest()
     small = shown.convert("L").resize((32, 32), Resampling.LANCZOS)  # as the perceptual hash begins
-    look = None
-    if np.asarray(small).std() >= PLAIN:
-        look = int.from_bytes(np.packbits(phash(small).hash.flatten()).tobytes(), "big")
+    plain = np.asarray(small).std() < PLAIN
     return Seen(
         image.name,
         sample.label,
         shown.width,
         shown.height,
         pixels,
-        look,
+        None if plain else _hashed(small),
+        None if plain else _hashed(ImageOps.mirror(small)),
+        small.resize((SIDE, SIDE), Resampling.BOX).tobytes(),
         empty_mask=sample.mask is not None and not sample.mask.any(),
         outside=outside,
         classes=None if sample.classes is None else tuple(np.unique(sample.classes).tolist()),
     )
+
+
+def _hashed(small: Image) -> int:
+    """The perceptual hash of a thumbnail, 64 bits."""
+    import numpy as np
+    from imagehash import phash
+
+    return int.from_bytes(np.packbits(phash(small).hash.flatten()).tobytes(), "big")

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, get_w
 
 from toast_cli.data.files import open_file
 from toast_cli.data.images import open_image
-from toast_cli.data.loading import Fetched, LabelledImages, collate, image_transform, mixed, quiet_worker
+from toast_cli.data.loading import Fetched, LabelledImages, collate, for_gpu, image_transform, mixed, quiet_worker
 from toast_cli.data.source import Sample
 from toast_cli.data.streams import StreamSplit
 from toast_cli.errors import ToastError, UsageError
@@ -134,7 +134,7 @@ class StreamLoader:
     comes to the end of its shards before the others starts over. To be measured on, a stream is read once by all.
     """
 
-    def __init__(self, dataset: StreamedImages, asked: Asked, workers: int, seed: int) -> None:
+    def __init__(self, dataset: StreamedImages, asked: Asked, workers: int, seed: int, pin: bool = False) -> None:
         self.dataset, self.asked = dataset, asked
         self.skipped: dict[str, str] = {}
         self._epoch, self._begin = 0, 0
@@ -149,7 +149,7 @@ class StreamLoader:
             persistent_workers=workers > 0,
             worker_init_fn=quiet_worker,
             collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin,
             generator=torch.Generator().manual_seed(mixed(seed)),
         )
 
@@ -228,7 +228,7 @@ def stream_batches(split: Any, recipe: Recipe, backbone: Backbone, asked: Asked)
     transform = image_transform(recipe, backbone, asked)
     images = LabelledImages(split, transform, recipe.seed, skip=recipe.images.on_error == "skip")
     dataset = StreamedImages(images, split, asked, recipe.seed)
-    return StreamLoader(dataset, asked, recipe.training.workers, recipe.seed)
+    return StreamLoader(dataset, asked, recipe.training.workers, recipe.seed, for_gpu(recipe))
 
 
 def _part_of(split: StreamSplit, asked: Asked, seed: int) -> Any:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from toast_cli.data.files import require_files
+from toast_cli.data.files import read_text, require_files
 from toast_cli.data.location import data_folder
 from toast_cli.data.pairs import PairOptions, PairSplit, of_official
 from toast_cli.data.source import DataSet, Source
@@ -97,7 +97,7 @@ def _find(home: Path) -> Path:
 def _split(root: Path, listed: Path, maps: str) -> PairSplit:
     """The images that a list names, one a line: by id, or (augmented lists) as a path to image and class map."""
     try:
-        lines = listed.read_text(encoding="utf-8").splitlines()
+        lines = read_text(listed).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ToastError(f"{listed} cannot be read.", str(error), "Unpack the archive anew.") from error
     ids = [Path(line.split()[0]).stem for line in lines if line.strip()]

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from toast_cli.data.files import FileSplit, require_files
+from toast_cli.data.files import FileSplit, read_text, require_files
 from toast_cli.data.location import data_folder
 from toast_cli.data.source import DataSet, Source
 from toast_cli.data.split import listed, split_hash
@@ -82,8 +82,9 @@ def open_vtab(options: Options, data_dir: Path | None) -> DataSet:
     """
     task = TASKS.get(options.path)
     if task is None:
-        hint = f"{did_you_mean(options.path, TASKS)} Known: {', '.join(TASKS)}."
-        raise UsageError(f"There is no VTAB task '{options.path}'.", what_to_do=hint)
+        hint = did_you_mean(options.path, TASKS)
+        known = "" if "Known:" in hint else f" Known: {', '.join(TASKS)}."
+        raise UsageError(f"There is no VTAB task '{options.path}'.", what_to_do=hint + known)
     root = _find(data_folder(data_dir), options.path)
     if options.use == "train800":
         lists = {"train": "train800", "val": "val200", "test": "test"}
@@ -128,7 +129,7 @@ def _split(root: Path, name: str, classes: int) -> FileSplit:
     """The images of one list."""
     file = root / f"{name}.txt"
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ToastError(f"The list {file} cannot be read.", str(error), "Fetch it anew.") from error
     names, labels = [], []

@@ -67,8 +67,9 @@ def refuse(problems: Iterable[Problem], draft: Draft) -> UsageError:
     found = list(problems)
     lines = [f"  {problem.line(draft)}" for problem in found]
     in_file = any(draft.place(problem.loc).startswith(draft.origin) for problem in found)
-    what = f"{draft.origin} cannot be used as a recipe." if in_file else "These settings cannot be used."
-    return UsageError(what, "\n".join(lines))
+    return UsageError(
+        f"{draft.origin} cannot be used as a recipe." if in_file else "These settings cannot be used.", lines
+    )
 
 
 def explain(error: ValidationError, start: Loc, draft: Draft, models: dict[str, type[BaseModel]]) -> list[Problem]:

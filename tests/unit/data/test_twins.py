@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from toast_cli.data.files import FileSplit
 from toast_cli.data.seen import Seen, look_at
@@ -75,3 +75,60 @@ def test_images_that_show_nothing_have_no_look_and_others_have(tmp_path: Path) -
     looks = [image.look for image in look_at(FileSplit(tmp_path, tuple(drawn), (0,) * 4))]
     assert looks[:3] == [None] * 3 and looks[3] is not None
     assert nearly_same({"train": seen(looks), "test": seen(looks[:3])}, set()) == []
+
+
+def smooth(number: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
+    """Colours that change slowly, other ones for every number."""
+    rng = np.random.default_rng(number)
+    return Image.fromarray(rng.integers(40, 200, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+
+
+def heart(turned_by: float, at: float = 28) -> Image.Image:
+    """A white shape on black, as in data sets of sprites."""
+    angle = np.linspace(0, 2 * np.pi, 100)
+    x = np.sin(angle) ** 3
+    y = -(13 * np.cos(angle) - 5 * np.cos(2 * angle) - 2 * np.cos(3 * angle) - np.cos(4 * angle)) / 16
+    cosine, sine = np.cos(turned_by), np.sin(turned_by)
+    outline = np.stack([cosine * x - sine * y, sine * x + cosine * y], 1) * 36 + at * 4
+    drawn = Image.new("L", (256, 256))
+    ImageDraw.Draw(drawn).polygon(list(map(tuple, outline.tolist())), fill=255)
+    return drawn.resize((64, 64), Image.Resampling.BOX).convert("RGB")
+
+
+def looked_at(folder: Path, *images: Image.Image) -> list[Seen]:
+    names = tuple(f"{number}.png" for number in range(len(images)))
+    for name, image in zip(names, images, strict=True):
+        image.save(folder / name)
+    return list(look_at(FileSplit(folder, names, (0,) * len(names))))
+
+
+def test_a_picture_scaled_compressed_brightened_or_mirrored_is_a_copy(tmp_path: Path) -> None:
+    train = [smooth(number) for number in range(4)]
+    smooth(1).save(tmp_path / "q.jpg", quality=40)
+    changed = [
+        smooth(0).resize((60, 60), Image.Resampling.BICUBIC),
+        Image.open(tmp_path / "q.jpg"),
+        ImageEnhance.Brightness(smooth(2)).enhance(1.1),
+        ImageOps.mirror(smooth(3)).resize((100, 70), Image.Resampling.BICUBIC),
+    ]
+    seen = {"train": looked_at(tmp_path, *train), "test": looked_at(tmp_path, *changed)}
+    found = nearly_same(seen, set())
+    assert [(twins.first, twins.second) for twins in found] == [(("train", n), ("test", n)) for n in range(4)]
+    assert [twins.mirrored for twins in found] == [False, False, False, True]
+    assert all(twins.copies for twins in found)
+
+
+def test_drawn_shapes_whose_hashes_agree_are_alike_and_no_copies(tmp_path: Path) -> None:
+    steps = np.arange(0, 2 * np.pi, 2 * np.pi / 40)
+    train = looked_at(tmp_path, *(heart(step) for step in steps[::2]))
+    test = looked_at(tmp_path, *(heart(step) for step in steps[1::2]))
+    found = nearly_same({"train": train, "test": test}, set())
+    assert sum(twins.distance == 0 for twins in found) >= 5  # so hashes alone would call them copies
+    assert not any(twins.copies for twins in found)
+
+
+def test_scenes_of_the_demo_are_no_copies_of_each_other() -> None:
+    from toast_cli.data.demo import Options, open_source
+
+    splits = open_source(Options(train_images=150, val_images=50, test_images=50), None).splits
+    assert nearly_same({part: list(look_at(split)) for part, split in splits.items()}, set()) == []

@@ -129,6 +129,13 @@ def test_an_unknown_task_is_answered_with_the_nearest(tmp_path: Path) -> None:
     assert "Did you mean 'kitti'?" in refused.value.what_to_do and "smallnorb_ele" in refused.value.what_to_do
 
 
+@pytest.mark.parametrize("name", ["kiti", "nope"])
+def test_the_tasks_are_listed_once(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        open_vtab(Options(path=name), tmp_path)
+    assert [refused.value.what_to_do.count(word) for word in ("Known:", "smallnorb_ele", "diabetic")] == [1, 1, 1]
+
+
 def test_the_task_that_is_asked_for_is_not_mistaken_for_another(kitti: Path) -> None:
     with pytest.raises(ToastError, match="svhn was not found"):
         open_vtab(Options(path="svhn"), kitti)
