@@ -7,7 +7,7 @@ until asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ class PairSplit:
 
     def take(self, indices: Sequence[int]) -> PairSplit:
         """The samples at `indices`, in that order."""
-        return PairSplit(tuple(self.pairs[i] for i in indices), self.classes, self.reduce_zero_label)
+        return replace(self, pairs=tuple(self.pairs[i] for i in indices))
 
     def load(self, index: int) -> Sample:
         """Read one image and its class map.
@@ -91,6 +91,10 @@ class PairSplit:
         return Sample(image, -1, image_path.name, classes=classes)
 
 
+LOSSY = ("JPEG", "MPO", "JPEG2000")
+"""Pillow's formats that do not keep values as they are."""
+
+
 def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.ndarray:
     """The classes in a file: `[H, W]` uint8, 255 where there is none.
 
@@ -103,7 +107,7 @@ def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.n
 
     try:
         with pillow_file(path) as file:
-            mode, values = file.mode, np.asarray(file)
+            kind, mode, values = file.format, file.mode, np.asarray(file)
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
         raise ToastError(
             f"The class map {path} cannot be read.",
@@ -116,7 +120,18 @@ def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.n
             "A class map has one channel, whose values are classes: 0, 1, 2, ..., and 255 for none.",
             "Save it as a grey or palette PNG.",
         )
+    if kind in LOSSY:
+        raise ToastError(
+            f"The class map {path} is a {kind}.",
+            "Its compression blurs values: between two classes, others appear that nobody labelled.",
+            "Make it again from the source as a PNG.",
+        )
     found = values.astype(np.int64)
+    if (found != values).any():
+        raise ToastError(
+            f"The class map {path} has values that are no whole numbers (Pillow's mode {mode}).",
+            what_to_do="Save it as a grey or palette PNG whose values are classes.",
+        )
     if reduce_zero_label:
         found = np.where((found == 0) | (found == UNLABELLED), UNLABELLED, found - 1)
     unknown = (found != UNLABELLED) & ((found < 0) | (found >= classes))

@@ -13,6 +13,7 @@ from toast_cli.data.ade20k import Options as Ade
 from toast_cli.data.ade20k import open_ade20k
 from toast_cli.data.checking import check
 from toast_cli.data.masks import Options, open_masks
+from toast_cli.data.pairs import class_map
 from toast_cli.data.source import DataSet
 from toast_cli.data.voc import CLASSES as VOC_CLASSES
 from toast_cli.data.voc import Options as Voc
@@ -257,6 +258,18 @@ def test_voc_says_what_is_missing(tmp_path: Path) -> None:
         open_voc(Voc(), root)
 
 
+def test_a_class_map_whose_values_a_file_does_not_keep_as_they_are_is_refused(tmp_path: Path) -> None:
+    values = np.repeat(np.arange(3), 8)[None].repeat(24, 0)
+    Image.fromarray(values.astype(np.uint8)).save(tmp_path / "blurred.jpg")
+    with pytest.raises(ToastError, match=r"blurred\.jpg is a JPEG"):
+        class_map(tmp_path / "blurred.jpg", 3)
+    Image.fromarray((values + 0.6).astype(np.float32)).save(tmp_path / "parts.tif")
+    with pytest.raises(ToastError, match=r"parts\.tif has values that are no whole numbers"):
+        class_map(tmp_path / "parts.tif", 3)
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "whole.tif")
+    assert (class_map(tmp_path / "whole.tif", 3) == values).all()
+
+
 def ade(root: Path, names: int = 150) -> Path:
     home = root / "ADEChallengeData2016"
     for part, count in (("training", 10), ("validation", 3)):
@@ -272,7 +285,8 @@ def test_ade20k_has_150_classes_and_zero_is_none_of_them(tmp_path: Path) -> None
     data = open_ade20k(Ade(), ade(tmp_path))
     assert len(data.classes) == 150 and data.classes[149] == "thing 150, stuff 150"
     assert sizes(data) == {"train": 9, "val": 1, "test": 3}
-    assert data.splits["test"].load(0).classes[0, :4].tolist() == [255, 0, 149, 6]
+    for split in data.splits.values():  # train and val are parts of one list, and test is another
+        assert split.load(0).classes[0, :4].tolist() == [255, 0, 149, 6]
 
 
 def test_ade20k_can_keep_zero_as_a_class_of_its_own(tmp_path: Path) -> None:
