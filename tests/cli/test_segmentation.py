@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,27 @@ def test_the_picture_shows_predicted_and_labelled_classes(run: Path, tmp_path: P
     assert view["pass_two"] is None and all("%" in view["segments"][name] for name in ("predicted", "labelled"))
     with Image.open(drawn["figure"]) as picture:
         assert picture.width > 2.5 * picture.height, "image, three maps and two panels of classes"
+
+
+def test_the_picture_of_several_runs_shows_what_each_predicts_and_the_labels_once(run: Path) -> None:
+    from toast_cli.attention.panels import viewers_rows
+    from toast_cli.attention.seeing import Viewer, see
+    from toast_cli.storage.adapter import load
+    from toast_cli.training.session import open_data
+
+    loaded = load(run)
+    viewers = [Viewer(name, loaded.model, loaded.recipe.images, loaded.classes) for name in ("one", "two")]
+    samples = [open_data(loaded.recipe).splits["test"].load(index) for index in (0, 1)]
+    views = [[see(viewer, sample) for viewer in viewers] for sample in samples]
+    rows = viewers_rows(samples, views)
+    for row, seen, sample in zip(rows, views, samples, strict=True):
+        shown = [panel.segments for panel in row.panels]
+        assert [segments is None for segments in shown] == [True, True, False, True, False, False]
+        assert shown[2] is seen[0].segments["predicted"] and shown[4] is seen[1].segments["predicted"]
+        assert shown[5] is not None and np.array_equal(shown[5].classes, sample.classes)
+    classes = [replace(sample, classes=None) if sample is samples[1] else sample for sample in samples]
+    views = [[see(viewer, sample) for viewer in viewers] for sample in classes]
+    assert [len(row.panels) for row in viewers_rows(classes, views)] == [5, 5], "no column with gaps"
 
 
 def test_the_picture_shows_the_classes_of_the_whole_image(convnext_run: Path, pairs: Path, tmp_path: Path) -> None:

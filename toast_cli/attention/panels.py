@@ -33,8 +33,7 @@ def passes_row(sample: Sample, view: View) -> Row:
         )
         scale = around_zero(f"{kind}, pass two less pass one, points", "RdBu_r", [maps["difference"]])
         panels.append(Panel("difference", window, maps["difference"], scale))
-    whole = Window(0, 0, sample.image.width, sample.image.height)
-    panels += [Panel(name, whole, segments=found) for name, found in view.segments.items()]
+    panels += [Panel(name, _whole(sample), segments=found) for name, found in view.segments.items()]
     for name, word in (("grad_cam_one", "Grad-CAM, pass one"), ("grad_cam_two", "Grad-CAM, pass two")):
         if name in maps:
             panels.append(Panel(word, window, maps[name], GRAD_CAM))
@@ -42,8 +41,12 @@ def passes_row(sample: Sample, view: View) -> Row:
 
 
 def viewers_rows(samples: Sequence[Sample], views: Sequence[Sequence[View]]) -> list[Row]:
-    """A row an image, a column a viewer, each with the map of its last pass, all on one scale per kind of map."""
+    """A row an image, a column a viewer, each with the map of its last pass, all on one scale per kind of map.
+
+    A viewer that labels pixels has a second column for them; the labels come last, where all images have some.
+    """
     last, scales = last_maps(views)
+    labels = [found for row in views if (found := next(filter(None, (v.segments.get("labelled") for v in row)), None))]
     rows = []
     for number, (sample, row) in enumerate(zip(samples, views, strict=True)):
         panels = [Panel(_lines(shortened(sample.name), _labelled(sample, row[0])), row[0].window)]
@@ -51,6 +54,10 @@ def viewers_rows(samples: Sequence[Sample], views: Sequence[Sequence[View]]) -> 
             verdict = _said(view.last or view.first, sample, view)
             heading = _lines(shortened(view.viewer.name) if number == 0 else "", verdict)
             panels.append(Panel(heading, view.window, map, scales[view.kind]))
+            if "predicted" in view.segments:
+                panels.append(Panel("predicted", _whole(sample), segments=view.segments["predicted"]))
+        if len(labels) == len(samples):
+            panels.append(Panel("labelled" if number == 0 else "", _whole(sample), segments=labels[number]))
         rows.append(Row(sample.image, tuple(panels), sample.mask))
     return rows
 
@@ -80,6 +87,10 @@ def percent(maps: dict[str, Tensor]) -> dict[str, np.ndarray]:
 def shortened(name: str, longest: int = LONGEST) -> str:
     """A name that fits above a panel: its end is what tells files apart."""
     return name if len(name) <= longest else "…" + name[1 - longest :]
+
+
+def _whole(sample: Sample) -> Window:
+    return Window(0, 0, sample.image.width, sample.image.height)
 
 
 def _lines(*lines: str) -> str:
