@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toast_cli.data.source import Sample
@@ -105,7 +106,9 @@ def _look(image: Unseen) -> Seen:
         shown = sample.image
         outside = image.region is not None and not image.region.fits(shown.height, shown.width)
     except ToastError as error:
-        return Seen(image.name, image.label, error=error.why or error.what)
+        # That it cannot be read is said of all of them; of what fails in another file or otherwise, all is.
+        known = error.why and error.what.endswith("cannot be read.") and Path(image.name).name in error.what
+        return Seen(image.name, image.label, error=error.why if known else f"{error.what} {error.why}".rstrip())
     pixels = blake2b(repr(shown.size).encode() + shown.tobytes(), digest_size=16).digest()
     small = shown.convert("L").resize((32, 32), Resampling.LANCZOS)  # as the perceptual hash begins
     plain = np.asarray(small).std() < PLAIN
