@@ -71,7 +71,9 @@ def test_what_a_backbone_cannot_take_is_refused_with_what_it_can(here: Path) -> 
         2, "takes none", "peft:KIND"
     )
     toast("tune", "--method", "peft:dorra").fails(2, "no method 'peft:dorra'", "dora")
-    toast("tune", "--method", "peft:lora", "method.options.rank=3").fails(2, "no options of PEFT's LoraConfig", "rank")
+    toast("tune", "--method", "peft:lora", "method.options.rank=3").fails(
+        2, "method.options.rank", "no such option", "rank"
+    )
     toast("tune", "--method", "peft").fails(2, "method.kind")
     toast("tune", "--method", "lora", 'method.targets=["nothing"]').fails(2, "PEFT cannot put lora", "nothing")
     assert not (here / "runs").exists()
