@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from timm.models.convnext import ConvNeXt
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -21,6 +22,11 @@ def vit(**how: object) -> VitBackbone:
     bias = how.pop("value_bias", "once")
     module = VisionTransformer(**shape, **how)
     return VitBackbone(module, Preprocessing((32, 32), GREY, GREY), bias)
+
+
+def distilled() -> VitBackbone:
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3, "num_classes": 0}
+    return VitBackbone(VisionTransformerDistilled(**shape), Preprocessing((32, 32), GREY, GREY))
 
 
 def convnext() -> ConvNeXtBackbone:
@@ -45,6 +51,7 @@ BACKBONES = {
     "vit, bias twice": lambda: vit(value_bias="twice"),
     "vit, normed queries, keys and values": lambda: vit(qk_norm=True, scale_attn_norm=True),
     "vit, two attentions a block": lambda: vit(block_fn=ParallelThingsBlock),
+    "vit, distilled, which pools two tokens": distilled,
     "convnext": convnext,
     "llama": llama,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
@@ -255,7 +256,8 @@ def load(run: str | Path, weights: str | None = None, device: str | torch.device
 def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = "toast", **options: Any) -> Steered:
     """Put TOAST on a model that you have already: a timm ViT or ConvNeXt, or a causal language model of transformers.
 
-    The model stays what it is and is frozen; its weights are shared, not copied. What is trained starts at random; an
+    The model stays what it is and is frozen; its weights are shared, not copied, but for methods that change weights or
+    put layers into the network (`full`, `lora`, `peft`), which work on a copy. What is trained starts at random; an
     image model gets a new head. Nothing changes in a plain call of your own model.
 
     Args:
@@ -269,19 +271,15 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
     """
     from pydantic import ValidationError
 
-    backbone = _wrapped(model)
+    chosen = registry.load(registry.METHODS, method)
+    backbone = _wrapped(deepcopy(model) if chosen.alters else model)
     text = backbone.output() is not None
     if text != (classes is None):
         raise UsageError(
             "A language model has its own head and takes no classes." if text else "Of how many classes?",
             what_to_do="" if text else "Give classes=10, or their names in order.",
         )
-    if isinstance(classes, str) or classes in (0, ()) or (isinstance(classes, int) and classes < 0):
-        raise UsageError(
-            f"classes={classes!r} is no number or list of classes.", what_to_do="Give classes=10, or names."
-        )
-    names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes or ())
-    chosen = registry.load(registry.METHODS, method)
+    names = () if classes is None else _names(classes)
     if "start" in chosen.options.model_fields:
         options = {"start": "random", **options}
     try:
@@ -296,6 +294,26 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
     objective = task.build(task.options(name="language" if text else "classification"), backbone, names)
     own = next(backbone.module.parameters())
     return Steered(Model(adapted, objective, stock).to(device=own.device), names)
+
+
+def _names(classes: Any) -> tuple[str, ...]:
+    """Names of classes, given those or how many.
+
+    Raises:
+        UsageError: they are none, no names, or one is there twice.
+    """
+    wrong = UsageError(f"classes={classes!r} is no number or list of classes.", what_to_do="Give classes=10, or names.")
+    if isinstance(classes, int) and not isinstance(classes, bool):
+        names = tuple(map(str, range(classes)))
+    elif isinstance(classes, Sequence) and not isinstance(classes, str):
+        names = tuple(classes)
+    else:
+        raise wrong
+    if not names or not all(isinstance(name, str) for name in names):
+        raise wrong
+    if len(set(names)) < len(names):
+        raise UsageError("A class is named twice.", what_to_do="Give every class a name of its own.")
+    return names
 
 
 def _wrapped(model: Any) -> Backbone:

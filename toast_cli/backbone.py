@@ -12,12 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from toast_cli.errors import UsageError
 from toast_cli.options import Named
+from toast_cli.signals import Pending, Signal, worked_out
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,7 +44,7 @@ class Card:
     `source` says where its weights come from; `artifact` is a folder with a feedback path pre-tuned for them, where one
     comes with the plugin (`init_from: shipped`); `departures` are the options under which the backbone computes as the
     authors' code does where that departs from the paper, for checkpoints that were trained with it. `rebuild` builds
-    the network empty from its options and a folder with its `Backbone.files`; None where those are always empty.
+    the network from its options and a folder with its `Backbone.files`; None where those are always empty.
     """
 
     name: str
@@ -103,17 +104,6 @@ class State:
 
     hidden: Tensor
     context: Any = None
-
-
-@dataclass(frozen=True)
-class Values:
-    """A signal that a level's `value_weight` has already been worked into: `[B, N, values]`, added to the values."""
-
-    tensor: Tensor
-
-
-Signal: TypeAlias = "Tensor | Values"
-"""What a level is steered by: a tensor of its input's shape, or, where it has a `value_weight`, `Values`."""
 
 
 @dataclass
@@ -278,10 +268,11 @@ class Backbone(ABC):
         """
         return state
 
-    def conclude(self, state: State, signal: Signal | None = None) -> Tensor:
+    def conclude(self, state: State, signal: Signal | Pending | None = None) -> Tensor:
         """The pooled features, given the state before the last level.
 
-        A family that pools fewer tokens than there are need not compute the others.
+        A family that pools fewer tokens than there are need not compute the others. With `checkpointing`, signals may
+        be pending.
         """
         last = len(self.levels) - 1
         return self.leave(self.run(state, [None] * last + [signal], first=last)).pooled
@@ -336,7 +327,7 @@ class Backbone(ABC):
     def run(
         self,
         state: State,
-        signals: Sequence[Signal | None] | None = None,
+        signals: Sequence[Signal | Pending | None] | None = None,
         *,
         first: int = 0,
         last: int | None = None,
@@ -344,23 +335,26 @@ class Backbone(ABC):
     ) -> State:
         """Run levels `first` up to, not including, `last` (default: all of them).
 
-        `signals` has one entry per level of the backbone; None in its place leaves that level alone.
+        `signals` has one entry per level of the backbone; None in its place leaves that level alone. With
+        `checkpointing`, they may be pending.
         """
         for index in range(first, len(self.levels) if last is None else last):
             if trace is not None and trace.levels:
                 trace.inputs.append(state.hidden)
             signal = None if signals is None else signals[index]
-            run_level = self._checkpointed if self.checkpointing else self.level
-            state = run_level(index, state, signal, trace)
+            if self.checkpointing:
+                state = self._checkpointed(index, state, signal, trace)
+            else:
+                state = self.level(index, state, worked_out(signal), trace)
             if trace is not None and trace.levels:
                 trace.outputs.append(state.hidden)
         return state
 
-    def _checkpointed(self, index: int, state: State, signal: Signal | None, trace: Trace | None) -> State:
+    def _checkpointed(self, index: int, state: State, signal: Signal | Pending | None, trace: Trace | None) -> State:
         """Run one level under gradient checkpointing; the signal is bound into the call that is run again."""
         from torch.utils.checkpoint import checkpoint
 
-        def run_level(hidden: Tensor, signal: Signal | None) -> Tensor:
-            return self.level(index, State(hidden, state.context), signal, trace).hidden
+        def run_level(hidden: Tensor, signal: Signal | Pending | None) -> Tensor:
+            return self.level(index, State(hidden, state.context), worked_out(signal), trace).hidden
 
         return State(checkpoint(run_level, state.hidden, signal, use_reentrant=False), state.context)

@@ -128,7 +128,7 @@ class Model(nn.Module):
 
 
 def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, str] | None = None) -> Model:
-    """Build backbone, method and head; where there are `files` (`Backbone.files`), the backbone from them, empty.
+    """Build backbone, method and head; where there are `files` (`Backbone.files`), the backbone from them.
 
     Random weights follow from the recipe's seed, those of a backbone that asks for them included: an adapter that
     was trained on such a backbone finds it again.

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from toast_cli.backbone import Authors, Backbone, Level, Readout, Signal, State, Trace, Values
+from toast_cli.backbone import Authors, Backbone, Level, Readout, State, Trace
 from toast_cli.errors import ToastError
+from toast_cli.signals import Signal, Values
 from toast_llama.attention import recorded_attention
 from toast_llama.caches import TwoCaches
 from toast_llama.generation import TwoPassLanguageModel

@@ -35,7 +35,7 @@ def _build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOp
 def _rebuild(options: LlamaOptions, folder: Path) -> Backbone:
     from toast_llama.loading import build
 
-    return build(str(folder), None, options.model_copy(update={"weights": "none"}))
+    return build(str(folder), None, options)
 
 
 def _card(name: str, source: str, parameters: int | None = None, architecture: Mapping[str, Any] | None = None) -> Card:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, Signal, State, Trace, Values
+from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, State, Trace
 from toast_cli.errors import ToastError
+from toast_cli.signals import Pending, Signal, Values, worked_out
 from toast_timm.loading import licence_of
 
 
@@ -28,12 +29,41 @@ def values_of(signal: Signal, attention: Attention, value_bias: str) -> Tensor:
     return F.linear(signal, projection.weight[first:], bias)
 
 
+def project(attention: Attention, parts: slice, tokens: Tensor) -> Tensor:
+    """What some rows of the fused projection make of the tokens."""
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    return F.linear(tokens, weight[parts], None if bias is None else bias[parts])
+
+
+def steered_projection(attention: Attention, tokens: Tensor, signal: Tensor, value_bias: str, first: int) -> Tensor:
+    """`[..., V]`: the fused projection from row `first` on, its value third of the tokens and the signal together.
+
+    One product for both costs no more than the projection does without a signal, backwards as well.
+    """
+    begin = 2 * attention.attn_dim
+    values = project(attention, slice(begin, None), tokens + signal.to(tokens.dtype))
+    if value_bias == "twice" and attention.qkv.bias is not None:
+        values = values + attention.qkv.bias[begin:]
+    return torch.cat([project(attention, slice(first, begin), tokens), values], dim=-1)
+
+
 @contextmanager
-def steered_values(attention: Attention, signal: Signal, value_bias: Literal["once", "twice"]) -> Iterator[None]:
+def steered_values(
+    attention: Attention, signal: Signal, value_bias: Literal["once", "twice"], projected: bool = False
+) -> Iterator[None]:
     """Within the block, `V = W_V (X + signal) + b_V` (section 3.1, step iv); Q and K stay untouched.
 
-    The signal is `[B, N, d]`.
+    The signal is `[B, N, d]`. Where q, k, v of the tokens are `projected` already, or the projection is no plain layer,
+    what the signal adds is added to them.
     """
+    if isinstance(signal, Tensor) and not projected and type(attention.qkv) is nn.Linear:
+        projection: Any = attention.qkv
+        projection.forward = lambda tokens: steered_projection(attention, tokens, signal, value_bias, 0)
+        try:
+            yield
+        finally:
+            del projection.forward
+        return
 
     def add_to_values(_: nn.Module, __: object, qkv: Tensor) -> Tensor:
         qkv[..., 2 * attention.attn_dim :] += values_of(signal, attention, value_bias)
@@ -101,11 +131,15 @@ def narrow_attention(block: Block, hidden: Tensor, signal: Signal | None, value_
 
     def attend(first: Tensor, **_: object) -> Tensor:
         B, rows, _d = first.shape
-        width, heads, weight, bias = attention.attn_dim, attention.num_heads, attention.qkv.weight, attention.qkv.bias
+        width, heads = attention.attn_dim, attention.num_heads
         whole = block.norm1(hidden)
-        q = F.linear(first, weight[:width], None if bias is None else bias[:width])
-        k, v = F.linear(whole, weight[width:], None if bias is None else bias[width:]).split(width, dim=-1)
-        if signal is not None:
+        q = project(attention, slice(width), first)
+        if isinstance(signal, Tensor):
+            kv = steered_projection(attention, whole, signal, value_bias, width)
+        else:
+            kv = project(attention, slice(width, None), whole)
+        k, v = kv.split(width, dim=-1)
+        if isinstance(signal, Values):
             v = v + values_of(signal, attention, value_bias)
         q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
         out = F.scaled_dot_product_attention(attention.q_norm(q), attention.k_norm(k), v)
@@ -175,7 +209,9 @@ class VitBackbone(Backbone):
         self.level_modules = list(module.blocks)
         self.preprocessing = preprocessing
         self.prefix_tokens = module.num_prefix_tokens
-        self._pools_first_token = module.has_class_token and module.global_pool == "token" and module.attn_pool is None
+        own_pooling = type(module).forward_head is VisionTransformer.forward_head  # a distilled DeiT pools two tokens
+        first = module.has_class_token and module.global_pool == "token" and module.attn_pool is None
+        self._pools_first_token = own_pooling and first
         self.value_bias: Literal["once", "twice"] = value_bias
 
     def enter(self, inputs: Tensor) -> State:
@@ -194,10 +230,11 @@ class VitBackbone(Backbone):
             signals = [Values(part) for part in signal.tensor.split([part.attn_dim for part in attentions], dim=-1)]
         with ExitStack() as attached:
             for place, (attention, own) in enumerate(zip(attentions, signals, strict=True)):
-                if state.context is not None and state.context.index == index:
+                kept = state.context is not None and state.context.index == index
+                if kept:
                     attached.enter_context(projected_once(attention, state.context.qkv, place))
                 if own is not None:
-                    attached.enter_context(steered_values(attention, own, self.value_bias))
+                    attached.enter_context(steered_values(attention, own, self.value_bias, kept))
                 if maps is not None:
                     attached.enter_context(recorded_attention(attention, maps, mismatches))
             hidden = self.module.blocks[index](state.hidden)
@@ -213,14 +250,14 @@ class VitBackbone(Backbone):
         """
         return state if self.checkpointing else State(state.hidden, Projected(index))
 
-    def conclude(self, state: State, signal: Signal | None = None) -> Tensor:
+    def conclude(self, state: State, signal: Signal | Pending | None = None) -> Tensor:
         """With a class token to pool, the last block attends from that token alone."""
         vit, block = self.module, self.module.blocks[-1]
         if not (self._pools_first_token and is_plain(block)):
             return super().conclude(state, signal)
 
         def attend(hidden: Tensor) -> Tensor:
-            with narrow_attention(block, hidden, signal, self.value_bias):
+            with narrow_attention(block, hidden, worked_out(signal), self.value_bias):
                 return block(hidden[:, :1])
 
         tokens = checkpoint(attend, state.hidden, use_reentrant=False) if self.checkpointing else attend(state.hidden)

@@ -127,6 +127,27 @@ def test_a_llama_is_read_from_a_bin(tmp_path: Path) -> None:
     assert list(account["left_out"]) == ["model.layers.0.self_attn.rotary_emb.inv_freq"]
 
 
+def test_a_checkpoint_in_parts_is_one(tmp_path: Path) -> None:
+    """As transformers saves large models: some tensors to a file, an index beside them."""
+    name, weights = llama(tmp_path / "llama"), weights_of("llama.safetensors")
+    names, parts = sorted(weights), tmp_path / "parts"
+    parts.mkdir()
+    for number, some in enumerate((names[:20], names[20:])):
+        dump(parts, {name: weights[name] for name in some}, f"pytorch_model-0000{number + 1}-of-00002.bin")
+    (parts / "pytorch_model.bin.index.json").write_text("{}")
+    folder, account = import_checkpoint(parts, name, output_dir=tmp_path / "run")
+    numbers, _ = read("llama.safetensors")
+    inputs = {name: numbers[name] for name in ("input_ids", "attention_mask")}
+    real = numbers["attention_mask"].bool()
+    assert_same(logits(folder.path, inputs)[real], numbers["logits"][real])
+    assert account["tensors"] == len(weights) and account["imported_from"] == "parts"
+    dump(parts, {names[0]: weights[names[0]]}, "pytorch_model-00003-of-00002.bin")
+    with pytest.raises(ToastError, match="not parts of one checkpoint"):
+        import_checkpoint(parts, name, output_dir=tmp_path / "again")
+    with pytest.raises(ToastError, match="no file in it that ends in"):
+        import_checkpoint(tmp_path / "llama", name, output_dir=tmp_path / "again")
+
+
 def test_a_llama_of_lite_with_its_factors_is_read(tmp_path: Path) -> None:
     """The golden numbers are of plain TOAST: what the factors add is taken off the weights under them."""
     rank, weights = 4, weights_of("llama.safetensors")

@@ -28,7 +28,7 @@ from toast_cli.data import alpaca, sharegpt
 from toast_cli.data.images import open_image
 from toast_cli.errors import RUNTIME_FAILURE, USAGE_ERROR, ToastError
 from toast_cli.export import checking
-from toast_cli.export.authors import read_checkpoint
+from toast_cli.export.checkpoints import read_checkpoint
 from toast_cli.recipe import builtin
 from toast_cli.recipe.loading import build
 from toast_cli.recipe.overrides import apply_overrides

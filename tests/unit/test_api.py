@@ -58,12 +58,13 @@ def test_the_readmes_snippet_runs_as_it_stands(tmp_path: Path, monkeypatch: pyte
     assert names["logits"].shape == (2, 10) and names["steered"].model.backbone.width == 768
 
 
-def test_a_model_that_one_has_is_steered_and_stays_what_it_was() -> None:
+@pytest.mark.parametrize("method", ["toast", "toast-lite", "lora", "full", "vpt", "linear"])
+def test_a_model_that_one_has_is_adapted_and_stays_what_it_was(method: str) -> None:
     torch.manual_seed(0)
     mine = timm.create_model(TINY, num_classes=5).eval()
     images = torch.randn(2, 3, 160, 160)
-    before = mine(images)
-    steered = toast_cli.steer(mine, classes=3)
+    before, tensors = mine(images), {name: tensor.clone() for name, tensor in mine.state_dict().items()}
+    steered = toast_cli.steer(mine, classes=3, method=method)
     optimizer = torch.optim.SGD([weight for weight in steered.parameters() if weight.requires_grad], lr=1.0)
     for _ in range(2):
         loss = torch.nn.functional.cross_entropy(steered(images), torch.tensor([0, 2]))
@@ -71,7 +72,10 @@ def test_a_model_that_one_has_is_steered_and_stays_what_it_was() -> None:
         loss.backward()
         optimizer.step()
     assert torch.equal(mine(images), before)
-    assert steered.model.adapted.steering.selection.xi.grad.abs().sum() > 0
+    assert mine.state_dict().keys() == tensors.keys()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in mine.state_dict().items())
+    if method == "toast":
+        assert steered.model.adapted.steering.selection.xi.grad.abs().sum() > 0
     assert steered(images).shape == (2, 3)
 
 
@@ -182,6 +186,10 @@ def test_what_cannot_be_written_is_said(
         ({}, "how many classes"),
         ({"classes": 0}, "no number or list"),
         ({"classes": "cat"}, "no number or list"),
+        ({"classes": 2.5}, "no number or list"),
+        ({"classes": True}, "no number or list"),
+        ({"classes": [1, 2]}, "no number or list"),
+        ({"classes": ["a", "a"]}, "named twice"),
     ],
 )
 def test_what_cannot_be_is_said(arguments: dict[str, object], words: str) -> None:

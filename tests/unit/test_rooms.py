@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-GROUND = {"errors", "options", "fingerprint", "labels", "places", "divided", "pickles"}
+GROUND = {"errors", "options", "fingerprint", "labels", "places", "divided", "pickles", "signals"}
 DOORS = GROUND | {"registry", "backbone", "recipe"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "labels": set(),
     "divided": set(),
     "pickles": set(),
+    "signals": set(),
     "registry": {"errors", "backbone"},
     "backbone": GROUND,
     "recipe": GROUND | {"registry", "backbone"},
@@ -37,10 +38,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": DOORS | {"data", "model", "storage", "attention", "generation"},
     "cli": DOORS | {"storage", "attention", "training", "bench", "export", "generation", "judging", "data"},
     "toast_timm": {"errors", "options", "backbone", "pickles"},
-    "toast_vit": {"errors", "options", "backbone", "toast_timm"},
-    "toast_convnext": {"errors", "options", "backbone", "toast_timm"},
-    "toast_llama": {"errors", "options", "backbone"},
-    "toast_example": {"errors", "options", "backbone"},
+    "toast_vit": {"errors", "options", "backbone", "signals", "toast_timm"},
+    "toast_convnext": {"errors", "options", "backbone", "signals", "toast_timm"},
+    "toast_llama": {"errors", "options", "backbone", "signals"},
+    "toast_example": {"errors", "options", "backbone", "signals"},
 }
 
 

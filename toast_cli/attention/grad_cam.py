@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from toast_cli.attention.checking import TOLERANCE
-from toast_cli.backbone import Signal, State, Trace
+from toast_cli.backbone import State, Trace
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.model import Model
+from toast_cli.signals import Signal
 
 
 class Ending(nn.Module):

@@ -121,9 +121,8 @@ def one_map(attention: Tensor, head: Head) -> Tensor:
         return attention.mean(1)
     if head == "max":
         return attention.amax(1)
-    assert isinstance(head, int)
     heads = attention.shape[1]
-    if not 0 <= head < heads:
+    if not isinstance(head, int) or not 0 <= head < heads:
         raise UsageError(
             f"There is no head {head}.", what_to_do=f"Heads count from 0 to {heads - 1}; or say mean, max or rollout."
         )

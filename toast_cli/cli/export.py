@@ -51,7 +51,6 @@ def export(
     from toast_cli import registry
     from toast_cli.cli.console import err, print_json, say
     from toast_cli.cli.runs import chosen_run
-    from toast_cli.errors import UsageError
 
     form = registry.load(registry.EXPORTS, format)
     path = chosen_run(run)
@@ -62,16 +61,15 @@ def export(
     part = what or ("artifact" if pretuned else form.parts[0])
     _check(format, form, part, dtype, fold, maps, normalize, pretuned)
     target = _target(out, path, format, part, form)
-    if target.exists() and not force:
-        raise UsageError(f"{target} already exists.", what_to_do="Choose another --out, or say --force.")
 
     from toast_cli.export.base import Wanted
     from toast_cli.export.exporting import export as exported
-    from toast_cli.export.exporting import folds, size
+    from toast_cli.export.exporting import folds, require_free, size
     from toast_cli.export.pushing import check_push, push_export
     from toast_cli.export.stages import told_by
     from toast_cli.storage.adapter import load
 
+    require_free(target, force)
     if push is not None:
         check_push(push)
     loaded = (load_artifact if pretuned else load)(path, weights)

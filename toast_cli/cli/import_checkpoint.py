@@ -11,7 +11,9 @@ from toast_cli.cli import options
 
 
 def import_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(help="Full model or top-down parts: .pth, .bin or .safetensors.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Full model or top-down parts: .pth, .bin, .safetensors, or a folder of them.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Fields of the recipe, such as backbone.value_bias=once.")
     ] = None,

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from toast_cli import __version__, registry
 from toast_cli.backbone import Authors, Backbone, Card
 from toast_cli.errors import ToastError, UsageError
+from toast_cli.export.checkpoints import digest_of_checkpoint, read_checkpoint
 from toast_cli.model import Model, build_model
-from toast_cli.pickles import refused_code
 from toast_cli.recipe.draft import Draft
 from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.loading import build
@@ -29,63 +25,9 @@ from toast_cli.steering.steering import Steering
 from toast_cli.storage.adapter import describe, save_folder
 from toast_cli.storage.artifact import save_artifact
 from toast_cli.storage.atomic import write_tensors
-from toast_cli.storage.kinds import OF_TORCH, told_as
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.storage.sealing import digest_of_file
-
-WRAPPERS = ("model", "model_state_dict", "state_dict")
-"""Under which of these the tensors lie, where they do not lie at the top."""
 
 BACKBONE_FILE = "backbone.safetensors"
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a `.pth`, `.bin` or `.safetensors` file, and the names of what lay beside them.
-
-    Raises:
-        UsageError: there is no such file.
-        ToastError: it is damaged, holds more than weights, or numbers that are none.
-    """
-    if not path.is_file():
-        raise UsageError(f"There is no checkpoint {path}.")
-    try:
-        # Training scripts keep their command line beside the weights; a Namespace does nothing when it is unpickled.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            raw: Any = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
-    except Exception as error:  # a damaged or a hostile file makes readers fail in any way
-        code = refused_code(path, error)
-        if code is None:
-            raise _damaged(path, error) from error
-        raise ToastError(
-            f"{path} was not loaded: it holds more than weights.",
-            f"It asks for {code}, and only tensors are read, because anything else could run code.",
-            "Ask whoever made it for the state_dict alone, best as safetensors.",
-        ) from error
-    if not isinstance(raw, Mapping):
-        raise ToastError(f"{path} holds no tensors by name.", f"It holds a {type(raw).__name__}.")
-    beside: list[str] = []
-    for wrapper in WRAPPERS:
-        if isinstance(raw.get(wrapper), Mapping):
-            beside = [str(name) for name in raw if name != wrapper]
-            raw = raw[wrapper]
-            break
-    tensors = {str(name): value for name, value in raw.items() if isinstance(value, Tensor)}
-    beside += [str(name) for name, value in raw.items() if not isinstance(value, Tensor)]
-    if not tensors:
-        raise ToastError(f"{path} holds no tensors by name.", f"It holds {', '.join(beside[:5]) or 'nothing'}.")
-    if all(name.startswith("module.") for name in tensors):  # as saved from several processes
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    strange = [name for name, tensor in tensors.items() if not _plain(tensor)]
-    if strange:
-        raise ToastError(
-            f"{path} holds tensors that are no plain numbers (sparse, quantized, complex or without content).",
-            f"They are {', '.join(strange[:3])}.",
-            "Ask whoever made it for plain ones.",
-        )
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken:
-        raise ToastError(f"{path} holds numbers that are none (NaN or infinity).", f"In {', '.join(broken[:3])}.")
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}, beside
 
 
 def import_checkpoint(
@@ -102,7 +44,7 @@ def import_checkpoint(
     """Make a run (or, with `kind` "artifact", a pre-tuned artifact in a run folder) of a checkpoint.
 
     Args:
-        path: full model or top-down parts, as the authors' code saves them.
+        path: full model or top-down parts, as the authors' code saves them: a file, or a folder with its parts.
         backbone: the short name, or FAMILY:MODEL, that it was made for.
         weights: the backbone's, where the checkpoint does not bring them.
         kind: "run" or "artifact"; left out, a run where there is a head to use, else an artifact.
@@ -156,7 +98,7 @@ def import_checkpoint(
         left = _fill(model, found, path, with_head=kind == "run")
         account = {
             "imported_from": path.name,
-            "file_sha256": digest_of_file(path),
+            "file_sha256": digest_of_checkpoint(path),
             "kind": kind,
             "tensors": len(tensors),
             "network": len(found.network),
@@ -178,29 +120,6 @@ def import_checkpoint(
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
     return folder, account
-
-
-def _plain(tensor: Tensor) -> bool:
-    kept = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    return kept and not (tensor.is_quantized or tensor.is_complex())
-
-
-def _unpickled(path: Path) -> Any:
-    if zipfile.is_zipfile(path):  # torch does not look at the checksums that it writes
-        with zipfile.ZipFile(path) as archive:
-            changed = archive.testzip()
-        if changed is not None:
-            raise ValueError(f"the checksum of {changed} in it is wrong")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is refused, we say why ourselves
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _damaged(path: Path, error: Exception) -> ToastError:
-    if told := told_as(path, OF_TORCH):
-        return ToastError(f"{path} is damaged, or no checkpoint.", told, "Give a .pth, .bin or .safetensors file.")
-    why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return ToastError(f"{path} is damaged, or no checkpoint.", why, "Fetch it again.")
 
 
 def _whole(found: Authors, bare: Backbone, path: Path, weights: str | None) -> bool:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REPEATS = 5
+TOLD = "told.txt"
+"""Beside a job: why it could not be done, where toast itself says so."""
 
 
 def open_and_run(job: Path) -> None:
@@ -32,7 +34,6 @@ def open_and_run(job: Path) -> None:
     torch.set_num_threads(asked["threads"])
     export_format = registry.load(registry.EXPORTS, asked["format"])
     run = export_format.reopen(Wanted(**asked["wanted"]), Path(asked["path"]))
-    seconds = {}
     with torch.no_grad():
         for name in asked["inputs"]:
             inputs = load_file(job.parent / f"{name}.safetensors")
@@ -40,7 +41,7 @@ def open_and_run(job: Path) -> None:
             save_file(
                 {key: tensor.contiguous() for key, tensor in outputs.items()}, job.parent / f"{name}.out.safetensors"
             )
-            seconds[name] = timed(run, inputs)
+    seconds = timed(run, load_file(job.parent / f"{asked['timed_on']}.safetensors"))
     (job.parent / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
 
 
@@ -67,9 +68,22 @@ def in_new_process(job: Path) -> None:
     own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run([sys.executable, "-m", __name__, str(job)], capture_output=True, text=True, env=own)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"It ended with {done.returncode}."])[-1]
+        told = job.parent / TOLD
+        lines = told.read_text(encoding="utf-8") if told.is_file() else done.stderr
+        last = (lines.strip().splitlines() or [f"It ended with {done.returncode}."])[-1]
         raise ToastError("The export could not be opened and run by another process.", last[:400], "No file was left.")
 
 
+def main(job: Path) -> int:
+    """Do a job; what is wrong is left beside it in the words that a user of the export would see, on one line."""
+    try:
+        open_and_run(job)
+    except ToastError as error:
+        told = " ".join(part for part in (error.what, *error.reasons, error.what_to_do) if part)
+        (job.parent / TOLD).write_text(" ".join(told.split()), encoding="utf-8")
+        return error.exit_code
+    return 0
+
+
 if __name__ == "__main__":
-    open_and_run(Path(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))

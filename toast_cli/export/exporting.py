@@ -11,8 +11,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,9 @@ def export(
         ToastError: it cannot be written, cannot be opened, or does not give the run's outputs back; no file is left.
     """
     form: Format = registry.load(registry.EXPORTS, name)
+    require_free(target, replace)
+    lock = _lock_of(target.parent)
+    _reports(target.parent / REPORT)
     expected = expected_of(loaded, form, wanted)
     if wanted.part != "adapter":
         # What brings its own weights computes in one precision, not in the one that a backbone happens to be stored in.
@@ -63,11 +65,11 @@ def export(
             place.mkdir()
             stage(f"Writing {target.name}")
             form.write(loaded, wanted, place / target.name)
-            proof = prove(loaded, name, form, wanted, expected, place / target.name, Path(temporary))
+            proof = prove(loaded, name, form, wanted, expected, place / target.name)
             made = tuple(sorted(path.name for path in place.iterdir()))
             report = {"run": loaded.path.resolve().name, "format": name, **_told(wanted), **asdict(proof)}
             report |= {"bytes": size(place / each for each in made), "toast_version": __version__}
-            with _alone_in(target.parent):
+            with lock:
                 if (place / target.name).is_dir():
                     write_json(place / target.name / REPORT, {target.name: report})
                 else:
@@ -91,16 +93,40 @@ def _clear_away(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Within the block, no other export of this machine moves anything into the folder or adds to its report.
+def require_free(target: Path, replace: bool) -> None:
+    """Refuse to write over what is there: unless told to, and a folder that no export made in any case.
+
+    Raises:
+        UsageError: it would be gone.
+    """
+    if target.is_dir() and target.name not in _reports(target / REPORT):
+        raise UsageError(
+            f"{target} is a folder already, and not one that 'toast export' wrote under this name.",
+            "It would be gone, with all that is in it.",
+            f"Choose another --out, such as {target / 'NAME'}.",
+        )
+    if target.exists() and not replace:
+        raise UsageError(f"{target} already exists.", what_to_do="Choose another --out, or say --force.")
+
+
+def _lock_of(folder: Path) -> FileLock:
+    """While it is held, no other export of this machine moves anything into the folder or adds to its report.
 
     The lock lies in the cache: a folder of exports holds nothing else than them.
+
+    Raises:
+        ToastError: it cannot lie there.
     """
     locks = cache_folder() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{digest_of(str(folder.resolve()).encode()).hex()}.lock"):
-        yield
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToastError(
+            f"The cache folder {locks} cannot be made.",
+            error.strerror or str(error),
+            "Name another in TOAST_CACHE_DIR, where files can be written.",
+        ) from error
+    return FileLock(locks / f"{digest_of(str(folder.resolve()).encode()).hex()}.lock")
 
 
 def _keep(place: Path, folder: Path, before: Path, replace: bool) -> None:
@@ -112,8 +138,8 @@ def _keep(place: Path, folder: Path, before: Path, replace: bool) -> None:
     """
     names = sorted(path.name for path in place.iterdir())
     for name in names:
-        if (folder / name).exists() and name != REPORT and not replace:
-            raise UsageError(f"{folder / name} already exists.", what_to_do="Choose another --out, or say --force.")
+        if name != REPORT:
+            require_free(folder / name, replace)
     before.mkdir()
     try:
         for name in names:
@@ -151,11 +177,21 @@ def _told(wanted: Wanted) -> Mapping[str, Any]:
 
 
 def _reports(path: Path) -> dict[str, Any]:
-    """What was exported into this folder before."""
+    """What was exported into this folder before.
+
+    Raises:
+        ToastError: the report of it is damaged.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        why = f"It holds a {type(found).__name__}."
+    except OSError:
         return {}
+    except (ValueError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}"
+    raise ToastError(f"{path} is damaged.", why, "Remove it, or export to another folder.")
 
 
 def _cannot_write(target: Path, error: OSError) -> ToastError:

@@ -125,7 +125,7 @@ def card(loaded: Loaded, wanted: Wanted) -> str:
         f"- Weights: {wanted.dtype}" + (", folded: for inference alone" if wanted.fold or config.folded else ""),
         f"- Data: {_plainly(recipe['dataset'])}; seed {recipe['seed']}",
         f"- Backbone: {recipe['backbone']['name']}, fingerprint `{config.backbone_fingerprint[:16]}…`",
-        f"- Feedback path from: {recipe['init_from'] or recipe['method'].get('start', 'no feedback path')}",
+        *_lineage(loaded.path, recipe),
         f"- Licence of the backbone: {licence or 'not recorded; ask where its weights came from'}",
         *_numbers(loaded.path),
         "",
@@ -152,6 +152,24 @@ def card(loaded: Loaded, wanted: Wanted) -> str:
     return "\n".join([*lines, ""])
 
 
+def _lineage(run: Path, recipe: dict[str, Any]) -> list[str]:
+    """Where what was learned comes from: an imported checkpoint, or what the feedback path started from."""
+    results = _results(run)
+    if "imported_from" not in results:
+        return [f"- Feedback path from: {recipe['init_from'] or recipe['method'].get('start', 'no feedback path')}"]
+    departures = ", ".join(f"backbone.{name}={value}" for name, value in (results.get("departures") or {}).items())
+    return [
+        f"- Imported from: {results['imported_from']} (SHA-256 `{results['file_sha256'][:16]}…`), of the authors' code",
+        "- How it was trained is not recorded there: start and seed, as said above, are not its own",
+        f"- Computed as there: {departures or 'no departure from the paper'}",
+    ]
+
+
+def _results(run: Path) -> dict[str, Any]:
+    """What is recorded at the end of a run, where that lies with it."""
+    return read_sealed(run / "results.json") if (run / "results.json").is_file() else {}
+
+
 def _plainly(section: dict[str, Any]) -> str:
     """A recipe's section in one line."""
     told = {name: value for name, value in section.items() if value is not None}
@@ -161,10 +179,7 @@ def _plainly(section: dict[str, Any]) -> str:
 
 def _numbers(run: Path) -> list[str]:
     """The run's closing numbers, where they lie with it."""
-    if not (run / "results.json").is_file():
-        return []
-    results = read_sealed(run / "results.json")
-    lines = []
+    results, lines = _results(run), list[str]()
     for split in ("validation", "test"):
         metrics = results.get(split) or {}
         told = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)]

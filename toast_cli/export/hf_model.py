@@ -38,6 +38,10 @@ class ToastConfig(PreTrainedConfig):
     model_type = "toast"
 
     def __init__(self, toast: dict[str, Any] | None = None, **others: Any) -> None:
+        if not isinstance(toast or {}, dict):
+            raise ToastError(
+                "The folder's config.json is damaged.", f"'toast' in it is a {type(toast).__name__}.", "Export again."
+            )
         self.toast = toast or {}
         classes = self.toast.get("classes") or ()
         if classes:
@@ -89,7 +93,14 @@ class _Toast(PreTrainedModel):
         found = cached_file(place, WEIGHTS, **hub)
         if found is None:
             raise ToastError(f"There is no {WEIGHTS} in {place}.", what_to_do="Export the folder again.")
-        model = cls(config, load(Path(found)).model)
+        loaded = load(Path(found))
+        if list(loaded.classes) != classes:
+            raise ToastError(
+                f"The classes in {place} are not those of its weights.",
+                f"'classes' in config.json differs from what is recorded in {WEIGHTS}.",
+                "Export again.",
+            )
+        model = cls(config, loaded.model)
         dtype, device = settings.get("dtype", settings.get("torch_dtype")), settings.get("device_map")
         if dtype not in (None, "auto"):
             model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)

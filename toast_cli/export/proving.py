@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -80,17 +81,23 @@ def expected_of(loaded: Loaded, form: Format, wanted: Wanted) -> Expected:
     return Expected(inputs, outputs, missing, max(kinds, key=lambda kind: torch.finfo(kind).eps))
 
 
-def prove(
-    loaded: Loaded, name: str, form: Format, wanted: Wanted, expected: Expected, path: Path, scratch: Path
-) -> Proof:
+def prove(loaded: Loaded, name: str, form: Format, wanted: Wanted, expected: Expected, path: Path) -> Proof:
     """Run the export in another process on the same inputs, and compare.
 
     Raises:
-        ToastError: it cannot be opened, or an output differs by more than is allowed.
+        ToastError: it cannot be opened, an output differs by more than is allowed, or there is no space for inputs.
     """
+    with tempfile.TemporaryDirectory(prefix="toast-proof-") as scratch:
+        return _proved(loaded, name, form, wanted, expected, path, Path(scratch))
+
+
+def _proved(
+    loaded: Loaded, name: str, form: Format, wanted: Wanted, expected: Expected, path: Path, scratch: Path
+) -> Proof:
     inputs = expected.inputs
+    timed_on = "real" if "real" in inputs else "random"
     stage(f"Opening it in another process with {form.loads}, and running it")
-    _hand_over(loaded, name, wanted, inputs, path, scratch)
+    _hand_over(loaded, name, wanted, inputs, timed_on, path, scratch)
     stage("Comparing")
     differences: dict[str, float] = {}
     allowed: dict[str, float] = {}
@@ -128,14 +135,13 @@ def prove(
             if "logits" in theirs and (half or cast):
                 dim = 1 if loaded.model.objective.dense else -1
                 same_top[key] = _same_top(theirs["logits"], as_is["logits"], dim, named.get("attention_mask"))
-        timed_on = "real" if "real" in inputs else "random"
         own = checking.timed(lambda named: wanted_of(loaded.model, wanted, named), inputs[timed_on])
     _within(differences, allowed, f"The export to {path.name} does not give the run's outputs back.", half)
     _within(rounding, rounding_allowed, f"{path.name} in {wanted.dtype} is too far from the run as it is.", half)
     return Proof(
         differences,
         allowed,
-        json.loads((scratch / "seconds.json").read_text(encoding="utf-8"))[timed_on],
+        json.loads((scratch / "seconds.json").read_text(encoding="utf-8")),
         own,
         timed_on,
         {key: len(next(iter(named.values()))) for key, named in inputs.items()},
@@ -147,12 +153,18 @@ def prove(
 
 
 def _hand_over(
-    loaded: Loaded, name: str, wanted: Wanted, inputs: dict[str, dict[str, Tensor]], path: Path, scratch: Path
+    loaded: Loaded,
+    name: str,
+    wanted: Wanted,
+    inputs: dict[str, dict[str, Tensor]],
+    timed_on: str,
+    path: Path,
+    scratch: Path,
 ) -> None:
     """Have another process run the export; its outputs lie in `scratch`.
 
     Raises:
-        ToastError: it could not.
+        ToastError: it could not, or there is no space for its inputs.
     """
     seen = loaded.model.backbone.preprocessing
     for key, named in inputs.items():
@@ -160,7 +172,14 @@ def _hand_over(
         if wanted.normalize and seen is not None:  # the export is given what the backbone would see, before that
             mean, std = (torch.tensor(of)[:, None, None] for of in (seen.mean, seen.std))
             pixels = {"image": named["image"] * std + mean}
-        write_tensors(scratch / f"{key}.safetensors", pixels)
+        try:
+            write_tensors(scratch / f"{key}.safetensors", pixels)
+        except OSError as error:
+            raise ToastError(
+                f"What the export is checked with could not be written into {scratch.parent}.",
+                error.strerror or str(error),
+                "Make space there, or name another folder in TMPDIR.",
+            ) from error
     job = scratch / "job.json"
     write_json(
         job,
@@ -169,6 +188,7 @@ def _hand_over(
             "wanted": asdict(wanted),
             "path": str(path),
             "inputs": list(inputs),
+            "timed_on": timed_on,
             "threads": torch.get_num_threads(),
         },
     )

@@ -25,19 +25,19 @@ def check_push(name: str) -> None:
 def push_export(name: str, paths: Sequence[Path]) -> str:
     """Upload files, or what is in folders, to a private repository that is made if need be; returns where they lie.
 
+    All in one commit: whoever looks meanwhile finds nothing, or everything.
+
     Raises:
         ToastError: the hub cannot be reached, or does not let us; the export stays where it is.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
     try:
         repository = api.create_repo(name, private=True, exist_ok=True)
-        for path in paths:
-            if path.is_dir():
-                api.upload_folder(repo_id=repository.repo_id, folder_path=path, commit_message="Export by toast")
-            else:
-                api.upload_file(repo_id=repository.repo_id, path_or_fileobj=path, path_in_repo=path.name)
+        files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        added = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file) for file in files]
+        api.create_commit(repo_id=repository.repo_id, operations=added, commit_message="Export by toast")
     except Exception as error:  # the hub fails in as many ways as there are networks
         raise ToastError(
             f"{paths[0]} was exported, but could not be uploaded to '{name}'.",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toast_cli.export.base import Format, Outputs, Runner, Wanted
-from toast_cli.export.publishing import for_others
+from toast_cli.export.publishing import folder_in, for_others
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,9 @@ def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
         lineage, _ = read_artifact(loaded.path)
         recipe = for_others(lineage.recipe)
         lineage = replace(lineage, backbone=recipe["backbone"]["name"], recipe=recipe)
-        save_artifact_file(path, loaded.model, lineage, lambda tensor: _cast(tensor, dtype))
+        save_artifact_file(
+            path, loaded.model, lineage, with_files=_nameless(loaded), cast=lambda tensor: _cast(tensor, dtype)
+        )
         return
     model = folded(loaded.model) if wanted.fold else loaded.model
     save_file(
@@ -55,8 +57,22 @@ def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
             whole=model.network_tensors().keys() <= {*model.trained(), *model.frozen_additions()},
         ),
         with_backbone=wanted.part == "full",
+        with_files=_nameless(loaded),
         cast=lambda tensor: _cast(tensor, dtype),
     )
+
+
+def _nameless(loaded: Loaded) -> bool:
+    """Whether readers learn nowhere else what the backbone is.
+
+    Its name was that of a folder here, and its weights, a file or random ones, do not tell it either; or it came from a
+    file that had to tell it.
+    """
+    from toast_cli.storage.adapter import files_in
+
+    named = loaded.recipe.backbone
+    weights_tell = named.weights is None or Path(named.weights).expanduser().is_dir()
+    return bool(files_in(loaded.path)) or (folder_in(named.name) is not None and not weights_tell)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

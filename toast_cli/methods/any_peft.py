@@ -37,4 +37,4 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     return adapted
 
 
-METHOD = Method(Options, build)
+METHOD = Method(Options, build, alters=True)

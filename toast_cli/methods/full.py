@@ -27,4 +27,4 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     return Adapted(backbone, backbone.module.parameters(), active=[backbone.module])
 
 
-METHOD = Method(Options, build)
+METHOD = Method(Options, build, alters=True)

@@ -44,4 +44,4 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     return inject(backbone, config)
 
 
-METHOD = Method(Options, build)
+METHOD = Method(Options, build, alters=True)

@@ -2,7 +2,9 @@
 
 From the last level to the first everything is linear: `X_td,l = B_l A_l A_{l+1} ... A_L s`, and where the signal enters
 at the values, `W_V X_td,l` is what arrives. So level l needs `W_V,l B_l A_l ... A_L` and no more. Inference keeps these
-matrices in place of the path (`folding`); training composes them anew in each step where that costs less.
+matrices in place of the path (`folding`). Training composes them anew in each step where that costs less, and without
+W_V: there a level's own projection takes tokens and signal together for the price of the tokens. Only where values are
+few (grouped-query attention) is it cheaper to go all the way.
 """
 
 from __future__ import annotations
@@ -15,20 +17,27 @@ from toast_cli.backbone import Backbone
 from toast_cli.steering.feedback import Deconvolution, FeedbackPath, base_weight, effective_weight
 
 WORTHWHILE = 1.5
-"""Tokens per channel from which composing costs less: by FLOPs, both ways of a training step cost the same at 1.3."""
+"""Tokens per channel from which composing costs less: by FLOPs, both ways of a training step cost the same here."""
 
 
 def composed(
-    feedback: FeedbackPath, backbone: Backbone, levels: range, P: Tensor | None, dtype: torch.dtype
+    feedback: FeedbackPath,
+    backbone: Backbone,
+    levels: range,
+    P: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    to_values: bool = True,
 ) -> list[Tensor]:
     """For every steered level, first level first, the matrix `[C', R, R, d]` from what enters the path to the level.
 
     Args:
         feedback: the path over `levels`; low-rank factors on it are taken in.
-        backbone: whose `value_weight` ends the way where there is one.
+        backbone: what is steered.
         levels: those that are steered.
         P: the channel transform to begin with; None: the way begins behind it.
         dtype: what products are taken in.
+        to_values: whether a level's `value_weight`, where it has one, ends the way to it.
 
     Returns:
         A cell of d channels becomes a patch of R by R cells of C' channels; R is 1 but over maps.
@@ -36,7 +45,7 @@ def composed(
     matrices: list[Tensor] = []
     so_far = None if P is None else P.to(dtype)[:, None, None, :]
     for index, A_l, B_l in reversed(list(zip(levels, feedback.A, feedback.B, strict=True))):
-        level, W_V = backbone.levels[index], backbone.value_weight(index)
+        level, W_V = backbone.levels[index], backbone.value_weight(index) if to_values else None
         so_far = _after(_patches(A_l, level.width_in, dtype), so_far)
         F_l = _after(_patches(B_l, level.width_in, dtype), so_far)
         matrices.append(F_l if W_V is None else _after(W_V.to(dtype)[:, None, None, :], F_l))
@@ -55,6 +64,17 @@ def pays(feedback: FeedbackPath, backbone: Backbone, levels: range, z: Tensor) -
         return False
     channels = z.shape[-1]
     return z.numel() // channels >= WORTHWHILE * channels
+
+
+def goes_to_values(backbone: Backbone, levels: range, z: Tensor) -> bool:
+    """Whether a training step costs less where composing takes W_V in, by FLOPs.
+
+    Per level it is two more products of W_V with a matrix, and every token's way ends at the values, both ways.
+    """
+    weights = [weight for index in levels if (weight := backbone.value_weight(index)) is not None]
+    channels = z.shape[-1]
+    tokens, values = z.numel() // channels, sum(len(weight) for weight in weights) / max(len(weights), 1)
+    return len(weights) == len(levels) and values * (channels + tokens) < channels * tokens
 
 
 def _patches(layer: nn.Module, width_out: int, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from toast_cli.backbone import Backbone, Level, Readout, Signal, Values
+from toast_cli.backbone import Backbone, Level, Readout
+from toast_cli.signals import Signal, Values
 from toast_cli.steering.composing import composed
 from toast_cli.steering.feedback import Deconvolution
 from toast_cli.steering.selection import Weighing

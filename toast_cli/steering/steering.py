@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toast_cli.backbone import Backbone, Readout, Signal, State, Trace, Values
-from toast_cli.steering.composing import composed, pays
+from toast_cli.backbone import Backbone, Readout, State, Trace
+from toast_cli.signals import Pending, Sent, Signal, Values, times
+from toast_cli.steering.composing import composed, goes_to_values, pays
 from toast_cli.steering.feedback import FeedbackPath
 from toast_cli.steering.selection import Selection
 
@@ -28,20 +29,17 @@ class Steers(nn.Module):
         """The similarity map, what was selected, and a signal for every steered level, first level first."""
         raise NotImplementedError
 
-    def send(self, first: Readout) -> Sequence[Signal]:
+    def send(self, first: Readout) -> Sequence[Signal | Pending]:
         """The signals alone, in whatever way costs least; but for rounding they do what those of `signals` do."""
         return self.signals(first)[-1]
 
-    def at_every_level(self, signals: Sequence[Signal], levels: int) -> list[Signal | None]:
+    def at_every_level(self, signals: Sequence[Sent], levels: int) -> list[Sent | None]:
         """What each of a backbone's `levels` receives: `strength` times the steered ones' signals, None elsewhere."""
-        sent: list[Signal | None] = [*signals]
+        sent: list[Sent | None] = [*signals]
         if self.strength == 0:
             sent = [None] * len(sent)
         elif self.strength != 1:
-            sent = [
-                Values(self.strength * signal.tensor) if isinstance(signal, Values) else self.strength * signal
-                for signal in signals
-            ]
+            sent = [times(self.strength, signal) for signal in signals]
         return [None] * self.levels.start + sent + [None] * (levels - self.levels.stop)
 
 
@@ -69,24 +67,26 @@ class Steering(Steers):
         similarity, selected = self.selection(first)
         return similarity, selected, self.feedback(selected)
 
-    def send(self, first: Readout) -> Sequence[Signal]:
+    def send(self, first: Readout) -> Sequence[Signal | Pending]:
         """By one matrix a level, composed in the weights' own precision, where tokens far outnumber channels.
 
         Tokens are weighed behind the matrices, `m_i (F_l z_i)`: z is not trained, so nothing is propagated back to it.
-        That keeps every `F_l z_i` for the backward pass; where memory is worth more than time they are weighed before.
+        That keeps every `F_l z_i` for the backward pass; where memory is worth more than time they are weighed before,
+        and each level works out its own signal, twice.
         """
         backbone, levels, z = self._backbone, self.levels, first.z
         if not pays(self.feedback, backbone, levels, z):
             return self.feedback(self.selection(first)[1])
         with torch.autocast(z.device.type, enabled=False):
             P = self.selection.P
-            F = [F_l[:, 0, 0] for F_l in composed(self.feedback, backbone, levels, P, P.dtype)]
+            to_values = goes_to_values(backbone, levels, z)
+            F = [F_l[:, 0, 0] for F_l in composed(self.feedback, backbone, levels, P, P.dtype, to_values=to_values)]
         m, z = self.selection.similarity(first).unsqueeze(-1), z.to(P.dtype)  # as F_l, however the model is stored
-        at_values = (backbone.value_weight(index) is not None for index in levels)
-        weighed = m * z if backbone.checkpointing else None
-        linear = nn.functional.linear
-        sent = (m * linear(z, F_l) if weighed is None else linear(weighed, F_l) for F_l in F)
-        return [Values(x) if at else x for x, at in zip(sent, at_values, strict=True)]
+        if backbone.checkpointing:
+            weighed = m * z
+            return [Pending(weighed, F_l, to_values) for F_l in F]
+        sent = (m * nn.functional.linear(z, F_l) for F_l in F)
+        return [Values(signal) if to_values else signal for signal in sent]
 
 
 @dataclass

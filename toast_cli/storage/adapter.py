@@ -2,7 +2,8 @@
 
 A folder holds `adapter_model.safetensors` (only what was trained), `adapter_config.json`, `README.md`, and, where the
 method froze something that it added (Lite's feedback path), `frozen_start.safetensors`. One exported file holds the
-same tensors, with the configuration in its metadata, and, where it is whole, what else its backbone is built from.
+same tensors, with the configuration in its metadata, and, where no other file tells it, what its backbone is built
+from.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from toast_cli import __version__
+from toast_cli.backbone import Backbone
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.fingerprint import digest_of_tensors
 from toast_cli.model import Model, build_model, count, folded
@@ -39,6 +41,9 @@ PRETUNED = "artifact"
 
 PRETUNED_ENTRY = "toast-artifact"
 """What the metadata of one exported as a file has in place of `toast`."""
+
+FILES_ENTRY = "backbone"
+"""Under which the metadata of an exported file has the `Backbone.files` that it brings."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +109,43 @@ def save_file(
     config: AdapterConfig,
     *,
     with_backbone: bool = False,
+    with_files: bool = False,
     cast: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
-    """Write adapter and configuration into one file, the backbone too if asked, each tensor through `cast`."""
+    """Write adapter and configuration into one file, each tensor through `cast`.
+
+    With the backbone if asked, or with its files alone: what it is built from, but for its tensors.
+    """
     tensors: dict[str, Tensor] = {**model.trained(), **model.frozen_additions()}
     if with_backbone:
         tensors |= model.network_tensors()
         config = replace(config, whole=True)
     tensors = {name: cast(tensor) for name, tensor in tensors.items()}
     metadata = {"toast": json.dumps(sealed(asdict(config)), ensure_ascii=False), "sha256": digest_of_tensors(tensors)}
-    if config.whole and (files := model.backbone.files()):
-        metadata["backbone"] = json.dumps(dict(files), ensure_ascii=False)
+    if config.whole or with_files:
+        metadata |= files_entry(model.backbone)
     write_tensors(path, tensors, metadata)
+
+
+def files_entry(backbone: Backbone) -> dict[str, str]:
+    """What metadata has of what a backbone is built from; nothing where its name tells all."""
+    files = dict(backbone.files())
+    return {FILES_ENTRY: json.dumps(files, ensure_ascii=False)} if files else {}
+
+
+def files_in(path: Path) -> dict[str, str]:
+    """The `Backbone.files` that a file brings; none of a folder.
+
+    Raises:
+        ToastError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    metadata, _ = _read_tensors(path, with_tensors=False)
+    try:
+        return {str(name): str(text) for name, text in json.loads(metadata.get(FILES_ENTRY, "{}")).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise _damaged(path, error) from error
 
 
 def load(path: Path, weights: str | None = None) -> Loaded:
@@ -130,11 +160,11 @@ def load(path: Path, weights: str | None = None) -> Loaded:
     """
     if (path / WHOLE).is_file() and (path / "config.json").is_file():
         path = path / WHOLE
-    config, tensors, files = read(path)
+    config, tensors = read(path)
     recipe, whole = build_recipe(config.recipe, {}, origin=str(path)), config.whole
     if whole and weights is not None and path.is_file():
         raise UsageError(f"{path} brings the backbone's weights.", what_to_do="Leave --weights out.")
-    model, recipe = build_for(path, recipe, config.classes, weights, files, empty=whole)
+    model, recipe = build_for(path, recipe, config.classes, weights, files_in(path), empty=whole)
     if not whole and model.backbone_fingerprint != config.backbone_fingerprint:
         raise ToastError(
             f"{path} was trained on other weights of '{recipe.backbone.name}'.",
@@ -166,7 +196,7 @@ def build_for(
         recipe: as recorded there.
         classes: in the order of the logits.
         weights: in place of those that the recipe names.
-        files: what the backbone is built from, where that is stored, too.
+        files: what the backbone is built from, where that is stored.
         empty: whether the backbone's tensors are stored as well, so that it needs no others.
 
     Raises:
@@ -205,8 +235,8 @@ def _found(recorded: str | None, path: Path) -> str | None:
     return next((str(place) for place in near if place.exists()), recorded)
 
 
-def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, str]]:
-    """Configuration and tensors of a run folder, an adapter folder or an exported file, and its backbone's files.
+def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    """Configuration and tensors of a run folder, an adapter folder or an exported file.
 
     Raises:
         UsageError: nothing of that kind is at `path`.
@@ -225,7 +255,7 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, str]]:
             )
         _, trained = _read_tensors(folder / TRAINED)
         _, frozen = _read_tensors(folder / FROZEN) if (folder / FROZEN).is_file() else ({}, {})
-        return _parse((folder / CONFIG).read_bytes(), folder / CONFIG), {**trained, **frozen}, {}
+        return _parse((folder / CONFIG).read_bytes(), folder / CONFIG), {**trained, **frozen}
     if not path.is_file():
         raise UsageError(f"There is no run, adapter or exported file at {path}.", what_to_do="Check --run.")
     metadata, tensors = _read_tensors(path)
@@ -243,12 +273,7 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, str]]:
             "Its metadata has no entry 'toast'.",
             "Name a file that 'toast export' wrote.",
         )
-    config = _parse(metadata["toast"], path)
-    try:
-        files = {str(name): str(text) for name, text in json.loads(metadata.get("backbone", "{}")).items()}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise _damaged(path, error) from error
-    return config, tensors, files
+    return _parse(metadata["toast"], path), tensors
 
 
 def _parse(text: str | bytes, path: Path) -> AdapterConfig:
@@ -276,10 +301,11 @@ def _damaged(path: Path, error: Exception) -> ToastError:
     return ToastError(f"{path} is damaged.", f"{type(error).__name__}: {error}", "Export or train it again.")
 
 
-def _read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+def _read_tensors(path: Path, *, with_tensors: bool = True) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if with_tensors else ()
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         if told := told_as(path):
             raise UsageError(

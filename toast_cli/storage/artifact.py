@@ -28,7 +28,7 @@ from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.adapter import PRETUNED as FOLDER
 from toast_cli.storage.adapter import PRETUNED_ENTRY as ENTRY
-from toast_cli.storage.adapter import Loaded, build_for, describe
+from toast_cli.storage.adapter import Loaded, build_for, describe, files_entry, files_in
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.storage.sealing import sealed, unsealed
@@ -68,13 +68,22 @@ def save_artifact(run: RunFolder, model: Model, recipe: Recipe, results: dict[st
 
 
 def save_artifact_file(
-    path: Path, model: Model, lineage: Lineage, cast: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    path: Path,
+    model: Model,
+    lineage: Lineage,
+    *,
+    with_files: bool = False,
+    cast: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
-    """Write selection and feedback path with their lineage into one file, each tensor through `cast`."""
+    """Write selection and feedback path with their lineage into one file, each tensor through `cast`.
+
+    If asked, with what the backbone is built from, but for its tensors.
+    """
     assert isinstance(model.adapted.steering, Steering)
     tensors = {name: cast(tensor) for name, tensor in feedback_tensors(model.adapted.steering).items()}
     told = json.dumps(sealed(asdict(lineage)), ensure_ascii=False)
-    write_tensors(path, tensors, {ENTRY: told, "sha256": digest_of_tensors(tensors)})
+    files = files_entry(model.backbone) if with_files else {}
+    write_tensors(path, tensors, {ENTRY: told, "sha256": digest_of_tensors(tensors), **files})
 
 
 def is_artifact(path: Path) -> bool:
@@ -136,7 +145,7 @@ def load_artifact(path: Path, weights: str | None = None) -> Loaded:
     if recipe.task.name != "language":
         task = registry.load(registry.TASKS, "classification")
         recipe, classes = recipe.model_copy(update={"task": task.options(name="classification")}), ("none",)
-    model, recipe = build_for(path, recipe, classes, weights)
+    model, recipe = build_for(path, recipe, classes, weights, files_in(path))
     start_from(path, model, recipe)
     return Loaded(model.eval(), recipe, classes, describe(model, recipe, classes), path)
 

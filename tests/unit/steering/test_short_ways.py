@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.backbones import BACKBONES, example, randomly, vit
-from toast_cli.backbone import Backbone, Values
+from toast_cli.backbone import Backbone
+from toast_cli.signals import Values
 from toast_cli.steering.lite import add_low_rank
 from toast_cli.steering.steering import Steering, steered_features, two_passes
 
@@ -31,17 +32,19 @@ def gradients(loss: Tensor, steering: Steering) -> list[Tensor]:
     return [gradient for gradient in found if gradient is not None]
 
 
-@pytest.mark.parametrize("way", ["sent", "composed"])
+@pytest.mark.parametrize("way", ["sent", "composed", "composed to values"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("levels", [None, range(2), range(1, 3)], ids=["full", "early", "middle"])
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_short_way_gives_the_features_of_two_whole_passes_and_their_gradients(
     name: str, levels: range | None, checkpointing: bool, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("toast_cli.steering.composing.WORTHWHILE", 0 if way == "composed" else 1e9)
+    monkeypatch.setattr("toast_cli.steering.composing.WORTHWHILE", 1e9 if way == "sent" else 0)
+    to_values = way == "composed to values"
+    monkeypatch.setattr("toast_cli.steering.steering.goes_to_values", lambda *_: to_values)
     backbone = randomly(BACKBONES[name]())
     backbone.checkpointing = checkpointing
-    steering = steered(backbone, levels, rank=2 if way == "composed" else None)
+    steering = steered(backbone, levels, rank=None if way == "sent" else 2)
     inputs = example(backbone)
     whole, short = two_passes(backbone, steering, inputs).last.pooled, steered_features(backbone, steering, inputs)
     assert torch.allclose(short, whole, rtol=1e-9, atol=1e-12)
@@ -51,14 +54,20 @@ def test_the_short_way_gives_the_features_of_two_whole_passes_and_their_gradient
         assert torch.allclose(ours, theirs, rtol=1e-7, atol=1e-9 * float(theirs.abs().max()))
 
 
-def test_many_tokens_are_sent_by_one_matrix_a_level_and_few_from_level_to_level() -> None:
-    backbone = randomly(vit())
+@pytest.mark.parametrize(("name", "kind"), [("vit", Tensor), ("llama", Values)])
+def test_many_tokens_are_sent_by_one_matrix_a_level_and_few_from_level_to_level(name: str, kind: Any) -> None:
+    """The matrix ends at the values where those are few: this LLaMA has half as many as channels."""
+    backbone = randomly(BACKBONES[name]())
     steering, channels = steered(backbone, None), backbone.width
+    from_level_to_level: list[Any] = []
+    steering.feedback.register_forward_hook(lambda *_: from_level_to_level.append(True))
     enough = 3 * channels // 2
-    for tokens, kind in ((enough, Values), (enough - 1, Tensor)):
+    for tokens in (enough, enough - 1):
         z = torch.randn(1, tokens, channels, dtype=torch.float64)
-        first: Any = type("Readout", (), {"z": z, "compared": z})
-        assert all(isinstance(signal, kind) for signal in steering.send(first))
+        first: Any = type("Readout", (), {"z": z, "compared": z, "real": None})
+        sent = steering.send(first)
+        assert all(isinstance(signal, kind if tokens == enough else Tensor) for signal in sent)
+        assert bool(from_level_to_level) == (tokens < enough)
 
 
 @torch.no_grad()

@@ -1,0 +1,218 @@
+"""Exported files: adapters, whole models, starts, and what they need besides. Checkpoints that come in."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.cli.conftest import TINY_DEMO, MakePictures, toast
+from tests.cli.export.conftest import logits, top_down_parts
+from tests.language import instructions, make_model, write_json
+from toast_cli import registry
+from toast_cli.errors import ToastError
+from toast_cli.export import exporting
+from toast_cli.export.base import Wanted
+from toast_cli.storage.adapter import load
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_folded_file_loads_as_any_other_and_is_for_inference_alone(here: Path, run: Path) -> None:
+    target = here / "folded.safetensors"
+    assert toast("export", "--run", run, "--what", "full", "--fold", "--out", target).code == 0
+    image = torch.randn(2, 3, 64, 64)
+    assert torch.allclose(logits(target, image), logits(run, image), atol=1e-5)
+    with safe_open(target, "pt") as file:
+        assert not any(".feedback." in name for name in file.keys())  # noqa: SIM118
+    toast("export", "--run", target, "--fold", "--out", here / "twice.safetensors").fails(2, "nothing to fold")
+
+
+def test_import_says_what_became_of_every_tensor(here: Path) -> None:
+    torch.save({"model": top_down_parts(), "epoch": 3}, here / "theirs.pth")
+    said = toast("import", "theirs.pth", "--backbone", "vit_demo", "--output-dir", "start")
+    assert said.code == 0, said.err
+    assert "8 tensors: 0 of the backbone, 8 of selection and feedback path, 0 of the head" in said.out
+    assert "backbone.value_bias=twice" in said.out and "not read: epoch" in said.out
+    tuned = toast("tune", *TINY_DEMO, "training.epochs=1", "--init-from", "start", "--output-dir", "run")
+    assert tuned.code == 0, tuned.err
+    toast("import", "theirs.pth").fails(2, "--backbone")
+    toast("import", "theirs.pth", "--backbone", "vit_t16", "--weights", "none", "--output-dir", "x").fails(1, "fit")
+    toast("import", "none.pth", "--backbone", "vit_demo").fails(2, "no checkpoint")
+    assert not (here / "x").exists()
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_pretuned_start_becomes_one_file_that_tuning_starts_from(here: Path) -> None:
+    small = [*TINY_DEMO, "training.epochs=1"]
+    made = toast("pretune", "--least-squares", *TINY_DEMO, "--output-dir", "pre")
+    assert made.code == 0, made.err
+    said = toast("export", "--run", "pre", "--out", "start")
+    assert said.code == 0 and "artifact written: start.safetensors" in said.out, said.err
+    report = json.loads((here / "export_report.json").read_text())["start.safetensors"]
+    assert {"random.features", "real.A.0", "real.xi"} <= report["differences"].keys()
+    tuned = toast("tune", *small, "--init-from", "start.safetensors", "--output-dir", "run")
+    assert tuned.code == 0 and "pre-tuned on demo" in tuned.err, tuned.err
+    toast("export", "--run", "pre", "--format", "onnx", "--out", "x").fails(2, "no model")
+    toast("export", "--run", "pre", "--what", "full", "--out", "x").fails(2, "artifact")
+    for path in ("pre", "start.safetensors"):
+        toast("eval", "--run", path).fails(2, "start for tuning", "--init-from")
+    (here / "start.safetensors").write_bytes((here / "start.safetensors").read_bytes()[:-100])
+    toast("tune", *small, "--init-from", "start.safetensors", "--output-dir", "y").fails(1, "damaged")
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_language_models_file_and_folder_need_no_other(here: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForImageClassification
+
+    import toast_cli
+
+    make_model(here / "model")
+    ends = json.loads((here / "model" / "generation_config.json").read_text()) | {"eos_token_id": [2, 7]}
+    write_json(here / "model" / "generation_config.json", ends)
+    data = write_json(here / "data.json", instructions(20))
+    chosen = ["--backbone", f"llama:{here / 'model'}", "--dataset", f"alpaca:{data}", "training.epochs=1"]
+    assert toast("tune", *chosen, "--output-dir", "run").code == 0
+    before = toast_cli.load("run").generate("Say yes.", max_new_tokens=6)
+    for form in (["--what", "full", "--out", "one"], ["--format", "hf", "--out", "hf"]):
+        assert toast("export", "--run", "run", *form).code == 0
+    (here / "model").rename(here / "away")
+    toast("generate", "--run", "run", "Say yes.").fails(1, "no model in", "--weights FOLDER")
+    assert toast_cli.load("run", weights="away").generate("Say yes.", max_new_tokens=6) == before
+    one = toast_cli.load("one.safetensors")
+    assert one.generate("Say yes.", max_new_tokens=6) == before
+    assert one.model.backbone.module.generation_config.eos_token_id == [2, 7]
+    toast("generate", "--run", "one.safetensors", "--weights", "away", "Hi").fails(2, "brings the backbone")
+    toast_cli.register()
+    ids = torch.randint(6, 100, (1, 9))
+    with torch.no_grad():
+        assert torch.equal(AutoModelForCausalLM.from_pretrained("hf")(ids).logits, one(ids))
+    with pytest.raises(ToastError, match="Use AutoModelForCausalLM"):
+        AutoModelForImageClassification.from_pretrained("hf")
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_files_name_ends_as_its_readers_expect_and_nothing_is_overwritten_unasked(here: Path, run: Path) -> None:
+    (here / "b.safetensors.old").write_text("mine")
+    assert toast("export", "--run", run, "--what", "backbone", "--out", "b").code == 0
+    toast("export", "--run", run, "--what", "backbone", "--out", "b").fails(2, "already exists", "--force")
+    assert toast("export", "--run", run, "--what", "backbone", "--out", "b", "--force").code == 0
+    assert sorted(path.name for path in here.iterdir()) == ["b.safetensors", "b.safetensors.old", "export_report.json"]
+
+
+@pytest.mark.usefixtures("quickly")
+def test_weights_that_have_moved_are_missed_by_name_and_found_beside_the_run(here: Path, run: Path) -> None:
+    assert toast("export", "--run", run, "--what", "backbone", "--out", "w").code == 0
+    tuned = toast("tune", *TINY_DEMO, "training.epochs=1", "--weights", here / "w.safetensors", "--output-dir", "r")
+    assert tuned.code == 0, tuned.err
+    (here / "w.safetensors").rename(here / "v.safetensors")
+    toast("export", "--run", "r", "--out", "a").fails(1, "not at", "w.safetensors", "--weights FILE")
+    assert toast("export", "--run", "r", "--weights", "v.safetensors", "--out", "a").code == 0
+    (here / "v.safetensors").rename(here / "r" / "w.safetensors")
+    assert toast("export", "--run", "r", "--out", "b").code == 0
+
+
+FORMS = (
+    ["safetensors"],
+    ["safetensors", "--what", "full"],
+    ["torch-export"],
+    ["hf"],
+)
+
+
+@pytest.mark.usefixtures("quickly")
+def test_no_export_tells_a_path_of_this_machine(here: Path, pictures: MakePictures, text_run: Path) -> None:
+    root = pictures(cat=8, dog=8)
+    words = ["--backbone", "vit_demo", "--dataset", f"folder:{root}", "--method", "linear", "training.epochs=1"]
+    assert toast("tune", *words, "--output-dir", here / "run").code == 0
+    for run, private in ((here / "run", root.parent), (text_run, text_run.parent)):
+        for form in FORMS:
+            said = toast("export", "--run", run, "--out", here / "out" / "x", "--force", "--format", *form)
+            assert said.code == 0, said.err
+        for file in (here / "out").rglob("*"):
+            assert file.is_dir() or str(private).encode() not in file.read_bytes(), file
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_language_models_adapter_asks_where_its_model_is(here: Path, text_run: Path) -> None:
+    assert toast("export", "--run", text_run, "--out", here / "a.safetensors").code == 0
+    toast("generate", "--run", "a.safetensors", "Say yes.").fails(1, "--weights FOLDER")
+    said = toast("generate", "--run", "a.safetensors", "--weights", text_run.parent / "model", "Say yes.")
+    assert said.code == 0, said.err
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_name_that_ends_in_a_slash_is_a_folder(here: Path, run: Path) -> None:
+    assert toast("export", "--run", run, "--out", "o/").code == 0
+    assert sorted(path.name for path in (here / "o").iterdir()) == ["export_report.json", "run-adapter.safetensors"]
+
+
+@pytest.mark.parametrize(("names", "kept"), [(("a", "b"), 2), (("a", "a"), 1)])
+def test_two_exports_at_once_lose_nothing_of_each_other(
+    here: Path, run: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str], kept: int
+) -> None:
+    both, errors = threading.Barrier(2), list[ToastError]()
+    form = registry.load(registry.EXPORTS, "safetensors")
+    proof = exporting.Proof({"random.logits": 0.0}, {"random.logits": 1.0}, 1.0, 1.0, "random")
+    read = exporting._reports
+
+    def proved(*_: Any) -> exporting.Proof:
+        both.wait()
+        return proof
+
+    def read_slowly(path: Path) -> dict[str, Any]:
+        found = read(path)
+        time.sleep(0.3)
+        return found
+
+    monkeypatch.setattr(exporting, "prove", proved)
+    monkeypatch.setattr(exporting, "_reports", read_slowly)
+
+    def one(name: str) -> None:
+        try:
+            exporting.export(load(run), "safetensors", Wanted("adapter"), here / f"{name}{form.suffix}")
+        except ToastError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=one, args=[name]) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(json.loads((here / "export_report.json").read_text())) == kept
+    assert [error.what.endswith("already exists.") for error in errors] == [True] * (2 - kept)
+
+
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize("random", [False, True])
+def test_an_adapter_brings_what_its_backbone_is_where_only_a_folder_of_the_makers_tells_it(
+    here: Path, random: bool
+) -> None:
+    """The backbone is named by a folder, and its weights are a file apart from it, or random."""
+    import toast_cli
+
+    make_model(here / "model")
+    data = write_json(here / "data.json", instructions(20))
+    backbone = ["--backbone", f"llama:{here / 'model'}"]
+    chosen = ["--dataset", f"alpaca:{data}", "training.epochs=1"]
+    weights = ["--weights", "none"]
+    if not random:
+        assert toast("tune", *backbone, *chosen, "--output-dir", "first").code == 0
+        assert toast("export", "--run", "first", "--what", "backbone", "--out", "w").code == 0
+        weights = ["--weights", here / "w.safetensors"]
+    assert toast("tune", *backbone, *chosen, *weights, "--output-dir", "run").code == 0
+    assert toast("pretune", "--least-squares", *backbone, *chosen[:2], *weights, "--output-dir", "pre").code == 0
+    before = toast_cli.load("run").generate("Say yes.", max_new_tokens=6)
+    for run in ("run", "pre"):
+        said = toast("export", "--run", run, "--out", f"of_{run}")
+        assert said.code == 0, said.err
+    (here / "model").rename(here / "away")
+    given = None if random else "w.safetensors"
+    assert toast_cli.load("of_run.safetensors", weights=given).generate("Say yes.", max_new_tokens=6) == before
+    assert toast("export", "--run", "of_pre.safetensors", "--out", "again").code == 0
+    assert str(here).encode() not in (here / "of_run.safetensors").read_bytes()
