@@ -296,7 +296,7 @@ class Backbone(ABC):
             if name == "prompt":
                 found.feedback["xi"] = tensor.flatten()
             elif name == "top_down_transform":
-                found.feedback["P"] = tensor.T
+                found.feedback["P"] = tensor.T if tensor.ndim == 2 else tensor
             elif layer := AUTHORS_NAME.fullmatch(name):
                 level, second, kind = layer.groups()
                 place = f"{'B' if second else 'A'}.{level}"

@@ -11,6 +11,7 @@ import torch
 
 from tests.cli.conftest import TINY_DEMO, toast, toast_in_new_process
 from tests.cli.export.conftest import logits
+from toast_cli.export import onnx_file
 from toast_cli.storage.adapter import load
 
 
@@ -118,3 +119,22 @@ def test_a_language_models_graph_takes_any_number_of_tokens(here: Path, text_run
     found = torch.export.load(target).module()(input_ids=ids, attention_mask=mask)["logits"]
     expected = logits(text_run, {"input_ids": ids, "attention_mask": mask})
     assert torch.allclose(found[mask.bool()], expected[mask.bool()], atol=1e-4)
+
+
+@pytest.mark.usefixtures("quickly")
+def test_the_weights_of_a_large_onnx_file_lie_beside_it(here: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protocol buffers end at two gigabytes; here the limit is set low."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
+    words = ["export", "--run", run, "--format", "onnx", "--out", here / "model.onnx"]
+    said = toast(*words, "--json")
+    assert said.code == 0, said.err
+    assert sorted(path.name for path in here.iterdir()) == ["export_report.json", "model.onnx", "model.onnx.data"]
+    graph, weights = here / "model.onnx", here / "model.onnx.data"
+    assert graph.stat().st_size < weights.stat().st_size
+    assert json.loads(said.out)["bytes"] == graph.stat().st_size + weights.stat().st_size
+    image = torch.randn(2, 3, 64, 64)
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"image": image.numpy()})
+    assert torch.allclose(torch.from_numpy(found), logits(run, image), atol=1e-4)
