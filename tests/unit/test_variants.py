@@ -40,10 +40,10 @@ def test_half_the_levels_are_half_the_feedback_path() -> None:
 @pytest.mark.parametrize("feedback", ["early", "late"])
 def test_counted_operations_are_about_one_and_a_half_of_the_plain_backbone(feedback: str) -> None:
     counted = flops(model_of(feedback=feedback))
-    # 1.5 passes (table 9), and what steering itself costs: less than a fifth of a pass.
-    assert 1.5 < counted["flops"] / counted["flops_plain"] < 1.7
+    # 1.5 passes (table 9), less most of the last block, a twelfth of a pass, and what steering itself costs besides.
+    assert 1.5 - 1 / 12 < counted["flops"] / counted["flops_plain"] < 1.6
     whole = flops(model_of())
-    assert 2.0 < whole["flops"] / whole["flops_plain"] < 2.4
+    assert 2.0 - 1 / 12 < whole["flops"] / whole["flops_plain"] < 2.2
 
 
 def test_without_token_selection_every_token_counts_in_full_and_xi_is_not_trained() -> None:
