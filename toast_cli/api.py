@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
@@ -42,7 +42,7 @@ class Prediction:
 
     label: str
     probability: float
-    probabilities: Tensor
+    probabilities: Tensor = field(compare=False)  # tensors compare one by one
 
 
 @dataclass(frozen=True)

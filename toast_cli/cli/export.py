@@ -55,21 +55,22 @@ def export(
     form = registry.load(registry.EXPORTS, format)
     path = chosen_run(run)
 
+    from toast_cli.export.reports import require_free
     from toast_cli.storage.artifact import is_artifact, load_artifact
 
     pretuned = is_artifact(path)
     part = what or ("artifact" if pretuned else form.parts[0])
     _check(format, form, part, dtype, fold, maps, normalize, pretuned)
     target = _target(out, path, format, part, form)
+    require_free(target, force)
 
     from toast_cli.export.base import Wanted
     from toast_cli.export.exporting import export as exported
-    from toast_cli.export.exporting import folds, require_free, size
+    from toast_cli.export.exporting import folds, size
     from toast_cli.export.pushing import check_push, push_export
     from toast_cli.export.stages import told_by
     from toast_cli.storage.adapter import load
 
-    require_free(target, force)
     if push is not None:
         check_push(push)
     loaded = (load_artifact if pretuned else load)(path, weights)
@@ -106,14 +107,19 @@ def _place_of(backbone: Any) -> str | None:
 
 
 def _target(given: str | None, run: Path, format: str, part: str, form: Format) -> Path:
-    """What to write: a file always has its format's suffix, for readers go by it."""
+    """What to write: a file always has its format's suffix, for readers go by it.
+
+    A folder that is there is one to write into, unless it is itself what an export wrote.
+    """
+    from toast_cli.export.reports import is_folder_export
+
     folder = run / "export" if run.is_dir() else run.parent
     stem = run.resolve().name if run.is_dir() else run.stem
     name = f"{stem}-{format if form.graph or not form.suffix else part}{form.suffix}"
     if given is None:
         return folder / name
     out = Path(given)
-    if form.suffix and (out.is_dir() or given.endswith(("/", os.sep))):
+    if given.endswith(("/", os.sep)) or (out.is_dir() and (form.suffix or not is_folder_export(out))):
         return out / name
     return out if out.name.endswith(form.suffix) else out.with_name(out.name + form.suffix)
 

@@ -6,7 +6,6 @@ What fails on the way leaves no file behind.
 from __future__ import annotations
 
 import glob
-import json
 import os
 import platform
 import shutil
@@ -20,17 +19,16 @@ import psutil
 from filelock import FileLock
 
 from toast_cli import __version__, registry
-from toast_cli.errors import ToastError, UsageError
+from toast_cli.errors import ToastError
 from toast_cli.export.base import Format, Wanted
 from toast_cli.export.proving import Proof, expected_of, prove
+from toast_cli.export.reports import REPORT, reports_of, require_free
 from toast_cli.export.stages import stage
 from toast_cli.fingerprint import digest_of
 from toast_cli.places import cache_folder
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.adapter import Loaded
 from toast_cli.storage.atomic import write_json
-
-REPORT = "export_report.json"
 
 
 def export(
@@ -48,7 +46,7 @@ def export(
     form: Format = registry.load(registry.EXPORTS, name)
     require_free(target, replace)
     lock = _lock_of(target.parent)
-    _reports(target.parent / REPORT)
+    reports_of(target.parent / REPORT)
     expected = expected_of(loaded, form, wanted)
     if wanted.part != "adapter":
         # What brings its own weights computes in one precision, not in the one that a backbone happens to be stored in.
@@ -63,7 +61,7 @@ def export(
         place = Path(temporary) / "made"
         try:
             place.mkdir()
-            stage(f"Writing {target.name}")
+            stage(f"Writing {'over ' if target.exists() else ''}{target.name}")
             form.write(loaded, wanted, place / target.name)
             proof = prove(loaded, name, form, wanted, expected, place / target.name)
             made = tuple(sorted(path.name for path in place.iterdir()))
@@ -73,7 +71,7 @@ def export(
                 if (place / target.name).is_dir():
                     write_json(place / target.name / REPORT, {target.name: report})
                 else:
-                    write_json(place / REPORT, {**_reports(target.parent / REPORT), target.name: report})
+                    write_json(place / REPORT, {**reports_of(target.parent / REPORT), target.name: report})
                 _keep(place, target.parent, Path(temporary) / "before", replace)
         except OSError as error:
             raise _cannot_write(target, error) from error
@@ -91,22 +89,6 @@ def _clear_away(folder: Path) -> None:
         process = left.name.removeprefix(_begun_here()).partition("-")[0]
         if process.isdigit() and not psutil.pid_exists(int(process)):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def require_free(target: Path, replace: bool) -> None:
-    """Refuse to write over what is there: unless told to, and a folder that no export made in any case.
-
-    Raises:
-        UsageError: it would be gone.
-    """
-    if target.is_dir() and target.name not in _reports(target / REPORT):
-        raise UsageError(
-            f"{target} is a folder already, and not one that 'toast export' wrote under this name.",
-            "It would be gone, with all that is in it.",
-            f"Choose another --out, such as {target / 'NAME'}.",
-        )
-    if target.exists() and not replace:
-        raise UsageError(f"{target} already exists.", what_to_do="Choose another --out, or say --force.")
 
 
 def _lock_of(folder: Path) -> FileLock:
@@ -174,24 +156,6 @@ def size(paths: Iterable[Path]) -> int:
 
 def _told(wanted: Wanted) -> Mapping[str, Any]:
     return {name: value for name, value in asdict(wanted).items() if not name.startswith("backbone_")}
-
-
-def _reports(path: Path) -> dict[str, Any]:
-    """What was exported into this folder before.
-
-    Raises:
-        ToastError: the report of it is damaged.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-        why = f"It holds a {type(found).__name__}."
-    except OSError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        why = f"{type(error).__name__}: {error}"
-    raise ToastError(f"{path} is damaged.", why, "Remove it, or export to another folder.")
 
 
 def _cannot_write(target: Path, error: OSError) -> ToastError:

@@ -120,10 +120,10 @@ def card(loaded: Loaded, wanted: Wanted) -> str:
         "for the task from the first pass, and feeds it back into every layer of the second.",
         "",
         f"- Task: {task}" + (f", {len(config.classes)} classes" if config.classes else ""),
-        f"- Method: {_plainly(recipe['method'])}",
+        f"- Method: {_plainly(_but(recipe['method'], 'start', 'start_images'))}",
         f"- Trained parameters: {config.trained_parameters:,}",
         f"- Weights: {wanted.dtype}" + (", folded: for inference alone" if wanted.fold or config.folded else ""),
-        f"- Data: {_plainly(recipe['dataset'])}; seed {recipe['seed']}",
+        f"- Data: {_plainly(recipe['dataset'])}",
         f"- Backbone: {recipe['backbone']['name']}, fingerprint `{config.backbone_fingerprint[:16]}…`",
         *_lineage(loaded.path, recipe),
         f"- Licence of the backbone: {licence or 'not recorded; ask where its weights came from'}",
@@ -156,11 +156,12 @@ def _lineage(run: Path, recipe: dict[str, Any]) -> list[str]:
     """Where what was learned comes from: an imported checkpoint, or what the feedback path started from."""
     results = _results(run)
     if "imported_from" not in results:
-        return [f"- Feedback path from: {recipe['init_from'] or recipe['method'].get('start', 'no feedback path')}"]
+        start = recipe["init_from"] or recipe["method"].get("start", "no feedback path")
+        return [f"- Feedback path from: {start}", f"- Seed: {recipe['seed']}"]
     departures = ", ".join(f"backbone.{name}={value}" for name, value in (results.get("departures") or {}).items())
     return [
         f"- Imported from: {results['imported_from']} (SHA-256 `{results['file_sha256'][:16]}…`), of the authors' code",
-        "- How it was trained is not recorded there: start and seed, as said above, are not its own",
+        "- How it was trained is not recorded there",
         f"- Computed as there: {departures or 'no departure from the paper'}",
     ]
 
@@ -168,6 +169,10 @@ def _lineage(run: Path, recipe: dict[str, Any]) -> list[str]:
 def _results(run: Path) -> dict[str, Any]:
     """What is recorded at the end of a run, where that lies with it."""
     return read_sealed(run / "results.json") if (run / "results.json").is_file() else {}
+
+
+def _but(section: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name not in names}
 
 
 def _plainly(section: dict[str, Any]) -> str:

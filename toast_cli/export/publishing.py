@@ -18,6 +18,10 @@ def for_others(recipe: Mapping[str, Any]) -> dict[str, Any]:
         value = (told.get(section) or {}).get(field)
         if isinstance(value, str) and ":" not in value:  # relative ones say no more than others, and no less
             told[section] = {**told[section], field: PurePath(value).name}
+    name = recipe["backbone"]["name"]
+    if folder_in(name) is not None:  # told as a folder, or its readers would look for it on a hub
+        family, _, place = name.partition(":")
+        told["backbone"] = {**told["backbone"], "name": f"{family}:./{_last(place)}"}
     if isinstance(told.get("init_from"), str):
         told["init_from"] = PurePath(told["init_from"]).name
     return {**told, "data_dir": None}
@@ -26,7 +30,9 @@ def for_others(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def folder_in(name: str) -> str | None:
     """The folder that a backbone's name is, as in `llama:/models/mine`; such a name is published without its place."""
     _, _, place = name.partition(":")
-    return place if place and _without_paths(name) != name and Path(place).expanduser().is_dir() else None
+    folder = Path(place).expanduser()
+    of_a_model = _without_paths(name) != name or (folder / "config.json").is_file()
+    return place if place and of_a_model and folder.is_dir() else None
 
 
 def _without_paths(value: Any) -> Any:

@@ -28,14 +28,15 @@ def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
     import torch
 
     from toast_cli.model import folded, plain_network
-    from toast_cli.storage.adapter import save_file
+    from toast_cli.storage.adapter import BACKBONE_ENTRY, save_file
     from toast_cli.storage.artifact import read_artifact, save_artifact_file
     from toast_cli.storage.atomic import write_tensors
 
     dtype: torch.dtype = getattr(torch, wanted.dtype)
     if wanted.part == "backbone":
         tensors = plain_network(loaded.model)
-        write_tensors(path, {name: _cast(tensor, dtype) for name, tensor in tensors.items()}, {"format": "pt"})
+        told = {"format": "pt", BACKBONE_ENTRY: for_others(loaded.config.recipe)["backbone"]["name"]}
+        write_tensors(path, {name: _cast(tensor, dtype) for name, tensor in tensors.items()}, told)
         return
     if wanted.part == "artifact":
         lineage, _ = read_artifact(loaded.path)

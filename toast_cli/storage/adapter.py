@@ -42,6 +42,9 @@ PRETUNED = "artifact"
 PRETUNED_ENTRY = "toast-artifact"
 """What the metadata of one exported as a file has in place of `toast`."""
 
+BACKBONE_ENTRY = "toast-backbone"
+"""What the metadata of a backbone's weights alone has in place of `toast`: the backbone's name."""
+
 FILES_ENTRY = "backbone"
 """Under which the metadata of an exported file has the `Backbone.files` that it brings."""
 
@@ -267,6 +270,11 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         )
     if PRETUNED_ENTRY in metadata:
         raise _start(path)
+    if BACKBONE_ENTRY in metadata:
+        raise UsageError(
+            f"{path} holds the weights of a backbone, {metadata[BACKBONE_ENTRY]}, and nothing of what was learned.",
+            what_to_do=f"Use it as --weights {path}, or load it with the backbone's own library.",
+        )
     if "toast" not in metadata:
         raise UsageError(
             f"{path} was not exported by toast.",

@@ -159,7 +159,7 @@ def test_two_exports_at_once_lose_nothing_of_each_other(
     both, errors = threading.Barrier(2), list[ToastError]()
     form = registry.load(registry.EXPORTS, "safetensors")
     proof = exporting.Proof({"random.logits": 0.0}, {"random.logits": 1.0}, 1.0, 1.0, "random")
-    read = exporting._reports
+    read = exporting.reports_of
 
     def proved(*_: Any) -> exporting.Proof:
         both.wait()
@@ -171,7 +171,7 @@ def test_two_exports_at_once_lose_nothing_of_each_other(
         return found
 
     monkeypatch.setattr(exporting, "prove", proved)
-    monkeypatch.setattr(exporting, "_reports", read_slowly)
+    monkeypatch.setattr(exporting, "reports_of", read_slowly)
 
     def one(name: str) -> None:
         try:
@@ -216,3 +216,32 @@ def test_an_adapter_brings_what_its_backbone_is_where_only_a_folder_of_the_maker
     assert toast_cli.load("of_run.safetensors", weights=given).generate("Say yes.", max_new_tokens=6) == before
     assert toast("export", "--run", "of_pre.safetensors", "--out", "again").code == 0
     assert str(here).encode() not in (here / "of_run.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_backbones_file_is_called_what_it_is(here: Path, run: Path) -> None:
+    assert toast("export", "--run", run, "--what", "backbone", "--out", "w").code == 0
+    toast("eval", "--run", "w.safetensors").fails(2, "weights of a backbone, vit_demo", "--weights w.safetensors")
+
+
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize("named", ["model", "./model", "absolute"])
+def test_the_folder_of_a_language_model_is_never_looked_for_on_a_hub(
+    here: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """A repository there may have the folder's name."""
+    make_model(here / "model")
+    data = write_json(here / "data.json", instructions(20))
+    name = str(here / "model") if named == "absolute" else named
+    words = ["--backbone", f"llama:{name}", "--dataset", f"alpaca:{data}", "training.epochs=1"]
+    assert toast("tune", *words, "--output-dir", "run").code == 0
+    assert toast("export", "--run", "run", "--out", "a").code == 0
+    (here / "model").rename(here / "away")
+
+    def asked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.file_download._get_metadata_or_catch_error", asked)
+    toast("generate", "--run", "a.safetensors", "Hi").fails(1, "no model in ./model", "--weights FOLDER")
+    said = toast("generate", "--run", "a.safetensors", "--weights", "away", "Hi")
+    assert said.code == 0, said.err

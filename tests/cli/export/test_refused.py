@@ -187,19 +187,29 @@ def test_a_file_of_another_kind_is_called_what_it_is(here: Path, name: str) -> N
 
 
 @pytest.mark.usefixtures("quickly")
-def test_a_folder_that_no_export_made_is_never_written_over(here: Path, run: Path) -> None:
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_folder_that_no_export_made_is_written_into_and_never_over(here: Path, run: Path, slash: str) -> None:
     own = shutil.copytree(run, here / "own")
     (here / "mine").mkdir()
     (here / "mine" / "thesis.txt").write_text("precious")
     for place in ("mine", "own"):
-        before = sorted(path.name for path in (here / place).iterdir())
-        said = toast("export", "--run", own, "--format", "hf", "--out", here / place, "--force")
-        said.fails(2, "is a folder already", f"{place}/NAME")
-        assert sorted(path.name for path in (here / place).iterdir()) == before
-    words = ["export", "--run", own, "--format", "hf", "--out", here / "hf"]
+        before = {path.name for path in (here / place).iterdir()}
+        said = toast("export", "--run", own, "--format", "hf", "--out", f"{here / place}{slash}", "--force")
+        assert said.code == 0, said.err
+        assert {path.name for path in (here / place).iterdir()} == before | {"own-hf"}
+    shutil.rmtree(here / "mine" / "own-hf")
+    (here / "mine" / "own-hf").mkdir()
+    said = toast("export", "--run", own, "--format", "hf", "--out", here / "mine", "--force")
+    said.fails(2, "own-hf is a folder already")
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_folder_that_an_export_made_is_written_over_when_asked(here: Path, run: Path) -> None:
+    words = ["export", "--run", run, "--format", "hf", "--out", here / "hf"]
     assert toast(*words).code == 0
     toast(*words).fails(2, "already exists", "--force")
-    assert toast(*words, "--force").code == 0
+    said = toast(*words, "--force")
+    assert said.code == 0 and "Writing over hf" in said.err
 
 
 @pytest.mark.usefixtures("quickly")
