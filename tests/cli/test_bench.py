@@ -55,6 +55,14 @@ def test_one_command_searches_trains_and_fills_the_table(finished: tuple[Path, A
     assert {path.name for path in (folder / "out").iterdir()} >= {"ledger.db", "tables", "page.html", "suite.yaml"}
 
 
+def test_workers_that_leave_runs_undone_are_said_and_are_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toast_cli.bench.supervising.supervise", lambda *_: [1, -15])
+    said = toast(*DEMO, "--workers", "2", "--out", tmp_path / "out")
+    said.fails(1, "3 runs are not done", "ended with 1, -15", "out/workers", "Start the same command again")
+
+
 def test_only_final_runs_look_at_the_test_split_and_each_does_once(finished: tuple[Path, Any]) -> None:
     folder, _ = finished
     for run in (folder / "out" / "runs").iterdir():

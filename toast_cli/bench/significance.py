@@ -61,8 +61,10 @@ def _tested(one: Sequence[float], other: Sequence[float], over: str) -> Comparis
     difference = np.subtract(one, other)
     if not difference.any():
         return Comparison(1.0, len(one), over)
-    if np.ptp(difference) == 0:  # the same difference every time: the test would divide by zero
-        return Comparison(0.0, len(one), over)
+    if (
+        np.ptp(difference) == 0
+    ):  # the same difference every time: the t-test would divide by zero, the sign test does not
+        return Comparison(2.0 ** (1 - len(one)), len(one), over)
     p = float(ttest_rel(one, other).pvalue)
     return Comparison(1.0 if math.isnan(p) else p, len(one), over)
 

@@ -124,7 +124,16 @@ _SPECIAL = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
 }
-_SPECIAL |= {"±": r"$\pm$", "×": r"$\times$", "–": "--", "^": r"\^{}", "<": "$<$", "\\": r"\textbackslash{}"}
+_SPECIAL |= {
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "–": "--",
+    "^": r"\^{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": r"\textbar{}",
+    "\\": r"\textbackslash{}",
+}
 
 
 def _tex(text: str) -> str:

@@ -132,6 +132,7 @@ def run(
         return
     if not (join and (folder / ASKED).exists()):
         remember(folder, experiment, text, ledger)
+    codes: list[int] = []
     if workers == 1:
         with TerminalReporter() as reporter:
             work(board, folder, reporter)
@@ -140,10 +141,15 @@ def run(
         if ledger is not None:
             os.environ[LEDGER] = ledger
         joining = _joining(folder, suite, experiment)
-        supervise(workers, joining, folder / "workers", lambda: progress_line(board))
+        codes = supervise(workers, joining, folder / "workers", lambda: progress_line(board))
     if not join:
         print_results(board, folder, as_json)
-    if board.counts()["failed"]:
+    counts = board.counts()
+    undone = sum(counts[state] for state in ("waiting", "running", "wanted")) if any(codes) else 0
+    if undone:
+        ended = f"The workers ended with {', '.join(map(str, codes))}: see {folder / 'workers'}."
+        say(f"{undone} {'run is' if undone == 1 else 'runs are'} not done. {ended} Start the same command again.", err)
+    if undone or counts["failed"]:
         raise typer.Exit(RUNTIME_FAILURE)
 
 

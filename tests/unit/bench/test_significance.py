@@ -52,4 +52,5 @@ def test_a_single_seed_without_answers_says_nothing() -> None:
 def test_equal_rows_do_not_differ_and_a_constant_difference_is_no_division_by_zero() -> None:
     same = Sample({0: 80.0, 1: 82.0}, {})
     assert compare(same, same).p == 1.0
-    assert compare(same, Sample({0: 70.0, 1: 72.0}, {})).p == 0.0
+    # Two seeds alone show little, whatever the difference: a coin falls twice on the same side every other time.
+    assert compare(same, Sample({0: 70.0, 1: 72.0}, {})).p == 0.5
