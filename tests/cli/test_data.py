@@ -262,6 +262,12 @@ class TestOut:
         toast("data", "check", source, "--data-dir", tmp_path, "--out", tmp_path / "it.json")
         assert (tmp_path / "it.json").exists() and not (own / "it.json").exists()
 
+    @pytest.mark.parametrize("own", ["pets/train", "others"])
+    def test_nor_among_the_photographs_or_the_distractors_of_a_grid(self, tmp_path: Path, own: str) -> None:
+        source, out = LAYOUTS["grid"](tmp_path), tmp_path / own / "it.json"
+        toast("data", "check", source, "--data-dir", tmp_path, "--out", out).fails(2, "lies among the data", own)
+        assert not out.exists()
+
     def test_a_table_says_itself_what_is_read(self, tmp_path: Path) -> None:
         source = LAYOUTS["table"](tmp_path)
         toast("data", "check", source, "--data-dir", tmp_path, "--out", tmp_path / "it.json")

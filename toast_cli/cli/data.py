@@ -185,13 +185,13 @@ def _require_outside(out: Path | None, chosen: Any, data_dir: Path | None, opene
         UsageError: `out` lies in a folder that the data set is read from.
     """
     from toast_cli.data.location import places
+    from toast_cli.data.source import folders_of
     from toast_cli.errors import UsageError
 
     named = places(chosen.path, data_dir) if getattr(chosen, "path", None) else []
     folders = [place for place in named if place.is_dir()]
     if not any(place.is_file() for place in named):  # a table may lie anywhere, and says itself what is read
-        roots = {getattr(split, "root", None) for split in opened.splits.values()}
-        folders += [root for root in roots if isinstance(root, Path)]
+        folders += sorted(folder for split in opened.splits.values() for folder in folders_of(split))
     for folder in folders:
         if out is not None and out.resolve().is_relative_to(folder.resolve()):
             raise UsageError(f"--out {out} lies among the data, in {folder}.", what_to_do="Choose another place.")

@@ -94,6 +94,11 @@ class FileSplit:
         """What the masks are: boxes, outlines, ..."""
         return self.regions[0].what if self.regions else None
 
+    @property
+    def folders(self) -> frozenset[Path]:
+        """The folder that the images are read from, unless they lie in something else."""
+        return frozenset({self.root} if isinstance(self.root, Path) else ())
+
     def __len__(self) -> int:
         return len(self.names)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from toast_cli import registry
-from toast_cli.data.source import DataSet, Sample, Source, image_splits
+from toast_cli.data.source import DataSet, Sample, Source, folders_of, image_splits
 from toast_cli.data.split import hold_out, listed, split_hash
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.options import Named
@@ -99,6 +99,12 @@ class GridSplit:
     def names(self) -> list[str]:
         """The labelled photograph's name; after it, which of several mosaics."""
         return [self._name(index) for index in range(len(self))]
+
+    @property
+    def folders(self) -> frozenset[Path]:
+        """The folders that photographs and distractors are read from."""
+        splits = {id(photo.split): photo.split for photo in (*self.photos, *self.pool)}
+        return frozenset(folder for split in splits.values() for folder in folders_of(split))
 
     def __len__(self) -> int:
         return len(self.photos) * self.repeats

@@ -67,6 +67,11 @@ class PairSplit:
         """The images' file names."""
         return [image.name for image, _ in self.pairs]
 
+    @property
+    def folders(self) -> frozenset[Path]:
+        """The folders of the images and of the class maps."""
+        return frozenset(file.parent for pair in self.pairs for file in pair)
+
     def take(self, indices: Sequence[int]) -> PairSplit:
         """The samples at `indices`, in that order."""
         return replace(self, pairs=tuple(self.pairs[i] for i in indices))

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toast_cli.data.source import marks_of
+from toast_cli.data.source import folders_of, marks_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from toast_cli.data.source import ImageSplit, Sample
 
 
@@ -40,6 +42,11 @@ class Part:
         """What an error or a table calls every sample."""
         names = self.split.names
         return [names[index] for index in self.indices]
+
+    @property
+    def folders(self) -> frozenset[Path]:
+        """The folders that the images are read from."""
+        return folders_of(self.split)
 
     def __len__(self) -> int:
         return len(self.indices)

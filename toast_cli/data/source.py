@@ -72,6 +72,11 @@ def marks_of(split: Split) -> str | None:
     return getattr(split, "marks", "masks") if split.has_masks else None
 
 
+def folders_of(split: Split) -> frozenset[Path]:
+    """The folders that a split's images are read from (its `folders`); none where it reads from something else."""
+    return getattr(split, "folders", frozenset())
+
+
 class Batches(Protocol):
     """Batches of a split, over and over: mappings of tensors whose first dimension is the batch."""
 

@@ -14,7 +14,7 @@ from toast_cli.data.ade20k import open_ade20k
 from toast_cli.data.checking import check
 from toast_cli.data.masks import Options, open_masks
 from toast_cli.data.pairs import class_map
-from toast_cli.data.source import DataSet
+from toast_cli.data.source import DataSet, folders_of
 from toast_cli.data.voc import CLASSES as VOC_CLASSES
 from toast_cli.data.voc import Options as Voc
 from toast_cli.data.voc import open_voc
@@ -202,6 +202,11 @@ class TestWhatIsWrongIsNamed:
         for part in ("images", "masks"):
             (root / part / "train").rename(root / part / "test")
         assert "but no train folder" in self.refused(root)
+
+
+def test_the_folders_of_images_and_of_class_maps_are_told(pairs: MakePairs) -> None:
+    root = pairs(train=2)
+    assert folders_of(opened(root).splits["train"]) == {root / "images/train", root / "masks/train"}
 
 
 def voc(root: Path, train: list[str], val: list[str], augmented: list[str] | None = None) -> Path:
