@@ -237,6 +237,27 @@ class TestCheck:
         toast("data", "check", f"folder:{root}", "training.lr=1").fails(2, "Only the data set")
 
 
+class TestBarePaths:
+    @pytest.mark.parametrize(("path", "meant"), [("pets.csv", "table:"), ("pets.zip", "archive:"), ("pets", "folder:")])
+    def test_are_told_what_to_say(self, tmp_path: Path, path: str, meant: str) -> None:
+        (tmp_path / "pets").mkdir()
+        for name in ("pets.csv", "pets.zip"):
+            (tmp_path / name).touch()
+        here = tmp_path / path
+        toast("data", "check", here).fails(2, "cannot be used as a data set", f"say {meant}{here}")
+        toast("tune", "--backbone", "vit_demo", "--dataset", here).fails(2, f"say {meant}{here}")
+
+
+class TestWarnings:
+    def test_a_split_that_is_not_there_is_one(self, tmp_path: Path) -> None:
+        for number, name in enumerate(("a", "b")):
+            (tmp_path / "it" / name).mkdir(parents=True)
+            photograph(number).save(tmp_path / "it" / name / "0.png")
+        told = toast("data", "check", f"folder:{tmp_path / 'it'}").out
+        assert "there is no val split" in told and "there is no test split" in told
+        assert "Nothing here would spoil a run" not in told
+
+
 class TestOut:
     @pytest.mark.parametrize(("verb", "name", "wanted"), [("check", "it.png", ".json"), ("show", "it.jpg", ".png")])
     def test_a_name_that_ends_like_something_else_is_refused(

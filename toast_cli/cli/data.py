@@ -263,7 +263,13 @@ def _examples(report: dict[str, Any], most: int = 5) -> list[str]:
             mirrored = ", mirrored" if pair["mirrored"] else ""
             other = "" if pair["same_class"] else " (of another class)"
             lines.append(f"  {word}{mirrored}: {pair['first']} and {pair['second']}{other}")
-    return [*lines, "  --out FILE writes them all."] if lines else []
+    left = any(len(report["duplicates"][kind]["pairs"]) > most for kind in words) or any(
+        len(found[kind]) > most for found in report["splits"].values() for kind in ("unreadable", "outside")
+    )
+    spoilt = report["duplicates"]["across_splits"]["count"] + report["duplicates"]["changed_across_splits"]["count"]
+    if spoilt:
+        lines.append("  Remove one image of each pair that two splits share, of training rather than of test.")
+    return [*lines, "  --out FILE writes them all."] if left else lines
 
 
 def _spread(values: dict[str, float] | None) -> str:

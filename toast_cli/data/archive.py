@@ -37,7 +37,8 @@ def open_archive(options: Options, data_dir: Path | None) -> DataSet:
     from toast_cli.data.packed import open_packed
 
     packed = open_packed(find_file(options.path, data_dir, "archive:FILE"))
-    data = open_tree(options, packed, class_file(options.class_file, data_dir), _top(packed))
+    top = _top(packed)
+    data = open_tree(options, packed.below(top) if top else packed, class_file(options.class_file, data_dir))
     return replace(data, notes=(*packed.notes, *data.notes))
 
 

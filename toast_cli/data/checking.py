@@ -135,6 +135,9 @@ def _problems(report: Mapping[str, Any]) -> list[str]:
 
 def _warnings(report: Mapping[str, Any], labels_pixels: bool) -> list[str]:
     warnings = []
+    for part, use in (("val", "no epoch and no setting can be chosen"), ("test", "nothing is reported")):
+        if part not in report["splits"]:
+            warnings.append(f"there is no {part} split: {use} by it")
     near = report["duplicates"]["nearly_across_splits"]
     if near["count"]:
         others = f", {near['of_another_class']:,} of another class" if near["of_another_class"] else ""

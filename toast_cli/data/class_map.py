@@ -45,8 +45,10 @@ def class_file(path: str | None, data_dir: Path | None) -> tuple[str, ...] | Non
 
 
 def in_order(labels: Collection[str]) -> tuple[str, ...]:
-    """The class map of labels that stand in a table: sorted, as numbers where all are numbers."""
-    return tuple(sorted(set(labels), key=int) if all(map(str.isdecimal, labels)) else sorted(set(labels)))
+    """The class map of the names that labels have: sorted, as numbers where all are numbers."""
+    if all(map(str.isdecimal, labels)):
+        return tuple(sorted(set(labels), key=lambda name: (int(name), name)))  # '01' is another class than '1'
+    return tuple(sorted(set(labels)))
 
 
 def require_same_classes(
@@ -87,5 +89,6 @@ def learnable(train: FileSplit, classes: Sequence[str], where: str, given: bool)
     if not given:
         require_every_class(train, classes, where)
         return []
-    missing = [name for label, name in enumerate(classes) if label not in set(train.labels)]
+    seen = set(train.labels)
+    missing = [name for label, name in enumerate(classes) if label not in seen]
     return [f"train: no image of {listed(missing)}, which the class file names"] if missing else []

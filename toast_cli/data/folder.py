@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from toast_cli.data.class_map import class_file, learnable, require_same_classes
+from toast_cli.data.class_map import class_file, in_order, learnable, require_same_classes
 from toast_cli.data.files import FileSplit
 from toast_cli.data.formats import endings
 from toast_cli.data.location import places
@@ -43,61 +43,60 @@ def open_folder(options: Options, data_dir: Path | None) -> DataSet:
 SOURCE = Source(Options, open_folder, "a folder of images, one folder per class: folder:PATH")
 
 
-def open_tree(options: WholeOptions, tree: Tree, given: tuple[str, ...] | None, top: str = "") -> DataSet:
-    """Whatever holds a folder per class below `top`, with or without split folders around them.
+def open_tree(options: WholeOptions, tree: Tree, given: tuple[str, ...] | None) -> DataSet:
+    """Whatever holds a folder per class, with or without split folders around them.
 
     `given` are the classes where a file names them.
 
     Raises:
         ToastError: as `open_folder`.
     """
-    folders = tree.folders(top)
+    folders = tree.folders()
     if not folders:
-        loose = " Images lie directly in it, in no class folder." if tree.found(top).images else ""
+        loose = " Images lie directly in it, in no class folder." if tree.found().images else ""
         raise ToastError(
-            f"There is no class folder in {tree.place(top)}.", f"The folder holds no folders.{loose}", LAYOUTS
+            f"There is no class folder in {tree.place()}.", f"The folder holds no folders.{loose}", LAYOUTS
         )
-    splits = _split_folders(tree, top, folders)
+    splits = _split_folders(tree, folders)
     if splits:
-        return _open_split(options, tree, given, top, splits)
-    classes = given or tuple(folders)
-    require_same_classes(classes, {"the data": folders}, tree.place(top), origin="the class file")
-    images, found = _files(tree, top, classes)
-    _require_images(images, tree.place(top))
-    left = [*left_out(tree.place(top), found), *_loose(tree, [top])]
-    unseen = learnable(images, classes, tree.place(top), given is not None)
+        return _open_split(options, tree, given, splits)
+    classes = given or in_order(folders)
+    require_same_classes(classes, {"the data": folders}, tree.place(), origin="the class file")
+    images, found = _files(tree, "", classes)
+    _require_images(images, tree.place())
+    left = [*left_out(tree.place(), found), *_loose(tree, [""])]
+    unseen = learnable(images, classes, tree.place(), given is not None)
     made, notes = divide_whole(images, options)
     return DataSet(classes, made, (*unseen, *left, *notes))
 
 
 def _open_split(
-    options: WholeOptions, tree: Tree, given: tuple[str, ...] | None, top: str, folders: Mapping[str, str]
+    options: WholeOptions, tree: Tree, given: tuple[str, ...] | None, folders: Mapping[str, str]
 ) -> DataSet:
     """PATH/{train,val,test}/CLASS: the class folders of train are the class map, unless it is given."""
-    paths = {part: _below(top, folder) for part, folder in folders.items()}
-    class_folders = {part: tree.folders(path) for part, path in paths.items()}
-    classes = given or tuple(class_folders["train"])
-    train = tree.place(paths["train"])
+    class_folders = {part: tree.folders(folder) for part, folder in folders.items()}
+    classes = given or in_order(class_folders["train"])
+    train = tree.place(folders["train"])
     if not class_folders["train"]:
         raise ToastError(f"There is no class folder in {train}.", what_to_do=LAYOUTS)
-    require_same_classes(classes, class_folders, tree.place(top), "the class file" if given else "train")
-    read = {part: _files(tree, path, classes) for part, path in paths.items()}
+    require_same_classes(classes, class_folders, tree.place(), "the class file" if given else "train")
+    read = {part: _files(tree, path, classes) for part, path in folders.items()}
     parts = {part: files for part, (files, _) in read.items()}
     _require_images(parts["train"], train)
-    notes = left_out(tree.place(top), (each for _, found in read.values() for each in found))
-    notes += _loose(tree, [top, *paths.values()])
+    notes = left_out(tree.place(), (each for _, found in read.values() for each in found))
+    notes += _loose(tree, ["", *folders.values()])
     notes += learnable(parts["train"], classes, train, given is not None)
-    unused = [name for name in tree.folders(top) if name not in folders.values()]
+    unused = [name for name in tree.folders() if name not in folders.values()]
     if unused:
         noun = "folder is" if len(unused) == 1 else "folders are"
         notes.append(
-            f"{tree.place(top)}: {len(unused)} {noun} neither train, val nor test and not read: {', '.join(unused)}"
+            f"{tree.place()}: {len(unused)} {noun} neither train, val nor test and not read: {', '.join(unused)}"
         )
     for part in ("val", "test"):
         if part in parts and not len(parts[part]):
-            notes.append(f"{part}: {tree.place(paths[part])} holds no image, so it is ignored")
+            notes.append(f"{part}: {tree.place(folders[part])} holds no image, so it is ignored")
             del parts[part]
-    made, made_notes = divide_given(parts, options, tree.place(top))
+    made, made_notes = divide_given(parts, options, tree.place())
     return DataSet(classes, made, (*notes, *made_notes))
 
 
@@ -121,8 +120,8 @@ def find_folder(path: str, data_dir: Path | None) -> Path:
     )
 
 
-def _split_folders(tree: Tree, top: str, folders: Sequence[str]) -> dict[str, str]:
-    """The folders of train, val and test, or nothing where `top` holds classes.
+def _split_folders(tree: Tree, folders: Sequence[str]) -> dict[str, str]:
+    """The folders of train, val and test, or nothing where the folders are classes.
 
     A class may be called 'train' too: beside other classes, and with images but no folders in it, it is one.
 
@@ -136,14 +135,14 @@ def _split_folders(tree: Tree, top: str, folders: Sequence[str]) -> dict[str, st
             continue
         if part in found:
             raise ToastError(
-                f"{tree.place(top)} has two folders for one split: {found[part]} and {name}.", what_to_do="Remove one."
+                f"{tree.place()} has two folders for one split: {found[part]} and {name}.", what_to_do="Remove one."
             )
         found[part] = name
     only_splits = len(found) == len(folders)
     if "train" in found:
-        return found if only_splits or tree.folders(_below(top, found["train"])) else {}
+        return found if only_splits or tree.folders(found["train"]) else {}
     if only_splits:
-        raise ToastError(f"{tree.place(top)} holds {', '.join(folders)} but no train folder.", what_to_do=LAYOUTS)
+        raise ToastError(f"{tree.place()} holds {', '.join(folders)} but no train folder.", what_to_do=LAYOUTS)
     return {}
 
 

@@ -10,7 +10,7 @@ one split, so none that was seen in training returns in a test.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
@@ -73,12 +73,17 @@ class Photo:
         """What the split calls it."""
         return self.split.names[self.index]
 
+    def place(self, source: str) -> str:
+        """Where it is read from: the same of two data sets that share it. `source` is the choice that it is of."""
+        return f"{getattr(self.split, 'root', source)}/{self.name}"
+
 
 @dataclass(frozen=True)
 class GridSplit:
     """Mosaics, each put together when it is asked for. A sample's mask is the cell that holds the labelled photograph.
 
-    `photos` are the labelled ones, `pool` the distractors of this split; `part` is the split's name.
+    `photos` are the labelled ones, `pool` the distractors of this split; `part` is the split's name. `own` says which
+    of the pool a photograph is itself, where it is one: in its own mosaic it is seen once.
     """
 
     photos: tuple[Photo, ...]
@@ -88,6 +93,7 @@ class GridSplit:
     repeats: int = 1
     has_masks: bool = True
     marks: str = "the cell of the labelled photograph"
+    own: Mapping[int, int] = field(default_factory=dict)
     _kept: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -119,7 +125,9 @@ class GridSplit:
         target = next(numbers) % cells
         drawn: dict[int, None] = {}  # a set in the order of drawing
         while len(drawn) < cells - 1:
-            drawn[next(numbers) % len(self.pool)] = None
+            other = next(numbers) % len(self.pool)
+            if other != self.own.get(place):
+                drawn[other] = None
         return target, tuple(drawn)
 
     def load(self, index: int) -> Sample:
@@ -179,17 +187,23 @@ def open_grid(options: Options, data_dir: Path | None) -> DataSet:
     classes = labelled.classes[: options.classes]
     if len(classes) < 2:
         raise UsageError(f"{chosen} has no classes to tell apart.", what_to_do="Name labelled images before the '+'.")
-    pools = _divided([Photo(split, i) for split in distractors for i in range(len(split))], options)
+    shown = {
+        part: tuple(Photo(split, i) for i, label in enumerate(split.labels) if label < len(classes))
+        for part, split in image_splits(labelled, chosen).items()
+    }
+    part_of = {photo.place(chosen): part for part, photos in shown.items() for photo in photos}
+    pools = _divided([Photo(split, i) for split in distractors for i in range(len(split))], part_of, others, options)
     splits, notes = {}, []
-    for part, split in image_splits(labelled, chosen).items():
-        photos = tuple(Photo(split, i) for i, label in enumerate(split.labels) if label < len(classes))
-        needed = options.cells**2 - 1
+    for part, photos in shown.items():
+        at = {photo.place(others): index for index, photo in enumerate(pools[part])}
+        own = {i: at[place] for i, photo in enumerate(photos) if (place := photo.place(chosen)) in at}
+        needed = options.cells**2 - 1 + bool(own)
         if len(pools[part]) < needed:
             raise ToastError(
                 f"{others} leaves {len(pools[part])} distractors for {part}, and a mosaic needs {needed}.",
                 what_to_do="Give more, or raise dataset.val_fraction or dataset.test_fraction.",
             )
-        splits[part] = GridSplit(photos, pools[part], part, options, options.mosaics if part == "train" else 1)
+        splits[part] = GridSplit(photos, pools[part], part, options, options.mosaics if part == "train" else 1, own=own)
     used = ", ".join(f"{len(pools[part]):,} for {part} (split {_hash(pools[part])})" for part in splits)
     notes.append(
         f"Grids of {options.cells}×{options.cells}: photographs of {chosen} among distractors of {others}, {used}, "
@@ -227,13 +241,22 @@ def _opened(choice: str, fields: dict[str, Any], data_dir: Path | None) -> DataS
     return registry.load(registry.SOURCES, options.name).open(options, data_dir)
 
 
-def _divided(photos: Sequence[Photo], options: Options) -> dict[str, tuple[Photo, ...]]:
-    """Distractors by split, each in one of them."""
-    names = [photo.name for photo in photos]
+def _divided(
+    photos: Sequence[Photo], part_of: Mapping[str, str], source: str, options: Options
+) -> dict[str, tuple[Photo, ...]]:
+    """Distractors by split, each in one of them: one that is a labelled photograph too, in that one's (`part_of`)."""
+    given = [part_of.get(photo.place(source)) for photo in photos]
+    free = [i for i, part in enumerate(given) if part is None]
+    names = [photos[i].name for i in free]
     rest, test = hold_out(names, [0] * len(names), options.test_fraction, options.grid_seed)
     train, val = hold_out([names[i] for i in rest], [0] * len(rest), options.val_fraction, options.grid_seed + 1)
-    parts = {"train": [rest[i] for i in train], "val": [rest[i] for i in val], "test": test}
-    return {part: tuple(photos[i] for i in indices) for part, indices in parts.items()}
+    for part, places in (("train", [rest[i] for i in train]), ("val", [rest[i] for i in val]), ("test", test)):
+        for i in places:
+            given[free[i]] = part
+    return {
+        part: tuple(photo for photo, where in zip(photos, given, strict=True) if where == part)
+        for part in ("train", "val", "test")
+    }
 
 
 def _hash(pool: Sequence[Photo]) -> str:

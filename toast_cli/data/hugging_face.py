@@ -76,7 +76,7 @@ def open_hf(options: Options, data_dir: Path | None) -> DataSet:
             notes.append(f"{part}: not read, {what}")
             del texts[part]
     given = class_file(options.class_file, data_dir)
-    classes = given or tuple(getattr(tables["train"].features[label], "names", None) or in_order(texts["train"]))
+    classes = given or _classes(tables["train"], label) or in_order(texts["train"])
     found = {part: set(labels) for part, labels in texts.items()}
     require_same_classes(classes, found, options.path, "the class file" if given else "train")
     label_of = {name: number for number, name in enumerate(classes)}
@@ -103,8 +103,8 @@ def _open_stream(options: Options, data_dir: Path | None) -> DataSet:
     if options.shots is not None:
         raise UsageError("dataset.shots picks images, and a stream has none to pick from.")
     image, label = _columns(options, streams["train"])
-    classes = class_file(options.class_file, data_dir) or getattr(streams["train"].features[label], "names", None)
-    if classes is None:
+    classes = class_file(options.class_file, data_dir) or _classes(streams["train"], label)
+    if not classes:
         raise UsageError(
             f"{options.path} does not say which classes its column '{label}' has.",
             what_to_do="Name them in a dataset.class_file, or use dataset.streaming=false.",
@@ -124,12 +124,13 @@ def _open_stream(options: Options, data_dir: Path | None) -> DataSet:
             )
         length = length or sum(1 for _ in stream.select_columns([label]))
         where = f"{options.path} ({part})"
+        numbered = tuple(getattr(stream.features[label], "names", ()))
         splits[part] = StreamSplit(
-            plain, image, label, tuple(classes), length, where, shuffle_buffer=options.shuffle_buffer
+            plain, image, label, classes, length, where, shuffle_buffer=options.shuffle_buffer, numbered=numbered
         )
     if "val" not in splits:
         notes.append(f"validation: {options.path} has no such split, and none can be held out of a stream")
-    return DataSet(tuple(classes), splits, tuple(notes), streamed_batches)
+    return DataSet(classes, splits, tuple(notes), streamed_batches)
 
 
 SOURCE = Source(
@@ -171,9 +172,12 @@ class Row:
 def _files(table: Any, column: str, part: str, labels: tuple[int, ...], folder: Path | None) -> FileSplit:
     """The images of a split: files below the local folder where it holds such, else what the table stores."""
     if folder is not None and len(table) and table[0][column]["bytes"] is None:
-        paths = [Path(row[column]["path"]) for row in table.select_columns([column])]
-        if all(path.is_relative_to(folder) for path in paths):
-            return FileSplit(folder, tuple(path.relative_to(folder).as_posix() for path in paths), labels)
+        # The library follows links in the folder's own path, and none below it.
+        paths, real = [Path(row[column]["path"]) for row in table.select_columns([column])], folder.resolve()
+        if all(path.is_relative_to(real) for path in paths):
+            names = (path.relative_to(real).as_posix() for path in paths)
+            images = sorted(zip(labels, names, strict=True))  # the order of `folder`
+            return FileSplit(folder, tuple(name for _, name in images), tuple(label for label, _ in images))
     return FileSplit(Rows(table, column), tuple(f"{part}/{number:07d}" for number in range(len(table))), labels)
 
 
@@ -184,6 +188,12 @@ def _texts(table: Any, column: str) -> list[str | None]:
     if names is None:
         return [None if value is None else str(value) for value in values]
     return [None if value is None or value < 0 else names[value] for value in values]
+
+
+def _classes(table: Any, column: str) -> tuple[str, ...]:
+    """The classes that a column names, in its order; if they are merely sorted, in that of every other source."""
+    names = tuple(getattr(table.features[column], "names", None) or ())
+    return in_order(names) if list(names) == sorted(names) else names
 
 
 def _columns(options: Options, table: Any) -> tuple[str, str]:

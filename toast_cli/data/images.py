@@ -21,6 +21,8 @@ WHITE_16_BIT = 65_535
 
 # Pillow warns of a large image without saying of which file; here it is refused by name, see `pillow_file`.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Likewise; an image whose EXIF cannot be read is shown as it lies there.
+warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 
 
 def open_image(path: ImageFile) -> PilImage:
@@ -88,4 +90,9 @@ def _eight_bits(image: PilImage) -> PilImage:
 
 
 def _unreadable(path: ImageFile, why: str) -> ToastError:
-    return ToastError(f"The image {path} cannot be read.", why, "Replace the file or remove it.")
+    return ToastError(
+        f"The image {path} cannot be read.",
+        why,
+        "Replace the file or remove it. 'toast data check' finds all such files; images.on_error=skip leaves them out, "
+        "counts and lists them.",
+    )

@@ -7,7 +7,7 @@ import tarfile
 import zipfile
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -25,7 +25,8 @@ class Packed:
     """One archive as a `Tree` and, at the same time, as the root of the files in it.
 
     `members` are its images by path; the value is what finds the bytes (a zip's own name, a tar's offset and size).
-    `inner` are all its folders, `others` its other files. `notes` say what was left out.
+    `inner` are all its folders, `others` its other files. `notes` say what was left out. `top` is the folder in the
+    archive that all of this lies below.
     """
 
     file: Path
@@ -33,6 +34,7 @@ class Packed:
     inner: frozenset[str]
     others: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    top: str = ""
     _handles: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -41,7 +43,7 @@ class Packed:
         return self
 
     def __str__(self) -> str:
-        return str(self.file)
+        return self.place()
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in vars(self).items() if name != "_sorted"}
@@ -50,9 +52,22 @@ class Packed:
     def __truediv__(self, name: str) -> Member:
         return Member(self, name)
 
-    def place(self, below: str) -> str:
+    def place(self, below: str = "") -> str:
         """The archive's path, and in it the folder's."""
-        return f"{self.file}/{below}" if below else str(self.file)
+        return "/".join(part for part in (str(self.file), self.top, below) if part)
+
+    def below(self, top: str) -> Packed:
+        """What lies below a folder of it, by the paths from there: whether it was packed with a folder around decides
+        nothing.
+        """
+        cut, start = len(top) + 1, f"{top}/"
+        return replace(
+            self,
+            members={name[cut:]: where for name, where in self.members.items() if name.startswith(start)},
+            inner=frozenset(name[cut:] for name in self.inner if name.startswith(start)),
+            others=tuple(name[cut:] for name in self.others if name.startswith(start)),
+            top=top,
+        )
 
     def folders(self, below: str = "") -> list[str]:
         """Sorted names of the folders directly in a folder."""
@@ -90,7 +105,7 @@ class Packed:
         return os.pread(handle.fileno(), size, offset)
 
     def _open(self) -> Any:
-        return zipfile.ZipFile(self.file) if zipfile.is_zipfile(self.file) else self.file.open("rb")
+        return zipfile.ZipFile(self.file) if _is_zip(self.file) else self.file.open("rb")
 
 
 @dataclass(frozen=True)
@@ -115,7 +130,7 @@ def open_packed(file: Path) -> Packed:
         ToastError: it is neither, is damaged or encrypted, or holds a path that leads out of it.
     """
     try:
-        if zipfile.is_zipfile(file):
+        if _is_zip(file):
             return _indexed(file, _of_zip(file))
         with tarfile.open(file, "r:") as tar:
             return _indexed(file, _of_tar(tar))
@@ -220,6 +235,13 @@ def _among(names: list[str], folder: str) -> list[str]:
 
 def _parent(folder: str) -> str:
     return "" if "/" not in folder else folder.rpartition("/")[0]
+
+
+def _is_zip(file: Path) -> bool:
+    """By its beginning, too: a tar that ends in a packed zip has that one's index at its end."""
+    with file.open("rb") as opened:
+        begins = opened.read(4).startswith((b"PK\x03\x04", b"PK\x05\x06"))
+    return zipfile.is_zipfile(file) and (begins or not tarfile.is_tarfile(file))
 
 
 def _is_compressed(file: Path) -> bool:

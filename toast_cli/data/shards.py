@@ -18,6 +18,7 @@ from toast_cli.data.location import places
 from toast_cli.data.source import DataSet, Source
 from toast_cli.data.split import hold_out, split_hash
 from toast_cli.data.streams import StreamSplit, streamed_batches
+from toast_cli.data.tree import several
 from toast_cli.data.unlabelled import CLASSES
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.options import Named
@@ -123,6 +124,8 @@ def _split(
     if samples is None:
         names = [f"{Path(file).name}/{member}" for file in files for member in _images(file, image, field)]
         samples = len(names)
+    if not samples:
+        raise ToastError(f"The shards {options.path} hold no '.{image}' images.", what_to_do="Pack them anew.")
     wanted = [name for name in ("__key__", image, options.label_column) if name is not None]
     table = table.select_columns(wanted).cast_column(image, type(table.features[image])(decode=False))
     return StreamSplit(
@@ -162,6 +165,12 @@ def _column(options: Options, table: Any) -> str:
     found = [name for name, feature in table.features.items() if isinstance(feature, Image)]
     if options.image_column is not None:
         found = [name for name in found if name == options.image_column]
+    if options.image_column is None and len(found) > 1 and all("." in name for name in found):
+        raise ToastError(
+            f"The shards {options.path} have names with dots in them: {several(found)}.",
+            "What follows the first dot of a name says what the file is, so every image is of a kind of its own.",
+            "Pack them anew under names without dots, other than that before jpg or cls.",
+        )
     if len(found) != 1:
         raise ToastError(
             f"The shards {options.path} have {len(found) or 'no'} kinds of images"
@@ -181,7 +190,8 @@ def _images(file: str, image: str, field: str) -> list[str]:
             "How many images there are has to be said of shards that are not on this disk.",
             what_to_do=f"Say {field}=NUMBER.",
         )
-    return [name for name in open_packed(Path(file)).members if name.lower().endswith(f".{image}")]
+    # What follows the first dot of a file's name says what it is, to the library too.
+    return [name for name in open_packed(Path(file)).members if Path(name).name.partition(".")[2] == image]
 
 
 def _files(path: str, data_dir: Path | None) -> list[str]:

@@ -6,6 +6,7 @@ it, so neither the order in which a file system lists files nor the version of P
 
 from __future__ import annotations
 
+from collections import Counter
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ def divide(train: FileSplit, val: FileSplit | None, options: SplitOptions) -> tu
     if options.shots is not None:
         before = train
         train = train.take(keep_shots(train.names, train.labels, options.shots, seed))
-        few = sum(before.labels.count(label) < options.shots for label in set(before.labels))
+        few = sum(count < options.shots for count in Counter(before.labels).values())
         short = f" ({few} classes have fewer)" if few else ""
         notes.append(
             f"train: {options.shots} images per class kept of {len(before):,} in all{short}, seed {seed}, "

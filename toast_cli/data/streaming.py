@@ -7,6 +7,7 @@ number of steps for every process, and an epoch that can be gone on with in its 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -61,14 +62,19 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row's image comes from: its name, and a number that goes with the name alone."""
+    """Where a row's image comes from: its name, and a number that goes with name and content alone.
+
+    Names may repeat from shard to shard, or be missing.
+    """
 
     name: str
+    content: bytes
 
     @property
     def number(self) -> int:
         """What the augmentation of the image is drawn by, whoever reads it and when."""
-        return int.from_bytes(blake2b(self.name.encode(errors="surrogateescape"), digest_size=7).digest(), "big")
+        told = self.name.encode(errors="surrogateescape") + b"\0" + self.content
+        return int.from_bytes(blake2b(told, digest_size=7).digest(), "big")
 
 
 class StreamedImages(IterableDataset[Any]):
@@ -96,22 +102,27 @@ class StreamedImages(IterableDataset[Any]):
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         epoch, leave_out = self._at.tolist()
         self.table.set_epoch(epoch)
-        rows = iter(self.table)
+        rows, skipped = iter(self.table), Counter[str]()
         while taken := list(islice(rows, self.size)):
-            yield len(taken) if (number + 1) * self.size <= leave_out else self._fetched(taken)
+            yield len(taken) if (number + 1) * self.size <= leave_out else self._fetched(taken, skipped)
             number += workers
 
-    def _fetched(self, rows: list[Mapping[str, Any]]) -> Fetched | ToastError:
-        """A batch. An error is handed on: raised in a worker, it would arrive as a traceback's text."""
+    def _fetched(self, rows: list[Mapping[str, Any]], before: Counter[str]) -> Fetched | ToastError:
+        """A batch; `before` counts what was left out in this epoch, by name: of one name, each is another image.
+
+        An error is handed on: raised in a worker, it would arrive as a traceback's text.
+        """
         items, skipped = [], {}
         for row in rows:
-            place = Place(self.split.name_of(row))
+            place = Place(self.split.name_of(row), (row[self.split.image] or {}).get("bytes") or b"")
             try:
                 items.append(self.images.item(sample_of(self.split, row), place.number))
             except ToastError as error:
                 if not self.images.skip:
                     return error
-                skipped[place.name] = error.why or error.what
+                before[place.name] += 1
+                more = f" (number {before[place.name]} of that name)" if before[place.name] > 1 else ""
+                skipped[place.name + more] = error.why or error.what
         return Fetched(items or [self.images.blank(0)], skipped)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from toast_cli.errors import ToastError, UsageError
@@ -19,9 +20,10 @@ class StreamSplit:
     """A split that can be read from front to end alone.
 
     `table` is the library's stream, images undecoded; `image` and `label` are its columns (no label: all are of class
-    0). `classes` are the names that a label may have, or may count from 0. `key` is the column that names a sample,
-    where there is one. `length` is how many there are, `where` what a message calls the stream. `digest` is the
-    `split_hash` of what it is read from, None where nothing lists it.
+    0). `classes` are the names that a label may have, or may count from 0; `numbered` are those that its numbers stand
+    for, where the column says so itself. `key` is the column that names a sample, where there is one. `length` is how
+    many there are, `where` what a message calls the stream. `digest` is the `split_hash` of what it is read from, None
+    where nothing lists it.
     """
 
     table: Any
@@ -34,6 +36,7 @@ class StreamSplit:
     shuffle_buffer: int = 1000
     has_masks: bool = False
     digest: str | None = None
+    numbered: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.length
@@ -50,7 +53,15 @@ class StreamSplit:
         """What an error calls a sample."""
         if self.key is not None:
             return f"{self.where}: {row[self.key]}"
-        return f"{self.where}: {(row[self.image] or {}).get('path') or 'an image'}"
+        cell = row[self.image] or {}
+        content = cell.get("bytes")
+        # Nothing else tells images without a name apart.
+        told = (
+            "no image"
+            if content is None
+            else f"an image of {len(content):,} bytes, {blake2b(content, digest_size=4).hexdigest()}"
+        )
+        return f"{self.where}: {cell.get('path') or told}"
 
     def label_of(self, row: Mapping[str, Any], name: str) -> int:
         """The class of a sample.
@@ -61,6 +72,8 @@ class StreamSplit:
         if self.label is None:
             return 0
         value = row[self.label]
+        if self.numbered and isinstance(value, int) and 0 <= value < len(self.numbered):
+            value = self.numbered[value]
         if isinstance(value, int) and 0 <= value < len(self.classes):
             return value
         if isinstance(value, str) and value in self.classes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,9 @@ from toast_cli.data.regions import Box
 from toast_cli.data.source import DataSet, Source
 from toast_cli.data.split import SPLIT_OF, WholeOptions, divide_given, divide_whole
 from toast_cli.errors import ToastError
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+"""What columns with the corners of boxes are mostly called."""
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
@@ -34,7 +38,12 @@ class Options(WholeOptions):
     split_column: str = Field("split", description="column with train, val or test, if there is one of this name")
     box_columns: tuple[str, str, str, str] = Field(
         ("x", "y", "width", "height"),
-        description="columns with a box around the object in pixels of the image, if there are such",
+        description="columns with a box around the object in pixels of the image, if there are such: left, upper edge, "
+        "width, height",
+    )
+    box_corners: bool = Field(
+        False,
+        description="the four are two corners instead: left, upper, right and lower edge (xmin, ymin, xmax, ymax)",
     )
 
 
@@ -50,13 +59,7 @@ def open_table(options: Options, data_dir: Path | None) -> DataSet:
     if not rows:
         raise ToastError(f"{file} holds no line.", what_to_do="Expected is a header, and a line for each image.")
     columns = list(rows[0])
-    for column in (options.image_column, options.label_column):
-        if column not in columns:
-            raise ToastError(
-                f"{file} has no column '{column}'.",
-                f"It has {', '.join(columns)}.",
-                "Name yours: dataset.image_column=NAME, dataset.label_column=NAME.",
-            )
+    _require_columns(file, columns, options)
     boxed = all(column in columns for column in options.box_columns)
     names = [str(_cell(file, number, row, options.image_column)) for number, row in enumerate(rows)]
     texts = [str(_cell(file, number, row, options.label_column)) for number, row in enumerate(rows)]
@@ -64,6 +67,7 @@ def open_table(options: Options, data_dir: Path | None) -> DataSet:
     boxes = tuple(_box(file, number, row, options) for number, row in enumerate(rows)) if boxed else None
     places = [(f"{file.parent / name} (row {row})", file.parent / name) for row, name in enumerate(names, start=1)]
     require_files(places, f"images of {file}", "Paths are below the table's own folder, or whole.")
+    _require_once(file, names)
 
     found: dict[str, set[str]] = {}
     for text, part in zip(texts, parts, strict=True):
@@ -82,7 +86,7 @@ def open_table(options: Options, data_dir: Path | None) -> DataSet:
     }
     unseen = learnable(given.get("train", images), classes, str(file), named is not None)
     made, notes = divide_given(given, options, str(file)) if given else divide_whole(images, options)
-    return DataSet(classes, made, (*unseen, *notes))
+    return DataSet(classes, made, (*_boxes_note(columns, options), *unseen, *notes))
 
 
 SOURCE = Source(
@@ -146,10 +150,66 @@ def _box(file: Path, number: int, row: Mapping[str, Any], options: Options) -> B
         numbers = [float(row[column]) for column in options.box_columns]
     except (TypeError, ValueError):
         raise _odd(file, number, f"the box {', '.join(options.box_columns)} is not four numbers") from None
+    if options.box_corners:
+        left, upper, right, lower = numbers
+        numbers = [left, upper, right - left, lower - upper]
     try:
         return Box(*numbers)
     except ValueError as error:
         raise _odd(file, number, str(error)) from None
+
+
+def _require_columns(file: Path, columns: list[str], options: Options) -> None:
+    """Image and label have to be there; split and box where another name than the usual one was given.
+
+    Raises:
+        ToastError: one is not.
+    """
+    needed = [options.image_column, options.label_column]
+    usual = type(options).model_fields
+    if options.split_column != usual["split_column"].default:
+        needed.append(options.split_column)
+    if options.box_columns != usual["box_columns"].default or options.box_corners:
+        needed += options.box_columns
+    for column in needed:
+        if column not in columns:
+            parted = (
+                " It has one column, whose name holds semicolons: save it with commas." if ";" in columns[0] else ""
+            )
+            raise ToastError(
+                f"{file} has no column '{column}'.",
+                f"It has {', '.join(columns)}.{parted}",
+                "Name yours: dataset.image_column=NAME, dataset.label_column=NAME, dataset.split_column=NAME, "
+                "dataset.box_columns=[X,Y,WIDTH,HEIGHT].",
+            )
+
+
+def _boxes_note(columns: list[str], options: Options) -> list[str]:
+    """The sentence about columns that look like boxes and are not read."""
+    found = [name for name in columns if name.lower().replace("_", "") in CORNERS]
+    if len(found) != len(CORNERS) or set(options.box_columns) & set(found):
+        return []
+    return [
+        f"not read as boxes: columns {', '.join(found)}; if they are left, upper, right and lower edge, say "
+        f"dataset.box_columns=[{','.join(found)}] dataset.box_corners=true"
+    ]
+
+
+def _require_once(file: Path, names: list[str]) -> None:
+    """An image on two lines may be trained on by one and judged by the other.
+
+    Raises:
+        ToastError: one is.
+    """
+    first: dict[str, int] = {}
+    for row, name in enumerate(names, start=1):
+        before = first.setdefault(os.path.normpath(file.parent / name), row)
+        if before != row:
+            raise ToastError(
+                f"{file} names {name} twice, in rows {before} and {row}.",
+                "One of them might be trained on and the other judged by.",
+                "Leave a line for each image. The header is not counted.",
+            )
 
 
 def _odd(file: Path, number: int, why: str) -> ToastError:

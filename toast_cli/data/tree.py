@@ -27,7 +27,7 @@ class Tree(Protocol):
     def root(self) -> Any:
         """What the images lie below, as a `FileSplit` takes it."""
 
-    def place(self, below: str) -> str:
+    def place(self, below: str = "") -> str:
         """What a message calls a folder."""
 
     def folders(self, below: str = "") -> list[str]:
@@ -50,7 +50,7 @@ class Disk:
 
     root: Path
 
-    def place(self, below: str) -> str:
+    def place(self, below: str = "") -> str:
         """Its whole path."""
         return str(self.root / below)
 

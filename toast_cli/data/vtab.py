@@ -9,6 +9,7 @@ all 1,000 and tested once (the paper's appendix A.3).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -154,13 +155,13 @@ def _split(root: Path, name: str, classes: int) -> FileSplit:
 
 
 def _require_apart(root: Path, splits: dict[str, FileSplit]) -> None:
-    """An image that is trained on is not judged by."""
-    trained = set(splits["train"].names)
-    for part, split in splits.items():
-        both = sorted(trained.intersection(split.names)) if part != "train" else []
+    """An image that is trained on, or that settings are chosen by, is not judged by."""
+    for first, second in combinations(splits, 2):
+        both = sorted(set(splits[first].names).intersection(splits[second].names))
         if both:
             raise ToastError(
-                f"{root}: {len(both):,} training images are in the {part} list too, the first is {both[0]}.",
-                "A model must not be judged by what it was trained on.",
+                f"{root}: {len(both):,} images of the {first} list are in the {second} list too, the first is "
+                f"{both[0]}.",
+                "A model must not be judged by what it was trained on or chosen by.",
                 "Fetch the lists anew.",
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 Loc = tuple[str | int, ...]
@@ -12,6 +13,19 @@ Loc = tuple[str | int, ...]
 
 SECTIONS = ("backbone", "dataset", "method", "task")
 """The parts of a recipe whose fields belong to whoever registered their `name`."""
+
+
+KINDS = {".csv": "table", ".tsv": "table", ".parquet": "table", ".zip": "archive", ".tar": "archive"}
+"""What a file of a data set is read as, by its ending."""
+
+
+def meant(choice: str) -> str:
+    """What to say in place of a bare path of a data set; empty where there is no such folder or file."""
+    path = Path(choice)
+    if path.is_dir():
+        return f"For that folder of images, say folder:{choice}."
+    kind = KINDS.get(path.suffix.lower())
+    return f"For that file, say {kind}:{choice}." if kind and path.is_file() else ""
 
 
 def dotted(loc: Loc) -> str:
@@ -24,7 +38,7 @@ def dotted(loc: Loc) -> str:
 
 @dataclass
 class Draft:
-    """Values, the place each was written at ("cub.yaml:12", "from --method"), and what the whole is called.
+    """Values, the place each was written at ("cub.yaml:12", "from --method"), what the whole is called and meant as.
 
     Sections given as a bare name are spelled out at once, so that nothing after this knows about shorthands. The
     values are a copy: a draft changes as options and overrides are put in, what it was made of does not.
@@ -33,6 +47,7 @@ class Draft:
     values: dict[str, Any]
     places: dict[Loc, str] = field(default_factory=dict)
     origin: str = "recipe"
+    kind: str = "recipe"
 
     def __post_init__(self) -> None:
         self.values = deepcopy(self.values)

@@ -10,7 +10,7 @@ from typing import Any
 from toast_cli import registry
 from toast_cli.errors import UsageError, did_you_mean
 from toast_cli.recipe.builtin import RecipeText, find, header, names
-from toast_cli.recipe.draft import Draft, named
+from toast_cli.recipe.draft import Draft, meant, named
 from toast_cli.recipe.loading import build
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.schema import Recipe
@@ -162,9 +162,7 @@ def _chosen(
         return find(match.name), f"Recipe: {match.name} (built in, for this data set)", messages
     source = named("dataset", dataset)["name"]
     if source not in registry.names(registry.SOURCES):
-        hint = did_you_mean(source, registry.names(registry.SOURCES))
-        if Path(dataset).is_dir():
-            hint = f"For that folder of images, say folder:{dataset}."
+        hint = meant(dataset) or did_you_mean(source, registry.names(registry.SOURCES))
         raise UsageError(f"There is no data set '{source}' (from --dataset).", what_to_do=hint)
     if backbone is None:
         raise UsageError(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from toast_cli import registry
 from toast_cli.errors import UsageError
 from toast_cli.options import Named
-from toast_cli.recipe.draft import SECTIONS, Draft, Loc, named
+from toast_cli.recipe.draft import SECTIONS, Draft, Loc, meant, named
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.problems import Problem, explain, refuse
 from toast_cli.recipe.schema import ImageOptions, Recipe, TrainingOptions
@@ -71,7 +71,7 @@ def build_dataset(choice: str, fields: Mapping[str, Any] | None = None, override
     Raises:
         UsageError: there is no such data set, a field is wrong, or an override is for another section.
     """
-    draft = Draft({"dataset": {**named("dataset", choice), **(fields or {})}}, origin=f"the data set {choice}")
+    draft = Draft({"dataset": {**named("dataset", choice), **(fields or {})}}, origin=choice, kind="data set")
     apply_overrides(draft, overrides)
     others = sorted(set(draft.values) - {"dataset"})
     if others:
@@ -131,7 +131,8 @@ def _options(section: str, draft: Draft) -> type[BaseModel]:
     try:
         options = registry.backbone_card(name).options if section == "backbone" else _registered(section, name).options
     except UsageError as error:
-        raise _Unusable(Problem((section, "name"), f"{error.what} {error.what_to_do}".strip(), name)) from error
+        hint = (meant(name) if section == "dataset" else "") or error.what_to_do
+        raise _Unusable(Problem((section, "name"), f"{error.what} {hint}".strip(), name)) from error
     return options
 
 

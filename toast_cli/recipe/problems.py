@@ -68,7 +68,7 @@ def refuse(problems: Iterable[Problem], draft: Draft) -> UsageError:
     lines = [f"  {problem.line(draft)}" for problem in found]
     in_file = any(draft.place(problem.loc).startswith(draft.origin) for problem in found)
     return UsageError(
-        f"{draft.origin} cannot be used as a recipe." if in_file else "These settings cannot be used.", lines
+        f"{draft.origin} cannot be used as a {draft.kind}." if in_file else "These settings cannot be used.", lines
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any, cast
 
 from toast_cli.attention.strength import set_strength
+from toast_cli.data.source import DataSet
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.model import Model
 from toast_cli.recipe.loading import build_recipe
@@ -47,6 +50,9 @@ def measure(
     set_strength(loaded.model, alpha)
     accelerator = make_accelerator(recipe)
     data = open_data(recipe)
+    if dataset is not None and data.classes != loaded.classes and sorted(data.classes) == sorted(loaded.classes):
+        recipe, data = in_the_order_of(loaded.classes, recipe, data)
+        reporter.message("The data's classes are the run's in another order: they are taken in the run's.")
     check_classes(loaded.classes, data.classes, path)
     if split not in data.splits:
         raise UsageError(f"This data set has no split '{split}'.", what_to_do=f"It has {', '.join(data.splits)}.")
@@ -86,6 +92,18 @@ def changed(recipe: Recipe, **fields: Any) -> Recipe:
     """The recipe with some fields replaced and checked again; None leaves a field alone."""
     raw = recipe.model_dump(mode="json") | {name: value for name, value in fields.items() if value is not None}
     return build_recipe(raw, {}, origin="options")
+
+
+def in_the_order_of(classes: tuple[str, ...], recipe: Recipe, data: DataSet) -> tuple[Recipe, DataSet]:
+    """The data set opened with these classes, where it can be told them; else as it is."""
+    if getattr(recipe.dataset, "class_file", "none") is not None:
+        return recipe, data
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "classes.json"
+        file.write_text(json.dumps(classes), encoding="utf-8")
+        dataset = recipe.dataset.model_dump(mode="json") | {"class_file": str(file)}
+        data = open_data(changed(recipe, dataset=dataset))
+    return recipe, data
 
 
 def check_classes(model: tuple[str, ...], data: tuple[str, ...], path: Path) -> None:

@@ -55,6 +55,13 @@ def test_a_folder_around_everything_is_seen_through(tmp_path: Path, pack: object
     assert opened(file).classes == ("a", "b")
 
 
+def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path: Path) -> None:
+    inner = zipped(tmp_path / "inner.zip", {"x/0.png": png(), "y/1.png": png()})
+    data = opened(tarred(tmp_path / "a.tar", {**CLASSES, "notes.zip": inner.read_bytes()}))
+    assert data.classes == ("a", "b")
+    assert data.splits["train"].load(0).image.size == (6, 4)
+
+
 def test_what_operating_systems_leave_in_a_zip_is_no_class(tmp_path: Path) -> None:
     extra = {"__MACOSX/a/._0.png": b"x", ".thumbs/0.png": b"x", "a/._0.png": b"x", "a/Thumbs.db": b"x"}
     data = opened(zipped(tmp_path / "a.zip", {**CLASSES, **extra}))
@@ -79,8 +86,8 @@ def test_what_else_is_in_an_archive_is_said(tmp_path: Path, pack: object) -> Non
     extra = {"top/a/photo.heic": b"x", "top/a/noending": b"x", "top/list.txt": b"x"}
     file = pack(tmp_path / "it", {**{f"top/{name}": content for name, content in CLASSES.items()}, **extra})  # type: ignore[operator]
     assert opened(file).notes[:2] == (
-        f"{file}/top: not read, as their endings are none of images: 2 (top/a/noending, top/a/photo.heic)",
-        f"{file}: not read, as they are in no class folder: 1 (top/list.txt)",
+        f"{file}/top: not read, as their endings are none of images: 2 (a/noending, a/photo.heic)",
+        f"{file}/top: not read, as they are in no class folder: 1 (list.txt)",
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from tests.unit.data.conftest import MakeFolder, noise
 from toast_cli import registry
-from toast_cli.data.class_map import class_file
+from toast_cli.data.class_map import class_file, in_order
 from toast_cli.data.source import DataSet
 from toast_cli.errors import ToastError
 from toast_cli.recipe.loading import build_dataset
@@ -89,6 +90,11 @@ def test_labels_that_the_file_does_not_name_are_shown(make_folder: MakeFolder, s
     (root.parent / "classes.txt").write_text("dog\nzebra\n")
     with pytest.raises(ToastError, match="'cat', which the class file does not have"):
         opened(source(root), class_file=str(root.parent / "classes.txt"))
+
+
+def test_names_of_one_number_keep_their_order_whatever_a_set_does() -> None:
+    names = ["1", "01", "001", "2", "02", "10"]
+    assert {in_order(list(order)) for order in permutations(names)} == {("001", "01", "1", "02", "2", "10")}
 
 
 def test_an_adapters_configuration_is_a_class_file(tmp_path: Path) -> None:

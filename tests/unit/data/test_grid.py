@@ -71,6 +71,16 @@ def test_no_distractor_of_one_split_returns_in_another(root: Path) -> None:
     assert not shown["val"] & shown["test"]
 
 
+def test_photographs_that_are_distractors_too_stay_in_their_split_and_out_of_their_own_mosaic(root: Path) -> None:
+    data = open_grid(Options(path="folder:birds+folder:birds", cell_side=8, photographs={"val_fraction": 0.5}), root)
+    splits = {part: split for part, split in data.splits.items() if isinstance(split, GridSplit)}
+    for part, split in splits.items():
+        assert {photo.name for photo in split.pool} == {photo.name for photo in split.photos}, part
+        for index in range(len(split)):
+            _, others = split.layout(index)
+            assert split.photos[index % len(split.photos)].name not in {split.pool[other].name for other in others}
+
+
 def test_a_mosaic_follows_from_the_seed_and_the_photograph_alone(root: Path) -> None:
     first, again = opened(root).splits["train"], opened(root).splits["train"]
     assert [first.layout(i) for i in range(len(first))] == [again.layout(i) for i in range(len(again))]

@@ -223,6 +223,13 @@ def test_an_unreadable_image_can_be_skipped_and_is_listed(workers: int) -> None:
     assert batches.skipped == {"7": "It is."}
 
 
+def test_where_images_may_be_skipped_none_is_left_out_as_known() -> None:
+    batches = make_loader(Unreadable(), transform(), Asked(4), 0, workers=0, skip=True)
+    batches.leave_out(torch.ones(len(Unreadable()), dtype=torch.bool))
+    assert all("image" in batch for batch in batches)
+    assert batches.skipped == {"7": "It is."}
+
+
 def test_skipping_changes_nothing_about_the_other_images() -> None:
     whole = by_index(list(make_loader(Noise(), transform(), Asked(4, shuffle=True), 0, workers=0)))
     rest = by_index(list(make_loader(Unreadable(), transform(), Asked(4, shuffle=True), 0, workers=0, skip=True)))

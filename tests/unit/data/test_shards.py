@@ -25,7 +25,7 @@ from toast_cli.recipe.loading import build_dataset, build_recipe
 pytest.importorskip("datasets")
 
 SHARDS, EACH = 4, 6
-NUMBERS = {Place(f"shards/train-{{0000..0003}}.tar: {n:06d}").number: n for n in range(SHARDS * EACH)}
+NUMBERS = {Place(f"shards/train-{{0000..0003}}.tar: {n:06d}", encoded(n)).number: n for n in range(SHARDS * EACH)}
 """Which sample an index in a batch is of."""
 
 
@@ -281,3 +281,56 @@ def test_a_data_set_of_the_hub_is_streamed_as_well(tmp_path: Path) -> None:
 def test_how_many_images_a_stream_has_must_be_known(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not say how many images its train split has"):
         hub(tmp_path)
+
+
+def test_endings_in_capitals_are_counted_and_read(tmp_path: Path) -> None:
+    files = {f"{n:04d}.{kind}": content for n in range(6) for kind, content in (("JPEG", encoded(n)), ("cls", b"1"))}
+    tarred(tmp_path / "s/0.tar", files)
+    data = opened(tmp_path, "shards:s")
+    assert len(data.splits["train"]) == 6
+    assert [len(batch["label"]) for batch in loader(data, Asked(6, shuffle=True))] == [6]
+
+
+def test_names_with_dots_are_said_to_be_no_kinds(tmp_path: Path) -> None:
+    files = {f"img.{n:04d}.{kind}": content for n in range(3) for kind, content in (("jpg", encoded(n)), ("cls", b"1"))}
+    tarred(tmp_path / "s/0.tar", files)
+    with pytest.raises(ToastError, match=r"names with dots .*0000\.jpg"):
+        opened(tmp_path, "shards:s")
+
+
+def stored(where: Path, contents: list[bytes], names: list[str] | None = None) -> str:
+    """Images as bytes in a Parquet file, without a path."""
+    import datasets
+
+    kind = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names or ["a", "b"])})
+    rows = [{"bytes": content, "path": None} for content in contents]
+    table = datasets.Dataset.from_dict({"image": rows, "label": [n % 2 for n in range(len(rows))]}, features=kind)
+    (where / "rows").mkdir()
+    table.to_parquet(str(where / "rows/train-00000-of-00001.parquet"))
+    return "hf:rows"
+
+
+def test_images_without_a_name_are_told_apart_and_changed_each_in_its_own_way(tmp_path: Path) -> None:
+    shorthand = stored(tmp_path, [encoded(number, "png") for number in range(12)])
+    options = build_dataset(shorthand, {"streaming": True, "samples": 12})
+    data = registry.load(registry.SOURCES, options.name).open(options, tmp_path)
+    [batch] = loader(data, Asked(12, shuffle=True, augment=True), augment="random-resized-crop")
+    assert len(set(batch["index"].tolist())) == 12
+
+
+def test_every_image_that_is_skipped_is_counted_of_one_content_too(tmp_path: Path) -> None:
+    shorthand = stored(tmp_path, [encoded(n, "png") if n % 3 else b"damaged" for n in range(12)])
+    options = build_dataset(shorthand, {"streaming": True, "samples": 12})
+    batches = loader(registry.load(registry.SOURCES, options.name).open(options, tmp_path), Asked(4), on_error="skip")
+    for _ in range(2):
+        assert sum(len(batch["label"]) for batch in batches) == 8
+    assert len(batches.skipped) == 4
+
+
+def test_a_class_file_in_another_order_than_the_columns_numbers_is_followed(tmp_path: Path) -> None:
+    shorthand = stored(tmp_path, [encoded(number, "png") for number in range(4)], names=["ant", "bee"])
+    (tmp_path / "classes.txt").write_text("bee\nant\n")
+    fields = {"streaming": True, "samples": 4, "class_file": "classes.txt"}
+    options = build_dataset(shorthand, fields)
+    data = registry.load(registry.SOURCES, options.name).open(options, tmp_path)
+    assert [int(label) for batch in loader(data, Asked(4)) for label in batch["label"]] == [1, 0, 1, 0]

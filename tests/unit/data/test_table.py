@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,37 @@ def test_other_files_are_no_tables(table: Path) -> None:
     with pytest.raises(ToastError) as error:
         open_table(Options(path=str(table)), None)
     assert "UTF-8" in error.value.why
+
+
+@pytest.mark.parametrize(
+    "named", [{"split_column": "fold"}, {"box_columns": ("a", "b", "c", "d")}, {"box_corners": True}]
+)
+def test_a_column_that_was_named_and_is_not_there_is_refused(table: Path, named: dict[str, Any]) -> None:
+    with pytest.raises(ToastError, match="has no column"):
+        opened(table, SPLIT, **named)
+
+
+def test_a_table_parted_by_semicolons_is_told_so(table: Path) -> None:
+    with pytest.raises(ToastError, match="semicolons"):
+        opened(table, SPLIT.replace(",", ";"))
+
+
+def test_corners_are_a_box_when_told_and_said_when_not(table: Path) -> None:
+    text = "path,label,xmin,ymin,xmax,ymax\n" + "".join(f"{n}.png,{'ab'[n % 2]},2,1,6,4\n" for n in range(6))
+    unread = opened(table, text)
+    assert not unread.splits["train"].has_masks
+    assert "dataset.box_columns=[xmin,ymin,xmax,ymax] dataset.box_corners=true" in unread.notes[0]
+    data = opened(table, text, box_columns=("xmin", "ymin", "xmax", "ymax"), box_corners=True)
+    mask = data.splits["train"].load(0).mask
+    assert mask is not None and mask[1:4, 2:6].all() and mask.sum() == 12
+    assert not any("boxes" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("again", ["0.png,a,test", "./0.png,b,train", "x/../0.png,a,train"])
+def test_an_image_on_two_lines_is_refused(table: Path, again: str) -> None:
+    (table.parent / "x").mkdir()
+    with pytest.raises(ToastError, match="twice, in rows 1 and 5"):
+        opened(table, f"{SPLIT}{again}\n")
 
 
 def test_a_table_without_train_lines_is_refused(table: Path) -> None:

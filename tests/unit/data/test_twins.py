@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,18 @@ def test_drawn_shapes_whose_hashes_agree_are_alike_and_no_copies(tmp_path: Path)
     found = nearly_same({"train": train, "test": test}, set())
     assert sum(twins.distance == 0 for twins in found) >= 5  # so hashes alone would call them copies
     assert not any(twins.copies for twins in found)
+
+
+@pytest.mark.parametrize("before", [1, 3])
+def test_a_copy_is_found_behind_others_of_the_same_hash_that_are_none(before: int) -> None:
+    rng = np.random.default_rng(0)
+    thumbnails = [rng.integers(0, 256, 256, dtype=np.uint8).tobytes() for _ in range(before + 1)]
+    train = [Seen(str(number), 0, look=7, thumbnail=thumbnail) for number, thumbnail in enumerate(thumbnails)]
+    test = Seen("copy", 0, look=7 ^ 2, thumbnail=thumbnails[-1])  # as far as the bound goes, nearer ones or not
+    for look in (7, 7 ^ 2):
+        train[0] = replace(train[0], look=look)
+        [found] = nearly_same({"train": train, "test": [test]}, set())
+        assert (found.first, found.copies) == (("train", before), True)
 
 
 def test_scenes_of_the_demo_are_no_copies_of_each_other() -> None:

@@ -115,12 +115,16 @@ def test_an_odd_line_is_named_with_its_list(kitti: Path, line: str, why: str) ->
         opened(kitti)
 
 
-@pytest.mark.parametrize("part", ["val200", "test"])
-def test_a_training_image_that_is_judged_by_is_an_error(kitti: Path, part: str) -> None:
-    (kitti / f"{part}.txt").write_text("images/train/000003.jpg 3\n")
-    with pytest.raises(ToastError, match="1 training images are in the") as refused:
+@pytest.mark.parametrize(
+    ("part", "image"), [("val200", "train/000003.jpg"), ("test", "train/000003.jpg"), ("test", "val/000000.jpg")]
+)
+def test_an_image_that_is_learned_from_or_chosen_by_and_judged_by_is_an_error(
+    kitti: Path, part: str, image: str
+) -> None:
+    (kitti / f"{part}.txt").write_text(f"images/{image} 3\n")
+    with pytest.raises(ToastError, match=f"1 images of the {image[:3]}.* are in the {part[:3]}.* list") as refused:
         opened(kitti)
-    assert "000003.jpg" in refused.value.what
+    assert image in refused.value.what
 
 
 def test_an_unknown_task_is_answered_with_the_nearest(tmp_path: Path) -> None:
