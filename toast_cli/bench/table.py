@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from toast_cli.bench.jobs import Job
-from toast_cli.bench.ledger import Standing
 from toast_cli.bench.numbers import Metric, metric_of
 from toast_cli.bench.significance import LEVEL, Comparison, Sample, compare
+from toast_cli.bench.standing import Standing
 from toast_cli.bench.suite import PLAIN, Layout, TableRow
 from toast_cli.bench.worker import Board
 from toast_cli.storage.run_folder import ANSWERS

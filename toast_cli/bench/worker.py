@@ -15,9 +15,11 @@ import optuna
 import torch
 from accelerate.utils import release_memory
 
+from toast_cli.bench.claim import Claim
 from toast_cli.bench.jobs import Experiment, Job, Stage
-from toast_cli.bench.ledger import Claim, Ledger, Standing
+from toast_cli.bench.ledger import Ledger
 from toast_cli.bench.numbers import score
+from toast_cli.bench.standing import Standing
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.storage.sealing import read_sealed
