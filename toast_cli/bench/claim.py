@@ -24,6 +24,10 @@ BEAT = 10.0
 """Seconds between two signs of life of a running trial."""
 
 
+class LostClaim(Exception):
+    """Another worker took this one for dead, and the run from it."""
+
+
 class Claim:
     """A run that this worker has taken.
 

@@ -222,3 +222,8 @@ def parse_starts(given: Sequence[str]) -> dict[str, str]:
     """`BACKBONE=ARTIFACT`, or `ARTIFACT` for any backbone, by backbone."""
     pairs = (text.rpartition("=") for text in given)
     return {backbone: artifact for backbone, _, artifact in pairs}
+
+
+def shown(params: Mapping[str, Any]) -> str:
+    """Hyper-parameters as a sentence has them."""
+    return ", ".join(f"{name}={value}" for name, value in params.items()) or "the recipe's settings"

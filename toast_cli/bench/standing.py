@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
 State = Literal["wanted", "waiting", "running", "done", "pruned", "failed"]
 
+RESULTS = "results.json"
 MOST_DEATHS = 3
 """Workers that may die on a run before it counts as failed: it may be what kills them."""
 
@@ -31,6 +33,17 @@ class Standing:
     reason: str = ""
     record: Mapping[str, Any] = field(default_factory=dict)
     """What a finished run left: results, versions, where it lies."""
+
+    def seen_from(self, out: Path) -> Standing:
+        """The same, with the run's folder named as it is found from `out`, whose ledger other folders may share.
+
+        Within `out`, or where it was moved with `out`, by its path there; else by its whole path where it was made.
+        """
+        if "out" not in self.record or Path(self.record["out"]) == out.resolve():
+            return self
+        there = Path(self.record["out"]) / self.record["run"]
+        moved = (out / self.record["run"] / RESULTS).is_file() and not (there / RESULTS).is_file()
+        return self if moved else replace(self, record={**self.record, "run": there.as_posix()})
 
 
 def standing_of(trials: Iterable[FrozenTrial]) -> Standing:

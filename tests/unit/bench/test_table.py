@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from tests.unit.bench.conftest import record
+from toast_cli.bench.board import Board
 from toast_cli.bench.jobs import Experiment
 from toast_cli.bench.ledger import Ledger
 from toast_cli.bench.page import write_page
 from toast_cli.bench.suite import Layout, Row, TableRow
 from toast_cli.bench.table import Number, Results, Table, in_millions
-from toast_cli.bench.worker import Board
 from toast_cli.bench.writing import latex, markdown, write_all
 
 
