@@ -114,6 +114,15 @@ def test_a_finished_suite_is_not_run_again_but_told(
     assert len(runs) == 1 and all(run["test_hash"] and run["versions"] and run["run"] for run in runs)
 
 
+def test_a_setting_that_came_too_late_is_said_by_every_verb(
+    finished: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Board, "overtaken", lambda board: ["validated better, but kept"])
+    out = ("--out", finished[0] / "out")
+    for words in (DEMO, ["bench", "status"], ["bench", "tables"]):
+        assert "validated better, but kept" in toast(*words, *out).err
+
+
 def test_a_dry_run_tells_the_cost_and_writes_nothing(here: Path) -> None:
     (here / "small.yaml").write_text(SUITE)
     said = toast("bench", "small.yaml", "--dry-run", "--json", "--row", "linear", "--seed", "5", *TINY)
