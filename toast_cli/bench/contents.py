@@ -15,11 +15,11 @@ BY_NAME = {None, "none", "shipped"}
 """Weights and starts that lie nowhere: the hub's or the plugin's own, random ones, those that come with toast."""
 
 
-def files_of(recipe: Recipe) -> dict[str, str]:
-    """The paths that a recipe starts from, as they were given, by field."""
+def files_of(recipe: Recipe, known: Mapping[str, str]) -> dict[str, str]:
+    """The paths that a recipe starts from, as they were given, by field; those of `known` may be gone meanwhile."""
     given = {"backbone.weights": recipe.backbone.weights, "init_from": recipe.init_from}
     model = recipe.backbone.name.partition(":")[2]
-    if model and (Path(model).expanduser() / "config.json").is_file():
+    if model in known or (model and (Path(model).expanduser() / "config.json").is_file()):
         given["backbone.name"] = model  # as in llama:FOLDER
     return {field: path for field, path in given.items() if path is not None and path not in BY_NAME}
 
@@ -31,7 +31,7 @@ def by_content(values: dict[str, Any], recipe: Recipe, known: Mapping[str, str])
         UsageError: nothing lies there.
         ToastError: it cannot be read.
     """
-    for field, path in files_of(recipe).items():
+    for field, path in files_of(recipe, known).items():
         *above, last = field.split(".")
         place = values[above[0]] if above else values
         place[last] = place[last].removesuffix(path) + (known.get(path) or digest_at(field, path))
@@ -56,7 +56,11 @@ def digest_at(field: str, path: str) -> str:
         files = [file for file in place.iterdir() if file.is_file() and file.suffix != ".md" and file.name[0] != "."]
         return digest_of_json({file.name: _of_file(file) for file in files})
     except FileNotFoundError as error:
-        raise UsageError(f"There is no file or folder {place}.", f"{field} of the suite's runs names it.") from error
+        raise UsageError(
+            f"There is no file or folder {place}.",
+            f"{field} of the suite's runs names it.",
+            "Put it there, or name the place where it is: the same content makes the same runs.",
+        ) from error
     except OSError as error:
         raise ToastError(f"{place} cannot be read.", error.strerror or str(error)) from error
 

@@ -128,7 +128,7 @@ class Experiment:
         recipes = [self.recipe(*cell, "final", self.suite.seeds[0]) for cell in self.cells]
         if self.suite.search is not None:
             recipes += [self.recipe(*cell, "search", self.suite.search.seed) for cell in self.searched]
-        return {path: digest_at(name, path) for recipe in recipes for name, path in files_of(recipe).items()}
+        return {path: digest_at(name, path) for recipe in recipes for name, path in files_of(recipe, {}).items()}
 
     def key(self, recipe: Recipe, more: Mapping[str, Any] | None = None) -> str:
         """The key of one of its runs."""
@@ -140,7 +140,7 @@ class Experiment:
         Raises:
             ToastError: it is not.
         """
-        for name, path in files_of(recipe).items():
+        for name, path in files_of(recipe, self.contents).items():
             now = digest_at(name, path)
             if now != self.contents.get(path, now):
                 raise ToastError(

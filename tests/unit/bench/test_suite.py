@@ -12,6 +12,7 @@ import pytest
 from tests.unit.bench.conftest import SUITE
 from toast_cli import registry
 from toast_cli.bench import contents, suite
+from toast_cli.bench.folder import recall, remember
 from toast_cli.bench.jobs import Experiment, key_of, parse_starts
 from toast_cli.errors import ToastError, UsageError
 
@@ -128,6 +129,19 @@ def test_a_model_in_a_folder_is_what_it_holds_but_for_what_describes_it(change: 
     (tmp_path / "model").rename(tmp_path / "moved")
     assert key("model.safetensors", "tensors", "moved") == first
     assert key("model.safetensors", "other tensors", "moved") != first
+
+
+@pytest.mark.parametrize("change", ["backbone=llama:{}", "backbone.weights={}"])
+def test_the_runs_of_a_model_that_is_gone_are_still_known(change: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    begun = made(changes=(change.format(model),))
+    remember(tmp_path / "out", begun, SUITE, None)
+    keys = [job.key for job in begun.finals("Markings", "linear", {})]
+    model.rename(tmp_path / "away")
+    recalled, _ = recall(tmp_path / "out")
+    assert [job.key for job in recalled.finals("Markings", "linear", {})] == keys
 
 
 def started(start: Path) -> Experiment:
