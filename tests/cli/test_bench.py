@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import multiprocessing
 import os
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from tests.cli.conftest import TINY_DEMO, toast
+from toast_cli.bench.board import Board
 from toast_cli.bench.folder import recall
 from toast_cli.bench.ledger import open_ledger
-from toast_cli.bench.worker import Board, work
+from toast_cli.bench.worker import work
 from toast_cli.training import tuning
 from toast_cli.training.reporter import Reporter
 
@@ -53,6 +56,23 @@ def test_one_command_searches_trains_and_fills_the_table(finished: tuple[Path, A
     runs = sorted((folder / "out" / "runs").iterdir())
     assert len(runs) == 3
     assert {path.name for path in (folder / "out").iterdir()} >= {"ledger.db", "tables", "page.html", "suite.yaml"}
+
+
+@pytest.mark.slow
+def test_the_demo_as_a_user_types_it_fills_its_table(here: Path) -> None:
+    said = toast("bench", "demo")
+    assert said.code == 0, said.err
+    assert "over seeds 0, 1, 2." in said.out
+    status = json.loads(toast("bench", "status", "--json").out)
+    assert (status["runs"], status["failed"]) == ({"done": 20}, []), "four rows, two settings each, three seeds"
+    with (here / "bench" / "demo" / "tables" / "runs.csv").open(encoding="utf-8", newline="") as file:
+        runs = list(csv.DictReader(file))
+    assert sorted({(run["row"], run["seed"]) for run in runs}) == sorted(
+        (row, seed) for row in ("linear", "lora", "toast", "toast-lite") for seed in "012"
+    )
+    chance = 0.2
+    assert all(float(run["value"]) > chance for run in runs if run["row"] != "linear")
+    assert (here / "bench" / "demo" / "page.html").is_file()
 
 
 def test_workers_that_leave_runs_undone_are_said_and_are_a_failure(
@@ -92,6 +112,15 @@ def test_a_finished_suite_is_not_run_again_but_told(
     shown = toast("bench", "tables", "--out", folder / "out", "--json")
     runs = json.loads(shown.out)["runs"]
     assert len(runs) == 1 and all(run["test_hash"] and run["versions"] and run["run"] for run in runs)
+
+
+def test_a_setting_that_came_too_late_is_said_by_every_verb(
+    finished: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Board, "overtaken", lambda board: ["validated better, but kept"])
+    out = ("--out", finished[0] / "out")
+    for words in (DEMO, ["bench", "status"], ["bench", "tables"]):
+        assert "validated better, but kept" in toast(*words, *out).err
 
 
 def test_a_dry_run_tells_the_cost_and_writes_nothing(here: Path) -> None:
@@ -172,13 +201,12 @@ def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_tw
         pytest.skip("TOAST_TEST_LEDGER names no database, such as postgresql://USER@HOST/DB or mysql+pymysql://...")
     if server:
         monkeypatch.setenv("TOAST_BENCH_LEDGER", os.environ["TOAST_TEST_LEDGER"])
-    text = SUITE.partition("search:")[0].replace("[3]", "[0, 1, 2]")
     suite = here / f"small-{time.time_ns()}.yaml"  # by whose name a database that others use tells them apart
-    suite.write_text(text)
+    suite.write_text(SUITE)
     out = here / "out"
     tiny = [*TINY_DEMO, "training.epochs=6", "--device", "cpu"]
     # Only what was asked for is kept, by a worker that finds nothing it may do.
-    board_words = ["bench", str(suite), "--out", str(out), "--row", "linear", "--join", *tiny]
+    board_words = ["bench", str(suite), "--out", str(out), "--join", *tiny]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("toast_cli.bench.worker.work", lambda *_: None)
         assert toast(*board_words).code == 0
@@ -190,25 +218,38 @@ def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_tw
         process.start()
         return process
 
-    def epochs() -> list[int]:
-        return [file.read_text().count('"epoch", "step"') for file in out.glob("runs/*/metrics.jsonl")]
+    def epochs(runs: str = "*") -> list[int]:
+        return [file.read_text().count('"epoch", "step"') for file in out.glob(f"runs/{runs}/metrics.jsonl")]
 
-    first = [start(0), start(1)]
+    def kill(*processes: Any) -> None:
+        for process in processes:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+
+    def said(*numbers: int) -> str:
+        return "".join((here / f"{number}.log").read_text() for number in numbers)
+
+    searching = [start(0), start(1)]
     until(lambda: sum(count >= 2 for count in epochs()) == 2)
-    for process in first:
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+    kill(*searching)
     assert not list(out.glob("runs/*/results.json"))
-    second = [start(2), start(3)]
-    for process in second:
+    further = [start(2), start(3)]
+    until(lambda: any(count >= 2 for count in epochs("*-seed3-*")))
+    kill(*further)
+    assert said(2, 3).count("Going on after epoch") == 2, "what was begun went on, and did not start anew"
+    last = [start(4), start(5)]
+    for process in last:
         process.join(240)
         assert process.exitcode == 0
+    assert "Going on after epoch" in said(4, 5)
     board = Board(*_opened(out))
-    assert board.counts() == {"done": 3}
-    completed = [t.user_attrs["key"] for t in board.study("Markings", "linear", "final").get_trials() if t.state == 1]
-    assert len(completed) == len(set(completed)) == 3
-    assert epochs() == [6, 6, 6]
-    said = "".join((here / f"{number}.log").read_text() for number in (2, 3))
-    assert said.count("Going on after epoch") == 2, "what was begun went on, and did not start anew"
+    assert board.counts() == {"done": 6}, "of two rows, two settings searched and one final run"
+    trials = [trial for where in board.stages() for trial in board.study(*where).get_trials()]
+    completed = [trial.user_attrs["key"] for trial in trials if trial.state == TrialState.COMPLETE]
+    assert len(completed) == len(set(completed)) == 6
+    assert epochs() == [6] * 6
     ends = "".join(file.read_text() for file in here.glob("*.ends"))
-    assert ends.count("end") == 3, "the test split was looked at once by every run"
+    assert ends.count("end") == 2, "the test split was looked at once by every final run"
+    for row in ("linear", "lora"):
+        (final,) = (board.stage("Markings", row, "final") or {}).values()
+        assert board.fixed("Markings", row) == final.record["params"]

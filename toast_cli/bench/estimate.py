@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from toast_cli.bench.board import Board
 from toast_cli.bench.jobs import Experiment, Stage
-from toast_cli.bench.worker import Board
 from toast_cli.errors import ToastError
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.pace import Pace, measure_pace

@@ -25,6 +25,7 @@ def remember(out: Path, experiment: Experiment, text: str, ledger: str | None) -
     if kind == "journal":
         ledger = f"journal:{Path(place).absolute()}"  # found from anywhere, as the folder is
     write_text(out / SUITE, text)
+    asked["known"] = dict(experiment.contents)  # tables can be had where the files are no more
     write_json(out / ASKED, {**asked, "ledger": None if ledger is None or "@" in ledger else ledger})
 
 

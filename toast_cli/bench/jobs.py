@@ -12,8 +12,9 @@ from hashlib import sha256
 from typing import Any, Literal
 
 from toast_cli import registry
+from toast_cli.bench.contents import by_content, digest_at, files_of
 from toast_cli.bench.suite import Range, Suite, overrides
-from toast_cli.errors import UsageError
+from toast_cli.errors import ToastError, UsageError
 from toast_cli.recipe.draft import named
 from toast_cli.recipe.library import resolve
 from toast_cli.recipe.schema import Recipe
@@ -65,6 +66,7 @@ class Experiment:
         starts: pre-tuned artifacts by backbone; "" is for any.
         datasets, rows: names to restrict it to; empty: all.
         seeds: instead of the suite's.
+        known: digests of the files that runs start from, by path, as they were when it was begun; None: to be found.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Experiment:
     datasets: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    known: Mapping[str, str] | None = None
 
     @cached_property
     def missing(self) -> dict[str, str]:
@@ -103,18 +106,47 @@ class Experiment:
         return list(dict.fromkeys(self.suite.searcher(*cell) for cell in self.cells))
 
     def check(self) -> None:
-        """Make a recipe of every cell, before anything is run.
+        """Make a recipe of every cell and read the files that it names, before anything is run.
 
         Raises:
-            UsageError: one is not valid, or there is no cell at all.
+            UsageError: one is not valid, a file is missing, or there is no cell at all.
+            ToastError: a file cannot be read.
         """
         if not self.cells:
             raise UsageError("There is nothing to run.", " ".join(dict.fromkeys(self.missing.values())))
-        for dataset, row in self.cells:
-            self.recipe(dataset, row, "final", self.suite.seeds[0])
-        for dataset, row in self.searched:
-            if self.suite.search is not None:
-                self.recipe(dataset, row, "search", self.suite.search.seed)
+        _ = self.contents
+
+    @cached_property
+    def contents(self) -> Mapping[str, str]:
+        """Digests of the files that its runs start from, by path as it was given.
+
+        Raises:
+            UsageError, ToastError: as `check`.
+        """
+        if self.known is not None:
+            return self.known
+        recipes = [self.recipe(*cell, "final", self.suite.seeds[0]) for cell in self.cells]
+        if self.suite.search is not None:
+            recipes += [self.recipe(*cell, "search", self.suite.search.seed) for cell in self.searched]
+        return {path: digest_at(name, path) for recipe in recipes for name, path in files_of(recipe, {}).items()}
+
+    def key(self, recipe: Recipe, more: Mapping[str, Any] | None = None) -> str:
+        """The key of one of its runs."""
+        return key_of(recipe, more, self.contents)
+
+    def check_unchanged(self, recipe: Recipe) -> None:
+        """Make sure that what a run starts from is still what its key was made of.
+
+        Raises:
+            ToastError: it is not.
+        """
+        for name, path in files_of(recipe, self.contents).items():
+            now = digest_at(name, path)
+            if now != self.contents.get(path, now):
+                raise ToastError(
+                    f"{path} was changed since the suite was started ({name}).",
+                    what_to_do="Start the same command again: runs from the new content are other runs.",
+                )
 
     def study(self, dataset: str, row: str, stage: Stage) -> str:
         """The name of the study that holds a cell's runs."""
@@ -161,7 +193,7 @@ class Experiment:
         base = self.recipe(dataset, row, "search", search.seed)
         drawn = {"space": search.model_dump(mode="json")["space"], "sampler": search.sampler, "pruner": search.pruner}
         return [
-            Job(dataset, row, "search", search.seed, key_of(base, {**drawn, "slot": slot}), slot=slot)
+            Job(dataset, row, "search", search.seed, self.key(base, {**drawn, "slot": slot}), slot=slot)
             for slot in range(search.trials or 0)
         ]
 
@@ -171,13 +203,18 @@ class Experiment:
 
     def _job(self, dataset: str, row: str, stage: Stage, seed: int, params: Mapping[str, Any]) -> Job:
         recipe = self.recipe(dataset, row, stage, seed, params)
-        return Job(dataset, row, stage, seed, key_of(recipe), dict(params))
+        return Job(dataset, row, stage, seed, self.key(recipe), dict(params))
 
 
-def key_of(recipe: Recipe, more: Mapping[str, Any] | None = None) -> str:
-    """Sixteen hexadecimal digits of what decides a run's numbers."""
+def key_of(recipe: Recipe, more: Mapping[str, Any] | None = None, known: Mapping[str, str] | None = None) -> str:
+    """Sixteen hexadecimal digits of what decides a run's numbers; of files, their contents (or digests in `known`).
+
+    Raises:
+        UsageError, ToastError: a file is missing, or cannot be read.
+    """
     values = recipe.model_dump(mode="json", exclude=ELSEWHERE | {"training"})
     values["training"] = recipe.training.model_dump(mode="json", exclude=WATCHING)
+    by_content(values, recipe, known or {})
     return sha256(json.dumps([values, dict(more or {})], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -185,3 +222,8 @@ def parse_starts(given: Sequence[str]) -> dict[str, str]:
     """`BACKBONE=ARTIFACT`, or `ARTIFACT` for any backbone, by backbone."""
     pairs = (text.rpartition("=") for text in given)
     return {backbone: artifact for backbone, _, artifact in pairs}
+
+
+def shown(params: Mapping[str, Any]) -> str:
+    """Hyper-parameters as a sentence has them."""
+    return ", ".join(f"{name}={value}" for name, value in params.items()) or "the recipe's settings"

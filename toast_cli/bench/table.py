@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toast_cli.bench.board import Board
 from toast_cli.bench.jobs import Job
-from toast_cli.bench.ledger import Standing
 from toast_cli.bench.numbers import Metric, metric_of
 from toast_cli.bench.significance import LEVEL, Comparison, Sample, compare
+from toast_cli.bench.standing import Standing
 from toast_cli.bench.suite import PLAIN, Layout, TableRow
-from toast_cli.bench.worker import Board
 from toast_cli.storage.run_folder import ANSWERS
 
 NOTHING = "–"
@@ -74,7 +74,8 @@ class Results:
         self.board, self.out = board, out
         self.finals: dict[tuple[str, str], dict[Job, Standing]] = {}
         for dataset, row in board.experiment.cells:
-            self.finals[dataset, row] = board.stage(dataset, row, "final") or {}
+            standings = board.stage(dataset, row, "final") or {}
+            self.finals[dataset, row] = {job: standing.seen_from(out) for job, standing in standings.items()}
 
     def records(self, dataset: str, row: str) -> dict[int, Mapping[str, Any]]:
         """What the finished final runs of a cell left, by seed."""

@@ -14,8 +14,8 @@ from toast_cli.cli.verbs import Verbs
 from toast_cli.errors import RUNTIME_FAILURE, UsageError
 
 if TYPE_CHECKING:
+    from toast_cli.bench.board import Board
     from toast_cli.bench.jobs import Experiment
-    from toast_cli.bench.worker import Board
 
 RUN = "run"
 LEDGER = "TOAST_BENCH_LEDGER"
@@ -108,10 +108,11 @@ def run(
     folder = out or BENCHES / name
     _need_optuna()
 
+    from toast_cli.bench.board import Board
     from toast_cli.bench.estimate import costs
     from toast_cli.bench.ledger import Ledger, open_ledger
     from toast_cli.bench.supervising import supervise
-    from toast_cli.bench.worker import Board, work
+    from toast_cli.bench.worker import work
     from toast_cli.cli.bench_tables import print_costs, print_results, progress_line
     from toast_cli.cli.console import err, say
     from toast_cli.cli.console import out as stdout
@@ -144,6 +145,7 @@ def run(
         codes = supervise(workers, joining, folder / "workers", lambda: progress_line(board))
     if not join:
         print_results(board, folder, as_json)
+    _say_overtaken(board)
     counts = board.counts()
     undone = sum(counts[state] for state in ("waiting", "running", "wanted")) if any(codes) else 0
     if undone:
@@ -175,19 +177,28 @@ def ls(as_json: options.Json = False) -> None:
 @app.command("status")
 def status(out: Out = None, ledger: LedgerUrl = None, as_json: options.Json = False) -> None:
     """Say how far an experiment has come: what runs where, what failed and why, and the time left."""
-    opened = _opened(out, ledger)
+    board, folder = _opened(out, ledger)
     from toast_cli.cli.bench_tables import print_status
 
-    print_status(*opened, as_json)
+    print_status(board, folder, as_json)
+    _say_overtaken(board)
 
 
 @app.command("tables")
 def tables(out: Out = None, ledger: LedgerUrl = None, as_json: options.Json = False) -> None:
     """Show and write the tables of an experiment, as far as it has come."""
-    opened = _opened(out, ledger)
+    board, folder = _opened(out, ledger)
     from toast_cli.cli.bench_tables import print_results
 
-    print_results(*opened, as_json)
+    print_results(board, folder, as_json)
+    _say_overtaken(board)
+
+
+def _say_overtaken(board: Board) -> None:
+    from toast_cli.cli.console import err, say
+
+    for sentence in board.overtaken():
+        say(sentence, err)
 
 
 def _opened(out: Path | None, ledger: str | None) -> tuple[Board, Path]:
@@ -196,8 +207,8 @@ def _opened(out: Path | None, ledger: str | None) -> tuple[Board, Path]:
     folder = out or newest()
     experiment, known = recall(folder)
     _need_optuna()
+    from toast_cli.bench.board import Board
     from toast_cli.bench.ledger import open_ledger
-    from toast_cli.bench.worker import Board
 
     return Board(experiment, open_ledger(folder, ledger or known)), folder
 

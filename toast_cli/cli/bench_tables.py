@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from toast_cli.bench.board import Board
 from toast_cli.bench.estimate import Cost, in_words
 from toast_cli.bench.page import write_page
 from toast_cli.bench.table import Number, Results
 from toast_cli.bench.table import Table as Filled
-from toast_cli.bench.worker import Board
 from toast_cli.bench.writing import write_all
 from toast_cli.cli.console import PIPED_WIDTH, Screen, err, out, print_json, say
 

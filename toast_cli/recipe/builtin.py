@@ -34,6 +34,11 @@ def names() -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
+def text_of(name: str) -> str:
+    """The text of one of `names`."""
+    return read_text(root() / f"{name}.yaml")
+
+
 def find(name_or_path: str) -> RecipeText:
     """A recipe by file or by built-in name; a file that exists wins.
 
@@ -48,7 +53,7 @@ def find(name_or_path: str) -> RecipeText:
     for ending in ENDINGS:
         name = name.removesuffix(ending)
     if name in known:
-        return RecipeText(name, read_text(root() / f"{name}.yaml"), f"{name}.yaml", built_in=True)
+        return RecipeText(name, text_of(name), f"{name}.yaml", built_in=True)
     what = f"There is no file {path}." if path.suffix in ENDINGS else f"There is no recipe '{name_or_path}'."
     listing = "" if len(known) <= 12 else "'toast recipes ls' lists all of them."
     raise UsageError(what, what_to_do=f"{did_you_mean(name, known)} {listing}".strip())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from toast_cli import registry
 from toast_cli.errors import UsageError, did_you_mean
-from toast_cli.recipe.builtin import RecipeText, find, header, names
-from toast_cli.recipe.draft import Draft, meant, named
+from toast_cli.recipe.builtin import RecipeText, find, header, names, text_of
+from toast_cli.recipe.draft import SECTIONS, Draft, meant, named
 from toast_cli.recipe.loading import build
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.schema import Recipe
@@ -57,18 +58,25 @@ def for_pair(backbone: str | None, dataset: str, method: str | None) -> Match | 
     for name in names():
         if name.startswith((f"{GENERAL}/", f"{PRETUNE}/")):  # for data sets without a recipe, and for another verb
             continue
-        draft = parse_recipe(find(name).text, f"{name}.yaml")
-        if draft.name("dataset") != named("dataset", dataset)["name"]:
+        made_for = _made_for(name, text_of(name))
+        if made_for["dataset"] != named("dataset", dataset)["name"]:
             continue
-        differs = tuple(section for section, want in wanted.items() if want is not None and draft.name(section) != want)
+        differs = tuple(section for section, want in wanted.items() if want is not None and made_for[section] != want)
         if name.startswith(f"{SIZED}/") and "backbone" in differs:
             continue
-        unlike = draft.name("method") != (method or DEFAULT_METHOD)
-        candidates.append((unlike, "backbone" in differs, draft.name("backbone") != DEFAULT_BACKBONE, name, differs))
+        unlike = made_for["method"] != (method or DEFAULT_METHOD)
+        candidates.append((unlike, "backbone" in differs, made_for["backbone"] != DEFAULT_BACKBONE, name, differs))
     if not candidates:
         return None
     *_, name, differs = min(candidates)
     return Match(name, differs)
+
+
+@cache
+def _made_for(name: str, text: str) -> Mapping[str, str | None]:
+    """The names in the sections of a built-in recipe. Kept, as a suite asks for those of every recipe for every run."""
+    draft = parse_recipe(text, f"{name}.yaml")
+    return {section: draft.name(section) for section in SECTIONS}
 
 
 def resolve(

@@ -97,6 +97,18 @@ def is_artifact(path: Path) -> bool:
         return False
 
 
+def tensors_file(path: Path) -> Path:
+    """The file that holds the tensors of what `is_artifact`.
+
+    Raises:
+        UsageError: nothing of that kind is at `path`.
+    """
+    if not (is_artifact(path) or path.is_file()):
+        raise _no_artifact(path)
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    return folder / TENSORS if folder.is_dir() else folder
+
+
 def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
     """Lineage and tensors of what `is_artifact`.
 
@@ -104,18 +116,13 @@ def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
         UsageError: nothing of that kind is at `path`.
         ToastError: it is damaged, or of a newer format.
     """
-    none = UsageError(
-        f"{path} holds no pre-tuned artifact.",
-        what_to_do="Name what 'toast pretune' wrote: its run folder, the folder 'artifact' in it, or its export.",
-    )
-    if not (is_artifact(path) or path.is_file()):
-        raise none
-    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    tensors_in = tensors_file(path)
+    folder = tensors_in.parent if path.is_dir() else path
     try:
-        with safe_open(folder / TENSORS if folder.is_dir() else folder, framework="pt") as file:
+        with safe_open(tensors_in, framework="pt") as file:
             metadata = file.metadata() or {}
             if folder.is_file() and ENTRY not in metadata:
-                raise none
+                raise _no_artifact(path)
             text = (folder / CONFIG).read_bytes() if folder.is_dir() else metadata[ENTRY]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.get("sha256") not in (None, digest_of_tensors(tensors)):
@@ -129,6 +136,13 @@ def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
             f"{folder} was written by a newer toast ({lineage.toast_version}).", what_to_do="Update toast."
         )
     return lineage, tensors
+
+
+def _no_artifact(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} holds no pre-tuned artifact.",
+        what_to_do="Name what 'toast pretune' wrote: its run folder, the folder 'artifact' in it, or its export.",
+    )
 
 
 def load_artifact(path: Path, weights: str | None = None) -> Loaded:

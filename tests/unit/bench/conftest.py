@@ -41,9 +41,9 @@ def experiment() -> Experiment:
 
 @pytest.fixture(params=["sqlite", "journal"])
 def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Ledger]:
-    """Opens the same ledger as another worker would."""
+    """Opens the same ledger as another worker would, with runs and locks in the folder `one` or another."""
     url = f"sqlite:///{tmp_path / 'l.db'}" if request.param == "sqlite" else f"journal:{tmp_path / 'l.log'}"
-    return lambda **more: Ledger(url, tmp_path / "locks", **more)
+    return lambda folder="one", **more: Ledger(url, tmp_path / folder / "locks", **more)
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ import pytest
 
 from tests.unit.bench.conftest import record
 from toast_cli.bench import ledger as module
+from toast_cli.bench.claim import Claim
 from toast_cli.bench.jobs import Experiment, Job
-from toast_cli.bench.ledger import Claim, Ledger
+from toast_cli.bench.ledger import Ledger
+from toast_cli.bench.standing import MOST_DEATHS
 from toast_cli.bench.suite import Range, Search
 from toast_cli.errors import ToastError
 
@@ -47,11 +49,8 @@ def test_two_workers_share_the_runs_and_none_is_made_twice(open_again: Open, job
     assert taken(open_again(), jobs) is None
 
 
-def test_a_run_that_two_workers_put_in_at_the_same_moment_is_made_once(
-    open_again: Open, jobs: list[Job], tmp_path: Path
-) -> None:
-    ledger, elsewhere = open_again(), open_again()
-    elsewhere.locks = tmp_path / "of another machine"
+def test_a_run_that_two_workers_put_in_at_the_same_moment_is_made_once(open_again: Open, jobs: list[Job]) -> None:
+    ledger, elsewhere = open_again("one"), open_again("of another machine")
     study = ledger.study("small/search")
     for _ in range(2):
         study.enqueue_trial(dict(jobs[0].params or {}), user_attrs={"key": jobs[0].key, "seed": 0})
@@ -71,6 +70,18 @@ def test_the_run_of_a_worker_that_died_here_is_taken_at_once_and_of_one_that_liv
     next_one = taken(open_again(), jobs)
     assert next_one is not None and next_one.job == dead.job
     assert taken(open_again(), jobs) is None
+
+
+def test_a_worker_that_keeps_its_runs_in_another_folder_is_seen_to_live_and_to_die(
+    open_again: Open, jobs: list[Job]
+) -> None:
+    here, there = open_again("one"), open_again("two")
+    living = taken(there, jobs[:1])
+    assert living is not None
+    assert taken(here, jobs[:1]) is None and states(here, jobs[:1]) == ["running"]
+    dies(living)
+    heir = taken(here, jobs[:1])
+    assert heir is not None and heir.job == jobs[0]
 
 
 def test_what_a_worker_says_that_was_taken_for_dead_counts_no_more(open_again: Open, jobs: list[Job]) -> None:
@@ -126,7 +137,7 @@ def test_a_failed_run_keeps_its_reason_and_waits_to_be_asked_for(open_again: Ope
 def test_a_run_that_kills_every_worker_is_given_up_but_not_one_that_is_only_stopped(
     open_again: Open, jobs: list[Job]
 ) -> None:
-    for _ in range(module.MOST_DEATHS):
+    for _ in range(MOST_DEATHS):
         claim = taken(open_again(), jobs[:1])
         assert claim is not None
         dies(claim)
@@ -134,7 +145,7 @@ def test_a_run_that_kills_every_worker_is_given_up_but_not_one_that_is_only_stop
     ledger.bury(ledger.study("small/search"))
     (standing,) = ledger.standings(ledger.study("small/search"), jobs[:1]).values()
     assert standing.state == "failed" and "3 workers died" in standing.reason
-    for _ in range(module.MOST_DEATHS):
+    for _ in range(MOST_DEATHS):
         claim = taken(ledger, jobs[1:])
         assert claim is not None
         claim.stopped()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from itertools import product
+from pathlib import Path
 
 import pytest
 
 from tests.unit.bench.conftest import SUITE
 from toast_cli import registry
-from toast_cli.bench import suite
+from toast_cli.bench import contents, suite
+from toast_cli.bench.folder import recall, remember
 from toast_cli.bench.jobs import Experiment, key_of, parse_starts
-from toast_cli.errors import UsageError
+from toast_cli.errors import ToastError, UsageError
 
 
 def made(**more: object) -> Experiment:
@@ -98,6 +101,92 @@ def test_a_run_is_the_same_wherever_it_happens_and_another_where_a_number_could_
     assert len({*same, key(seed=1), key("training.lr=0.5"), key("dataset.train_images=10"), key("test=false")}) == 4, (
         "test is decided by the stage, so that one changes nothing"
     )
+
+
+def key_with(change: str) -> str:
+    return key_of(made(changes=(change,)).recipe("Markings", "linear", "final", 0))
+
+
+def test_a_run_is_what_its_weights_are_wherever_they_lie(tmp_path: Path) -> None:
+    def key(file: str, content: str) -> str:
+        (tmp_path / file).write_text(content)
+        return key_with(f"backbone.weights={tmp_path / file}")
+
+    assert key("a", "weights") == key("b", "weights")
+    assert len({key("a", "weights"), key("a", "others"), key_with("backbone.weights=none"), key_with("test=true")}) == 4
+
+
+@pytest.mark.parametrize("change", ["backbone=llama:{}", "backbone.weights={}"])
+def test_a_model_in_a_folder_is_what_it_holds_but_for_what_describes_it(change: str, tmp_path: Path) -> None:
+    def key(file: str, content: str, folder: str = "model") -> str:
+        (tmp_path / folder / file).write_text(content)
+        return key_with(change.format(tmp_path / folder))
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    first = key("model.safetensors", "tensors")
+    assert key("README.md", "a card") == first
+    (tmp_path / "model").rename(tmp_path / "moved")
+    assert key("model.safetensors", "tensors", "moved") == first
+    assert key("model.safetensors", "other tensors", "moved") != first
+
+
+@pytest.mark.parametrize("change", ["backbone=llama:{}", "backbone.weights={}"])
+def test_the_runs_of_a_model_that_is_gone_are_still_known(change: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    begun = made(changes=(change.format(model),))
+    remember(tmp_path / "out", begun, SUITE, None)
+    keys = [job.key for job in begun.finals("Markings", "linear", {})]
+    model.rename(tmp_path / "away")
+    recalled, _ = recall(tmp_path / "out")
+    assert [job.key for job in recalled.finals("Markings", "linear", {})] == keys
+
+
+def started(start: Path) -> Experiment:
+    text = SUITE.replace("{method: linear}", "{method: toast, pretuned: true}")
+    return Experiment("small", suite.parse(text, "small.yaml"), starts={"": str(start)})
+
+
+def test_a_start_is_what_its_tensors_are(tmp_path: Path) -> None:
+    def key(start: Path) -> str:
+        return started(start).finals("Markings", "linear", {})[0].key
+
+    for run in ("one", "two"):
+        (tmp_path / run / "artifact").mkdir(parents=True)
+        (tmp_path / run / "artifact" / "artifact.json").write_text(json.dumps({"of": run}))
+        (tmp_path / run / "artifact" / "feedback.safetensors").write_text("tensors")
+    assert key(tmp_path / "one") == key(tmp_path / "two") == key(tmp_path / "two" / "artifact")
+    (tmp_path / "two" / "artifact" / "feedback.safetensors").write_text("others")
+    assert key(tmp_path / "one") != key(tmp_path / "two")
+
+
+def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, read = tmp_path / "weights", list[Path]()
+    file.write_text("weights")
+    monkeypatch.setattr(contents, "digest_of_file", lambda path: read.append(path) or "digest")
+    for _ in range(3):
+        made(changes=(f"backbone.weights={file}",)).finals("Markings", "linear", {})
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("experiment", [made(changes=("backbone.weights=gone",)), started(Path("gone"))])
+def test_a_missing_file_is_said_before_anything_runs(experiment: Experiment) -> None:
+    with pytest.raises(UsageError, match="gone"):
+        experiment.check()
+
+
+def test_a_file_that_changes_while_a_suite_runs_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_text("weights")
+    experiment = made(changes=(f"backbone.weights={file}",))
+    (job,) = experiment.finals("Markings", "linear", {})[:1]
+    recipe = experiment.recipe("Markings", "linear", "final", job.seed)
+    experiment.check_unchanged(recipe)
+    file.write_text("other weights")
+    with pytest.raises(ToastError, match="was changed since the suite was started"):
+        experiment.check_unchanged(recipe)
 
 
 def test_starts_are_given_by_backbone_or_for_all() -> None:

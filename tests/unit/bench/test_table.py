@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from tests.unit.bench.conftest import record
+from toast_cli.bench.board import Board
 from toast_cli.bench.jobs import Experiment
 from toast_cli.bench.ledger import Ledger
 from toast_cli.bench.page import write_page
 from toast_cli.bench.suite import Layout, Row, TableRow
 from toast_cli.bench.table import Number, Results, Table, in_millions
-from toast_cli.bench.worker import Board
 from toast_cli.bench.writing import latex, markdown, write_all
 
 
@@ -136,6 +136,6 @@ def test_a_table_says_where_its_pre_tuned_rows_start(
     layout = Layout(title="Both", columns={"M": "Markings"}, rows={"Steered": TableRow(run="steered")})
     rows = {**experiment.suite.rows, "steered": steered}
     suite = experiment.suite.model_copy(update={"rows": rows, "tables": {"both": layout}})
-    begun = replace(experiment, suite=suite, starts=given.get("starts", {}))
+    begun = replace(experiment, suite=suite, starts=given.get("starts", {}), known={"runs/general": "its digest"})
     (table,) = Results(Board(begun, Ledger("memory:", tmp_path / "locks")), tmp_path).tables()
     assert f"Feedback paths of Steered: {start}." in table.notes

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from toast_cli.bench import worker
+from toast_cli.bench.board import Board
+from toast_cli.bench.claim import Claim, give_up
 from toast_cli.bench.jobs import Experiment
 from toast_cli.bench.ledger import Ledger
 from toast_cli.bench.suite import parse
-from toast_cli.bench.worker import Board, work
+from toast_cli.bench.worker import work
 from toast_cli.errors import ToastError
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.run_folder import RunFolder
@@ -176,9 +179,9 @@ def test_a_worker_that_lost_its_run_says_nothing_about_it(
     def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
         if lr == 0.1 and not (tmp_path / "lost").exists():
             (tmp_path / "lost").touch()
-            study = board.study("Markings", "linear", "search")
-            board.ledger.close(study, 0, "lost", "taken for dead")
-            reporter.claim.lost.set()  # type: ignore[attr-defined]
+            claim: Claim = reporter.claim  # type: ignore[attr-defined]
+            give_up(board.ledger.storage, claim.trial._trial_id, "lost", "taken for dead")
+            claim.lost.set()
         reporter.step(1, 2, {})
         made(recipe, folder, 0.5)
 
@@ -187,3 +190,79 @@ def test_a_worker_that_lost_its_run_says_nothing_about_it(
     trials = board.study("Markings", "linear", "search").get_trials()
     assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     assert json.dumps(states(board)) == json.dumps({0.1: "done", 0.2: "done", 0.3: "done"})
+
+
+def looks(recipe: Recipe, folder: Path, reporter: Reporter, accuracy: float) -> None:
+    """A run as `tune` makes it: the test split is tracked when it is looked at."""
+    if recipe.test:
+        list(reporter.track([1], 1, "test"))
+    made(recipe, folder, accuracy)
+
+
+def test_what_validates_better_after_test_was_looked_at_is_said_and_not_taken(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, seen = [True], list[float]()
+
+    def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+        if lr == 0.3 and broken[0]:
+            raise RuntimeError("no memory")
+        if recipe.test:
+            seen.append(lr)
+        looks(recipe, folder, reporter, {0.1: 0.5, 0.2: 0.8, 0.3: 0.9}[lr])
+
+    monkeypatch.setattr(worker, "tune", by(act))
+    work(board, tmp_path, Reporter())
+    assert seen == [0.2] and board.overtaken() == []
+    broken[0] = False
+    again = Board(board.experiment, board.ledger)
+    again.retry()
+    work(again, tmp_path, Reporter())
+    assert seen == [0.2], "the test split was looked at with one setting"
+    assert again.counts() == {"done": 4}
+    (said,) = again.overtaken()
+    assert "training.lr=0.3 validated better than training.lr=0.2" in said and "kept" in said
+    more = Board(replace(board.experiment, seeds=(0, 1)), board.ledger)
+    work(more, tmp_path, Reporter())
+    assert seen == [0.2, 0.2], "a further seed has the same setting"
+
+
+def test_a_better_setting_is_taken_as_long_as_test_was_not_looked_at(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, seen = [True], list[float]()
+
+    def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+        if broken[0] and (lr == 0.3 or recipe.test):
+            raise RuntimeError("no memory")
+        if recipe.test:
+            seen.append(lr)
+        looks(recipe, folder, reporter, {0.1: 0.5, 0.2: 0.8, 0.3: 0.9}[lr])
+
+    monkeypatch.setattr(worker, "tune", by(act))
+    work(board, tmp_path, Reporter())
+    broken[0] = False
+    again = Board(board.experiment, board.ledger)
+    again.retry()
+    work(again, tmp_path, Reporter())
+    assert seen == [0.3] and again.overtaken() == []
+
+
+def test_a_run_that_comes_to_its_test_after_another_setting_does_not_look(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = list[float]()
+
+    def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+        if recipe.test and lr == 0.2:  # meanwhile, a worker that began with another setting comes to its end
+            (other,) = board.experiment.finals("Markings", "linear", {"training.lr": 0.1})
+            assert board.fix(other)
+        if recipe.test:
+            list(reporter.track([1], 1, "test"))
+            looked.append(lr)
+        made(recipe, folder, {0.1: 0.5, 0.2: 0.8, 0.3: 0.6}[lr])
+
+    monkeypatch.setattr(worker, "tune", by(act))
+    work(board, tmp_path, Reporter())
+    assert looked == [0.1]
+    assert states(board, "final") == {0.1: "done"}

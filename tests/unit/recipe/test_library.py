@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from toast_cli.errors import UsageError
+from toast_cli.recipe import builtin, library
 from toast_cli.recipe.library import Match, find, for_pair, header, names, resolve
+from toast_cli.recipe.yaml_text import parse_recipe
 
 pytestmark = pytest.mark.usefixtures("shelf")
 
@@ -62,6 +64,18 @@ def test_thirty_recipes_are_searched_in_a_moment(shelf: Path) -> None:
     began = time.perf_counter()
     for_pair(None, "birds", None)
     assert time.perf_counter() - began < 0.5  # 0.02 on an idle core; room for a busy one
+
+
+def test_the_recipes_are_read_but_not_parsed_again_for_every_run_of_a_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed, listed = [], []
+    monkeypatch.setattr(
+        library, "parse_recipe", lambda text, origin: parsed.append(origin) or parse_recipe(text, origin)
+    )
+    monkeypatch.setattr(builtin, "names", lambda: listed.append(1) or names())
+    for_pair(None, "birds", None)
+    parsed.clear()
+    assert for_pair("vit_b", "birds", None) == Match("fgvc/birds-c", ())
+    assert (parsed, listed) == ([], []), "nor is the folder listed for each of them"
 
 
 def test_without_arguments_it_is_the_demo() -> None:
