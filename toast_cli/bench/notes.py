@@ -78,6 +78,7 @@ def _bold(columns: Sequence[Column], lines: Sequence[Line], numbers: Sequence[Nu
         rest = "every other row of its group" if grouped else "every other row measured here"
         yield f"Bold: better than {rest}, each with p < {LEVEL} (paired t-test {tests})."
     reasons: dict[str, list[str]] = {}
+    compared = 0
     for place, column in enumerate(columns):
         kind = column.shows.partition(":")[0]
         if kind in _NEVER:
@@ -90,10 +91,12 @@ def _bold(columns: Sequence[Column], lines: Sequence[Line], numbers: Sequence[Nu
                 cells = [
                     cell for line in lines if line.group == group and isinstance(cell := line.cells[place], Number)
                 ]
+                compared += bool(cells)
                 if cells and (reason := _reason(cells)):
                     reasons.setdefault(reason, []).append(f"{column.heading}, {group}" if group else column.heading)
     for reason, headings in reasons.items():
-        yield f"Not bold: {_listed(headings)} ({reason})."
+        every = len(headings) == compared > 1 and reason not in _NEVER.values()
+        yield f"Not bold: {'every column' if every else _listed(headings)} ({reason})."
 
 
 _NEVER = {

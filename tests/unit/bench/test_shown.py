@@ -50,7 +50,7 @@ def test_groups_of_columns_are_in_every_format(tmp_path: Path) -> None:
     results = filled(suite.find("vtab1k")[1], tmp_path, shares)
     first, _ = tables(results)
     text = markdown(first)
-    assert [line.split(" | ")[0] for line in text.splitlines() if "Cifar100" in line] == ["| *Natural*"]
+    assert [line.split(" | ")[0] for line in text.splitlines() if "| Cifar100 |" in line] == ["| *Natural*"]
     assert "| *Structured* | Clevr-Count | " in text
     folder = write_all(results, tmp_path)
     rows = list(csv.DictReader(io.StringIO((folder / "table-2.csv").read_text())))
@@ -93,7 +93,7 @@ def test_parameters_and_flops_name_their_runs(tmp_path: Path) -> None:
     )
 
 
-def test_there_is_a_figure_for_every_unit_with_a_panel_a_column_and_a_text_for_who_cannot_see_it(
+def test_there_is_a_figure_for_every_unit_with_a_panel_a_column_and_a_text_for_the_blind(
     tmp_path: Path,
 ) -> None:
     (table,) = tables(filled(suite.find("demo")[1], tmp_path, shares))
