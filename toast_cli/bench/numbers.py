@@ -1,4 +1,4 @@
-"""The one number of a run that a table shows, and what decides a search."""
+"""The one number of a run that a table shows, what decides a search, and how sizes are written."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a split's metrics: its name, in words, whether higher is better, and its scale in a table."""
+    """A number of a split's metrics: its name, in words, whether higher is better, its scale and digits in a table."""
 
     name: str
     words: str
     higher: bool = True
     scale: float = 100.0
+    digits: int = 1
 
     @property
     def sign(self) -> int:
@@ -25,7 +26,7 @@ class Metric:
 METRICS = (
     Metric("mean_iou", "mean IoU, %"),
     Metric("accuracy", "accuracy, %"),
-    Metric("loss", "loss a token", higher=False, scale=1.0),
+    Metric("loss", "loss a token", higher=False, scale=1.0, digits=3),
 )
 """The first that a split has is what its task is judged by."""
 
@@ -39,3 +40,18 @@ def score(metrics: Mapping[str, Any]) -> float:
     """The number that decides, turned so that higher is better."""
     metric = metric_of(metrics)
     return metric.sign * metrics[metric.name]
+
+
+def judged(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a finished run is judged by: its test, or its validation where it has none."""
+    return record["test"] or record["validation"]
+
+
+def in_millions(count: float) -> str:
+    """14310168 as 14.3M, 150000 as 0.15M, 645 as 645: two significant digits at least, from a tenth of a million on."""
+    for least, size, unit in ((1e9, 1e9, "B"), (1e5, 1e6, "M")):
+        if count >= least:
+            value = count / size
+            digits = 2 if value < 1 else 1 if value < 100 else 0
+            return f"{value:.{digits}f}{unit}"
+    return f"{count:,.0f}"

@@ -1,10 +1,10 @@
-"""Whether one row is better than another: a paired test, over the same test images where their answers are there."""
+"""Whether one row is better than another: a paired test, over the same test items where their answers are there."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from toast_cli.storage.sealing import read_sealed
 
 LEVEL = 0.05
+IMAGES, QUESTIONS, SEEDS = "test images", "questions", "seeds"
 
 
 @dataclass(frozen=True)
@@ -29,29 +30,28 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Sample:
-    """What is known of one row on one data set: a value a seed, and the files of their test answers.
+    """What is known of one row in one column: a value a seed, and one for every test item, averaged over seeds.
 
-    `split` is the hash of the test split: answers to other images are not compared.
+    `over` says what the items are, `split` of which set: items of other sets are not compared.
     """
 
     values: Mapping[int, float]
-    answers: Mapping[int, Path]
+    items: Mapping[Hashable, float] = field(default_factory=dict)
+    over: str = ""
     split: str | None = None
 
 
 def compare(one: Sample, other: Sample) -> Comparison:
     """A paired t-test, two-sided.
 
-    Over test images, if all seeds of both rows left their answers to the same ones: what is paired is the share of
-    seeds that have an image right. Else over the seeds that both have, if there are two at least.
+    Over test items, if both rows have the same ones. Else over the seeds that both have, if there are two at least.
     """
-    if one.answers and other.answers and one.split is not None and one.split == other.split:
-        first, second = _right(one.answers), _right(other.answers)
-        if first.keys() == second.keys() and len(first) > 1:
-            return _tested([first[i] for i in first], [second[i] for i in first], "test images")
+    alike = one.split is not None and one.split == other.split and one.items.keys() == other.items.keys()
+    if alike and len(one.items) > 1:
+        return _tested(list(one.items.values()), [other.items[item] for item in one.items], one.over)
     seeds = sorted(one.values.keys() & other.values.keys())
     if len(seeds) > 1:
-        return _tested([one.values[seed] for seed in seeds], [other.values[seed] for seed in seeds], "seeds")
+        return _tested([one.values[seed] for seed in seeds], [other.values[seed] for seed in seeds], SEEDS)
     return Comparison(None)
 
 
@@ -69,21 +69,19 @@ def _tested(one: Sequence[float], other: Sequence[float], over: str) -> Comparis
     return Comparison(1.0 if math.isnan(p) else p, len(one), over)
 
 
-def _right(answers: Mapping[int, Path]) -> dict[int, float]:
-    """Share of seeds that have each image right, by the image's place in the split."""
-    shares: dict[int, list[bool]] = {}
-    for path in answers.values():
-        for place, right in _read(path).items():
-            shares.setdefault(place, []).append(right)
+def over_seeds(seeds: Collection[Mapping[Hashable, float]]) -> dict[Hashable, float]:
+    """Every item's mean over seeds, of the items that every seed has."""
+    first = next(iter(seeds), {})
     return {
-        place: sum(rights) / len(answers) for place, rights in sorted(shares.items()) if len(rights) == len(answers)
+        item: sum(each[item] for each in seeds) / len(seeds) for item in first if all(item in each for each in seeds)
     }
 
 
 @cache
-def _read(path: Path) -> Mapping[int, bool]:
+def right(path: Path) -> Mapping[Hashable, float]:
+    """Whether each test image was given its class, 1 or 0, by its place in the split, from a file of answers."""
     found = read_sealed(path)
     return {
-        place: label == chosen
+        place: float(label == chosen)
         for place, label, chosen in zip(found["index"], found["label"], found["chosen"], strict=True)
     }

@@ -2,294 +2,175 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from toast_cli.bench.board import Board
-from toast_cli.bench.jobs import Job
-from toast_cli.bench.numbers import Metric, metric_of
-from toast_cli.bench.significance import LEVEL, Comparison, Sample, compare
-from toast_cli.bench.standing import Standing
-from toast_cli.bench.suite import PLAIN, Layout, TableRow
-from toast_cli.storage.run_folder import ANSWERS
+from toast_cli.bench.cells import NOTHING, Cell, Column, Line, Number, Size, Table
+from toast_cli.bench.measures import Found, Measures
+from toast_cli.bench.notes import notes
+from toast_cli.bench.numbers import METRICS, Metric, in_millions, judged, metric_of
+from toast_cli.bench.results import Results
+from toast_cli.bench.significance import LEVEL, compare
+from toast_cli.bench.suite import Layout
 
-NOTHING = "–"
-
-
-@dataclass(frozen=True)
-class Number:
-    """One cell: a mean over seeds in the table's unit, its spread, and how many of the wanted runs are in it.
-
-    `runs` are the records that it is made of, `against` how it compares with every other row, by name.
-    """
-
-    mean: float
-    std: float | None
-    count: int
-    wanted: int
-    digits: int
-    runs: tuple[Mapping[str, Any], ...] = ()
-    best: bool = False
-    against: Mapping[str, Comparison] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        spread = "" if self.std is None else f" ± {self.std:.{self.digits}f}"
-        part = "" if self.count == self.wanted else f" ({self.count} of {self.wanted})"
-        return f"{self.mean:.{self.digits}f}{spread}{part}"
-
-
-Cell = Number | str
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row: what was measured, and what the paper has, a text a column (empty where it has nothing)."""
-
-    name: str
-    group: str
-    cells: tuple[Cell, ...]
-    paper: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the paper, filled as far as the runs have come."""
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    spans: Mapping[str, int]
-    lines: tuple[Line, ...]
-    notes: tuple[str, ...]
-
-
-class Results:
-    """Every final run of an experiment, as tables need them."""
-
-    def __init__(self, board: Board, out: Path) -> None:
-        self.board, self.out = board, out
-        self.finals: dict[tuple[str, str], dict[Job, Standing]] = {}
-        for dataset, row in board.experiment.cells:
-            standings = board.stage(dataset, row, "final") or {}
-            self.finals[dataset, row] = {job: standing.seen_from(out) for job, standing in standings.items()}
-
-    def records(self, dataset: str, row: str) -> dict[int, Mapping[str, Any]]:
-        """What the finished final runs of a cell left, by seed."""
-        standings = self.finals.get((dataset, row), {})
-        return {job.seed: standing.record for job, standing in standings.items() if standing.state == "done"}
-
-    def failures(self) -> list[tuple[Job, str]]:
-        """Every failed run, of searches too, with its reason."""
-        found = []
-        for where in self.board.stages():
-            for job, standing in (self.board.stage(*where) or {}).items():
-                if standing.state == "failed":
-                    found.append((job, standing.reason))
-        return found
-
-    def wanted(self) -> int:
-        """Final runs of a cell."""
-        return len(self.board.experiment.seeds or self.board.experiment.suite.seeds)
-
-    def runs(self) -> Iterator[dict[str, Any]]:
-        """One flat mapping a final run: where it lies and what decided it."""
-        for (dataset, row), standings in self.finals.items():
-            for job, standing in standings.items():
-                if standing.state != "done":
-                    continue
-                record = standing.record
-                judged = _judged(record)
-                metric = metric_of(judged)
-                yield {
-                    "dataset": dataset,
-                    "row": row,
-                    "seed": job.seed,
-                    "metric": metric.name,
-                    "value": judged[metric.name],
-                    "split": "validation" if record["test"] is None else "test",
-                    **{f"{name}_hash": record["split_hashes"].get(name) for name in ("train", "val", "test")},
-                    "hyper_parameters": json.dumps(record["params"]),
-                    "epoch": record["selected_epoch"],
-                    "trained_parameters": record["trained_parameters"],
-                    "flops": record["flops"],
-                    "seconds": round(record["seconds"], 1),
-                    "device": record["device"],
-                    "precision": record["precision"],
-                    "versions": json.dumps(record["versions"]),
-                    "key": job.key,
-                    "run": record["run"],
-                }
-
-    def tables(self) -> list[Table]:
-        """The suite's tables."""
-        return [self._table(name, layout) for name, layout in self.board.experiment.suite.tables.items()]
-
-    def _table(self, name: str, layout: Layout) -> Table:
-        columns = [self._column(layout, what) for what in layout.columns.values()]
-        group, lines = "", []
-        for place, (heading, row) in enumerate(layout.rows.items()):
-            group = row.group or group
-            cells = tuple(column[place] for column in columns)
-            lines.append(Line(heading, group, cells, tuple(_shown(value) for value in row.paper)))
-        notes = (*self._notes(lines), *self._starts(layout))
-        return Table(name, layout.title, tuple(layout.columns), layout.spans, tuple(lines), notes)
-
-    def _column(self, layout: Layout, what: str) -> list[Cell]:
-        """One column from top to bottom, its best row marked within each group."""
-        names, rows = list(layout.rows), list(layout.rows.values())
-        if what in PLAIN or what.startswith("judge:"):
-            return [self._plain(row, what) for row in rows]
-        samples = {name: self._sample(row, what) for name, row in layout.rows.items()}
-        cells: list[Cell] = [NOTHING] * len(rows)
-        groups, group = [], ""
-        for row in rows:
-            group = row.group or group
-            groups.append(group)
-        for place, name in enumerate(names):
-            found = samples[name]
-            if found is None:
-                continue
-            sample, metric, records = found
-            rivals = {
-                other: samples[other]
-                for at, other in enumerate(names)
-                if other != name and groups[at] == groups[place] and samples[other] is not None
-            }
-            against = {other: compare(sample, rival[0]) for other, rival in rivals.items() if rival is not None}
-            mean = statistics.fmean(sample.values.values())
-            better = all(
-                metric.sign * mean > metric.sign * statistics.fmean(rival[0].values.values())
-                for rival in rivals.values()
-                if rival is not None
-            )
-            clear = all(found.p is not None and found.p < LEVEL for found in against.values())
-            cells[place] = Number(
-                mean,
-                statistics.stdev(sample.values.values()) if len(sample.values) > 1 else None,
-                len(sample.values),
-                self.wanted(),
-                1 if metric.scale == 100 else 3,
-                tuple(records),
-                bool(against) and better and clear,
-                against,
-            )
-        return cells
-
-    def _sample(self, row: TableRow, what: str) -> tuple[Sample, Metric, list[Mapping[str, Any]]] | None:
-        """A row's values on a data set, or averaged over all of its data sets, in the table's unit; None: none yet."""
-        if row.run is None:
-            return None
-        suite = self.board.experiment.suite
-        datasets = (suite.rows[row.run].on or tuple(suite.datasets)) if what == "average" else (what,)
-        found = [self.records(dataset, row.run) for dataset in datasets]
-        seeds = sorted(set.intersection(*(set(records) for records in found)))
-        if not seeds:
-            return None
-        metric = metric_of(_judged(found[0][seeds[0]]))
-        records = [each[seed] for each in found for seed in seeds]
-        values = {
-            seed: metric.scale * statistics.fmean(_judged(each[seed])[metric.name] for each in found) for seed in seeds
-        }
-        if what == "average":
-            return Sample(values, {}), metric, records
-        answers = {seed: self.out / found[0][seed]["run"] / ANSWERS for seed in seeds}
-        there = answers if all(path.is_file() for path in answers.values()) else {}
-        hashes = {record["split_hashes"].get("test") for record in records}
-        return Sample(values, there, hashes.pop() if len(hashes) == 1 else None), metric, records
-
-    def _plain(self, row: TableRow, what: str) -> Cell:
-        """Size, cost, where it looks, or a judge's score of a row, over all of its data sets."""
-        if row.run is None:
-            return NOTHING
-        records = [record for (_, name) in self.finals if name == row.run for record in self._of_row(name)]
-        if not records:
-            return NOTHING
-        if what == "parameters":
-            return in_millions(records[0]["trained_parameters"])
-        if what == "flops":
-            return f"{records[0]['flops'] / records[0]['flops_plain']:.2f} ×"
-        values = [value for record in records if (value := self._besides(record, what)) is not None]
-        if not values:
-            return NOTHING
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        return Number(statistics.fmean(values), spread, len(values), len(records), 1, tuple(records))
-
-    def _besides(self, record: Mapping[str, Any], what: str) -> float | None:
-        """What a run has to show for such a column."""
-        kind, _, name = what.partition(":")
-        if kind == "minutes":
-            return record["seconds"] / 60
-        if kind == "validation":
-            metrics = record["validation"]
-            return None if metrics is None else metric_of(metrics).scale * metrics[metric_of(metrics).name]
-        if kind == "attention":
-            share = (record["attention"] or {}).get(name)
-            return None if share is None else 100 * share
-        return self._judgement(record, name)
-
-    def _of_row(self, row: str) -> list[Mapping[str, Any]]:
-        return [
-            record for dataset, name in self.finals if name == row for record in self.records(dataset, row).values()
-        ]
-
-    def _judgement(self, record: Mapping[str, Any], category: str) -> float | None:
-        """Mean of the scores that `toast eval --judge` left in the run, of one category or, as `overall`, of all."""
-        scores = []
-        for file in (self.out / record["run"]).glob("judge/*/judgements.jsonl"):
-            for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-                if line["score"] is not None and category in ("overall", line["category"]):
-                    scores.append(line["score"])
-        return statistics.fmean(scores) if scores else None
-
-    def _notes(self, lines: Sequence[Line]) -> Iterator[str]:
-        numbers = [cell for line in lines for cell in line.cells if isinstance(cell, Number)]
-        if not numbers:
-            yield "No final run is done yet."
-            return
-        seeds = sorted({record["seed"] for number in numbers for record in number.runs})
-        yield f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}."
-        pairs = {found.over for number in numbers for found in number.against.values() if found.over}
-        tests = " or ".join(_TESTS[over] for over in sorted(pairs, reverse=True))
-        if tests:
-            yield f"Bold: better than every other row measured here, each with p < {LEVEL} ({tests})."
-        if any(line.paper for line in lines):
-            yield "The second line of a row is the paper's."
-
-    def _starts(self, layout: Layout) -> Iterator[str]:
-        """Where the feedback paths come from of rows that are to have a pre-tuned one."""
-        experiment, begun = self.board.experiment, dict[str, list[str]]()
-        for heading, row in layout.rows.items():
-            if row.run is None or not experiment.suite.rows[row.run].pretuned:
-                continue
-            for dataset in sorted({dataset for dataset, name in experiment.cells if name == row.run})[:1]:
-                recipe = experiment.recipe(dataset, row.run, "final", experiment.suite.seeds[0])
-                start = f"{getattr(recipe.method, 'start', 'no')} start, for want of an --init-from"
-                begun.setdefault(recipe.init_from or start, []).append(heading)
-        for start, headings in begun.items():
-            yield f"Feedback paths of {', '.join(headings)}: {start}."
-
-
-_TESTS = {
-    "test images": "paired t-test over the same test images, each counted by the share of seeds that have it right",
-    "seeds": "paired t-test over seeds",
+UNITS = {
+    "parameters": Metric("parameters", "trained parameters"),
+    "flops": Metric("flops", "plain passes", higher=False),
+    "minutes": Metric("minutes", "minutes", higher=False, scale=1.0),
+    "judge": Metric("score", "score from 1 to 10", scale=1.0),
+    "attention": Metric("attention", "share of attention on the object, %"),
 }
 
 
-def in_millions(count: int) -> str:
-    """14900168 as 14.9M, 645 as 645."""
-    for size, unit in ((1e9, "B"), (1e6, "M")):
-        if count >= size / 10:
-            return f"{count / size:.1f}{unit}"
-    return f"{count:,}"
+def tables(results: Results) -> list[Table]:
+    """The tables of an experiment's suite, filled as far as its runs have come."""
+    measures = Measures(results)
+    return [_Filling(measures, layout).table(name) for name, layout in results.board.experiment.suite.tables.items()]
 
 
-def _judged(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    return record["test"] or record["validation"]
+@dataclass(frozen=True)
+class _Filling:
+    measures: Measures
+    layout: Layout
+
+    def table(self, name: str) -> Table:
+        placed = list(self._columns())
+        columns = [column for column, _ in placed]
+        cells = [self._cells(column, self._digits(at)) for column, at in placed]
+        papers = [[""] * len(self.layout.rows) if at is None else self._papers(at) for _, at in placed]
+        lines = tuple(
+            Line(
+                heading,
+                group,
+                tuple(column[place] for column in cells),
+                tuple(paper[place] for paper in papers) if row.paper else (),
+            )
+            for place, ((heading, row), group) in enumerate(zip(self.layout.rows.items(), self._groups(), strict=True))
+        )
+        told = tuple(notes(self.measures, self.layout, columns, lines))
+        return Table(name, self.layout.title, tuple(columns), lines, told)
+
+    def _columns(self) -> Iterator[tuple[Column, int | None]]:
+        """Every column, with its place in the layout; None: it has none, being one of several that stand for one.
+
+        A share of attention in a box and one in an outline are no numbers of one mean: they get a column a data set.
+        """
+        spans = [name for name, count in self.layout.spans.items() for _ in range(count)]
+        for at, (heading, shows) in enumerate(self.layout.columns.items()):
+            span, unit = spans[at] if spans else "", self._metric(shows).words
+            looked = self._looked_at(shows) if shows.startswith("attention:") else []
+            if len(looked) > 1:
+                for dataset in looked:
+                    yield Column(dataset, heading, shows, unit, dataset), None
+            else:
+                yield Column(heading, span, shows, unit, looked[0] if looked else None), at
+
+    def _looked_at(self, shows: str) -> list[str]:
+        """Data sets on which attention was measured."""
+        results, which = self.measures.results, shows.partition(":")[2]
+        found = {
+            dataset
+            for row in self.layout.rows.values()
+            for dataset in results.datasets(row.run or "")
+            for record in results.records(dataset, row.run or "").values()
+            if which in (record["attention"] or {})
+        }
+        return [dataset for dataset in results.board.experiment.suite.datasets if dataset in found]
+
+    def _metric(self, shows: str) -> Metric:
+        """What a column's numbers are, by a run that has them; the first of all metrics until there is one."""
+        kind = shows.partition(":")[0]
+        if kind in UNITS:
+            return UNITS[kind]
+        results = self.measures.results
+        for row in self.layout.rows.values():
+            for dataset in results.datasets(row.run or ""):
+                for record in results.records(dataset, row.run or "").values():
+                    if shows in (dataset, "average", "validation"):
+                        return metric_of(judged(record))
+        return METRICS[0]
+
+    def _groups(self) -> list[str]:
+        """The group of every row: its own, or that of the row above."""
+        groups = [""]
+        for row in self.layout.rows.values():
+            groups.append(row.group or groups[-1])
+        return groups[1:]
+
+    def _papers(self, at: int) -> list[str]:
+        """The paper's numbers of a column, with the digits that the most precise of them has."""
+        given = [row.paper[at] if row.paper else None for row in self.layout.rows.values()]
+        digits = max((_decimals(value) for value in given), default=0)
+        return [
+            "" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+            for value in given
+        ]
+
+    def _digits(self, at: int | None) -> int:
+        """Digits that the paper has in a column."""
+        return (
+            0 if at is None else max(_decimals(row.paper[at]) if row.paper else 0 for row in self.layout.rows.values())
+        )
+
+    def _cells(self, column: Column, digits: int) -> list[Cell]:
+        """One column from top to bottom, its best row marked within each group."""
+        rows = [row.run for row in self.layout.rows.values()]
+        if column.shows in ("parameters", "flops"):
+            return [NOTHING if run is None else self._size(run, column.shows) for run in rows]
+        names, groups = list(self.layout.rows), self._groups()
+        found = {
+            name: (group, values)
+            for name, run, group in zip(names, rows, groups, strict=True)
+            if run is not None and (values := self.measures.of(run, column)) is not None
+        }
+        metric = self._metric(column.shows)
+        digits = max(digits, metric.digits)
+        if column.shows == "minutes" and any(_mean(values) < 1 for _, values in found.values()):
+            digits = 2
+        return [
+            self._number(column, metric, digits, found[name][1], _rivals(name, found)) if name in found else NOTHING
+            for name in names
+        ]
+
+    def _number(self, column: Column, metric: Metric, digits: int, found: Found, rivals: Mapping[str, Found]) -> Number:
+        """A row's cell, compared with its rivals by name where the column is one to be judged by."""
+        values, wanted = found.sample.values.values(), self.measures.results.wanted()
+        judging = column.shows.partition(":")[0] not in ("minutes", "validation", "attention")
+        against = {name: compare(found.sample, rival.sample) for name, rival in rivals.items()} if judging else {}
+        leads = all(metric.sign * _mean(found) > metric.sign * _mean(rival) for rival in rivals.values())
+        clear = all(comparison.p is not None and comparison.p < LEVEL for comparison in against.values())
+        return Number(
+            _mean(found),
+            statistics.stdev(values) if len(values) > 1 else None,
+            len(values),
+            wanted,
+            digits,
+            found.runs,
+            bool(against) and leads and clear,
+            against,
+        )
+
+    def _size(self, run: str, shows: str) -> Cell:
+        """What a row trains or computes, averaged over its data sets: heads differ by their classes."""
+        records = self.measures.all_of(run)
+        if not records:
+            return NOTHING
+        if shows == "parameters":
+            count = statistics.fmean(record["trained_parameters"] for record in records)
+            return Size(count, in_millions(count), tuple(records))
+        passes = statistics.fmean(record["flops"] / record["flops_plain"] for record in records)
+        return Size(passes, f"{passes:.2f} ×", tuple(records))
 
 
-def _shown(value: float | str | None) -> str:
-    return "" if value is None else str(value)
+def _rivals(name: str, found: Mapping[str, tuple[str, Found]]) -> dict[str, Found]:
+    """The other rows of a row's group."""
+    return {other: values for other, (group, values) in found.items() if other != name and group == found[name][0]}
+
+
+def _mean(found: Found) -> float:
+    return statistics.fmean(found.sample.values.values())
+
+
+def _decimals(value: float | str | None) -> int:
+    return len(repr(value).partition(".")[2]) if isinstance(value, float) else 0

@@ -1,21 +1,25 @@
-"""Tables as files: Markdown, LaTeX, CSV."""
+"""Tables as files: Markdown and CSV here, LaTeX in `latex`."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toast_cli.bench.table import Cell, Number, Results, Table
+from toast_cli.bench.cells import Cell, Number, Table, runs_of
+from toast_cli.bench.latex import latex
+from toast_cli.bench.results import Results
+from toast_cli.bench.table import tables
 from toast_cli.storage.atomic import write_text
 
 
 def write_all(results: Results, out: Path) -> Path:
     """Write every table of an experiment as Markdown, LaTeX and CSV, and its runs; returns the folder."""
     folder = out / "tables"
-    for table in results.tables():
+    for table in tables(results):
         write_text(folder / f"{table.name}.md", markdown(table))
         write_text(folder / f"{table.name}.tex", latex(table))
         write_text(folder / f"{table.name}.csv", as_csv(_rows(table)))
@@ -26,45 +30,24 @@ def write_all(results: Results, out: Path) -> Path:
 
 
 def markdown(table: Table) -> str:
-    """A pipe table, groups as lines of their own, the paper's numbers below each row."""
-    width = len(table.columns) + 1
-    rows = [["", *table.columns], ["---", *["---:"] * len(table.columns)]]
-    group = ""
-    for line in table.lines:
-        if line.group != group:
-            group = line.group
-            rows.append([f"*{group}*", *[""] * (width - 1)])
-        rows.append([line.name, *(_bold(cell, "**{}**") for cell in line.cells)])
-        if line.paper:
-            rows.append(["*paper*", *(f"*{text}*" if text else "" for text in line.paper)])
-    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-    return f"**{table.title}**\n\n{body}\n\n" + "\n".join(table.notes) + "\n"
+    """Pipe tables, groups as lines of their own, the paper's numbers below each row.
 
-
-def latex(table: Table) -> str:
-    """A tabular for booktabs, spans above the columns, the best in bold, the paper's numbers in grey."""
-    lines = [
-        r"% needs \usepackage{booktabs,xcolor}",
-        r"\begin{table}\centering",
-        rf"\caption{{{_tex(table.title)} {_tex(' '.join(table.notes))}}}",
-        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-        r"\toprule",
-    ]
-    if table.spans:
-        spans = " & ".join(rf"\multicolumn{{{count}}}{{c}}{{{_tex(name)}}}" for name, count in table.spans.items())
-        lines.append(rf" & {spans} \\")
-    lines += [" & ".join(["", *map(_tex, table.columns)]) + r" \\", r"\midrule"]
-    group = ""
-    for line in table.lines:
-        if line.group != group:
-            group = line.group
-            lines.append(rf"\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\textit{{{_tex(group)}}}}} \\")
-        cells = [_bold(cell, r"\textbf{{{}}}", _tex) for cell in line.cells]
-        lines.append(" & ".join([_tex(line.name), *cells]) + r" \\")
-        if line.paper:
-            grey = [rf"\textcolor{{gray}}{{{_tex(text)}}}" if text else "" for text in ("paper", *line.paper)]
-            lines.append(" & ".join(grey) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+    A pipe table has one line of headings: columns that share a heading are a table of their own, with it in the corner.
+    """
+    parts = [f"**{table.title}**"]
+    for span, places in table.blocks():
+        rows = [[f"*{span}*" if span else "", *(table.columns[place].heading for place in places)]]
+        rows.append(["---", *["---:"] * len(places)])
+        for group, lines in table.grouped():
+            if group:
+                rows.append([f"*{group}*", *[""] * len(places)])
+            for line in lines:
+                rows.append([line.name, *(_bold(line.cells[place]) for place in places)])
+                if line.paper and any(line.paper[place] for place in places):
+                    texts = (line.paper[place] for place in places)
+                    rows.append(["*paper*", *(f"*{text}*" if text else "" for text in texts)])
+        parts.append("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows))
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in table.notes)]) + "\n"
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -79,62 +62,36 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _rows(table: Table) -> list[dict[str, Any]]:
-    """One number a line, with everything that it is made of."""
+    """One cell a line, with everything that it is made of."""
     rows = []
     for line in table.lines:
         papers: Sequence[str] = line.paper or [""] * len(table.columns)
         for column, cell, paper in zip(table.columns, line.cells, papers, strict=True):
-            number = cell if isinstance(cell, Number) else None
+            number, runs = cell if isinstance(cell, Number) else None, runs_of(cell)
+            value = cell if isinstance(cell, str) else cell.mean if isinstance(cell, Number) else cell.value
             rows.append(
                 {
                     "group": line.group,
                     "row": line.name,
-                    "column": column,
-                    "mean": number.mean if number else cell,
-                    "std": number.std if number else "",
-                    "runs": f"{number.count} of {number.wanted}" if number else "",
+                    "span": column.span,
+                    "column": column.heading,
+                    "unit": column.unit,
+                    "mean": value,
+                    "std": "" if number is None or number.std is None else number.std,
+                    "seeds_done": f"{number.count} of {number.wanted}" if number else "",
                     "paper": paper,
                     "best": bool(number and number.best),
                     "against": "; ".join(f"{name}: {found}" for name, found in number.against.items())
                     if number
                     else "",
-                    "seeds": " ".join(str(run["seed"]) for run in number.runs) if number else "",
-                    "test_hash": " ".join(sorted({str(run["split_hashes"].get("test")) for run in number.runs}))
-                    if number
-                    else "",
-                    "toast": " ".join(sorted({run["versions"]["toast"] for run in number.runs})) if number else "",
-                    "folders": " ".join(run["run"] for run in number.runs) if number else "",
+                    "seeds": " ".join(map(str, sorted({run["seed"] for run in runs}))),
+                    "test_hash": " ".join(sorted({str(run["split_hashes"].get("test")) for run in runs})),
+                    "versions": " ".join(sorted({json.dumps(run["versions"]) for run in runs})),
+                    "folders": " ".join(run["run"] for run in runs),
                 }
             )
     return rows
 
 
-def _bold(cell: Cell, form: str, escape: Any = str) -> str:
-    text = escape(str(cell))
-    return form.format(text) if isinstance(cell, Number) and cell.best else text
-
-
-_SPECIAL = {
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-}
-_SPECIAL |= {
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "–": "--",
-    "^": r"\^{}",
-    "<": "$<$",
-    ">": "$>$",
-    "|": r"\textbar{}",
-    "\\": r"\textbackslash{}",
-}
-
-
-def _tex(text: str) -> str:
-    return "".join(_SPECIAL.get(character, character) for character in text)
+def _bold(cell: Cell) -> str:
+    return f"**{cell}**" if isinstance(cell, Number) and cell.best else str(cell)

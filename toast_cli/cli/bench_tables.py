@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from toast_cli.bench.board import Board
+from toast_cli.bench.cells import Cell, Number
+from toast_cli.bench.cells import Table as Filled
 from toast_cli.bench.estimate import Cost, in_words
 from toast_cli.bench.page import write_page
-from toast_cli.bench.table import Number, Results
-from toast_cli.bench.table import Table as Filled
+from toast_cli.bench.remaining import remaining
+from toast_cli.bench.results import Results
+from toast_cli.bench.table import tables
 from toast_cli.bench.writing import write_all
 from toast_cli.cli.console import PIPED_WIDTH, Screen, err, out, print_json, say
 
@@ -62,21 +66,18 @@ def progress_line(board: Board) -> None:
 def print_status(board: Board, folder: Path, as_json: bool) -> None:
     """How far an experiment has come."""
     results = Results(board, folder)
-    running, seconds = [], []
+    running = []
     for where in board.stages():
         for job, standing in (board.stage(*where) or {}).items():
-            if standing.state == "done":
-                seconds.append(standing.record["seconds"])
             if standing.state == "running" and standing.trial is not None:
                 since = standing.trial.datetime_start or datetime.now()
                 worker = standing.trial.user_attrs.get("worker", "someone")
                 running.append({"run": job.name, "worker": worker, "since": since.isoformat(" ", "seconds")})
     failed = [{"run": job.name, "reason": reason} for job, reason in results.failures()]
     counts = board.counts()
-    left = sum(counts[state] for state in ("wanted", "waiting", "running"))
-    remaining = sum(seconds) / len(seconds) * left / max(len(running), 1) if seconds else None
+    left = remaining(board)
     if as_json:
-        found = {"runs": dict(counts), "running": running, "failed": failed, "seconds_left": remaining}
+        found = {"runs": dict(counts), "running": running, "failed": failed, "seconds_left": left and left.seconds}
         print_json({"experiment": board.experiment.name, "folder": str(folder), **found})
         return
     say(f"{board.experiment.name} in {folder}: {_counted(board)}")
@@ -86,8 +87,12 @@ def print_status(board: Board, folder: Path, as_json: bool) -> None:
         say(f"failed: {run['run']}: {run['reason']}")
     if failed:
         say("What failed is tried again with 'toast bench SUITE --retry'.")
-    if remaining is not None and left:
-        say(f"About {in_words(remaining)} left, at the mean time of what is done.")
+    if left is not None:
+        worker = "1 worker" if left.workers <= 1 else f"{left.workers} workers"
+        known = f"{left.alike:,} of {left.runs:,} runs by finished ones of the same row, data set and stage"
+        rest = ", the others by what is most like them" if left.alike < left.runs else ""
+        idle = "; nothing runs now" if not left.workers else ""
+        say(f"About {in_words(left.seconds)} left with {worker}{idle} ({known}{rest}).")
 
 
 def print_results(board: Board, folder: Path, as_json: bool) -> None:
@@ -97,8 +102,8 @@ def print_results(board: Board, folder: Path, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder), "runs": list(results.runs()), "counts": dict(board.counts())})
         return
-    for table in results.tables():
-        _wide(out).print(_terminal(table))
+    for table in tables(results):
+        print_filled(table, _wide(out))
         for note in table.notes:
             say(note)
     for job, reason in results.failures():
@@ -109,24 +114,41 @@ def print_results(board: Board, folder: Path, as_json: bool) -> None:
     say(f"Page: {page}")
 
 
-def _terminal(filled: Filled) -> Table:
-    table = Table("", *filled.columns, title=filled.title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in table.columns[1:]:
-        column.justify = "right"
-        column.no_wrap = True
-    group = ""
-    for line in filled.lines:
-        if line.group != group:
-            group = line.group
+def print_filled(filled: Filled, console: Console) -> None:
+    """Print a table in as many pieces below each other as the console's width asks for, so that nothing is cut.
+
+    Columns that share a heading stay together as far as they fit; it stands in the corner of each piece.
+    """
+    console.print(Text(filled.title, style="italic"))
+    for span, places in filled.blocks():
+        while places:
+            count = len(places)
+            while count > 1 and _width(_piece(filled, span, places[:count]), console) > console.width:
+                count -= 1
+            console.print(_piece(filled, span, places[:count]))
+            places = places[count:]
+
+
+def _width(table: Table, console: Console) -> int:
+    """Columns of the terminal that a table would take if it could have them all."""
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+
+
+def _piece(filled: Filled, span: str, places: Sequence[int]) -> Table:
+    table = Table(escape(span), box=box.SIMPLE_HEAD)
+    for place in places:
+        table.add_column(escape(filled.columns[place].heading), justify="right", no_wrap=True)
+    for group, lines in filled.grouped():
+        if group:
             table.add_row(f"[italic]{escape(group)}[/]")
-        cells = [_marked(cell) for cell in line.cells]
-        table.add_row(escape(line.name), *cells)
-        if line.paper:
-            table.add_row("  paper", *map(escape, line.paper), style="dim")
+        for line in lines:
+            table.add_row(escape(line.name), *(_marked(line.cells[place]) for place in places))
+            if line.paper and any(line.paper[place] for place in places):
+                table.add_row("  paper", *(escape(line.paper[place]) for place in places), style="dim")
     return table
 
 
-def _marked(cell: Any) -> str:
+def _marked(cell: Cell) -> str:
     text = escape(str(cell))
     return f"[bold]{text}[/]" if isinstance(cell, Number) and cell.best else text
 

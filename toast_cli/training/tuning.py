@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from toast_cli.data.source import Batches
+from toast_cli.data.source import Batches, marks_of
 from toast_cli.data.split import hash_of
 from toast_cli.divided import whole
 from toast_cli.errors import UsageError
@@ -95,6 +95,7 @@ def tune(
         seen = reporter.track(test, len(test), "test")
         with told_how_to_go_on(folder, reporter, "tune"):
             results["test"] = evaluate(model, seen, accelerator, with_attention=shows, answers=answers)
+        results["attended_region"] = marks_of(data.splits["test"]) if shows else None
         if given := merged(answers).given:
             columns = zip(*((place, *given[place]) for place in sorted(given)), strict=True)
             folder.write_answers(dict(zip(("index", "label", "chosen"), columns, strict=True)))

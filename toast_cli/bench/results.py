@@ -1,0 +1,81 @@
+"""What an experiment's final runs left, as its tables need it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from toast_cli.bench.board import Board
+from toast_cli.bench.jobs import Job
+from toast_cli.bench.numbers import judged, metric_of
+from toast_cli.bench.standing import Standing
+from toast_cli.storage.sealing import read_sealed
+
+
+class Results:
+    """Every final run of an experiment."""
+
+    def __init__(self, board: Board, out: Path) -> None:
+        self.board, self.out = board, out
+        self.finals: dict[tuple[str, str], dict[Job, Standing]] = {}
+        for dataset, row in board.experiment.cells:
+            standings = board.stage(dataset, row, "final") or {}
+            self.finals[dataset, row] = {job: standing.seen_from(out) for job, standing in standings.items()}
+
+    def records(self, dataset: str, row: str) -> dict[int, Mapping[str, Any]]:
+        """What the finished final runs of a cell left, by seed."""
+        standings = self.finals.get((dataset, row), {})
+        return {job.seed: standing.record for job, standing in standings.items() if standing.state == "done"}
+
+    def failures(self) -> list[tuple[Job, str]]:
+        """Every failed run, of searches too, with its reason."""
+        found = []
+        for where in self.board.stages():
+            for job, standing in (self.board.stage(*where) or {}).items():
+                if standing.state == "failed":
+                    found.append((job, standing.reason))
+        return found
+
+    def wanted(self) -> int:
+        """Final runs of a cell."""
+        return len(self.board.experiment.seeds or self.board.experiment.suite.seeds)
+
+    def datasets(self, row: str) -> tuple[str, ...]:
+        """The data sets that a row is run on here."""
+        return tuple(dataset for dataset, name in self.finals if name == row)
+
+    def region(self, record: Mapping[str, Any]) -> str:
+        """What the share of attention on the object was measured in: a box, an outline, ..."""
+        file = self.out / record["run"] / "results.json"
+        return (read_sealed(file).get("attended_region") if file.is_file() else None) or "its masks"
+
+    def runs(self) -> Iterator[dict[str, Any]]:
+        """One flat mapping a final run: where it lies and what decided it."""
+        for (dataset, row), standings in self.finals.items():
+            for job, standing in standings.items():
+                if standing.state != "done":
+                    continue
+                record = standing.record
+                metrics = judged(record)
+                metric = metric_of(metrics)
+                yield {
+                    "dataset": dataset,
+                    "row": row,
+                    "seed": job.seed,
+                    "metric": metric.name,
+                    "value": metrics[metric.name],
+                    "split": "validation" if record["test"] is None else "test",
+                    **{f"{name}_hash": record["split_hashes"].get(name) for name in ("train", "val", "test")},
+                    "hyper_parameters": json.dumps(record["params"]),
+                    "epoch": record["selected_epoch"],
+                    "trained_parameters": record["trained_parameters"],
+                    "flops": record["flops"],
+                    "seconds": round(record["seconds"], 1),
+                    "device": record["device"],
+                    "precision": record["precision"],
+                    "versions": json.dumps(record["versions"]),
+                    "key": job.key,
+                    "run": record["run"],
+                }
