@@ -1,4 +1,4 @@
-"""Maps of a ConvNeXt as they are written, against timm's own network listened to by hooks, and formulas in plain torch."""
+"""Maps of a ConvNeXt as they are written, against timm's own network listened to by hooks, and plain torch."""
 
 from __future__ import annotations
 
