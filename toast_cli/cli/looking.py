@@ -11,7 +11,7 @@ from rich.table import Table
 
 from toast_cli.attention.curves import RANDOM
 from toast_cli.attention.figure import write
-from toast_cli.attention.numbers import EVEN, MEANING, as_csv, number, said
+from toast_cli.attention.numbers import EVEN, EVEN_SIMILARITY, MEANING, as_csv, number, said
 from toast_cli.cli.console import err, say
 from toast_cli.cli.curve_files import areas_csv, curves_csv, curves_figure, told
 from toast_cli.cli.progress import TerminalReporter
@@ -20,6 +20,7 @@ from toast_cli.training.looking import Asked, look, sweep
 
 WORDS = {
     EVEN: "an even map",
+    EVEN_SIMILARITY: "even, as coarse as similarity",
     "pass_one": "pass one",
     "similarity": "similarity",
     "pass_two": "pass two",
@@ -131,7 +132,9 @@ def notes(results: dict[str, Any]) -> list[str]:
 
 def numbers_table(asked: Asked, results: dict[str, Any]) -> Table:
     """A row a measure, a column a map, each a mean with its interval."""
-    maps = [name for name in ("pass_one", "similarity", "pass_two", EVEN) if name in results["numbers"]]
+    maps = [
+        name for name in ("pass_one", "similarity", "pass_two", EVEN, EVEN_SIMILARITY) if name in results["numbers"]
+    ]
     table = Table(
         title=f"{asked.path}, {asked.split}: {results['maps']} over {results['images']} images, 95% intervals",
         title_justify="left",
@@ -147,7 +150,9 @@ def numbers_table(asked: Asked, results: dict[str, Any]) -> Table:
         if any(cells.values()):
             # Of chance an interval would say nothing.
             cell_told = {
-                name: said(cell) if name != EVEN else f"{cell['mean']:.1%}" for name, cell in cells.items() if cell
+                name: said(cell) if name not in (EVEN, EVEN_SIMILARITY) else f"{cell['mean']:.1%}"
+                for name, cell in cells.items()
+                if cell
             }
             table.add_row(meaning, *(cell_told.get(name, "") for name in maps))
         elif between is not None:

@@ -165,6 +165,20 @@ class TestNumbers:
         assert found["passes"]["shift"]["mean"] == 1 and found["passes"]["share_gained"]["mean"] == 1
         assert found["pass_one"]["share_inside"]["images"] == 1 and found["pass_one"]["entropy"]["images"] == 2
 
+    def test_chance_of_a_coarser_similarity_is_that_of_its_own_cells(self) -> None:
+        """In a grid of two by two every middle may be on something: what is chance there is none in finer cells."""
+        coarse = torch.rand(3, 2, 2)
+        batch = {"label": torch.zeros(3).long(), "index": torch.arange(3), "mask": MASK}
+        numbers, alike = Numbers(), Numbers()
+        numbers.add(look_of(MAPS, MAPS, coarse), batch)
+        alike.add(look_of(MAPS, MAPS, MAPS), batch)
+        found = numbers.result()
+        for map, cells in (("even", (4, 6)), ("even_similarity", (2, 2))):
+            chance = hits_by_chance(MASK, *cells).mean().item()
+            assert found[map]["pointing_hit"]["mean"] == pytest.approx(chance, abs=1e-6)
+        assert found["even"]["pointing_hit"] != found["even_similarity"]["pointing_hit"]
+        assert "even_similarity" not in alike.result()
+
     def test_without_masks_there_is_what_needs_none(self) -> None:
         numbers = Numbers()
         numbers.add(look_of(MAPS, MAPS), {"label": torch.zeros(3).long(), "index": torch.arange(3)})
