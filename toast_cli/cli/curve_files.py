@@ -11,7 +11,7 @@ from toast_cli.attention.bootstrap import Mean
 from toast_cli.attention.curves import RANDOM, Curves
 from toast_cli.attention.numbers import as_csv, number
 
-WORDS = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", RANDOM: "random order"}
+ORDERS = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", RANDOM: "random order"}
 MEANING = {
     "deletion": "area under the curve as the pixels that a map marks most become the mean colour; low is good",
     "insertion": "area under the curve as they come back into a blurred image; high is good",
@@ -58,7 +58,7 @@ def curves_figure(shares: Sequence[float], means: MeanCurves) -> Figure:
     for axis, kind in zip(figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), strict=True):
         for name, kinds in means.items():
             style = {"color": "grey", "linestyle": "--"} if name == RANDOM else {}
-            (line,) = axis.plot(shares, [mean.mean for mean in kinds[kind]], label=WORDS[name], **style)
+            (line,) = axis.plot(shares, [mean.mean for mean in kinds[kind]], label=ORDERS[name], **style)
             low, high = ([getattr(mean, end) for mean in kinds[kind]] for end in ("low", "high"))
             axis.fill_between(shares, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
         axis.set_title(f"{kind} of what the map marks most", fontsize=9)

@@ -13,18 +13,15 @@ from toast_cli.attention.curves import RANDOM
 from toast_cli.attention.figure import write
 from toast_cli.attention.numbers import EVEN, EVEN_SIMILARITY, MEANING, as_csv, number, said
 from toast_cli.cli.console import err, say
-from toast_cli.cli.curve_files import areas_csv, curves_csv, curves_figure, told
+from toast_cli.cli.curve_files import ORDERS, areas_csv, curves_csv, curves_figure, told
 from toast_cli.cli.progress import TerminalReporter
 from toast_cli.storage.atomic import write_text
 from toast_cli.training.looking import Asked, look, sweep
 
 WORDS = {
+    **ORDERS,
     EVEN: "an even map",
     EVEN_SIMILARITY: "even, as coarse as similarity",
-    "pass_one": "pass one",
-    "similarity": "similarity",
-    "pass_two": "pass two",
-    "passes": "between passes",
 }
 
 SHORT = {
