@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tests.cli.conftest import toast
 from tests.language import make_model
 from tests.scenes import demo_model, kept
+from toast_cli.attention.texts import MEANING
 from toast_cli.model import build_model
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.storage.adapter import describe, save_folder
@@ -131,6 +132,14 @@ class TestFigures:
         toast("visualize-attention", "--run", runs[0], "--test-image", "0", *arguments).fails(2, words)
 
 
+def lies_under(heading: str, row: str, table: str) -> bool:
+    """Whether the one number of a row stands in the column of that heading."""
+    lines = table.replace("┃", "│").splitlines()
+    columns = next(line.split("│") for line in lines if f" {heading} " in line)
+    cells = next(line.split("│") for line in lines if row in line)[2:-1]
+    return [name.strip() for name, cell in zip(columns[2:-1], cells, strict=True) if cell.strip()] == [heading]
+
+
 class TestNumbers:
     def test_numbers_curves_and_classes(self, runs: tuple[Path, Path], here: Path) -> None:
         said = toast("eval", "--run", runs[0], "--attention", "--curve-images", "2", "--out", "n.json", "--json")
@@ -141,7 +150,22 @@ class TestNumbers:
         assert inside["low"] < inside["mean"] < inside["high"] and inside["images"] == found["images"] == 12
         assert set(found["numbers"]["pass_one"]) == {"share_inside", "pointing_hit", "auc", "entropy"}
         assert found["object"] == "its exact pixels" and found["not_measurable"] == {}
-        assert set(found["curves"]["area"]) == {"pass_one", "similarity", "pass_two", "random"}
+        curves, orders = found["curves"], {"pass_one", "similarity", "pass_two", "random"}
+        assert set(curves["area"]) == orders and curves["shares_of_pixels"] == [step / 10 for step in range(11)]
+        with (here / "n-numbers/curves.csv").open() as file:
+            steps = list(csv.DictReader(file))
+        assert [float(step["share_of_pixels"]) for step in steps] == curves["shares_of_pixels"]
+        for step in steps:
+            low, mean, high = (float(step[f"pass_two/deletion{end}"]) for end in ("_low", "", "_high"))
+            assert low <= mean <= high
+        with (here / "n-numbers/curves_per_image.csv").open() as file:
+            areas = list(csv.DictReader(file))
+        assert len({line["image"] for line in areas}) == curves["images"] == 2
+        for order in orders:
+            mean = np.mean([float(line[f"{order}/deletion"]) for line in areas])
+            assert curves["area"][order]["deletion"]["mean"] == pytest.approx(mean, abs=1e-5)
+        gained = curves["area"]["pass_two"]["insertion"]["mean"] - curves["area"]["pass_one"]["insertion"]["mean"]
+        assert curves["pass_two_less_pass_one"]["insertion"]["mean"] == pytest.approx(gained, abs=1e-6)
         with (here / "n-numbers/per_class.csv").open() as file:
             assert sum(int(line["images"]) for line in csv.DictReader(file)) == 12
         with (here / "n-numbers/per_image.csv").open() as file:
@@ -153,13 +177,16 @@ class TestNumbers:
         assert plain["object_area"] == pytest.approx(even, abs=1e-6)
         table = toast("eval", "--run", runs[0], "--attention", "--curve-images", "0", "--head", "1")
         assert "an even map" in table.out and f"{even:.1%}" in table.out and "its exact pixels" in table.out
+        assert lies_under("pass two", "inside, pass two less pass one", table.out)
         toast("eval", "--run", runs[0], "--attention", "--head", "9").fails(2, "There is no head 9.")
         toast("eval", "--run", runs[0], "--evaluation", "whole").fails(2, "for models that label pixels")
 
     def test_a_sweep_begins_at_the_plain_backbone(self, runs: tuple[Path, Path], here: Path) -> None:
         said = toast("eval", "--run", runs[0], "--sweep", "--limit", "6", "--out", "s.json", "--json")
         assert said.code == 0, said.err
-        lines = {line["alpha"]: line for line in json.loads(said.out)["strengths"]}
+        found = json.loads(said.out)
+        lines = {line["alpha"]: line for line in found["strengths"]}
+        assert (found["images"], found["head"]) == (6, "mean")
         assert list(lines) == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
         assert lines[0.0]["shift"]["mean"] == 0 and lines[2.0]["shift"]["mean"] > lines[1.0]["shift"]["mean"] > 0
         assert (here / "s-strength/strength.png").is_file()
@@ -230,17 +257,26 @@ class TestCompare:
         toast("compare", runs[0], other).fails(1, "not measured on the same images", "--dataset")
 
 
-def test_a_prompt_is_coloured_in_the_terminal_and_as_a_page(here: Path) -> None:
-    folder = make_model(here / "llama")
+def tuned_on_texts(here: Path, path: str, seed: int = 0) -> Path:
+    """A run of a tiny language model whose feedback path moves attention, though nothing was learned."""
+    folder = here / "llama"
+    if not folder.exists():
+        make_model(folder)
     raw = {"backbone": f"llama:{folder}", "dataset": "alpaca:none.json", "device": "cpu"}
     recipe = build_recipe(
         {**raw, "method": {"name": "toast", "start": "random"}, "task": "language"}, {}, origin="a test"
     )
     model = build_model(recipe, ())
+    torch.manual_seed(seed)
     for weight in model.adapted.steering.feedback.parameters():  # type: ignore[union-attr]
         torch.nn.init.normal_(weight, std=0.5)
     torch.nn.init.ones_(model.adapted.steering.selection.xi)  # type: ignore[union-attr]
-    save_folder(here / "run", model.trained(), model.frozen_additions(), describe(model, recipe, ()), "")
+    save_folder(here / path, model.trained(), model.frozen_additions(), describe(model, recipe, ()), "")
+    return here / path
+
+
+def test_a_prompt_is_coloured_in_the_terminal_and_as_a_page(here: Path) -> None:
+    tuned_on_texts(here, "run")
     prompt = "Say <script>alert(1)</script> to Zoë."
     said = toast("visualize-attention", "--prompt", prompt, "--run", "run", "--out", "seen", "--raw")
     assert said.code == 0, said.err
@@ -252,6 +288,40 @@ def test_a_prompt_is_coloured_in_the_terminal_and_as_a_page(here: Path) -> None:
     assert all(len(map) == len(record["views"][0]["tokens"]) for map in maps.values())
     assert maps["pass_two"].sum().item() == pytest.approx(1, abs=1e-5)
     assert torch.allclose(maps["difference"], maps["pass_two"] - maps["pass_one"])
-    said = toast("visualize-attention", "--prompt", "hello", "--backbone", f"llama:{folder}", "--out", "plain")
+    said = toast("visualize-attention", "--prompt", "hello", "--backbone", f"llama:{here / 'llama'}", "--out", "plain")
     assert said.code == 0 and "showing the plain backbone" in said.err
     toast("visualize-attention", "--prompt", "hello", "--backbone", "vit_demo").fails(2, "reads no texts")
+
+
+def test_prompts_in_one_folder_are_never_written_over_by_another(here: Path) -> None:
+    tuned_on_texts(here, "run")
+    texts = ["Hello there.", "And you?", "Hello there."]
+    seen = []
+    for prompt in texts:
+        said = toast("visualize-attention", "--prompt", prompt, "--run", "run", "--out", "seen", "--raw", "--json")
+        assert said.code == 0, said.err
+        seen.append({file.name: file.read_bytes() for file in (here / "seen").iterdir()})
+        assert json.loads(said.out)["page"] == ("seen/prompt-2.html" if prompt == texts[1] else "seen/prompt.html")
+    kinds = ("html", "json", "safetensors")
+    assert set(seen[0]) == {f"prompt.{kind}" for kind in kinds}
+    assert set(seen[1]) == set(seen[2]) == set(seen[0]) | {f"prompt-2.{kind}" for kind in kinds}
+    assert seen[1].items() >= seen[0].items() and seen[2] == seen[1], "the same again is the same again"
+    for name, prompt in (("prompt", texts[0]), ("prompt-2", texts[1])):
+        assert json.loads(seen[1][f"{name}.json"])["prompt"] == prompt
+        assert prompt in page(here / f"seen/{name}.html").text.replace("·", "")
+    assert toast("visualize-attention", "--prompt", texts[0], "--run", "run", "--out", "seen").code == 0
+    assert (here / "seen/prompt-3.html").is_file(), "nor by the same text marked as the run was trained on it"
+
+
+def test_two_runs_of_one_name_keep_their_own_numbers_of_a_prompt(here: Path) -> None:
+    runs = [tuned_on_texts(here, path, seed) for seed, path in enumerate(("a/run", "b/run"))]
+    said = toast(
+        "visualize-attention", "--prompt", "Hi.", "--run", runs[0], "--run", runs[1], "--out", "seen", "--json"
+    )
+    assert said.code == 0, said.err
+    record = json.loads(said.out)
+    assert [view["name"] for view in record["views"]] == ["run", "run-2"]
+    maps = load_file(Path(record["page"]).with_suffix(".safetensors"))
+    assert {f"{name}/{map}" for name in ("run", "run-2") for map in MEANING} == set(maps)
+    assert not torch.equal(maps["run/pass_two"], maps["run-2/pass_two"])
+    assert "run-2" in page(Path(record["page"])).text

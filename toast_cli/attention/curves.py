@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from toast_cli.attention.bootstrap import bootstrap
+from toast_cli.attention.bootstrap import Mean, bootstrap
 from toast_cli.attention.maps import Look
 from toast_cli.attention.measures import zero
 
@@ -76,12 +76,19 @@ class Curves:
         """The area under every image's curve, `[images]`: low is good for deletion, high for insertion."""
         return torch.trapezoid(self.whole(name, kind), dx=1 / self.steps, dim=1)
 
-    def mean_curves(self) -> dict[str, dict[str, list[float]]]:
-        """The mean curve of every order and kind."""
-        return {
-            name: {kind: self.whole(name, kind).nanmean(0).tolist() for kind in kinds}
-            for name, kinds in self.curves.items()
-        }
+    def shares(self) -> list[float]:
+        """The share of the pixels that is deleted or inserted at every step, 0 to 1."""
+        return [step / self.steps for step in range(self.steps + 1)]
+
+    def mean_curves(self) -> dict[str, dict[str, list[Mean]]]:
+        """By order and kind, the mean over images at every step, with its 95% interval; without orders no image has."""
+        found: dict[str, dict[str, list[Mean]]] = {}
+        for name, kinds in self.curves.items():
+            for kind in kinds:
+                means = [bootstrap(values) for values in self.whole(name, kind).numpy().T]
+                if None not in means:
+                    found.setdefault(name, {})[kind] = [mean for mean in means if mean is not None]
+        return found
 
     def result(self) -> dict[str, dict[str, Any]]:
         """By order and kind, the mean area with its 95% interval; an order that no image has is left out."""
@@ -91,6 +98,15 @@ class Curves:
                 mean = bootstrap(self.areas(name, kind).numpy())
                 if mean is not None:
                     found.setdefault(name, {})[kind] = asdict(mean)
+        return found
+
+    def gained(self) -> dict[str, dict[str, Any]]:
+        """By kind, the area of pass two less that of pass one, paired over images; nothing with a single pass."""
+        found = {}
+        for kind in self.curves.get("pass_two", {}):
+            mean = bootstrap((self.areas("pass_two", kind) - self.areas("pass_one", kind)).numpy())
+            if mean is not None:
+                found[kind] = asdict(mean)
         return found
 
 

@@ -39,6 +39,9 @@ MEANING = {
 EVEN = "even"
 """The map that is the same everywhere, beside which the others are to be read: chance."""
 
+EVEN_SIMILARITY = "even_similarity"
+"""The same in the cells of the similarity, where those are others: of a ConvNeXt's earlier stages."""
+
 
 class Numbers:
     """Collects measures image by image.
@@ -77,7 +80,9 @@ class Numbers:
                 won = (cell_shares(map, self.cells).argmax(1) == labelled).float()
                 yield name, "grid_hit", won.where(seen & ~zero(map), nothing)
         if mask is not None:
-            yield from self._by_chance(look.first, mask)
+            yield from self._by_chance(EVEN, look.first, mask)
+            if look.similarity is not None and look.similarity.shape != look.first.shape:
+                yield from self._by_chance(EVEN_SIMILARITY, look.similarity, mask)
         if look.last is not None:
             yield "passes", "shift", shift(look.first, look.last)
             if mask is not None:
@@ -85,8 +90,8 @@ class Numbers:
                 gained = share_inside(look.last, mask) - share_inside(look.first, mask)
                 yield "passes", "share_gained", gained.where(seen, torch.nan)
 
-    def _by_chance(self, map: Tensor, mask: Tensor) -> Iterable[tuple[str, str, Tensor]]:
-        """What a map that is the same everywhere comes to: of its mass, the object's own area."""
+    def _by_chance(self, name: str, map: Tensor, mask: Tensor) -> Iterable[tuple[str, str, Tensor]]:
+        """What a map of these cells comes to that is the same everywhere: of its mass, the object's own area."""
         seen = mask.flatten(1).any(1)
         area = covered(mask, map.shape).mean(dim=(1, 2))
         found = {
@@ -97,7 +102,7 @@ class Numbers:
         if self.cells is not None:
             found["grid_hit"] = torch.full_like(area, 1 / self.cells**2)
         for measure, value in found.items():
-            yield EVEN, measure, value.where(seen, torch.nan)
+            yield name, measure, value.where(seen, torch.nan)
 
     def merge(self, other: Numbers) -> None:
         """Take in what another process collected."""

@@ -71,15 +71,17 @@ def see_text(viewer: Viewer, prompt: str, template: str | None) -> TextView:
         maps["difference"] = maps["pass_two"] - maps["pass_one"]
     output = backbone.output()
     assert output is not None
-    first = _next(output(first_pooled(model, inputs, look.passes)), tokenizer)
-    last = None if look.last is None else _next(output(look.passes.last.pooled), tokenizer)
+    first = next_token(output(first_pooled(model, inputs, look.passes)), tokenizer)
+    last = None if look.last is None else next_token(output(look.passes.last.pooled), tokenizer)
     ordered = {name: maps[name] for name in MEANING if name in maps}
     return TextView(viewer, as_read(ids, text, tokenizer), ordered, first, last, look.checks)
 
 
-def _next(logits: Tensor, tokenizer: Any) -> Verdict:
+def next_token(logits: Tensor, tokenizer: Any) -> Verdict:
+    """The likeliest token after the last of a text, given logits `[1, N, vocabulary]`."""
     probability, index = logits[0, -1].float().softmax(-1).max(-1)
-    return Verdict(tokenizer.decode([int(index)]), float(probability))
+    # A token that begins a word, and is nothing besides, reads as nothing.
+    return Verdict(tokenizer.decode([int(index)]) or tokenizer.convert_ids_to_tokens(int(index)), float(probability))
 
 
 def as_read(ids: list[int], text: str, tokenizer: Any) -> list[str]:
@@ -126,7 +128,19 @@ def ink(colour: str) -> str:
 
 
 def most(view: TextView, name: str, count: int = 5) -> list[tuple[str, float]]:
-    """The tokens with the largest numbers (of a difference, in either direction), and those numbers."""
+    """The names of tokens with the largest numbers (of a difference, in either direction), and those numbers."""
     values = view.maps[name]
     order = values.abs().argsort(descending=True, stable=True)[:count].tolist()
-    return [(view.tokens[index], float(values[index])) for index in order]
+    return [(named(view.tokens, index), float(values[index])) for index in order]
+
+
+def named(tokens: Sequence[str], index: int) -> str:
+    """What a list calls a token: as it reads; a blank one quoted, with what is before it, as there are many alike."""
+    if tokens[index].strip() or index == 0:
+        return tokens[index].strip() or repr(tokens[index])
+    return f"{tokens[index]!r} after {tokens[index - 1].strip() or repr(tokens[index - 1])}"
+
+
+def visible(token: str) -> str:
+    """A token with a mark for each line break, which would have no place for its colour."""
+    return token.replace("\n", "↵\n")

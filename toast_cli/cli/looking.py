@@ -9,19 +9,19 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from toast_cli.attention.curves import RANDOM
 from toast_cli.attention.figure import write
-from toast_cli.attention.numbers import EVEN, MEANING, as_csv, number, said
+from toast_cli.attention.numbers import EVEN, EVEN_SIMILARITY, MEANING, as_csv, number, said
 from toast_cli.cli.console import err, say
+from toast_cli.cli.curve_files import ORDERS, areas_csv, curves_csv, curves_figure, told
 from toast_cli.cli.progress import TerminalReporter
 from toast_cli.storage.atomic import write_text
-from toast_cli.training.looking import Asked, Looked, look, sweep
+from toast_cli.training.looking import Asked, look, sweep
 
 WORDS = {
+    **ORDERS,
     EVEN: "an even map",
-    "pass_one": "pass one",
-    "similarity": "similarity",
-    "pass_two": "pass two",
-    "passes": "between passes",
+    EVEN_SIMILARITY: "even, as coarse as similarity",
 }
 
 SHORT = {
@@ -31,7 +31,7 @@ SHORT = {
     "entropy": "entropy, 1 is even",
     "grid_hit": "most in its cell of the grid",
     "shift": "moved between passes",
-    "share_gained": "gained inside",
+    "share_gained": "inside, pass two less pass one",
 }
 """The measures as a table has room for; `MEANING` has the whole."""
 
@@ -46,6 +46,7 @@ def looked_at(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
         "split": asked.split,
         "maps": looked.kind,
         "layer": asked.layer,
+        "head": asked.head,
         "alpha": asked.alpha,
         "images": len(numbers.rows),
         "object": looked.marks,
@@ -58,9 +59,11 @@ def looked_at(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
     write_text(folder / "per_class.csv", numbers.per_class(looked.classes))
     write_text(folder / "per_image.csv", numbers.per_image(looked.classes, looked.names))
     if curves is not None:
-        results["curves"] = {"images": len(curves.whole("pass_one", "deletion")), "area": curves.result()}
-        write_text(folder / "curves.csv", curves_csv(looked))
-        write(curves_figure(looked), folder / "curves.png")
+        results["curves"] = told(curves)
+        means = curves.mean_curves()
+        write_text(folder / "curves.csv", curves_csv(curves.shares(), means))
+        write_text(folder / "curves_per_image.csv", areas_csv(curves, looked.curve_names))
+        write(curves_figure(curves.shares(), means), folder / "curves.png")
     say(f"Per class, per image, curves: {folder}", err)
     return results, numbers_table(asked, results)
 
@@ -70,7 +73,7 @@ def swept(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
     with TerminalReporter() as reporter:
         lines = sweep(asked, reporter)
     folder = place(asked, out, "strength")
-    shown = [name for name in ("accuracy", "share_inside", "shift") if name in lines[0]]
+    shown = [name for name in ("accuracy", "share_inside", "shift") if all(name in line for line in lines)]
     header = ["alpha", *(f"{name}{part}" for name in shown for part in ("", "_low", "_high"))]
     body = [
         [line["alpha"], *(number(line[name][part]) for name in shown for part in ("mean", "low", "high"))]
@@ -79,14 +82,27 @@ def swept(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
     write_text(folder / "strength.csv", as_csv([header, *body]))
     write(sweep_figure(lines, shown), folder / "strength.png")
     say(f"Figure and table: {folder}", err)
-    table = Table(title=f"{asked.path}: strength of the feedback", title_justify="left")
+    images = lines[0]["accuracy"]["images"]
+    table = Table(
+        title=f"{asked.path}, {asked.split}: strength of the feedback, {images} images, 95% intervals",
+        title_justify="left",
+    )
     table.add_column("alpha")
     words = {"accuracy": "accuracy", "share_inside": "pass two on the object", "shift": SHORT["shift"]}
     for name in shown:
         table.add_column(words[name], justify="right")
     for line in lines:
         table.add_row(f"{line['alpha']:g}", *(said(line[name]) for name in shown))
-    return {"run": str(asked.path), "split": asked.split, "layer": asked.layer, "strengths": lines}, table
+    results = {
+        "run": str(asked.path),
+        "split": asked.split,
+        "layer": asked.layer,
+        "head": asked.head,
+        "images": images,
+        "strengths": lines,
+        "interval": "95%, bootstrap over images",
+    }
+    return results, table
 
 
 def place(asked: Asked, out: Path | None, what: str) -> Path:
@@ -102,6 +118,10 @@ def notes(results: dict[str, Any]) -> list[str]:
     lines = []
     if results["object"] is not None:
         lines += [f"The object: {results['object']}. An even map is chance: what lies inside it is the object's area."]
+    if "curves" in results:
+        curves = results["curves"]
+        steps = len(curves["shares_of_pixels"]) - 1
+        lines += [f"Deletion and insertion: area under the curve, {curves['images']} images, {steps} steps."]
     for name, count in results["not_measurable"].items():
         lines += [f"Not measurable, and left out: {WORDS[name]} of {count} images, which is zero everywhere."]
     return lines
@@ -109,7 +129,9 @@ def notes(results: dict[str, Any]) -> list[str]:
 
 def numbers_table(asked: Asked, results: dict[str, Any]) -> Table:
     """A row a measure, a column a map, each a mean with its interval."""
-    maps = [name for name in ("pass_one", "similarity", "pass_two", EVEN) if name in results["numbers"]]
+    maps = [
+        name for name in ("pass_one", "similarity", "pass_two", EVEN, EVEN_SIMILARITY) if name in results["numbers"]
+    ]
     table = Table(
         title=f"{asked.path}, {asked.split}: {results['maps']} over {results['images']} images, 95% intervals",
         title_justify="left",
@@ -120,54 +142,33 @@ def numbers_table(asked: Asked, results: dict[str, Any]) -> Table:
     for name in maps:
         table.add_column(WORDS[name], justify="right")
     for measure, meaning in SHORT.items():
-        cells = [results["numbers"][name].get(measure) for name in maps]
+        cells = {name: results["numbers"][name].get(measure) for name in maps}
         between = results["numbers"].get("passes", {}).get(measure)
-        if any(cells):
-            by_chance = [EVEN] * (EVEN in maps)  # of which an interval would say nothing
-            told = [said(cell) if cell and name != EVEN else "" for name, cell in zip(maps, cells, strict=True)]
-            told[len(maps) - len(by_chance) :] = [f"{cells[-1]['mean']:.1%}" if cells[-1] else "" for _ in by_chance]
-            table.add_row(meaning, *told)
+        if any(cells.values()):
+            # Of chance an interval would say nothing.
+            cell_told = {
+                name: said(cell) if name not in (EVEN, EVEN_SIMILARITY) else f"{cell['mean']:.1%}"
+                for name, cell in cells.items()
+                if cell
+            }
+            table.add_row(meaning, *(cell_told.get(name, "") for name in maps))
         elif between is not None:
-            table.add_row(meaning, *[""] * (len(maps) - 1), said(between))
+            table.add_row(meaning, *(said(between) if name == "pass_two" else "" for name in maps))
     for kind, better in (("deletion", "low"), ("insertion", "high")):
         if "curves" in results:
-            area = results["curves"]["area"]
+            area, gained = results["curves"]["area"], results["curves"]["pass_two_less_pass_one"]
             row = [said(area[name][kind]) if name in area else "" for name in maps]
-            random = said(area["random"][kind])
-            table.add_row(f"{kind}, {better} is good; at random {random}", *row)
+            table.add_row(f"{kind}, {better} is good; at random {said(area[RANDOM][kind])}", *row)
+            if kind in gained:
+                row = [said(gained[kind]) if name == "pass_two" else "" for name in maps]
+                table.add_row(f"{kind}, pass two less pass one", *row)
     return table
-
-
-def curves_csv(looked: Looked) -> str:
-    """The mean curves: a line a step."""
-    assert looked.curves is not None
-    curves = looked.curves.mean_curves()
-    names = [(name, kind) for name in curves for kind in curves[name]]
-    steps = looked.curves.steps
-    lines = [[step / steps, *(number(curves[name][kind][step]) for name, kind in names)] for step in range(steps + 1)]
-    return as_csv([["share_of_pixels", *(f"{name}/{kind}" for name, kind in names)], *lines])
-
-
-def curves_figure(looked: Looked) -> Figure:
-    """The mean curves, deletion beside insertion."""
-    assert looked.curves is not None
-    curves, steps = looked.curves.mean_curves(), looked.curves.steps
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    for axis, kind in zip(figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), strict=True):
-        for name, kinds in curves.items():
-            style = {"color": "grey", "linestyle": "--"} if name == "random" else {}
-            axis.plot([step / steps for step in range(steps + 1)], kinds[kind], label=WORDS.get(name, name), **style)
-        axis.set_title(f"{kind} of what the map marks most", fontsize=9)
-        axis.set_xlabel("share of the pixels", fontsize=8)
-    axis.legend(fontsize=8)
-    figure.supylabel("probability of the answer", fontsize=8)
-    return figure
 
 
 def sweep_figure(lines: list[dict[str, Any]], shown: Sequence[str]) -> Figure:
     """Every number over the strength, with its interval."""
     figure = Figure(figsize=(3.6 * len(shown), 3.2), layout="constrained")
-    words = {"accuracy": "accuracy, %", "share_inside": "pass two on the object, %", "shift": "attention moved, %"}
+    words = {"accuracy": "accuracy, %", "share_inside": "pass two on the object, %", "shift": "moved between passes, %"}
     alphas = [line["alpha"] for line in lines]
     for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         found = [line[name] for line in lines]

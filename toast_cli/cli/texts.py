@@ -13,7 +13,7 @@ from toast_cli.attention.page import render
 from toast_cli.attention.pictures import compared_name, described_maps, origin, told, versions
 from toast_cli.attention.scales import Scale
 from toast_cli.attention.seeing import Viewer
-from toast_cli.attention.texts import MEANING, TextView, ink, most, scales, see_text
+from toast_cli.attention.texts import MEANING, TextView, ink, most, named, scales, see_text, visible
 from toast_cli.cli.console import out, print_json, say
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
 
@@ -67,7 +67,7 @@ def coloured(view: TextView, name: str, scale: Scale) -> Text:
     """The text on the colours of one of its maps."""
     text = Text()
     for token, colour in zip(view.tokens, scale.hex(view.maps[name].numpy()), strict=True):
-        text.append(token, style=f"{ink(colour)} on {colour}")
+        text.append(visible(token), style=f"{ink(colour)} on {colour}")
     return text
 
 
@@ -90,7 +90,7 @@ def _percent(value: float) -> str:
 
 def _alt(view: TextView, name: str) -> str:
     """A map in words, for whoever sees no colours."""
-    largest = (f"{token.strip() or repr(token)} {_percent(value)}" for token, value in most(view, name))
+    largest = (f"{token} {_percent(value)}" for token, value in most(view, name))
     return f"Most: {', '.join(largest)}"
 
 
@@ -106,14 +106,14 @@ def _page(view: TextView, meaning: dict[str, Scale]) -> dict[str, Any]:
     for name, values in view.maps.items():
         tokens = [
             {
-                "text": token,
-                "name": token.strip() or repr(token),
+                "text": visible(token),
+                "name": named(view.tokens, index),
                 "value": _percent(value),
                 "colour": colour,
                 "ink": ink(colour),
             }
-            for token, value, colour in zip(
-                view.tokens, values.tolist(), meaning[name].hex(values.numpy()), strict=True
+            for index, (token, value, colour) in enumerate(
+                zip(view.tokens, values.tolist(), meaning[name].hex(values.numpy()), strict=True)
             )
         ]
         maps.append(

@@ -93,6 +93,7 @@ def _viewers(
     texts: bool,
 ) -> tuple[list[Viewer], Recipe, Path]:
     """Who looks, the first one's recipe, and where pictures go unless told otherwise."""
+    from toast_cli.attention.pictures import unique
     from toast_cli.attention.seeing import Viewer
     from toast_cli.cli.console import err, say
     from toast_cli.cli.runs import chosen_run
@@ -106,13 +107,12 @@ def _viewers(
     if backbone is None and (runs or newest_run() is not None or not (from_files or texts)):
         paths = runs or [chosen_run(None)]
         viewers, recipes = [], []
-        for path in paths:
+        names = unique(path.resolve().name for path in paths)
+        for path, name in zip(paths, names, strict=True):
             loaded = load(path, weights)
             recipes.append(changed(loaded.recipe, data_dir=data_dir, device=device))
             model = loaded.model.to(make_accelerator(recipes[-1]).device)
-            viewers.append(
-                Viewer(path.resolve().name, model, loaded.recipe.images, loaded.classes, recipe=loaded.recipe)
-            )
+            viewers.append(Viewer(name, model, loaded.recipe.images, loaded.classes, recipe=loaded.recipe))
         inside = len(paths) == 1 and paths[0].is_dir()
         return viewers, recipes[0], paths[0] / "attention" if inside else Path("attention")
     if not (from_files or texts):

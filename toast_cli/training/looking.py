@@ -54,7 +54,8 @@ class Asked:
 class Looked:
     """What was measured: numbers of all images, curves of some, and the split's classes and names.
 
-    `marks` says what stands for the object; None where nothing does.
+    `curve_names` are those of the images that the curves are of, in their order. `marks` says what stands for the
+    object; None where nothing does.
     """
 
     numbers: Numbers
@@ -63,6 +64,7 @@ class Looked:
     classes: tuple[str, ...]
     names: Sequence[str]
     marks: str | None
+    curve_names: Sequence[str] = ()
 
 
 def opened(asked: Asked) -> tuple[Session, ImageSplit, int | None]:
@@ -119,18 +121,20 @@ def look(asked: Asked, reporter: Reporter) -> Looked:
             found = recorder.look(batch["image"])
         kind = found.kind
         numbers.add(found, batch)
-    curves = None
+    curves: Curves | None = None
+    curve_names: Sequence[str] = ()
     if asked.curve_images:
         curves = Curves(model)
         few = drawn(split, asked.curve_images, session.recipe.seed)
         part = Session(
             session.recipe, replace(session.data, splits={asked.split: few}), model, session.accelerator
         ).batches(asked.split)
+        curve_names = few.names
         for batch in reporter.track(part, len(part), "deletion and insertion"):
             images = batch["image"].to(session.accelerator.device)
             with session.accelerator.autocast():
                 curves.add(recorder.look(images), images)
-    return Looked(numbers, curves, kind, session.data.classes, split.names, marks_of(split))
+    return Looked(numbers, curves, kind, session.data.classes, split.names, marks_of(split), curve_names)
 
 
 @torch.no_grad()
@@ -166,7 +170,8 @@ def sweep(asked: Asked, reporter: Reporter, alphas: Sequence[float] = ALPHAS) ->
         ):
             if numbers.rows and column in numbers.rows[0]:
                 mean = bootstrap(numbers.column(column))
-                measured[name] = None if mean is None else asdict(mean)
+                if mean is not None:
+                    measured[name] = asdict(mean)
         lines.append(measured)
     return lines
 

@@ -97,8 +97,11 @@ def test_each_panel_is_the_map_that_its_heading_names(model: Model) -> None:
         ("attention, pass two", "pass_two", 100), ("difference", "difference", 100),
     ):  # fmt: skip
         np.testing.assert_allclose(panels[heading].values, view.maps[name].numpy() * scale)
-    assert panels["attention, pass one"].scale == panels["attention, pass two"].scale
+    both = rising("", "", [100 * view.maps[name].numpy() for name in ("pass_one", "pass_two")])
+    for heading in ("attention, pass one", "attention, pass two"):
+        assert panels[heading].scale.high == pytest.approx(both.high), "one scale, made of both"  # type: ignore[union-attr]
     assert not torch.allclose(view.maps["pass_one"], view.maps["pass_two"], atol=1e-3)
+    assert torch.equal(view.maps["difference"], view.maps["pass_two"] - view.maps["pass_one"])
     low, high = panels["difference"].scale.low, panels["difference"].scale.high  # type: ignore[union-attr]
     assert low == -high
 

@@ -13,7 +13,7 @@ from toast_cli.attention.share import AttentionShare
 from toast_cli.backbone import Backbone, Trace
 from toast_cli.model import Model, build_model
 from toast_cli.recipe.loading import build_recipe
-from toast_cli.steering.steering import Passes
+from toast_cli.steering.steering import Passes, one_pass
 
 SMALL = ["vit_demo", "vit:test_vit", "vit:test_vit2", "vit:test_vit3", "vit:test_vit4"]
 
@@ -106,3 +106,8 @@ def test_the_recorder_gives_the_first_pass_as_first() -> None:
     assert look.last is not None
     expected = attention_map(plain.attention[2], model.backbone, (8, 8))
     assert torch.equal(look.first, expected) and not torch.allclose(look.last, expected, atol=1e-4)
+    patches = one_pass(model.backbone, images).first.compared[:, 1:]  # the class token is no place in the image
+    cosine = (patches @ model.adapted.steering.selection.xi) / patches.norm(dim=-1)
+    assert look.similarity is not None
+    found = look.similarity.flatten(1) * model.adapted.steering.selection.xi.norm()
+    assert torch.allclose(found, cosine.clamp_min(0), atol=1e-6) and found.std() > 1e-3

@@ -165,6 +165,20 @@ class TestNumbers:
         assert found["passes"]["shift"]["mean"] == 1 and found["passes"]["share_gained"]["mean"] == 1
         assert found["pass_one"]["share_inside"]["images"] == 1 and found["pass_one"]["entropy"]["images"] == 2
 
+    def test_chance_of_a_coarser_similarity_is_that_of_its_own_cells(self) -> None:
+        """In a grid of two by two every middle may be on something: what is chance there is none in finer cells."""
+        coarse = torch.rand(3, 2, 2)
+        batch = {"label": torch.zeros(3).long(), "index": torch.arange(3), "mask": MASK}
+        numbers, alike = Numbers(), Numbers()
+        numbers.add(look_of(MAPS, MAPS, coarse), batch)
+        alike.add(look_of(MAPS, MAPS, MAPS), batch)
+        found = numbers.result()
+        for map, cells in (("even", (4, 6)), ("even_similarity", (2, 2))):
+            chance = hits_by_chance(MASK, *cells).mean().item()
+            assert found[map]["pointing_hit"]["mean"] == pytest.approx(chance, abs=1e-6)
+        assert found["even"]["pointing_hit"] != found["even_similarity"]["pointing_hit"]
+        assert "even_similarity" not in alike.result()
+
     def test_without_masks_there_is_what_needs_none(self) -> None:
         numbers = Numbers()
         numbers.add(look_of(MAPS, MAPS), {"label": torch.zeros(3).long(), "index": torch.arange(3)})
@@ -228,6 +242,30 @@ class TestCurves:
             assert curves.whole("pass_two", kind).isnan().all()
             assert torch.equal(curves.whole("pass_one", kind)[:, 0], curves.whole("random", kind)[:, 0])
         assert "pass_two" not in curves.result() and "pass_one" in curves.result()
+
+    def test_a_mean_curve_has_an_interval_at_every_step_and_areas_are_compared_image_by_image(self) -> None:
+        torch.manual_seed(0)
+        curves = Curves(lambda images: images.flatten(1)[:, :2], steps=4)
+        curves.add(look_of(torch.rand(6, 4, 4), torch.rand(6, 4, 4)), torch.randn(6, 3, 16, 16))
+        whole = curves.whole("pass_two", "insertion")
+        means = curves.mean_curves()["pass_two"]["insertion"]
+        assert [mean.mean for mean in means] == pytest.approx(whole.mean(0).tolist(), abs=1e-6)
+        assert all(mean.low < mean.mean < mean.high and mean.images == 6 for mean in means[:-1])
+        assert curves.shares() == [0, 0.25, 0.5, 0.75, 1]
+        areas = curves.areas("pass_two", "insertion")
+        assert areas.tolist() == pytest.approx([float((c[1:] + c[:-1]).sum()) / 8 for c in whole], abs=1e-6)
+        difference = areas - curves.areas("pass_one", "insertion")
+        assert curves.gained()["insertion"]["mean"] == pytest.approx(float(difference.mean()), abs=1e-6)
+        same = torch.rand(6, 4, 4)
+        curves = Curves(lambda images: images.flatten(1)[:, :2], steps=4)
+        curves.add(look_of(same, same.clone()), torch.randn(6, 3, 16, 16))
+        for gained in curves.gained().values():
+            assert (gained["mean"], gained["low"], gained["high"]) == (0, 0, 0), "paired, so nothing is left to vary"
+
+    def test_with_a_single_pass_there_is_nothing_gained(self) -> None:
+        curves = Curves(lambda images: images.flatten(1)[:, :2], steps=2)
+        curves.add(look_of(torch.rand(2, 4, 4)), torch.randn(2, 3, 16, 16))
+        assert curves.gained() == {}
 
     def test_ranks_count_from_the_highest(self) -> None:
         assert ranks(torch.tensor([[[0.1, 0.4], [0.3, 0.2]]])).tolist() == [[[0.75, 0.0], [0.25, 0.5]]]

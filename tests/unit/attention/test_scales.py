@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ import torch
 from tests.scenes import demo_model, viewer_of
 from toast_cli.attention.scales import around_zero, rising
 from toast_cli.attention.seeing import Verdict
-from toast_cli.attention.texts import TextView, scales
+from toast_cli.attention.texts import TextView, most, next_token, scales
 from toast_cli.cli.texts import coloured, legend, page_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -84,6 +86,17 @@ class TestTexts:
         assert without_colours(found) == without_colours(golden)
         for one, other in zip(colours(found), colours(golden), strict=True):
             assert max(abs(int(one[i : i + 2], 16) - int(other[i : i + 2], 16)) for i in (1, 3, 5)) <= 4
+
+    def test_a_line_break_is_seen_in_its_colour_and_told_from_others(self) -> None:
+        view = replace(VIEW, tokens=["Hi:", "\n", "\n"])
+        text = coloured(view, "pass_two", scales([view])["pass_two"])
+        assert text.plain == "Hi:↵\n↵\n" and [text.plain[s.start : s.end] for s in text.spans][1:] == ["↵\n"] * 2
+        assert most(view, "pass_two") == [(r"'\n' after '\n'", 0.5), ("Hi:", 0.25), (r"'\n' after Hi:", 0.25)]
+        assert page_of([view]).count("↵") == 2 * 4
+
+    def test_a_next_token_that_reads_as_nothing_is_named(self) -> None:
+        tokenizer = SimpleNamespace(decode=lambda ids: "", convert_ids_to_tokens={0: "_", 1: "▁", 2: "_"}.get)
+        assert next_token(torch.tensor([[[0.0, 9.0, 0.0]]]), tokenizer).label == "▁"
 
     def test_every_map_of_a_page_has_its_legend(self) -> None:
         page = page_of([VIEW])

@@ -1,0 +1,73 @@
+"""Deletion and insertion curves as `toast eval --attention` leaves them: JSON, two tables, a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from toast_cli.attention.bootstrap import Mean
+from toast_cli.attention.curves import RANDOM, Curves
+from toast_cli.attention.numbers import as_csv, number
+
+ORDERS = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", RANDOM: "random order"}
+MEANING = {
+    "deletion": "area under the curve as the pixels that a map marks most become the mean colour; low is good",
+    "insertion": "area under the curve as they come back into a blurred image; high is good",
+    "answer": "probability of the class that the model gives the whole image, in its last pass",
+}
+
+MeanCurves = dict[str, dict[str, list[Mean]]]
+
+
+def told(curves: Curves) -> dict[str, Any]:
+    """As JSON has it: the areas with their intervals, and what they are areas of."""
+    return {
+        "images": len(curves.whole("pass_one", "deletion")),
+        "shares_of_pixels": curves.shares(),
+        "meaning": MEANING,
+        "area": curves.result(),
+        "pass_two_less_pass_one": curves.gained(),
+    }
+
+
+def curves_csv(shares: Sequence[float], means: MeanCurves) -> str:
+    """The mean curves: a line a step, each mean with its 95% interval."""
+    curves = [(f"{name}/{kind}", curve) for name, kinds in means.items() for kind, curve in kinds.items()]
+    header = ["share_of_pixels", *(name + part for name, _ in curves for part in ("", "_low", "_high"))]
+    lines = [
+        [share, *(number(value) for _, curve in curves for value in _ends(curve[step]))]
+        for step, share in enumerate(shares)
+    ]
+    return as_csv([header, *lines])
+
+
+def areas_csv(curves: Curves, names: Iterable[str]) -> str:
+    """The area under every image's curves: a line an image."""
+    columns = {
+        f"{name}/{kind}": curves.areas(name, kind).tolist() for name, kinds in curves.curves.items() for kind in kinds
+    }
+    lines = [[name, *map(number, row)] for name, *row in zip(names, *columns.values(), strict=True)]
+    return as_csv([["image", *columns], *lines])
+
+
+def curves_figure(shares: Sequence[float], means: MeanCurves) -> Figure:
+    """The mean curves with their intervals, deletion beside insertion."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    for axis, kind in zip(figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), strict=True):
+        for name, kinds in means.items():
+            style = {"color": "grey", "linestyle": "--"} if name == RANDOM else {}
+            (line,) = axis.plot(shares, [mean.mean for mean in kinds[kind]], label=ORDERS[name], **style)
+            low, high = ([getattr(mean, end) for mean in kinds[kind]] for end in ("low", "high"))
+            axis.fill_between(shares, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+        axis.set_title(f"{kind} of what the map marks most", fontsize=9)
+        axis.set_xlabel("share of the pixels", fontsize=8)
+    axis.legend(fontsize=8)
+    count = next(mean.images for kinds in means.values() for curve in kinds.values() for mean in curve)
+    figure.supylabel(f"probability of the answer\nmean of {count} images, 95%", fontsize=8)
+    return figure
+
+
+def _ends(mean: Mean) -> tuple[float, float, float]:
+    return mean.mean, mean.low, mean.high
