@@ -74,13 +74,16 @@ class PretuningStep(Step):
             )
         self.steering = model.adapted.steering
         self.options = options
+        # Early feedback has the first pass stop before it puts out what a loss could be taken of.
+        self.needs_plain = options.passes == "both" or options.target == "first-pass"
 
     def forward(self, batch: Mapping[str, Any]) -> Stepped:
         """One batch."""
         objective = self.model.objective
         batch = objective.mixed(batch) if self.model.training else batch
         trace = Trace(levels=True)
-        outputs, passes = self.model.look(objective.inputs(batch), last_trace=trace)
+        to_its_end = Trace() if self.needs_plain else None
+        outputs, passes = self.model.look(objective.inputs(batch), to_its_end, trace)
         losses = torch.stack(reconstruction_losses(self.steering, trace, passes.last.real))
         task, parts = self.task_loss(outputs, passes, batch)
         weighted = self.options.reconstruction * losses.sum() * objective.count(batch)
@@ -91,7 +94,8 @@ class PretuningStep(Step):
         objective = self.model.objective
         task = objective.loss(outputs, batch)
         if self.options.passes == "both":
-            task = (task + objective.loss(self.model.outputs(passes.first.pooled), batch)) / 2
+            assert passes.plain is not None
+            task = (task + objective.loss(self.model.outputs(passes.plain.pooled), batch)) / 2
         return task, {}
 
     def score(self, metrics: Mapping[str, Any]) -> float:
@@ -120,7 +124,8 @@ class DistillationStep(PretuningStep):
 
         Of texts, padding does not count.
         """
-        distances = 1 - F.cosine_similarity(passes.last.pooled, passes.first.pooled, dim=-1)
+        assert passes.plain is not None
+        distances = 1 - F.cosine_similarity(passes.last.pooled, passes.plain.pooled, dim=-1)
         real = passes.last.real
         distance = (distances if real is None or distances.shape != real.shape else distances[real]).mean()
         return distance * self.model.objective.count(batch), {"distance": distance.detach()}
