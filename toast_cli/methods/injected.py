@@ -118,8 +118,8 @@ def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
     if kind not in names and _is_of_layers(kind, tuner):
         raise UsageError(
             f"'peft:{kind}' cannot be used here: its layers are not all of it.",
-            "It also wants a call at every step of training or a term of the loss, which PEFT leaves to a loop of its "
-            "own; without them it would be another method under this name.",
+            "It also wants a call at every step of training or a term of the loss, which PEFT leaves to the loop; "
+            "without them it would be another method under this name.",
             f"Kinds that are nothing but layers: {', '.join(names)}.",
         )
     if kind not in names:
@@ -139,7 +139,7 @@ def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
         if option in _OF_THE_LOOP and options[option]:
             raise UsageError(
                 f"method.options.{option} cannot be used here.",
-                "It wants a call at every step of training or a term of the loss, which PEFT leaves to a loop of its own.",
+                "It wants a call at every step of training or a term of the loss, which PEFT leaves to the loop.",
                 "Leave it out.",
             )
     try:
