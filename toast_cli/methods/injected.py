@@ -158,12 +158,13 @@ def injectable() -> set[str]:
     return {
         name
         for each, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
+        # A `forward` of its own adds a term to the loss.
         if _is_of_layers(name := str(each.value).lower(), tuner) and tuner.forward is BaseTuner.forward
     }
 
 
 def _is_of_layers(kind: str, tuner: Any) -> bool:
-    """Whether a method's layers work each for itself in any network; one with its own `forward` adds to the loss."""
+    """Whether what a method puts in are layers that work each for itself in any network."""
     from peft.tuners.tuners_utils import BaseTuner
 
     if tuner is None or kind in _OF_MODELS or not issubclass(tuner, BaseTuner):
