@@ -213,13 +213,19 @@ def flops(model: Model) -> dict[str, Any]:
 
     The plain pass is the library's own forward, without what the method added and without this package's short cuts.
     """
-    was_training = model.training
+    was_training, trained = model.training, list(model.trained().values())
     model.eval()
     example = send_to_device(model.backbone.example(1), next(model.parameters()).device)
-    with FlopCounterMode(display=False) as own:
-        model(example)
-    with left_out(model.backbone.module), FlopCounterMode(display=False) as plain:
-        model.plain(example)
+    for weight in trained:  # the counter hooks into gradients, and fails at a module that hands out a weight of its own
+        weight.requires_grad_(False)
+    try:
+        with FlopCounterMode(display=False) as own:
+            model(example)
+        with left_out(model.backbone.module), FlopCounterMode(display=False) as plain:
+            model.plain(example)
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
     model.train(was_training)
     unit, units = ("token", example["input_ids"].numel()) if model.backbone.preprocessing is None else ("image", 1)
     return {

@@ -64,11 +64,22 @@ def test_a_language_model_takes_low_rank_factors_and_its_weights_come_out_in_one
     toast("generate", "--backbone", f"llama:{model}", "--weights", "adapter.safetensors", "x").fails(1, "does not hold")
 
 
+def test_a_path_frozen_at_zero_is_refused_before_anything_is_written(here: Path) -> None:
+    chosen = ["--method", "toast", "method.channel_selection=off", "init_from=null", *TINY_DEMO]
+    for words in ([*chosen, "--dry-run"], chosen):
+        toast("tune", *words).fails(2, "leaves it at zero", "--init-from")
+    (here / "mine.yaml").write_text(
+        "backbone: vit_demo\ndataset: demo\nmethod: {name: toast, channel_selection: off}\n"
+    )
+    toast("recipes", "validate", "mine.yaml").fails(2, "leaves it at zero")
+    assert [each.name for each in here.iterdir()] == ["mine.yaml"]
+
+
 def test_what_a_backbone_cannot_take_is_refused_with_what_it_can(here: Path) -> None:
     model = make_model(here / "model")
     data = write_json(here / "data.json", instructions(20))
     toast("tune", "--backbone", f"llama:{model}", "--dataset", f"alpaca:{data}", "--method", "vpt").fails(
-        2, "takes none", "peft:KIND"
+        2, "takes none", "full, linear, lora, peft:KIND, toast, toast-lite"
     )
     toast("tune", "--method", "peft:dorra").fails(2, "no method 'peft:dorra'", "dora")
     toast("tune", "--method", "peft:lora", "method.options.rank=3").fails(

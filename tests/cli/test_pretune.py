@@ -32,8 +32,10 @@ def pretuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_reconstruction_loss_falls_at_every_level_and_P_stays_the_identity(pretuned: Path) -> None:
     results = json.loads((pretuned / "results.json").read_text())
-    assert len(results["before"]) == len(results["after"]) == 3
-    assert all(after < before for after, before in zip(results["after"], results["before"], strict=True))
+    assert list(results["before"]) == list(results["after"]) == ["1", "2", "3"]
+    assert all(
+        after < before for after, before in zip(results["after"].values(), results["before"].values(), strict=True)
+    )
     epochs = [json.loads(line) for line in (pretuned / "metrics.jsonl").read_text().splitlines()]
     assert all(len(line["validation"]["reconstruction"]) == 3 for line in epochs if line["kind"] == "epoch")
     lineage = json.loads((pretuned / "artifact" / "artifact.json").read_text())
@@ -70,12 +72,30 @@ def test_tuning_starts_from_the_artifact(pretuned: Path, here: Path, words: str)
         assert torch.equal(frozen["adapted.steering.feedback.A.0.base_layer.weight"], artifact["A.0"])
 
 
+def test_levels_have_the_backbones_own_numbers_everywhere(here: Path) -> None:
+    late = [*TINY_DEMO, "method.feedback=late"]
+    assert "to levels 2 to 3 of 3" in toast("pretune", "--dry-run", *late).out
+    said = toast("pretune", "--output-dir", here / "run", *late)
+    assert said.code == 0, said.err
+    results = json.loads((here / "run" / "results.json").read_text())
+    line = json.loads((here / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    found = (results["before"], results["after"], line["train"]["reconstruction"], line["validation"]["reconstruction"])
+    assert [list(levels) for levels in found] == [["2", "3"]] * 4
+    rows = [row.split()[1] for row in said.out.splitlines() if row.startswith("│")]
+    assert rows == ["2", "3"]
+    tensors = load_file(here / "run" / "artifact" / "feedback.safetensors")
+    assert {"A.1", "A.2"} < set(tensors) and "A.0" not in tensors, "which count from 0, as programs do"
+
+
 def test_least_squares_makes_an_artifact_without_gradients(here: Path) -> None:
     said = toast("pretune", "--least-squares", "--output-dir", here / "run", *TINY)
     assert said.code == 0, said.err
     assert not (here / "run" / "metrics.jsonl").exists() and "optimizer steps" not in said.err
     results = json.loads((here / "run" / "results.json").read_text())
-    assert all(after < 0.5 * before for after, before in zip(results["after"], results["before"], strict=True))
+    assert all(
+        after < 0.5 * before
+        for after, before in zip(results["after"].values(), results["before"].values(), strict=True)
+    )
     assert toast("tune", "--init-from", here / "run", "--output-dir", here / "tuned", *TINY_DEMO).code == 0
 
 
@@ -90,7 +110,9 @@ def test_images_without_labels_will_do(here: Path, pictures: MakePictures) -> No
     line = json.loads((here / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert -1e-6 < line["validation"]["distance"] < 1  # one minus a cosine, which rounding may put above one
     results = json.loads((here / "run" / "results.json").read_text())
-    assert all(after < before for after, before in zip(results["after"], results["before"], strict=True))
+    assert all(
+        after < before for after, before in zip(results["after"].values(), results["before"].values(), strict=True)
+    )
 
 
 def test_what_it_began_from_is_measured_where_it_began(here: Path) -> None:
@@ -101,7 +123,7 @@ def test_what_it_began_from_is_measured_where_it_began(here: Path) -> None:
     closed = toast("pretune", "--least-squares", *chosen, "--output-dir", here / "closed", "--json")
     assert closed.code == 0, closed.err
     drawn = json.loads(closed.out)["before"]
-    assert all(before > 2 * after for before, after in zip(drawn, results["before"], strict=True))
+    assert all(before > 2 * after for before, after in zip(drawn.values(), results["before"].values(), strict=True))
 
 
 def test_p_stays_the_identity_unless_pre_tuning_is_told_to_train_it(here: Path) -> None:
@@ -146,7 +168,9 @@ def test_text_pretunes_a_language_model(here: Path) -> None:
     )
     assert said.code == 0, said.err
     results = json.loads((here / "run" / "results.json").read_text())
-    assert all(after < before for after, before in zip(results["after"], results["before"], strict=True))
+    assert all(
+        after < before for after, before in zip(results["after"].values(), results["before"].values(), strict=True)
+    )
 
 
 def test_a_start_that_does_not_fit_is_refused(pretuned: Path, here: Path) -> None:
@@ -155,6 +179,7 @@ def test_a_start_that_does_not_fit_is_refused(pretuned: Path, here: Path) -> Non
     other = toast("tune", "--backbone", "vit_demo", "--weights", "none", "--init-from", pretuned, *TINY_DEMO)
     other.fails(1, "pre-tuned on other weights")
     toast("tune", "--recipe", "pretune/toast", *TINY).fails(2, "Give it to 'toast pretune'")
+    toast("pretune", "--method", "toast-lite", *TINY).fails(2, "whole feedback path", "method.name=toast")
     toast("pretune", "method=linear", *TINY).fails(2, "whole feedback path", "method.name=toast")
 
 

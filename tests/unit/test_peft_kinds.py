@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from toast_cli.errors import UsageError
 from toast_cli.methods.any_peft import METHOD, Options
 from toast_cli.methods.injected import injectable, left_out
+from toast_cli.model import Model, Stock, flops
+from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.registry import backbone_card
+from toast_cli.tasks import classification
+from toast_cli.training.memory import estimate
 
 
 def backbone(name: str = "vit:test_vit"):
@@ -40,6 +45,7 @@ def test_what_is_trained_changes_the_features_and_can_be_left_out(kind: str) -> 
     ("kind", "words"),
     [
         ("oft", "does not run in it"),
+        ("adalora", "(?s)its layers are not all of it.*a term of the loss.*nothing but layers: .*lora"),
         ("vera", "by weights that its layers share"),
         ("prefix_tuning", "there is vpt. Kinds that do: .*lora"),
         ("prompt_tuning", "by further tokens"),
@@ -53,23 +59,37 @@ def test_what_cannot_be_done_is_said_before_a_run_begins(kind: str, words: str) 
         METHOD.build(Options(kind=kind), backbone("convnext:test_convnext"))
 
 
-def test_every_kind_that_is_said_to_go_in_does_or_is_told_why_not_by_its_own_name() -> None:
+def test_every_kind_that_is_said_to_go_in_does_and_can_be_counted_or_is_told_why_not_by_its_own_name() -> None:
     went = set()
     for kind in injectable():
+        stock = backbone()
+        before = Stock.of(stock)
         try:
-            METHOD.build(Options(kind=kind), backbone())
+            adapted = METHOD.build(Options(kind=kind), stock)
         except UsageError as error:
             assert kind in error.what.lower(), error.what
-        else:
-            went.add(kind)
+            continue
+        went.add(kind)
+        head = classification.TASK.build(classification.TASK.options(), stock, ("a", "b"))
+        model = Model(adapted, head, before)
+        trained = list(model.trained())
+        assert flops(model)["flops"] > 0, kind
+        batch = {"image": stock.example(3), "label": torch.zeros(3, dtype=torch.int64)}
+        kept = [
+            estimate(model, TrainingOptions(), {name: tensor[:size] for name, tensor in batch.items()}, Accelerator())
+            for size in (1, 3)
+        ]
+        assert kept[1].activations > kept[0].activations > 0, kind
+        assert list(model.trained()) == trained, kind
     assert {"lora", "ia3", "loha", "lokr", "hra", "boft", "oft", "fourierft", "ln_tuning"} <= went
-    assert injectable() - went <= {"adalora", "c3a"}, "these two want an option that depends on the run or the width"
+    assert injectable() - went <= {"c3a"}, "it wants an option that depends on the width"
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"rr": 3}, r"method.options.rr: PEFT's LoraConfig has no such option.*Did you mean 'r'"),
+        ({"monteclora_config": {"monteclora_n": 2}}, "monteclora_config cannot be used.*a term of the loss"),
         ({"r": 0}, "cannot put lora into.*positive integer.*Change method.options"),
     ],
 )

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backbone": GROUND,
     "recipe": GROUND | {"registry", "backbone"},
     "steering": GROUND | {"backbone"},
-    "methods": GROUND | {"backbone", "steering"},
+    "methods": GROUND | {"registry", "backbone", "steering"},
     "tasks": GROUND | {"backbone"},
     "data": DOORS,
     "model": DOORS | {"steering", "methods", "tasks"},

@@ -62,9 +62,11 @@ def test_without_channel_selection_only_xi_and_the_head_are_trained() -> None:
 
 
 def test_a_path_frozen_at_zero_is_refused() -> None:
-    model = model_of(channel_selection=False)
+    options = METHOD.options(channel_selection=False)
     with pytest.raises(UsageError, match="leaves it at zero"):
-        METHOD.start(METHOD.options(channel_selection=False), model.adapted, [])
+        METHOD.check(options, pretuned=False)
+    METHOD.check(options, pretuned=True)
+    METHOD.check(METHOD.options(channel_selection=False, start="random"), pretuned=False)
 
 
 @pytest.mark.parametrize("level", [12, 13])

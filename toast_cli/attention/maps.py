@@ -12,7 +12,7 @@ from toast_cli.attention.checking import Checks, check
 from toast_cli.backbone import Backbone, Trace
 from toast_cli.errors import UsageError
 from toast_cli.model import Model
-from toast_cli.steering.steering import Passes, one_pass
+from toast_cli.steering.steering import Passes
 
 Head: TypeAlias = "int | Literal['mean', 'max', 'rollout']"
 """One head by its number, the mean or the maximum over heads, or what all levels so far hand on (`rollout`)."""
@@ -153,13 +153,3 @@ def attention_map(attention: Tensor, backbone: Backbone, grid: tuple[int, int]) 
     rows = attention.float()[:, :, backbone.query_tokens()].mean(dim=(1, 2))
     patches = rows[:, backbone.prefix_tokens :]
     return (patches / patches.sum(-1, keepdim=True)).unflatten(1, grid)
-
-
-@torch.no_grad()
-def first_pooled(model: Model, inputs: object, passes: Passes) -> Tensor:
-    """The plain pass's features, as a head takes them."""
-    steering = model.adapted.steering
-    if steering is None or steering.levels.stop == len(model.backbone.levels):
-        return passes.first.pooled
-    # Early feedback ends the first pass before its features are made.
-    return one_pass(model.backbone, inputs).first.pooled

@@ -15,7 +15,7 @@ from toast_cli.attention.energy import EnergyRecorder, recorder_for
 from toast_cli.attention.figure import Segments
 from toast_cli.attention.grad_cam import grad_cam
 from toast_cli.attention.labelling import label_pixels
-from toast_cli.attention.maps import Head, Look, Recorder, first_pooled
+from toast_cli.attention.maps import Head, Look, Recorder
 from toast_cli.attention.measures import share_inside
 from toast_cli.data.images import open_image
 from toast_cli.data.source import DataSet, ImageSplit, Sample
@@ -149,16 +149,14 @@ def see(viewer: Viewer, sample: Sample) -> View:
             if name in maps and bool(maps[name].any())
         }
         shares["even"] = float(mask.float().mean())
-    first, last, segments = said(viewer, look, images, sample)
+    first, last, segments = said(viewer, look, sample)
     if viewer.with_grad_cam:
         maps |= {name: map[0] for name, map in grad_cam(model, images).items()}
     return View(viewer, transform.window(sample.image), look.kind, maps, first, last, look.checks, shares, segments)
 
 
 @torch.no_grad()
-def said(
-    viewer: Viewer, look: Look, images: Tensor, sample: Sample
-) -> tuple[Verdict | None, Verdict | None, dict[str, Segments]]:
+def said(viewer: Viewer, look: Look, sample: Sample) -> tuple[Verdict | None, Verdict | None, dict[str, Segments]]:
     """What the first and the last pass say (None of a plain backbone), or how the model labels the pixels."""
     if viewer.classes is None:
         return None, None, {}
@@ -171,9 +169,9 @@ def said(
     last = verdict(look.logits, viewer.classes)
     if look.last is None:
         return last, None, {}
-    first = first_pooled(viewer.model, images, look.passes)
+    assert look.passes.plain is not None  # recorders have the first pass go on to its end
     # What the head, which was trained on the last pass, makes of the plain one.
-    return verdict(viewer.model.outputs(first), viewer.classes), last, {}
+    return verdict(viewer.model.outputs(look.passes.plain.pooled), viewer.classes), last, {}
 
 
 def verdict(logits: Tensor, classes: tuple[str, ...]) -> Verdict:

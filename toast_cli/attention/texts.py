@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from toast_cli.attention.checking import Checks
-from toast_cli.attention.maps import Recorder, first_pooled
+from toast_cli.attention.maps import Recorder
 from toast_cli.attention.scales import Scale, around_zero, rising
 from toast_cli.attention.seeing import Verdict, Viewer
 from toast_cli.data.rendering import begun, prompt_text
@@ -71,7 +71,8 @@ def see_text(viewer: Viewer, prompt: str, template: str | None) -> TextView:
         maps["difference"] = maps["pass_two"] - maps["pass_one"]
     output = backbone.output()
     assert output is not None
-    first = next_token(output(first_pooled(model, inputs, look.passes)), tokenizer)
+    assert look.passes.plain is not None  # recorders have the first pass go on to its end
+    first = next_token(output(look.passes.plain.pooled), tokenizer)
     last = None if look.last is None else next_token(output(look.passes.last.pooled), tokenizer)
     ordered = {name: maps[name] for name in MEANING if name in maps}
     return TextView(viewer, as_read(ids, text, tokenizer), ordered, first, last, look.checks)

@@ -21,6 +21,7 @@ def pretune(
     weights: options.Weights = None,
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
+    method: Annotated[str | None, typer.Option(help="toast: no other method is pre-tuned.")] = None,
     least_squares: Annotated[
         bool, typer.Option("--least-squares", help="No gradients: the closed-form start is the artifact.")
     ] = False,
@@ -38,7 +39,19 @@ def pretune(
     from toast_cli.recipe.library import PRETUNE, resolve
 
     if resume is not None:
-        others = (recipe, backbone, weights, dataset, data_dir, init_from, output_dir, seed, precision, overrides)
+        others = (
+            recipe,
+            backbone,
+            weights,
+            dataset,
+            data_dir,
+            method,
+            init_from,
+            output_dir,
+            seed,
+            precision,
+            overrides,
+        )
         options.check_resume(resume, any(value is not None for value in others) or least_squares or dry_run)
         recipe, output_dir = str(resume / "recipe.yaml"), resume
     # Its recipe 'toast' is the demo's.
@@ -49,6 +62,7 @@ def pretune(
         weights=weights,
         dataset=dataset,
         data_dir=data_dir,
+        method=method,
         seed=seed,
         device=device,
         precision=precision,

@@ -84,14 +84,14 @@ def validate(
     """Check recipes; every file is checked, whatever is wrong with the ones before it."""
     from toast_cli.errors import ToastError
     from toast_cli.recipe.builtin import find
-    from toast_cli.recipe.loading import build
+    from toast_cli.recipe.loading import build, check_start
     from toast_cli.recipe.yaml_text import parse_recipe
 
     worst = 0
     for file in files:
         try:
             found = find(file)
-            build(parse_recipe(found.text, found.origin))
+            check_start(build(parse_recipe(found.text, found.origin)))
         except ToastError as error:
             from toast_cli.cli.console import print_error
 

@@ -43,8 +43,8 @@ def pretuning_table(title: str, results: Mapping[str, Any]) -> Table:
     table.add_column("level")
     for name in ("before", "after"):
         table.add_column(f"reconstruction loss, {name}", justify="right")
-    for level, values in enumerate(zip(results["before"], results["after"], strict=True), start=1):
-        table.add_row(str(level), *(f"{value:.4g}" for value in values))
+    for level, before in results["before"].items():
+        table.add_row(level, *(f"{value:.4g}" for value in (before, results["after"][level])))
     return table
 
 

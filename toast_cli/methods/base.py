@@ -19,8 +19,10 @@ class Method:
 
     `build(options, backbone)` returns an `Adapted` whose declared parameters, and only those, are trained.
     `start(options, adapted, batches)`, where there is one, sets the weights that training begins from by looking at
-    `start_images(options)` training images; it is not called when an adapter is loaded. A method that `alters` the
-    network puts layers into it or trains its weights, so that a plain call of it is no longer what it was.
+    `start_images(options)` training images; it is not called when an adapter is loaded. `check(options, pretuned)`
+    refuses, with a UsageError, settings that would begin from nothing, given whether there is a pre-tuned artifact. A
+    method that `alters` the network puts layers into it or trains its weights, so that a plain call of it is no longer
+    what it was.
     """
 
     options: type[Named]
@@ -28,3 +30,4 @@ class Method:
     start: Callable[[Any, Adapted, Iterable[Any]], None] | None = None
     start_images: Callable[[Any], int] = lambda options: 0
     alters: bool = False
+    check: Callable[[Any, bool], None] = lambda options, pretuned: None

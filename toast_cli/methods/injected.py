@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _OF_MODELS = {"adaption_prompt", "poly", "shadow", "trainable_tokens", "xlora"}
 """PEFT's methods that want a language model or inputs of their own."""
+_OF_THE_LOOP = {"use_asa", "kasa_config", "monteclora_config"}
+"""Options of PEFT's methods that want a call at every step, or a term of the loss."""
 
 
 def inject(backbone: Backbone, config: PeftConfig) -> Adapted:
@@ -102,7 +104,7 @@ def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
     Raises:
         UsageError: PEFT has no such method, it puts no layers into a network, or the method has no such option.
     """
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftType
 
     from toast_cli.errors import did_you_mean
 
@@ -112,6 +114,14 @@ def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
     names = sorted({*injectable(), "dora"})
     if kind not in known:
         raise UsageError(f"There is no method 'peft:{kind}'.", what_to_do=did_you_mean(kind, names))
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(known[kind])
+    if kind not in names and _is_of_layers(kind, tuner):
+        raise UsageError(
+            f"'peft:{kind}' cannot be used here: its layers are not all of it.",
+            "It also wants a call at every step of training or a term of the loss, which PEFT leaves to the loop; "
+            "without them it would be another method under this name.",
+            f"Kinds that are nothing but layers: {', '.join(names)}.",
+        )
     if kind not in names:
         raise UsageError(
             f"'peft:{kind}' cannot be used here: it does not put layers of its own into a network, each for itself.",
@@ -126,6 +136,12 @@ def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
                 f"method.options.{option}: PEFT's {config.__name__} has no such option.",
                 what_to_do=did_you_mean(option, fields),
             )
+        if option in _OF_THE_LOOP and options[option]:
+            raise UsageError(
+                f"method.options.{option} cannot be used here.",
+                "It wants a call at every step of training or a term of the loss, which PEFT leaves to the loop.",
+                "Leave it out.",
+            )
     try:
         return config(**options)
     except (TypeError, ValueError) as error:
@@ -133,8 +149,8 @@ def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
 
 
 def injectable() -> set[str]:
-    """PEFT's methods that put layers into any network: not those that add tokens, mix adapters or share weights among
-    their layers.
+    """PEFT's methods that put layers into any network and are nothing else: not those that add tokens, mix adapters,
+    share weights among their layers, or have a part in the loss.
     """
     from peft import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.tuners.tuners_utils import BaseTuner
@@ -142,10 +158,18 @@ def injectable() -> set[str]:
     return {
         name
         for each, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
-        if (name := str(each.value).lower()) not in _OF_MODELS
-        and issubclass(tuner, BaseTuner)
-        and not tuner.uses_shared_state
+        # A `forward` of its own adds a term to the loss.
+        if _is_of_layers(name := str(each.value).lower(), tuner) and tuner.forward is BaseTuner.forward
     }
+
+
+def _is_of_layers(kind: str, tuner: Any) -> bool:
+    """Whether what a method puts in are layers that work each for itself in any network."""
+    from peft.tuners.tuners_utils import BaseTuner
+
+    if tuner is None or kind in _OF_MODELS or not issubclass(tuner, BaseTuner):
+        return False
+    return not tuner.uses_shared_state
 
 
 @contextmanager

@@ -50,4 +50,4 @@ class Prompted(Adapted):
             first_trace.inputs = [hidden[:, :count] for hidden in first_trace.inputs]
             first_trace.outputs = [hidden[:, :count] for hidden in first_trace.outputs]
         readout = self.backbone.leave(State(state.hidden[:, :count], state.context))
-        return Passes(readout, readout)
+        return Passes(readout, readout, readout)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -51,18 +50,17 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     return Adapted(backbone, [*trained_selection(options, steering), *feedback.parameters()], steering)
 
 
-def start(options: Options, adapted: Adapted, batches: Iterable[Any]) -> None:
-    """The least-squares start.
+def check(options: Options, pretuned: bool) -> None:
+    """What is frozen must have been given something before.
 
     Raises:
-        UsageError: the path would be frozen where this start leaves it, at zero.
+        UsageError: the path would be frozen where the least-squares start leaves it, at zero.
     """
-    if not options.channel_selection:
+    if not options.channel_selection and options.start == "least-squares" and not pretuned:
         raise UsageError(
             "channel_selection: false freezes the feedback path, and the least-squares start leaves it at zero.",
             what_to_do="Give a pre-tuned path with --init-from, or method.start=random.",
         )
-    start_feedback(options, adapted, batches)
 
 
-METHOD = Method(Options, build, start, start_images)
+METHOD = Method(Options, build, start_feedback, start_images, check=check)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from toast_cli import registry
 from toast_cli.errors import UsageError
 from toast_cli.methods.base import Method
 from toast_cli.options import Named
@@ -32,9 +33,11 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     from toast_cli.methods.prompted import Prompted
 
     if not backbone.takes_prompts:
+        names = (name for name in registry.names(registry.METHODS) if name != options.name)
+        others = ["peft:KIND" if name == "peft" else name for name in names]
         raise UsageError(
             f"vpt adds tokens, and a {type(backbone.module).__name__} takes none.",
-            what_to_do="Use toast, toast-lite, lora, peft:KIND or full; vpt is for ViTs.",
+            what_to_do=f"Use one of {', '.join(others)}; vpt is for ViTs.",
         )
     return Prompted(backbone, options.prompts, options.deep)
 

@@ -65,6 +65,15 @@ def build(draft: Draft) -> Recipe:
     return recipe.model_copy(update=sections)
 
 
+def check_start(recipe: Recipe) -> None:
+    """Refuse a recipe whose method would begin from nothing; a pre-tuned artifact may still be given to it elsewhere.
+
+    Raises:
+        UsageError: so it would.
+    """
+    _registered("method", recipe.method.name).check(recipe.method, recipe.init_from is not None)
+
+
 def build_dataset(choice: str, fields: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Named:
     """The checked settings of a data set alone, as `--dataset` names it, with further fields of its own.
 

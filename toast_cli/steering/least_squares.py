@@ -73,7 +73,7 @@ def least_squares_start(steering: Steering, backbone: Backbone, batches: Iterabl
     directions: Tensor | float = 0.0
     for inputs in batches:
         trace = Trace(levels=True)
-        _, first = first_pass(backbone, steering.levels, inputs, (trace,))
+        _, first, _ = first_pass(backbone, steering.levels, inputs, (trace,))
         seen = (backbone.levels[steered], trace.inputs[steered], trace.outputs[steered])
         for moment, level, h, o in zip(moments, *seen, strict=True):
             if level.undo == "deconvolution":

@@ -93,13 +93,15 @@ class Steering(Steers):
 class Passes:
     """What came out of one or two passes.
 
-    `last` is the pass whose features count, `first` the plain one (the same object where there is only one).
+    `last` is the pass whose features count, `first` what selection looks at of the plain one, `plain` what that one
+    puts out at its end: None where early feedback has it stop before. Where there is one pass, all are the same object.
     `similarity` (`[B, N]` or `[B, H, W]`, 0 to 1), `selected` and `signals` (one per level, None where it is not
     steered) are None without a second pass.
     """
 
     first: Readout
     last: Readout
+    plain: Readout | None
     similarity: Tensor | None = None
     selected: Tensor | None = None
     signals: list[Signal | None] | None = None
@@ -108,13 +110,13 @@ class Passes:
 def one_pass(backbone: Backbone, inputs: Any, trace: Trace | None = None) -> Passes:
     """A plain forward pass of the backbone."""
     readout = backbone.leave(backbone.run(backbone.enter(inputs), trace=trace))
-    return Passes(readout, readout)
+    return Passes(readout, readout, readout)
 
 
 def first_pass(
     backbone: Backbone, levels: range, inputs: Any, traces: Sequence[Trace | None] = ()
-) -> tuple[State, Readout]:
-    """The plain pass as far as selection needs it.
+) -> tuple[State, Readout, Readout | None]:
+    """The plain pass as far as selection needs it, or to its end where it has a trace of its own.
 
     Args:
         backbone: what is run.
@@ -123,7 +125,8 @@ def first_pass(
         traces: the first pass's, and the second's, which is given what both passes share.
 
     Returns:
-        The state before the first steered level, and what came out after the last.
+        The state before the first steered level, what came out after the last, and what came out at the end of the
+        network; None if that was not reached.
     """
     both = [trace for trace in traces if trace is not None]
     own = traces[0] if traces else None
@@ -133,10 +136,12 @@ def first_pass(
         trace.take(common)
     end = backbone.run(shared, first=levels.start, last=levels.stop, trace=own)
     if levels.stop == len(backbone.levels):
-        return shared, backbone.leave(end)
-    if own is not None:
-        backbone.run(end, first=levels.stop, trace=own)  # for the picture alone
-    return shared, backbone.tap(end)
+        first = backbone.leave(end)
+        return shared, first, first
+    first = backbone.tap(end)
+    if own is None:
+        return shared, first, None
+    return shared, first, backbone.leave(backbone.run(end, first=levels.stop, trace=own))
 
 
 def two_passes(
@@ -149,15 +154,15 @@ def two_passes(
     """Look, select, feed back, look again.
 
     The first pass depends on nothing that is trained, so it keeps no graph; what comes before the first steered level
-    is shared.
+    is shared. With a `first_trace`, even one that is to remember nothing, it goes on to its end under early feedback.
     """
     levels = steering.levels
     with torch.no_grad():
-        shared, first = first_pass(backbone, levels, inputs, (first_trace, last_trace))
+        shared, first, plain = first_pass(backbone, levels, inputs, (first_trace, last_trace))
     similarity, selected, fed_back = steering.signals(first)
     signals = steering.at_every_level(fed_back, len(backbone.levels))
     state = backbone.run(backbone.again(shared, inputs), signals, first=levels.start, trace=last_trace)
-    return Passes(first, backbone.leave(state), similarity, selected, signals)
+    return Passes(first, backbone.leave(state), plain, similarity, selected, signals)
 
 
 def steered_features(backbone: Backbone, steering: Steers, inputs: Any) -> Tensor:

@@ -116,7 +116,7 @@ def outputs(model: Model, inputs: Any) -> dict[str, Tensor]:
     """What of the first pass is kept: `z`, `compared` where it is another, `hidden` where levels are shared."""
     steering = model.adapted.steering
     assert isinstance(steering, Steering)
-    shared, first = first_pass(model.backbone, steering.levels, inputs)
+    shared, first, _ = first_pass(model.backbone, steering.levels, inputs)
     kept = {"z": first.z}
     if first.compared is not first.z:
         kept["compared"] = first.compared

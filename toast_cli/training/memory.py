@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
@@ -84,9 +86,10 @@ def estimate(model: Model, training: TrainingOptions, batch: Mapping[str, Tensor
     """The memory of one step on such a batch, of a model that is whole.
 
     Activations are counted, not guessed: the batch goes forward through tensors that have shapes and types but no
-    numbers, which takes no memory and little time, and every tensor kept for the backward pass is added up. What a
-    kernel needs for a moment and what the allocator leaves unused is not in it, nor is where a kernel of another device
-    keeps other things than the CPU's.
+    numbers, which takes no memory and little time, and every tensor kept for the backward pass is added up. Where a
+    layer needs numbers to go forward at all, one real sample goes and then two, and each further one is taken to add
+    what the second did. What a kernel needs for a moment and what the allocator leaves unused is not in it, nor is
+    where a kernel of another device keeps other things than the CPU's.
     """
     trained = list(model.trained().values())
     backbone, was_training = model.backbone, model.training
@@ -154,9 +157,10 @@ class _Kept:
         self.level: int | None = None
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._but:
-            self._found.setdefault(storage._cdata, (storage, self.level))
+        for dense in (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,):
+            storage = dense.untyped_storage()
+            if storage._cdata not in self._but:
+                self._found.setdefault(storage._cdata, (storage, self.level))
         return tensor
 
     def __enter__(self) -> _Kept:
@@ -181,6 +185,14 @@ class _Kept:
 
 def _forward(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, list[int]]:
     """The outputs for a batch, without numbers in them; what is kept to go back from them; of that, each level's."""
+    try:
+        return _forward_without_numbers(model, batch)
+    except (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError):
+        return _forward_with_numbers(model, batch)
+
+
+def _forward_without_numbers(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, list[int]]:
+    """By tensors that have a shape and a type."""
     # Whatever a network makes for itself on the way becomes a tensor without numbers, too.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     # By every module once: weights may be tied, and the head may be a module of the backbone's.
@@ -191,6 +203,27 @@ def _forward(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, li
     }
     inputs = tree_map_only(Tensor, mode.from_tensor, model.objective.inputs(batch))
     kept = _Kept(but=own.values())
+    with _levels_told(model, kept), torch.enable_grad(), mode, kept:
+        outputs = functional_call(model, own, (inputs,), tie_weights=False)
+    return outputs, kept.bytes(), kept.by_level()
+
+
+def _forward_with_numbers(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, list[int]]:
+    """By one real sample and by two; each of the others is taken to keep what the second does."""
+    samples = len(next(iter(batch.values())))
+    found = []
+    for size in range(1, min(samples, 2) + 1):
+        kept = _Kept(but=[*model.parameters(), *model.buffers()])
+        with _levels_told(model, kept), torch.enable_grad(), kept:
+            outputs = model(model.objective.inputs({name: tensor[:size] for name, tensor in batch.items()}))
+        found.append([kept.bytes(), *kept.by_level()])
+    every, *by_level = (one + (two - one) * (samples - 1) for one, two in zip(found[0], found[-1], strict=True))
+    return torch.empty((samples, *outputs.shape[1:]), dtype=outputs.dtype, device="meta"), every, by_level
+
+
+@contextmanager
+def _levels_told(model: Model, kept: _Kept) -> Iterator[None]:
+    """Within the block, what is kept counts as the level's that runs."""
 
     def enters(index: int | None) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -202,12 +235,10 @@ def _forward(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, li
     for index, level in enumerate(model.backbone.level_modules):
         handles += [level.register_forward_pre_hook(enters(index)), level.register_forward_hook(enters(None))]
     try:
-        with torch.enable_grad(), mode, kept:
-            outputs = functional_call(model, own, (inputs,), tie_weights=False)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return outputs, kept.bytes(), kept.by_level()
 
 
 def _kept_by_loss(model: Model, outputs: Tensor, batch: Mapping[str, Tensor]) -> int:

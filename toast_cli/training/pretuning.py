@@ -83,11 +83,11 @@ def pretune(
     say_first(session, train, folder, reporter, gradient)
     measured = validation or session.batches("train")
 
-    def reconstruction() -> list[float]:
+    def reconstruction() -> dict[str, float]:
         return evaluate(model, measured, session.accelerator, step=step)["reconstruction"]
 
     with told_how_to_go_on(folder, reporter, "pretune"):
-        drawn = [] if gradient else reconstruction()
+        drawn = {} if gradient else reconstruction()
         goes_on = begin(session, folder, reporter, resume)
         if goes_on:
             load_checkpoint(folder.checkpoints, "start", model)  # `fit` puts back what the run had come to

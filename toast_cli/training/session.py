@@ -14,7 +14,7 @@ from toast_cli import registry
 from toast_cli.data.source import Asked, Batches, DataSet
 from toast_cli.errors import UsageError
 from toast_cli.model import Model, build_model, count, flops
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.recipe.loading import build_recipe, check_start
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.artifact import Lineage, artifact_path, start_from
 from toast_cli.training.devices import make_accelerator
@@ -115,9 +115,11 @@ def prepare(recipe: Recipe, *, labels: bool = True, begun: bool = False, place: 
     stays on the CPU.
 
     Raises:
-        UsageError: `labels` are to be learned, and the data has none; the pre-tuned path is none.
+        UsageError: the method would begin from nothing; `labels` are to be learned, and the data has none; the
+            pre-tuned path is none.
         ToastError: anything else that a user can mend.
     """
+    check_start(recipe)
     check_optimizer(recipe.training)
     check_tensorboard(recipe.training.tensorboard)
     accelerator = make_accelerator(recipe)

@@ -57,7 +57,7 @@ class Step(nn.Module):
 class PretuningStep(Step):
     """Pre-tuning: the task's loss plus the reconstruction losses of the second pass (section 3.2, appendix A.2).
 
-    `reconstruction` among the parts has a value per steered level, first level first, unweighted.
+    `reconstruction/2` among the parts is that of the backbone's second level, unweighted; every steered level has one.
 
     Raises:
         UsageError: the method has no feedback path.
@@ -74,29 +74,35 @@ class PretuningStep(Step):
             )
         self.steering = model.adapted.steering
         self.options = options
+        # Early feedback has the first pass stop before it puts out what a loss could be taken of.
+        self.needs_plain = options.passes == "both" or options.target == "first-pass"
 
     def forward(self, batch: Mapping[str, Any]) -> Stepped:
         """One batch."""
         objective = self.model.objective
         batch = objective.mixed(batch) if self.model.training else batch
         trace = Trace(levels=True)
-        outputs, passes = self.model.look(objective.inputs(batch), last_trace=trace)
+        to_its_end = Trace() if self.needs_plain else None
+        outputs, passes = self.model.look(objective.inputs(batch), to_its_end, trace)
         losses = torch.stack(reconstruction_losses(self.steering, trace, passes.last.real))
         task, parts = self.task_loss(outputs, passes, batch)
         weighted = self.options.reconstruction * losses.sum() * objective.count(batch)
-        return Stepped(outputs, task + weighted, {"reconstruction": losses.detach(), **parts})
+        by_level = zip(self.steering.levels, losses.detach().cpu(), strict=True)
+        named = {f"reconstruction/{level + 1}": loss for level, loss in by_level}
+        return Stepped(outputs, task + weighted, {**named, **parts})
 
     def task_loss(self, outputs: Tensor, passes: Passes, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The task's loss summed over the batch, and parts of its mean."""
         objective = self.model.objective
         task = objective.loss(outputs, batch)
         if self.options.passes == "both":
-            task = (task + objective.loss(self.model.outputs(passes.first.pooled), batch)) / 2
+            assert passes.plain is not None
+            task = (task + objective.loss(self.model.outputs(passes.plain.pooled), batch)) / 2
         return task, {}
 
     def score(self, metrics: Mapping[str, Any]) -> float:
         """The lower the whole loss, the better."""
-        return -(metrics["loss"] + self.options.reconstruction * sum(metrics["reconstruction"]))
+        return -(metrics["loss"] + self.options.reconstruction * sum(metrics["reconstruction"].values()))
 
 
 class DistillationStep(PretuningStep):
@@ -120,7 +126,8 @@ class DistillationStep(PretuningStep):
 
         Of texts, padding does not count.
         """
-        distances = 1 - F.cosine_similarity(passes.last.pooled, passes.first.pooled, dim=-1)
+        assert passes.plain is not None
+        distances = 1 - F.cosine_similarity(passes.last.pooled, passes.plain.pooled, dim=-1)
         real = passes.last.real
         distance = (distances if real is None or distances.shape != real.shape else distances[real]).mean()
         return distance * self.model.objective.count(batch), {"distance": distance.detach()}
@@ -159,13 +166,13 @@ class Parts:
     """Means of a step's named parts over many batches."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor | float] = {}
+        self._sums: dict[str, float] = {}
         self._count = 0
 
     def add(self, parts: Mapping[str, Tensor], count: int) -> None:
         """Count one batch in; a part is a mean over `count` things."""
         for name, value in parts.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.double().cpu() * count
+            self._sums[name] = self._sums.get(name, 0.0) + float(value) * count
         self._count += count
 
     def merge(self, other: Parts) -> None:
@@ -174,18 +181,19 @@ class Parts:
             self._sums[name] = self._sums.get(name, 0.0) + total
         self._count += other._count
 
-    def result(self) -> dict[str, float | list[float]]:
-        """The means: a number, or a list where a part has several."""
-        return {name: (torch.as_tensor(total) / max(self._count, 1)).tolist() for name, total in self._sums.items()}
+    def result(self) -> dict[str, Any]:
+        """The means; that of a part `group/member` lies under its group."""
+        means: dict[str, Any] = {}
+        for name, total in self._sums.items():
+            group, _, member = name.rpartition("/")
+            (means.setdefault(group, {}) if group else means)[member] = total / max(self._count, 1)
+        return means
 
     def state(self) -> dict[str, Any]:
         """The sums and the count."""
-        return {
-            "sums": {name: torch.as_tensor(total).tolist() for name, total in self._sums.items()},
-            "count": self._count,
-        }
+        return {"sums": dict(self._sums), "count": self._count}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from them."""
-        self._sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in state["sums"].items()}
+        self._sums = dict(state["sums"])
         self._count = state["count"]
