@@ -50,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 def test_one_command_searches_trains_and_fills_the_table(finished: tuple[Path, Any]) -> None:
     folder, said = finished
-    assert "3 runs, about" in said.err and "device-hours" in said.err
+    assert "3 runs, about" in said.err and "of a device: " in said.err
     assert "The demo" in said.out and "645" in said.out and "TOAST-Lite" in said.out
     assert "a single seed, 3:" in said.out
     runs = sorted((folder / "out" / "runs").iterdir())
@@ -191,6 +191,17 @@ def until(true: Callable[[], Any]) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_an_interrupted_suite_says_how_it_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(folder: Any, recipe: Any, *_: Any, reporter: Any = None, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("toast_cli.bench.worker.tune", interrupted)
+    (here / "small.yaml").write_text(SUITE)
+    said = toast("bench", here / "small.yaml", "--out", here / "out", "--join", *TINY_DEMO, "--device", "cpu")
+    assert said.code == 130
+    assert "The same command goes on with it" in said.err and "tune --resume" not in said.err
 
 
 @pytest.mark.parametrize("server", [False, pytest.param(True, marks=pytest.mark.slow)])

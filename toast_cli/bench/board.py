@@ -107,6 +107,12 @@ class Board:
                 )
         return found
 
+    def unasked(self) -> int:
+        """Finished final runs of this suite in the ledger that are of other seeds, rows or settings than asked for."""
+        finals = [where for where in self.stages() if where[2] == "final"]
+        asked = {(self.experiment.study(*where), job.key) for where in finals for job in self.stage(*where) or {}}
+        return len(self.ledger.finished(f"{self.experiment.name}/", "/final") - asked)
+
     def _searched(self, dataset: str, row: str) -> str:
         """What the setting that came out of a cell's search is called; of another search, it is another."""
         jobs = self._wanted(*self.experiment.suite.searcher(dataset, row), "search", {})

@@ -76,6 +76,16 @@ class Ledger:
             for job, standing in found.items()
         }
 
+    def finished(self, begins: str, ends: str) -> set[tuple[str, str]]:
+        """Study and key of the finished runs of all studies whose names begin and end so."""
+        with readable(self.url):
+            return {
+                (study.study_name, trial.user_attrs.get("key", ""))
+                for study in self.storage.get_all_studies()
+                if study.study_name.startswith(begins) and study.study_name.endswith(ends)
+                for trial in self.storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.COMPLETE,))
+            }
+
     def fill(self, study: optuna.Study, jobs: Iterable[Job], retry: bool = False) -> None:
         """Put in what is wanted and neither there nor failed; with `retry`, what failed too."""
         again = {"wanted", "failed"} if retry else {"wanted"}

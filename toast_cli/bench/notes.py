@@ -29,6 +29,14 @@ def notes(measures: Measures, layout: Layout, columns: Sequence[Column], lines: 
     if any(any(line.paper) for line in lines):
         yield "The second line of a row is the paper's."
     yield from _starts(measures, layout)
+    unasked = measures.results.board.unasked()
+    if unasked:
+        runs = (
+            "1 finished run of another seed, row or setting is"
+            if unasked == 1
+            else (f"{unasked:,} finished runs of other seeds, rows or settings are")
+        )
+        yield f"Not shown: {runs} in the ledger; with the options that made them, they come back."
 
 
 def _over(columns: Sequence[Column], lines: Sequence[Line], numbers: Sequence[Number]) -> Iterator[str]:

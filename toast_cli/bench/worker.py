@@ -53,6 +53,10 @@ class Watched(Reporter):
             raise LostClaim
         self.inner.step(step, total, metrics)
 
+    def stopped(self, command: str) -> None:
+        """The run was interrupted; alone, by its own command, it would go on past the ledger."""
+        self.inner.message(f"Stopped, and kept what was done of {self.claim.job.name}. It goes on with its suite.")
+
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
         """One epoch is done; while searching, its validation is reported to the sampler."""
         self.inner.epoch(epoch, epochs, metrics, best)

@@ -134,15 +134,19 @@ def run(
     if not (join and (folder / ASKED).exists()):
         remember(folder, experiment, text, ledger)
     codes: list[int] = []
-    if workers == 1:
-        with TerminalReporter() as reporter:
-            work(board, folder, reporter)
-    else:
-        say(f"{workers} workers; what they say is in {folder / 'workers'}", err)
-        if ledger is not None:
-            os.environ[LEDGER] = ledger
-        joining = _joining(folder, suite, experiment)
-        codes = supervise(workers, joining, folder / "workers", lambda: progress_line(board))
+    try:
+        if workers == 1:
+            with TerminalReporter() as reporter:
+                work(board, folder, reporter)
+        else:
+            say(f"{workers} workers; what they say is in {folder / 'workers'}", err)
+            if ledger is not None:
+                os.environ[LEDGER] = ledger
+            joining = _joining(folder, suite, experiment)
+            codes = supervise(workers, joining, folder / "workers", lambda: progress_line(board))
+    except KeyboardInterrupt:
+        say("Stopped, and kept what was done. The same command goes on with it.", err)
+        raise
     if not join:
         print_results(board, folder, as_json)
     _say_overtaken(board)

@@ -47,12 +47,16 @@ def print_costs(costs: Sequence[Cost], workers: int, console: Console, as_json: 
     total, unknown = sum(cost.total for cost in costs), sum(cost.runs for cost in costs if cost.seconds is None)
     runs = sum(cost.runs for cost in costs)
     say(
-        f"{runs:,} runs, about {total / 3600:.2f} device-hours: {in_words(total / workers)} with "
-        + ("1 worker" if workers == 1 else f"{workers} workers that have a device each")
+        f"{runs:,} runs, about {_device_time(total)}: {in_words(total / workers)} with "
+        + ("1 worker" if workers == 1 else f"{workers} workers, if each has a device of its own")
         + (f"; {unknown:,} runs are not in it, their data cannot be read here" if unknown else "")
         + ".",
         console,
     )
+
+
+def _device_time(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} device-hours" if seconds >= 360 else f"{in_words(seconds)} of a device"
 
 
 def progress_line(board: Board) -> None:

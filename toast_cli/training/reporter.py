@@ -21,5 +21,9 @@ class Reporter:
     def step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
         """One optimizer step is done; the metrics are this epoch's so far."""
 
+    def stopped(self, command: str) -> None:
+        """The run was interrupted; what was done is kept, and it goes on with this command."""
+        self.message(f"Stopped, and kept what was done. It goes on with: {command}")
+
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
         """One epoch is done and was evaluated."""

@@ -33,7 +33,7 @@ def told_how_to_go_on(folder: RunFolder, reporter: Reporter, command: str) -> It
     try:
         yield
     except KeyboardInterrupt:
-        reporter.message(f"Stopped, and kept what was done. It goes on with: toast {command} --resume {folder.path}")
+        reporter.stopped(f"toast {command} --resume {folder.path}")
         raise
 
 

@@ -27,6 +27,9 @@ class Filled(Board):
     def stages(self) -> Iterator[tuple[str, str, Any]]:
         return ((dataset, row, "final") for dataset, row in self.experiment.cells)
 
+    def unasked(self) -> int:
+        return 0
+
     def counts(self) -> Counter[str]:
         return Counter()
 

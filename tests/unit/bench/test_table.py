@@ -87,6 +87,13 @@ def test_the_best_is_bold_only_where_its_difference_is_significant(results: Resu
     assert any("paired t-test over the same test images" in note for note in table.notes)
 
 
+def test_finished_runs_that_were_not_asked_for_are_counted_below_the_table(results: Results) -> None:
+    asked = replace(results.board.experiment, seeds=(1,))
+    (table,) = tables(Results(Board(asked, results.board.ledger), results.out))
+    assert "Not shown: 3 finished runs of other seeds, rows or settings are in the ledger" in " ".join(table.notes)
+    assert "Not shown" not in " ".join(tables(results)[0].notes)
+
+
 def test_a_small_lead_is_not_bold(experiment: Experiment, tmp_path: Path) -> None:
     right = {("Markings", "linear", seed): [True, False] * 20 for seed in (0, 1)}
     right |= {("Markings", "lora", seed): [True, False] * 19 + [True, True] for seed in (0, 1)}
