@@ -25,7 +25,9 @@ def data(tmp_path: Path) -> Path:
     return write_json(tmp_path / "data.json", instructions(40))
 
 
-@pytest.mark.parametrize("method", ["toast", "toast-lite", "full"])
+@pytest.mark.parametrize(
+    "method", ["toast", *(pytest.param(other, marks=pytest.mark.slow) for other in ("toast-lite", "full"))]
+)
 def test_a_language_model_is_tuned_and_found_again(here: Path, model: Path, data: Path, method: str) -> None:
     run = here / "run"
     chosen = ["--backbone", f"llama:{model}", "--dataset", f"alpaca:{data}", "--method", method]

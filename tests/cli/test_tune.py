@@ -315,7 +315,7 @@ class TestWrongInput:
         )
 
 
-@pytest.mark.parametrize("method", ["toast", "toast-lite"])
+@pytest.mark.parametrize("method", [pytest.param("toast", marks=pytest.mark.slow), "toast-lite"])
 def test_a_convnext_is_tuned_and_found_again_even_from_random_weights(here: Path, method: str) -> None:
     run = here / "run"
     small = ["--backbone", "convnext:test_convnext", "--weights", "none", "--method", method]
