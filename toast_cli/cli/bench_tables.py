@@ -46,6 +46,9 @@ def print_costs(costs: Sequence[Cost], workers: int, console: Console, as_json: 
     _wide(console).print(table)
     total, unknown = sum(cost.total for cost in costs), sum(cost.runs for cost in costs if cost.seconds is None)
     runs = sum(cost.runs for cost in costs)
+    if unknown == runs:
+        say(f"{runs:,} runs; their data cannot be read here, so no time is known.", console)
+        return
     say(
         f"{runs:,} runs, about {_device_time(total)}: {in_words(total / workers)} with "
         + ("1 worker" if workers == 1 else f"{workers} workers, if each has a device of its own")

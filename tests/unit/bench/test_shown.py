@@ -107,3 +107,13 @@ def test_there_is_a_figure_for_every_unit_with_a_panel_a_column_and_a_text_for_t
     ]
     assert "a panel for each of validation, Markings;" in named[0]
     assert all(f">{row.name}</text>" in drawn[0] for row in table.lines), "rows are told apart by name, not by colour"
+
+
+def test_where_no_data_can_be_read_no_time_is_made_up(capsys: pytest.CaptureFixture[str]) -> None:
+    from toast_cli.bench.estimate import Cost
+    from toast_cli.cli.bench_tables import print_costs
+    from toast_cli.cli.console import out
+
+    print_costs([Cost("Dogs", "linear", "final", 3, None, "Stanford Dogs was not found.")], 1, out, as_json=False)
+    told = capsys.readouterr().out
+    assert "3 runs; their data cannot be read here, so no time is known." in told and "about" not in told
