@@ -16,6 +16,8 @@ from toast_cli.attention.maps import Look
 from toast_cli.attention.measures import zero
 
 STEPS = 10
+FORWARDS = 3 + 4 * 2 * (STEPS - 1)
+"""How often the model is asked about an image: the three ends, and every step of both curves in four orders."""
 RANDOM = "random"
 """The order that says nothing, beside which those of the maps are to be read."""
 

@@ -43,8 +43,16 @@ def pretuning_table(title: str, results: Mapping[str, Any]) -> Table:
     table.add_column("level")
     for name in ("before", "after"):
         table.add_column(f"reconstruction loss, {name}", justify="right")
-    for level, before in results["before"].items():
-        table.add_row(level, *(f"{value:.4g}" for value in (before, results["after"][level])))
+    before, after = results["before"], results["after"]
+    for level in before:
+        table.add_row(level, *(f"{losses[level]:.4g}" for losses in (before, after)))
+    if any(after[level] > before[level] for level in before):
+        # What least squares begins with; a reader takes it for a failure.
+        table.caption = (
+            "Higher after than before: what is minimised is above all the task loss, of which this loss is a small "
+            "companion, and a least-squares start begins at its minimum."
+        )
+        table.caption_justify = "left"
     return table
 
 

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from toast_cli.attention.bootstrap import bootstrap
-from toast_cli.attention.curves import Curves
+from toast_cli.attention.curves import FORWARDS, Curves
 from toast_cli.attention.energy import recorder_for
 from toast_cli.attention.maps import Head
 from toast_cli.attention.numbers import Numbers
@@ -114,6 +114,7 @@ def look(asked: Asked, reporter: Reporter) -> Looked:
     recorder = recorder_for(model, asked.layer, asked.head)
     numbers = Numbers(cells)
     batches = session.batches(asked.split, with_masks=split.has_masks)
+    reporter.message(plan(asked, len(split)))
     kind = ""
     for batch in reporter.track(batches, len(batches), asked.split):
         batch = send_to_device(batch, session.accelerator.device)
@@ -135,6 +136,13 @@ def look(asked: Asked, reporter: Reporter) -> Looked:
             with session.accelerator.autocast():
                 curves.add(recorder.look(images), images)
     return Looked(numbers, curves, kind, session.data.classes, split.names, marks_of(split), curve_names)
+
+
+def plan(asked: Asked, images: int) -> str:
+    """What is going to be done, and which part of it takes long."""
+    few = min(asked.curve_images, images)
+    curves = f"; then curves of {few:,} of them, for which each is shown up to {FORWARDS} times" if few else ""
+    return f"Looking at {images:,} images of {asked.split}{curves}."
 
 
 @torch.no_grad()
