@@ -130,7 +130,10 @@ def test_only_what_was_interrupted_can_be_resumed(here: Path) -> None:
     assert toast("tune", "--output-dir", here / "run", *SMALL, "training.epochs=1").code == 0
     toast("tune", "--resume", here / "run").fails(2, "got to its end")
     (here / "run" / "results.json").unlink()
-    toast("tune", "--resume", here / "run", "training.lr=0.1").fails(2, "Leave all but --device out")
+    for other in (["training.lr=0.1"], ["--seed", "0"], ["--dry-run"], ["--recipe", "demo/toast"]):
+        for command in ("tune", "pretune"):
+            toast(command, "--resume", here / "run", *other).fails(2, "Leave all but --device out")
+    toast("pretune", "--resume", here / "run", "--least-squares").fails(2, "Leave all but --device out")
 
 
 def test_a_run_that_finished_no_epoch_begins_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

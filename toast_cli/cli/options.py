@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -71,7 +71,7 @@ def chosen_head(head: str) -> int | Literal["mean", "max", "rollout"]:
     return cast("Literal['mean', 'max', 'rollout']", head)
 
 
-def check_resume(run: Path, others: bool) -> None:
+def check_resume(run: Path, context: typer.Context) -> None:
     """Refuse what would make the rest of an interrupted run another run.
 
     Raises:
@@ -80,6 +80,10 @@ def check_resume(run: Path, others: bool) -> None:
     from toast_cli.errors import UsageError
     from toast_cli.storage.run_folder import RunFolder
 
-    if others:
+    def left_out(value: Any) -> bool:
+        return value is None or value is False or value in ([], ())
+
+    allowed = {"resume", "device", "as_json"}
+    if not all(left_out(value) for name, value in context.params.items() if name not in allowed):
         raise UsageError("--resume goes on with the run as it was begun.", what_to_do="Leave all but --device out.")
     RunFolder.reopen(run)

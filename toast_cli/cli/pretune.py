@@ -12,6 +12,7 @@ from toast_cli.cli import options
 
 
 def pretune(
+    context: typer.Context,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Any field of the recipe, dotted: pretuning.reconstruction=0.1."),
@@ -39,20 +40,7 @@ def pretune(
     from toast_cli.recipe.library import PRETUNE, resolve
 
     if resume is not None:
-        others = (
-            recipe,
-            backbone,
-            weights,
-            dataset,
-            data_dir,
-            method,
-            init_from,
-            output_dir,
-            seed,
-            precision,
-            overrides,
-        )
-        options.check_resume(resume, any(value is not None for value in others) or least_squares or dry_run)
+        options.check_resume(resume, context)
         recipe, output_dir = str(resume / "recipe.yaml"), resume
     # Its recipe 'toast' is the demo's.
     chosen = recipe or (f"{PRETUNE}/general" if dataset is not None else None)

@@ -12,6 +12,7 @@ from toast_cli.cli import options
 
 
 def tune(
+    context: typer.Context,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -38,20 +39,7 @@ def tune(
     from toast_cli.recipe.library import resolve
 
     if resume is not None:
-        chosen = (
-            recipe,
-            backbone,
-            weights,
-            dataset,
-            data_dir,
-            method,
-            init_from,
-            output_dir,
-            seed,
-            precision,
-            overrides,
-        )
-        options.check_resume(resume, any(value is not None for value in chosen) or dry_run)
+        options.check_resume(resume, context)
         recipe, output_dir = str(resume / "recipe.yaml"), resume
     resolved = resolve(
         recipe=recipe,
