@@ -26,6 +26,7 @@ matplotlib.use("Agg")
 import timm
 import torch
 from matplotlib import pyplot
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 from speed import flops, in_turns
 from torch import nn
 from torch.nn import functional as F
@@ -43,6 +44,15 @@ AXES: dict[str, list[int]] = {
     "sequence": [32, 128, 512],
 }
 RUNS: dict[str, list[int]] = {"images": [500, 1000, 2000, 4000], "processes": [1, 2]}
+UNITS = {
+    "batch": "images in a batch",
+    "image side": "side of an image, pixels",
+    "depth": "depth, blocks",
+    "width": "width, channels",
+    "sequence": "length of a text, tokens",
+    "images": "training images of a whole run",
+    "processes": "processes of a whole run",
+}
 
 
 @dataclass
@@ -141,7 +151,9 @@ def draw(points: list[Point], out: Path) -> None:
         for number, way in enumerate(dict.fromkeys(point.way for point in points if point.axis == axis)):
             own = [point for point in points if point.axis == axis and point.way == way]
             panel.plot([each.size for each in own], [each.seconds for each in own], "o-", color=f"C{number}", label=way)
-        panel.set(title=axis, xscale="log", yscale="log", xlabel=axis, ylabel="seconds")
+        panel.set(xscale="log", yscale="log", xlabel=UNITS[axis], ylabel="seconds")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.set_xticks(sizes := sorted({point.size for point in points if point.axis == axis}), labels=sizes)
         panel.minorticks_off()
         panel.legend(fontsize=7)

@@ -6,8 +6,10 @@ import os
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
 
 from toast_cli.errors import UsageError
+from toast_cli.model import Model
 from toast_cli.recipe.schema import Recipe
 
 
@@ -46,3 +48,18 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     if precision == "fp16" and not on_gpu:
         raise UsageError("fp16 needs a CUDA device.", what_to_do="Use fp32 or bf16.")
     return Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
+
+
+def check_compiling(model: Model, accelerator: Accelerator) -> None:
+    """Refuse Accelerate's `--dynamo_backend` where signals go into the frozen network's own attention.
+
+    Raises:
+        UsageError: the model is to be compiled and is steered.
+    """
+    backend = accelerator.state.dynamo_plugin.backend
+    if backend != DynamoBackend.NO and model.adapted.steering is not None:
+        raise UsageError(
+            f"A steered model cannot be compiled (Accelerate's dynamo backend is {backend.value.lower()}).",
+            "torch.compile cannot follow how signals are put into the frozen network's attention.",
+            "Leave --dynamo_backend and ACCELERATE_DYNAMO_BACKEND out.",
+        )

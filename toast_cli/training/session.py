@@ -17,7 +17,7 @@ from toast_cli.model import Model, build_model, count, flops
 from toast_cli.recipe.loading import build_recipe, check_start
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.artifact import Lineage, artifact_path, start_from
-from toast_cli.training.devices import make_accelerator
+from toast_cli.training.devices import check_compiling, make_accelerator
 from toast_cli.training.memory import Memory, estimate
 from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.sharding import check_even, check_sharding, shard
@@ -138,6 +138,7 @@ def prepare(recipe: Recipe, *, labels: bool = True, begun: bool = False, place: 
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)
     check_even(recipe.training, model)
+    check_compiling(model, accelerator)
     lineage = start_from(artifact_path(recipe), model, recipe) if recipe.init_from is not None and not begun else None
     session = Session(recipe, data, model, accelerator, lineage)
     if place:
