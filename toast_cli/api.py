@@ -166,13 +166,24 @@ class Steered(nn.Module):
             UsageError: the backbone writes no text, there is no tokenizer beside it, the prompt or a message is none,
                 or a setting asks for something else than one text.
         """
-        if not isinstance(prompt, str | Sequence):
-            raise UsageError(
-                f"A {type(prompt).__name__} is no prompt.", what_to_do="Give a text, or a list of messages."
-            )
-        turns = [Turn("user", prompt)] if isinstance(prompt, str) else [_turn(message) for message in prompt]
         with self._evaluating():
-            return Writer(self.model, self._template).answer(turns, on_text, **settings)
+            return Writer(self.model, self._template).answer(_turns(prompt), on_text, **settings)
+
+    def generate_all(
+        self, prompts: Sequence[str | Sequence[Message]], batch_size: int = 8, **settings: Any
+    ) -> list[str]:
+        """What a language model answers to each of several prompts, `batch_size` of them at a time.
+
+        Without sampling each is answered as `generate` would, but for rounding. Prompts and settings are as it takes
+        them.
+
+        Raises:
+            UsageError: as of `generate`; a streamer is given.
+        """
+        if isinstance(prompts, str):
+            raise UsageError("One text is no list of prompts.", what_to_do="'generate' answers one.")
+        with self._evaluating():
+            return Writer(self.model, self._template).answers([_turns(one) for one in prompts], batch_size, **settings)
 
     def _evaluating(self) -> Any:
         return _in_evaluation(self.model)
@@ -204,6 +215,17 @@ def _in_rgb(image: Any) -> Image:
         return to_rgb(image)
     except (ValueError, OSError) as error:  # numbers without a white; a file that ends too soon
         raise UsageError("The image cannot be looked at.", str(error)) from error
+
+
+def _turns(prompt: str | Sequence[Message]) -> list[Turn]:
+    """A question, or a conversation so far, as turns.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if not isinstance(prompt, str | Sequence):
+        raise UsageError(f"A {type(prompt).__name__} is no prompt.", what_to_do="Give a text, or a list of messages.")
+    return [Turn("user", prompt)] if isinstance(prompt, str) else [_turn(message) for message in prompt]
 
 
 def _turn(message: Message) -> Turn:

@@ -59,36 +59,72 @@ class Writer:
             UsageError: there is nothing to answer, no room for an answer in what the model can read at once, a setting
                 asks for something else than one text, or beams would be streamed.
         """
-        if not turns:
-            raise UsageError("Nothing was said that could be answered.")
-        for name, allowed in _SEVERAL.items():
-            if settings.get(name) not in allowed:
-                raise UsageError(
-                    f"{name}={settings[name]} asks for something else than one text.",
-                    what_to_do="Call several times, or export with --format hf and use transformers' generate.",
-                )
         streamed = on_text is not None or settings.get("streamer") is not None
         if streamed and settings.get("num_beams", 1) > 1:
             raise UsageError("Beams cannot be streamed: the best is known at the end.", what_to_do="Use num_beams=1.")
+        if on_text is not None:
+            settings["streamer"] = _streamer(self.tokenizer, on_text)
+        return self._written([self._prompt(turns)], settings)[0]
+
+    @torch.no_grad()
+    def answers(self, conversations: Sequence[Sequence[Turn]], batch_size: int = 8, **settings: Any) -> list[str]:
+        """What comes next in each of several conversations, `batch_size` of them written at a time.
+
+        They are sorted by length, padded on the left, and given back in their own order. Without sampling each is
+        answered as it would be alone, but for rounding.
+
+        Args:
+            conversations: each as `answer` takes it.
+            batch_size: conversations that are written together.
+            settings: as `answer` takes them.
+
+        Raises:
+            UsageError: as of `answer`; a streamer is given.
+        """
+        if settings.get("streamer") is not None:
+            raise UsageError("Several answers cannot be streamed.", what_to_do="Ask one after another.")
+        prompts = [self._prompt(turns) for turns in conversations]
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+        found: dict[int, str] = {}
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            texts = self._written([prompts[number] for number in numbers], dict(settings))
+            found |= dict(zip(numbers, texts, strict=True))
+        return [found[number] for number in range(len(prompts))]
+
+    def _prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """The tokens of what was said so far, marked as the model was trained on it."""
+        if not turns:
+            raise UsageError("Nothing was said that could be answered.")
         text = turns[-1].whole if self.template is None else prompt_text(turns, self.tokenizer, self.template)
         ids = begun(self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer)
         if not ids:
             raise UsageError("The prompt is empty.")
-        prompt = torch.tensor([ids], device=self._device)
-        chosen = dict(settings)
+        return ids
+
+    def _written(self, prompts: Sequence[list[int]], chosen: dict[str, Any]) -> list[str]:
+        """What is written after each of these tokens, all at a time."""
+        for name, allowed in _SEVERAL.items():
+            if chosen.get(name) not in allowed:
+                raise UsageError(
+                    f"{name}={chosen[name]} asks for something else than one text.",
+                    what_to_do="Call several times, or export with --format hf and use transformers' generate.",
+                )
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        pad = next(number for number in known if number is not None)
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=self._device)
+        real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         if "generation_config" not in chosen:
-            pad = self.tokenizer.pad_token_id
-            chosen.setdefault("pad_token_id", self.tokenizer.eos_token_id if pad is None else pad)
+            chosen.setdefault("pad_token_id", pad)
         if not _LIMITS & chosen.keys():
             chosen["max_new_tokens"] = LONGEST
         if "max_new_tokens" in chosen:
-            chosen["max_new_tokens"] = self._room(len(ids), chosen["max_new_tokens"])
-        if on_text is not None:
-            chosen["streamer"] = _streamer(self.tokenizer, on_text)
+            chosen["max_new_tokens"] = self._room(longest, chosen["max_new_tokens"])
         if chosen.get("stop_strings") is not None:
             chosen["tokenizer"] = self.tokenizer
-        written = self._generator.generate(prompt, attention_mask=torch.ones_like(prompt), **chosen)
-        return self.tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)
+        written = self._generator.generate(ids, attention_mask=real.to(self._device), **chosen)
+        return [self.tokenizer.decode(row[longest:], skip_special_tokens=True) for row in written]
 
     def _room(self, prompt: int, wanted: int) -> int:
         """How many tokens an answer may have after a prompt of so many."""

@@ -108,6 +108,22 @@ def test_what_a_prompt_leaves_no_room_for_is_said_before(here: Path, model: Path
     assert "cut" not in toast(*plain, "a" * 200, "--max-new-tokens", "5").err
 
 
+def test_a_file_of_prompts_is_answered_several_at_a_time_as_one_by_one(here: Path, model: Path) -> None:
+    plain = ["generate", "--backbone", f"llama:{model}", "--max-new-tokens", "6"]
+    prompts = ["Hello", "A much longer prompt than the first", "Bye", "Hm"]
+    (here / "prompts.txt").write_text("\n".join([*prompts[:2], "", *prompts[2:]]) + "\n")
+    several = ["--prompts", here / "prompts.txt", "--batch-size", "3"]
+    said = toast(*plain, *several, "--json")
+    assert said.code == 0, said.err
+    alone = [json.loads(toast(*plain, prompt, "--json").out) for prompt in prompts]
+    assert json.loads(said.out) == alone and len({each["answer"] for each in alone}) > 1
+    assert toast(*plain, *several).out.startswith(f"> {prompts[0]}\n{alone[0]['answer']}\n\n> {prompts[1]}\n")
+    (here / "blank.txt").write_text("\n \n")
+    toast(*plain, "--prompts", here / "blank.txt").fails(1, "holds no prompt")
+    toast(*plain, "--prompts", here / "nothing.txt").fails(1, "nothing.txt cannot be read")
+    toast(*plain, "--prompts", here / "blank.txt", "Hello").fails(2, "Give one of")
+
+
 def test_a_talk_puts_answers_alone_on_stdout(here: Path, model: Path) -> None:
     talk = ["--backbone", f"llama:{model}", "--max-new-tokens", "3"]
     said = CliRunner().invoke(app, ["generate", *talk, "--interactive"], input="Hello\nBye\n\n")

@@ -159,6 +159,15 @@ def test_a_conversation_is_given_as_transformers_has_it(writing: toast_cli.Steer
     assert writing.generate([asked], max_new_tokens=5) == writing.generate("Say yes.", max_new_tokens=5)
 
 
+def test_several_prompts_are_answered_together_as_each_alone(writing: toast_cli.Steered) -> None:
+    prompts = ["Say yes, and then a lot more.", "No.", [{"role": "user", "content": "Say what you think."}], "Hm"]
+    alone = [writing.generate(prompt, max_new_tokens=12) for prompt in prompts]
+    assert writing.generate_all(prompts, batch_size=3, max_new_tokens=12) == alone and len(set(alone)) > 1
+    assert writing.generate_all([]) == []
+    with pytest.raises(UsageError, match="no list of prompts"):
+        writing.generate_all("Hm")
+
+
 @pytest.mark.parametrize(
     ("prompt", "settings", "words"),
     [

@@ -15,6 +15,11 @@ def generate(
     interactive: Annotated[
         bool, typer.Option("--interactive", help="Talk: every line is a turn; an empty one or Ctrl-D ends.")
     ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Answer every line of this text file, several at a time."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="--prompts: how many are answered at a time.")] = 8,
     run: options.Run = None,
     backbone: options.Backbone = None,
     weights: options.Weights = None,
@@ -27,11 +32,11 @@ def generate(
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
-    """Answer a prompt with a tuned language model (the newest run unless one is named), or with a plain one."""
+    """Answer prompts with a tuned language model (the newest run unless one is named), or with a plain one."""
     from toast_cli.errors import UsageError
 
-    if (prompt is None) == (not interactive):
-        raise UsageError("Give a prompt, or --interactive.")
+    if (prompt is not None) + interactive + (prompts is not None) != 1:
+        raise UsageError("Give one of a prompt, --prompts and --interactive.")
     if prompt is not None and not prompt.strip():
         raise UsageError("The prompt is empty.", what_to_do="Say something to be answered.")
     if interactive and (as_json or raw):
@@ -44,11 +49,21 @@ def generate(
     from toast_cli.cli.console import print_answer, print_json
     from toast_cli.data.text import Turn
 
+    lines = None if prompts is None else _lines(prompts)
     writer = _writer(run, backbone, weights, raw, device)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": beams, "do_sample": temperature > 0}
     if temperature > 0:
         settings |= {"temperature": temperature, "top_p": top_p}
     torch.manual_seed(seed)
+
+    if lines is not None:
+        texts = writer.answers([[Turn("user", line)] for line in lines], batch_size, **settings)
+        found = [{"prompt": line, "answer": text} for line, text in zip(lines, texts, strict=True)]
+        if as_json:
+            print_json(found)
+        for pair in () if as_json else found:
+            print_answer(f"> {pair['prompt']}\n{pair['answer']}\n")
+        return
 
     def say(text: str) -> None:
         print_answer(text, end="")
@@ -69,6 +84,26 @@ def generate(
     while line := _line():
         turns.append(Turn("user", line))
         turns.append(Turn("assistant", answered(turns)))
+
+
+def _lines(path: Path) -> list[str]:
+    """The prompts in a text file, blank lines left out.
+
+    Raises:
+        ToastError: it cannot be read, is no text, or holds none.
+    """
+    from toast_cli.data.files import read_text
+    from toast_cli.errors import ToastError
+
+    try:
+        found = [line for line in read_text(path).splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ToastError(f"{path} is no UTF-8 text.") from error
+    except OSError as error:
+        raise ToastError(f"{path} cannot be read.", error.strerror or str(error)) from error
+    if not found:
+        raise ToastError(f"{path} holds no prompt.", what_to_do="Write one a line.")
+    return found
 
 
 def _line() -> str:
