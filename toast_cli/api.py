@@ -63,6 +63,8 @@ class Steered(nn.Module):
 
     As an `nn.Module` it takes what its backbone takes, `model(images)` or `model(input_ids=..., attention_mask=...)`,
     and gives logits; `parameters()` that want a gradient are those that its method trains, so any loop can train it.
+    One call at a time: during a call signals are put into the backbone's own modules, so threads that share it must
+    take turns (give each its own, or hold a lock).
 
     Args:
         model: backbone, method and head.

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.backbones import BACKBONES, example, randomly, vit
 from toast_cli.backbone import Backbone
 from toast_cli.signals import Values
+from toast_cli.steering.composing import pays
 from toast_cli.steering.lite import add_low_rank
 from toast_cli.steering.steering import Steering, steered_features, two_passes
 
@@ -52,6 +54,37 @@ def test_the_short_way_gives_the_features_of_two_whole_passes_and_their_gradient
         gradients(short.square().sum(), steering), gradients(whole.square().sum(), steering), strict=True
     ):
         assert torch.allclose(ours, theirs, rtol=1e-7, atol=1e-9 * float(theirs.abs().max()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("to_values", [False, True])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_weaker_signal_is_as_weak_on_the_short_way(
+    name: str, to_values: bool, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toast_cli.steering.composing.WORTHWHILE", 0)
+    monkeypatch.setattr("toast_cli.steering.steering.goes_to_values", lambda *_: to_values)
+    backbone = randomly(BACKBONES[name]())
+    backbone.checkpointing = checkpointing
+    steering = steered(backbone, None)
+    steering.strength = 0.5
+    inputs = example(backbone)
+    whole, short = two_passes(backbone, steering, inputs).last.pooled, steered_features(backbone, steering, inputs)
+    assert torch.allclose(short, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_an_accelerator_in_half_precision_composes_only_for_very_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices are composed in float32, where such a machine is many times as slow."""
+    backbone, d = vit(), vit().width
+    feedback = Steering(backbone).feedback
+    with FakeTensorMode():
+        few, many = (torch.empty(1, tokens * d, d, device="cuda") for tokens in (2, 24))
+    for half in (False, True):
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind, half=half: half and kind == "cuda")
+        assert pays(feedback, backbone, range(4), few) is not half
+        assert pays(feedback, backbone, range(4), many)
+        assert pays(feedback, backbone, range(4), torch.empty(1, 2 * d, d))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("vit", Tensor), ("llama", Values)])
