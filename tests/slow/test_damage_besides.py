@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.slow.suites import small_suite
 from tests.slow.test_damage import TIMES, damaged
 from toast_cli.bench.jobs import Experiment, Job
 from toast_cli.bench.ledger import Ledger
@@ -16,20 +17,7 @@ from toast_cli.bench.suite import parse
 from toast_cli.errors import ToastError
 from toast_cli.storage.run_folder import RunFolder
 
-SUITE = """
-backbone: vit_demo
-datasets: {Markings: demo}
-rows:
-  linear: {method: linear}
-seeds: [0, 1, 2, 3]
-tables:
-  one:
-    title: One
-    columns: {M: Markings}
-    rows:
-      Linear: {run: linear}
-"""
-JOBS = Experiment("small", parse(SUITE, "small.yaml")).finals("Markings", "linear", {})
+JOBS = Experiment("small", parse(small_suite(seeds=4), "small.yaml")).finals("Markings", "linear", {})
 
 
 def record(job: Job) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import resource
 import shutil
@@ -49,15 +50,20 @@ def often(short: int, many: int) -> Callable[[Any], Any]:
 
         @pytest.mark.parametrize("times", [short, pytest.param(many, marks=pytest.mark.slow)])
         def run(tmp_path: Path, times: int) -> None:
-            how = settings(max_examples=times, deadline=HANGS, derandomize=True, suppress_health_check=HEALTH)
-            before = most_held()
-            how(test)(tmp_path)
-            assert most_held() - before < MEMORY
+            for_inputs(times, test, tmp_path)
 
         run.__doc__ = test.__doc__
         return run
 
     return twice
+
+
+def for_inputs(times: int, test: Any, *arguments: Any) -> None:
+    """A test of Hypothesis for so many inputs, each soon done, all within memory."""
+    how = settings(max_examples=times, deadline=HANGS, derandomize=True, suppress_health_check=HEALTH)
+    before = most_held()
+    how(test)(*arguments)
+    assert most_held() - before < MEMORY
 
 
 def most_held() -> int:
@@ -118,22 +124,22 @@ def test_a_recipe_and_overrides(tmp_path: Path, recipe: bytes, whole: str, overr
     works_or_says_why(lambda: checked(whole, overrides))
 
 
-def encoded() -> dict[str, bytes]:
-    """A small image in every format that Pillow can write."""
+def encoded(image: Image.Image) -> dict[str, bytes]:
+    """An image in every format and mode that Pillow can write."""
     Image.init()
     found = {}
     for kind in sorted(Image.SAVE):
         for mode in ("RGB", "L", "1", "P", "RGBA"):
             stream = io.BytesIO()
             try:
-                Image.new(mode, (17, 13), 1).save(stream, kind)
+                image.convert(mode).save(stream, kind)
             except Exception:
                 continue
             found[f"{kind} {mode}"] = stream.getvalue()
     return found
 
 
-IMAGES = encoded()
+IMAGES = encoded(Image.new("RGB", (17, 13), "teal"))
 
 
 @often(80, 2_000)
@@ -141,6 +147,29 @@ IMAGES = encoded()
 def test_an_image(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     works_or_says_why(lambda: open_image(tmp_path / "a.png"))
+
+
+@pytest.fixture(scope="module")
+def photographs() -> dict[str, bytes]:
+    """Real ones as they came, from every collection there is, and one of them, small, in every format."""
+    real = os.environ.get("TOAST_REAL_DATA")
+    files = [] if real is None else sorted(file for file in Path(real).rglob("*.*") if file.suffix in (".jpg", ".png"))
+    if not files:
+        pytest.skip("TOAST_REAL_DATA does not name a folder with real photographs in it")
+    found = {str(file): file.read_bytes() for file in files[:: len(files) // 100 + 1]}
+    with Image.open(files[0]) as small:
+        small.thumbnail((96, 96))
+        return found | encoded(small)
+
+
+@pytest.mark.parametrize("times", [pytest.param(2_000, marks=pytest.mark.slow)])
+def test_a_photograph(tmp_path: Path, photographs: dict[str, bytes], times: int) -> None:
+    @given(content=mutated(st.sampled_from(sorted(photographs)).map(photographs.__getitem__)))
+    def read(content: bytes) -> None:
+        (tmp_path / "a.jpg").write_bytes(content)
+        works_or_says_why(lambda: open_image(tmp_path / "a.jpg"))
+
+    for_inputs(times, read)
 
 
 def of_torch(old: bool) -> bytes:
@@ -194,7 +223,6 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes,
 
 @pytest.mark.parametrize("times", [20, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_an_adapter(tmp_path: Path, adapters: list[tuple[str, bytes, Path]], times: int) -> None:
-    @settings(max_examples=times, deadline=HANGS, derandomize=True, suppress_health_check=HEALTH)
     @given(data=st.data())
     def read(data: st.DataObject) -> None:
         name, content, folder = data.draw(st.sampled_from(adapters))
@@ -207,9 +235,7 @@ def test_an_adapter(tmp_path: Path, adapters: list[tuple[str, bytes, Path]], tim
         (tmp_path / "adapter" / name).write_bytes(spoiled)
         works_or_says_why(lambda: load(tmp_path / "adapter"))
 
-    before = most_held()
-    read()
-    assert most_held() - before < MEMORY
+    for_inputs(times, read)
 
 
 TEXT = st.text(max_size=12)

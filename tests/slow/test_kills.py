@@ -16,21 +16,9 @@ from safetensors.torch import load_file
 
 from tests.cli.conftest import TINY_DEMO
 from tests.slow.kills import explained, forked, moments
+from tests.slow.suites import small_suite
 
 SMALL = [*TINY_DEMO, "training.epochs=4", "training.save_every=1", "--device", "cpu"]
-SUITE = """
-backbone: vit_demo
-datasets: {Markings: demo}
-rows:
-  linear: {method: linear}
-seeds: [0, 1]
-tables:
-  one:
-    title: One
-    columns: {M: Markings}
-    rows:
-      Linear: {run: linear}
-"""
 
 
 @pytest.fixture
@@ -94,7 +82,7 @@ def test_a_killed_export_leaves_the_old_file_or_the_new_one_whole(tmp_path: Path
 @pytest.mark.parametrize("count", [pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("cached")
 def test_a_killed_suite_goes_on_to_the_same_numbers(tmp_path: Path, count: int) -> None:
-    (tmp_path / "small.yaml").write_text(SUITE)
+    (tmp_path / "small.yaml").write_text(small_suite(seeds=2))
     words = ["bench", "small.yaml", "--device", "cpu", *TINY_DEMO]
     whole = forked(tmp_path, *words, "--out", "whole")
     assert whole.code == 0, whole.said

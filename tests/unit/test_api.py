@@ -120,7 +120,8 @@ def writing(tmp_path_factory: pytest.TempPathFactory) -> toast_cli.Steered:
     """A steered language model whose signals matter, that writes a few letters and never ends by itself."""
     mine = AutoModelForCausalLM.from_pretrained(make_model(tmp_path_factory.mktemp("writing") / "model", chat=True))
     tokenizer, config = make_tokenizer(), mine.generation_config
-    config.eos_token_id = None
+    # An end that is never written: without any, transformers 5.2 stops in its own lookup of what the prompt said.
+    config.eos_token_id = tokenizer.eos_token_id
     config.suppress_tokens = [token for token in range(len(tokenizer)) if tokenizer.decode(token) not in "abcd "]
     steered = toast_cli.steer(mine)
     torch.manual_seed(0)
