@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from packaging import version
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor
@@ -197,6 +199,10 @@ def distance(one: Image.Image, other: Image.Image) -> float:
     return float(np.sqrt(((first - second) ** 2).mean()))
 
 
+@pytest.mark.skipif(
+    version.parse(matplotlib.__version__) < version.parse("3.11"),
+    reason="the pictures that were looked at were drawn by matplotlib 3.11; others set text two pixels otherwise",
+)
 @pytest.mark.parametrize("figure", [passes, grid, convnext])
 def test_a_figure_looks_as_it_did_when_somebody_looked_at_it(figure: Callable[[Window], list[Row]]) -> None:
     with Image.open(GOLDEN / f"{figure.__name__}.png") as file:
