@@ -215,6 +215,7 @@ def flops(model: Model) -> dict[str, Any]:
     """
     was_training, trained = model.training, list(model.trained().values())
     model.eval()
+    checkpointed, model.backbone.checkpointing = model.backbone.checkpointing, False  # which costs in training alone
     example = send_to_device(model.backbone.example(1), next(model.parameters()).device)
     for weight in trained:  # the counter hooks into gradients, and fails at a module that hands out a weight of its own
         weight.requires_grad_(False)
@@ -226,6 +227,7 @@ def flops(model: Model) -> dict[str, Any]:
     finally:
         for weight in trained:
             weight.requires_grad_(True)
+        model.backbone.checkpointing = checkpointed
     model.train(was_training)
     unit, units = ("token", example["input_ids"].numel()) if model.backbone.preprocessing is None else ("image", 1)
     return {

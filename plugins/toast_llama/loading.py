@@ -139,6 +139,7 @@ def _unavailable(place: str, error: Exception) -> ToastError:
     return ToastError(
         f"The model '{place}' could not be fetched.",
         why,
-        "With a network, run again (a gated model needs 'hf auth login'). Without one, give a folder that holds it: "
-        "--weights FOLDER, or --backbone llama:FOLDER. --weights none starts from random weights.",
+        f"There is no folder {place} here either: a run that was made of one is given it by --weights FOLDER. With a "
+        "network, run again (a gated model needs 'hf auth login'). Without one, --weights FOLDER or --backbone "
+        "llama:FOLDER names a folder that holds it; --weights none starts from random weights.",
     )

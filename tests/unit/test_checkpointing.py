@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.language import make_model
 from toast_cli import registry
-from toast_cli.model import build_model
+from toast_cli.model import build_model, flops
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.steering.steering import Steering, two_passes
 from toast_cli.tasks.classification import Classification, Options
@@ -61,6 +61,19 @@ def test_a_whole_model_under_autocast_has_the_unchecked_gradients(kind: str, met
     for name, gradient in plain.items():
         if gradient is not None:  # in bf16, which rounds elsewhere where tokens are weighed elsewhere: each is 1% off
             assert (checked[name] - gradient).norm() <= 0.02 * gradient.norm(), name
+
+
+def test_a_model_costs_what_it_costs_however_it_was_trained() -> None:
+    counted = []
+    for checkpointing in (False, True):
+        model = build_model(
+            build_recipe({"backbone": "vit_demo", "dataset": "demo", "method": "toast"}, {}, origin="a test"),
+            ("a", "b"),
+        )
+        model.backbone.checkpointing = checkpointing
+        counted.append(flops(model))
+        assert model.backbone.checkpointing is checkpointing
+    assert counted[0] == counted[1]
 
 
 def test_texts_of_unequal_length_weigh_by_their_tokens_however_they_are_batched() -> None:

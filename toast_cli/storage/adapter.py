@@ -45,6 +45,9 @@ PRETUNED_ENTRY = "toast-artifact"
 BACKBONE_ENTRY = "toast-backbone"
 """What the metadata of a backbone's weights alone has in place of `toast`: the backbone's name."""
 
+AGAIN = "Export it again from its run. A run is made again by 'toast tune --recipe RUN/recipe.yaml --output-dir NEW'."
+"""What is to be done about an adapter that cannot be used."""
+
 FILES_ENTRY = "backbone"
 """Under which the metadata of an exported file has the `Backbone.files` that it brings."""
 
@@ -212,7 +215,7 @@ def build_for(
         return build_model(built, classes, files), recipe
     except (RuntimeError, MemoryError) as error:  # sizes that no recipe of ours has
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ToastError(f"The model of {path} cannot be built.", why, "Export or train it again.") from error
+        raise ToastError(f"The model of {path} cannot be built.", why, AGAIN) from error
     except ToastError as error:
         if empty or weights is not None or given in (None, "none") or Path(given).expanduser().exists():
             raise
@@ -306,7 +309,7 @@ def _start(path: Path) -> UsageError:
 
 
 def _damaged(path: Path, error: Exception) -> ToastError:
-    return ToastError(f"{path} is damaged.", f"{type(error).__name__}: {error}", "Export or train it again.")
+    return ToastError(f"{path} is damaged.", f"{type(error).__name__}: {error}", AGAIN)
 
 
 def _read_tensors(path: Path, *, with_tensors: bool = True) -> tuple[Mapping[str, str], dict[str, Tensor]]:
@@ -319,7 +322,7 @@ def _read_tensors(path: Path, *, with_tensors: bool = True) -> tuple[Mapping[str
             raise UsageError(
                 f"{path} is no run, adapter or exported safetensors file.", told, "Name the run that it was made from."
             ) from error
-        raise ToastError(f"{path} is missing or damaged.", str(error), "Export or train it again.") from error
+        raise ToastError(f"{path} is missing or damaged.", str(error), AGAIN) from error
 
 
 def _fits(tensor: Tensor, place: Tensor) -> bool:
@@ -342,5 +345,5 @@ def _fill(model: Model, tensors: Mapping[str, Tensor], whole: bool, path: Path) 
             for word, which in (("missing", missing), ("unknown", unexpected), ("of another shape or type", misshapen))
             if which
         )
-        raise ToastError(f"{path} does not fit its own recipe.", found, "Export or train it again.")
+        raise ToastError(f"{path} does not fit its own recipe.", found, AGAIN)
     model.load_state_dict(dict(tensors), strict=False)

@@ -57,18 +57,22 @@ def cooldown_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
     return asked if asked + warmup_steps(training, steps_per_epoch) < steps else steps // 10
 
 
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch" if number == 1 else f"{number:g} epochs"
+
+
 def schedule_notes(training: TrainingOptions, steps_per_epoch: int) -> list[str]:
     """What a user should know of a schedule before it runs."""
     steps = training.epochs * steps_per_epoch
     notes = [f"{steps:,} optimizer steps, {steps_per_epoch:,} an epoch"]
     if training.warmup_epochs * steps_per_epoch >= steps and warmup_steps(training, steps_per_epoch) < steps:
         notes.append(
-            f"A warm-up of {training.warmup_epochs:g} epochs does not fit into {training.epochs}: "
+            f"A warm-up of {_epochs(training.warmup_epochs)} does not fit into {training.epochs}: "
             "a tenth of the run warms up instead."
         )
     if cooldown_steps(training, steps_per_epoch) < round(training.cooldown_epochs * steps_per_epoch):
         notes.append(
-            f"A cool-down of {training.cooldown_epochs:g} epochs does not fit into {training.epochs}: "
+            f"A cool-down of {_epochs(training.cooldown_epochs)} does not fit into {training.epochs}: "
             "a tenth of the run cools down instead."
         )
     if steps < FEW_STEPS:
