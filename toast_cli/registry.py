@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 from toast_cli.errors import ToastError, UsageError, did_you_mean
@@ -42,10 +42,21 @@ class Entry:
 
 
 @cache
+def _installed() -> Any:  # Python 3.10 has another type than later ones; both can `select`
+    """What every installed package registers, read once: it means opening a file of each."""
+    return entry_points()
+
+
+def _points(group: str) -> EntryPoints:
+    points: EntryPoints = _installed().select(group=group)
+    return points
+
+
+@cache
 def entries(group: str) -> Mapping[str, tuple[Entry, ...]]:
     """Every registration of a group by name; more than one for a name means that two packages claim it."""
     found: dict[str, tuple[Entry, ...]] = {}
-    for point in entry_points(group=group):
+    for point in _points(group):
         package = point.dist.name if point.dist else "unknown package"
         entry = Entry(point.name, point.value, package, point)
         others = found.get(point.name, ())

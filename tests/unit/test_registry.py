@@ -35,7 +35,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretend that these are the installed entry points; the registry's memory is cleared around the test."""
 
     def pretend(**groups: list[Point]) -> None:
-        monkeypatch.setattr(registry, "entry_points", lambda group: groups.get(group.rpartition(".")[2], []))
+        monkeypatch.setattr(registry, "_points", lambda group: groups.get(group.rpartition(".")[2], []))
         registry.entries.cache_clear()
 
     yield pretend
