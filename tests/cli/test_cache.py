@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast
 from tests.language import instructions, make_model, write_json
+from toast_cli.data.source import KNOWN
+from toast_cli.storage.slots import Slots
 from toast_cli.training import caching
+from toast_cli.training.caching import FirstPasses
 from toast_cli.training.loop import Fitting
 
 CACHE = ["training.cache=true", "training.lr=0.01"]
@@ -98,6 +102,42 @@ def test_a_late_run_reads_no_image_twice_and_notices_one_that_changed(
         Image.new("RGB", picture.size, "red").save(changed)
     tuned(here / "changed", *words, *CACHE)
     assert sum(run_again) >= 1 and len(run_again) == 3  # two to see sizes, one batch with another image in it
+
+
+def test_what_another_run_writes_over_is_read_and_computed_again(
+    here: Path, pictures: MakePictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--backbone", "vit_demo", "--dataset", f"folder:{pictures(cat=8, dog=8)}", "method.feedback=late", *CACHE]
+    words += ["training.batch_size=6", "training.accumulate=1", "training.epochs=3", "dataset.val_fraction=0.25"]
+    alone = tuned(here / "alone", *words)
+    of, batches, known = FirstPasses.of, [], []
+
+    def meddled(self: FirstPasses, batch: Any) -> dict[str, Tensor]:
+        batches.append(batch)
+        known.append(KNOWN in batch)
+        if self.model.training and len(batches) == 5:  # in the second epoch, which reads no image any more
+            other = Slots(self.slots.path.parent, self.slots.key, self.slots.count, self.slots.shapes, torch.float16)
+            for slot in range(other.count):
+                other.write(slot, {name: torch.ones(shape) for name, shape in other.shapes.items()}, bytes(16))
+        return of(self, batch)
+
+    monkeypatch.setattr(FirstPasses, "of", meddled)
+    assert same(tuned(here / "beside", *words), alone)
+    assert known[4]
+
+
+def test_two_folders_of_one_name_have_a_cache_each(here: Path, pictures: MakePictures, cache_folder: Path) -> None:
+    made = pictures(cat=8, dog=8)
+    words = ["--backbone", "vit_demo", "dataset.val_fraction=0.25", "training.epochs=1", *CACHE]
+    caches: list[set[str]] = []
+    for place, named in ((here / "a", "data"), (here / "b", "data"), (here, here / "b" / "data")):
+        if not (place / "data").exists() and place != here:
+            shutil.copytree(made, place / "data")
+        with pytest.MonkeyPatch.context() as gone:
+            gone.chdir(place)
+            tuned(here / f"run-{len(caches)}", *words, "--dataset", f"folder:{named}", "--data-dir", here / "none")
+        caches.append({path.name for path in (cache_folder / "first-pass").iterdir()})
+    assert len(caches[0]) == 2 and len(caches[1]) == 4 and caches[2] == caches[1]
 
 
 def test_texts_are_kept_as_well(here: Path, run_again: list[int]) -> None:

@@ -2,7 +2,7 @@
 
 A slot holds one tensor of every name. What is in it counts only as long as the bytes are those that were written and
 were made from the same input: each slot has a checksum and a digest of what it was computed from. Anything else is a
-slot that is empty, never an error and never a wrong tensor.
+slot that is empty, never an error and never a wrong tensor: also where two processes write the same one.
 """
 
 from __future__ import annotations
@@ -48,10 +48,12 @@ class Slots:
         self.count, self.dtype = count, dtype
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.key = {**key, "count": count, "shapes": {n: list(s) for n, s in self.shapes.items()}, "dtype": str(dtype)}
+        self._known = np.zeros(count, _MARK)
         self.path = folder / digest_of(json.dumps(self.key, sort_keys=True).encode()).hex()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path / "lock"):
+            self._writing = FileLock(self.path / "lock")
+            with self._writing:
                 self._open()
         except OSError as error:
             raise ToastError(
@@ -71,32 +73,49 @@ class Slots:
 
     def read(self, slot: int, digest: bytes) -> dict[str, Tensor] | None:
         """What was made from an input of this digest; None: nothing, something else, or something damaged."""
-        mark = self._marks[slot]
+        mark = self._marks[slot].copy()
         if not mark["full"] or bytes(mark["digest"]) != digest:
             return None
-        arrays = self._arrays_of(slot)
-        return self._tensors(arrays) if _checksum(arrays) == mark["checksum"] else None
+        arrays = self._copied(slot)
+        if _checksum(arrays) != mark["checksum"]:
+            return None
+        self._known[slot] = mark
+        return self._tensors(arrays)
 
-    def recall(self, slot: int) -> dict[str, Tensor]:
-        """What a slot holds, unchecked: for those that `read` or `write` has seen to in this run."""
-        return self._tensors(self._arrays_of(slot))
+    def recall(self, slot: int) -> dict[str, Tensor] | None:
+        """What a slot holds, its input unseen; None unless it is what `read` or `write` last left there.
 
-    def write(self, slot: int, tensors: Mapping[str, Tensor], digest: bytes) -> None:
-        """Keep tensors of the slot's shapes, or shorter in their first dimension, which is filled up with zeros."""
-        arrays = self._arrays_of(slot)
-        self._marks[slot]["full"] = 0
+        By its mark alone, before and after: whoever writes a slot takes its mark away first.
+        """
+        known = self._known[slot]
+        if not known["full"] or self._marks[slot] != known:
+            return None
+        arrays = self._copied(slot)
+        return self._tensors(arrays) if self._marks[slot] == known else None
+
+    def write(self, slot: int, tensors: Mapping[str, Tensor], digest: bytes) -> dict[str, Tensor]:
+        """Keep tensors of the slot's shapes, or shorter in their first dimension, which is filled up with zeros.
+
+        Returns:
+            What `read` will find.
+        """
+        arrays = {name: np.zeros_like(array[slot]) for name, array in self._arrays.items()}
         for name, array in arrays.items():
-            rows = len(tensors[name])
-            array[:rows] = _bits(tensors[name].to(self.dtype))
-            array[rows:] = 0
-        # The mark comes last: a slot whose writing was cut off is an empty one.
-        self._marks[slot] = (_checksum(arrays), digest, 1)
+            array[: len(tensors[name])] = _bits(tensors[name].to(self.dtype))
+        self._known[slot] = (_checksum(arrays), digest, 1)
+        with self._writing:
+            # The mark goes first and comes last: a slot whose writing was cut off is an empty one.
+            self._marks[slot]["full"] = 0
+            for name, array in arrays.items():
+                self._arrays[name][slot] = array
+            self._marks[slot] = self._known[slot]
+        return self._tensors(arrays)
 
-    def _arrays_of(self, slot: int) -> dict[str, np.ndarray]:
-        return {name: array[slot] for name, array in self._arrays.items()}
+    def _copied(self, slot: int) -> dict[str, np.ndarray]:
+        return {name: np.array(array[slot]) for name, array in self._arrays.items()}
 
     def _tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(np.array(array)).view(self.dtype) for name, array in arrays.items()}
+        return {name: torch.from_numpy(array).view(self.dtype) for name, array in arrays.items()}
 
     def _open(self) -> None:
         """Map the files, made anew where they are not what the key says."""

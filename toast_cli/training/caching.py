@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from toast_cli.backbone import Backbone, Readout, State
+from toast_cli.data.location import data_folder, located
 from toast_cli.data.source import KNOWN
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.fingerprint import digest_of
@@ -50,38 +52,47 @@ class FirstPasses:
         model: what runs them.
         slots: where they are kept.
         seen: which of them need no looking at any more.
+        batches: what reads the split.
     """
 
-    def __init__(self, model: Model, slots: Slots, seen: Seen) -> None:
-        self.model, self.slots, self.seen = model, slots, seen
+    def __init__(self, model: Model, slots: Slots, seen: Seen, batches: Any) -> None:
+        self.model, self.slots, self.seen, self.batches = model, slots, seen, batches
 
     @torch.no_grad()
     def of(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """What the first pass puts out for a batch, `[B, ...]` by name, kept before or computed and kept now."""
         numbers = (batch["index"] + batch["view"] * self.seen.samples).tolist()
-        device = batch["index"].device
-        if all(self.seen.slots[number] for number in numbers):
-            return self._stacked([self.slots.recall(number) for number in numbers], batch, device)
-        inputs = self.model.objective.inputs(batch)
+        found = [self.slots.recall(number) for number in numbers]
+        if any(kept is None for kept in found):
+            found = self._looked_at(numbers, found, batch)
+        return self._stacked([kept for kept in found if kept is not None], batch, batch["index"].device)
+
+    def _looked_at(
+        self, numbers: list[int], found: list[dict[str, Tensor] | None], batch: Mapping[str, Any]
+    ) -> list[dict[str, Tensor] | None]:
+        """What is missing among the `found`: kept by an earlier run, or computed."""
+        # Left out because they were known: another run has written over one of their slots since.
+        whole = send_to_device(self.batches.whole(batch), batch["index"].device) if KNOWN in batch else batch
+        inputs = self.model.objective.inputs(whole)
         digests = _digests(inputs, len(numbers))
-        found = [self.slots.read(number, digest) for number, digest in zip(numbers, digests, strict=True)]
+        asked = zip(numbers, digests, found, strict=True)
+        found = [kept or self.slots.read(number, digest) for number, digest, kept in asked]
         if any(kept is None for kept in found):
             passed = outputs(self.model, inputs)
             for row, (number, digest) in enumerate(zip(numbers, digests, strict=True)):
                 if found[row] is None:
-                    self._keep(number, {name: tensor[row] for name, tensor in passed.items()}, digest)
-                    found[row] = self.slots.recall(number)
+                    found[row] = self._keep(number, {name: tensor[row] for name, tensor in passed.items()}, digest)
         self.seen.slots[numbers] = True
-        return self._stacked([kept for kept in found if kept is not None], batch, device)
+        return found
 
-    def _keep(self, number: int, tensors: Mapping[str, Tensor], digest: bytes) -> None:
+    def _keep(self, number: int, tensors: Mapping[str, Tensor], digest: bytes) -> dict[str, Tensor]:
         for name, tensor in tensors.items():
             if not tensor.to(self.slots.dtype).isfinite().all():
                 raise ToastError(
                     f"The first pass puts out numbers ({name}) that {self.slots.dtype} cannot hold.",
                     what_to_do="Use training.cache_dtype=float32, or training.cache=false.",
                 )
-        self.slots.write(number, tensors, digest)
+        return self.slots.write(number, tensors, digest)
 
     @staticmethod
     def _stacked(found: list[dict[str, Tensor]], batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
@@ -181,7 +192,7 @@ def cached_step(recipe: Recipe, model: Model, splits: Mapping[str, Any], precisi
     for name, batches in splits.items():
         key = _key(recipe, model, name, precision)
         slots = Slots(folder, key, len(seen[name].slots), shapes[name], dtype)
-        kept[name] = FirstPasses(model, slots, seen[name])
+        kept[name] = FirstPasses(model, slots, seen[name], batches)
         if "hidden" in shapes[name] and hasattr(batches, "leave_out"):
             batches.leave_out(seen[name].slots)
     note = f"First passes are kept in {folder}: {needed / 1e6:,.0f} MB ({options.cache_dtype})."
@@ -213,10 +224,19 @@ def _key(recipe: Recipe, model: Model, split: str, precision: str) -> dict[str, 
         "backbone": model.backbone_fingerprint,
         "options": dumped["backbone"],
         "levels": [steering.levels.start, steering.levels.stop],
-        "data": {name: dumped[name] for name in ("dataset", "images", "data_dir", "seed")},
+        "data": {name: dumped[name] for name in ("images", "seed")} | _place(recipe),
         "split": split,
         "precision": precision,
     }
+
+
+def _place(recipe: Recipe) -> dict[str, Any]:
+    """The data set, wherever the run was started."""
+    given = Path(recipe.data_dir).expanduser() if recipe.data_dir else None
+    dataset = recipe.dataset.model_dump(mode="json")
+    if path := dataset.get("path"):
+        dataset["path"] = located(path, given)
+    return {"dataset": dataset, "data_dir": str(data_folder(given).resolve())}
 
 
 def _begin(backbone: Backbone, inputs: Any, hidden: Tensor | None) -> State:

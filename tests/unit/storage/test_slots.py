@@ -60,7 +60,34 @@ def test_a_shorter_text_is_followed_by_zeros(tmp_path: Path) -> None:
     slots.write(0, tensors(), ONE)
     slots.write(0, {name: tensor[:2] for name, tensor in tensors().items()}, ONE)
     found = slots.recall(0)
-    assert found["z"][:2].any() and not found["z"][2:].any()
+    assert found is not None and found["z"][:2].any() and not found["z"][2:].any()
+
+
+def test_only_what_was_read_or_written_here_is_recalled_and_only_while_it_is_there(tmp_path: Path) -> None:
+    slots = opened(tmp_path)
+    slots.write(0, tensors(), ONE)
+    again, other = opened(tmp_path), opened(tmp_path)
+    assert again.recall(0) is None  # it has not seen yet what it was made from
+    assert again.read(0, ONE) is not None and again.recall(0) is not None
+    for seed, digest in ((1, OTHER), (1, ONE)):  # of another input, of the same one by another network
+        other.write(0, tensors(seed), digest)
+        assert slots.recall(0) is None and again.recall(0) is None
+    found = other.recall(0)
+    assert found is not None and torch.equal(found["z"], tensors(1)["z"].half())
+
+
+def test_a_slot_that_is_being_written_is_not_recalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots, other = opened(tmp_path), opened(tmp_path)
+    slots.write(0, tensors(), ONE)
+    copied = slots._copied
+
+    def meanwhile(slot: int) -> Any:
+        found = copied(slot)
+        other.write(slot, tensors(1), OTHER)
+        return found
+
+    monkeypatch.setattr(slots, "_copied", meanwhile)
+    assert slots.recall(0) is None
 
 
 @pytest.mark.parametrize("file", ["z.bin", "hidden.bin", "marks.bin"])
