@@ -20,12 +20,13 @@ from toast_cli.backbone import Backbone, Readout, State
 from toast_cli.data.location import data_folder, located
 from toast_cli.data.source import KNOWN
 from toast_cli.errors import ToastError, UsageError
-from toast_cli.fingerprint import digest_of
+from toast_cli.fingerprint import digest_of, digest_of_settings
 from toast_cli.model import Model
 from toast_cli.places import cache_folder
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.steering import Steering, first_pass, steered_pass
 from toast_cli.storage.slots import Slots, size
+from toast_cli.training.environment import versions
 from toast_cli.training.step import Step, Stepped
 
 FOLDER = "first-pass"
@@ -216,17 +217,24 @@ def _shapes(model: Model, batches: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _key(recipe: Recipe, model: Model, split: str, precision: str) -> dict[str, Any]:
-    """What tells one split's first passes from another's; that an image is the same is told by its own digest."""
+    """What tells one split's first passes from another's; that an image is the same is told by its own digest.
+
+    Another version of what computes them makes them anew.
+    """
     steering = model.adapted.steering
     assert isinstance(steering, Steering)
     dumped = recipe.model_dump(mode="json")
     return {
         "backbone": model.backbone_fingerprint,
+        "settings": digest_of_settings(model.backbone.module),
+        "files": {name: digest_of(text.encode()).hex() for name, text in model.backbone.files().items()},
         "options": dumped["backbone"],
         "levels": [steering.levels.start, steering.levels.stop],
         "data": {name: dumped[name] for name in ("images", "seed")} | _place(recipe),
         "split": split,
         "precision": precision,
+        "device": next(model.parameters()).device.type,
+        "versions": {name: versions()[name] for name in ("toast", "torch", "timm", "transformers")},
     }
 
 

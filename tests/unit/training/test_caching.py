@@ -1,0 +1,147 @@
+"""Where first passes are kept is told by all that they depend on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.language import make_model
+from toast_cli.model import Model, build_model
+from toast_cli.recipe.loading import build_recipe
+from toast_cli.recipe.schema import Recipe
+from toast_cli.training import caching
+from toast_cli.training.caching import FirstPasses, cached_step
+
+
+class Few:
+    """Four samples."""
+
+    samples = 4
+
+    def __init__(self, batch: dict[str, Tensor], longest: int | None = None) -> None:
+        self.batch, self.longest = batch, longest
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        yield self.batch
+
+
+IMAGES = Few({"image": torch.zeros(1, 3, 64, 64), "label": torch.zeros(1, dtype=torch.int64)})
+TEXTS = Few({"input_ids": torch.ones(1, 5, dtype=torch.int64), "attention_mask": torch.ones(1, 5)}, longest=5)
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOAST_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def recipe_of(backbone: str = "vit_demo", dataset: Any = "demo", **more: Any) -> Recipe:
+    raw = {"backbone": backbone, "dataset": dataset, "method": {"name": "toast", "feedback": "late"}, **more}
+    return build_recipe(raw, {}, origin="a test")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Model:
+    return build_model(recipe_of(), ("a", "b"))
+
+
+@pytest.fixture
+def model(shared: Model) -> Model:
+    return deepcopy(shared)
+
+
+def passes(
+    recipe: Recipe, model: Model, data: Few = IMAGES, split: str = "train", precision: str = "no"
+) -> FirstPasses:
+    step, _ = cached_step(recipe, model, {"train": data, "val": data}, precision)
+    found = step.train_passes if split == "train" else step.validation_passes
+    assert found is not None
+    return found
+
+
+def folder(*asked: Any, **more: Any) -> Path:
+    return passes(*asked, **more).slots.path
+
+
+def other_epsilon(model: Model) -> None:
+    model.backbone.module.blocks[0].norm1.eps = 0.1
+
+
+def other_heads(model: Model) -> None:
+    attention = model.backbone.module.blocks[0].attn
+    attention.num_heads, attention.head_dim = 1, attention.num_heads * attention.head_dim
+
+
+def other_activation(model: Model) -> None:
+    model.backbone.module.blocks[0].mlp.act = torch.nn.ReLU()
+
+
+def other_weights(model: Model) -> None:
+    model.backbone_fingerprint = "of others"
+
+
+def other_files(model: Model) -> None:
+    model.backbone.files = lambda: {"config.json": "other"}
+
+
+def other_levels(model: Model) -> None:
+    steering = model.adapted.steering
+    steering.levels = range(steering.levels.start - 1, steering.levels.stop)
+
+
+CHANGES = [other_epsilon, other_heads, other_activation, other_weights, other_files, other_levels]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_model_has_another_folder(model: Model, change: Callable[[Model], None]) -> None:
+    before = folder(recipe_of(), model)
+    assert folder(recipe_of(), model) == before
+    change(model)
+    assert folder(recipe_of(), model) != before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"backbone": {"name": "vit_demo", "image_size": 96}},
+        {"dataset": {"name": "demo", "train_images": 50}},
+        {"images": {"augment": "flip"}},
+        {"seed": 1, "images": {"augment": "flip"}},
+        {"data_dir": "elsewhere"},
+        {"training": {"cache_dtype": "float32"}},
+        {"training": {"cache_views": 2}},
+    ],
+    ids=str,
+)
+def test_another_recipe_has_another_folder(model: Model, other: dict[str, Any]) -> None:
+    plain = {key: value for key, value in other.items() if key == "images" and "seed" in other}
+    assert folder(recipe_of(**other), model) != folder(recipe_of(**plain), model)
+
+
+def test_what_computes_and_the_split_have_folders_of_their_own(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, before = recipe_of(), folder(recipe_of(), model)
+    assert folder(recipe, model, split="val") != before
+    assert folder(recipe, model, precision="bf16") != before
+    assert folder(recipe, deepcopy(model).to("meta")) != before
+    found = caching.versions()
+    for name in ("toast", "torch", "timm", "transformers"):
+        monkeypatch.setattr(caching, "versions", lambda name=name: {**found, name: "0"})
+        assert folder(recipe, model) != before
+
+
+@pytest.mark.parametrize("setting", ["rms_norm_eps", "rope", "hidden_act"])
+def test_a_language_model_whose_configuration_was_edited_has_another_folder(tmp_path: Path, setting: str) -> None:
+    place = make_model(tmp_path / "model")
+    recipe = recipe_of(f"llama:{place}", "alpaca:none.json")
+    before = folder(recipe, build_model(recipe, ()), TEXTS)
+    config = json.loads((place / "config.json").read_text())
+    rope = {"rope_parameters": {**config["rope_parameters"], "rope_theta": 5.0}}
+    config |= {"rms_norm_eps": {"rms_norm_eps": 0.1}, "hidden_act": {"hidden_act": "gelu"}, "rope": rope}[setting]
+    (place / "config.json").write_text(json.dumps(config))
+    assert folder(recipe, build_model(recipe, ()), TEXTS) != before
