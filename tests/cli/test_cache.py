@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast
 from tests.language import instructions, make_model, write_json
@@ -149,6 +150,15 @@ def test_texts_are_kept_as_well(here: Path, run_again: list[int]) -> None:
     assert same(tuned(here / "found", *words, *CACHE), filled)
     assert sum(run_again) == texts + 2
     assert all(torch.allclose(without[name], filled[name], atol=0.02) for name in without)
+
+
+def test_a_model_stored_in_half_precision_gets_back_what_it_hands_over(here: Path) -> None:
+    model = make_model(here / "model")
+    LlamaForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(model)
+    words = ["--backbone", f"llama:{model}", "--dataset", f"alpaca:{write_json(here / 'data.json', instructions(20))}"]
+    words += ["method.feedback=late", "training.lr=0.01", "--precision", "fp32"]
+    cached = tuned(here / "cached", *words, "training.cache=true", "training.cache_dtype=float32")
+    assert same(tuned(here / "plain", *words), cached)
 
 
 def test_an_interrupted_run_with_a_cache_goes_on_to_the_same_weights(

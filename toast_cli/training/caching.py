@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor
 
@@ -54,10 +55,11 @@ class FirstPasses:
         slots: where they are kept.
         seen: which of them need no looking at any more.
         batches: what reads the split.
+        dtypes: what the backbone hands the tensors over in, by name.
     """
 
-    def __init__(self, model: Model, slots: Slots, seen: Seen, batches: Any) -> None:
-        self.model, self.slots, self.seen, self.batches = model, slots, seen, batches
+    def __init__(self, model: Model, slots: Slots, seen: Seen, batches: Any, dtypes: Mapping[str, torch.dtype]) -> None:
+        self.model, self.slots, self.seen, self.batches, self.dtypes = model, slots, seen, batches, dtypes
 
     @torch.no_grad()
     def of(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -95,9 +97,12 @@ class FirstPasses:
                 )
         return self.slots.write(number, tensors, digest)
 
-    @staticmethod
-    def _stacked(found: list[dict[str, Tensor]], batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-        stacked = {name: torch.stack([kept[name] for kept in found]).to(device, torch.float32) for name in found[0]}
+    def _stacked(
+        self, found: list[dict[str, Tensor]], batch: Mapping[str, Any], device: torch.device
+    ) -> dict[str, Tensor]:
+        stacked = {
+            name: torch.stack([kept[name] for kept in found]).to(device, dtype) for name, dtype in self.dtypes.items()
+        }
         if "input_ids" in batch:  # texts are kept as long as the longest, and batches are not
             stacked = {name: tensor[:, : batch["input_ids"].shape[1]] for name, tensor in stacked.items()}
         return stacked
@@ -165,14 +170,16 @@ def check_cache(recipe: Recipe, model: Model) -> None:
         )
 
 
-def cached_step(recipe: Recipe, model: Model, splits: Mapping[str, Any], precision: str) -> tuple[CachedStep, str]:
+def cached_step(
+    recipe: Recipe, model: Model, splits: Mapping[str, Any], accelerator: Accelerator
+) -> tuple[CachedStep, str]:
     """The step that keeps first passes, and a sentence about what that takes.
 
     Args:
         recipe: of the run.
         model: on its device.
         splits: batches of `train`, and of `val` if there is one, which will leave out what is known.
-        precision: in which the run computes.
+        accelerator: which says in what precision the run computes.
 
     Raises:
         UsageError: there is no first pass to keep, or it is not always the same.
@@ -182,7 +189,9 @@ def cached_step(recipe: Recipe, model: Model, splits: Mapping[str, Any], precisi
     options = recipe.training
     dtype = getattr(torch, options.cache_dtype)
     seen = {name: Seen(each.samples, options.cache_views if name == "train" else 1) for name, each in splits.items()}
-    shapes = {name: _shapes(model, batches) for name, batches in splits.items()}
+    with accelerator.autocast():
+        passed = {name: _one(model, batches) for name, batches in splits.items()}
+    shapes = {name: _shapes(passed[name], batches) for name, batches in splits.items()}
     needed = sum(size(shapes[name], len(seen[name].slots), dtype) for name in splits)
     if needed > options.cache_gigabytes * 1e9:
         raise ToastError(
@@ -191,9 +200,11 @@ def cached_step(recipe: Recipe, model: Model, splits: Mapping[str, Any], precisi
         )
     kept, folder = {}, cache_folder() / FOLDER
     for name, batches in splits.items():
-        key = _key(recipe, model, name, precision)
+        key = _key(recipe, model, name, accelerator.mixed_precision)
         slots = Slots(folder, key, len(seen[name].slots), shapes[name], dtype)
-        kept[name] = FirstPasses(model, slots, seen[name], batches)
+        kept[name] = FirstPasses(
+            model, slots, seen[name], batches, {kind: tensor.dtype for kind, tensor in passed[name].items()}
+        )
         if "hidden" in shapes[name] and hasattr(batches, "leave_out"):
             batches.leave_out(seen[name].slots)
     note = f"First passes are kept in {folder}: {needed / 1e6:,.0f} MB ({options.cache_dtype})."
@@ -202,13 +213,17 @@ def cached_step(recipe: Recipe, model: Model, splits: Mapping[str, Any], precisi
     return CachedStep(model, kept["train"], kept.get("val")), note
 
 
-def _shapes(model: Model, batches: Any) -> dict[str, tuple[int, ...]]:
-    """Of what is kept of one sample; texts are kept as long as the longest."""
+def _one(model: Model, batches: Any) -> dict[str, Tensor]:
+    """What is kept of one sample."""
     batch = next(iter(batches))
     device = next(model.parameters()).device
     one = send_to_device({name: tensor[:1] for name, tensor in batch.items()}, device)
     with torch.no_grad():
-        passed = outputs(model, model.objective.inputs(one))
+        return outputs(model, model.objective.inputs(one))
+
+
+def _shapes(passed: Mapping[str, Tensor], batches: Any) -> dict[str, tuple[int, ...]]:
+    """Of what is kept of a sample; texts are kept as long as the longest."""
     longest = getattr(batches, "longest", None)
     return {
         name: tuple(tensor.shape[1:]) if longest is None else (longest, *tensor.shape[2:])

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from tests.language import make_model
@@ -18,6 +20,7 @@ from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training import caching
 from toast_cli.training.caching import FirstPasses, cached_step
+from toast_cli.training.step import Step
 
 
 class Few:
@@ -37,11 +40,13 @@ TEXTS = Few({"input_ids": torch.ones(1, 5, dtype=torch.int64), "attention_mask":
 
 
 @pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TOAST_CACHE_DIR", str(tmp_path / "cache"))
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def recipe_of(backbone: str = "vit_demo", dataset: Any = "demo", **more: Any) -> Recipe:
+def recipe_of(backbone: Any = "vit_demo", dataset: Any = "demo", **more: Any) -> Recipe:
     raw = {"backbone": backbone, "dataset": dataset, "method": {"name": "toast", "feedback": "late"}, **more}
     return build_recipe(raw, {}, origin="a test")
 
@@ -59,10 +64,15 @@ def model(shared: Model) -> Model:
 def passes(
     recipe: Recipe, model: Model, data: Few = IMAGES, split: str = "train", precision: str = "no"
 ) -> FirstPasses:
-    step, _ = cached_step(recipe, model, {"train": data, "val": data}, precision)
+    step, _ = cached_step(recipe, model, {"train": data, "val": data}, accelerator(precision))
     found = step.train_passes if split == "train" else step.validation_passes
     assert found is not None
     return found
+
+
+def accelerator(precision: str = "no") -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=True, mixed_precision=precision)
 
 
 def folder(*asked: Any, **more: Any) -> Path:
@@ -92,7 +102,7 @@ def other_files(model: Model) -> None:
 
 def other_levels(model: Model) -> None:
     steering = model.adapted.steering
-    steering.levels = range(steering.levels.start - 1, steering.levels.stop)
+    steering.levels = range(steering.levels.start + 1, steering.levels.stop)
 
 
 CHANGES = [other_epsilon, other_heads, other_activation, other_weights, other_files, other_levels]
@@ -145,3 +155,49 @@ def test_a_language_model_whose_configuration_was_edited_has_another_folder(tmp_
     config |= {"rms_norm_eps": {"rms_norm_eps": 0.1}, "hidden_act": {"hidden_act": "gelu"}, "rope": rope}[setting]
     (place / "config.json").write_text(json.dumps(config))
     assert folder(recipe, build_model(recipe, ()), TEXTS) != before
+
+
+FAMILIES = {"vit": "vit_demo", "convnext": "convnext:convnext_atto", "llama": "llama"}
+
+
+@pytest.mark.parametrize("feedback", ["full", "late", "early"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_from_the_cache_is_the_step_without(tmp_path: Path, family: str, feedback: str) -> None:
+    model, recipe, batch = small(tmp_path, family, feedback)
+    longest = batch["input_ids"].shape[1] if family == "llama" else None
+    cached, _ = cached_step(recipe, model, {"train": Few(batch, longest)}, accelerator())
+    plain = loss_and_gradients(Step(model), batch)
+    for _ in ("filled", "found"):
+        for name, value in loss_and_gradients(cached, batch).items():
+            torch.testing.assert_close(
+                value, plain[name], atol=1e-5, rtol=1e-5, msg=lambda said, name=name: f"{name}: {said}"
+            )
+    assert cached.train_passes.slots.full(range(4)) == [True, True, False, False]
+
+
+def small(tmp_path: Path, family: str, feedback: str) -> tuple[Model, Recipe, dict[str, Tensor]]:
+    """A model with nothing at zero, its recipe, and a batch of two."""
+    name = f"llama:{make_model(tmp_path / 'model')}" if family == "llama" else FAMILIES[family]
+    recipe = recipe_of(
+        {"name": name, **({"weights": "none"} if family == "convnext" else {})},
+        "alpaca:none.json" if family == "llama" else "demo",
+        method={"name": "toast", "feedback": feedback},
+        training={"cache_dtype": "float32"},
+    )
+    model = build_model(recipe, () if family == "llama" else ("a", "b")).train()
+    torch.manual_seed(0)
+    for weight in model.trained().values():
+        torch.nn.init.normal_(weight, std=0.1)
+    batch = {"index": torch.arange(2), "view": torch.zeros(2, dtype=torch.int64)}
+    if family == "llama":
+        ids, mask = torch.randint(6, 200, (2, 12)), torch.ones(2, 12, dtype=torch.int64)
+        mask[0, 7:] = 0
+        return model, recipe, {**batch, "input_ids": ids, "attention_mask": mask, "labels": ids}
+    return model, recipe, {**batch, "image": torch.randn(2, 3, 64, 64), "label": torch.tensor([0, 1])}
+
+
+def loss_and_gradients(step: Step, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    step.model.zero_grad()
+    loss = step(batch).loss
+    loss.backward()
+    return {"loss": loss.detach()} | {name: weight.grad.clone() for name, weight in step.model.trained().items()}
