@@ -8,6 +8,7 @@ slot that is empty, never an error and never a wrong tensor: also where two proc
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from toast_cli.errors import ToastError
 from toast_cli.fingerprint import digest_of
+from toast_cli.sizes import readable
 from toast_cli.storage.atomic import write_json
 
 DIGEST = 16
@@ -117,8 +119,24 @@ class Slots:
     def _tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         return {name: torch.from_numpy(array).view(self.dtype) for name, array in arrays.items()}
 
+    def _reserve(self, lengths: Mapping[Path, int]) -> None:
+        """Have files of these lengths without holes; what is in them stays.
+
+        To write to a mapped file where the disk has no room left kills the process, so that is found out before.
+        """
+        missing = sum(max(length - _taken(file), 0) for file, length in lengths.items())
+        free = shutil.disk_usage(self.path).free
+        if free < missing:
+            raise OSError(None, f"It needs {readable(missing)}, and {readable(free)} are free.")
+        for file, length in lengths.items():
+            with file.open("ab") as handle:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(handle.fileno(), 0, length)
+                else:
+                    handle.write(bytes(length - handle.tell()))
+
     def _open(self) -> None:
-        """Map the files, made anew where they are not what the key says."""
+        """Map the files, made anew where they are not what the key says, with all their room on disk."""
         files = {name: self.path / f"{name}.bin" for name in self.shapes}
         sizes = {name: size({name: shape}, self.count, self.dtype) for name, shape in self.shapes.items()}
         marks, told = self.path / "marks.bin", self.path / "key.json"
@@ -128,18 +146,25 @@ class Slots:
             told.unlink(missing_ok=True)
             for file in (marks, *files.values()):
                 file.unlink(missing_ok=True)
-            free = shutil.disk_usage(self.path).free
-            if free < self.bytes_needed:
-                raise OSError(None, f"It needs {self.bytes_needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free.")
-            for file, length in ((marks, self.count * _MARK.itemsize), *((files[n], sizes[n]) for n in files)):
-                with file.open("wb") as handle:
-                    handle.truncate(length)
-            write_json(told, self.key)
+            try:
+                self._reserve({marks: self.count * _MARK.itemsize, **{files[name]: sizes[name] for name in files}})
+                write_json(told, self.key)
+            except (OSError, ToastError):
+                for file in (marks, *files.values()):
+                    file.unlink(missing_ok=True)
+                raise
+        else:  # an earlier toast left holes in files, which a full disk cannot fill
+            self._reserve({file: sizes[name] for name, file in files.items()})
         bits = np.dtype(f"i{self.dtype.itemsize}")
         self._marks = np.memmap(marks, _MARK, "r+", shape=(self.count,))
         self._arrays = {
             name: np.memmap(file, bits, "r+", shape=(self.count, *self.shapes[name])) for name, file in files.items()
         }
+
+
+def _taken(file: Path) -> int:
+    """Bytes of the disk, which are fewer than a file's length where it has holes."""
+    return file.stat().st_blocks * 512 if file.exists() else 0
 
 
 def size(shapes: Mapping[str, Sequence[int]], count: int, dtype: torch.dtype) -> int:

@@ -25,6 +25,7 @@ from toast_cli.fingerprint import digest_of, digest_of_settings
 from toast_cli.model import Model
 from toast_cli.places import cache_folder
 from toast_cli.recipe.schema import Recipe
+from toast_cli.sizes import readable
 from toast_cli.steering.steering import Steering, first_pass, steered_pass
 from toast_cli.storage.slots import Slots, size
 from toast_cli.training.environment import versions
@@ -195,7 +196,7 @@ def cached_step(
     needed = sum(size(shapes[name], len(seen[name].slots), dtype) for name in splits)
     if needed > options.cache_gigabytes * 1e9:
         raise ToastError(
-            f"The first passes need {needed / 1e9:.2f} GB, and {options.cache_gigabytes:g} GB are allowed.",
+            f"The first passes need {readable(needed)}, and {options.cache_gigabytes:g} GB are allowed.",
             what_to_do="Raise training.cache_gigabytes, lower training.cache_views, or leave training.cache out.",
         )
     kept, folder = {}, cache_folder() / FOLDER
@@ -207,7 +208,7 @@ def cached_step(
         )
         if "hidden" in shapes[name] and hasattr(batches, "leave_out"):
             batches.leave_out(seen[name].slots)
-    note = f"First passes are kept in {folder}: {needed / 1e6:,.0f} MB ({options.cache_dtype})."
+    note = f"First passes are kept in {folder}: {readable(needed)} ({options.cache_dtype})."
     if recipe.images.augment != "none" and options.cache_views == 1:
         note += " Every image is augmented once and for all: training.cache_views=4 gives it four views in turns."
     return CachedStep(model, kept["train"], kept.get("val")), note

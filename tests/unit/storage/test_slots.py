@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,62 @@ def test_a_file_that_is_cut_or_gone_empties_the_whole(tmp_path: Path, file: str)
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 3))
-    with pytest.raises(ToastError, match="TOAST_CACHE_DIR"):
+    with pytest.raises(ToastError, match=r"(?s)It needs 364 B, and 3 B are free.*TOAST_CACHE_DIR"):
         opened(tmp_path)
     assert not list(tmp_path.rglob("*.bin"))
+
+
+def large(folder: Path) -> Slots:
+    return Slots(folder, {"backbone": "abc"}, 64, {"z": (1024,)}, torch.float32)
+
+
+def holes(slots: Slots) -> bool:
+    found = (slots.path / "z.bin").stat()
+    return found.st_blocks * 512 < found.st_size
+
+
+def test_all_its_room_is_taken_before_anything_is_written(tmp_path: Path) -> None:
+    assert not holes(large(tmp_path))
+
+
+def test_room_that_is_gone_when_it_is_to_be_taken_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int, begin: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "posix_fallocate", full)
+        with pytest.raises(ToastError, match=r"(?s)could not be written.*No space left.*TOAST_CACHE_DIR"):
+            large(tmp_path)
+    assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.json"))
+    assert not holes(large(tmp_path))
+
+
+def test_holes_of_an_earlier_cache_are_filled_and_what_is_in_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = large(tmp_path)
+    path = slots.path / "z.bin"
+    del slots
+    path.write_bytes(b"")
+    os.truncate(path, 64 * 1024 * 4)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(os, "posix_fallocate", lambda *room: None)
+        slots = large(tmp_path)
+        slots.write(60, {"z": torch.ones(1024)}, ONE)
+    assert holes(slots)
+    with monkeypatch.context() as disk:
+        disk.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 3))
+        with pytest.raises(ToastError, match=r"It needs 2.. kB, and 3 B are free"):
+            large(tmp_path)
+    again = large(tmp_path)
+    assert not holes(again) and again.read(60, ONE) is not None
+
+
+def test_a_system_that_reserves_nothing_has_the_room_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")
+    slots = large(tmp_path)
+    slots.write(63, {"z": torch.ones(1024)}, ONE)
+    assert not holes(slots) and slots.read(63, ONE) is not None
+    assert large(tmp_path).full([63]) == [True]
