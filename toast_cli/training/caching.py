@@ -22,6 +22,7 @@ from toast_cli.data.location import data_folder, located
 from toast_cli.data.source import KNOWN
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.fingerprint import digest_of, digest_of_settings
+from toast_cli.labels import IGNORED
 from toast_cli.model import Model
 from toast_cli.places import cache_folder
 from toast_cli.recipe.schema import Recipe
@@ -79,14 +80,20 @@ class FirstPasses:
         whole = send_to_device(self.batches.whole(batch), batch["index"].device) if KNOWN in batch else batch
         inputs = self.model.objective.inputs(whole)
         digests = _digests(inputs, len(numbers))
-        asked = zip(numbers, digests, found, strict=True)
-        found = [kept or self.slots.read(number, digest) for number, digest, kept in asked]
+        # What is to be ignored may stand in for an image that could not be read, and can be the next time.
+        stays = [True] * len(numbers) if "label" not in batch else (batch["label"] != IGNORED).tolist()
+        asked = list(zip(numbers, digests, stays, strict=True))
+        found = [
+            kept or (self.slots.read(number, digest) if keep else None)
+            for kept, (number, digest, keep) in zip(found, asked, strict=True)
+        ]
         if any(kept is None for kept in found):
             passed = outputs(self.model, inputs)
-            for row, (number, digest) in enumerate(zip(numbers, digests, strict=True)):
+            for row, (number, digest, keep) in enumerate(asked):
                 if found[row] is None:
-                    found[row] = self._keep(number, {name: tensor[row] for name, tensor in passed.items()}, digest)
-        self.seen.slots[numbers] = True
+                    own = {name: tensor[row] for name, tensor in passed.items()}
+                    found[row] = self._keep(number, own, digest) if keep else own
+        self.seen.slots[[number for number, _, keep in asked if keep]] = True
         return found
 
     def _keep(self, number: int, tensors: Mapping[str, Tensor], digest: bytes) -> dict[str, Tensor]:
@@ -102,7 +109,7 @@ class FirstPasses:
         self, found: list[dict[str, Tensor]], batch: Mapping[str, Any], device: torch.device
     ) -> dict[str, Tensor]:
         stacked = {
-            name: torch.stack([kept[name] for kept in found]).to(device, dtype) for name, dtype in self.dtypes.items()
+            name: torch.stack([kept[name].to(device, dtype) for kept in found]) for name, dtype in self.dtypes.items()
         }
         if "input_ids" in batch:  # texts are kept as long as the longest, and batches are not
             stacked = {name: tensor[:, : batch["input_ids"].shape[1]] for name, tensor in stacked.items()}

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from tests.language import make_model
+from toast_cli.labels import IGNORED
 from toast_cli.model import Model, build_model
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
@@ -157,6 +158,23 @@ def test_a_language_model_whose_configuration_was_edited_has_another_folder(tmp_
     assert folder(recipe, build_model(recipe, ()), TEXTS) != before
 
 
+def test_what_stands_in_for_an_unreadable_image_is_not_kept(model: Model) -> None:
+    batch = {"index": torch.tensor([2]), "view": torch.tensor([0]), "image": torch.rand(1, 3, 64, 64)}
+    black = {**batch, "image": torch.zeros(1, 3, 64, 64), "label": torch.tensor([IGNORED])}
+    image = {**batch, "label": torch.tensor([1])}
+    right, of = passes(recipe_of(), model, split="val").of(image), passes(recipe_of(), model).of
+    assert not torch.equal(of(black)["z"], right["z"])
+    assert torch.equal(of(image)["z"], right["z"])
+    assert torch.equal(of(black)["z"], right["z"])  # what is known of the image, by now; its label is ignored
+
+
+def test_an_image_that_was_never_read_is_not_left_out(model: Model) -> None:
+    found = passes(recipe_of(), model)
+    images = {"image": torch.rand(2, 3, 64, 64), "label": torch.tensor([IGNORED, 1])}
+    found.of({"index": torch.tensor([2, 3]), "view": torch.tensor([0, 0]), **images})
+    assert found.seen.slots.tolist() == [False, False, False, True] == found.slots.full(range(4))
+
+
 FAMILIES = {"vit": "vit_demo", "convnext": "convnext:convnext_atto", "llama": "llama"}
 
 
@@ -185,7 +203,7 @@ def small(tmp_path: Path, family: str, feedback: str) -> tuple[Model, Recipe, di
     )
     model = build_model(recipe, () if family == "llama" else ("a", "b")).train()
     torch.manual_seed(0)
-    for weight in (*model.trained().values(), *model.backbone.module.parameters()):
+    for weight in model.trained().values():
         torch.nn.init.normal_(weight, std=0.1)
     batch = {"index": torch.arange(2), "view": torch.zeros(2, dtype=torch.int64)}
     if family == "llama":
