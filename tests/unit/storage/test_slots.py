@@ -78,6 +78,15 @@ def test_only_what_was_read_or_written_here_is_recalled_and_only_while_it_is_the
     assert found is not None and torch.equal(found["z"], tensors(1)["z"].half())
 
 
+def test_a_folder_that_is_deleted_meanwhile_is_made_anew_by_the_next_and_harms_no_one(tmp_path: Path) -> None:
+    slots = opened(tmp_path)
+    slots.write(0, tensors(), ONE)
+    shutil.rmtree(tmp_path)
+    slots.write(1, tensors(1), OTHER)
+    assert slots.recall(0) is not None and slots.read(1, OTHER) is not None
+    assert opened(tmp_path).full(range(4)) == [False] * 4
+
+
 def test_a_slot_that_is_being_written_is_not_recalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slots, other = opened(tmp_path), opened(tmp_path)
     slots.write(0, tensors(), ONE)

@@ -123,7 +123,6 @@ def test_another_model_has_another_folder(model: Model, change: Callable[[Model]
         {"backbone": {"name": "vit_demo", "image_size": 96}},
         {"dataset": {"name": "demo", "train_images": 50}},
         {"images": {"augment": "flip"}},
-        {"seed": 1, "images": {"augment": "flip"}},
         {"data_dir": "elsewhere"},
         {"training": {"cache_dtype": "float32"}},
         {"training": {"cache_views": 2}},
@@ -131,8 +130,15 @@ def test_another_model_has_another_folder(model: Model, change: Callable[[Model]
     ids=str,
 )
 def test_another_recipe_has_another_folder(model: Model, other: dict[str, Any]) -> None:
-    plain = {key: value for key, value in other.items() if key == "images" and "seed" in other}
-    assert folder(recipe_of(**other), model) != folder(recipe_of(**plain), model)
+    assert folder(recipe_of(**other), model) != folder(recipe_of(), model)
+
+
+def test_the_seed_matters_to_what_is_augmented_alone(model: Model) -> None:
+    plain = {"images": {"augment": "none"}}
+    assert folder(recipe_of(**plain), model) == folder(recipe_of(**plain, seed=1), model)
+    flipped = [recipe_of(images={"augment": "flip"}, seed=seed) for seed in (0, 1)]
+    assert len({folder(recipe, model) for recipe in flipped}) == 2
+    assert passes(flipped[0], model, split="val").slots.path == passes(flipped[1], model, split="val").slots.path
 
 
 def test_what_computes_and_the_split_have_folders_of_their_own(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
