@@ -27,6 +27,8 @@ from toast_cli.storage.atomic import write_json
 
 DIGEST = 16
 """Bytes of a digest."""
+_PIECE = 2**16
+"""Zeros written at a time."""
 _MARK = np.dtype([("checksum", "<u4"), ("digest", f"V{DIGEST}"), ("full", "u1")])
 
 
@@ -129,11 +131,13 @@ class Slots:
         if free < missing:
             raise OSError(None, f"It needs {readable(missing)}, and {readable(free)} are free.")
         for file, length in lengths.items():
-            with file.open("ab") as handle:
-                if hasattr(os, "posix_fallocate"):
+            file.touch()
+            with file.open("r+b") as handle:  # not to append: where the C library has to write zeros, it refuses that
+                if not hasattr(os, "posix_fallocate"):
+                    for begin in range(handle.seek(0, os.SEEK_END), length, _PIECE):
+                        handle.write(bytes(min(_PIECE, length - begin)))
+                elif _taken(file) < length:
                     os.posix_fallocate(handle.fileno(), 0, length)
-                else:
-                    handle.write(bytes(length - handle.tell()))
 
     def _open(self) -> None:
         """Map the files, made anew where they are not what the key says, with all their room on disk."""
