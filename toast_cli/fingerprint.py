@@ -26,6 +26,22 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def digest_of_settings(module: nn.Module) -> str:
+    """What a network computes beside its weights: its modules by kind, and every plain value that one of them holds.
+
+    Heads of attention, an epsilon, a kind of activation: none of them can be told from tensors.
+    """
+
+    def plain(value: object) -> bool:
+        return all(map(plain, value)) if isinstance(value, tuple) else isinstance(value, bool | int | float | str)
+
+    settings = [
+        (name, type(part).__qualname__, sorted((k, v) for k, v in vars(part).items() if plain(v) and k != "training"))
+        for name, part in module.named_modules()
+    ]
+    return digest_of(repr(settings).encode()).hex()
+
+
 def digest_of(*parts: bytes) -> bytes:
     """16 bytes that differ where any of the parts does."""
     digest = hashlib.blake2b(digest_size=16)

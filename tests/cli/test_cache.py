@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast
 from tests.language import instructions, make_model, write_json
+from toast_cli.data.source import KNOWN
+from toast_cli.storage.slots import Slots
 from toast_cli.training import caching
+from toast_cli.training.caching import FirstPasses
 from toast_cli.training.loop import Fitting
 
 CACHE = ["training.cache=true", "training.lr=0.01"]
@@ -100,6 +105,42 @@ def test_a_late_run_reads_no_image_twice_and_notices_one_that_changed(
     assert sum(run_again) >= 1 and len(run_again) == 3  # two to see sizes, one batch with another image in it
 
 
+def test_what_another_run_writes_over_is_read_and_computed_again(
+    here: Path, pictures: MakePictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--backbone", "vit_demo", "--dataset", f"folder:{pictures(cat=8, dog=8)}", "method.feedback=late", *CACHE]
+    words += ["training.batch_size=6", "training.accumulate=1", "training.epochs=3", "dataset.val_fraction=0.25"]
+    alone = tuned(here / "alone", *words)
+    of, batches, known = FirstPasses.of, [], []
+
+    def meddled(self: FirstPasses, batch: Any) -> dict[str, Tensor]:
+        batches.append(batch)
+        known.append(KNOWN in batch)
+        if self.model.training and len(batches) == 5:  # in the second epoch, which reads no image any more
+            other = Slots(self.slots.path.parent, self.slots.key, self.slots.count, self.slots.shapes, torch.float16)
+            for slot in range(other.count):
+                other.write(slot, {name: torch.ones(shape) for name, shape in other.shapes.items()}, bytes(16))
+        return of(self, batch)
+
+    monkeypatch.setattr(FirstPasses, "of", meddled)
+    assert same(tuned(here / "beside", *words), alone)
+    assert known[4]
+
+
+def test_two_folders_of_one_name_have_a_cache_each(here: Path, pictures: MakePictures, cache_folder: Path) -> None:
+    made = pictures(cat=8, dog=8)
+    words = ["--backbone", "vit_demo", "dataset.val_fraction=0.25", "training.epochs=1", *CACHE]
+    caches: list[set[str]] = []
+    for place, named in ((here / "a", "data"), (here / "b", "data"), (here, here / "b" / "data")):
+        if not (place / "data").exists() and place != here:
+            shutil.copytree(made, place / "data")
+        with pytest.MonkeyPatch.context() as gone:
+            gone.chdir(place)
+            tuned(here / f"run-{len(caches)}", *words, "--dataset", f"folder:{named}", "--data-dir", here / "none")
+        caches.append({path.name for path in (cache_folder / "first-pass").iterdir()})
+    assert len(caches[0]) == 2 and len(caches[1]) == 4 and caches[2] == caches[1]
+
+
 def test_texts_are_kept_as_well(here: Path, run_again: list[int]) -> None:
     data = write_json(here / "data.json", instructions(20))
     words = ["--backbone", f"llama:{make_model(here / 'model')}", "--dataset", f"alpaca:{data}", "training.epochs=3"]
@@ -109,6 +150,15 @@ def test_texts_are_kept_as_well(here: Path, run_again: list[int]) -> None:
     assert same(tuned(here / "found", *words, *CACHE), filled)
     assert sum(run_again) == texts + 2
     assert all(torch.allclose(without[name], filled[name], atol=0.02) for name in without)
+
+
+def test_a_model_stored_in_half_precision_gets_back_what_it_hands_over(here: Path) -> None:
+    model = make_model(here / "model")
+    LlamaForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(model)
+    words = ["--backbone", f"llama:{model}", "--dataset", f"alpaca:{write_json(here / 'data.json', instructions(20))}"]
+    words += ["method.feedback=late", "training.lr=0.01", "--precision", "fp32"]
+    cached = tuned(here / "cached", *words, "training.cache=true", "training.cache_dtype=float32")
+    assert same(tuned(here / "plain", *words), cached)
 
 
 def test_an_interrupted_run_with_a_cache_goes_on_to_the_same_weights(
@@ -136,5 +186,7 @@ def test_what_cannot_be_kept_is_refused(here: Path) -> None:
 
 def test_the_size_is_said_beforehand_and_doctor_counts_it(here: Path, cache_folder: Path) -> None:
     said = toast("tune", "--output-dir", here / "run", *TINY_DEMO, *CACHE)
-    assert "First passes are kept in" in said.err and "MB (float16)" in said.err
-    assert str(cache_folder) in toast("doctor").out
+    assert "First passes are kept in" in said.err and "kB (float16)" in said.err
+    held = sum(path.stat().st_size for path in cache_folder.rglob("*") if path.is_file())
+    assert held > 5e5
+    assert f"{cache_folder} (set, {held / 1e6:,.1f} MB)" in " ".join(toast("doctor").out.split())

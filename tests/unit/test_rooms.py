@@ -9,13 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-GROUND = {"errors", "options", "fingerprint", "labels", "places", "divided", "pickles", "signals"}
+GROUND = {"errors", "options", "fingerprint", "labels", "places", "sizes", "divided", "pickles", "signals"}
 DOORS = GROUND | {"registry", "backbone", "recipe"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "options": {"errors"},
     "fingerprint": set(),
     "places": set(),
+    "sizes": set(),
     "labels": set(),
     "divided": set(),
     "pickles": set(),

@@ -73,7 +73,7 @@ def _print(found: list[Any], limit: int, device: str, title: str) -> None:
     from rich.table import Table
 
     from toast_cli.cli.console import print_table, say
-    from toast_cli.training.memory import readable
+    from toast_cli.sizes import readable
     from toast_cli.training.planning import SIZES, Offer
 
     heads = ("", "trained", "FLOPs", *(f"batch {size}" for size in SIZES), "largest that fits", "an epoch here")

@@ -26,7 +26,7 @@ from toast_cli.errors import ToastError, UsageError
 from toast_cli.labels import IGNORED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from toast_cli.backbone import Backbone
     from toast_cli.data.source import Asked, ImageSplit
@@ -188,6 +188,15 @@ class ImageLoader(DataLoader[dict[str, Any]]):
     def leave_out(self, known: Tensor) -> None:
         """From now on, leave out images that are known: an entry per image and view, in shared memory."""
         self.dataset.known = known
+
+    def whole(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch of this epoch with what was left out of it, read here and now.
+
+        Raises:
+            ToastError: an image cannot be read any more.
+        """
+        fetched: Any = Fetched([self.dataset[index] for index in batch["index"].tolist()], {})
+        return self.collate_fn(fetched)[0]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
         return self.batch_sampler.fill(self._batches())

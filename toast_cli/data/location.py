@@ -27,6 +27,11 @@ def places(path: str, data_dir: Path | None) -> list[Path]:
     return list(dict.fromkeys(place.absolute() for place in found))
 
 
+def located(path: str, data_dir: Path | None) -> str:
+    """The same for one place from whatever folder it is named; a path that is nowhere (a hub's id) stays as it is."""
+    return next((str(place.resolve()) for place in places(path, data_dir) if place.exists()), path)
+
+
 def find_file(path: str, data_dir: Path | None, shorthand: str) -> Path:
     """The file that `path` means; `shorthand` is how a user names one, for example `archive:FILE`.
 

@@ -29,6 +29,7 @@ from toast_cli.data.transforms import Cover, ImageTransform
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.fingerprint import digest_of
 from toast_cli.places import cache_folder
+from toast_cli.sizes import readable
 
 FOLDER = "resized"
 HEADER = struct.Struct("<8sIIIII")
@@ -119,8 +120,8 @@ def kept_resized(split: Any, transform: ImageTransform) -> tuple[Resized, str]:
     except OSError as error:
         raise _cannot_write(folder, error.strerror or str(error)) from error
     if needed > free:
-        raise _cannot_write(folder, f"It needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free.")
-    note = f"Resized images are kept in {folder}: about {needed / 1e6:,.0f} MB for {len(split):,} of one size."
+        raise _cannot_write(folder, f"It needs {readable(needed)}, and {readable(free)} are free.")
+    note = f"Resized images are kept in {folder}: about {readable(needed)} for {len(split):,} of one size."
     return Resized(split, step, folder), note
 
 

@@ -2,12 +2,13 @@
 
 A slot holds one tensor of every name. What is in it counts only as long as the bytes are those that were written and
 were made from the same input: each slot has a checksum and a digest of what it was computed from. Anything else is a
-slot that is empty, never an error and never a wrong tensor.
+slot that is empty, never an error and never a wrong tensor: also where two processes write the same one.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,13 @@ from torch import Tensor
 
 from toast_cli.errors import ToastError
 from toast_cli.fingerprint import digest_of
+from toast_cli.sizes import readable
 from toast_cli.storage.atomic import write_json
 
 DIGEST = 16
 """Bytes of a digest."""
+_PIECE = 2**16
+"""Zeros written at a time."""
 _MARK = np.dtype([("checksum", "<u4"), ("digest", f"V{DIGEST}"), ("full", "u1")])
 
 
@@ -48,10 +52,12 @@ class Slots:
         self.count, self.dtype = count, dtype
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.key = {**key, "count": count, "shapes": {n: list(s) for n, s in self.shapes.items()}, "dtype": str(dtype)}
+        self._known = np.zeros(count, _MARK)
         self.path = folder / digest_of(json.dumps(self.key, sort_keys=True).encode()).hex()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path / "lock"):
+            self._writing = FileLock(self.path / "lock")
+            with self._writing:
                 self._open()
         except OSError as error:
             raise ToastError(
@@ -71,35 +77,70 @@ class Slots:
 
     def read(self, slot: int, digest: bytes) -> dict[str, Tensor] | None:
         """What was made from an input of this digest; None: nothing, something else, or something damaged."""
-        mark = self._marks[slot]
+        mark = self._marks[slot].copy()
         if not mark["full"] or bytes(mark["digest"]) != digest:
             return None
-        arrays = self._arrays_of(slot)
-        return self._tensors(arrays) if _checksum(arrays) == mark["checksum"] else None
+        arrays = self._copied(slot)
+        if _checksum(arrays) != mark["checksum"]:
+            return None
+        self._known[slot] = mark
+        return self._tensors(arrays)
 
-    def recall(self, slot: int) -> dict[str, Tensor]:
-        """What a slot holds, unchecked: for those that `read` or `write` has seen to in this run."""
-        return self._tensors(self._arrays_of(slot))
+    def recall(self, slot: int) -> dict[str, Tensor] | None:
+        """What a slot holds, its input unseen; None unless it is what `read` or `write` last left there.
 
-    def write(self, slot: int, tensors: Mapping[str, Tensor], digest: bytes) -> None:
-        """Keep tensors of the slot's shapes, or shorter in their first dimension, which is filled up with zeros."""
-        arrays = self._arrays_of(slot)
-        self._marks[slot]["full"] = 0
+        By its mark alone, before and after: whoever writes a slot takes its mark away first.
+        """
+        known = self._known[slot]
+        if not known["full"] or self._marks[slot] != known:
+            return None
+        arrays = self._copied(slot)
+        return self._tensors(arrays) if self._marks[slot] == known else None
+
+    def write(self, slot: int, tensors: Mapping[str, Tensor], digest: bytes) -> dict[str, Tensor]:
+        """Keep tensors of the slot's shapes, or shorter in their first dimension, which is filled up with zeros.
+
+        Returns:
+            What `read` will find.
+        """
+        arrays = {name: np.zeros_like(array[slot]) for name, array in self._arrays.items()}
         for name, array in arrays.items():
-            rows = len(tensors[name])
-            array[:rows] = _bits(tensors[name].to(self.dtype))
-            array[rows:] = 0
-        # The mark comes last: a slot whose writing was cut off is an empty one.
-        self._marks[slot] = (_checksum(arrays), digest, 1)
+            array[: len(tensors[name])] = _bits(tensors[name].to(self.dtype))
+        self._known[slot] = (_checksum(arrays), digest, 1)
+        with self._writing:
+            # The mark goes first and comes last: a slot whose writing was cut off is an empty one.
+            self._marks[slot]["full"] = 0
+            for name, array in arrays.items():
+                self._arrays[name][slot] = array
+            self._marks[slot] = self._known[slot]
+        return self._tensors(arrays)
 
-    def _arrays_of(self, slot: int) -> dict[str, np.ndarray]:
-        return {name: array[slot] for name, array in self._arrays.items()}
+    def _copied(self, slot: int) -> dict[str, np.ndarray]:
+        return {name: np.array(array[slot]) for name, array in self._arrays.items()}
 
     def _tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(np.array(array)).view(self.dtype) for name, array in arrays.items()}
+        return {name: torch.from_numpy(array).view(self.dtype) for name, array in arrays.items()}
+
+    def _reserve(self, lengths: Mapping[Path, int]) -> None:
+        """Have files of these lengths without holes; what is in them stays.
+
+        To write to a mapped file where the disk has no room left kills the process, so that is found out before.
+        """
+        missing = sum(max(length - _taken(file), 0) for file, length in lengths.items())
+        free = shutil.disk_usage(self.path).free
+        if free < missing:
+            raise OSError(None, f"It needs {readable(missing)}, and {readable(free)} are free.")
+        for file, length in lengths.items():
+            file.touch()
+            with file.open("r+b") as handle:  # not to append: where the C library has to write zeros, it refuses that
+                if not hasattr(os, "posix_fallocate"):
+                    for begin in range(handle.seek(0, os.SEEK_END), length, _PIECE):
+                        handle.write(bytes(min(_PIECE, length - begin)))
+                elif _taken(file) < length:
+                    os.posix_fallocate(handle.fileno(), 0, length)
 
     def _open(self) -> None:
-        """Map the files, made anew where they are not what the key says."""
+        """Map the files, made anew where they are not what the key says, with all their room on disk."""
         files = {name: self.path / f"{name}.bin" for name in self.shapes}
         sizes = {name: size({name: shape}, self.count, self.dtype) for name, shape in self.shapes.items()}
         marks, told = self.path / "marks.bin", self.path / "key.json"
@@ -109,18 +150,25 @@ class Slots:
             told.unlink(missing_ok=True)
             for file in (marks, *files.values()):
                 file.unlink(missing_ok=True)
-            free = shutil.disk_usage(self.path).free
-            if free < self.bytes_needed:
-                raise OSError(None, f"It needs {self.bytes_needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free.")
-            for file, length in ((marks, self.count * _MARK.itemsize), *((files[n], sizes[n]) for n in files)):
-                with file.open("wb") as handle:
-                    handle.truncate(length)
-            write_json(told, self.key)
+            try:
+                self._reserve({marks: self.count * _MARK.itemsize, **{files[name]: sizes[name] for name in files}})
+                write_json(told, self.key)
+            except (OSError, ToastError):
+                for file in (marks, *files.values()):
+                    file.unlink(missing_ok=True)
+                raise
+        else:  # an earlier toast left holes in files, which a full disk cannot fill
+            self._reserve({file: sizes[name] for name, file in files.items()})
         bits = np.dtype(f"i{self.dtype.itemsize}")
         self._marks = np.memmap(marks, _MARK, "r+", shape=(self.count,))
         self._arrays = {
             name: np.memmap(file, bits, "r+", shape=(self.count, *self.shapes[name])) for name, file in files.items()
         }
+
+
+def _taken(file: Path) -> int:
+    """Bytes of the disk, which are fewer than a file's length where it has holes."""
+    return file.stat().st_blocks * 512 if file.exists() else 0
 
 
 def size(shapes: Mapping[str, Sequence[int]], count: int, dtype: torch.dtype) -> int:

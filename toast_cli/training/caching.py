@@ -9,21 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor
 
 from toast_cli.backbone import Backbone, Readout, State
+from toast_cli.data.location import data_folder, located
 from toast_cli.data.source import KNOWN
 from toast_cli.errors import ToastError, UsageError
-from toast_cli.fingerprint import digest_of
+from toast_cli.fingerprint import digest_of, digest_of_settings
+from toast_cli.labels import IGNORED
 from toast_cli.model import Model
 from toast_cli.places import cache_folder
 from toast_cli.recipe.schema import Recipe
+from toast_cli.sizes import readable
 from toast_cli.steering.steering import Steering, first_pass, steered_pass
 from toast_cli.storage.slots import Slots, size
+from toast_cli.training.environment import versions
 from toast_cli.training.step import Step, Stepped
 
 FOLDER = "first-pass"
@@ -50,42 +56,61 @@ class FirstPasses:
         model: what runs them.
         slots: where they are kept.
         seen: which of them need no looking at any more.
+        batches: what reads the split.
+        dtypes: what the backbone hands the tensors over in, by name.
     """
 
-    def __init__(self, model: Model, slots: Slots, seen: Seen) -> None:
-        self.model, self.slots, self.seen = model, slots, seen
+    def __init__(self, model: Model, slots: Slots, seen: Seen, batches: Any, dtypes: Mapping[str, torch.dtype]) -> None:
+        self.model, self.slots, self.seen, self.batches, self.dtypes = model, slots, seen, batches, dtypes
 
     @torch.no_grad()
     def of(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """What the first pass puts out for a batch, `[B, ...]` by name, kept before or computed and kept now."""
         numbers = (batch["index"] + batch["view"] * self.seen.samples).tolist()
-        device = batch["index"].device
-        if all(self.seen.slots[number] for number in numbers):
-            return self._stacked([self.slots.recall(number) for number in numbers], batch, device)
-        inputs = self.model.objective.inputs(batch)
+        found = [self.slots.recall(number) for number in numbers]
+        if any(kept is None for kept in found):
+            found = self._looked_at(numbers, found, batch)
+        return self._stacked([kept for kept in found if kept is not None], batch, batch["index"].device)
+
+    def _looked_at(
+        self, numbers: list[int], found: list[dict[str, Tensor] | None], batch: Mapping[str, Any]
+    ) -> list[dict[str, Tensor] | None]:
+        """What is missing among the `found`: kept by an earlier run, or computed."""
+        # Left out because they were known: another run has written over one of their slots since.
+        whole = send_to_device(self.batches.whole(batch), batch["index"].device) if KNOWN in batch else batch
+        inputs = self.model.objective.inputs(whole)
         digests = _digests(inputs, len(numbers))
-        found = [self.slots.read(number, digest) for number, digest in zip(numbers, digests, strict=True)]
+        # What is to be ignored may stand in for an image that could not be read, and can be the next time.
+        stays = [True] * len(numbers) if "label" not in batch else (batch["label"] != IGNORED).tolist()
+        asked = list(zip(numbers, digests, stays, strict=True))
+        found = [
+            kept or (self.slots.read(number, digest) if keep else None)
+            for kept, (number, digest, keep) in zip(found, asked, strict=True)
+        ]
         if any(kept is None for kept in found):
             passed = outputs(self.model, inputs)
-            for row, (number, digest) in enumerate(zip(numbers, digests, strict=True)):
+            for row, (number, digest, keep) in enumerate(asked):
                 if found[row] is None:
-                    self._keep(number, {name: tensor[row] for name, tensor in passed.items()}, digest)
-                    found[row] = self.slots.recall(number)
-        self.seen.slots[numbers] = True
-        return self._stacked([kept for kept in found if kept is not None], batch, device)
+                    own = {name: tensor[row] for name, tensor in passed.items()}
+                    found[row] = self._keep(number, own, digest) if keep else own
+        self.seen.slots[[number for number, _, keep in asked if keep]] = True
+        return found
 
-    def _keep(self, number: int, tensors: Mapping[str, Tensor], digest: bytes) -> None:
+    def _keep(self, number: int, tensors: Mapping[str, Tensor], digest: bytes) -> dict[str, Tensor]:
         for name, tensor in tensors.items():
             if not tensor.to(self.slots.dtype).isfinite().all():
                 raise ToastError(
                     f"The first pass puts out numbers ({name}) that {self.slots.dtype} cannot hold.",
                     what_to_do="Use training.cache_dtype=float32, or training.cache=false.",
                 )
-        self.slots.write(number, tensors, digest)
+        return self.slots.write(number, tensors, digest)
 
-    @staticmethod
-    def _stacked(found: list[dict[str, Tensor]], batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-        stacked = {name: torch.stack([kept[name] for kept in found]).to(device, torch.float32) for name in found[0]}
+    def _stacked(
+        self, found: list[dict[str, Tensor]], batch: Mapping[str, Any], device: torch.device
+    ) -> dict[str, Tensor]:
+        stacked = {
+            name: torch.stack([kept[name].to(device, dtype) for kept in found]) for name, dtype in self.dtypes.items()
+        }
         if "input_ids" in batch:  # texts are kept as long as the longest, and batches are not
             stacked = {name: tensor[:, : batch["input_ids"].shape[1]] for name, tensor in stacked.items()}
         return stacked
@@ -153,14 +178,16 @@ def check_cache(recipe: Recipe, model: Model) -> None:
         )
 
 
-def cached_step(recipe: Recipe, model: Model, splits: Mapping[str, Any], precision: str) -> tuple[CachedStep, str]:
+def cached_step(
+    recipe: Recipe, model: Model, splits: Mapping[str, Any], accelerator: Accelerator
+) -> tuple[CachedStep, str]:
     """The step that keeps first passes, and a sentence about what that takes.
 
     Args:
         recipe: of the run.
         model: on its device.
         splits: batches of `train`, and of `val` if there is one, which will leave out what is known.
-        precision: in which the run computes.
+        accelerator: which says in what precision the run computes.
 
     Raises:
         UsageError: there is no first pass to keep, or it is not always the same.
@@ -170,33 +197,41 @@ def cached_step(recipe: Recipe, model: Model, splits: Mapping[str, Any], precisi
     options = recipe.training
     dtype = getattr(torch, options.cache_dtype)
     seen = {name: Seen(each.samples, options.cache_views if name == "train" else 1) for name, each in splits.items()}
-    shapes = {name: _shapes(model, batches) for name, batches in splits.items()}
+    with accelerator.autocast():
+        passed = {name: _one(model, batches) for name, batches in splits.items()}
+    shapes = {name: _shapes(passed[name], batches) for name, batches in splits.items()}
     needed = sum(size(shapes[name], len(seen[name].slots), dtype) for name in splits)
     if needed > options.cache_gigabytes * 1e9:
         raise ToastError(
-            f"The first passes need {needed / 1e9:.2f} GB, and {options.cache_gigabytes:g} GB are allowed.",
+            f"The first passes need {readable(needed)}, and {options.cache_gigabytes:g} GB are allowed.",
             what_to_do="Raise training.cache_gigabytes, lower training.cache_views, or leave training.cache out.",
         )
     kept, folder = {}, cache_folder() / FOLDER
     for name, batches in splits.items():
-        key = _key(recipe, model, name, precision)
+        key = _key(recipe, model, name, accelerator.mixed_precision)
         slots = Slots(folder, key, len(seen[name].slots), shapes[name], dtype)
-        kept[name] = FirstPasses(model, slots, seen[name])
+        kept[name] = FirstPasses(
+            model, slots, seen[name], batches, {kind: tensor.dtype for kind, tensor in passed[name].items()}
+        )
         if "hidden" in shapes[name] and hasattr(batches, "leave_out"):
             batches.leave_out(seen[name].slots)
-    note = f"First passes are kept in {folder}: {needed / 1e6:,.0f} MB ({options.cache_dtype})."
+    note = f"First passes are kept in {folder}: {readable(needed)} ({options.cache_dtype})."
     if recipe.images.augment != "none" and options.cache_views == 1:
         note += " Every image is augmented once and for all: training.cache_views=4 gives it four views in turns."
     return CachedStep(model, kept["train"], kept.get("val")), note
 
 
-def _shapes(model: Model, batches: Any) -> dict[str, tuple[int, ...]]:
-    """Of what is kept of one sample; texts are kept as long as the longest."""
+def _one(model: Model, batches: Any) -> dict[str, Tensor]:
+    """What is kept of one sample."""
     batch = next(iter(batches))
     device = next(model.parameters()).device
     one = send_to_device({name: tensor[:1] for name, tensor in batch.items()}, device)
     with torch.no_grad():
-        passed = outputs(model, model.objective.inputs(one))
+        return outputs(model, model.objective.inputs(one))
+
+
+def _shapes(passed: Mapping[str, Tensor], batches: Any) -> dict[str, tuple[int, ...]]:
+    """Of what is kept of a sample; texts are kept as long as the longest."""
     longest = getattr(batches, "longest", None)
     return {
         name: tuple(tensor.shape[1:]) if longest is None else (longest, *tensor.shape[2:])
@@ -205,18 +240,35 @@ def _shapes(model: Model, batches: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _key(recipe: Recipe, model: Model, split: str, precision: str) -> dict[str, Any]:
-    """What tells one split's first passes from another's; that an image is the same is told by its own digest."""
+    """What tells one split's first passes from another's; that an image is the same is told by its own digest.
+
+    Another version of what computes them makes them anew.
+    """
     steering = model.adapted.steering
     assert isinstance(steering, Steering)
     dumped = recipe.model_dump(mode="json")
     return {
         "backbone": model.backbone_fingerprint,
+        "settings": digest_of_settings(model.backbone.module),
+        "files": {name: digest_of(text.encode()).hex() for name, text in model.backbone.files().items()},
         "options": dumped["backbone"],
         "levels": [steering.levels.start, steering.levels.stop],
-        "data": {name: dumped[name] for name in ("dataset", "images", "data_dir", "seed")},
+        "data": {"images": dumped["images"], **_place(recipe)},
+        "seed": recipe.seed if split == "train" and recipe.images.augment != "none" else None,
         "split": split,
         "precision": precision,
+        "device": next(model.parameters()).device.type,
+        "versions": {name: versions()[name] for name in ("toast", "torch", "timm", "transformers")},
     }
+
+
+def _place(recipe: Recipe) -> dict[str, Any]:
+    """The data set, wherever the run was started."""
+    given = Path(recipe.data_dir).expanduser() if recipe.data_dir else None
+    dataset = recipe.dataset.model_dump(mode="json")
+    if path := dataset.get("path"):
+        dataset["path"] = located(path, given)
+    return {"dataset": dataset, "data_dir": str(data_folder(given).resolve())}
 
 
 def _begin(backbone: Backbone, inputs: Any, hidden: Tensor | None) -> State:

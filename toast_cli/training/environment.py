@@ -16,17 +16,22 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "peft", "accelerate"
 """What has a part in the numbers."""
 
 
-def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What the run ran on: versions, device, precision, threads, and the command that started it."""
-    versions = {"toast": __version__, "python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Of toast, Python and all that has a part in the numbers."""
+    found = {"toast": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = "not installed"
+            found[package] = "not installed"
+    return found
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What the run ran on: versions, device, precision, threads, and the command that started it."""
     device = accelerator.device
     return {
-        "versions": versions,
+        "versions": versions(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})",
         "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from toast_cli.model import Model, count
 from toast_cli.recipe.schema import TrainingOptions
+from toast_cli.sizes import readable
 from toast_cli.training.optimization import make_optimizer
 from toast_cli.training.sharding import parts
 
@@ -122,16 +123,6 @@ def growth(model: Model, training: TrainingOptions, batch: Mapping[str, Tensor],
         for samples in (1, 2)
     )
     return Growth(one.weights, one.gradients, one.optimizer, one.activations, two.activations - one.activations)
-
-
-def readable(size: int) -> str:
-    """Bytes in the largest decimal unit that leaves at least one."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
 
 
 def free_memory(device: torch.device) -> int | None:

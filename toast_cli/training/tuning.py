@@ -118,5 +118,5 @@ def tuning_step(session: Session, train: Batches, validation: Batches | None) ->
     if not session.recipe.training.cache:
         return Step(session.model), []
     splits = {"train": train} if validation is None else {"train": train, "val": validation}
-    step, note = cached_step(session.recipe, session.model, splits, session.accelerator.mixed_precision)
+    step, note = cached_step(session.recipe, session.model, splits, session.accelerator)
     return step, [note]
