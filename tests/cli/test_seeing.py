@@ -209,6 +209,41 @@ class TestCompare:
         found = page(here / "comparison/report.html")
         assert len(found.pictures) == 1 + 2 * 3
         assert f"{first['trained_parameters']:,}" in found.text and (here / "comparison/comparison.png").is_file()
+        whole = json.loads(toast("eval", "--run", runs[0], "--attention", "--curve-images", "0", "--json").out)[
+            "numbers"
+        ]
+        assert first["share_inside"]["mean"] == pytest.approx(whole["pass_two"]["share_inside"]["mean"], abs=1e-6)
+        assert first["share_inside"]["mean"] != pytest.approx(whole["pass_one"]["share_inside"]["mean"], abs=1e-4)
+
+    def test_a_report_says_of_what_its_maps_are_and_who_was_compared(self, runs: tuple[Path, Path], here: Path) -> None:
+        said = toast("compare", *runs, "--images", "1", "--layer", "1", "--head", "0", "--limit", "3", "--json")
+        assert said.code == 0, said.err
+        first, second = json.loads(said.out)["runs"]
+        record = json.loads(
+            toast(
+                "visualize-attention", "--test-image", "0", "--run", runs[0], "--layer", "1", "--head", "0", "--json"
+            ).out
+        )[0]["views"][0]
+        same = ("seed", "weights", "run_fingerprint", "backbone_fingerprint", "network", "layer", "head")
+        assert {name: first[name] for name in same} == {name: record[name] for name in same}
+        assert (first["layer"], first["head"], second["method"]) == (1, 0, "linear")
+        assert first["checks"]["largest_mismatch_with_fused_attention"] < 1e-3
+        assert first["run_fingerprint"] != second["run_fingerprint"]
+        text = page(here / "comparison/report.html").text
+        assert text.count("attention of layer 1, head 0") == 3 and "against fused attention, off by at most" in text
+        for run in (first, second):
+            assert all(run[name][:12] in text for name in ("run_fingerprint", "backbone_fingerprint"))
+        assert (
+            "attention of layer 1, head 0"
+            in toast("compare", *runs, "--images", "1", "--layer", "1", "--head", "0").out
+        )
+
+    def test_another_comparison_is_kept_beside_the_first(self, runs: tuple[Path, Path], here: Path) -> None:
+        places = [
+            toast("compare", *runs, "--limit", "3", "--images", "1", *more).err.split("Report: ")[1].strip()
+            for more in ([], ["--layer", "0"], [], ["--layer", "0", "--out", "comparison"])
+        ]
+        assert places == [f"comparison{number}/report.html" for number in ("", "-2", "", "")]
 
     def test_every_pair_is_compared_and_their_intervals_hold_together(
         self, runs: tuple[Path, Path], here: Path
@@ -256,6 +291,25 @@ class TestCompare:
         small = {"name": "demo", "test_images": 7, "train_images": 5, "val_images": 5}
         other = kept(demo_model("linear"), here / "other", dataset=small)
         toast("compare", runs[0], other).fails(1, "not measured on the same images", "--dataset")
+
+    def test_runs_are_held_against_each_other_before_any_is_measured(
+        self, runs: tuple[Path, Path], here: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def never(*_: object) -> None:
+            raise AssertionError("a run was measured")
+
+        monkeypatch.setattr("toast_cli.training.comparing.measured", never)
+        toast("compare", runs[1], tuned_on_texts(here, "texts")).fails(2, "texts cannot be compared", "none.json")
+        elsewhere = {"name": "demo", "test_images": 12, "train_images": 5, "val_images": 5, "world_seed": 1}
+        other = kept(demo_model("linear"), here / "elsewhere", dataset=elsewhere)
+        toast("compare", runs[1], other).fails(1, "elsewhere is not measured on the same", "fine/test/000000")
+        toast("compare", *runs, "--head", "9").fails(2, "steered cannot be compared", "There is no head 9.")
+
+    def test_runs_of_other_seeds_are_shown_the_same_few_images(self, runs: tuple[Path, Path], here: Path) -> None:
+        other = kept(demo_model("linear"), here / "seed-1", seed=1)
+        said = toast("compare", runs[1], other, "--limit", "4", "--images", "1", "--json")
+        assert said.code == 0, said.err
+        assert json.loads(said.out)["differences"][0]["accuracy"] == {"mean": 0, "low": 0, "high": 0, "images": 4}
 
 
 def tuned_on_texts(here: Path, path: str, seed: int = 0) -> Path:

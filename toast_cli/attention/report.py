@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from toast_cli.attention.checking import Checks
 from toast_cli.attention.figure import Panel, Row, draw_bar, draw_panel, shrunk
 from toast_cli.attention.page import as_source
 from toast_cli.attention.panels import last_maps
@@ -21,31 +22,26 @@ INCHES = 2.2
 def shown_images(
     samples: Sequence[Sample], views: Sequence[Sequence[View]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Every image with where each viewer looks, and a bar of colours for each kind of map; all have texts for alt."""
+    """Every image with where each viewer looks, and the bars of colours with whose they are; all have texts for alt."""
     last, scales = last_maps(views)
     images = []
+    whose: dict[Scale, dict[str, None]] = {}
     for sample, row, maps in zip(samples, views, last, strict=True):
         label = row[0].viewer.classes[sample.label] if row[0].viewer.classes and sample.label >= 0 else ""
         panels = [
             picture(sample, Panel("", row[0].window), "image", f"The image {sample.name}" + f", {label}" * bool(label))
         ]
         for view, map in zip(row, maps, strict=True):
-            panels.append(
-                picture(
-                    sample,
-                    Panel("", view.window, map, scales[view.kind]),
-                    view.viewer.name,
-                    *_words(sample, view, label),
-                )
-            )
+            scale = scales[view.kind]
+            whose.setdefault(scale, {})[view.viewer.name] = None
+            panel = Panel("", view.window, map, scale)
+            panels.append(picture(sample, panel, view.viewer.name, *_words(sample, view, label)))
         images.append({"name": sample.name, "label": label, "panels": panels})
-    bars = [
-        {
-            "source": as_source(bar(scale)),
-            "alt": f"Colours from 0 to {scale.ticks()[-1][1]}% of the {kind} in one cell of the map, dark to bright",
-        }
-        for kind, scale in scales.items()
-    ]
+    bars = []
+    for scale, names in whose.items():
+        runs = ", ".join(names)
+        alt = f"Colours from 0 to {scale.ticks()[-1][1]}, dark to bright: {scale.label}, of {runs}"
+        bars.append({"source": as_source(bar(scale)), "runs": runs, "alt": alt})
     return images, bars
 
 
@@ -60,6 +56,24 @@ def _words(sample: Sample, view: View, label: str) -> tuple[str, str, str]:
     mark = "" if not label else "right" if verdict.label == label else "wrong"
     said = f"{verdict.label} {verdict.probability:.0%}"
     return f"{alt}; it says {said}" + f", which is {mark}" * bool(mark), said + on_it, mark
+
+
+def checked_in_words(checks: Checks | None) -> str:
+    """What maps were held against, and how far off they were at most."""
+    if checks is None:
+        return "no attention, nothing to hold it against"
+    said = []
+    if checks.mismatch is not None:
+        said.append(f"{_layers(checks.fused)} against fused attention, off by at most {checks.mismatch:.1g}")
+    if checks.unfused:
+        said.append(f"{_layers(checks.unfused)} not compared, as attention is unfused there")
+    if checks.difference is not None:
+        said.append(f"layer {checks.first_block} between the passes, off by at most {checks.difference:.1g}")
+    return "; ".join(said)
+
+
+def _layers(levels: Sequence[int]) -> str:
+    return f"layer{'s' * (len(levels) > 1)} {', '.join(map(str, levels))}"
 
 
 def picture(sample: Sample, panel: Panel, name: str, alt: str, said: str = "", mark: str = "") -> dict[str, str]:

@@ -11,7 +11,10 @@ from toast_cli.cli import options
 
 if TYPE_CHECKING:
     from toast_cli.attention.bootstrap import Mean
-    from toast_cli.training.comparing import Comparison
+    from toast_cli.training.comparing import Compared, Comparison
+
+SHORT = 12
+"""Digits of a fingerprint on a page; comparison.json has all."""
 
 
 def compare(
@@ -24,15 +27,22 @@ def compare(
     precision: options.Precision = None,
     layer: Annotated[int, typer.Option(help="Layer whose map is shown; -1 is the last.")] = -1,
     head: options.Head = "mean",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many images, drawn by the run's seed.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many images, drawn by the first run's seed.")
+    ] = None,
     images: Annotated[int, typer.Option(min=1, help="How many of the most disputed images are shown.")] = 6,
-    out: Annotated[Path, typer.Option(help="Folder for report.html, comparison.png and comparison.json.")] = Path(
-        "comparison"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for report.html, comparison.png and comparison.json. [default: comparison/, with a number "
+            "behind it where another comparison is kept there]"
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure runs on the same images, say how sure their differences are, and show where they disagree most."""
     from toast_cli.attention.figure import draw, write
+    from toast_cli.attention.naming import KEY
     from toast_cli.attention.page import render
     from toast_cli.attention.panels import viewers_rows
     from toast_cli.attention.report import shown_images
@@ -52,19 +62,48 @@ def compare(
     disputed = found.most_disputed(images)
     samples = [found.split.load(index) for index in disputed]
     views = [[see(run.viewer, sample) for run in found.runs] for sample in samples]
-    title = "Where they disagree most: the map of each run's last pass"
-    write(draw(viewers_rows(samples, views), title), out / "comparison.png")
+    own = _made_of(found, split, [sample.image.tobytes() for sample in samples])
+    place = out or _free_place(own)
+    title = f"Where they disagree most, each run's last pass: {_maps(found)}"
+    write(draw(viewers_rows(samples, views), title), place / "comparison.png")
     shown, bars = shown_images(samples, views)
     page = render("compare.html", title=_title(found), split=split, shown=shown, bars=bars, **_told(found))
-    write_text(out / "report.html", page)
-    numbers = _numbers(found, split, [sample.name for sample in samples])
-    write_json(out / "comparison.json", numbers)
+    write_text(place / "report.html", page)
+    numbers = {KEY: own, **_numbers(found, split, [sample.name for sample in samples])}
+    write_json(place / "comparison.json", numbers)
     if as_json:
         print_json(numbers)
     else:
         for table in _tables(found):
             print_table(table)
-    say(f"Report: {out / 'report.html'}", err)
+    say(f"Report: {place / 'report.html'}", err)
+
+
+def _made_of(found: Comparison, split: str, shown: list[bytes]) -> str:
+    """A digest of what is compared: the same again may be written over."""
+    from toast_cli.attention.naming import made_of
+
+    data = repr((found.dataset, split, len(found.split), found.runs[0].viewer.ending)).encode()
+    return made_of([run.viewer for run in found.runs], [data, *shown])
+
+
+def _free_place(own: str) -> Path:
+    """The folder `comparison`, or with the first number behind it by which no other comparison is kept there."""
+    from toast_cli.attention.naming import free_name
+
+    return Path(free_name(Path(), "comparison", own, "{}/comparison.json"))
+
+
+def _maps(found: Comparison) -> str:
+    """Which maps they are, each with whose where not all have the same."""
+    from toast_cli.attention.pictures import described_maps
+
+    whose: dict[str, list[str]] = {}
+    for run in found.runs:
+        whose.setdefault(described_maps(run.viewer, run.kind), []).append(run.viewer.name)
+    if len(whose) == 1:
+        return next(iter(whose))
+    return "; ".join(f"{maps} ({', '.join(names)})" for maps, names in whose.items())
 
 
 def _title(found: Comparison) -> str:
@@ -85,7 +124,7 @@ def _lines(found: Comparison) -> tuple[list[str], list[dict[str, Any]], list[str
     from toast_cli.attention.bootstrap import bootstrap
 
     masks = all(run.inside is not None for run in found.runs)
-    on_it = [f"on the object, % (an even map: {100 * (found.runs[0].even or 0):.1f})"] if masks else []
+    on_it = ["on the object, %", "an even map, %"] if masks else []
     headings = ["accuracy, %", "trained", "of all", "FLOPs", *on_it]
     lines, differences = [], []
     for run in found.runs:
@@ -97,7 +136,8 @@ def _lines(found: Comparison) -> tuple[list[str], list[dict[str, Any]], list[str
             {"value": f"{sizes['flops']:.3g}", "interval": f"{sizes['flops'] / sizes['flops_plain']:.2f} × plain"},
         ]
         if run.inside is not None and masks:
-            cells.append(_interval(bootstrap(run.inside)))
+            even = "–" if run.even is None else f"{100 * run.even:.1f}"  # of chance an interval would say nothing
+            cells += [_interval(bootstrap(run.inside)), {"value": even, "interval": ""}]
         lines.append({"name": run.viewer.name, "cells": cells})
     wanted = ["correct", *(["inside"] if masks else [])]
     for one, other in found.pairs():
@@ -116,20 +156,12 @@ def _told(found: Comparison) -> dict[str, Any]:
     from toast_cli.data.source import marks_of
 
     headings, lines, difference_headings, differences = _lines(found)
-    made = [
-        {
-            "name": run.viewer.name,
-            "path": run.asked.path.resolve().name,
-            "backbone": run.backbone,
-            "method": run.method,
-            "maps": run.kind,
-        }
-        for run in found.runs
-    ]
+    made = [{"name": run.viewer.name, "facts": _facts(run)} for run in found.runs]
     return {
         "images": f"{len(found.split):,}",
         "dataset": found.dataset,
         "object": marks_of(found.split),
+        "maps": _maps(found),
         "together": _together(found),
         "headings": headings,
         "lines": lines,
@@ -139,10 +171,28 @@ def _told(found: Comparison) -> dict[str, Any]:
     }
 
 
+def _facts(run: Compared) -> list[tuple[str, str]]:
+    """Who looks, and of what its maps are, in words."""
+    from toast_cli.attention.pictures import described_maps, origin
+    from toast_cli.attention.report import checked_in_words
+
+    made = origin(run.viewer, run.viewer.name)
+    return [
+        ("folder", run.asked.path.resolve().name),
+        ("backbone", f"{made['backbone']}, weights {made['weights']}"),
+        ("method", f"{made['method']}, seed {made['seed']}"),
+        ("maps", described_maps(run.viewer, run.kind)),
+        ("checked", checked_in_words(run.checks)),
+        ("fingerprints", f"{made['run_fingerprint'][:SHORT]} of what was trained, "
+         f"{made['backbone_fingerprint'][:SHORT]} of the backbone"),
+    ]  # fmt: skip
+
+
 def _numbers(found: Comparison, split: str, disputed: list[str]) -> dict[str, Any]:
     from dataclasses import asdict
 
     from toast_cli.attention.bootstrap import bootstrap
+    from toast_cli.attention.pictures import origin, versions
     from toast_cli.data.source import marks_of
 
     def as_numbers(mean: Mean | None) -> dict[str, Any] | None:
@@ -154,14 +204,16 @@ def _numbers(found: Comparison, split: str, disputed: list[str]) -> dict[str, An
         "images": len(found.split),
         "runs": [
             {
-                "name": run.viewer.name,
+                **origin(run.viewer, run.viewer.name),
                 "run": str(run.asked.path),
-                "backbone": run.backbone,
-                "method": run.method,
                 "maps": run.kind,
+                "layer": run.viewer.recorder.level,
+                "head": run.viewer.head,
+                "checks": None if run.checks is None else run.checks.told(),
                 **run.sizes,
                 "accuracy": as_numbers(bootstrap(run.correct)),
                 "share_inside": None if run.inside is None else as_numbers(bootstrap(run.inside)),
+                "share_inside_by_chance": run.even,
             }
             for run in found.runs
         ],
@@ -176,8 +228,8 @@ def _numbers(found: Comparison, split: str, disputed: list[str]) -> dict[str, An
         ],
         "differences_interval": _together(found) or "95%",
         "object": marks_of(found.split),
-        "share_inside_by_chance": found.runs[0].even,
         "most_disputed": disputed,
+        "versions": versions(),
     }
 
 
@@ -188,10 +240,10 @@ def _tables(found: Comparison) -> list[Any]:
 
     headings, lines, difference_headings, differences = _lines(found)
     marks = marks_of(found.split)
+    notes = "\n".join([*([f"The object: {marks}."] if marks else []), f"Maps: {_maps(found)}."])
     tables = []
     for title, caption, first, names, rows in (
-        (f"{len(found.split):,} images of {found.dataset}, 95% intervals", marks and f"The object: {marks}.", "run",
-         headings, lines),
+        (f"{len(found.split):,} images of {found.dataset}, 95% intervals", notes, "run", headings, lines),
         ("Differences on the same images, in points", _together(found) or None, "runs", difference_headings,
          differences),
     ):  # fmt: skip
