@@ -109,7 +109,7 @@ def compare(asked: Sequence[Asked], reporter: Reporter) -> Comparison:
 @torch.no_grad()
 def compared(asked: Asked, name: str, reporter: Reporter) -> tuple[Compared, ImageSplit, str, tuple[str, ...]]:
     """One run's part, and what it was shown: the split, the data set's name, its classes."""
-    session, split, _ = opened(asked)
+    session, split, _ = opened(asked, reporter)
     model, recipe = session.model.eval(), session.recipe
     recorder = recorder_for(model, asked.layer, asked.head)
     numbers, probabilities, kind = Numbers(), [], ""

@@ -18,16 +18,16 @@ from toast_cli.attention.numbers import Numbers
 from toast_cli.attention.strength import set_strength
 from toast_cli.data.grid import GridSplit
 from toast_cli.data.part import drawn
-from toast_cli.data.source import DataSet, ImageSplit, image_splits, marks_of
+from toast_cli.data.source import ImageSplit, image_splits, marks_of
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.model import Model
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.steering import one_pass
 from toast_cli.storage.adapter import load
 from toast_cli.training.devices import make_accelerator
-from toast_cli.training.measuring import changed, check_classes
+from toast_cli.training.measuring import changed, data_for
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import Session, open_data
+from toast_cli.training.session import Session
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
@@ -67,7 +67,7 @@ class Looked:
     curve_names: Sequence[str] = ()
 
 
-def opened(asked: Asked) -> tuple[Session, ImageSplit, int | None]:
+def opened(asked: Asked, reporter: Reporter) -> tuple[Session, ImageSplit, int | None]:
     """The run with its data, the images asked for, and into how many cells a side they are divided if they are grids.
 
     Raises:
@@ -85,8 +85,7 @@ def opened(asked: Asked) -> tuple[Session, ImageSplit, int | None]:
     accelerator = make_accelerator(recipe)
     if accelerator.num_processes > 1:
         raise UsageError("Where a model looks is measured by one process.", what_to_do="Start it without a launcher.")
-    data: DataSet = open_data(recipe)
-    check_classes(loaded.classes, data.classes, asked.path)
+    data = data_for(loaded.classes, recipe, asked.path, reporter, another=asked.dataset is not None)
     splits = image_splits(data, recipe.dataset.name)
     if asked.split not in splits:
         raise UsageError(f"This data set has no split '{asked.split}'.", what_to_do=f"It has {', '.join(splits)}.")
@@ -109,7 +108,7 @@ def look(asked: Asked, reporter: Reporter) -> Looked:
         UsageError: there is no such split, level or head.
         ToastError: a map is not what the model attends with, or nothing can be loaded.
     """
-    session, split, cells = opened(asked)
+    session, split, cells = opened(asked, reporter)
     model = session.model.eval()
     recorder = recorder_for(model, asked.layer, asked.head)
     numbers = Numbers(cells)
@@ -153,7 +152,7 @@ def sweep(asked: Asked, reporter: Reporter, alphas: Sequence[float] = ALPHAS) ->
         UsageError: the model has no feedback path, or there is no such split.
         ToastError: without signals the model is not the plain backbone.
     """
-    session, split, _ = opened(replace(asked, alpha=1.0))
+    session, split, _ = opened(replace(asked, alpha=1.0), reporter)
     model = session.model.eval()
     recorder = recorder_for(model, asked.layer, asked.head)
     found = {alpha: Numbers() for alpha in alphas}
