@@ -56,3 +56,29 @@ def test_classes_in_another_order_are_taken_in_the_runs(run: Path, folder: Path)
     right = sum(int(line["correct"]) for line in lines) / COUNT
     assert right == pytest.approx(json.loads(plain.out)["test"]["accuracy"])
     assert toast("compare", run, run, "--dataset", f"folder:{folder}", "--images", "1").code == 0
+
+
+def test_what_cannot_be_read_is_skipped_and_said_and_has_no_numbers_and_no_curves(run: Path, folder: Path) -> None:
+    files = sorted(folder.glob("test/*/*.png"))
+    broken = [files[0], files[1], files[4]]  # a whole batch, and one of another
+    for file in broken:
+        file.write_text("no image")
+    names = {str(file.relative_to(folder)) for file in files}
+    lost = {str(file.relative_to(folder)) for file in broken}
+    data = ["--run", run, "--dataset", f"folder:{folder}"]
+    said = toast("eval", *data, "--attention", "--curve-images", "6", "--out", "n.json", "--json")
+    assert said.code == 0, said.err
+    assert "3 could not be read and were skipped" in said.err
+    found = json.loads(said.out)
+    assert found["skipped"] == json.loads(toast("eval", *data, "--json").out)["skipped"]
+    assert set(found["skipped"]["test"]) == lost
+    assert found["images"] == found["curves"]["images"] == COUNT - 3
+    for file in ("per_image.csv", "curves_per_image.csv"):
+        assert {line["image"] for line in read(Path("n-numbers") / file)} == names - lost
+    swept = toast("eval", *data, "--sweep", "--json")
+    assert swept.code == 0 and "3 could not be read" in swept.err
+    assert json.loads(swept.out)["images"] == COUNT - 3
+    for file in files:
+        file.write_text("no image")
+    for what in ("--attention", "--sweep"):
+        toast("eval", *data, what).fails(1, "No image of test could be read", "toast data check")

@@ -52,6 +52,7 @@ def looked_at(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
         "object": looked.marks,
         "numbers": numbers.result(),
         "not_measurable": numbers.not_measurable(),
+        "skipped": looked.skipped,
         "meaning": MEANING,
         "interval": "95%, bootstrap over images",
     }
@@ -71,7 +72,8 @@ def looked_at(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
 def swept(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
     """Accuracy and attention on the object at every strength: the numbers, and a table of them; a figure beside it."""
     with TerminalReporter() as reporter:
-        lines = sweep(asked, reporter)
+        found = sweep(asked, reporter)
+    lines = found.lines
     folder = place(asked, out, "strength")
     shown = [name for name in ("accuracy", "share_inside", "shift") if all(name in line for line in lines)]
     header = ["alpha", *(f"{name}{part}" for name in shown for part in ("", "_low", "_high"))]
@@ -100,6 +102,7 @@ def swept(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
         "head": asked.head,
         "images": images,
         "strengths": lines,
+        "skipped": found.skipped,
         "interval": "95%, bootstrap over images",
     }
     return results, table

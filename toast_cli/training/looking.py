@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from torch import Tensor
 
 from toast_cli.attention.bootstrap import bootstrap
 from toast_cli.attention.curves import FORWARDS, Curves
@@ -17,9 +18,10 @@ from toast_cli.attention.maps import Head
 from toast_cli.attention.numbers import Numbers
 from toast_cli.attention.strength import set_strength
 from toast_cli.data.grid import GridSplit
-from toast_cli.data.part import drawn
-from toast_cli.data.source import ImageSplit, image_splits, marks_of
+from toast_cli.data.part import Part, drawn
+from toast_cli.data.source import Batches, ImageSplit, image_splits, marks_of
 from toast_cli.errors import ToastError, UsageError
+from toast_cli.labels import IGNORED
 from toast_cli.model import Model
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.steering import one_pass
@@ -28,6 +30,7 @@ from toast_cli.training.devices import make_accelerator
 from toast_cli.training.measuring import changed, data_for
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session
+from toast_cli.training.telling import say_skipped
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
@@ -55,7 +58,7 @@ class Looked:
     """What was measured: numbers of all images, curves of some, and the split's classes and names.
 
     `curve_names` are those of the images that the curves are of, in their order. `marks` says what stands for the
-    object; None where nothing does.
+    object; None where nothing does. `skipped` are the images that could not be read: why, by split and name.
     """
 
     numbers: Numbers
@@ -64,7 +67,16 @@ class Looked:
     classes: tuple[str, ...]
     names: Sequence[str]
     marks: str | None
+    skipped: dict[str, dict[str, str]]
     curve_names: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What was measured at every strength, and the images that could not be read: why, by split and name."""
+
+    lines: list[dict[str, Any]]
+    skipped: dict[str, dict[str, str]]
 
 
 def opened(asked: Asked, reporter: Reporter) -> tuple[Session, ImageSplit, int | None]:
@@ -106,7 +118,7 @@ def look(asked: Asked, reporter: Reporter) -> Looked:
 
     Raises:
         UsageError: there is no such split, level or head.
-        ToastError: a map is not what the model attends with, or nothing can be loaded.
+        ToastError: a map is not what the model attends with, nothing can be loaded, or no image can be read.
     """
     session, split, cells = opened(asked, reporter)
     model = session.model.eval()
@@ -115,26 +127,53 @@ def look(asked: Asked, reporter: Reporter) -> Looked:
     batches = session.batches(asked.split, with_masks=split.has_masks)
     reporter.message(plan(asked, len(split)))
     kind = ""
-    for batch in reporter.track(batches, len(batches), asked.split):
-        batch = send_to_device(batch, session.accelerator.device)
+    for batch in readable(batches, session, reporter, asked.split):
         with session.accelerator.autocast():
             found = recorder.look(batch["image"])
         kind = found.kind
         numbers.add(found, batch)
+    skipped = say_skipped(reporter, **{asked.split: batches})
+    check_any(numbers, asked)
     curves: Curves | None = None
-    curve_names: Sequence[str] = ()
+    curve_names: list[str] = []
     if asked.curve_images:
         curves = Curves(model)
-        few = drawn(split, asked.curve_images, session.recipe.seed)
+        few = drawn(seen_of(split, numbers), asked.curve_images, session.recipe.seed)
         part = Session(
             session.recipe, replace(session.data, splits={asked.split: few}), model, session.accelerator
         ).batches(asked.split)
-        curve_names = few.names
-        for batch in reporter.track(part, len(part), "deletion and insertion"):
-            images = batch["image"].to(session.accelerator.device)
+        for batch in readable(part, session, reporter, "deletion and insertion"):
             with session.accelerator.autocast():
-                curves.add(recorder.look(images), images)
-    return Looked(numbers, curves, kind, session.data.classes, split.names, marks_of(split), curve_names)
+                curves.add(recorder.look(batch["image"]), batch["image"])
+            curve_names += [few.names[index] for index in batch["index"].tolist()]
+    return Looked(numbers, curves, kind, session.data.classes, split.names, marks_of(split), skipped, curve_names)
+
+
+def readable(batches: Batches, session: Session, reporter: Reporter, what: str) -> Iterator[dict[str, Tensor]]:
+    """Batches on the device, without the black images that stand where nothing could be read."""
+    for batch in reporter.track(batches, len(batches), what):
+        there = batch["label"] != IGNORED
+        if there.any():
+            yield send_to_device({name: value[there] for name, value in batch.items()}, session.accelerator.device)
+
+
+def seen_of(split: ImageSplit, numbers: Numbers) -> ImageSplit:
+    """The images of a split that could be read."""
+    if len(numbers.rows) == len(split):
+        return split
+    return Part(split, tuple(sorted(row["index"] for row in numbers.rows)))
+
+
+def check_any(numbers: Numbers, asked: Asked) -> None:
+    """Refuse to tell of a split of which nothing could be read.
+
+    Raises:
+        ToastError: nothing could.
+    """
+    if not numbers.rows:
+        raise ToastError(
+            f"No image of {asked.split} could be read.", what_to_do="'toast data check' says what is wrong with each."
+        )
 
 
 def plan(asked: Asked, images: int) -> str:
@@ -145,20 +184,19 @@ def plan(asked: Asked, images: int) -> str:
 
 
 @torch.no_grad()
-def sweep(asked: Asked, reporter: Reporter, alphas: Sequence[float] = ALPHAS) -> list[dict[str, Any]]:
+def sweep(asked: Asked, reporter: Reporter, alphas: Sequence[float] = ALPHAS) -> Swept:
     """Accuracy and, with masks, the share of pass two inside the object as the signals grow from nothing to twice.
 
     Raises:
         UsageError: the model has no feedback path, or there is no such split.
-        ToastError: without signals the model is not the plain backbone.
+        ToastError: without signals the model is not the plain backbone, or no image can be read.
     """
     session, split, _ = opened(replace(asked, alpha=1.0), reporter)
     model = session.model.eval()
     recorder = recorder_for(model, asked.layer, asked.head)
     found = {alpha: Numbers() for alpha in alphas}
     batches = session.batches(asked.split, with_masks=split.has_masks)
-    for batch in reporter.track(batches, len(batches), asked.split):
-        batch = send_to_device(batch, session.accelerator.device)
+    for batch in readable(batches, session, reporter, asked.split):
         with session.accelerator.autocast():
             for alpha in alphas:
                 set_strength(model, alpha)
@@ -167,6 +205,8 @@ def sweep(asked: Asked, reporter: Reporter, alphas: Sequence[float] = ALPHAS) ->
                 if alpha == 0:
                     check_plain(model, batch["image"], seen.logits)
     set_strength(model, 1.0)
+    skipped = say_skipped(reporter, **{asked.split: batches})
+    check_any(found[alphas[0]], asked)
     lines = []
     for alpha, numbers in found.items():
         measured: dict[str, Any] = {"alpha": alpha}
@@ -175,15 +215,15 @@ def sweep(asked: Asked, reporter: Reporter, alphas: Sequence[float] = ALPHAS) ->
             ("share_inside", "pass_two/share_inside"),
             ("shift", "passes/shift"),
         ):
-            if numbers.rows and column in numbers.rows[0]:
+            if column in numbers.rows[0]:
                 mean = bootstrap(numbers.column(column))
                 if mean is not None:
                     measured[name] = asdict(mean)
         lines.append(measured)
-    return lines
+    return Swept(lines, skipped)
 
 
-def check_plain(model: Model, images: torch.Tensor, logits: torch.Tensor) -> None:
+def check_plain(model: Model, images: Tensor, logits: Tensor) -> None:
     """Without signals the second pass is the plain backbone's only one.
 
     Raises:
