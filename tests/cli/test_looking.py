@@ -75,10 +75,51 @@ def test_what_cannot_be_read_is_skipped_and_said_and_has_no_numbers_and_no_curve
     assert found["images"] == found["curves"]["images"] == COUNT - 3
     for file in ("per_image.csv", "curves_per_image.csv"):
         assert {line["image"] for line in read(Path("n-numbers") / file)} == names - lost
-    swept = toast("eval", *data, "--sweep", "--json")
+    swept = toast("eval", *data, "--sweep", "--out", "s.json", "--json")
     assert swept.code == 0 and "3 could not be read" in swept.err
     assert json.loads(swept.out)["images"] == COUNT - 3
     for file in files:
         file.write_text("no image")
     for what in ("--attention", "--sweep"):
         toast("eval", *data, what).fails(1, "No image of test could be read", "toast data check")
+
+
+def test_numbers_are_kept_with_how_they_were_made_and_never_mixed_with_others(run: Path, here: Path) -> None:
+    home = run / "attention"
+
+    def measured(*how: str) -> None:
+        said = toast("eval", "--run", run, "--attention", "--limit", "4", *how)
+        assert said.code == 0, said.err
+
+    measured("--layer", "0", "--curve-images", "2")
+    before = {file: file.read_bytes() for file in (home / "numbers-test-layer0").iterdir()}
+    measured("--layer", "2", "--alpha", "0.5", "--head", "1", "--curve-images", "0")
+    measured("--curve-images", "2")
+    assert {folder.name for folder in home.iterdir()} == {
+        "numbers-test-layer0", "numbers-test-layer2-head-1-alpha0.5", "numbers-test",
+    }  # fmt: skip
+    assert all(file.read_bytes() == held for file, held in before.items())
+    tables = {"numbers.json", "per_class.csv", "per_image.csv"}
+    curves = {"curves.csv", "curves_per_image.csv", "curves.png"}
+    assert (
+        {file.name for file in before} == {file.name for file in (home / "numbers-test").iterdir()} == tables | curves
+    )
+    (home / "numbers-test/my notes.txt").touch()
+    measured("--curve-images", "0")
+    assert {file.name for file in (home / "numbers-test").iterdir()} == tables | {"my notes.txt"}
+
+    record = json.loads((home / "numbers-test-layer2-head-1-alpha0.5/numbers.json").read_text())
+    assert (record["layer"], record["head"], record["alpha"], record["limit"]) == (2, 1, 0.5, 4)
+    assert (record["dataset"], record["split"], record["backbone"], record["method"]) == (
+        "demo", "test", "vit_demo", "toast",
+    )  # fmt: skip
+    assert record["run_fingerprint"] and record["backbone_fingerprint"] and record["weights"]
+    inside = record["numbers"]["pass_two"]["share_inside"]
+    assert inside["low"] < inside["mean"] < inside["high"]
+    last = json.loads((home / "numbers-test/numbers.json").read_text())
+    assert last["layer"] == len(demo_model().backbone.levels) - 1 and last["alpha"] == 1
+
+    said = toast("eval", "--run", run, "--sweep", "--limit", "4", "--layer", "0", "--json")
+    swept = json.loads((home / "strength-test-layer0/numbers.json").read_text())
+    assert swept == json.loads(said.out) and len(swept["strengths"]) == 9
+    assert swept["run_fingerprint"] == record["run_fingerprint"] and swept["layer"] == 0

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from toast_cli.attention.bootstrap import bootstrap
 from toast_cli.attention.curves import FORWARDS, Curves
-from toast_cli.attention.energy import recorder_for
 from toast_cli.attention.maps import Head
 from toast_cli.attention.numbers import Numbers
+from toast_cli.attention.seeing import Viewer
 from toast_cli.attention.strength import set_strength
 from toast_cli.data.grid import GridSplit
 from toast_cli.data.part import Part, drawn
@@ -55,12 +55,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Looked:
-    """What was measured: numbers of all images, curves of some, and the split's classes and names.
+    """What was measured: who looked, numbers of all images, curves of some, and the split's classes and names.
 
     `curve_names` are those of the images that the curves are of, in their order. `marks` says what stands for the
     object; None where nothing does. `skipped` are the images that could not be read: why, by split and name.
     """
 
+    viewer: Viewer
     numbers: Numbers
     curves: Curves | None
     kind: str
@@ -73,8 +74,9 @@ class Looked:
 
 @dataclass(frozen=True)
 class Swept:
-    """What was measured at every strength, and the images that could not be read: why, by split and name."""
+    """What was measured at every strength, and of whom; the images that could not be read: why, by split and name."""
 
+    viewer: Viewer
     lines: list[dict[str, Any]]
     skipped: dict[str, dict[str, str]]
 
@@ -122,7 +124,8 @@ def look(asked: Asked, reporter: Reporter) -> Looked:
     """
     session, split, cells = opened(asked, reporter)
     model = session.model.eval()
-    recorder = recorder_for(model, asked.layer, asked.head)
+    viewer = viewer_of(asked, session)
+    recorder = viewer.recorder
     numbers = Numbers(cells)
     batches = session.batches(asked.split, with_masks=split.has_masks)
     reporter.message(plan(asked, len(split)))
@@ -146,7 +149,19 @@ def look(asked: Asked, reporter: Reporter) -> Looked:
             with session.accelerator.autocast():
                 curves.add(recorder.look(batch["image"]), batch["image"])
             curve_names += [few.names[index] for index in batch["index"].tolist()]
-    return Looked(numbers, curves, kind, session.data.classes, split.names, marks_of(split), skipped, curve_names)
+    return Looked(
+        viewer, numbers, curves, kind, session.data.classes, split.names, marks_of(split), skipped, curve_names
+    )
+
+
+def viewer_of(asked: Asked, session: Session) -> Viewer:
+    """The run as it is asked to look.
+
+    Raises:
+        UsageError: it has no such layer or head, when its recorder is asked for.
+    """
+    name, recipe = asked.path.resolve().name, session.recipe
+    return Viewer(name, session.model, recipe.images, session.data.classes, asked.layer, asked.head, recipe=recipe)
 
 
 def readable(batches: Batches, session: Session, reporter: Reporter, what: str) -> Iterator[dict[str, Tensor]]:
@@ -193,7 +208,8 @@ def sweep(asked: Asked, reporter: Reporter, alphas: Sequence[float] = ALPHAS) ->
     """
     session, split, _ = opened(replace(asked, alpha=1.0), reporter)
     model = session.model.eval()
-    recorder = recorder_for(model, asked.layer, asked.head)
+    viewer = viewer_of(asked, session)
+    recorder = viewer.recorder
     found = {alpha: Numbers() for alpha in alphas}
     batches = session.batches(asked.split, with_masks=split.has_masks)
     for batch in readable(batches, session, reporter, asked.split):
@@ -220,7 +236,7 @@ def sweep(asked: Asked, reporter: Reporter, alphas: Sequence[float] = ALPHAS) ->
                 if mean is not None:
                     measured[name] = asdict(mean)
         lines.append(measured)
-    return Swept(lines, skipped)
+    return Swept(viewer, lines, skipped)
 
 
 def check_plain(model: Model, images: Tensor, logits: Tensor) -> None:
