@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from toast_cli.attention.curves import RANDOM
+from toast_cli.attention.curves import RANDOM, RANDOM_SIMILARITY
 from toast_cli.attention.figure import write
 from toast_cli.attention.numbers import EVEN, EVEN_SIMILARITY, MEANING, as_csv, number, said
 from toast_cli.attention.pictures import origin, versions
@@ -152,7 +152,7 @@ def notes(results: dict[str, Any]) -> list[str]:
         lines += [f"The object: {results['object']}. An even map is chance: what lies inside it is the object's area."]
     if "curves" in results:
         curves = results["curves"]
-        steps = len(curves["shares_of_pixels"]) - 1
+        steps = len(curves["shares_of_pixels"][RANDOM]) - 1
         lines += [f"Deletion and insertion: area under the curve, {curves['images']} images, {steps} steps."]
     for name, count in results["not_measurable"].items():
         lines += [f"Not measurable, and left out: {WORDS[name]} of {count} images, which is zero everywhere."]
@@ -190,7 +190,10 @@ def numbers_table(asked: Asked, results: dict[str, Any]) -> Table:
         if "curves" in results:
             area, gained = results["curves"]["area"], results["curves"]["pass_two_less_pass_one"]
             row = [said(area[name][kind]) if name in area else "" for name in maps]
-            table.add_row(f"{kind}, {better} is good; at random {said(area[RANDOM][kind])}", *row)
+            chance = f"at random {said(area[RANDOM][kind])}"
+            if RANDOM_SIMILARITY in area:
+                chance += f", in similarity's cells {said(area[RANDOM_SIMILARITY][kind])}"
+            table.add_row(f"{kind}, {better} is good; {chance}", *row)
             if kind in gained:
                 row = [said(gained[kind]) if name == "pass_two" else "" for name in maps]
                 table.add_row(f"{kind}, pass two less pass one", *row)

@@ -12,7 +12,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from toast_cli.attention.bootstrap import bootstrap
-from toast_cli.attention.curves import FORWARDS, Curves
+from toast_cli.attention.curves import Curves, forwards
 from toast_cli.attention.maps import Head
 from toast_cli.attention.numbers import Numbers
 from toast_cli.attention.seeing import Viewer
@@ -128,7 +128,7 @@ def look(asked: Asked, reporter: Reporter) -> Looked:
     recorder = viewer.recorder
     numbers = Numbers(cells)
     batches = session.batches(asked.split, with_masks=split.has_masks)
-    reporter.message(plan(asked, len(split)))
+    reporter.message(plan(asked, len(split), model))
     kind = ""
     for batch in readable(batches, session, reporter, asked.split):
         with session.accelerator.autocast():
@@ -191,10 +191,12 @@ def check_any(numbers: Numbers, asked: Asked) -> None:
         )
 
 
-def plan(asked: Asked, images: int) -> str:
+def plan(asked: Asked, images: int, model: Model) -> str:
     """What is going to be done, and which part of it takes long."""
+    # Three maps and a random order; where a stage has other cells than the similarity, a random order of those too.
+    times = forwards(4 if model.backbone.has_attention else 5)
     few = min(asked.curve_images, images)
-    curves = f"; then curves of {few:,} of them, for which each is shown up to {FORWARDS} times" if few else ""
+    curves = f"; then curves of {few:,} of them, for which each is shown up to {times} times" if few else ""
     return f"Looking at {images:,} images of {asked.split}{curves}."
 
 
