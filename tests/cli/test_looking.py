@@ -6,10 +6,12 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.cli.conftest import toast
-from tests.scenes import CLASSES, demo_model, kept, scenes
+from tests.scenes import CLASSES, demo_model, kept, recipe_of, scenes, viewer_of
+from toast_cli.training.session import open_data
 
 COUNT = 8
 
@@ -123,3 +125,50 @@ def test_numbers_are_kept_with_how_they_were_made_and_never_mixed_with_others(ru
     swept = json.loads((home / "strength-test-layer0/numbers.json").read_text())
     assert swept == json.loads(said.out) and len(swept["strengths"]) == 9
     assert swept["run_fingerprint"] == record["run_fingerprint"] and swept["layer"] == 0
+
+
+def test_a_sweep_tells_of_pass_two_what_measuring_at_that_strength_tells(run: Path, here: Path) -> None:
+    said = toast("eval", "--run", run, "--sweep", "--limit", "4", "--out", "s.json", "--json")
+    swept = {line["alpha"]: line for line in json.loads(said.out)["strengths"]}
+    said = toast(
+        "eval", "--run", run, "--attention", "--alpha", "0.5", "--limit", "4", "--curve-images", "0", "--out", "n.json",
+        "--json",
+    )  # fmt: skip
+    found = json.loads(said.out)["numbers"]
+    inside = {name: found[name]["share_inside"]["mean"] for name in ("pass_one", "pass_two")}
+    assert swept[0.5]["share_inside"]["mean"] == pytest.approx(inside["pass_two"], abs=1e-6)
+    assert abs(inside["pass_two"] - inside["pass_one"]) > 1e-3
+    assert swept[0.0]["share_inside"]["mean"] == pytest.approx(inside["pass_one"], abs=1e-6)
+
+
+def test_a_sweep_whose_strength_zero_still_steers_is_an_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toast_cli.training.looking.set_strength", lambda model, alpha: None)
+    toast("eval", "--run", run, "--sweep", "--limit", "4").fails(
+        1, "With steering strength 0", "not the plain backbone"
+    )
+
+
+def test_on_grids_the_labelled_cell_wins_that_has_most_of_the_map(here: Path) -> None:
+    few = {"train_images": 20, "val_images": 20, "test_images": 20}
+    mosaics = {"name": "grid", "path": "demo+demo", "photographs": few, "distractors": few}
+    kept(demo_model(), here / "grids", dataset=mosaics)
+    said = toast(
+        "eval", "--run", "grids", "--attention", "--limit", "6", "--curve-images", "0", "--out", "n.json", "--json"
+    )
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert found["object"] == "the cell of the labelled photograph"
+    assert found["numbers"]["even"]["grid_hit"]["mean"] == found["numbers"]["even"]["share_inside"]["mean"] == 0.25
+    recipe = recipe_of(dataset=mosaics)
+    split = open_data(recipe).splits["test"]
+    places = {name: index for index, name in enumerate(split.names)}  # type: ignore[attr-defined]
+    viewer = viewer_of(demo_model())
+    for line in read(Path("n-numbers/per_image.csv")):
+        sample = split.load(places[line["image"]])  # type: ignore[attr-defined]
+        maps = viewer.recorder.look(viewer.transform(sample.image)[0][None]).maps()
+        for name in ("pass_one", "similarity", "pass_two"):
+            cells = maps[name][0].unflatten(1, (2, 4)).unflatten(0, (2, 4)).sum((1, 3))  # of 8 by 8, 4 by 4 in each
+            labelled = int(np.argmax(sample.mask[[0, 0, -1, -1], [0, -1, 0, -1]]))
+            assert float(line[f"{name}/grid_hit"]) == (int(cells.flatten().argmax()) == labelled)
+            share = float(cells.flatten()[labelled] / cells.sum())
+            assert float(line[f"{name}/share_inside"]) == pytest.approx(share, abs=1e-4)

@@ -34,8 +34,8 @@ class Curves:
     Deletion replaces them by the mean colour, insertion puts them into a strongly blurred image. A good map has a
     deletion curve that falls at once and an insertion curve that rises at once.
 
-    A step takes whole cells of the map, so many that the step's share of the image is reached: where cells are few, that
-    is more, and the area under a curve is taken over what was taken.
+    A step takes whole cells of the map, so many that the step's share of the image is reached: where cells are few,
+    that is more, and the area under a curve is taken over what was taken.
 
     Args:
         predict: images `[B, 3, H, W]` to logits `[B, classes]`.
