@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from toast_cli.backbone import Trace
+from toast_cli.backbone import Trace, exactly
 
 _NAME = "toast_recording"
 _map: ContextVar[list[Tensor]] = ContextVar("map")
@@ -24,8 +24,10 @@ def _record(
 ) -> tuple[Tensor, None]:
     """Keep the softmax map `[B, heads, N, M]` and its mismatch (`Trace`); what comes out is fused attention's own."""
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
-    every_head = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores = query @ every_head.transpose(-2, -1) * scale
+    groups = query.shape[1] // key.shape[1]
+    every_head, every_value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    with exactly(query, every_head, every_value) as (q, k, v):
+        scores = q @ k.transpose(-2, -1) * scale
     if attention_mask is None:  # plainly causal: fused attention is told so without a mask
         N, M = scores.shape[-2:]
         attention_mask_here = torch.ones(N, M, dtype=torch.bool, device=scores.device).tril(M - N)
@@ -37,13 +39,14 @@ def _record(
         scores = scores + attention_mask_here
     attention = scores.softmax(-1)
     fused, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    mixed = attention.to(value.dtype) @ value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+    with exactly(query, every_head, every_value):
+        mixed = attention @ v
     # A token of padding may see nothing, and then both mean nothing.
     sees = (attention_mask_here if attention_mask_here.dtype == torch.bool else attention_mask_here > -1).any(-1)
     seen = sees.unsqueeze(-1).expand_as(mixed)
     difference = (mixed - fused.transpose(1, 2)).abs().where(seen, 0.0)
     largest = fused.transpose(1, 2).abs().where(seen, 0.0).amax().clamp_min(1e-6)
-    _map.get().extend([attention, difference.amax() / largest])
+    _map.get().extend([attention, (difference.amax() / largest).to(fused.dtype)])
     return fused, None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, State, Trace
+from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, State, Trace, exactly
 from toast_cli.errors import ToastError
 from toast_cli.signals import Pending, Signal, Values, worked_out
 from toast_timm.loading import licence_of
@@ -87,12 +87,14 @@ def recorded_attention(attention: Attention, maps: list[Tensor], mismatches: lis
     def record(_: nn.Module, __: object, qkv: Tensor) -> None:
         q, k, v = qkv.unflatten(-1, (3, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = attention.q_norm(q), attention.k_norm(k)
-        maps.append((q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1))
-        mixed.append((maps[-1].to(v.dtype) @ v).transpose(1, 2).flatten(2))
+        with exactly(q, k, v) as (q, k, v):
+            maps.append((q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1))
+            mixed.append((maps[-1] @ v).transpose(1, 2).flatten(2))
 
     def compare(_: nn.Module, given: tuple[Tensor, ...]) -> None:
         fused = given[0]
-        mismatches.append((mixed.pop() - fused).abs().amax() / fused.abs().amax().clamp_min(1e-6))
+        mismatch = (mixed.pop() - fused).abs().amax() / fused.abs().amax().clamp_min(1e-6)
+        mismatches.append(mismatch.to(fused.dtype))
 
     handles = [attention.qkv.register_forward_hook(record), attention.norm.register_forward_pre_hook(compare)]
     try:

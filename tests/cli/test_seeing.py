@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -152,10 +153,13 @@ class TestNumbers:
         assert set(found["numbers"]["pass_one"]) == {"share_inside", "pointing_hit", "auc", "entropy"}
         assert found["object"] == "its exact pixels" and found["not_measurable"] == {}
         curves, orders = found["curves"], {"pass_one", "similarity", "pass_two", "random"}
-        assert set(curves["area"]) == orders and curves["shares_of_pixels"] == [step / 10 for step in range(11)]
+        assert set(curves["area"]) == set(curves["shares_of_pixels"]) == orders
         with (here / "n-numbers/curves.csv").open() as file:
             steps = list(csv.DictReader(file))
-        assert [float(step["share_of_pixels"]) for step in steps] == curves["shares_of_pixels"]
+        for order, shares in curves["shares_of_pixels"].items():
+            # Of 8 by 8 cells, the first so many that are a tenth, two tenths, ... of all.
+            assert shares == pytest.approx([math.ceil(6.4 * step) / 64 for step in range(11)])
+            assert [float(step[f"{order}/share_of_pixels"]) for step in steps] == pytest.approx(shares, abs=1e-5)
         for step in steps:
             low, mean, high = (float(step[f"pass_two/deletion{end}"]) for end in ("_low", "", "_high"))
             assert low <= mean <= high

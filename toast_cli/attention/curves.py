@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,21 +17,29 @@ from toast_cli.attention.maps import Look
 from toast_cli.attention.measures import zero
 
 STEPS = 10
-FORWARDS = 3 + 4 * 2 * (STEPS - 1)
-"""How often the model is asked about an image: the three ends, and every step of both curves in four orders."""
 RANDOM = "random"
 """The order that says nothing, beside which those of the maps are to be read."""
+RANDOM_SIMILARITY = "random_similarity"
+"""The same in the cells of the similarity, where those are others: of a ConvNeXt's earlier stages."""
+
+
+def forwards(orders: int) -> int:
+    """How often the model is asked about an image at most: the three ends, and both curves' steps in every order."""
+    return 3 + orders * 2 * (STEPS - 1)
 
 
 class Curves:
     """The probability of a model's own answer as pixels are taken away or put back, those that a map marks most first.
 
-    Deletion replaces them by the mean colour, insertion puts them into a strongly blurred image. `steps` equal parts.
-    A good map has a deletion curve that falls at once and an insertion curve that rises at once.
+    Deletion replaces them by the mean colour, insertion puts them into a strongly blurred image. A good map has a
+    deletion curve that falls at once and an insertion curve that rises at once.
+
+    A step takes whole cells of the map, so many that the step's share of the image is reached: where cells are few,
+    that is more, and the area under a curve is taken over what was taken.
 
     Args:
         predict: images `[B, 3, H, W]` to logits `[B, classes]`.
-        steps: parts that the image is divided into.
+        steps: steps from nothing to the whole image.
         seed: of the random order.
     """
 
@@ -39,32 +48,50 @@ class Curves:
         self.steps = steps
         self.generator = torch.Generator().manual_seed(seed)
         self.curves: dict[str, dict[str, list[Tensor]]] = {}
+        self.taken: dict[str, list[Tensor]] = {}
 
     @torch.no_grad()
     def add(self, look: Look, images: Tensor) -> None:
         """Add the images of a batch, given how the model looked at them."""
-        B, _, H, W = images.shape
+        H, W = images.shape[2:]
         answer = look.logits.argmax(-1)
-        rows, columns = look.first.shape[1:]
-        chance = torch.rand(B, rows, columns, generator=self.generator).to(images.device)
         # Of so strong a blur nothing is recognised; normalised images have the mean colour at zero.
         blurred = gaussian_blur(images, [2 * (min(H, W) // 8) + 1] * 2, [min(H, W) / 8.0] * 2)
         full, grey, blur = (self._answered(given, answer) for given in (images, torch.zeros_like(images), blurred))
-        for name, map in {**look.maps(), RANDOM: chance}.items():
-            rank = ranks(map)
+        for name, map in {**look.maps(), **self._by_chance(look)}.items():
+            chosen = self._chosen(map, (H, W))
+            self.taken.setdefault(name, []).append(torch.stack([part.mean((1, 2, 3)) for part in chosen], 1).cpu())
             for kind, shown, hidden, ends in (
                 ("deletion", torch.zeros_like(images), images, (full, grey)),
                 ("insertion", images, blurred, (blur, full)),
             ):
                 curve = [ends[0]]  # where every order begins and ends is the same for all
-                for step in range(1, self.steps):
-                    chosen = (rank < step / self.steps).float()[:, None]
-                    chosen = F.interpolate(chosen, size=(H, W), mode="nearest")
-                    curve.append(self._answered(chosen * shown + (1 - chosen) * hidden, answer))
-                whole = torch.stack([*curve, ends[1]], dim=1)
+                for before, part in pairwise(chosen):
+                    if part is before:  # few cells, many steps: nothing more is taken
+                        curve.append(curve[-1])
+                    elif part is chosen[-1]:
+                        curve.append(ends[1])
+                    else:
+                        curve.append(self._answered(part * shown + (1 - part) * hidden, answer))
+                whole = torch.stack(curve, dim=1)
                 # A map that is zero everywhere puts nothing in an order.
                 whole = whole.masked_fill(zero(map).cpu()[:, None], torch.nan)
                 self.curves.setdefault(name, {}).setdefault(kind, []).append(whole)
+
+    def _by_chance(self, look: Look) -> dict[str, Tensor]:
+        """Maps that put the cells in a random order, for every grid that there is."""
+        grids = {RANDOM: look.first}
+        if look.similarity is not None and look.similarity.shape != look.first.shape:
+            grids[RANDOM_SIMILARITY] = look.similarity
+        return {name: torch.rand(map.shape, generator=self.generator).to(map.device) for name, map in grids.items()}
+
+    def _chosen(self, map: Tensor, size: tuple[int, int]) -> list[Tensor]:
+        """The pixels taken after every step from none to all, each `[B, 1, H, W]`; the same tensor where none come."""
+        place = ranks(map)
+        cells = place[0].numel()
+        counts = [-(-cells * step // self.steps) for step in range(self.steps + 1)]
+        parts = {count: F.interpolate((place < count).float()[:, None], size=size) for count in counts}
+        return [parts[count] for count in counts]
 
     def _answered(self, images: Tensor, answer: Tensor) -> Tensor:
         """How likely each image's own answer is, `[B]`, on the CPU."""
@@ -76,11 +103,11 @@ class Curves:
 
     def areas(self, name: str, kind: str) -> Tensor:
         """The area under every image's curve, `[images]`: low is good for deletion, high for insertion."""
-        return torch.trapezoid(self.whole(name, kind), dx=1 / self.steps, dim=1)
+        return torch.trapezoid(self.whole(name, kind), torch.cat(self.taken[name]), dim=1)
 
-    def shares(self) -> list[float]:
-        """The share of the pixels that is deleted or inserted at every step, 0 to 1."""
-        return [step / self.steps for step in range(self.steps + 1)]
+    def shares(self) -> dict[str, list[float]]:
+        """By order, the share of the pixels that is deleted or inserted after every step, 0 to 1: the images' mean."""
+        return {name: torch.cat(taken).double().mean(0).tolist() for name, taken in self.taken.items()}
 
     def mean_curves(self) -> dict[str, dict[str, list[Mean]]]:
         """By order and kind, the mean over images at every step, with its 95% interval; without orders no image has."""
@@ -113,8 +140,8 @@ class Curves:
 
 
 def ranks(map: Tensor) -> Tensor:
-    """Where each cell of `[B, rows, columns]` stands from the highest (0) to the lowest (just below 1)."""
+    """Where each cell of `[B, rows, columns]` stands, from the highest (0) to the lowest (one less than cells)."""
     order = map.flatten(1).argsort(stable=True, dim=1, descending=True)
     places = torch.empty_like(order)
     places.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order).contiguous())
-    return (places / order.shape[1]).view_as(map)
+    return places.view_as(map)

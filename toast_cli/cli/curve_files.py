@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from toast_cli.attention.bootstrap import Mean
-from toast_cli.attention.curves import RANDOM, Curves
+from toast_cli.attention.curves import RANDOM, RANDOM_SIMILARITY, Curves
 from toast_cli.attention.numbers import as_csv, number
 
-ORDERS = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", RANDOM: "random order"}
+ORDERS = {
+    "pass_one": "pass one",
+    "similarity": "similarity",
+    "pass_two": "pass two",
+    RANDOM: "random order",
+    RANDOM_SIMILARITY: "random, as coarse as similarity",
+}
+PLAIN = {RANDOM: {"color": "grey", "linestyle": "--"}, RANDOM_SIMILARITY: {"color": "grey", "linestyle": ":"}}
+"""How orders are drawn that no map made."""
 MEANING = {
     "deletion": "area under the curve as the pixels that a map marks most become the mean colour; low is good",
     "insertion": "area under the curve as they come back into a blurred image; high is good",
@@ -19,6 +27,8 @@ MEANING = {
 }
 
 MeanCurves = dict[str, dict[str, list[Mean]]]
+Shares = Mapping[str, Sequence[float]]
+"""By order, the share of the pixels taken after every step: coarse maps take whole cells."""
 
 
 def told(curves: Curves) -> dict[str, Any]:
@@ -32,15 +42,15 @@ def told(curves: Curves) -> dict[str, Any]:
     }
 
 
-def curves_csv(shares: Sequence[float], means: MeanCurves) -> str:
-    """The mean curves: a line a step, each mean with its 95% interval."""
-    curves = [(f"{name}/{kind}", curve) for name, kinds in means.items() for kind, curve in kinds.items()]
-    header = ["share_of_pixels", *(name + part for name, _ in curves for part in ("", "_low", "_high"))]
-    lines = [
-        [share, *(number(value) for _, curve in curves for value in _ends(curve[step]))]
-        for step, share in enumerate(shares)
-    ]
-    return as_csv([header, *lines])
+def curves_csv(shares: Shares, means: MeanCurves) -> str:
+    """The mean curves: a line a step, for every order its share of the pixels, each mean with its 95% interval."""
+    columns: dict[str, list[float]] = {}
+    for name, kinds in means.items():
+        columns[f"{name}/share_of_pixels"] = list(shares[name])
+        for kind, curve in kinds.items():
+            for end, part in (("mean", ""), ("low", "_low"), ("high", "_high")):
+                columns[f"{name}/{kind}{part}"] = [getattr(mean, end) for mean in curve]
+    return as_csv([list(columns), *([number(value) for value in step] for step in zip(*columns.values(), strict=True))])
 
 
 def areas_csv(curves: Curves, names: Iterable[str]) -> str:
@@ -52,22 +62,18 @@ def areas_csv(curves: Curves, names: Iterable[str]) -> str:
     return as_csv([["image", *columns], *lines])
 
 
-def curves_figure(shares: Sequence[float], means: MeanCurves) -> Figure:
+def curves_figure(shares: Shares, means: MeanCurves) -> Figure:
     """The mean curves with their intervals, deletion beside insertion."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     for axis, kind in zip(figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), strict=True):
         for name, kinds in means.items():
-            style = {"color": "grey", "linestyle": "--"} if name == RANDOM else {}
-            (line,) = axis.plot(shares, [mean.mean for mean in kinds[kind]], label=ORDERS[name], **style)
+            style = PLAIN.get(name, {})
+            (line,) = axis.plot(shares[name], [mean.mean for mean in kinds[kind]], label=ORDERS[name], **style)
             low, high = ([getattr(mean, end) for mean in kinds[kind]] for end in ("low", "high"))
-            axis.fill_between(shares, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+            axis.fill_between(shares[name], low, high, color=line.get_color(), alpha=0.12, linewidth=0)
         axis.set_title(f"{kind} of what the map marks most", fontsize=9)
         axis.set_xlabel("share of the pixels", fontsize=8)
     axis.legend(fontsize=8)
     count = next(mean.images for kinds in means.values() for curve in kinds.values() for mean in curve)
     figure.supylabel(f"probability of the answer\nmean of {count} images, 95%", fontsize=8)
     return figure
-
-
-def _ends(mean: Mean) -> tuple[float, float, float]:
-    return mean.mean, mean.low, mean.high

@@ -9,14 +9,21 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from toast_cli.attention.curves import RANDOM
+from toast_cli.attention.curves import RANDOM, RANDOM_SIMILARITY
 from toast_cli.attention.figure import write
 from toast_cli.attention.numbers import EVEN, EVEN_SIMILARITY, MEANING, as_csv, number, said
+from toast_cli.attention.pictures import origin, versions
+from toast_cli.attention.seeing import Viewer
 from toast_cli.cli.console import err, say
 from toast_cli.cli.curve_files import ORDERS, areas_csv, curves_csv, curves_figure, told
 from toast_cli.cli.progress import TerminalReporter
-from toast_cli.storage.atomic import write_text
+from toast_cli.storage.atomic import remove, write_json, write_text
 from toast_cli.training.looking import Asked, look, sweep
+
+RECORD = "numbers.json"
+"""What was measured and how, beside its tables and figures."""
+TABLES = ("per_class.csv", "per_image.csv", "curves.csv", "curves_per_image.csv", "strength.csv")
+FIGURES = ("curves.png", "strength.png")
 
 WORDS = {
     **ORDERS,
@@ -41,21 +48,20 @@ def looked_at(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
     with TerminalReporter() as reporter:
         looked = look(asked, reporter)
     numbers, curves = looked.numbers, looked.curves
+    steering = looked.viewer.model.adapted.steering
     results: dict[str, Any] = {
-        "run": str(asked.path),
-        "split": asked.split,
+        **how_made(asked, looked.viewer),
+        "alpha": None if steering is None else steering.strength,
         "maps": looked.kind,
-        "layer": asked.layer,
-        "head": asked.head,
-        "alpha": asked.alpha,
         "images": len(numbers.rows),
         "object": looked.marks,
         "numbers": numbers.result(),
         "not_measurable": numbers.not_measurable(),
+        "skipped": looked.skipped,
         "meaning": MEANING,
         "interval": "95%, bootstrap over images",
     }
-    folder = place(asked, out, "numbers")
+    folder = emptied(place(asked, looked.viewer, out, "numbers"))
     write_text(folder / "per_class.csv", numbers.per_class(looked.classes))
     write_text(folder / "per_image.csv", numbers.per_image(looked.classes, looked.names))
     if curves is not None:
@@ -64,15 +70,17 @@ def looked_at(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
         write_text(folder / "curves.csv", curves_csv(curves.shares(), means))
         write_text(folder / "curves_per_image.csv", areas_csv(curves, looked.curve_names))
         write(curves_figure(curves.shares(), means), folder / "curves.png")
-    say(f"Per class, per image, curves: {folder}", err)
+    write_json(folder / RECORD, results)
+    say(f"Numbers, per class, per image, curves: {folder}", err)
     return results, numbers_table(asked, results)
 
 
 def swept(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
     """Accuracy and attention on the object at every strength: the numbers, and a table of them; a figure beside it."""
     with TerminalReporter() as reporter:
-        lines = sweep(asked, reporter)
-    folder = place(asked, out, "strength")
+        found = sweep(asked, reporter)
+    lines = found.lines
+    folder = emptied(place(asked, found.viewer, out, "strength"))
     shown = [name for name in ("accuracy", "share_inside", "shift") if all(name in line for line in lines)]
     header = ["alpha", *(f"{name}{part}" for name in shown for part in ("", "_low", "_high"))]
     body = [
@@ -81,7 +89,6 @@ def swept(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
     ]
     write_text(folder / "strength.csv", as_csv([header, *body]))
     write(sweep_figure(lines, shown), folder / "strength.png")
-    say(f"Figure and table: {folder}", err)
     images = lines[0]["accuracy"]["images"]
     table = Table(
         title=f"{asked.path}, {asked.split}: strength of the feedback, {images} images, 95% intervals",
@@ -94,23 +101,48 @@ def swept(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
     for line in lines:
         table.add_row(f"{line['alpha']:g}", *(said(line[name]) for name in shown))
     results = {
-        "run": str(asked.path),
-        "split": asked.split,
-        "layer": asked.layer,
-        "head": asked.head,
+        **how_made(asked, found.viewer),
         "images": images,
         "strengths": lines,
+        "skipped": found.skipped,
         "interval": "95%, bootstrap over images",
     }
+    write_json(folder / RECORD, results)
+    say(f"Numbers, figure and table: {folder}", err)
     return results, table
 
 
-def place(asked: Asked, out: Path | None, what: str) -> Path:
-    """The folder of what was measured: beside the JSON file, in the run, or here."""
+def how_made(asked: Asked, viewer: Viewer) -> dict[str, Any]:
+    """Who looked, how, and at what: the beginning of a record."""
+    assert viewer.recipe is not None
+    return {
+        **origin(viewer, viewer.name),
+        "run": str(asked.path),
+        "split": asked.split,
+        "limit": asked.limit,
+        "layer": viewer.recorder.level,
+        "head": asked.head,
+        "precision": viewer.recipe.precision,
+        "versions": versions(),
+    }
+
+
+def place(asked: Asked, viewer: Viewer, out: Path | None, what: str) -> Path:
+    """The folder of what was measured: beside the JSON file; or in the run, or here, one for every way to look."""
     if out is not None:
         return out.parent / f"{out.stem}-{what}"
     home = asked.path / "attention" if asked.path.is_dir() else Path("attention")
-    return home / f"{what}-{asked.split}"
+    return home / f"{what}-{asked.split}{viewer.ending}"
+
+
+def emptied(folder: Path) -> Path:
+    """The folder without what was measured before: curves of other numbers do not stay. Files that are not ours do.
+
+    The record goes first and is written last: where there is one, the folder is whole.
+    """
+    for name in (RECORD, *TABLES, *FIGURES):
+        remove(folder / name)
+    return folder
 
 
 def notes(results: dict[str, Any]) -> list[str]:
@@ -120,7 +152,7 @@ def notes(results: dict[str, Any]) -> list[str]:
         lines += [f"The object: {results['object']}. An even map is chance: what lies inside it is the object's area."]
     if "curves" in results:
         curves = results["curves"]
-        steps = len(curves["shares_of_pixels"]) - 1
+        steps = len(curves["shares_of_pixels"][RANDOM]) - 1
         lines += [f"Deletion and insertion: area under the curve, {curves['images']} images, {steps} steps."]
     for name, count in results["not_measurable"].items():
         lines += [f"Not measurable, and left out: {WORDS[name]} of {count} images, which is zero everywhere."]
@@ -158,7 +190,10 @@ def numbers_table(asked: Asked, results: dict[str, Any]) -> Table:
         if "curves" in results:
             area, gained = results["curves"]["area"], results["curves"]["pass_two_less_pass_one"]
             row = [said(area[name][kind]) if name in area else "" for name in maps]
-            table.add_row(f"{kind}, {better} is good; at random {said(area[RANDOM][kind])}", *row)
+            chance = f"at random {said(area[RANDOM][kind])}"
+            if RANDOM_SIMILARITY in area:
+                chance += f", in similarity's cells {said(area[RANDOM_SIMILARITY][kind])}"
+            table.add_row(f"{kind}, {better} is good; {chance}", *row)
             if kind in gained:
                 row = [said(gained[kind]) if name == "pass_two" else "" for name in maps]
                 table.add_row(f"{kind}, pass two less pass one", *row)

@@ -113,7 +113,7 @@ def compare(asked: Sequence[Asked], reporter: Reporter) -> Comparison:
     runs: list[Opened] = []
     for one, name in zip(asked, names, strict=True):
         with naming(one.path):
-            runs.append(opened_as(name, one, runs[0].session.recipe.seed if runs else None))
+            runs.append(opened_as(name, one, runs[0].session.recipe.seed if runs else None, reporter))
     for other in runs[1:]:
         check_same(runs[0].shown, other.shown, reporter)
     found = []
@@ -134,7 +134,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @torch.no_grad()
-def opened_as(name: str, asked: Asked, seed: int | None) -> Opened:
+def opened_as(name: str, asked: Asked, seed: int | None, reporter: Reporter) -> Opened:
     """A run with its data, which can look at the first of its images.
 
     Where only some are asked for, `seed` draws them, the run's own where it is None.
@@ -143,7 +143,7 @@ def opened_as(name: str, asked: Asked, seed: int | None) -> Opened:
         UsageError: there is no such split, level or head, or it is made of texts or of labelled pixels.
         ToastError: the data set's classes are not the model's, or nothing can be loaded.
     """
-    session, whole, _ = opened(replace(asked, limit=None))
+    session, whole, _ = opened(replace(asked, limit=None), reporter)
     split = drawn(whole, asked.limit, session.recipe.seed if seed is None else seed)
     session.data = replace(session.data, splits={asked.split: split})
     images, classes = session.recipe.images, session.data.classes

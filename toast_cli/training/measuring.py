@@ -49,11 +49,7 @@ def measure(
         recipe = shown_as(loaded.model, recipe, evaluation)
     set_strength(loaded.model, alpha)
     accelerator = make_accelerator(recipe)
-    data = open_data(recipe)
-    if dataset is not None and data.classes != loaded.classes and sorted(data.classes) == sorted(loaded.classes):
-        recipe, data = in_the_order_of(loaded.classes, recipe, data)
-        reporter.message("The data's classes are the run's in another order: they are taken in the run's.")
-    check_classes(loaded.classes, data.classes, path)
+    data = data_for(loaded.classes, recipe, path, reporter, another=dataset is not None)
     if split not in data.splits:
         raise UsageError(f"This data set has no split '{split}'.", what_to_do=f"It has {', '.join(data.splits)}.")
     session = Session(recipe, data, loaded.model.to(accelerator.device), accelerator)
@@ -94,16 +90,32 @@ def changed(recipe: Recipe, **fields: Any) -> Recipe:
     return build_recipe(raw, {}, origin="options")
 
 
-def in_the_order_of(classes: tuple[str, ...], recipe: Recipe, data: DataSet) -> tuple[Recipe, DataSet]:
+def data_for(classes: tuple[str, ...], recipe: Recipe, path: Path, reporter: Reporter, *, another: bool) -> DataSet:
+    """The data set that a saved model with these classes is to be measured on.
+
+    `another` than the model's own may have the same classes in another order: it is opened in the model's, and that
+    is said. In its own such an order means that model and data do not belong together.
+
+    Raises:
+        ToastError: the data set's classes are not the model's, or it cannot be opened.
+    """
+    data = open_data(recipe)
+    if another and data.classes != classes and sorted(data.classes) == sorted(classes):
+        data = in_the_order_of(classes, recipe, data)
+        reporter.message("The data's classes are the run's in another order: they are taken in the run's.")
+    check_classes(classes, data.classes, path)
+    return data
+
+
+def in_the_order_of(classes: tuple[str, ...], recipe: Recipe, data: DataSet) -> DataSet:
     """The data set opened with these classes, where it can be told them; else as it is."""
     if getattr(recipe.dataset, "class_file", "none") is not None:
-        return recipe, data
+        return data
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "classes.json"
         file.write_text(json.dumps(classes), encoding="utf-8")
         dataset = recipe.dataset.model_dump(mode="json") | {"class_file": str(file)}
-        data = open_data(changed(recipe, dataset=dataset))
-    return recipe, data
+        return open_data(changed(recipe, dataset=dataset))
 
 
 def check_classes(model: tuple[str, ...], data: tuple[str, ...], path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from toast_cli.attention.bootstrap import bootstrap
-from toast_cli.attention.curves import Curves, ranks
+from toast_cli.attention.curves import Curves, forwards, ranks
 from toast_cli.attention.maps import Look
 from toast_cli.attention.measures import auc, cell_shares, entropy, hits, hits_by_chance, share_inside, shift
 from toast_cli.attention.numbers import Numbers, as_csv
@@ -251,7 +251,7 @@ class TestCurves:
         means = curves.mean_curves()["pass_two"]["insertion"]
         assert [mean.mean for mean in means] == pytest.approx(whole.mean(0).tolist(), abs=1e-6)
         assert all(mean.low < mean.mean < mean.high and mean.images == 6 for mean in means[:-1])
-        assert curves.shares() == [0, 0.25, 0.5, 0.75, 1]
+        assert curves.shares() == {name: [0, 0.25, 0.5, 0.75, 1] for name in ("pass_one", "pass_two", "random")}
         areas = curves.areas("pass_two", "insertion")
         assert areas.tolist() == pytest.approx([float((c[1:] + c[:-1]).sum()) / 8 for c in whole], abs=1e-6)
         difference = areas - curves.areas("pass_one", "insertion")
@@ -262,10 +262,66 @@ class TestCurves:
         for gained in curves.gained().values():
             assert (gained["mean"], gained["low"], gained["high"]) == (0, 0, 0), "paired, so nothing is left to vary"
 
+    def test_coarse_maps_take_whole_cells_and_areas_are_over_what_was_taken(self) -> None:
+        """The answer is how much of the top left cell is there, of four; ten steps take 1, 1, 2, 2, 2, 3, 3, 4, 4."""
+
+        def predict(images: Tensor) -> Tensor:
+            there = images[:, :, :8, :8].mean((1, 2, 3)).clamp(1e-6, 1 - 1e-6)
+            return torch.stack([(1 - there).log(), there.log()], dim=1)
+
+        asked: list[Tensor] = []
+        curves = Curves(lambda images: (asked.append(images), predict(images))[1], steps=10)
+        image = torch.zeros(1, 3, 16, 16)
+        image[:, :, :8, :8] = 1.0
+        second = torch.tensor([[[0.3, 0.4], [0.2, 0.1]]])  # the cell that counts is the second to go
+        look = look_of(second)
+        look.logits = predict(image)
+        curves.add(look, image)
+        taken = [0, 0.25, 0.25, 0.5, 0.5, 0.5, 0.75, 0.75, 1, 1, 1]
+        assert curves.shares() == {"pass_one": taken, "random": taken}
+        falls = curves.whole("pass_one", "deletion")[0].tolist()
+        assert falls == pytest.approx([1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0], abs=1e-5)
+        # All until a quarter is gone, then straight down to nothing at a half.
+        assert curves.areas("pass_one", "deletion").item() == pytest.approx(0.25 + 0.125, abs=1e-5)
+        assert len(asked) == 3 + 2 * 2 * 3, (
+            "nothing is asked twice: three ends, three steps of two curves in two orders"
+        )
+
+    def test_deletion_ends_in_grey_and_insertion_begins_in_a_blur(self) -> None:
+        """Of an image of one colour a blur takes nothing, while mean grey takes all: the answer is the brightness."""
+
+        def predict(images: Tensor) -> Tensor:
+            bright = images.mean((1, 2, 3)).clamp(1e-6, 1 - 1e-6)
+            return torch.stack([(1 - bright).log(), bright.log()], dim=1)
+
+        image = torch.ones(1, 3, 16, 16)
+        curves = Curves(predict, steps=4)
+        look = look_of(torch.rand(1, 4, 4))
+        look.logits = predict(image)
+        curves.add(look, image)
+        assert curves.whole("pass_one", "insertion")[0].tolist() == pytest.approx([1] * 5, abs=1e-5)
+        assert curves.whole("pass_one", "deletion")[0].tolist() == pytest.approx([1, 0.75, 0.5, 0.25, 0], abs=1e-5)
+
+    def test_a_coarser_similarity_has_a_random_order_of_its_own_cells(self) -> None:
+        asked: list[Tensor] = []
+        curves = Curves(lambda images: (asked.append(images), images.flatten(1)[:, :2])[1])
+        look = look_of(torch.rand(2, 4, 4), torch.rand(2, 4, 4), torch.rand(2, 2, 2))
+        curves.add(look, torch.randn(2, 3, 16, 16))
+        shares = curves.shares()
+        assert shares["random_similarity"] == shares["similarity"] != shares["random"] == shares["pass_one"]
+        fine = Curves(lambda images: (asked.append(images), images.flatten(1)[:, :2])[1])
+        asked.clear()
+        look = look_of(torch.rand(2, 8, 8), torch.rand(2, 8, 8), torch.rand(2, 16, 16))
+        fine.add(look, torch.randn(2, 3, 16, 16))
+        assert len(asked) == forwards(5), "as often as is said beforehand"
+        alike = Curves(lambda images: images.flatten(1)[:, :2])
+        alike.add(look_of(MAPS, MAPS, MAPS), torch.randn(3, 3, 16, 24))
+        assert set(alike.curves) == {"pass_one", "similarity", "pass_two", "random"}
+
     def test_with_a_single_pass_there_is_nothing_gained(self) -> None:
         curves = Curves(lambda images: images.flatten(1)[:, :2], steps=2)
         curves.add(look_of(torch.rand(2, 4, 4)), torch.randn(2, 3, 16, 16))
         assert curves.gained() == {}
 
     def test_ranks_count_from_the_highest(self) -> None:
-        assert ranks(torch.tensor([[[0.1, 0.4], [0.3, 0.2]]])).tolist() == [[[0.75, 0.0], [0.25, 0.5]]]
+        assert ranks(torch.tensor([[[0.1, 0.4], [0.3, 0.2]]])).tolist() == [[[3, 0], [1, 2]]]
