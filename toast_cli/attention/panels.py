@@ -22,15 +22,14 @@ def passes_row(sample: Sample, view: View) -> Row:
     """The image, pass one, similarity, pass two and their difference; then what else there is."""
     maps, kind, window = percent(view.maps), view.kind, view.window
     both = shared_scale(kind, [maps[name] for name in ("pass_one", "pass_two") if name in maps])
-    panels = [Panel(_lines("image", _labelled(sample, view)), window)]
-    panels.append(Panel(_lines(f"{kind}, pass one", _said(view.first, sample, view)), window, maps["pass_one"], both))
+    label = label_of(sample, view)
+    panels = [Panel(_lines("image", shortened(label)), window)]
+    panels.append(Panel(_lines(f"{kind}, pass one", _said(view.first, label, view)), window, maps["pass_one"], both))
     if "similarity" in maps:
         own = rising("similarity to ξ", "viridis", [maps["similarity"]])
         panels.append(Panel("similarity to ξ", window, maps["similarity"], own))
     if "pass_two" in maps:
-        panels.append(
-            Panel(_lines(f"{kind}, pass two", _said(view.last, sample, view)), window, maps["pass_two"], both)
-        )
+        panels.append(Panel(_lines(f"{kind}, pass two", _said(view.last, label, view)), window, maps["pass_two"], both))
         scale = around_zero(f"{kind}, pass two less pass one, points", "RdBu_r", [maps["difference"]])
         panels.append(Panel("difference", window, maps["difference"], scale))
     panels += [Panel(name, _whole(sample), segments=found) for name, found in view.segments.items()]
@@ -43,15 +42,17 @@ def passes_row(sample: Sample, view: View) -> Row:
 def viewers_rows(samples: Sequence[Sample], views: Sequence[Sequence[View]]) -> list[Row]:
     """A row an image, a column a viewer, each with the map of its last pass, all on one scale per kind of map.
 
-    A viewer that labels pixels has a second column for them; the labels come last, where all images have some.
+    The images are the first viewer's, and labelled with its classes. A viewer that labels pixels has a second column
+    for them; the labels come last, where all images have some.
     """
     last, scales = last_maps(views)
     labels = [found for row in views if (found := next(filter(None, (v.segments.get("labelled") for v in row)), None))]
     rows = []
     for number, (sample, row) in enumerate(zip(samples, views, strict=True)):
-        panels = [Panel(_lines(shortened(sample.name), _labelled(sample, row[0])), row[0].window)]
+        label = label_of(sample, row[0])
+        panels = [Panel(_lines(shortened(sample.name), shortened(label)), row[0].window)]
         for view, map in zip(row, last[number], strict=True):
-            verdict = _said(view.last or view.first, sample, view)
+            verdict = _said(view.last or view.first, label, view)
             heading = _lines(shortened(view.viewer.name) if number == 0 else "", verdict)
             panels.append(Panel(heading, view.window, map, scales[view.kind]))
             if "predicted" in view.segments:
@@ -97,13 +98,16 @@ def _lines(*lines: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _labelled(sample: Sample, view: View) -> str:
+def label_of(sample: Sample, view: View) -> str:
+    """The name of an image's label, from the viewer whose data it is of; nothing where it has none."""
     classes = view.viewer.classes
-    return shortened(classes[sample.label]) if classes is not None and sample.label >= 0 else ""
+    return classes[sample.label] if classes and sample.label >= 0 else ""
 
 
-def _said(verdict: Verdict | None, sample: Sample, view: View) -> str:
-    if verdict is None or view.viewer.classes is None:
+def _said(verdict: Verdict | None, label: str, view: View) -> str:
+    """A verdict, marked as right or wrong where the viewer could have been right: where it knows the label."""
+    if verdict is None:
         return ""
-    right = "" if sample.label < 0 else " ✓" if view.viewer.classes[sample.label] == verdict.label else " ✗"
+    known = label in (view.viewer.classes or ())
+    right = "" if not known else " ✓" if verdict.label == label else " ✗"
     return f"{shortened(verdict.label)} {verdict.probability:.0%}{right}"

@@ -75,7 +75,7 @@ def visualize_attention(
 
         show_text(viewers, prompt, None if raw else getattr(recipe.dataset, "template", None), place, as_json)
         return
-    records = _drawn(viewers, _samples(images or [], test_image or [], recipe), place, format)
+    records = _drawn(viewers, _samples(images or [], test_image or [], recipe, viewers[0]), place, format)
     if as_json:
         print_json(records)
         return
@@ -135,16 +135,19 @@ def _looking(viewer: Viewer, layer: int, head: Any, grad_cam: bool) -> Viewer:
     return replace(viewer, level=layer, head=head, with_grad_cam=grad_cam)
 
 
-def _samples(images: list[Path], test_images: list[int], recipe: Recipe) -> Any:
+def _samples(images: list[Path], test_images: list[int], recipe: Recipe, first: Viewer) -> Any:
     """What is shown, each under the name that its files get, and read when its turn comes."""
     from toast_cli.attention.pictures import unique
     from toast_cli.attention.seeing import from_file, from_test_split
     from toast_cli.data.tree import images_below
     from toast_cli.errors import UsageError
+    from toast_cli.training.measuring import check_classes
     from toast_cli.training.session import open_data
 
     if test_images:
         data = open_data(recipe)
+        if first.classes:  # its classes name the labels
+            check_classes(first.classes, data.classes, Path(first.name))
         yield from ((f"test-{index}", from_test_split(data, index)) for index in test_images)
         return
     files = []

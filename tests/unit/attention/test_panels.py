@@ -1,0 +1,53 @@
+"""What stands above panels: labels by their names, what each pass says, and whether that is right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from PIL import Image
+
+from tests.scenes import demo_model, viewer_of
+from toast_cli.attention.panels import passes_row, viewers_rows
+from toast_cli.attention.seeing import Verdict, View
+from toast_cli.data.source import Sample
+from toast_cli.data.transforms import Window
+
+PLUS = Sample(Image.new("RGB", (60, 60), "teal"), 1, "an image")
+"""An image whose label is the second class of whose data it is of."""
+
+
+def view_of(classes: tuple[str, ...], first: str, last: str | None = None, size: int = 2) -> View:
+    """One that says these classes, of an even map of `size` by `size` cells."""
+    maps = {"pass_one": torch.full((size, size), 1 / size**2)}
+    if last is not None:
+        maps |= {"pass_two": maps["pass_one"], "difference": torch.zeros(size, size)}
+    viewer = replace(viewer_of(demo_model("linear"), f"knows {len(classes)}"), classes=classes)
+    said = None if last is None else Verdict(last, 0.7)
+    return View(viewer, Window(0, 0, 60, 60), "attention", maps, Verdict(first, 0.4), said)
+
+
+def test_a_verdict_is_right_where_it_is_the_label_and_wrong_where_it_is_not() -> None:
+    panels = passes_row(PLUS, view_of(("ringed", "plus"), "ringed", "plus")).panels
+    assert [panel.heading for panel in panels[:3]] == [
+        "image\nplus", "attention, pass one\nringed 40% ✗", "attention, pass two\nplus 70% ✓",
+    ]  # fmt: skip
+
+
+class TestRunsOfDifferentClasses:
+    BEETLES = view_of(("ringed", "plus", "barred"), "plus")
+    BIRDS = view_of(("auklet",), "auklet")
+
+    def test_labels_are_compared_by_name_and_the_first_run_names_them(self) -> None:
+        shuffled = view_of(("plus", "barred", "ringed"), "plus")
+        (row,) = viewers_rows([PLUS], [[self.BEETLES, shuffled]])
+        assert [panel.heading.split("\n")[1] for panel in row.panels] == ["plus", "plus 40% ✓", "plus 40% ✓"]
+
+    def test_who_does_not_know_the_label_is_neither_right_nor_wrong(self) -> None:
+        (row,) = viewers_rows([PLUS], [[self.BEETLES, self.BIRDS]])
+        assert [panel.heading.split("\n")[1] for panel in row.panels] == ["plus", "plus 40% ✓", "auklet 40%"]
+
+    def test_a_label_beyond_another_runs_classes_is_no_error(self) -> None:
+        three = replace(PLUS, label=2)
+        (row,) = viewers_rows([three], [[self.BEETLES, self.BIRDS]])
+        assert [panel.heading.split("\n")[1] for panel in row.panels] == ["barred", "plus 40% ✗", "auklet 40%"]
