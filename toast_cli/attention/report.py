@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from toast_cli.attention.figure import Panel, Row, draw_bar, draw_panel, shrunk
 from toast_cli.attention.page import as_source
-from toast_cli.attention.panels import last_maps
+from toast_cli.attention.panels import UNIT, last_maps
 from toast_cli.attention.scales import Scale
 from toast_cli.attention.seeing import View
 from toast_cli.data.source import Sample
@@ -42,7 +42,7 @@ def shown_images(
     bars = [
         {
             "source": as_source(bar(scale)),
-            "alt": f"Colours from 0 to {scale.ticks()[-1][1]}% of the {kind} in one cell of the map, dark to bright",
+            "alt": f"Colours from 0 to {scale.ticks()[-1][1]} {UNIT} of {kind}, dark to bright",
         }
         for kind, scale in scales.items()
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -51,3 +53,10 @@ class TestRunsOfDifferentClasses:
         three = replace(PLUS, label=2)
         (row,) = viewers_rows([three], [[self.BEETLES, self.BIRDS]])
         assert [panel.heading.split("\n")[1] for panel in row.panels] == ["barred", "plus 40% ✗", "auklet 40%"]
+
+
+def test_maps_of_different_grids_have_one_scale_on_which_even_maps_are_alike() -> None:
+    (row,) = viewers_rows([PLUS], [[view_of(("ringed", "plus"), "plus", size=size) for size in (8, 14)]])
+    coarse, fine = row.panels[1:]
+    assert coarse.scale == fine.scale and coarse.scale.label == "attention, times an even map"  # type: ignore[union-attr]
+    assert (coarse.values == 1).all() and fine.values == pytest.approx(np.ones((14, 14)))
