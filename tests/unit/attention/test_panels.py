@@ -11,7 +11,9 @@ from PIL import Image
 
 from tests.scenes import demo_model, viewer_of
 from toast_cli.attention.panels import passes_row, viewers_rows
+from toast_cli.attention.pictures import captions, made, origin
 from toast_cli.attention.seeing import Verdict, View
+from toast_cli.cli.visualize_attention import _view_told
 from toast_cli.data.source import Sample
 from toast_cli.data.transforms import Window
 
@@ -60,3 +62,39 @@ def test_maps_of_different_grids_have_one_scale_on_which_even_maps_are_alike() -
     coarse, fine = row.panels[1:]
     assert coarse.scale == fine.scale and coarse.scale.label == "attention, times an even map"  # type: ignore[union-attr]
     assert (coarse.values == 1).all() and fine.values == pytest.approx(np.ones((14, 14)))
+
+
+class TestShares:
+    """How much lies on the object, by hand: a quarter in pass one, three quarters in pass two."""
+
+    TWO = replace(
+        view_of(("ringed", "plus"), "ringed", "plus"), shares={"pass_one": 0.25, "pass_two": 0.75, "even": 0.1}
+    )
+    ONE = replace(view_of(("ringed", "plus"), "ringed"), shares={"pass_one": 0.25, "even": 0.1})
+
+    def test_a_caption_gives_each_pass_its_own(self) -> None:
+        said = "attention on the outlined object: pass one 25%, pass two 75%, an even map 10%"
+        assert captions(PLUS, self.TWO)[1] == said
+
+    def test_a_terminal_gives_each_pass_its_own_share_and_verdict(self) -> None:
+        assert _view_told(made(self.TWO, "a run")) == [
+            "Prediction: ringed (40.0%) in pass one; plus (70.0%) in pass two",
+            "Attention on the object: 25.0% in pass one, 75.0% in pass two (an even map: 10.0%)",
+        ]
+
+    def test_a_single_pass_is_not_called_the_first(self) -> None:
+        assert captions(PLUS, self.ONE)[1] == "attention on the outlined object: 25%, an even map 10%"
+        assert passes_row(PLUS, self.ONE).panels[1].heading == "attention\nringed 40% ✗"
+        assert _view_told(made(self.ONE, "a run")) == [
+            "Prediction: ringed (40.0%)",
+            "Attention on the object: 25.0% (an even map: 10.0%)",
+        ]
+
+
+def test_a_plain_backbones_record_tells_of_no_run() -> None:
+    """The recipe of a plain backbone is a stand-in: nothing was trained by its method, on its data."""
+    viewer = viewer_of(demo_model("linear"), "vit_demo")
+    run, plain = origin(viewer, "a run"), origin(replace(viewer, plain=True), "vit_demo")
+    assert (run["run"], run["method"], run["dataset"], run["seed"]) == ("vit_demo", "toast", "demo", 0)
+    assert plain["run"] is None and not {"method", "dataset", "seed"} & set(plain)
+    assert plain["backbone"] == run["backbone"] and plain["backbone_fingerprint"] == run["backbone_fingerprint"]
