@@ -74,8 +74,26 @@ class TestFigures:
         assert {file.name for file in (here / "seen").iterdir()} == {
             f"{name}.{kind}" for name in ("a", "a-2", "b") for kind in ("svg", "safetensors", "json")
         }
+        named = [json.loads((here / f"seen/{name}.json").read_text())["image"] for name in ("a", "a-2")]
+        assert named == ["a.png", "more/a.png"], "files of one name are told apart"
         window = json.loads((here / "seen/a.json").read_text())["views"][0]["window"]
         assert (window["left"], window["width"], window["height"]) == pytest.approx((15, 60, 60))
+
+    @pytest.mark.parametrize("several", [False, True])
+    def test_what_cannot_be_read_is_left_out_and_listed_at_the_end(
+        self, runs: tuple[Path, Path], here: Path, several: bool
+    ) -> None:
+        (here / "more").mkdir()
+        for name in ("0", "2"):
+            Image.new("RGB", (90, 60), "teal").save(f"more/{name}.png")
+        (here / "more/1.png").write_bytes(b"no image")
+        chosen = [part for run in runs[: 1 + several] for part in ("--run", run)]
+        said = toast("visualize-attention", "more", "gone.png", *chosen, "--out", "seen", "--json")
+        assert said.code == 1 and "2 of 4 images could not be shown." in said.err
+        assert "more/1.png" in said.err and "gone.png" in said.err
+        assert [record["image"] for record in json.loads(said.out)] == ["more/0.png", "more/2.png"]
+        assert len(list((here / "seen").glob("*.png"))) == (1 if several else 2)
+        toast("visualize-attention", "gone.png", *chosen).fails(1, "1 of 1 images could not be shown.")
 
     def test_several_runs_are_one_figure(self, runs: tuple[Path, Path], here: Path) -> None:
         said = toast(

@@ -14,7 +14,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch, Rectangle
@@ -31,6 +31,10 @@ BAR = 0.1
 """Inches that a bar of colours is high."""
 PIXELS = 640
 """Longest side of an image in a figure; larger ones are shown smaller."""
+OVER = 0.65
+"""How much of a pixel is the map's colour; the rest is the grey image below it."""
+SMOOTH = 7
+"""Cells a side from which a map is drawn smoothly; of fewer, what lies between two cells would be made up."""
 MOST_NAMES = 8
 """Classes that a panel's legend has room for, those that cover most first."""
 
@@ -73,7 +77,8 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     heights = [WIDTH * min(max(row.image.height / row.image.width, 0.3), 2.5) for row in rows]
     around = [max(panel.heading.count("\n") + 1 + legend_lines(panel) for panel in row.panels) for row in rows]
     above = 0.12 + 0.16 * (title.count("\n") + 1)
-    whole = sum(heights) + 0.2 * sum(around) + 0.7 + above
+    below = 0.7 + 0.13 * max((len(_label(panel.scale, 1)) for panel in rows[0].panels if panel.scale), default=0)
+    whole = sum(heights) + 0.2 * sum(around) + below + above
     layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - above / whole))  # the title has a place of its own
     figure = Figure(figsize=(WIDTH * columns, whole), layout=layout)
     grid = figure.add_gridspec(len(rows) + 1, columns, height_ratios=[*heights, BAR])
@@ -83,20 +88,33 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
             draw_panel(figure.add_subplot(grid[number, column]), row, panel, small)
     for scale, group in itertools.groupby(range(columns), key=lambda column: rows[0].panels[column].scale):
         if scale is not None:
-            below = list(group)
-            draw_bar(figure, figure.add_subplot(grid[-1, below[0] : below[-1] + 1]), scale, 7, len(below))
+            over = list(group)
+            draw_bar(figure, figure.add_subplot(grid[-1, over[0] : over[-1] + 1]), scale, 7, len(over))
     figure.text(0.01, 1 - 0.05 / whole, title, fontsize=9, ha="left", va="top", parse_math=False)
     return figure
 
 
 def draw_bar(figure: Figure, place: Axes, scale: Scale, size: float, panels: int = 1) -> None:
     """What the colours of so many panels mean, with numbers; `size` is that of the letters."""
-    colour = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
+    colour = ScalarMappable(Normalize(scale.low, scale.high), seen_over_grey(colormaps[scale.colours]))
     bar = figure.colorbar(colour, cax=place, orientation="horizontal")
     places, words = zip(*scale.ticks(), strict=True)
     bar.set_ticks(list(places), labels=list(words))
     bar.ax.tick_params(labelsize=size)
-    bar.set_label("\n".join(wrap(scale.label, int(19 * WIDTH * panels))), fontsize=size)
+    for word, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right"), strict=True):
+        word.set_horizontalalignment(side)  # within its own bar: a neighbour's begins where this one ends
+    bar.set_label("\n".join(_label(scale, panels)), fontsize=size)
+
+
+def seen_over_grey(colours: Colormap) -> ListedColormap:
+    """The colours as they look over a mid-grey image."""
+    opaque = colours(np.linspace(0, 1, colours.N))[:, :3]
+    return ListedColormap(OVER * opaque + (1 - OVER) * 0.5)
+
+
+def _label(scale: Scale, panels: int) -> list[str]:
+    """Lines of a scale's label below the bar of so many panels."""
+    return wrap(scale.label, int(19 * WIDTH * panels))
 
 
 def draw_panel(axis: Axes, row: Row, panel: Panel, small: Image.Image) -> None:
@@ -115,7 +133,7 @@ def draw_panel(axis: Axes, row: Row, panel: Panel, small: Image.Image) -> None:
     if panel.values is not None and panel.scale is not None:
         axis.imshow(
             panel.values, extent=seen, cmap=panel.scale.colours, vmin=panel.scale.low, vmax=panel.scale.high,
-            alpha=0.65, interpolation="bilinear",
+            alpha=OVER, interpolation="bilinear" if min(panel.values.shape) >= SMOOTH else "nearest",
         )  # fmt: skip
     if panel.segments is not None:
         draw_segments(axis, panel.segments, seen)
@@ -152,11 +170,12 @@ def draw_segments(axis: Axes, segments: Segments, extent: tuple[float, float, fl
     """Classes over what is seen; what has no class (any number beyond the names) stays plain."""
     count = len(segments.names)
     colours = colormaps["hsv"].resampled(count + 1)
+    as_seen = seen_over_grey(colours)
     known = np.where(segments.classes < count, segments.classes, count)
     shown = np.ma.masked_equal(known, count)
-    axis.imshow(shown, extent=extent, cmap=colours, vmin=0, vmax=count, alpha=0.65, interpolation="nearest")
+    axis.imshow(shown, extent=extent, cmap=colours, vmin=0, vmax=count, alpha=OVER, interpolation="nearest")
     axis.legend(
-        handles=[Patch(color=colours(index), label=segments.names[index]) for index in most_covering(segments)],
+        handles=[Patch(color=as_seen(index), label=segments.names[index]) for index in most_covering(segments)],
         loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, fontsize=7, frameon=False,
     )  # fmt: skip
 

@@ -14,27 +14,29 @@ from toast_cli.data.source import Sample
 from toast_cli.data.transforms import Window
 
 GRAD_CAM = Scale("Grad-CAM, share of its largest", "magma", 0.0, 1.0)
+UNIT = "times an even map"
+"""What numbers of attention and energy are in, whatever the grid."""
 LONGEST = 30
 """Characters of a class name that a heading has room for."""
 
 
 def passes_row(sample: Sample, view: View) -> Row:
     """The image, pass one, similarity, pass two and their difference; then what else there is."""
-    maps, kind, window = percent(view.maps), view.kind, view.window
+    maps, kind, window = times_even(view.maps), view.kind, view.window
     both = shared_scale(kind, [maps[name] for name in ("pass_one", "pass_two") if name in maps])
-    panels = [Panel(_lines("image", _labelled(sample, view)), window)]
-    panels.append(Panel(_lines(f"{kind}, pass one", _said(view.first, sample, view)), window, maps["pass_one"], both))
+    label = label_of(sample, view)
+    panels = [Panel(_lines("image", shortened(label)), window)]
+    one = ", pass one" if "pass_two" in maps else ""  # the only pass has no number
+    panels.append(Panel(_lines(kind + one, _said(view.first, label, view)), window, maps["pass_one"], both))
     if "similarity" in maps:
         own = rising("similarity to ξ", "viridis", [maps["similarity"]])
         panels.append(Panel("similarity to ξ", window, maps["similarity"], own))
     if "pass_two" in maps:
-        panels.append(
-            Panel(_lines(f"{kind}, pass two", _said(view.last, sample, view)), window, maps["pass_two"], both)
-        )
-        scale = around_zero(f"{kind}, pass two less pass one, points", "RdBu_r", [maps["difference"]])
+        panels.append(Panel(_lines(f"{kind}, pass two", _said(view.last, label, view)), window, maps["pass_two"], both))
+        scale = around_zero(f"pass two less pass one, {UNIT}", "RdBu_r", [maps["difference"]])
         panels.append(Panel("difference", window, maps["difference"], scale))
     panels += [Panel(name, _whole(sample), segments=found) for name, found in view.segments.items()]
-    for name, word in (("grad_cam_one", "Grad-CAM, pass one"), ("grad_cam_two", "Grad-CAM, pass two")):
+    for name, word in (("grad_cam_one", f"Grad-CAM{one}"), ("grad_cam_two", "Grad-CAM, pass two")):
         if name in maps:
             panels.append(Panel(word, window, maps[name], GRAD_CAM))
     return Row(sample.image, tuple(panels), sample.mask)
@@ -43,15 +45,17 @@ def passes_row(sample: Sample, view: View) -> Row:
 def viewers_rows(samples: Sequence[Sample], views: Sequence[Sequence[View]]) -> list[Row]:
     """A row an image, a column a viewer, each with the map of its last pass, all on one scale per kind of map.
 
-    A viewer that labels pixels has a second column for them; the labels come last, where all images have some.
+    The images are the first viewer's, and labelled with its classes. A viewer that labels pixels has a second column
+    for them; the labels come last, where all images have some.
     """
     last, scales = last_maps(views)
     labels = [found for row in views if (found := next(filter(None, (v.segments.get("labelled") for v in row)), None))]
     rows = []
     for number, (sample, row) in enumerate(zip(samples, views, strict=True)):
-        panels = [Panel(_lines(shortened(sample.name), _labelled(sample, row[0])), row[0].window)]
+        label = label_of(sample, row[0])
+        panels = [Panel(_lines(shortened(sample.name), shortened(label)), row[0].window)]
         for view, map in zip(row, last[number], strict=True):
-            verdict = _said(view.last or view.first, sample, view)
+            verdict = _said(view.last or view.first, label, view)
             heading = _lines(shortened(view.viewer.name) if number == 0 else "", verdict)
             panels.append(Panel(heading, view.window, map, scales[view.kind]))
             if "predicted" in view.segments:
@@ -64,7 +68,9 @@ def viewers_rows(samples: Sequence[Sample], views: Sequence[Sequence[View]]) -> 
 
 def last_maps(views: Sequence[Sequence[View]]) -> tuple[list[list[np.ndarray]], dict[str, Scale]]:
     """The map of every view's last pass, and one scale for each kind of map: attention and energy do not compare."""
-    last = [[percent(view.maps).get("pass_two", percent(view.maps)["pass_one"]) for view in row] for row in views]
+    last = [
+        [times_even(view.maps)["pass_two" if "pass_two" in view.maps else "pass_one"] for view in row] for row in views
+    ]
     kinds = [view.kind for view in views[0]]
     scales = {
         kind: shared_scale(kind, [map for row in last for map, its in zip(row, kinds, strict=True) if its == kind])
@@ -75,13 +81,16 @@ def last_maps(views: Sequence[Sequence[View]]) -> tuple[list[list[np.ndarray]], 
 
 def shared_scale(kind: str, maps: Sequence[np.ndarray]) -> Scale:
     """One scale for all of the maps."""
-    return rising(f"{kind}, % per cell", "inferno", maps)
+    return rising(f"{kind}, {UNIT}", "inferno", maps)
 
 
-def percent(maps: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Maps that sum to one in percent, the others as they are."""
+def times_even(maps: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Maps that sum to one (and their difference) in multiples of an even map, which has 1 in each cell.
+
+    A cell's share is the less the more cells there are: as shares, a finer map would be darker. Others are as they are.
+    """
     shares = ("pass_one", "pass_two", "difference")
-    return {name: (map * 100 if name in shares else map).numpy() for name, map in maps.items()}
+    return {name: (map * map.numel() if name in shares else map).numpy() for name, map in maps.items()}
 
 
 def shortened(name: str, longest: int = LONGEST) -> str:
@@ -97,13 +106,16 @@ def _lines(*lines: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _labelled(sample: Sample, view: View) -> str:
+def label_of(sample: Sample, view: View) -> str:
+    """The name of an image's label, from the viewer whose data it is of; nothing where it has none."""
     classes = view.viewer.classes
-    return shortened(classes[sample.label]) if classes is not None and sample.label >= 0 else ""
+    return classes[sample.label] if classes and sample.label >= 0 else ""
 
 
-def _said(verdict: Verdict | None, sample: Sample, view: View) -> str:
-    if verdict is None or view.viewer.classes is None:
+def _said(verdict: Verdict | None, label: str, view: View) -> str:
+    """A verdict, marked as right or wrong where the viewer could have been right: where it knows the label."""
+    if verdict is None:
         return ""
-    right = "" if sample.label < 0 else " ✓" if view.viewer.classes[sample.label] == verdict.label else " ✗"
+    known = label in (view.viewer.classes or ())
+    right = "" if not known else " ✓" if verdict.label == label else " ✗"
     return f"{shortened(verdict.label)} {verdict.probability:.0%}{right}"

@@ -10,7 +10,7 @@ from typing import Any
 from toast_cli import __version__, registry
 from toast_cli.attention.figure import draw, write
 from toast_cli.attention.naming import KEY, free_name, made_of
-from toast_cli.attention.panels import passes_row, viewers_rows
+from toast_cli.attention.panels import passes_row, shortened, viewers_rows
 from toast_cli.attention.seeing import Verdict, View, Viewer, covering, see
 from toast_cli.data.source import Sample
 from toast_cli.fingerprint import digest_of, digest_of_tensors
@@ -19,7 +19,7 @@ from toast_cli.storage.atomic import write_json, write_tensors
 COMPARISON = "comparison"
 """What the figure of several viewers is called, before their names."""
 LONGEST = 80
-"""Characters of viewers' names in the name of a file."""
+"""Characters of viewers' names in the name of a file, and of an image's above a figure."""
 
 
 def picture(viewer: Viewer, sample: Sample, folder: Path, name: str, kind: str = "png") -> dict[str, Any]:
@@ -35,8 +35,13 @@ def picture(viewer: Viewer, sample: Sample, folder: Path, name: str, kind: str =
 def comparison(
     viewers: Sequence[Viewer], samples: Iterable[tuple[str, Sample]], folder: Path, kind: str = "png"
 ) -> Any:
-    """Draw several viewers side by side, a row an image; returns a record an image, with all of its views."""
+    """Draw several viewers side by side, a row an image; returns a record an image, with all of its views.
+
+    Of no images there is no figure.
+    """
     named = list(samples)
+    if not named:
+        return []
     views = [[see(viewer, sample) for viewer in viewers] for _, sample in named]
     own = made_of(viewers, (sample.image.tobytes() for _, sample in named))
     whole = free_name(folder, compared_name(viewers), own, "*-{}.json")
@@ -112,15 +117,15 @@ def origin(viewer: Viewer, name: str) -> dict[str, Any]:
     """Who looks: which run, trained how, on which backbone with which weights; of paths, the last part alone."""
     model, recipe = viewer.model, viewer.recipe
     found: dict[str, Any] = {"name": name, "run": None, "run_fingerprint": None}
-    if viewer.classes is not None or recipe is None or recipe.task.name == "language":
+    if not viewer.plain:
         found |= {"run": viewer.name, "run_fingerprint": digest_of_tensors(model.trained())}
     if recipe is not None:
         weights = recipe.backbone.weights
         source = registry.backbone_card(recipe.backbone.name).source
+        if not viewer.plain:
+            data = without_folders(recipe.dataset.name)
+            found |= {"method": recipe.method.name, "dataset": data, "seed": recipe.seed}
         found |= {
-            "method": recipe.method.name,
-            "dataset": without_folders(recipe.dataset.name),
-            "seed": recipe.seed,
             "backbone": without_folders(recipe.backbone.name),
             "weights": f"{source} (no file was named)" if weights is None else without_folders(weights),
         }
@@ -145,13 +150,15 @@ def told(verdict: Verdict | None) -> dict[str, Any] | None:
 
 def captions(sample: Sample, view: View) -> list[str]:
     """What is said above a figure of one image: of what and whom it is, and how much lies on the outlined object."""
-    lines = [f"{sample.name} · {view.viewer.name}: {described_maps(view.viewer, view.kind)}"]
-    if view.viewer.classes is None:
+    lines = [f"{shortened(sample.name, LONGEST)} · {view.viewer.name}: {described_maps(view.viewer, view.kind)}"]
+    if view.viewer.plain:
         lines[0] += " · plain backbone, no run: one pass, nothing selected"
     lines += [f"{name}: {covering(found)}" for name, found in view.segments.items()]
     if view.shares:
         words = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", "even": "an even map"}
-        inside = ", ".join(f"{words[name]} {share:.0%}" for name, share in view.shares.items())
+        if "pass_two" not in view.maps:
+            words["pass_one"] = ""
+        inside = ", ".join(f"{words[name]} {share:.0%}".lstrip() for name, share in view.shares.items())
         lines.append(f"{view.kind} on the outlined object: {inside}")
     return lines
 

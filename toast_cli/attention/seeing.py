@@ -37,7 +37,8 @@ class Verdict:
 class Viewer:
     """A model, ready to be shown images; `classes` is None for a plain backbone, whose head means nothing.
 
-    `recipe` is what it was made by, where that is known.
+    `recipe` is what it was made by, where that is known; of a `plain` one, a backbone without a run, it is a stand-in
+    of which only the backbone is meant.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Viewer:
     head: Head = "mean"
     with_grad_cam: bool = False
     recipe: Recipe | None = None
+    plain: bool = False
 
     @cached_property
     def ending(self) -> str:
@@ -96,12 +98,12 @@ class View:
 
 
 def from_file(path: Path) -> Sample:
-    """An image file as a sample without a label.
+    """An image file as a sample without a label, named by its path as given: folders may have files of one name.
 
     Raises:
         ToastError: it cannot be read as an image.
     """
-    return Sample(image=open_image(path), label=-1, name=path.name)
+    return Sample(image=open_image(path), label=-1, name=str(path))
 
 
 def test_split(data: DataSet) -> ImageSplit:

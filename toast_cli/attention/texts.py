@@ -116,7 +116,7 @@ def scales(views: Sequence[TextView]) -> dict[str, Scale]:
     if of("similarity"):
         found["similarity"] = rising("similarity to ξ", "Greens", of("similarity"))
     if of("difference"):
-        found["difference"] = around_zero("pass two less pass one", "RdBu_r", of("difference"))
+        found["difference"] = around_zero("pass two less pass one, points", "RdBu_r", of("difference"))
     return found
 
 
@@ -136,10 +136,14 @@ def most(view: TextView, name: str, count: int = 5) -> list[tuple[str, float]]:
 
 
 def named(tokens: Sequence[str], index: int) -> str:
-    """What a list calls a token: as it reads; a blank one quoted, with what is before it, as there are many alike."""
-    if tokens[index].strip() or index == 0:
-        return tokens[index].strip() or repr(tokens[index])
-    return f"{tokens[index]!r} after {tokens[index - 1].strip() or repr(tokens[index - 1])}"
+    """What a list calls a token: as it reads, quoted; a blank one with what is before it, as there are many alike."""
+    blank = not tokens[index].strip()
+    return quoted(tokens[index]) + (f" after {quoted(tokens[index - 1])}" if blank and index else "")
+
+
+def quoted(token: str) -> str:
+    """A token between quotation marks, without the blanks around it; punctuation would be lost among a list's own."""
+    return repr(token.strip() or token)
 
 
 def visible(token: str) -> str:

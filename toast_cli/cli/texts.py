@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def show_text(viewers: list[Viewer], prompt: str, template: str | None, folder: 
             say("")
             say(MEANING[name])
             out.print(coloured(view, name, meaning[name]), soft_wrap=True)
-            out.print(legend(meaning[name]), soft_wrap=True)
+            out.print(legend(meaning[name], name), soft_wrap=True)
             say(f"  {_alt(view, name)}")
     say("")
     say(f"Page: {page}")
@@ -71,10 +71,10 @@ def coloured(view: TextView, name: str, scale: Scale) -> Text:
     return text
 
 
-def legend(scale: Scale) -> Text:
+def legend(scale: Scale, name: str) -> Text:
     """What the colours mean, in one line: numbers on their own colours, and those between."""
     text = Text(f"  {scale.label}: ")
-    (low, least), (middle, between), (high, greatest) = scale.ticks(_percent)
+    (low, least), (middle, between), (high, greatest) = scale.ticks(_said_by(name))
     for first, word, last in ((low, least, middle), (middle, between, high), (high, greatest, None)):
         shown = [(f" {word} ", first)]
         if last is not None:
@@ -88,9 +88,23 @@ def _percent(value: float) -> str:
     return f"{100 * value:.3g}%"
 
 
+def _points(value: float) -> str:
+    return f"{100 * value:+.3g}" if value else "0"
+
+
+def _said_by(name: str) -> Callable[[float], str]:
+    """How numbers of a map are written: a difference of percentages is in points."""
+    return _points if name == "difference" else _percent
+
+
+def _number(value: float, name: str) -> str:
+    """A number of a map, with its unit."""
+    return _said_by(name)(value) + " points" * (name == "difference")
+
+
 def _alt(view: TextView, name: str) -> str:
     """A map in words, for whoever sees no colours."""
-    largest = (f"{token} {_percent(value)}" for token, value in most(view, name))
+    largest = (f"{token} {_number(value, name)}" for token, value in most(view, name))
     return f"Most: {', '.join(largest)}"
 
 
@@ -108,7 +122,7 @@ def _page(view: TextView, meaning: dict[str, Scale]) -> dict[str, Any]:
             {
                 "text": visible(token),
                 "name": named(view.tokens, index),
-                "value": _percent(value),
+                "value": _number(value, name),
                 "colour": colour,
                 "ink": ink(colour),
             }
@@ -117,15 +131,20 @@ def _page(view: TextView, meaning: dict[str, Scale]) -> dict[str, Any]:
             )
         ]
         maps.append(
-            {"meaning": MEANING[name], "tokens": tokens, "alt": _alt(view, name), "legend": _legend(meaning[name])}
+            {
+                "meaning": MEANING[name],
+                "tokens": tokens,
+                "alt": _alt(view, name),
+                "legend": _legend(meaning[name], name),
+            }
         )
     described = described_maps(view.viewer, "attention")
     return {"name": view.viewer.name, "described": described, "next": _next(view), "maps": maps}
 
 
-def _legend(scale: Scale) -> dict[str, Any]:
+def _legend(scale: Scale, name: str) -> dict[str, Any]:
     """A scale as a page has it: colours from one end to the other, and the numbers at the ends and in the middle."""
-    words = [word for _, word in scale.ticks(_percent)]
+    words = [word for _, word in scale.ticks(_said_by(name))]
     shown = scale.hex([scale.low + (scale.high - scale.low) * part / STEPS for part in range(STEPS + 1)])
     return {"label": scale.label, "words": words, "colours": ",".join(shown)}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +51,7 @@ def visualize_attention(
     as_json: options.Json = False,
 ) -> None:
     """Draw image, attention in pass one, similarity to xi, attention in pass two and what changed, side by side."""
-    from toast_cli.errors import UsageError, did_you_mean
+    from toast_cli.errors import ToastError, UsageError, did_you_mean
 
     if sum(map(bool, (images, test_image, prompt))) != 1:
         raise UsageError("Name images, or --test-image N of a run's own test split, or a --prompt.")
@@ -75,12 +76,16 @@ def visualize_attention(
 
         show_text(viewers, prompt, None if raw else getattr(recipe.dataset, "template", None), place, as_json)
         return
-    records = _drawn(viewers, _samples(images or [], test_image or [], recipe), place, format)
+    broken: list[str] = []
+    records = _drawn(viewers, _samples(images or [], test_image or [], recipe, viewers[0], broken), place, format)
     if as_json:
         print_json(records)
-        return
-    for line in _told(records):
-        say(line)
+    else:
+        for line in _told(records):
+            say(line)
+    if broken:
+        count = f"{len(broken)} of {len(broken) + len(records)} images"
+        raise ToastError(f"{count} could not be shown.", broken)
 
 
 def _viewers(
@@ -123,7 +128,7 @@ def _viewers(
     say(f"There is no run{' here' if backbone is None else ''}: showing the plain backbone {name}.", err)
     model, recipe = plain_model(name, weights, device)
     return (
-        [Viewer(name, model.to(make_accelerator(recipe).device), recipe.images, None, recipe=recipe)],
+        [Viewer(name, model.to(make_accelerator(recipe).device), recipe.images, None, recipe=recipe, plain=True)],
         recipe,
         Path("attention"),
     )
@@ -135,17 +140,24 @@ def _looking(viewer: Viewer, layer: int, head: Any, grad_cam: bool) -> Viewer:
     return replace(viewer, level=layer, head=head, with_grad_cam=grad_cam)
 
 
-def _samples(images: list[Path], test_images: list[int], recipe: Recipe) -> Any:
-    """What is shown, each under the name that its files get, and read when its turn comes."""
+def _samples(images: list[Path], test_images: list[int], recipe: Recipe, first: Viewer, broken: list[str]) -> Any:
+    """What is shown, each under the name that its files get, and read when its turn comes.
+
+    Why an image could not be read is added to `broken`; the others are shown.
+    """
     from toast_cli.attention.pictures import unique
     from toast_cli.attention.seeing import from_file, from_test_split
     from toast_cli.data.tree import images_below
     from toast_cli.errors import UsageError
+    from toast_cli.training.measuring import check_classes
     from toast_cli.training.session import open_data
 
     if test_images:
         data = open_data(recipe)
-        yield from ((f"test-{index}", from_test_split(data, index)) for index in test_images)
+        if first.classes:  # its classes name the labels
+            check_classes(first.classes, data.classes, Path(first.name))
+        found = ((f"test-{index}", partial(from_test_split, data, index)) for index in test_images)
+        yield from _readable(found, broken)
         return
     files = []
     for path in images:
@@ -153,7 +165,23 @@ def _samples(images: list[Path], test_images: list[int], recipe: Recipe) -> Any:
         if not below:
             raise UsageError(f"There is no image below {path}.")
         files += below
-    yield from zip(unique(file.stem for file in files), map(from_file, files), strict=True)
+    names = unique(file.stem for file in files)
+    yield from _readable(zip(names, (partial(from_file, file) for file in files), strict=True), broken)
+
+
+def _readable(found: Iterable[tuple[str, Callable[[], Sample]]], broken: list[str]) -> Iterator[tuple[str, Sample]]:
+    """Those that can be read; of the others, what is wrong is added to `broken`."""
+    from toast_cli.errors import ToastError, UsageError
+
+    for name, read in found:
+        try:
+            sample = read()
+        except UsageError:  # asked for wrongly: nothing is broken
+            raise
+        except ToastError as error:
+            broken.append(" ".join(part for part in (error.what, error.why) if part))
+            continue
+        yield name, sample
 
 
 def _drawn(
@@ -193,8 +221,8 @@ def _view_told(view: dict[str, Any]) -> list[str]:
     lines += [f"Pixels {name}: {covered}" for name, covered in view["segments"].items()]
     inside = view["share_inside"]
     if inside:
-        second = f", {inside['pass_two']:.1%} in pass two" if "pass_two" in inside else ""
+        passes = f" in pass one, {inside['pass_two']:.1%} in pass two" if "pass_two" in inside else ""
         kind = view["kind"][0].upper() + view["kind"][1:]
         even = f" (an even map: {inside['even']:.1%})"
-        lines.append(f"{kind} on the object: {inside['pass_one']:.1%} in pass one{second}{even}")
+        lines.append(f"{kind} on the object: {inside['pass_one']:.1%}{passes}{even}")
     return lines

@@ -95,11 +95,11 @@ def test_each_panel_is_the_map_that_its_heading_names(model: Model) -> None:
     panels = {panel.heading.split("\n")[0]: panel for panel in passes_row(sample, view).panels}
     assert list(panels) == ["image", "attention, pass one", "similarity to ξ", "attention, pass two", "difference"]
     for heading, name, scale in (
-        ("attention, pass one", "pass_one", 100), ("similarity to ξ", "similarity", 1),
-        ("attention, pass two", "pass_two", 100), ("difference", "difference", 100),
+        ("attention, pass one", "pass_one", 64), ("similarity to ξ", "similarity", 1),
+        ("attention, pass two", "pass_two", 64), ("difference", "difference", 64),
     ):  # fmt: skip
         np.testing.assert_allclose(panels[heading].values, view.maps[name].numpy() * scale)
-    both = rising("", "", [100 * view.maps[name].numpy() for name in ("pass_one", "pass_two")])
+    both = rising("", "", [64 * view.maps[name].numpy() for name in ("pass_one", "pass_two")])
     for heading in ("attention, pass one", "attention, pass two"):
         assert panels[heading].scale.high == pytest.approx(both.high), "one scale, made of both"  # type: ignore[union-attr]
     assert not torch.allclose(view.maps["pass_one"], view.maps["pass_two"], atol=1e-3)
@@ -140,8 +140,8 @@ def test_several_viewers_share_a_scale_and_a_row_is_an_image(model: Model) -> No
     rows = viewers_rows(samples, views)
     assert [len(row.panels) for row in rows] == [3, 3]
     assert len({panel.scale for row in rows for panel in row.panels[1:]}) == 1
-    np.testing.assert_allclose(rows[1].panels[1].values, 100 * views[1][0].maps["pass_two"].numpy())
-    np.testing.assert_allclose(rows[1].panels[2].values, 100 * views[1][1].maps["pass_one"].numpy())
+    np.testing.assert_allclose(rows[1].panels[1].values, 64 * views[1][0].maps["pass_two"].numpy())
+    np.testing.assert_allclose(rows[1].panels[2].values, 64 * views[1][1].maps["pass_one"].numpy())
 
 
 RISING = torch.arange(24.0).view(4, 6).softmax(-1) / 4

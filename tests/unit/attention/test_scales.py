@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,8 +78,8 @@ class TestTexts:
         assert scales([VIEW, strong])["pass_one"].high > scales([VIEW])["pass_one"].high, "all views share it"
 
     def test_a_legend_says_in_numbers_what_the_colours_mean(self) -> None:
-        assert legend(scales([VIEW])["pass_two"]).plain.split()[-4:] == ["token:", "0%", "25%", "50%"]
-        assert legend(scales([VIEW])["difference"]).plain.split()[-3:] == ["-25%", "0%", "25%"]
+        assert legend(scales([VIEW])["pass_two"], "pass_two").plain.split()[-4:] == ["token:", "0%", "25%", "50%"]
+        assert legend(scales([VIEW])["difference"], "difference").plain.split()[-4:] == ["points:", "-25", "0", "+25"]
 
     def test_a_page_looks_as_it_did_when_somebody_looked_at_it(self) -> None:
         """What is in it, tag by tag; colours are held to the golden ones with a tolerance."""
@@ -91,8 +92,14 @@ class TestTexts:
         view = replace(VIEW, tokens=["Hi:", "\n", "\n"])
         text = coloured(view, "pass_two", scales([view])["pass_two"])
         assert text.plain == "Hi:↵\n↵\n" and [text.plain[s.start : s.end] for s in text.spans][1:] == ["↵\n"] * 2
-        assert most(view, "pass_two") == [(r"'\n' after '\n'", 0.5), ("Hi:", 0.25), (r"'\n' after Hi:", 0.25)]
+        assert most(view, "pass_two") == [(r"'\n' after '\n'", 0.5), ("'Hi:'", 0.25), (r"'\n' after 'Hi:'", 0.25)]
         assert page_of([view]).count("↵") == 2 * 4
+
+    def test_lists_quote_tokens_and_give_differences_in_points(self) -> None:
+        view = replace(VIEW, tokens=["?", ":", ", "])
+        page = unescape(page_of([view]))
+        assert "Most: '?' 50%, ':' 25%, ',' 25%" in page and "Most: ',' 50%, '?' 25%, ':' 25%" in page
+        assert "Most: '?' -25 points, ',' +25 points, ':' 0 points" in page
 
     def test_a_next_token_that_reads_as_nothing_is_named(self) -> None:
         tokenizer = SimpleNamespace(decode=lambda ids: "", convert_ids_to_tokens={0: "_", 1: "▁", 2: "_"}.get)
