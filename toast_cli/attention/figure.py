@@ -101,8 +101,9 @@ def draw_bar(figure: Figure, place: Axes, scale: Scale, size: float, panels: int
     places, words = zip(*scale.ticks(), strict=True)
     bar.set_ticks(list(places), labels=list(words))
     bar.ax.tick_params(labelsize=size)
-    for word, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right"), strict=True):
-        word.set_horizontalalignment(side)  # within its own bar: a neighbour's begins where this one ends
+    least, _, most = bar.ax.get_xticklabels()
+    least.set_horizontalalignment("left")  # within its own bar: a neighbour's begins where this one ends
+    most.set_horizontalalignment("right")
     bar.set_label("\n".join(_label(scale, panels)), fontsize=size)
 
 
