@@ -110,8 +110,8 @@ class Corners:
 def test_what_lies_inside_is_of_the_last_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = comparing.opened
 
-    def with_corners(asked: Asked) -> tuple[Any, Any, None]:
-        session, _, _ = opened(asked)
+    def with_corners(asked: Asked, reporter: Reporter) -> tuple[Any, Any, None]:
+        session, _, _ = opened(asked, reporter)
         session.data = replace(session.data, splits={"test": Corners()})
         return session, Corners(), None
 
