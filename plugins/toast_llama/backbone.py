@@ -17,7 +17,7 @@ from toast_cli.backbone import Authors, Backbone, Level, Readout, State, Trace
 from toast_cli.errors import ToastError
 from toast_cli.signals import Signal, Values
 from toast_llama.attention import recorded_attention
-from toast_llama.caches import TwoCaches
+from toast_llama.caches import CACHE, TwoCaches
 from toast_llama.generation import TwoPassLanguageModel
 from toast_llama.logits import OwnLogits
 
@@ -79,7 +79,7 @@ class LlamaBackbone(Backbone):
     """Any decoder of transformers whose layers attend with a `v_proj` of their own: LLaMA, Mistral, Qwen, Gemma, Phi.
 
     Inputs are a mapping as the model itself takes it: `input_ids` `[B, N]` and, where they matter, `attention_mask`,
-    `position_ids` and `past_key_values` (a `TwoCaches`). `z` is the last layer's output before the final norm, padding
+    `position_ids` and `caches` (a `TwoCaches`). `z` is the last layer's output before the final norm, padding
     included; the pooled features are every token after it. `real` `[B, N]` says which tokens are no padding where
     there is no mask to say so.
 
@@ -124,12 +124,12 @@ class LlamaBackbone(Backbone):
     def enter(self, inputs: Any) -> State:
         """Token ids to embeddings `[B, N, d]`."""
         body, layers = self.body, self.body.layers
-        caches: TwoCaches | None = inputs.get("past_key_values")
+        caches: TwoCaches | None = inputs.get("caches")
         stand_ins = [_StandIn(layer) for layer in layers]
         body.layers = nn.ModuleList(stand_ins)
         try:
-            given = {name: value for name, value in inputs.items() if name != "real"}
-            body(**{**given, "past_key_values": None if caches is None else caches.first, "use_cache": False})
+            given = {name: value for name, value in inputs.items() if name not in ("real", "caches")}
+            body(**given, **{CACHE: None if caches is None else caches.first}, use_cache=False)
         finally:
             body.layers = layers
         embedded, _ = stand_ins[0].given
@@ -140,10 +140,10 @@ class LlamaBackbone(Backbone):
 
     def again(self, state: State, inputs: Any) -> State:
         """The second pass has keys and values of its own, where they are kept at all."""
-        caches: TwoCaches | None = inputs.get("past_key_values")
+        caches: TwoCaches | None = inputs.get("caches")
         if caches is None:
             return state
-        arguments = tuple({**given, "past_key_values": caches.second} for given in state.context.arguments)
+        arguments = tuple({**given, CACHE: caches.second} for given in state.context.arguments)
         return State(state.hidden, replace(state.context, arguments=arguments))
 
     def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:

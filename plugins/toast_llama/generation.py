@@ -10,7 +10,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from toast_cli.errors import UsageError
-from toast_llama.caches import TwoCaches
+from toast_llama.caches import CACHE, TwoCaches
 from toast_llama.logits import OwnLogits
 
 OWN_CACHES = (None, "dynamic", "hybrid")
@@ -62,8 +62,8 @@ class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
                 "They need a cache each, which grows with the text.",
                 "Leave cache_implementation out.",
             )
-        if settings.get("past_key_values") is None and settings.get("use_cache", config.use_cache) is not False:
-            settings["past_key_values"] = TwoCaches(self.config)
+        if settings.get(CACHE) is None and settings.get("use_cache", config.use_cache) is not False:
+            settings[CACHE] = TwoCaches(self.config)
         return super().generate(*arguments, **settings)  # type: ignore[misc]
 
     def forward(
@@ -72,16 +72,21 @@ class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: TwoCaches | None = None,
+        cache: TwoCaches | None = None,
         logits_to_keep: int = 0,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Token ids `[B, N]` to logits `[B, N, vocabulary]`, or to those of the last tokens alone."""
+        """Token ids `[B, N]` to logits `[B, N, vocabulary]`, or to those of the last tokens alone.
+
+        What is kept comes as `cache` or as `past_key_values`, as the version of transformers has it.
+        """
+        kept = past_key_values if cache is None else cache
         named = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            "caches": kept,
         }
         pooled = self.pooled({name: value for name, value in named.items() if value is not None})
         logits = self._logits(pooled[:, -logits_to_keep:])
-        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(**{"logits": logits, CACHE: kept})
