@@ -46,7 +46,9 @@ def _record(
     seen = sees.unsqueeze(-1).expand_as(mixed)
     difference = (mixed - fused.transpose(1, 2)).abs().where(seen, 0.0)
     largest = fused.transpose(1, 2).abs().where(seen, 0.0).amax().clamp_min(1e-6)
-    _map.get().extend([attention, (difference.amax() / largest).to(fused.dtype)])
+    mismatch = difference.amax() / largest
+    # Never cast for nothing: a traced graph checks the type at every cast, and keeps all that leads to it.
+    _map.get().extend([attention, mismatch if mismatch.dtype == fused.dtype else mismatch.to(fused.dtype)])
     return fused, None
 
 

@@ -94,7 +94,8 @@ def recorded_attention(attention: Attention, maps: list[Tensor], mismatches: lis
     def compare(_: nn.Module, given: tuple[Tensor, ...]) -> None:
         fused = given[0]
         mismatch = (mixed.pop() - fused).abs().amax() / fused.abs().amax().clamp_min(1e-6)
-        mismatches.append(mismatch.to(fused.dtype))
+        # Never cast for nothing: a traced graph checks the type at every cast, and keeps all that leads to it.
+        mismatches.append(mismatch if mismatch.dtype == fused.dtype else mismatch.to(fused.dtype))
 
     handles = [attention.qkv.register_forward_hook(record), attention.norm.register_forward_pre_hook(compare)]
     try:

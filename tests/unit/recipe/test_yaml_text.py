@@ -77,6 +77,6 @@ def test_what_is_no_recipe_is_refused_with_its_line(text: str, words: list[str])
 @pytest.mark.parametrize("bomb", ["[" * 500_000, "{a: " * 100_000, "- " * 100_000])
 def test_a_bomb_is_refused_at_once(bomb: str) -> None:
     began = time.perf_counter()
-    with pytest.raises(UsageError, match="within each other"):
+    with pytest.raises(UsageError, match=r"within each other|nesting depth"):
         parse_recipe(bomb, "bomb.yaml")
     assert time.perf_counter() - began < 2
