@@ -113,7 +113,9 @@ class Training:
             kept = outputs(model, self.batch["image"])
         shapes = {name: tensor.shape[1:] for name, tensor in kept.items()}
         slots = Slots(Path(folder), {"levels": str(model.adapted.steering.levels)}, count, shapes, torch.float16)
-        self.run = CachedStep(model, FirstPasses(model, slots, Seen(count)), None)
+        dtypes = {name: tensor.dtype for name, tensor in kept.items()}
+        # Nothing else writes these slots, so no image that was left out is ever read again.
+        self.run = CachedStep(model, FirstPasses(model, slots, Seen(count), None, dtypes), None)
         numbers = torch.arange(count, device=self.given.device)
         self.batch = {**self.batch, "index": numbers, "view": torch.zeros_like(numbers)}
         self()
