@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.data.json_lines import json_lines, read_bytes
+from toast_cli.data.json_lines import json_lines
 from toast_cli.data.text import Turn
 from toast_cli.errors import ToastError, UsageError
-from toast_cli.storage.atomic import append_line
+from toast_cli.storage.sealed_lines import append_sealed, sealed_lines
 
 if TYPE_CHECKING:
     from toast_cli.generation import Writer
@@ -194,7 +194,7 @@ def answer_all(
         answer = loaded.answer(
             [Turn("user", question.text)], do_sample=True, temperature=TEMPERATURE, max_new_tokens=max_new_tokens
         )
-        append_line(path, {**vars(question), "answer": answer, **asked})
+        append_sealed(path, {**vars(question), "answer": answer, **asked})
         yield question, answer
 
 
@@ -215,7 +215,7 @@ def judge_all(judge: Judge, answers: Iterable[tuple[Question, str]], path: Path)
         if (question.question_id, answer) not in kept:
             for reply in judge.replies(question.text, answer):
                 told = {"score": reply.score, "reply": reply.text, "why": reply.why}
-                append_line(path, {**vars(question), "answer": answer, **asked, **told})
+                append_sealed(path, {**vars(question), "answer": answer, **asked, **told})
             kept[question.question_id, answer] = reply
         yield question, kept[question.question_id, answer]
 
@@ -231,16 +231,9 @@ def by_category(scores: Sequence[tuple[Question, Reply]]) -> dict[str, float | N
 
 
 def _lines(path: Path, questions: Iterable[Question]) -> list[dict[str, Any]]:
-    """What an earlier session kept about these very questions; a line that it did not finish is passed over."""
+    """What an earlier session kept about these very questions."""
     if not path.is_file():
         return []
     asked = {question.question_id: question.text for question in questions}
-    lines = []
-    for line in read_bytes(path).split(b"\n"):
-        try:
-            kept = json.loads(line)
-        except ValueError:
-            continue
-        if asked.get(kept["question_id"]) == kept["text"]:
-            lines.append(kept)
-    return lines
+    kept = sealed_lines(path, "Remove the file: what it held is asked for again.")
+    return [line for line in kept if asked.get(line["question_id"]) == line["text"]]

@@ -156,6 +156,21 @@ def test_a_response_that_is_no_completion_is_asked_again_and_recorded(
     assert lines[0]["reply"] == body.decode() or why == "the reply is no text"
 
 
+def test_a_damaged_judgement_is_said_and_asked_again(run: Path, questions: Path, server: Server) -> None:
+    server.replies = ['{"score": 9}', '{"score": 4}', '{"score": 2}']
+    judge(questions, server, run)
+    file = run / "judge" / questions.stem / "judgements.jsonl"
+    before, asked = file.read_text(), len(server.asked)
+    file.write_text(before.replace('"score": 2.0', '"score": 8.0'))
+    assert file.read_text() != before
+    server.replies = ['{"score": 2}']
+    said = judge(questions, server, run)
+    assert said.code == 0, said.err
+    assert len(server.asked) == asked + 1
+    assert "1 line was damaged or cut short, and asked for again" in " ".join(said.err.split())
+    assert json.loads(said.out)[str(run)]["overall"] == 5.0
+
+
 def test_what_one_judge_said_is_not_taken_for_anothers(run: Path, questions: Path, server: Server) -> None:
     judge(questions, server, run)
     judge(questions, server, run)
@@ -200,7 +215,7 @@ def test_an_answer_does_not_depend_on_where_a_session_was_cut(run: Path, questio
     path.write_text(json.dumps(whole[0]) + "\n" + json.dumps(whole[1])[:-9])
     judge(questions, server, run)
     lines = path.read_text().splitlines()
-    assert [json.loads(line) for line in (lines[0], *lines[2:])] == whole
+    assert [json.loads(line) for line in lines] == whole
 
 
 def test_several_runs_are_rows_of_one_table(run: Path, questions: Path, server: Server, tmp_path: Path) -> None:

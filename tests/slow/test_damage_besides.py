@@ -11,11 +11,13 @@ import pytest
 
 from tests.slow.suites import small_suite
 from tests.slow.test_damage import TIMES, damaged
+from toast_cli.bench.folder import ASKED, SUITE, recall, remember
 from toast_cli.bench.jobs import Experiment, Job
 from toast_cli.bench.ledger import Ledger
 from toast_cli.bench.suite import parse
 from toast_cli.errors import ToastError
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.storage.sealed_lines import append_sealed, drop_damaged, sealed_lines
 
 JOBS = Experiment("small", parse(small_suite(seeds=4), "small.yaml")).finals("Markings", "linear", {})
 
@@ -70,6 +72,42 @@ def test_a_number_that_changed_in_a_ledger_is_refused(tmp_path: Path, kind: str)
     with pytest.raises(ToastError, match="damaged") as raised:
         done(f"{kind}{file}", tmp_path / "locks")
     assert "not what was written" in raised.value.why and "Move it away" in raised.value.what_to_do
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("name", [ASKED, SUITE])
+def test_a_damaged_record_of_what_a_suite_was_asked_for_is_named(tmp_path: Path, name: str, times: int) -> None:
+    experiment = Experiment("small", parse(small_suite(seeds=4), "small.yaml"), seeds=(1, 2), known={})
+    remember(tmp_path, experiment, small_suite(seeds=4), "sqlite:///a")
+    file, rng = tmp_path / name, random.Random(name)
+    whole = file.read_bytes()
+    assert recall(tmp_path) == (experiment, "sqlite:///a")
+    for _ in range(times):
+        file.write_bytes(damaged(whole, rng))
+        try:
+            found = recall(tmp_path)
+        except ToastError as error:
+            assert str(file) in error.what and "toast bench SUITE" in error.what_to_do
+            continue
+        assert found == (experiment, "sqlite:///a")
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_a_damaged_judgement_is_named_and_never_read_as_another(tmp_path: Path, times: int) -> None:
+    file, rng = tmp_path / "judgements.jsonl", random.Random(0)
+    lines = [{"question_id": number, "score": 4.5, "judge": "j"} for number in range(8)]
+    for line in lines:
+        append_sealed(file, line)
+    whole = file.read_bytes()
+    for _ in range(times):
+        file.write_bytes(damaged(whole, rng))
+        try:
+            found = list(sealed_lines(file, ""))
+        except ToastError as error:
+            assert str(file) in error.what
+            assert 0 < drop_damaged(file) < 3
+            found = list(sealed_lines(file, ""))
+        assert all(line in lines for line in found)
 
 
 @pytest.mark.parametrize("times", TIMES)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from toast_cli.bench.jobs import Experiment
 from toast_cli.bench.suite import parse
-from toast_cli.errors import UsageError
+from toast_cli.errors import ToastError, UsageError
 from toast_cli.storage.atomic import write_json, write_text
+from toast_cli.storage.sealing import read_sealed, seal_holds, sealed, sealed_text
 
 BENCHES = Path("bench")
 """Where experiments lie unless told otherwise, below the current folder."""
 ASKED = "experiment.json"
 SUITE = "suite.yaml"
+AGAIN = "Call 'toast bench SUITE' with the same suite, folder and options: it goes on, and writes the file anew."
 
 
 def remember(out: Path, experiment: Experiment, text: str, ledger: str | None) -> None:
@@ -24,9 +25,9 @@ def remember(out: Path, experiment: Experiment, text: str, ledger: str | None) -
     kind, _, place = (ledger or "").partition(":")
     if kind == "journal":
         ledger = f"journal:{Path(place).absolute()}"  # found from anywhere, as the folder is
-    write_text(out / SUITE, text)
+    write_text(out / SUITE, sealed_text(text))
     asked["known"] = dict(experiment.contents)  # tables can be had where the files are no more
-    write_json(out / ASKED, {**asked, "ledger": None if ledger is None or "@" in ledger else ledger})
+    write_json(out / ASKED, sealed({**asked, "ledger": None if ledger is None or "@" in ledger else ledger}))
 
 
 def recall(out: Path) -> tuple[Experiment, str | None]:
@@ -34,14 +35,25 @@ def recall(out: Path) -> tuple[Experiment, str | None]:
 
     Raises:
         UsageError: nothing was begun there.
+        ToastError: what is kept there is damaged.
     """
     if not (out / ASKED).is_file():
         raise UsageError(f"There is no experiment in {out}.", what_to_do="Begin one with 'toast bench SUITE'.")
-    asked: dict[str, Any] = json.loads((out / ASKED).read_text(encoding="utf-8"))
+    asked: dict[str, Any] = read_sealed(out / ASKED, AGAIN)
     ledger = asked.pop("ledger")
-    suite = parse((out / SUITE).read_text(encoding="utf-8"), str(out / SUITE))
+    suite = parse(_suite(out / SUITE), str(out / SUITE))
     lists: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
     return Experiment(suite=suite, **lists), ledger
+
+
+def _suite(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ToastError(f"{path} cannot be read.", str(error), AGAIN) from error
+    if not seal_holds(text):
+        raise ToastError(f"{path} is damaged.", "It is not what was written, by its sha256.", AGAIN)
+    return text
 
 
 def newest(root: Path = BENCHES) -> Path:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 from toast_cli.bench.results import Results
+from toast_cli.storage.sealed_lines import sealed_lines
 
 Scores = dict[Hashable, tuple[str, float]]
 """Category and score of every question that was scored."""
@@ -40,12 +40,9 @@ class Judgements:
 def _read(results: Results, record: Mapping[str, Any]) -> dict[str, Scores]:
     """By judge and file of questions; a question that was scored again counts by its last score."""
     found: dict[str, Scores] = {}
-    for file in sorted((results.out / record["run"]).glob("judge/*/judgements.jsonl")):
-        for text in file.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:  # a session that was cut short did not finish it
-                continue
+    run = results.out / record["run"]
+    for file in sorted(run.glob("judge/*/judgements.jsonl")):
+        for line in sealed_lines(file, f"'toast eval --run {run} --judge QUESTIONS' asks again for what is damaged."):
             if line["score"] is not None:
                 judge = f"{line['judge']} on {file.parent.name}"
                 found.setdefault(judge, {})[line["question_id"]] = line["category"], line["score"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 import traceback
@@ -146,7 +145,7 @@ def _failed(claim: Claim, reporter: Reporter, reason: str) -> None:
 
 def _record(folder: Path, out: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     """What a table and an estimate need of a run, so that they need no file of it but the answers."""
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    environment = read_sealed(folder / "environment.json")
     taken = ("seed", "split_hashes", "trained_parameters", "flops", "flops_plain", "selected_epoch", "seconds")
     short = {"validation": _plain(results["validation"]), "test": _plain(results["test"])}
     short["attention"] = (results["test"] or {}).get("attention_share")

@@ -12,6 +12,7 @@ from toast_cli.cli.console import err, say
 from toast_cli.cli.progress import TerminalReporter
 from toast_cli.cli.runs import run_writer
 from toast_cli.judging import Judge, answer_all, by_category, judge_all, read_questions
+from toast_cli.storage.sealed_lines import drop_damaged
 
 
 def judged(
@@ -28,6 +29,10 @@ def judged(
     scores = {}
     for run in runs:
         kept = judge_folder(run, questions_file)
+        for file in (kept / "answers.jsonl", kept / "judgements.jsonl"):
+            if dropped := drop_damaged(file):
+                lines = "1 line was" if dropped == 1 else f"{dropped} lines were"
+                say(f"{file}: {lines} damaged or cut short, and asked for again.", err)
         with TerminalReporter() as reporter:
             answers = list(
                 reporter.track(

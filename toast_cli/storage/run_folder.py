@@ -102,7 +102,7 @@ class RunFolder:
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Keep versions, device and machine."""
         if self.writes:
-            write_json(self.path / "environment.json", environment)
+            write_json(self.path / "environment.json", sealed(environment))
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Keep the closing numbers."""

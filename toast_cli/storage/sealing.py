@@ -60,7 +60,7 @@ def unsealed(text: str | bytes, folder: Path | None = None) -> Any:
     return value
 
 
-def read_sealed(path: Path) -> Any:
+def read_sealed(path: Path, what_to_do: str = "Make the run again.") -> Any:
     """The plain values of a JSON file.
 
     Raises:
@@ -69,7 +69,7 @@ def read_sealed(path: Path) -> Any:
     try:
         return unsealed(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise ToastError(f"{path} is damaged.", str(error), "Make the run again.") from error
+        raise ToastError(f"{path} is damaged.", str(error), what_to_do) from error
 
 
 def sealed_text(text: str) -> str:

@@ -13,6 +13,8 @@ from tests.unit.bench.made_up import accuracy, filled
 from toast_cli.bench.cells import Number, Table
 from toast_cli.bench.suite import Suite, parse
 from toast_cli.bench.table import tables
+from toast_cli.errors import ToastError
+from toast_cli.storage.sealed_lines import append_sealed
 
 SUITE = """
 backbone: vit_demo
@@ -99,6 +101,18 @@ def test_a_judges_best_is_bold_where_the_same_questions_show_it(tmp_path: Path) 
     assert best.mean == pytest.approx(statistics.fmean(high)), "another judge's scores are not mixed in"
     assert "Scored by judge on questions. Left out: scores by another on questions." in table.notes
     assert any("same questions" in note for note in table.notes if note.startswith("Bold"))
+
+
+def test_a_damaged_score_is_an_error_and_in_no_mean(tmp_path: Path) -> None:
+    for seed in range(3):
+        judged(tmp_path, f"runs/Easy-linear-{seed}", [4.0, 5.0])
+    file = tmp_path / "runs/Easy-linear-1/judge/questions/judgements.jsonl"
+    append_sealed(file, {"question_id": 2, "category": "fermi", "judge": "judge", "score": 4.0})
+    file.write_text(file.read_text().replace('"judge", "score": 4.0, "sha', '"judge", "score": 9.0, "sha'))
+    only = with_columns('{Avg: "judge:overall"}')
+    with pytest.raises(ToastError, match="is damaged") as raised:
+        tables(filled(only, tmp_path, lambda *_: accuracy(50)))
+    assert "Line 3" in raised.value.why and "asks again" in raised.value.what_to_do
 
 
 def test_columns_without_a_bold_number_say_why(tmp_path: Path) -> None:
