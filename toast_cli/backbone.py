@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -145,23 +144,6 @@ class Trace:
             self.outputs.extend(other.outputs)
         for own, others in ((self.attention, other.attention), (self.mismatch, other.mismatch)):
             own.update({index: found for index, found in others.items() if index in self.attention_of})
-
-
-@contextmanager
-def exactly(query: Tensor, key: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """What fused attention is given, for a map of the same numbers that rounds no more than fused attention does.
-
-    That one is given what autocast makes of them, the values' type, and adds up in single precision; within the block
-    autocast does not bring the map's sums back to half.
-    """
-    import torch
-
-    kind = torch.promote_types(value.dtype, torch.float32)
-    given = tuple(tensor.to(value.dtype).to(kind) for tensor in (query, key, value))
-    where = value.device.type
-    # Only where it is on: a graph that is traced keeps the block otherwise.
-    with torch.autocast(where, enabled=False) if torch.is_autocast_enabled(where) else nullcontext():
-        yield given  # type: ignore[misc]
 
 
 AUTHORS_NAME = re.compile(

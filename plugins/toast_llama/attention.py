@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from toast_cli.backbone import Trace, exactly
+from toast_cli.backbone import Trace
+from toast_cli.fused import exactly
 
 _NAME = "toast_recording"
 _map: ContextVar[list[Tensor]] = ContextVar("map")

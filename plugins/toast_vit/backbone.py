@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, State, Trace, exactly
+from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, State, Trace
 from toast_cli.errors import ToastError
+from toast_cli.fused import exactly
 from toast_cli.signals import Pending, Signal, Values, worked_out
 from toast_timm.loading import licence_of
 

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "divided": set(),
     "pickles": set(),
     "signals": set(),
+    "fused": set(),
     "registry": {"errors", "backbone"},
     "backbone": GROUND,
     "recipe": GROUND | {"registry", "backbone"},
@@ -39,9 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": DOORS | {"data", "model", "storage", "attention", "generation"},
     "cli": DOORS | {"storage", "attention", "training", "bench", "export", "generation", "judging", "data"},
     "toast_timm": {"errors", "options", "backbone", "pickles"},
-    "toast_vit": {"errors", "options", "backbone", "signals", "toast_timm"},
+    "toast_vit": {"errors", "options", "backbone", "signals", "fused", "toast_timm"},
     "toast_convnext": {"errors", "options", "backbone", "signals", "toast_timm"},
-    "toast_llama": {"errors", "options", "backbone", "signals"},
+    "toast_llama": {"errors", "options", "backbone", "signals", "fused"},
     "toast_example": {"errors", "options", "backbone", "signals"},
 }
 
