@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast
 from tests.language import make_model
+from tests.peak import forget_peak, peak
 from toast_cli.cli.console import shown
 from toast_cli.data.images import open_image
 from toast_cli.errors import ToastError
 from toast_cli.pickles import named_code
-from toast_cli.recipe.yaml_text import parse_recipe
 from toast_cli.storage.adapter import load
 
 
@@ -120,10 +120,7 @@ def test_a_yaml_bomb_is_refused_at_once(here: Path, bomb: str) -> None:
     (here / "bomb.yaml").write_text(BOMBS[bomb])
     started = time.monotonic()
     toast("recipes", "validate", "bomb.yaml").fails(2, "bomb.yaml")
-    with pytest.raises(ToastError):
-        parse_recipe(BOMBS[bomb], "bomb.yaml")
-        toast("tune", "--recipe", "bomb.yaml", "--dry-run").fails(2)
-        raise ToastError("refused by its schema")
+    toast("tune", "--recipe", "bomb.yaml", "--dry-run").fails(2, "bomb.yaml")
     assert time.monotonic() - started < 10 and not Path("ran").exists()
 
 
@@ -146,13 +143,12 @@ def png(number: int) -> bytes:
 
 
 def test_a_zip_bomb_is_refused_without_filling_memory(here: Path) -> None:
-    import resource
-
     zip_bomb(here / "a.zip")
     assert (here / "a.zip").stat().st_size < 1_000_000
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget_peak()
+    before = peak()
     toast("tune", "--backbone", "vit_demo", "--dataset", "archive:a.zip", "--method", "linear").fails(1, "0.png")
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 300e6
+    assert peak() - before < 300e6
 
 
 def image_bomb(file: Path) -> None:

@@ -114,6 +114,7 @@ def test_what_is_damaged_is_named_and_never_read_as_something_else(
     target, rng = tmp_path / "made" / file, random.Random(file)
     whole = target.read_bytes()
     expected = read(tmp_path / "made" / place)
+    assert expected
     for _ in range(times):
         target.write_bytes(spoiled := damaged(whole, rng))
         try:

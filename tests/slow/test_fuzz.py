@@ -9,9 +9,7 @@ import io
 import json
 import os
 import pickle
-import resource
 import shutil
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from tests.cli.conftest import TINY_DEMO, toast
+from tests.peak import forget_peak, peak
 from toast_cli.data import alpaca, sharegpt
 from toast_cli.data.images import open_image
 from toast_cli.errors import RUNTIME_FAILURE, USAGE_ERROR, ToastError
@@ -38,7 +37,7 @@ from toast_cli.storage.adapter import load
 
 HANGS = timedelta(seconds=10)
 MEMORY = 500_000_000
-"""Bytes by which the most that this process ever held may grow over all inputs of a test."""
+"""Bytes by which the most that this process holds may exceed what it held before, over all inputs of a test."""
 HEALTH = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
@@ -61,15 +60,10 @@ def often(short: int, many: int) -> Callable[[Any], Any]:
 def for_inputs(times: int, test: Any, *arguments: Any) -> None:
     """A test of Hypothesis for so many inputs, each soon done, all within memory."""
     how = settings(max_examples=times, deadline=HANGS, derandomize=True, suppress_health_check=HEALTH)
-    before = most_held()
+    forget_peak()
+    before = peak()
     how(test)(*arguments)
-    assert most_held() - before < MEMORY
-
-
-def most_held() -> int:
-    """Bytes of memory that this process has held at its worst moment so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    assert peak() - before < MEMORY
 
 
 def works_or_says_why(work: Callable[[], Any]) -> None:

@@ -53,8 +53,11 @@ def test_a_killed_run_is_resumed_or_begun_again_to_the_same_weights(tmp_path: Pa
     for number, moment in enumerate(moments(count, whole.seconds, seed=len(verb))):
         run = tmp_path / f"cut{number}"
         if forked(tmp_path, *words, "--output-dir", run, killed_after=moment).code is None:
+            saved = any((run / "checkpoints" / name).is_dir() for name in ("last", ".last.old"))
+            done = (run / "results.json").is_file()
             again = forked(tmp_path, words[0], "--resume", run)
             explained(again)
+            assert ("Going on after epoch" in again.said) == (saved and not done), again.said
             if again.code:  # too early to go on, or at its end already
                 assert "recipe.yaml" in again.said or "got to its end" in again.said or "checkpoint" in again.said
         if not (run / "results.json").is_file():

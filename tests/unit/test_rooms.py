@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-GROUND = {"errors", "options", "fingerprint", "labels", "places", "sizes", "divided", "pickles", "signals"}
+GROUND = {"errors", "options", "fingerprint", "labels", "places", "sizes", "divided", "pickles", "signals", "regular"}
 DOORS = GROUND | {"registry", "backbone", "recipe"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -22,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pickles": set(),
     "signals": set(),
     "fused": set(),
+    "regular": set(),
     "registry": {"errors", "backbone"},
     "backbone": GROUND,
     "recipe": GROUND | {"registry", "backbone"},
@@ -94,3 +97,14 @@ def test_a_file_imports_only_the_rooms_it_may(file: Path) -> None:
 def test_every_room_is_in_the_picture() -> None:
     rooms = {room(file) for file in FILES}
     assert rooms == set(MAY_IMPORT)
+
+
+def test_a_run_without_peft_imports_neither_it_nor_what_it_brings() -> None:
+    """They take as long as torch itself to import."""
+    program = (
+        "import sys; from toast_cli.api import steer; import timm, torch; "
+        "from toast_cli.training import session, tuning; from toast_cli.model import flops; "
+        "print(*(name for name in ('peft', 'transformers') if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

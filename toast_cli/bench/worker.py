@@ -20,6 +20,7 @@ from toast_cli.bench.jobs import Job, Stage, shown
 from toast_cli.bench.numbers import score
 from toast_cli.bench.once import made_elsewhere
 from toast_cli.errors import ToastError, UsageError
+from toast_cli.storage.checkpoint import is_lost
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.storage.sealing import read_sealed
 from toast_cli.training.reporter import Reporter, T
@@ -103,8 +104,11 @@ def run(board: Board, claim: Claim, out: Path, reporter: Reporter) -> None:
         folder = out / "runs" / replace(job, key=key).name
         if not (folder / "results.json").is_file():
             goes_on = (folder / "recipe.yaml").is_file()
+            if goes_on and is_lost(RunFolder(folder).checkpoints, "last"):
+                reporter.message(f"No whole checkpoint of {job.name} is left: it is begun anew.")
+                goes_on = False
             if not goes_on and folder.exists():
-                shutil.rmtree(folder)  # ours: a worker died before it had written anything
+                shutil.rmtree(folder)  # ours: a worker died before it had written anything, or what it wrote is damaged
             tune(recipe, folder, Watched(board, claim, reporter), resume=goes_on)
         results = read_sealed(folder / "results.json")
         judged = results["validation"] if job.stage == "search" else results["test"] or results["validation"]

@@ -36,6 +36,10 @@ SplitName = Literal["train", "val", "test"]
 _TASK_STREAM: dict[str, int] = {"fine": 1, "coarse": 2, "crowded": 3}
 _SPLIT_STREAM: dict[str, int] = {"train": 1, "val": 2, "test": 3}
 
+MOST_IMAGES = 10_000_000
+LARGEST_SIDE = 1024
+"""Beyond these a slip of the pen, or a recipe of somebody else's, would draw for days or fill all memory."""
+
 
 class Options(Named):
     """Which task of the demo world, and how much of it."""
@@ -44,10 +48,10 @@ class Options(Named):
     task: Task = Field(
         "fine", description="fine: the beetle's marking; coarse and crowded: kind and marking family, for pre-training"
     )
-    train_images: int = Field(3000, ge=1, description="images in the train split")
-    val_images: int = Field(600, ge=1, description="images in the val split")
-    test_images: int = Field(1000, ge=1, description="images in the test split")
-    side: int = Field(64, ge=32, multiple_of=8, description="height and width of an image in pixels")
+    train_images: int = Field(3000, ge=1, le=MOST_IMAGES, description="images in the train split")
+    val_images: int = Field(600, ge=1, le=MOST_IMAGES, description="images in the val split")
+    test_images: int = Field(1000, ge=1, le=MOST_IMAGES, description="images in the test split")
+    side: int = Field(64, ge=32, le=LARGEST_SIDE, multiple_of=8, description="height and width of an image in pixels")
     classes: int = Field(5, ge=2, le=10, description="how many markings the fine task uses; the coarse task uses all")
     world_seed: int = Field(0, ge=0, description="which world: another seed draws other images of the same tasks")
 

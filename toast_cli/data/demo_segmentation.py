@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from toast_cli.data import demo
+from toast_cli.data.demo import LARGEST_SIDE, MOST_IMAGES
 from toast_cli.data.pairs import pixel_batches
 from toast_cli.data.source import DataSet, Sample, Source
 from toast_cli.options import Named
@@ -24,10 +25,10 @@ class Options(Named):
     """How much of the demo world."""
 
     name: Literal["demo-segmentation"] = "demo-segmentation"
-    train_images: int = Field(1000, ge=1, description="images in the train split")
-    val_images: int = Field(200, ge=1, description="images in the val split")
-    test_images: int = Field(500, ge=1, description="images in the test split")
-    side: int = Field(64, ge=32, multiple_of=8, description="height and width of an image in pixels")
+    train_images: int = Field(1000, ge=1, le=MOST_IMAGES, description="images in the train split")
+    val_images: int = Field(200, ge=1, le=MOST_IMAGES, description="images in the val split")
+    test_images: int = Field(500, ge=1, le=MOST_IMAGES, description="images in the test split")
+    side: int = Field(64, ge=32, le=LARGEST_SIDE, multiple_of=8, description="height and width of an image in pixels")
     world_seed: int = Field(0, ge=0, description="which world: another seed draws other images")
 
 

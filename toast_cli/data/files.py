@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from toast_cli.data.source import Sample
 from toast_cli.errors import ToastError
+from toast_cli.regular import regular
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,9 +55,7 @@ def open_file(file: ImageFile) -> IO[bytes]:
     Raises:
         OSError: it is not there, or is a folder, a pipe or a device: reading those may never come to an end.
     """
-    if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
-        raise OSError("It is no regular file: a folder, a pipe, a socket or a device.")
-    return file.open("rb")
+    return (regular(file) if isinstance(file, Path) else file).open("rb")
 
 
 def read_text(file: Path) -> str:

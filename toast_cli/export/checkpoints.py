@@ -16,6 +16,7 @@ from torch import Tensor
 
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.pickles import refused_code
+from toast_cli.regular import regular
 from toast_cli.storage.kinds import OF_TORCH, told_as
 from toast_cli.storage.sealing import digest_of_file
 
@@ -67,7 +68,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     try:
         # Training scripts keep their command line beside the weights; a Namespace does nothing when it is unpickled.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            raw: Any = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+            raw: Any = load_file(regular(path)) if path.suffix == ".safetensors" else _unpickled(regular(path))
     except Exception as error:  # a damaged or a hostile file makes readers fail in any way
         code = refused_code(path, error)
         if code is None:

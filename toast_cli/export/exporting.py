@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock
 
 from toast_cli import __version__, registry
 from toast_cli.errors import ToastError
@@ -24,11 +23,10 @@ from toast_cli.export.base import Format, Wanted
 from toast_cli.export.proving import Proof, expected_of, prove
 from toast_cli.export.reports import REPORT, reports_of, require_free
 from toast_cli.export.stages import stage
-from toast_cli.fingerprint import digest_of
-from toast_cli.places import cache_folder
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.adapter import Loaded
 from toast_cli.storage.atomic import write_json
+from toast_cli.storage.locking import lock_of
 
 
 def export(
@@ -45,7 +43,7 @@ def export(
     """
     form: Format = registry.load(registry.EXPORTS, name)
     require_free(target, replace)
-    lock = _lock_of(target.parent)
+    lock = lock_of(target.parent)
     reports_of(target.parent / REPORT)
     expected = expected_of(loaded, form, wanted)
     if wanted.part != "adapter":
@@ -89,26 +87,6 @@ def _clear_away(folder: Path) -> None:
         process = left.name.removeprefix(_begun_here()).partition("-")[0]
         if process.isdigit() and not psutil.pid_exists(int(process)):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _lock_of(folder: Path) -> FileLock:
-    """While it is held, no other export of this machine moves anything into the folder or adds to its report.
-
-    The lock lies in the cache: a folder of exports holds nothing else than them.
-
-    Raises:
-        ToastError: it cannot lie there.
-    """
-    locks = cache_folder() / "locks"
-    try:
-        locks.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ToastError(
-            f"The cache folder {locks} cannot be made.",
-            error.strerror or str(error),
-            "Name another in TOAST_CACHE_DIR, where files can be written.",
-        ) from error
-    return FileLock(locks / f"{digest_of(str(folder.resolve()).encode()).hex()}.lock")
 
 
 def _keep(place: Path, folder: Path, before: Path, replace: bool) -> None:

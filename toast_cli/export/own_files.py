@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from toast_cli.errors import UsageError
+from toast_cli.regular import regular
 from toast_cli.storage.adapter import CONFIG, PRETUNED, PRETUNED_ENTRY, WHOLE
 
 
@@ -50,7 +51,7 @@ def _kind(path: Path) -> tuple[str, Path]:
 def _entries(path: Path) -> set[str]:
     """The names in a safetensors file's metadata; none where it is something else."""
     try:
-        with safe_open(path, framework="np") as file:
+        with safe_open(regular(path), framework="np") as file:
             return set(file.metadata() or {})
     except (SafetensorError, OSError):
         return set()

@@ -121,7 +121,7 @@ class TrainingOptions(Options):
         None, ge=1, description="optimizer steps between two checkpoints within an epoch; left out: by epoch alone"
     )
     clip_grad: float | None = Field(None, gt=0, description="largest gradient norm")
-    workers: int = Field(0, ge=0, description="processes that decode images; 0 decodes in the main one")
+    workers: int = Field(0, ge=0, le=256, description="processes that decode images; 0 decodes in the main one")
     eval_batch_size: int | None = Field(
         None, ge=1, description="images (or texts) per forward pass in evaluation; left out: batch_size"
     )

@@ -25,8 +25,10 @@ from toast_cli.fingerprint import digest_of_tensors
 from toast_cli.model import Model, build_model, count, folded
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
+from toast_cli.regular import regular
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
 from toast_cli.storage.kinds import told_as
+from toast_cli.storage.records import checked, refuse_newer
 from toast_cli.storage.sealing import sealed, unsealed
 
 FORMAT = 1
@@ -290,14 +292,9 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
 def _parse(text: str | bytes, path: Path) -> AdapterConfig:
     try:
         raw = unsealed(text, path.parent if path.name == CONFIG else None)
-        if raw["format"] > FORMAT:
-            raise ToastError(
-                f"{path} was written by a newer toast ({raw['toast_version']}).", what_to_do="Update toast."
-            )
-        if not all(isinstance(name, str) for name in raw["classes"]):
-            raise TypeError("a class is named by something else than text")
-        return AdapterConfig(**{**raw, "classes": tuple(raw["classes"])})
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        refuse_newer(raw, FORMAT, path)
+        return checked(AdapterConfig, raw)
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         raise _damaged(path, error) from error
 
 
@@ -314,7 +311,7 @@ def _damaged(path: Path, error: Exception) -> ToastError:
 
 def _read_tensors(path: Path, *, with_tensors: bool = True) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             names = file.keys() if with_tensors else ()
             return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:

@@ -24,12 +24,14 @@ from toast_cli.fingerprint import digest_of_tensors, fingerprint
 from toast_cli.model import Model
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
+from toast_cli.regular import regular
 from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.adapter import PRETUNED as FOLDER
 from toast_cli.storage.adapter import PRETUNED_ENTRY as ENTRY
 from toast_cli.storage.adapter import Loaded, build_for, describe, files_entry, files_in
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
+from toast_cli.storage.records import checked, refuse_newer
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.storage.sealing import sealed, unsealed
 
@@ -91,7 +93,7 @@ def is_artifact(path: Path) -> bool:
     if path.is_dir():
         return any((folder / CONFIG).is_file() for folder in (path / FOLDER, path))
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             return ENTRY in (file.metadata() or {})
     except (SafetensorError, OSError):  # whoever opens it as something else says what it is not
         return False
@@ -119,7 +121,7 @@ def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
     tensors_in = tensors_file(path)
     folder = tensors_in.parent if path.is_dir() else path
     try:
-        with safe_open(tensors_in, framework="pt") as file:
+        with safe_open(regular(tensors_in), framework="pt") as file:
             metadata = file.metadata() or {}
             if folder.is_file() and ENTRY not in metadata:
                 raise _no_artifact(path)
@@ -127,15 +129,11 @@ def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.get("sha256") not in (None, digest_of_tensors(tensors)):
             raise ValueError("its tensors are not those that were written, by their sha256")
-        lineage = Lineage(**unsealed(text, folder if folder.is_dir() else None))
-        newer = lineage.format > FORMAT
+        raw = unsealed(text, folder if folder.is_dir() else None)
+        refuse_newer(raw, FORMAT, folder)
+        return checked(Lineage, raw), tensors
     except (ValueError, TypeError, OSError, RecursionError, SafetensorError) as error:
         raise ToastError(f"{folder} is damaged.", f"{type(error).__name__}: {error}", "Pre-tune again.") from error
-    if newer:
-        raise ToastError(
-            f"{folder} was written by a newer toast ({lineage.toast_version}).", what_to_do="Update toast."
-        )
-    return lineage, tensors
 
 
 def _no_artifact(path: Path) -> UsageError:

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from toast_cli.divided import put
 from toast_cli.errors import ToastError
 from toast_cli.model import Model
+from toast_cli.regular import regular
 from toast_cli.storage.atomic import write_json, write_tensors
 from toast_cli.storage.sealing import digest_of_file, digest_of_json
 
@@ -72,7 +74,7 @@ def load_checkpoint(checkpoints: Path, name: str, model: Model) -> dict[str, Any
             f"There is no whole checkpoint '{name}' in {checkpoints}.",
             "It is damaged: a file is missing or is not what was written." if (checkpoints / name).exists() else "",
         )
-    tensors = load_file(folder / WEIGHTS)
+    tensors = _tensors(folder / WEIGHTS)
     if tensors.keys() != model.trained().keys():
         raise ToastError(
             f"The checkpoint {folder} is of another model.", "It holds other weights than this one trains."
@@ -86,6 +88,12 @@ def find_checkpoint(checkpoints: Path, name: str) -> Path | None:
     return next((place for place in (checkpoints / name, checkpoints / f".{name}.old") if _is_whole(place)), None)
 
 
+def is_lost(checkpoints: Path, name: str) -> bool:
+    """Whether `checkpoints/<name>` was saved, and neither it nor the save before is whole."""
+    saved = any((checkpoints / folder).exists() for folder in (name, f".{name}.old"))
+    return saved and find_checkpoint(checkpoints, name) is None
+
+
 def load_state(checkpoints: Path, name: str) -> dict[str, Any] | None:
     """Where training stood at `checkpoints/<name>`, or None if there is none."""
     folder = find_checkpoint(checkpoints, name)
@@ -95,7 +103,14 @@ def load_state(checkpoints: Path, name: str) -> dict[str, Any] | None:
 def load_besides(checkpoints: Path, name: str) -> dict[str, Tensor]:
     """The tensors that were saved besides the weights; none where there are none."""
     folder = find_checkpoint(checkpoints, name)
-    return load_file(folder / BESIDES) if folder is not None and (folder / BESIDES).is_file() else {}
+    return _tensors(folder / BESIDES) if folder is not None and (folder / BESIDES).is_file() else {}
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ToastError(f"{path} is damaged.", str(error)) from error
 
 
 def _replace(folder: Path, old: Path) -> None:
@@ -110,10 +125,12 @@ def _replace(folder: Path, old: Path) -> None:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = json.loads(regular(folder / STATE).read_text(encoding="utf-8"))
         digests = state.pop(DIGESTS)
-        return digests.pop(STATE) == digest_of_json(state) and all(
-            digest_of_file(folder / name) == kept for name, kept in digests.items()
+        return (
+            digests.pop(STATE) == digest_of_json(state)
+            and {WEIGHTS} <= digests.keys() <= {WEIGHTS, BESIDES}  # no path that a state made up is read
+            and all(digest_of_file(folder / name) == kept for name, kept in digests.items())
         )
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from toast_cli.regular import regular
+
 FIRST = 64
 """Bytes that are looked at."""
 
@@ -34,7 +36,7 @@ def _kind(path: Path) -> str:
     if path.is_dir():
         return "a folder"
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             first = file.read(FIRST)
     except OSError:
         return ""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import Timeout
 
 from toast_cli.divided import whole
 from toast_cli.errors import ToastError, UsageError
@@ -13,6 +16,7 @@ from toast_cli.model import Model
 from toast_cli.storage.adapter import CONFIG
 from toast_cli.storage.atomic import append_line, write_json, write_text
 from toast_cli.storage.checkpoint import save_checkpoint
+from toast_cli.storage.locking import lock_of
 from toast_cli.storage.sealing import seal_holds, sealed, sealed_text
 
 if TYPE_CHECKING:
@@ -87,6 +91,26 @@ class RunFolder:
         if (path / "results.json").is_file():
             raise UsageError(f"The run {path} got to its end.", what_to_do="'toast eval --run' measures it.")
         return cls(path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes of this machine from going on with the run.
+
+        Raises:
+            UsageError: another one has it.
+            ToastError: no lock can be made.
+        """
+        if not self.writes:
+            yield
+            return
+        try:
+            holding = lock_of(self.path).acquire(blocking=False)
+        except Timeout:
+            raise UsageError(
+                f"Another process is at work on the run {self.path}.", what_to_do="Wait until it has ended, or stop it."
+            ) from None
+        with holding:
+            yield
 
     def forget_after(self, step: int, epoch: int) -> None:
         """Drop what was logged after an interrupted run's last checkpoint, of that step and so many whole epochs."""

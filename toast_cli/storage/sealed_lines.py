@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toast_cli.errors import ToastError
+from toast_cli.regular import regular
 from toast_cli.storage.atomic import append_line, write_text
 from toast_cli.storage.sealing import sealed, unsealed
 
@@ -51,7 +52,7 @@ def drop_damaged(path: Path) -> int:
 
 def _read(path: Path) -> list[bytes]:
     try:
-        return path.read_bytes().split(b"\n")
+        return regular(path).read_bytes().split(b"\n")
     except OSError as error:
         raise ToastError(f"{path} cannot be read.", error.strerror or str(error)) from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toast_cli.errors import ToastError
+from toast_cli.regular import regular
 
 SEAL = "sha256"
 FILES = "sha256_of_files"
@@ -21,9 +22,13 @@ _LINE = re.compile(rf"# {SEAL} of all below: ([0-9a-f]+)\n")
 
 
 def digest_of_file(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
     digest = hashlib.sha256()
-    with file.open("rb") as opened:
+    with regular(file).open("rb") as opened:
         while part := opened.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
@@ -45,16 +50,19 @@ def unsealed(text: str | bytes, folder: Path | None = None) -> Any:
     """The plain values of a JSON text, without their seal.
 
     Raises:
-        ValueError: it is no JSON, or it or a file of `folder` is not what was sealed.
+        ValueError: it is no JSON, it names something twice, or it or a file of `folder` is not what was sealed.
         OSError: a file cannot be read.
+        RecursionError: it is nested too deeply.
     """
-    value = json.loads(text)
+    value = json.loads(text, object_pairs_hook=_once)
     if not isinstance(value, dict):
         return value
     seal = value.pop(SEAL, None)
     if _renamed(value) if seal is None else seal != digest_of_json(value):
         raise ValueError("its content is not what was written, by its sha256")
     files = value.pop(FILES, {})
+    if not isinstance(files, dict):
+        raise ValueError(f"{FILES} is no object")
     for name, digest in files.items():
         if folder is not None and digest_of_file(folder / Path(name).name) != digest:
             raise ValueError(f"{name} beside it is not what was written, by its sha256")
@@ -67,16 +75,26 @@ def _renamed(value: Mapping[str, Any]) -> bool:
     return any(digest_of_json({key: value[key] for key in value if key != name}) == value[name] for name in likely)
 
 
-def read_sealed(path: Path, what_to_do: str = "Make the run again.") -> Any:
-    """The plain values of a JSON file.
+def read_sealed(path: Path, what_to_do: str = "Make the run again.") -> dict[str, Any]:
+    """The plain values of a file with a JSON object.
 
     Raises:
-        ToastError: it cannot be read, or its seal is broken.
+        ToastError: it cannot be read, is none, or its seal is broken.
     """
     try:
-        return unsealed(path.read_bytes())
+        value = unsealed(regular(path).read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("it holds no JSON object")
+        return value
     except (OSError, ValueError, RecursionError) as error:
         raise ToastError(f"{path} is damaged.", str(error), what_to_do) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a name is given twice")
+    return value
 
 
 def sealed_text(text: str) -> str:

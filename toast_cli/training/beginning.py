@@ -9,12 +9,12 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from toast_cli.divided import put
-from toast_cli.errors import UsageError
+from toast_cli.errors import ToastError, UsageError
 from toast_cli.model import method_of
 from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.artifact import other_feedback
-from toast_cli.storage.checkpoint import find_checkpoint, load_besides, load_state
+from toast_cli.storage.checkpoint import find_checkpoint, is_lost, load_besides, load_state
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.environment import environment
 from toast_cli.training.processes import shared_folder
@@ -47,8 +47,14 @@ def begin(session: Session, folder: RunFolder, reporter: Reporter, resume: bool)
     """Bring the model to where training starts; whether it goes on from `checkpoints/last`.
 
     Raises:
-        ToastError: what it should start from does not fit.
+        ToastError: what it should start from does not fit, or what it had come to is damaged.
     """
+    if resume and is_lost(folder.checkpoints, "last"):
+        raise ToastError(
+            f"No whole checkpoint is left in {folder.checkpoints}.",
+            "The last one is damaged, and so is the one before it, if there is one.",
+            f"Make the run again: --recipe {folder.path / 'recipe.yaml'} --output-dir NEW.",
+        )
     state = load_state(folder.checkpoints, "last") if resume else None
     if state is not None:
         go_on(session, folder, state, reporter)
@@ -83,14 +89,22 @@ def go_on(session: Session, folder: RunFolder, state: dict[str, Any], reporter: 
 
     Raises:
         UsageError: it was begun with another number of processes, which would draw other random numbers.
+        ToastError: its state is none that this toast writes.
     """
     processes = session.accelerator.num_processes
-    if state["processes"] != processes:
+    try:
+        at, begun_with = Position(**state["at"]), state["processes"]
+    except (KeyError, TypeError) as error:
+        raise ToastError(
+            f"The state in {folder.checkpoints / 'last'} cannot be gone on from.",
+            f"It was written by another version of toast: {type(error).__name__}, {error}.",
+            "Go on with that version, or make the run again.",
+        ) from error
+    if begun_with != processes:
         raise UsageError(
-            f"The run was begun with {state['processes']} processes and cannot go on with {processes}.",
-            what_to_do=f"Start it with {state['processes']}.",
+            f"The run was begun with {begun_with} processes and cannot go on with {processes}.",
+            what_to_do=f"Start it with {begun_with}.",
         )
-    at = Position(**state["at"])
     folder.forget_after(at.steps, at.epochs)
     put(load_besides(folder.checkpoints, "start"), session.model.state_dict())
     found = find_checkpoint(folder.checkpoints, "last")

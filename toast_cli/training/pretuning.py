@@ -18,7 +18,7 @@ from toast_cli.training.loop import fit
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import prepare
 from toast_cli.training.step import DistillationStep, PretuningStep
-from toast_cli.training.telling import say_first, say_skipped, told_how_to_go_on
+from toast_cli.training.telling import at_work, say_first, say_skipped
 from toast_cli.training.tensorboard import metrics_logger
 
 
@@ -86,7 +86,7 @@ def pretune(
     def reconstruction() -> dict[str, float]:
         return evaluate(model, measured, session.accelerator, step=step)["reconstruction"]
 
-    with told_how_to_go_on(folder, reporter, "pretune"):
+    with at_work(folder, reporter, "pretune"):
         drawn = {} if gradient else reconstruction()
         goes_on = begin(session, folder, reporter, resume)
         if goes_on:
@@ -103,7 +103,7 @@ def pretune(
     if gradient:
         with (
             metrics_logger(folder, recipe.training.tensorboard) as log,
-            told_how_to_go_on(folder, reporter, "pretune"),
+            at_work(folder, reporter, "pretune"),
         ):
             best = fit(
                 step,

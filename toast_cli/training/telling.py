@@ -28,10 +28,15 @@ def say_first(session: Session, train: Batches, folder: RunFolder, reporter: Rep
 
 
 @contextmanager
-def told_how_to_go_on(folder: RunFolder, reporter: Reporter, command: str) -> Iterator[None]:
-    """Whoever interrupts a run reads how it goes on."""
+def at_work(folder: RunFolder, reporter: Reporter, command: str) -> Iterator[None]:
+    """No other process works on the run meanwhile, and whoever interrupts it reads how it goes on.
+
+    Raises:
+        UsageError: another process is at it.
+    """
     try:
-        yield
+        with folder.held():
+            yield
     except KeyboardInterrupt:
         reporter.stopped(f"toast {command} --resume {folder.path}")
         raise

@@ -23,7 +23,7 @@ from toast_cli.training.processes import merged
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session, prepare
 from toast_cli.training.step import Step
-from toast_cli.training.telling import say_first, say_skipped, told_how_to_go_on
+from toast_cli.training.telling import at_work, say_first, say_skipped
 from toast_cli.training.tensorboard import metrics_logger
 
 
@@ -57,9 +57,9 @@ def tune(
     for message in filter(None, (str(memory), memory.warning(accelerator.device))):
         reporter.message(message)
     session.place()
-    with told_how_to_go_on(folder, reporter, "tune"):
+    with at_work(folder, reporter, "tune"):
         goes_on = begin(session, folder, reporter, resume)
-    with metrics_logger(folder, recipe.training.tensorboard) as log, told_how_to_go_on(folder, reporter, "tune"):
+    with metrics_logger(folder, recipe.training.tensorboard) as log, at_work(folder, reporter, "tune"):
         best = fit(
             step,
             train,
@@ -93,7 +93,7 @@ def tune(
         shows, answers = session.shows_attention("test"), Answers()
         test = session.batches("test", with_masks=shows)
         seen = reporter.track(test, len(test), "test")
-        with told_how_to_go_on(folder, reporter, "tune"):
+        with at_work(folder, reporter, "tune"):
             results["test"] = evaluate(model, seen, accelerator, with_attention=shows, answers=answers)
         results["attended_region"] = marks_of(data.splits["test"]) if shows else None
         if given := merged(answers).given:

@@ -1,0 +1,109 @@
+"""A run whose files are damaged, or that somebody made to do harm, and `--resume`: it says so, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import TINY_DEMO, toast
+from tests.slow.kills import explained, forked
+from toast_cli.storage.checkpoint import DIGESTS, STATE
+from toast_cli.storage.locking import lock_of
+from toast_cli.storage.sealing import digest_of_json
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped before its end, with its last two checkpoints."""
+    run = tmp_path_factory.mktemp("made") / "run"
+    assert toast("tune", *TINY_DEMO, "--device", "cpu", "--method", "linear", "--output-dir", run).code == 0
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "adapter")
+    return run
+
+
+@pytest.fixture
+def run(unfinished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(unfinished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def files(run: Path) -> dict[Path, bytes]:
+    return {file.relative_to(run): file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_in_silence(run: Path) -> None:
+    for name in ("last", ".last.old"):
+        with (run / "checkpoints" / name / "model.safetensors").open("ab") as file:
+            file.write(b"x")
+    before = files(run)
+    toast("tune", "--resume", run).fails(1, "No whole checkpoint is left", "--recipe")
+    assert files(run) == before
+
+
+def test_two_processes_do_not_go_on_with_one_run(run: Path) -> None:
+    before = files(run)
+    with lock_of(run):
+        said = forked(run.parent, "tune", "--resume", run)
+    assert said.code == 2 and "Another process is at work on the run" in said.said
+    assert files(run) == before
+    assert toast("tune", "--resume", run).code == 0, "the lock goes with who held it"
+
+
+def resealed(state: dict[str, Any], **others: str) -> str:
+    plain = {name: value for name, value in state.items() if name != DIGESTS}
+    return json.dumps({**plain, DIGESTS: {**state.get(DIGESTS, {}), **others, STATE: digest_of_json(plain)}})
+
+
+STATES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "nested deeply": lambda state: "[" * 100_000,
+    "a list": lambda state: "[]",
+    "digests that are none": lambda state: json.dumps({**state, DIGESTS: []}),
+    "nothing but a seal": lambda state: resealed({}),
+    "a device among its files": lambda state: resealed(state, **{"/dev/zero": "0"}),
+    "a file outside among its files": lambda state: resealed(state, **{"../../recipe.yaml": "0"}),
+    "another version's": lambda state: resealed({name: state[name] for name in state if name != "processes"}),
+}
+
+
+@pytest.mark.parametrize("made_up", STATES)
+def test_a_state_that_is_damaged_or_made_up_is_refused_soon(run: Path, made_up: str) -> None:
+    shutil.rmtree(run / "checkpoints" / ".last.old")
+    state = run / "checkpoints" / "last" / STATE
+    state.write_text(STATES[made_up](json.loads(state.read_text())))
+    said = forked(run.parent, "tune", "--resume", run, killed_after=60)
+    explained(said)
+    assert said.code == 1 and "checkpoints" in said.said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("import", "a.safetensors", "--backbone", "vit_demo"),
+        ("import", "a.pth", "--backbone", "vit_demo"),
+        ("export", "--run", "a.safetensors"),
+        ("tune", *TINY_DEMO, "--init-from", "a.safetensors"),
+        ("tune", *TINY_DEMO, "--init-from", "start"),
+        ("tune", "--resume", "run"),
+    ],
+    ids=" ".join,
+)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(run: Path, words: tuple[str, ...]) -> None:
+    shutil.rmtree(run / "checkpoints" / ".last.old")
+    (run.parent / "start").mkdir()
+    (run.parent / "start" / "artifact.json").write_text("{}")
+    for pipe in (
+        "a.safetensors", "a.pth", "start/feedback.safetensors", "run/checkpoints/last/state.json",
+    ):  # fmt: skip
+        (run.parent / pipe).unlink(missing_ok=True)
+        os.mkfifo(run.parent / pipe)
+    said = forked(run.parent, *words, killed_after=60)
+    explained(said)
+    assert said.code in (1, 2)

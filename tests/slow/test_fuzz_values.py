@@ -1,0 +1,107 @@
+"""What toast wrote as JSON, with one value changed into any other, unsealed or sealed anew: it works, or is refused.
+
+Bytes that change at random (`test_fuzz`) rarely leave JSON that can be read; whoever means harm does.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.cli.conftest import TINY_DEMO, toast
+from tests.slow.test_fuzz import ANY, for_inputs, works_or_says_why
+from toast_cli.errors import ToastError
+from toast_cli.storage.adapter import load
+from toast_cli.storage.artifact import read_artifact
+from toast_cli.storage.checkpoint import DIGESTS, STATE, find_checkpoint, load_besides, load_state
+from toast_cli.storage.run_folder import ANSWERS
+from toast_cli.storage.sealing import SEAL, digest_of_json, read_sealed, sealed
+
+VALUES = ANY | st.sampled_from([10**400, -1, 2**63, 1e308, "../../x", "/dev/zero", "none", [[]], {"": None}])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    here = tmp_path_factory.mktemp("made")
+    small = [*TINY_DEMO, "training.epochs=1", "--device", "cpu"]
+    assert toast("tune", *small, "--method", "toast-lite", "--output-dir", here / "run").code == 0
+    assert toast("pretune", "--least-squares", *TINY_DEMO, "--output-dir", here / "pre").code == 0
+    shutil.rmtree(here / "run" / "checkpoints" / ".last.old", ignore_errors=True)
+    return here
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where in plain values something stands."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path] * bool(path) + [place for key, part in inner for place in places(part, (*path, key))]
+
+
+@st.composite
+def changed(draw: st.DrawFn, value: dict[str, Any]) -> dict[str, Any]:
+    """One to three values changed, taken away, or put in besides."""
+    value = copy.deepcopy(value)
+    for _ in range(draw(st.integers(1, 3))):
+        *way, key = draw(st.sampled_from(places(value) or [("x",)]))
+        at: Any = value
+        for step in way:
+            at = at[step]
+        kind = draw(st.sampled_from(["change", "change", "take", "put"]))
+        if kind == "take":
+            del at[key]
+        elif kind == "put" and isinstance(at, dict):
+            at[draw(st.text(max_size=8))] = copy.deepcopy(draw(VALUES))  # it may be changed in turn
+        else:
+            at[key] = copy.deepcopy(draw(VALUES))  # it may be changed in turn
+    return value
+
+
+def checkpoint(folder: Path) -> None:
+    if find_checkpoint(folder, "last") is None:
+        raise ToastError("damaged")
+    load_state(folder, "last")
+    load_besides(folder, "last")
+
+
+def state_sealed(state: dict[str, Any]) -> dict[str, Any]:
+    plain = {name: value for name, value in state.items() if name != DIGESTS}
+    digests = state.get(DIGESTS)
+    return {**plain, DIGESTS: {**digests, STATE: digest_of_json(plain)} if isinstance(digests, dict) else digests}
+
+
+FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "run/adapter/adapter_config.json": ("run", load),
+    "pre/artifact/artifact.json": ("pre", read_artifact),
+    "run/results.json": ("run/results.json", read_sealed),
+    f"run/{ANSWERS}": (f"run/{ANSWERS}", read_sealed),
+    "run/checkpoints/last/state.json": ("run/checkpoints", checkpoint),
+}
+
+
+@pytest.mark.parametrize("times", [20, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", FILES)
+def test_any_value_in_any_place_works_or_is_refused(made: Path, tmp_path: Path, name: str, times: int) -> None:
+    place, read = FILES[name]
+    shutil.copytree(made, tmp_path / "made")
+    file = tmp_path / "made" / name
+    whole = json.loads(file.read_text())
+    plain = whole if name.endswith(STATE) else {key: value for key, value in whole.items() if key != SEAL}
+    read(tmp_path / "made" / place)
+
+    @given(value=changed(plain), seal=st.booleans())
+    def one(value: dict[str, Any], seal: bool) -> None:
+        if name.endswith(STATE):
+            value = state_sealed(value) if seal else value
+        elif seal and SEAL not in value:
+            value = sealed(value)
+        file.write_text(json.dumps(value))
+        works_or_says_why(lambda: read(tmp_path / "made" / place))
+
+    for_inputs(times, one)
