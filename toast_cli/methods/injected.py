@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -175,9 +176,7 @@ def _is_of_layers(kind: str, tuner: Any) -> bool:
 @contextmanager
 def left_out(network: nn.Module) -> Iterator[None]:
     """Within the block, the network computes without what PEFT put there."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    parts = [part for part in network.modules() if isinstance(part, BaseTunerLayer) and not part.disable_adapters]
+    parts = [part for _, part in _layers_of_peft(network) if not part.disable_adapters]
     trained = {weight: weight.requires_grad for part in parts for weight in part.parameters()}
     for part in parts:
         part.enable_adapters(False)
@@ -196,17 +195,23 @@ def merged(network: nn.Module) -> nn.Module:
     Raises:
         UsageError: this kind of layer cannot be merged.
     """
+    copy = deepcopy(network)
+    for name, part in _layers_of_peft(copy):
+        try:
+            part.merge()
+        except (AttributeError, NotImplementedError, ValueError) as error:
+            raise UsageError(
+                f"{type(part).__name__} of PEFT cannot be worked into the backbone's weights.", str(error)
+            ) from error
+        parent, _, last = name.rpartition(".")
+        setattr(copy.get_submodule(parent), last, part.get_base_layer())
+    return copy
+
+
+def _layers_of_peft(network: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
+    """By name; none where nobody has imported PEFT, which takes seconds that a run without it need not wait for."""
+    if "peft" not in sys.modules:
+        return []
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    copy = deepcopy(network)
-    for name, part in list(copy.named_modules()):
-        if isinstance(part, BaseTunerLayer):
-            try:
-                part.merge()
-            except (AttributeError, NotImplementedError, ValueError) as error:
-                raise UsageError(
-                    f"{type(part).__name__} of PEFT cannot be worked into the backbone's weights.", str(error)
-                ) from error
-            parent, _, last = name.rpartition(".")
-            setattr(copy.get_submodule(parent), last, part.get_base_layer())
-    return copy
+    return [(name, part) for name, part in network.named_modules() if isinstance(part, BaseTunerLayer)]

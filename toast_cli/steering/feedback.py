@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,9 +56,9 @@ def effective_weight(layer: nn.Module) -> Tensor:
     """What a feedback layer multiplies by: its own weight, and what low-rank factors on it add."""
     weight: Tensor = base_weight(layer)
     layer = layer.patch if isinstance(layer, Deconvolution) else layer
-    if isinstance(layer, LoraLayer):
-        weight = weight + layer.get_delta_weight("default").reshape(weight.shape)
-    return weight
+    # A LoRA layer, told by what it can do: importing PEFT takes seconds, for which no other path should wait.
+    delta = getattr(layer, "get_delta_weight", None)
+    return weight if delta is None else weight + delta("default").reshape(weight.shape)
 
 
 class FeedbackPath(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from toast_cli.steering.feedback import FeedbackPath, base_weight
@@ -14,6 +13,8 @@ def add_low_rank(feedback: FeedbackPath, rank: int, alpha: float) -> list[nn.Par
     A layer then computes `(W + alpha / rank * F_B F_A) x` with `F_B` zero at the start, so nothing changes
     until training does. The layers' own weights are left to the caller to freeze.
     """
+    from peft import LoraConfig, inject_adapter_in_model
+
     targets = [name for name, layer in feedback.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
     inject_adapter_in_model(
         LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=targets), feedback
