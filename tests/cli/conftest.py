@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.forks import begin
 from toast_cli.cli.app import app
+from toast_cli.export import checking
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -52,8 +55,15 @@ def toast(*arguments: str | Path) -> Said:
     return Said(result.exit_code, result.stdout, result.stderr)
 
 
-def toast_in_new_process(*arguments: str | Path, **environment: str) -> Said:
-    """Run `toast` in a process of its own."""
+def toast_in_new_process(*arguments: str | Path) -> Said:
+    """Run `toast` in a process of its own, which begins with everything imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = begin(Path(folder) / "said", *arguments)
+        return Said(command.end(), command.out, command.err)
+
+
+def toast_from_the_shell(*arguments: str | Path, **environment: str) -> Said:
+    """Run `toast` as a user does, imports and all: seconds more, for what may depend on it."""
     done = subprocess.run(
         [sys.executable, "-m", "toast_cli", *map(str, arguments)],
         capture_output=True,
@@ -69,6 +79,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are checked in this process: for tests of something else than that they are checked in another."""
+    monkeypatch.setattr(checking, "in_new_process", checking.open_and_run)
 
 
 MakePictures = Callable[..., Path]

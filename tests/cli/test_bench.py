@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -16,6 +15,7 @@ import pytest
 from optuna.trial import TrialState
 
 from tests.cli.conftest import TINY_DEMO, toast
+from tests.forks import fork
 from toast_cli.bench.board import Board
 from toast_cli.bench.folder import recall
 from toast_cli.bench.ledger import open_ledger
@@ -221,13 +221,9 @@ def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_tw
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("toast_cli.bench.worker.work", lambda *_: None)
         assert toast(*board_words).code == 0
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.cli.test_bench"])
 
     def start(number: int) -> Any:
-        process = context.Process(target=worker, args=(out, here / f"{number}.log"))
-        process.start()
-        return process
+        return fork(worker, out, here / f"{number}.log")
 
     def epochs(runs: str = "*") -> list[int]:
         return [file.read_text().count('"epoch", "step"') for file in out.glob(f"runs/{runs}/metrics.jsonl")]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cli.conftest import ROOT, TINY_DEMO, toast_in_new_process
+from tests.cli.conftest import ROOT, TINY_DEMO, toast_from_the_shell
 
 
 def pip_install(package: Path, target: Path) -> None:
@@ -59,16 +59,16 @@ def test_a_wheel_brings_its_recipes_its_plugins_and_the_demos_weights(tmp_path: 
 
 def test_a_third_partys_plugin_is_listed_and_tunes_without_an_edit_to_the_core(tmp_path: Path) -> None:
     pip_install(ROOT / "plugins" / "example", tmp_path / "site")
-    listed = toast_in_new_process("backbones", "--json", PYTHONPATH=str(tmp_path / "site"))
+    listed = toast_from_the_shell("backbones", "--json", PYTHONPATH=str(tmp_path / "site"))
     assert listed.code == 0, listed.err
     assert "example_tiny" in listed.out and "toast-example" in listed.out
     run = tmp_path / "run"
-    said = toast_in_new_process(
+    said = toast_from_the_shell(
         "tune", "--backbone", "example_tiny", "--dataset", "demo", "--output-dir", run, *TINY_DEMO,
         PYTHONPATH=str(tmp_path / "site"),
     )  # fmt: skip
     assert said.code == 0, said.err
-    said = toast_in_new_process("eval", "--run", run, "--json", PYTHONPATH=str(tmp_path / "site"))
+    said = toast_from_the_shell("eval", "--run", run, "--json", PYTHONPATH=str(tmp_path / "site"))
     assert said.code == 0, said.err
     first = json.loads((run / "results.json").read_text())
     assert json.loads(said.out)["test"]["accuracy"] == first["test"]["accuracy"]

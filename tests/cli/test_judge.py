@@ -218,6 +218,7 @@ def test_an_answer_does_not_depend_on_where_a_session_was_cut(run: Path, questio
     assert [json.loads(line) for line in lines] == whole
 
 
+@pytest.mark.usefixtures("quickly")
 def test_several_runs_are_rows_of_one_table(run: Path, questions: Path, server: Server, tmp_path: Path) -> None:
     whole = tmp_path / "whole.safetensors"
     assert toast("export", "--run", run, "--what", "full", "--out", whole).code == 0

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.forks import fork
 from toast_cli.model import Model
 from toast_cli.recipe.loading import build_recipe
+from toast_cli.storage.adapter import load
 from toast_cli.training import session, tuning
 from toast_cli.training.reporter import Reporter
-
-LOAD = """
-import sys, torch
-from pathlib import Path
-from safetensors.torch import save_file
-from toast_cli.storage.adapter import load
-out, *runs = map(Path, sys.argv[1:])
-logits = {}
-for run in runs:
-    model = load(run).model
-    torch.manual_seed(5)
-    with torch.no_grad():
-        logits[run.name] = model(model.backbone.example(4))
-save_file(logits, out)
-"""
 
 METHODS: dict[str, Any] = {
     "toast": "toast",
@@ -60,11 +45,23 @@ def tuned(method: Any, run: Path) -> Tensor:
         return kept[0].eval()(kept[0].backbone.example(4))
 
 
+def loaded(out: Path, runs: list[Path]) -> None:
+    """Keep the logits of models that are loaded from their runs."""
+    logits = {}
+    for run in runs:
+        model = load(run).model
+        torch.manual_seed(5)
+        with torch.no_grad():
+            logits[run.name] = model(model.backbone.example(4))
+    save_file(logits, out)
+
+
 def test_logits_are_the_same_in_a_new_process(tmp_path: Path) -> None:
     here = {name: tuned(method, tmp_path / name) for name, method in METHODS.items()}
     out = tmp_path / "logits.safetensors"
-    runs = [str(tmp_path / name) for name in METHODS]
-    subprocess.run([sys.executable, "-c", LOAD, str(out), *runs], check=True, timeout=240)
+    process = fork(loaded, out, [tmp_path / name for name in METHODS])
+    process.join(240)
+    assert process.exitcode == 0
     there = load_file(out)
     for name, logits in here.items():
         assert torch.equal(there[name], logits), name

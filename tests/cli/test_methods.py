@@ -23,6 +23,7 @@ def tune(out: Path, words: str, *options: str | Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("words", [*BASELINES, *VARIANTS])
+@pytest.mark.usefixtures("quickly")
 def test_a_run_comes_back_with_the_same_numbers(here: Path, words: str) -> None:
     recorded = tune(here / "run", words, *TINY_DEMO, "training.lr=0.01")
     again = toast("eval", "--run", here / "run", "--json")
@@ -36,6 +37,7 @@ def test_a_run_comes_back_with_the_same_numbers(here: Path, words: str) -> None:
     assert toast("visualize-attention", "--test-image", "0", "--run", here / "run").code == 0
 
 
+@pytest.mark.usefixtures("quickly")
 def test_low_rank_factors_are_worked_into_an_exported_backbone(here: Path) -> None:
     tuned = tune(here / "run", "lora", *TINY_DEMO, "training.lr=0.01", "training.epochs=4")
     assert toast("export", "--run", here / "run", "--what", "backbone", "--out", "lora.safetensors").code == 0
@@ -45,6 +47,7 @@ def test_low_rank_factors_are_worked_into_an_exported_backbone(here: Path) -> No
     assert tuned["total_parameters"] > whole["total_parameters"]
 
 
+@pytest.mark.usefixtures("quickly")
 def test_a_language_model_takes_low_rank_factors_and_its_weights_come_out_in_one_file(here: Path) -> None:
     model, data = make_model(here / "model"), write_json(here / "data.json", instructions(40))
     chosen = ["--backbone", f"llama:{model}", "--dataset", f"alpaca:{data}"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.conftest import MakePictures, Said, toast, toast_in_new_process
+from tests.forks import begin_two, free_port
 from tests.language import instructions, make_model, write_json
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -38,7 +39,7 @@ UNEVEN = [
 
 
 def two_processes(launcher: list[str], *arguments: str | Path) -> Said:
-    """Run `toast` in two processes that work together."""
+    """Run `toast` in two processes that work together, as a user does: imports, launcher and all."""
     port = ["--main_process_port", str(free_port())] if launcher is ACCELERATE else []
     done = subprocess.run(
         [sys.executable, "-m", *launcher, *port, "-m", "toast_cli", *map(str, arguments)],
@@ -50,11 +51,13 @@ def two_processes(launcher: list[str], *arguments: str | Path) -> Said:
     return Said(done.returncode, done.stdout, done.stderr)
 
 
-def free_port() -> int:
-    """A port that no other test's processes meet on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+def two_forks(*arguments: str | Path) -> Said:
+    """The same without a launcher, and with everything imported; what the first of the two says."""
+    with tempfile.TemporaryDirectory() as folder:
+        first, second = begin_two(Path(folder) / "said", *arguments)
+        code = first.end()
+        assert second.end() == code, first.err + second.err
+        return Said(code, first.out, first.err)
 
 
 def results(run: Path) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def test_two_processes_tune_as_one_does_and_speak_as_one(here: Path, launcher: l
 
     (here / "two" / "results.json").unlink()
     toast("tune", "--resume", here / "two").fails(2, "begun with 2 processes and cannot go on with 1")
-    resumed = two_processes(launcher, "tune", "--resume", here / "two")
+    resumed = two_forks("tune", "--resume", here / "two")
     assert resumed.code == 0, resumed.err
     assert "Going on after epoch 2 of 2" in resumed.err
     same_run(here / "two", here / "one", "adapter/adapter_model.safetensors")
@@ -113,7 +116,7 @@ def test_two_processes_weigh_every_learned_token_of_accumulated_batches_alike(he
     plain = ["training.epochs=2", "training.optimizer=sgd", "training.lr=0.1", "--device", "cpu"]
     alone = toast("tune", "--output-dir", here / "one", *words, *short, *plain)
     assert alone.code == 0, alone.err
-    together = two_processes(TORCHRUN, "tune", "--output-dir", here / "two", *words, *short, *plain)
+    together = two_forks("tune", "--output-dir", here / "two", *words, *short, *plain)
     assert together.code == 0, together.err
     same_run(here / "two", here / "one", "adapter/adapter_model.safetensors")
 
@@ -161,7 +164,7 @@ SHARDED = {
 def test_a_model_divided_among_processes_is_trained_and_kept_as_a_whole_one(here: Path, method: list[str]) -> None:
     words = ["tune", "--dataset", "demo", *method, *UNEVEN, "training.clip_grad=1"]
     assert toast(*words, "--output-dir", here / "one").code == 0
-    together = two_processes(TORCHRUN, *words, "--output-dir", here / "two", "training.shard=true")
+    together = two_forks(*words, "--output-dir", here / "two", "training.shard=true")
     assert together.code == 0, together.err
     for tensors in ("adapter/adapter_model", "checkpoints/last/model"):
         same_run(here / "two", here / "one", f"{tensors}.safetensors")

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.conftest import Said, toast, toast_in_new_process
+from tests.forks import begin
 
 SIZES = ["dataset.train_images=60", "dataset.val_images=20", "dataset.test_images=20", "training.epochs=6"]
 SMALL = [*SIZES, "training.batch_size=10", "training.log_every=1", "images.augment=crop-flip"]
@@ -36,17 +35,17 @@ def random_step(method: str) -> int:
 
 def stopped(out: Path, words: list[str], by: signal.Signals, step: int = STEP) -> Said:
     """Start a run in a process of its own and send it a signal a little after a step."""
-    command = [sys.executable, "-m", "toast_cli", *words, "--output-dir", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    command = begin(out.parent / "said", *words, "--output-dir", out)
     metrics = out / "metrics.jsonl"
     until = time.monotonic() + 120
     while f'"step", "step": {step},' not in (metrics.read_text() if metrics.is_file() else ""):
-        assert process.poll() is None and time.monotonic() < until
+        assert command.ended(0) is None and time.monotonic() < until
         time.sleep(0.005)
-    os.kill(process.pid, by)
-    _, said = process.communicate()
+    assert command.process.pid is not None
+    os.kill(command.process.pid, by)
+    code = command.end()
     assert not (out / "results.json").exists()
-    return Said(process.returncode, "", said)
+    return Said(code, command.out, command.err)
 
 
 def metrics(run: Path) -> list[str]:

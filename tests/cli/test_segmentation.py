@@ -15,7 +15,7 @@ from PIL import Image
 
 import toast_cli
 from tests.cli.conftest import toast
-from tests.cli.test_processes import TORCHRUN, two_processes
+from tests.cli.test_processes import TORCHRUN, two_forks, two_processes
 from toast_cli.errors import UsageError
 from toast_cli.recipe.library import resolve
 
@@ -166,6 +166,7 @@ def test_many_classes_are_not_listed_but_where_they_are_is_said() -> None:
 
 
 @pytest.mark.parametrize("which", ["run", pytest.param("convnext_run", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("quickly")
 def test_exports_prove_themselves_and_give_the_same_classes(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -190,6 +191,7 @@ def test_exports_prove_themselves_and_give_the_same_classes(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly")
 def test_transformers_loads_an_exported_model_and_labels_pixels_with_it(run: Path, tmp_path: Path) -> None:
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -213,7 +215,7 @@ def test_two_processes_count_every_pixel_that_one_counts(tmp_path: Path, pairs: 
     words += ["training.optimizer=momentum", "training.lr=1e-30", "training.eval_batch_size=2"]
     alone = toast("tune", *words, "--output-dir", tmp_path / "one")
     assert alone.code == 0, alone.err
-    together = two_processes(TORCHRUN, "tune", *words, "--output-dir", tmp_path / "two")
+    together = two_forks("tune", *words, "--output-dir", tmp_path / "two")
     assert together.code == 0, together.err
     for part in ("validation", "test"):
         one, two = results(tmp_path / "one")[part], results(tmp_path / "two")[part]

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast, toast_in_new_process
+from toast_cli.export import checking
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = toast("tune", "--method", "toast-lite", "--output-dir", folder, "--device", "cpu", *TINY_DEMO)
     assert said.code == 0, said.err
     return folder
+
+
+@pytest.fixture(scope="module")
+def own_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the demo's backbone after a run that trained all of them, as one file."""
+    folder = tmp_path_factory.mktemp("own")
+    said = toast("tune", "--method", "full", "--output-dir", folder / "base", "--device", "cpu", *TINY_DEMO)
+    assert said.code == 0, said.err
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checking, "in_new_process", checking.open_and_run)
+        said = toast("export", "--run", folder / "base", "--what", "backbone", "--out", folder / "own.safetensors")
+    assert said.code == 0, said.err
+    return folder / "own.safetensors"
 
 
 def results(run: Path) -> dict:
@@ -85,6 +99,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(here: Path
     assert a == b != c
 
 
+@pytest.mark.usefixtures("quickly")
 def test_runs_without_a_named_folder_get_one_each_and_the_newest_is_used_and_said(here: Path) -> None:
     for _ in range(2):
         assert toast("tune", "--method", "linear", "--device", "cpu", *TINY_DEMO).code == 0
@@ -108,10 +123,8 @@ def test_an_export_is_never_written_over(finished: Path, here: Path) -> None:
     assert (here / "mine.safetensors").read_text() == "precious"
 
 
-def test_a_backbone_trained_by_toast_can_be_exported_and_given_to_weights(here: Path) -> None:
-    assert toast("tune", "--method", "full", "--output-dir", "base", "--device", "cpu", *TINY_DEMO).code == 0
-    assert toast("export", "--run", "base", "--what", "backbone", "--out", "vit.safetensors").code == 0
-    said = toast("tune", "--weights", "vit.safetensors", "--method", "linear", "--output-dir", "on-it", *TINY_DEMO)
+def test_a_backbone_trained_by_toast_can_be_exported_and_given_to_weights(here: Path, own_backbone: Path) -> None:
+    said = toast("tune", "--weights", own_backbone, "--method", "linear", "--output-dir", "on-it", *TINY_DEMO)
     assert said.code == 0, said.err
 
 
@@ -194,7 +207,7 @@ class TestWrongInput:
 
     def test_absent_weights_say_how_to_get_them(self, here: Path, pictures: MakePictures) -> None:
         root = pictures(cat=3, dog=3)
-        said = toast_in_new_process("tune", "--backbone", "vit_t16", "--dataset", f"folder:{root}", HF_HUB_OFFLINE="1")
+        said = toast("tune", "--backbone", "vit_t16", "--dataset", f"folder:{root}")
         said.fails(1, "deit_tiny_patch16_224", "--weights FILE", "safetensors, .pth or .npz", "--weights none")
 
     def test_an_existing_run_folder_is_left_alone(self, here: Path) -> None:
@@ -252,13 +265,13 @@ class TestWrongInput:
         assert results["test"]["images"] == results["samples"]["test"] - len(test)
         assert "could not be read and were skipped" in " ".join(said.err.split())
 
-    def test_weights_of_another_backbone_are_refused(self, here: Path, pictures: MakePictures) -> None:
-        assert toast("tune", "--method", "full", "--output-dir", "base", *TINY_DEMO).code == 0
-        assert toast("export", "--run", "base", "--what", "backbone", "--out", "demo.safetensors").code == 0
+    def test_weights_of_another_backbone_are_refused(
+        self, here: Path, pictures: MakePictures, own_backbone: Path
+    ) -> None:
         root = pictures(cat=3, dog=3)
-        toast(
-            "tune", "--backbone", "vit:test_vit", "--weights", "demo.safetensors", "--dataset", f"folder:{root}"
-        ).fails(1, "demo.safetensors does not hold the weights of 'test_vit'")
+        toast("tune", "--backbone", "vit:test_vit", "--weights", own_backbone, "--dataset", f"folder:{root}").fails(
+            1, "own.safetensors does not hold the weights of 'test_vit'"
+        )
 
     def test_a_pickle_that_would_run_code_is_refused(self, here: Path, pictures: MakePictures) -> None:
         import torch
@@ -303,10 +316,8 @@ class TestWrongInput:
         file.write_bytes(file.read_bytes()[:-100])
         toast("eval", "--run", "copy").fails(1, "adapter_model.safetensors", "damaged")
 
-    def test_an_adapter_is_not_put_on_other_weights(self, finished: Path, here: Path) -> None:
-        assert toast("tune", "--method", "full", "--output-dir", "base", *TINY_DEMO).code == 0
-        assert toast("export", "--run", "base", "--what", "backbone", "--out", "other.safetensors").code == 0
-        toast("eval", "--run", finished, "--weights", "other.safetensors").fails(1, "other weights of 'vit_demo'")
+    def test_an_adapter_is_not_put_on_other_weights(self, finished: Path, own_backbone: Path) -> None:
+        toast("eval", "--run", finished, "--weights", own_backbone).fails(1, "other weights of 'vit_demo'")
 
     def test_data_with_other_classes_is_refused(self, finished: Path, here: Path, pictures: MakePictures) -> None:
         root = pictures(cat=6, dog=6)
@@ -316,6 +327,7 @@ class TestWrongInput:
 
 
 @pytest.mark.parametrize("method", [pytest.param("toast", marks=pytest.mark.slow), "toast-lite"])
+@pytest.mark.usefixtures("quickly")
 def test_a_convnext_is_tuned_and_found_again_even_from_random_weights(here: Path, method: str) -> None:
     run = here / "run"
     small = ["--backbone", "convnext:test_convnext", "--weights", "none", "--method", method]

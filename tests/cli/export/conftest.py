@@ -9,7 +9,6 @@ import torch
 
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.language import instructions, make_model, write_json
-from toast_cli.export import checking
 from toast_cli.storage.adapter import load
 
 
@@ -31,12 +30,6 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = toast("tune", *chosen, "--method", "toast-lite", "--output-dir", here / "run", "training.epochs=1")
     assert said.code == 0, said.err
     return here / "run"
-
-
-@pytest.fixture
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are checked in this process: for tests of something else than that they are checked in another."""
-    monkeypatch.setattr(checking, "in_new_process", checking.open_and_run)
 
 
 def logits(run: Path, image: torch.Tensor) -> torch.Tensor:

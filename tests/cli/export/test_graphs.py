@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.conftest import TINY_DEMO, toast, toast_in_new_process
+from tests.cli.conftest import TINY_DEMO, toast, toast_from_the_shell
 from tests.cli.export.conftest import logits
 from toast_cli.export import onnx_file
 from toast_cli.storage.adapter import load
@@ -19,7 +19,7 @@ def test_an_onnx_file_runs_without_torch_and_proves_it_in_another_process(here: 
     import onnxruntime
 
     target = here / "model.onnx"
-    said = toast_in_new_process(
+    said = toast_from_the_shell(
         "export", "--run", run, "--format", "onnx", "--maps", "--normalize", "--out", target, "--json"
     )
     assert said.code == 0, said.err

@@ -110,6 +110,7 @@ def test_an_exported_image_processor_prepares_images_as_the_run_does(how: dict[s
     assert theirs.shape == ours.shape and (theirs - ours).abs().mean() < 0.02
 
 
+@pytest.mark.usefixtures("quickly")
 def test_transformers_loads_an_exported_language_model_and_lets_it_write(here: Path, text_run: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -141,6 +141,7 @@ def test_numbers_of_another_kind_are_no_weights(here: Path, run: Path) -> None:
     toast("export", "--run", "a.safetensors", "--out", "b").fails(1, "of another shape or type")
 
 
+@pytest.mark.usefixtures("quickly")
 def test_changed_weights_of_a_whole_file_are_refused(here: Path) -> None:
     assert toast("tune", "--method", "linear", "--output-dir", "run", *TINY_DEMO).code == 0
     assert toast("export", "--run", "run", "--what", "full", "--out", "whole.safetensors").code == 0

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 
 import toast_cli.bench.worker
 import toast_cli.export.exporting
@@ -21,3 +22,4 @@ from tests.cli.conftest import TINY_DEMO, toast
 torch.set_num_threads(1)
 with tempfile.TemporaryDirectory() as folder:
     toast("tune", *TINY_DEMO, "--device", "cpu", "--dry-run", "--output-dir", Path(folder) / "run")
+AcceleratorState._reset_state(reset_partial_state=True)  # a fork may be one of two processes that work together
