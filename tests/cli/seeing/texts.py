@@ -1,0 +1,30 @@
+"""A small model tuned on texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tests.language import make_model
+from toast_cli.model import build_model
+from toast_cli.recipe.loading import build_recipe
+from toast_cli.storage.adapter import describe, save_folder
+
+
+def tuned_on_texts(here: Path, path: str, seed: int = 0) -> Path:
+    """A run of a tiny language model whose feedback path moves attention, though nothing was learned."""
+    folder = here / "llama"
+    if not folder.exists():
+        make_model(folder)
+    raw = {"backbone": f"llama:{folder}", "dataset": "alpaca:none.json", "device": "cpu"}
+    recipe = build_recipe(
+        {**raw, "method": {"name": "toast", "start": "random"}, "task": "language"}, {}, origin="a test"
+    )
+    model = build_model(recipe, ())
+    torch.manual_seed(seed)
+    for weight in model.adapted.steering.feedback.parameters():  # type: ignore[union-attr]
+        torch.nn.init.normal_(weight, std=0.5)
+    torch.nn.init.ones_(model.adapted.steering.selection.xi)  # type: ignore[union-attr]
+    save_folder(here / path, model.trained(), model.frozen_additions(), describe(model, recipe, ()), "")
+    return here / path
