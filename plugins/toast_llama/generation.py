@@ -64,7 +64,8 @@ class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
             )
         if settings.get(CACHE) is None and settings.get("use_cache", config.use_cache) is not False:
             settings[CACHE] = TwoCaches(self.config)
-        return super().generate(*arguments, **settings)  # type: ignore[misc]
+        generate: Any = super().generate  # typed otherwise from version to version
+        return generate(*arguments, **settings)
 
     def forward(
         self,

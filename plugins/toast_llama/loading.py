@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from toast_cli.errors import ToastError, UsageError
+from toast_cli.regular import regular
 from toast_llama.backbone import LlamaBackbone
 from toast_llama.cards import LlamaOptions
 
@@ -83,7 +84,7 @@ def _from_file(source: str, file: Path, dtype: Any) -> PreTrainedModel:
     """The source's architecture with the weights of one file, as 'toast export --what backbone' writes it."""
     module = AutoModelForCausalLM.from_config(_config(source), dtype=None if dtype == "auto" else dtype)
     try:
-        load_model(module, file)
+        load_model(module, regular(file))
     except FileNotFoundError as error:
         raise UsageError(f"There is no weights file {file}.", what_to_do="Check --weights.") from error
     except (SafetensorError, RuntimeError, OSError) as error:

@@ -40,7 +40,8 @@ def build_demo(options: VitOptions) -> VitBackbone:
         shipped = Path(str(files("toast_vit") / "weights" / "vit_demo.safetensors"))
         path = shipped if options.weights is None else Path(options.weights).expanduser()
         if not path.is_file():
-            raise UsageError(f"There is no weights file {path}.", what_to_do="Check --weights, or reinstall toast.")
+            what_to_do = "Reinstall toast." if path == shipped else "Check --weights."
+            raise UsageError(f"There is no weights file {path}.", what_to_do=what_to_do)
         try:
             module.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
         except (RuntimeError, SafetensorError) as error:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import TINY_DEMO, toast
+from tests.language import make_model
 from tests.slow.kills import explained, forked
 from toast_cli.storage.checkpoint import DIGESTS, STATE
 from toast_cli.storage.locking import lock_of
@@ -92,6 +93,7 @@ def test_a_state_that_is_damaged_or_made_up_is_refused_soon(run: Path, made_up: 
         ("tune", *TINY_DEMO, "--init-from", "a.safetensors"),
         ("tune", *TINY_DEMO, "--init-from", "start"),
         ("tune", "--resume", "run"),
+        ("tune", "--backbone", "llama:model", "--dataset", "text:a.txt", "--weights", "a.safetensors"),
     ],
     ids=" ".join,
 )
@@ -99,9 +101,10 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(run: Path, words: tuple[str
     shutil.rmtree(run / "checkpoints" / ".last.old")
     (run.parent / "start").mkdir()
     (run.parent / "start" / "artifact.json").write_text("{}")
-    for pipe in (
-        "a.safetensors", "a.pth", "start/feedback.safetensors", "run/checkpoints/last/state.json",
-    ):  # fmt: skip
+    make_model(run.parent / "model")
+    (run.parent / "a.txt").write_text("One line.\n" * 50)
+    parts = ("start/feedback.safetensors", "run/checkpoints/last/state.json")
+    for pipe in ("a.safetensors", "a.pth", *parts):
         (run.parent / pipe).unlink(missing_ok=True)
         os.mkfifo(run.parent / pipe)
     said = forked(run.parent, *words, killed_after=60)

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "toast_timm": {"errors", "options", "backbone", "pickles"},
     "toast_vit": {"errors", "options", "backbone", "signals", "fused", "toast_timm"},
     "toast_convnext": {"errors", "options", "backbone", "signals", "toast_timm"},
-    "toast_llama": {"errors", "options", "backbone", "signals", "fused"},
+    "toast_llama": {"errors", "options", "backbone", "signals", "fused", "regular"},
     "toast_example": {"errors", "options", "backbone", "signals"},
 }
 

@@ -48,6 +48,8 @@ def find(name_or_path: str) -> RecipeText:
     path = Path(name_or_path)
     if path.is_file():
         return RecipeText(path.stem, read_text(path), name_or_path, built_in=False)
+    if path.exists() and path.suffix in ENDINGS:
+        raise UsageError(f"{path} is no recipe.", "It is no regular file: a folder, a pipe or a device.")
     known = names()
     name = name_or_path
     for ending in ENDINGS:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ def test_a_file_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_unknown_name_is_answered_with_the_nearest(name: str) -> None:
     with pytest.raises(UsageError, match="Did you mean 'demo/toast'"):
         find(name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_no_recipe_and_is_not_said_to_be_absent(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(UsageError, match=r"a\.yaml is no recipe"):
+        find(str(tmp_path / "a.yaml"))
 
 
 def test_the_header_is_the_opening_comment() -> None:
