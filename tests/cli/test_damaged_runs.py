@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.language import make_model
 from tests.slow.kills import explained, forked
 from toast_cli.storage.checkpoint import DIGESTS, STATE
-from toast_cli.storage.locking import lock_of
+from toast_cli.storage.run_folder import LOCK
 from toast_cli.storage.sealing import digest_of_json
 
 
@@ -50,7 +51,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_in_silence(run: Path
 
 def test_two_processes_do_not_go_on_with_one_run(run: Path) -> None:
     before = files(run)
-    with lock_of(run):
+    with FileLock(run / "checkpoints" / LOCK):
         said = forked(run.parent, "tune", "--resume", run)
     assert said.code == 2 and "Another process is at work on the run" in said.said
     assert files(run) == before

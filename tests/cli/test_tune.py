@@ -54,7 +54,13 @@ def test_a_run_folder_holds_everything_about_the_run(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} >= {
         "recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "adapter", "results.json",
     }  # fmt: skip
-    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"start", "last", ".last.old", "best"}
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {
+        "start",
+        "last",
+        ".last.old",
+        "best",
+        ".lock",
+    }
     assert {path.name for path in (finished / "adapter").iterdir()} == {
         "adapter_model.safetensors", "adapter_config.json", "frozen_start.safetensors", "README.md",
     }  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
 
 from toast_cli import __version__, registry
 from toast_cli.errors import ToastError
@@ -23,10 +24,11 @@ from toast_cli.export.base import Format, Wanted
 from toast_cli.export.proving import Proof, expected_of, prove
 from toast_cli.export.reports import REPORT, reports_of, require_free
 from toast_cli.export.stages import stage
+from toast_cli.fingerprint import digest_of
+from toast_cli.places import cache_folder
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.adapter import Loaded
-from toast_cli.storage.atomic import write_json
-from toast_cli.storage.locking import lock_of
+from toast_cli.storage.atomic import cannot_write, write_json
 
 
 def export(
@@ -43,7 +45,7 @@ def export(
     """
     form: Format = registry.load(registry.EXPORTS, name)
     require_free(target, replace)
-    lock = lock_of(target.parent)
+    lock = _lock_of(target.parent)
     reports_of(target.parent / REPORT)
     expected = expected_of(loaded, form, wanted)
     if wanted.part != "adapter":
@@ -54,7 +56,7 @@ def export(
         _clear_away(target.parent)
         folder = tempfile.TemporaryDirectory(prefix=f"{_begun_here()}{os.getpid()}-", dir=target.parent)
     except OSError as error:
-        raise _cannot_write(target, error) from error
+        raise cannot_write(target, error) from error
     with folder as temporary:
         place = Path(temporary) / "made"
         try:
@@ -72,7 +74,7 @@ def export(
                     write_json(place / REPORT, {**reports_of(target.parent / REPORT), target.name: report})
                 _keep(place, target.parent, Path(temporary) / "before", replace)
         except OSError as error:
-            raise _cannot_write(target, error) from error
+            raise cannot_write(target, error) from error
     return proof, tuple(target.parent / each for each in made)
 
 
@@ -87,6 +89,26 @@ def _clear_away(folder: Path) -> None:
         process = left.name.removeprefix(_begun_here()).partition("-")[0]
         if process.isdigit() and not psutil.pid_exists(int(process)):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _lock_of(folder: Path) -> FileLock:
+    """While it is held, no other export of this machine moves anything into the folder or adds to its report.
+
+    The lock lies in the cache: a folder of exports holds nothing else than them.
+
+    Raises:
+        ToastError: it cannot lie there.
+    """
+    locks = cache_folder() / "locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToastError(
+            f"The cache folder {locks} cannot be made.",
+            error.strerror or str(error),
+            "Name another in TOAST_CACHE_DIR, where files can be written.",
+        ) from error
+    return FileLock(locks / f"{digest_of(str(folder.resolve()).encode()).hex()}.lock")
 
 
 def _keep(place: Path, folder: Path, before: Path, replace: bool) -> None:
@@ -134,10 +156,6 @@ def size(paths: Iterable[Path]) -> int:
 
 def _told(wanted: Wanted) -> Mapping[str, Any]:
     return {name: value for name, value in asdict(wanted).items() if not name.startswith("backbone_")}
-
-
-def _cannot_write(target: Path, error: OSError) -> ToastError:
-    return ToastError(f"{target} could not be written.", error.strerror or str(error), "Check space and permissions.")
 
 
 def folds(loaded: Loaded, form: Format) -> bool:

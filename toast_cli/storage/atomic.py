@@ -27,7 +27,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -37,7 +37,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; what we write is as shared as any other
         temporary.replace(path)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -62,7 +62,7 @@ def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def append_line(path: Path, value: Any) -> None:
@@ -78,7 +78,7 @@ def append_line(path: Path, value: Any) -> None:
             line = json.dumps(value, ensure_ascii=False) + "\n"
             file.write((("\n" if unfinished else "") + line).encode())
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -91,7 +91,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         try:
             save_file(plain, temporary, dict(metadata or {}))
         except SafetensorError as error:  # its own name for whatever the disk said
-            raise _cannot_write(path, OSError(str(error))) from error
+            raise cannot_write(path, OSError(str(error))) from error
 
 
 def _umask() -> int:
@@ -100,5 +100,6 @@ def _umask() -> int:
     return mask
 
 
-def _cannot_write(path: Path, error: OSError) -> ToastError:
+def cannot_write(path: Path, error: OSError) -> ToastError:
+    """What a user reads where a file or folder cannot be written to."""
     return ToastError(f"{path} could not be written.", error.strerror or str(error), "Check space and permissions.")

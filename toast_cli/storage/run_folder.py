@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from toast_cli.divided import whole
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.model import Model
 from toast_cli.storage.adapter import CONFIG
-from toast_cli.storage.atomic import append_line, write_json, write_text
+from toast_cli.storage.atomic import append_line, cannot_write, write_json, write_text
 from toast_cli.storage.checkpoint import save_checkpoint
-from toast_cli.storage.locking import lock_of
 from toast_cli.storage.sealing import seal_holds, sealed, sealed_text
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ RUNS = Path("runs")
 """Where runs lie unless told otherwise, below the current folder."""
 ANSWERS = "test_answers.json"
 """Which class each test sample was given, in a run's folder."""
+LOCK = ".lock"
+"""Among the checkpoints, held by the process that makes them."""
 
 
 class RunFolder:
@@ -94,23 +95,27 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes of this machine from going on with the run.
+        """Keep other processes from going on with the run meanwhile; who dies lets go of it.
 
         Raises:
             UsageError: another one has it.
-            ToastError: no lock can be made.
+            ToastError: the folder cannot be written to.
         """
-        if not self.writes:
+        with nullcontext() if not self.writes else self._lock():
             yield
-            return
+
+    def _lock(self) -> AbstractContextManager[Any]:
         try:
-            holding = lock_of(self.path).acquire(blocking=False)
+            self.checkpoints.mkdir(exist_ok=True)
+            return FileLock(self.checkpoints / LOCK).acquire(blocking=False)
         except Timeout:
             raise UsageError(
                 f"Another process is at work on the run {self.path}.", what_to_do="Wait until it has ended, or stop it."
             ) from None
-        with holding:
-            yield
+        except OSError as error:
+            raise cannot_write(self.checkpoints, error) from error
+        except NotImplementedError:  # a file system without locks: better a run without one than none
+            return nullcontext()
 
     def forget_after(self, step: int, epoch: int) -> None:
         """Drop what was logged after an interrupted run's last checkpoint, of that step and so many whole epochs."""
