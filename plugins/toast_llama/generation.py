@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
@@ -64,8 +64,8 @@ class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
             )
         if settings.get(CACHE) is None and settings.get("use_cache", config.use_cache) is not False:
             settings[CACHE] = TwoCaches(self.config)
-        generate: Any = super().generate  # typed otherwise from version to version
-        return generate(*arguments, **settings)
+        # Whose method it is, is typed otherwise from version to version.
+        return cast(Any, super()).generate(*arguments, **settings)
 
     def forward(
         self,
