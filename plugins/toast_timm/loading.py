@@ -85,9 +85,8 @@ def _create(model: str, arguments: dict[str, Any], family: str, **weights: Any) 
 
 def _from_file(model: str, path: Path, arguments: dict[str, Any], family: str) -> nn.Module:
     if not path.is_file():
-        raise UsageError(
-            f"There is no weights file {path}.", what_to_do="Check --weights (or backbone.weights in the recipe)."
-        )
+        what = f"{path} is no weights file." if path.exists() else f"There is no weights file {path}."
+        raise UsageError(what, what_to_do="Check --weights (or backbone.weights in the recipe).")
     overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
     try:
         with _noted_keys() as (missing, unexpected):

@@ -40,8 +40,14 @@ def build_demo(options: VitOptions) -> VitBackbone:
         shipped = Path(str(files("toast_vit") / "weights" / "vit_demo.safetensors"))
         path = shipped if options.weights is None else Path(options.weights).expanduser()
         if not path.is_file():
-            what_to_do = "Reinstall toast." if path == shipped else "Check --weights."
-            raise UsageError(f"There is no weights file {path}.", what_to_do=what_to_do)
+            what = f"{path} is no weights file." if path.exists() else f"There is no weights file {path}."
+            raise UsageError(what, what_to_do="Reinstall toast." if path == shipped else "Check --weights.")
+        if path.suffix != ".safetensors":
+            raise UsageError(
+                f"{path} is no file of vit_demo's.",
+                "Weights of 'vit_demo' come as safetensors alone.",
+                "Give what 'toast export --what backbone' wrote, or the --backbone that the file was made for.",
+            )
         try:
             module.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
         except (RuntimeError, SafetensorError) as error:

@@ -15,6 +15,7 @@ from filelock import FileLock
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.language import make_model
 from tests.slow.kills import explained, forked
+from toast_cli.errors import ToastError
 from toast_cli.storage.checkpoint import DIGESTS, STATE
 from toast_cli.storage.run_folder import LOCK
 from toast_cli.storage.sealing import digest_of_json
@@ -53,9 +54,49 @@ def test_two_processes_do_not_go_on_with_one_run(run: Path) -> None:
     before = files(run)
     with FileLock(run / "checkpoints" / LOCK):
         said = forked(run.parent, "tune", "--resume", run)
-    assert said.code == 2 and "Another process is at work on the run" in said.said
+    assert said.code == 1 and "Another process is at work on the run" in said.said
     assert files(run) == before
     assert toast("tune", "--resume", run).code == 0, "the lock goes with who held it"
+
+
+def test_a_changed_recipe_is_taken_where_it_is_given_and_said(run: Path) -> None:
+    recipe = run / "recipe.yaml"
+    assert "is not what a run wrote" not in toast("recipes", "validate", recipe).err
+    recipe.write_text(recipe.read_text().replace("log_every: 1", "log_every: 3"))
+    toast("tune", "--resume", run).fails(1, "is not what the run was begun with")
+    for words in (("recipes", "validate", recipe), ("tune", "--recipe", recipe, "--dry-run")):
+        said = toast(*words)
+        assert said.code == 0 and "recipe.yaml is not what a run wrote" in " ".join(said.err.split()), said.err
+
+
+def test_a_damaged_adapter_comes_back_from_the_checkpoints_as_the_error_says(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert toast("tune", *TINY_DEMO, "--device", "cpu", "--method", "linear", "--output-dir", run).code == 0
+    adapter = run / "adapter" / "adapter_model.safetensors"
+    whole, took = adapter.read_bytes(), json.loads((run / "results.json").read_text())["seconds"]
+    adapter.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    toast("eval", "--run", run).fails(
+        1, "adapter is damaged", "adapter_model.safetensors is not what was written", "remove RUN/adapter"
+    )
+    shutil.rmtree(run / "adapter")
+    (run / "results.json").unlink()
+    assert toast("tune", "--resume", run).code == 0
+    assert adapter.read_bytes() == whole
+    assert json.loads((run / "results.json").read_text())["seconds"] > took / 2, "what it took before is counted"
+
+
+def test_a_disk_that_was_full_is_told_with_how_the_run_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise ToastError("a could not be written.") from OSError("No space left on device")
+
+    monkeypatch.setattr("toast_cli.training.tuning.fit", full)
+    said = toast("tune", "--resume", run)
+    said.fails(1, "could not be written")
+    assert f"it goes on with: toast tune --resume {run}" in " ".join(said.err.split())
+
+
+def test_what_is_not_there_is_no_run(tmp_path: Path) -> None:
+    toast("tune", "--resume", tmp_path / "none").fails(2, "is no run folder", "It is not there")
 
 
 def resealed(state: dict[str, Any], **others: str) -> str:

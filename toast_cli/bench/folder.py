@@ -9,8 +9,9 @@ from typing import Any
 from toast_cli.bench.jobs import Experiment
 from toast_cli.bench.suite import parse
 from toast_cli.errors import ToastError, UsageError
+from toast_cli.recipe.seal import seal_holds, sealed_text
 from toast_cli.storage.atomic import write_json, write_text
-from toast_cli.storage.sealing import read_sealed, seal_holds, sealed, sealed_text
+from toast_cli.storage.sealing import read_sealed, sealed
 
 BENCHES = Path("bench")
 """Where experiments lie unless told otherwise, below the current folder."""

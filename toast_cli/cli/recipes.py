@@ -82,9 +82,12 @@ def validate(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="YAML files or built-in names.")],
 ) -> None:
     """Check recipes; every file is checked, whatever is wrong with the ones before it."""
+    from toast_cli.cli.console import err, say
     from toast_cli.errors import ToastError
     from toast_cli.recipe.builtin import find
+    from toast_cli.recipe.library import changed
     from toast_cli.recipe.loading import build, check_start
+    from toast_cli.recipe.seal import seal_holds
     from toast_cli.recipe.yaml_text import parse_recipe
 
     worst = 0
@@ -99,6 +102,8 @@ def validate(
             worst = max(worst, error.exit_code)
         else:
             typer.echo(f"{file}: valid")
+            if not seal_holds(found.text):
+                say(changed(found), err)
     if worst:
         raise typer.Exit(worst)
 

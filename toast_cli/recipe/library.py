@@ -14,6 +14,7 @@ from toast_cli.recipe.draft import SECTIONS, Draft, meant, named
 from toast_cli.recipe.loading import build
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.schema import Recipe
+from toast_cli.recipe.seal import seal_holds
 from toast_cli.recipe.yaml_text import parse_recipe
 
 __all__ = ["Match", "Resolved", "find", "for_pair", "header", "names", "resolve"]
@@ -155,7 +156,8 @@ def _chosen(
     """The recipe to start from, the sentence that says so, and what to say about the choice."""
     if recipe is not None:
         found = find(recipe)
-        return found, f"Recipe: {found.name} (built in)" if found.built_in else f"Recipe: {recipe}", []
+        source = f"Recipe: {found.name} (built in)" if found.built_in else f"Recipe: {recipe}"
+        return found, source, [] if seal_holds(found.text) else [changed(found)]
     if dataset is None:
         found = _of_method(demo, method)
         return found, f"Recipe: {found.name} (built in)", []
@@ -179,6 +181,14 @@ def _chosen(
     task = registry.load(registry.SOURCES, source).task
     found = _of_method(GENERAL, method, "" if task == DEFAULT_TASK else f"{task}-")
     return found, f"Recipe: {found.name} (built in, for any data set)", []
+
+
+def changed(recipe: RecipeText) -> str:
+    """What is to be said of a recipe that a run wrote, and that is another now."""
+    return (
+        f"{recipe.origin} is not what a run wrote: by its sha256 it was changed since, or is damaged. "
+        "It is taken as it is; without its first line, which holds that, it is a recipe of your own."
+    )
 
 
 def _of_method(folder: str, method: str | None, task: str = "") -> RecipeText:

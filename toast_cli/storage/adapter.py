@@ -47,7 +47,10 @@ PRETUNED_ENTRY = "toast-artifact"
 BACKBONE_ENTRY = "toast-backbone"
 """What the metadata of a backbone's weights alone has in place of `toast`: the backbone's name."""
 
-AGAIN = "Export it again from its run. A run is made again by 'toast tune --recipe RUN/recipe.yaml --output-dir NEW'."
+AGAIN = (
+    "Export it again from its run. A run's own adapter comes back from its checkpoints: remove RUN/adapter and "
+    "RUN/results.json, then 'toast tune --resume RUN'."
+)
 """What is to be done about an adapter that cannot be used."""
 
 FILES_ENTRY = "backbone"
@@ -265,7 +268,8 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         _, frozen = _read_tensors(folder / FROZEN) if (folder / FROZEN).is_file() else ({}, {})
         return _parse((folder / CONFIG).read_bytes(), folder / CONFIG), {**trained, **frozen}
     if not path.is_file():
-        raise UsageError(f"There is no run, adapter or exported file at {path}.", what_to_do="Check --run.")
+        there = "It is no regular file: a pipe, a socket or a device." if path.exists() else ""
+        raise UsageError(f"There is no run, adapter or exported file at {path}.", there, "Check --run.")
     metadata, tensors = _read_tensors(path)
     if metadata.get("sha256") not in (None, digest_of_tensors(tensors)):
         raise ToastError(
@@ -306,7 +310,8 @@ def _start(path: Path) -> UsageError:
 
 
 def _damaged(path: Path, error: Exception) -> ToastError:
-    return ToastError(f"{path} is damaged.", f"{type(error).__name__}: {error}", AGAIN)
+    what = path.parent if path.name == CONFIG else path  # the seal in a configuration is on its neighbours, too
+    return ToastError(f"{what} is damaged.", str(error), AGAIN)
 
 
 def _read_tensors(path: Path, *, with_tensors: bool = True) -> tuple[Mapping[str, str], dict[str, Tensor]]:

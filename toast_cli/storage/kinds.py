@@ -49,6 +49,8 @@ def _kind(path: Path) -> str:
     for beginning, kind in _BEGINNINGS:
         if first.startswith(beginning):
             return kind
+    if first[0] == 0x80 and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and first[8:9] != b"{":
+        return "a plain pickle, which is not read because it can run code"
     printable = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in first)
     if printable and first.lstrip()[:1] in (b"{", b"["):
         return "JSON text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -13,10 +14,11 @@ from filelock import FileLock, Timeout
 from toast_cli.divided import whole
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.model import Model
+from toast_cli.recipe.seal import seal_holds, sealed_text
 from toast_cli.storage.adapter import CONFIG
 from toast_cli.storage.atomic import append_line, cannot_write, write_json, write_text
 from toast_cli.storage.checkpoint import save_checkpoint
-from toast_cli.storage.sealing import seal_holds, sealed, sealed_text
+from toast_cli.storage.sealing import sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +43,9 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.spent = 0.0
+        """Seconds that the run took before it was gone on with."""
+        self._since = time.perf_counter()
 
     @classmethod
     def create(cls, path: Path | None, default_name: str) -> RunFolder:
@@ -78,7 +83,10 @@ class RunFolder:
             ToastError: its recipe is not the one that it was begun with.
         """
         if not (path / "recipe.yaml").is_file():
-            raise UsageError(f"{path} is no run folder.", "It holds no recipe.yaml.", "Name the run to go on with.")
+            why = (
+                "It holds no recipe.yaml: it was stopped before it had begun." if path.is_dir() else "It is not there."
+            )
+            raise UsageError(f"{path} is no run folder.", why, "Name the run to go on with, or begin it anew.")
         try:
             whole = seal_holds((path / "recipe.yaml").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):
@@ -98,8 +106,7 @@ class RunFolder:
         """Keep other processes from going on with the run meanwhile; who dies lets go of it.
 
         Raises:
-            UsageError: another one has it.
-            ToastError: the folder cannot be written to.
+            ToastError: another one has it, or the folder cannot be written to.
         """
         with nullcontext() if not self.writes else self._lock():
             yield
@@ -109,7 +116,7 @@ class RunFolder:
             self.checkpoints.mkdir(exist_ok=True)
             return FileLock(self.checkpoints / LOCK).acquire(blocking=False)
         except Timeout:
-            raise UsageError(
+            raise ToastError(
                 f"Another process is at work on the run {self.path}.", what_to_do="Wait until it has ended, or stop it."
             ) from None
         except OSError as error:
@@ -153,6 +160,7 @@ class RunFolder:
     ) -> None:
         """Keep `checkpoints/<name>`, see `storage.checkpoint.save_checkpoint`; all processes must ask for it."""
         trained, besides = whole(model.trained()), whole(besides or {})
+        state = {**state, "spent": self.spent + time.perf_counter() - self._since}
         if self.writes:
             save_checkpoint(self.checkpoints, name, trained, state, besides)
 

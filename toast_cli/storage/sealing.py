@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from toast_cli.errors import ToastError
+from toast_cli.recipe.seal import SEAL
 from toast_cli.regular import regular
 
-SEAL = "sha256"
 FILES = "sha256_of_files"
+REMADE = (
+    "Its checkpoints, if they are still there, bring it back: remove the run's adapter and results.json, then "
+    "'toast tune --resume RUN'. Else make the run again."
+)
+"""What is to be done about what a run puts down at its end."""
 _DIGEST = re.compile("[0-9a-f]{64}")
-_LINE = re.compile(rf"# {SEAL} of all below: ([0-9a-f]+)\n")
 
 
 def digest_of_file(file: Path) -> str:
@@ -59,13 +63,13 @@ def unsealed(text: str | bytes, folder: Path | None = None) -> Any:
         return value
     seal = value.pop(SEAL, None)
     if _renamed(value) if seal is None else seal != digest_of_json(value):
-        raise ValueError("its content is not what was written, by its sha256")
+        raise ValueError("what it says is not what was written, by its sha256")
     files = value.pop(FILES, {})
     if not isinstance(files, dict):
         raise ValueError(f"{FILES} is no object")
     for name, digest in files.items():
         if folder is not None and digest_of_file(folder / Path(name).name) != digest:
-            raise ValueError(f"{name} beside it is not what was written, by its sha256")
+            raise ValueError(f"{name} is not what was written, by its sha256")
     return value
 
 
@@ -75,7 +79,7 @@ def _renamed(value: Mapping[str, Any]) -> bool:
     return any(digest_of_json({key: value[key] for key in value if key != name}) == value[name] for name in likely)
 
 
-def read_sealed(path: Path, what_to_do: str = "Make the run again.") -> dict[str, Any]:
+def read_sealed(path: Path, what_to_do: str = REMADE) -> dict[str, Any]:
     """The plain values of a file with a JSON object.
 
     Raises:
@@ -95,16 +99,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         raise ValueError("a name is given twice")
     return value
-
-
-def sealed_text(text: str) -> str:
-    """A text (YAML) with its seal in a first line that is a comment."""
-    return f"# {SEAL} of all below: {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
-
-
-def seal_holds(text: str) -> bool:
-    """Whether a text has a seal that fits it, or none and is not empty."""
-    found = _LINE.match(text)
-    if found is None:
-        return bool(text.strip()) and not text.startswith(f"# {SEAL}")
-    return hashlib.sha256(text[found.end() :].encode()).hexdigest() == found[1]

@@ -94,7 +94,8 @@ def go_on(session: Session, folder: RunFolder, state: dict[str, Any], reporter: 
     processes = session.accelerator.num_processes
     try:
         at, begun_with = Position(**state["at"]), state["processes"]
-    except (KeyError, TypeError) as error:
+        folder.spent = float(state.get("spent", 0.0))
+    except (KeyError, TypeError, ValueError) as error:
         raise ToastError(
             f"The state in {folder.checkpoints / 'last'} cannot be gone on from.",
             f"It was written by another version of toast: {type(error).__name__}, {error}.",
@@ -109,7 +110,7 @@ def go_on(session: Session, folder: RunFolder, state: dict[str, Any], reporter: 
     put(load_besides(folder.checkpoints, "start"), session.model.state_dict())
     found = find_checkpoint(folder.checkpoints, "last")
     if found is not None and found.name != "last":
-        reporter.message(f"{folder.checkpoints / 'last'} is damaged; the checkpoint before it is not.")
+        reporter.message(f"{folder.checkpoints / 'last'} is damaged; the checkpoint before it is not, and is taken.")
     reporter.message(
         f"Going on after epoch {at.epochs} of {session.recipe.training.epochs}"
         + (f" and {at.batches} batches more." if at.batches else ".")

@@ -121,7 +121,7 @@ def pretune(
     results["before"] = before
     results["after"] = reconstruction()
     results["skipped"] = say_skipped(reporter, train=train, val=validation)
-    results["seconds"] = time.perf_counter() - started
+    results["seconds"] = folder.spent + time.perf_counter() - started
     save_artifact(folder, model, recipe, results)
     folder.write_results(results)
     return folder, results

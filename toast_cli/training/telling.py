@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from toast_cli.data.source import Batches
+from toast_cli.errors import ToastError
+from toast_cli.storage.checkpoint import find_checkpoint
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.optimization import schedule_notes
 from toast_cli.training.processes import united
@@ -32,13 +34,17 @@ def at_work(folder: RunFolder, reporter: Reporter, command: str) -> Iterator[Non
     """No other process works on the run meanwhile, and whoever interrupts it reads how it goes on.
 
     Raises:
-        UsageError: another process is at it.
+        ToastError: another process is at it.
     """
     try:
         with folder.held():
             yield
     except KeyboardInterrupt:
         reporter.stopped(f"toast {command} --resume {folder.path}")
+        raise
+    except ToastError as error:
+        if isinstance(error.__cause__, OSError) and find_checkpoint(folder.checkpoints, "last") is not None:
+            reporter.message(f"Once that is mended, it goes on with: toast {command} --resume {folder.path}")
         raise
 
 

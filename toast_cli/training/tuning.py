@@ -100,7 +100,7 @@ def tune(
             columns = zip(*((place, *given[place]) for place in sorted(given)), strict=True)
             folder.write_answers(dict(zip(("index", "label", "chosen"), columns, strict=True)))
     results["skipped"] = say_skipped(reporter, train=train, val=validation, test=test)
-    results["seconds"] = time.perf_counter() - started
+    results["seconds"] = folder.spent + time.perf_counter() - started
     config: AdapterConfig = describe(model, recipe, data.classes)
     trained, frozen = whole(model.trained()), whole(model.frozen_additions())
     if folder.writes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from toast_cli.storage.sealing import seal_holds, sealed, sealed_text, unsealed
+from toast_cli.recipe.seal import seal_holds, sealed_text
+from toast_cli.storage.sealing import sealed, unsealed
 
 VALUE = {"accuracy": 0.25, "name": "a", "of": "ab" * 32, "more": [1, None, {"deep": True}]}
 
