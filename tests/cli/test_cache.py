@@ -158,7 +158,10 @@ def test_a_model_stored_in_half_precision_gets_back_what_it_hands_over(here: Pat
     words = ["--backbone", f"llama:{model}", "--dataset", f"alpaca:{write_json(here / 'data.json', instructions(20))}"]
     words += ["method.feedback=late", "training.lr=0.01", "--precision", "fp32"]
     cached = tuned(here / "cached", *words, "training.cache=true", "training.cache_dtype=float32")
-    assert same(tuned(here / "plain", *words), cached)
+    plain = tuned(here / "plain", *words)
+    # torch 2.8 adds up a batch otherwise than parts of it; rounding to bf16 on the way would differ a hundredfold.
+    assert plain.keys() == cached.keys()
+    assert all(torch.allclose(plain[name], cached[name], atol=1e-3) for name in plain)
 
 
 def test_an_interrupted_run_with_a_cache_goes_on_to_the_same_weights(

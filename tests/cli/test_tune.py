@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast, toast_in_new_process
 from toast_cli.export import checking
+from toast_cli.storage.run_folder import LOCK
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,8 @@ def test_a_run_folder_holds_everything_about_the_run(finished: Path) -> None:
 
 
 def test_no_file_of_a_run_is_a_pickle(finished: Path) -> None:
-    assert {path.suffix for path in finished.rglob("*") if path.is_file()} <= {
+    assert {path.suffix or path.name for path in finished.rglob("*") if path.is_file()} <= {
+        LOCK,
         ".yaml",
         ".json",
         ".jsonl",

@@ -39,7 +39,7 @@ def test_transformers_loads_an_exported_classifier(here: Path, run: Path) -> Non
     with torch.no_grad():
         assert torch.equal(model(pixel_values=image).logits, logits(run, image))
     assert [model.config.id2label[i] for i in range(len(load(run).classes))] == list(load(run).classes)
-    assert AutoImageProcessor.from_pretrained(here / "hf").image_std == (0.25, 0.25, 0.25)
+    assert tuple(AutoImageProcessor.from_pretrained(here / "hf").image_std) == (0.25, 0.25, 0.25)
     card = (here / "hf" / "README.md").read_text()
     for words in ("toast on vit_demo", "Test: accuracy", "fingerprint", "Licence", "AutoModelForImageClassification"):
         assert words in card
