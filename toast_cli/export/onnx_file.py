@@ -57,16 +57,17 @@ def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
 
 
 def _tidy(model: Any) -> None:
-    """Compute what is constant, and drop what nothing uses.
+    """Compute what is constant, drop what nothing uses, and name everything once: torch 2.8 names twice.
 
     In place of torch's own `optimize`, whose rewriting rules take longer than all the rest and gain nothing: what
     opens the file rewrites the graph for its own kernels (ViT-Ti in onnxruntime: 24 s, and as quick to run without).
     """
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
+    from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
     from onnxscript.optimizer import fold_constants
 
     fold_constants(model)
     RemoveUnusedNodesPass()(model)
+    NameFixPass()(model)
 
 
 def _name_axes(model: Any) -> None:
