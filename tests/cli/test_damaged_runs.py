@@ -111,6 +111,8 @@ STATES: dict[str, Callable[[dict[str, Any]], str]] = {
     "nothing but a seal": lambda state: resealed({}),
     "a device among its files": lambda state: resealed(state, **{"/dev/zero": "0"}),
     "a file outside among its files": lambda state: resealed(state, **{"../../recipe.yaml": "0"}),
+    "without what was best": lambda state: resealed({name: state[name] for name in state if name != "best"}),
+    "with another optimizer's": lambda state: resealed({**state, "training": {"optimizer": 3, "groups": []}}),
     "another version's": lambda state: resealed({name: state[name] for name in state if name != "processes"}),
 }
 

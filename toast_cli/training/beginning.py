@@ -19,6 +19,7 @@ from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.environment import environment
 from toast_cli.training.processes import shared_folder
 from toast_cli.training.reporter import Reporter
+from toast_cli.training.resuming import as_it_was_written
 from toast_cli.training.session import Session
 from toast_cli.training.standing import Position
 
@@ -92,15 +93,9 @@ def go_on(session: Session, folder: RunFolder, state: dict[str, Any], reporter: 
         ToastError: its state is none that this toast writes.
     """
     processes = session.accelerator.num_processes
-    try:
+    with as_it_was_written(folder.checkpoints):
         at, begun_with = Position(**state["at"]), state["processes"]
         folder.spent = float(state.get("spent", 0.0))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ToastError(
-            f"The state in {folder.checkpoints / 'last'} cannot be gone on from.",
-            f"It was written by another version of toast: {type(error).__name__}, {error}.",
-            "Go on with that version, or make the run again.",
-        ) from error
     if begun_with != processes:
         raise UsageError(
             f"The run was begun with {begun_with} processes and cannot go on with {processes}.",

@@ -24,7 +24,7 @@ from toast_cli.training.evaluation import evaluate
 from toast_cli.training.optimization import make_optimizer, make_schedule
 from toast_cli.training.processes import summed
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.resuming import pack, unpack
+from toast_cli.training.resuming import as_it_was_written, pack, unpack
 from toast_cli.training.standing import Best, Position
 from toast_cli.training.step import Step
 from toast_cli.training.stopping import Stop
@@ -93,12 +93,13 @@ class Fitting:
         """Go back to where `checkpoints/last` stands."""
         state = load_checkpoint(self.folder.checkpoints, "last", self.model)
         besides = load_besides(self.folder.checkpoints, "last")
-        unpack(besides, state["training"], self.optimizer, self.accelerator)
-        if self.average is not None:
-            self.average.load({name.removeprefix(EMA): besides[name] for name in besides if name.startswith(EMA)})
-        self.at, self.kept = Position(**state["at"]), Position(**state["at"])
-        self.best = Best(**state["best"])
-        self.tally.restore(state["tally"], first=self.accelerator.is_main_process)
+        with as_it_was_written(self.folder.checkpoints):
+            unpack(besides, state["training"], self.optimizer, self.accelerator)
+            if self.average is not None:
+                self.average.load({name.removeprefix(EMA): besides[name] for name in besides if name.startswith(EMA)})
+            self.at, self.kept = Position(**state["at"]), Position(**state["at"])
+            self.best = Best(**state["best"])
+            self.tally.restore(state["tally"], first=self.accelerator.is_main_process)
 
     def run(self) -> None:
         """Train until the last epoch is done, or validation has not got better for too long."""

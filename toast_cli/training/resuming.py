@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from toast_cli.errors import ToastError
 
 
 def pack(optimizer: Any, accelerator: Accelerator) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -24,6 +29,23 @@ def pack(optimizer: Any, accelerator: Accelerator) -> tuple[dict[str, Tensor], d
         tensors |= {f"rng.{process}.{name}": rng for name, rng in states.items()}
     scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
     return tensors, {"optimizer": values, "groups": whole["param_groups"], "scaler": scaler}
+
+
+@contextmanager
+def as_it_was_written(checkpoints: Path) -> Iterator[None]:
+    """Within the block a checkpoint's state is taken apart, which fails in many ways where another toast wrote it.
+
+    Raises:
+        ToastError: so it does.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ToastError(
+            f"The state in {checkpoints / 'last'} cannot be gone on from.",
+            f"It was written by another version of toast: {type(error).__name__}, {error}.",
+            "Go on with that version, or make the run again.",
+        ) from error
 
 
 def unpack(tensors: dict[str, Tensor], plain: dict[str, Any], optimizer: Any, accelerator: Accelerator) -> None:
