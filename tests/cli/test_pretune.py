@@ -115,6 +115,19 @@ def test_images_without_labels_will_do(here: Path, pictures: MakePictures) -> No
     )
 
 
+def test_without_labels_the_task_embedding_stays_as_it_was_drawn(here: Path) -> None:
+    """Distilled into it, it would come to be unlike every token, and no later tuning could bring it back."""
+    chosen = ["pretuning.target=first-pass", "method.start=random", *TINY_DEMO, "training.lr=0.01"]
+    dry = toast("pretune", "--dry-run", *chosen)
+    assert "trainable parameters: 98,304 of" in dry.out, "A and B of three levels of width 128, and nothing else"
+    said = toast("pretune", *chosen, "--output-dir", here / "run", "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["trained_parameters"] == 6 * 128**2
+    pretuned = load_file(here / "run" / "artifact" / "feedback.safetensors")
+    drawn = load_file(here / "run" / "checkpoints" / "start" / "training.safetensors")
+    assert pretuned["xi"].any() and any(torch.equal(pretuned["xi"], tensor) for tensor in drawn.values())
+
+
 def test_what_it_began_from_is_measured_where_it_began(here: Path) -> None:
     chosen = ["--device", "cpu", *TINY_DEMO, "training.accumulate=1", "training.lr=1e-12"]
     assert toast("pretune", *chosen, "method.start=least-squares", "--output-dir", here / "run").code == 0

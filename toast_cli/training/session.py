@@ -21,6 +21,7 @@ from toast_cli.training.devices import check_compiling, make_accelerator
 from toast_cli.training.memory import Memory, estimate
 from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.sharding import check_even, check_sharding, shard
+from toast_cli.training.step import freeze_unlearned
 from toast_cli.training.tensorboard import check_tensorboard
 
 
@@ -137,6 +138,8 @@ def prepare(recipe: Recipe, *, labels: bool = True, begun: bool = False, place: 
         )
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)
+    if recipe.pretuning is not None:
+        freeze_unlearned(model, recipe.pretuning)
     check_even(recipe.training, model)
     check_compiling(model, accelerator)
     lineage = start_from(artifact_path(recipe), model, recipe) if recipe.init_from is not None and not begun else None

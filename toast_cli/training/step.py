@@ -108,12 +108,8 @@ class PretuningStep(Step):
 class DistillationStep(PretuningStep):
     """Pre-tuning without labels: second-pass features are to stay those of the first pass (ours, not the paper's).
 
-    The head has no part in it and is frozen; the parts have the mean `distance` of the features and the whole `loss`.
+    The parts have the mean `distance` of the features and the whole `loss`.
     """
-
-    def __init__(self, model: Model, options: PretuningOptions) -> None:
-        super().__init__(model, options)
-        model.head.requires_grad_(False)
 
     def forward(self, batch: Mapping[str, Any]) -> Stepped:
         """One batch."""
@@ -139,6 +135,18 @@ class DistillationStep(PretuningStep):
     def score(self, metrics: Mapping[str, Any]) -> float:
         """The lower the whole loss, the better."""
         return -metrics["loss"]
+
+
+def freeze_unlearned(model: Model, options: PretuningOptions) -> None:
+    """Freeze what a pre-tuning without labels cannot teach anything: the head, which has no part in it, and xi.
+
+    The two passes agree best where nothing is sent, and xi could come to that by being unlike every token. Similarities
+    are cut off at zero, so no later gradient would bring it back.
+    """
+    if options.target == "first-pass":
+        model.head.requires_grad_(False)
+        if isinstance(model.adapted.steering, Steering):
+            model.adapted.steering.selection.xi.requires_grad_(False)
 
 
 class NoMeter:
