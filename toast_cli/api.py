@@ -23,8 +23,8 @@ from toast_cli.errors import UsageError
 from toast_cli.generation import Writer
 from toast_cli.model import Model, Stock
 from toast_cli.recipe.schema import ImageOptions
-from toast_cli.storage.adapter import Loaded
-from toast_cli.storage.adapter import load as load_stored
+from toast_cli.storage.rebuilding import Loaded
+from toast_cli.storage.rebuilding import load as load_stored
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -26,7 +26,7 @@ from toast_cli.cli.console import shown
 from toast_cli.data.images import open_image
 from toast_cli.errors import ToastError
 from toast_cli.pickles import named_code
-from toast_cli.storage.adapter import load
+from toast_cli.storage.rebuilding import load
 
 
 class Attack:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.forks import fork
 from toast_cli.model import Model
 from toast_cli.recipe.loading import build_recipe
-from toast_cli.storage.adapter import load
+from toast_cli.storage.rebuilding import load
 from toast_cli.training import session, tuning
 from toast_cli.training.reporter import Reporter
 

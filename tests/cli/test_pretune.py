@@ -13,8 +13,8 @@ from tests.cli.conftest import TINY_DEMO, MakePictures, toast
 from tests.language import make_model
 from toast_cli import registry
 from toast_cli.recipe.loading import load_recipe
-from toast_cli.storage.adapter import load
 from toast_cli.storage.checkpoint import load_checkpoint
+from toast_cli.storage.rebuilding import load
 from toast_cli.training.session import prepare
 
 TINY = ["dataset.train_images=60", "dataset.val_images=20", "training.batch_size=20", "training.epochs=4"]

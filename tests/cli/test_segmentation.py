@@ -109,7 +109,7 @@ def test_the_picture_shows_predicted_and_labelled_classes(run: Path, tmp_path: P
 def test_the_picture_of_several_runs_shows_what_each_predicts_and_the_labels_once(run: Path) -> None:
     from toast_cli.attention.panels import viewers_rows
     from toast_cli.attention.seeing import Viewer, see
-    from toast_cli.storage.adapter import load
+    from toast_cli.storage.rebuilding import load
     from toast_cli.training.session import open_data
 
     loaded = load(run)
@@ -129,7 +129,7 @@ def test_the_picture_of_several_runs_shows_what_each_predicts_and_the_labels_onc
 
 def test_the_picture_shows_the_classes_of_the_whole_image(convnext_run: Path, pairs: Path, tmp_path: Path) -> None:
     from toast_cli.attention.seeing import Viewer, from_file, see
-    from toast_cli.storage.adapter import load
+    from toast_cli.storage.rebuilding import load
 
     loaded = load(convnext_run)
     file = pairs / "images/test/1.jpg"  # taller than wide: the window sees its middle

@@ -20,8 +20,8 @@ from transformers import LlamaConfig
 from tests.parity.agreement import read, under
 from toast_cli.errors import ToastError
 from toast_cli.export.authors import import_checkpoint
-from toast_cli.storage.adapter import load
 from toast_cli.storage.artifact import start_from
+from toast_cli.storage.rebuilding import load
 from toast_cli.storage.sealing import digest_of_file, read_sealed
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}

@@ -20,9 +20,9 @@ from toast_cli.errors import ToastError
 from toast_cli.export import checking
 from toast_cli.export.base import Wanted
 from toast_cli.export.hf_folder import card
-from toast_cli.storage.adapter import load
 from toast_cli.storage.artifact import read_artifact
 from toast_cli.storage.checkpoint import find_checkpoint, load_besides, load_state
+from toast_cli.storage.rebuilding import load
 from toast_cli.storage.run_folder import ANSWERS, RunFolder
 from toast_cli.storage.sealing import read_sealed
 

@@ -33,7 +33,7 @@ from toast_cli.recipe import builtin
 from toast_cli.recipe.loading import build
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.yaml_text import parse_recipe
-from toast_cli.storage.adapter import load
+from toast_cli.storage.rebuilding import load
 
 HANGS = timedelta(seconds=10)
 MEMORY = 500_000_000

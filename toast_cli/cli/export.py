@@ -69,7 +69,7 @@ def export(
     from toast_cli.export.exporting import folds, size
     from toast_cli.export.pushing import check_push, push_export
     from toast_cli.export.stages import told_by
-    from toast_cli.storage.adapter import load
+    from toast_cli.storage.rebuilding import load
 
     if push is not None:
         check_push(push)

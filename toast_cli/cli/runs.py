@@ -39,7 +39,7 @@ def tell(text: str) -> None:
 def run_writer(run: Path, weights: str | None, device: str | None, raw: bool = False) -> Writer:
     """A run's language model, ready to answer in the form that it was trained on; `raw` leaves prompts unmarked."""
     from toast_cli.generation import Writer
-    from toast_cli.storage.adapter import load
+    from toast_cli.storage.rebuilding import load
     from toast_cli.training.devices import make_accelerator
     from toast_cli.training.measuring import changed
 

@@ -103,7 +103,7 @@ def _viewers(
     from toast_cli.cli.console import err, say
     from toast_cli.cli.runs import chosen_run
     from toast_cli.errors import UsageError
-    from toast_cli.storage.adapter import load
+    from toast_cli.storage.rebuilding import load
     from toast_cli.storage.run_folder import newest_run
     from toast_cli.training.devices import make_accelerator
     from toast_cli.training.measuring import changed

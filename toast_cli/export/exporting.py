@@ -27,8 +27,8 @@ from toast_cli.export.stages import stage
 from toast_cli.fingerprint import digest_of
 from toast_cli.places import cache_folder
 from toast_cli.steering.steering import Steering
-from toast_cli.storage.adapter import Loaded
 from toast_cli.storage.atomic import cannot_write, write_json
+from toast_cli.storage.rebuilding import Loaded
 
 
 def export(

@@ -22,7 +22,7 @@ from toast_cli.model import folded
 from toast_cli.steering.steering import Steering
 
 if TYPE_CHECKING:
-    from toast_cli.storage.adapter import Loaded
+    from toast_cli.storage.rebuilding import Loaded
 
 EXAMPLES = 2
 """A batch of one would be taken for a constant."""

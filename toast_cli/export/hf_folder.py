@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from toast_cli.backbone import Preprocessing
     from toast_cli.recipe.schema import ImageOptions
-    from toast_cli.storage.adapter import Loaded
+    from toast_cli.storage.rebuilding import Loaded
 
 
 def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:

@@ -27,7 +27,8 @@ from transformers.utils import cached_file
 from toast_cli.errors import ToastError
 from toast_cli.model import Model
 from toast_cli.storage.adapter import WHOLE as WEIGHTS
-from toast_cli.storage.adapter import AdapterConfig, load, save_file
+from toast_cli.storage.adapter import AdapterConfig, save_file
+from toast_cli.storage.rebuilding import load
 
 _OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 

@@ -12,7 +12,7 @@ from toast_cli.data.source import Asked, DataSet
 from toast_cli.errors import ToastError
 from toast_cli.export.base import Format
 from toast_cli.export.outputs import by_name, takes_any_size
-from toast_cli.storage.adapter import Loaded
+from toast_cli.storage.rebuilding import Loaded
 
 RANDOM = 3
 REAL = 8

@@ -12,7 +12,7 @@ from toast_cli.export.base import Format, Outputs, Runner, Wanted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from toast_cli.storage.adapter import Loaded
+    from toast_cli.storage.rebuilding import Loaded
 
 IMAGE_AXES = ("batch", "channel", "height", "width")
 TEXT_AXES = ("batch", "sequence")

@@ -18,8 +18,8 @@ from toast_cli.export.inputs import inputs_for
 from toast_cli.export.outputs import wanted_of
 from toast_cli.export.stages import stage
 from toast_cli.export.stored import as_stored
-from toast_cli.storage.adapter import Loaded
 from toast_cli.storage.atomic import write_json, write_tensors
+from toast_cli.storage.rebuilding import Loaded
 
 MAPS = frozenset({"similarity", "attention_first", "attention_last"})
 """Outputs that `--maps` adds."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from toast_cli.storage.adapter import Loaded
+    from toast_cli.storage.rebuilding import Loaded
 
 
 def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
@@ -85,8 +85,8 @@ def reopen(wanted: Wanted, path: Path) -> Runner:
     from toast_cli import registry
     from toast_cli.export.outputs import as_inputs, outputs_of, start_of
     from toast_cli.steering.steering import one_pass
-    from toast_cli.storage.adapter import load
     from toast_cli.storage.artifact import load_artifact
+    from toast_cli.storage.rebuilding import load
 
     if wanted.part == "artifact":
         start = load_artifact(path, wanted.backbone_weights).model

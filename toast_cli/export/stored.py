@@ -14,8 +14,8 @@ from toast_cli.export.base import Outputs, Wanted
 from toast_cli.export.outputs import Graph, features_of, wanted_of
 from toast_cli.model import folded, plain_network
 from toast_cli.steering.steering import Steering
-from toast_cli.storage.adapter import Loaded
 from toast_cli.storage.artifact import feedback_tensors
+from toast_cli.storage.rebuilding import Loaded
 
 
 def as_stored(loaded: Loaded, wanted: Wanted, graph: bool, dtype: str) -> Callable[[dict[str, Tensor]], Outputs]:

@@ -11,7 +11,7 @@ from toast_cli.export.base import Format, Outputs, Runner, Wanted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from toast_cli.storage.adapter import Loaded
+    from toast_cli.storage.rebuilding import Loaded
 
 
 def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:

@@ -29,8 +29,9 @@ from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.adapter import PRETUNED as FOLDER
 from toast_cli.storage.adapter import PRETUNED_ENTRY as ENTRY
-from toast_cli.storage.adapter import Loaded, build_for, describe, files_entry, files_in
+from toast_cli.storage.adapter import describe, files_entry, files_in
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
+from toast_cli.storage.rebuilding import Loaded, build_for
 from toast_cli.storage.records import checked, refuse_newer
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.storage.sealing import sealed, unsealed

@@ -25,7 +25,7 @@ from toast_cli.labels import IGNORED
 from toast_cli.model import Model
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.steering import one_pass
-from toast_cli.storage.adapter import load
+from toast_cli.storage.rebuilding import load
 from toast_cli.training.devices import make_accelerator
 from toast_cli.training.measuring import changed, data_for
 from toast_cli.training.reporter import Reporter

@@ -13,7 +13,7 @@ from toast_cli.errors import ToastError, UsageError
 from toast_cli.model import Model
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.adapter import load
+from toast_cli.storage.rebuilding import load
 from toast_cli.tasks.segmentation import Segmentation
 from toast_cli.training.devices import make_accelerator
 from toast_cli.training.evaluation import evaluate

@@ -19,7 +19,7 @@ from toast_cli import registry
 from toast_cli.errors import ToastError
 from toast_cli.export import exporting
 from toast_cli.export.base import Wanted
-from toast_cli.storage.adapter import load
+from toast_cli.storage.rebuilding import load
 
 
 @pytest.mark.usefixtures("quickly")

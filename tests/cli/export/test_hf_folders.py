@@ -23,7 +23,7 @@ from toast_cli.export import checking
 from toast_cli.export.base import Wanted
 from toast_cli.export.hf_folder import card, processor
 from toast_cli.recipe.schema import ImageOptions
-from toast_cli.storage.adapter import load
+from toast_cli.storage.rebuilding import load
 
 
 def test_transformers_loads_an_exported_classifier(here: Path, run: Path) -> None:

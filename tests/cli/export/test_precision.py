@@ -13,7 +13,7 @@ import torch
 from tests.cli.conftest import TINY_DEMO, toast
 from toast_cli.export import checking, proving
 from toast_cli.export.inputs import RANDOM, REAL
-from toast_cli.storage.adapter import load
+from toast_cli.storage.rebuilding import load
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from toast_cli.fingerprint import fingerprint
 from toast_cli.model import Model, build_model
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.adapter import describe, load, save_folder
+from toast_cli.storage.adapter import describe, save_folder
+from toast_cli.storage.rebuilding import load
 from toast_cli.training.optimization import make_optimizer
 
 STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
