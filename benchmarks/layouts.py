@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def main() -> None:
             images = model.backbone.example(given.batch).to(given.device)
             if change in CONVOLVES:
                 images = images.to(memory_format=torch.channels_last)
-            ways[f"{method}, {change}"] = lambda model=model, images=images: model(images)
+            ways[f"{method}, {change}"] = partial(model, images)
     with torch.no_grad():
         seconds = in_turns(ways, given.repeats, given.device)
     print(f"{given.backbone}, batch {given.batch}, inference, {torch.get_num_threads()} threads")

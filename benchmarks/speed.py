@@ -16,6 +16,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def inference(given: argparse.Namespace) -> None:
             one_matrix = model(images)
         largest = max(float((other - seen).abs().max()) for other in (before, one_matrix))
         print(f"{name}: the shortcuts change the logits by {largest:.1e} at most")
-        ways[name] = lambda model=model: model(images)
+        ways[name] = partial(model, images)
     with torch.no_grad(), torch.autocast(given.device, torch.bfloat16, enabled=given.bf16):
         seconds = in_turns(ways, given.repeats, given.device)
         counted = {name: flops(way) for name, way in ways.items()}
@@ -109,6 +110,7 @@ class Training:
     def cache(self, folder: str) -> Training:
         """With the batch's first passes kept in the folder, and without its images where nothing needs them."""
         model, count = self.run.model, self.given.batch
+        assert model.adapted.steering is not None
         with torch.no_grad():
             kept = outputs(model, self.batch["image"])
         shapes = {name: tensor.shape[1:] for name, tensor in kept.items()}
