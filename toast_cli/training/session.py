@@ -113,7 +113,7 @@ def prepare(recipe: Recipe, *, labels: bool = True, begun: bool = False, place: 
 
     A pre-tuned feedback path that the recipe names is put in here, so that a wrong one is refused before anything is
     written; not where the run has `begun` before and goes on from a checkpoint of its own. Without `place` the model
-    stays on the CPU.
+    stays on the CPU. What a pre-tuning cannot teach is frozen.
 
     Raises:
         UsageError: the method would begin from nothing; `labels` are to be learned, and the data has none; the

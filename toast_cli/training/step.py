@@ -141,7 +141,7 @@ def freeze_unlearned(model: Model, options: PretuningOptions) -> None:
     """Freeze what a pre-tuning without labels cannot teach anything: the head, which has no part in it, and xi.
 
     The two passes agree best where nothing is sent, and xi could come to that by being unlike every token. Similarities
-    are cut off at zero, so no later gradient would bring it back.
+    are cut off at zero (section 3.1), so no later gradient would bring it back.
     """
     if options.target == "first-pass":
         model.head.requires_grad_(False)
