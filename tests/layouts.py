@@ -294,6 +294,10 @@ def demo(where: Path) -> str:
     return "demo"
 
 
+def structured(where: Path) -> str:
+    return "structured:dsprites-location"
+
+
 LAYOUTS: dict[str, Callable[[Path], str]] = {
     make.__name__: make
     for make in (
@@ -312,6 +316,7 @@ LAYOUTS: dict[str, Callable[[Path], str]] = {
         imagenet,
         imagenet_in_tars,
         demo,
+        structured,
     )
 }
 """Everything whose images can be looked up one by one."""

@@ -19,7 +19,7 @@ CLASSES = ("ringed", "two-spotted", "one-lined", "plus", "one-barred")
 
 
 def recipe_of(method: str = "toast", **more: object) -> Recipe:
-    raw = {"backbone": "vit_demo", "dataset": "demo", "method": method, "device": "cpu", **more}
+    raw = {"backbone": "vit_demo_3", "dataset": "demo", "method": method, "device": "cpu", **more}
     return build_recipe(raw, {}, origin="a test")
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from toast_cli.api import Steered, load, steer
     from toast_cli.export.hf_model import register
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Steered", "__version__", "load", "register", "steer"]
 
 _PLACES = {

@@ -42,9 +42,11 @@ class Card:
 
     `parameters` counts the frozen network without a classifier (None where it is known only once built);
     `source` says where its weights come from; `artifact` is a folder with a feedback path pre-tuned for them, where one
-    comes with the plugin (`init_from: shipped`); `departures` are the options under which the backbone computes as the
-    authors' code does where that departs from the paper, for checkpoints that were trained with it. `rebuild` builds
-    the network from its options and a folder with its `Backbone.files`; None where those are always empty.
+    comes with the plugin (`init_from: shipped`); `superseded` maps a version of toast up to which this name meant
+    other weights to their present name, so that older runs still open; `departures` are the options under which the
+    backbone computes as the authors' code does where that departs from the paper, for checkpoints that were trained
+    with it. `rebuild` builds the network from its options and a folder with its `Backbone.files`; None where those
+    are always empty.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Card:
     options: type[BackboneOptions] = BackboneOptions
     departures: Mapping[str, Any] = field(default_factory=dict)
     artifact: Path | None = None
+    superseded: Mapping[str, str] = field(default_factory=dict)
     rebuild: Callable[[Any, Path], Backbone] | None = None
     contract: int = CONTRACT_VERSION
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -39,10 +40,25 @@ def _build_timm(model: str, options: VitOptions) -> Backbone:
     return build_timm(model, options)
 
 
-def _build_demo(options: VitOptions) -> Backbone:
+def _build_demo(name: str, depth: int, options: VitOptions) -> Backbone:
     from toast_vit.demo import build_demo
 
-    return build_demo(options)
+    return build_demo(name, depth, options)
+
+
+def _demo_card(name: str, depth: int, parameters: int, superseded: Mapping[str, str] | None = None) -> Card:
+    """Describe a ViT whose weights and pre-tuned feedback path ship with toast."""
+    return Card(
+        name,
+        "vit",
+        parameters,
+        "shipped with toast",
+        partial(_build_demo, name, depth),
+        VitOptions,
+        DEPARTURES,
+        artifact=Path(__file__).parent / "weights" / f"{name}_feedback",
+        superseded=superseded or {},
+    )
 
 
 def _card(name: str, model: str, parameters: int | None = None) -> Card:
@@ -61,16 +77,14 @@ def _wrap(module: Any) -> Backbone | None:
 
 FAMILY = Family("vit", "timm", _any_timm_model, _wrap)
 
-VIT_DEMO = Card(
+VIT_DEMO = _demo_card(
     "vit_demo",
-    "vit",
-    529_536,
-    "shipped with toast",
-    _build_demo,
-    VitOptions,
-    DEPARTURES,
-    artifact=Path(__file__).parent / "weights" / "vit_demo_feedback",
+    12,
+    2_017_920,
+    {"0.1": "vit_demo_3"},
 )
+VIT_DEMO_3 = _demo_card("vit_demo_3", 3, 529_536)
+"""The weights of `vit_demo` up to version 0.1."""
 VIT_T16 = _card("vit_t16", "deit_tiny_patch16_224.fb_in1k", 5_524_416)
 VIT_S16 = _card("vit_s16", "deit_small_patch16_224.fb_in1k", 21_665_664)
 VIT_B16 = _card("vit_b16", "deit_base_patch16_224.fb_in1k", 85_798_656)

@@ -1,4 +1,4 @@
-"""`vit_demo`: a small ViT whose weights ship with toast, trained by toast on coarser tasks of the demo's world."""
+"""`vit_demo` and `vit_demo_3`: small ViTs whose weights ship with toast. Toast trained them on drawn scenes alone."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from toast_vit.loading import check_size
 SIDE = 64
 
 
-def build_demo(options: VitOptions) -> VitBackbone:
-    """The demo's ViT with its shipped weights, with those of a safetensors file, or with random ones.
+def build_demo(name: str, depth: int, options: VitOptions) -> VitBackbone:
+    """Build a demo ViT with its shipped weights, with those of a safetensors file, or with random ones.
+
+    Args:
+        name: the backbone's name, which is also that of its weights file.
+        depth: number of blocks.
+        options: the backbone's settings.
 
     Raises:
         UsageError: the weights file does not exist.
@@ -29,7 +34,7 @@ def build_demo(options: VitOptions) -> VitBackbone:
         img_size=SIDE,
         patch_size=8,
         embed_dim=128,
-        depth=3,
+        depth=depth,
         num_heads=4,
         mlp_ratio=3,
         num_classes=0,
@@ -37,22 +42,22 @@ def build_demo(options: VitOptions) -> VitBackbone:
         drop_path_rate=options.drop_path,
     )
     if options.weights != "none":
-        shipped = Path(str(files("toast_vit") / "weights" / "vit_demo.safetensors"))
+        shipped = Path(str(files("toast_vit") / "weights" / f"{name}.safetensors"))
         path = shipped if options.weights is None else Path(options.weights).expanduser()
         if not path.is_file():
             what = f"{path} is no weights file." if path.exists() else f"There is no weights file {path}."
             raise UsageError(what, what_to_do="Reinstall toast." if path == shipped else "Check --weights.")
         if path.suffix != ".safetensors":
             raise UsageError(
-                f"{path} is no file of vit_demo's.",
-                "Weights of 'vit_demo' come as safetensors alone.",
+                f"Expected a .safetensors file for '{name}', got {path}.",
+                "No other format is read for this backbone.",
                 "Give what 'toast export --what backbone' wrote, or the --backbone that the file was made for.",
             )
         try:
             module.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
         except (RuntimeError, SafetensorError) as error:
             raise ToastError(
-                f"{path} does not hold the weights of 'vit_demo' (a safetensors file).",
+                f"{path} does not hold the weights of '{name}' (a safetensors file).",
                 " ".join(str(error).split())[:300],
                 "Give the --backbone that the file was made for.",
             ) from error

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.conftest import TINY_DEMO, MakePictures, toast
+from tests.cli import conftest
+from tests.cli.conftest import MakePictures, toast
 from tests.language import make_model
 from toast_cli import registry
 from toast_cli.recipe.loading import load_recipe
@@ -17,7 +18,15 @@ from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.rebuilding import load
 from toast_cli.training.session import prepare
 
-TINY = ["dataset.train_images=60", "dataset.val_images=20", "training.batch_size=20", "training.epochs=4"]
+TINY_DEMO = ["backbone=vit_demo_3", *conftest.TINY_DEMO]
+"""Three levels are enough here."""
+TINY = [
+    "backbone=vit_demo_3",
+    "dataset.train_images=60",
+    "dataset.val_images=20",
+    "training.batch_size=20",
+    "training.epochs=4",
+]
 FAST = [*TINY, "training.lr=0.01", "training.warmup_epochs=0", "method.start=random"]
 
 
@@ -101,7 +110,7 @@ def test_least_squares_makes_an_artifact_without_gradients(here: Path) -> None:
 
 def test_images_without_labels_will_do(here: Path, pictures: MakePictures) -> None:
     folder = pictures(cat=30, dog=30)
-    chosen = ["--backbone", "vit_demo", "--dataset", f"images:{folder}", "--output-dir", here / "run"]
+    chosen = ["--backbone", "vit_demo_3", "--dataset", f"images:{folder}", "--output-dir", here / "run"]
     fast = ["training.epochs=4", "training.batch_size=20", "training.accumulate=1", "training.lr=0.01"]
     for command in "pretune", "tune":
         toast(command, *chosen, *fast).fails(2, "no labels", "pretuning.target=first-pass")
@@ -189,7 +198,7 @@ def test_text_pretunes_a_language_model(here: Path) -> None:
 def test_a_start_that_does_not_fit_is_refused(pretuned: Path, here: Path) -> None:
     toast("tune", "--init-from", here, *TINY_DEMO).fails(2, "no pre-tuned artifact")
     toast("tune", "--method", "linear", "--init-from", pretuned, *TINY_DEMO).fails(2, "no feedback path")
-    other = toast("tune", "--backbone", "vit_demo", "--weights", "none", "--init-from", pretuned, *TINY_DEMO)
+    other = toast("tune", "--backbone", "vit_demo_3", "--weights", "none", "--init-from", pretuned, *TINY_DEMO)
     other.fails(1, "pre-tuned on other weights")
     toast("tune", "--recipe", "pretune/toast", *TINY).fails(2, "Give it to 'toast pretune'")
     toast("pretune", "--method", "toast-lite", *TINY).fails(2, "whole feedback path", "method.name=toast")
@@ -206,11 +215,11 @@ def test_the_demos_backbone_brings_a_pre_tuned_feedback_path(here: Path) -> None
     said = toast("tune", *chosen)
     assert said.code == 0 and "pre-tuned on demo" in said.err, said.err
     steering = load(here / "run").model.adapted.steering
-    shipped = load_file(registry.backbone_card("vit_demo").artifact / "feedback.safetensors")
+    shipped = load_file(registry.backbone_card("vit_demo_3").artifact / "feedback.safetensors")
     assert steering is not None
     assert torch.allclose(steering.feedback.A[0].weight, shipped["A.0"], atol=1e-6)
 
 
 def test_a_backbone_without_a_shipped_path_says_so(here: Path) -> None:
-    chosen = ["--backbone", "vit:vit_tiny_patch16_224", "--weights", "none", "--dataset", "demo", *TINY]
+    chosen = ["--backbone", "vit:vit_tiny_patch16_224", "--weights", "none", "--dataset", "demo", *TINY[1:]]
     toast("tune", *chosen, "--init-from", "shipped").fails(2, "No pre-tuned feedback path comes with")

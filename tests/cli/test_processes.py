@@ -22,6 +22,8 @@ from tests.language import instructions, make_model, write_json
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 UNEVEN = [
+    "backbone=vit_demo_3",
+    "training.validate_every=1",
     "dataset.train_images=53",
     "dataset.val_images=21",
     "dataset.test_images=17",
@@ -123,7 +125,7 @@ def test_two_processes_weigh_every_learned_token_of_accumulated_batches_alike(he
 
 @pytest.mark.slow
 def test_two_processes_pretune_as_one_does(here: Path) -> None:
-    words = ["--backbone", "vit_demo", "--dataset", "demo", "pretuning.target=first-pass", *UNEVEN]
+    words = ["--backbone", "vit_demo_3", "--dataset", "demo", "pretuning.target=first-pass", *UNEVEN]
     alone = toast("pretune", "--output-dir", here / "one", *words)
     assert alone.code == 0, alone.err
     together = two_processes(TORCHRUN, "pretune", "--output-dir", here / "two", *words)
@@ -137,7 +139,7 @@ def test_an_error_that_one_process_meets_is_said_and_stops_all(here: Path, pictu
     for path in (root / "dog").iterdir():
         if path.stem != "0":
             path.write_bytes(b"no image")
-    said = two_processes(TORCHRUN, "tune", "--backbone", "vit_demo", "--dataset", f"folder:{root}", *UNEVEN[4:])
+    said = two_processes(TORCHRUN, "tune", "--backbone", "vit_demo_3", "--dataset", f"folder:{root}", *UNEVEN[6:])
     assert said.code != 0
     assert "Error:" in said.err and ".png" in said.err
 
@@ -195,7 +197,7 @@ def test_a_divided_run_goes_on_where_it_was(here: Path) -> None:
 def test_pretuning_divided_among_processes_comes_to_the_same(here: Path, target: str) -> None:
     words = [
         "--backbone",
-        "vit_demo",
+        "vit_demo_3",
         "--dataset",
         "demo",
         f"pretuning.target={target}",

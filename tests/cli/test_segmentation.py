@@ -209,7 +209,7 @@ def test_transformers_loads_an_exported_model_and_labels_pixels_with_it(run: Pat
 
 
 def test_two_processes_count_every_pixel_that_one_counts(tmp_path: Path, pairs: Path) -> None:
-    words = ["--backbone", "vit_demo", "--dataset", f"masks:{pairs}", "--method", "linear", *SHORT]
+    words = ["--backbone", "vit_demo_3", "--dataset", f"masks:{pairs}", "--method", "linear", *SHORT]
     # Nine images in batches of four, and a last batch of which the second process has nothing. Weights do not move, so
     # that both label every pixel alike, and what is counted must be equal to the last digit.
     words += ["training.optimizer=momentum", "training.lr=1e-30", "training.eval_batch_size=2"]
@@ -226,7 +226,7 @@ def test_two_processes_count_every_pixel_that_one_counts(tmp_path: Path, pairs: 
 
 @pytest.mark.slow
 def test_a_model_divided_among_processes_is_trained_as_a_whole_one(tmp_path: Path, pairs: Path) -> None:
-    words = ["tune", "--backbone", "vit_demo", "--dataset", f"masks:{pairs}", "--method", "toast", *SHORT]
+    words = ["tune", "--backbone", "vit_demo_3", "--dataset", f"masks:{pairs}", "--method", "toast", *SHORT]
     words += ["training.optimizer=momentum", "training.lr=0.1", "training.eval_batch_size=2", "task.evaluation=whole"]
     assert toast(*words, "--output-dir", tmp_path / "one").code == 0
     together = two_processes(TORCHRUN, *words, "--output-dir", tmp_path / "two", "training.shard=true")
@@ -252,7 +252,7 @@ class TestWhatIsWrongIsSaid:
         assert f"3.jpg (The class map {root / 'masks/3.png'} does not fit its image" in flat.replace("- ", "-")
         assert "It is 30×20 pixels, the image 80×66.)" in flat
         assert "masks/4.png has values that are no class. It has 7 (8400 pixels)" in flat.replace(",", "")
-        chosen = ["--backbone", "vit_demo", "--dataset", f"masks:{root}", "--method", "linear"]
+        chosen = ["--backbone", "vit_demo_3", "--dataset", f"masks:{root}", "--method", "linear"]
         said = toast("tune", *chosen, "--output-dir", tmp_path / "run", *SHORT, "dataset.val_fraction=0")
         said.fails(1, "The class map", "masks/")
 
@@ -268,7 +268,7 @@ class TestWhatIsWrongIsSaid:
         for number in range(3):
             Image.new("RGB", (64, 64)).save(tmp_path / "images" / f"{number}.png")
         said = toast(
-            "tune", "--backbone", "vit_demo", "--dataset", f"masks:{tmp_path}", "--output-dir", tmp_path / "run",
+            "tune", "--backbone", "vit_demo_3", "--dataset", f"masks:{tmp_path}", "--output-dir", tmp_path / "run",
             "dataset.classes=[a,b]",
         )  # fmt: skip
         said.fails(1, "3 of 3 images", "have no class map", "0.png")
@@ -283,7 +283,7 @@ def test_pictures_of_data_show_the_classes_of_their_pixels(pairs: Path, tmp_path
             "show",
             f"masks:{pairs}",
             "--backbone",
-            "vit_demo",
+            "vit_demo_3",
             "--images",
             "4",
             "--split",
@@ -307,7 +307,7 @@ def test_pictures_of_data_show_the_classes_of_their_pixels(pairs: Path, tmp_path
     ],
 )
 def test_every_data_set_has_a_recipe_for_every_method(dataset: str, name: str, method: str) -> None:
-    backbone = "vit_demo" if dataset == "demo-segmentation" else "vit_b16_in21k"
+    backbone = "vit_demo_3" if dataset == "demo-segmentation" else "vit_b16_in21k"
     found = resolve(backbone=backbone, dataset=dataset, method=method)
     assert found.name == name + method and found.recipe.method.name == method
     if method.startswith("toast"):

@@ -26,7 +26,7 @@ ANY_OF_A_FAMILY = [
 
 def registered() -> list[object]:
     names = registry.names(registry.BACKBONES)
-    assert "vit_demo" in names and "vit_b16" in names
+    assert "vit_demo_3" in names and "vit_b16" in names
     return [
         pytest.param(name, marks=marks(registry.backbone_card(name).parameters or 0), id=name.rpartition("/")[2])
         for name in [*names, *ANY_OF_A_FAMILY]

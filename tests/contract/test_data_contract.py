@@ -25,10 +25,11 @@ FIELDS = {
     "demo": {"train_images": 8, "val_images": 4, "test_images": 4},
     "grid": {"cell_side": 16},
     "shards": {"classes": 3},
+    "structured": {"test_images": 4},
 }
 """Fields that keep a source small, or that it cannot do without."""
 
-SEEDS = {"grid": "grid_seed", "demo": "world_seed"}
+SEEDS = {"grid": "grid_seed", "demo": "world_seed", "structured": "draw_seed"}
 """What the seed of a source's splits is called, where it is not `split_seed`."""
 
 PUBLISHED = {"folder", "hf", "flowers", "vtab", "imagenet", "imagenet_in_tars"}
@@ -63,7 +64,7 @@ def any_made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]
 
 def batches_of(data: DataSet, part: str, asked: Asked) -> Any:
     recipe = build_recipe(
-        {"backbone": "vit_demo", "dataset": "demo", "method": "linear", "images": {"augment": "flip"}},
+        {"backbone": "vit_demo_3", "dataset": "demo", "method": "linear", "images": {"augment": "flip"}},
         {},
         origin="a test",
     )
@@ -193,7 +194,7 @@ def test_batches_come_out_with_masks_where_there_are_some(any_made: tuple[str, P
         assert sorted(indices) == list(range(len(split)))
 
 
-@pytest.mark.parametrize("name", sorted({*LAYOUTS, *STREAMS} - {"demo", "grid", "imagenet_in_tars"}))
+@pytest.mark.parametrize("name", sorted({*LAYOUTS, *STREAMS} - {"demo", "grid", "imagenet_in_tars", "structured"}))
 def test_what_is_not_there_is_said_with_what_to_put_where(name: str, tmp_path: Path) -> None:
     shorthand = {**LAYOUTS, **STREAMS}[name](tmp_path)
     with pytest.raises(ToastError) as refused:

@@ -18,7 +18,7 @@ IMAGES = {"image": torch.zeros(8, 3, 64, 64), "label": torch.zeros(8, dtype=torc
 
 
 def model_of(method: str, **training: object) -> Model:
-    raw = {"backbone": "vit_demo", "dataset": "demo", "method": method, "training": training}
+    raw = {"backbone": "vit_demo_3", "dataset": "demo", "method": method, "training": training}
     return build_model(build_recipe(raw, {}, origin="a test"), ("a", "b"))
 
 

@@ -75,7 +75,7 @@ def test_classes_it_does_not_know_are_named(family: str, weights: Path) -> None:
 
 def test_a_backbone_without_a_classifier_says_so() -> None:
     raw = {
-        "backbone": "vit_demo",
+        "backbone": "vit_demo_3",
         "dataset": "demo",
         "method": "toast",
         "task": {"name": "classification", "head": "own"},
@@ -85,6 +85,6 @@ def test_a_backbone_without_a_classifier_says_so() -> None:
 
 
 def test_a_task_is_set_without_being_named() -> None:
-    raw = {"backbone": "vit_demo", "dataset": "demo", "method": "toast", "task": {"label_smoothing": 0.25}}
+    raw = {"backbone": "vit_demo_3", "dataset": "demo", "method": "toast", "task": {"label_smoothing": 0.25}}
     task = build_recipe(raw, {}, origin="a test").task
     assert task.model_dump()["label_smoothing"] == 0.25 and task.name == "classification"

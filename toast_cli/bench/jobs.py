@@ -215,6 +215,8 @@ def key_of(recipe: Recipe, more: Mapping[str, Any] | None = None, known: Mapping
     values = recipe.model_dump(mode="json", exclude=ELSEWHERE | {"training"})
     values["training"] = recipe.training.model_dump(mode="json", exclude=WATCHING)
     by_content(values, recipe, known or {})
+    if superseded := registry.backbone_card(recipe.backbone.name).superseded:
+        values["superseded"] = dict(superseded)  # runs on the weights that had this name before are other runs
     return sha256(json.dumps([values, dict(more or {})], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from toast_cli.recipe.library import Resolved
 
 Backbone = Annotated[
     str | None,
@@ -69,6 +73,23 @@ def chosen_head(head: str) -> int | Literal["mean", "max", "rollout"]:
     if head not in known:
         raise UsageError(f"--head cannot be '{head}'.", what_to_do=did_you_mean(head, known) + " Or a head's number.")
     return cast("Literal['mean', 'max', 'rollout']", head)
+
+
+def with_recorded_backbone(resolved: Resolved, recipe: str | None, backbone: str | None) -> Resolved:
+    """Give the recipe of an earlier version's run the backbone that its name meant then, and say so."""
+    from toast_cli.storage.legacy_backbones import recorded_name
+    from toast_cli.storage.run_folder import RunFolder
+
+    file = None if recipe is None else Path(recipe)
+    if file is None or backbone is not None or not (file.parent / "environment.json").is_file():
+        return resolved
+    own = resolved.recipe.backbone
+    name = recorded_name(own.name, RunFolder(file.parent).toast_version())
+    if name == own.name:
+        return resolved
+    changed = resolved.recipe.model_copy(update={"backbone": own.model_copy(update={"name": name})})
+    said = f"The backbone '{own.name}' of this run's version of toast is now called '{name}'."
+    return replace(resolved, recipe=changed, messages=[*resolved.messages, said])
 
 
 def check_resume(run: Path, context: typer.Context) -> None:

@@ -58,6 +58,7 @@ def pretune(
         demo=PRETUNE,
         overrides=[*(["method.start=least-squares"] if least_squares else []), *(overrides or [])],
     )
+    resolved = options.with_recorded_backbone(resolved, recipe, backbone)
     for message in [resolved.source, *resolved.messages]:
         say(message, err)
     if dry_run:

@@ -54,6 +54,7 @@ def tune(
         init_from=init_from,
         overrides=overrides or [],
     )
+    resolved = options.with_recorded_backbone(resolved, recipe, backbone)
     for message in [resolved.source, *resolved.messages]:
         say(message, err)
     if dry_run:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from toast_cli.storage.adapter import PRETUNED as FOLDER
 from toast_cli.storage.adapter import PRETUNED_ENTRY as ENTRY
 from toast_cli.storage.adapter import describe, files_entry, files_in
 from toast_cli.storage.atomic import write_json, write_tensors, write_text
+from toast_cli.storage.legacy_backbones import recorded_name
 from toast_cli.storage.rebuilding import Loaded, build_for
 from toast_cli.storage.records import checked, refuse_newer
 from toast_cli.storage.run_folder import RunFolder
@@ -132,9 +133,18 @@ def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
             raise ValueError("its tensors are not those that were written, by their sha256")
         raw = unsealed(text, folder if folder.is_dir() else None)
         refuse_newer(raw, FORMAT, folder)
-        return checked(Lineage, raw), tensors
+        return _with_present_name(checked(Lineage, raw)), tensors
     except (ValueError, TypeError, OSError, RecursionError, SafetensorError) as error:
         raise ToastError(f"{folder} is damaged.", f"{type(error).__name__}: {error}", "Pre-tune again.") from error
+
+
+def _with_present_name(lineage: Lineage) -> Lineage:
+    """Return the lineage with the present name of its backbone, which an earlier version may have called otherwise."""
+    name = recorded_name(lineage.backbone, lineage.toast_version)
+    if name == lineage.backbone:
+        return lineage
+    recipe = {**lineage.recipe, "backbone": {**lineage.recipe["backbone"], "name": name}}
+    return replace(lineage, backbone=name, recipe=recipe)
 
 
 def _no_artifact(path: Path) -> UsageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from toast_cli.model import Model, build_model, folded
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AGAIN, WHOLE, AdapterConfig, files_in, read
+from toast_cli.storage.legacy_backbones import with_recorded_backbone
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ def load(path: Path, weights: str | None = None) -> Loaded:
         path = path / WHOLE
     config, tensors = read(path)
     recipe, whole = build_recipe(config.recipe, {}, origin=str(path)), config.whole
+    recipe = with_recorded_backbone(recipe, config.toast_version)
+    if recipe.backbone.name != config.recipe["backbone"]["name"]:
+        renamed = {**config.recipe["backbone"], "name": recipe.backbone.name}
+        config = replace(config, recipe={**config.recipe, "backbone": renamed})
     if whole and weights is not None and path.is_file():
         raise UsageError(f"{path} brings the backbone's weights.", what_to_do="Leave --weights out.")
     model, recipe = build_for(path, recipe, config.classes, weights, files_in(path), empty=whole)

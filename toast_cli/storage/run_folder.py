@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from toast_cli import __version__
 from toast_cli.divided import whole
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.model import Model
@@ -134,6 +135,13 @@ class RunFolder:
         """Keep the recipe as it was resolved."""
         if self.writes:
             write_text(self.path / "recipe.yaml", sealed_text(text))
+
+    def toast_version(self) -> str:
+        """Return the version of toast that began the run; this one where none is recorded."""
+        try:
+            return str(json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["versions"]["toast"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return __version__
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Keep versions, device and machine."""

@@ -11,6 +11,7 @@ from toast_cli.errors import UsageError
 from toast_cli.recipe.schema import PretuningOptions, Recipe
 from toast_cli.storage.artifact import save_artifact
 from toast_cli.storage.checkpoint import load_checkpoint
+from toast_cli.storage.legacy_backbones import with_recorded_backbone
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.beginning import begin, default_run_name, has_begun, open_folder
 from toast_cli.training.evaluation import evaluate
@@ -70,8 +71,10 @@ def pretune(
     if resume and recipe.pretuning is None:
         raise UsageError("This run is no pre-tuning.", what_to_do="'toast tune --resume' goes on with it.")
     recipe = pretuning_recipe(recipe, gradient)
-    assert recipe.pretuning is not None
     labels = learns_labels(recipe, gradient)
+    if resume and output_dir is not None:
+        recipe = with_recorded_backbone(recipe, RunFolder(output_dir).toast_version())
+    assert recipe.pretuning is not None
     session = prepare(recipe, labels=labels, begun=resume and has_begun(output_dir), place=False)
     sizes = session.sizes()
     session.place()

@@ -256,7 +256,7 @@ def test_the_record_says_how_the_maps_were_made(model: Model, tmp_path: Path) ->
     view = record["views"][0]
     assert (view["layer"], view["head"], view["prefix_tokens_left_out"], view["shape"]) == (2, "mean", 1, [8, 8])
     assert view["checks"]["largest_mismatch_with_fused_attention"] < 1e-4
-    assert (view["run"], view["backbone"], view["network"]) == ("same", "vit_demo", "VisionTransformer")
+    assert (view["run"], view["backbone"], view["network"]) == ("same", "vit_demo_3", "VisionTransformer")
     assert (view["seed"], view["method"], view["alpha"]) == (0, "toast", 1.0)
     assert (view["input_size"], view["images"]["resize"], view["crop_pct"]) == ([64, 64], None, 1.0)
     assert view["run_fingerprint"] == digest_of_tensors(model.trained()) != record["views"][1]["run_fingerprint"]

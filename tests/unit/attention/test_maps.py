@@ -15,7 +15,7 @@ from toast_cli.model import Model, build_model
 from toast_cli.recipe.loading import build_recipe
 from toast_cli.steering.steering import Passes, one_pass
 
-SMALL = ["vit_demo", "vit:test_vit", "vit:test_vit2", "vit:test_vit3", "vit:test_vit4"]
+SMALL = ["vit_demo_3", "vit:test_vit", "vit:test_vit2", "vit:test_vit3", "vit:test_vit4"]
 
 
 def backbone_of(name: str) -> Backbone:
@@ -50,7 +50,7 @@ def test_map_times_values_is_what_the_fused_attention_puts_out(name: str) -> Non
 
 
 def test_the_class_tokens_row_is_shown_and_every_tokens_where_there_is_none() -> None:
-    with_class = backbone_of("vit_demo")
+    with_class = backbone_of("vit_demo_3")
     attention = torch.rand(1, 4, 65, 65)
     expected = attention[:, :, 0, 1:].mean(dim=1)
     found = attention_map(attention, with_class, (8, 8))
@@ -93,7 +93,7 @@ def test_each_pass_is_reported_under_its_own_name() -> None:
 
 
 def test_the_recorder_gives_the_first_pass_as_first() -> None:
-    raw = {"backbone": "vit_demo", "dataset": "demo", "method": {"name": "toast", "start": "random"}}
+    raw = {"backbone": "vit_demo_3", "dataset": "demo", "method": {"name": "toast", "start": "random"}}
     model: Model = build_model(build_recipe(raw, {}, origin="a test"), ("a", "b")).eval()
     assert model.adapted.steering is not None
     for parameter in model.adapted.steering.feedback.parameters():

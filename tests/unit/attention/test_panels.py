@@ -93,8 +93,8 @@ class TestShares:
 
 def test_a_plain_backbones_record_tells_of_no_run() -> None:
     """The recipe of a plain backbone is a stand-in: nothing was trained by its method, on its data."""
-    viewer = viewer_of(demo_model("linear"), "vit_demo")
-    run, plain = origin(viewer, "a run"), origin(replace(viewer, plain=True), "vit_demo")
-    assert (run["run"], run["method"], run["dataset"], run["seed"]) == ("vit_demo", "toast", "demo", 0)
+    viewer = viewer_of(demo_model("linear"), "vit_demo_3")
+    run, plain = origin(viewer, "a run"), origin(replace(viewer, plain=True), "vit_demo_3")
+    assert (run["run"], run["method"], run["dataset"], run["seed"]) == ("vit_demo_3", "toast", "demo", 0)
     assert plain["run"] is None and not {"method", "dataset", "seed"} & set(plain)
     assert plain["backbone"] == run["backbone"] and plain["backbone_fingerprint"] == run["backbone_fingerprint"]

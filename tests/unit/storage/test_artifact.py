@@ -18,7 +18,7 @@ from toast_cli.storage.artifact import artifact_path, start_from
 
 def made(**backbone: Any) -> tuple[Model, Recipe]:
     raw = {
-        "backbone": {"name": "vit_demo", **backbone},
+        "backbone": {"name": "vit_demo_3", **backbone},
         "dataset": "demo-segmentation",
         "method": {"name": "toast", "feedback": "early"},
         "init_from": "shipped",

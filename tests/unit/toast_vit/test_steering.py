@@ -12,7 +12,7 @@ from toast_cli.backbone import State
 from toast_cli.errors import ToastError
 
 KINDS = [
-    "vit_demo",
+    "vit_demo_3",
     "vit:test_vit",
     "vit:test_vit2",
     "vit:test_vit3",
@@ -69,9 +69,9 @@ def test_a_vit_that_fuses_its_values_with_something_else_is_refused_by_name(mode
 
 @pytest.mark.parametrize(("size", "nearest"), [(60, 64), ((64, 70), 72)])
 def test_an_image_size_that_patches_do_not_fill_is_refused(size: object, nearest: int) -> None:
-    card = registry.backbone_card("vit_demo")
+    card = registry.backbone_card("vit_demo_3")
     with pytest.raises(ToastError, match="is not a multiple of the patch of 8 pixels") as refused:
-        card.build(card.options(name="vit_demo", image_size=size))
+        card.build(card.options(name="vit_demo_3", image_size=size))
     assert f"The nearest that is: {nearest}" in str(refused.value.what_to_do)
     with pytest.raises(ValueError, match="greater than or equal to 1"):
-        card.options(name="vit_demo", image_size=-64)
+        card.options(name="vit_demo_3", image_size=-64)

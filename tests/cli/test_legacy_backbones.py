@@ -1,0 +1,79 @@
+"""Runs of version 0.1 on `vit_demo`, whose weights are now called `vit_demo_3`. `fixtures/run_0_1` is such a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.cli.conftest import ROOT, TINY_DEMO, toast
+from toast_cli import registry
+from toast_cli.storage.artifact import CONFIG, TENSORS, read_artifact
+from toast_cli.storage.atomic import write_json, write_tensors
+from toast_cli.storage.legacy_backbones import recorded_name
+from toast_cli.storage.sealing import sealed
+
+OLD_RUN = ROOT / "tests" / "fixtures" / "run_0_1"
+
+
+def test_a_finished_run_evaluates_to_the_accuracy_that_it_recorded(here: Path) -> None:
+    recorded = json.loads((OLD_RUN / "results.json").read_text())["test"]["accuracy"]
+    said = toast("eval", "--run", OLD_RUN, "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["test"]["accuracy"] == recorded
+
+
+def test_an_interrupted_run_resumes_to_the_weights_of_the_finished_one(here: Path) -> None:
+    run = here / "run"
+    shutil.copytree(OLD_RUN, run)
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "adapter")
+    (run / "checkpoints" / ".last.old").rename(run / "checkpoints" / "last")
+    said = toast("tune", "--resume", run)
+    assert said.code == 0, said.err
+    resumed, finished = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (run, OLD_RUN))
+    for name, weight in finished.items():
+        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=1e-5)
+    assert json.loads((run / "results.json").read_text())["backbone"] == "vit_demo_3"
+
+
+def test_its_recipe_given_by_hand_means_the_same_backbone_and_says_so(here: Path) -> None:
+    said = toast("tune", "--recipe", OLD_RUN / "recipe.yaml", "--dry-run")
+    assert said.code == 0, said.err
+    assert "is now called 'vit_demo_3'" in said.err and "name: vit_demo_3" in said.out
+    chosen = toast("tune", "--recipe", OLD_RUN / "recipe.yaml", "--backbone", "vit_demo", "--dry-run")
+    assert "name: vit_demo\n" in chosen.out and "now called" not in chosen.err
+
+
+def test_its_backbone_is_exported_under_the_present_name(here: Path) -> None:
+    assert toast("export", "--run", OLD_RUN, "--what", "backbone", "--out", here / "w.safetensors").code == 0
+    with safe_open(here / "w.safetensors", framework="pt") as file:
+        assert file.metadata()["toast-backbone"] == "vit_demo_3"
+
+
+def test_a_feedback_path_that_version_0_1_pre_tuned_still_starts_a_run(here: Path) -> None:
+    shipped = registry.backbone_card("vit_demo_3").artifact
+    lineage, tensors = read_artifact(shipped)
+    write_tensors(here / "old" / TENSORS, tensors)
+    old = replace(lineage, backbone="vit_demo", toast_version="0.1.0")
+    write_json(here / "old" / CONFIG, sealed(asdict(old), [here / "old" / TENSORS]))
+    assert read_artifact(here / "old")[0].backbone == "vit_demo_3"
+    words = ["backbone=vit_demo_3", "--init-from", here / "old", "--output-dir", here / "run", *TINY_DEMO]
+    said = toast("tune", *words)
+    assert said.code == 0, said.err
+    other = toast("tune", "--init-from", here / "old", "--output-dir", here / "no", *TINY_DEMO)
+    other.fails(1, "those of 'vit_demo_3'")
+
+
+@pytest.mark.parametrize(
+    ("version", "name"), [("0.1.0", "vit_demo_3"), ("0.2.0", "vit_demo"), ("1.0", "vit_demo"), ("unknown", "vit_demo")]
+)
+def test_what_the_name_means_depends_on_the_version(version: str, name: str) -> None:
+    assert recorded_name("vit_demo", version) == name
+    assert recorded_name("vit_b16", version) == "vit_b16"
