@@ -133,6 +133,8 @@ class Steered(nn.Module):
         """
         if not self.model.objective.dense:
             raise UsageError("This model labels images, not pixels.", what_to_do="Call predict().")
+        if not self.model.objective.class_scores:
+            raise UsageError("This model was trained with token labels and predicts no classes.")
         with self._evaluating():
             return [label_pixels(self.model, self._images, opened) for opened in _opened(images)]
 

@@ -160,7 +160,7 @@ def see(viewer: Viewer, sample: Sample) -> View:
 @torch.no_grad()
 def said(viewer: Viewer, look: Look, sample: Sample) -> tuple[Verdict | None, Verdict | None, dict[str, Segments]]:
     """What the first and the last pass say (None of a plain backbone), or how the model labels the pixels."""
-    if viewer.classes is None:
+    if viewer.classes is None or not viewer.model.objective.class_scores:
         return None, None, {}
     if viewer.model.objective.dense:
         predicted = label_pixels(viewer.model, viewer.images, sample.image)

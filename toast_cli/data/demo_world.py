@@ -10,7 +10,7 @@ into one of the same class, so that flipping a picture never changes its label.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,7 +25,8 @@ RIM = 0.07
 """Half the width of the inked outline, in units of a thing's radius."""
 
 
-def _disc(u: np.ndarray, v: np.ndarray, x: float, y: float, radius: float) -> np.ndarray:
+def disc(u: np.ndarray, v: np.ndarray, x: float, y: float, radius: float) -> np.ndarray:
+    """A disc around (x, y)."""
     return np.hypot(u - np.float32(x), v - np.float32(y)) - np.float32(radius)
 
 
@@ -35,11 +36,11 @@ def _beetle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     slanted = v - 0.25 * np.abs(u)
     legs = np.minimum.reduce([np.abs(slanted - at) for at in (-0.5, 0.0, 0.5)]) - 0.06
     legs = np.maximum(legs, np.abs(u) - 1.05)
-    return np.minimum.reduce([body, legs, _disc(u, v, 0.0, -0.9, 0.3)])
+    return np.minimum.reduce([body, legs, disc(u, v, 0.0, -0.9, 0.3)])
 
 
 def _ball(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _disc(u, v, 0.0, 0.0, 0.95)
+    return disc(u, v, 0.0, 0.0, 0.95)
 
 
 def _crate(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -73,7 +74,7 @@ KINDS: dict[str, Shape] = {
 
 
 def _spots(radius: float, *places: tuple[float, float]) -> Shape:
-    return lambda u, v: np.minimum.reduce([_disc(u, v, x, y, radius) for x, y in places])
+    return lambda u, v: np.minimum.reduce([disc(u, v, x, y, radius) for x, y in places])
 
 
 def _bars(half_width: float, *places: float) -> Shape:
@@ -85,7 +86,7 @@ def _lines(half_width: float, *places: float) -> Shape:
 
 
 def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.abs(_disc(u, v, 0.0, 0.0, 0.45)) - 0.12
+    return np.abs(disc(u, v, 0.0, 0.0, 0.45)) - 0.12
 
 
 def _plus(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -174,7 +175,7 @@ def background(rng: np.random.Generator, side: int) -> np.ndarray:
     return image.transpose(1, 2, 0)
 
 
-def paint_thing(image: np.ndarray, thing: Thing) -> np.ndarray:
+def paint_thing(image: np.ndarray, thing: Thing, kinds: Mapping[str, Shape] = KINDS) -> np.ndarray:
     """Paint a thing onto `[H, W, 3]` in place and return its mask, `[H, W]` bool."""
     side, (x, y), reach = image.shape[0], thing.centre, 1.3 * thing.radius
     top, bottom = max(0, int(y - reach)), min(side, int(y + reach) + 2)
@@ -184,7 +185,7 @@ def paint_thing(image: np.ndarray, thing: Thing) -> np.ndarray:
     sine, cosine = np.float32(np.sin(thing.angle)), np.float32(np.cos(thing.angle))
     u, v = cosine * across + sine * down, cosine * down - sine * across
 
-    outline = KINDS[thing.kind](u, v)
+    outline = kinds[thing.kind](u, v)
     cover = np.clip(0.5 - outline * thing.radius, 0, 1)
     # The marking stays clear of the outline, so that no marking changes a silhouette. The outline is inked too:
     # what a thing is must be as plain to see as what it wears, however dull its colour.
@@ -199,7 +200,7 @@ def paint_thing(image: np.ndarray, thing: Thing) -> np.ndarray:
     return mask
 
 
-def _places(rng: np.random.Generator, side: int, count: int, across: int) -> list[tuple[float, float]]:
+def places_of(rng: np.random.Generator, side: int, count: int, across: int) -> list[tuple[float, float]]:
     """Centres near those of different cells of a grid with `across` cells a side, so that things hardly overlap."""
     pitch = side / across
     shifts = rng.uniform(-0.09, 0.09, (count, 2))
@@ -209,7 +210,8 @@ def _places(rng: np.random.Generator, side: int, count: int, across: int) -> lis
     ]
 
 
-def _to_bytes(image: np.ndarray) -> np.ndarray:
+def to_bytes(image: np.ndarray) -> np.ndarray:
+    """Convert colors from 0..1 to uint8."""
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
@@ -227,7 +229,7 @@ def fine_things(
 ) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:
     """The fine scene, and kind and mask of everything in it in the order of painting, the beetle last."""
     image, painted = background(rng, side), []
-    beetle_at, *places = _places(rng, side, 4, across=2)
+    beetle_at, *places = places_of(rng, side, 4, across=2)
     others = [kind for kind in KINDS if kind != TARGET]
     for place in places:
         kind, worn = others[int(rng.integers(len(others)))], pool[int(rng.integers(len(pool)))]
@@ -236,7 +238,7 @@ def fine_things(
     # Painted last, so that nothing ever covers the beetle and its mask is exact.
     beetle = draw_thing(rng, TARGET, marking, beetle_at, side * rng.uniform(0.17, 0.21), MUTED)
     painted.append((TARGET, paint_thing(image, beetle)))
-    return _to_bytes(image), painted
+    return to_bytes(image), painted
 
 
 def crowded_scene(rng: np.random.Generator, side: int, kind: str, family: str) -> tuple[np.ndarray, np.ndarray]:
@@ -250,14 +252,14 @@ def crowded_scene(rng: np.random.Generator, side: int, kind: str, family: str) -
     members = [name for name, marking in MARKINGS.items() if marking.family == family]
     kinds, pool = list(KINDS), list(MARKINGS)
     large, small = 1 + int(rng.integers(3)), int(rng.integers(4))
-    places = _places(rng, side, large + small, across=3)
+    places = places_of(rng, side, large + small, across=3)
     for place in places[large:]:
         other, worn = kinds[int(rng.integers(len(kinds)))], pool[int(rng.integers(len(pool)))]
         paint_thing(image, draw_thing(rng, other, worn, place, side * rng.uniform(0.1, 0.135), ANY))
     for place in places[:large]:
         worn = members[int(rng.integers(len(members)))]
         mask |= paint_thing(image, draw_thing(rng, kind, worn, place, side * rng.uniform(0.155, 0.22), ANY))
-    return _to_bytes(image), mask
+    return to_bytes(image), mask
 
 
 def coarse_scene(rng: np.random.Generator, side: int, kind: str, family: str) -> tuple[np.ndarray, np.ndarray]:
@@ -267,7 +269,7 @@ def coarse_scene(rng: np.random.Generator, side: int, kind: str, family: str) ->
     """
     image, mask = background(rng, side), np.zeros((side, side), bool)
     members = [name for name, marking in MARKINGS.items() if marking.family == family]
-    for place in _places(rng, side, int(rng.integers(1, 8)), across=3):
+    for place in places_of(rng, side, int(rng.integers(1, 8)), across=3):
         worn = members[int(rng.integers(len(members)))]
         mask |= paint_thing(image, draw_thing(rng, kind, worn, place, side * rng.uniform(0.14, 0.22), ANY))
-    return _to_bytes(image), mask
+    return to_bytes(image), mask

@@ -24,6 +24,7 @@ from toast_cli.data.source import KNOWN, Sample
 from toast_cli.data.transforms import ImageTransform, build_transform
 from toast_cli.errors import ToastError, UsageError
 from toast_cli.labels import IGNORED
+from toast_cli.options import PixelOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -242,9 +243,9 @@ def image_transform(recipe: Recipe, backbone: Backbone, asked: Asked) -> ImageTr
     Raises:
         UsageError: the task is to label pixels, the backbone does not look at images, or sizes do not fit.
     """
-    if recipe.task.name == "segmentation":
+    if isinstance(recipe.task, PixelOptions):
         raise UsageError(
-            f"The task 'segmentation' needs a label for every pixel, and {recipe.dataset.name} has one for an image.",
+            f"The task '{recipe.task.name}' needs a label for every pixel, and {recipe.dataset.name} labels images.",
             what_to_do="Use voc, ade20k, masks:PATH or demo-segmentation, or leave task.name out.",
         )
     return build_transform(recipe.images, backbone.require_preprocessing(), train=asked.augment)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,18 +15,12 @@ from toast_cli.data.pairs import UNLABELLED
 from toast_cli.data.transforms import Cover
 from toast_cli.errors import UsageError
 from toast_cli.labels import IGNORED
+from toast_cli.options import PixelOptions
 
 if TYPE_CHECKING:
     from toast_cli.backbone import Backbone, Preprocessing
     from toast_cli.data.source import Asked, ImageSplit, Sample
     from toast_cli.recipe.schema import ImageOptions, Recipe
-
-
-class Wishes(Protocol):
-    """What of the segmentation task's settings decides how images are shown."""
-
-    scale: tuple[float, float] | None
-    evaluation: str
 
 
 class LabelledPixels(LabelledImages):
@@ -62,10 +56,10 @@ def pair_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: A
     Raises:
         UsageError: the task is not to label pixels, the backbone does not look at images, or sizes do not fit.
     """
-    if recipe.task.name != "segmentation":
+    if not isinstance(recipe.task, PixelOptions):
         raise UsageError(
             f"The task '{recipe.task.name}' cannot learn from {recipe.dataset.name}, which labels pixels.",
-            what_to_do="Use task.name=segmentation, or leave it out.",
+            what_to_do="Use task.name=segmentation or token-labels, or leave it out.",
         )
     if recipe.images.on_error == "skip":
         raise UsageError(
@@ -74,13 +68,13 @@ def pair_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: A
         )
     if recipe.images.cache:
         raise UsageError("images.cache is for labelled images.", what_to_do="Leave it out.")
-    wishes, seen = cast("Wishes", recipe.task), backbone.require_preprocessing()
+    wishes, seen = recipe.task, backbone.require_preprocessing()
     transform = pixel_transform(recipe.images, wishes, seen, train=asked.augment)
     dataset = LabelledPixels(split, transform, recipe.seed, together=asked.augment)
     return loader_of(dataset, asked, recipe.training.workers, _padded, for_gpu(recipe))
 
 
-def pixel_transform(images: ImageOptions, wishes: Wishes, seen: Preprocessing, train: bool) -> v2.Transform:
+def pixel_transform(images: ImageOptions, wishes: PixelOptions, seen: Preprocessing, train: bool) -> v2.Transform:
     """From an image, and in training its class map as a `Mask`, to what the backbone sees.
 
     Raises:
@@ -92,7 +86,7 @@ def pixel_transform(images: ImageOptions, wishes: Wishes, seen: Preprocessing, t
     return v2.Compose([*steps(images, wishes, seen), *numbers])
 
 
-def evaluation_steps(images: ImageOptions, wishes: Wishes, seen: Preprocessing) -> list[v2.Transform]:
+def evaluation_steps(images: ImageOptions, wishes: PixelOptions, seen: Preprocessing) -> list[v2.Transform]:
     """`whole`: straight to the input size; `slide`: in its own shape, so that it covers the input size.
 
     Raises:
@@ -114,7 +108,7 @@ def evaluation_steps(images: ImageOptions, wishes: Wishes, seen: Preprocessing) 
     return [v2.Resize(images.resize, interpolation)]
 
 
-def training_steps(images: ImageOptions, wishes: Wishes, seen: Preprocessing) -> list[v2.Transform]:
+def training_steps(images: ImageOptions, wishes: PixelOptions, seen: Preprocessing) -> list[v2.Transform]:
     """Random scale, crop and mirror, as far as the recipe wants them; what comes out has the input size."""
     size, interpolation = seen.image_size, v2.InterpolationMode(seen.interpolation)
     if images.augment == "random-resized-crop":

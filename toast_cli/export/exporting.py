@@ -19,7 +19,7 @@ import psutil
 from filelock import FileLock
 
 from toast_cli import __version__, registry
-from toast_cli.errors import ToastError
+from toast_cli.errors import ToastError, UsageError
 from toast_cli.export.base import Format, Wanted
 from toast_cli.export.proving import Proof, expected_of, prove
 from toast_cli.export.reports import REPORT, reports_of, require_free
@@ -44,6 +44,11 @@ def export(
         ToastError: it cannot be written, cannot be opened, or does not give the run's outputs back; no file is left.
     """
     form: Format = registry.load(registry.EXPORTS, name)
+    if not loaded.model.objective.class_scores and (form.graph or not form.suffix):
+        raise UsageError(
+            f"A model of the task '{loaded.recipe.task.name}' predicts no classes, so '{name}' cannot hold it.",
+            what_to_do="Export its backbone: --what backbone --format safetensors.",
+        )
     require_free(target, replace)
     lock = _lock_of(target.parent)
     reports_of(target.parent / REPORT)

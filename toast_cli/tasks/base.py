@@ -39,13 +39,15 @@ class Objective(ABC):
 
     An objective that `reads_levels` has `features` of its own, made of every level's output; of others, the pooled
     features are all that is computed. The outputs of a `dense` one have a place for every pixel. An `uneven` one may
-    run the model more often for one batch than for another in `predict`.
+    run the model more often for one batch than for another in `predict`. Where `class_scores` is False, the outputs
+    are no scores of the classes: such a task is for training a backbone, and gives no predictions.
     """
 
     head: nn.Module
     reads_levels: bool = False
     dense: bool = False
     uneven: bool = False
+    class_scores: bool = True
 
     @abstractmethod
     def inputs(self, batch: Mapping[str, Any]) -> Any:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from toast_cli.labels import IGNORED
-from toast_cli.options import Named
+from toast_cli.options import PixelOptions
 from toast_cli.tasks.base import Objective, Task
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from toast_cli.tasks.upernet import Maps
 
 
-class Options(Named):
+class Options(PixelOptions):
     """Segmentation's settings."""
 
     name: Literal["segmentation"] = Field("segmentation", description="the task")
@@ -39,13 +39,6 @@ class Options(Named):
         "whole: every image is resized to that size and seen at once",
     )
     stride: float = Field(2 / 3, gt=0, le=1, description="evaluation=slide: the window's step as a share of its side")
-
-    @field_validator("scale")
-    @classmethod
-    def _smaller_first(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
-        if scale is not None and not 0 < scale[0] <= scale[1]:
-            raise ValueError("the smaller first, and both above 0")
-        return scale
 
 
 class Segmentation(Objective):

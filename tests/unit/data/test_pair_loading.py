@@ -46,7 +46,7 @@ class Drawn:
 
 def batches(sizes: Sequence[tuple[int, int]], asked: Asked, task: dict[str, Any] | None = None, **images: Any) -> Any:
     raw = {
-        "backbone": {"name": "vit_demo", "weights": "none"},
+        "backbone": {"name": "vit_demo_3", "weights": "none"},
         "dataset": "demo-segmentation",
         "method": "linear",
         "task": {"width": 16, **(task or {})},
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_refused() -> None:
         batches([(64, 64)], Asked(1), resize=32)
     with pytest.raises(UsageError, match=r"images\.squash"):
         batches([(64, 64)], Asked(1), squash=True)
-    raw = {"backbone": "vit_demo", "dataset": "demo-segmentation", "method": "linear", "task": "classification"}
+    raw = {"backbone": "vit_demo_3", "dataset": "demo-segmentation", "method": "linear", "task": "classification"}
     recipe = build_recipe(raw, {}, origin="a test")
     backbone = build_model(recipe, ("a", "b", "c")).backbone
     with pytest.raises(UsageError, match="'classification' cannot learn from demo-segmentation"):

@@ -58,7 +58,7 @@ def text(where: Path) -> str:
     return f"text:{where / 'texts'}"
 
 
-WITHOUT = ("demo", "folder", "grid", "hf", "images", "imagenet")
+WITHOUT = ("demo", "structured", "folder", "grid", "hf", "images", "imagenet")
 """Layouts of images alone."""
 
 MADE: dict[str, Callable[[Path], str]] = {

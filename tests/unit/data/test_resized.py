@@ -46,7 +46,7 @@ def split(tmp_path: Path) -> FileSplit:
 
 def loader(split: Any, cached: bool = True, workers: int = 0, train: bool = True, **images: Any) -> ImageLoader:
     raw = {
-        "backbone": "vit_demo",
+        "backbone": "vit_demo_3",
         "dataset": "demo",
         "method": "linear",
         "training": {"workers": workers},

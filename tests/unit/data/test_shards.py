@@ -45,7 +45,7 @@ def opened(where: Path, shorthand: str | None = None, **fields: Any) -> DataSet:
 
 def loader(data: DataSet, asked: Asked, part: str = "train", workers: int = 0, **more: Any) -> Any:
     raw = {
-        "backbone": "vit_demo",
+        "backbone": "vit_demo_3",
         "dataset": "demo",
         "method": "linear",
         "training": {"workers": workers, **more.pop("training", {})},

@@ -28,7 +28,7 @@ from toast_cli.training.sharding import check_even
 CLASSES = ("ground", "cat", "dog")
 
 
-def model_of(method: Any = "toast", backbone: Any = "vit_demo", **task: Any) -> Model:
+def model_of(method: Any = "toast", backbone: Any = "vit_demo_3", **task: Any) -> Model:
     raw = {
         "backbone": backbone if isinstance(backbone, dict) else {"name": backbone, "weights": "none"},
         "dataset": "demo-segmentation",
@@ -205,8 +205,8 @@ class TestFeatures:
     @pytest.mark.parametrize(
         ("backbone", "sides"),
         [
-            ({"name": "vit_demo", "weights": "none"}, [(32, 32), (16, 16), (8, 8), (4, 4)]),
-            ({"name": "vit_demo", "weights": "none", "image_size": [72, 40]}, [(36, 20), (18, 10), (9, 5), (5, 3)]),
+            ({"name": "vit_demo_3", "weights": "none"}, [(32, 32), (16, 16), (8, 8), (4, 4)]),
+            ({"name": "vit_demo_3", "weights": "none", "image_size": [72, 40]}, [(36, 20), (18, 10), (9, 5), (5, 3)]),
             ({"name": "convnext:test_convnext", "weights": "none"}, None),
         ],
     )
@@ -262,7 +262,7 @@ class TestFeatures:
         assert maps[0][0, 0].nonzero().tolist() == [[2, 5]] and float(maps[0].max()) == 1.0
 
     @pytest.mark.parametrize("feedback", ["full", "early", "late"])
-    @pytest.mark.parametrize("backbone", ["vit_demo", "convnext:test_convnext"])
+    @pytest.mark.parametrize("backbone", ["vit_demo_3", "convnext:test_convnext"])
     @torch.no_grad()
     def test_the_head_reads_the_second_pass_with_every_feedback(self, feedback: str, backbone: str) -> None:
         model = model_of({"name": "toast", "start": "random", "feedback": feedback}, backbone)
@@ -339,14 +339,14 @@ def test_a_model_that_windows_slide_over_is_not_divided_among_processes_which_wo
 
 @pytest.mark.parametrize("scale", [[0, 1], [2, 0.5], [-1, 1]])
 def test_a_scale_that_is_none_is_refused(scale: list[float]) -> None:
-    raw = {"backbone": "vit_demo", "dataset": "demo-segmentation", "method": "linear", "task": {"scale": scale}}
+    raw = {"backbone": "vit_demo_3", "dataset": "demo-segmentation", "method": "linear", "task": {"scale": scale}}
     with pytest.raises(UsageError, match="the smaller first"):
         build_recipe(raw, {}, origin="a test")
 
 
 def test_the_poly_schedule_is_the_remaining_share_to_its_power() -> None:
     raw = {
-        "backbone": "vit_demo", "dataset": "demo-segmentation", "method": "linear",
+        "backbone": "vit_demo_3", "dataset": "demo-segmentation", "method": "linear",
         "training": {"schedule": "poly", "poly_power": 0.9, "epochs": 10, "lr": 0.5, "warmup_epochs": 1, "min_lr": 0.1},
     }  # fmt: skip
     training = build_recipe(raw, {}, origin="a test").training

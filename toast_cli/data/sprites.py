@@ -1,0 +1,63 @@
+"""One white sprite on black, as in dSprites: a square, an ellipse or a heart."""
+
+from __future__ import annotations
+
+import numpy as np
+
+SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+POSITIONS, TURNS, BINS = 32, 40, 16
+"""Values of dSprites' positions and orientations, and the classes that VTAB makes of them."""
+RADIUS = 0.17
+"""Half the width of the largest sprite, as a share of the image's side."""
+
+
+def square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return a signed field: negative inside, in units of the sprite's radius."""
+    return np.maximum(np.abs(u), np.abs(v)) - 0.75
+
+
+def ellipse(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return a signed field: negative inside, in units of the sprite's radius."""
+    return (np.hypot(u / 0.55, v) - 1) * 0.55
+
+
+def heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return a signed field: negative inside, in units of the sprite's radius."""
+    lobes = np.hypot(np.abs(u) - 0.43, v + 0.3) - 0.52
+    point = np.maximum(0.71 * (np.abs(u) + v) - 0.62, -0.1 - v)
+    return np.minimum(lobes, point)
+
+
+SHAPES = (square, ellipse, heart)
+
+
+def sprite_scene(
+    rng: np.random.Generator, side: int, column: int | None, turn: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one sprite; its horizontal position lies in bin `column` or its orientation in bin `turn`, of 16 each.
+
+    Whatever is None is drawn from all values. Shape, size and the other position are random.
+
+    Returns:
+        The image `[side, side, 3]` uint8 and the sprite's mask `[side, side]` bool.
+    """
+    x = _value_of(rng, POSITIONS, column)
+    y = int(rng.integers(POSITIONS))
+    orientation = _value_of(rng, TURNS, turn)
+    shape, scale = SHAPES[int(rng.integers(len(SHAPES)))], SCALES[int(rng.integers(len(SCALES)))]
+    radius = RADIUS * side * scale
+    margin = 1.1 * RADIUS * side
+    center_x, center_y = (margin + at / (POSITIONS - 1) * (side - 2 * margin) for at in (x, y))
+    angle = 2 * np.pi * orientation / TURNS
+    at = np.arange(side) + 0.5
+    dx, dy = (at[None, :] - center_x) / radius, (at[:, None] - center_y) / radius
+    u, v = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
+    cover = np.clip(0.5 - shape(u, v) * radius, 0, 1)
+    pixels = np.repeat((255 * cover).astype(np.uint8)[..., None], 3, axis=2)
+    return pixels, cover > 0.5
+
+
+def _value_of(rng: np.random.Generator, values: int, bin_index: int | None) -> int:
+    """Draw one of `values` that falls into a bin of 16; any of them where there is no bin."""
+    members = [value for value in range(values) if bin_index is None or value * BINS // values == bin_index]
+    return members[int(rng.integers(len(members)))]

@@ -1,0 +1,46 @@
+"""The head of token labels: a linear layer on the pooled features and one on every patch token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from toast_cli.backbone import Backbone, Readout
+
+
+@dataclass
+class Tokens:
+    """Pooled features `[B, d]` and patch tokens `[B, N, d]` (of a map `[B, C, h, w]`, its cells row by row)."""
+
+    pooled: Tensor
+    patches: Tensor
+
+
+def tokens_of(backbone: Backbone, readout: Readout) -> Tokens:
+    """Take the patch tokens after the last level; prefix tokens have no place in the image and are left out."""
+    z = readout.z.movedim(backbone.channel_dim, -1)
+    patches = z.flatten(1, 2) if backbone.channel_dim == 1 else z[:, backbone.prefix_tokens :]
+    return Tokens(readout.pooled, patches)
+
+
+class TokenHead(nn.Module):
+    """Score the image and every patch: `[B, 1 + N, K]`.
+
+    Args:
+        backbone: gives the widths of its pooled features and of its tokens.
+        outputs: K.
+    """
+
+    def __init__(self, backbone: Backbone, outputs: int) -> None:
+        super().__init__()
+        self.image = nn.Linear(backbone.head_width, outputs)
+        self.patch = nn.Linear(backbone.width, outputs)
+        for layer in (self.image, self.patch):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Score the image first, then its patches."""
+        return torch.cat([self.image(tokens.pooled)[:, None], self.patch(tokens.patches)], dim=1)

@@ -1,0 +1,308 @@
+"""Token labels: what is in the image for the pooled features, and what is where for every token of the last level.
+
+The labels are made of a class for every pixel, so any data set for segmentation can be used. The loss follows token
+labeling (Jiang et al., All Tokens Matter, NeurIPS 2021): an image-level loss on the pooled features beside a
+cross-entropy on every patch token. `vit_demo` is pre-trained with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from toast_cli.errors import ToastError, UsageError
+from toast_cli.labels import IGNORED
+from toast_cli.options import PixelOptions
+from toast_cli.tasks.base import Objective, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from toast_cli.backbone import Backbone, Readout
+    from toast_cli.tasks.token_head import Tokens
+
+SEPARATOR = ", "
+
+
+class TokenLabelsOptions(PixelOptions):
+    """Settings of token labels."""
+
+    name: Literal["token-labels"] = Field("token-labels", description="the task")
+    image: Literal["presence", "dominant"] = Field(
+        "presence",
+        description="what the pooled features learn: which classes are present (binary cross-entropy), or the class "
+        "with the most pixels (cross-entropy)",
+    )
+    image_weight: float = Field(1.0, ge=0, description="weight of the image-level loss")
+    patch_weight: float = Field(1.0, ge=0, description="weight of the patch loss; 0: patches are not learned")
+    background: str | None = Field(
+        None, description="class that is never an image-level label; left out: every class can be one"
+    )
+    attributes: bool = Field(
+        False,
+        description="a class named 'beetle, ringed' is two labels, 'beetle' and 'ringed', each learned by itself",
+    )
+    scale: tuple[float, float] | None = Field(
+        None, description="images.augment=crop-flip: images are first scaled by a random factor in this range"
+    )
+    evaluation: Literal["whole"] = Field("whole", description="every image is resized to the backbone's input size")
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One label that every class has: its values, and the value of every class.
+
+    With a background, value 0 is the background's.
+    """
+
+    values: tuple[str, ...]
+    of_class: tuple[int, ...]
+
+
+def split_attributes(classes: Sequence[str], background: str | None, split: bool) -> tuple[Attribute, ...]:
+    """Return the attributes of the classes: one, or with `split` one for every part of their names.
+
+    Raises:
+        UsageError: there is no such background class, or the names have different numbers of parts.
+    """
+    if background is not None and background not in classes:
+        raise UsageError(
+            f"The data set has no class '{background}' (task.background).",
+            what_to_do=f"Its classes begin with {', '.join(classes[:3])}.",
+        )
+    parts = [name.split(SEPARATOR) if split and name != background else [name] for name in classes]
+    counts = {len(part) for part, name in zip(parts, classes, strict=True) if name != background}
+    if len(counts) != 1:
+        raise UsageError(
+            "task.attributes=true needs class names with the same number of parts.",
+            f"The names have {', '.join(map(str, sorted(counts)))} parts, separated by '{SEPARATOR.strip()}'.",
+            "Set task.attributes=false.",
+        )
+    attributes = []
+    for place in range(counts.pop()):
+        names = [name if name == background else part[place] for part, name in zip(parts, classes, strict=True)]
+        first = [] if background is None else [background]
+        values = tuple(dict.fromkeys([*first, *names]))
+        attributes.append(Attribute(values, tuple(values.index(name) for name in names)))
+    return tuple(attributes)
+
+
+class TokenLabels(Objective):
+    """Head, loss and metrics of token labels.
+
+    Outputs are `[B, 1 + N, K]`: the image's scores, then those of every patch token. K counts the values of all
+    attributes, one attribute after the other.
+
+    Args:
+        head: from `Tokens` to the outputs.
+        attributes: what the classes stand for.
+        options: the task's settings.
+        grid: rows and columns of the patch tokens.
+    """
+
+    reads_levels = True
+    dense = True
+    class_scores = False
+
+    def __init__(
+        self, head: nn.Module, attributes: tuple[Attribute, ...], options: TokenLabelsOptions, grid: tuple[int, int]
+    ) -> None:
+        self.head = head
+        self.attributes = attributes
+        self.options = options
+        self.grid = grid
+        self.sizes = [len(attribute.values) for attribute in attributes]
+        self.skip_background = options.background is not None
+
+    def inputs(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the images `[B, 3, H, W]`."""
+        return batch["image"]
+
+    def features(self, backbone: Backbone, readout: Readout, levels: Sequence[Tensor], inputs: Any) -> Tokens:
+        """Return the pooled features and the patch tokens after the last level."""
+        from toast_cli.tasks.token_head import tokens_of
+
+        return tokens_of(backbone, readout)
+
+    def count(self, batch: Mapping[str, Any]) -> int:
+        """Count the images with at least one labelled pixel."""
+        return int((batch["labels"] != IGNORED).flatten(1).any(1).sum())
+
+    def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Return the sum over images of the image-level loss and the mean patch loss, both averaged over attributes."""
+        import torch
+        from torch.nn import functional as F
+
+        outputs, total = outputs.float(), outputs.new_zeros((), dtype=torch.float32)
+        pixels = self._pixels(batch)
+        for scores, attribute in zip(outputs.split(self.sizes, -1), self.attributes, strict=True):
+            image, patches = scores[:, 0], scores[:, 1:]
+            targets, labelled = self._image_targets(pixels, attribute)
+            if self.options.image == "presence":
+                first = int(self.skip_background)
+                by_value = F.binary_cross_entropy_with_logits(image[:, first:], targets[:, first:], reduction="none")
+                total = total + self.options.image_weight * by_value.mean(-1)[labelled].sum()
+            else:
+                wanted = targets.masked_fill(~labelled, IGNORED)
+                total = total + self.options.image_weight * F.cross_entropy(
+                    image, wanted, ignore_index=IGNORED, reduction="sum"
+                )
+            if self.options.patch_weight > 0:
+                places = self._patch_targets(pixels, attribute)
+                by_patch = F.cross_entropy(patches.transpose(1, 2), places, ignore_index=IGNORED, reduction="none")
+                known = (places != IGNORED).sum(1)
+                total = total + self.options.patch_weight * (by_patch.sum(1) / known.clamp_min(1)).sum()
+        return total / len(self.attributes)
+
+    def answers(self, outputs: Tensor, batch: Mapping[str, Any]) -> tuple[int, int, int, int]:
+        """Count right answers: images right, images, patches right, patches; an attribute counts once each.
+
+        With `image=presence`, an image counts as many times as there are values.
+        """
+        pixels, counts = self._pixels(batch), [0, 0, 0, 0]
+        for scores, attribute in zip(outputs.split(self.sizes, -1), self.attributes, strict=True):
+            targets, labelled = self._image_targets(pixels, attribute)
+            if self.options.image == "presence":
+                first = int(self.skip_background)
+                right = (scores[:, 0, first:] > 0) == (targets[:, first:] > 0)
+                counts[0] += int(right[labelled].sum())
+                counts[1] += int(labelled.sum()) * right.shape[1]
+            else:
+                counts[0] += int((scores[:, 0].argmax(-1) == targets)[labelled].sum())
+                counts[1] += int(labelled.sum())
+            places = self._patch_targets(pixels, attribute)
+            counts[2] += int((scores[:, 1:].argmax(-1) == places).sum())
+            counts[3] += int((places != IGNORED).sum())
+        return counts[0], counts[1], counts[2], counts[3]
+
+    def _pixels(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the class of the pixels under every patch `[B, N, n]`; labels are first resized to whole patches."""
+        import torch
+        from torch.nn import functional as F
+
+        labels, (rows, columns) = batch["labels"], self.grid
+        sizes = batch["size"].tolist() if "size" in batch else [labels.shape[-2:]] * len(labels)
+        cut = []
+        for one, (height, width) in zip(labels, sizes, strict=True):
+            shape = (-(-height // rows) * rows, -(-width // columns) * columns)
+            if shape != (height, width) or len({tuple(size) for size in sizes}) > 1:
+                shape = (rows * 16, columns * 16)
+            whole = one[None, None, :height, :width]
+            cut.append(
+                whole if shape == whole.shape[-2:] else F.interpolate(whole.float(), shape, mode="nearest").long()
+            )
+        stacked = torch.cat(cut).squeeze(1)
+        blocks = stacked.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # [B, rows, h, columns, w]
+        return blocks.movedim(3, 2).flatten(3).flatten(1, 2)
+
+    def _image_targets(self, pixels: Tensor, attribute: Attribute) -> tuple[Tensor, Tensor]:
+        """Return an image-level target for every image, and which images have one `[B]`.
+
+        The target is `[B, values]` in 0 and 1 for presence, and the value `[B]` with the most pixels for dominant.
+        """
+        import torch
+
+        classes = pixels.flatten(1)
+        known = classes != IGNORED
+        counts = torch.zeros(len(classes), len(attribute.of_class), device=pixels.device)
+        counts.scatter_add_(1, classes.clamp_min(0), known.to(counts.dtype))
+        if self.skip_background:
+            counts[:, attribute.of_class.index(0)] = 0
+        by_value = torch.zeros(len(classes), len(attribute.values), device=pixels.device)
+        if self.options.image == "dominant":
+            # The class decides, not the value: two things of one kind are not one large thing.
+            value = torch.tensor(attribute.of_class, device=pixels.device)[counts.argmax(1)]
+            return value, counts.sum(1) > 0
+        by_value.index_add_(1, torch.tensor(attribute.of_class, device=pixels.device), counts)
+        return (by_value > 0).float(), known.any(1)
+
+    def _patch_targets(self, pixels: Tensor, attribute: Attribute) -> Tensor:
+        """Return the value of every patch `[B, N]`: that of the class of most of its pixels, or `IGNORED`."""
+        import torch
+
+        most = pixels.mode(-1).values
+        values = torch.tensor(attribute.of_class, device=pixels.device)
+        return torch.where(most == IGNORED, most, values[most.clamp_min(0)])
+
+    def meter(self) -> TokenLabelsMeter:
+        """Return a fresh meter of accuracy and loss."""
+        return TokenLabelsMeter(self)
+
+    def score(self, metrics: Mapping[str, Any]) -> float:
+        """Return the mean accuracy of what is learned: of the image-level labels, of the patches, or of both."""
+        weights = {"accuracy": self.options.image_weight, "patch_accuracy": self.options.patch_weight}
+        learned = [metrics[name] for name, weight in weights.items() if weight > 0] or [metrics["accuracy"]]
+        return sum(learned) / len(learned)
+
+
+class TokenLabelsMeter:
+    """Count image-level and patch accuracy and the loss per image."""
+
+    def __init__(self, objective: TokenLabels) -> None:
+        self._objective = objective
+        self._counts = [0, 0, 0, 0]
+        self._loss, self._images = 0.0, 0
+
+    def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
+        """Count one batch."""
+        found = self._objective.answers(outputs, batch)
+        self._counts = [before + now for before, now in zip(self._counts, found, strict=True)]
+        self._loss += self._objective.loss(outputs, batch).item()
+        self._images += self._objective.count(batch)
+
+    def merge(self, other: TokenLabelsMeter) -> None:
+        """Add the counts of another process."""
+        self._counts = [own + others for own, others in zip(self._counts, other._counts, strict=True)]
+        self._loss += other._loss
+        self._images += other._images
+
+    def result(self) -> dict[str, Any]:
+        """Return `accuracy` of the image-level answers, `patch_accuracy`, `loss` per image, and `images`.
+
+        Raises:
+            ToastError: no pixel has a class.
+        """
+        if not self._images:
+            raise ToastError(
+                "There is nothing to measure: no pixel of this split has a class.",
+                what_to_do="Look at the class maps; 'toast data check' counts images without a labelled pixel.",
+            )
+        right, answers, patches_right, patches = self._counts
+        return {
+            "accuracy": right / max(answers, 1),
+            "patch_accuracy": patches_right / max(patches, 1),
+            "loss": self._loss / self._images,
+            "images": self._images,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return the counts as plain values."""
+        return {"counts": list(self._counts), "loss": self._loss, "images": self._images}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from the counts."""
+        self._counts, self._loss, self._images = list(state["counts"]), state["loss"], state["images"]
+
+
+def build(options: TokenLabelsOptions, backbone: Backbone, classes: tuple[str, ...]) -> TokenLabels:
+    """Build a linear head on the pooled features and one on the patch tokens.
+
+    Raises:
+        UsageError: the backbone does not take images, or the class names do not fit the options.
+    """
+    height, width = backbone.require_preprocessing().image_size
+
+    import torch
+
+    from toast_cli.tasks.token_head import TokenHead
+
+    attributes = split_attributes(classes, options.background, options.attributes)
+    head = TokenHead(backbone, sum(len(attribute.values) for attribute in attributes))
+    grid = backbone.grid(torch.empty(1, 3, height, width, device="meta"))
+    return TokenLabels(head, attributes, options, grid)
+
+
+TASK = Task(TokenLabelsOptions, build)
