@@ -37,10 +37,16 @@ def test_a_whole_run_is_its_epochs_with_validation_and_one_look_at_test() -> Non
     from toast_cli.recipe.library import resolve
 
     here, samples = Pace(train=0.1, evaluate=0.01, before=5.0), {"train": 100, "val": 50, "test": 200}
-    recipe = resolve(overrides=["training.epochs=3"]).recipe
+    recipe = resolve(overrides=["training.epochs=3", "training.validate_every=1"]).recipe
     assert here.run(recipe, samples) == pytest.approx(5 + 3 * (10 + 0.5) + 2)
-    untested = resolve(overrides=["training.epochs=3", "test=false"]).recipe
+    untested = resolve(overrides=["training.epochs=3", "training.validate_every=1", "test=false"]).recipe
     assert here.run(untested, samples) == pytest.approx(5 + 3 * (10 + 0.5))
+    seldom = resolve(overrides=["training.epochs=3", "training.validate_every=2", "test=false"]).recipe
+    assert here.run(seldom, samples) == pytest.approx(5 + 3 * 10 + 2 * 0.5)
+    short = resolve(
+        overrides=["training.epochs=3", "training.batch_size=50", "training.max_steps=3", "test=false"]
+    ).recipe
+    assert here.run(short, samples) == pytest.approx(5 + 1.5 * 10 + 0.5)
 
 
 def test_ways_are_compared_and_those_that_do_not_fit_or_are_not_taken_are_said(
@@ -51,7 +57,7 @@ def test_ways_are_compared_and_those_that_do_not_fit_or_are_not_taken_are_said(
     monkeypatch.setattr(planning, "WAYS", {**ways, "early, at level 9": ("toast", refused)})
     monkeypatch.setattr(pace, "STEPS", 1)
     monkeypatch.setenv("TOAST_CACHE_DIR", str(tmp_path))
-    said = toast("plan", "--memory", "4MB", "--device", "cpu", "--json", *TINY_DEMO)
+    said = toast("plan", "--memory", "4MB", "--device", "cpu", "--json", "backbone=vit_demo_3", *TINY_DEMO)
     assert said.code == 0, said.err
     found = json.loads(said.out)
     by_way = {each["way"]: each for each in found["ways"]}
@@ -67,7 +73,7 @@ def test_ways_are_compared_and_those_that_do_not_fit_or_are_not_taken_are_said(
 def test_the_table_says_what_fits_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "WAYS", {name: planning.WAYS[name] for name in ("TOAST", "linear")})
     monkeypatch.setattr(pace, "STEPS", 1)
-    said = toast("plan", "--memory", "6MB", "--device", "cpu", *TINY_DEMO)
+    said = toast("plan", "--memory", "6MB", "--device", "cpu", "backbone=vit_demo_3", *TINY_DEMO)
     assert said.code == 0, said.err
     assert "largest that fits" in said.out and "115,461" in said.out
     assert "training.accumulate=" in said.out and "linear" in said.out

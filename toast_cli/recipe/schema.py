@@ -71,6 +71,9 @@ class TrainingOptions(Options):
     """The loop: how long, how fast, how it is watched."""
 
     epochs: int = Field(100, ge=1, description="passes over the training split")
+    max_steps: int | None = Field(
+        None, ge=1, description="end training after so many optimizer steps, wherever epoch and schedule are then"
+    )
     batch_size: int = Field(32, ge=1, description="images (or texts) per forward pass while training")
     accumulate: int = Field(1, ge=1, description="forward passes whose gradients make one optimizer step")
     checkpoint_gradients: bool = Field(
@@ -90,6 +93,9 @@ class TrainingOptions(Options):
         "timm's sgd is Nesterov's",
     )
     lr: float = Field(0.01, gt=0, description="learning rate at its peak")
+    head_lr: float | None = Field(
+        None, gt=0, description="learning rate of the task's head at its peak, on the same schedule; left out: lr"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum; ignored by optimizers that have none")
     weight_decay: float = Field(
         0.0, ge=0, description="weight decay on everything trained that has two dimensions or more"
@@ -102,6 +108,12 @@ class TrainingOptions(Options):
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from zero, in epochs")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the schedule")
     cooldown_epochs: float = Field(0.0, ge=0, description="epochs at min_lr after the schedule, counted in epochs")
+    validate_every: int = Field(
+        1, ge=1, description="epochs from one validation to the next; the last epoch is always validated"
+    )
+    validate_attention: bool = Field(
+        False, description="measure attention on the object at every validation, where images have masks"
+    )
     patience: int | None = Field(
         None, ge=1, description="stop after so many epochs without a better validation; left out: never"
     )

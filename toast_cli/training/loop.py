@@ -21,7 +21,7 @@ from toast_cli.storage.checkpoint import load_besides, load_checkpoint
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.averaging import Average
 from toast_cli.training.evaluation import evaluate
-from toast_cli.training.optimization import make_optimizer, make_schedule
+from toast_cli.training.optimization import make_optimizer, make_schedule, total_steps
 from toast_cli.training.processes import summed
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.resuming import as_it_was_written, pack, unpack
@@ -45,6 +45,7 @@ def fit(
     log: Callable[[dict[str, Any]], None],
     *,
     resume: bool = False,
+    validate_attention: bool = False,
 ) -> Best:
     """Train the step's model in place; `checkpoints/best` is the epoch that validation chose (without one: the last).
 
@@ -54,7 +55,7 @@ def fit(
         ToastError: the loss is not finite any more. The last good checkpoint stays where it is.
         KeyboardInterrupt: asked to stop, after the step that was being done; `checkpoints/last` is of that step.
     """
-    fitting = Fitting(step, train, validation, training, accelerator, folder, reporter, log)
+    fitting = Fitting(step, train, validation, training, accelerator, folder, reporter, log, validate_attention)
     if resume:
         fitting.resume()
     with fitting.stop.heard():
@@ -75,6 +76,7 @@ class Fitting:
         folder: RunFolder,
         reporter: Reporter,
         log: Callable[[dict[str, Any]], None],
+        validate_attention: bool = False,
     ) -> None:
         self.step, self.model, self.objective = step, step.model, step.model.objective
         self.train, self.validation, self.training = train, validation, training
@@ -88,6 +90,7 @@ class Fitting:
         self.average = None if training.ema is None else Average(self.model, training.ema)
         self.at, self.best, self.stop, self.tally = Position(), Best(), Stop(), Tally(step)
         self.kept: Position | None = None
+        self.validate_attention = validate_attention
 
     def resume(self) -> None:
         """Go back to where `checkpoints/last` stands."""
@@ -102,11 +105,13 @@ class Fitting:
             self.tally.restore(state["tally"], first=self.accelerator.is_main_process)
 
     def run(self) -> None:
-        """Train until the last epoch is done, or validation has not got better for too long."""
+        """Train until the last epoch or step is done, or validation has not got better for too long."""
         while self.at.epochs < self.training.epochs and not self._out_of_patience():
+            if self._out_of_steps() and not self.at.batches:  # an epoch that was begun is still validated and kept
+                break
             self.train_epoch()
-            self.end_epoch(self.validate())
-        if self.at.epochs < self.training.epochs:
+            self.end_epoch(self.validate() if self._validates_now() else None)
+        if self.at.epochs < self.training.epochs and not self._out_of_steps():
             self.reporter.message(f"Stopped early: no better validation since epoch {self.best.epoch}.")
         self.accelerator.wait_for_everyone()  # until the checkpoints that all will read are written
 
@@ -117,10 +122,12 @@ class Fitting:
         self.train.set_epoch(at.epochs + 1, at.batches)
         started = time.perf_counter() - tally.seconds
         for group in _groups(self.train, training.accumulate):
+            if self._out_of_steps():
+                break
             stops = self.train_step(group)
             tally.seconds = time.perf_counter() - started
             at.batches += len(group)
-            self.reporter.step(at.steps, training.epochs * self.steps_per_epoch, tally.result())
+            self.reporter.step(at.steps, total_steps(training, self.steps_per_epoch), tally.result())
             if stops or (training.save_every is not None and at.steps % training.save_every == 0):
                 self.save()
             if stops:
@@ -170,7 +177,8 @@ class Fitting:
         alone = self.accelerator.num_processes == 1
         try:
             with self.shown(), self.stop.at_once() if alone else nullcontext():
-                metrics = evaluate(self.model, self.validation, self.accelerator, step=self.step)
+                step, looks = (None, True) if self.validate_attention else (self.step, False)
+                metrics = evaluate(self.model, self.validation, self.accelerator, step=step, with_attention=looks)
         except KeyboardInterrupt:
             self.save()
             raise
@@ -182,11 +190,11 @@ class Fitting:
         """Judge the epoch, log it and keep its checkpoints."""
         at, epoch = self.at, self.at.epochs + 1
         line = {"kind": "epoch", "step": at.steps, "epoch": epoch, "train": self.tally.closing()}
-        is_best = True
+        is_best = self.validation is None
         if metrics is not None:
             line["validation"] = metrics
             is_best = self.best.offer(epoch, metrics, self.step.score(metrics))
-        else:
+        elif is_best:
             self.best.epoch = epoch
         self._check_weights()
         # The last checkpoint comes last: whatever is cut off before it is done again, from the one before.
@@ -222,9 +230,21 @@ class Fitting:
         """Within, the model has the weights that are judged and kept: the trained ones, or their average."""
         return nullcontext() if self.average is None else self.average.shown()
 
+    def _validates_now(self) -> bool:
+        """Whether the epoch that was just trained is validated."""
+        epoch = self.at.epochs + 1
+        is_last = epoch == self.training.epochs or self._out_of_steps()
+        return is_last or epoch % self.training.validate_every == 0
+
+    def _out_of_steps(self) -> bool:
+        return self.training.max_steps is not None and self.at.steps >= self.training.max_steps
+
     def _out_of_patience(self) -> bool:
-        patience = self.training.patience
-        return patience is not None and self.at.epochs - self.best.epoch >= patience
+        """Whether the epoch that was just validated, and so many before it, were no better than the best one."""
+        patience, validated = self.training.patience, self.at.epochs % self.training.validate_every == 0
+        if patience is None or self.best.metrics is None or not validated:
+            return False
+        return self.at.epochs - self.best.epoch >= patience
 
     def _check_weights(self) -> None:
         """Refuse to keep weights that a step with a finite loss, but without a finite gradient, has ruined."""

@@ -247,7 +247,7 @@ def _kept_by_loss(model: Model, outputs: Tensor, batch: Mapping[str, Tensor]) ->
 def _optimizer_state(trained: Sequence[nn.Parameter], training: TrainingOptions) -> int:
     """Bytes of the optimizer's state, found out by one step on a small matrix."""
     probe = nn.Linear(64, 64, bias=False)
-    optimizer = make_optimizer(probe, training)
+    optimizer = make_optimizer(probe, training.model_copy(update={"head_lr": None}))
     probe.weight.grad = torch.zeros_like(probe.weight)
     optimizer.step()
     state = [value for value in optimizer.state[probe.weight].values() if isinstance(value, Tensor) and value.dim()]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from timm.optim import create_optimizer_v2, list_optimizers
+from typing import Any
+
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -34,15 +36,29 @@ def check_optimizer(training: TrainingOptions) -> None:
 
 
 def make_optimizer(model: nn.Module, training: TrainingOptions) -> Optimizer:
-    """An optimizer over what is trained; weight decay spares vectors (biases, norms, xi)."""
+    """Build an optimizer over what is trained; vectors (biases, norms, xi) get no weight decay."""
     return create_optimizer_v2(
-        model,
+        model if training.head_lr is None else parameter_groups(model, training),
         opt=training.optimizer,
         lr=training.lr,
         weight_decay=training.weight_decay,
         momentum=training.momentum,
         filter_bias_and_bn=True,
     )
+
+
+def parameter_groups(model: nn.Module, training: TrainingOptions) -> list[dict[str, Any]]:
+    """Group what is trained by weight decay and by learning rate; timm's schedules multiply by a group's `lr_scale`."""
+    assert training.head_lr is not None
+    scale = training.head_lr / training.lr
+    of_head = {id(weight) for weight in model.get_submodule("head").parameters()}
+    groups = []
+    for group in param_groups_weight_decay(model, training.weight_decay):
+        head = [weight for weight in group["params"] if id(weight) in of_head]
+        rest = [weight for weight in group["params"] if id(weight) not in of_head]
+        groups += [{**group, "params": rest}] if rest else []
+        groups += [{**group, "params": head, "lr_scale": scale}] if head else []
+    return groups
 
 
 def warmup_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
@@ -61,10 +77,18 @@ def _epochs(number: float) -> str:
     return f"{number:g} epoch" if number == 1 else f"{number:g} epochs"
 
 
+def total_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
+    """Count the optimizer steps of a whole run, early stopping aside."""
+    steps = training.epochs * steps_per_epoch
+    return steps if training.max_steps is None else min(steps, training.max_steps)
+
+
 def schedule_notes(training: TrainingOptions, steps_per_epoch: int) -> list[str]:
     """What a user should know of a schedule before it runs."""
     steps = training.epochs * steps_per_epoch
     notes = [f"{steps:,} optimizer steps, {steps_per_epoch:,} an epoch"]
+    if total_steps(training, steps_per_epoch) < steps:
+        notes.append(f"Training ends after {training.max_steps:,} of them (training.max_steps).")
     if training.warmup_epochs * steps_per_epoch >= steps and warmup_steps(training, steps_per_epoch) < steps:
         notes.append(
             f"A warm-up of {_epochs(training.warmup_epochs)} does not fit into {training.epochs}: "

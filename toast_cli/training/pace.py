@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,8 +38,17 @@ class Pace:
 
     def run(self, recipe: Recipe, samples: dict[str, int]) -> float:
         """Seconds of a whole run: every epoch trains and validates, and test is looked at once, if at all."""
-        epochs = recipe.training.epochs * (self.epoch(samples["train"]) + samples.get("val", 0) * self.evaluate)
-        return self.before + epochs + (samples.get("test", 0) * self.evaluate if recipe.test else 0)
+        training = recipe.training
+        epochs: float = training.epochs
+        if training.max_steps is not None:
+            steps_per_epoch = -(-samples["train"] // (training.batch_size * training.accumulate))
+            epochs = min(epochs, training.max_steps / steps_per_epoch)
+        validations = math.ceil(epochs / training.validate_every)
+        training_seconds = epochs * self.epoch(samples["train"])
+        validating = validations * samples.get("val", 0) * self.evaluate
+        return (
+            self.before + training_seconds + validating + (samples.get("test", 0) * self.evaluate if recipe.test else 0)
+        )
 
 
 def measure_pace(session: Session, before: float = 0.0) -> Pace:

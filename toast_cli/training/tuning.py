@@ -14,6 +14,7 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, describe, save_folder
 from toast_cli.storage.card import adapter_card
 from toast_cli.storage.checkpoint import load_checkpoint
+from toast_cli.storage.legacy_backbones import with_recorded_backbone
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.beginning import begin, default_run_name, has_begun, open_folder
 from toast_cli.training.caching import cached_step
@@ -44,10 +45,13 @@ def tune(
     started = time.perf_counter()
     if recipe.pretuning is not None:
         raise UsageError("This recipe is for pre-tuning.", what_to_do="Give it to 'toast pretune'.")
+    if resume and output_dir is not None:
+        recipe = with_recorded_backbone(recipe, RunFolder(output_dir).toast_version())
     session = prepare(recipe, begun=resume and has_begun(output_dir), place=False)
     model, accelerator, data = session.model, session.accelerator, session.data
     train = session.batches("train", train=True)
-    validation = session.batches("val") if "val" in data.splits else None
+    looks = recipe.training.validate_attention and "val" in data.splits and session.shows_attention("val")
+    validation = session.batches("val", with_masks=looks) if "val" in data.splits else None
     step, notes = tuning_step(session, train, validation)
     folder = open_folder(session, output_dir, default_run_name(recipe), resume)
     say_first(session, train, folder, reporter)
@@ -70,6 +74,7 @@ def tune(
             reporter,
             log,
             resume=goes_on,
+            validate_attention=looks,
         )
     if best.metrics is None:
         reporter.message("There is no validation split: the last epoch is kept.")

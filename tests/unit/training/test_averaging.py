@@ -21,7 +21,13 @@ SMALL = {"name": "demo", "train_images": 40, "val_images": 20, "test_images": 20
 
 def recipe_of(**training: Any) -> Recipe:
     plain = {"epochs": 4, "batch_size": 20, "optimizer": "sgd", "lr": 0.1}
-    raw = {"backbone": "vit_demo", "dataset": SMALL, "method": "linear", "device": "cpu", "training": plain | training}
+    raw = {
+        "backbone": "vit_demo_3",
+        "dataset": SMALL,
+        "method": "linear",
+        "device": "cpu",
+        "training": plain | training,
+    }
     return build_recipe(raw, {}, origin="a test")
 
 
@@ -83,7 +89,7 @@ def test_patience_needs_something_to_wait_for(tmp_path: Path) -> None:
         Image.new("RGB", (32, 32)).save(tmp_path / "images" / "train" / name / "0.png")
     raw = {"name": "folder", "path": str(tmp_path / "images"), "val_fraction": 0}
     recipe = build_recipe(
-        {"backbone": "vit_demo", "dataset": raw, "method": "linear", "training": {"patience": 2}}, {}, origin="a test"
+        {"backbone": "vit_demo_3", "dataset": raw, "method": "linear", "training": {"patience": 2}}, {}, origin="a test"
     )
     with pytest.raises(UsageError, match="needs a validation split"):
         tune(recipe, tmp_path / "run", Reporter())

@@ -47,7 +47,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def recipe_of(backbone: Any = "vit_demo", dataset: Any = "demo", **more: Any) -> Recipe:
+def recipe_of(backbone: Any = "vit_demo_3", dataset: Any = "demo", **more: Any) -> Recipe:
     raw = {"backbone": backbone, "dataset": dataset, "method": {"name": "toast", "feedback": "late"}, **more}
     return build_recipe(raw, {}, origin="a test")
 
@@ -120,7 +120,7 @@ def test_another_model_has_another_folder(model: Model, change: Callable[[Model]
 @pytest.mark.parametrize(
     "other",
     [
-        {"backbone": {"name": "vit_demo", "image_size": 96}},
+        {"backbone": {"name": "vit_demo_3", "image_size": 96}},
         {"dataset": {"name": "demo", "train_images": 50}},
         {"images": {"augment": "flip"}},
         {"data_dir": "elsewhere"},
@@ -181,7 +181,7 @@ def test_an_image_that_was_never_read_is_not_left_out(model: Model) -> None:
     assert found.seen.slots.tolist() == [False, False, False, True] == found.slots.full(range(4))
 
 
-FAMILIES = {"vit": "vit_demo", "convnext": "convnext:convnext_atto", "llama": "llama"}
+FAMILIES = {"vit": "vit_demo_3", "convnext": "convnext:convnext_atto", "llama": "llama"}
 
 
 @pytest.mark.parametrize("feedback", ["full", "late", "early"])

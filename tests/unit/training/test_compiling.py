@@ -21,7 +21,7 @@ def launched(backend: str) -> Any:
 
 @pytest.mark.parametrize("method", ["toast", "toast-lite"])
 def test_a_steered_model_is_compiled_by_no_backend(method: str) -> None:
-    recipe = build_recipe({"backbone": "vit_demo", "dataset": "demo", "method": method}, {}, origin="a test")
+    recipe = build_recipe({"backbone": "vit_demo_3", "dataset": "demo", "method": method}, {}, origin="a test")
     model = build_model(recipe, ("one", "other"))
     with pytest.raises(UsageError, match=r"cannot be compiled \(Accelerate's dynamo backend is inductor\)"):
         check_compiling(model, launched("inductor"))
@@ -29,5 +29,5 @@ def test_a_steered_model_is_compiled_by_no_backend(method: str) -> None:
 
 
 def test_a_model_that_is_not_steered_may_be_compiled() -> None:
-    recipe = build_recipe({"backbone": "vit_demo", "dataset": "demo", "method": "linear"}, {}, origin="a test")
+    recipe = build_recipe({"backbone": "vit_demo_3", "dataset": "demo", "method": "linear"}, {}, origin="a test")
     check_compiling(build_model(recipe, ("one", "other")), launched("inductor"))

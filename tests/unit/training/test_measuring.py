@@ -16,7 +16,7 @@ def test_data_whose_classes_are_the_runs_in_another_order_are_labelled_as_the_ru
         (tmp_path / "it" / name).mkdir(parents=True)
         for number in range(4):
             Image.new("RGB", (8, 8)).save(tmp_path / "it" / name / f"{number}.png")
-    raw = {"backbone": "vit_demo", "dataset": f"folder:{tmp_path / 'it'}", "method": "linear"}
+    raw = {"backbone": "vit_demo_3", "dataset": f"folder:{tmp_path / 'it'}", "method": "linear"}
     recipe = build_recipe(raw, {}, origin="a test")
     before = open_data(recipe)
     after = in_the_order_of(("bee", "ant"), recipe, before)

@@ -64,7 +64,7 @@ def texts() -> dict[str, Tensor]:
 @pytest.mark.parametrize("method", ["toast", "full", "lora"])
 @pytest.mark.parametrize("kind", ["vit", "convnext", "llama"])
 def test_the_estimate_is_near_what_a_step_holds(kind: str, method: str, checkpointed: bool, tmp_path: Path) -> None:
-    backbone: dict[str, Any] = {"name": "vit_demo"}
+    backbone: dict[str, Any] = {"name": "vit_demo_3"}
     batch, dataset = images(64), "demo"
     if kind == "convnext":
         backbone, batch = {"name": "convnext:test_convnext", "weights": "none"}, images(160)

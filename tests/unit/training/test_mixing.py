@@ -11,7 +11,7 @@ CLASSES = ("a", "b", "c")
 
 
 def model_of(**task: float) -> Model:
-    raw = {"backbone": "vit_demo", "dataset": "demo", "method": "linear", "task": {"name": "classification", **task}}
+    raw = {"backbone": "vit_demo_3", "dataset": "demo", "method": "linear", "task": {"name": "classification", **task}}
     return build_model(build_recipe(raw, {}, origin="a test"), CLASSES)
 
 

@@ -30,7 +30,7 @@ SIZES = {"train_images": 20, "val_images": 10, "test_images": 15}
 
 def recipe_of(method: Any = "linear", training: dict[str, Any] | None = None, **task: Any) -> Recipe:
     raw = {
-        "backbone": "vit_demo",
+        "backbone": "vit_demo_3",
         "dataset": {"name": "demo", **SIZES},
         "method": method,
         "task": {"name": "classification", **task},

@@ -11,7 +11,7 @@ from toast_cli.training.beginning import default_run_name
 @pytest.mark.parametrize(
     ("backbone", "shown"),
     [
-        ("vit_demo", "vit_demo"),
+        ("vit_demo_3", "vit_demo_3"),
         ("vit:vit_base_patch16_clip_224.openai", "vit-vit_base_patch16_clip_224.openai"),
         ("llama:/somewhere/of my own/models/little", "llama-little"),
         ("llama:owner/little model", "llama-little-model"),
