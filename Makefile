@@ -6,8 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint lock clean
 
 demo: $(VENV)/installed
-	$(BIN)/toast tune
-	$(BIN)/toast visualize-attention --test-image 0 --test-image 1 --test-image 2 --test-image 3
+	$(BIN)/toast demo
 
 test: $(VENV)/installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

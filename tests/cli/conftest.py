@@ -28,8 +28,10 @@ TINY_DEMO = [
     "training.epochs=2",
     "training.batch_size=20",
     "training.log_every=1",
+    "training.validate_every=1",
+    "training.warmup_epochs=1",
 ]
-"""The demo, small: two epochs of two steps."""
+"""The demo, small: two epochs of two steps, each validated."""
 
 
 @dataclass(frozen=True)

@@ -90,5 +90,5 @@ def test_the_ray_script_starts_workers(calls: Path, here: Path) -> None:
 
 
 def test_the_example_suite_is_valid_and_every_built_in_one_is_described() -> None:
-    assert suite.parse(block("yaml", "rows:"), "docs").search is not None
+    assert suite.parse(block("yaml", "seeds:"), "docs").search is not None
     assert all(f"| `{name}` |" in DOCS for name in suite.names())

@@ -108,7 +108,14 @@ def test_a_late_run_reads_no_image_twice_and_notices_one_that_changed(
 def test_what_another_run_writes_over_is_read_and_computed_again(
     here: Path, pictures: MakePictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["--backbone", "vit_demo", "--dataset", f"folder:{pictures(cat=8, dog=8)}", "method.feedback=late", *CACHE]
+    words = [
+        "--backbone",
+        "vit_demo",
+        "--dataset",
+        f"folder:{pictures(cat=8, dog=8)}",
+        "method.feedback=late",
+        *CACHE,
+    ]
     words += ["training.batch_size=6", "training.accumulate=1", "training.epochs=3", "dataset.val_fraction=0.25"]
     alone = tuned(here / "alone", *words)
     of, batches, known = FirstPasses.of, [], []

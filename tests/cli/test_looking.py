@@ -113,7 +113,7 @@ def test_numbers_are_kept_with_how_they_were_made_and_never_mixed_with_others(ru
     record = json.loads((home / "numbers-test-layer2-head-1-alpha0.5/numbers.json").read_text())
     assert (record["layer"], record["head"], record["alpha"], record["limit"]) == (2, 1, 0.5, 4)
     assert (record["dataset"], record["split"], record["backbone"], record["method"]) == (
-        "demo", "test", "vit_demo", "toast",
+        "demo", "test", "vit_demo_3", "toast",
     )  # fmt: skip
     assert record["run_fingerprint"] and record["backbone_fingerprint"] and record["weights"]
     inside = record["numbers"]["pass_two"]["share_inside"]

@@ -18,7 +18,8 @@ from tests.cli.conftest import Said, toast, toast_in_new_process
 from tests.forks import begin
 
 SIZES = ["dataset.train_images=60", "dataset.val_images=20", "dataset.test_images=20", "training.epochs=6"]
-SMALL = [*SIZES, "training.batch_size=10", "training.log_every=1", "images.augment=crop-flip"]
+PLAIN = ["backbone=vit_demo_3", "training.validate_every=1", "training.warmup_epochs=1"]
+SMALL = [*SIZES, *PLAIN, "training.batch_size=10", "training.log_every=1", "images.augment=crop-flip"]
 METHODS = {
     "toast": ["training.optimizer=adamw", "task.mixup=0.4"],
     "toast-lite": ["training.optimizer=sgd", "training.accumulate=2", "training.save_every=1"],

@@ -17,6 +17,7 @@ from typer.main import get_command
 from toast_cli.cli import bench, data, recipes
 from toast_cli.cli.backbones import backbones
 from toast_cli.cli.compare import compare
+from toast_cli.cli.demo import demo
 from toast_cli.cli.doctor import doctor
 from toast_cli.cli.eval import evaluate
 from toast_cli.cli.export import export
@@ -50,6 +51,7 @@ app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo")(demo)
 app.command("pretune")(pretune)
 app.command("tune")(tune)
 app.command("plan")(plan)

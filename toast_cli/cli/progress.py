@@ -85,3 +85,13 @@ class TerminalReporter(Reporter):
         self._told = time.monotonic()
         left = "" if seconds is None else f", about {timedelta(seconds=round(seconds * (total - done)))} left"
         self.message(f"{what}, {done:,} of {total:,}{left}")
+
+
+class ProgressReporter(TerminalReporter):
+    """Shows progress alone: no messages, no line per epoch."""
+
+    def message(self, text: str) -> None:
+        """Print nothing."""
+
+    def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
+        """Print nothing."""

@@ -35,11 +35,13 @@ def test_a_folded_file_loads_as_any_other_and_is_for_inference_alone(here: Path,
 
 def test_import_says_what_became_of_every_tensor(here: Path) -> None:
     torch.save({"model": top_down_parts(), "epoch": 3}, here / "theirs.pth")
-    said = toast("import", "theirs.pth", "--backbone", "vit_demo", "--output-dir", "start")
+    said = toast("import", "theirs.pth", "--backbone", "vit_demo_3", "--output-dir", "start")
     assert said.code == 0, said.err
     assert "8 tensors: 0 of the backbone, 8 of selection and feedback path, 0 of the head" in said.out
     assert "backbone.value_bias=twice" in said.out and "not read: epoch" in said.out
-    tuned = toast("tune", *TINY_DEMO, "training.epochs=1", "--init-from", "start", "--output-dir", "run")
+    tuned = toast(
+        "tune", "backbone=vit_demo_3", *TINY_DEMO, "training.epochs=1", "--init-from", "start", "--output-dir", "run"
+    )
     assert tuned.code == 0, tuned.err
     toast("import", "theirs.pth").fails(2, "--backbone")
     toast("import", "theirs.pth", "--backbone", "vit_t16", "--weights", "none", "--output-dir", "x").fails(1, "fit")

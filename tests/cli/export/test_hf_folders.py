@@ -87,7 +87,7 @@ def test_a_folder_for_transformers_loads_in_half_precision_and_not_with_other_cl
 def test_the_card_of_an_import_tells_that_it_is_one(here: Path) -> None:
     head = {"head.weight": torch.randn(3, 128), "head.bias": torch.zeros(3)}
     torch.save({"model": top_down_parts() | head}, here / "theirs.pth")
-    assert toast("import", "theirs.pth", "--backbone", "vit_demo", "--output-dir", "run").code == 0
+    assert toast("import", "theirs.pth", "--backbone", "vit_demo_3", "--output-dir", "run").code == 0
     assert toast("export", "--run", "run", "--format", "hf", "--out", "hf").code == 0
     told = (here / "hf" / "README.md").read_text()
     assert "Imported from: theirs.pth (SHA-256 `" in told and "backbone.value_bias=twice" in told

@@ -105,7 +105,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(here: Path, run: Path, form
 def test_an_import_onto_a_full_disk_leaves_no_run(here: Path) -> None:
     torch.save(top_down_parts(), here / "theirs.pth")
     with no_file_beyond(100_000):
-        said = toast("import", "theirs.pth", "--backbone", "vit_demo", "--output-dir", "start")
+        said = toast("import", "theirs.pth", "--backbone", "vit_demo_3", "--output-dir", "start")
     said.fails(1, "could not be written")
     assert not (here / "start").exists()
 
