@@ -6,7 +6,7 @@ from __future__ import annotations
 def small_suite(seeds: int) -> str:
     """A linear probe on the demo, once with each of so many seeds, as a user writes it down."""
     return f"""
-backbone: vit_demo
+backbone: vit_demo_3
 datasets: {{Markings: demo}}
 rows:
   linear: {{method: linear}}

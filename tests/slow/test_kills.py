@@ -35,7 +35,7 @@ def same(one: Path, other: Path) -> bool:
 VERBS = {
     "tune": (["tune", *SMALL], "adapter/adapter_model.safetensors"),
     "tune with a cache": (["tune", *SMALL, "training.cache=true"], "adapter/adapter_model.safetensors"),
-    "pretune": (["pretune", "--backbone", "vit_demo", "--dataset", "demo", *SMALL], "artifact/feedback.safetensors"),
+    "pretune": (["pretune", "--backbone", "vit_demo_3", "--dataset", "demo", *SMALL], "artifact/feedback.safetensors"),
 }
 
 TIMES = {"tune": 20, "tune with a cache": 20, "pretune": 14}

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 from html import escape
+from typing import TYPE_CHECKING
 
 from toast_cli.bench.cells import Column, Number, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ACROSS = 5
 """Panels beside each other."""
@@ -22,6 +26,22 @@ def figures(table: Table) -> list[str]:
         if any(isinstance(line.cells[place], Number) for line in table.lines):
             units.setdefault(column.unit, []).append(place)
     return [_figure(table, unit, places) for unit, places in units.items()]
+
+
+def as_svg(figure: Figure) -> str:
+    """Return a figure as SVG text; the same figure gives the same text if `svg.hashsalt` is set around the drawing."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def in_page(svg: str, alt: str, caption: str) -> str:
+    """Return an SVG as a `figure` of HTML."""
+    return (
+        f'<figure><svg role="img" aria-label="{escape(alt)}"{svg.removeprefix("<svg")}'
+        f'<figcaption class="note">{escape(caption)}</figcaption></figure>'
+    )
 
 
 def _figure(table: Table, unit: str, places: list[int]) -> str:
@@ -61,18 +81,12 @@ def _figure(table: Table, unit: str, places: list[int]) -> str:
             axes.set_visible(False)
         grid[0, 0].set_ylim(len(lines) - 0.5, -0.5)
         drawn.supxlabel(unit, fontsize="medium")
-        text = io.StringIO()
-        drawn.savefig(text, format="svg", metadata={"Date": None})
+        svg = as_svg(drawn)
         pyplot.close(drawn)
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
     named = ", ".join(_title(table.columns[place]) for place in places)
     alt = f"{table.title}: {unit}, by row, a panel for each of {named}; the table above has the numbers."
     legend = "Dots: measured, with the standard deviation over seeds." + (" Diamonds: the paper." if papers else "")
-    return (
-        f'<figure><svg role="img" aria-label="{escape(alt)}"{svg.removeprefix("<svg")}'
-        f'<figcaption class="note">{escape(unit)}. {legend}</figcaption></figure>'
-    )
+    return in_page(svg, alt, f"{unit}. {legend}")
 
 
 def _title(column: Column) -> str:

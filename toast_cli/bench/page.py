@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toast_cli.bench.cells import Cell, Number, Table, runs_of
+from toast_cli.bench.curves import write_curves
 from toast_cli.bench.figures import figures
 from toast_cli.bench.results import Results
 from toast_cli.bench.table import tables
@@ -36,6 +37,7 @@ def write_page(results: Results, out: Path) -> Path:
             *(f'<p class="note">{escape(n)}</p>' for n in table.notes),
         ]
         parts += figures(table)
+    parts += write_curves(results, out / "tables")
     failures = [{"data set": job.dataset, "row": job.row, "stage": job.stage, "seed": job.seed, "why": why}
                 for job, why in results.failures()]  # fmt: skip
     for title, rows in (("Failed", failures), ("Runs", list(results.runs()))):

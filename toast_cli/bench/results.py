@@ -67,6 +67,7 @@ class Results:
                     "metric": metric.name,
                     "value": metrics[metric.name],
                     "split": "validation" if record["test"] is None else "test",
+                    **{f"attention_{name}": (record["attention"] or {}).get(name) for name in ("pass_one", "pass_two")},
                     **{f"{name}_hash": record["split_hashes"].get(name) for name in ("train", "val", "test")},
                     "hyper_parameters": json.dumps(record["params"]),
                     "epoch": record["selected_epoch"],

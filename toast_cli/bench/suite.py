@@ -117,6 +117,15 @@ class Layout(Options):
         return self
 
 
+class Curves(Options):
+    """A figure of accuracy and attention against training images, steps and seconds."""
+
+    title: str
+    images: dict[str, int] = Field(min_length=2, description="data set and its number of training images")
+    steps_on: str = Field(description="data set whose validation is drawn step by step")
+    rows: dict[str, str] = Field(min_length=1, description="name in the legend and row of the suite")
+
+
 class Suite(Options):
     """Everything that decides an experiment but the machine it runs on."""
 
@@ -129,6 +138,7 @@ class Suite(Options):
     search: Search | None = Field(None, description="left out: the recipe's own settings are taken")
     final: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe in the final runs alone")
     tables: dict[str, Layout] = Field(default_factory=dict, description="what is shown, by file name")
+    curves: dict[str, Curves] = Field(default_factory=dict, description="figures of curves, by file name")
 
     @model_validator(mode="after")
     def _names_fit(self) -> Suite:
@@ -152,6 +162,14 @@ class Suite(Options):
             for name, line in table.rows.items():
                 if line.run is not None and line.run not in self.rows:
                     raise ValueError(f"table '{table.title}', {name}: there is no row '{line.run}'")
+        for curves in self.curves.values():
+            for kind, names, known in (
+                ("data set", (*curves.images, curves.steps_on), self.datasets),
+                ("row", curves.rows.values(), self.rows),
+            ):
+                for name in names:
+                    if name not in known:
+                        raise ValueError(f"curves '{curves.title}': there is no {kind} '{name}'")
         return self
 
     def source(self, dataset: str) -> Source:

@@ -13,7 +13,7 @@ from toast_cli.bench.ledger import Ledger
 from toast_cli.bench.suite import parse
 
 SUITE = """
-backbone: vit_demo
+backbone: vit_demo_3
 datasets: {Markings: demo, More: demo}
 rows:
   linear: {method: linear}

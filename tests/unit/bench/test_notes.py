@@ -17,7 +17,7 @@ from toast_cli.errors import ToastError
 from toast_cli.storage.sealed_lines import append_sealed
 
 SUITE = """
-backbone: vit_demo
+backbone: vit_demo_3
 datasets: {Easy: demo, Hard: demo}
 rows:
   linear: {method: linear}

@@ -24,7 +24,7 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.training.reporter import Reporter
 
 SUITE = """
-backbone: vit_demo
+backbone: vit_demo_3
 datasets: {Markings: demo}
 rows: {linear: {method: linear}}
 seeds: [0]

@@ -16,7 +16,7 @@ from toast_cli.bench.standing import Standing
 from toast_cli.bench.suite import parse
 
 SUITE = """
-backbone: vit_demo
+backbone: vit_demo_3
 datasets: {Small: demo, Large: demo}
 rows: {linear: {method: linear}, toast: {method: toast}}
 seeds: [0, 1, 2]

@@ -138,7 +138,7 @@ def test_counts_are_short() -> None:
     [
         ({"set": {"init_from": None}}, "least-squares start, for want of an --init-from"),
         ({"set": {"init_from": None, "method.start": "random"}}, "random start, for want of an --init-from"),
-        ({"starts": {"vit_demo": "runs/general"}}, "runs/general"),
+        ({"starts": {"vit_demo_3": "runs/general"}}, "runs/general"),
     ],
 )
 def test_a_table_says_where_its_pre_tuned_rows_start(

@@ -23,7 +23,7 @@ from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.reporter import Reporter
 
 SUITE = """
-backbone: vit_demo
+backbone: vit_demo_3
 datasets: {Markings: demo}
 rows: {linear: {method: linear}}
 seeds: [0]
