@@ -2,7 +2,7 @@
 
 Every thing is one of 14 kinds, wears one of 10 markings and has any color. The beetle and its marking are nothing
 special here. A *several* scene holds two to seven things of similar size. A *dominant* scene holds two to four things,
-one of which covers more pixels than any other.
+one of which covers the most pixels.
 
 An image depends on (world seed, scenes, split, index) alone. The random streams differ from those of the demo's
 other tasks, so no scene of the fine task is ever drawn here.
