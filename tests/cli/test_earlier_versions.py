@@ -1,4 +1,7 @@
-"""Runs of version 0.1 on `vit_demo`, whose weights are now called `vit_demo_3`. `fixtures/run_0_1` is such a run."""
+"""Runs of earlier versions still evaluate, resume and export.
+
+Version 0.1 called the weights of `vit_demo_3` by the name `vit_demo`.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +22,39 @@ from toast_cli.storage.atomic import write_json, write_tensors
 from toast_cli.storage.legacy_backbones import recorded_name
 from toast_cli.storage.sealing import sealed
 
-OLD_RUN = ROOT / "tests" / "fixtures" / "run_0_1"
+FIXTURES = ROOT / "tests" / "fixtures"
+EARLIER_RUNS = ("run_0_1", "run_0_2_lora", "run_0_2_toast_lite")
+OLD_RUN = FIXTURES / "run_0_1"
 
 
-def test_a_finished_run_evaluates_to_the_accuracy_that_it_recorded(here: Path) -> None:
-    recorded = json.loads((OLD_RUN / "results.json").read_text())["test"]["accuracy"]
-    said = toast("eval", "--run", OLD_RUN, "--json")
+@pytest.mark.parametrize("name", EARLIER_RUNS)
+def test_a_finished_run_evaluates_to_the_accuracy_that_it_recorded(name: str, here: Path) -> None:
+    recorded = json.loads((FIXTURES / name / "results.json").read_text())["test"]["accuracy"]
+    said = toast("eval", "--run", FIXTURES / name, "--json")
     assert said.code == 0, said.err
     assert json.loads(said.out)["test"]["accuracy"] == recorded
 
 
-def test_an_interrupted_run_resumes_to_the_weights_of_the_finished_one(here: Path) -> None:
+@pytest.mark.parametrize("name", EARLIER_RUNS)
+def test_an_interrupted_run_resumes_to_the_weights_of_the_finished_one(name: str, here: Path) -> None:
     run = here / "run"
-    shutil.copytree(OLD_RUN, run)
+    shutil.copytree(FIXTURES / name, run)
     (run / "results.json").unlink()
     shutil.rmtree(run / "adapter")
     (run / "checkpoints" / ".last.old").rename(run / "checkpoints" / "last")
     said = toast("tune", "--resume", run)
     assert said.code == 0, said.err
-    resumed, finished = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (run, OLD_RUN))
-    for name, weight in finished.items():
-        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=1e-5)
+    paths = (folder / "adapter" / "adapter_model.safetensors" for folder in (run, FIXTURES / name))
+    resumed, finished = map(load_file, paths)
+    for key, weight in finished.items():
+        torch.testing.assert_close(resumed[key], weight, rtol=0, atol=1e-5)
     assert json.loads((run / "results.json").read_text())["backbone"] == "vit_demo_3"
+
+
+@pytest.mark.parametrize("name", EARLIER_RUNS)
+def test_a_finished_run_is_exported(name: str, here: Path) -> None:
+    said = toast("export", "--run", FIXTURES / name, "--format", "safetensors", "--out", here / "exported")
+    assert said.code == 0, said.err
 
 
 def test_its_recipe_given_by_hand_means_the_same_backbone_and_says_so(here: Path) -> None:
