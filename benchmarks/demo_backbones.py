@@ -21,16 +21,17 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 
 from toast_cli import registry
-from toast_cli.backbone import Card, Preprocessing
-from toast_cli.model import plain_network
-from toast_cli.recipe.library import resolve
-from toast_cli.storage.atomic import write_tensors
-from toast_cli.storage.rebuilding import load
+from toast_cli.backbones.base import Card, Preprocessing
+from toast_cli.model.model import plain_network
+from toast_cli.recipe.resolve import resolve
+from toast_cli.storage.load_model import load
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.tuning import tune
+from toast_cli.training.tune import tune
+from toast_cli.utils.atomic import write_tensors
 from toast_vit.backbone import VitBackbone
-from toast_vit.cards import VIT_DEMO, VitOptions
+from toast_vit.cards import VIT_DEMO
 from toast_vit.demo import SIDE
+from toast_vit.options import VitOptions
 
 STAGES = ("demo/pretrain-1-several", "demo/pretrain-2-dominant")
 IMAGES = {STAGES[0]: 130_000, STAGES[1]: 50_000}

@@ -21,7 +21,7 @@ from unittest.mock import patch
 import torch
 from speed import METHODS, flops, made
 
-from toast_cli.model import folded
+from toast_cli.model.model import folded
 
 
 class Parts:

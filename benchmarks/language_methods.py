@@ -21,8 +21,8 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from toast_cli.recipe.loading import build_recipe
-from toast_cli.training.evaluation import evaluate
+from toast_cli.recipe.parse import build_recipe
+from toast_cli.training.evaluate import evaluate
 from toast_cli.training.session import prepare
 
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}

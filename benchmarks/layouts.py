@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from speed import in_turns, made
 
-from toast_cli.model import Model
+from toast_cli.model.model import Model
 
 
 def compiled(model: Model) -> Model:

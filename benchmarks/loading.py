@@ -27,9 +27,9 @@ from PIL import Image
 from timm.data import create_dataset, create_loader
 
 from toast_cli import registry
-from toast_cli.backbone import Preprocessing
-from toast_cli.data.source import Asked
-from toast_cli.recipe.loading import build_dataset, build_recipe
+from toast_cli.backbones.base import Preprocessing
+from toast_cli.data.base import Asked
+from toast_cli.recipe.parse import build_dataset, build_recipe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, RESIZE = 224, 256

@@ -19,9 +19,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import psutil
 
-from toast_cli.recipe.library import resolve
+from toast_cli.recipe.resolve import resolve
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.tuning import tune
+from toast_cli.training.tune import tune
 
 EVERY = 20
 """Steps between two looks."""

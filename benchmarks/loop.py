@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from toast_cli.model import Model, build_model
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.model.model import Model, build_model
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.loop import Fitting

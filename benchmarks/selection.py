@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toast_cli.attention.maps import Recorder
-from toast_cli.attention.measures import share_inside
-from toast_cli.backbone import Readout
-from toast_cli.cli.console import out
-from toast_cli.data.part import drawn
-from toast_cli.data.source import Asked
-from toast_cli.model import Model
+from toast_cli.attention.metrics import share_inside
+from toast_cli.backbones.base import Readout
+from toast_cli.cli.output.console import out
+from toast_cli.data.base import Asked
+from toast_cli.data.subset import drawn
+from toast_cli.model.model import Model
 from toast_cli.steering.steering import Steering
-from toast_cli.storage.rebuilding import load
+from toast_cli.storage.load_model import load
 from toast_cli.training.session import open_data
 
 Signals = list[Tensor]

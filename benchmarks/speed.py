@@ -25,12 +25,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from toast_cli.data.source import KNOWN
-from toast_cli.model import Model, build_model, folded
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.data.base import KNOWN
+from toast_cli.model.model import Model, build_model, folded
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.storage.slots import Slots
-from toast_cli.training.caching import CachedStep, FirstPasses, Seen, outputs
+from toast_cli.storage.tensor_cache import Slots
+from toast_cli.training.feature_cache import CachedStep, FirstPasses, Seen, outputs
 from toast_cli.training.optimization import make_optimizer
 from toast_cli.training.step import Step
 

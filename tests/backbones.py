@@ -9,7 +9,7 @@ from timm.models.vision_transformer import ParallelThingsBlock, VisionTransforme
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from toast_cli.backbone import Backbone, Preprocessing
+from toast_cli.backbones.base import Backbone, Preprocessing
 from toast_convnext.backbone import ConvNeXtBackbone
 from toast_llama.backbone import LlamaBackbone
 from toast_vit.backbone import VitBackbone

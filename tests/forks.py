@@ -115,7 +115,7 @@ def _read(path: Path) -> str:
 
 def _toast(folder: Path, said: Path, environment: Mapping[str, str], words: list[str]) -> None:
     from toast_cli.cli.app import main
-    from toast_cli.export import checking
+    from toast_cli.export import verification_worker
 
     os.setsid()
     os.chdir(folder)
@@ -124,6 +124,6 @@ def _toast(folder: Path, said: Path, environment: Mapping[str, str], words: list
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT), number)
     # An export's checks in the same process: a new one would spend most of its time on imports.
-    checking.in_new_process = checking.open_and_run
+    verification_worker.in_new_process = verification_worker.open_and_run
     sys.argv = ["toast", *words]
     main()

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from toast_cli.attention.seeing import Viewer
-from toast_cli.data.demo import Options, open_source
-from toast_cli.data.source import Sample
-from toast_cli.model import Model, build_model
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.data.base import Sample
+from toast_cli.data.demo.scenes import Options, open_source
+from toast_cli.model.model import Model, build_model
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.least_squares import least_squares_start
 from toast_cli.storage.adapter import describe, save_folder
+from toast_cli.visualize.view import Viewer
 
 CLASSES = ("ringed", "two-spotted", "one-lined", "plus", "one-barred")
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState
 
-import toast_cli.bench.worker
-import toast_cli.export.exporting
-import toast_cli.training.caching
+import toast_cli.bench.scheduler.worker
+import toast_cli.export.export_run
+import toast_cli.training.feature_cache
 import toast_cli.training.loop
-import toast_cli.training.pretuning
-import toast_cli.training.tuning  # noqa: F401
+import toast_cli.training.pretune
+import toast_cli.training.tune  # noqa: F401
 from tests.cli.conftest import TINY_DEMO, toast
 
 torch.set_num_threads(1)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from toast_cli.utils.version import __version__
+
 if TYPE_CHECKING:
     from toast_cli.api import Steered, load, steer
     from toast_cli.export.hf_model import register
 
-__version__ = "0.2.0"
 __all__ = ["Steered", "__version__", "load", "register", "steer"]
 
 _PLACES = {

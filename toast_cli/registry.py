@@ -12,7 +12,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
-from toast_cli.errors import ToastError, UsageError, did_you_mean
+from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
 
 BACKBONES = "toast.backbones"
 FAMILIES = "toast.families"
@@ -109,7 +109,7 @@ def backbone_card(name: str) -> Any:
         UsageError: neither a short name nor a known family.
         ToastError: the plugin failed to import, or was written for another contract.
     """
-    from toast_cli.backbone import CONTRACT_VERSION
+    from toast_cli.backbones.base import CONTRACT_VERSION
 
     family, colon, model = name.partition(":")
     if colon:

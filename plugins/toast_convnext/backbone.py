@@ -9,9 +9,9 @@ from timm.models.convnext import ConvNeXt, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbone import Authors, Backbone, Level, Preprocessing, Readout, State, Trace
-from toast_cli.errors import ToastError
-from toast_cli.signals import Signal, Values
+from toast_cli.backbones.base import Authors, Backbone, Level, Preprocessing, Readout, State, Trace
+from toast_cli.backbones.lazy_signal import Signal, Values
+from toast_cli.utils.errors import ToastError
 from toast_timm.loading import licence_of
 
 

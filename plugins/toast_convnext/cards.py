@@ -5,21 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from toast_cli.backbone import BackboneOptions, Card, Family
+from toast_cli.backbones.base import Card, Family
+from toast_convnext.options import ConvNeXtOptions
 
 if TYPE_CHECKING:
-    from toast_cli.backbone import Backbone
-
-
-class ConvNeXtOptions(BackboneOptions):
-    """What a ConvNeXt can be told."""
-
-    image_size: int | tuple[int, int] | None = Field(
-        None, description="input side, or [height, width], in pixels, any of at least 32; left out: the model's own"
-    )
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth while the backbone itself is trained")
+    from toast_cli.backbones.base import Backbone
 
 
 def _build_timm(model: str, options: ConvNeXtOptions) -> Backbone:

@@ -7,9 +7,9 @@ from typing import Any
 
 from timm.models.convnext import ConvNeXt
 
-from toast_cli.errors import UsageError
+from toast_cli.utils.errors import UsageError
 from toast_convnext.backbone import ConvNeXtBackbone
-from toast_convnext.cards import ConvNeXtOptions
+from toast_convnext.options import ConvNeXtOptions
 from toast_timm.classifier import own_classifier
 from toast_timm.loading import Source, build_module, preprocessing_of
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from toast_cli.backbone import Authors, Backbone, Level, Readout, State, Trace
-from toast_cli.errors import ToastError
-from toast_cli.signals import Signal, Values
-from toast_llama.attention import recorded_attention
-from toast_llama.caches import CACHE, TwoCaches
+from toast_cli.backbones.base import Authors, Backbone, Level, Readout, State, Trace
+from toast_cli.backbones.lazy_signal import Signal, Values
+from toast_cli.utils.errors import ToastError
+from toast_llama.attention_maps import recorded_attention
 from toast_llama.generation import TwoPassLanguageModel
+from toast_llama.kv_cache import CACHE, TwoCaches
 from toast_llama.logits import OwnLogits
 
 EXAMPLE_TOKENS = 16

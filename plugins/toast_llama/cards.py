@@ -5,25 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from toast_cli.backbone import BackboneOptions, Card, Family
+from toast_cli.backbones.base import Card, Family
+from toast_llama.options import LlamaOptions
 
 if TYPE_CHECKING:
-    from toast_cli.backbone import Backbone
-
-
-class LlamaOptions(BackboneOptions):
-    """What a language model can be told."""
-
-    weights: str | None = Field(
-        None, description="folder in transformers' layout; 'none' for random ones; left out: the hub or its cache"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="what the frozen weights are kept in; auto: as they are stored"
-    )
+    from toast_cli.backbones.base import Backbone
 
 
 def _build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> Backbone:

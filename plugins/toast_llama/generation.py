@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from toast_cli.errors import UsageError
-from toast_llama.caches import CACHE, TwoCaches
+from toast_cli.utils.errors import UsageError
+from toast_llama.kv_cache import CACHE, TwoCaches
 from toast_llama.logits import OwnLogits
 
 OWN_CACHES = (None, "dynamic", "hybrid")

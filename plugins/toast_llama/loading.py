@@ -22,10 +22,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from toast_cli.errors import ToastError, UsageError
-from toast_cli.regular import regular
+from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.regular_file import regular
 from toast_llama.backbone import LlamaBackbone
-from toast_llama.cards import LlamaOptions
+from toast_llama.options import LlamaOptions
 
 
 def build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> LlamaBackbone:

@@ -11,9 +11,9 @@ import timm
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from toast_cli.backbone import Preprocessing
-from toast_cli.errors import ToastError, UsageError, did_you_mean
-from toast_cli.pickles import refused_code
+from toast_cli.backbones.base import Preprocessing
+from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
+from toast_cli.utils.pickle_scan import refused_code
 from toast_timm.hub import offline_where_unreachable
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from toast_cli.backbone import Backbone, Level, Preprocessing, Readout, State, Trace
-from toast_cli.errors import ToastError
-from toast_cli.fused import exactly
-from toast_cli.signals import Pending, Signal, Values, worked_out
+from toast_cli.backbones.attention_math import exactly
+from toast_cli.backbones.base import Backbone, Level, Preprocessing, Readout, State, Trace
+from toast_cli.backbones.lazy_signal import Pending, Signal, Values, worked_out
+from toast_cli.utils.errors import ToastError
 from toast_timm.loading import licence_of
 
 

@@ -5,33 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from toast_cli.backbone import BackboneOptions, Card, Family
+from toast_cli.backbones.base import Card, Family
+from toast_vit.options import VitOptions
 
 if TYPE_CHECKING:
-    from toast_cli.backbone import Backbone
+    from toast_cli.backbones.base import Backbone
 
 
 DEPARTURES = {"value_bias": "twice"}
 """Where the authors' code departs from the paper: it runs all of q, k, v on the signal, bias included."""
-
-Side = Annotated[int, Field(ge=1)]
-
-
-class VitOptions(BackboneOptions):
-    """What a ViT can be told."""
-
-    image_size: Side | tuple[Side, Side] | None = Field(
-        None,
-        description="input side, or [height, width], in pixels; embeddings are resized; left out: the model's own",
-    )
-    value_bias: Literal["once", "twice"] = Field(
-        "once", description="'once' is the paper; 'twice' counts b_V again with the signal, as the authors' code does"
-    )
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth while the backbone itself is trained")
 
 
 def _build_timm(model: str, options: VitOptions) -> Backbone:

@@ -7,11 +7,11 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
-from toast_cli.errors import UsageError
+from toast_cli.utils.errors import UsageError
 from toast_timm.classifier import own_classifier
 from toast_timm.loading import Source, build_module, preprocessing_of
 from toast_vit.backbone import VitBackbone
-from toast_vit.cards import VitOptions
+from toast_vit.options import VitOptions
 
 
 def check_size(module: Any, options: VitOptions) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from tests.forks import begin
 from toast_cli.cli.app import app
-from toast_cli.export import checking
+from toast_cli.export import verification_worker
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -86,7 +86,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports are checked in this process: for tests of something else than that they are checked in another."""
-    monkeypatch.setattr(checking, "in_new_process", checking.open_and_run)
+    monkeypatch.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
 
 
 MakePictures = Callable[..., Path]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from toast_cli import __version__
 from toast_cli.cli.app import Toast, app
-from toast_cli.errors import ToastError, UsageError
+from toast_cli.utils.errors import ToastError, UsageError
 
 ROOT = Path(__file__).parent.parent.parent
 HEAVY = ("torch", "numpy", "timm", "transformers", "torchvision", "matplotlib")
@@ -86,7 +86,7 @@ def test_a_fault_shows_its_traceback_when_asked(verb_that_raises: typer.Typer, m
 
 
 def test_a_long_path_in_an_error_is_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
-    from toast_cli.cli.console import print_error
+    from toast_cli.cli.output.console import print_error
 
     path = "/" + "/".join(["a very long folder name [1]"] * 20)
     print_error(ToastError(f"{path} is gone."))

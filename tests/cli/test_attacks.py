@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast
 from tests.language import make_model
 from tests.peak import forget_peak, peak
-from toast_cli.cli.console import shown
-from toast_cli.data.images import open_image
-from toast_cli.errors import ToastError
-from toast_cli.pickles import named_code
-from toast_cli.storage.rebuilding import load
+from toast_cli.cli.output.console import shown
+from toast_cli.data.images.decode import open_image
+from toast_cli.storage.load_model import load
+from toast_cli.utils.errors import ToastError
+from toast_cli.utils.pickle_scan import named_code
 
 
 class Attack:

@@ -16,11 +16,11 @@ from optuna.trial import TrialState
 
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.forks import fork
-from toast_cli.bench.board import Board
-from toast_cli.bench.folder import recall
-from toast_cli.bench.ledger import open_ledger
-from toast_cli.bench.worker import work
-from toast_cli.training import tuning
+from toast_cli.bench.experiment_folder import recall
+from toast_cli.bench.scheduler.scheduler import Board
+from toast_cli.bench.scheduler.trials import open_ledger
+from toast_cli.bench.scheduler.worker import work
+from toast_cli.training import tune
 from toast_cli.training.reporter import Reporter
 
 SUITE = """
@@ -78,7 +78,7 @@ def test_the_demo_as_a_user_types_it_fills_its_table(here: Path) -> None:
 def test_workers_that_leave_runs_undone_are_said_and_are_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("toast_cli.bench.supervising.supervise", lambda *_: [1, -15])
+    monkeypatch.setattr("toast_cli.bench.scheduler.worker_pool.supervise", lambda *_: [1, -15])
     said = toast(*DEMO, "--workers", "2", "--out", tmp_path / "out")
     said.fails(1, "3 runs are not done", "ended with 1, -15", "out/workers", "Start the same command again")
 
@@ -104,7 +104,7 @@ def test_a_finished_suite_is_not_run_again_but_told(
     finished: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = finished
-    monkeypatch.setattr("toast_cli.bench.worker.tune", None)
+    monkeypatch.setattr("toast_cli.bench.scheduler.worker.tune", None)
     said = toast(*DEMO, "--out", folder / "out")
     assert said.code == 0 and "Nothing is left to run." in said.err
     status = json.loads(toast("bench", "status", "--out", folder / "out", "--json").out)
@@ -174,7 +174,7 @@ class Listening(Reporter):
 
 def worker(out: Path, log: Path) -> None:
     """A worker's process; it counts every run that it takes to its end."""
-    evaluate = tuning.evaluate
+    evaluate = tune.evaluate
 
     def counted(*given: Any, **more: Any) -> Any:
         result = evaluate(*given, **more)
@@ -182,7 +182,7 @@ def worker(out: Path, log: Path) -> None:
             ends.write("end\n")
         return result
 
-    tuning.evaluate = counted  # what `tune` measures the test split with, once a run
+    tune.evaluate = counted  # what `tune` measures the test split with, once a run
     work(Board(*_opened(out)), out, Listening(log))
 
 
@@ -197,7 +197,7 @@ def test_an_interrupted_suite_says_how_it_goes_on(here: Path, monkeypatch: pytes
     def interrupted(folder: Any, recipe: Any, *_: Any, reporter: Any = None, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("toast_cli.bench.worker.tune", interrupted)
+    monkeypatch.setattr("toast_cli.bench.scheduler.worker.tune", interrupted)
     (here / "small.yaml").write_text(SUITE)
     said = toast("bench", here / "small.yaml", "--out", here / "out", "--join", *TINY_DEMO, "--device", "cpu")
     assert said.code == 130
@@ -219,7 +219,7 @@ def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_tw
     # Only what was asked for is kept, by a worker that finds nothing it may do.
     board_words = ["bench", str(suite), "--out", str(out), "--join", *tiny]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("toast_cli.bench.worker.work", lambda *_: None)
+        patched.setattr("toast_cli.bench.scheduler.worker.work", lambda *_: None)
         assert toast(*board_words).code == 0
 
     def start(number: int) -> Any:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from toast_cli.errors import UsageError
-from toast_cli.recipe.library import find, header, names, resolve
+from toast_cli.recipe.resolve import find, header, names, resolve
+from toast_cli.utils.errors import UsageError
 
 
 @pytest.mark.parametrize("dataset", ["cub", "nabirds", "flowers", "dogs", "cars"])

@@ -15,10 +15,10 @@ from transformers import LlamaForCausalLM
 
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast
 from tests.language import instructions, make_model, write_json
-from toast_cli.data.source import KNOWN
-from toast_cli.storage.slots import Slots
-from toast_cli.training import caching
-from toast_cli.training.caching import FirstPasses
+from toast_cli.data.base import KNOWN
+from toast_cli.storage.tensor_cache import Slots
+from toast_cli.training import feature_cache
+from toast_cli.training.feature_cache import FirstPasses
 from toast_cli.training.loop import Fitting
 
 CACHE = ["training.cache=true", "training.lr=0.01"]
@@ -34,14 +34,14 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many inputs the first pass was run on in order to be kept, a batch an entry."""
     counted: list[int] = []
-    outputs = caching.outputs
+    outputs = feature_cache.outputs
 
     def count(model: Any, inputs: Any) -> dict[str, Tensor]:
         found = outputs(model, inputs)
         counted.append(len(found["z"]))
         return found
 
-    monkeypatch.setattr(caching, "outputs", count)
+    monkeypatch.setattr(feature_cache, "outputs", count)
     return counted
 
 
@@ -84,7 +84,7 @@ def test_views_are_taken_in_turns(here: Path, run_again: list[int]) -> None:
 def test_a_late_run_reads_no_image_twice_and_notices_one_that_changed(
     here: Path, pictures: MakePictures, run_again: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from toast_cli.data.loading import LabelledImages
+    from toast_cli.data.images.loader import LabelledImages
 
     folder = pictures(cat=12, dog=12)
     words = ["--backbone", "vit_demo", "--dataset", f"folder:{folder}", "method.feedback=late", "images.augment=none"]

@@ -15,10 +15,10 @@ from filelock import FileLock
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.language import make_model
 from tests.slow.kills import explained, forked
-from toast_cli.errors import ToastError
 from toast_cli.storage.checkpoint import DIGESTS, STATE
+from toast_cli.storage.checksums import digest_of_json
 from toast_cli.storage.run_folder import LOCK
-from toast_cli.storage.sealing import digest_of_json
+from toast_cli.utils.errors import ToastError
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_disk_that_was_full_is_told_with_how_the_run_goes_on(run: Path, monkey
     def full(*_: Any, **__: Any) -> None:
         raise ToastError("a could not be written.") from OSError("No space left on device")
 
-    monkeypatch.setattr("toast_cli.training.tuning.fit", full)
+    monkeypatch.setattr("toast_cli.training.tune.fit", full)
     said = toast("tune", "--resume", run)
     said.fails(1, "could not be written")
     assert f"it goes on with: toast tune --resume {run}" in " ".join(said.err.split())

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 from tests.cli.conftest import ROOT, TINY_DEMO, toast
 from toast_cli import registry
-from toast_cli.storage.artifact import CONFIG, TENSORS, read_artifact
-from toast_cli.storage.atomic import write_json, write_tensors
+from toast_cli.storage.checksums import sealed
 from toast_cli.storage.legacy_backbones import recorded_name
-from toast_cli.storage.sealing import sealed
+from toast_cli.storage.pretuned import CONFIG, TENSORS, read_artifact
+from toast_cli.utils.atomic import write_json, write_tensors
 
 FIXTURES = ROOT / "tests" / "fixtures"
 EARLIER_RUNS = ("run_0_1", "run_0_2_lora", "run_0_2_toast_lite")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tests.cli.conftest import toast
 from tests.scenes import demo_model, kept
-from toast_cli.data.demo import Options, open_source
+from toast_cli.data.demo.scenes import Options, open_source
 
 NAME, SIDE = "test_convnext2", 64
 

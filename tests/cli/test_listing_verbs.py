@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from toast_cli import registry
-from toast_cli.cli import doctor as doctor_module
 from toast_cli.cli.app import app
+from toast_cli.cli.commands import doctor as doctor_module
 
 
 def toast(*arguments: str) -> tuple[int, str, str]:

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.forks import fork
-from toast_cli.model import Model
-from toast_cli.recipe.loading import build_recipe
-from toast_cli.storage.rebuilding import load
-from toast_cli.training import session, tuning
+from toast_cli.model.model import Model
+from toast_cli.recipe.parse import build_recipe
+from toast_cli.storage.load_model import load
+from toast_cli.training import session
+from toast_cli.training import tune as tuning
 from toast_cli.training.reporter import Reporter
 
 METHODS: dict[str, Any] = {

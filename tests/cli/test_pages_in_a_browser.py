@@ -14,7 +14,7 @@ from PIL import Image
 from tests.cli.conftest import toast
 from tests.scenes import demo_model, kept
 from tests.unit.attention.test_scales import VIEW, text_view
-from toast_cli.cli.texts import page_of
+from toast_cli.cli.commands.visualize_text import page_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

@@ -13,9 +13,9 @@ from tests.cli import conftest
 from tests.cli.conftest import MakePictures, toast
 from tests.language import make_model
 from toast_cli import registry
-from toast_cli.recipe.loading import load_recipe
+from toast_cli.recipe.parse import load_recipe
 from toast_cli.storage.checkpoint import load_checkpoint
-from toast_cli.storage.rebuilding import load
+from toast_cli.storage.load_model import load
 from toast_cli.training.session import prepare
 
 TINY_DEMO = ["backbone=vit_demo_3", *conftest.TINY_DEMO]

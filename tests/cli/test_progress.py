@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from toast_cli.cli import progress
-from toast_cli.cli.progress import TerminalReporter
+from toast_cli.cli.output import progress
+from toast_cli.cli.output.progress import TerminalReporter
 
 
 class Clock:

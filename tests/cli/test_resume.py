@@ -137,13 +137,13 @@ def test_only_what_was_interrupted_can_be_resumed(here: Path) -> None:
 
 
 def test_a_run_that_finished_no_epoch_begins_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from toast_cli.training import tuning
+    from toast_cli.training import tune
 
     def stops(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(tuning, "fit", stops)
+        context.setattr(tune, "fit", stops)
         said = toast("tune", "--output-dir", here / "run", *SMALL)
         assert said.code == 130 and f"toast tune --resume {here / 'run'}" in said.err.replace("\n", "")
     assert toast("tune", "--resume", here / "run").code == 0

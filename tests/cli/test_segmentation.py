@@ -16,8 +16,8 @@ from PIL import Image
 import toast_cli
 from tests.cli.conftest import toast
 from tests.cli.test_processes import TORCHRUN, two_forks, two_processes
-from toast_cli.errors import UsageError
-from toast_cli.recipe.library import resolve
+from toast_cli.recipe.resolve import resolve
+from toast_cli.utils.errors import UsageError
 
 SHORT = ["task.width=16", "training.epochs=1", "training.batch_size=4", "training.warmup_epochs=0", "--device", "cpu"]
 SIZES = ((90, 70), (70, 100), (64, 64), (80, 66), (120, 70))
@@ -107,10 +107,10 @@ def test_the_picture_shows_predicted_and_labelled_classes(run: Path, tmp_path: P
 
 
 def test_the_picture_of_several_runs_shows_what_each_predicts_and_the_labels_once(run: Path) -> None:
-    from toast_cli.attention.panels import viewers_rows
-    from toast_cli.attention.seeing import Viewer, see
-    from toast_cli.storage.rebuilding import load
+    from toast_cli.storage.load_model import load
     from toast_cli.training.session import open_data
+    from toast_cli.visualize.layout import viewers_rows
+    from toast_cli.visualize.view import Viewer, see
 
     loaded = load(run)
     viewers = [Viewer(name, loaded.model, loaded.recipe.images, loaded.classes) for name in ("one", "two")]
@@ -128,8 +128,8 @@ def test_the_picture_of_several_runs_shows_what_each_predicts_and_the_labels_onc
 
 
 def test_the_picture_shows_the_classes_of_the_whole_image(convnext_run: Path, pairs: Path, tmp_path: Path) -> None:
-    from toast_cli.attention.seeing import Viewer, from_file, see
-    from toast_cli.storage.rebuilding import load
+    from toast_cli.storage.load_model import load
+    from toast_cli.visualize.view import Viewer, from_file, see
 
     loaded = load(convnext_run)
     file = pairs / "images/test/1.jpg"  # taller than wide: the window sees its middle
@@ -155,7 +155,7 @@ def test_eval_shows_whole_images_or_windows_as_it_is_told(convnext_run: Path) ->
 def test_many_classes_are_not_listed_but_where_they_are_is_said() -> None:
     from rich.console import Console
 
-    from toast_cli.cli.tables import results_table
+    from toast_cli.cli.output.tables import results_table
 
     iou = {f"class {number}": 0.5 for number in range(150)}
     metrics = {"mean_iou": 0.5, "images": 2, "pixel_accuracy": 0.7, "iou": iou}

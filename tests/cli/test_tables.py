@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from toast_cli.cli.tables import pretuning_table
+from toast_cli.cli.output.tables import pretuning_table
 
 
 def printed(results: dict[str, dict[str, float]]) -> str:

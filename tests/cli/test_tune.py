@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast, toast_in_new_process
-from toast_cli.export import checking
+from toast_cli.export import verification_worker
 from toast_cli.storage.run_folder import LOCK
 
 
@@ -32,7 +32,7 @@ def own_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = toast("tune", "--method", "full", "--output-dir", folder / "base", "--device", "cpu", *TINY_DEMO)
     assert said.code == 0, said.err
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checking, "in_new_process", checking.open_and_run)
+        patched.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
         said = toast("export", "--run", folder / "base", "--what", "backbone", "--out", folder / "own.safetensors")
     assert said.code == 0, said.err
     return folder / "own.safetensors"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from toast_cli import registry
-from toast_cli.backbone import Backbone
+from toast_cli.backbones.base import Backbone
 
 LARGE, HUGE = 10_000_000, 2_000_000_000
 """Backbones with more parameters are checked in the slow suite, or nowhere: no test machine holds them."""

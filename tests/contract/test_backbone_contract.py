@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from toast_cli import registry
-from toast_cli.backbone import Backbone, State, Trace
-from toast_cli.errors import UsageError
-from toast_cli.methods.adapted import Adapted
-from toast_cli.model import Model, Stock
+from toast_cli.backbones.base import Backbone, State, Trace
+from toast_cli.methods.adapted_model import Adapted
+from toast_cli.model.model import Model, Stock
 from toast_cli.steering.least_squares import least_squares_start
 from toast_cli.steering.steering import Steering, two_passes
 from toast_cli.tasks.classification import Options as ClassificationOptions
 from toast_cli.tasks.classification import build as build_classification
+from toast_cli.utils.errors import UsageError
 
 CLASSES = ("a", "b", "c")
 ASKED = {"peft": {"kind": "dora"}}

@@ -13,13 +13,13 @@ import torch
 
 from tests.layouts import LAYOUTS, STREAMS
 from toast_cli import registry
-from toast_cli.backbone import Preprocessing
-from toast_cli.data import images as decoding
-from toast_cli.data import streaming
-from toast_cli.data.source import Asked, DataSet, image_splits
-from toast_cli.data.split import hash_of
-from toast_cli.errors import ToastError
-from toast_cli.recipe.loading import build_dataset, build_recipe
+from toast_cli.backbones.base import Preprocessing
+from toast_cli.data.base import Asked, DataSet, image_splits
+from toast_cli.data.images import decode as decoding
+from toast_cli.data.splits import hash_of
+from toast_cli.data.streams import loader
+from toast_cli.recipe.parse import build_dataset, build_recipe
+from toast_cli.utils.errors import ToastError
 
 FIELDS = {
     "demo": {"train_images": 8, "val_images": 4, "test_images": 4},
@@ -129,7 +129,7 @@ def test_a_stream_opens_without_decoding_knows_its_size_and_gives_every_image_on
     shorthand = STREAMS[name](tmp_path)
     with monkeypatch.context() as context:
         context.setattr(decoding, "open_image", forbidden)
-        context.setattr(streaming, "open_image", forbidden)
+        context.setattr(loader, "open_image", forbidden)
         data = opened(shorthand, tmp_path)
     assert set(data.splits) == {"train", "val"}
     seen = {part: read(data, part) for part in data.splits}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.contract.conftest import LANGUAGE_MODELS, built
-from toast_cli.backbone import Backbone
+from toast_cli.backbones.base import Backbone
 
 KINDS = sorted(folder.name for folder in LANGUAGE_MODELS.iterdir())
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.parity.agreement import TOLERANCE, assert_agrees, linear, read, under
-from toast_cli.backbone import Preprocessing, Trace
+from toast_cli.backbones.base import Preprocessing, Trace
 from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.reconstruction import reconstruction_losses
 from toast_cli.steering.steering import Steering, two_passes

@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from tests.parity.agreement import read, under
-from toast_cli.errors import ToastError
-from toast_cli.export.authors import import_checkpoint
-from toast_cli.storage.artifact import start_from
-from toast_cli.storage.rebuilding import load
-from toast_cli.storage.sealing import digest_of_file, read_sealed
+from toast_cli.export.import_authors import import_checkpoint
+from toast_cli.storage.checksums import digest_of_file, read_sealed
+from toast_cli.storage.load_model import load
+from toast_cli.storage.pretuned import start_from
+from toast_cli.utils.errors import ToastError
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)}

@@ -12,13 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
 from tests.parity.agreement import TOLERANCE, assert_agrees, read, under
-from toast_cli.backbone import Trace
+from toast_cli.backbones.base import Trace
 from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.reconstruction import reconstruction_losses
 from toast_cli.steering.steering import Steering, two_passes
 from toast_llama.backbone import LlamaBackbone
-from toast_llama.caches import TwoCaches
 from toast_llama.generation import TwoPassLanguageModel
+from toast_llama.kv_cache import TwoCaches
 
 FOREIGN = ("model.prompt", "model.top_down_transform", "model.decoders")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.parity.agreement import TOLERANCE, assert_agrees, linear, read, under
-from toast_cli.backbone import Preprocessing, Trace
+from toast_cli.backbones.base import Preprocessing, Trace
 from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.lite import add_low_rank
 from toast_cli.steering.reconstruction import reconstruction_losses

@@ -16,15 +16,15 @@ import pytest
 import torch
 
 from tests.cli.conftest import TINY_DEMO, toast
-from toast_cli.errors import ToastError
-from toast_cli.export import checking
+from toast_cli.export import verification_worker
 from toast_cli.export.base import Wanted
-from toast_cli.export.hf_folder import card
-from toast_cli.storage.artifact import read_artifact
+from toast_cli.export.formats.hf import card
 from toast_cli.storage.checkpoint import find_checkpoint, load_besides, load_state
-from toast_cli.storage.rebuilding import load
+from toast_cli.storage.checksums import read_sealed
+from toast_cli.storage.load_model import load
+from toast_cli.storage.pretuned import read_artifact
 from toast_cli.storage.run_folder import ANSWERS, RunFolder
-from toast_cli.storage.sealing import read_sealed
+from toast_cli.utils.errors import ToastError
 
 TIMES = [pytest.param(6), pytest.param(60, marks=pytest.mark.slow)]
 
@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert toast("tune", *small, "--method", "toast-lite", "--output-dir", here / "run").code == 0
     assert toast("pretune", "--least-squares", *TINY_DEMO, "--output-dir", here / "pre").code == 0
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checking, "in_new_process", checking.open_and_run)
+        patched.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
         for run, name in (("run", "one.safetensors"), ("pre", "start.safetensors")):
             assert toast("export", "--run", here / run, "--out", here / name).code == 0
     return here

@@ -11,13 +11,13 @@ import pytest
 
 from tests.slow.suites import small_suite
 from tests.slow.test_damage import TIMES, damaged
-from toast_cli.bench.folder import ASKED, SUITE, recall, remember
-from toast_cli.bench.jobs import Experiment, Job
-from toast_cli.bench.ledger import Ledger
+from toast_cli.bench.experiment_folder import ASKED, SUITE, recall, remember
+from toast_cli.bench.scheduler.jobs import Experiment, Job
+from toast_cli.bench.scheduler.trials import Ledger
 from toast_cli.bench.suite import parse
-from toast_cli.errors import ToastError
+from toast_cli.storage.checksummed_jsonl import append_sealed, drop_damaged, sealed_lines
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.storage.sealed_lines import append_sealed, drop_damaged, sealed_lines
+from toast_cli.utils.errors import ToastError
 
 JOBS = Experiment("small", parse(small_suite(seeds=4), "small.yaml")).finals("Markings", "linear", {})
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from toast_cli.recipe.library import resolve
-from toast_cli.training.looking import Asked, look
+from toast_cli.evaluation.attention_evaluation import Asked, look
+from toast_cli.recipe.resolve import resolve
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.tuning import tune
+from toast_cli.training.tune import tune
 
 pytestmark = pytest.mark.slow
 

@@ -24,16 +24,16 @@ from safetensors.torch import load_file, save
 
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.peak import forget_peak, peak
-from toast_cli.data import alpaca, sharegpt
-from toast_cli.data.images import open_image
-from toast_cli.errors import RUNTIME_FAILURE, USAGE_ERROR, ToastError
-from toast_cli.export import checking
-from toast_cli.export.checkpoints import read_checkpoint
+from toast_cli.data.images.decode import open_image
+from toast_cli.data.text import alpaca, sharegpt
+from toast_cli.export import verification_worker
+from toast_cli.export.read_checkpoint import read_checkpoint
 from toast_cli.recipe import builtin
-from toast_cli.recipe.loading import build
 from toast_cli.recipe.overrides import apply_overrides
-from toast_cli.recipe.yaml_text import parse_recipe
-from toast_cli.storage.rebuilding import load
+from toast_cli.recipe.parse import build
+from toast_cli.recipe.safe_yaml import parse_recipe
+from toast_cli.storage.load_model import load
+from toast_cli.utils.errors import RUNTIME_FAILURE, USAGE_ERROR, ToastError
 
 HANGS = timedelta(seconds=10)
 MEMORY = 500_000_000
@@ -201,7 +201,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes,
     small = [*TINY_DEMO, "training.epochs=1", "--device", "cpu"]
     assert toast("tune", *small, "--method", "toast-lite", "--output-dir", here / "run").code == 0
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checking, "in_new_process", checking.open_and_run)
+        patched.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
         assert toast("export", "--run", here / "run", "--out", here / "one").code == 0
     folder, one = here / "run" / "adapter", here / "one.safetensors"
     parts = [(file.name, file.read_bytes(), folder) for file in sorted(folder.iterdir()) if file.suffix != ".md"]

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.slow.test_fuzz import ANY, for_inputs, works_or_says_why
-from toast_cli.errors import ToastError
-from toast_cli.storage.artifact import read_artifact
 from toast_cli.storage.checkpoint import DIGESTS, STATE, find_checkpoint, load_besides, load_state
-from toast_cli.storage.rebuilding import load
+from toast_cli.storage.checksums import SEAL, digest_of_json, read_sealed, sealed
+from toast_cli.storage.load_model import load
+from toast_cli.storage.pretuned import read_artifact
 from toast_cli.storage.run_folder import ANSWERS
-from toast_cli.storage.sealing import SEAL, digest_of_json, read_sealed, sealed
+from toast_cli.utils.errors import ToastError
 
 VALUES = ANY | st.sampled_from([10**400, -1, 2**63, 1e308, "../../x", "/dev/zero", "none", [[]], {"": None}])
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 import toast_cli
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.language import make_model, make_tokenizer
-from toast_cli.errors import ToastError, UsageError
+from toast_cli.utils.errors import ToastError, UsageError
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = "test_vit"

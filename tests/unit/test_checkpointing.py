@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tests.language import make_model
 from toast_cli import registry
-from toast_cli.model import build_model, flops
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.model.model import build_model, flops
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.steering.steering import Steering, two_passes
 from toast_cli.tasks.classification import Classification, Options
 from toast_cli.tasks.language import IGNORED, Language

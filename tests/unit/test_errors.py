@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from toast_cli.errors import ToastError, UsageError, did_you_mean
+from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
 
 
 def test_an_error_reads_as_what_why_and_what_to_do() -> None:

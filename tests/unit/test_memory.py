@@ -8,11 +8,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from toast_cli.model import Model, build_model, count
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.model.model import Model, build_model, count
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.sizes import readable
-from toast_cli.training.memory import Memory, estimate
+from toast_cli.training.plan.memory import Memory, estimate
+from toast_cli.utils.formatting import readable
 
 IMAGES = {"image": torch.zeros(8, 3, 64, 64), "label": torch.zeros(8, dtype=torch.int64)}
 

@@ -10,9 +10,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from toast_cli.errors import UsageError
-from toast_cli.model import Model, build_model
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.model.model import Model, build_model
+from toast_cli.recipe.parse import build_recipe
+from toast_cli.utils.errors import UsageError
 
 IMAGENET = tuple(f"class {number}" for number in range(1000))
 MODELS = {"vit": "test_vit", "convnext": "test_convnext"}

@@ -6,14 +6,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from toast_cli.errors import UsageError
-from toast_cli.methods.any_peft import METHOD, Options
-from toast_cli.methods.injected import injectable, left_out
-from toast_cli.model import Model, Stock, flops
+from toast_cli.methods.peft import METHOD, Options
+from toast_cli.methods.peft_injection import injectable, left_out
+from toast_cli.model.model import Model, Stock, flops
 from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.registry import backbone_card
 from toast_cli.tasks import classification
-from toast_cli.training.memory import estimate
+from toast_cli.training.plan.memory import estimate
+from toast_cli.utils.errors import UsageError
 
 
 def backbone(name: str = "vit:test_vit"):

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from toast_cli import registry
-from toast_cli.backbone import Card, Family
-from toast_cli.errors import ToastError, UsageError
+from toast_cli.backbones.base import Card, Family
+from toast_cli.utils.errors import ToastError, UsageError
 
 CARD = Card("vit_x", "vit", 1, "nowhere", lambda options: None)  # type: ignore[arg-type,return-value]
 OLD = Card("old", "vit", 1, "nowhere", lambda options: None, contract=0)  # type: ignore[arg-type,return-value]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from toast_cli.errors import UsageError
 from toast_cli.methods.toast import METHOD
-from toast_cli.model import Model, build_model, count, flops
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.model.model import Model, build_model, count, flops
+from toast_cli.recipe.parse import build_recipe
+from toast_cli.utils.errors import UsageError
 
 D, LEVELS, CLASSES = 192, 12, 5
 HEAD = D * CLASSES + CLASSES

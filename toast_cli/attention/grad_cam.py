@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from toast_cli.attention.checking import TOLERANCE
-from toast_cli.backbone import State, Trace
-from toast_cli.errors import ToastError, UsageError
-from toast_cli.model import Model
-from toast_cli.signals import Signal
+from toast_cli.attention.validation import TOLERANCE
+from toast_cli.backbones.base import State, Trace
+from toast_cli.backbones.lazy_signal import Signal
+from toast_cli.model.model import Model
+from toast_cli.utils.errors import ToastError, UsageError
 
 
 class Ending(nn.Module):

@@ -8,11 +8,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from toast_cli.attention.checking import Checks, check
-from toast_cli.backbone import Backbone, Trace
-from toast_cli.errors import UsageError
-from toast_cli.model import Model
+from toast_cli.attention.validation import Checks, check
+from toast_cli.backbones.base import Backbone, Trace
+from toast_cli.model.model import Model
 from toast_cli.steering.steering import Passes
+from toast_cli.utils.errors import UsageError
 
 Head: TypeAlias = "int | Literal['mean', 'max', 'rollout']"
 """One head by its number, the mean or the maximum over heads, or what all levels so far hand on (`rollout`)."""

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from toast_cli.bench.board import Board
-from toast_cli.bench.jobs import Job
-from toast_cli.bench.numbers import judged, metric_of
-from toast_cli.bench.standing import Standing
-from toast_cli.storage.sealing import read_sealed
+from toast_cli.bench.scheduler.job_status import Standing
+from toast_cli.bench.scheduler.jobs import Job
+from toast_cli.bench.scheduler.scheduler import Board
+from toast_cli.bench.tables.metrics import judged, metric_of
+from toast_cli.storage.checksums import read_sealed
 
 
 class Results:

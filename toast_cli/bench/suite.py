@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from toast_cli.errors import UsageError, did_you_mean
-from toast_cli.options import Options
-from toast_cli.recipe.builtin import ENDINGS, header
-from toast_cli.recipe.draft import dotted
-from toast_cli.recipe.loading import read_text
-from toast_cli.recipe.yaml_text import parse_mapping
+from toast_cli.recipe.builtin import ENDINGS, header, suite_names, suite_path
+from toast_cli.recipe.parse import read_text
+from toast_cli.recipe.partial_recipe import dotted
+from toast_cli.recipe.safe_yaml import parse_mapping
+from toast_cli.utils.config import Options
+from toast_cli.utils.errors import UsageError, did_you_mean
 
 Value = float | int | bool | str | None
 
@@ -197,21 +197,9 @@ class Suite(Options):
                     yield dataset, row
 
 
-def root() -> Path:
-    """The folder of built-in suites: inside an installed package, or beside it in a source checkout."""
-    package = Path(__file__).parent.parent
-    inside = package / "_suites"
-    return inside if inside.is_dir() else package.parent / "suites"
-
-
-def names() -> list[str]:
-    """All built-in suites, sorted."""
-    return sorted(path.stem for path in root().glob("*.yaml"))
-
-
 def about(name: str) -> str:
     """The first line of a built-in suite's header."""
-    return header(read_text(root() / f"{name}.yaml")).partition("\n")[0]
+    return header(read_text(suite_path(name))).partition("\n")[0]
 
 
 def find(name_or_path: str) -> tuple[str, Suite, str]:
@@ -222,12 +210,12 @@ def find(name_or_path: str) -> tuple[str, Suite, str]:
     """
     path = Path(name_or_path)
     if path.suffix not in ENDINGS or not path.is_file():
-        if name_or_path not in names():
-            hint = did_you_mean(name_or_path, names())
+        if name_or_path not in suite_names():
+            hint = did_you_mean(name_or_path, suite_names())
             raise UsageError(f"There is no suite '{name_or_path}'.", what_to_do=f"{hint} Or name a YAML file.")
-        path = root() / f"{name_or_path}.yaml"
+        path = suite_path(name_or_path)
     text = read_text(path)
-    return path.stem, parse(text, path.name if path.parent == root() else str(path)), text
+    return path.stem, parse(text, path.name if path == suite_path(path.stem) else str(path)), text
 
 
 def parse(text: str, origin: str) -> Suite:

@@ -14,21 +14,21 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from toast_cli.cli import bench, data, recipes
-from toast_cli.cli.backbones import backbones
-from toast_cli.cli.compare import compare
-from toast_cli.cli.demo import demo
-from toast_cli.cli.doctor import doctor
-from toast_cli.cli.eval import evaluate
-from toast_cli.cli.export import export
-from toast_cli.cli.generate import generate
-from toast_cli.cli.import_checkpoint import import_checkpoint
-from toast_cli.cli.plan import plan
-from toast_cli.cli.pretune import pretune
-from toast_cli.cli.tune import tune
-from toast_cli.cli.verbs import Verbs
-from toast_cli.cli.visualize_attention import visualize_attention
-from toast_cli.errors import INTERRUPTED, RUNTIME_FAILURE, ToastError, UsageError
+from toast_cli.cli.commands import bench, data, recipes
+from toast_cli.cli.commands.backbones import backbones
+from toast_cli.cli.commands.compare import compare
+from toast_cli.cli.commands.demo import demo
+from toast_cli.cli.commands.doctor import doctor
+from toast_cli.cli.commands.eval import evaluate
+from toast_cli.cli.commands.export import export
+from toast_cli.cli.commands.generate import generate
+from toast_cli.cli.commands.import_checkpoint import import_checkpoint
+from toast_cli.cli.commands.plan import plan
+from toast_cli.cli.commands.pretune import pretune
+from toast_cli.cli.commands.tune import tune
+from toast_cli.cli.commands.visualize_attention import visualize_attention
+from toast_cli.cli.groups import Verbs
+from toast_cli.utils.errors import INTERRUPTED, RUNTIME_FAILURE, ToastError, UsageError
 
 _WRONG_USAGE: Any = typer.BadParameter.__mro__[1]
 """Typer's error for wrong options and arguments, which it gives no public name."""
@@ -75,7 +75,7 @@ def toast(
 ) -> None:
     """Transfer learning via attention steering: adapt frozen backbones, and see what they look at."""
     if version:
-        from toast_cli import __version__
+        from toast_cli.utils.version import __version__
 
         typer.echo(f"toast {__version__}")
         raise typer.Exit()
@@ -111,7 +111,7 @@ def _exit_code(run: Any, *args: Any, **extra: Any) -> int:
 
 
 def _explained(error: ToastError) -> int:
-    from toast_cli.cli.console import print_error
+    from toast_cli.cli.output.console import print_error
 
     if _debugging():
         traceback.print_exc()

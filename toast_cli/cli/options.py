@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 if TYPE_CHECKING:
-    from toast_cli.recipe.library import Resolved
+    from toast_cli.recipe.resolve import Resolved
 
 Backbone = Annotated[
     str | None,
@@ -65,7 +65,7 @@ def chosen_head(head: str) -> int | Literal["mean", "max", "rollout"]:
     Raises:
         UsageError: it names none.
     """
-    from toast_cli.errors import UsageError, did_you_mean
+    from toast_cli.utils.errors import UsageError, did_you_mean
 
     if head.isdecimal():
         return int(head)
@@ -98,8 +98,8 @@ def check_resume(run: Path, context: typer.Context) -> None:
     Raises:
         UsageError: other options are given, or there is nothing to go on with.
     """
-    from toast_cli.errors import UsageError
     from toast_cli.storage.run_folder import RunFolder
+    from toast_cli.utils.errors import UsageError
 
     def left_out(value: Any) -> bool:
         return value is None or value is False or value in ([], ())

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.data.files import read_text
-from toast_cli.data.location import find_file
-from toast_cli.data.split import listed, require_every_class
-from toast_cli.errors import ToastError
+from toast_cli.data.images.files import read_text
+from toast_cli.data.paths import find_file
+from toast_cli.data.splits import listed, require_every_class
+from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from toast_cli.data.files import FileSplit
+    from toast_cli.data.images.files import FileSplit
 
 
 def class_file(path: str | None, data_dir: Path | None) -> tuple[str, ...] | None:

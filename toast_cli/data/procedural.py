@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from toast_cli.data.source import Sample
+    from toast_cli.data.base import Sample
 
 
 @dataclass(frozen=True)

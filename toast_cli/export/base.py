@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from toast_cli.storage.rebuilding import Loaded
+    from toast_cli.storage.load_model import Loaded
 
 
 @dataclass(frozen=True)

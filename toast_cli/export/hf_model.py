@@ -24,11 +24,11 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast, ImageClassifierOutput, SemanticSegmenterOutput
 from transformers.utils import cached_file
 
-from toast_cli.errors import ToastError
-from toast_cli.model import Model
+from toast_cli.model.model import Model
 from toast_cli.storage.adapter import WHOLE as WEIGHTS
 from toast_cli.storage.adapter import AdapterConfig, save_file
-from toast_cli.storage.rebuilding import load
+from toast_cli.storage.load_model import load
+from toast_cli.utils.errors import ToastError
 
 _OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from toast_cli.errors import UsageError
-from toast_cli.options import Named, Switch
+from toast_cli.utils.config import Named, Switch
+from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
 
-    from toast_cli.backbone import Backbone
-    from toast_cli.methods.adapted import Adapted
+    from toast_cli.backbones.base import Backbone
+    from toast_cli.methods.adapted_model import Adapted
     from toast_cli.steering.steering import Steering
 
 

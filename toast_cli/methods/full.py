@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from toast_cli.methods.base import Method
-from toast_cli.options import Named
+from toast_cli.utils.config import Named
 
 if TYPE_CHECKING:
-    from toast_cli.backbone import Backbone
-    from toast_cli.methods.adapted import Adapted
+    from toast_cli.backbones.base import Backbone
+    from toast_cli.methods.adapted_model import Adapted
 
 
 class Options(Named):
@@ -22,7 +22,7 @@ class Options(Named):
 
 def build(options: Options, backbone: Backbone) -> Adapted:
     """Every parameter of the backbone is trained."""
-    from toast_cli.methods.adapted import Adapted
+    from toast_cli.methods.adapted_model import Adapted
 
     return Adapted(backbone, backbone.module.parameters(), active=[backbone.module])
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from toast_cli.methods.base import Method
-from toast_cli.options import Named
+from toast_cli.utils.config import Named
 
 if TYPE_CHECKING:
-    from toast_cli.backbone import Backbone
-    from toast_cli.methods.adapted import Adapted
+    from toast_cli.backbones.base import Backbone
+    from toast_cli.methods.adapted_model import Adapted
 
 
 class Options(Named):
@@ -35,7 +35,7 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     """
     from peft import LoraConfig
 
-    from toast_cli.methods.injected import inject
+    from toast_cli.methods.peft_injection import inject
 
     targets = None if options.targets is None else list(options.targets)
     config = LoraConfig(

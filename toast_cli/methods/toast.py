@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from toast_cli.errors import UsageError
 from toast_cli.methods.base import Method
 from toast_cli.methods.feedback import (
     FeedbackOptions,
@@ -15,11 +14,12 @@ from toast_cli.methods.feedback import (
     start_images,
     trained_selection,
 )
-from toast_cli.options import Switch
+from toast_cli.utils.config import Switch
+from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
-    from toast_cli.backbone import Backbone
-    from toast_cli.methods.adapted import Adapted
+    from toast_cli.backbones.base import Backbone
+    from toast_cli.methods.adapted_model import Adapted
 
 
 class Options(FeedbackOptions):
@@ -41,7 +41,7 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     Raises:
         UsageError: the backbone has no such level.
     """
-    from toast_cli.methods.adapted import Adapted
+    from toast_cli.methods.adapted_model import Adapted
 
     steering = make_steering(options, backbone)
     if not options.channel_selection:

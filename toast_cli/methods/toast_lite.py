@@ -16,8 +16,8 @@ from toast_cli.methods.feedback import (
 )
 
 if TYPE_CHECKING:
-    from toast_cli.backbone import Backbone
-    from toast_cli.methods.adapted import Adapted
+    from toast_cli.backbones.base import Backbone
+    from toast_cli.methods.adapted_model import Adapted
 
 
 class Options(FeedbackOptions):
@@ -30,7 +30,7 @@ class Options(FeedbackOptions):
 
 def build(options: Options, backbone: Backbone) -> Adapted:
     """Xi, the factors on every `A_l` and `B_l`, and P unless told otherwise, are trained."""
-    from toast_cli.methods.adapted import Adapted
+    from toast_cli.methods.adapted_model import Adapted
     from toast_cli.steering.lite import add_low_rank
 
     steering = make_steering(options, backbone)

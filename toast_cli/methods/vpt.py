@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from toast_cli import registry
-from toast_cli.errors import UsageError
 from toast_cli.methods.base import Method
-from toast_cli.options import Named
+from toast_cli.utils.config import Named
+from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
-    from toast_cli.backbone import Backbone
-    from toast_cli.methods.adapted import Adapted
+    from toast_cli.backbones.base import Backbone
+    from toast_cli.methods.adapted_model import Adapted
 
 
 class Options(Named):
@@ -30,7 +30,7 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     Raises:
         UsageError: the backbone's levels take no further tokens.
     """
-    from toast_cli.methods.prompted import Prompted
+    from toast_cli.methods.prompted_model import Prompted
 
     if not backbone.takes_prompts:
         names = (name for name in registry.names(registry.METHODS) if name != options.name)

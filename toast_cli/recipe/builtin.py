@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from toast_cli.errors import UsageError, did_you_mean
-from toast_cli.recipe.loading import read_text
+from toast_cli.recipe.parse import read_text
+from toast_cli.utils.errors import UsageError, did_you_mean
 
 ENDINGS = (".yaml", ".yml")
+
+
+SUITES = "suites"
+"""Folder of suites among the recipes; `toast_cli.bench` reads them."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,21 @@ def root() -> Path:
 
 
 def names() -> list[str]:
-    """All built-in recipes, sorted, such as `fgvc/cub-vit_b16-toast`."""
-    folder = root()
+    """Return the names of all built-in recipes, sorted, such as `fgvc/cub-vit_b16-toast`."""
+    return [name for name in _names(root()) if not name.startswith(f"{SUITES}/")]
+
+
+def suite_names() -> list[str]:
+    """Return the names of all built-in suites, sorted."""
+    return _names(root() / SUITES)
+
+
+def suite_path(name: str) -> Path:
+    """Return the file of one of `suite_names`."""
+    return root() / SUITES / f"{name}.yaml"
+
+
+def _names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from toast_cli.recipe.draft import SECTIONS
+from toast_cli.recipe.partial_recipe import SECTIONS
+from toast_cli.recipe.safe_yaml import FLOAT, INTEGER
 from toast_cli.recipe.schema import Recipe
-from toast_cli.recipe.yaml_text import FLOAT, INTEGER
 
 
 class _Dumper(yaml.SafeDumper):

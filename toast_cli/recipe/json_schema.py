@@ -8,8 +8,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from toast_cli import registry
-from toast_cli.errors import ToastError
 from toast_cli.recipe.schema import Recipe
+from toast_cli.utils.errors import ToastError
 
 _GROUPS = {
     "backbone": registry.BACKBONES,

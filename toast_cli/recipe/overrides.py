@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from toast_cli.errors import UsageError
-from toast_cli.recipe.draft import SECTIONS, Draft
-from toast_cli.recipe.yaml_text import parse_value
+from toast_cli.recipe.partial_recipe import SECTIONS, Draft
+from toast_cli.recipe.safe_yaml import parse_value
+from toast_cli.utils.errors import UsageError
 
 _HOW = "Write a dotted field: training.lr=0.02."
 

@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from toast_cli.backbone import BackboneOptions
-from toast_cli.options import Named, Options
+from toast_cli.backbones.base import BackboneOptions
+from toast_cli.utils.config import Named, Options
 
 RGB = tuple[float, float, float]
 

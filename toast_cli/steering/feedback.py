@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbone import Level
+from toast_cli.backbones.base import Level
 
 INIT_STD = 0.02
 """Standard deviation of the `random` start, as in the authors' code."""

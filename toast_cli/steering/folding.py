@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from toast_cli.backbone import Backbone, Level, Readout
-from toast_cli.signals import Signal, Values
-from toast_cli.steering.composing import composed
+from toast_cli.backbones.base import Backbone, Level, Readout
+from toast_cli.backbones.lazy_signal import Signal, Values
+from toast_cli.steering.composition import composed
 from toast_cli.steering.feedback import Deconvolution
 from toast_cli.steering.selection import Weighing
 from toast_cli.steering.steering import Steering, Steers

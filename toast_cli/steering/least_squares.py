@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbone import Backbone, Level, Trace
-from toast_cli.divided import fill
-from toast_cli.errors import ToastError
+from toast_cli.backbones.base import Backbone, Level, Trace
 from toast_cli.steering.feedback import base_weight
 from toast_cli.steering.steering import Steering, first_pass
+from toast_cli.utils.dtensor import fill
+from toast_cli.utils.errors import ToastError
 
 RIDGE = 1e-3
 """lambda, relative to the mean squared activation of the level's output."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from toast_cli.backbone import Trace
+from toast_cli.backbones.base import Trace
 from toast_cli.steering.steering import Steering
 
 WEIGHT = 0.03

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbone import Readout
+from toast_cli.backbones.base import Readout
 
 
 class Weighing(nn.Module):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toast_cli.backbone import Backbone, Readout, State, Trace
-from toast_cli.signals import Pending, Sent, Signal, Values, times
-from toast_cli.steering.composing import composed, goes_to_values, pays
+from toast_cli.backbones.base import Backbone, Readout, State, Trace
+from toast_cli.backbones.lazy_signal import Pending, Sent, Signal, Values, times
+from toast_cli.steering.composition import composed, goes_to_values, pays
 from toast_cli.steering.feedback import FeedbackPath
 from toast_cli.steering.selection import Selection
 

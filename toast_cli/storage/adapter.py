@@ -17,17 +17,17 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from toast_cli import __version__
-from toast_cli.backbone import Backbone
-from toast_cli.errors import ToastError, UsageError
-from toast_cli.fingerprint import digest_of_tensors
-from toast_cli.model import Model, count
+from toast_cli.backbones.base import Backbone
+from toast_cli.model.model import Model, count
 from toast_cli.recipe.schema import Recipe
-from toast_cli.regular import regular
-from toast_cli.storage.atomic import write_json, write_tensors, write_text
-from toast_cli.storage.kinds import told_as
-from toast_cli.storage.records import checked, refuse_newer
-from toast_cli.storage.sealing import sealed, unsealed
+from toast_cli.storage.checksums import sealed, unsealed
+from toast_cli.storage.file_type import told_as
+from toast_cli.storage.validated_json import checked, refuse_newer
+from toast_cli.utils.atomic import write_json, write_tensors, write_text
+from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.hashing import digest_of_tensors
+from toast_cli.utils.regular_file import regular
+from toast_cli.utils.version import __version__
 
 FORMAT = 1
 TRAINED = "adapter_model.safetensors"

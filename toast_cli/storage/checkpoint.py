@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from toast_cli.divided import put
-from toast_cli.errors import ToastError
-from toast_cli.model import Model
-from toast_cli.regular import regular
-from toast_cli.storage.atomic import write_json, write_tensors
-from toast_cli.storage.sealing import digest_of_file, digest_of_json
+from toast_cli.model.model import Model
+from toast_cli.storage.checksums import digest_of_file, digest_of_json
+from toast_cli.utils.atomic import write_json, write_tensors
+from toast_cli.utils.dtensor import put
+from toast_cli.utils.errors import ToastError
+from toast_cli.utils.regular_file import regular
 
 WEIGHTS = "model.safetensors"
 STATE = "state.json"

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from toast_cli import __version__
-from toast_cli.divided import whole
-from toast_cli.errors import ToastError, UsageError
-from toast_cli.model import Model
-from toast_cli.recipe.seal import seal_holds, sealed_text
+from toast_cli.model.model import Model
+from toast_cli.recipe.checksum import seal_holds, sealed_text
 from toast_cli.storage.adapter import CONFIG
-from toast_cli.storage.atomic import append_line, cannot_write, write_json, write_text
 from toast_cli.storage.checkpoint import save_checkpoint
-from toast_cli.storage.sealing import sealed
+from toast_cli.storage.checksums import sealed
+from toast_cli.utils.atomic import append_line, cannot_write, write_json, write_text
+from toast_cli.utils.dtensor import whole
+from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor

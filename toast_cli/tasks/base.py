@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from toast_cli.options import Named
+from toast_cli.utils.config import Named
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from toast_cli.backbone import Backbone, Readout
+    from toast_cli.backbones.base import Backbone, Readout
 
 
 class Meter(Protocol):

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from toast_cli.errors import UsageError
-from toast_cli.labels import IGNORED
-from toast_cli.options import Named
 from toast_cli.tasks.base import Objective, Task
+from toast_cli.utils.config import Named
+from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from toast_cli.backbone import Backbone
+    from toast_cli.backbones.base import Backbone
 
 
 class Options(Named):

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from toast_cli.labels import IGNORED
-from toast_cli.options import PixelOptions
 from toast_cli.tasks.base import Objective, Task
+from toast_cli.utils.config import PixelOptions
+from toast_cli.utils.constants import IGNORED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from toast_cli.backbone import Backbone, Readout
-    from toast_cli.tasks.overlap import OverlapMeter
+    from toast_cli.backbones.base import Backbone, Readout
+    from toast_cli.tasks.iou import OverlapMeter
     from toast_cli.tasks.upernet import Maps
 
 
@@ -76,7 +76,7 @@ class Segmentation(Objective):
         """Logits `[B, classes, H, W]` for whole images; what is padding (beyond `batch["extent"]`) stays zero."""
         import torch
 
-        from toast_cli.tasks.windows import slide
+        from toast_cli.tasks.sliding_window import slide
 
         images = batch["image"]
         if images.shape[-2:] == self.window:
@@ -94,7 +94,7 @@ class Segmentation(Objective):
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Cross-entropy summed over pixels, and the auxiliary head's, weighed, where it has scored too."""
-        from toast_cli.tasks.overlap import judged, pixel_loss
+        from toast_cli.tasks.iou import judged, pixel_loss
 
         logits, *auxiliary = outputs.split(len(self.classes), dim=1)
         loss = logits.new_zeros(())
@@ -105,7 +105,7 @@ class Segmentation(Objective):
 
     def meter(self) -> OverlapMeter:
         """Mean IoU, IoU by class, pixel accuracy and cross-entropy."""
-        from toast_cli.tasks.overlap import OverlapMeter
+        from toast_cli.tasks.iou import OverlapMeter
 
         return OverlapMeter(self.classes)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from toast_cli.backbone import Backbone, Readout
+from toast_cli.backbones.base import Backbone, Readout
 
 
 @dataclass

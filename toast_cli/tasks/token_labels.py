@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from toast_cli.errors import ToastError, UsageError
-from toast_cli.labels import IGNORED
-from toast_cli.options import PixelOptions
 from toast_cli.tasks.base import Objective, Task
+from toast_cli.utils.config import PixelOptions
+from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from toast_cli.backbone import Backbone, Readout
+    from toast_cli.backbones.base import Backbone, Readout
     from toast_cli.tasks.token_head import Tokens
 
 SEPARATOR = ", "

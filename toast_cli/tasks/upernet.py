@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetConvModule, UperNetFCNHead, UperNetHead
 
-from toast_cli.backbone import Backbone, Readout
+from toast_cli.backbones.base import Backbone, Readout
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
 """How much finer or coarser than the patches each map of the pyramid is, finest first."""

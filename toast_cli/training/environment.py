@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from toast_cli import __version__
+from toast_cli.utils.version import __version__
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
 """What has a part in the numbers."""

@@ -13,22 +13,22 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
-from toast_cli.data.source import Batches
-from toast_cli.divided import whole
-from toast_cli.errors import ToastError
+from toast_cli.data.base import Batches
 from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.storage.checkpoint import load_besides, load_checkpoint
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.training.averaging import Average
-from toast_cli.training.evaluation import evaluate
+from toast_cli.training.distributed.collectives import summed
+from toast_cli.training.ema import Average
+from toast_cli.training.epoch_metrics import Tally
+from toast_cli.training.evaluate import evaluate
+from toast_cli.training.interrupt import Stop
 from toast_cli.training.optimization import make_optimizer, make_schedule, total_steps
-from toast_cli.training.processes import summed
+from toast_cli.training.progress_state import Best, Position
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.resuming import as_it_was_written, pack, unpack
-from toast_cli.training.standing import Best, Position
+from toast_cli.training.state import as_it_was_written, pack, unpack
 from toast_cli.training.step import Step
-from toast_cli.training.stopping import Stop
-from toast_cli.training.tally import Tally
+from toast_cli.utils.dtensor import whole
+from toast_cli.utils.errors import ToastError
 
 EMA = "ema."
 """What the names of averaged weights begin with in a checkpoint."""

@@ -10,8 +10,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from toast_cli.errors import UsageError, did_you_mean
 from toast_cli.recipe.schema import TrainingOptions
+from toast_cli.utils.errors import UsageError, did_you_mean
 
 FEW_STEPS = 20
 """Fewer optimizer steps than this in a whole run are remarked upon."""

@@ -11,18 +11,18 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
 from toast_cli import registry
-from toast_cli.data.source import Asked, Batches, DataSet
-from toast_cli.errors import UsageError
-from toast_cli.model import Model, build_model, count, flops
-from toast_cli.recipe.loading import build_recipe, check_start
+from toast_cli.data.base import Asked, Batches, DataSet
+from toast_cli.model.model import Model, build_model, count, flops
+from toast_cli.recipe.parse import build_recipe, check_start
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.artifact import Lineage, artifact_path, start_from
-from toast_cli.training.devices import check_compiling, make_accelerator
-from toast_cli.training.memory import Memory, estimate
+from toast_cli.storage.pretuned import Lineage, artifact_path, start_from
+from toast_cli.training.distributed.devices import check_compiling, make_accelerator
+from toast_cli.training.distributed.fsdp import check_even, check_sharding, shard
 from toast_cli.training.optimization import check_optimizer
-from toast_cli.training.sharding import check_even, check_sharding, shard
+from toast_cli.training.plan.memory import Memory, estimate
 from toast_cli.training.step import freeze_unlearned
 from toast_cli.training.tensorboard import check_tensorboard
+from toast_cli.utils.errors import UsageError
 
 
 @dataclass

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbone import Trace
-from toast_cli.errors import UsageError
-from toast_cli.model import Model
+from toast_cli.backbones.base import Trace
+from toast_cli.model.model import Model
 from toast_cli.recipe.schema import PretuningOptions
 from toast_cli.steering.reconstruction import reconstruction_losses
 from toast_cli.steering.steering import Passes, Steering
 from toast_cli.tasks.base import Meter
+from toast_cli.utils.errors import UsageError
 
 
 @dataclass

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from toast_cli.errors import ToastError
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.utils.errors import ToastError
 
 
 def check_tensorboard(tensorboard: bool) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.language import instructions, make_model, write_json
-from toast_cli.storage.rebuilding import load
+from toast_cli.storage.load_model import load
 
 
 @pytest.fixture(scope="module")

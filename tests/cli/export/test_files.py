@@ -16,10 +16,10 @@ from tests.cli.conftest import TINY_DEMO, MakePictures, toast
 from tests.cli.export.conftest import logits, top_down_parts
 from tests.language import instructions, make_model, write_json
 from toast_cli import registry
-from toast_cli.errors import ToastError
-from toast_cli.export import exporting
+from toast_cli.export import export_run
 from toast_cli.export.base import Wanted
-from toast_cli.storage.rebuilding import load
+from toast_cli.storage.load_model import load
+from toast_cli.utils.errors import ToastError
 
 
 @pytest.mark.usefixtures("quickly")
@@ -160,10 +160,10 @@ def test_two_exports_at_once_lose_nothing_of_each_other(
 ) -> None:
     both, errors = threading.Barrier(2), list[ToastError]()
     form = registry.load(registry.EXPORTS, "safetensors")
-    proof = exporting.Proof({"random.logits": 0.0}, {"random.logits": 1.0}, 1.0, 1.0, "random")
-    read = exporting.reports_of
+    proof = export_run.Proof({"random.logits": 0.0}, {"random.logits": 1.0}, 1.0, 1.0, "random")
+    read = export_run.reports_of
 
-    def proved(*_: Any) -> exporting.Proof:
+    def proved(*_: Any) -> export_run.Proof:
         both.wait()
         return proof
 
@@ -172,12 +172,12 @@ def test_two_exports_at_once_lose_nothing_of_each_other(
         time.sleep(0.3)
         return found
 
-    monkeypatch.setattr(exporting, "prove", proved)
-    monkeypatch.setattr(exporting, "reports_of", read_slowly)
+    monkeypatch.setattr(export_run, "prove", proved)
+    monkeypatch.setattr(export_run, "reports_of", read_slowly)
 
     def one(name: str) -> None:
         try:
-            exporting.export(load(run), "safetensors", Wanted("adapter"), here / f"{name}{form.suffix}")
+            export_run.export(load(run), "safetensors", Wanted("adapter"), here / f"{name}{form.suffix}")
         except ToastError as error:
             errors.append(error)
 

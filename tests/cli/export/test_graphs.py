@@ -11,8 +11,8 @@ import torch
 
 from tests.cli.conftest import TINY_DEMO, toast, toast_from_the_shell
 from tests.cli.export.conftest import logits
-from toast_cli.export import onnx_file
-from toast_cli.storage.rebuilding import load
+from toast_cli.export.formats import onnx as onnx_file
+from toast_cli.storage.load_model import load
 
 
 def test_an_onnx_file_runs_without_torch_and_proves_it_in_another_process(here: Path, run: Path) -> None:

@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.cli.export.conftest import logits, top_down_parts
 from toast_cli import registry
-from toast_cli.backbone import Backbone, Preprocessing
-from toast_cli.data.transforms import build_transform
-from toast_cli.errors import ToastError
-from toast_cli.export import checking
+from toast_cli.backbones.base import Backbone, Preprocessing
+from toast_cli.data.images.transforms import build_transform
+from toast_cli.export import verification_worker
 from toast_cli.export.base import Wanted
-from toast_cli.export.hf_folder import card, processor
+from toast_cli.export.formats.hf import card, processor
 from toast_cli.recipe.schema import ImageOptions
-from toast_cli.storage.rebuilding import load
+from toast_cli.storage.load_model import load
+from toast_cli.utils.errors import ToastError
 
 
 def test_transformers_loads_an_exported_classifier(here: Path, run: Path) -> None:
@@ -130,7 +130,7 @@ def test_transformers_loads_an_exported_language_model_and_lets_it_write(here: P
 def test_a_card_tells_the_licence_of_published_weights_and_of_no_others(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "in_new_process", checking.open_and_run)
+    monkeypatch.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: None)  # in place of a download
     words = ["--backbone", "vit:test_vit", "--method", "linear", "training.epochs=1"]
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def test_a_card_tells_the_licence_of_published_weights_and_of_no_others(
     monkeypatch.undo()
     monkeypatch.chdir(here)
     assert build_of("vit:test_vit", str(here / "own.safetensors")).licence is None
-    monkeypatch.setattr(checking, "in_new_process", checking.open_and_run)
+    monkeypatch.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
     assert toast("tune", *TINY_DEMO, *words, "--weights", "own.safetensors", "--output-dir", "run").code == 0
     assert toast("export", "--run", "run", "--format", "hf", "--out", "hf").code == 0
     assert "license:" not in (here / "hf" / "README.md").read_text()

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.cli.conftest import TINY_DEMO, toast
-from toast_cli.export import checking, proving
-from toast_cli.export.inputs import RANDOM, REAL
-from toast_cli.storage.rebuilding import load
+from toast_cli.export import verification, verification_worker
+from toast_cli.export.verification_inputs import RANDOM, REAL
+from toast_cli.storage.load_model import load
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports are checked in this process, and timed once."""
-    monkeypatch.setattr(checking, "in_new_process", checking.open_and_run)
-    monkeypatch.setattr(checking, "REPEATS", 1)
+    monkeypatch.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
+    monkeypatch.setattr(verification_worker, "REPEATS", 1)
 
 
 TYPES = ("float32", "float16", "bfloat16")
@@ -76,12 +76,12 @@ def test_rounding_that_moves_an_output_too_far_leaves_no_file(
     said = toast(*words)
     assert said.code == 0 and "What bfloat16 changes" in said.out and "likeliest class is the same" in said.out
     assert f"{REAL} real and {RANDOM} random inputs" in said.out
-    monkeypatch.setattr(proving, "ROUNDING", 1e-4)
+    monkeypatch.setattr(verification, "ROUNDING", 1e-4)
     toast(*words, "--force").fails(1, "too far from the run as it is", "--dtype float32")
 
 
 def test_other_answers_are_warned_of(here: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proving, "_same_top", lambda *_: 0.75)
+    monkeypatch.setattr(verification, "_same_top", lambda *_: 0.75)
     said = toast("export", "--run", run, "--dtype", "float16", "--out", here / "x")
     assert said.code == 0 and "Warning: stored in float16" in said.err and "25.0% of real input" in said.err
     assert "Warning" not in toast("export", "--run", run, "--out", here / "y").err
@@ -90,9 +90,9 @@ def test_other_answers_are_warned_of(here: Path, run: Path, monkeypatch: pytest.
 def test_the_likeliest_class_is_counted_where_the_mask_says() -> None:
     ours = torch.eye(4)[None]
     theirs = ours[:, [0, 1, 3, 2]]
-    assert proving._same_top(theirs, ours, -1, None) == 0.5
-    assert proving._same_top(theirs, ours, -1, torch.tensor([[1, 1, 1, 0]])) == pytest.approx(2 / 3)
-    assert proving._same_top(theirs, ours, 1, None) == 0.5
+    assert verification._same_top(theirs, ours, -1, None) == 0.5
+    assert verification._same_top(theirs, ours, -1, torch.tensor([[1, 1, 1, 0]])) == pytest.approx(2 / 3)
+    assert verification._same_top(theirs, ours, 1, None) == 0.5
 
 
 def test_every_stage_is_told_as_it_begins(here: Path, run: Path) -> None:

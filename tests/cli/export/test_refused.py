@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.cli.export.conftest import top_down_parts
-from toast_cli.export import exporting
+from toast_cli.export import export_run
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_no_space_for_what_it_is_checked_with_is_not_blamed_on_the_target(
     def full(path: Path, tensors: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("toast_cli.export.proving.write_tensors", full)
+    monkeypatch.setattr("toast_cli.export.verification.write_tensors", full)
     toast("export", "--run", run, "--out", here / "out" / "b").fails(1, "checked with", "No space left", "TMPDIR")
     assert list((here / "out").iterdir()) == []
 
@@ -257,7 +257,7 @@ def test_an_export_that_cannot_be_moved_whole_puts_back_what_was_there(
 
     monkeypatch.setattr(Path, "replace", failing)
     with pytest.raises(OSError, match="No space"):
-        exporting._keep(place, folder, here / "before", replace=True)
+        export_run._keep(place, folder, here / "before", replace=True)
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "out a", "b": "out b"}
     assert sorted(path.name for path in place.iterdir()) == ["a", "b"]
 
@@ -266,7 +266,7 @@ def test_an_export_that_cannot_be_moved_whole_puts_back_what_was_there(
 def test_what_a_killed_export_left_is_cleared_away_and_what_a_living_one_has_is_not(here: Path, run: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    left = [here / f"{exporting._begun_here()}{number}-x" for number in (gone.pid, os.getpid())]
+    left = [here / f"{export_run._begun_here()}{number}-x" for number in (gone.pid, os.getpid())]
     for folder in left:
         folder.mkdir()
     assert toast("export", "--run", run, "--out", here / "a").code == 0

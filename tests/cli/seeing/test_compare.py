@@ -12,8 +12,8 @@ from tests.cli.conftest import toast
 from tests.cli.seeing.pages import page
 from tests.cli.seeing.texts import tuned_on_texts
 from tests.scenes import demo_model, kept
-from toast_cli.model import build_model
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.model.model import build_model
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.storage.adapter import describe, save_folder
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -120,7 +120,7 @@ def test_runs_are_held_against_each_other_before_any_is_measured(
     def never(*_: object) -> None:
         raise AssertionError("a run was measured")
 
-    monkeypatch.setattr("toast_cli.training.comparing.measured", never)
+    monkeypatch.setattr("toast_cli.evaluation.compare_runs.measured", never)
     toast("compare", runs[1], tuned_on_texts(here, "texts")).fails(2, "texts cannot be compared", "none.json")
     elsewhere = {"name": "demo", "test_images": 12, "train_images": 5, "val_images": 5, "world_seed": 1}
     other = kept(demo_model("linear"), here / "elsewhere", dataset=elsewhere)

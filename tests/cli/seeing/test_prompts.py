@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.cli.conftest import toast
 from tests.cli.seeing.pages import page
 from tests.cli.seeing.texts import tuned_on_texts
-from toast_cli.attention.texts import MEANING
+from toast_cli.visualize.text import MEANING
 
 
 def test_a_prompt_is_coloured_in_the_terminal_and_as_a_page(here: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from tests.language import make_model
-from toast_cli.model import build_model
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.model.model import build_model
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.storage.adapter import describe, save_folder
 
 

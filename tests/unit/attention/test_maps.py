@@ -8,11 +8,11 @@ from torch import Tensor
 
 from toast_cli import registry
 from toast_cli.attention.maps import Look, Recorder, attention_map
-from toast_cli.attention.measures import share_inside
-from toast_cli.attention.share import AttentionShare
-from toast_cli.backbone import Backbone, Trace
-from toast_cli.model import Model, build_model
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.attention.metrics import share_inside
+from toast_cli.attention.object_attention import AttentionShare
+from toast_cli.backbones.base import Backbone, Trace
+from toast_cli.model.model import Model, build_model
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.steering.steering import Passes, one_pass
 
 SMALL = ["vit_demo_3", "vit:test_vit", "vit:test_vit2", "vit:test_vit3", "vit:test_vit4"]

@@ -9,16 +9,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.backbones import BACKBONES, example, randomly
-from toast_cli.attention.energy import ENERGY, EnergyRecorder, recorder_for
+from toast_cli.attention.feature_energy import ENERGY, EnergyRecorder, recorder_for
 from toast_cli.attention.grad_cam import grad_cam
 from toast_cli.attention.maps import Recorder
-from toast_cli.backbone import Trace
-from toast_cli.errors import ToastError, UsageError
-from toast_cli.methods.adapted import Adapted
-from toast_cli.methods.prompted import Prompted
-from toast_cli.model import Model, Stock
+from toast_cli.backbones.base import Trace
+from toast_cli.methods.adapted_model import Adapted
+from toast_cli.methods.prompted_model import Prompted
+from toast_cli.model.model import Model, Stock
 from toast_cli.steering.steering import Steering, one_pass
 from toast_cli.tasks.classification import Options, build
+from toast_cli.utils.errors import ToastError, UsageError
 
 
 def model_on(name: str, method: str = "toast") -> Model:

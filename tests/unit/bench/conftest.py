@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from toast_cli.bench.jobs import Experiment, Job
-from toast_cli.bench.ledger import Ledger
+from toast_cli.bench.scheduler.jobs import Experiment, Job
+from toast_cli.bench.scheduler.trials import Ledger
 from toast_cli.bench.suite import parse
 
 SUITE = """

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.unit.bench.conftest import record
-from toast_cli.bench.board import Board
-from toast_cli.bench.jobs import Experiment, Job
 from toast_cli.bench.results import Results
-from toast_cli.bench.standing import Standing
+from toast_cli.bench.scheduler.job_status import Standing
+from toast_cli.bench.scheduler.jobs import Experiment, Job
+from toast_cli.bench.scheduler.scheduler import Board
 from toast_cli.bench.suite import Suite
 
 Left = Callable[[str, str, int], dict[str, Any] | None]

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from tests.unit.bench.made_up import accuracy, filled
-from toast_cli.bench.curves import ACCURACY, ATTENTION, curves_figure, points, write_curves
 from toast_cli.bench.results import Results
-from toast_cli.bench.suite import Suite, find, names, parse
-from toast_cli.errors import UsageError
+from toast_cli.bench.suite import Suite, find, parse
+from toast_cli.bench.tables.curves import ACCURACY, ATTENTION, curves_figure, points, write_curves
+from toast_cli.recipe.builtin import suite_names
+from toast_cli.utils.errors import UsageError
 
 SUITE = """
 backbone: vit_demo_3
@@ -94,6 +95,6 @@ def test_a_name_that_is_not_in_the_suite_is_refused() -> None:
         parse(SUITE.replace("steps_on: many", "steps_on: none"), "growth.yaml")
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", suite_names())
 def test_every_built_in_suite_is_valid(name: str) -> None:
     assert find(name)[1].rows

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.unit.bench.made_up import accuracy, filled
-from toast_cli.bench.cells import Number, Table
 from toast_cli.bench.suite import Suite, parse
-from toast_cli.bench.table import tables
-from toast_cli.errors import ToastError
-from toast_cli.storage.sealed_lines import append_sealed
+from toast_cli.bench.tables.build import tables
+from toast_cli.bench.tables.model import Number, Table
+from toast_cli.storage.checksummed_jsonl import append_sealed
+from toast_cli.utils.errors import ToastError
 
 SUITE = """
 backbone: vit_demo_3

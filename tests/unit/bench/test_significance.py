@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from toast_cli.bench.significance import IMAGES, Sample, compare, over_seeds, right
+from toast_cli.bench.tables.significance import IMAGES, Sample, compare, over_seeds, right
 
 
 def answers(path: Path, right: np.ndarray) -> Path:

@@ -11,17 +11,19 @@ import pytest
 
 from tests.unit.bench.conftest import SUITE
 from toast_cli import registry
-from toast_cli.bench import contents, suite
-from toast_cli.bench.folder import recall, remember
-from toast_cli.bench.jobs import Experiment, key_of, parse_starts
-from toast_cli.errors import ToastError, UsageError
+from toast_cli.bench import suite
+from toast_cli.bench.experiment_folder import recall, remember
+from toast_cli.bench.scheduler import input_digests
+from toast_cli.bench.scheduler.jobs import Experiment, key_of, parse_starts
+from toast_cli.recipe.builtin import suite_names
+from toast_cli.utils.errors import ToastError, UsageError
 
 
 def made(**more: object) -> Experiment:
     return Experiment("small", suite.parse(SUITE, "small.yaml"), **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", suite.names())
+@pytest.mark.parametrize("name", suite_names())
 def test_every_suite_that_comes_with_toast_is_valid_and_says_its_command(name: str) -> None:
     _, found, text = suite.find(name)
     assert found.tables and f"toast bench {name}" in text
@@ -165,7 +167,7 @@ def test_a_start_is_what_its_tensors_are(tmp_path: Path) -> None:
 def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, read = tmp_path / "weights", list[Path]()
     file.write_text("weights")
-    monkeypatch.setattr(contents, "digest_of_file", lambda path: read.append(path) or "digest")
+    monkeypatch.setattr(input_digests, "digest_of_file", lambda path: read.append(path) or "digest")
     for _ in range(3):
         made(changes=(f"backbone.weights={file}",)).finals("Markings", "linear", {})
     assert len(read) == 1

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from toast_cli.bench import worker
-from toast_cli.bench.board import Board
-from toast_cli.bench.claim import Claim, give_up
-from toast_cli.bench.jobs import Experiment
-from toast_cli.bench.ledger import Ledger
+from toast_cli.bench.scheduler import worker
+from toast_cli.bench.scheduler.jobs import Experiment
+from toast_cli.bench.scheduler.lease import Claim, give_up
+from toast_cli.bench.scheduler.scheduler import Board
+from toast_cli.bench.scheduler.trials import Ledger
+from toast_cli.bench.scheduler.worker import work
 from toast_cli.bench.suite import parse
-from toast_cli.bench.worker import work
-from toast_cli.errors import ToastError
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.reporter import Reporter
+from toast_cli.utils.errors import ToastError
 
 SUITE = """
 backbone: vit_demo_3

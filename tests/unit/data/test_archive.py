@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toast_cli.data import packed
-from toast_cli.data.archive import Options, open_archive
-from toast_cli.data.source import DataSet
-from toast_cli.errors import ToastError
+from toast_cli.data.base import DataSet
+from toast_cli.data.images import archive_index
+from toast_cli.data.images.archive import Options, open_archive
+from toast_cli.utils.errors import ToastError
 
 
 def png(shade: int = 0) -> bytes:
@@ -102,14 +102,14 @@ def test_a_member_that_is_packed_twice_is_said(tmp_path: Path) -> None:
 
 def test_a_folder_holds_what_is_below_it_and_not_what_only_begins_alike() -> None:
     names = ["a/0.png", "a/b/1.png", "a-b/2.png", "a0/3.png", "a.b/4.png", "aa/5.png", "6.png"]
-    archive = packed.Packed(Path("it.zip"), dict.fromkeys(names), frozenset(), others=("a/x", "ab/x"))
+    archive = archive_index.Packed(Path("it.zip"), dict.fromkeys(names), frozenset(), others=("a/x", "ab/x"))
     assert archive.found("a") == (["a/0.png", "a/b/1.png"], ["a/x"], ())
     assert sorted(archive.found().images) == sorted(names)
 
 
 def test_a_thousand_classes_are_found_among_very_many_images_at_once() -> None:
     names = [f"{label:03d}/{number}.png" for label in range(1000) for number in range(300)]
-    archive = packed.Packed(Path("it.zip"), dict.fromkeys(names), frozenset())
+    archive = archive_index.Packed(Path("it.zip"), dict.fromkeys(names), frozenset())
     start = time.process_time()
     assert sum(len(archive.found(f"{label:03d}").images) for label in range(1000)) == len(names)
     assert time.process_time() - start < 5  # well under one; looking through all of them for each class takes a minute
@@ -198,6 +198,6 @@ class TestErrors:
             split.load(len(split) - 1)
 
     def test_a_member_that_claims_to_be_huge_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(packed, "LARGEST", 10)
+        monkeypatch.setattr(archive_index, "LARGEST", 10)
         with pytest.raises(ToastError, match="suspiciously large"):
             opened(zipped(tmp_path / "a.zip", CLASSES))

@@ -11,10 +11,10 @@ import pytest
 
 from tests.unit.data.conftest import MakeFolder, noise
 from toast_cli import registry
+from toast_cli.data.base import DataSet
 from toast_cli.data.class_map import class_file, in_order
-from toast_cli.data.source import DataSet
-from toast_cli.errors import ToastError
-from toast_cli.recipe.loading import build_dataset
+from toast_cli.recipe.parse import build_dataset
+from toast_cli.utils.errors import ToastError
 
 
 def opened(dataset: str, **fields: object) -> DataSet:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toast_cli.data.cub import Options, open_cub
-from toast_cli.errors import ToastError
+from toast_cli.data.datasets.cub import Options, open_cub
+from toast_cli.utils.errors import ToastError
 
 SPECIES = ("001.Grey_Heron", "002.Wren", "003.Kite")
 PER_CLASS = 6

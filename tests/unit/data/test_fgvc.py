@@ -13,13 +13,13 @@ from scipy.io import savemat
 
 from tests.layouts import BOX, LAYOUTS, SIZE, json_lists
 from toast_cli import registry
-from toast_cli.data import cars, cub, dogs, fgvc, flowers, nabirds
-from toast_cli.data.dogs import read_boxes
-from toast_cli.data.files import FileSplit
-from toast_cli.data.regions import Boxes, Picture
-from toast_cli.data.source import DataSet, image_splits
-from toast_cli.errors import ToastError
-from toast_cli.recipe.loading import build_dataset
+from toast_cli.data.base import DataSet, image_splits
+from toast_cli.data.datasets import cars, cub, dogs, fgvc, flowers, nabirds
+from toast_cli.data.datasets.dogs import read_boxes
+from toast_cli.data.images.files import FileSplit
+from toast_cli.data.images.object_masks import Boxes, Picture
+from toast_cli.recipe.parse import build_dataset
+from toast_cli.utils.errors import ToastError
 
 SOURCES = {"cub": cub, "nabirds": nabirds, "flowers": flowers, "dogs": dogs, "cars": cars}
 SETS = tuple(SOURCES)
@@ -142,7 +142,7 @@ def test_masks_that_were_not_unpacked_are_left_out_and_said(name: str, folder: s
 
 
 def test_masks_that_nobody_asks_for_are_not_read(tmp_path: Path) -> None:
-    from toast_cli.data.loading import LabelledImages
+    from toast_cli.data.images.loader import LabelledImages
 
     LAYOUTS["flowers"](tmp_path)
     split: Any = opened("flowers", tmp_path).splits["test"]

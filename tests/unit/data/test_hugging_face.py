@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from toast_cli.data.hugging_face import Options, open_hf
-from toast_cli.data.source import DataSet
-from toast_cli.errors import ToastError
+from toast_cli.data.base import DataSet
+from toast_cli.data.streams.hugging_face import Options, open_hf
+from toast_cli.utils.errors import ToastError
 
 datasets = pytest.importorskip("datasets")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.layouts import WNIDS, encoded, imagenet, imagenet_in_tars, lines, tarred
-from toast_cli.data.imagenet import Options, open_imagenet
-from toast_cli.data.source import image_splits
-from toast_cli.errors import ToastError
+from toast_cli.data.base import image_splits
+from toast_cli.data.datasets.imagenet import Options, open_imagenet
+from toast_cli.utils.errors import ToastError
 
 
 def test_the_official_archives_hold_what_the_folders_do(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 from tests.layouts import folder, shards
 from tests.scenes import recipe_of
 from toast_cli import registry
-from toast_cli.backbone import Preprocessing
-from toast_cli.data.source import Asked
-from toast_cli.recipe.loading import build_dataset
+from toast_cli.backbones.base import Preprocessing
+from toast_cli.data.base import Asked
+from toast_cli.recipe.parse import build_dataset
 
 SEEN: Any = SimpleNamespace(require_preprocessing=lambda: Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3))
 

@@ -14,8 +14,8 @@ import pytest
 from tests.layouts import LAYOUTS
 from toast_cli import registry
 from toast_cli.data.class_map import class_file
-from toast_cli.errors import ToastError
-from toast_cli.recipe.loading import build_dataset
+from toast_cli.recipe.parse import build_dataset
+from toast_cli.utils.errors import ToastError
 
 WRITTEN = (".txt", ".mat", ".json", ".xml", ".csv", ".zip", ".tar")
 """What lists, annotations and archives end in."""

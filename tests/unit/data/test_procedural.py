@@ -5,25 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from toast_cli.data import demo, demo_pretraining, structured
-from toast_cli.data.demo_kinds import PRETRAINING_KINDS, relative_area
-from toast_cli.data.demo_pretraining import DemoPretrainingOptions
-from toast_cli.data.solids import DISTANCES, draw_solids, place_solids
-from toast_cli.data.source import DataSet
-from toast_cli.data.sprites import sprite_scene
-from toast_cli.data.structured import CLASSES, StructuredOptions
-from toast_cli.errors import UsageError
+from toast_cli.data.base import DataSet
+from toast_cli.data.demo import pretraining
+from toast_cli.data.demo import scenes as demo
+from toast_cli.data.demo.pretraining import DemoPretrainingOptions
+from toast_cli.data.demo.shapes import PRETRAINING_KINDS, relative_area
+from toast_cli.data.structured import tasks
+from toast_cli.data.structured.solids import DISTANCES, draw_solids, place_solids
+from toast_cli.data.structured.sprites import sprite_scene
+from toast_cli.data.structured.tasks import CLASSES, StructuredOptions
+from toast_cli.utils.errors import UsageError
 
 FINE_TEST_0 = 1437712
 """Sum of the pixels of the fine task's first test scene, as version 0.1 drew it."""
 
 
 def scenes(**options: object) -> DataSet:
-    return demo_pretraining.open_source(DemoPretrainingOptions(**options), None)  # type: ignore[arg-type]
+    return pretraining.open_source(DemoPretrainingOptions(**options), None)  # type: ignore[arg-type]
 
 
 def task(path: str, **options: object) -> DataSet:
-    return structured.open_source(StructuredOptions(path=path, **options), None)  # type: ignore[arg-type]
+    return tasks.open_source(StructuredOptions(path=path, **options), None)  # type: ignore[arg-type]
 
 
 class TestPretrainingScenes:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toast_cli.data.source import DataSet
-from toast_cli.data.table import Options, open_table
-from toast_cli.errors import ToastError
+from toast_cli.data.base import DataSet
+from toast_cli.data.images.table import Options, open_table
+from toast_cli.utils.errors import ToastError
 
 
 @pytest.fixture

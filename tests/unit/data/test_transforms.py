@@ -10,10 +10,10 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision.transforms import v2
 
-from toast_cli.backbone import Preprocessing
-from toast_cli.data.transforms import build_transform
-from toast_cli.errors import UsageError
+from toast_cli.backbones.base import Preprocessing
+from toast_cli.data.images.transforms import build_transform
 from toast_cli.recipe.schema import ImageOptions
+from toast_cli.utils.errors import UsageError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUGMENTS = ["none", "flip", "crop-flip", "random-resized-crop"]

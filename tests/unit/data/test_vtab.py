@@ -9,13 +9,13 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from tests.layouts import vtab
-from toast_cli.backbone import Preprocessing
-from toast_cli.data.source import DataSet
-from toast_cli.data.transforms import build_transform
-from toast_cli.data.vtab import TASKS, Options, open_vtab
-from toast_cli.errors import ToastError, UsageError
-from toast_cli.recipe.library import resolve
+from toast_cli.backbones.base import Preprocessing
+from toast_cli.data.base import DataSet
+from toast_cli.data.datasets.vtab import TASKS, Options, open_vtab
+from toast_cli.data.images.transforms import build_transform
+from toast_cli.recipe.resolve import resolve
 from toast_cli.recipe.schema import ImageOptions
+from toast_cli.utils.errors import ToastError, UsageError
 
 
 @pytest.fixture

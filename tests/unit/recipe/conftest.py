@@ -10,10 +10,10 @@ import pytest
 from pydantic import Field
 
 from toast_cli import registry
-from toast_cli.backbone import BackboneOptions, Card, Family
-from toast_cli.errors import ToastError
-from toast_cli.options import Options
+from toast_cli.backbones.base import BackboneOptions, Card, Family
 from toast_cli.recipe import builtin
+from toast_cli.utils.config import Options
+from toast_cli.utils.errors import ToastError
 
 
 class Vit(BackboneOptions):

@@ -7,8 +7,8 @@ import yaml
 
 from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.json_schema import recipe_schema
-from toast_cli.recipe.loading import build, build_recipe
-from toast_cli.recipe.yaml_text import parse_recipe
+from toast_cli.recipe.parse import build, build_recipe
+from toast_cli.recipe.safe_yaml import parse_recipe
 
 RAW: dict[str, Any] = {"backbone": "vit_b", "dataset": "folder:.", "method": "lite"}
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from toast_cli.errors import UsageError
-from toast_cli.recipe.draft import Draft
-from toast_cli.recipe.loading import build
 from toast_cli.recipe.overrides import apply_overrides
+from toast_cli.recipe.parse import build
+from toast_cli.recipe.partial_recipe import Draft
+from toast_cli.utils.errors import UsageError
 
 
 def draft() -> Draft:

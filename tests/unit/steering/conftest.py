@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from toast_cli.backbone import Preprocessing
+from toast_cli.backbones.base import Preprocessing
 from toast_vit.backbone import VitBackbone
 
 

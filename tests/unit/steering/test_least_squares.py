@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from toast_cli.backbone import Trace
-from toast_cli.errors import ToastError
+from toast_cli.backbones.base import Trace
 from toast_cli.steering.least_squares import RIDGE, least_squares_start
 from toast_cli.steering.reconstruction import reconstruction_losses
 from toast_cli.steering.steering import Steering
+from toast_cli.utils.errors import ToastError
 from toast_vit.backbone import VitBackbone
 
 

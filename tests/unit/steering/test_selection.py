@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from toast_cli.backbone import Readout
+from toast_cli.backbones.base import Readout
 from toast_cli.steering.selection import Selection
 
 

@@ -12,18 +12,18 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from toast_cli import registry
-from toast_cli.backbone import Trace
-from toast_cli.errors import ToastError, UsageError
-from toast_cli.labels import IGNORED
-from toast_cli.model import Model, build_model
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.backbones.base import Trace
+from toast_cli.model.model import Model, build_model
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.tasks.overlap import OverlapMeter
+from toast_cli.tasks.iou import OverlapMeter
 from toast_cli.tasks.segmentation import Options, Segmentation
+from toast_cli.tasks.sliding_window import places, slide
 from toast_cli.tasks.upernet import SegmentationHead, chosen_levels, maps_of
-from toast_cli.tasks.windows import places, slide
+from toast_cli.training.distributed.fsdp import check_even
 from toast_cli.training.optimization import make_schedule
-from toast_cli.training.sharding import check_even
+from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.errors import ToastError, UsageError
 
 CLASSES = ("ground", "cat", "dog")
 

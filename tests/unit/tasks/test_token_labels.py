@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from toast_cli import registry
-from toast_cli.backbone import Backbone
-from toast_cli.errors import ToastError, UsageError
-from toast_cli.labels import IGNORED
+from toast_cli.backbones.base import Backbone
 from toast_cli.tasks.token_labels import TokenLabels, TokenLabelsOptions, build, split_attributes
+from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.errors import ToastError, UsageError
 
 CLASSES = ("ground", "beetle, ringed", "beetle, plus", "ball, ringed")
 

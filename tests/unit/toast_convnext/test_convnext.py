@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from toast_cli import registry
-from toast_cli.backbone import Backbone, Trace
-from toast_cli.errors import ToastError, UsageError
-from toast_cli.model import Model, Stock, count
+from toast_cli.backbones.base import Backbone, Trace
+from toast_cli.model.model import Model, Stock, count
 from toast_cli.steering.least_squares import RIDGE, least_squares_start
 from toast_cli.steering.lite import add_low_rank
 from toast_cli.steering.reconstruction import reconstruction_losses
 from toast_cli.steering.steering import Steering, two_passes
 from toast_cli.tasks import classification
+from toast_cli.utils.errors import ToastError, UsageError
 
 
 def tiny(model: str = "test_convnext", image_size: tuple[int, int] | None = None) -> Backbone:

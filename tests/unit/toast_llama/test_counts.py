@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from toast_cli import registry
-from toast_cli.backbone import Backbone
-from toast_cli.model import count
+from toast_cli.backbones.base import Backbone
+from toast_cli.model.model import count
 
 
 def on_meta(name: str) -> Backbone:

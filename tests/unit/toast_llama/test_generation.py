@@ -12,8 +12,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from toast_cli import registry
 from toast_cli.steering.steering import Steering, two_passes
-from toast_llama.caches import TwoCaches
 from toast_llama.generation import TwoPassLanguageModel
+from toast_llama.kv_cache import TwoCaches
 
 MODELS = Path(__file__).parent.parent.parent / "contract" / "language_models"
 PROMPTS = torch.tensor([[0, 0, 5, 11, 2], [7, 8, 9, 10, 11]])

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from toast_cli import registry
-from toast_cli.backbone import Backbone
-from toast_cli.errors import ToastError, UsageError
+from toast_cli.backbones.base import Backbone
+from toast_cli.utils.errors import ToastError, UsageError
 from toast_llama.backbone import LlamaBackbone
 
 MODELS = Path(__file__).parent.parent.parent / "contract" / "language_models"

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from toast_cli import registry
-from toast_cli.errors import ToastError
+from toast_cli.utils.errors import ToastError
 
 Tensors = dict[str, Tensor]
 BACKBONES = {"vit:test_vit": "blocks.1.", "convnext:test_convnext": "stages.1."}

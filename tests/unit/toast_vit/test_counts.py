@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from toast_cli import registry
-from toast_cli.model import Model, Stock, count
+from toast_cli.model.model import Model, Stock, count
 from toast_cli.tasks import classification
 
 

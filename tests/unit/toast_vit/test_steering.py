@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toast_cli import registry
-from toast_cli.backbone import State
-from toast_cli.errors import ToastError
+from toast_cli.backbones.base import State
+from toast_cli.utils.errors import ToastError
 
 KINDS = [
     "vit_demo_3",

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.training.test_averaging import linear_model
-from toast_cli.errors import ToastError
+from tests.unit.training.test_ema import linear_model
 from toast_cli.storage.checkpoint import load_checkpoint, load_state, save_checkpoint
+from toast_cli.utils.errors import ToastError
 
 
 @pytest.mark.parametrize("part", [0.1, 0.3, 0.5, 0.7, 0.9])

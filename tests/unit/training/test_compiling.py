@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from accelerate.utils import TorchDynamoPlugin
 
-from toast_cli.errors import UsageError
-from toast_cli.model import build_model
-from toast_cli.recipe.loading import build_recipe
-from toast_cli.training.devices import check_compiling
+from toast_cli.model.model import build_model
+from toast_cli.recipe.parse import build_recipe
+from toast_cli.training.distributed.devices import check_compiling
+from toast_cli.utils.errors import UsageError
 
 
 def launched(backend: str) -> Any:

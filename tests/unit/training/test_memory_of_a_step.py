@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.language import make_model
-from toast_cli.model import Model, build_model
-from toast_cli.recipe.loading import build_recipe
-from toast_cli.training.memory import estimate
+from toast_cli.model.model import Model, build_model
+from toast_cli.recipe.parse import build_recipe
+from toast_cli.training.plan.memory import estimate
 
 
 class Alive(TorchDispatchMode):

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from toast_cli.model import Model, build_model
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.model.model import Model, build_model
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.training.step import Step
 
 CLASSES = ("a", "b", "c")

@@ -12,15 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from tests.language import make_model
 from toast_cli.export.base import Wanted
-from toast_cli.export.checking import open_and_run
-from toast_cli.export.exporting import export
-from toast_cli.fingerprint import fingerprint
-from toast_cli.model import Model, build_model
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.export.export_run import export
+from toast_cli.export.verification_worker import open_and_run
+from toast_cli.model.model import Model, build_model
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import describe, save_folder
-from toast_cli.storage.rebuilding import load
+from toast_cli.storage.load_model import load
 from toast_cli.training.optimization import make_optimizer
+from toast_cli.utils.hashing import fingerprint
 
 STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 METHODS = ("full", "lora", "toast", "toast-lite", "peft:dora", "peft:ia3", "peft:ln_tuning")
@@ -128,7 +128,7 @@ def test_an_export_of_a_model_in_bf16_gives_what_the_run_does(
     stored: dict[str, Path], tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What brings its own weights, what the run does in float32."""
-    monkeypatch.setattr("toast_cli.export.checking.in_new_process", open_and_run)  # which takes its time
+    monkeypatch.setattr("toast_cli.export.verification_worker.in_new_process", open_and_run)  # which takes its time
     recipe, path, out = recipe_of(stored["bf16"], "lora", lr=0.01), tmp_path / "adapter", tmp_path / "out.safetensors"
     model = build_model(recipe, ())
     train(model, recipe, 2)

@@ -10,20 +10,20 @@ import pytest
 import torch
 
 from tests.language import make_model
-from toast_cli.errors import ToastError
-from toast_cli.model import Model, build_model, flops
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.model.model import Model, build_model, flops
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import PretuningOptions, Recipe, TrainingOptions
 from toast_cli.storage.checkpoint import load_checkpoint, save_checkpoint
 from toast_cli.training import session as session_module
-from toast_cli.training import tuning
-from toast_cli.training.beginning import start_feedback
+from toast_cli.training import tune as tuning
 from toast_cli.training.loop import Best
 from toast_cli.training.optimization import make_optimizer, make_schedule, schedule_notes
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session, prepare
+from toast_cli.training.setup import start_feedback
 from toast_cli.training.step import DistillationStep
-from toast_cli.training.tuning import tune
+from toast_cli.training.tune import tune
+from toast_cli.utils.errors import ToastError
 
 SIZES = {"train_images": 20, "val_images": 10, "test_images": 15}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from toast_cli.recipe.loading import build_recipe
-from toast_cli.training.beginning import default_run_name
+from toast_cli.recipe.parse import build_recipe
+from toast_cli.training.setup import default_run_name
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from toast_cli.recipe.loading import build_recipe
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.tuning import tune
+from toast_cli.training.tune import tune
 
 
 def recipe_of(**training: Any) -> Recipe:

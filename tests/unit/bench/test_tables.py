@@ -1,0 +1,153 @@
+"""Tables: means and spreads, the paper below, bold where it is deserved, and the run behind every number."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.bench.conftest import record
+from toast_cli.bench.results import Results
+from toast_cli.bench.scheduler.jobs import Experiment
+from toast_cli.bench.scheduler.scheduler import Board
+from toast_cli.bench.scheduler.trials import Ledger
+from toast_cli.bench.suite import Layout, Row, TableRow
+from toast_cli.bench.tables.build import tables
+from toast_cli.bench.tables.html import write_page
+from toast_cli.bench.tables.latex import latex
+from toast_cli.bench.tables.metrics import in_millions
+from toast_cli.bench.tables.model import Number, Table
+from toast_cli.bench.tables.render import markdown, write_all
+
+
+def made(experiment: Experiment, out: Path, right: dict[tuple[str, str, int], list[bool]]) -> Board:
+    """The experiment's board after these finals, each with its answers; its searches are all done."""
+    board = Board(experiment, Ledger("memory:", out / "locks"))
+    for dataset, row in experiment.cells:
+        for stage in ("search", "final"):
+            jobs = board.stage(dataset, row, stage)  # type: ignore[arg-type]
+            assert jobs is not None
+            study = board.study(dataset, row, stage)  # type: ignore[arg-type]
+            board.ledger.fill(study, jobs)
+            while claim := board.ledger.take(study, jobs):
+                job = claim.job
+                answered = right.get((dataset, row, job.seed)) if stage == "final" else [True]
+                with claim.alive():
+                    if answered is None:
+                        claim.failed("no such luck")
+                        continue
+                    value = sum(answered) / len(answered)
+                    run = f"runs/{job.name}"
+                    (out / run).mkdir(parents=True)
+                    given = {"index": list(range(len(answered))), "label": [1] * len(answered)}
+                    given["chosen"] = list(map(int, answered))
+                    if stage == "final":
+                        (out / run / "test_answers.json").write_text(json.dumps(given))
+                    claim.done(value, record(job.seed, value, run) | {"params": dict(job.params or {})})
+    return board
+
+
+@pytest.fixture
+def results(experiment: Experiment, tmp_path: Path) -> Results:
+    """Linear has 20 images of 40 right, LoRA 32 and 36; one run of More failed."""
+    half, most, more = [True] * 20 + [False] * 20, [True] * 32 + [False] * 8, [True] * 36 + [False] * 4
+    right = {("Markings", "linear", 0): half, ("Markings", "linear", 1): half, ("More", "linear", 0): more}
+    right |= {("Markings", "lora", 0): most, ("Markings", "lora", 1): more}
+    return Results(made(experiment, tmp_path, right), tmp_path)
+
+
+def number(table: Table, row: str, column: str) -> Number:
+    (line,) = (line for line in table.lines if line.name == row)
+    cell = line.cells[[each.heading for each in table.columns].index(column)]
+    assert isinstance(cell, Number)
+    return cell
+
+
+def test_a_number_is_a_mean_with_its_spread_and_names_its_runs(results: Results) -> None:
+    (table,) = tables(results)
+    lora = number(table, "LoRA", "M")
+    assert str(lora) == "85.0 ± 7.1"
+    assert [run["seed"] for run in lora.runs] == [0, 1]
+    assert all((results.out / run["run"]).is_dir() for run in lora.runs)
+    assert str(number(table, "Linear", "Avg")) == "70.0 (1 of 2)", "seed 1 of More failed, so it has no average"
+    assert "0.2M" in table.lines[0].paper and str(table.lines[0].cells[2]) == "645"
+
+
+def test_the_best_is_bold_only_where_its_difference_is_significant(results: Results, experiment: Experiment) -> None:
+    (table,) = tables(results)
+    best, other = number(table, "LoRA", "M"), number(table, "Linear", "M")
+    assert best.best and not other.best
+    assert best.against["Linear"].p == pytest.approx(other.against["LoRA"].p)
+    assert best.against["Linear"].over == "test images"
+    assert any("paired t-test over the same test images" in note for note in table.notes)
+
+
+def test_finished_runs_that_were_not_asked_for_are_counted_below_the_table(results: Results) -> None:
+    asked = replace(results.board.experiment, seeds=(1,))
+    (table,) = tables(Results(Board(asked, results.board.ledger), results.out))
+    assert "Not shown: 3 finished runs of other seeds, rows or settings are in the ledger" in " ".join(table.notes)
+    assert "Not shown" not in " ".join(tables(results)[0].notes)
+
+
+def test_a_small_lead_is_not_bold(experiment: Experiment, tmp_path: Path) -> None:
+    right = {("Markings", "linear", seed): [True, False] * 20 for seed in (0, 1)}
+    right |= {("Markings", "lora", seed): [True, False] * 19 + [True, True] for seed in (0, 1)}
+    (table,) = tables(Results(made(experiment, tmp_path, right), tmp_path))
+    assert number(table, "LoRA", "M").mean > number(table, "Linear", "M").mean
+    assert not number(table, "LoRA", "M").best
+
+
+def test_files_have_the_papers_numbers_and_what_every_number_is_made_of(results: Results, tmp_path: Path) -> None:
+    (table,) = tables(results)
+    text = markdown(table)
+    assert "| LoRA | **85.0 ± 7.1** |" in text and "| *paper* | *51.5* |  | *0.2M* |" in text
+    assert r"\textbf{85.0 $\pm$ 7.1}" in latex(table) and r"\textcolor{gray}{51.5}" in latex(table)
+    folder = write_all(results, tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"both.md", "both.tex", "both.csv", "runs.csv", "failures.csv"}
+    lines = list(csv.DictReader(io.StringIO((folder / "both.csv").read_text())))
+    lora = next(line for line in lines if line["row"] == "LoRA" and line["column"] == "M")
+    assert (lora["seeds"], lora["test_hash"], lora["paper"]) == ("0 1", "c", "50.0")
+    assert json.loads(lora["versions"]) == {"toast": "0", "torch": "2"}
+    runs = list(csv.DictReader(io.StringIO((folder / "runs.csv").read_text())))
+    assert len(runs) == 5
+    assert json.loads(runs[0]["hyper_parameters"])["training.lr"] in (0.01, 0.001)
+    failed = list(csv.DictReader(io.StringIO((folder / "failures.csv").read_text())))
+    assert [(line["dataset"], line["seed"], line["reason"]) for line in failed] == [("More", "1", "no such luck")]
+
+
+def test_the_page_needs_nothing_beside_it(results: Results, tmp_path: Path) -> None:
+    page = write_page(results, tmp_path).read_text()
+    assert "<svg" in page and "<b>85.0 ± 7.1</b>" in page and "no such luck" in page
+    assert "test split c" in page
+    assert not any(outside in page for outside in ("<script", "<link", "<img", 'href="http', "src="))
+
+
+def test_counts_are_short() -> None:
+    counts = (645, 99_999, 150_000, 301_256, 4_194_304, 14_310_344, 537_000_000, 6_738_415_616)
+    said = ["645", "99,999", "0.15M", "0.30M", "4.2M", "14.3M", "537M", "6.7B"]
+    assert [in_millions(count) for count in counts] == said
+
+
+@pytest.mark.parametrize(
+    ("given", "start"),
+    [
+        ({"set": {"init_from": None}}, "least-squares start, for want of an --init-from"),
+        ({"set": {"init_from": None, "method.start": "random"}}, "random start, for want of an --init-from"),
+        ({"starts": {"vit_demo_3": "runs/general"}}, "runs/general"),
+    ],
+)
+def test_a_table_says_where_its_pre_tuned_rows_start(
+    given: dict[str, Any], start: str, experiment: Experiment, tmp_path: Path
+) -> None:
+    steered = Row(method="toast", pretuned=True, set=given.get("set", {}))
+    layout = Layout(title="Both", columns={"M": "Markings"}, rows={"Steered": TableRow(run="steered")})
+    rows = {**experiment.suite.rows, "steered": steered}
+    suite = experiment.suite.model_copy(update={"rows": rows, "tables": {"both": layout}})
+    begun = replace(experiment, suite=suite, starts=given.get("starts", {}), known={"runs/general": "its digest"})
+    (table,) = tables(Results(Board(begun, Ledger("memory:", tmp_path / "locks")), tmp_path))
+    assert f"Feedback paths of Steered: {start}." in table.notes

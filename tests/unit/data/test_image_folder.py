@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from PIL import Image, features
+
+from toast_cli.data.base import DataSet
+from toast_cli.data.images.file_formats import endings
+from toast_cli.data.images.image_folder import SOURCE, Options, open_folder
+from toast_cli.data.splits import split_hash
+from toast_cli.utils.errors import ToastError
+
+MakeFolder = Callable[[Mapping[str, int]], Path]
+
+
+def opened(root: Path, **options: object) -> DataSet:
+    return open_folder(Options(path=str(root), **options), None)  # type: ignore[arg-type]
+
+
+def sizes(data: DataSet) -> dict[str, int]:
+    return {name: len(split) for name, split in data.splits.items()}
+
+
+def test_a_folder_that_is_split_is_taken_as_it_is(make_folder: MakeFolder) -> None:
+    root = make_folder({"train/cat": 3, "train/dog": 2, "val/cat": 1, "val/dog": 1, "test/dog": 2})
+    data = opened(root)
+    assert data.classes == ("cat", "dog")
+    assert sizes(data) == {"train": 3 + 2, "val": 2, "test": 2}
+    assert data.splits["test"].labels == (1, 1)
+    assert data.notes == ()
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+def test_the_validation_folder_has_several_names(make_folder: MakeFolder, name: str) -> None:
+    data = opened(make_folder({"train/a": 2, "train/b": 2, f"{name}/a": 1}))
+    assert sizes(data) == {"train": 4, "val": 1}
+
+
+def test_a_missing_validation_split_is_held_out_of_train_and_said(make_folder: MakeFolder) -> None:
+    data = opened(make_folder({"train/a": 10, "train/b": 20, "test/a": 1, "test/b": 1}), val_fraction=0.2)
+    val = data.splits["val"]
+    assert Counter(val.labels) == {0: 2, 1: 4}
+    assert sizes(data) == {"train": 24, "val": 6, "test": 2}
+    assert not set(val.names) & set(data.splits["train"].names)
+    expected = f"20% of train held out per class (6 images), seed 0, split {split_hash(val.names, val.labels)}"
+    assert data.notes == (f"validation: {expected}",)
+
+
+def test_a_missing_test_split_is_said_and_not_made(make_folder: MakeFolder) -> None:
+    data = opened(make_folder({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}))
+    assert "test" not in data.splits
+    assert any(note.startswith("test:") and "no test split" in note for note in data.notes)
+
+
+def test_a_folder_of_classes_is_split_in_three_with_every_class_in_each_part(make_folder: MakeFolder) -> None:
+    data = opened(make_folder({"a": 20, "b": 10, "c": 3}))
+    for part in ("train", "val", "test"):
+        assert set(data.splits[part].labels) == {0, 1, 2}, part
+    assert sum(sizes(data).values()) == 33
+    assert Counter(data.splits["test"].labels) == {0: 4, 1: 2, 2: 1}
+    everything = [name for split in data.splits.values() for name in split.names]
+    assert len(set(everything)) == 33
+    assert [note.split(":")[0] for note in data.notes] == ["test", "validation"]
+
+
+def test_the_same_folder_gives_the_same_split_wherever_it_lies(make_folder: MakeFolder, tmp_path: Path) -> None:
+    root = make_folder({"a": 12, "b": 12})
+    first = opened(root)
+    moved = root.rename(tmp_path / "moved")
+    second = opened(moved)
+    assert {part: split.names for part, split in first.splits.items()} == {
+        part: split.names for part, split in second.splits.items()
+    }
+    assert first.notes == second.notes
+    assert opened(moved, split_seed=1).notes != second.notes
+
+
+def test_shots_cut_the_training_split_alone(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 20, "b": 20})
+    full, few = opened(root), opened(root, shots=2)
+    assert sizes(few) == {**sizes(full), "train": 4}
+
+
+def test_a_sample_is_the_image_behind_its_name(make_folder: MakeFolder) -> None:
+    split = opened(make_folder({"train/a": 2, "train/b": 2, "val/b": 1})).splits["val"]
+    sample = split.load(0)
+    assert (sample.image.size, sample.label, sample.name, sample.mask) == ((12, 10), 1, "val/b/0.png", None)
+    assert not split.has_masks
+
+
+def test_images_are_found_in_folders_inside_a_class_and_hidden_ones_are_not(make_folder: MakeFolder) -> None:
+    root = make_folder({"a/one/deeper": 2, "a/.thumbnails": 2, "b": 2, ".cache": 2})
+    (root / "b" / "._0.png").write_bytes(b"not an image")
+    (root / "b" / "labels.csv").write_text("0,1")
+    data = opened(root, test_fraction=0, val_fraction=0)
+    assert data.splits["train"].names == ("a/one/deeper/0.png", "a/one/deeper/1.png", "b/0.png", "b/1.png")
+
+
+def test_every_ending_that_pillow_reads_counts_in_either_case(make_folder: MakeFolder) -> None:
+    root = make_folder({"train/a": 1, "train/b": 1, "val/a": 1})
+    usual = {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+    can = {ending for ending, codec in ((".jp2", "jpg_2000"), (".avif", "avif")) if features.check(codec)}
+    assert usual | can <= endings() and not endings() & {"", ".heic", ".eps", ".h5", ".txt"}
+    for ending in endings():
+        (root / f"train/a/photo{ending.upper()}").touch()
+    data = opened(root)
+    assert len(data.splits["train"]) == 2 + len(endings())
+    assert data.notes == (f"test: {root} has no test split, so none is reported",)
+
+
+@pytest.mark.parametrize("ending", [".jfif", ".jpe", ".jp2", ".avif"])
+def test_what_has_such_an_ending_is_decoded(make_folder: MakeFolder, ending: str) -> None:
+    if ending not in endings():
+        pytest.skip("this Pillow has no codec for it")
+    root = make_folder({"train/a": 1, "train/b": 1, "val/a": 1})
+    Image.new("RGB", (16, 8), "red").save(root / f"train/a/a{ending}")
+    assert opened(root).splits["train"].load(1).image.size == (16, 8)
+
+
+def test_what_is_not_read_is_said_with_its_name(make_folder: MakeFolder) -> None:
+    root = make_folder({"train/a": 2, "train/b": 2, "val/a": 1, "test/a": 1})
+    for name in ("train/a/photo.heic", "val/a/without an ending", "train/b/.hidden"):
+        (root / name).touch()
+    (root / "train/lost.png").touch()
+    assert opened(root).notes == (
+        f"{root}: not read, as their endings are none of images: 2 (train/a/photo.heic, val/a/without an ending)",
+        f"{root}: not read, as they are in no class folder: 1 (train/lost.png)",
+    )
+    for number in range(9):
+        (root / f"test/a/{number}.txt").touch()
+    assert (
+        "11 (test/a/0.txt, test/a/1.txt, test/a/2.txt, test/a/3.txt, test/a/4.txt and 6 more)" in opened(root).notes[0]
+    )
+
+
+def test_a_link_to_a_folder_inside_a_class_is_not_followed_and_said(make_folder: MakeFolder) -> None:
+    root = make_folder({"train/a": 2, "train/b": 2, "val/a": 1, "test/a": 1})
+    (root / "train/a/again").symlink_to(root / "train", target_is_directory=True)
+    data = opened(root)
+    assert len(data.splits["train"]) == 4
+    assert data.notes == (f"{root}: links to folders are not followed: 1 (train/a/again)",)
+
+
+def test_unlabelled_images_leave_nothing_out_silently_either(make_folder: MakeFolder) -> None:
+    from toast_cli.data.images.unlabelled_folder import Options as Unlabelled
+    from toast_cli.data.images.unlabelled_folder import open_images
+
+    root = make_folder({"a": 4})
+    (root / "b.heic").touch()
+    (root / "link").symlink_to(root / "a", target_is_directory=True)
+    notes = open_images(Unlabelled(path=str(root)), None).notes
+    assert notes[1:3] == (
+        f"{root}: not read, as their endings are none of images: 1 (b.heic)",
+        f"{root}: links to folders are not followed: 1 (link)",
+    )
+
+
+@pytest.mark.parametrize("target", [".", ".."])
+def test_a_class_folder_that_links_to_a_folder_around_it_is_refused(make_folder: MakeFolder, target: str) -> None:
+    root = make_folder({"inner/a": 2, "inner/b": 2}) / "inner"
+    (root / "again").symlink_to(target, target_is_directory=True)
+    with pytest.raises(ToastError, match="again is a link to a folder that holds it"):
+        opened(root)
+
+
+def test_a_link_to_itself_is_named_when_it_is_read(make_folder: MakeFolder) -> None:
+    root = make_folder({"train/a": 1, "train/b": 1, "val/a": 1})
+    (root / "train/a/1.png").symlink_to("1.png")
+    split = opened(root).splits["train"]
+    with pytest.raises(ToastError, match=r"train/a/1\.png cannot be read"):
+        split.load(1)
+
+
+def test_names_of_any_length_and_script_are_read(make_folder: MakeFolder) -> None:
+    root = make_folder({"日本語": 1, "Ω" * 120: 1})
+    for folder in root.iterdir():
+        (folder / "0.png").rename(folder / ("ü" * 125 + ".png"))
+    data = opened(root)
+    assert data.classes == ("Ω" * 120, "日本語")
+    assert data.splits["train"].load(0).name.endswith("ü.png")
+
+
+def test_a_file_name_that_is_no_text_is_read_and_a_class_name_refused(make_folder: MakeFolder) -> None:
+    root = make_folder({"a": 1, "b": 1})
+    try:
+        (root / "a/0.png").rename(root / "a" / os.fsdecode(b"\xff.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    assert opened(root).splits["train"].load(0).image.size == (12, 10)
+    (root / "b").rename(root / os.fsdecode(b"\xfe"))
+    with pytest.raises(ToastError, match=r"class name .* cannot be written down"):
+        opened(root)
+
+
+def test_a_class_folder_may_be_a_link(make_folder: MakeFolder) -> None:
+    root = make_folder({"elsewhere/a": 2, "picked/train/b": 2, "picked/val/b": 1})
+    (root / "picked/train/a").symlink_to(root / "elsewhere/a", target_is_directory=True)
+    assert opened(root / "picked").splits["train"].labels == (0, 0, 1, 1)
+
+
+def test_a_class_may_be_called_train(make_folder: MakeFolder) -> None:
+    assert opened(make_folder({"train": 5, "bus": 5})).classes == ("bus", "train")
+
+
+def test_other_folders_beside_the_splits_are_named_in_a_note(make_folder: MakeFolder) -> None:
+    data = opened(make_folder({"train/a": 2, "train/b": 2, "val/a": 1, "test/a": 1, "extra/a": 1}))
+    assert len(data.notes) == 1
+    assert data.notes[0].endswith("not read: extra")
+
+
+def test_an_empty_validation_folder_is_as_good_as_none(make_folder: MakeFolder) -> None:
+    data = opened(make_folder({"train/a": 5, "train/b": 5, "val/a": 0, "test/a": 1}))
+    assert sizes(data) == {"train": 8, "val": 2, "test": 1}
+    assert "holds no image" in data.notes[0]
+
+
+def test_a_relative_path_is_looked_up_in_the_data_dir_then_here(
+    make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder({"in_data/a": 3, "in_data/b": 3, "here/only/c": 3, "here/only/d": 3, "here/in_data/e": 3})
+    monkeypatch.chdir(tmp_path / "pictures/here")
+    given = tmp_path / "pictures"
+    assert open_folder(Options(path="in_data"), given).classes == ("a", "b")
+    assert open_folder(Options(path="only"), given).classes == ("c", "d")
+
+
+def test_a_relative_path_is_found_in_the_folder_of_the_environment(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_folder({"birds/a": 3, "birds/b": 3})
+    monkeypatch.setenv("TOAST_DATA_DIR", str(root))
+    assert open_folder(Options(path="birds"), None).classes == ("a", "b")
+
+
+class TestErrors:
+    def test_a_missing_folder_is_named_with_the_places_looked_at(self, tmp_path: Path) -> None:
+        with pytest.raises(ToastError, match="no folder 'nowhere'") as error:
+            open_folder(Options(path="nowhere"), tmp_path)
+        assert str(tmp_path / "nowhere") in error.value.why
+        assert "--data-dir" in error.value.what_to_do
+
+    def test_a_file_is_not_a_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "file.zip").touch()
+        with pytest.raises(ToastError, match=r"file\.zip is not a folder"):
+            opened(tmp_path / "file.zip")
+
+    def test_an_empty_folder_is_told_the_layouts(self, tmp_path: Path) -> None:
+        with pytest.raises(ToastError, match="no class folder") as error:
+            opened(tmp_path)
+        assert "PATH/CLASS" in error.value.what_to_do
+
+    def test_images_outside_of_class_folders_are_mentioned(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(ToastError, match="no class folder") as error:
+            opened(make_folder({"a": 2}) / "a")
+        assert "directly" in error.value.why
+
+    def test_a_train_folder_without_class_folders_is_named(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(ToastError, match=r"no class folder in .*train"):
+            opened(make_folder({"train": 2, "test": 2}))
+
+    def test_class_folders_without_any_image_are_named(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(ToastError, match=r"no image in .*pictures"):
+            opened(make_folder({"a": 0, "b": 0}))
+
+    def test_a_class_without_a_training_image_is_named(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(ToastError, match="No training image of class 'empty'"):
+            opened(make_folder({"train/a": 2, "train/b": 2, "train/empty": 0, "val/a": 1}))
+        with pytest.raises(ToastError, match="No training image of class 'none'"):
+            opened(make_folder({"split/a": 2, "split/b": 2, "split/none": 0}) / "split")
+
+    @pytest.mark.parametrize("part", ["val", "test"])
+    def test_a_class_missing_from_train_is_named_in_its_own_spelling(self, make_folder: MakeFolder, part: str) -> None:
+        with pytest.raises(ToastError, match=rf"{part} holds classes 'Emu', 'fox'"):
+            opened(make_folder({"train/a": 2, "train/b": 2, f"{part}/Emu": 1, f"{part}/fox": 1, f"{part}/a": 1}))
+
+    def test_a_single_class_is_named(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(ToastError, match="single class, 'cat'"):
+            opened(make_folder({"train/cat": 3, "val/cat": 1}))
+
+    def test_two_folders_for_one_split_are_named(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(ToastError, match="two folders for one split: val and valid"):
+            opened(make_folder({"train/a": 1, "val/a": 1, "valid/a": 1}))
+
+    def test_test_without_train_is_not_taken_for_a_class(self, make_folder: MakeFolder) -> None:
+        with pytest.raises(ToastError, match="but no train folder"):
+            opened(make_folder({"val/a": 1, "test/a": 1}))
+
+
+@pytest.mark.parametrize("module", ["folder", "cub"])
+def test_a_source_is_imported_without_anything_heavy(module: str) -> None:
+    code = f"import sys, toast_cli.data.{module}; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_source_says_what_it_needs() -> None:
+    assert SOURCE.options is Options
+    assert "folder" in SOURCE.needs

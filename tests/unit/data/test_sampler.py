@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+from torch.utils.data import SequentialSampler
+
+from toast_cli.data.images.loader import Shuffled
+from toast_cli.data.sampler import Share
+from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.errors import UsageError
+
+
+def shares(samples: int, batch: int, processes: int) -> list[Share]:
+    return [Share(SequentialSampler(range(samples)), batch, process, processes) for process in range(processes)]
+
+
+def filled(share: Share) -> list[list[int]]:
+    """The indices of a share's batches that are not there to be ignored."""
+    batches = ({"index": part, "label": Labels(len(part))} for part in share)
+    return [[] if batch["label"].ignored else batch["index"] for batch in share.fill(batches)]
+
+
+class Labels:
+    """What `fill` does to a tensor of labels, seen."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.ignored = False
+
+    def fill_(self, value: int) -> None:
+        assert value == IGNORED
+        self.ignored = True
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize(("samples", "batch"), [(12, 4), (13, 4), (14, 5), (3, 8), (1, 3)])
+def test_processes_see_together_in_each_step_what_one_would_see(samples: int, batch: int, processes: int) -> None:
+    alone = filled(shares(samples, batch, 1)[0])
+    together = [list(chain(*parts)) for parts in zip(*map(filled, shares(samples, batch, processes)), strict=True)]
+    assert together == alone
+    assert list(chain(*alone)) == list(range(samples))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_all_processes_take_the_same_number_of_steps(processes: int) -> None:
+    for share in shares(13, 6, processes):
+        assert len(list(share)) == len(share) == 3
+        assert all(share)
+
+
+def test_a_process_without_a_part_gets_one_sample_to_ignore() -> None:
+    busy, idle = shares(5, 4, 2)
+    assert list(idle)[-1] == [4]
+    assert filled(idle)[-1] == []
+    assert filled(busy)[-1] == [4]
+
+
+def test_all_processes_shuffle_alike_and_differently_every_epoch() -> None:
+    first, second = (Share(Shuffled(20, seed=3), 8, process, 2) for process in (0, 1))
+    epochs = []
+    for epoch in (1, 2):
+        first.set_epoch(epoch)
+        second.set_epoch(epoch)
+        epochs.append([a + b for a, b in zip(first, second, strict=True)])
+        assert sorted(chain(*epochs[-1])) == list(range(20))
+    assert epochs[0] != epochs[1]
+
+
+def test_a_batch_smaller_than_the_processes_is_refused() -> None:
+    with pytest.raises(UsageError, match="batch of 2 cannot be shared by 3 processes"):
+        Share(SequentialSampler(range(9)), 2, 0, 3)

@@ -1,0 +1,197 @@
+"""What is compared: the same images with the same marks, where runs look in the end, and who disagrees most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.scenes import CLASSES, demo_model, kept, recipe_of
+from toast_cli.attention.maps import Look
+from toast_cli.attention.validation import Checks
+from toast_cli.cli.commands.compare import _lines
+from toast_cli.data.base import Sample
+from toast_cli.data.demo.scenes import Options, open_source
+from toast_cli.evaluation import compare_runs
+from toast_cli.evaluation.attention_evaluation import Asked
+from toast_cli.evaluation.compare_runs import Compared, Comparison, compare, worst
+from toast_cli.evaluation.same_data import Shown, check_same
+from toast_cli.steering.steering import Passes
+from toast_cli.training.reporter import Reporter
+from toast_cli.utils.errors import ToastError
+
+
+@dataclass
+class Named:
+    """As much of a viewer as a table has of it."""
+
+    name: str
+
+
+def compared(name: str, probabilities: list[list[float]], **more: Any) -> Compared:
+    """A run that says these probabilities of two classes."""
+    sizes = {"trained_parameters": 5, "total_parameters": 100, "flops": 3e9, "flops_plain": 2e9}
+    right, asked = np.ones(len(probabilities)), Asked(Path(name))
+    found = Compared(Named(name), asked, sizes, "attention", torch.tensor(probabilities), right, None, None)  # type: ignore[arg-type]
+    return replace(found, **more)
+
+
+def comparison(*runs: Compared) -> Comparison:
+    return Comparison(runs, open_source(Options(), None).splits["test"], "demo", CLASSES)  # type: ignore[arg-type]
+
+
+def test_the_most_disputed_images_come_first_and_those_that_all_answer_alike_last() -> None:
+    one = compared("one", [[0.9, 0.1], [0.9, 0.1], [0.7, 0.3], [0.55, 0.45]])
+    other = compared("other", [[0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.45, 0.55]])
+    # They are 0.3, 0.7, 0 and 0.1 apart; of the second and the fourth image they say different classes.
+    assert comparison(one, other).most_disputed(4) == [1, 3, 0, 2]
+    assert comparison(one, other).most_disputed(2) == [1, 3]
+
+
+def test_a_difference_is_the_second_run_less_the_first() -> None:
+    one = compared("one", [[1.0, 0.0]] * 4, correct=np.array([1.0, 0, 0, 0]), inside=np.array([0.1, 0.2, 0.3, 0.4]))
+    other = compared("other", [[1.0, 0.0]] * 4, correct=np.array([1.0, 1, 1, 0]), inside=np.array([0.3, 0.4, 0.5, 0.6]))
+    accuracy, inside = (comparison(one, other).difference(one, other, what) for what in ("correct", "inside"))
+    assert accuracy is not None and inside is not None
+    assert (accuracy.mean, inside.mean) == (0.5, pytest.approx(0.2))
+
+
+def test_flops_are_told_against_the_plain_backbone_and_chance_by_run() -> None:
+    runs = [
+        compared(name, [[1.0, 0.0]] * 2, inside=np.array([0.25, 0.75]), even=even)
+        for name, even in (("one", 0.2), ("other", 0.4))
+    ]
+    headings, (one, other), _, _ = _lines(comparison(*runs))
+    first, second = (dict(zip(headings, line["cells"], strict=True)) for line in (one, other))
+    assert first["FLOPs"]["interval"] == "1.50 × plain" and first["of all"]["value"] == "5.00%"
+    assert first["on the object, %"]["value"] == "50.0"
+    assert (first["an even map, %"]["value"], second["an even map, %"]["value"]) == ("20.0", "40.0")
+
+
+@dataclass
+class Looking:
+    """A recorder with a quarter on the object in pass one, three in pass two, and other checks at each look."""
+
+    looks: int = 0
+
+    def look(self, images: Tensor) -> Look:
+        self.looks += 1
+        first, last = torch.zeros(len(images), 8, 8), torch.zeros(len(images), 8, 8)
+        first[:, 0, 0], first[:, 7, 7] = 0.75, 0.25
+        last[:, 0, 0], last[:, 7, 7] = 0.25, 0.75
+        checks = Checks((2,), 1e-6 * self.looks, (), 0, 2e-7 / self.looks)
+        return Look(torch.eye(5)[[0] * len(images)], Passes(None, None, None), first, last, None, "attention", checks)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Corners:
+    """Images whose object is the cell in the corner, the last of eight by eight."""
+
+    has_masks: bool = True
+    marks: str = "a corner"
+    labels: tuple[int, ...] = (0, 1, 0, 0)
+    names: tuple[str, ...] = ("a", "b", "c", "d")
+
+    def __len__(self) -> int:
+        return 4
+
+    def load(self, index: int) -> Sample:
+        mask = np.zeros((64, 64), dtype=bool)
+        mask[56:, 56:] = True
+        return Sample(Image.new("RGB", (64, 64)), self.labels[index], self.names[index], mask)
+
+
+def test_what_lies_inside_is_of_the_last_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = compare_runs.opened
+
+    def with_corners(asked: Asked, reporter: Reporter) -> tuple[Any, Any, None]:
+        session, _, _ = opened(asked, reporter)
+        session.data = replace(session.data, splits={"test": Corners()})
+        return session, Corners(), None
+
+    monkeypatch.setattr(compare_runs, "opened", with_corners)
+    monkeypatch.setattr("toast_cli.visualize.view.recorder_for", lambda *_: Looking())
+    path = kept(demo_model("linear"), tmp_path / "run", training={"eval_batch_size": 2})
+    run, _ = compare([Asked(path), Asked(path)], Reporter()).runs
+    assert run.inside == pytest.approx(np.full(4, 0.75)) and run.even == pytest.approx(1 / 64)
+    assert run.correct.tolist() == [1, 0, 1, 1]
+    assert run.checks == Checks((2,), 3e-6, (), 0, 1e-7), "over both batches the largest"
+
+
+def test_checks_of_all_batches_tell_how_far_off_maps_were_at_most() -> None:
+    assert worst([Checks((1, 2), 3e-7, (), 1, 0.0), Checks((1, 2), 5e-7, (), 1, 1e-8)]) == Checks(
+        (1, 2), 5e-7, (), 1, 1e-8
+    )
+    assert worst([Checks((), None, (0,))]) == Checks((), None, (0,)) and worst([None, None]) is None
+
+
+def shown(name: str, **options: Any) -> Shown:
+    """What a run is shown of a small demo."""
+    small = {"name": "demo", "test_images": 6, **options}
+    recipe = recipe_of(dataset=small)
+    data = open_source(recipe.dataset, None)  # type: ignore[arg-type]
+    return Shown(Path(name), data.splits["test"], data.classes, recipe)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A split of which something is otherwise."""
+
+    split: Any
+    marks: str = "its exact pixels"
+    has_masks: bool = True
+    other_mask: int | None = None
+    renamed: int | None = None
+
+    @property
+    def labels(self) -> Any:
+        return self.split.labels
+
+    @property
+    def names(self) -> list[str]:
+        return ["another" if index == self.renamed else name for index, name in enumerate(self.split.names)]
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def load(self, index: int) -> Sample:
+        sample = self.split.load(index)
+        return replace(sample, mask=~sample.mask) if index == self.other_mask else sample
+
+
+class TestTheSameImages:
+    def test_options_that_change_no_test_image_are_accepted(self) -> None:
+        check_same(shown("one"), shown("other", train_images=7), Reporter())
+
+    def test_images_of_one_name_and_other_pixels_are_refused_by_the_first_of_them(self) -> None:
+        with pytest.raises(ToastError, match="not measured on the same images") as found:
+            check_same(shown("one"), shown("other", world_seed=1), Reporter())
+        assert "fine/test/000000" in found.value.why and "other" in found.value.what
+        smaller = shown("other", side=32)
+        with pytest.raises(ToastError, match="fine/test/000000"):
+            check_same(shown("one"), smaller, Reporter())
+
+    def test_other_names_and_numbers_of_images_are_refused(self) -> None:
+        with pytest.raises(ToastError, match="It has 5, and one has 6"):
+            check_same(shown("one"), shown("other", test_images=5), Reporter())
+        one, other = shown("one"), shown("other")
+        renamed = replace(other, split=Changed(other.split, renamed=3))
+        with pytest.raises(ToastError, match="is another, where one has fine/test/000003"):
+            check_same(one, renamed, Reporter())
+
+    def test_other_marks_of_the_object_are_refused(self) -> None:
+        one, other = shown("one"), shown("other", train_images=7)
+        boxed = replace(other, split=Changed(other.split, marks="its box"))
+        with pytest.raises(ToastError, match="What marks the object") as found:
+            check_same(one, boxed, Reporter())
+        assert "its exact pixels in one, its box in other" in found.value.why
+        with pytest.raises(ToastError, match="its exact pixels in one, nothing in other"):
+            check_same(one, replace(other, split=Changed(other.split, has_masks=False)), Reporter())
+        with pytest.raises(ToastError, match=r"The first in which it differs is fine/test/000002\."):
+            check_same(one, replace(other, split=Changed(other.split, other_mask=2)), Reporter())

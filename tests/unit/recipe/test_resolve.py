@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toast_cli.recipe import builtin
+from toast_cli.recipe import resolve as library
+from toast_cli.recipe.resolve import Match, find, for_pair, header, names, resolve
+from toast_cli.recipe.safe_yaml import parse_recipe
+from toast_cli.utils.errors import UsageError
+
+pytestmark = pytest.mark.usefixtures("shelf")
+
+
+def test_built_in_recipes_are_found_by_name() -> None:
+    assert names() == ["demo/toast", "fgvc/birds-a", "fgvc/birds-b", "fgvc/birds-c", "general/toast"]
+    assert find("demo/toast").built_in
+    assert find("demo/toast.yaml").name == "demo/toast"
+
+
+def test_a_file_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "toast").write_text("mine: true")
+    assert find("demo/toast").text == "mine: true"
+
+
+@pytest.mark.parametrize("name", ["demo/tost", "demo/tost.yaml"])
+def test_an_unknown_name_is_answered_with_the_nearest(name: str) -> None:
+    with pytest.raises(UsageError, match="Did you mean 'demo/toast'"):
+        find(name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_no_recipe_and_is_not_said_to_be_absent(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(UsageError, match=r"a\.yaml is no recipe"):
+        find(str(tmp_path / "a.yaml"))
+
+
+def test_the_header_is_the_opening_comment() -> None:
+    assert header("# One.\n#  two\n\n# not this\na: 1\n") == "One.\n two"
+    assert header("a: 1\n# no\n") == ""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "match"),
+    [
+        ((None, "birds", None), Match("demo/toast", ())),
+        (("vit_b", "birds", None), Match("fgvc/birds-c", ())),
+        (("vit_b", "birds", "lite"), Match("fgvc/birds-b", ())),
+        ((None, "birds", "lite"), Match("fgvc/birds-a", ())),
+        (("vit:x", "birds:/p", "lite"), Match("fgvc/birds-a", ("backbone",))),
+        (("vit_s", "birds", "full"), Match("demo/toast", ("method",))),
+        ((None, "folder:x", None), None),
+    ],
+)
+def test_the_nearest_recipe_goes_by_method_then_backbone(
+    wanted: tuple[str | None, str, str | None], match: Match | None
+) -> None:
+    assert for_pair(*wanted) == match
+
+
+def test_thirty_recipes_are_searched_in_a_moment(shelf: Path) -> None:
+    for number in range(30):
+        text = (shelf / "fgvc/birds-b.yaml").read_text()
+        (shelf / f"fgvc/more-{number}.yaml").write_text(text + "images:\n  resize: 256\n")
+    for_pair(None, "birds", None)
+    began = time.perf_counter()
+    for_pair(None, "birds", None)
+    assert time.perf_counter() - began < 0.5  # 0.02 on an idle core; room for a busy one
+
+
+def test_the_recipes_are_read_but_not_parsed_again_for_every_run_of_a_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed, listed = [], []
+    monkeypatch.setattr(
+        library, "parse_recipe", lambda text, origin: parsed.append(origin) or parse_recipe(text, origin)
+    )
+    monkeypatch.setattr(builtin, "names", lambda: listed.append(1) or names())
+    for_pair(None, "birds", None)
+    parsed.clear()
+    assert for_pair("vit_b", "birds", None) == Match("fgvc/birds-c", ())
+    assert (parsed, listed) == ([], []), "nor is the folder listed for each of them"
+
+
+def test_without_arguments_it_is_the_demo() -> None:
+    resolved = resolve()
+    assert resolved.name == "demo/toast"
+    assert resolved.source == "Recipe: demo/toast (built in)"
+    assert resolved.messages == []
+
+
+def test_a_method_alone_is_put_into_the_demo() -> None:
+    resolved = resolve(method="lite")
+    assert (resolved.name, resolved.recipe.method.name) == ("demo/toast", "lite")  # type: ignore[attr-defined]
+    assert resolved.messages == ["The training settings of demo/toast were made for toast, not lite."]
+
+
+def test_a_data_set_without_recipes_takes_the_general_one() -> None:
+    resolved = resolve(dataset="folder:/x", backbone="vit_s", seed=3, device="cpu", precision="fp32", data_dir="/d")
+    recipe = resolved.recipe
+    assert resolved.name == "general/toast"
+    assert recipe.dataset.path == "/x"  # type: ignore[attr-defined]
+    assert (recipe.backbone.name, recipe.seed, recipe.device, recipe.data_dir) == ("vit_s", 3, "cpu", "/d")
+
+
+def test_a_data_set_without_recipes_needs_a_backbone() -> None:
+    with pytest.raises(UsageError, match="Add --backbone"):
+        resolve(dataset="folder:/x")
+
+
+def test_an_unknown_data_set_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"'bird' \(from --dataset\)") as refused:
+        resolve(dataset="bird")
+    assert "Did you mean 'birds'?" in str(refused.value)
+
+
+def test_what_is_dropped_and_what_was_made_for_something_else_is_said() -> None:
+    resolved = resolve(recipe="fgvc/birds-b", method="toast", overrides=["training.epochs=2"])
+    assert resolved.recipe.training.lr == 0.03
+    assert resolved.recipe.training.epochs == 2
+    assert resolved.messages == [
+        "Left out, as they belonged to what was replaced: method.rank.",
+        "The training settings of fgvc/birds-b were made for lite, not toast.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "start"),
+    [
+        ({}, "shipped"),
+        ({"overrides": ["method.start=random"]}, None),
+        ({"overrides": ["method.start=random", "init_from=mine"]}, "mine"),
+        ({"init_from": "mine", "overrides": ["method.start=random"]}, "mine"),
+        ({"backbone": "vit_b"}, None),
+        ({"backbone": "vit_b", "init_from": "shipped"}, "shipped"),
+        ({"method": "bare"}, None),
+        ({"method": "lite"}, "shipped"),
+        ({"weights": "none"}, None),
+    ],
+)
+def test_a_recipes_own_start_gives_way_to_one_that_is_asked_for(
+    shelf: Path, asked: dict[str, Any], start: str | None
+) -> None:
+    with (shelf / "demo/toast.yaml").open("a") as recipe:
+        recipe.write("init_from: shipped\n")
+    resolved = resolve(recipe="demo/toast", **asked)
+    assert resolved.recipe.init_from == start
+    assert any("init_from" in message for message in resolved.messages) is (start is None)
+
+
+def test_weights_stay_with_the_backbone_that_they_are_given_with() -> None:
+    assert resolve(backbone="vit_b", weights="none").recipe.backbone.weights == "none"
+
+
+def test_a_wrong_option_is_traced_to_the_option() -> None:
+    with pytest.raises(UsageError) as refused:
+        resolve(method="lit", backbone="vit_x", seed=-1, precision="fp8")
+    message = str(refused.value)
+    assert message.startswith("These settings cannot be used.")
+    assert "method.name = 'lit' (from --method)" in message
+    assert "backbone.name = 'vit_x' (from --backbone)" in message
+    assert "seed = -1 (from --seed): must be at least 0." in message
+    assert "precision = 'fp8' (from --precision)" in message

@@ -1,0 +1,67 @@
+"""Where features are strong: the maps of a backbone that has no attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from toast_cli.attention.maps import Head, Look, Recorder, level_of
+from toast_cli.backbones.base import Trace
+from toast_cli.model.model import Model
+from toast_cli.utils.errors import UsageError
+
+ENERGY = "feature energy"
+
+
+@dataclass
+class EnergyRecorder:
+    """Runs a model so that the feature energy of one level's output (default: the last) is kept in both passes.
+
+    This is no attention: it says where a map of features is strong, not what was read from where.
+
+    Raises:
+        UsageError: the backbone makes no maps, or has no such level.
+    """
+
+    model: Model
+    level: int = -1
+
+    def __post_init__(self) -> None:
+        if self.model.backbone.channel_dim != 1:
+            raise UsageError("This backbone makes no maps of features.")
+        self.level = level_of(self.model.backbone, self.level)
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> Look:
+        """Logits, passes and maps `[B, rows, columns]` for images `[B, 3, H, W]`; similarity is the last level's."""
+        first, last = Trace(levels=True), Trace(levels=True)
+        logits, passes = self.model.look(images, first, last)
+        return Look(
+            logits=logits,
+            passes=passes,
+            first=energy(first.outputs[self.level]),
+            last=energy(last.outputs[self.level]) if last.outputs else None,
+            similarity=passes.similarity,
+            kind=ENERGY,
+        )
+
+
+def energy(features: Tensor) -> Tensor:
+    """The squared length of every cell of `[B, C, H, W]`, as a map `[B, H, W]` that sums to one."""
+    strength = features.float().square().sum(1)
+    return strength / strength.sum(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+
+
+def recorder_for(model: Model, level: int = -1, head: Head = "mean") -> Recorder | EnergyRecorder:
+    """What shows where this model looks: its attention, or where it has none, the energy of its features.
+
+    Raises:
+        UsageError: there is no such level or head.
+    """
+    if model.backbone.has_attention:
+        return Recorder(model, level, head)
+    if head != "mean":
+        raise UsageError("This backbone has no attention, so it has no heads.", what_to_do="Leave --head out.")
+    return EnergyRecorder(model, level)

@@ -1,0 +1,182 @@
+"""Numbers behind the pictures: every measure of every image's maps, then means with intervals, and a line per class."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toast_cli.attention.bootstrap import Mean, bootstrap
+from toast_cli.attention.maps import Look
+from toast_cli.attention.metrics import (
+    auc,
+    cell_shares,
+    covered,
+    entropy,
+    hits,
+    hits_by_chance,
+    share_inside,
+    shift,
+    zero,
+)
+
+MEANING = {
+    "share_inside": "share of the map inside the object",
+    "pointing_hit": "pointing game: the highest cell's middle is on the object",
+    "auc": "area under the ROC curve against what marks the object",
+    "entropy": "entropy, 1 is even",
+    "grid_hit": "grid pointing game: the labelled cell has more than any other",
+    "shift": "share of the map that moved between the passes",
+    "share_gained": "share inside the object, pass two less pass one",
+}
+"""What each measure is; on grids, `share_inside` is the localisation score of the grid pointing game."""
+
+EVEN = "even"
+"""The map that is the same everywhere, beside which the others are to be read: chance."""
+
+EVEN_SIMILARITY = "even_similarity"
+"""The same in the cells of the similarity, where those are others: of a ConvNeXt's earlier stages."""
+
+
+class Numbers:
+    """Collects measures image by image.
+
+    Args:
+        cells: of images that are grids of `cells` by `cells` photographs, the mask being the labelled one's; None: the
+            images are no grids.
+    """
+
+    def __init__(self, cells: int | None = None) -> None:
+        self.cells = cells
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, look: Look, batch: dict[str, Tensor]) -> None:
+        """Add a batch with its `index` and `label` `[B]` and, where there are masks, `mask` `[B, H, W]`."""
+        mask = batch.get("mask")
+        found = {f"{map}/{name}": value for map, name, value in self._measured(look, mask)}
+        found["correct"] = (look.logits.argmax(-1) == batch["label"]).float()
+        values = {name: value.float().cpu().tolist() for name, value in found.items()}
+        for place, (index, label) in enumerate(zip(batch["index"].tolist(), batch["label"].tolist(), strict=True)):
+            if label >= 0:
+                row = {name: value[place] for name, value in values.items()}
+                self.rows.append({"index": index, "label": label, **row})
+
+    def _measured(self, look: Look, mask: Tensor | None) -> Iterable[tuple[str, str, Tensor]]:
+        for name, map in look.maps().items():
+            yield name, "entropy", entropy(map)
+            if mask is None:
+                continue
+            seen = mask.flatten(1).any(1)
+            nothing = torch.full((len(map),), torch.nan, device=map.device)
+            for measure, value in (("share_inside", share_inside), ("pointing_hit", hits), ("auc", auc)):
+                yield name, measure, value(map, mask).where(seen, nothing)
+            if self.cells is not None:
+                labelled = cell_shares(mask.float(), self.cells).argmax(1)
+                won = (cell_shares(map, self.cells).argmax(1) == labelled).float()
+                yield name, "grid_hit", won.where(seen & ~zero(map), nothing)
+        if mask is not None:
+            yield from self._by_chance(EVEN, look.first, mask)
+            if look.similarity is not None and look.similarity.shape != look.first.shape:
+                yield from self._by_chance(EVEN_SIMILARITY, look.similarity, mask)
+        if look.last is not None:
+            yield "passes", "shift", shift(look.first, look.last)
+            if mask is not None:
+                seen = mask.flatten(1).any(1)
+                gained = share_inside(look.last, mask) - share_inside(look.first, mask)
+                yield "passes", "share_gained", gained.where(seen, torch.nan)
+
+    def _by_chance(self, name: str, map: Tensor, mask: Tensor) -> Iterable[tuple[str, str, Tensor]]:
+        """What a map of these cells comes to that is the same everywhere: of its mass, the object's own area."""
+        seen = mask.flatten(1).any(1)
+        area = covered(mask, map.shape).mean(dim=(1, 2))
+        found = {
+            "share_inside": area,
+            "pointing_hit": hits_by_chance(mask, *map.shape[1:]),
+            "auc": torch.full_like(area, 0.5),
+        }
+        if self.cells is not None:
+            found["grid_hit"] = torch.full_like(area, 1 / self.cells**2)
+        for measure, value in found.items():
+            yield name, measure, value.where(seen, torch.nan)
+
+    def merge(self, other: Numbers) -> None:
+        """Take in what another process collected."""
+        self.rows.extend(other.rows)
+
+    def column(self, name: str) -> list[float]:
+        """One measure of every image, in the order of the split."""
+        return [row[name] for row in sorted(self.rows, key=lambda row: row["index"])]
+
+    def names(self) -> list[str]:
+        """`MAP/MEASURE` of all measures."""
+        return [name for name in self.rows[0] if "/" in name] if self.rows else []
+
+    def result(self) -> dict[str, dict[str, Any]]:
+        """By map and measure, the mean over images and its 95% interval."""
+        found: dict[str, dict[str, Any]] = {}
+        for name in self.names():
+            mean = bootstrap(self.column(name))
+            if mean is not None:
+                map, measure = name.split("/")
+                found.setdefault(map, {})[measure] = asdict(mean)
+        return found
+
+    def not_measurable(self) -> dict[str, int]:
+        """Of how many images a map is zero everywhere, by its name, where there are any: its means are without them."""
+        maps = [name.split("/")[0] for name in self.names() if name.endswith("/entropy")]
+        counts = {map: sum(value != value for value in self.column(f"{map}/entropy")) for map in maps}
+        return {map: count for map, count in counts.items() if count}
+
+    def per_class(self, classes: Sequence[str]) -> str:
+        """A CSV with a line per class: images, accuracy and the mean of every measure."""
+        lines = []
+        for label, name in enumerate(classes):
+            rows = [row for row in self.rows if row["label"] == label]
+            if rows:
+                means = [bootstrap_free([row[column] for row in rows]) for column in ("correct", *self.names())]
+                lines.append([name, len(rows), *means])
+        return as_csv([["class", "images", "accuracy", *self.names()], *lines])
+
+    def per_image(self, classes: Sequence[str], names: Sequence[str]) -> str:
+        """A CSV with a line per image: its name, class and every measure."""
+        lines = [
+            [
+                names[row["index"]],
+                classes[row["label"]],
+                int(row["correct"]),
+                *(number(row[name]) for name in self.names()),
+            ]
+            for row in sorted(self.rows, key=lambda row: row["index"])
+        ]
+        return as_csv([["image", "class", "correct", *self.names()], *lines])
+
+
+def bootstrap_free(values: Sequence[float]) -> str:
+    """A plain mean of what is a number."""
+    known = [value for value in values if value == value]
+    return number(sum(known) / len(known)) if known else ""
+
+
+def number(value: float) -> str:
+    """A number as a table of numbers has it; empty where it is none."""
+    return f"{value:.6g}" if value == value else ""
+
+
+def as_csv(lines: Iterable[Sequence[Any]]) -> str:
+    """Lines as a CSV; what a spreadsheet would take for a formula is quoted with an apostrophe."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    for line in lines:
+        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell[:1] in "=@\t\r" else cell for cell in line])
+    return file.getvalue()
+
+
+def said(mean: Mean | dict[str, Any]) -> str:
+    """A mean with its interval, in percent."""
+    found = mean if isinstance(mean, dict) else asdict(mean)
+    return f"{found['mean']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"

@@ -1,0 +1,1 @@
+"""The contract between a frozen network and the method."""

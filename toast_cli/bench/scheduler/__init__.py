@@ -1,0 +1,1 @@
+"""Which runs a suite needs, which are done, and the workers that do the rest."""

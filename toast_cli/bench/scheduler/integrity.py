@@ -1,0 +1,82 @@
+"""A ledger that was damaged: found out when it is opened or read, so that no number of it is taken for a right one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from optuna.exceptions import DuplicatedStudyError
+from optuna.trial import FrozenTrial
+
+from toast_cli.storage.checksums import sealed, unsealed
+from toast_cli.utils.errors import ToastError
+
+VALUE = "value"
+"""What the number that decides is called within a sealed record."""
+
+
+def check_file(url: str) -> None:
+    """Have SQLite look through a ledger's file, where it is one that is there.
+
+    Raises:
+        ToastError: it is damaged.
+    """
+    file = Path(url.removeprefix("sqlite:///"))
+    if not url.startswith("sqlite:///") or not file.is_file():
+        return
+    with readable(url), contextlib.closing(sqlite3.connect(file, timeout=120)) as database:
+        found = [row[0] for row in database.execute("PRAGMA quick_check")]
+        if found != ["ok"]:
+            raise sqlite3.DatabaseError(found[0])
+
+
+@contextlib.contextmanager
+def readable(url: str) -> Iterator[None]:
+    """Within the block, a ledger is read; what goes wrong is told as what it is.
+
+    Raises:
+        ToastError: it cannot be read.
+    """
+    try:
+        yield
+    except (ToastError, DuplicatedStudyError):
+        raise
+    except Exception as error:  # whatever the database's driver makes of bytes that nobody wrote
+        raise _damaged(url, f"{type(error).__name__}: {error}".partition("\n")[0]) from error
+
+
+def sealed_record(record: Mapping[str, Any], value: float | None) -> dict[str, Any]:
+    """What a run left, as a ledger keeps it: sealed, with the number that decides."""
+    return sealed({**record, VALUE: value})
+
+
+def record_of(trial: FrozenTrial, url: str) -> dict[str, Any]:
+    """What the run of a trial left; one of an older toast has no seal and is taken as it is.
+
+    Raises:
+        ToastError: it is not what was written.
+    """
+    with readable(url):
+        record = unsealed(json.dumps(trial.user_attrs["record"]))
+        if record.pop(VALUE, trial.value) != trial.value:
+            raise ValueError("a run's number is not the one in its record")
+        return record
+
+
+def without_password(url: str) -> str:
+    """A database's URL as it may be shown."""
+    server, at, rest = url.rpartition("@")
+    scheme, slashes, user = server.partition("://")
+    return f"{scheme}{slashes}{user.partition(':')[0]}{at}{rest}"
+
+
+def _damaged(url: str, why: str) -> ToastError:
+    return ToastError(
+        f"The ledger {without_password(url)} is damaged or cannot be reached.",
+        why,
+        "Move it away and start the command again: finished runs are taken from their folders, not made anew.",
+    )

@@ -1,0 +1,128 @@
+"""A claim: a run that one worker has taken, until it tells how the run ended. Nobody else works on it meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import Trial, TrialState
+
+from toast_cli.bench.scheduler.integrity import sealed_record
+from toast_cli.bench.scheduler.jobs import Job
+from toast_cli.bench.scheduler.samplers import drawn, sampler
+from toast_cli.bench.suite import Search
+
+BEAT = 10.0
+"""Seconds between two signs of life of a running trial."""
+
+
+class LostClaim(Exception):
+    """Another worker took this one for dead, and the run from it."""
+
+
+class Claim:
+    """A run that this worker has taken.
+
+    Args:
+        storage: what holds the study.
+        study, trial: the attempt.
+        job: the run.
+        lock: held while the run is worked on; the attempt says where it lies.
+    """
+
+    def __init__(self, storage: Any, study: optuna.Study, trial: Trial, job: Job, lock: FileLock) -> None:
+        self.study, self.trial, self.job = study, trial, job
+        self.lost = threading.Event()
+        """Set when another worker took this one for dead: what goes on here counts no more."""
+        self._storage, self._lock = storage, lock
+        self._over = threading.Event()
+
+    def params(self, search: Search | None) -> dict[str, Any]:
+        """The run's hyper-parameters: the job's own, or what the search's sampler draws."""
+        if self.job.params is not None:
+            return dict(self.job.params)
+        assert search is not None
+        if search.sampler != "qmc":
+            # Drawn by the run's own seed: workers that draw from one and the same seed would draw the same.
+            self.study.sampler = sampler(search, search.seed * 100_003 + (self.job.slot or 0))
+        return drawn(self.trial, search)
+
+    def begin(self, machine: str) -> bool:
+        """Lock the run and say whose it is, on which machine; whether nobody else holds it."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            self._close("stopped", "another worker holds its lock")
+            time.sleep(1)
+            return False
+        worker = f"process {os.getpid()} on {platform.node()}"
+        # The machine comes last: whoever finds it named finds the lock named, too.
+        for name, value in {"worker": worker, "beat": 1, "lock": self._lock.lock_file, "machine": machine}.items():
+            self.trial.set_user_attr(name, value)
+        return True
+
+    @contextlib.contextmanager
+    def alive(self) -> Iterator[None]:
+        """Within, show signs of life; afterwards the run is free."""
+        thread = threading.Thread(target=self._beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+            self._lock.release()
+
+    def done(self, value: float, record: Mapping[str, Any]) -> None:
+        """The run got to its end."""
+        self._tell(TrialState.COMPLETE, record, [value])
+
+    def pruned(self, record: Mapping[str, Any]) -> None:
+        """The run was stopped early, being worse than others."""
+        self._tell(TrialState.PRUNED, record)
+
+    def failed(self, reason: str) -> None:
+        """The run cannot be made; it waits for someone to ask for it again."""
+        self._close("failed", reason)
+
+    def stopped(self, why: str = "its worker was asked to stop") -> None:
+        """This worker goes no further; any other may go on with the run."""
+        self._close("stopped", why)
+
+    def _close(self, fate: str, reason: str) -> None:
+        give_up(self._storage, self.trial._trial_id, fate, reason)
+
+    def _tell(self, state: TrialState, record: Mapping[str, Any], values: list[float] | None = None) -> None:
+        # Refused where another worker took the run over: then that one's word counts.
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self.trial.set_user_attr("record", sealed_record(record, values[0] if values else None))
+            self._storage.set_trial_state_values(self.trial._trial_id, state, values)
+
+    def _beat(self) -> None:
+        beat = 1
+        while not self._over.wait(BEAT):
+            beat += 1
+            try:
+                self.trial.set_user_attr("beat", beat)
+            except UpdateFinishedTrialError:
+                self.lost.set()
+                return
+            except Exception:
+                # A storage that cannot be reached for a moment; if it stays so, telling the end will say it.
+                continue
+
+
+def give_up(storage: Any, trial_id: int, fate: str, reason: str) -> None:
+    """End an attempt that came to nothing, unless someone else was quicker."""
+    with contextlib.suppress(UpdateFinishedTrialError):
+        for name, value in {"fate": fate, "reason": reason}.items():
+            storage.set_trial_user_attr(trial_id, name, value)
+        storage.set_trial_state_values(trial_id, TrialState.FAIL)

@@ -1,0 +1,100 @@
+"""Figures of a table: for every scale one, a panel a column, a line a row, what was measured and what the paper has."""
+
+from __future__ import annotations
+
+import io
+from html import escape
+from typing import TYPE_CHECKING
+
+from toast_cli.bench.tables.model import Column, Number, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ACROSS = 5
+"""Panels beside each other."""
+
+
+def figures(table: Table) -> list[str]:
+    """One `figure` of HTML with an SVG for every unit in which there are numbers.
+
+    Numbers of different units share no axis, and those of different columns none either: rows are compared within a
+    column. Rows are told apart by their names, which stand beside them, so no colour has to be looked up.
+    """
+    units: dict[str, list[int]] = {}
+    for place, column in enumerate(table.columns):
+        if any(isinstance(line.cells[place], Number) for line in table.lines):
+            units.setdefault(column.unit, []).append(place)
+    return [_figure(table, unit, places) for unit, places in units.items()]
+
+
+def as_svg(figure: Figure) -> str:
+    """Return a figure as SVG text; the same figure gives the same text if `svg.hashsalt` is set around the drawing."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def in_page(svg: str, alt: str, caption: str) -> str:
+    """Return an SVG as a `figure` of HTML."""
+    return (
+        f'<figure><svg role="img" aria-label="{escape(alt)}"{svg.removeprefix("<svg")}'
+        f'<figcaption class="note">{escape(caption)}</figcaption></figure>'
+    )
+
+
+def _figure(table: Table, unit: str, places: list[int]) -> str:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = [line for line in table.lines if any(isinstance(line.cells[place], Number) for place in places)]
+    across = min(ACROSS, len(places))
+    down = -(-len(places) // across)
+    # No date in the file, and ids that do not change: the same runs give the same page. Text stays text.
+    with matplotlib.rc_context({"svg.hashsalt": f"{table.name} {unit}", "svg.fonttype": "none"}):
+        drawn, grid = pyplot.subplots(
+            down,
+            across,
+            figsize=(2.4 * across + 1.6, down * (0.24 * len(lines) + 1.0)),
+            layout="constrained",
+            sharey=True,
+            squeeze=False,
+        )
+        papers = False
+        for axes, place in zip(grid.flat, places, strict=False):
+            for order, line in enumerate(lines):
+                cell, paper = line.cells[place], _number(line.paper[place]) if line.paper else None
+                if isinstance(cell, Number):
+                    axes.errorbar(cell.mean, order, xerr=cell.std, fmt="o", color="C0", markersize=5, capsize=3)
+                if paper is not None:
+                    papers = True
+                    axes.plot(paper, order, "D", color="black", markerfacecolor="none", markersize=5)
+            axes.set_title(_title(table.columns[place]), fontsize="small")
+            axes.set_yticks(range(len(lines)), [line.name for line in lines])
+            axes.grid(axis="x", color="#ddd")
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        for axes in grid.flat[len(places) :]:
+            axes.set_visible(False)
+        grid[0, 0].set_ylim(len(lines) - 0.5, -0.5)
+        drawn.supxlabel(unit, fontsize="medium")
+        svg = as_svg(drawn)
+        pyplot.close(drawn)
+    named = ", ".join(_title(table.columns[place]) for place in places)
+    alt = f"{table.title}: {unit}, by row, a panel for each of {named}; the table above has the numbers."
+    legend = "Dots: measured, with the standard deviation over seeds." + (" Diamonds: the paper." if papers else "")
+    return in_page(svg, alt, f"{unit}. {legend}")
+
+
+def _title(column: Column) -> str:
+    return f"{column.span}: {column.heading}" if column.span else column.heading
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,113 @@
+"""What a table is made of, before anything is drawn: numbers with their runs, rows, columns, and blocks of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from toast_cli.bench.tables.significance import Comparison
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Number:
+    """One cell: a mean over seeds in its column's unit, its spread, and how many of the wanted seeds are in it.
+
+    `std` is the sample standard deviation over seeds; None: there is one seed. `runs` are the records that it is made
+    of, `against` how it compares with every other row, by name.
+    """
+
+    mean: float
+    std: float | None
+    count: int
+    wanted: int
+    digits: int
+    runs: tuple[Mapping[str, Any], ...] = ()
+    best: bool = False
+    against: Mapping[str, Comparison] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return " ± ".join(filter(None, (self.middle, self.spread))) + self.part
+
+    @property
+    def middle(self) -> str:
+        """The mean alone."""
+        return f"{self.mean:.{self.digits}f}"
+
+    @property
+    def spread(self) -> str:
+        """The spread alone, empty where there is none."""
+        return "" if self.std is None else f"{self.std:.{self.digits}f}"
+
+    @property
+    def part(self) -> str:
+        """Of how many seeds it is, where some are wanting."""
+        return "" if self.count == self.wanted else f" ({self.count} of {self.wanted})"
+
+
+@dataclass(frozen=True)
+class Size:
+    """One cell: what a row costs, as a number of its column's unit and in words, and the runs that say so."""
+
+    value: float
+    text: str
+    runs: tuple[Mapping[str, Any], ...]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Cell = Number | Size | str
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its heading, the heading that it shares with its neighbours (empty: none), what it shows, its unit.
+
+    `dataset` is the data set that it is restricted to; None: what it shows says it.
+    """
+
+    heading: str
+    span: str
+    shows: str
+    unit: str
+    dataset: str | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: what was measured, and what the paper has, a text a column (empty where it has nothing)."""
+
+    name: str
+    group: str
+    cells: tuple[Cell, ...]
+    paper: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper, filled as far as the runs have come."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+    def blocks(self) -> Iterator[tuple[str, list[int]]]:
+        """Neighbouring columns that share a heading, by place, and that heading."""
+        for span, places in groupby(range(len(self.columns)), key=lambda place: self.columns[place].span):
+            yield span, list(places)
+
+    def grouped(self) -> Iterator[tuple[str, list[Line]]]:
+        """Neighbouring rows of one group, and its heading (empty: none)."""
+        for group, lines in groupby(self.lines, key=lambda line: line.group):
+            yield group, list(lines)
+
+
+def runs_of(cell: Cell) -> tuple[Mapping[str, Any], ...]:
+    """The records that a cell is made of."""
+    return () if isinstance(cell, str) else cell.runs

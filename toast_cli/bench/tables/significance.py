@@ -1,0 +1,87 @@
+"""Whether one row is better than another: a paired test, over the same test items where their answers are there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from toast_cli.storage.checksums import read_sealed
+
+LEVEL = 0.05
+IMAGES, QUESTIONS, SEEDS = "test images", "questions", "seeds"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The probability of a difference at least this large between equals, and what was paired; None: nothing was."""
+
+    p: float | None
+    pairs: int = 0
+    over: str = ""
+
+    def __str__(self) -> str:
+        return "not compared" if self.p is None else f"p = {self.p:.2g} over {self.pairs:,} {self.over}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is known of one row in one column: a value a seed, and one for every test item, averaged over seeds.
+
+    `over` says what the items are, `split` of which set: items of other sets are not compared.
+    """
+
+    values: Mapping[int, float]
+    items: Mapping[Hashable, float] = field(default_factory=dict)
+    over: str = ""
+    split: str | None = None
+
+
+def compare(one: Sample, other: Sample) -> Comparison:
+    """A paired t-test, two-sided.
+
+    Over test items, if both rows have the same ones. Else over the seeds that both have, if there are two at least.
+    """
+    alike = one.split is not None and one.split == other.split and one.items.keys() == other.items.keys()
+    if alike and len(one.items) > 1:
+        return _tested(list(one.items.values()), [other.items[item] for item in one.items], one.over)
+    seeds = sorted(one.values.keys() & other.values.keys())
+    if len(seeds) > 1:
+        return _tested([one.values[seed] for seed in seeds], [other.values[seed] for seed in seeds], SEEDS)
+    return Comparison(None)
+
+
+def _tested(one: Sequence[float], other: Sequence[float], over: str) -> Comparison:
+    from scipy.stats import ttest_rel
+
+    difference = np.subtract(one, other)
+    if not difference.any():
+        return Comparison(1.0, len(one), over)
+    if (
+        np.ptp(difference) == 0
+    ):  # the same difference every time: the t-test would divide by zero, the sign test does not
+        return Comparison(2.0 ** (1 - len(one)), len(one), over)
+    p = float(ttest_rel(one, other).pvalue)
+    return Comparison(1.0 if math.isnan(p) else p, len(one), over)
+
+
+def over_seeds(seeds: Collection[Mapping[Hashable, float]]) -> dict[Hashable, float]:
+    """Every item's mean over seeds, of the items that every seed has."""
+    first = next(iter(seeds), {})
+    return {
+        item: sum(each[item] for each in seeds) / len(seeds) for item in first if all(item in each for each in seeds)
+    }
+
+
+@cache
+def right(path: Path) -> Mapping[Hashable, float]:
+    """Whether each test image was given its class, 1 or 0, by its place in the split, from a file of answers."""
+    found = read_sealed(path)
+    return {
+        place: float(label == chosen)
+        for place, label, chosen in zip(found["index"], found["label"], found["chosen"], strict=True)
+    }

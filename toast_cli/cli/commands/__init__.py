@@ -1,0 +1,1 @@
+"""Commands of `toast`, one file each."""

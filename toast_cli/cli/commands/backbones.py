@@ -1,0 +1,61 @@
+"""`toast backbones`: which frozen networks can be named, and who brought them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toast_cli.cli import options
+
+
+def backbones(as_json: options.Json = False) -> None:
+    """List the backbones; a plugin that fails is named, and the others are listed all the same."""
+    from toast_cli.cli.output.console import err, print_json, print_table, say
+
+    known, families, failures = _listing()
+    if as_json:
+        print_json({"backbones": known, "families": families, "failures": failures})
+        return
+
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("name", "family", "parameters", "from", "package", box=box.SIMPLE_HEAD)
+    table.columns[2].justify = "right"
+    for card in known:
+        size = _millions(card["parameters"])
+        table.add_row(*map(escape, (card["name"], card["family"], size, card["source"], card["package"])))
+    for family in families:
+        source = f"any {family['library']} model of this family"
+        table.add_row(*map(escape, (f"{family['name']}:<...>", family["name"], "", source, family["package"])))
+    print_table(table)
+    for failure in failures:
+        say(f"{failure['name']}: {failure['reason']}", err)
+
+
+def _listing() -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
+    from toast_cli import registry
+    from toast_cli.utils.errors import ToastError
+
+    known: list[dict[str, Any]] = []
+    families: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    for group in (registry.BACKBONES, registry.FAMILIES):
+        for name, claims in sorted(registry.entries(group).items()):
+            package = claims[0].package
+            try:
+                if group == registry.FAMILIES:
+                    family = registry.load(group, name)
+                    families.append({"name": name, "library": family.library, "package": package})
+                else:
+                    card = registry.backbone_card(name)
+                    size = {"parameters": card.parameters, "source": card.source, "package": package}
+                    known.append({"name": name, "family": card.family, **size})
+            except ToastError as error:
+                failures.append({"name": name, "reason": " ".join(part for part in (error.what, error.why) if part)})
+    return known, families, failures
+
+
+def _millions(parameters: int | None) -> str:
+    """85798656 as 85.8M; nothing where the count is known only once the network is built."""
+    return "" if parameters is None else f"{parameters / 1e6:.1f}M"

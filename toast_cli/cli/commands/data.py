@@ -1,0 +1,280 @@
+"""`toast data`: list the sources of data, check a data set before a run, and show what a model will see of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from toast_cli.cli import options
+from toast_cli.cli.groups import Verbs
+from toast_cli.utils.errors import RUNTIME_FAILURE
+
+if TYPE_CHECKING:
+    from toast_cli.data.base import DataSet
+
+app = typer.Typer(cls=Verbs, invoke_without_command=True, rich_markup_mode=None)
+
+Named = Annotated[str, typer.Argument(metavar="SOURCE", help="A data set as --dataset takes it: cub, folder:PATH, ...")]
+
+
+@app.callback()
+def data(context: typer.Context) -> None:
+    """List sources of data; check and show a data set."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("ls")
+def ls(as_json: options.Json = False) -> None:
+    """List every source, what it needs on disk and where its official home is."""
+    from toast_cli import registry
+    from toast_cli.cli.output.console import err, print_json, print_table, say
+    from toast_cli.utils.errors import ToastError
+
+    rows, failures = [], []
+    for name, claims in sorted(registry.entries(registry.SOURCES).items()):
+        try:
+            source = registry.load(registry.SOURCES, name)
+        except ToastError as error:
+            failures.append({"name": name, "reason": " ".join(part for part in (error.what, error.why) if part)})
+            continue
+        about = {"task": source.task, "needs": source.needs, "home": source.home}
+        rows.append({"name": name, **about, "package": claims[0].package})
+    if as_json:
+        print_json({"sources": rows, "failures": failures})
+        return
+
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("name", "task", "needs", "home", "package", box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    print_table(table)
+    for failure in failures:
+        say(f"{failure['name']}: {failure['reason']}", err)
+
+
+@app.command("check")
+def check(
+    source: Named,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[dataset.KEY=VALUE]...", help="The source's own fields.")
+    ] = None,
+    data_dir: options.DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the whole report to this JSON file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Read every image once: what cannot be read, duplicates, balance, sizes. Exit code 1 if it would spoil a run."""
+    from toast_cli import registry
+    from toast_cli.cli.output.console import print_json, say
+    from toast_cli.cli.output.progress import TerminalReporter
+    from toast_cli.data.audit.check import check as report_on
+    from toast_cli.data.base import require_images
+    from toast_cli.data.images.files import MissingFiles
+    from toast_cli.data.images.folder_scan import readable
+    from toast_cli.recipe.parse import build_dataset
+    from toast_cli.utils.atomic import write_json
+
+    _spare(out, ".json", force)
+    chosen = build_dataset(source, overrides=overrides or ())
+    folder = Path(data_dir).expanduser() if data_dir else None
+    report: dict[str, Any] = {"source": source}
+    try:
+        opened = registry.load(registry.SOURCES, chosen.name).open(chosen, folder)
+    except MissingFiles as error:  # nothing else can be said before they are there; but all of them can
+        missing = [readable(name) for name in error.names]
+        report |= {"missing": missing, "problems": [error.what.removesuffix(".")], "what_to_do": error.what_to_do}
+    else:
+        require_images(opened, source)
+        _require_outside(out, chosen, folder, opened)
+        with TerminalReporter() as reporter:
+            report |= report_on(opened, reporter.track)
+    if out is not None:
+        write_json(out, report)
+    if as_json:
+        print_json(report)
+    else:
+        (_print_missing if "missing" in report else _print)(report)
+        if out is not None:
+            say(f"Report: {out}")
+    if report["problems"]:
+        raise typer.Exit(RUNTIME_FAILURE)
+
+
+@app.command("show")
+def show(
+    source: Named,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Any field of the recipe: images.augment=crop-flip."),
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="Backbone for which images are prepared; its weights are not loaded.")
+    ] = "vit_b16",
+    recipe: Annotated[str | None, typer.Option(help="Built-in recipe or YAML file; its data set is replaced.")] = None,
+    split: Annotated[str, typer.Option(help="train (augmented as in training), val or test.")] = "train",
+    images: Annotated[int, typer.Option(min=1, max=400, help="How many images.")] = 25,
+    seed: Annotated[int | None, typer.Option(help="Seed that draws and augments them.")] = None,
+    data_dir: options.DataDir = None,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("contact-sheet.png"),
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+) -> None:
+    """Write a contact sheet of images as the model will see them: resized, cropped, augmented."""
+    from toast_cli import registry
+    from toast_cli.cli.output.console import err, say
+    from toast_cli.data.base import image_splits
+    from toast_cli.recipe.resolve import resolve
+    from toast_cli.utils.errors import UsageError
+
+    _spare(out, ".png", force)
+    resolved = resolve(
+        recipe=recipe,
+        backbone=backbone,
+        dataset=source,
+        weights="none",
+        data_dir=data_dir,
+        seed=seed,
+        overrides=overrides or [],
+    )
+    for message in [resolved.source, *resolved.messages]:
+        say(message, err)
+    chosen = resolved.recipe
+    folder = Path(chosen.data_dir).expanduser() if chosen.data_dir else None
+    opened = registry.load(registry.SOURCES, chosen.dataset.name).open(chosen.dataset, folder)
+    splits = image_splits(opened, source)
+    _require_outside(out, chosen.dataset, folder, opened)
+    if split not in splits:
+        raise UsageError(f"{source} has no split '{split}'.", what_to_do=f"It has {', '.join(splits)}.")
+
+    from toast_cli.utils.atomic import written_whole
+    from toast_cli.visualize.contact_sheet import contact_sheet, write_sheet
+
+    network = registry.backbone_card(chosen.backbone.name).build(chosen.backbone)
+    sheet = contact_sheet(opened, split, chosen, network, images, augment=split == "train")
+    with written_whole(out) as temporary:
+        write_sheet(sheet, temporary)
+    for note in opened.notes:
+        say(note, err)
+    say(f"Contact sheet: {out}")
+
+
+def _spare(out: Path | None, ending: str, force: bool) -> None:
+    """A file that is there may be part of the data.
+
+    Raises:
+        UsageError: it is there, and nobody said that it may go; or its name ends like something else.
+    """
+    from toast_cli.utils.errors import UsageError
+
+    if out is not None and out.suffix.lower() != ending:
+        kind = ending[1:].upper()
+        raise UsageError(f"--out {out}: what is written is {kind}.", what_to_do=f"Give a name that ends in {ending}.")
+    if out is not None and out.exists() and not force:
+        raise UsageError(f"{out} already exists.", what_to_do="Choose another --out, or say --force.")
+
+
+def _require_outside(out: Path | None, chosen: Any, data_dir: Path | None, opened: DataSet) -> None:
+    """What is written among the data would be read as data next time.
+
+    Raises:
+        UsageError: `out` lies in a folder that the data set is read from.
+    """
+    from toast_cli.data.base import folders_of
+    from toast_cli.data.paths import places
+    from toast_cli.utils.errors import UsageError
+
+    named = places(chosen.path, data_dir) if getattr(chosen, "path", None) else []
+    folders = [place for place in named if place.is_dir()]
+    if not any(place.is_file() for place in named):  # a table may lie anywhere, and says itself what is read
+        folders += sorted(folder for split in opened.splits.values() for folder in folders_of(split))
+    for folder in folders:
+        if out is not None and out.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"--out {out} lies among the data, in {folder}.", what_to_do="Choose another place.")
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from toast_cli.cli.output.console import in_a_line, print_table, say
+
+    table = Table(title=f"{escape(in_a_line(report['source']))}: {report['classes']} classes", title_justify="left")
+    table.add_column("")
+    for part in report["splits"]:
+        table.add_column(part, justify="right")
+    rows = {
+        "images": lambda found: f"{found['images']:,}",
+        "cannot be read": lambda found: f"{len(found['unreadable']):,}",
+        "images per class": lambda found: _spread(found["images_per_class"]),
+        "width": lambda found: _spread(found["width"]),
+        "height": lambda found: _spread(found["height"]),
+    }
+    for name, told in rows.items():
+        table.add_row(name, *map(told, report["splits"].values()))
+    print_table(table)
+    for note in report["notes"]:
+        say(note)
+    _print_sentences(report, "problems", "bold red")
+    _print_sentences(report, "warnings", "yellow")
+    for line in _examples(report):
+        say(line)
+    if not report["problems"]:
+        say("Nothing here would spoil a run." if not report["warnings"] else "No problem; the warnings are for you.")
+
+
+def _print_missing(report: dict[str, Any], most: int = 100) -> None:
+    from toast_cli.cli.output.console import say
+
+    _print_sentences(report, "problems", "bold red")
+    for name in report["missing"][:most]:
+        say(f"  missing: {name}")
+    if len(report["missing"]) > most:
+        say("  --out FILE writes them all.")
+    say(f"{report['what_to_do']} The rest is checked when they are there.")
+
+
+def _print_sentences(report: dict[str, Any], kind: str, style: str) -> None:
+    from toast_cli.cli.output.console import out, say
+
+    for sentence in report[kind]:
+        out.print(f"[{style}]{kind.removesuffix('s')}:[/] ", end="")
+        say(sentence)
+
+
+def _examples(report: dict[str, Any], most: int = 5) -> list[str]:
+    """A few of the files behind the sentences."""
+    lines = []
+    for part, found in report["splits"].items():
+        lines += [f"  cannot be read: {part}: {file['name']} ({file['why']})" for file in found["unreadable"][:most]]
+        lines += [f"  reaches out: {part}: {name}" for name in found["outside"][:most]]
+    words = {
+        "across_splits": "the same",
+        "changed_across_splits": "the same picture",
+        "within_a_split": "the same",
+        "nearly_across_splits": "nearly the same",
+    }
+    for kind, word in words.items():
+        for pair in report["duplicates"][kind]["pairs"][:most]:
+            mirrored = ", mirrored" if pair["mirrored"] else ""
+            other = "" if pair["same_class"] else " (of another class)"
+            lines.append(f"  {word}{mirrored}: {pair['first']} and {pair['second']}{other}")
+    left = any(len(report["duplicates"][kind]["pairs"]) > most for kind in words) or any(
+        len(found[kind]) > most for found in report["splits"].values() for kind in ("unreadable", "outside")
+    )
+    spoilt = report["duplicates"]["across_splits"]["count"] + report["duplicates"]["changed_across_splits"]["count"]
+    if spoilt:
+        lines.append("  Remove one image of each pair that two splits share, of training rather than of test.")
+    return [*lines, "  --out FILE writes them all."] if left else lines
+
+
+def _spread(values: dict[str, float] | None) -> str:
+    """Least, median and most."""
+    if values is None:
+        return ""
+    least, middle, most = (f"{values[key]:,g}" for key in ("least", "median", "most"))
+    return least if least == most else f"{least} … {middle} … {most}"

@@ -1,0 +1,177 @@
+"""`toast demo`: tune three methods on the drawn scenes and show what TOAST changes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from toast_cli.cli import options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from toast_cli.data.base import Sample
+    from toast_cli.visualize.view import View
+
+METHODS = {"linear": "linear probe", "lora": "LoRA", "toast": "TOAST"}
+"""The methods in the order in which they run, and what a table calls them. The last one stays the newest run."""
+SCENES = 4
+"""How many test scenes are drawn: the first ones, not chosen."""
+COLUMNS = ("accuracy", "attention on the object, pass one", "pass two", "trained parameters", "seconds")
+PICTURE, PAGE = "demo.png", "demo.html"
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """One finished run of the demo."""
+
+    name: str
+    path: Path
+    results: dict[str, Any]
+
+    def cells(self) -> list[str]:
+        """Return the run's line of the table."""
+        test = self.results["test"]
+        share = test.get("attention_share", {})
+        return [
+            f"{test['accuracy']:.1%}",
+            f"{share['pass_one']:.1%}" if "pass_one" in share else "–",
+            f"{share['pass_two']:.1%}" if "pass_two" in share else "–",
+            f"{self.results['trained_parameters']:,}",
+            f"{self.results['seconds']:.0f}",
+        ]
+
+
+def demo(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Any field of the recipes demo/*, for all three runs."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help=f"Folder for {PICTURE} and {PAGE}.")] = Path(),
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
+) -> None:
+    """Tune a linear probe, LoRA and TOAST on drawn scenes; draw where attention goes before and after."""
+    from toast_cli.cli.output.console import err, print_json, say
+    from toast_cli.cli.output.console import out as console
+    from toast_cli.utils.atomic import cannot_write
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    say("Each scene holds a small dull beetle among three brighter things. The class is the beetle's marking.", err)
+    runs = [_tune(method, number, seed, device, overrides or []) for number, method in enumerate(METHODS, start=1)]
+    samples, before, after = _views(runs[0].path, runs[-1].path)
+    training = runs[-1].results["samples"]["train"]
+    title = "TOAST steers a frozen model's attention to the task"
+    subtitle = (
+        f"Task: name the marking on the beetle (outlined in white). {training} training scenes; the first {SCENES} "
+        "test scenes.\n"
+        "Both columns have the same frozen backbone. TOAST runs it twice: what matters in the first pass\n"
+        "is fed back into the second. Test accuracy: " + ", ".join(f"{run.name} {run.cells()[0]}" for run in runs) + "."
+    )
+    headings = ("test scene", "before: linear probe", "after: TOAST")
+    picture, page = out / PICTURE, out / PAGE
+    _write(samples, before, after, (title, subtitle), headings, runs, picture, page)
+    if as_json:
+        found = {run.name: {"run": str(run.path), **run.results} for run in runs}
+        print_json({"picture": str(picture), "page": str(page), "runs": found})
+        return
+    console.print(_table(runs, training))
+    say(f"Picture: {picture}")
+    say(f"Page: {page}")
+    say("Try next:")
+    if shutil.which("toast") is None:
+        say(f"  . {Path(sys.prefix) / 'bin' / 'activate'}")
+    for command in _next_commands(runs):
+        say(f"  {command}")
+
+
+def _tune(method: str, number: int, seed: int | None, device: str | None, overrides: list[str]) -> DemoRun:
+    """Run one recipe of the demo."""
+    from toast_cli.cli.output.console import err, say
+    from toast_cli.cli.output.progress import ProgressReporter
+    from toast_cli.recipe.resolve import resolve
+    from toast_cli.training.tune import tune
+
+    say(f"{number} of {len(METHODS)}: {METHODS[method]}", err)
+    resolved = resolve(recipe=f"demo/{method}", seed=seed, device=device, overrides=[*overrides, "test=true"])
+    with ProgressReporter() as reporter:
+        folder, results = tune(resolved.recipe, None, reporter)
+    return DemoRun(METHODS[method], folder.path, results)
+
+
+def _views(before: Path, after: Path) -> tuple[list[Sample], list[View], list[View]]:
+    """Show the first test scenes to two runs."""
+    from toast_cli.storage.load_model import load
+    from toast_cli.training.session import open_data
+    from toast_cli.visualize.view import Viewer, from_test_split, see
+
+    viewers = []
+    for path in (before, after):
+        loaded = load(path)
+        viewers.append(Viewer(path.name, loaded.model, loaded.recipe.images, loaded.classes, recipe=loaded.recipe))
+    data = open_data(loaded.recipe)
+    samples = [from_test_split(data, index) for index in range(min(SCENES, len(data.splits["test"])))]
+    first, last = ([see(viewer, sample) for sample in samples] for viewer in viewers)
+    return samples, first, last
+
+
+def _write(
+    samples: list[Sample],
+    before: list[View],
+    after: list[View],
+    words: tuple[str, str],
+    headings: tuple[str, str, str],
+    runs: list[DemoRun],
+    picture: Path,
+    page: Path,
+) -> None:
+    from toast_cli.utils.atomic import write_text
+    from toast_cli.visualize.before_after import before_after
+    from toast_cli.visualize.figure import write
+    from toast_cli.visualize.html import as_source, render
+
+    title, subtitle = words
+    write(before_after(samples, before, after, title, subtitle, headings), picture)
+    lines = [{"name": run.name, "cells": run.cells(), "path": str(run.path)} for run in runs]
+    text = render(
+        "demo.html",
+        title=title,
+        classes=", ".join(before[0].viewer.classes or ()),
+        training=runs[-1].results["samples"]["train"],
+        test=runs[-1].results["samples"]["test"],
+        area=runs[-1].results["test"].get("attention_share", {}).get("object_area"),
+        columns=COLUMNS,
+        lines=lines,
+        picture=as_source(picture.read_bytes()),
+        commands=_next_commands(runs),
+    )
+    write_text(page, text)
+
+
+def _table(runs: list[DemoRun], training: int) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{training} training scenes, test accuracy", title_justify="left")
+    table.add_column("method")
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    for run in runs:
+        table.add_row(run.name, *run.cells())
+    return table
+
+
+def _next_commands(runs: list[DemoRun]) -> list[str]:
+    return [
+        f"toast eval --attention --run {runs[-1].path}",
+        f"toast visualize-attention --test-image 4 --run {runs[-1].path}",
+        "toast tune --method toast-lite",
+    ]

@@ -1,0 +1,140 @@
+"""`toast doctor`: what is installed, which devices there are, where things are kept, which plugins work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from toast_cli.cli import options
+
+CORE = ("torch", "torchvision", "timm", "peft", "accelerate", "safetensors", "pydantic", "pyyaml", "pillow", "numpy")
+OPTIONAL = ("transformers", "tensorboard")
+
+
+def doctor(as_json: options.Json = False) -> None:
+    """Check the installation; exit code 1 when a package is missing or a plugin fails."""
+    from toast_cli.cli.output.console import print_json, say
+
+    report: dict[str, Any] = {
+        "versions": _versions(),
+        "devices": _devices(),
+        "folders": _folders(),
+        "plugins": _plugins(),
+    }
+    missing = [name for name in CORE if report["versions"][name] is None]
+    failed = [plugin["name"] for plugin in report["plugins"] if plugin["error"]]
+    if as_json:
+        print_json({**report, "missing": missing, "failed": failed})
+    else:
+        for line in _lines(report):
+            say(line)
+    if missing or failed:
+        raise typer.Exit(1)
+
+
+def _versions() -> dict[str, Any]:
+    """Versions as installed, without importing anything; None for what is not there."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from toast_cli.utils.version import __version__
+
+    found: dict[str, Any] = {"toast": __version__, "python": platform.python_version()}
+    for name in (*CORE, *OPTIONAL):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _devices() -> list[dict[str, Any]]:
+    """The processor, every CUDA device with its memory, and Apple's GPU."""
+    try:
+        import torch
+    except Exception as error:  # a torch that cannot load its libraries fails in many ways; that is the finding
+        return [{"device": "none", "note": f"torch could not be imported: {type(error).__name__}: {error}"}]
+    devices: list[dict[str, Any]] = [{"device": "cpu", "note": f"{torch.get_num_threads()} threads"}]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            bf16 = "bf16" if properties.major >= 8 else "no bf16"
+            note = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16}"
+            devices.append({"device": f"cuda:{index}", "note": note})
+    if torch.backends.mps.is_available():
+        devices.append({"device": "mps", "note": "Apple GPU"})
+    return devices
+
+
+def _folders() -> dict[str, str]:
+    """Where weights and data are looked for, and the settings that decide it."""
+    from toast_cli.utils.cache_dir import cache_folder
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    hub = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    places = {
+        "HF_HOME": hub,
+        "HF_HUB_CACHE": Path(os.environ.get("HF_HUB_CACHE") or hub / "hub"),
+        "TORCH_HOME": Path(os.environ.get("TORCH_HOME") or cache / "torch"),
+        "TOAST_CACHE_DIR": cache_folder(),
+        "TOAST_DATA_DIR": Path(os.environ.get("TOAST_DATA_DIR") or "data"),
+    }
+    found = {}
+    for name, path in places.items():
+        how = "set" if os.environ.get(name) else "default"
+        # Data may be millions of files on a network disk, and none of it is ours to clear, so it is not counted.
+        held = "" if name == "TOAST_DATA_DIR" else f", {_size(path) / 1e6:,.1f} MB"
+        found[name] = f"{path} ({how}{held if path.is_dir() else ', not there yet'})"
+    return {**found, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE") or "not set"}
+
+
+def _size(folder: Path) -> int:
+    """Bytes in all files below a folder; a link counts as itself, since the hub's cache links every file twice."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            # A file that another process has just removed holds nothing.
+            with contextlib.suppress(OSError):
+                total += (Path(parent) / name).lstat().st_size
+    return total
+
+
+def _plugins() -> list[dict[str, Any]]:
+    """Every registered name of every group, with the reason where it does not load."""
+    from toast_cli import registry
+    from toast_cli.utils.errors import ToastError
+
+    found: list[dict[str, Any]] = []
+    for group in (
+        registry.BACKBONES,
+        registry.FAMILIES,
+        registry.METHODS,
+        registry.TASKS,
+        registry.SOURCES,
+        registry.EXPORTS,
+    ):
+        for name, claims in sorted(registry.entries(group).items()):
+            error = None
+            try:
+                # A card also says which contract it was written for, so backbones are asked for theirs.
+                registry.backbone_card(name) if group == registry.BACKBONES else registry.load(group, name)
+            except ToastError as failure:
+                error = " ".join(part for part in (failure.what, failure.why) if part)
+            found.append({"group": group, "name": name, "package": claims[0].package, "error": error})
+    return found
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    lines = ["Versions"]
+    for name, version in report["versions"].items():
+        lines.append(f"  {name}: {version or ('missing' if name in CORE else 'not installed (optional)')}")
+    lines += ["Devices", *(f"  {each['device']}: {each['note']}" for each in report["devices"])]
+    lines += ["Folders", *(f"  {name}: {value}" for name, value in report["folders"].items())]
+    lines.append("Plugins")
+    for plugin in report["plugins"]:
+        lines.append(f"  {plugin['group']} {plugin['name']} ({plugin['package']}): {plugin['error'] or 'ok'}")
+    return lines

@@ -1,0 +1,108 @@
+"""`toast eval`: measure a run on a split, or where it looks there, or have its answers judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toast_cli.cli import options
+
+
+def evaluate(
+    run: options.Runs = None,
+    dataset: options.Dataset = None,
+    data_dir: options.DataDir = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    weights: options.Weights = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    attention: Annotated[
+        bool,
+        typer.Option(
+            "--attention", help="Measure where it looks: against masks where there are any, in curves, between passes."
+        ),
+    ] = False,
+    alpha: options.Alpha = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Measure at strengths of the feedback from 0 to 2.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="--attention, --sweep: only so many images, drawn by the run's seed.")
+    ] = None,
+    curve_images: Annotated[
+        int, typer.Option(min=0, help="--attention: images for the deletion and insertion curves; 0 leaves them out.")
+    ] = 32,
+    layer: Annotated[int, typer.Option(help="--attention, --sweep: layer whose map is measured; -1 is the last.")] = -1,
+    head: options.Head = "mean",
+    evaluation: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a model that labels pixels: slide (a window over the image in its own shape) or whole (the image "
+            "squeezed to the input size). [default: the run's own]"
+        ),
+    ] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(help="Answer these questions (JSON lines: question_id, category, text) and have them scored."),
+    ] = None,
+    judge_model: Annotated[str, typer.Option(help="Model that scores.")] = "gpt-4",
+    judge_url: Annotated[
+        str | None, typer.Option(help="Any endpoint that speaks OpenAI's protocol. [default: OpenAI's]")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to a judged question.")] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the answers that are judged.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Also write the numbers to this JSON file; tables and curves of --attention go beside it."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure a run on a split of its own data set, or of another one with the same classes; or judge its answers."""
+    from toast_cli.cli.find_run import chosen_run
+    from toast_cli.utils.errors import UsageError
+
+    if judge is not None and dataset is not None:
+        raise UsageError("--judge and --dataset exclude each other: the questions are the data.")
+    if judge is None and run is not None and len(run) > 1:
+        raise UsageError(
+            "Several runs are taken with --judge alone.", what_to_do="'toast compare RUN RUN ...' measures several."
+        )
+    if sum((attention, sweep, judge is not None)) > 1 or (sweep and alpha is not None):
+        raise UsageError("Of --attention, --sweep and --judge, choose one; --sweep sets --alpha itself.")
+    if evaluation is not None and (attention or sweep or judge is not None):
+        raise UsageError("--evaluation goes with plain measuring.", "What is looked at is the input's own size.")
+    if limit is not None and not (attention or sweep):
+        raise UsageError("--limit goes with --attention or --sweep.", "Accuracy is told of the whole split.")
+
+    from toast_cli.cli.commands.eval_attention import looked_at, swept
+    from toast_cli.cli.commands.eval_judge import judge_table, judged
+    from toast_cli.cli.output.console import print_json, print_table
+    from toast_cli.cli.output.progress import TerminalReporter
+    from toast_cli.cli.output.tables import results_table
+    from toast_cli.evaluation.attention_evaluation import Asked
+    from toast_cli.evaluation.evaluate_run import measure
+    from toast_cli.evaluation.llm_judge import Judge
+    from toast_cli.utils.atomic import write_json
+
+    runs = run or [chosen_run(None)]
+    if judge is not None:
+        results = judged(runs, judge, Judge(judge_model, judge_url), weights, device, max_new_tokens, seed)
+        table = judge_table(results, judge_model)
+    elif attention or sweep:
+        asked = Asked(
+            runs[0], dataset, data_dir, split, weights, device, precision, limit, layer, options.chosen_head(head),
+            alpha, curve_images,
+        )  # fmt: skip
+        results, table = (swept if sweep else looked_at)(asked, out)
+    else:
+        with TerminalReporter() as reporter:
+            results = measure(
+                runs[0], dataset, data_dir, split, weights, device, precision, reporter, alpha, evaluation
+            )
+        table = results_table(f"{runs[0]}: {results['method']} on {results['dataset']}", results)
+    if out is not None:
+        write_json(out, results)
+    if as_json:
+        print_json(results)
+    else:
+        print_table(table)

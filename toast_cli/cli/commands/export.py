@@ -1,0 +1,203 @@
+"""`toast export`: a trained run for other programs, proved before it is kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from toast_cli.cli import options
+
+if TYPE_CHECKING:
+    from toast_cli.export.base import Format
+    from toast_cli.export.export_run import Proof
+
+
+def export(
+    format: Annotated[str, typer.Option(help="safetensors, onnx, torch-export or hf.")] = "safetensors",
+    run: options.Run = None,
+    what: Annotated[
+        str | None,
+        typer.Option(
+            help="adapter, full (with the backbone), or backbone alone. [default: adapter; else full]. What 'toast "
+            "pretune' wrote is an artifact, and nothing else."
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="How weights are stored: float32, float16 or bfloat16.")] = "float32",
+    fold: Annotated[
+        bool, typer.Option("--fold", help="One matrix per level, for inference alone; graphs are always folded.")
+    ] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="Graphs: similarity and attention come out, too.")] = False,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Graphs: take pixels in 0..1 and normalise them inside.")
+    ] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="What to write, or a folder (one that is there, or ends in /). [default: export/ in the run folder]",
+        ),
+    ] = None,
+    weights: options.Weights = None,
+    push: Annotated[
+        str | None, typer.Option(help="Also upload it to this repository (OWNER/NAME) of the Hugging Face hub.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write a run as a file that proves itself: another process gets the run's outputs from it, or none is left."""
+    from toast_cli import registry
+    from toast_cli.cli.find_run import chosen_run
+    from toast_cli.cli.output.console import err, print_json, say
+
+    form = registry.load(registry.EXPORTS, format)
+    path = chosen_run(run)
+
+    from toast_cli.export.report import require_free
+    from toast_cli.storage.pretuned import is_artifact, load_artifact
+
+    pretuned = is_artifact(path)
+    part = what or ("artifact" if pretuned else form.parts[0])
+    _check(format, form, part, dtype, fold, maps, normalize, pretuned)
+    target = _target(out, path, format, part, form)
+    require_free(target, force)
+
+    from toast_cli.export.base import Wanted
+    from toast_cli.export.export_run import export as exported
+    from toast_cli.export.export_run import folds, size
+    from toast_cli.export.hub_upload import check_push, push_export
+    from toast_cli.export.progress import told_by
+    from toast_cli.storage.load_model import load
+
+    if push is not None:
+        check_push(push)
+    loaded = (load_artifact if pretuned else load)(path, weights)
+    wanted = Wanted(
+        part,
+        dtype,
+        fold or folds(loaded, form),
+        maps,
+        normalize,
+        None if part == "full" or loaded.config.whole else _place_of(loaded.recipe.backbone),
+        loaded.recipe.backbone.model_dump(mode="json"),
+    )
+    with told_by(lambda text: say(f"{text} ...", err)):
+        proof, written = exported(loaded, format, wanted, target, force)
+    pushed = push_export(push, written) if push is not None else None
+    if as_json:
+        told = {"run": str(path), "file": str(target), "bytes": size(written), "largest_difference": proof.largest}
+        told |= {"seconds": proof.seconds, "seconds_pytorch": proof.seconds_pytorch, "missing": proof.missing}
+        told |= {"compared_on": proof.compared_on, "dtype": dtype, "rounding": proof.rounding}
+        print_json({**told, "same_top": proof.same_top, "pushed": pushed})
+    else:
+        _tell(part, target, size(written), form, proof)
+        _tell_rounding(dtype, proof)
+    _warn_of_other_answers(dtype, proof)
+    if pushed is not None and not as_json:
+        typer.echo(f"Uploaded: {pushed}")
+
+
+def _place_of(backbone: Any) -> str | None:
+    """Where the other process finds the backbone, of which the export tells no path."""
+    from toast_cli.export.redact_paths import folder_in
+
+    return backbone.weights or folder_in(backbone.name)
+
+
+def _target(given: str | None, run: Path, format: str, part: str, form: Format) -> Path:
+    """What to write: a file always has its format's suffix, for readers go by it.
+
+    A folder that is there is one to write into, unless it is itself what an export wrote.
+    """
+    from toast_cli.export.report import is_folder_export
+
+    folder = run / "export" if run.is_dir() else run.parent
+    stem = run.resolve().name if run.is_dir() else run.stem
+    name = f"{stem}-{format if form.graph or not form.suffix else part}{form.suffix}"
+    if given is None:
+        return folder / name
+    out = Path(given)
+    if given.endswith(("/", os.sep)) or (out.is_dir() and (form.suffix or not is_folder_export(out))):
+        return out / name
+    return out if out.name.endswith(form.suffix) else out.with_name(out.name + form.suffix)
+
+
+def _check(
+    format: str, form: Format, part: str, dtype: str, fold: bool, maps: bool, normalize: bool, pretuned: bool
+) -> None:
+    """Refuse what the format does not have, or the run has not.
+
+    Raises:
+        UsageError: with what it has.
+    """
+    from toast_cli.utils.errors import UsageError, did_you_mean
+
+    if pretuned and "artifact" not in form.parts:
+        raise UsageError(
+            f"What 'toast pretune' wrote is a start for tuning and no model: there is no {format} of it.",
+            what_to_do="Use --format safetensors, or tune from it first.",
+        )
+    parts = tuple(name for name in form.parts if (name == "artifact") == pretuned)
+    for option, value, allowed in (
+        ("--what", part, parts),
+        ("--dtype", dtype, tuple(form.tolerance)),
+    ):
+        if value not in allowed:
+            raise UsageError(f"{option} cannot be '{value}' for {format}.", what_to_do=did_you_mean(value, allowed))
+    for option, chosen in (("--maps", maps), ("--normalize", normalize)):
+        if chosen and not form.graph:
+            prepares = "Its image processor normalises images" if format == "hf" else "Toast normalises images itself"
+            raise UsageError(
+                f"{option} is for graphs, and {format} is none.",
+                f"{prepares}, and toast_cli.load(IT).attention(images) gives the maps.",
+                "Use --format onnx or torch-export.",
+            )
+    if fold and part in ("backbone", "artifact"):
+        why = "which a backbone alone has not" if part == "backbone" else "and an artifact is to be trained on"
+        raise UsageError(f"--fold folds the feedback path, {why}.")
+
+
+def _tell(part: str, target: Path, size: int, form: Any, proof: Proof) -> None:
+    from toast_cli.cli.output.console import say
+
+    say(f"{part} written: {target} ({size / 1e6:.2f} MB)")
+    on = " and ".join(f"{proof.compared_on[kind]} {kind}" for kind in sorted(proof.compared_on, reverse=True))
+    say(
+        f"Opened by another process with {form.loads} and compared on {on} inputs: "
+        f"largest difference of outputs {proof.largest:.1e}"
+    )
+    for kind, why in proof.missing.items():
+        say(f"Not compared on {kind} input: {why}")
+    faster = proof.seconds_pytorch / proof.seconds
+    say(
+        f"Speed: {proof.seconds * 1e3:.1f} ms a batch of {proof.timed_on} input, the run in PyTorch "
+        f"{proof.seconds_pytorch * 1e3:.1f} ms ({faster:.2f} × as fast)"
+    )
+
+
+def _tell_rounding(dtype: str, proof: Proof) -> None:
+    from toast_cli.cli.output.console import say
+
+    if not proof.rounding:
+        return
+    worst = max(proof.rounding, key=lambda key: proof.rounding[key] / proof.rounding_allowed[key])
+    text = f"What {dtype} changes: at most {proof.rounding[worst]:.1e} of the run's own {worst.partition('.')[2]} "
+    text += f"({proof.rounding_allowed[worst]:.1e} is allowed)"
+    if proof.same_top:
+        same = (f"{share:.1%} of {kind}" for kind, share in sorted(proof.same_top.items(), reverse=True))
+        text += f"; the likeliest class is the same for {' and '.join(same)} input"
+    say(text)
+
+
+def _warn_of_other_answers(dtype: str, proof: Proof) -> None:
+    from toast_cli.cli.output.console import err, say
+
+    kind = "real" if "real" in proof.same_top else "random"
+    if proof.same_top.get(kind, 1.0) < 1:
+        say(
+            f"Warning: stored in {dtype}, the likeliest class is another than the run's for "
+            f"{1 - proof.same_top[kind]:.1%} of {kind} input. Measure it by toast eval, or use --dtype float32.",
+            err,
+        )

@@ -1,0 +1,88 @@
+"""`toast pretune`: give a backbone's feedback path its start, once, for every later tuning."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toast_cli.cli import options
+
+
+def pretune(
+    context: typer.Context,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Any field of the recipe, dotted: pretuning.reconstruction=0.1."),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or a YAML file.")] = None,
+    backbone: options.Backbone = None,
+    weights: options.Weights = None,
+    dataset: options.Dataset = None,
+    data_dir: options.DataDir = None,
+    method: Annotated[str | None, typer.Option(help="toast: no other method is pre-tuned.")] = None,
+    least_squares: Annotated[
+        bool, typer.Option("--least-squares", help="No gradients: the closed-form start is the artifact.")
+    ] = False,
+    init_from: options.InitFrom = None,
+    output_dir: Annotated[Path | None, typer.Option(help="The run's folder. [default: a new one in runs/]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    device: options.Device = None,
+    precision: options.Precision = None,
+    resume: options.Resume = None,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+) -> None:
+    """Pre-tune selection and feedback path on a backbone's general data. Without arguments, on the demo's."""
+    from toast_cli.cli.output.console import err, out, print_json, say
+    from toast_cli.recipe.resolve import PRETUNE, resolve
+
+    if resume is not None:
+        options.check_resume(resume, context)
+        recipe, output_dir = str(resume / "recipe.yaml"), resume
+    # Its recipe 'toast' is the demo's.
+    chosen = recipe or (f"{PRETUNE}/general" if dataset is not None else None)
+    resolved = resolve(
+        recipe=chosen,
+        backbone=backbone,
+        weights=weights,
+        dataset=dataset,
+        data_dir=data_dir,
+        method=method,
+        seed=seed,
+        device=device,
+        precision=precision,
+        init_from=init_from,
+        demo=PRETUNE,
+        overrides=[*(["method.start=least-squares"] if least_squares else []), *(overrides or [])],
+    )
+    resolved = options.with_recorded_backbone(resolved, recipe, backbone)
+    for message in [resolved.source, *resolved.messages]:
+        say(message, err)
+    if dry_run:
+        from toast_cli.cli.output.dry_run import show
+        from toast_cli.training.pretune import learns_labels, pretuning_recipe
+
+        shown = pretuning_recipe(resolved.recipe, gradient=not least_squares)
+        show(shown, as_json, labels=learns_labels(shown, gradient=not least_squares))
+        return
+
+    from toast_cli.cli.output.progress import TerminalReporter
+    from toast_cli.cli.output.tables import pretuning_table
+    from toast_cli.training.pretune import pretune as run
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after training, which waits for a step
+    with TerminalReporter() as reporter:
+        folder, results = run(
+            resolved.recipe, output_dir, reporter, gradient=not least_squares, resume=resume is not None
+        )
+    if as_json:
+        print_json({"run": str(folder.path), **results})
+        return
+    out.print(pretuning_table(f"{results['backbone']} on {results['dataset']}", results))
+    say(f"Artifact: {folder.path / 'artifact'}")
+    given = resolved.recipe.backbone.weights
+    same = f" --weights {given}" if given is not None else ""
+    say(f"Use it: toast tune --backbone {results['backbone']}{same} --dataset DATA --init-from {folder.path}")

@@ -1,0 +1,117 @@
+"""`toast recipes`: list, show, copy and check recipes, and print their JSON schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toast_cli.cli import options
+from toast_cli.cli.groups import Verbs
+
+app = typer.Typer(cls=Verbs, invoke_without_command=True, rich_markup_mode=None)
+
+Name = Annotated[str, typer.Argument(help="A built-in recipe, such as demo/toast, or a YAML file.")]
+
+
+@app.callback()
+def recipes(context: typer.Context) -> None:
+    """List, show, copy and check recipes."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("ls")
+def ls(as_json: options.Json = False) -> None:
+    """List the built-in recipes."""
+    from toast_cli.cli.output.console import print_json, print_table
+    from toast_cli.recipe import builtin
+    from toast_cli.recipe.safe_yaml import parse_recipe
+
+    rows = []
+    for name in builtin.names():
+        found = builtin.find(name)
+        draft = parse_recipe(found.text, found.origin)
+        sections = {section: draft.name(section) or "" for section in ("backbone", "dataset", "method")}
+        rows.append({"name": name, **sections, "about": builtin.header(found.text).partition("\n")[0]})
+    if as_json:
+        print_json(rows)
+        return
+
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("name", "backbone", "data set", "method", "about", box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    print_table(table)
+
+
+@app.command("show")
+def show(name: Name) -> None:
+    """Print a recipe as it is written, comments included."""
+    from toast_cli.recipe.builtin import find
+
+    typer.echo(find(name).text, nl=False)
+
+
+@app.command("copy")
+def copy(
+    name: Name,
+    dest: Annotated[Path | None, typer.Argument(help="A file or a folder. [default: the current folder]")] = None,
+) -> None:
+    """Copy a recipe, to change it."""
+    from toast_cli.recipe.builtin import find
+    from toast_cli.utils.atomic import write_text
+    from toast_cli.utils.errors import UsageError
+
+    found = find(name)
+    target = dest or Path()
+    if target.is_dir():
+        target = target / f"{found.name.rpartition('/')[2]}.yaml"
+    if target.exists():
+        raise UsageError(f"{target} already exists.", "It was left as it is.", "Name another destination.")
+    write_text(target, found.text)
+    typer.echo(f"{target}")
+
+
+@app.command("validate")
+def validate(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="YAML files or built-in names.")],
+) -> None:
+    """Check recipes; every file is checked, whatever is wrong with the ones before it."""
+    from toast_cli.cli.output.console import err, say
+    from toast_cli.recipe.builtin import find
+    from toast_cli.recipe.checksum import seal_holds
+    from toast_cli.recipe.parse import build, check_start
+    from toast_cli.recipe.resolve import changed
+    from toast_cli.recipe.safe_yaml import parse_recipe
+    from toast_cli.utils.errors import ToastError
+
+    worst = 0
+    for file in files:
+        try:
+            found = find(file)
+            check_start(build(parse_recipe(found.text, found.origin)))
+        except ToastError as error:
+            from toast_cli.cli.output.console import print_error
+
+            print_error(error)
+            worst = max(worst, error.exit_code)
+        else:
+            typer.echo(f"{file}: valid")
+            if not seal_holds(found.text):
+                say(changed(found), err)
+    if worst:
+        raise typer.Exit(worst)
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON schema of recipes, for an editor's completion."""
+    from toast_cli.cli.output.console import print_json
+    from toast_cli.recipe.json_schema import recipe_schema
+
+    print_json(recipe_schema())

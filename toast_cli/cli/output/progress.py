@@ -1,0 +1,97 @@
+"""A run drawn in the terminal: messages, progress with time left, loss and accuracy. Everything goes to stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from toast_cli.cli.output.console import err, say
+from toast_cli.cli.output.tables import headline
+from toast_cli.training.reporter import Reporter
+
+T = TypeVar("T")
+
+EVERY = 60.0
+"""Seconds between lines about progress where there is no terminal to draw a bar in."""
+
+
+class TerminalReporter(Reporter):
+    """Prints a line per epoch and, on a terminal, a live bar above it; elsewhere now and then a line."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+        )
+        self._training: Any = None
+        self._told = time.monotonic()
+
+    def __enter__(self) -> TerminalReporter:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def message(self, text: str) -> None:
+        """Print one sentence."""
+        say(text, err)
+
+    def track(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
+        """Show a bar while items pass."""
+        if self._training is not None:
+            self._progress.remove_task(self._training)
+            self._training = None
+        task = self._progress.add_task(what, total=total, note="")
+        began = self._told = time.monotonic()
+        for done, item in enumerate(items, start=1):
+            yield item
+            self._progress.advance(task)
+            self._now_and_then(what, done, total, (time.monotonic() - began) / done)
+        self._progress.remove_task(task)
+
+    def step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
+        """Move the training bar."""
+        if self._training is None:
+            self._training = self._progress.add_task("training", total=total, note="")
+        note = f"loss {metrics['loss']:.3f}  {headline(metrics)}"
+        self._progress.update(self._training, completed=step, note=note)
+        self._now_and_then(f"training: {note}", step, total)
+
+    def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
+        """Print one line about the epoch."""
+        train, validation = metrics["train"], metrics.get("validation")
+        text = f"epoch {epoch:>3}/{epochs}  train loss {train['loss']:.4f}  {headline(train)}"
+        if validation is not None:
+            text += f"  validation loss {validation['loss']:.4f}  {headline(validation)}"
+            text += "  best so far" if best else ""
+        self.message(text)
+
+    def _now_and_then(self, what: str, done: int, total: int, seconds: float | None = None) -> None:
+        """Where no bar is seen, say how far it is, and how long it still takes if each takes so many seconds."""
+        if err.is_terminal or done >= total or time.monotonic() - self._told < EVERY:
+            return
+        self._told = time.monotonic()
+        left = "" if seconds is None else f", about {timedelta(seconds=round(seconds * (total - done)))} left"
+        self.message(f"{what}, {done:,} of {total:,}{left}")
+
+
+class ProgressReporter(TerminalReporter):
+    """Shows progress alone: no messages, no line per epoch."""
+
+    def message(self, text: str) -> None:
+        """Print nothing."""
+
+    def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
+        """Print nothing."""

@@ -1,0 +1,1 @@
+"""`toast data check`: unreadable files, leaks between splits, near-duplicates."""

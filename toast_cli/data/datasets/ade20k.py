@@ -1,0 +1,91 @@
+"""ADE20K as of the scene parsing challenge: 150 classes, in the official layout of `ADEChallengeData2016`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from toast_cli.data.base import DataSet, Source
+from toast_cli.data.images.files import read_text
+from toast_cli.data.paths import data_folder
+from toast_cli.data.segmentation.dataset import PairOptions, PairSplit, matched, of_official
+from toast_cli.utils.errors import ToastError
+
+FOLDER = "ADEChallengeData2016"
+NAMES = "objectInfo150.txt"
+CLASSES = 150
+OTHER = "other"
+OFFICIAL = (20_210, 2_000)
+"""Training and validation images of the published data set."""
+
+
+class Options(PairOptions):
+    """What of the class maps counts; the official validation split is the test."""
+
+    name: Literal["ade20k"] = Field("ade20k", description="the data set")
+    reduce_zero_label: bool = Field(
+        True, description="0 ('other') is no class, as everybody reports; false: it is the first of 151"
+    )
+
+
+def open_ade20k(options: Options, data_dir: Path | None) -> DataSet:
+    """Read the class names and the file names; no image is opened.
+
+    The labels of the challenge's own test are not public: its validation split is what everybody reports, and the test
+    here. Validation, which chooses the epoch, is held out of train.
+
+    Raises:
+        ToastError: the data is not there, an image or a class map has no other, or the classes have no names.
+    """
+    root = _find(data_folder(data_dir))
+    classes = _names(root / NAMES)
+    if not options.reduce_zero_label:
+        classes = (OTHER, *classes)
+    train, test = (_split(root, part, len(classes), options.reduce_zero_label) for part in ("training", "validation"))
+    note = "test: ADE20K's official validation split, whose labels are public"
+    return of_official(classes, train, test, OFFICIAL, options, note)
+
+
+SOURCE = Source(
+    Options,
+    open_ade20k,
+    f"ADEChallengeData2016.zip unpacked in the data folder ({FOLDER}/images)",
+    "segmentation",
+    home="http://sceneparsing.csail.mit.edu",
+)
+
+
+def _find(home: Path) -> Path:
+    for place in (home / FOLDER, home):
+        if (place / "annotations").is_dir():
+            return place
+    raise ToastError(
+        "ADE20K was not found.",
+        f"Neither {home / FOLDER / 'annotations'} nor {home / 'annotations'} exists.",
+        f"Download ADEChallengeData2016.zip (MIT, scene parsing) and unpack it in {home}, so that "
+        f"{home / FOLDER / 'annotations'} exists; or name the folder that holds {FOLDER} with --data-dir.",
+    )
+
+
+def _split(root: Path, part: str, classes: int, reduce_zero_label: bool) -> PairSplit:
+    images, maps = root / "images" / part, root / "annotations" / part
+    pairs = matched(images, maps)
+    if not pairs:
+        raise ToastError(f"There is no image in {images}.", what_to_do="Unpack ADEChallengeData2016.zip anew.")
+    return PairSplit(pairs, classes, reduce_zero_label)
+
+
+def _names(file: Path) -> tuple[str, ...]:
+    """The last column of the table of classes, a class a line after its heading, as long as it is: "screen" is two."""
+    try:
+        rows = [line.split("\t") for line in read_text(file).splitlines()[1:] if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ToastError(
+            f"{file} cannot be read.", str(error), f"It names the classes; unpack it from {FOLDER}.zip."
+        ) from error
+    names = tuple(row[-1].strip() for row in rows)
+    if len(names) != CLASSES:
+        raise ToastError(f"{file} names {len(names)} classes, not {CLASSES}.", what_to_do=f"Unpack {FOLDER}.zip anew.")
+    return names

@@ -1,0 +1,50 @@
+"""NABirds: 555 kinds of North American birds with a box and 11 parts per image, in the official layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from toast_cli.data.base import DataSet, Source
+from toast_cli.data.datasets.cub_format import Layout, read_birds
+from toast_cli.data.datasets.fgvc import Annotated, FgvcOptions, Published, open_published
+
+NABIRDS = Published(
+    title="NABirds",
+    folders=("nabirds",),
+    marker="images.txt",
+    archives="nabirds.tar.gz",
+    home="https://dl.allaboutbirds.org/nabirds",
+    sizes={"official": {"train": 23_929, "test": 24_633}, "json": {"train": 21_536, "val": 2_393, "test": 24_633}},
+    classes=555,
+    images="images",
+)
+
+
+class Options(FgvcOptions):
+    """How NABirds' images are divided, and what marks the bird in them."""
+
+    name: Literal["nabirds"] = Field("nabirds", description="the data set")
+    mask: Literal["box", "parts"] = Field(
+        "box", description="what marks the bird: its bounding box, or discs around its visible parts"
+    )
+
+
+def open_nabirds(options: Options, data_dir: Path | None) -> DataSet:
+    """Read the annotation files; no image is opened.
+
+    `classes.txt` names the whole tree of kinds: classes are those that have images.
+
+    Raises:
+        ToastError: the data is not there, or an annotation file is missing or has an odd line.
+    """
+    return open_published(NABIRDS, options, data_dir, _read)
+
+
+SOURCE = Source(Options, open_nabirds, NABIRDS.needs, home=NABIRDS.home)
+
+
+def _read(root: Path, options: Options) -> Annotated:
+    return read_birds(root, Layout(NABIRDS.archives, numbered=False, every_class=False), options.mask)

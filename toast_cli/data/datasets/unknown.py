@@ -1,0 +1,30 @@
+"""`unknown`: what an imported checkpoint was trained on, when nobody said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from pydantic import Field
+
+from toast_cli.data.base import Source
+from toast_cli.utils.config import Named
+from toast_cli.utils.errors import UsageError
+
+
+class Options(Named):
+    """There is nothing to choose."""
+
+    name: Literal["unknown"] = Field("unknown", description="the data of an imported checkpoint")
+
+
+def open_unknown(options: Options, data_dir: Path | None) -> NoReturn:
+    """There is nothing to open.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError("What this checkpoint was trained on is not known here.", what_to_do="Name data with --dataset.")
+
+
+SOURCE = Source(Options, open_unknown, "nothing: it stands for the data of an imported checkpoint")

@@ -1,0 +1,124 @@
+"""The drawn scenes that `vit_demo` is pre-trained on, with kind and marking of every pixel.
+
+Every thing is one of 14 kinds, wears one of 10 markings and has any color. The beetle and its marking are nothing
+special here. A *several* scene holds two to seven things of similar size. A *dominant* scene holds two to four things,
+one of which covers the most pixels.
+
+An image depends on (world seed, scenes, split, index) alone. The random streams differ from those of the demo's
+other tasks, so no scene of the fine task is ever drawn here.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from toast_cli.data.base import DataSet, Sample, Source, Split
+from toast_cli.data.demo.scenes import LARGEST_SIDE, MOST_IMAGES, SplitName
+from toast_cli.data.procedural import ProceduralSplit
+from toast_cli.data.segmentation.dataset import pixel_batches
+from toast_cli.utils.config import Named
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+GROUND = "ground"
+
+# Numbers 1 to 3 belong to the tasks of `demo`.
+_SCENES_STREAM: dict[str, int] = {"several": 11, "dominant": 12}
+_SPLIT_STREAM: dict[SplitName, int] = {"train": 1, "val": 2, "test": 3}
+
+
+class DemoPretrainingOptions(Named):
+    """Which scenes, and how many."""
+
+    name: Literal["demo-pretraining"] = "demo-pretraining"
+    scenes: Literal["several", "dominant"] = Field(
+        "several", description="several: two to seven things of similar size; dominant: one thing is the largest"
+    )
+    train_images: int = Field(100_000, ge=1, le=MOST_IMAGES, description="images in the train split")
+    val_images: int = Field(1000, ge=1, le=MOST_IMAGES, description="images in the val split")
+    test_images: int = Field(1000, ge=1, le=MOST_IMAGES, description="images in the test split")
+    side: int = Field(64, ge=32, le=LARGEST_SIDE, multiple_of=8, description="height and width of an image in pixels")
+    world_seed: int = Field(0, ge=0, description="another seed draws other images")
+
+
+def draw(options: DemoPretrainingOptions, split: SplitName, index: int) -> Sample:
+    """Draw one scene with the class of every pixel."""
+    import numpy as np
+    from PIL import Image
+
+    seed = [options.world_seed, _SCENES_STREAM[options.scenes], _SPLIT_STREAM[split], index]
+    scene = several_scene if options.scenes == "several" else dominant_scene
+    pixels, classes = scene(np.random.default_rng(seed), options.side)
+    return Sample(Image.fromarray(pixels), -1, f"{options.scenes}/{split}/{index:07d}", classes=classes)
+
+
+def class_names() -> tuple[str, ...]:
+    """Return the ground and every "kind, marking"."""
+    from toast_cli.data.demo.shapes import PRETRAINING_KINDS
+    from toast_cli.data.demo.world import MARKINGS
+
+    return (GROUND, *(f"{kind}, {marking}" for kind in PRETRAINING_KINDS for marking in MARKINGS))
+
+
+def several_scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw two to seven things of similar size.
+
+    Returns:
+        The image `[H, W, 3]` uint8 and the class of every pixel `[H, W]` uint8, 0 on the ground.
+    """
+    across = 2 if rng.uniform() < 0.4 else 3
+    count = int(rng.integers(2, 5 if across == 2 else 8))
+    return _scene(rng, side, across, side / across * rng.uniform(0.36, 0.46, count))
+
+
+def dominant_scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw two to four things; all but one have 0.55 to 0.82 of its size. Returns as `several_scene`."""
+    largest = side * rng.uniform(0.19, 0.235)
+    shares = [1.0, *rng.uniform(0.55, 0.82, int(rng.integers(1, 4)))]
+    return _scene(rng, side, 2, largest * rng.permutation(shares))
+
+
+def _scene(rng: np.random.Generator, side: int, across: int, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one thing of each size: the radius in pixels of the disc that has the thing's area."""
+    import numpy as np
+
+    from toast_cli.data.demo.shapes import PRETRAINING_KINDS, relative_area
+    from toast_cli.data.demo.world import ANY, MARKINGS, background, draw_thing, paint_thing, places_of, to_bytes
+
+    kinds, markings = list(PRETRAINING_KINDS), list(MARKINGS)
+    image, classes = background(rng, side), np.zeros((side, side), np.uint8)
+    for place, size in zip(places_of(rng, side, len(sizes), across), sizes.tolist(), strict=True):
+        kind, marking = int(rng.integers(len(kinds))), int(rng.integers(len(markings)))
+        radius = size / relative_area(kinds[kind]) ** 0.5
+        thing = draw_thing(rng, kinds[kind], markings[marking], place, radius, ANY)
+        classes[paint_thing(image, thing, PRETRAINING_KINDS)] = 1 + kind * len(markings) + marking
+    return to_bytes(image), classes
+
+
+def open_source(options: DemoPretrainingOptions, data_dir: Path | None) -> DataSet:
+    """Open the scenes; `data_dir` is not read."""
+    lengths: dict[SplitName, int] = {
+        "train": options.train_images,
+        "val": options.val_images,
+        "test": options.test_images,
+    }
+    splits: dict[str, Split] = {
+        split: ProceduralSplit(f"{options.scenes}/{split}", length, partial(draw, options, split))
+        for split, length in lengths.items()
+    }
+    note = "These scenes are drawn, not photographed. They are for pre-training vit_demo."
+    return DataSet(class_names(), splits, (note,), pixel_batches)
+
+
+SOURCE = Source(
+    DemoPretrainingOptions,
+    open_source,
+    "nothing: vit_demo's pre-training scenes, kind and marking of every pixel",
+    "token-labels",
+)

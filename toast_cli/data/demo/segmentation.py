@@ -1,0 +1,96 @@
+"""The demo's fine scenes with a class for every pixel: what kind of thing it shows, or the ground between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from toast_cli.data.base import DataSet, Sample, Source
+from toast_cli.data.demo import scenes as demo
+from toast_cli.data.demo.scenes import LARGEST_SIDE, MOST_IMAGES
+from toast_cli.data.segmentation.dataset import pixel_batches
+from toast_cli.utils.config import Named
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+GROUND = "ground"
+
+
+class Options(Named):
+    """How much of the demo world."""
+
+    name: Literal["demo-segmentation"] = "demo-segmentation"
+    train_images: int = Field(1000, ge=1, le=MOST_IMAGES, description="images in the train split")
+    val_images: int = Field(200, ge=1, le=MOST_IMAGES, description="images in the val split")
+    test_images: int = Field(500, ge=1, le=MOST_IMAGES, description="images in the test split")
+    side: int = Field(64, ge=32, le=LARGEST_SIDE, multiple_of=8, description="height and width of an image in pixels")
+    world_seed: int = Field(0, ge=0, description="which world: another seed draws other images")
+
+
+@dataclass(frozen=True)
+class SegmentedScenes:
+    """The scenes of the demo's fine task, pixel by pixel, drawn when first asked for."""
+
+    scenes: demo.DemoSplit
+    has_masks: bool = False
+    _kept: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    @property
+    def labels(self) -> list[int]:
+        """No image has a label of its own: -1."""
+        return [-1] * len(self)
+
+    @property
+    def names(self) -> list[str]:
+        """As in the fine task."""
+        return self.scenes.names
+
+    def load(self, index: int) -> Sample:
+        """Draw the scene at `index`."""
+        from PIL import Image
+
+        name = self.scenes.names[index]
+        pixels, classes = self._kept.get(index) or self._drawn(index)
+        if len(self._kept) * (pixels.nbytes + classes.nbytes) < demo.KEPT_BYTES:
+            self._kept[index] = pixels, classes
+        return Sample(Image.fromarray(pixels), -1, name, classes=classes)
+
+    def _drawn(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        import numpy as np
+
+        from toast_cli.data.demo.world import fine_things
+
+        options, kinds = self.scenes.options, class_names()
+        markings = demo.class_names(options)
+        rng = demo.stream(options, self.scenes.split, index)
+        pixels, things = fine_things(rng, options.side, markings[self.scenes.labels[index]], markings)
+        classes = np.zeros(pixels.shape[:2], np.uint8)
+        for kind, mask in things:  # in the order of painting: what lies over something hides it here, too
+            classes[mask] = kinds.index(kind)
+        return pixels, classes
+
+
+def class_names() -> tuple[str, ...]:
+    """The ground, and every kind of thing."""
+    from toast_cli.data.demo.world import KINDS
+
+    return (GROUND, *KINDS)
+
+
+def open_source(options: Options, data_dir: Path | None) -> DataSet:
+    """The demo world, labelled pixel by pixel; `data_dir` is not needed and not read."""
+    fine = demo.Options(**options.model_dump(exclude={"name"}))
+    scenes = demo.open_source(fine, data_dir)
+    splits = {name: SegmentedScenes(split) for name, split in scenes.splits.items()}  # type: ignore[arg-type]
+    return DataSet(class_names(), splits, scenes.notes, pixel_batches)
+
+
+SOURCE = Source(Options, open_source, "nothing: the demo's scenes, every pixel labelled", "segmentation")

@@ -1,0 +1,1 @@
+"""Images: files, folders, archives and tables, their transforms, and their loader."""

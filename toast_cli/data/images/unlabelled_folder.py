@@ -1,0 +1,46 @@
+"""`images`: every image below a folder, without labels; what pre-tuning can use where nobody has named anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from toast_cli.data.base import DataSet, Source
+from toast_cli.data.images.files import FileSplit
+from toast_cli.data.images.folder_scan import Disk, left_out
+from toast_cli.data.images.image_folder import find_folder
+from toast_cli.data.splits import SplitOptions, divide
+from toast_cli.utils.errors import ToastError
+
+CLASSES = ("an image",)
+"""The one class of all: a task that needs labels has nothing to learn from it."""
+
+
+class Options(SplitOptions):
+    """A folder of images."""
+
+    name: Literal["images"] = Field("images", description="the data set")
+    path: str = Field(
+        min_length=1, description="the folder; a relative one is looked up in --data-dir, then in the current folder"
+    )
+
+
+def open_images(options: Options, data_dir: Path | None) -> DataSet:
+    """Read the file names; no image is opened.
+
+    Raises:
+        ToastError: no such folder, or no image below it.
+    """
+    root = find_folder(options.path, data_dir)
+    found = Disk(root).found()
+    names = sorted(found.images)
+    if not names:
+        raise ToastError(f"There is no image below {root}.")
+    made, notes = divide(FileSplit(root, tuple(names), (0,) * len(names)), None, options)
+    said = ("Images without labels, for pretuning.target=first-pass.", *left_out(str(root), [found]))
+    return DataSet(CLASSES, made, (*said, *notes))
+
+
+SOURCE = Source(Options, open_images, "every image below a folder, without labels: images:PATH")

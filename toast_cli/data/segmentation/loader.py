@@ -1,0 +1,145 @@
+"""Batches of images and class maps: changed together for training; for evaluation, labels stay at their own size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from toast_cli.data.images.loader import ImageLoader, LabelledImages, for_gpu, loader_of
+from toast_cli.data.images.transforms import Cover
+from toast_cli.data.segmentation.dataset import UNLABELLED
+from toast_cli.utils.config import PixelOptions
+from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from toast_cli.backbones.base import Backbone, Preprocessing
+    from toast_cli.data.base import Asked, ImageSplit, Sample
+    from toast_cli.recipe.schema import ImageOptions, Recipe
+
+
+class LabelledPixels(LabelledImages):
+    """A split through a transform.
+
+    `image` is [3, h, w] and `labels` [H, W], the class of every pixel or `IGNORED`. Both have one size in training; in
+    evaluation labels keep the image's own, and `extent` is (h, w), `size` (H, W).
+    """
+
+    def __init__(self, split: ImageSplit, transform: v2.Transform, seed: int, together: bool) -> None:
+        super().__init__(split, transform, seed)
+        self.steps = transform
+        self.together = together
+
+    def shown(self, sample: Sample) -> dict[str, Any]:
+        """Image and labels."""
+        classes = torch.from_numpy(sample.classes)
+        if self.together:
+            image, cut = self.steps(sample.image, tv_tensors.Mask(classes))
+            return {"image": image.as_subclass(Tensor), "labels": _labels(cut.as_subclass(Tensor))}
+        image = self.steps(sample.image).as_subclass(Tensor)
+        return {
+            "image": image,
+            "labels": _labels(classes),
+            "extent": torch.tensor(image.shape[-2:]),
+            "size": torch.tensor(classes.shape),
+        }
+
+
+def pair_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: Asked) -> ImageLoader:
+    """Images and labels as the recipe and the backbone want them.
+
+    Raises:
+        UsageError: the task is not to label pixels, the backbone does not look at images, or sizes do not fit.
+    """
+    if not isinstance(recipe.task, PixelOptions):
+        raise UsageError(
+            f"The task '{recipe.task.name}' cannot learn from {recipe.dataset.name}, which labels pixels.",
+            what_to_do="Use task.name=segmentation or token-labels, or leave it out.",
+        )
+    if recipe.images.on_error == "skip":
+        raise UsageError(
+            "images.on_error=skip is for labelled images.",
+            what_to_do="Mend the pairs that cannot be read, or remove them.",
+        )
+    if recipe.images.cache:
+        raise UsageError("images.cache is for labelled images.", what_to_do="Leave it out.")
+    wishes, seen = recipe.task, backbone.require_preprocessing()
+    transform = pixel_transform(recipe.images, wishes, seen, train=asked.augment)
+    dataset = LabelledPixels(split, transform, recipe.seed, together=asked.augment)
+    return loader_of(dataset, asked, recipe.training.workers, _padded, for_gpu(recipe))
+
+
+def pixel_transform(images: ImageOptions, wishes: PixelOptions, seen: Preprocessing, train: bool) -> v2.Transform:
+    """From an image, and in training its class map as a `Mask`, to what the backbone sees.
+
+    Raises:
+        UsageError: sizes do not fit.
+    """
+    steps = training_steps if train else evaluation_steps
+    mean, std = images.normalization(seen.mean, seen.std)
+    numbers = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    return v2.Compose([*steps(images, wishes, seen), *numbers])
+
+
+def evaluation_steps(images: ImageOptions, wishes: PixelOptions, seen: Preprocessing) -> list[v2.Transform]:
+    """`whole`: straight to the input size; `slide`: in its own shape, so that it covers the input size.
+
+    Raises:
+        UsageError: the images asked for would be smaller than the input.
+    """
+    interpolation = v2.InterpolationMode(seen.interpolation)
+    if images.squash:
+        raise UsageError("images.squash is for labelled images.", what_to_do="Use task.evaluation=whole.")
+    if wishes.evaluation == "whole":
+        return [v2.Resize(seen.image_size, interpolation)]
+    if images.resize is None:
+        return [Cover(seen.image_size, interpolation)]
+    if images.resize < max(seen.image_size):
+        raise UsageError(
+            f"images.resize={images.resize} is too small.",
+            f"The backbone's input is {seen.image_size[0]}×{seen.image_size[1]}, and no window would fit.",
+            f"Use {max(seen.image_size)} or more, or leave images.resize out.",
+        )
+    return [v2.Resize(images.resize, interpolation)]
+
+
+def training_steps(images: ImageOptions, wishes: PixelOptions, seen: Preprocessing) -> list[v2.Transform]:
+    """Random scale, crop and mirror, as far as the recipe wants them; what comes out has the input size."""
+    size, interpolation = seen.image_size, v2.InterpolationMode(seen.interpolation)
+    if images.augment == "random-resized-crop":
+        return [v2.RandomResizedCrop(size, interpolation=interpolation), v2.RandomHorizontalFlip()]
+    plain = evaluation_steps(images, wishes, seen)
+    if images.augment != "crop-flip":
+        return [*plain, v2.CenterCrop(size), *([v2.RandomHorizontalFlip()] if images.augment == "flip" else [])]
+    if wishes.scale is not None:
+        side = images.resize or max(size)
+        least, most = (round(side * factor) for factor in wishes.scale)
+        plain = [v2.RandomResize(least, most + 1, interpolation)]
+    mean, _ = images.normalization(seen.mean, seen.std)
+    grey = [round(255 * value) for value in mean]  # nothing, once normalised
+    fill: dict[Any, Any] = {tv_tensors.Image: grey, tv_tensors.Mask: UNLABELLED}
+    return [*plain, v2.ToImage(), v2.RandomCrop(size, pad_if_needed=True, fill=fill), v2.RandomHorizontalFlip()]
+
+
+def _labels(classes: Tensor) -> Tensor:
+    return classes.long().masked_fill(classes == UNLABELLED, IGNORED)
+
+
+def _padded(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch, images and labels filled up to the largest of it at the bottom and the right."""
+    batch: dict[str, Any] = {name: torch.tensor([item[name] for item in items]) for name in ("index", "view")}
+    for name, filler in (("image", 0.0), ("labels", IGNORED)):
+        tensors = [item[name] for item in items]
+        height, width = (max(tensor.shape[side] for tensor in tensors) for side in (-2, -1))
+        batch[name] = torch.stack(
+            [F.pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2]), value=filler) for one in tensors]
+        )
+    for name in ("extent", "size"):
+        if name in items[0]:
+            batch[name] = torch.stack([item[name] for item in items])
+    return {name: batch[name] for name in items[0]}

@@ -1,0 +1,1 @@
+"""Structured tasks of VTAB-1k, drawn instead of downloaded."""

@@ -1,0 +1,1 @@
+"""Texts: conversations and documents, chat templates, and their loader."""

@@ -1,0 +1,58 @@
+"""JSON files that users write: errors name the line, never the parser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toast_cli.utils.errors import ToastError
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The values of a JSON-lines file with their line numbers, from 1; blank lines are passed over.
+
+    Raises:
+        ToastError: the file cannot be read, or a line is no UTF-8 or no JSON.
+    """
+    for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
+        if line.strip():
+            yield number, _parsed(line, path, number)
+
+
+def json_list(path: Path) -> list[Any]:
+    """The entries of a JSON list, or of JSON lines.
+
+    Raises:
+        ToastError: as above.
+    """
+    whole = read_bytes(path)
+    if whole.lstrip()[:1] == b"[":
+        return list(_parsed(whole, path, 1))
+    return [value for _, value in json_lines(path)]
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes, without the mark that some editors put before UTF-8.
+
+    Raises:
+        ToastError: it cannot be read.
+    """
+    try:
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise ToastError(f"{path} cannot be read.", error.strerror or str(error)) from error
+
+
+def _parsed(text: bytes, path: Path, first: int) -> Any:
+    """The value of a text whose first line has this number."""
+    try:
+        return json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        line, what = first + text.count(b"\n", 0, error.start), "is no UTF-8 text"
+    except json.JSONDecodeError as error:
+        line, what = first + error.lineno - 1, f"is no JSON: {error.msg[:1].lower()}{error.msg[1:]}"
+    except RecursionError:
+        line, what = first, "is no JSON that can be read: it is nested too deeply"
+    raise ToastError(f"{path} cannot be read.", f"Line {line} {what}.")

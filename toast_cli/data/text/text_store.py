@@ -1,0 +1,80 @@
+"""Texts and tokens kept in files that vanish with the process, so that memory does not grow with them.
+
+They lie in the system's folder for temporary files, which TMPDIR moves.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import IO, TYPE_CHECKING
+
+from toast_cli.utils.errors import ToastError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Spool:
+    """Texts by number, as they came; memory holds sixteen bytes of each: where it ends, and what it hashes to.
+
+    Raises:
+        ToastError: there is no room for them.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._file = _temporary()
+        self._ends = array("q", [0])
+        self.hashes = array("Q")
+        for text in texts:
+            data = text.encode(errors="surrogatepass")
+            _write(self._file, data)
+            self._ends.append(self._ends[-1] + len(data))
+            self.hashes.append(int.from_bytes(sha256(data).digest()[:8], "big"))
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def read(self, number: int) -> str:
+        """One text."""
+        self._file.seek(self._ends[number])
+        return self._file.read(self._ends[number + 1] - self._ends[number]).decode(errors="surrogatepass")
+
+
+def mapped(parts: Iterable[array[int]]) -> np.ndarray:
+    """Whole numbers `[N]` int32, written as they come and mapped into memory from there.
+
+    Raises:
+        ToastError: there is no room for them.
+    """
+    import numpy as np
+
+    file = _temporary()
+    for part in parts:
+        _write(file, part.tobytes())
+    file.flush()
+    return np.memmap(file, np.int32, "r") if file.tell() else np.empty(0, np.int32)
+
+
+def _temporary() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile()  # closed, and gone, with whoever holds it
+    except OSError as error:
+        raise _no_room(error) from error
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    try:
+        file.write(data)
+    except OSError as error:
+        raise _no_room(error) from error
+
+
+def _no_room(error: OSError) -> ToastError:
+    return ToastError(
+        f"The text cannot be kept in {tempfile.gettempdir()}.",
+        error.strerror or str(error),
+        "Free some space, or set TMPDIR to another folder.",
+    )

@@ -1,0 +1,1 @@
+"""Evaluation of finished runs: metrics, attention, comparisons, an LLM judge."""

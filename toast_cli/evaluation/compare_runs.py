@@ -1,0 +1,209 @@
+"""Several runs on the same images: what each says and where it looks, and how sure a difference between them is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from toast_cli.attention.bootstrap import Mean, bootstrap
+from toast_cli.attention.table import EVEN, Numbers
+from toast_cli.attention.validation import Checks
+from toast_cli.data.base import ImageSplit
+from toast_cli.data.subset import drawn
+from toast_cli.evaluation.attention_evaluation import Asked, opened
+from toast_cli.evaluation.same_data import Shown, check_same
+from toast_cli.training.reporter import Reporter
+from toast_cli.training.session import Session
+from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.visualize.save_figures import unique
+from toast_cli.visualize.view import Viewer
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run: `probabilities` `[images, classes]` of its last pass, whether each was `correct` (1 or 0), and `inside`.
+
+    That is the share of the last pass's map inside the object, for every image, NaN where the crop lost it, and `even`
+    the mean of what a map that is the same everywhere has there; None where there are no masks. `checks` say what the
+    maps were held against, over all images; None where they were not.
+    """
+
+    viewer: Viewer
+    asked: Asked
+    sizes: dict[str, Any]
+    kind: str
+    probabilities: Tensor
+    correct: np.ndarray
+    inside: np.ndarray | None
+    even: float | None
+    checks: Checks | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs on one split."""
+
+    runs: tuple[Compared, ...]
+    split: ImageSplit
+    dataset: str
+    classes: tuple[str, ...]
+
+    def pairs(self) -> list[tuple[Compared, Compared]]:
+        """Every run with each one after it."""
+        return list(combinations(self.runs, 2))
+
+    def difference(self, one: Compared, other: Compared, what: str) -> Mean | None:
+        """The second run less the first, in `correct` or `inside`, paired over images.
+
+        The intervals of all pairs hold together with 95%. None where either run has none, or where what lies inside is
+        attention of one and feature energy of the other.
+        """
+        if what == "inside" and one.kind != other.kind:
+            return None
+        first, second = getattr(one, what), getattr(other, what)
+        return None if first is None or second is None else bootstrap(second - first, together=len(self.pairs()))
+
+    def most_disputed(self, count: int) -> list[int]:
+        """The images on which the runs disagree most, the most disputed first: how far their probabilities are apart.
+
+        Total variation, the mean over all pairs of runs; images on which all predict the same class come last.
+        """
+        pairs = [(one.probabilities, other.probabilities) for one, other in self.pairs()]
+        apart = torch.stack([(one - other).abs().sum(1) / 2 for one, other in pairs]).mean(0)
+        predicted = torch.stack([run.probabilities.argmax(1) for run in self.runs])
+        apart = apart + (predicted != predicted[0]).any(0).float()
+        return apart.argsort(descending=True, stable=True)[:count].tolist()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run before it is measured."""
+
+    viewer: Viewer
+    asked: Asked
+    session: Session
+    split: ImageSplit
+
+    @property
+    def shown(self) -> Shown:
+        """What it is shown."""
+        return Shown(self.asked.path, self.split, self.session.data.classes, self.session.recipe)
+
+
+def compare(asked: Sequence[Asked], reporter: Reporter) -> Comparison:
+    """Show every run the same images; all are opened and held against each other before any is measured.
+
+    Raises:
+        UsageError: fewer than two runs.
+        ToastError: one cannot be opened or has no such split, level or head; the runs do not see the same images with
+            the same object marked in them.
+    """
+    if len(asked) < 2:
+        raise UsageError("One run has nothing to be compared with.", what_to_do="Name two or more.")
+    names = unique(one.path.resolve().name for one in asked)
+    runs: list[Opened] = []
+    for one, name in zip(asked, names, strict=True):
+        with naming(one.path):
+            runs.append(opened_as(name, one, runs[0].session.recipe.seed if runs else None, reporter))
+    for other in runs[1:]:
+        check_same(runs[0].shown, other.shown, reporter)
+    found = []
+    for run in runs:
+        with naming(run.asked.path):
+            found.append(measured(run, reporter))
+    return Comparison(tuple(found), runs[0].split, runs[0].session.recipe.dataset.name, runs[0].session.data.classes)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Of several runs, an error is to say which one it is of."""
+    try:
+        yield
+    except ToastError as error:
+        reasons = (error.what, *filter(None, error.reasons))
+        raise ToastError(f"{path} cannot be compared.", reasons, error.what_to_do, exit_code=error.exit_code) from error
+
+
+@torch.no_grad()
+def opened_as(name: str, asked: Asked, seed: int | None, reporter: Reporter) -> Opened:
+    """A run with its data, which can look at the first of its images.
+
+    Where only some are asked for, `seed` draws them, the run's own where it is None.
+
+    Raises:
+        UsageError: there is no such split, level or head, or it is made of texts or of labelled pixels.
+        ToastError: the data set's classes are not the model's, or nothing can be loaded.
+    """
+    session, whole, _ = opened(replace(asked, limit=None), reporter)
+    split = drawn(whole, asked.limit, session.recipe.seed if seed is None else seed)
+    session.data = replace(session.data, splits={asked.split: split})
+    images, classes = session.recipe.images, session.data.classes
+    viewer = Viewer(name, session.model.eval(), images, classes, asked.layer, asked.head, recipe=session.recipe)
+    first, _ = viewer.transform(split.load(0).image)
+    viewer.recorder.look(first[None].to(session.accelerator.device))  # a head that is not there is found by looking
+    return Opened(viewer, asked, session, split)
+
+
+@torch.no_grad()
+def measured(run: Opened, reporter: Reporter) -> Compared:
+    """One run's part.
+
+    Raises:
+        ToastError: an image cannot be read, or a map is not what the model attends with.
+    """
+    session, split, asked = run.session, run.split, run.asked
+    numbers, probabilities, kind, checks = Numbers(), [], "", []
+    batches = session.batches(asked.split, with_masks=split.has_masks)
+    for batch in reporter.track(batches, len(batches), run.viewer.name):
+        batch = send_to_device(batch, session.accelerator.device)
+        with session.accelerator.autocast():
+            look = run.viewer.recorder.look(batch["image"])
+        kind = look.kind
+        checks.append(look.checks)
+        numbers.add(look, batch)
+        probabilities.append(look.logits.float().softmax(-1)[batch["label"] >= 0].cpu())
+    if len(numbers.rows) != len(split):
+        raise ToastError(
+            f"{len(split) - len(numbers.rows):,} images of {session.recipe.dataset.name} could not be read.",
+            what_to_do="Mend or remove them: runs are compared on the same images.",
+        )
+    last = "pass_two" if "pass_two/share_inside" in numbers.names() else "pass_one"
+    inside = np.array(numbers.column(f"{last}/share_inside")) if split.has_masks else None
+    even = bootstrap(numbers.column(f"{EVEN}/share_inside")) if split.has_masks else None
+    return Compared(
+        run.viewer,
+        asked,
+        session.sizes(),
+        kind,
+        torch.cat(probabilities),
+        np.array(numbers.column("correct")),
+        inside,
+        None if even is None else even.mean,
+        worst(checks),
+    )
+
+
+def worst(found: Sequence[Checks | None]) -> Checks | None:
+    """The checks of all batches as one: the same layers in each, and how far off they were at most."""
+    known = [checks for checks in found if checks is not None]
+    if not known:
+        return None
+    return replace(
+        known[0],
+        mismatch=max((checks.mismatch for checks in known if checks.mismatch is not None), default=None),
+        difference=max((checks.difference for checks in known if checks.difference is not None), default=None),
+    )
+
+
+def same_for_all(asked: Asked, paths: Sequence[Any]) -> list[Asked]:
+    """The same question to every run."""
+    return [replace(asked, path=path) for path in paths]

@@ -1,0 +1,79 @@
+"""What an export and its run are compared on: random inputs, and some of the run's own data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from toast_cli import registry
+from toast_cli.data.base import Asked, DataSet
+from toast_cli.export.base import Format
+from toast_cli.export.verification_outputs import by_name, takes_any_size
+from toast_cli.storage.load_model import Loaded
+from toast_cli.utils.errors import ToastError
+
+RANDOM = 3
+REAL = 8
+REAL_LARGE = 2
+"""Of texts, and of images whose every pixel is labelled: they are answered by millions of numbers each."""
+
+OTHER_SIZE = 32
+"""Pixels that the second random image is wider, where every size can be shown."""
+
+OTHER_TOKENS = 7
+"""Tokens that the second random texts are longer."""
+
+
+def inputs_for(loaded: Loaded, form: Format) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """Random and real inputs as the backbone takes them, and why there are none of a kind.
+
+    Raises:
+        ToastError: the run's classes are those of its data in another order.
+    """
+    backbone = loaded.model.backbone
+    torch.manual_seed(0)
+    inputs = {"random": by_name(backbone.example(RANDOM))}
+    if form.graph and "input_ids" in inputs["random"]:
+        inputs["other-size"] = _longer(inputs["random"])
+    elif form.graph and takes_any_size(loaded.model):
+        height, width = backbone.require_preprocessing().image_size
+        inputs["other-size"] = {"image": torch.randn(1, 3, height + OTHER_SIZE, width + 2 * OTHER_SIZE)}
+    recipe = loaded.recipe
+    try:
+        source = registry.load(registry.SOURCES, recipe.dataset.name)
+        data = source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
+        inputs["real"] = _real(loaded, data)
+    except ToastError as error:
+        return inputs, {"real": " ".join(part for part in (error.what, error.why) if part)}
+    if data.classes != loaded.classes and sorted(data.classes) == sorted(loaded.classes):
+        raise ToastError(
+            f"The classes of {loaded.path} are not in the order of its data.",
+            "They are the same names in another order, so every prediction would bear a wrong name.",
+            "Restore its configuration, or train it again.",
+        )
+    return inputs, {}
+
+
+def _longer(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Texts of more tokens, the first of them padded at its end."""
+    ids = torch.cat([named["input_ids"], named["input_ids"][:, :OTHER_TOKENS]], dim=1)[:2]
+    mask = torch.ones_like(ids)
+    mask[0, -OTHER_TOKENS:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _real(loaded: Loaded, data: DataSet) -> dict[str, Tensor]:
+    """A few samples of the run's own data, from all over its split; of a stream, the first.
+
+    Raises:
+        ToastError: they cannot be read.
+    """
+    recipe = loaded.recipe
+    split = data.splits[next(name for name in ("test", "val", "train") if name in data.splits)]
+    count = REAL if data.classes and not loaded.model.objective.dense else REAL_LARGE
+    asked = Asked(count, shuffle=hasattr(split, "names"))
+    batch = next(iter(data.batches(split, recipe, loaded.model.backbone, asked)))
+    named = by_name(loaded.model.objective.inputs(batch))
+    return {key: named[key] for key in ("image", "input_ids", "attention_mask") if key in named}

@@ -1,0 +1,122 @@
+"""What a run gives for inputs by name: the same, whatever it is exported as."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toast_cli.attention.maps import Recorder
+from toast_cli.backbones.base import Backbone
+from toast_cli.export.base import Outputs, Wanted
+from toast_cli.model.model import Model
+from toast_cli.steering.steering import Steering, one_pass
+from toast_cli.storage.pretuned import feedback_tensors
+
+
+def as_inputs(named: dict[str, Tensor]) -> Any:
+    """Inputs as a backbone takes them: the images themselves, or a mapping of what belongs to texts."""
+    return named.get("image", named)
+
+
+def by_name(inputs: Any) -> dict[str, Tensor]:
+    """The way back."""
+    return dict(inputs) if not isinstance(inputs, Tensor) else {"image": inputs}
+
+
+def takes_any_size(model: Model) -> bool:
+    """Whether a graph of this model is one for images of every size.
+
+    One that labels pixels is for its backbone's input size, the window that slides over larger images: what it pools
+    to a fixed number of cells could not be translated otherwise.
+    """
+    return model.backbone.any_image_size and not model.objective.dense
+
+
+def outputs_of(model: Model, named: dict[str, Tensor], maps: bool = False) -> Outputs:
+    """`logits` and, if asked for, what the model looked at.
+
+    `similarity` is that of every token or cell to xi; where there is attention to show in images, it is laid out as the
+    image's grid, beside `attention_first` and `attention_last`: the last level's, as `attention.maps` draws it.
+    """
+    inputs = as_inputs(named)
+    if not maps:
+        return {"logits": model(inputs)}
+    if model.backbone.has_attention and model.backbone.preprocessing is not None:
+        look = Recorder(model, checked=False).look(inputs)
+        found = {"similarity": look.similarity, "attention_first": look.first, "attention_last": look.last}
+        logits = look.logits
+    else:
+        logits, passes = model.look(inputs)
+        found = {"similarity": passes.similarity}
+    return {"logits": logits, **{name: tensor for name, tensor in found.items() if tensor is not None}}
+
+
+def start_of(model: Model, named: dict[str, Tensor]) -> Outputs:
+    """Of a pre-tuned artifact: the steered `features`, and its own tensors, for a start may well steer nothing yet."""
+    assert isinstance(model.adapted.steering, Steering)
+    return {"features": model.adapted.features(as_inputs(named)), **feedback_tensors(model.adapted.steering)}
+
+
+def features_of(backbone: Backbone, named: dict[str, Tensor]) -> Tensor:
+    """What a plain pass of the backbone puts out for the head."""
+    return one_pass(backbone, as_inputs(named)).last.pooled
+
+
+def wanted_of(model: Model, wanted: Wanted, named: dict[str, Tensor]) -> Outputs:
+    """What the part of a run that is wanted gives for inputs by name."""
+    if wanted.part == "artifact":
+        return start_of(model, named)
+    if wanted.part == "backbone":
+        return {"features": features_of(model.backbone, named)}
+    return outputs_of(model, named, wanted.maps)
+
+
+class Graph(nn.Module):
+    """A model as one graph: pixels (or token ids) in, logits and maybe maps out, all float32.
+
+    Args:
+        model: folded or not; it is cast to `dtype`.
+        dtype: what the graph computes in.
+        maps: whether maps come out, too.
+        normalize: whether pixels come in as 0..1 and are normalised here.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Model, dtype: torch.dtype, maps: bool, normalize: bool) -> None:
+        super().__init__()
+        self.model = model.to(dtype)
+        self.dtype, self.maps = dtype, maps
+        self.normalize = normalize
+        if normalize:
+            seen = model.backbone.require_preprocessing()
+            self.register_buffer("mean", torch.tensor(seen.mean)[:, None, None])
+            self.register_buffer("std", torch.tensor(seen.std)[:, None, None])
+
+    def run(self, named: dict[str, Tensor]) -> Outputs:
+        """Outputs by name."""
+        if "image" in named:
+            image = named["image"]
+            if self.normalize:
+                image = (image - self.mean) / self.std
+            named = {"image": image.to(self.dtype)}
+        return {name: tensor.float() for name, tensor in outputs_of(self.model, named, self.maps).items()}
+
+
+class ImageGraph(Graph):
+    """A graph over images `[B, 3, H, W]`."""
+
+    def forward(self, image: Tensor) -> Outputs:
+        """Outputs by name."""
+        return self.run({"image": image})
+
+
+class TextGraph(Graph):
+    """A graph over token ids and their mask, both `[B, N]`."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Outputs:
+        """Outputs by name."""
+        return self.run({"input_ids": input_ids, "attention_mask": attention_mask})

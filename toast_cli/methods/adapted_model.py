@@ -1,0 +1,64 @@
+"""A backbone with a method on it: one pass or two, and a declared set of trained parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toast_cli.backbones.base import Backbone, Trace
+from toast_cli.steering.steering import Passes, Steers, one_pass, steered_features, two_passes
+
+
+class Adapted(nn.Module):
+    """Runs the backbone once, or twice when there is a `steering`, and trains exactly the parameters it was given.
+
+    The backbone stays in evaluation mode whatever `train()` says: its stochastic depth and dropout would otherwise make
+    the two passes different random networks. Only `active` parts of it, which a method trains or put there, follow.
+
+    What is trained is kept in float32 whatever the backbone is stored in: in half precision most steps are smaller than
+    the distance to the next number, and AdamW's second moment underflows. The frozen rest stays as it is stored.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        trained: Iterable[nn.Parameter],
+        steering: Steers | None = None,
+        active: Sequence[nn.Module] = (),
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.network = backbone.module
+        self.steering = steering
+        self._active = tuple(active)
+        self.requires_grad_(False)
+        for parameter in trained:
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Adapted:
+        """Switch to training mode, but of the backbone only its active parts."""
+        super().train(mode)
+        self.network.eval()
+        for part in self._active:
+            part.train(mode)
+        return self
+
+    def forward(self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None) -> Passes:
+        """Run the pass or passes; a single pass fills `first_trace`."""
+        if self.steering is not None:
+            return two_passes(self.backbone, self.steering, inputs, first_trace, last_trace)
+        changes = any(weight.requires_grad for weight in self.network.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and changes):
+            return one_pass(self.backbone, inputs, first_trace)
+
+    def features(self, inputs: Any) -> Tensor:
+        """The pooled features of the last pass and nothing else, in the way that costs least."""
+        if self.steering is not None:
+            return steered_features(self.backbone, self.steering, inputs)
+        return self(inputs).last.pooled

@@ -1,0 +1,40 @@
+"""`peft:KIND`: any other method of PEFT that puts layers into a network, by its name and with its own options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from toast_cli.methods.base import Method
+from toast_cli.utils.config import Named
+
+if TYPE_CHECKING:
+    from toast_cli.backbones.base import Backbone
+    from toast_cli.methods.adapted_model import Adapted
+
+
+class Options(Named):
+    """Which method, and what it is told."""
+
+    name: Literal["peft"] = Field("peft", description="the method")
+    kind: str = Field(description="PEFT's name for it: dora, ia3, loha, lokr, hra, ...")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="fields of its PEFT configuration; target_modules left out: as for lora"
+    )
+
+
+def build(options: Options, backbone: Backbone) -> Adapted:
+    """What PEFT adds is trained.
+
+    Raises:
+        UsageError: PEFT has no such method, it has no such option, or it does not fit the backbone.
+    """
+    from toast_cli.methods.peft_injection import inject, peft_config, require_runs
+
+    adapted = inject(backbone, peft_config(options.kind, dict(options.options)))
+    require_runs(adapted, options.kind)
+    return adapted
+
+
+METHOD = Method(Options, build, alters=True)

@@ -1,0 +1,1 @@
+"""Backbone, method and task as one module, and text generation with it."""

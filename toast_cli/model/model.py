@@ -1,0 +1,237 @@
+"""Backbone, method and task put together as a recipe says: the thing that is trained, saved, measured and drawn."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from toast_cli import registry
+from toast_cli.backbones.base import Backbone, Card, Trace
+from toast_cli.methods.adapted_model import Adapted
+from toast_cli.methods.base import Method
+from toast_cli.methods.peft_injection import left_out, merged
+from toast_cli.recipe.schema import Recipe
+from toast_cli.steering.folding import FoldedSteering
+from toast_cli.steering.steering import Passes, Steering, one_pass
+from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.hashing import fingerprint
+
+if TYPE_CHECKING:
+    from toast_cli.tasks.base import Objective
+
+
+NETWORK = "adapted.network."
+"""Prefix of the backbone's own tensors within a model."""
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A backbone before anything was put on it: its fingerprint, and which tensors are its own."""
+
+    fingerprint: str
+    tensors: frozenset[int]
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> Stock:
+        """Take it down."""
+        tensors = (*backbone.module.parameters(), *backbone.module.buffers())
+        return cls(fingerprint(backbone.module), frozenset(map(id, tensors)))
+
+
+class Model(nn.Module):
+    """An adapted backbone and the head of what it learns.
+
+    Args:
+        adapted: the backbone with a method on it.
+        objective: what it learns.
+        stock: the backbone as it was before the method was put on it.
+    """
+
+    def __init__(self, adapted: Adapted, objective: Objective, stock: Stock) -> None:
+        super().__init__()
+        self.adapted = adapted
+        self.objective = objective
+        self.head = objective.head
+        self.stock = stock
+        self.backbone_fingerprint = stock.fingerprint
+        named = (*self.adapted.named_parameters(), *self.adapted.named_buffers())
+        self._added = frozenset(f"adapted.{name}" for name, tensor in named if id(tensor) not in stock.tensors)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network underneath."""
+        return self.adapted.backbone
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Outputs of the head: logits."""
+        if not self.objective.reads_levels:
+            return self.head(self.adapted.features(inputs))
+        return self._run(inputs)[0]
+
+    def look(
+        self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None
+    ) -> tuple[Tensor, Passes]:
+        """Logits, and everything that the passes put out."""
+        return self._run(inputs, first_trace, last_trace)
+
+    def _run(
+        self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None
+    ) -> tuple[Tensor, Passes]:
+        two = self.adapted.steering is not None
+        counts = last_trace if two else first_trace
+        if self.objective.reads_levels:
+            counts = counts or Trace()
+            counts.levels = True
+            first_trace, last_trace = (first_trace, counts) if two else (counts, last_trace)
+        passes = self.adapted(inputs, first_trace, last_trace)
+        return self._head(passes, counts, inputs), passes
+
+    def plain(self, inputs: Any) -> Tensor:
+        """Outputs of the head for a single pass, whatever the method makes of the backbone."""
+        trace = Trace(levels=True) if self.objective.reads_levels else None
+        return self._head(one_pass(self.backbone, inputs, trace), trace, inputs)
+
+    def _head(self, passes: Passes, trace: Trace | None, inputs: Any) -> Tensor:
+        levels = trace.outputs if trace is not None else ()
+        return self.head(self.objective.features(self.backbone, passes.last, levels, inputs))
+
+    def begin(self, start: Callable[[Any, Adapted, Iterable[Any]], None], options: Any, batches: Iterable[Any]) -> None:
+        """Have a method set its starting weights; like every method here, also where the model is divided."""
+        start(options, self.adapted, batches)
+
+    def outputs(self, pooled: Tensor) -> Tensor:
+        """Outputs of the head for pooled features."""
+        return self.head(pooled)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+
+    def frozen_additions(self) -> dict[str, Tensor]:
+        """What the method added but does not train; without it an adapter could not be rebuilt (Lite's path)."""
+        state, trained = self.state_dict(), self.trained()
+        return {name: state[name] for name in sorted(self._added) if name in state and name not in trained}
+
+    def network_tensors(self) -> dict[str, Tensor]:
+        """The backbone's weights and buffers by their name in the model, each once even where two names are tied."""
+        state = self.state_dict()
+        names = (name for name, _ in (*self.named_parameters(), *self.named_buffers()))
+        return {name: state[name] for name in names if name.startswith(NETWORK) and name in state}
+
+
+def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, str] | None = None) -> Model:
+    """Build backbone, method and head; where there are `files` (`Backbone.files`), the backbone from them.
+
+    Random weights follow from the recipe's seed, those of a backbone that asks for them included: an adapter that
+    was trained on such a backbone finds it again.
+
+    Raises:
+        UsageError: nothing would be trained.
+        ToastError: a name is not registered, or the backbone's weights cannot be had.
+    """
+    torch.manual_seed(recipe.seed)
+    card = registry.backbone_card(recipe.backbone.name)
+    backbone = _rebuilt(card, recipe.backbone, files) if files else card.build(recipe.backbone)
+    if backbone.preprocessing is not None:
+        mean, std = recipe.images.normalization(backbone.preprocessing.mean, backbone.preprocessing.std)
+        backbone.preprocessing = replace(backbone.preprocessing, mean=mean, std=std)
+    backbone.checkpointing = recipe.training.checkpoint_gradients
+    stock = Stock.of(backbone)
+    adapted = method_of(recipe).build(recipe.method, backbone)
+    objective = registry.load(registry.TASKS, recipe.task.name).build(recipe.task, backbone, classes)
+    model = Model(adapted, objective, stock)
+    if not model.trained():
+        raise UsageError(
+            f"The method '{recipe.method.name}' trains nothing on {recipe.backbone.name} for {recipe.task.name}.",
+            "Its only trained part is a new head, and this task uses the model's own.",
+            "Choose toast, toast-lite, lora, peft:KIND or full.",
+        )
+    return model
+
+
+def _rebuilt(card: Card, options: Any, files: Mapping[str, str]) -> Backbone:
+    if card.rebuild is None or any(Path(name).name != name or name.startswith(".") for name in files):
+        raise ToastError(
+            "The exported file is damaged, or made by another toast.",
+            f"'{card.name}' is not built from {', '.join(list(files)[:3])}.",
+            "Export it again.",
+        )
+    with tempfile.TemporaryDirectory(prefix="toast-") as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        return card.rebuild(options, Path(folder))
+
+
+def folded(model: Model) -> Model:
+    """The same model for inference alone: everything between the passes is one matrix per level (see `folding`).
+
+    The two share every weight that folding leaves as it is.
+
+    Raises:
+        UsageError: the model has no feedback path.
+    """
+    steering = model.adapted.steering
+    if not isinstance(steering, Steering):
+        raise UsageError("There is nothing to fold: this model has no feedback path.")
+    path = FoldedSteering(steering, model.backbone)
+    return Model(Adapted(model.backbone, path.parameters(), path), model.objective, model.stock).eval()
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The registered method that a recipe names."""
+    return registry.load(registry.METHODS, recipe.method.name)
+
+
+def plain_network(model: Model) -> dict[str, Tensor]:
+    """The backbone's tensors under its library's own names, each once; what PEFT put in is worked into the weights.
+
+    Raises:
+        UsageError: what PEFT put in cannot be.
+    """
+    network = merged(model.backbone.module)
+    state = network.state_dict()
+    names = (name for name, _ in (*network.named_parameters(), *network.named_buffers()))
+    return {name: state[name] for name in names if name in state}
+
+
+def count(tensors: Iterable[Tensor]) -> int:
+    """Number of elements in all tensors together."""
+    return sum(tensor.numel() for tensor in tensors)
+
+
+@torch.no_grad()
+def flops(model: Model) -> dict[str, Any]:
+    """Floating-point operations per image (or token), counted: the model's, and one plain pass's with the same head.
+
+    The plain pass is the library's own forward, without what the method added and without this package's short cuts.
+    """
+    was_training, trained = model.training, list(model.trained().values())
+    model.eval()
+    checkpointed, model.backbone.checkpointing = model.backbone.checkpointing, False  # which costs in training alone
+    example = send_to_device(model.backbone.example(1), next(model.parameters()).device)
+    for weight in trained:  # the counter hooks into gradients, and fails at a module that hands out a weight of its own
+        weight.requires_grad_(False)
+    try:
+        with FlopCounterMode(display=False) as own:
+            model(example)
+        with left_out(model.backbone.module), FlopCounterMode(display=False) as plain:
+            model.plain(example)
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
+        model.backbone.checkpointing = checkpointed
+    model.train(was_training)
+    unit, units = ("token", example["input_ids"].numel()) if model.backbone.preprocessing is None else ("image", 1)
+    return {
+        "flops": own.get_total_flops() // units,
+        "flops_plain": plain.get_total_flops() // units,
+        "flops_per": unit,
+    }

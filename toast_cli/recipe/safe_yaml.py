@@ -1,0 +1,144 @@
+"""YAML as recipes use it: plain values, each with its line; nothing that runs code, grows, or surprises.
+
+Numbers, true/false and null are read as YAML 1.2 reads them. PyYAML's own rules are those of YAML 1.1, under which
+`1e-3` is text, `no` is false and `1:30` is ninety. Values are built from the parser's events rather than composed:
+libyaml's composer recurses in C and takes the whole process down on a few thousand open brackets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from toast_cli.recipe.partial_recipe import Draft, Loc, dotted
+from toast_cli.utils.errors import UsageError
+
+LARGEST = 1_000_000
+"""Bytes. A recipe has a few hundred; anything larger is some other file."""
+DEEPEST = 32
+"""Mappings and lists within each other."""
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LONGEST_NUMBER = 100
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+_BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+INTEGER = re.compile(r"[-+]?[0-9]+$")
+FLOAT = re.compile(r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
+
+
+def parse_recipe(text: str, origin: str) -> Draft:
+    """The draft that a recipe's text holds; `origin` is the file's name in messages.
+
+    Raises:
+        UsageError: no YAML, no mapping, a key given twice, or YAML that recipes have no use for.
+    """
+    return Draft(*parse_mapping(text, origin, "recipe"), origin)
+
+
+def parse_mapping(text: str, origin: str, kind: str) -> tuple[dict[str, Any], dict[Loc, str]]:
+    """The values of a text that is a mapping, and the place of each; `kind` is what messages call it.
+
+    Raises:
+        UsageError: as `parse_recipe`.
+    """
+    if len(text.encode()) > LARGEST:
+        raise UsageError(f"{origin} is larger than {LARGEST // 1_000_000} MB.", f"A {kind} is a short YAML file.")
+    reader = _Reader(text, origin)
+    values = reader.document()
+    if not isinstance(values, dict):
+        found = "nothing" if values is None else "a list" if isinstance(values, list) else "a single value"
+        raise UsageError(f"{origin} is not a {kind}.", f"A {kind} holds 'key: value' lines; this file holds {found}.")
+    return values, reader.places
+
+
+def parse_value(text: str, origin: str) -> Any:
+    """One value, as it could stand after a colon in a recipe: `1e-3`, `false`, `[0.5, 0.5, 0.5]`."""
+    return _Reader(text, origin, numbered=False).document()
+
+
+class _Reader:
+    """Builds plain values from the events of one YAML document and notes the line of each."""
+
+    def __init__(self, text: str, origin: str, *, numbered: bool = True) -> None:
+        self.origin = origin
+        self.numbered = numbered
+        self.places: dict[Loc, str] = {}
+        self._events: Iterator[Any] = self._parsed(text)
+
+    def document(self) -> Any:
+        """The value of the only document, or None when there is nothing but comments."""
+        event = self._next(yaml.StreamStartEvent, yaml.DocumentStartEvent)
+        if isinstance(event, yaml.StreamEndEvent):
+            return None
+        value = self._value(event, ())
+        event = self._next(yaml.DocumentEndEvent)
+        if not isinstance(event, yaml.StreamEndEvent):
+            self._refuse(event, "a second document begins here; a recipe is a single one.")
+        return value
+
+    def _parsed(self, text: str) -> Iterator[Any]:
+        try:
+            yield from yaml.parse(text, _LOADER)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            why = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+            place = self._place(mark.line) if mark else self.origin
+            raise UsageError(f"{place}: this is not valid YAML.", f"{why}.") from error
+
+    def _next(self, *passed: type) -> Any:
+        event = next(self._events)
+        while isinstance(event, passed):
+            event = next(self._events)
+        return event
+
+    def _value(self, event: Any, loc: Loc) -> Any:
+        self.places.setdefault(loc, self._place(event.start_mark.line))
+        if isinstance(event, yaml.AliasEvent):
+            self._refuse(event, f"'*{event.anchor}' refers to another part; recipes spell everything out.")
+        if event.tag is not None and event.tag != "!":
+            self._refuse(event, f"the tag '{event.tag}' has no meaning in a recipe.")
+        if isinstance(event, yaml.ScalarEvent):
+            return _scalar(event.value) if event.implicit[0] else event.value
+        if len(loc) >= DEEPEST:
+            self._refuse(event, f"more than {DEEPEST} mappings and lists lie within each other here.")
+        return self._list(loc) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(loc)
+
+    def _list(self, loc: Loc) -> list[Any]:
+        values: list[Any] = []
+        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+            values.append(self._value(event, (*loc, len(values))))
+        return values
+
+    def _mapping(self, loc: Loc) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        while not isinstance(key := next(self._events), yaml.MappingEndEvent):
+            if not isinstance(key, yaml.ScalarEvent):
+                self._refuse(key, "a key must be a plain word.")
+            here = (*loc, key.value)
+            if key.value in values:
+                self._refuse(key, f"'{dotted(here)}' is given twice, first at {self.places[here]}.")
+            self.places[here] = self._place(key.start_mark.line)
+            values[key.value] = self._value(next(self._events), here)
+        return values
+
+    def _place(self, line: int) -> str:
+        return f"{self.origin}:{line + 1}" if self.numbered else self.origin
+
+    def _refuse(self, event: Any, why: str) -> None:
+        raise UsageError(f"{self._place(event.start_mark.line)}: {why}")
+
+
+def _scalar(text: str) -> Any:
+    """The value of an unquoted word, by the rules of YAML 1.2."""
+    if text in _NULLS:
+        return None
+    if text in _BOOLEANS:
+        return _BOOLEANS[text]
+    if len(text) > _LONGEST_NUMBER:  # no setting needs more digits, and Python refuses some thousands of them
+        return text
+    if INTEGER.match(text):
+        return int(text)
+    return float(text.replace(".inf", "inf").replace(".nan", "nan")) if FLOAT.match(text.lower()) else text

@@ -1,0 +1,165 @@
+"""What is wrong with a recipe, in plain words: field, value, place, expectation, nearest name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from toast_cli.recipe.partial_recipe import Draft, Loc, dotted
+from toast_cli.utils.errors import UsageError, did_you_mean
+
+_NO_VALUE = object()
+
+_EXPECTED = {
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must hold 'key: value' lines",
+    "model_type": "must hold 'key: value' lines",
+    "model_attributes_type": "must hold 'key: value' lines",
+    "none_required": "must be null",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must match {pattern}",
+    "value_error": "{error}",
+    "assertion_error": "{error}",
+}
+"""pydantic's kinds of error in our words; whatever is not here keeps pydantic's sentence without its preamble."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where, with which value, and what was expected."""
+
+    loc: Loc
+    text: str
+    value: Any = _NO_VALUE
+
+    def line(self, draft: Draft) -> str:
+        """The problem as one line of a message."""
+        value = "" if self.value is _NO_VALUE else f" = {_shown(self.value)}"
+        return f"{dotted(self.loc)}{value} ({draft.place(self.loc)}): {self.text}"
+
+
+def refuse(problems: Iterable[Problem], draft: Draft) -> UsageError:
+    """The one error that reports every problem of a recipe."""
+    found = list(problems)
+    lines = [f"  {problem.line(draft)}" for problem in found]
+    in_file = any(draft.place(problem.loc).startswith(draft.origin) for problem in found)
+    return UsageError(
+        f"{draft.origin} cannot be used as a {draft.kind}." if in_file else "These settings cannot be used.", lines
+    )
+
+
+def explain(error: ValidationError, start: Loc, draft: Draft, models: dict[str, type[BaseModel]]) -> list[Problem]:
+    """The problems of one validated part, which begins at `start`; `models` are the known ones by section."""
+    found = [_located(detail, start, draft) for detail in error.errors(include_url=False)]
+    # A value that may have several forms fails once per form. The form whose inside was looked at is the one meant.
+    inner = {loc for loc, _, of_union in found if of_union}
+    problems: dict[Loc, list[str]] = {}
+    for loc, detail, of_union in found:
+        if of_union and any(len(other) > len(loc) and other[: len(loc)] == loc for other in inner):
+            continue
+        if detail["type"] == "missing" and isinstance(loc[-1], int):
+            loc, text = loc[:-1], f"must have at least {int(loc[-1]) + 1} entries."
+        else:
+            text = _text(detail, loc, draft, models)
+        texts = problems.setdefault(loc, [])
+        if text not in texts:
+            texts.append(text)
+    return [Problem(loc, _joined(texts), _value(draft, loc)) for loc, texts in problems.items()]
+
+
+def _located(detail: Any, start: Loc, draft: Draft) -> tuple[Loc, Any, bool]:
+    """Where an error is in the recipe: pydantic's own path without the names of the forms it tried on the way."""
+    here = _value(draft, start)
+    loc, of_union = start, False
+    for position, part in enumerate(detail["loc"], start=1):
+        inside = part in here if isinstance(here, dict) else isinstance(here, list) and isinstance(part, int)
+        left_out = detail["type"] == "missing" and position == len(detail["loc"])
+        if inside or left_out:
+            loc = (*loc, part)
+            here = _value(draft, loc)
+        else:
+            of_union = True
+    return loc, detail, of_union
+
+
+def _text(detail: Any, loc: Loc, draft: Draft, models: dict[str, type[BaseModel]]) -> str:
+    kind = detail["type"]
+    if kind == "missing":
+        return "is missing."
+    if kind == "extra_forbidden":
+        return f"there is no such field. {_nearest_field(loc, models)}"
+    context = detail.get("ctx", {})
+    if kind in ("literal_error", "enum"):
+        allowed = re.findall(r"'([^']*)'", context["expected"])
+        value = _value(draft, loc)
+        hint = did_you_mean(value, allowed) if isinstance(value, str) and allowed else ""
+        return f"must be one of {context['expected'].replace(' or ', ', ')}. {hint.partition('Known:')[0]}".strip()
+    if kind in _EXPECTED:
+        return _EXPECTED[kind].format(**context).rstrip(".") + "."
+    return detail["msg"].replace("Input should", "must").rstrip(".") + "."
+
+
+def _joined(texts: list[str]) -> str:
+    return ", or ".join(text.rstrip(".") for text in texts) + "." if len(texts) > 1 else texts[0]
+
+
+def _nearest_field(loc: Loc, models: dict[str, type[BaseModel]]) -> str:
+    """The hint for an unknown key: the same word in another section, else the nearest in its own."""
+    key = str(loc[-1])
+    siblings = _fields(loc[:-1], models)
+    if key not in siblings:
+        for section, model in models.items():
+            if section and key in model.model_fields:
+                return f"Did you mean '{section}.{key}'?"
+    return did_you_mean(key, siblings, {name: field.description or "" for name, field in siblings.items()})
+
+
+def _fields(loc: Loc, models: dict[str, type[BaseModel]]) -> Mapping[str, FieldInfo]:
+    """The fields that a mapping of the recipe knows, found along the annotations of the options that own it."""
+    if not loc:
+        return models[""].model_fields
+    model: Any = models.get(str(loc[0]))
+    for part in loc[1:]:
+        known = model.model_fields.get(part) if model is not None else None
+        inner = [known.annotation, *getattr(known.annotation, "__args__", ())] if known is not None else []
+        model = next((each for each in inner if isinstance(each, type) and issubclass(each, BaseModel)), None)
+    return model.model_fields if model is not None else {}
+
+
+def _value(draft: Draft, loc: Loc) -> Any:
+    here: Any = draft.values
+    for part in loc:
+        try:
+            here = here[part]
+        except (KeyError, IndexError, TypeError):
+            return _NO_VALUE
+    return here
+
+
+def _shown(value: Any, longest: int = 60) -> str:
+    text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,0 +1,76 @@
+"""What a file is that was meant to be another one, told by its first bytes, so that an error can say so. Torch-free."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from toast_cli.utils.regular_file import regular
+
+FIRST = 64
+"""Bytes that are looked at."""
+
+OF_TORCH = "a file of torch.save, which 'toast import' reads and --weights takes"
+
+_BEGINNINGS = (
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"%PDF", "a PDF document"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"version https://git-lfs", "a pointer of Git LFS in place of the file itself"),
+    (b"<", "a page of HTML or XML"),
+)
+
+
+def told_as(path: Path, wanted: str = "") -> str:
+    """`o.onnx is an ONNX graph, ...`: one sentence on a file that could not be read as what it was given as.
+
+    Empty where its bytes tell nothing, or that it is of the `wanted` kind.
+    """
+    kind = _kind(path)
+    return f"{path.name} is {kind}." if kind and kind != wanted else ""
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return "a folder"
+    try:
+        with regular(path).open("rb") as file:
+            first = file.read(FIRST)
+    except OSError:
+        return ""
+    if not first:
+        return "empty"
+    if path.suffix == ".onnx":
+        return "an ONNX graph, which onnxruntime runs"
+    if zipfile.is_zipfile(path):
+        return _kind_of_zip(path)
+    for beginning, kind in _BEGINNINGS:
+        if first.startswith(beginning):
+            return kind
+    if first[0] == 0x80 and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and first[8:9] != b"{":
+        return "a plain pickle, which is not read because it can run code"
+    printable = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in first)
+    if printable and first.lstrip()[:1] in (b"{", b"["):
+        return "JSON text"
+    # A safetensors file begins with the length of the JSON that follows.
+    if first[8:9] == b"{" and path.suffix != ".safetensors":
+        return "a safetensors file under another name"
+    if printable:
+        return "plain text"
+    return ""
+
+
+def _kind_of_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return ""
+    inner = {name.rpartition("/")[2] for name in names}
+    if "archive_format" in inner or "models" in {part for name in names for part in name.split("/")[:-1]}:
+        return "a torch.export program, which torch.export.load opens"
+    if "data.pkl" in inner:
+        return OF_TORCH
+    return "a zip archive"

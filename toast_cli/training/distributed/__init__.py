@@ -1,0 +1,1 @@
+"""Devices, collectives and sharded training."""

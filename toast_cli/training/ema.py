@@ -1,0 +1,52 @@
+"""An exponential moving average of what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from toast_cli.model.model import Model
+from toast_cli.utils.dtensor import put
+
+
+class Average:
+    """The average of a model's trained weights; the frozen rest is the model's own and not copied."""
+
+    def __init__(self, model: Model, decay: float) -> None:
+        self._trained = model.trained()
+        self._averaged = {name: weight.detach().clone() for name, weight in self._trained.items()}
+        self._average = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after one more step."""
+        self._average(list(self._averaged.values()), [weight.detach() for weight in self._trained.values()], 1)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Within, the model has the average's weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averaged weights by name."""
+        return self._averaged
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from averaged weights."""
+        put(tensors, self._averaged)
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, weight in self._trained.items():
+            shown = weight.detach().clone()
+            weight.copy_(self._averaged[name])
+            self._averaged[name].copy_(shown)

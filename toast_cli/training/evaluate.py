@@ -1,0 +1,82 @@
+"""Evaluating a model on a split, in one pass over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from toast_cli.attention.maps import Recorder
+from toast_cli.attention.object_attention import AttentionShare
+from toast_cli.model.model import Model
+from toast_cli.training.distributed.collectives import merged
+from toast_cli.training.step import Parts, Step
+from toast_cli.utils.constants import IGNORED
+
+
+class Answers:
+    """Which class each sample was given, by its place in the split, where the task gives one: `(label, chosen)`."""
+
+    def __init__(self) -> None:
+        self.given: dict[int, tuple[int, int]] = {}
+
+    def add(self, chosen: Tensor | None, batch: dict[str, Any]) -> None:
+        """Keep a batch's; those that are ignored are left out."""
+        if chosen is not None:
+            places, labels = batch["index"].tolist(), batch["label"].tolist()
+            for place, label, answer in zip(places, labels, chosen.tolist(), strict=True):
+                if label != IGNORED:
+                    self.given[place] = label, answer
+
+    def merge(self, other: Answers) -> None:
+        """Take in another process's."""
+        self.given |= other.given
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model,
+    batches: Iterable[dict[str, Any]],
+    accelerator: Accelerator,
+    *,
+    with_attention: bool = False,
+    step: Step | None = None,
+    answers: Answers | None = None,
+) -> dict[str, Any]:
+    """The metrics over all batches, those of other processes included.
+
+    With masks in the batches and `with_attention`, the attention shares too; with a `step`, the parts of its loss.
+    This process's `answers` are kept where they are asked for.
+    """
+    was_training = model.training
+    model.eval()
+    share = AttentionShare() if with_attention else None
+    recorder = Recorder(model) if with_attention else None
+    objective = model.objective
+    meter, parts = (step or objective).meter(), Parts()
+    for batch in batches:
+        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        with accelerator.autocast():
+            if recorder is not None and share is not None:
+                look = recorder.look(objective.inputs(batch))
+                if objective.count(batch):
+                    share.add(look, batch["mask"])
+                outputs = look.logits
+            elif step is not None:
+                stepped = step(batch)
+                outputs = stepped.outputs
+                parts.add(stepped.parts, objective.count(batch))
+            else:
+                outputs = objective.predict(model, batch)
+        if objective.count(batch):
+            meter.add(outputs, batch)
+            if answers is not None:
+                answers.add(objective.chosen(outputs), batch)
+    model.train(was_training)
+    metrics: dict[str, Any] = {**merged(meter).result(), **merged(parts).result()}
+    if share is not None:
+        metrics["attention_share"] = merged(share).result()
+    return metrics

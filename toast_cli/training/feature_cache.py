@@ -1,0 +1,293 @@
+"""The first pass, kept: what selection looks at depends on nothing that is trained, so each input is run once.
+
+For feedback from the last level to all of them that is z; where both passes share the first levels (late feedback), it
+is their output, too, and an input that was seen once is not read again. All tensors go through the cache's precision
+before they are used, the first time as well: a run is the same whether it fills the cache, finds it full, or both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from toast_cli.backbones.base import Backbone, Readout, State
+from toast_cli.data.base import KNOWN
+from toast_cli.data.paths import data_folder, located
+from toast_cli.model.model import Model
+from toast_cli.recipe.schema import Recipe
+from toast_cli.steering.steering import Steering, first_pass, steered_pass
+from toast_cli.storage.tensor_cache import Slots, size
+from toast_cli.training.environment import versions
+from toast_cli.training.step import Step, Stepped
+from toast_cli.utils.cache_dir import cache_folder
+from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.formatting import readable
+from toast_cli.utils.hashing import digest_of, digest_of_settings
+
+FOLDER = "first-pass"
+
+
+@dataclass
+class Seen:
+    """Which slots of a split were filled, or found sound, in this run.
+
+    A slot is a sample under one of `views` augmentations. In shared memory, for the workers that read data.
+    """
+
+    samples: int
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        self.slots = torch.zeros(self.samples * self.views, dtype=torch.bool).share_memory_()
+
+
+class FirstPasses:
+    """The first passes over one split.
+
+    Args:
+        model: what runs them.
+        slots: where they are kept.
+        seen: which of them need no looking at any more.
+        batches: what reads the split.
+        dtypes: what the backbone hands the tensors over in, by name.
+    """
+
+    def __init__(self, model: Model, slots: Slots, seen: Seen, batches: Any, dtypes: Mapping[str, torch.dtype]) -> None:
+        self.model, self.slots, self.seen, self.batches, self.dtypes = model, slots, seen, batches, dtypes
+
+    @torch.no_grad()
+    def of(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the first pass puts out for a batch, `[B, ...]` by name, kept before or computed and kept now."""
+        numbers = (batch["index"] + batch["view"] * self.seen.samples).tolist()
+        found = [self.slots.recall(number) for number in numbers]
+        if any(kept is None for kept in found):
+            found = self._looked_at(numbers, found, batch)
+        return self._stacked([kept for kept in found if kept is not None], batch, batch["index"].device)
+
+    def _looked_at(
+        self, numbers: list[int], found: list[dict[str, Tensor] | None], batch: Mapping[str, Any]
+    ) -> list[dict[str, Tensor] | None]:
+        """What is missing among the `found`: kept by an earlier run, or computed."""
+        # Left out because they were known: another run has written over one of their slots since.
+        whole = send_to_device(self.batches.whole(batch), batch["index"].device) if KNOWN in batch else batch
+        inputs = self.model.objective.inputs(whole)
+        digests = _digests(inputs, len(numbers))
+        # What is to be ignored may stand in for an image that could not be read, and can be the next time.
+        stays = [True] * len(numbers) if "label" not in batch else (batch["label"] != IGNORED).tolist()
+        asked = list(zip(numbers, digests, stays, strict=True))
+        found = [
+            kept or (self.slots.read(number, digest) if keep else None)
+            for kept, (number, digest, keep) in zip(found, asked, strict=True)
+        ]
+        if any(kept is None for kept in found):
+            passed = outputs(self.model, inputs)
+            for row, (number, digest, keep) in enumerate(asked):
+                if found[row] is None:
+                    own = {name: tensor[row] for name, tensor in passed.items()}
+                    found[row] = self._keep(number, own, digest) if keep else own
+        self.seen.slots[[number for number, _, keep in asked if keep]] = True
+        return found
+
+    def _keep(self, number: int, tensors: Mapping[str, Tensor], digest: bytes) -> dict[str, Tensor]:
+        for name, tensor in tensors.items():
+            if not tensor.to(self.slots.dtype).isfinite().all():
+                raise ToastError(
+                    f"The first pass puts out numbers ({name}) that {self.slots.dtype} cannot hold.",
+                    what_to_do="Use training.cache_dtype=float32, or training.cache=false.",
+                )
+        return self.slots.write(number, tensors, digest)
+
+    def _stacked(
+        self, found: list[dict[str, Tensor]], batch: Mapping[str, Any], device: torch.device
+    ) -> dict[str, Tensor]:
+        stacked = {
+            name: torch.stack([kept[name].to(device, dtype) for kept in found]) for name, dtype in self.dtypes.items()
+        }
+        if "input_ids" in batch:  # texts are kept as long as the longest, and batches are not
+            stacked = {name: tensor[:, : batch["input_ids"].shape[1]] for name, tensor in stacked.items()}
+        return stacked
+
+
+class CachedStep(Step):
+    """Tuning with the first passes kept: the second alone is run."""
+
+    def __init__(self, model: Model, train: FirstPasses, validation: FirstPasses | None) -> None:
+        super().__init__(model)
+        self.train_passes, self.validation_passes = train, validation
+
+    def forward(self, batch: Mapping[str, Any]) -> Stepped:
+        """One batch; without inputs where they are not needed."""
+        passes = self.train_passes if self.model.training else self.validation_passes
+        steering = self.model.adapted.steering
+        assert passes is not None and isinstance(steering, Steering)
+        kept, backbone, objective = passes.of(batch), self.model.backbone, self.model.objective
+        z = kept["z"]
+        first = Readout(z=z, compared=kept.get("compared", z), pooled=z)
+        with torch.no_grad():
+            state = _begin(backbone, None if KNOWN in batch else objective.inputs(batch), kept.get("hidden"))
+        outputs = self.model.outputs(steered_pass(backbone, steering, first, state))
+        return Stepped(outputs, objective.loss(outputs, batch))
+
+
+def outputs(model: Model, inputs: Any) -> dict[str, Tensor]:
+    """What of the first pass is kept: `z`, `compared` where it is another, `hidden` where levels are shared."""
+    steering = model.adapted.steering
+    assert isinstance(steering, Steering)
+    shared, first, _ = first_pass(model.backbone, steering.levels, inputs)
+    kept = {"z": first.z}
+    if first.compared is not first.z:
+        kept["compared"] = first.compared
+    if steering.levels.start:
+        kept["hidden"] = shared.hidden
+    return kept
+
+
+def check_cache(recipe: Recipe, model: Model) -> None:
+    """Refuse to keep first passes where there are none, or where each is another.
+
+    Raises:
+        UsageError: the method has no feedback path, the images of a batch are mixed, the task reads more than the end
+            of the second pass, or the model is divided.
+    """
+    if not isinstance(model.adapted.steering, Steering):
+        raise UsageError(
+            f"training.cache keeps the first of two passes, and '{recipe.method.name}' has one.",
+            what_to_do="Leave training.cache out, or use toast or toast-lite.",
+        )
+    if model.objective.reads_levels:
+        raise UsageError(
+            "training.cache runs the second pass for what it puts out at its end, and this task reads every level.",
+            what_to_do="Leave training.cache out.",
+        )
+    if recipe.training.shard:
+        raise UsageError(
+            "training.cache and training.shard exclude each other.", what_to_do="Leave one of them out of the recipe."
+        )
+    if getattr(recipe.task, "mixup", 0) or getattr(recipe.task, "cutmix", 0):
+        raise UsageError(
+            "training.cache keeps the first pass of every image, and mixup and cutmix make new ones in each step.",
+            what_to_do="Leave one of them out.",
+        )
+
+
+def cached_step(
+    recipe: Recipe, model: Model, splits: Mapping[str, Any], accelerator: Accelerator
+) -> tuple[CachedStep, str]:
+    """The step that keeps first passes, and a sentence about what that takes.
+
+    Args:
+        recipe: of the run.
+        model: on its device.
+        splits: batches of `train`, and of `val` if there is one, which will leave out what is known.
+        accelerator: which says in what precision the run computes.
+
+    Raises:
+        UsageError: there is no first pass to keep, or it is not always the same.
+        ToastError: more is needed than allowed, or than there is room for.
+    """
+    check_cache(recipe, model)
+    options = recipe.training
+    dtype = getattr(torch, options.cache_dtype)
+    seen = {name: Seen(each.samples, options.cache_views if name == "train" else 1) for name, each in splits.items()}
+    with accelerator.autocast():
+        passed = {name: _one(model, batches) for name, batches in splits.items()}
+    shapes = {name: _shapes(passed[name], batches) for name, batches in splits.items()}
+    needed = sum(size(shapes[name], len(seen[name].slots), dtype) for name in splits)
+    if needed > options.cache_gigabytes * 1e9:
+        raise ToastError(
+            f"The first passes need {readable(needed)}, and {options.cache_gigabytes:g} GB are allowed.",
+            what_to_do="Raise training.cache_gigabytes, lower training.cache_views, or leave training.cache out.",
+        )
+    kept, folder = {}, cache_folder() / FOLDER
+    for name, batches in splits.items():
+        key = _key(recipe, model, name, accelerator.mixed_precision)
+        slots = Slots(folder, key, len(seen[name].slots), shapes[name], dtype)
+        kept[name] = FirstPasses(
+            model, slots, seen[name], batches, {kind: tensor.dtype for kind, tensor in passed[name].items()}
+        )
+        if "hidden" in shapes[name] and hasattr(batches, "leave_out"):
+            batches.leave_out(seen[name].slots)
+    note = f"First passes are kept in {folder}: {readable(needed)} ({options.cache_dtype})."
+    if recipe.images.augment != "none" and options.cache_views == 1:
+        note += " Every image is augmented once and for all: training.cache_views=4 gives it four views in turns."
+    return CachedStep(model, kept["train"], kept.get("val")), note
+
+
+def _one(model: Model, batches: Any) -> dict[str, Tensor]:
+    """What is kept of one sample."""
+    batch = next(iter(batches))
+    device = next(model.parameters()).device
+    one = send_to_device({name: tensor[:1] for name, tensor in batch.items()}, device)
+    with torch.no_grad():
+        return outputs(model, model.objective.inputs(one))
+
+
+def _shapes(passed: Mapping[str, Tensor], batches: Any) -> dict[str, tuple[int, ...]]:
+    """Of what is kept of a sample; texts are kept as long as the longest."""
+    longest = getattr(batches, "longest", None)
+    return {
+        name: tuple(tensor.shape[1:]) if longest is None else (longest, *tensor.shape[2:])
+        for name, tensor in passed.items()
+    }
+
+
+def _key(recipe: Recipe, model: Model, split: str, precision: str) -> dict[str, Any]:
+    """What tells one split's first passes from another's; that an image is the same is told by its own digest.
+
+    Another version of what computes them makes them anew.
+    """
+    steering = model.adapted.steering
+    assert isinstance(steering, Steering)
+    dumped = recipe.model_dump(mode="json")
+    return {
+        "backbone": model.backbone_fingerprint,
+        "settings": digest_of_settings(model.backbone.module),
+        "files": {name: digest_of(text.encode()).hex() for name, text in model.backbone.files().items()},
+        "options": dumped["backbone"],
+        "levels": [steering.levels.start, steering.levels.stop],
+        "data": {"images": dumped["images"], **_place(recipe)},
+        "seed": recipe.seed if split == "train" and recipe.images.augment != "none" else None,
+        "split": split,
+        "precision": precision,
+        "device": next(model.parameters()).device.type,
+        "versions": {name: versions()[name] for name in ("toast", "torch", "timm", "transformers")},
+    }
+
+
+def _place(recipe: Recipe) -> dict[str, Any]:
+    """The data set, wherever the run was started."""
+    given = Path(recipe.data_dir).expanduser() if recipe.data_dir else None
+    dataset = recipe.dataset.model_dump(mode="json")
+    if path := dataset.get("path"):
+        dataset["path"] = located(path, given)
+    return {"dataset": dataset, "data_dir": str(data_folder(given).resolve())}
+
+
+def _begin(backbone: Backbone, inputs: Any, hidden: Tensor | None) -> State:
+    """Where the second pass begins: at the embedded input, or with what comes out of the shared levels in its place."""
+    if inputs is None:
+        assert hidden is not None
+        return State(hidden)
+    state = backbone.again(backbone.enter(inputs), inputs)
+    return state if hidden is None else replace(state, hidden=hidden)
+
+
+def _digests(inputs: Any, count: int) -> list[bytes]:
+    """One for each input of a batch, whatever it is padded to."""
+    if isinstance(inputs, Tensor):
+        return [digest_of(row.cpu().contiguous().numpy().tobytes()) for row in inputs]
+    real = inputs.get("attention_mask", inputs.get("real"))
+
+    def parts(row: int) -> list[bytes]:
+        whole = [tensor[row].cpu() for _, tensor in sorted(inputs.items())]
+        return [(each if real is None else each[real[row].bool().cpu()]).numpy().tobytes() for each in whole]
+
+    return [digest_of(*parts(row)) for row in range(count)]

@@ -1,0 +1,76 @@
+"""What a run needs to go on exactly: optimizer, scaler and random numbers, as tensors and JSON, without pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from toast_cli.utils.errors import ToastError
+
+
+def pack(optimizer: Any, accelerator: Accelerator) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and plain values that `unpack` puts back."""
+    whole = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for index, entries in whole["state"].items():
+        for name, value in entries.items():
+            kind = tensors if isinstance(value, Tensor) else values
+            kind[f"{index}.{name}"] = value
+    for process, states in enumerate(gather_object([_rng(accelerator)])):
+        tensors |= {f"rng.{process}.{name}": rng for name, rng in states.items()}
+    scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+    return tensors, {"optimizer": values, "groups": whole["param_groups"], "scaler": scaler}
+
+
+@contextmanager
+def as_it_was_written(checkpoints: Path) -> Iterator[None]:
+    """Within the block a checkpoint's state is taken apart, which fails in many ways where another toast wrote it.
+
+    Raises:
+        ToastError: so it does.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ToastError(
+            f"The state in {checkpoints / 'last'} cannot be gone on from.",
+            f"It was written by another version of toast: {type(error).__name__}, {error}.",
+            "Go on with that version, or make the run again.",
+        ) from error
+
+
+def unpack(tensors: dict[str, Tensor], plain: dict[str, Any], optimizer: Any, accelerator: Accelerator) -> None:
+    """Put back what `pack` took."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**tensors, **plain["optimizer"]}.items():
+        index, _, entry = name.partition(".")
+        if index.isdigit():
+            state.setdefault(int(index), {})[entry] = value
+    for index, weight in enumerate(weight for group in optimizer.param_groups for weight in group["params"]):
+        for entry, value in state.get(index, {}).items():
+            if isinstance(weight, DTensor) and isinstance(value, Tensor) and value.shape == weight.shape:
+                part = distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
+                state[index][entry] = part
+    optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
+    own = f"rng.{accelerator.process_index}"
+    torch.set_rng_state(tensors[f"{own}.cpu"])
+    if f"{own}.cuda" in tensors and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors[f"{own}.cuda"], accelerator.device)
+    if plain["scaler"] is not None and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(plain["scaler"])
+
+
+def _rng(accelerator: Accelerator) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return states

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of the domain: errors, settings, hashing, atomic files. Every package may import them."""

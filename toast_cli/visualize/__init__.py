@@ -1,0 +1,1 @@
+"""Figures, reports and pages. Only this package and `bench.tables` import matplotlib."""

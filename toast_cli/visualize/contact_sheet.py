@@ -1,0 +1,96 @@
+"""A contact sheet: images of a split as the model will see them, after resizing, cropping and augmentation."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torchvision.transforms.v2 import functional
+
+from toast_cli.data.base import Asked
+from toast_cli.utils.constants import IGNORED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from matplotlib.axes import Axes
+    from torch import Tensor
+
+    from toast_cli.backbones.base import Backbone
+    from toast_cli.data.base import DataSet
+    from toast_cli.recipe.schema import Recipe
+
+INCH = 1.6
+"""Width and height of one image on the sheet."""
+
+
+def contact_sheet(data: DataSet, part: str, recipe: Recipe, backbone: Backbone, count: int, augment: bool) -> Figure:
+    """`count` images of a split that the recipe's seed draws, each under its class, with the outline of a mask.
+
+    Where pixels are labelled, each class has a colour, and images are under those that cover most of them.
+
+    Raises:
+        UsageError: the backbone does not look at images, or the recipe's task is not for this data set.
+        ToastError: an image cannot be read.
+    """
+    split = data.splits[part]
+    count = min(count, len(split))
+    asked = Asked(count, shuffle=True, augment=augment, with_masks=split.has_masks)
+    batch = next(iter(data.batches(split, recipe, backbone, asked)))
+    count = len(batch["image"])  # fewer, where images.on_error=skip left some out
+    seen = backbone.require_preprocessing()
+    mean, std = recipe.images.normalization(seen.mean, seen.std)
+    inverse = [-m / s for m, s in zip(mean, std, strict=True)], [1 / s for s in std]
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(INCH * columns, (INCH + 0.25) * rows), layout="constrained")
+    for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if number >= count:
+            continue
+        image, labels = _one(batch, number)
+        axes.imshow(functional.normalize(image, *inverse).clamp(0, 1).permute(1, 2, 0).numpy())
+        if "mask" in batch:
+            axes.contour(batch["mask"][number].numpy(), levels=[0.5], colors="yellow", linewidths=1)
+        if labels is not None:
+            axes.set_title(_short(_colour(axes, labels, data.classes)), fontsize=7, parse_math=False)
+        else:
+            axes.set_title(_short(data.classes[int(batch["label"][number])]), fontsize=7, parse_math=False)
+    return figure
+
+
+def write_sheet(figure: Figure, path: Path) -> None:
+    """Write it as a PNG."""
+    figure.savefig(path, format="png", dpi=140)
+
+
+def _one(batch: Mapping[str, Any], number: int) -> tuple[Tensor, Tensor | None]:
+    """An image without its padding, and the classes of its pixels `[h, w]` where they are labelled."""
+    image, labels = batch["image"][number], batch.get("labels")
+    if labels is None:
+        return image, None
+    labels = labels[number]
+    if "extent" in batch:
+        (rows, columns), (height, width) = batch["extent"][number].tolist(), batch["size"][number].tolist()
+        image, labels = image[:, :rows, :columns], labels[:height, :width]
+        size, nearest = [rows, columns], functional.InterpolationMode.NEAREST
+        labels = functional.resize(labels[None], size, nearest, antialias=False)[0]
+    return image, labels
+
+
+def _colour(axes: Axes, labels: Tensor, classes: Sequence[str]) -> str:
+    """Lay a colour for every class over an image; the names of those that cover most of it."""
+    shown = np.ma.masked_equal(labels.numpy(), IGNORED)
+    axes.imshow(shown, cmap="hsv", vmin=0, vmax=len(classes), alpha=0.5, interpolation="nearest")
+    covered = torch.bincount(labels[labels != IGNORED], minlength=len(classes))
+    largest = [classes[index] for index in covered.argsort(descending=True).tolist() if covered[index]]
+    return ", ".join(largest) or "no class"
+
+
+def _short(name: str, length: int = 24) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"

@@ -1,0 +1,30 @@
+"""Self-contained HTML pages: one file, no network, no script, and every name in it escaped."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from toast_cli.utils.version import __version__
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, **values: Any) -> str:
+    """A template filled in; whatever a value holds is text there, never markup."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(version=__version__, **values)
+
+
+def as_source(png: bytes) -> str:
+    """A PNG as the source of an image."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

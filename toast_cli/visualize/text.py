@@ -1,0 +1,151 @@
+"""Where a language model looks in a text: a number for each token, in either pass, and what it would write next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toast_cli.attention.maps import Recorder
+from toast_cli.attention.validation import Checks
+from toast_cli.data.text.chat_templates import begun, prompt_text
+from toast_cli.data.text.conversations import Turn
+from toast_cli.utils.errors import UsageError
+from toast_cli.visualize.color_scales import Scale, around_zero, rising
+from toast_cli.visualize.view import Verdict, Viewer
+
+MEANING = {
+    "similarity": "similarity to ξ: what selection keeps of each token",
+    "pass_one": "attention of the last token, pass one",
+    "pass_two": "attention of the last token, pass two",
+    "difference": "pass two less pass one",
+}
+"""The maps of a text, in the order they are shown."""
+
+
+@dataclass(frozen=True)
+class TextView:
+    """A text as one viewer saw it: its tokens as they read, `maps` `[tokens]` of each name, and the next token.
+
+    `first` and `last` are the likeliest next tokens of the passes; `last` is None with a single pass.
+    """
+
+    viewer: Viewer
+    tokens: list[str]
+    maps: dict[str, Tensor]
+    first: Verdict
+    last: Verdict | None
+    checks: Checks | None
+
+
+@torch.no_grad()
+def see_text(viewer: Viewer, prompt: str, template: str | None) -> TextView:
+    """Show a language model a text, marked as the run was trained on it; None gives it as it is.
+
+    Raises:
+        UsageError: it reads no texts, has no tokenizer, or no such level or head.
+        ToastError: its maps are not what it attends with.
+    """
+    model, backbone = viewer.model, viewer.model.backbone
+    tokenizer = backbone.tokenizer
+    if backbone.preprocessing is not None or tokenizer is None:
+        raise UsageError(
+            f"A {type(backbone.module).__name__} reads no texts."
+            if tokenizer is None and backbone.preprocessing is not None
+            else "There is no tokenizer beside the model.",
+            what_to_do="Name a run, or a --backbone, of a language model.",
+        )
+    text = prompt if template is None else prompt_text([Turn("user", prompt)], tokenizer, template)
+    ids = begun(tokenizer(text, add_special_tokens=False).input_ids, tokenizer)
+    batch = torch.tensor([ids], device=next(model.parameters()).device)
+    inputs = {"input_ids": batch, "attention_mask": torch.ones_like(batch)}
+    recorder = viewer.recorder
+    assert isinstance(recorder, Recorder)
+    look = recorder.look(inputs)
+    maps = {name: map[0, 0].float().cpu() for name, map in look.maps().items()}
+    if "pass_two" in maps:
+        maps["difference"] = maps["pass_two"] - maps["pass_one"]
+    output = backbone.output()
+    assert output is not None
+    assert look.passes.plain is not None  # recorders have the first pass go on to its end
+    first = next_token(output(look.passes.plain.pooled), tokenizer)
+    last = None if look.last is None else next_token(output(look.passes.last.pooled), tokenizer)
+    ordered = {name: maps[name] for name in MEANING if name in maps}
+    return TextView(viewer, as_read(ids, text, tokenizer), ordered, first, last, look.checks)
+
+
+def next_token(logits: Tensor, tokenizer: Any) -> Verdict:
+    """The likeliest token after the last of a text, given logits `[1, N, vocabulary]`."""
+    probability, index = logits[0, -1].float().softmax(-1).max(-1)
+    # A token that begins a word, and is nothing besides, reads as nothing.
+    return Verdict(tokenizer.decode([int(index)]) or tokenizer.convert_ids_to_tokens(int(index)), float(probability))
+
+
+def as_read(ids: list[int], text: str, tokenizer: Any) -> list[str]:
+    """Each token as the part of the text that it stands for; one that stands for none of it by its own name.
+
+    A character of several tokens is read once, with the last of them; the others are dots.
+    """
+    names: list[str] = tokenizer.convert_ids_to_tokens(ids)
+    if not tokenizer.is_fast:
+        return names
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+    offsets = [(0, 0)] * (len(ids) - len(offsets)) + offsets
+    read, known = [], len(text)
+    for name, (start, end) in reversed(list(zip(names, offsets, strict=True))):
+        if start == end:
+            read.append(name)
+            continue
+        read.append(text[start:end] if end <= known else "·")
+        known = min(known, start)
+    return read[::-1]
+
+
+def scales(views: Sequence[TextView]) -> dict[str, Scale]:
+    """What colours mean, by the name of a map and the same for all views: attention has one scale in both passes."""
+
+    def of(*names: str) -> list[np.ndarray]:
+        return [view.maps[name].numpy() for view in views for name in names if name in view.maps]
+
+    attention = rising("attention of the last token", "Oranges", of("pass_one", "pass_two"))
+    found = {"pass_one": attention, "pass_two": attention}
+    if of("similarity"):
+        found["similarity"] = rising("similarity to ξ", "Greens", of("similarity"))
+    if of("difference"):
+        found["difference"] = around_zero("pass two less pass one, points", "RdBu_r", of("difference"))
+    return found
+
+
+def ink(colour: str) -> str:
+    """Black or white, whichever is read more easily on a colour (relative luminance of WCAG 2)."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if luminance > 0.179 else "#ffffff"
+
+
+def most(view: TextView, name: str, count: int = 5) -> list[tuple[str, float]]:
+    """The names of tokens with the largest numbers (of a difference, in either direction), and those numbers."""
+    values = view.maps[name]
+    order = values.abs().argsort(descending=True, stable=True)[:count].tolist()
+    return [(named(view.tokens, index), float(values[index])) for index in order]
+
+
+def named(tokens: Sequence[str], index: int) -> str:
+    """What a list calls a token: as it reads, quoted; a blank one with what is before it, as there are many alike."""
+    blank = not tokens[index].strip()
+    return quoted(tokens[index]) + (f" after {quoted(tokens[index - 1])}" if blank and index else "")
+
+
+def quoted(token: str) -> str:
+    """A token between quotation marks, without the blanks around it; punctuation would be lost among a list's own."""
+    return repr(token.strip() or token)
+
+
+def visible(token: str) -> str:
+    """A token with a mark for each line break, which would have no place for its colour."""
+    return token.replace("\n", "↵\n")

@@ -1,0 +1,190 @@
+"""What one model sees in one image: its maps, where in the image they lie, and what each pass says the image is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toast_cli.attention.feature_energy import EnergyRecorder, recorder_for
+from toast_cli.attention.grad_cam import grad_cam
+from toast_cli.attention.maps import Head, Look, Recorder
+from toast_cli.attention.metrics import share_inside
+from toast_cli.attention.predict_segmentation import label_pixels
+from toast_cli.attention.segments import Segments
+from toast_cli.attention.validation import Checks
+from toast_cli.data.base import DataSet, ImageSplit, Sample
+from toast_cli.data.images.decode import open_image
+from toast_cli.data.images.transforms import ImageTransform, Window, build_transform
+from toast_cli.model.model import Model
+from toast_cli.recipe.schema import ImageOptions, Recipe
+from toast_cli.utils.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a pass says an image is, and how sure it is, 0 to 1."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """A model, ready to be shown images; `classes` is None for a plain backbone, whose head means nothing.
+
+    `recipe` is what it was made by, where that is known; of a `plain` one, a backbone without a run, it is a stand-in
+    of which only the backbone is meant.
+    """
+
+    name: str
+    model: Model
+    images: ImageOptions
+    classes: tuple[str, ...] | None
+    level: int = -1
+    head: Head = "mean"
+    with_grad_cam: bool = False
+    recipe: Recipe | None = None
+    plain: bool = False
+
+    @cached_property
+    def ending(self) -> str:
+        """What tells its files from those of other ways to look: `-layer1-head-max-alpha0.5-grad-cam`."""
+        steering = self.model.adapted.steering
+        strength = 1.0 if steering is None else steering.strength
+        marks = {
+            f"layer{self.level}": self.level != -1,
+            f"head-{self.head}": self.head != "mean",
+            f"alpha{strength:g}": strength != 1,
+            "grad-cam": self.with_grad_cam,
+        }
+        return "".join(f"-{mark}" for mark, wanted in marks.items() if wanted)
+
+    @cached_property
+    def recorder(self) -> Recorder | EnergyRecorder:
+        """What shows where it looks."""
+        return recorder_for(self.model, self.level, self.head)
+
+    @cached_property
+    def transform(self) -> ImageTransform:
+        """How it is shown an image."""
+        return build_transform(self.images, self.model.backbone.require_preprocessing(), train=False)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a viewer saw, on the CPU.
+
+    `maps` are `[rows, columns]` each, over `window` of the image: `pass_one`, `similarity`, `pass_two`, `difference`
+    (pass two less pass one), `grad_cam_one`, `grad_cam_two`, as far as there are any. `first` and `last` are what the
+    passes say, None of a plain backbone; of a model that labels pixels, `segments` say it, over the whole image.
+    `shares` are those of every map that lie inside the object, where there is a mask; `even` is that of a map that is
+    the same everywhere.
+    """
+
+    viewer: Viewer
+    window: Window
+    kind: str
+    maps: dict[str, Tensor]
+    first: Verdict | None = None
+    last: Verdict | None = None
+    checks: Checks | None = None
+    shares: dict[str, float] = field(default_factory=dict)
+    segments: dict[str, Segments] = field(default_factory=dict)
+
+
+def from_file(path: Path) -> Sample:
+    """An image file as a sample without a label, named by its path as given: folders may have files of one name.
+
+    Raises:
+        ToastError: it cannot be read as an image.
+    """
+    return Sample(image=open_image(path), label=-1, name=str(path))
+
+
+def test_split(data: DataSet) -> ImageSplit:
+    """A data set's test images.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if "test" not in data.splits:
+        raise UsageError("This data set has no test split.", what_to_do="Name image files instead.")
+    return data.splits["test"]  # type: ignore[return-value]
+
+
+def from_test_split(data: DataSet, index: int) -> Sample:
+    """One image of a data set's test split.
+
+    Raises:
+        UsageError: there is no test split, or no such image in it.
+    """
+    split = test_split(data)
+    if not 0 <= index < len(split):
+        raise UsageError(f"There is no test image {index}.", what_to_do=f"They count from 0 to {len(split) - 1}.")
+    return split.load(index)
+
+
+def see(viewer: Viewer, sample: Sample) -> View:
+    """Show a model one image.
+
+    Raises:
+        ToastError: its maps are not what it attends with.
+        UsageError: it has no such level or head.
+    """
+    model, transform = viewer.model, viewer.transform
+    image, mask = transform(sample.image, sample.mask)
+    images = image[None].to(next(model.parameters()).device)
+    look = viewer.recorder.look(images)
+    maps = {name: map[0].float().cpu() for name, map in look.maps().items()}
+    if "pass_two" in maps:
+        maps["difference"] = maps["pass_two"] - maps["pass_one"]
+    shares: dict[str, float] = {}
+    if mask is not None and bool(mask.any()):
+        shares = {
+            name: float(share_inside(maps[name][None], mask[None])[0])
+            for name in ("pass_one", "similarity", "pass_two")
+            if name in maps and bool(maps[name].any())
+        }
+        shares["even"] = float(mask.float().mean())
+    first, last, segments = said(viewer, look, sample)
+    if viewer.with_grad_cam:
+        maps |= {name: map[0] for name, map in grad_cam(model, images).items()}
+    return View(viewer, transform.window(sample.image), look.kind, maps, first, last, look.checks, shares, segments)
+
+
+@torch.no_grad()
+def said(viewer: Viewer, look: Look, sample: Sample) -> tuple[Verdict | None, Verdict | None, dict[str, Segments]]:
+    """What the first and the last pass say (None of a plain backbone), or how the model labels the pixels."""
+    if viewer.classes is None or not viewer.model.objective.class_scores:
+        return None, None, {}
+    if viewer.model.objective.dense:
+        predicted = label_pixels(viewer.model, viewer.images, sample.image)
+        found = {"predicted": Segments(predicted.numpy(), viewer.classes)}
+        if sample.classes is not None:
+            found["labelled"] = Segments(sample.classes, viewer.classes)
+        return None, None, found
+    last = verdict(look.logits, viewer.classes)
+    if look.last is None:
+        return last, None, {}
+    assert look.passes.plain is not None  # recorders have the first pass go on to its end
+    # What the head, which was trained on the last pass, makes of the plain one.
+    return verdict(viewer.model.outputs(look.passes.plain.pooled), viewer.classes), last, {}
+
+
+def verdict(logits: Tensor, classes: tuple[str, ...]) -> Verdict:
+    """The likeliest class of the first image of a batch."""
+    probability, index = logits.float().softmax(-1)[0].max(-1)
+    return Verdict(classes[int(index)], float(probability))
+
+
+def covering(segments: Segments, most: int = 5) -> str:
+    """Which classes cover how much of what has a class, the largest first: `ground 61%, beetle 9%`."""
+    known = segments.classes[segments.classes < len(segments.names)]
+    shares = np.bincount(known, minlength=len(segments.names)) / max(known.size, 1)
+    largest = [int(index) for index in shares.argsort()[::-1][:most] if shares[index]]
+    return ", ".join(f"{segments.names[index]} {shares[index]:.0%}" for index in largest)
