@@ -28,7 +28,8 @@ from timm.data import create_dataset, create_loader
 
 from toast_cli import registry
 from toast_cli.backbones.base import Preprocessing
-from toast_cli.data.base import Asked
+from toast_cli.data.base import BatchOptions
+from toast_cli.model.batches import build_batches
 from toast_cli.recipe.parse import build_dataset, build_recipe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -83,8 +84,8 @@ def of_toast(images: Path, batch: int, workers: int, train: bool, cache: bool) -
     }
     seen = Preprocessing((SIZE, SIZE), MEAN, STD)
     backbone: Any = SimpleNamespace(require_preprocessing=lambda: seen)
-    asked = Asked(batch, shuffle=train, augment=train)
-    return data.batches(data.splits["train"], build_recipe(raw, {}, origin="a benchmark"), backbone, asked)
+    asked = BatchOptions(batch, shuffle=train, augment=train)
+    return build_batches(data.splits["train"], build_recipe(raw, {}, origin="a benchmark"), backbone, asked)
 
 
 def rate(loader: Iterable[Any]) -> tuple[float, float]:

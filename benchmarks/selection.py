@@ -20,8 +20,9 @@ from toast_cli.attention.maps import Recorder
 from toast_cli.attention.metrics import share_inside
 from toast_cli.backbones.base import Readout
 from toast_cli.cli.output.console import out
-from toast_cli.data.base import Asked
+from toast_cli.data.base import BatchOptions
 from toast_cli.data.subset import drawn
+from toast_cli.model.batches import build_batches
 from toast_cli.model.model import Model
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.load_model import load
@@ -118,7 +119,7 @@ def main() -> None:
     steering = model.adapted.steering
     assert isinstance(steering, Steering)
     split = drawn(data.splits["test"], given.images, loaded.recipe.seed)  # type: ignore[arg-type]
-    batches = list(data.batches(split, loaded.recipe, model.backbone, Asked(50, with_masks=True)))
+    batches = list(build_batches(split, loaded.recipe, model.backbone, BatchOptions(50, with_masks=True)))
     first, last = steering.levels.start, steering.levels.stop
     middle = (first + last) // 2
     changes: dict[str, Change] = {

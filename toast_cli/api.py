@@ -16,12 +16,12 @@ from toast_cli import registry
 from toast_cli.attention.maps import Head, Recorder
 from toast_cli.attention.predict_segmentation import label_pixels
 from toast_cli.backbones.base import Backbone
+from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.images.decode import open_image, to_rgb
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.data.text.conversations import Role, Turn
 from toast_cli.model.generation import Writer
 from toast_cli.model.model import Model, Stock
-from toast_cli.recipe.schema import ImageOptions
 from toast_cli.storage.load_model import Loaded
 from toast_cli.storage.load_model import load as load_stored
 from toast_cli.utils.errors import UsageError

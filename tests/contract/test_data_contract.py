@@ -14,10 +14,11 @@ import torch
 from tests.layouts import LAYOUTS, STREAMS
 from toast_cli import registry
 from toast_cli.backbones.base import Preprocessing
-from toast_cli.data.base import Asked, DataSet, image_splits
+from toast_cli.data.base import BatchOptions, DataSet, image_splits
 from toast_cli.data.images import decode as decoding
 from toast_cli.data.splits import hash_of
 from toast_cli.data.streams import loader
+from toast_cli.model.batches import build_batches
 from toast_cli.recipe.parse import build_dataset, build_recipe
 from toast_cli.utils.errors import ToastError
 
@@ -62,7 +63,7 @@ def any_made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]
     return {**LAYOUTS, **STREAMS}[request.param](tmp_path), tmp_path
 
 
-def batches_of(data: DataSet, part: str, asked: Asked) -> Any:
+def batches_of(data: DataSet, part: str, asked: BatchOptions) -> Any:
     recipe = build_recipe(
         {"backbone": "vit_demo_3", "dataset": "demo", "method": "linear", "images": {"augment": "flip"}},
         {},
@@ -70,12 +71,12 @@ def batches_of(data: DataSet, part: str, asked: Asked) -> Any:
     )
     seen_as = Preprocessing((16, 16), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     backbone: Any = SimpleNamespace(require_preprocessing=lambda: seen_as)
-    return data.batches(data.splits[part], recipe, backbone, asked)
+    return build_batches(data.splits[part], recipe, backbone, asked)
 
 
 def read(data: DataSet, part: str) -> list[tuple[int, int]]:
     """Index and label of every image of a split, in order."""
-    batches = list(batches_of(data, part, Asked(4)))
+    batches = list(batches_of(data, part, BatchOptions(4)))
     index, label = (torch.cat([batch[name] for batch in batches]).tolist() for name in ("index", "label"))
     return list(zip(index, label, strict=True))
 
@@ -183,7 +184,7 @@ def test_every_split_has_a_hash_of_its_own(any_made: tuple[str, Path]) -> None:
 def test_batches_come_out_with_masks_where_there_are_some(any_made: tuple[str, Path]) -> None:
     data = opened(*any_made)
     split = data.splits["train"]
-    batches = batches_of(data, "train", Asked(3, shuffle=True, augment=True, with_masks=split.has_masks))
+    batches = batches_of(data, "train", BatchOptions(3, shuffle=True, augment=True, with_masks=split.has_masks))
     seen = list(batches)
     assert len(seen) == len(batches) == -(-len(split) // 3)
     assert seen[0]["image"].shape == (3, 3, 16, 16)

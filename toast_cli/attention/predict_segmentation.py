@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.segmentation.loader import pixel_transform
 from toast_cli.model.model import Model
-from toast_cli.recipe.schema import ImageOptions
 
 if TYPE_CHECKING:
     from PIL.Image import Image

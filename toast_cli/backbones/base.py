@@ -18,7 +18,7 @@ from pydantic import Field
 
 from toast_cli.backbones.lazy_signal import Pending, Signal, worked_out
 from toast_cli.utils.config import Named
-from toast_cli.utils.errors import UsageError
+from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -259,6 +259,19 @@ class Backbone(ABC):
                 what_to_do="Choose a vision backbone, or a data set of text.",
             )
         return self.preprocessing
+
+    def require_tokenizer(self) -> Any:
+        """`tokenizer`, where texts are about to be shown to the backbone.
+
+        Raises:
+            ToastError: there is none beside the model.
+        """
+        if self.tokenizer is None:
+            raise ToastError(
+                f"There is no tokenizer beside this {type(self.module).__name__}.",
+                what_to_do="Give a folder that holds model and tokenizer.",
+            )
+        return self.tokenizer
 
     def again(self, state: State, inputs: Any) -> State:
         """What the second pass begins from, given what the first began from; other than it where a pass has memory."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from toast_cli.backbones.image_options import ImageOptions, PixelOptions
 from toast_cli.utils.config import Named
 from toast_cli.utils.errors import UsageError
 
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     from PIL.Image import Image
-
-    from toast_cli.backbones.base import Backbone
-    from toast_cli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,13 @@ class Sample:
     classes: np.ndarray | None = None
 
 
+SplitKind = Literal["images", "pixels", "stream", "conversations", "documents"]
+"""What a split holds, which decides its loader: images with a label, or with one for every pixel; images that can only
+be read from front to end; conversations; running text."""
+
+
 class Split(Protocol):
-    """An ordered set of samples, of images or of texts."""
+    """An ordered set of samples. A split of anything but labelled images says so by an attribute `kind`."""
 
     @property
     def has_masks(self) -> bool:
@@ -62,6 +65,11 @@ class ImageSplit(Split, Protocol):
 
     def load(self, index: int) -> Sample:
         """Read one image; raises a ToastError that names it when it cannot be read."""
+
+
+def kind_of(split: Split) -> SplitKind:
+    """Return what a split holds; labelled images, where it does not say."""
+    return getattr(split, "kind", "images")
 
 
 def marks_of(split: Split) -> str | None:
@@ -99,11 +107,17 @@ KNOWN = "known"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What batches are wanted for: how many at once, shuffled, changed as in training, with masks.
+class BatchOptions:
+    """Which batches are wanted.
 
-    `batch_size` is what all `processes` see together; each gets its part. With `views`, samples are changed in so many
-    fixed ways, taken in turns from epoch to epoch.
+    Attributes:
+        batch_size: samples that all `processes` see together; each process gets its share.
+        shuffle: draw samples in a random order that the seed and the epoch decide.
+        augment: apply the random transforms of training.
+        with_masks: include the mask of the labelled object.
+        process: index of this process.
+        processes: number of processes that share the batches.
+        views: number of fixed augmentations, which take turns from epoch to epoch; None for a new one each time.
     """
 
     batch_size: int
@@ -115,17 +129,29 @@ class Asked:
     views: int | None = None
 
 
-def _image_batches(split: Any, recipe: Recipe, backbone: Backbone, asked: Asked) -> Batches:
-    from toast_cli.data.images.loader import image_batches
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How every loader of a run works, whatever its batches.
 
-    return image_batches(split, recipe, backbone, asked)
+    Attributes:
+        seed: seed of order and augmentation.
+        workers: worker processes that decode images; 0 decodes in the main process.
+        pin_memory: put batches into page-locked memory, which a GPU can copy from while it computes.
+        images: how an image becomes the backbone's input.
+        pixels: the same for tasks with a label for every pixel; None for other tasks.
+    """
+
+    seed: int = 0
+    workers: int = 0
+    pin_memory: bool = False
+    images: ImageOptions = field(default_factory=ImageOptions)
+    pixels: PixelOptions | None = None
 
 
 @dataclass(frozen=True)
 class DataSet:
     """Splits that share one class map (empty for texts).
 
-    `batches(split, recipe, backbone, asked)` turns one of them into what the backbone takes.
     `splits` maps `train`, `val` and `test` to their samples; a source that has no `val` or `test` leaves it out.
     `notes` are sentences a user should read before trusting a number (a split we made, a count that differs).
     """
@@ -133,7 +159,6 @@ class DataSet:
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
     notes: tuple[str, ...] = field(default=())
-    batches: Callable[[Any, Recipe, Backbone, Asked], Batches] = _image_batches
 
 
 @dataclass(frozen=True)

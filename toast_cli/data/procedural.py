@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from toast_cli.data.base import Sample
+    from toast_cli.data.base import Sample, SplitKind
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class ProceduralSplit:
 
     def __len__(self) -> int:
         return self.length
+
+    @property
+    def kind(self) -> SplitKind:
+        """Return whether images or pixels are labelled."""
+        return "pixels" if self.classes is None else "images"
 
     @property
     def labels(self) -> list[int]:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toast_cli.data.base import folders_of, marks_of
+from toast_cli.data.base import folders_of, kind_of, marks_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from toast_cli.data.base import ImageSplit, Sample
+    from toast_cli.data.base import ImageSplit, Sample, SplitKind
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class Part:
 
     split: ImageSplit
     indices: tuple[int, ...]
+
+    @property
+    def kind(self) -> SplitKind:
+        """Return what the split holds."""
+        return kind_of(self.split)
 
     @property
     def has_masks(self) -> bool:

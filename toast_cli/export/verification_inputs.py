@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from toast_cli import registry
-from toast_cli.data.base import Asked, DataSet
+from toast_cli.data.base import BatchOptions, DataSet
 from toast_cli.export.base import Format
 from toast_cli.export.verification_outputs import by_name, takes_any_size
+from toast_cli.model.batches import build_batches
 from toast_cli.storage.load_model import Loaded
 from toast_cli.utils.errors import ToastError
 
@@ -73,7 +74,7 @@ def _real(loaded: Loaded, data: DataSet) -> dict[str, Tensor]:
     recipe = loaded.recipe
     split = data.splits[next(name for name in ("test", "val", "train") if name in data.splits)]
     count = REAL if data.classes and not loaded.model.objective.dense else REAL_LARGE
-    asked = Asked(count, shuffle=hasattr(split, "names"))
-    batch = next(iter(data.batches(split, recipe, loaded.model.backbone, asked)))
+    wanted = BatchOptions(count, shuffle=hasattr(split, "names"))
+    batch = next(iter(build_batches(split, recipe, loaded.model.backbone, wanted)))
     named = by_name(loaded.model.objective.inputs(batch))
     return {key: named[key] for key in ("image", "input_ids", "attention_mask") if key in named}

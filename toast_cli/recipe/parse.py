@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from toast_cli import registry
+from toast_cli.backbones.image_options import ImageOptions, PixelOptions
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.partial_recipe import SECTIONS, Draft, Loc, meant, named
 from toast_cli.recipe.safe_yaml import LARGEST, parse_recipe
-from toast_cli.recipe.schema import ImageOptions, Recipe, TrainingOptions
+from toast_cli.recipe.schema import Recipe, TrainingOptions
 from toast_cli.recipe.validation_errors import Problem, explain, refuse
 from toast_cli.utils.config import Named
 from toast_cli.utils.errors import UsageError
@@ -60,6 +61,8 @@ def build(draft: Draft) -> Recipe:
         recipe = _checked(Recipe, {**draft.values, **_STAND_INS})
     except ValidationError as error:
         problems += explain(error, (), draft, models)
+    if not problems:
+        problems += _unfit_task(sections["dataset"].name, sections["task"])
     if problems:
         raise refuse(problems, draft)
     return recipe.model_copy(update=sections)
@@ -124,6 +127,22 @@ def _task_of(dataset: str | None) -> str:
     if dataset in registry.names(registry.SOURCES):
         return registry.load(registry.SOURCES, str(dataset)).task
     return "classification"
+
+
+def _unfit_task(dataset: str, task: Named) -> list[Problem]:
+    """Return what is wrong with a task that needs a label for every pixel of other data, or the other way round."""
+    source = registry.load(registry.SOURCES, dataset)
+    labels_pixels = issubclass(registry.load(registry.TASKS, source.task).options, PixelOptions)
+    if labels_pixels == isinstance(task, PixelOptions):
+        return []
+    if labels_pixels:
+        text = f"{dataset} labels pixels. Use segmentation or token-labels, or leave task.name out."
+    else:
+        text = (
+            f"it needs a label for every pixel, and {dataset} has none. "
+            "Use voc, ade20k, masks:PATH or demo-segmentation, or leave task.name out."
+        )
+    return [Problem(("task", "name"), text, task.name)]
 
 
 def _options(section: str, draft: Draft) -> type[BaseModel]:

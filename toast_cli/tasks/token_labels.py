@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from toast_cli.backbones.image_options import PixelOptions
 from toast_cli.tasks.base import Objective, Task
-from toast_cli.utils.config import PixelOptions
 from toast_cli.utils.constants import IGNORED
 from toast_cli.utils.errors import ToastError, UsageError
 

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
 from toast_cli import registry
-from toast_cli.data.base import Asked, Batches, DataSet
+from toast_cli.data.base import Batches, BatchOptions, DataSet
+from toast_cli.model.batches import build_batches
 from toast_cli.model.model import Model, build_model, count, flops
 from toast_cli.recipe.parse import build_recipe, check_start
 from toast_cli.recipe.schema import Recipe
@@ -48,19 +49,19 @@ class Session:
         size = self.recipe.training.batch_size if train else self.batch_size
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         views = self.recipe.training.cache_views if self.recipe.training.cache and train else None
-        return self._batches(split, Asked(size, train, train, with_masks, process, processes, views))
+        return self._batches(split, BatchOptions(size, train, train, with_masks, process, processes, views))
 
     def sample(self, wanted: int) -> Iterator[Any]:
         """What the backbone looks at in `wanted` plain training samples that the seed draws, a batch at a time."""
-        for batch in self._batches("train", Asked(self.batch_size, shuffle=True)):
+        for batch in self._batches("train", BatchOptions(self.batch_size, shuffle=True)):
             batch = {name: tensor[:wanted] for name, tensor in batch.items()}
             wanted -= len(next(iter(batch.values())))
             yield send_to_device(self.model.objective.inputs(batch), self.accelerator.device)
             if wanted <= 0:
                 return
 
-    def _batches(self, split: str, asked: Asked) -> Batches:
-        return self.data.batches(self.data.splits[split], self.recipe, self.model.backbone, asked)
+    def _batches(self, split: str, wanted: BatchOptions) -> Batches:
+        return build_batches(self.data.splits[split], self.recipe, self.model.backbone, wanted)
 
     def shows_attention(self, split: str) -> bool:
         """Whether attention can be held against masks on this split."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 def _on_or_off(value: Any) -> Any:
@@ -25,23 +25,3 @@ class Named(Options):
     """A section of a recipe: its `name` decides who brings the other fields."""
 
     name: str
-
-
-class PixelOptions(Named):
-    """Settings that every task with a label for every pixel has: how images are shown to the backbone."""
-
-    scale: tuple[float, float] | None = Field(
-        None, description="images.augment=crop-flip: images are first scaled by a random factor in this range"
-    )
-    evaluation: Literal["slide", "whole"] = Field(
-        "whole",
-        description="slide: a window of the backbone's input size slides over the image; "
-        "whole: every image is resized to that size",
-    )
-
-    @field_validator("scale")
-    @classmethod
-    def _smaller_first(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
-        if scale is not None and not 0 < scale[0] <= scale[1]:
-            raise ValueError("the smaller first, and both above 0")
-        return scale

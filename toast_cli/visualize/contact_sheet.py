@@ -11,7 +11,8 @@ import torch
 from matplotlib.figure import Figure
 from torchvision.transforms.v2 import functional
 
-from toast_cli.data.base import Asked
+from toast_cli.data.base import BatchOptions
+from toast_cli.model.batches import build_batches
 from toast_cli.utils.constants import IGNORED
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def contact_sheet(data: DataSet, part: str, recipe: Recipe, backbone: Backbone, 
     """
     split = data.splits[part]
     count = min(count, len(split))
-    asked = Asked(count, shuffle=True, augment=augment, with_masks=split.has_masks)
-    batch = next(iter(data.batches(split, recipe, backbone, asked)))
+    wanted = BatchOptions(count, shuffle=True, augment=augment, with_masks=split.has_masks)
+    batch = next(iter(build_batches(split, recipe, backbone, wanted)))
     count = len(batch["image"])  # fewer, where images.on_error=skip left some out
     seen = backbone.require_preprocessing()
     mean, std = recipe.images.normalization(seen.mean, seen.std)

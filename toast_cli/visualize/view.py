@@ -17,11 +17,12 @@ from toast_cli.attention.metrics import share_inside
 from toast_cli.attention.predict_segmentation import label_pixels
 from toast_cli.attention.segments import Segments
 from toast_cli.attention.validation import Checks
+from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import DataSet, ImageSplit, Sample
 from toast_cli.data.images.decode import open_image
 from toast_cli.data.images.transforms import ImageTransform, Window, build_transform
 from toast_cli.model.model import Model
-from toast_cli.recipe.schema import ImageOptions, Recipe
+from toast_cli.recipe.schema import Recipe
 from toast_cli.utils.errors import UsageError
 
 

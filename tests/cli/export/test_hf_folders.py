@@ -17,11 +17,11 @@ from tests.cli.conftest import TINY_DEMO, toast
 from tests.cli.export.conftest import logits, top_down_parts
 from toast_cli import registry
 from toast_cli.backbones.base import Backbone, Preprocessing
+from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.export import verification_worker
 from toast_cli.export.base import Wanted
 from toast_cli.export.formats.hf import card, processor
-from toast_cli.recipe.schema import ImageOptions
 from toast_cli.storage.load_model import load
 from toast_cli.utils.errors import ToastError
 

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from tests.language import instructions, make_tokenizer, write_json
-from toast_cli.data.base import Asked
+from toast_cli.data.base import BatchOptions, LoaderOptions
 from toast_cli.data.text import alpaca, sharegpt
 from toast_cli.data.text.chat_templates import IGNORED, Unrendered, prompt_text, samples
-from toast_cli.data.text.conversations import Conversation, TextSplit, Turn
-from toast_cli.data.text.loader import TextLoader, Tokenized, collate, packed, text_batches
-from toast_cli.recipe.parse import build_recipe
+from toast_cli.data.text.conversations import Conversation, TextOptions, TextSplit, Turn
+from toast_cli.data.text.loader import TextLoader, Tokenized, build_conversation_loader, collate, packed
 from toast_cli.utils.errors import ToastError, UsageError
 
 TALK = [Turn("user", "Hi"), Turn("assistant", "Hello"), Turn("user", "Bye"), Turn("assistant", "See you")]
@@ -236,13 +235,10 @@ def test_packing_keeps_texts_whole_and_learns_no_first_token_from_another_text()
 
 
 def batched(template: str, *talks: list[Turn]) -> TextLoader:
-    class Reader:
-        tokenizer = make_tokenizer(chat=True)
-
-    Reader.tokenizer.chat_template = template
-    raw = {"backbone": "llama:x", "dataset": {"name": "sharegpt", "path": "x"}, "method": "toast"}
-    split = TextSplit(tuple(Conversation(tuple(talk), "x") for talk in talks))
-    return text_batches(split, build_recipe(raw, {}, origin="a test"), Reader(), Asked(2))  # type: ignore[arg-type]
+    tokenizer = make_tokenizer(chat=True)
+    tokenizer.chat_template = template
+    split = TextSplit(tuple(Conversation(tuple(talk), "x") for talk in talks), TextOptions(name="sharegpt", path="x"))
+    return build_conversation_loader(split, tokenizer, BatchOptions(2), LoaderOptions())
 
 
 def test_what_a_chat_template_refuses_is_left_out_and_counted() -> None:

@@ -292,7 +292,7 @@ class TestErrors:
             opened(make_folder({"val/a": 1, "test/a": 1}))
 
 
-@pytest.mark.parametrize("module", ["folder", "cub"])
+@pytest.mark.parametrize("module", ["images.image_folder", "datasets.cub"])
 def test_a_source_is_imported_without_anything_heavy(module: str) -> None:
     code = f"import sys, toast_cli.data.{module}; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

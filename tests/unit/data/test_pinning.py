@@ -13,7 +13,8 @@ from tests.layouts import folder, shards
 from tests.scenes import recipe_of
 from toast_cli import registry
 from toast_cli.backbones.base import Preprocessing
-from toast_cli.data.base import Asked
+from toast_cli.data.base import BatchOptions
+from toast_cli.model.batches import build_batches
 from toast_cli.recipe.parse import build_dataset
 
 SEEN: Any = SimpleNamespace(require_preprocessing=lambda: Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3))
@@ -23,12 +24,12 @@ def pins(kind: str, where: Path, device: str) -> bool:
     """Whether the loader of such a source pins, in a run on that device."""
     more: dict[str, Any] = {}
     if kind == "pixels":
-        shorthand, more = "demo-segmentation", {"task": "segmentation"}
+        shorthand, more = "demo-segmentation", {"task": "segmentation", "dataset": "demo-segmentation"}
     else:
         shorthand = folder(where) if kind == "files" else shards(where)
     options = build_dataset(shorthand, {"classes": 3} if kind == "stream" else {})
     data = registry.load(registry.SOURCES, options.name).open(options, where)
-    loader: Any = data.batches(data.splits["train"], recipe_of(device=device, **more), SEEN, Asked(2))
+    loader: Any = build_batches(data.splits["train"], recipe_of(device=device, **more), SEEN, BatchOptions(2))
     return bool(getattr(loader, "_loader", loader).pin_memory)
 
 

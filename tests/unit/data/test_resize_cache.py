@@ -14,12 +14,13 @@ from PIL import Image
 
 from tests.layouts import encoded
 from toast_cli.backbones.base import Preprocessing
-from toast_cli.data.base import Asked
+from toast_cli.data.base import BatchOptions
 from toast_cli.data.images import decode as decoding
 from toast_cli.data.images.files import FileSplit
-from toast_cli.data.images.loader import ImageLoader, image_batches
+from toast_cli.data.images.loader import ImageLoader
 from toast_cli.data.images.object_masks import Box
 from toast_cli.data.images.resize_cache import HEADER, _read, _write
+from toast_cli.model.batches import build_batches
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.utils.errors import ToastError, UsageError
 
@@ -54,8 +55,8 @@ def loader(split: Any, cached: bool = True, workers: int = 0, train: bool = True
     }
     seen = Preprocessing((16, 16), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     backbone: Any = SimpleNamespace(require_preprocessing=lambda: seen)
-    asked = Asked(4, shuffle=train, augment=train, with_masks=True)
-    return image_batches(split, build_recipe(raw, {}, origin="a test"), backbone, asked)
+    asked = BatchOptions(4, shuffle=train, augment=train, with_masks=True)
+    return build_batches(split, build_recipe(raw, {}, origin="a test"), backbone, asked)
 
 
 def same(first: ImageLoader, second: ImageLoader) -> bool:

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from toast_cli.data.base import Asked, Sample
+from toast_cli.data.base import BatchOptions, Sample
 from toast_cli.data.demo.scenes import DemoSplit
 from toast_cli.data.demo.scenes import Options as DemoOptions
 from toast_cli.data.demo.segmentation import SegmentedScenes, class_names
-from toast_cli.data.segmentation.loader import pair_batches
+from toast_cli.model.batches import build_batches
 from toast_cli.model.model import build_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.utils.constants import IGNORED
@@ -26,6 +26,8 @@ SHADES = (0, 120, 240)
 
 class Drawn:
     """Images whose brightness is their class: left to right, 0, 1 and 2, and a row without a class."""
+
+    kind = "pixels"
 
     has_masks = False
 
@@ -44,7 +46,9 @@ class Drawn:
         return Sample(Image.fromarray(np.stack([pixels] * 3, -1)), -1, str(index), classes=classes)
 
 
-def batches(sizes: Sequence[tuple[int, int]], asked: Asked, task: dict[str, Any] | None = None, **images: Any) -> Any:
+def batches(
+    sizes: Sequence[tuple[int, int]], asked: BatchOptions, task: dict[str, Any] | None = None, **images: Any
+) -> Any:
     raw = {
         "backbone": {"name": "vit_demo_3", "weights": "none"},
         "dataset": "demo-segmentation",
@@ -54,14 +58,14 @@ def batches(sizes: Sequence[tuple[int, int]], asked: Asked, task: dict[str, Any]
     }
     recipe = build_recipe(raw, {}, origin="a test")
     backbone = build_model(recipe, ("a", "b", "c")).backbone
-    return pair_batches(Drawn(sizes), recipe, backbone, asked)  # type: ignore[arg-type]
+    return build_batches(Drawn(sizes), recipe, backbone, asked)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("augment", ["none", "flip", "crop-flip", "random-resized-crop"])
 @pytest.mark.parametrize("evaluation", ["slide", "whole"])
 def test_labels_follow_their_pixels_through_every_change(augment: str, evaluation: str) -> None:
     loader = batches(
-        [(96, 70), (70, 96), (64, 64)] * 3, Asked(9, True, True), {"evaluation": evaluation}, augment=augment
+        [(96, 70), (70, 96), (64, 64)] * 3, BatchOptions(9, True, True), {"evaluation": evaluation}, augment=augment
     )
     batch = next(iter(loader))
     assert batch["image"].shape == (9, 3, 64, 64) and batch["labels"].shape == (9, 64, 64)
@@ -77,7 +81,7 @@ def test_labels_follow_their_pixels_through_every_change(augment: str, evaluatio
 
 def test_a_smaller_scale_is_filled_up_with_what_has_no_class() -> None:
     task = {"scale": (0.5, 0.5)}
-    batch = next(iter(batches([(64, 64)] * 4, Asked(4, True, True), task, augment="crop-flip", mean=[0.5] * 3)))
+    batch = next(iter(batches([(64, 64)] * 4, BatchOptions(4, True, True), task, augment="crop-flip", mean=[0.5] * 3)))
     outside = batch["labels"] == IGNORED
     assert 0.7 < float(outside.float().mean()) < 0.8
     # The mean colour, as near as a pixel comes to it; black would be -0.5.
@@ -94,13 +98,13 @@ def _inner(outside: Tensor) -> Tensor:
 
 def test_a_larger_scale_shows_a_part() -> None:
     task = {"scale": (2.0, 2.0)}
-    batch = next(iter(batches([(64, 64)] * 6, Asked(6, True, True), task, augment="crop-flip")))
+    batch = next(iter(batches([(64, 64)] * 6, BatchOptions(6, True, True), task, augment="crop-flip")))
     shown = {int(image.unique().numel()) for image in batch["labels"].masked_fill(batch["labels"] == IGNORED, 0)}
     assert batch["labels"].shape == (6, 64, 64) and shown & {1, 2}
 
 
 def test_in_evaluation_labels_keep_their_size_and_padding_counts_for_nothing() -> None:
-    batch = next(iter(batches([(128, 70), (60, 40)], Asked(2))))
+    batch = next(iter(batches([(128, 70), (60, 40)], BatchOptions(2))))
     assert batch["extent"].tolist() == [[64, 117], [64, 96]], "the shorter side becomes the input's"
     assert batch["size"].tolist() == [[70, 128], [40, 60]]
     assert batch["image"].shape == (2, 3, 64, 117) and batch["labels"].shape == (2, 70, 128)
@@ -110,26 +114,28 @@ def test_in_evaluation_labels_keep_their_size_and_padding_counts_for_nothing() -
 
 
 def test_whole_images_are_resized_to_the_input_size() -> None:
-    batch = next(iter(batches([(128, 70), (60, 40)], Asked(2), {"evaluation": "whole"})))
+    batch = next(iter(batches([(128, 70), (60, 40)], BatchOptions(2), {"evaluation": "whole"})))
     assert batch["image"].shape == (2, 3, 64, 64)
     assert batch["extent"].tolist() == [[64, 64]] * 2 and batch["size"].tolist() == [[70, 128], [40, 60]]
 
 
 def test_a_process_without_a_part_of_the_last_batch_has_nothing_to_count() -> None:
-    loader = batches([(64, 64)] * 3, Asked(2, process=1, processes=2))
+    loader = batches([(64, 64)] * 3, BatchOptions(2, process=1, processes=2))
     assert [int((batch["labels"] != IGNORED).sum()) for batch in loader] == [63 * 64, 0]
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UsageError, match="too small"):
-        batches([(64, 64)], Asked(1), resize=32)
+        batches([(64, 64)], BatchOptions(1), resize=32)
     with pytest.raises(UsageError, match=r"images\.squash"):
-        batches([(64, 64)], Asked(1), squash=True)
+        batches([(64, 64)], BatchOptions(1), squash=True)
     raw = {"backbone": "vit_demo_3", "dataset": "demo-segmentation", "method": "linear", "task": "classification"}
-    recipe = build_recipe(raw, {}, origin="a test")
-    backbone = build_model(recipe, ("a", "b", "c")).backbone
-    with pytest.raises(UsageError, match="'classification' cannot learn from demo-segmentation"):
-        pair_batches(Drawn([(64, 64)]), recipe, backbone, Asked(1))  # type: ignore[arg-type]
+    with pytest.raises(UsageError) as refused:
+        build_recipe(raw, {}, origin="a test")
+    assert "demo-segmentation labels pixels" in str(refused.value)
+    with pytest.raises(UsageError) as refused:
+        build_recipe({**raw, "dataset": "demo", "task": "segmentation"}, {}, origin="a test")
+    assert "demo has none" in str(refused.value)
 
 
 def test_the_demos_labels_are_those_of_its_own_scenes() -> None:

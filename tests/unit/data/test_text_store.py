@@ -13,9 +13,10 @@ import pytest
 from datasets import IterableDataset
 
 from tests.language import make_model, make_tokenizer
-from toast_cli.data.base import Asked
+from toast_cli.data.base import BatchOptions, LoaderOptions
 from toast_cli.data.splits import hold_out, hold_out_numbers
 from toast_cli.data.text import documents
+from toast_cli.data.text.loader import build_document_loader
 from toast_cli.data.text.text_store import Spool, mapped
 from toast_cli.recipe.parse import build_recipe
 
@@ -37,12 +38,10 @@ def peak(count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int
     raw = {"backbone": f"llama:{folder}", "dataset": dataset, "method": "toast"}
     recipe = build_recipe(raw, {}, origin="a test")
 
-    class Reader:
-        tokenizer = make_tokenizer()
-
+    tokenizer = make_tokenizer()
     tracemalloc.start()
     data = documents.open_source(recipe.dataset, None)  # type: ignore[arg-type]
-    batches = data.batches(data.splits["train"], recipe, Reader(), Asked(16))  # type: ignore[arg-type]
+    batches = build_document_loader(data.splits["train"], tokenizer, BatchOptions(16), LoaderOptions())  # type: ignore[arg-type]
     blocks = sum(len(batch["input_ids"]) for batch in batches)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()

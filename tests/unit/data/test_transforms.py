@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from toast_cli.backbones.base import Preprocessing
+from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.images.transforms import build_transform
-from toast_cli.recipe.schema import ImageOptions
 from toast_cli.utils.errors import UsageError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

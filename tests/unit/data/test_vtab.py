@@ -10,11 +10,11 @@ from torchvision.transforms import v2
 
 from tests.layouts import vtab
 from toast_cli.backbones.base import Preprocessing
+from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import DataSet
 from toast_cli.data.datasets.vtab import TASKS, Options, open_vtab
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.recipe.resolve import resolve
-from toast_cli.recipe.schema import ImageOptions
 from toast_cli.utils.errors import ToastError, UsageError
 
 

@@ -14,10 +14,11 @@ import torch
 from tests.layouts import encoded, folder, shards, tarred
 from toast_cli import registry
 from toast_cli.backbones.base import Preprocessing
-from toast_cli.data.base import Asked, DataSet, image_splits
+from toast_cli.data.base import BatchOptions, DataSet, image_splits
 from toast_cli.data.splits import hash_of
 from toast_cli.data.streams import loader as streaming
 from toast_cli.data.streams.loader import Place
+from toast_cli.model.batches import build_batches
 from toast_cli.recipe.parse import build_dataset, build_recipe
 from toast_cli.utils.constants import IGNORED
 from toast_cli.utils.errors import ToastError, UsageError
@@ -43,7 +44,7 @@ def opened(where: Path, shorthand: str | None = None, **fields: Any) -> DataSet:
     return registry.load(registry.SOURCES, options.name).open(options, where)
 
 
-def loader(data: DataSet, asked: Asked, part: str = "train", workers: int = 0, **more: Any) -> Any:
+def loader(data: DataSet, asked: BatchOptions, part: str = "train", workers: int = 0, **more: Any) -> Any:
     raw = {
         "backbone": "vit_demo_3",
         "dataset": "demo",
@@ -53,7 +54,7 @@ def loader(data: DataSet, asked: Asked, part: str = "train", workers: int = 0, *
     }
     seen = Preprocessing((16, 16), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     backbone: Any = SimpleNamespace(require_preprocessing=lambda: seen)
-    return data.batches(data.splits[part], build_recipe(raw, {}, origin="a test"), backbone, asked)
+    return build_batches(data.splits[part], build_recipe(raw, {}, origin="a test"), backbone, asked)
 
 
 def numbers(batches: Any, epoch: int = 1, begin: int = 0) -> list[list[int]]:
@@ -66,7 +67,7 @@ def flat(batches: list[list[int]]) -> list[int]:
 
 
 def test_an_epoch_shows_every_image_once_with_its_own_label(tmp_path: Path) -> None:
-    batches = loader(opened(tmp_path), Asked(5, shuffle=True))
+    batches = loader(opened(tmp_path), BatchOptions(5, shuffle=True))
     seen = list(batches)
     assert len(seen) == len(batches) == 5
     assert [len(batch["label"]) for batch in seen] == [5, 5, 5, 5, 4]
@@ -77,7 +78,7 @@ def test_an_epoch_shows_every_image_once_with_its_own_label(tmp_path: Path) -> N
 
 
 def test_epochs_and_seeds_differ_in_order_and_an_epoch_can_be_repeated(tmp_path: Path) -> None:
-    batches = loader(opened(tmp_path, shuffle_buffer=4), Asked(4, shuffle=True))
+    batches = loader(opened(tmp_path, shuffle_buffer=4), BatchOptions(4, shuffle=True))
     first, second = numbers(batches, 1), numbers(batches, 2)
     assert sorted(flat(first)) == sorted(flat(second)) == list(range(24))
     assert first != second
@@ -86,14 +87,14 @@ def test_epochs_and_seeds_differ_in_order_and_an_epoch_can_be_repeated(tmp_path:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_goes_on_where_it_was_left(tmp_path: Path, workers: int) -> None:
-    batches = loader(opened(tmp_path), Asked(4, shuffle=True), workers=workers)
+    batches = loader(opened(tmp_path), BatchOptions(4, shuffle=True), workers=workers)
     assert numbers(batches, 3, begin=2) == numbers(batches, 3)[2:]
 
 
 def test_what_an_epoch_has_had_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opening, opened_now = streaming.open_image, []
     monkeypatch.setattr(streaming, "open_image", lambda file: opened_now.append(file) or opening(file))
-    batches = loader(opened(tmp_path), Asked(4, shuffle=True))
+    batches = loader(opened(tmp_path), BatchOptions(4, shuffle=True))
     assert len(flat(numbers(batches, 3, begin=4))) == len(opened_now) == 8
 
 
@@ -103,7 +104,7 @@ def test_processes_and_workers_read_disjoint_shards_and_together_all(
 ) -> None:
     data = opened(tmp_path)
     parts = [
-        numbers(loader(data, Asked(4, shuffle=True, process=each, processes=processes), workers=workers))
+        numbers(loader(data, BatchOptions(4, shuffle=True, process=each, processes=processes), workers=workers))
         for each in range(processes)
     ]
     assert sorted(flat([batch for part in parts for batch in part])) == list(range(24))
@@ -114,7 +115,7 @@ def test_processes_and_workers_read_disjoint_shards_and_together_all(
 
 def test_more_processes_than_fit_the_shards_still_see_no_image_twice(tmp_path: Path) -> None:
     data = opened(tmp_path)
-    loaders = [loader(data, Asked(6, shuffle=True, process=each, processes=3)) for each in range(3)]
+    loaders = [loader(data, BatchOptions(6, shuffle=True, process=each, processes=3)) for each in range(3)]
     parts = [numbers(each) for each in loaders]
     assert sorted(flat([batch for part in parts for batch in part])) == list(range(24))
     assert {len(part) for part in parts} == {4}
@@ -123,7 +124,7 @@ def test_more_processes_than_fit_the_shards_still_see_no_image_twice(tmp_path: P
 
 def test_validation_is_read_once_in_order_by_all_processes_together(tmp_path: Path) -> None:
     data = opened(tmp_path)
-    parts = [flat(numbers(loader(data, Asked(5, process=each, processes=2)))) for each in range(2)]
+    parts = [flat(numbers(loader(data, BatchOptions(5, process=each, processes=2)))) for each in range(2)]
     assert sorted(parts[0] + parts[1]) == list(range(24))
 
 
@@ -135,12 +136,12 @@ def test_processes_whose_shards_differ_in_size_take_the_same_steps(tmp_path: Pat
         tarred(tmp_path / f"shards/{shard}.tar", files)
     data = opened(tmp_path, "shards:shards")
     for process in range(2):
-        batches = loader(data, Asked(4, shuffle=True, process=process, processes=2))
+        batches = loader(data, BatchOptions(4, shuffle=True, process=process, processes=2))
         assert [len(batch["label"]) for batch in batches] == [2, 2, 2]
 
 
 def test_one_process_sees_every_image_once_however_its_workers_come_out(tmp_path: Path) -> None:
-    batches = loader(opened(tmp_path, shards(tmp_path, 3, EACH)), Asked(4, shuffle=True), workers=2)
+    batches = loader(opened(tmp_path, shards(tmp_path, 3, EACH)), BatchOptions(4, shuffle=True), workers=2)
     seen = list(batches)
     assert [len(batch["label"]) for batch in seen] == [4, 4, 4, 4, 2]
     assert len(set(torch.cat([batch["index"] for batch in seen]).tolist())) == 18
@@ -150,7 +151,7 @@ def test_augmentation_goes_by_seed_epoch_and_image_whoever_reads_it(tmp_path: Pa
     data = opened(tmp_path)
 
     def images(workers: int) -> dict[int, torch.Tensor]:
-        asked = Asked(4, shuffle=True, augment=True)
+        asked = BatchOptions(4, shuffle=True, augment=True)
         batches = loader(data, asked, workers=workers, augment="random-resized-crop")
         batches.set_epoch(2)
         return {int(i): image for batch in batches for i, image in zip(batch["index"], batch["image"], strict=True)}
@@ -163,7 +164,7 @@ def test_augmentation_goes_by_seed_epoch_and_image_whoever_reads_it(tmp_path: Pa
 def test_shards_are_held_out_for_validation_and_named_by_a_hash(tmp_path: Path) -> None:
     data = opened(tmp_path, val_shards=1)
     assert {part: len(split) for part, split in data.splits.items()} == {"train": 18, "val": 6}
-    train, val = (flat(numbers(loader(data, Asked(6), part))) for part in ("train", "val"))
+    train, val = (flat(numbers(loader(data, BatchOptions(6), part))) for part in ("train", "val"))
     assert sorted(train + val) == list(range(24))
     assert data.notes[0].startswith("validation: 1 shards held out, seed 0, split ")
     assert opened(tmp_path, val_shards=1).notes == data.notes
@@ -189,7 +190,7 @@ def test_the_hash_of_a_split_is_of_its_images_or_of_its_shards_where_nobody_coun
 def test_samples_without_labels_are_for_pre_tuning(tmp_path: Path) -> None:
     data = opened(tmp_path, label_column=None, classes=None)
     assert data.classes == ("an image",)
-    assert int(next(iter(loader(data, Asked(4))))["label"].sum()) == 0
+    assert int(next(iter(loader(data, BatchOptions(4))))["label"].sum()) == 0
 
 
 class TestBadSamples:
@@ -202,10 +203,10 @@ class TestBadSamples:
 
     def test_one_that_cannot_be_read_is_named(self, broken: DataSet) -> None:
         with pytest.raises(ToastError, match="shards: 000002 cannot be read"):
-            list(loader(broken, Asked(2)))
+            list(loader(broken, BatchOptions(2)))
 
     def test_or_left_out_counted_and_listed(self, broken: DataSet) -> None:
-        batches = loader(broken, Asked(1), on_error="skip")
+        batches = loader(broken, BatchOptions(1), on_error="skip")
         labels = [int(batch["label"]) for batch in batches]
         assert labels == [0, 0, IGNORED, 0]
         assert list(batches.skipped) == ["shards: 000002"]
@@ -214,7 +215,7 @@ class TestBadSamples:
     def test_a_label_that_is_no_class_is_named(self, tmp_path: Path, label: bytes, shown: str) -> None:
         tarred(tmp_path / "shards/a.tar", {"a.jpg": encoded(1), "a.cls": label})
         with pytest.raises(ToastError, match=rf"shards: a has the label {shown}, which is none of 3 classes"):
-            list(loader(opened(tmp_path, "shards:shards"), Asked(2)))
+            list(loader(opened(tmp_path, "shards:shards"), BatchOptions(2)))
 
     def test_a_shard_with_a_path_that_leads_out_is_refused(self, tmp_path: Path) -> None:
         tarred(tmp_path / "shards/a.tar", {"../a.jpg": encoded(1), "../a.cls": b"1"})
@@ -262,7 +263,7 @@ class TestQuestions:
 
     def test_first_passes_cannot_be_kept(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="a stream has no place"):
-            loader(opened(tmp_path), Asked(4), training={"cache": True})
+            loader(opened(tmp_path), BatchOptions(4, views=1))
 
 
 def hub(where: Path, **fields: Any) -> DataSet:
@@ -273,7 +274,7 @@ def hub(where: Path, **fields: Any) -> DataSet:
 def test_a_data_set_of_the_hub_is_streamed_as_well(tmp_path: Path) -> None:
     data = hub(tmp_path, samples=10)
     assert data.classes == ("cat", "dog")
-    seen = list(loader(data, Asked(4, shuffle=True)))
+    seen = list(loader(data, BatchOptions(4, shuffle=True)))
     assert [len(batch["label"]) for batch in seen] == [4, 4, 2]
     assert torch.cat([batch["label"] for batch in seen]).bincount().tolist() == [5, 5]
 
@@ -288,7 +289,7 @@ def test_endings_in_capitals_are_counted_and_read(tmp_path: Path) -> None:
     tarred(tmp_path / "s/0.tar", files)
     data = opened(tmp_path, "shards:s")
     assert len(data.splits["train"]) == 6
-    assert [len(batch["label"]) for batch in loader(data, Asked(6, shuffle=True))] == [6]
+    assert [len(batch["label"]) for batch in loader(data, BatchOptions(6, shuffle=True))] == [6]
 
 
 def test_names_with_dots_are_said_to_be_no_kinds(tmp_path: Path) -> None:
@@ -314,14 +315,16 @@ def test_images_without_a_name_are_told_apart_and_changed_each_in_its_own_way(tm
     shorthand = stored(tmp_path, [encoded(number, "png") for number in range(12)])
     options = build_dataset(shorthand, {"streaming": True, "samples": 12})
     data = registry.load(registry.SOURCES, options.name).open(options, tmp_path)
-    [batch] = loader(data, Asked(12, shuffle=True, augment=True), augment="random-resized-crop")
+    [batch] = loader(data, BatchOptions(12, shuffle=True, augment=True), augment="random-resized-crop")
     assert len(set(batch["index"].tolist())) == 12
 
 
 def test_every_image_that_is_skipped_is_counted_of_one_content_too(tmp_path: Path) -> None:
     shorthand = stored(tmp_path, [encoded(n, "png") if n % 3 else b"damaged" for n in range(12)])
     options = build_dataset(shorthand, {"streaming": True, "samples": 12})
-    batches = loader(registry.load(registry.SOURCES, options.name).open(options, tmp_path), Asked(4), on_error="skip")
+    batches = loader(
+        registry.load(registry.SOURCES, options.name).open(options, tmp_path), BatchOptions(4), on_error="skip"
+    )
     for _ in range(2):
         assert sum(len(batch["label"]) for batch in batches) == 8
     assert len(batches.skipped) == 4
@@ -333,4 +336,4 @@ def test_a_class_file_in_another_order_than_the_columns_numbers_is_followed(tmp_
     fields = {"streaming": True, "samples": 4, "class_file": "classes.txt"}
     options = build_dataset(shorthand, fields)
     data = registry.load(registry.SOURCES, options.name).open(options, tmp_path)
-    assert [int(label) for batch in loader(data, Asked(4)) for label in batch["label"]] == [1, 0, 1, 0]
+    assert [int(label) for batch in loader(data, BatchOptions(4)) for label in batch["label"]] == [1, 0, 1, 0]

@@ -215,7 +215,18 @@ def test_real_photographs_give_identical_results_whatever_they_are_packed_in(bir
 
 
 @pytest.mark.parametrize(
-    "module", ["archive", "table", "hugging_face", "grid", "shards", "vtab", "imagenet", "nabirds", "cars"]
+    "module",
+    [
+        "images.archive",
+        "images.table",
+        "streams.hugging_face",
+        "demo.mosaics",
+        "streams.webdataset",
+        "datasets.vtab",
+        "datasets.imagenet",
+        "datasets.nabirds",
+        "datasets.cars",
+    ],
 )
 def test_the_sources_are_imported_without_anything_heavy(module: str) -> None:
     heavy = "('torch', 'numpy', 'PIL', 'datasets', 'pyarrow', 'scipy')"

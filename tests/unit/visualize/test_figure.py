@@ -22,10 +22,10 @@ from tests.scenes import CLASSES, demo_model, scenes, viewer_of
 from toast_cli.attention.feature_energy import ENERGY, energy
 from toast_cli.attention.segments import Segments
 from toast_cli.backbones.base import Preprocessing
+from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import Sample
 from toast_cli.data.images.transforms import Window, build_transform
 from toast_cli.model.model import Model
-from toast_cli.recipe.schema import ImageOptions
 from toast_cli.utils.hashing import digest_of_tensors
 from toast_cli.visualize.color_scales import rising
 from toast_cli.visualize.figure import Panel, Row, draw, write

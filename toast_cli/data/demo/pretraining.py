@@ -18,7 +18,6 @@ from pydantic import Field
 from toast_cli.data.base import DataSet, Sample, Source, Split
 from toast_cli.data.demo.scenes import LARGEST_SIDE, MOST_IMAGES, SplitName
 from toast_cli.data.procedural import ProceduralSplit
-from toast_cli.data.segmentation.dataset import pixel_batches
 from toast_cli.utils.config import Named
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def open_source(options: DemoPretrainingOptions, data_dir: Path | None) -> DataS
         for split, length in lengths.items()
     }
     note = "These scenes are drawn, not photographed. They are for pre-training vit_demo."
-    return DataSet(class_names(), splits, (note,), pixel_batches)
+    return DataSet(class_names(), splits, (note,))
 
 
 SOURCE = Source(

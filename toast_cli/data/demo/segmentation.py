@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Sample, Source
+from toast_cli.data.base import DataSet, Sample, Source, SplitKind
 from toast_cli.data.demo import scenes as demo
 from toast_cli.data.demo.scenes import LARGEST_SIDE, MOST_IMAGES
-from toast_cli.data.segmentation.dataset import pixel_batches
 from toast_cli.utils.config import Named
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ class Options(Named):
 @dataclass(frozen=True)
 class SegmentedScenes:
     """The scenes of the demo's fine task, pixel by pixel, drawn when first asked for."""
+
+    kind: ClassVar[SplitKind] = "pixels"
 
     scenes: demo.DemoSplit
     has_masks: bool = False
@@ -90,7 +91,7 @@ def open_source(options: Options, data_dir: Path | None) -> DataSet:
     fine = demo.Options(**options.model_dump(exclude={"name"}))
     scenes = demo.open_source(fine, data_dir)
     splits = {name: SegmentedScenes(split) for name, split in scenes.splits.items()}  # type: ignore[arg-type]
-    return DataSet(class_names(), splits, scenes.notes, pixel_batches)
+    return DataSet(class_names(), splits, scenes.notes)
 
 
 SOURCE = Source(Options, open_source, "nothing: the demo's scenes, every pixel labelled", "segmentation")

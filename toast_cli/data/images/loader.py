@@ -20,18 +20,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, de
 
 from toast_cli.data.base import KNOWN, Sample
 from toast_cli.data.images.files import FileSplit
-from toast_cli.data.images.transforms import ImageTransform, build_transform
+from toast_cli.data.images.transforms import build_transform
 from toast_cli.data.sampler import Share
-from toast_cli.utils.config import PixelOptions
 from toast_cli.utils.constants import IGNORED
-from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from toast_cli.backbones.base import Backbone
-    from toast_cli.data.base import Asked, ImageSplit
-    from toast_cli.recipe.schema import Recipe
+    from toast_cli.backbones.base import Preprocessing
+    from toast_cli.data.base import BatchOptions, ImageSplit, LoaderOptions
 
     Transform = Callable[[Image.Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
 
@@ -217,44 +215,32 @@ class ImageLoader(DataLoader[dict[str, Any]]):
             yield tensors
 
 
-def image_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: Asked) -> ImageLoader:
-    """Images as the recipe and the backbone want them.
+def build_image_loader(
+    split: ImageSplit, preprocessing: Preprocessing, batches: BatchOptions, options: LoaderOptions
+) -> ImageLoader:
+    """Return batches of labelled images, transformed for the backbone.
 
     Raises:
-        UsageError: as `image_transform`, or resized images cannot be kept.
+        UsageError: sizes do not fit, or resized images cannot be kept.
         ToastError: resized images are to be kept, and there is no room.
     """
-    transform = image_transform(recipe, backbone, asked)
+    transform = build_transform(options.images, preprocessing, train=batches.augment)
     notes: tuple[str, ...] = ()
-    if recipe.images.cache:
+    if options.images.cache:
         from toast_cli.data.images.resize_cache import kept_resized
 
-        split, note = kept_resized(split if asked.with_masks else without_masks(split), transform)
+        split, note = kept_resized(split if batches.with_masks else without_masks(split), transform)
         notes = (note,)
-    skip = recipe.images.on_error == "skip"
-    loader = make_loader(split, transform, asked, recipe.seed, recipe.training.workers, skip, for_gpu(recipe))
+    skip = options.images.on_error == "skip"
+    loader = make_loader(split, transform, batches, options.seed, options.workers, skip, options.pin_memory)
     loader.notes = notes
     return loader
-
-
-def image_transform(recipe: Recipe, backbone: Backbone, asked: Asked) -> ImageTransform:
-    """What the recipe and the backbone make of an image.
-
-    Raises:
-        UsageError: the task is to label pixels, the backbone does not look at images, or sizes do not fit.
-    """
-    if isinstance(recipe.task, PixelOptions):
-        raise UsageError(
-            f"The task '{recipe.task.name}' needs a label for every pixel, and {recipe.dataset.name} labels images.",
-            what_to_do="Use voc, ade20k, masks:PATH or demo-segmentation, or leave task.name out.",
-        )
-    return build_transform(recipe.images, backbone.require_preprocessing(), train=asked.augment)
 
 
 def make_loader(
     split: ImageSplit,
     transform: Transform,
-    asked: Asked,
+    batches: BatchOptions,
     seed: int,
     workers: int,
     skip: bool = False,
@@ -268,23 +254,23 @@ def make_loader(
     Raises:
         ValueError: masks are asked of a split that has none.
     """
-    images = LabelledImages(split, transform, seed, asked.with_masks, asked.views, skip)
-    return loader_of(images, asked, workers, pin=pin)
+    images = LabelledImages(split, transform, seed, batches.with_masks, batches.views, skip)
+    return loader_of(images, batches, workers, pin=pin)
 
 
 def loader_of(
     dataset: LabelledImages,
-    asked: Asked,
+    batches: BatchOptions,
     workers: int,
     together: Callable[[list[dict[str, Any]]], dict[str, Any]] = default_collate,
     pin: bool = False,
 ) -> ImageLoader:
     """A loader of a data set's batches, its items put `together` into one; with `pin`, in page-locked memory."""
     seed = dataset.seed
-    order = Shuffled(len(dataset), seed) if asked.shuffle else SequentialSampler(dataset)
+    order = Shuffled(len(dataset), seed) if batches.shuffle else SequentialSampler(dataset)
     return ImageLoader(
         dataset,
-        batch_sampler=Share(order, asked.batch_size, asked.process, asked.processes),
+        batch_sampler=Share(order, batches.batch_size, batches.process, batches.processes),
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=quiet_worker,
@@ -293,11 +279,6 @@ def loader_of(
         # Its own, because a DataLoader draws its workers' seeds from the global one otherwise.
         generator=torch.Generator().manual_seed(mixed(seed)),
     )
-
-
-def for_gpu(recipe: Recipe) -> bool:
-    """Whether batches go to a GPU, which fetches page-locked memory while it computes; elsewhere that only costs."""
-    return recipe.device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available()
 
 
 def collate(fetched: Any, together: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from toast_cli.backbones.base import Preprocessing
-    from toast_cli.recipe.schema import ImageOptions
+    from toast_cli.backbones.image_options import ImageOptions
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Sample
+from toast_cli.data.base import DataSet, Sample, SplitKind
 from toast_cli.data.images.folder_scan import images_below
 from toast_cli.data.splits import hold_out, split_hash
 from toast_cli.utils.config import Named
@@ -21,10 +21,6 @@ from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from toast_cli.backbones.base import Backbone
-    from toast_cli.data.base import Asked, Batches
-    from toast_cli.recipe.schema import Recipe
 
 UNLABELLED = 255
 """The value of a pixel without a class."""
@@ -48,6 +44,8 @@ class PairSplit:
         classes: how many there are; every other value but 255 is an error.
         reduce_zero_label: 0 means no class, and 1 is the first.
     """
+
+    kind: ClassVar[SplitKind] = "pixels"
 
     pairs: tuple[tuple[Path, Path], ...]
     classes: int
@@ -226,11 +224,4 @@ def _by_name(folder: Path) -> dict[str, Path]:
 
 def data_set(classes: tuple[str, ...], splits: Mapping[str, PairSplit], notes: Sequence[str]) -> DataSet:
     """A data set whose pixels are labelled."""
-    return DataSet(classes, splits, tuple(notes), pixel_batches)
-
-
-def pixel_batches(split: Any, recipe: Recipe, backbone: Backbone, asked: Asked) -> Batches:
-    """Batches of images and labels, see `pair_loading`."""
-    from toast_cli.data.segmentation.loader import pair_batches
-
-    return pair_batches(split, recipe, backbone, asked)
+    return DataSet(classes, splits, tuple(notes))

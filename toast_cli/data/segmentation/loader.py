@@ -10,17 +10,16 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from toast_cli.data.images.loader import ImageLoader, LabelledImages, for_gpu, loader_of
+from toast_cli.data.images.loader import ImageLoader, LabelledImages, loader_of
 from toast_cli.data.images.transforms import Cover
 from toast_cli.data.segmentation.dataset import UNLABELLED
-from toast_cli.utils.config import PixelOptions
 from toast_cli.utils.constants import IGNORED
 from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
-    from toast_cli.backbones.base import Backbone, Preprocessing
-    from toast_cli.data.base import Asked, ImageSplit, Sample
-    from toast_cli.recipe.schema import ImageOptions, Recipe
+    from toast_cli.backbones.base import Preprocessing
+    from toast_cli.backbones.image_options import ImageOptions, PixelOptions
+    from toast_cli.data.base import BatchOptions, ImageSplit, LoaderOptions, Sample
 
 
 class LabelledPixels(LabelledImages):
@@ -50,28 +49,25 @@ class LabelledPixels(LabelledImages):
         }
 
 
-def pair_batches(split: ImageSplit, recipe: Recipe, backbone: Backbone, asked: Asked) -> ImageLoader:
-    """Images and labels as the recipe and the backbone want them.
+def build_pixel_loader(
+    split: ImageSplit, preprocessing: Preprocessing, batches: BatchOptions, options: LoaderOptions
+) -> ImageLoader:
+    """Return batches of images with a label for every pixel, transformed for the backbone.
 
     Raises:
-        UsageError: the task is not to label pixels, the backbone does not look at images, or sizes do not fit.
+        UsageError: sizes do not fit, or an option is for labelled images alone.
     """
-    if not isinstance(recipe.task, PixelOptions):
-        raise UsageError(
-            f"The task '{recipe.task.name}' cannot learn from {recipe.dataset.name}, which labels pixels.",
-            what_to_do="Use task.name=segmentation or token-labels, or leave it out.",
-        )
-    if recipe.images.on_error == "skip":
+    if options.images.on_error == "skip":
         raise UsageError(
             "images.on_error=skip is for labelled images.",
             what_to_do="Mend the pairs that cannot be read, or remove them.",
         )
-    if recipe.images.cache:
+    if options.images.cache:
         raise UsageError("images.cache is for labelled images.", what_to_do="Leave it out.")
-    wishes, seen = recipe.task, backbone.require_preprocessing()
-    transform = pixel_transform(recipe.images, wishes, seen, train=asked.augment)
-    dataset = LabelledPixels(split, transform, recipe.seed, together=asked.augment)
-    return loader_of(dataset, asked, recipe.training.workers, _padded, for_gpu(recipe))
+    assert options.pixels is not None, "recipes whose task labels no pixels are refused for such data"
+    transform = pixel_transform(options.images, options.pixels, preprocessing, train=batches.augment)
+    dataset = LabelledPixels(split, transform, options.seed, together=batches.augment)
+    return loader_of(dataset, batches, options.workers, _padded, options.pin_memory)
 
 
 def pixel_transform(images: ImageOptions, wishes: PixelOptions, seen: Preprocessing, train: bool) -> v2.Transform:

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
+from toast_cli.data.base import SplitKind
 from toast_cli.utils.errors import ToastError, UsageError
-
-if TYPE_CHECKING:
-    from toast_cli.backbones.base import Backbone
-    from toast_cli.data.base import Asked, Batches
-    from toast_cli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -25,6 +21,8 @@ class StreamSplit:
     many there are, `where` what a message calls the stream. `digest` is the `split_hash` of what it is read from, None
     where nothing lists it.
     """
+
+    kind: ClassVar[SplitKind] = "stream"
 
     table: Any
     image: str
@@ -83,10 +81,3 @@ class StreamSplit:
             what_to_do="Name the column that holds it, and how many classes there are (dataset.label_column, "
             "dataset.classes or dataset.class_file).",
         )
-
-
-def streamed_batches(split: Any, recipe: Recipe, backbone: Backbone, asked: Asked) -> Batches:
-    """Batches of a stream, see `streaming`."""
-    from toast_cli.data.streams.loader import stream_batches
-
-    return stream_batches(split, recipe, backbone, asked)

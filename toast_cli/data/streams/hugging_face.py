@@ -18,7 +18,7 @@ from toast_cli.data.class_map import class_file, in_order, learnable, require_sa
 from toast_cli.data.images.files import FileSplit, open_file
 from toast_cli.data.paths import places
 from toast_cli.data.splits import SPLIT_OF, WholeOptions, divide_given, divide_whole
-from toast_cli.data.streams.dataset import StreamSplit, streamed_batches
+from toast_cli.data.streams.dataset import StreamSplit
 from toast_cli.utils.errors import ToastError, UsageError
 
 
@@ -130,7 +130,7 @@ def _open_stream(options: Options, data_dir: Path | None) -> DataSet:
         )
     if "val" not in splits:
         notes.append(f"validation: {options.path} has no such split, and none can be held out of a stream")
-    return DataSet(classes, splits, tuple(notes), streamed_batches)
+    return DataSet(classes, splits, tuple(notes))
 
 
 SOURCE = Source(

@@ -22,14 +22,14 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, get_w
 from toast_cli.data.base import Sample
 from toast_cli.data.images.decode import open_image
 from toast_cli.data.images.files import open_file
-from toast_cli.data.images.loader import Fetched, LabelledImages, collate, for_gpu, image_transform, mixed, quiet_worker
+from toast_cli.data.images.loader import Fetched, LabelledImages, collate, mixed, quiet_worker
+from toast_cli.data.images.transforms import build_transform
 from toast_cli.data.streams.dataset import StreamSplit
 from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
-    from toast_cli.backbones.base import Backbone
-    from toast_cli.data.base import Asked
-    from toast_cli.recipe.schema import Recipe
+    from toast_cli.backbones.base import Preprocessing
+    from toast_cli.data.base import BatchOptions, LoaderOptions
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ class StreamedImages(IterableDataset[Any]):
     the loader as number j W + w, or before.
     """
 
-    def __init__(self, images: LabelledImages, split: StreamSplit, asked: Asked, seed: int) -> None:
+    def __init__(self, images: LabelledImages, split: StreamSplit, batches: BatchOptions, seed: int) -> None:
         super().__init__()
         self.images, self.split = images, split
-        self.size = _parts(asked, asked.batch_size)
-        self.table = _part_of(split, asked, seed)
+        self.size = _parts(batches, batches.batch_size)
+        self.table = _part_of(split, batches, seed)
         # In shared memory, so that workers that live on from epoch to epoch see them change.
         self._at = torch.zeros(2, dtype=torch.int64).share_memory_()
 
@@ -145,14 +145,18 @@ class StreamLoader:
     comes to the end of its shards before the others starts over. To be measured on, a stream is read once by all.
     """
 
-    def __init__(self, dataset: StreamedImages, asked: Asked, workers: int, seed: int, pin: bool = False) -> None:
-        self.dataset, self.asked = dataset, asked
+    def __init__(
+        self, dataset: StreamedImages, batches: BatchOptions, workers: int, seed: int, pin: bool = False
+    ) -> None:
+        self.dataset, self.batches = dataset, batches
         self.skipped: dict[str, str] = {}
         self._epoch, self._begin = 0, 0
         shards = dataset.split.table.num_shards
-        apart = shards % asked.processes == 0
-        workers = min(workers, shards // asked.processes if apart else shards)
-        self.notes: tuple[str, ...] = (_note(dataset.split, asked.processes, workers, apart),) if asked.shuffle else ()
+        apart = shards % batches.processes == 0
+        workers = min(workers, shards // batches.processes if apart else shards)
+        self.notes: tuple[str, ...] = (
+            (_note(dataset.split, batches.processes, workers, apart),) if batches.shuffle else ()
+        )
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=None,
@@ -165,7 +169,7 @@ class StreamLoader:
         )
 
     def __len__(self) -> int:
-        return -(-self.samples // self.asked.batch_size)
+        return -(-self.samples // self.batches.batch_size)
 
     @property
     def samples(self) -> int:
@@ -177,7 +181,7 @@ class StreamLoader:
         self._epoch, self._begin = epoch, begin
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        if not self.asked.shuffle:
+        if not self.batches.shuffle:
             yield from self._pieces(0)
             return
         sizes = [self._size(number) for number in range(len(self))]
@@ -188,7 +192,7 @@ class StreamLoader:
                 piece = next(pieces, None)
                 if piece is not None:
                     kept = {name: torch.cat([kept[name], piece[name]]) for name in piece} if kept else piece
-                elif self.asked.processes > 1:
+                elif self.batches.processes > 1:
                     pieces = self._pieces(0)
                 else:
                     break
@@ -198,14 +202,14 @@ class StreamLoader:
 
     def _size(self, number: int) -> int:
         """Of this process's part of a batch. Where one is too small to go round, a process without a part takes one."""
-        return _parts(self.asked, min(self.asked.batch_size, self.samples - number * self.asked.batch_size))
+        return _parts(self.batches, min(self.batches.batch_size, self.samples - number * self.batches.batch_size))
 
     def _pieces(self, leave_out: int) -> Iterator[dict[str, Any]]:
         """Images in the order of the stream, without the first so many."""
         self.dataset.set_epoch(self._epoch, leave_out)
         for piece in self._loader:
             if isinstance(piece, ToastError):
-                piece.process = self.asked.process
+                piece.process = self.batches.process
                 raise piece
             if isinstance(piece, int):
                 leave_out -= piece
@@ -218,43 +222,45 @@ class StreamLoader:
                 yield {name: tensor[left:] for name, tensor in tensors.items()} if left else tensors
 
 
-def stream_batches(split: Any, recipe: Recipe, backbone: Backbone, asked: Asked) -> StreamLoader:
-    """Images as the recipe and the backbone want them, in the order of the stream.
+def build_stream_loader(
+    split: StreamSplit, preprocessing: Preprocessing, batches: BatchOptions, options: LoaderOptions
+) -> StreamLoader:
+    """Return batches of a stream's images in the order of the stream, transformed for the backbone.
 
     Raises:
-        UsageError: the recipe asks for what a stream cannot give.
+        UsageError: an option needs images that can be looked up, or sizes do not fit.
     """
-    if recipe.training.cache:
+    if batches.views is not None:
         raise UsageError(
             "training.cache keeps what belongs to each image, and a stream has no place for any.",
             what_to_do="Leave training.cache out, or unpack the data.",
         )
-    if asked.batch_size < asked.processes:
+    if batches.batch_size < batches.processes:
         raise UsageError(
-            f"A batch of {asked.batch_size} cannot be shared by {asked.processes} processes.",
+            f"A batch of {batches.batch_size} cannot be shared by {batches.processes} processes.",
             what_to_do="Raise training.batch_size and training.eval_batch_size, or start fewer processes.",
         )
-    if recipe.images.cache:
+    if options.images.cache:
         raise UsageError("images.cache keeps image files, and a stream has none.", what_to_do="Leave it out.")
-    transform = image_transform(recipe, backbone, asked)
-    images = LabelledImages(split, transform, recipe.seed, skip=recipe.images.on_error == "skip")
-    dataset = StreamedImages(images, split, asked, recipe.seed)
-    return StreamLoader(dataset, asked, recipe.training.workers, recipe.seed, for_gpu(recipe))
+    transform = build_transform(options.images, preprocessing, train=batches.augment)
+    images = LabelledImages(split, transform, options.seed, skip=options.images.on_error == "skip")  # type: ignore[arg-type]
+    dataset = StreamedImages(images, split, batches, options.seed)
+    return StreamLoader(dataset, batches, options.workers, options.seed, options.pin_memory)
 
 
-def _part_of(split: StreamSplit, asked: Asked, seed: int) -> Any:
-    """What this process reads of the stream, shuffled where that is asked for."""
+def _part_of(split: StreamSplit, batches: BatchOptions, seed: int) -> Any:
+    """What this process reads of the stream, shuffled where that is batches for."""
     from datasets.distributed import split_dataset_by_node
 
     table = split.table
-    if asked.shuffle:
+    if batches.shuffle:
         table = table.shuffle(seed=mixed(seed) % 2**32, buffer_size=split.shuffle_buffer)
-    return split_dataset_by_node(table, rank=asked.process, world_size=asked.processes)
+    return split_dataset_by_node(table, rank=batches.process, world_size=batches.processes)
 
 
-def _parts(asked: Asked, whole: int) -> int:
+def _parts(batches: BatchOptions, whole: int) -> int:
     """How many of a whole batch are this process's; at least one."""
-    begin, end = (-(-whole * process // asked.processes) for process in (asked.process, asked.process + 1))
+    begin, end = (-(-whole * process // batches.processes) for process in (batches.process, batches.process + 1))
     return max(end - begin, 1)
 
 

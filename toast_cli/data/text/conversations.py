@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import Asked, Batches, DataSet
+from toast_cli.data.base import DataSet, SplitKind
 from toast_cli.data.splits import hold_out, split_hash
 from toast_cli.data.text.json_lines import json_list
 from toast_cli.utils.config import Named
 from toast_cli.utils.errors import ToastError, UsageError
-
-if TYPE_CHECKING:
-    from toast_cli.backbones.base import Backbone
-    from toast_cli.recipe.schema import Recipe
 
 Role = Literal["system", "user", "assistant"]
 
@@ -64,9 +60,12 @@ class Conversation:
 
 @dataclass(frozen=True)
 class TextSplit:
-    """Conversations in order."""
+    """Conversations in order, and the options by which they are written out."""
+
+    kind: ClassVar[SplitKind] = "conversations"
 
     conversations: tuple[Conversation, ...]
+    options: TextOptions
     has_masks: bool = False
 
     @property
@@ -127,17 +126,12 @@ def open_conversations(
     return DataSet(
         classes=(),
         splits={
-            name: TextSplit(tuple(conversations[i] for i in indices)) for name, indices in parts.items() if indices
+            name: TextSplit(tuple(conversations[i] for i in indices), options)
+            for name, indices in parts.items()
+            if indices
         },
         notes=tuple(notes),
-        batches=_batches,
     )
-
-
-def _batches(split: TextSplit, recipe: Recipe, backbone: Backbone, asked: Asked) -> Batches:
-    from toast_cli.data.text.loader import text_batches
-
-    return text_batches(split, recipe, backbone, asked)
 
 
 def text_of(entry: dict[str, Any], name: str) -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import Asked, Batches, DataSet, Source
+from toast_cli.data.base import DataSet, Source, SplitKind
 from toast_cli.data.splits import hold_out_numbers
 from toast_cli.data.text.text_store import Spool
 from toast_cli.utils.config import Named
@@ -19,9 +19,6 @@ from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from toast_cli.backbones.base import Backbone
-    from toast_cli.recipe.schema import Recipe
 
 READERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 """What `datasets` calls the reader of a file, by its ending before any .gz, .xz or .zst."""
@@ -50,10 +47,13 @@ class Options(Named):
 
 @dataclass(frozen=True)
 class Documents:
-    """Texts in order, by their numbers `[n]` in a spool."""
+    """Texts in order, by their numbers `[n]` in a spool; joined, they are cut into blocks of `block_tokens`."""
+
+    kind: ClassVar[SplitKind] = "documents"
 
     spool: Spool
     numbers: np.ndarray
+    block_tokens: int
     has_masks: bool = False
 
     def __len__(self) -> int:
@@ -85,19 +85,14 @@ def open_source(options: Options, data_dir: Path | None) -> DataSet:
         raise ToastError(f"{options.path} holds no text to train on.")
     kept, test = hold_out_numbers(np.arange(len(spool)), options.test_fraction, options.split_seed)
     train, val = hold_out_numbers(kept, options.val_fraction, options.split_seed + 1)
-    parts = {"train": Documents(spool, train), "val": Documents(spool, val), "test": Documents(spool, test)}
+    numbers = {"train": train, "val": val, "test": test}
+    parts = {name: Documents(spool, each, options.block_tokens) for name, each in numbers.items()}
     splits = {name: documents for name, documents in parts.items() if len(documents)}
     held = ", ".join(f"{len(documents):,} {name} (split {documents.hash()})" for name, documents in splits.items())
     notes = [f"documents of {options.path}: {held}, seed {options.split_seed}"]
     if options.documents is not None and len(spool) < options.documents:
         notes.append(f"{options.path} has {len(spool):,} documents; {options.documents:,} were asked for.")
-    return DataSet(classes=(), splits=splits, notes=tuple(notes), batches=_batches)
-
-
-def _batches(split: Documents, recipe: Recipe, backbone: Backbone, asked: Asked) -> Batches:
-    from toast_cli.data.text.loader import block_batches
-
-    return block_batches(split, recipe, backbone, asked)
+    return DataSet(classes=(), splits=splits, notes=tuple(notes))
 
 
 def _texts(options: Options, data_dir: Path | None) -> Iterable[str]:

@@ -21,12 +21,9 @@ from toast_cli.utils.errors import ToastError
 if TYPE_CHECKING:
     import numpy as np
 
-    from toast_cli.backbones.base import Backbone
-    from toast_cli.data.base import Asked
-    from toast_cli.data.text import documents
-    from toast_cli.data.text.conversations import TextOptions, TextSplit
+    from toast_cli.data.base import BatchOptions, LoaderOptions
+    from toast_cli.data.text.conversations import TextSplit
     from toast_cli.data.text.documents import Documents
-    from toast_cli.recipe.schema import Recipe
 
 DOCUMENTS_AT_ONCE, CHARACTERS_AT_ONCE = 1000, 1_000_000
 """Given to the tokenizer together, until either is reached: fast ones then use every core."""
@@ -63,12 +60,14 @@ def numbered(items: Sequence[tuple[int, Tokenized]], pad: int) -> dict[str, Tens
 class TextLoader:
     """Batches of tokenized texts; `notes` say what was cut and what was left out."""
 
-    def __init__(self, texts: Sequence[Tokenized], notes: tuple[str, ...], pad: int, seed: int, asked: Asked) -> None:
+    def __init__(
+        self, texts: Sequence[Tokenized], notes: tuple[str, ...], pad: int, seed: int, batches: BatchOptions
+    ) -> None:
         self.notes = notes
         self._texts = texts
         self.skipped: dict[str, str] = {}  # a text that cannot be read was refused before
-        order = Shuffled(len(texts), seed) if asked.shuffle else SequentialSampler(texts)
-        self._share = Share(order, asked.batch_size, asked.process, asked.processes)
+        order = Shuffled(len(texts), seed) if batches.shuffle else SequentialSampler(texts)
+        self._share = Share(order, batches.batch_size, batches.process, batches.processes)
         self._loader: DataLoader[Any] = DataLoader(
             Numbered(texts),
             batch_sampler=self._share,
@@ -96,14 +95,15 @@ class TextLoader:
         self._share.set_epoch(epoch, begin)
 
 
-def text_batches(split: TextSplit, recipe: Recipe, backbone: Backbone, asked: Asked) -> TextLoader:
+def build_conversation_loader(
+    split: TextSplit, tokenizer: Any, batches: BatchOptions, loader: LoaderOptions
+) -> TextLoader:
     """`input_ids`, `attention_mask` and `labels`, all `[B, N]`; packed blocks have `position_ids` and `real` besides.
 
     Raises:
-        ToastError: the backbone has no tokenizer, or no text leaves anything to learn.
+        ToastError: no text leaves anything to learn.
     """
-    options: TextOptions = recipe.dataset  # type: ignore[assignment]
-    tokenizer = require_tokenizer(recipe, backbone)
+    options = split.options
     texts, cut, empty, total, refused = [], 0, 0, 0, []
     for index in range(len(split)):
         try:
@@ -139,24 +139,22 @@ def text_batches(split: TextSplit, recipe: Recipe, backbone: Backbone, asked: As
         notes.append(f"{cut:,} of {total:,} texts were longer than {options.max_tokens} tokens and were cut.")
     if empty:
         notes.append(f"{empty:,} of {total:,} texts were left out: no token to be learned was left in them.")
-    if options.packing and asked.augment:
+    if options.packing and batches.augment:
         texts = packed(texts, options.max_tokens)
         notes.append(f"Packed into {len(texts):,} blocks of at most {options.max_tokens} tokens.")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    return TextLoader(texts, tuple(notes), pad, recipe.seed, asked)
+    return TextLoader(texts, tuple(notes), pad, loader.seed, batches)
 
 
-def block_batches(split: Documents, recipe: Recipe, backbone: Backbone, asked: Asked) -> TextLoader:
+def build_document_loader(split: Documents, tokenizer: Any, batches: BatchOptions, loader: LoaderOptions) -> TextLoader:
     """`input_ids`, `attention_mask` and `labels`, all `[B, block_tokens]`: running text, every token learned.
 
     Documents follow one another with the tokenizer's end between them, and see each other within a block.
 
     Raises:
-        ToastError: the backbone has no tokenizer, or there is less text than one block.
+        ToastError: there is less text than one block.
     """
-    options: documents.Options = recipe.dataset  # type: ignore[assignment]
-    tokenizer = require_tokenizer(recipe, backbone)
-    length = options.block_tokens
+    length = split.block_tokens
     stream = mapped(_token_rows(split, tokenizer))
     count = len(stream) // length
     if not count:
@@ -166,7 +164,7 @@ def block_batches(split: Documents, recipe: Recipe, backbone: Backbone, asked: A
         )
     left = len(stream) - count * length
     note = f"{len(split):,} documents are {count:,} blocks of {length} tokens; the last {left:,} tokens fill none."
-    return TextLoader(Blocks(stream, length, count), (note,), 0, recipe.seed, asked)
+    return TextLoader(Blocks(stream, length, count), (note,), 0, loader.seed, batches)
 
 
 def _token_rows(split: Documents, tokenizer: Any) -> Iterator[array[int]]:
@@ -201,20 +199,6 @@ class Blocks(Sequence[Tokenized]):
             raise IndexError(index)
         ids = self.stream[index * self.length : (index + 1) * self.length].tolist()
         return Tokenized(ids, ids, list(range(self.length)))
-
-
-def require_tokenizer(recipe: Recipe, backbone: Backbone) -> Any:
-    """The backbone's tokenizer.
-
-    Raises:
-        ToastError: it has none.
-    """
-    if backbone.tokenizer is None:
-        raise ToastError(
-            f"There is no tokenizer beside '{recipe.backbone.name}'.",
-            what_to_do="Give a folder that holds model and tokenizer.",
-        )
-    return backbone.tokenizer
 
 
 def packed(texts: Sequence[Tokenized], length: int) -> list[Tokenized]:

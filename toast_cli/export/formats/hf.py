@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from toast_cli.backbones.base import Preprocessing
-    from toast_cli.recipe.schema import ImageOptions
+    from toast_cli.backbones.image_options import ImageOptions
     from toast_cli.storage.load_model import Loaded
 
 

@@ -19,7 +19,7 @@ from toast_cli.data.images.folder_scan import several
 from toast_cli.data.images.unlabelled_folder import CLASSES
 from toast_cli.data.paths import places
 from toast_cli.data.splits import hold_out, split_hash
-from toast_cli.data.streams.dataset import StreamSplit, streamed_batches
+from toast_cli.data.streams.dataset import StreamSplit
 from toast_cli.utils.config import Named
 from toast_cli.utils.errors import ToastError, UsageError
 
@@ -84,7 +84,7 @@ def open_shards(options: Options, data_dir: Path | None) -> DataSet:
     splits = {"train": _split(options, train, classes, samples, "dataset.samples")}
     if validation:
         splits["val"] = _split(options, validation, classes, validation_samples, "dataset.validation_samples")
-    return DataSet(classes, splits, tuple(notes), streamed_batches)
+    return DataSet(classes, splits, tuple(notes))
 
 
 SOURCE = Source(

@@ -1,0 +1,40 @@
+"""The loader of a split, chosen by what the split holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from toast_cli.data.base import Batches, BatchOptions, LoaderOptions, kind_of
+
+if TYPE_CHECKING:
+    from toast_cli.backbones.base import Backbone
+
+
+def build_loader(split: Any, backbone: Backbone, batches: BatchOptions, options: LoaderOptions) -> Batches:
+    """Return the batches of a split as the backbone takes them.
+
+    Raises:
+        UsageError: the backbone takes no such input, or the options do not fit it.
+        ToastError: the split cannot be read, or holds nothing to learn from.
+    """
+    kind = kind_of(split)
+    if kind == "conversations":
+        from toast_cli.data.text.loader import build_conversation_loader
+
+        return build_conversation_loader(split, backbone.require_tokenizer(), batches, options)
+    if kind == "documents":
+        from toast_cli.data.text.loader import build_document_loader
+
+        return build_document_loader(split, backbone.require_tokenizer(), batches, options)
+    preprocessing = backbone.require_preprocessing()
+    if kind == "pixels":
+        from toast_cli.data.segmentation.loader import build_pixel_loader
+
+        return build_pixel_loader(split, preprocessing, batches, options)
+    if kind == "stream":
+        from toast_cli.data.streams.loader import build_stream_loader
+
+        return build_stream_loader(split, preprocessing, batches, options)
+    from toast_cli.data.images.loader import build_image_loader
+
+    return build_image_loader(split, preprocessing, batches, options)

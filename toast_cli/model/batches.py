@@ -1,0 +1,32 @@
+"""Batches of a split, as a recipe wants them for a backbone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from toast_cli.backbones.image_options import PixelOptions
+from toast_cli.data.base import Batches, BatchOptions, LoaderOptions
+from toast_cli.data.loaders import build_loader
+
+if TYPE_CHECKING:
+    from toast_cli.backbones.base import Backbone
+    from toast_cli.recipe.schema import Recipe
+
+
+def build_batches(split: Any, recipe: Recipe, backbone: Backbone, batches: BatchOptions) -> Batches:
+    """Return batches of a split, with the recipe's seed, workers and image options.
+
+    Raises:
+        UsageError: the backbone takes no such input, or the recipe's options do not fit it.
+        ToastError: the split cannot be read, or holds nothing to learn from.
+    """
+    options = LoaderOptions(
+        seed=recipe.seed,
+        workers=recipe.training.workers,
+        pin_memory=recipe.device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available(),
+        images=recipe.images,
+        pixels=recipe.task if isinstance(recipe.task, PixelOptions) else None,
+    )
+    return build_loader(split, backbone, batches, options)
