@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from toast_cli.data.base import Split
-    from toast_cli.data.images.files import FileSplit
+    from toast_cli.data.images.file_split import FileSplit
 
 
 class SplitOptions(Named):

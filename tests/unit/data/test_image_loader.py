@@ -18,7 +18,7 @@ from torch import Tensor
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import BatchOptions, Sample
-from toast_cli.data.images.files import FileSplit
+from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.loader import ImageLoader, LabelledImages, make_loader
 from toast_cli.data.images.transforms import ImageTransform, build_transform
 from toast_cli.utils.constants import IGNORED

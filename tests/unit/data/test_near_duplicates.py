@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from toast_cli.data.audit.image_scan import Seen, look_at
 from toast_cli.data.audit.near_duplicates import NEAR, nearly_same
-from toast_cli.data.images.files import FileSplit
+from toast_cli.data.images.file_split import FileSplit
 
 
 def seen(looks: list[int | None]) -> list[Seen]:

@@ -16,7 +16,7 @@ from tests.layouts import encoded
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.data.base import BatchOptions
 from toast_cli.data.images import decode as decoding
-from toast_cli.data.images.files import FileSplit
+from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.loader import ImageLoader
 from toast_cli.data.images.object_masks import Box
 from toast_cli.data.images.resize_cache import HEADER, _read, _write

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toast_cli.data.images.files import FileSplit
+from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.splits import SplitOptions, divide, hold_out, keep_shots, split_hash
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from toast_cli.data.base import DataSet, Source
 from toast_cli.data.datasets.fgvc import Annotated, FgvcOptions, Published, by_split, open_published
 from toast_cli.data.datasets.matlab import column, read_matlab
-from toast_cli.data.images.files import FileSplit
+from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.object_masks import Box
 from toast_cli.utils.errors import ToastError
 

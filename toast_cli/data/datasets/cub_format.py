@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from toast_cli.data.datasets.fgvc import Annotated, by_split
-from toast_cli.data.images.files import FileSplit, read_text
+from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.files import read_text
 from toast_cli.data.images.object_masks import Box, Discs, Picture, Region
 from toast_cli.utils.errors import ToastError
 

@@ -11,7 +11,8 @@ from pydantic import Field
 from toast_cli.data.base import DataSet, Source
 from toast_cli.data.datasets.fgvc import Annotated, FgvcOptions, Published, open_published
 from toast_cli.data.datasets.matlab import column, read_matlab
-from toast_cli.data.images.files import FileSplit, open_file
+from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.files import open_file
 from toast_cli.data.images.object_masks import Box, Boxes
 from toast_cli.utils.errors import ToastError
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet
-from toast_cli.data.images.files import FileSplit, read_text, require_files
+from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.files import read_text, require_files
 from toast_cli.data.images.object_masks import Boxes, Picture
 from toast_cli.data.paths import data_folder
 from toast_cli.data.splits import SplitOptions, divide, listed, require_every_class

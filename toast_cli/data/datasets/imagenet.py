@@ -14,7 +14,8 @@ from pydantic import Field
 
 from toast_cli.data.base import DataSet, Source
 from toast_cli.data.datasets.matlab import column, read_matlab
-from toast_cli.data.images.files import FileSplit, read_text
+from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.files import read_text
 from toast_cli.data.images.folder_scan import Disk, is_image
 from toast_cli.data.paths import data_folder
 from toast_cli.data.splits import SplitOptions, divide, require_every_class

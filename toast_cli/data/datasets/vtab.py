@@ -16,7 +16,8 @@ from typing import Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, Source
-from toast_cli.data.images.files import FileSplit, read_text, require_files
+from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.files import read_text, require_files
 from toast_cli.data.paths import data_folder
 from toast_cli.data.splits import listed, split_hash
 from toast_cli.utils.config import Named

@@ -10,7 +10,7 @@ from pydantic import Field
 from toast_cli.data.base import DataSet, Source
 from toast_cli.data.class_map import class_file, in_order, learnable, require_same_classes
 from toast_cli.data.images.file_formats import endings
-from toast_cli.data.images.files import FileSplit
+from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.folder_scan import Disk, Found, Tree, left_out, several
 from toast_cli.data.paths import places
 from toast_cli.data.splits import SPLIT_OF, WholeOptions, divide_given, divide_whole

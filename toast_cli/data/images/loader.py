@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate
 
 from toast_cli.data.base import KNOWN, Sample
-from toast_cli.data.images.files import FileSplit
+from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.data.sampler import Share
 from toast_cli.utils.constants import IGNORED

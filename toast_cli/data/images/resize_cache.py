@@ -24,7 +24,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from toast_cli.data.base import Sample, marks_of
-from toast_cli.data.images.files import FileSplit, open_file
+from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.files import open_file
 from toast_cli.data.images.transforms import Cover, ImageTransform
 from toast_cli.utils.cache_dir import cache_folder
 from toast_cli.utils.errors import ToastError, UsageError

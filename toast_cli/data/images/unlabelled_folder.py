@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, Source
-from toast_cli.data.images.files import FileSplit
+from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.folder_scan import Disk, left_out
 from toast_cli.data.images.image_folder import find_folder
 from toast_cli.data.splits import SplitOptions, divide

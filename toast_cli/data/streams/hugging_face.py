@@ -15,7 +15,8 @@ from pydantic import Field
 
 from toast_cli.data.base import DataSet, Source
 from toast_cli.data.class_map import class_file, in_order, learnable, require_same_classes
-from toast_cli.data.images.files import FileSplit, open_file
+from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.files import open_file
 from toast_cli.data.paths import places
 from toast_cli.data.splits import SPLIT_OF, WholeOptions, divide_given, divide_whole
 from toast_cli.data.streams.dataset import StreamSplit
