@@ -22,15 +22,15 @@ from timm.models.vision_transformer import VisionTransformer
 
 from toast_cli import registry
 from toast_cli.backbones.base import Card, Preprocessing
-from toast_cli.model.model import plain_network
-from toast_cli.recipe.resolve import resolve
-from toast_cli.storage.load_model import load
+from toast_cli.model.model import get_merged_state_dict
+from toast_cli.recipe.resolve import resolve_recipe
+from toast_cli.storage.load_model import load_model
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.tune import tune
+from toast_cli.training.tune import tune_model
 from toast_cli.utils.atomic import write_tensors
 from toast_vit.backbone import VitBackbone
 from toast_vit.cards import VIT_DEMO
-from toast_vit.demo import SIDE
+from toast_vit.demo import IMAGE_SIDE
 from toast_vit.options import VitOptions
 
 STAGES = ("demo/pretrain-1-several", "demo/pretrain-2-dominant")
@@ -61,14 +61,14 @@ VARIANTS = {
 def build(variant: Variant, options: VitOptions) -> VitBackbone:
     """Build a variant's network."""
     module = VisionTransformer(
-        img_size=SIDE, patch_size=8, embed_dim=128, depth=variant.depth, num_heads=4, mlp_ratio=3, num_classes=0,
+        img_size=IMAGE_SIDE, patch_size=8, embed_dim=128, depth=variant.depth, num_heads=4, mlp_ratio=3, num_classes=0,
         reg_tokens=variant.registers, weight_init="jax",
     )  # fmt: skip
     if options.weights not in (None, "none"):
         from safetensors.torch import load_file
 
         module.load_state_dict(load_file(str(options.weights)))
-    return VitBackbone(module, Preprocessing((SIDE, SIDE), (0.5,) * 3, (0.25,) * 3))
+    return VitBackbone(module, Preprocessing((IMAGE_SIDE, IMAGE_SIDE), (0.5,) * 3, (0.25,) * 3))
 
 
 def card_of(variant: Variant) -> Card:
@@ -85,9 +85,9 @@ def pretrain(variant: Variant, folder: Path) -> Path:
         images = round(IMAGES[stage] * total / given)
         if not made.exists():
             changes = [f"dataset.train_images={images}", f"backbone.weights={weights}", "test=false", *variant.changes]
-            recipe = resolve(recipe=stage, device="cpu", overrides=changes).recipe
-            tune(recipe, run, Reporter(), resume=(run / "recipe.yaml").is_file())
-            write_tensors(made, plain_network(load(run).model))
+            recipe = resolve_recipe(recipe=stage, device="cpu", overrides=changes).recipe
+            tune_model(recipe, run, Reporter(), resume=(run / "recipe.yaml").is_file())
+            write_tensors(made, get_merged_state_dict(load_model(run).model))
         weights = str(made)
     return Path(weights)
 
@@ -97,8 +97,8 @@ def measure(weights: Path, folder: Path) -> dict[str, Any]:
     found = {}
     for method, changes in {"linear": [], "toast": ["init_from=null"]}.items():
         watch = ["test=false", "training.validate_attention=true", f"backbone.weights={weights}"]
-        recipe = resolve(recipe=f"demo/{method}", device="cpu", overrides=[*watch, *changes]).recipe
-        _, results = tune(recipe, folder / method, Reporter())
+        recipe = resolve_recipe(recipe=f"demo/{method}", device="cpu", overrides=[*watch, *changes]).recipe
+        _, results = tune_model(recipe, folder / method, Reporter())
         validation = results["validation"]
         found[method] = {"accuracy": validation["accuracy"], **validation["attention_share"]}
     return found
@@ -125,12 +125,12 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=sorted(VARIANTS))
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    stock = registry.backbone_card
+    stock = registry.load_backbone_card
     for name in () if given.table else given.only or VARIANTS:
         folder = given.out / name
         if (folder / "results.json").is_file():
             continue
-        registry.backbone_card = lambda asked, name=name: (  # type: ignore[assignment, misc]
+        registry.load_backbone_card = lambda asked, name=name: (  # type: ignore[assignment, misc]
             card_of(VARIANTS[name]) if asked == "vit_demo" else stock(asked)
         )
         folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from unittest.mock import patch
 import torch
 from speed import METHODS, flops, made
 
-from toast_cli.model.model import folded
+from toast_cli.model.model import fold_model
 
 
 class Parts:
@@ -95,7 +95,9 @@ def main() -> None:
     given = parser.parse_args()
     plain = made(given.backbone, "linear", given.classes, "cpu").eval()
     images = plain.backbone.example(given.batch)
-    models = {name: folded(made(given.backbone, METHODS[name], given.classes, "cpu").eval()) for name in given.methods}
+    models = {
+        name: fold_model(made(given.backbone, METHODS[name], given.classes, "cpu").eval()) for name in given.methods
+    }
     found: dict[str, list[Parts]] = {name: [] for name in models}
     whole = []
     for repeat in range(given.repeats + 1):

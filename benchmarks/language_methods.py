@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.training.evaluate import evaluate
-from toast_cli.training.session import prepare
+from toast_cli.training.evaluate import evaluate_model
+from toast_cli.training.session import prepare_session
 
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
 
@@ -78,8 +78,8 @@ def before(given: argparse.Namespace) -> float:
         "test_fraction": 0.2,
     }
     raw = {"backbone": f"llama:{given.model}", "dataset": dataset, "method": "full", "task": "language"}
-    session = prepare(build_recipe(raw, {}, origin="this benchmark"))
-    return float(evaluate(session.model, session.batches("test"), session.accelerator)["loss"])
+    session = prepare_session(build_recipe(raw, {}, origin="this benchmark"))
+    return float(evaluate_model(session.model, session.batches("test"), session.accelerator)["loss"])
 
 
 def spread(values: list[float], digits: int = 3) -> str:

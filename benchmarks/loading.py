@@ -30,7 +30,7 @@ from toast_cli import registry
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.data.base import BatchOptions
 from toast_cli.model.batches import build_batches
-from toast_cli.recipe.parse import build_dataset, build_recipe
+from toast_cli.recipe.parse import build_dataset_options, build_recipe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, RESIZE = 224, 256
@@ -72,8 +72,8 @@ def of_timm(images: Path, batch: int, workers: int, train: bool) -> Iterable[Any
 
 def of_toast(images: Path, batch: int, workers: int, train: bool, cache: bool) -> Any:
     """toast's loader, the same steps; with a cache, the crop is out of the resized image."""
-    chosen = build_dataset(f"images:{images}", {"val_fraction": 0})
-    data = registry.load(registry.SOURCES, "images").open(chosen, None)
+    chosen = build_dataset_options(f"images:{images}", {"val_fraction": 0})
+    data = registry.load_entry(registry.SOURCES, "images").open(chosen, None)
     augment = ("crop-flip" if cache else "random-resized-crop") if train else "none"
     raw = {
         "backbone": "vit_b16",

@@ -19,9 +19,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import psutil
 
-from toast_cli.recipe.resolve import resolve
+from toast_cli.recipe.resolve import resolve_recipe
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.tune import tune
+from toast_cli.training.tune import tune_model
 
 EVERY = 20
 """Steps between two looks."""
@@ -53,10 +53,10 @@ def main() -> None:
     epochs = -(-given.steps * BATCH // IMAGES)
     small = [f"dataset.train_images={IMAGES}", "dataset.val_images=20", "dataset.test_images=20"]
     sizes = [*small, f"training.batch_size={BATCH}", f"training.epochs={epochs}", "training.log_every=10"]
-    resolved = resolve(device="cpu", overrides=[*sizes, *given.overrides])
+    resolved = resolve_recipe(device="cpu", overrides=[*sizes, *given.overrides])
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
-        tune(resolved.recipe, Path(folder) / "run", watch)
+        tune_model(resolved.recipe, Path(folder) / "run", watch)
     quarter = len(watch.seen) // 4
     figure, axes = plt.subplots(len(NAMES), sharex=True, figsize=(7, 6), layout="constrained")
     print(f"{watch.steps[-1]} steps, {epochs} epochs")

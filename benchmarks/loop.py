@@ -23,10 +23,10 @@ from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.training.loop import Fitting
+from toast_cli.training.loop import TrainingLoop
 from toast_cli.training.optimization import make_optimizer
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.step import Step
+from toast_cli.training.step import TrainingStep
 
 
 class Given:
@@ -48,7 +48,7 @@ class Given:
 
 
 def bare(model: Model, recipe: Recipe, batches: list[dict[str, Any]]) -> float:
-    step, optimizer = Step(model), make_optimizer(model, recipe.training)
+    step, optimizer = TrainingStep(model), make_optimizer(model, recipe.training)
     model.train()
     began = time.perf_counter()
     for batch in batches:
@@ -62,8 +62,8 @@ def bare(model: Model, recipe: Recipe, batches: list[dict[str, Any]]) -> float:
 def ours(model: Model, recipe: Recipe, batches: list[dict[str, Any]], folder: Path) -> tuple[float, float]:
     """Seconds of an epoch's steps, and of what ends it."""
     accelerator, run = Accelerator(cpu=True), RunFolder.create(folder, "run")
-    fitting = Fitting(
-        Step(model), Given(batches), None, recipe.training, accelerator, run, Reporter(), lambda line: None
+    fitting = TrainingLoop(
+        TrainingStep(model), Given(batches), None, recipe.training, accelerator, run, Reporter(), lambda line: None
     )
     began = time.perf_counter()
     fitting.train_epoch()

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from toast_cli.attention.maps import Recorder
+from toast_cli.attention.maps import AttentionRecorder
 from toast_cli.attention.metrics import share_inside
 from toast_cli.backbones.base import Readout
 from toast_cli.cli.output.console import out
 from toast_cli.data.base import BatchOptions
-from toast_cli.data.subset import drawn
+from toast_cli.data.subset import draw_subset
 from toast_cli.model.batches import build_batches
 from toast_cli.model.model import Model
 from toast_cli.steering.steering import Steering
-from toast_cli.storage.load_model import load
+from toast_cli.storage.load_model import load_model
 from toast_cli.training.session import open_data
 
 Signals = list[Tensor]
@@ -86,7 +86,7 @@ def measure(model: Model, batches: Sequence[dict[str, Tensor]], change: Change) 
     """Return accuracy and attention on the object in the second pass."""
     steering = model.adapted.steering
     assert isinstance(steering, Steering)
-    recorder = Recorder(model, checked=False)
+    recorder = AttentionRecorder(model, checked=False)
     right, shares, images = 0, 0.0, 0
     for batch in batches:
         grid = model.backbone.grid(batch["image"])
@@ -114,11 +114,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     given = parser.parse_args()
     torch.manual_seed(0)
-    loaded = load(given.run)
+    loaded = load_model(given.run)
     model, data = loaded.model.eval(), open_data(loaded.recipe)
     steering = model.adapted.steering
     assert isinstance(steering, Steering)
-    split = drawn(data.splits["test"], given.images, loaded.recipe.seed)  # type: ignore[arg-type]
+    split = draw_subset(data.splits["test"], given.images, loaded.recipe.seed)  # type: ignore[arg-type]
     batches = list(build_batches(split, loaded.recipe, model.backbone, BatchOptions(50, with_masks=True)))
     first, last = steering.levels.start, steering.levels.stop
     middle = (first + last) // 2

@@ -25,14 +25,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from toast_cli.data.base import KNOWN
-from toast_cli.model.model import Model, build_model, folded
+from toast_cli.data.base import CACHED_KEY
+from toast_cli.model.model import Model, build_model, fold_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.storage.tensor_cache import Slots
-from toast_cli.training.feature_cache import CachedStep, FirstPasses, Seen, outputs
+from toast_cli.storage.tensor_cache import TensorCache
+from toast_cli.training.feature_cache import CachedStep, FilledSlots, FirstPassCache, compute_first_pass_outputs
 from toast_cli.training.optimization import make_optimizer
-from toast_cli.training.step import Step
+from toast_cli.training.step import TrainingStep
 
 METHODS: dict[str, Any] = {
     "full": "toast",
@@ -81,7 +81,7 @@ def inference(given: argparse.Namespace) -> None:
         model = made(given.backbone, METHODS[name], given.classes, given.device).eval()
         with torch.no_grad():
             before, seen = model(images), model.look(images)[0]
-            model = folded(model)
+            model = fold_model(model)
             one_matrix = model(images)
         largest = max(float((other - seen).abs().max()) for other in (before, one_matrix))
         print(f"{name}: the shortcuts change the logits by {largest:.1e} at most")
@@ -104,7 +104,7 @@ class Training:
         self.given, self.batch = given, batch
         model = made(given.backbone, method, given.classes, given.device).train()
         model.backbone.checkpointing = checkpointing
-        self.run = Step(model)
+        self.run = TrainingStep(model)
         self.optimizer = make_optimizer(model, TrainingOptions(optimizer="adamw", lr=1e-4))
 
     def cache(self, folder: str) -> Training:
@@ -112,17 +112,17 @@ class Training:
         model, count = self.run.model, self.given.batch
         assert model.adapted.steering is not None
         with torch.no_grad():
-            kept = outputs(model, self.batch["image"])
+            kept = compute_first_pass_outputs(model, self.batch["image"])
         shapes = {name: tensor.shape[1:] for name, tensor in kept.items()}
-        slots = Slots(Path(folder), {"levels": str(model.adapted.steering.levels)}, count, shapes, torch.float16)
+        slots = TensorCache(Path(folder), {"levels": str(model.adapted.steering.levels)}, count, shapes, torch.float16)
         dtypes = {name: tensor.dtype for name, tensor in kept.items()}
         # Nothing else writes these slots, so no image that was left out is ever read again.
-        self.run = CachedStep(model, FirstPasses(model, slots, Seen(count), None, dtypes), None)
+        self.run = CachedStep(model, FirstPassCache(model, slots, FilledSlots(count), None, dtypes), None)
         numbers = torch.arange(count, device=self.given.device)
         self.batch = {**self.batch, "index": numbers, "view": torch.zeros_like(numbers)}
         self()
         if "hidden" in kept:
-            self.batch = {KNOWN: numbers, **{name: self.batch[name] for name in ("label", "index", "view")}}
+            self.batch = {CACHED_KEY: numbers, **{name: self.batch[name] for name in ("label", "index", "view")}}
         return self
 
     def __call__(self) -> None:

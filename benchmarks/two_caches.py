@@ -20,7 +20,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
-from toast_cli.steering.steering import Steering, two_passes
+from toast_cli.steering.steering import Steering, run_two_passes
 from toast_llama.backbone import LlamaBackbone
 
 
@@ -69,7 +69,7 @@ def main() -> None:
     plain = LlamaForCausalLM(config).eval().requires_grad_(False)
     backbone = LlamaBackbone(plain)
     steering = Steering(backbone).requires_grad_(False)
-    steered = backbone.generator(lambda inputs: two_passes(backbone, steering, inputs).last.pooled)
+    steered = backbone.generator(lambda inputs: run_two_passes(backbone, steering, inputs).last.pooled)
     prompt = torch.randint(3, 32000, (1, given.prompt))
     ways = {
         "plain": plain.generate,

@@ -124,6 +124,6 @@ def _toast(folder: Path, said: Path, environment: Mapping[str, str], words: list
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT), number)
     # An export's checks in the same process: a new one would spend most of its time on imports.
-    verification_worker.in_new_process = verification_worker.open_and_run
+    verification_worker.run_in_new_process = verification_worker.open_and_run_export
     sys.argv = ["toast", *words]
     main()

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from toast_cli.data.base import Sample
-from toast_cli.data.demo.scenes import Options, open_source
+from toast_cli.data.demo.scenes import DemoOptions, open_demo
 from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
-from toast_cli.steering.least_squares import least_squares_start
-from toast_cli.storage.adapter import describe, save_folder
-from toast_cli.visualize.view import Viewer
+from toast_cli.steering.least_squares import initialize_least_squares
+from toast_cli.storage.adapter import build_adapter_config, save_adapter_folder
+from toast_cli.visualize.view import AttentionViewer
 
 CLASSES = ("ringed", "two-spotted", "one-lined", "plus", "one-barred")
 
@@ -26,24 +26,24 @@ def recipe_of(method: str = "toast", **more: object) -> Recipe:
 def demo_model(method: str = "toast", seed: int = 0, **more: object) -> Model:
     """With a feedback path (where the method has one) that moves attention, though nothing was learned."""
     recipe = recipe_of(method, seed=seed, **more)
-    model = build_model(recipe, open_source(Options(), None).classes).eval()
+    model = build_model(recipe, open_demo(DemoOptions(), None).classes).eval()
     steering = model.adapted.steering
     if steering is not None:
         scene = viewer_of(model).transform(scenes(1)[0].image)[0]
-        least_squares_start(steering, model.backbone, [scene[None]])  # type: ignore[arg-type]
+        initialize_least_squares(steering, model.backbone, [scene[None]])  # type: ignore[arg-type]
         torch.manual_seed(seed)
         for layer in steering.feedback.B:  # type: ignore[union-attr]
             torch.nn.init.normal_(layer.weight, std=0.08)
     return model
 
 
-def viewer_of(model: Model, name: str = "a run", **how: object) -> Viewer:
+def viewer_of(model: Model, name: str = "a run", **how: object) -> AttentionViewer:
     recipe = recipe_of()
-    return Viewer(name, model, recipe.images, open_source(Options(), None).classes, recipe=recipe, **how)  # type: ignore[arg-type]
+    return AttentionViewer(name, model, recipe.images, open_demo(DemoOptions(), None).classes, recipe=recipe, **how)  # type: ignore[arg-type]
 
 
 def scenes(count: int) -> list[Sample]:
-    split = open_source(Options(), None).splits["test"]
+    split = open_demo(DemoOptions(), None).splits["test"]
     return [split.load(index) for index in range(count)]
 
 
@@ -52,5 +52,7 @@ def kept(model: Model, folder: Path, **more: object) -> Path:
     method = "toast" if model.adapted.steering is not None else "linear"
     small = {"name": "demo", "test_images": 12, "train_images": 5, "val_images": 5}
     recipe = recipe_of(method, **{"dataset": small, **more})
-    save_folder(folder, model.trained(), {}, describe(model, recipe, open_source(Options(), None).classes), "")
+    save_adapter_folder(
+        folder, model.trained(), {}, build_adapter_config(model, recipe, open_demo(DemoOptions(), None).classes), ""
+    )
     return folder

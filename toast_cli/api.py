@@ -13,17 +13,17 @@ from PIL.Image import Image as PilImage
 from torch import Tensor, nn
 
 from toast_cli import registry
-from toast_cli.attention.maps import Head, Recorder
-from toast_cli.attention.predict_segmentation import label_pixels
+from toast_cli.attention.maps import AttentionRecorder, HeadSelection
+from toast_cli.attention.predict_segmentation import predict_pixel_classes
 from toast_cli.backbones.base import Backbone
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.images.decode import open_image, to_rgb
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.data.text.conversations import Role, Turn
-from toast_cli.model.generation import Writer
-from toast_cli.model.model import Model, Stock
-from toast_cli.storage.load_model import Loaded
-from toast_cli.storage.load_model import load as load_stored
+from toast_cli.model.generation import TextGenerator
+from toast_cli.model.model import BackboneSnapshot, Model
+from toast_cli.storage.load_model import LoadedModel
+from toast_cli.storage.load_model import load_model as load_stored
 from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Steered(nn.Module):
             ToastError: a file cannot be read as an image, or the backbone does not look at images.
         """
         transform = build_transform(self._images, self.model.backbone.require_preprocessing(), train=False)
-        return torch.stack([transform(image)[0] for image in _opened(images)]).to(self.device)
+        return torch.stack([transform(image)[0] for image in _open_images(images)]).to(self.device)
 
     @torch.no_grad()
     def predict(self, images: Picture | Sequence[Picture]) -> list[Prediction]:
@@ -115,7 +115,7 @@ class Steered(nn.Module):
         """
         if self.model.objective.dense:
             raise UsageError("This model labels pixels, not images.", what_to_do="Call segment().")
-        with self._evaluating():
+        with self._evaluation_mode():
             probabilities = self.model(self.prepare(images)).float().softmax(-1).cpu()
         best = probabilities.max(-1)
         return [
@@ -135,10 +135,12 @@ class Steered(nn.Module):
             raise UsageError("This model labels images, not pixels.", what_to_do="Call predict().")
         if not self.model.objective.class_scores:
             raise UsageError("This model was trained with token labels and predicts no classes.")
-        with self._evaluating():
-            return [label_pixels(self.model, self._images, opened) for opened in _opened(images)]
+        with self._evaluation_mode():
+            return [predict_pixel_classes(self.model, self._images, opened) for opened in _open_images(images)]
 
-    def attention(self, images: Picture | Sequence[Picture], level: int = -1, head: Head = "mean") -> Attention:
+    def attention(
+        self, images: Picture | Sequence[Picture], level: int = -1, head: HeadSelection = "mean"
+    ) -> Attention:
         """Where the model looks, at one level (the last unless told otherwise).
 
         Args:
@@ -151,8 +153,8 @@ class Steered(nn.Module):
             ToastError: a file cannot be read as an image, or a map is not what the model attends with.
         """
         prepared = self.prepare(images)
-        with self._evaluating():
-            look = Recorder(self.model, level, head).look(prepared)
+        with self._evaluation_mode():
+            look = AttentionRecorder(self.model, level, head).look(prepared)
         return Attention(look.first, look.last, look.similarity)
 
     def generate(
@@ -170,8 +172,8 @@ class Steered(nn.Module):
             UsageError: the backbone writes no text, there is no tokenizer beside it, the prompt or a message is none,
                 or a setting asks for something else than one text.
         """
-        with self._evaluating():
-            return Writer(self.model, self._template).answer(_turns(prompt), on_text, **settings)
+        with self._evaluation_mode():
+            return TextGenerator(self.model, self._template).answer(_to_turns(prompt), on_text, **settings)
 
     def generate_all(
         self, prompts: Sequence[str | Sequence[Message]], batch_size: int = 8, **settings: Any
@@ -186,14 +188,16 @@ class Steered(nn.Module):
         """
         if isinstance(prompts, str):
             raise UsageError("One text is no list of prompts.", what_to_do="'generate' answers one.")
-        with self._evaluating():
-            return Writer(self.model, self._template).answers([_turns(one) for one in prompts], batch_size, **settings)
+        with self._evaluation_mode():
+            return TextGenerator(self.model, self._template).answers(
+                [_to_turns(one) for one in prompts], batch_size, **settings
+            )
 
-    def _evaluating(self) -> Any:
-        return _in_evaluation(self.model)
+    def _evaluation_mode(self) -> Any:
+        return _EvaluationMode(self.model)
 
 
-def _opened(images: Any) -> Iterator[Image]:
+def _open_images(images: Any) -> Iterator[Image]:
     """Every image in RGB.
 
     Raises:
@@ -203,10 +207,10 @@ def _opened(images: Any) -> Iterator[Image]:
     many = images if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
     if not many:
         raise UsageError("There is no image to look at.", what_to_do="Give one, or a list of some.")
-    return map(_in_rgb, many)
+    return map(_to_rgb_image, many)
 
 
-def _in_rgb(image: Any) -> Image:
+def _to_rgb_image(image: Any) -> Image:
     if isinstance(image, str | Path):
         return open_image(Path(image))
     if not isinstance(image, PilImage):
@@ -221,7 +225,7 @@ def _in_rgb(image: Any) -> Image:
         raise UsageError("The image cannot be looked at.", str(error)) from error
 
 
-def _turns(prompt: str | Sequence[Message]) -> list[Turn]:
+def _to_turns(prompt: str | Sequence[Message]) -> list[Turn]:
     """A question, or a conversation so far, as turns.
 
     Raises:
@@ -229,10 +233,10 @@ def _turns(prompt: str | Sequence[Message]) -> list[Turn]:
     """
     if not isinstance(prompt, str | Sequence):
         raise UsageError(f"A {type(prompt).__name__} is no prompt.", what_to_do="Give a text, or a list of messages.")
-    return [Turn("user", prompt)] if isinstance(prompt, str) else [_turn(message) for message in prompt]
+    return [Turn("user", prompt)] if isinstance(prompt, str) else [_to_turn(message) for message in prompt]
 
 
-def _turn(message: Message) -> Turn:
+def _to_turn(message: Message) -> Turn:
     try:
         role, text = message["role"], message["content"]
     except (KeyError, TypeError) as error:
@@ -244,7 +248,7 @@ def _turn(message: Message) -> Turn:
     return Turn(cast("Role", role), text)
 
 
-class _in_evaluation:
+class _EvaluationMode:
     """Within the block, a module is in evaluation mode."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -270,7 +274,7 @@ def load(run: str | Path, weights: str | None = None, device: str | torch.device
         UsageError: there is no such device.
         ToastError: nothing of that kind is there, it is damaged, or the backbone's weights are others.
     """
-    loaded: Loaded = load_stored(Path(run), weights)
+    loaded: LoadedModel = load_stored(Path(run), weights)
     template = getattr(loaded.recipe.dataset, "template", None)
     try:
         loaded.model.to(torch.device(device))
@@ -297,15 +301,15 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
     """
     from pydantic import ValidationError
 
-    chosen = registry.load(registry.METHODS, method)
-    backbone = _wrapped(deepcopy(model) if chosen.alters else model)
+    chosen = registry.load_entry(registry.METHODS, method)
+    backbone = _wrap_backbone(deepcopy(model) if chosen.alters else model)
     text = backbone.output() is not None
     if text != (classes is None):
         raise UsageError(
             "A language model has its own head and takes no classes." if text else "Of how many classes?",
             what_to_do="" if text else "Give classes=10, or their names in order.",
         )
-    names = () if classes is None else _names(classes)
+    names = () if classes is None else _to_class_names(classes)
     if "start" in chosen.options.model_fields:
         options = {"start": "random", **options}
     try:
@@ -314,15 +318,15 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UsageError(f"The method '{method}' does not take {where}: {first['msg']}.") from error
-    task = registry.load(registry.TASKS, "language" if text else "classification")
-    stock = Stock.of(backbone)
+    task = registry.load_entry(registry.TASKS, "language" if text else "classification")
+    stock = BackboneSnapshot.of(backbone)
     adapted = chosen.build(settings, backbone)
     objective = task.build(task.options(name="language" if text else "classification"), backbone, names)
     own = next(backbone.module.parameters())
     return Steered(Model(adapted, objective, stock).to(device=own.device), names)
 
 
-def _names(classes: Any) -> tuple[str, ...]:
+def _to_class_names(classes: Any) -> tuple[str, ...]:
     """Names of classes, given those or how many.
 
     Raises:
@@ -342,12 +346,12 @@ def _names(classes: Any) -> tuple[str, ...]:
     return names
 
 
-def _wrapped(model: Any) -> Backbone:
+def _wrap_backbone(model: Any) -> Backbone:
     """The model as a backbone, by the first family that knows it."""
-    for name in registry.names(registry.FAMILIES):
-        family = registry.load(registry.FAMILIES, name)
+    for name in registry.list_names(registry.FAMILIES):
+        family = registry.load_entry(registry.FAMILIES, name)
         backbone = family.wrap(model) if family.wrap is not None else None
         if backbone is not None:
             return backbone
-    families = ", ".join(registry.names(registry.FAMILIES))
+    families = ", ".join(registry.list_names(registry.FAMILIES))
     raise UsageError(f"No family of backbones knows a {type(model).__name__}.", what_to_do=f"There are {families}.")

@@ -21,7 +21,7 @@ TASKS = "toast.tasks"
 SOURCES = "toast.data"
 EXPORTS = "toast.export"
 
-_WORDS = {
+_GROUP_LABELS = {
     BACKBONES: "backbone",
     FAMILIES: "backbone family",
     METHODS: "method",
@@ -32,7 +32,7 @@ _WORDS = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class RegistryEntry:
     """One registered name: where it is defined and which installed package brought it."""
 
     name: str
@@ -42,23 +42,23 @@ class Entry:
 
 
 @cache
-def _installed() -> Any:  # Python 3.10 has another type than later ones; both can `select`
+def _read_entry_points() -> Any:  # Python 3.10 has another type than later ones; both can `select`
     """What every installed package registers, read once: it means opening a file of each."""
     return entry_points()
 
 
-def _points(group: str) -> EntryPoints:
-    points: EntryPoints = _installed().select(group=group)
+def _select_entry_points(group: str) -> EntryPoints:
+    points: EntryPoints = _read_entry_points().select(group=group)
     return points
 
 
 @cache
-def entries(group: str) -> Mapping[str, tuple[Entry, ...]]:
+def list_entries(group: str) -> Mapping[str, tuple[RegistryEntry, ...]]:
     """Every registration of a group by name; more than one for a name means that two packages claim it."""
-    found: dict[str, tuple[Entry, ...]] = {}
-    for point in _points(group):
+    found: dict[str, tuple[RegistryEntry, ...]] = {}
+    for point in _select_entry_points(group):
         package = point.dist.name if point.dist else "unknown package"
-        entry = Entry(point.name, point.value, package, point)
+        entry = RegistryEntry(point.name, point.value, package, point)
         others = found.get(point.name, ())
         # A package seen twice on the path (an editable install beside a wheel) registers one thing, not two.
         if all((other.value, other.package) != (entry.value, package) for other in others):
@@ -66,22 +66,22 @@ def entries(group: str) -> Mapping[str, tuple[Entry, ...]]:
     return found
 
 
-def names(group: str) -> list[str]:
+def list_names(group: str) -> list[str]:
     """All registered names of a group, sorted."""
-    return sorted(entries(group))
+    return sorted(list_entries(group))
 
 
-def load(group: str, name: str) -> Any:
+def load_entry(group: str, name: str) -> Any:
     """The object registered under `name`.
 
     Raises:
         UsageError: nobody registered the name; the nearest one is offered.
         ToastError: two packages claim it, or the plugin that owns it failed to import.
     """
-    word = _WORDS[group]
-    claims = entries(group).get(name)
+    word = _GROUP_LABELS[group]
+    claims = list_entries(group).get(name)
     if not claims:
-        raise UsageError(f"There is no {word} '{name}'.", what_to_do=did_you_mean(name, names(group)))
+        raise UsageError(f"There is no {word} '{name}'.", what_to_do=did_you_mean(name, list_names(group)))
     if len(claims) > 1:
         packages = " and ".join(f"{claim.package} ({claim.value})" for claim in claims)
         raise ToastError(
@@ -102,7 +102,7 @@ def load(group: str, name: str) -> Any:
         ) from error
 
 
-def backbone_card(name: str) -> Any:
+def load_backbone_card(name: str) -> Any:
     """The card of a short name (`vit_b16`) or of any model of a family's library (`vit:<timm name>`).
 
     Raises:
@@ -113,14 +113,15 @@ def backbone_card(name: str) -> Any:
 
     family, colon, model = name.partition(":")
     if colon:
-        card = load(FAMILIES, family).card(model)
-    elif name in names(BACKBONES):
-        card = load(BACKBONES, name)
+        card = load_entry(FAMILIES, family).card(model)
+    elif name in list_names(BACKBONES):
+        card = load_entry(BACKBONES, name)
     else:
-        families = ", ".join(f"{family}:<model>" for family in names(FAMILIES))
+        families = ", ".join(f"{family}:<model>" for family in list_names(FAMILIES))
         raise UsageError(
             f"There is no backbone '{name}'.",
-            what_to_do=f"{did_you_mean(name, names(BACKBONES))} A family takes any model of its library: {families}.",
+            what_to_do=f"{did_you_mean(name, list_names(BACKBONES))} "
+            f"A family takes any model of its library: {families}.",
         )
     if card.contract != CONTRACT_VERSION:
         raise ToastError(

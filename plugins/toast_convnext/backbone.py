@@ -9,10 +9,10 @@ from timm.models.convnext import ConvNeXt, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbones.base import Authors, Backbone, Level, Preprocessing, Readout, State, Trace
-from toast_cli.backbones.lazy_signal import Signal, Values
+from toast_cli.backbones.base import AuthorsCheckpoint, Backbone, Level, Preprocessing, Readout, State, Trace
+from toast_cli.backbones.lazy_signal import Signal, ValueSignal
 from toast_cli.utils.errors import ToastError
-from toast_timm.loading import licence_of
+from toast_timm.loading import get_licence
 
 
 class ConvNeXtBackbone(Backbone):
@@ -59,7 +59,7 @@ class ConvNeXtBackbone(Backbone):
         """Run one stock stage; the signal `[B, C, H, W]` is added to its input."""
         hidden = state.hidden
         if signal is not None:
-            assert not isinstance(signal, Values)  # this family has no value_weight
+            assert not isinstance(signal, ValueSignal)  # this family has no value_weight
             # Cuts or fills at the bottom and the right; nothing is done where the stride divides the input.
             rows, columns = hidden.shape[-2] - signal.shape[-2], hidden.shape[-1] - signal.shape[-1]
             hidden = hidden + F.pad(signal, (0, columns, 0, rows))
@@ -82,7 +82,7 @@ class ConvNeXtBackbone(Backbone):
         """timm's own forward pass up to the pooled features `[B, d]`."""
         return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
 
-    def authors(self, tensors: Mapping[str, Tensor]) -> Authors:
+    def authors(self, tensors: Mapping[str, Tensor]) -> AuthorsCheckpoint:
         """As everywhere, but the network is Meta's ConvNeXt, and `A_l` a transposed convolution `[C, C', r, r]`."""
         found = super().authors(tensors)
         found.network = dict(checkpoint_filter_fn(found.network, self.module)) if found.network else {}
@@ -94,7 +94,7 @@ class ConvNeXtBackbone(Backbone):
     @property
     def licence(self) -> str | None:
         """As timm records it of published weights."""
-        return licence_of(self.module)
+        return get_licence(self.module)
 
     def example(self, batch: int) -> Tensor:
         """Random images `[batch, 3, H, W]` of the size that preprocessing makes."""

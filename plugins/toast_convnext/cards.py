@@ -12,29 +12,29 @@ if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
 
 
-def _build_timm(model: str, options: ConvNeXtOptions) -> Backbone:
-    from toast_convnext.loading import build_timm
+def _build(model: str, options: ConvNeXtOptions) -> Backbone:
+    from toast_convnext.loading import build_convnext
 
-    return build_timm(model, options)
-
-
-def _card(name: str, model: str, parameters: int | None = None) -> Card:
-    return Card(name, "convnext", parameters, f"timm, {model}", partial(_build_timm, model), ConvNeXtOptions)
+    return build_convnext(model, options)
 
 
-def _any_timm_model(model: str) -> Card:
-    return _card(f"convnext:{model}", model)
+def _build_card(name: str, model: str, parameters: int | None = None) -> Card:
+    return Card(name, "convnext", parameters, f"timm, {model}", partial(_build, model), ConvNeXtOptions)
+
+
+def _build_timm_card(model: str) -> Card:
+    return _build_card(f"convnext:{model}", model)
 
 
 def _wrap(module: Any) -> Backbone | None:
-    from toast_convnext.loading import wrap
+    from toast_convnext.loading import wrap_convnext
 
-    return wrap(module)
+    return wrap_convnext(module)
 
 
-FAMILY = Family("convnext", "timm", _any_timm_model, _wrap)
+FAMILY = Family("convnext", "timm", _build_timm_card, _wrap)
 
-CONVNEXT_T = _card("convnext_t", "convnext_tiny.fb_in1k", 27_820_128)
-CONVNEXT_B = _card("convnext_b", "convnext_base.fb_in1k", 87_566_464)
-CONVNEXT_B_IN21K = _card("convnext_b_in21k", "convnext_base.fb_in22k", 87_566_464)
-CONVNEXTV2_T = _card("convnextv2_t", "convnextv2_tiny.fcmae_ft_in1k", 27_866_496)
+CONVNEXT_T = _build_card("convnext_t", "convnext_tiny.fb_in1k", 27_820_128)
+CONVNEXT_B = _build_card("convnext_b", "convnext_base.fb_in1k", 87_566_464)
+CONVNEXT_B_IN21K = _build_card("convnext_b_in21k", "convnext_base.fb_in22k", 87_566_464)
+CONVNEXTV2_T = _build_card("convnextv2_t", "convnextv2_tiny.fcmae_ft_in1k", 27_866_496)

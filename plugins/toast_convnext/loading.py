@@ -10,16 +10,16 @@ from timm.models.convnext import ConvNeXt
 from toast_cli.utils.errors import UsageError
 from toast_convnext.backbone import ConvNeXtBackbone
 from toast_convnext.options import ConvNeXtOptions
-from toast_timm.classifier import own_classifier
-from toast_timm.loading import Source, build_module, preprocessing_of
+from toast_timm.classifier import load_pretrained_classifier
+from toast_timm.loading import ModelSource, build_module, get_preprocessing
 
 
-def wrap(module: Any) -> ConvNeXtBackbone | None:
+def wrap_convnext(module: Any) -> ConvNeXtBackbone | None:
     """A timm ConvNeXt that is there already; None for anything else."""
-    return ConvNeXtBackbone(module, preprocessing_of(module)) if isinstance(module, ConvNeXt) else None
+    return ConvNeXtBackbone(module, get_preprocessing(module)) if isinstance(module, ConvNeXt) else None
 
 
-def build_timm(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:
+def build_convnext(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:
     """Any timm ConvNeXt (V1 or V2) by its timm name, without its classifier.
 
     Raises:
@@ -27,12 +27,12 @@ def build_timm(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:
         ToastError: the hub cannot be reached, the file holds another model's weights, or the model is no ConvNeXt.
     """
     arguments = {"drop_path_rate": options.drop_path}
-    source: Source = {"model": model, "weights": options.weights, "family": "a ConvNeXt", "named": ("convnext*",)}
+    source: ModelSource = {"model": model, "weights": options.weights, "family": "a ConvNeXt", "named": ("convnext*",)}
     module = build_module(arguments=arguments, **source)
     size = options.image_size
-    preprocessing = preprocessing_of(module, (size, size) if isinstance(size, int) else size)
+    preprocessing = get_preprocessing(module, (size, size) if isinstance(size, int) else size)
     backbone = ConvNeXtBackbone(module, preprocessing)
-    backbone.classifier = partial(own_classifier, **source)
+    backbone.classifier = partial(load_pretrained_classifier, **source)
     if min(preprocessing.image_size) < backbone.stride:
         height, width = preprocessing.image_size
         raise UsageError(

@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from toast_cli.backbones.attention_math import exactly
+from toast_cli.backbones.attention_math import upcast_attention_inputs
 from toast_cli.backbones.base import Trace
 
-_NAME = "toast_recording"
-_map: ContextVar[list[Tensor]] = ContextVar("map")
+_ATTENTION_NAME = "toast_recording"
+_recorded_map: ContextVar[list[Tensor]] = ContextVar("map")
 """The layer's map, and how far it is from what fused attention does."""
 
 
-def _record(
+def _record_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
     """Keep the softmax map `[B, heads, N, M]` and its mismatch (`Trace`); what comes out is fused attention's own."""
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
     groups = query.shape[1] // key.shape[1]
     every_head, every_value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    with exactly(query, every_head, every_value) as (q, k, v):
+    with upcast_attention_inputs(query, every_head, every_value) as (q, k, v):
         scores = q @ k.transpose(-2, -1) * scale
     if attention_mask is None:  # plainly causal: fused attention is told so without a mask
         N, M = scores.shape[-2:]
@@ -40,7 +40,7 @@ def _record(
         scores = scores + attention_mask_here
     attention = scores.softmax(-1)
     fused, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    with exactly(query, every_head, every_value):
+    with upcast_attention_inputs(query, every_head, every_value):
         mixed = attention @ v
     # A token of padding may see nothing, and then both mean nothing.
     sees = (attention_mask_here if attention_mask_here.dtype == torch.bool else attention_mask_here > -1).any(-1)
@@ -49,15 +49,15 @@ def _record(
     largest = fused.transpose(1, 2).abs().where(seen, 0.0).amax().clamp_min(1e-6)
     mismatch = difference.amax() / largest
     # Never cast for nothing: a traced graph checks the type at every cast, and keeps all that leads to it.
-    _map.get().extend([attention, mismatch if mismatch.dtype == fused.dtype else mismatch.to(fused.dtype)])
+    _recorded_map.get().extend([attention, mismatch if mismatch.dtype == fused.dtype else mismatch.to(fused.dtype)])
     return fused, None
 
 
-AttentionInterface.register(_NAME, _record)
+AttentionInterface.register(_ATTENTION_NAME, _record_attention)
 
 
 @contextmanager
-def recorded_attention(attention_layer: nn.Module, trace: Trace, index: int) -> Iterator[None]:
+def record_layer_attention(attention_layer: nn.Module, trace: Trace, index: int) -> Iterator[None]:
     """Within the block, an attention layer leaves its map and its mismatch in the trace.
 
     Where the model computes its attention unfused, the layer hands out the very map it uses: there is no mismatch.
@@ -73,11 +73,11 @@ def recorded_attention(attention_layer: nn.Module, trace: Trace, index: int) -> 
         finally:
             handle.remove()
         return
-    token = _map.set(maps)
-    config._attn_implementation = _NAME
+    token = _recorded_map.set(maps)
+    config._attn_implementation = _ATTENTION_NAME
     try:
         yield
         trace.attention[index], trace.mismatch[index] = maps
     finally:
         config._attn_implementation = before
-        _map.reset(token)
+        _recorded_map.reset(token)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from toast_cli.backbones.base import Authors, Backbone, Level, Readout, State, Trace
-from toast_cli.backbones.lazy_signal import Signal, Values
+from toast_cli.backbones.base import AuthorsCheckpoint, Backbone, Level, Readout, State, Trace
+from toast_cli.backbones.lazy_signal import Signal, ValueSignal
 from toast_cli.utils.errors import ToastError
-from toast_llama.attention_maps import recorded_attention
+from toast_llama.attention_maps import record_layer_attention
 from toast_llama.generation import TwoPassLanguageModel
-from toast_llama.kv_cache import CACHE, TwoCaches
-from toast_llama.logits import OwnLogits
+from toast_llama.kv_cache import CACHE_ARGUMENT, TwoPassCache
+from toast_llama.logits import LogitsHead
 
 EXAMPLE_TOKENS = 16
 
@@ -28,12 +28,12 @@ FINAL_NORMS = ("norm", "final_layernorm")
 
 
 @contextmanager
-def steered_values(v_proj: nn.Module, signal: Signal) -> Iterator[None]:
+def steer_value_projection(v_proj: nn.Module, signal: Signal) -> Iterator[None]:
     """Within the block, `V = W_V (X + signal)` (section 3.1, step iv); Q and K stay untouched.
 
     The signal `[B, N, d]` is added to what goes into the projection, `Values` to what comes out of it.
     """
-    if isinstance(signal, Values):
+    if isinstance(signal, ValueSignal):
         handle = v_proj.register_forward_hook(lambda _, __, values: values + signal.tensor.to(values.dtype))
     else:
         handle = v_proj.register_forward_pre_hook(
@@ -45,7 +45,7 @@ def steered_values(v_proj: nn.Module, signal: Signal) -> Iterator[None]:
         handle.remove()
 
 
-class _StandIn(nn.Module):
+class _LayerInputRecorder(nn.Module):
     """Takes a decoder layer's place while the model prepares its inputs, and keeps what that layer would be given."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -62,14 +62,14 @@ class _StandIn(nn.Module):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class LayerInputs:
     """What every level is given besides hidden states, and which tokens are real (`[B, N]`, None: all of them)."""
 
     arguments: tuple[dict[str, Any], ...]
     real: Tensor | None
 
 
-def _unsteerable(module: nn.Module, why: str) -> ToastError:
+def _build_unsteerable_error(module: nn.Module, why: str) -> ToastError:
     return ToastError(
         f"{type(module).__name__} cannot be steered.", why, "Choose a model of the LLaMA, Mistral, Qwen or Gemma kind."
     )
@@ -102,18 +102,20 @@ class LlamaBackbone(Backbone):
         self.body = module.get_decoder()
         width = module.config.get_text_config().hidden_size
         if module.config.is_encoder_decoder:
-            raise _unsteerable(module, "It has an encoder besides, and TOAST is written for decoders alone.")
+            raise _build_unsteerable_error(
+                module, "It has an encoder besides, and TOAST is written for decoders alone."
+            )
         layers = list(getattr(self.body, "layers", ()))
         values = [getattr(getattr(layer, "self_attn", None), "v_proj", None) for layer in layers]
         if not values or any(getattr(v_proj, "in_features", None) != width for v_proj in values):
-            raise _unsteerable(
+            raise _build_unsteerable_error(
                 module,
                 "TOAST adds its signal to the values, and not every layer of this model has a v_proj that takes what "
                 "its attention receives.",
             )
         norm = next((name for name in FINAL_NORMS if getattr(self.body, name, None) is not None), None)
         if norm is None:
-            raise _unsteerable(module, f"Its final norm is not called {' or '.join(FINAL_NORMS)}.")
+            raise _build_unsteerable_error(module, f"Its final norm is not called {' or '.join(FINAL_NORMS)}.")
         self._norm = norm
         self.width = self.head_width = width
         self.levels = [Level(self.width, self.width)] * len(layers)
@@ -124,26 +126,26 @@ class LlamaBackbone(Backbone):
     def enter(self, inputs: Any) -> State:
         """Token ids to embeddings `[B, N, d]`."""
         body, layers = self.body, self.body.layers
-        caches: TwoCaches | None = inputs.get("caches")
-        stand_ins = [_StandIn(layer) for layer in layers]
+        caches: TwoPassCache | None = inputs.get("caches")
+        stand_ins = [_LayerInputRecorder(layer) for layer in layers]
         body.layers = nn.ModuleList(stand_ins)
         try:
             given = {name: value for name, value in inputs.items() if name not in ("real", "caches")}
-            body(**given, **{CACHE: None if caches is None else caches.first}, use_cache=False)
+            body(**given, **{CACHE_ARGUMENT: None if caches is None else caches.first}, use_cache=False)
         finally:
             body.layers = layers
         embedded, _ = stand_ins[0].given
         arguments = tuple(stand_in.given[1] for stand_in in stand_ins)
         mask = inputs.get("attention_mask")
         real = inputs.get("real") if mask is None else mask[:, -inputs["input_ids"].shape[1] :].bool()
-        return State(embedded, Prepared(arguments, real))
+        return State(embedded, LayerInputs(arguments, real))
 
     def again(self, state: State, inputs: Any) -> State:
         """The second pass has keys and values of its own, where they are kept at all."""
-        caches: TwoCaches | None = inputs.get("caches")
+        caches: TwoPassCache | None = inputs.get("caches")
         if caches is None:
             return state
-        arguments = tuple({**given, CACHE: caches.second} for given in state.context.arguments)
+        arguments = tuple({**given, CACHE_ARGUMENT: caches.second} for given in state.context.arguments)
         return State(state.hidden, replace(state.context, arguments=arguments))
 
     def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
@@ -151,13 +153,13 @@ class LlamaBackbone(Backbone):
         layer = self.body.layers[index]
         with ExitStack() as attached:
             if signal is not None:
-                attached.enter_context(steered_values(layer.self_attn.v_proj, signal))
+                attached.enter_context(steer_value_projection(layer.self_attn.v_proj, signal))
             if trace is not None and index in trace.attention_of:
-                attached.enter_context(recorded_attention(layer.self_attn, trace, index))
+                attached.enter_context(record_layer_attention(layer.self_attn, trace, index))
             out = layer(state.hidden, **state.context.arguments[index])
         return State(out[0] if isinstance(out, tuple) else out, state.context)
 
-    def authors(self, tensors: Mapping[str, Tensor]) -> Authors:
+    def authors(self, tensors: Mapping[str, Tensor]) -> AuthorsCheckpoint:
         """As everywhere, but that what the authors added lies in the decoder, under `model.`."""
         added = ("prompt", "top_down_transform", "decoders.")
         found = super().authors(
@@ -197,7 +199,7 @@ class LlamaBackbone(Backbone):
 
     def output(self) -> nn.Module:
         """From pooled features to the model's own logits."""
-        return OwnLogits(self.module)
+        return LogitsHead(self.module)
 
     def generator(self, pooled: Callable[[Any], Tensor]) -> TwoPassLanguageModel:
         """transformers' `generate` over two passes."""

@@ -10,10 +10,10 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from toast_cli.utils.errors import UsageError
-from toast_llama.kv_cache import CACHE, TwoCaches
-from toast_llama.logits import OwnLogits
+from toast_llama.kv_cache import CACHE_ARGUMENT, TwoPassCache
+from toast_llama.logits import LogitsHead
 
-OWN_CACHES = (None, "dynamic", "hybrid")
+DYNAMIC_CACHE_NAMES = (None, "dynamic", "hybrid")
 """What a cache that grows with the text is called by transformers; the last by configurations of earlier versions."""
 
 
@@ -31,14 +31,14 @@ class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
     # How attention and experts are computed was decided, and checked, when the stock model was built.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     pooled: Callable[[dict[str, Any]], Tensor]
-    _logits: OwnLogits
+    _logits: LogitsHead
 
     def __init__(self, stock: PreTrainedModel, pooled: Callable[[dict[str, Any]], Tensor]) -> None:
         super().__init__(stock.config)
         self.__dict__["pooled"] = pooled
         self.stock = stock
         self.generation_config = stock.generation_config
-        self.__dict__["_logits"] = OwnLogits(stock)
+        self.__dict__["_logits"] = LogitsHead(stock)
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
@@ -56,14 +56,14 @@ class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
         """
         config = settings.get("generation_config") or self.generation_config
         asked = settings.pop("cache_implementation", None) or config.cache_implementation
-        if asked not in OWN_CACHES:
+        if asked not in DYNAMIC_CACHE_NAMES:
             raise UsageError(
                 f"Two passes cannot keep their keys and values in a '{asked}' cache.",
                 "They need a cache each, which grows with the text.",
                 "Leave cache_implementation out.",
             )
-        if settings.get(CACHE) is None and settings.get("use_cache", config.use_cache) is not False:
-            settings[CACHE] = TwoCaches(self.config)
+        if settings.get(CACHE_ARGUMENT) is None and settings.get("use_cache", config.use_cache) is not False:
+            settings[CACHE_ARGUMENT] = TwoPassCache(self.config)
         # Whose method it is, is typed otherwise from version to version.
         return cast(Any, super()).generate(*arguments, **settings)
 
@@ -72,8 +72,8 @@ class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: TwoCaches | None = None,
-        cache: TwoCaches | None = None,
+        past_key_values: TwoPassCache | None = None,
+        cache: TwoPassCache | None = None,
         logits_to_keep: int = 0,
         **_: Any,
     ) -> CausalLMOutputWithPast:
@@ -90,4 +90,4 @@ class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
         }
         pooled = self.pooled({name: value for name, value in named.items() if value is not None})
         logits = self._logits(pooled[:, -logits_to_keep:])
-        return CausalLMOutputWithPast(**{"logits": logits, CACHE: kept})
+        return CausalLMOutputWithPast(**{"logits": logits, CACHE_ARGUMENT: kept})

@@ -8,11 +8,13 @@ from typing import Any
 from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-CACHE = "cache" if any(field.name == "cache" for field in fields(CausalLMOutputWithPast)) else "past_key_values"
+CACHE_ARGUMENT = (
+    "cache" if any(field.name == "cache" for field in fields(CausalLMOutputWithPast)) else "past_key_values"
+)
 """What transformers calls the keys and values that it keeps: `past_key_values` before 5.24."""
 
 
-class TwoCaches(Cache):
+class TwoPassCache(Cache):
     """A cache of 2 L layers: the first pass's L and the second's (section 3.1 of the method needs both).
 
     `first` and `second` are caches of their own over the same layers, so that each pass counts its levels from 0, while

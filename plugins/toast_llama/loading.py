@@ -23,12 +23,12 @@ from transformers import (
 from transformers.utils import logging
 
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.regular_file import regular
+from toast_cli.utils.regular_file import require_regular_file
 from toast_llama.backbone import LlamaBackbone
 from toast_llama.options import LlamaOptions
 
 
-def build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> LlamaBackbone:
+def build_llama(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> LlamaBackbone:
     """The model of a Hugging Face id or of a folder, with its tokenizer where one lies beside it.
 
     Attention is fused where the model can have it so.
@@ -46,15 +46,15 @@ def build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOpt
         logging.disable_progress_bar()
     dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
     if options.weights == "none":
-        config = _config(source) if architecture is None else LlamaConfig(**architecture)
+        config = _load_config(source) if architecture is None else LlamaConfig(**architecture)
         module = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype)
         if architecture is not None:
             return LlamaBackbone(module)
-        return LlamaBackbone(_as_it_writes(module, source), _tokenizer(source))
+        return LlamaBackbone(_load_generation_config(module, source), _load_tokenizer(source))
     place = source
     if options.weights is not None and options.weights.endswith(".safetensors"):
-        module = _from_file(source, Path(options.weights).expanduser(), dtype)
-        return LlamaBackbone(_as_it_writes(module, source), _tokenizer(source))
+        module = _load_weights_file(source, Path(options.weights).expanduser(), dtype)
+        return LlamaBackbone(_load_generation_config(module, source), _load_tokenizer(source))
     if options.weights is not None:
         folder = Path(options.weights).expanduser()
         if not (folder / "config.json").is_file():
@@ -64,27 +64,27 @@ def build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOpt
                 "Give the folder that transformers' save_pretrained wrote, or a download of the model's repository.",
             )
         place = str(folder)
-    _config(place)
+    _load_config(place)
     try:
         module = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # the hub, a foreign folder and a damaged file fail in any way
-        raise _unavailable(place, error) from error
-    return LlamaBackbone(module, _tokenizer(place))
+        raise _build_unavailable_error(place, error) from error
+    return LlamaBackbone(module, _load_tokenizer(place))
 
 
-def wrap(module: Any) -> LlamaBackbone | None:
+def wrap_llama(module: Any) -> LlamaBackbone | None:
     """A causal language model that is there already, with the tokenizer of its own folder or repository; else None."""
     if not isinstance(module, PreTrainedModel) or module.get_output_embeddings() is None:
         return None
     place = module.config.name_or_path
-    return LlamaBackbone(module, _tokenizer(place) if place else None)
+    return LlamaBackbone(module, _load_tokenizer(place) if place else None)
 
 
-def _from_file(source: str, file: Path, dtype: Any) -> PreTrainedModel:
+def _load_weights_file(source: str, file: Path, dtype: Any) -> PreTrainedModel:
     """The source's architecture with the weights of one file, as 'toast export --what backbone' writes it."""
-    module = AutoModelForCausalLM.from_config(_config(source), dtype=None if dtype == "auto" else dtype)
+    module = AutoModelForCausalLM.from_config(_load_config(source), dtype=None if dtype == "auto" else dtype)
     try:
-        load_model(module, regular(file))
+        load_model(module, require_regular_file(file))
     except FileNotFoundError as error:
         raise UsageError(f"There is no weights file {file}.", what_to_do="Check --weights.") from error
     except (SafetensorError, RuntimeError, OSError) as error:
@@ -96,7 +96,7 @@ def _from_file(source: str, file: Path, dtype: Any) -> PreTrainedModel:
     return module
 
 
-def _config(source: str) -> Any:
+def _load_config(source: str) -> Any:
     """The model's settings.
 
     Raises:
@@ -105,7 +105,7 @@ def _config(source: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
-        raise _unavailable(source, error) from error
+        raise _build_unavailable_error(source, error) from error
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ToastError(
             f"'{source}' is a model of the kind {config.model_type}, and no decoder-only causal language model.",
@@ -114,14 +114,14 @@ def _config(source: str) -> Any:
     return config
 
 
-def _as_it_writes(module: PreTrainedModel, place: str) -> PreTrainedModel:
+def _load_generation_config(module: PreTrainedModel, place: str) -> PreTrainedModel:
     """The model with the generation settings that lie beside it: where its answers end, above all."""
     with suppress(OSError):  # many have none, and those of the configuration then stand
         module.generation_config = GenerationConfig.from_pretrained(place)
     return module
 
 
-def _tokenizer(place: str) -> Any:
+def _load_tokenizer(place: str) -> Any:
     """The tokenizer that lies beside the model; None where there is none (random weights need none)."""
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
@@ -129,7 +129,7 @@ def _tokenizer(place: str) -> Any:
         return None
 
 
-def _unavailable(place: str, error: Exception) -> ToastError:
+def _build_unavailable_error(place: str, error: Exception) -> ToastError:
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if Path(place).is_dir():
         return ToastError(f"The model in {place} could not be loaded.", why, "Fetch it again, whole.")

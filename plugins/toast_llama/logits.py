@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 
-class _Given(nn.Module):
+class _FixedDecoder(nn.Module):
     """Takes the decoder's place while the model turns features to logits: it puts out the features it was given."""
 
     def __init__(self, features: Tensor) -> None:
@@ -20,7 +20,7 @@ class _Given(nn.Module):
         return MoeModelOutputWithPast(last_hidden_state=self.features)
 
 
-class OwnLogits(nn.Module):
+class LogitsHead(nn.Module):
     """Features after the final norm `[B, N, d]` to logits `[B, N, vocabulary]`, as the model itself computes them.
 
     Several families do more than multiply by their output layer: Cohere and Granite scale, Gemma caps. So the model's
@@ -41,7 +41,7 @@ class OwnLogits(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """The model's logits, had its decoder put out these features."""
         decoder = getattr(self._holder, self._name)
-        setattr(self._holder, self._name, _Given(features))
+        setattr(self._holder, self._name, _FixedDecoder(features))
         try:
             return self._model(input_ids=None, inputs_embeds=features, use_cache=False).logits
         finally:

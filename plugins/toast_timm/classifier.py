@@ -12,10 +12,10 @@ from torch import nn
 from toast_cli.utils.errors import UsageError
 from toast_timm.loading import build_module
 
-SHOWN = 3
+MAX_LISTED_CLASSES = 3
 
 
-def own_classifier(
+def load_pretrained_classifier(
     classes: tuple[str, ...], model: str, weights: str | None, family: str, named: Sequence[str]
 ) -> nn.Linear:
     """The last layer of the model as it was trained, a row per class of the data set.
@@ -39,7 +39,8 @@ def own_classifier(
     if unknown:
         raise UsageError(
             f"The classifier of '{model}' has {layer.out_features} classes and the data {len(classes)}.",
-            f"These are none of its classes by name: {', '.join(unknown[:SHOWN])}{', …' * (len(unknown) > SHOWN)}.",
+            f"These are none of its classes by name: {', '.join(unknown[:MAX_LISTED_CLASSES])}"
+            f"{', …' * (len(unknown) > MAX_LISTED_CLASSES)}.",
             "Use task.head=new.",
         )
     rows = [names.index(name) for name in classes]

@@ -13,11 +13,11 @@ from torch import nn
 
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
-from toast_cli.utils.pickle_scan import refused_code
-from toast_timm.hub import offline_where_unreachable
+from toast_cli.utils.pickle_scan import find_refused_code
+from toast_timm.hub import use_offline_if_unreachable
 
 
-class Source(TypedDict):
+class ModelSource(TypedDict):
     """Which model, and where from: `build_module`'s arguments but for what timm's constructor is told."""
 
     model: str
@@ -49,18 +49,18 @@ def build_module(
     if arguments["num_classes"] is None:
         del arguments["num_classes"]
     if weights is None:
-        return _from_hub(model, arguments, family)
+        return _load_from_hub(model, arguments, family)
     if weights == "none":
-        module = _create(model, arguments, family)
+        module = _create_model(model, arguments, family)
     else:
-        module = _from_file(model, Path(weights).expanduser(), arguments, family)
+        module = _load_from_file(model, Path(weights).expanduser(), arguments, family)
     recorded: Any = getattr(module, "pretrained_cfg", None)
     if isinstance(recorded, dict):
         recorded["license"] = None  # timm's record is of the weights that it publishes itself
     return module
 
 
-def preprocessing_of(module: nn.Module, size: tuple[int, int] | None = None) -> Preprocessing:
+def get_preprocessing(module: nn.Module, size: tuple[int, int] | None = None) -> Preprocessing:
     """What timm's own configuration says the model was trained to see; `size` (height, width) replaces its size."""
     config = resolve_model_data_config(module)
     height, width = size or config["input_size"][-2:]
@@ -68,13 +68,13 @@ def preprocessing_of(module: nn.Module, size: tuple[int, int] | None = None) -> 
     return Preprocessing((height, width), tuple(config["mean"]), tuple(config["std"]), known, config["crop_pct"])
 
 
-def licence_of(module: nn.Module) -> str | None:
+def get_licence(module: nn.Module) -> str | None:
     """The licence of the weights, where they are those that timm publishes."""
     config = getattr(module, "pretrained_cfg", None) or {}
     return config.get("license") if isinstance(config, dict) else getattr(config, "license", None)
 
 
-def _create(model: str, arguments: dict[str, Any], family: str, **weights: Any) -> nn.Module:
+def _create_model(model: str, arguments: dict[str, Any], family: str, **weights: Any) -> nn.Module:
     try:
         return timm.create_model(model, **weights, **arguments)
     except TypeError as error:
@@ -83,20 +83,20 @@ def _create(model: str, arguments: dict[str, Any], family: str, **weights: Any) 
         ) from error
 
 
-def _from_file(model: str, path: Path, arguments: dict[str, Any], family: str) -> nn.Module:
+def _load_from_file(model: str, path: Path, arguments: dict[str, Any], family: str) -> nn.Module:
     if not path.is_file():
         what = f"{path} is no weights file." if path.exists() else f"There is no weights file {path}."
         raise UsageError(what, what_to_do="Check --weights (or backbone.weights in the recipe).")
     overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
     try:
-        with _noted_keys() as (missing, unexpected):
-            module = _create(model, arguments, family, pretrained=True, pretrained_cfg_overlay=overlay)
-        _require_whole(module, missing, unexpected)
+        with _record_state_dict_keys() as (missing, unexpected):
+            module = _create_model(model, arguments, family, pretrained=True, pretrained_cfg_overlay=overlay)
+        _require_all_weights(module, missing, unexpected)
         return module
     except ToastError:
         raise
     except Exception as error:  # a file that is foreign or damaged makes readers fail in any way
-        if code := refused_code(path, error):
+        if code := find_refused_code(path, error):
             raise ToastError(
                 f"{path} was not loaded: it holds more than weights.",
                 f"It asks for {code}, and only tensors are read, because anything else could run code.",
@@ -104,13 +104,13 @@ def _from_file(model: str, path: Path, arguments: dict[str, Any], family: str) -
             ) from error
         raise ToastError(
             f"{path} does not hold the weights of '{model}', or is damaged.",
-            _shorten(str(error)),
+            _truncate(str(error)),
             "Give the --backbone that the file was made for, or fetch the file again.",
         ) from error
 
 
 @contextmanager
-def _noted_keys() -> Iterator[tuple[list[str], list[str]]]:
+def _record_state_dict_keys() -> Iterator[tuple[list[str], list[str]]]:
     """Within the block, note the names that loaded state dicts lack and those that models do not know.
 
     timm loads leniently whenever the classifier is left out, and then says neither.
@@ -132,7 +132,7 @@ def _noted_keys() -> Iterator[tuple[list[str], list[str]]]:
         nn.Module.load_state_dict = stock  # type: ignore[method-assign]
 
 
-def _require_whole(module: nn.Module, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+def _require_all_weights(module: nn.Module, missing: Sequence[str], unexpected: Sequence[str]) -> None:
     """Refuse a file that leaves part of the model at its random start, or brings more than the model has.
 
     Names outside the model's own parts are a classifier's, or another task's, and are let be.
@@ -148,10 +148,10 @@ def _require_whole(module: nn.Module, missing: Sequence[str], unexpected: Sequen
             raise ValueError(f"The file {what} {', '.join(names[:3])}{more}.")
 
 
-def _from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Module:
+def _load_from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Module:
     try:
-        with offline_where_unreachable():
-            return _create(model, arguments, family, pretrained=True)
+        with use_offline_if_unreachable():
+            return _create_model(model, arguments, family, pretrained=True)
     except ToastError:
         raise
     except Exception as error:  # the hub fails in as many ways as there are networks
@@ -164,13 +164,13 @@ def _from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Module:
         where = getattr(config, "hf_hub_id", None) or getattr(config, "url", None) or "the hub"
         raise ToastError(
             f"The weights of '{model}' could not be fetched.",
-            f"{where}: {type(error).__name__}: {_shorten(str(error), 160)}",
+            f"{where}: {type(error).__name__}: {_truncate(str(error), 160)}",
             f"With a network, run again. Without one, fetch model.safetensors of {where} elsewhere and give it as "
             "--weights FILE (safetensors, .pth or .npz), or put it into the cache that HF_HOME names. "
             "--weights none starts from random weights.",
         ) from error
 
 
-def _shorten(text: str, length: int = 300) -> str:
+def _truncate(text: str, length: int = 300) -> str:
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"

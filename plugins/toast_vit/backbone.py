@@ -14,42 +14,44 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from toast_cli.backbones.attention_math import exactly
+from toast_cli.backbones.attention_math import upcast_attention_inputs
 from toast_cli.backbones.base import Backbone, Level, Preprocessing, Readout, State, Trace
-from toast_cli.backbones.lazy_signal import Pending, Signal, Values, worked_out
+from toast_cli.backbones.lazy_signal import LazySignal, Signal, ValueSignal, resolve_signal
 from toast_cli.utils.errors import ToastError
-from toast_timm.loading import licence_of
+from toast_timm.loading import get_licence
 
 
-def values_of(signal: Signal, attention: Attention, value_bias: str) -> Tensor:
+def compute_signal_values(signal: Signal, attention: Attention, value_bias: str) -> Tensor:
     """What a signal `[B, N, d]` adds to the values: what their third of the projection makes of it."""
     projection, first = attention.qkv, 2 * attention.attn_dim
     bias = projection.bias[first:] if value_bias == "twice" and projection.bias is not None else None
-    if isinstance(signal, Values):
+    if isinstance(signal, ValueSignal):
         return signal.tensor if bias is None else signal.tensor + bias
     return F.linear(signal, projection.weight[first:], bias)
 
 
-def project(attention: Attention, parts: slice, tokens: Tensor) -> Tensor:
+def project_rows(attention: Attention, parts: slice, tokens: Tensor) -> Tensor:
     """What some rows of the fused projection make of the tokens."""
     weight, bias = attention.qkv.weight, attention.qkv.bias
     return F.linear(tokens, weight[parts], None if bias is None else bias[parts])
 
 
-def steered_projection(attention: Attention, tokens: Tensor, signal: Tensor, value_bias: str, first: int) -> Tensor:
+def compute_steered_projection(
+    attention: Attention, tokens: Tensor, signal: Tensor, value_bias: str, first: int
+) -> Tensor:
     """`[..., V]`: the fused projection from row `first` on, its value third of the tokens and the signal together.
 
     One product for both costs no more than the projection does without a signal, backwards as well.
     """
     begin = 2 * attention.attn_dim
-    values = project(attention, slice(begin, None), tokens + signal.to(tokens.dtype))
+    values = project_rows(attention, slice(begin, None), tokens + signal.to(tokens.dtype))
     if value_bias == "twice" and attention.qkv.bias is not None:
         values = values + attention.qkv.bias[begin:]
-    return torch.cat([project(attention, slice(first, begin), tokens), values], dim=-1)
+    return torch.cat([project_rows(attention, slice(first, begin), tokens), values], dim=-1)
 
 
 @contextmanager
-def steered_values(
+def steer_values(
     attention: Attention, signal: Signal, value_bias: Literal["once", "twice"], projected: bool = False
 ) -> Iterator[None]:
     """Within the block, `V = W_V (X + signal) + b_V` (section 3.1, step iv); Q and K stay untouched.
@@ -59,7 +61,7 @@ def steered_values(
     """
     if isinstance(signal, Tensor) and not projected and type(attention.qkv) is nn.Linear:
         projection: Any = attention.qkv
-        projection.forward = lambda tokens: steered_projection(attention, tokens, signal, value_bias, 0)
+        projection.forward = lambda tokens: compute_steered_projection(attention, tokens, signal, value_bias, 0)
         try:
             yield
         finally:
@@ -67,7 +69,7 @@ def steered_values(
         return
 
     def add_to_values(_: nn.Module, __: object, qkv: Tensor) -> Tensor:
-        qkv[..., 2 * attention.attn_dim :] += values_of(signal, attention, value_bias)
+        qkv[..., 2 * attention.attn_dim :] += compute_signal_values(signal, attention, value_bias)
         return qkv
 
     handle = attention.qkv.register_forward_hook(add_to_values)
@@ -78,7 +80,7 @@ def steered_values(
 
 
 @contextmanager
-def recorded_attention(attention: Attention, maps: list[Tensor], mismatches: list[Tensor]) -> Iterator[None]:
+def record_attention(attention: Attention, maps: list[Tensor], mismatches: list[Tensor]) -> Iterator[None]:
     """Within the block, append the softmax map `[B, heads, N, N]`, from the projection that fused attention uses.
 
     Beside it goes how far the map times the values is from what fused attention puts out (see `Trace`).
@@ -88,7 +90,7 @@ def recorded_attention(attention: Attention, maps: list[Tensor], mismatches: lis
     def record(_: nn.Module, __: object, qkv: Tensor) -> None:
         q, k, v = qkv.unflatten(-1, (3, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = attention.q_norm(q), attention.k_norm(k)
-        with exactly(q, k, v) as (q, k, v):
+        with upcast_attention_inputs(q, k, v) as (q, k, v):
             maps.append((q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1))
             mixed.append((maps[-1] @ v).transpose(1, 2).flatten(2))
 
@@ -107,7 +109,7 @@ def recorded_attention(attention: Attention, maps: list[Tensor], mismatches: lis
 
 
 @contextmanager
-def projected_once(attention: Attention, projected: list[Tensor], place: int) -> Iterator[None]:
+def reuse_projection(attention: Attention, projected: list[Tensor], place: int) -> Iterator[None]:
     """Within the block, take the fused projection from `projected[place]`; where it is not there yet, put it there."""
     projection = attention.qkv
     if place < len(projected):
@@ -125,7 +127,7 @@ def projected_once(attention: Attention, projected: list[Tensor], place: int) ->
 
 
 @contextmanager
-def narrow_attention(block: Block, hidden: Tensor, signal: Signal | None, value_bias: str) -> Iterator[None]:
+def attend_from_leading_tokens(block: Block, hidden: Tensor, signal: Signal | None, value_bias: str) -> Iterator[None]:
     """Within the block, called with the first of the tokens `hidden`, attend from those to all of them.
 
     What a block does besides attention it does to each token by itself, so the tokens that it is not given are only
@@ -137,14 +139,14 @@ def narrow_attention(block: Block, hidden: Tensor, signal: Signal | None, value_
         B, rows, _d = first.shape
         width, heads = attention.attn_dim, attention.num_heads
         whole = block.norm1(hidden)
-        q = project(attention, slice(width), first)
+        q = project_rows(attention, slice(width), first)
         if isinstance(signal, Tensor):
-            kv = steered_projection(attention, whole, signal, value_bias, width)
+            kv = compute_steered_projection(attention, whole, signal, value_bias, width)
         else:
-            kv = project(attention, slice(width, None), whole)
+            kv = project_rows(attention, slice(width, None), whole)
         k, v = kv.split(width, dim=-1)
-        if isinstance(signal, Values):
-            v = v + values_of(signal, attention, value_bias)
+        if isinstance(signal, ValueSignal):
+            v = v + compute_signal_values(signal, attention, value_bias)
         q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
         out = F.scaled_dot_product_attention(attention.q_norm(q), attention.k_norm(k), v)
         return attention.proj(attention.norm(out.transpose(1, 2).reshape(B, rows, width)))
@@ -157,14 +159,14 @@ def narrow_attention(block: Block, hidden: Tensor, signal: Signal | None, value_
 
 
 @dataclass
-class Projected:
+class ProjectionCache:
     """What a block's fused projections (one per attention) made of the tokens that both passes give it."""
 
     index: int
     qkv: list[Tensor] = field(default_factory=list)
 
 
-def is_plain(block: nn.Module) -> bool:
+def is_stock_block(block: nn.Module) -> bool:
     """Whether a block is timm's ordinary one and nobody has put anything on its projection."""
     attention: Any = getattr(block, "attn", None)
     if type(block) is not Block or type(attention) is not Attention:
@@ -230,17 +232,19 @@ class VitBackbone(Backbone):
         mismatches: list[Tensor] = []
         attentions = self.attentions[index]
         signals: list[Signal | None] = [signal] * len(attentions)
-        if isinstance(signal, Values):  # those of a block's parallel attentions lie one behind the other
-            signals = [Values(part) for part in signal.tensor.split([part.attn_dim for part in attentions], dim=-1)]
+        if isinstance(signal, ValueSignal):  # those of a block's parallel attentions lie one behind the other
+            signals = [
+                ValueSignal(part) for part in signal.tensor.split([part.attn_dim for part in attentions], dim=-1)
+            ]
         with ExitStack() as attached:
             for place, (attention, own) in enumerate(zip(attentions, signals, strict=True)):
                 kept = state.context is not None and state.context.index == index
                 if kept:
-                    attached.enter_context(projected_once(attention, state.context.qkv, place))
+                    attached.enter_context(reuse_projection(attention, state.context.qkv, place))
                 if own is not None:
-                    attached.enter_context(steered_values(attention, own, self.value_bias, kept))
+                    attached.enter_context(steer_values(attention, own, self.value_bias, kept))
                 if maps is not None:
-                    attached.enter_context(recorded_attention(attention, maps, mismatches))
+                    attached.enter_context(record_attention(attention, maps, mismatches))
             hidden = self.module.blocks[index](state.hidden)
         if trace is not None and maps is not None:
             trace.attention[index] = torch.cat(maps, dim=1)
@@ -252,16 +256,16 @@ class VitBackbone(Backbone):
 
         Not where memory is worth more than time.
         """
-        return state if self.checkpointing else State(state.hidden, Projected(index))
+        return state if self.checkpointing else State(state.hidden, ProjectionCache(index))
 
-    def conclude(self, state: State, signal: Signal | Pending | None = None) -> Tensor:
+    def conclude(self, state: State, signal: Signal | LazySignal | None = None) -> Tensor:
         """With a class token to pool, the last block attends from that token alone."""
         vit, block = self.module, self.module.blocks[-1]
-        if not (self._pools_first_token and is_plain(block)):
+        if not (self._pools_first_token and is_stock_block(block)):
             return super().conclude(state, signal)
 
         def attend(hidden: Tensor) -> Tensor:
-            with narrow_attention(block, hidden, worked_out(signal), self.value_bias):
+            with attend_from_leading_tokens(block, hidden, resolve_signal(signal), self.value_bias):
                 return block(hidden[:, :1])
 
         tokens = checkpoint(attend, state.hidden, use_reentrant=False) if self.checkpointing else attend(state.hidden)
@@ -285,7 +289,7 @@ class VitBackbone(Backbone):
     @property
     def licence(self) -> str | None:
         """As timm records it of published weights."""
-        return licence_of(self.module)
+        return get_licence(self.module)
 
     def example(self, batch: int) -> Tensor:
         """Random images `[batch, 3, H, W]` of the size the model was built for."""

@@ -18,10 +18,10 @@ DEPARTURES = {"value_bias": "twice"}
 """Where the authors' code departs from the paper: it runs all of q, k, v on the signal, bias included."""
 
 
-def _build_timm(model: str, options: VitOptions) -> Backbone:
-    from toast_vit.loading import build_timm
+def _build(model: str, options: VitOptions) -> Backbone:
+    from toast_vit.loading import build_vit
 
-    return build_timm(model, options)
+    return build_vit(model, options)
 
 
 def _build_demo(name: str, depth: int, options: VitOptions) -> Backbone:
@@ -30,7 +30,7 @@ def _build_demo(name: str, depth: int, options: VitOptions) -> Backbone:
     return build_demo(name, depth, options)
 
 
-def _demo_card(name: str, depth: int, parameters: int, superseded: Mapping[str, str] | None = None) -> Card:
+def _build_demo_card(name: str, depth: int, parameters: int, superseded: Mapping[str, str] | None = None) -> Card:
     """Describe a ViT whose weights and pre-tuned feedback path ship with toast."""
     return Card(
         name,
@@ -45,33 +45,33 @@ def _demo_card(name: str, depth: int, parameters: int, superseded: Mapping[str, 
     )
 
 
-def _card(name: str, model: str, parameters: int | None = None) -> Card:
-    return Card(name, "vit", parameters, f"timm, {model}", partial(_build_timm, model), VitOptions, DEPARTURES)
+def _build_card(name: str, model: str, parameters: int | None = None) -> Card:
+    return Card(name, "vit", parameters, f"timm, {model}", partial(_build, model), VitOptions, DEPARTURES)
 
 
-def _any_timm_model(model: str) -> Card:
-    return _card(f"vit:{model}", model)
+def _build_timm_card(model: str) -> Card:
+    return _build_card(f"vit:{model}", model)
 
 
 def _wrap(module: Any) -> Backbone | None:
-    from toast_vit.loading import wrap
+    from toast_vit.loading import wrap_vit
 
-    return wrap(module)
+    return wrap_vit(module)
 
 
-FAMILY = Family("vit", "timm", _any_timm_model, _wrap)
+FAMILY = Family("vit", "timm", _build_timm_card, _wrap)
 
-VIT_DEMO = _demo_card(
+VIT_DEMO = _build_demo_card(
     "vit_demo",
     12,
     2_017_920,
     {"0.1": "vit_demo_3"},
 )
-VIT_DEMO_3 = _demo_card("vit_demo_3", 3, 529_536)
+VIT_DEMO_3 = _build_demo_card("vit_demo_3", 3, 529_536)
 """The weights of `vit_demo` up to version 0.1."""
-VIT_T16 = _card("vit_t16", "deit_tiny_patch16_224.fb_in1k", 5_524_416)
-VIT_S16 = _card("vit_s16", "deit_small_patch16_224.fb_in1k", 21_665_664)
-VIT_B16 = _card("vit_b16", "deit_base_patch16_224.fb_in1k", 85_798_656)
-VIT_B16_IN21K = _card("vit_b16_in21k", "vit_base_patch16_224.augreg_in21k", 85_798_656)
-VIT_L16_IN21K = _card("vit_l16_in21k", "vit_large_patch16_224.augreg_in21k", 303_301_632)
-VIT_S14_DINOV2 = _card("vit_s14_dinov2", "vit_small_patch14_dinov2.lvd142m", 22_056_192)
+VIT_T16 = _build_card("vit_t16", "deit_tiny_patch16_224.fb_in1k", 5_524_416)
+VIT_S16 = _build_card("vit_s16", "deit_small_patch16_224.fb_in1k", 21_665_664)
+VIT_B16 = _build_card("vit_b16", "deit_base_patch16_224.fb_in1k", 85_798_656)
+VIT_B16_IN21K = _build_card("vit_b16_in21k", "vit_base_patch16_224.augreg_in21k", 85_798_656)
+VIT_L16_IN21K = _build_card("vit_l16_in21k", "vit_large_patch16_224.augreg_in21k", 303_301_632)
+VIT_S14_DINOV2 = _build_card("vit_s14_dinov2", "vit_small_patch14_dinov2.lvd142m", 22_056_192)

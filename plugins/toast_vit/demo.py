@@ -12,10 +12,10 @@ from timm.models.vision_transformer import VisionTransformer
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_vit.backbone import VitBackbone
-from toast_vit.loading import check_size
+from toast_vit.loading import check_image_size
 from toast_vit.options import VitOptions
 
-SIDE = 64
+IMAGE_SIDE = 64
 
 
 def build_demo(name: str, depth: int, options: VitOptions) -> VitBackbone:
@@ -31,7 +31,7 @@ def build_demo(name: str, depth: int, options: VitOptions) -> VitBackbone:
         ToastError: the file does not hold this model's weights.
     """
     module = VisionTransformer(
-        img_size=SIDE,
+        img_size=IMAGE_SIDE,
         patch_size=8,
         embed_dim=128,
         depth=depth,
@@ -61,7 +61,7 @@ def build_demo(name: str, depth: int, options: VitOptions) -> VitBackbone:
                 " ".join(str(error).split())[:300],
                 "Give the --backbone that the file was made for.",
             ) from error
-    check_size(module, options)
+    check_image_size(module, options)
     if options.image_size is not None:
         # After loading, so that the position embedding of the file is resampled rather than refused.
         module.set_input_size(img_size=options.image_size)

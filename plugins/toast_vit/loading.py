@@ -8,13 +8,13 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 
 from toast_cli.utils.errors import UsageError
-from toast_timm.classifier import own_classifier
-from toast_timm.loading import Source, build_module, preprocessing_of
+from toast_timm.classifier import load_pretrained_classifier
+from toast_timm.loading import ModelSource, build_module, get_preprocessing
 from toast_vit.backbone import VitBackbone
 from toast_vit.options import VitOptions
 
 
-def check_size(module: Any, options: VitOptions) -> None:
+def check_image_size(module: Any, options: VitOptions) -> None:
     """Refuse an image size that patches do not fill: the rest would be cut off, and no map would fit the image.
 
     Raises:
@@ -33,14 +33,14 @@ def check_size(module: Any, options: VitOptions) -> None:
             )
 
 
-def wrap(module: Any) -> VitBackbone | None:
+def wrap_vit(module: Any) -> VitBackbone | None:
     """A timm ViT that is there already; None for anything else."""
     if not isinstance(module, VisionTransformer):
         return None
-    return VitBackbone(module, preprocessing_of(module, getattr(module.patch_embed, "img_size", None)))
+    return VitBackbone(module, get_preprocessing(module, getattr(module.patch_embed, "img_size", None)))
 
 
-def build_timm(model: str, options: VitOptions) -> VitBackbone:
+def build_vit(model: str, options: VitOptions) -> VitBackbone:
     """Any timm ViT by its timm name, without its classifier.
 
     Raises:
@@ -50,11 +50,11 @@ def build_timm(model: str, options: VitOptions) -> VitBackbone:
     arguments: dict[str, Any] = {"drop_path_rate": options.drop_path}
     if options.image_size is not None:
         arguments["img_size"] = options.image_size
-    source: Source = {"model": model, "weights": options.weights, "family": "a ViT", "named": ("*vit*", "deit*")}
+    source: ModelSource = {"model": model, "weights": options.weights, "family": "a ViT", "named": ("*vit*", "deit*")}
     module = build_module(arguments=arguments, **source)
     # The size that it was built for, where it is bound to one: embeddings were resized to it.
     size = getattr(getattr(module, "patch_embed", None), "img_size", None)
-    check_size(module, options)
-    backbone = VitBackbone(module, preprocessing_of(module, size), options.value_bias)
-    backbone.classifier = partial(own_classifier, **source)
+    check_image_size(module, options)
+    backbone = VitBackbone(module, get_preprocessing(module, size), options.value_bias)
+    backbone.classifier = partial(load_pretrained_classifier, **source)
     return backbone

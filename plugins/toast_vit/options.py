@@ -8,13 +8,13 @@ from pydantic import Field
 
 from toast_cli.backbones.base import BackboneOptions
 
-Side = Annotated[int, Field(ge=1)]
+ImageSide = Annotated[int, Field(ge=1)]
 
 
 class VitOptions(BackboneOptions):
     """What a ViT can be told."""
 
-    image_size: Side | tuple[Side, Side] | None = Field(
+    image_size: ImageSide | tuple[ImageSide, ImageSide] | None = Field(
         None,
         description="input side, or [height, width], in pixels; embeddings are resized; left out: the model's own",
     )

@@ -86,7 +86,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports are checked in this process: for tests of something else than that they are checked in another."""
-    monkeypatch.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
+    monkeypatch.setattr(verification_worker, "run_in_new_process", verification_worker.open_and_run_export)
 
 
 MakePictures = Callable[..., Path]

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from toast_cli import __version__
-from toast_cli.cli.app import Toast, app
+from toast_cli.cli.app import ToastGroup, app
 from toast_cli.utils.errors import ToastError, UsageError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,7 +31,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 @pytest.fixture
 def verb_that_raises() -> typer.Typer:
     """A command line of its own whose one verb raises what it is asked to, inside the real error boundary."""
-    own = typer.Typer(cls=Toast, add_completion=False, rich_markup_mode=None)
+    own = typer.Typer(cls=ToastGroup, add_completion=False, rich_markup_mode=None)
     faults = {
         "usage": UsageError("Wrong [bold]file[/bold].", "Because.", "Do this."),
         "runtime": ToastError("It broke."),

@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast
 from tests.language import make_model
 from tests.peak import forget_peak, peak
-from toast_cli.cli.output.console import shown
+from toast_cli.cli.output.console import escape_control_characters
 from toast_cli.data.images.decode import open_image
-from toast_cli.storage.load_model import load
+from toast_cli.storage.load_model import load_model
 from toast_cli.utils.errors import ToastError
-from toast_cli.utils.pickle_scan import named_code
+from toast_cli.utils.pickle_scan import find_pickled_code
 
 
 class Attack:
@@ -65,7 +65,7 @@ PICKLES = {
 @pytest.mark.parametrize("name", PICKLES)
 def test_a_pickle_is_refused_with_the_name_of_what_it_would_run(here: Path, pictures: MakePictures, name: str) -> None:
     PICKLES[name](here / name)
-    assert named_code(here / name) in ("posix.system", "nt.system")
+    assert find_pickled_code(here / name) in ("posix.system", "nt.system")
     words = ["--backbone", "vit:test_vit", "--weights", name]
     toast("tune", *words, "--dataset", f"folder:{pictures(cat=3, dog=3)}").fails(1, "was not loaded", ".system")
     if name != "a.npz":
@@ -188,7 +188,7 @@ def test_names_of_files_and_classes_are_only_names(here: Path, pictures: MakePic
     words = ["--backbone", "vit_demo", "--method", "linear", "training.epochs=1", "--output-dir", "run"]
     said = toast("tune", "--dataset", f"folder:{root}", *words)
     assert said.code == 0, said.err
-    assert load(here / "run").classes.count(name) == 1
+    assert load_model(here / "run").classes.count(name) == 1
     assert not Path("ran").exists() and not Path("x").exists()
 
 
@@ -207,7 +207,7 @@ def test_names_that_command_a_terminal_are_refused_or_spelled_out(here: Path, pi
 
 def test_what_commands_a_terminal_is_spelled_out_wherever_it_is_printed(here: Path) -> None:
     evil = "a\x1b[2Jb\x9b31m\u202ec"
-    assert shown(evil) == "a\\x1b[2Jb\\x9b31m\\u202ec"
+    assert escape_control_characters(evil) == "a\\x1b[2Jb\\x9b31m\\u202ec"
     toast("eval", "--run", evil).fails(2, "a\\x1b[2Jb\\x9b31m\\u202ec")
     (here / "names.txt").write_text(evil)
     assert "\x1b" not in toast("tune", "--backbone", evil).err + toast("recipes", "show", evil).err

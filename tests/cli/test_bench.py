@@ -16,10 +16,10 @@ from optuna.trial import TrialState
 
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.forks import fork
-from toast_cli.bench.experiment_folder import recall
-from toast_cli.bench.scheduler.scheduler import Board
+from toast_cli.bench.experiment_folder import load_experiment
+from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.bench.scheduler.trials import open_ledger
-from toast_cli.bench.scheduler.worker import work
+from toast_cli.bench.scheduler.worker import run_worker
 from toast_cli.training import tune
 from toast_cli.training.reporter import Reporter
 
@@ -78,7 +78,7 @@ def test_the_demo_as_a_user_types_it_fills_its_table(here: Path) -> None:
 def test_workers_that_leave_runs_undone_are_said_and_are_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("toast_cli.bench.scheduler.worker_pool.supervise", lambda *_: [1, -15])
+    monkeypatch.setattr("toast_cli.bench.scheduler.worker_pool.run_worker_pool", lambda *_: [1, -15])
     said = toast(*DEMO, "--workers", "2", "--out", tmp_path / "out")
     said.fails(1, "3 runs are not done", "ended with 1, -15", "out/workers", "Start the same command again")
 
@@ -93,7 +93,7 @@ def test_only_final_runs_look_at_the_test_split_and_each_does_once(finished: tup
 
 
 def test_the_final_runs_have_what_validated_best(finished: tuple[Path, Any]) -> None:
-    board = Board(*_opened(finished[0] / "out"))
+    board = ExperimentScheduler(*_opened(finished[0] / "out"))
     search = (board.stage("Markings", "linear", "search") or {}).values()
     best = max(search, key=lambda each: (each.trial.value, -each.record["validation"]["loss"]))  # type: ignore[union-attr]
     (final,) = (board.stage("Markings", "linear", "final") or {}).values()
@@ -104,7 +104,7 @@ def test_a_finished_suite_is_not_run_again_but_told(
     finished: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = finished
-    monkeypatch.setattr("toast_cli.bench.scheduler.worker.tune", None)
+    monkeypatch.setattr("toast_cli.bench.scheduler.worker.tune_model", None)
     said = toast(*DEMO, "--out", folder / "out")
     assert said.code == 0 and "Nothing is left to run." in said.err
     status = json.loads(toast("bench", "status", "--out", folder / "out", "--json").out)
@@ -117,7 +117,7 @@ def test_a_finished_suite_is_not_run_again_but_told(
 def test_a_setting_that_came_too_late_is_said_by_every_verb(
     finished: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Board, "overtaken", lambda board: ["validated better, but kept"])
+    monkeypatch.setattr(ExperimentScheduler, "overtaken", lambda board: ["validated better, but kept"])
     out = ("--out", finished[0] / "out")
     for words in (DEMO, ["bench", "status"], ["bench", "tables"]):
         assert "validated better, but kept" in toast(*words, *out).err
@@ -150,14 +150,14 @@ def test_a_run_that_fails_is_kept_with_its_reason_while_others_go_on_and_is_retr
     assert status["runs"] == {"done": 1, "failed": 1}
     assert "photos" in status["failed"][0]["reason"]
     assert toast(*words).code == 1, "it is not tried again unasked"
-    board = Board(*_opened(here / "out"))
+    board = ExperimentScheduler(*_opened(here / "out"))
     assert len(board.study("Photos", "linear", "final").get_trials()) == 1
     assert toast(*words, "--retry").code == 1
     assert len(board.study("Photos", "linear", "final").get_trials()) == 2
 
 
 def _opened(out: Path) -> Any:
-    experiment, url = recall(out)
+    experiment, url = load_experiment(out)
     return experiment, open_ledger(out, os.environ.get("TOAST_BENCH_LEDGER") or url)
 
 
@@ -174,7 +174,7 @@ class Listening(Reporter):
 
 def worker(out: Path, log: Path) -> None:
     """A worker's process; it counts every run that it takes to its end."""
-    evaluate = tune.evaluate
+    evaluate = tune.evaluate_model
 
     def counted(*given: Any, **more: Any) -> Any:
         result = evaluate(*given, **more)
@@ -182,8 +182,8 @@ def worker(out: Path, log: Path) -> None:
             ends.write("end\n")
         return result
 
-    tune.evaluate = counted  # what `tune` measures the test split with, once a run
-    work(Board(*_opened(out)), out, Listening(log))
+    tune.evaluate_model = counted  # what `tune` measures the test split with, once a run
+    run_worker(ExperimentScheduler(*_opened(out)), out, Listening(log))
 
 
 def until(true: Callable[[], Any]) -> None:
@@ -197,7 +197,7 @@ def test_an_interrupted_suite_says_how_it_goes_on(here: Path, monkeypatch: pytes
     def interrupted(folder: Any, recipe: Any, *_: Any, reporter: Any = None, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("toast_cli.bench.scheduler.worker.tune", interrupted)
+    monkeypatch.setattr("toast_cli.bench.scheduler.worker.tune_model", interrupted)
     (here / "small.yaml").write_text(SUITE)
     said = toast("bench", here / "small.yaml", "--out", here / "out", "--join", *TINY_DEMO, "--device", "cpu")
     assert said.code == 130
@@ -219,7 +219,7 @@ def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_tw
     # Only what was asked for is kept, by a worker that finds nothing it may do.
     board_words = ["bench", str(suite), "--out", str(out), "--join", *tiny]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("toast_cli.bench.scheduler.worker.work", lambda *_: None)
+        patched.setattr("toast_cli.bench.scheduler.worker.run_worker", lambda *_: None)
         assert toast(*board_words).code == 0
 
     def start(number: int) -> Any:
@@ -249,7 +249,7 @@ def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_tw
         process.join(240)
         assert process.exitcode == 0
     assert "Going on after epoch" in said(4, 5)
-    board = Board(*_opened(out))
+    board = ExperimentScheduler(*_opened(out))
     assert board.counts() == {"done": 6}, "of two rows, two settings searched and one final run"
     trials = [trial for where in board.stages() for trial in board.study(*where).get_trials()]
     completed = [trial.user_attrs["key"] for trial in trials if trial.state == TrialState.COMPLETE]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import ROOT
-from toast_cli.bench.suite import parse
+from toast_cli.bench.suite import parse_suite
 from toast_cli.cli.app import app
-from toast_cli.recipe.builtin import suite_names
+from toast_cli.recipe.builtin import list_suites
 
 DOCS = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
 
@@ -91,5 +91,5 @@ def test_the_ray_script_starts_workers(calls: Path, here: Path) -> None:
 
 
 def test_the_example_suite_is_valid_and_every_built_in_one_is_described() -> None:
-    assert parse(block("yaml", "seeds:"), "docs").search is not None
-    assert all(f"| `{name}` |" in DOCS for name in suite_names())
+    assert parse_suite(block("yaml", "seeds:"), "docs").search is not None
+    assert all(f"| `{name}` |" in DOCS for name in list_suites())

@@ -53,7 +53,7 @@ def test_the_main_job_runs_to_its_end_with_a_small_vit_swapped_in_for_vit_b16(
 ) -> None:
     from toast_vit import cards
 
-    monkeypatch.setattr(cards, "VIT_B16", cards._card("vit_b16", "test_vit"))
+    monkeypatch.setattr(cards, "VIT_B16", cards._build_card("vit_b16", "test_vit"))
     save_weights("test_vit", birds / "small.safetensors")
     run_the_main_job(birds, "small.safetensors")
 

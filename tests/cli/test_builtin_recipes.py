@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from toast_cli.recipe.resolve import find, header, names, resolve
+from toast_cli.recipe.builtin import find_recipe, get_header_comment, list_recipes
+from toast_cli.recipe.resolve import resolve_recipe
 from toast_cli.utils.errors import UsageError
 
 
@@ -18,7 +19,7 @@ from toast_cli.utils.errors import UsageError
 def test_the_fine_grained_recipes_hold_the_settings_of_the_papers_appendix(
     dataset: str, method: str, lr: float
 ) -> None:
-    resolved = resolve(backbone="vit_b16", dataset=dataset, method=method)
+    resolved = resolve_recipe(backbone="vit_b16", dataset=dataset, method=method)
     assert resolved.name == f"fgvc/{dataset}-vit_b16-{method}"
     recipe = resolved.recipe
     training, images = recipe.training, recipe.images
@@ -30,14 +31,14 @@ def test_the_fine_grained_recipes_hold_the_settings_of_the_papers_appendix(
 @pytest.mark.parametrize("dataset", ["cub", "vtab:dtd"])
 @pytest.mark.parametrize("backbone", [None, "vit_s16"])
 def test_where_nothing_fits_the_main_tables_backbone_lends_its_settings(dataset: str, backbone: str | None) -> None:
-    assert "vit_b16-toast" in resolve(dataset=dataset, backbone=backbone).name
-    assert resolve(dataset="cars", backbone="convnext_b", method="lora").name == "fgvc/cars-convnext_b-lora"
+    assert "vit_b16-toast" in resolve_recipe(dataset=dataset, backbone=backbone).name
+    assert resolve_recipe(dataset="cars", backbone="convnext_b", method="lora").name == "fgvc/cars-convnext_b-lora"
 
 
 def test_every_recipe_of_a_published_set_opens_with_the_papers_number_and_the_measured_one() -> None:
-    for name in names():
+    for name in list_recipes():
         if name.startswith(("fgvc/", "vtab/")):
-            opening = header(find(name).text)
+            opening = get_header_comment(find_recipe(name).text)
             assert "\nPaper: " in opening and "\nMeasured: " in opening and "\nCommand: toast tune" in opening, name
 
 
@@ -57,50 +58,52 @@ def test_every_recipe_of_a_published_set_opens_with_the_papers_number_and_the_me
     ],
 )
 def test_the_segmentation_recipes_open_with_the_papers_number(name: str, paper: str) -> None:
-    opening = header(find(f"segmentation/{name}").text)
+    opening = get_header_comment(find_recipe(f"segmentation/{name}").text)
     assert f"\nPaper: {paper}" in opening and "\nMeasured: " in opening and "\nCommand: toast tune" in opening
 
 
 def test_every_recipe_for_segmentation_says_what_the_paper_has() -> None:
-    for name in names():
+    for name in list_recipes():
         if name.startswith("segmentation/"):
-            assert "\nPaper: " in header(find(name).text) and "No rate was tuned" in header(find(name).text), name
+            assert "\nPaper: " in get_header_comment(
+                find_recipe(name).text
+            ) and "No rate was tuned" in get_header_comment(find_recipe(name).text), name
 
 
 def test_texts_take_settings_made_for_texts() -> None:
-    resolved = resolve(backbone="llama:somewhere", dataset="text:some.txt", method="toast-lite")
+    resolved = resolve_recipe(backbone="llama:somewhere", dataset="text:some.txt", method="toast-lite")
     assert resolved.name == "general/language-toast-lite"
     assert resolved.recipe.training.optimizer == "adamw"
     assert not [message for message in resolved.messages if "dataset.path" in message]
-    assert resolve(backbone="llama_7b", dataset="alpaca:a.json", method="lora").name == "language/alpaca-lora"
-    assert resolve(dataset="sharegpt:a.json").name == "language/sharegpt-toast"
+    assert resolve_recipe(backbone="llama_7b", dataset="alpaca:a.json", method="lora").name == "language/alpaca-lora"
+    assert resolve_recipe(dataset="sharegpt:a.json").name == "language/sharegpt-toast"
 
 
 @pytest.mark.parametrize("method", ["toast", "toast-lite", "lora", "full"])
 def test_a_small_language_model_takes_no_settings_made_for_a_large_one(method: str) -> None:
-    resolved = resolve(backbone="llama:x", dataset="alpaca:a.json", method=method)
+    resolved = resolve_recipe(backbone="llama:x", dataset="alpaca:a.json", method=method)
     assert resolved.name == f"general/language-{method}"
     assert resolved.recipe.dataset.path == "a.json"  # type: ignore[attr-defined]
     small, papers = (
         found.recipe.training
-        for found in (resolved, resolve(backbone="llama_7b", dataset="alpaca:a.json", method=method))
+        for found in (resolved, resolve_recipe(backbone="llama_7b", dataset="alpaca:a.json", method=method))
     )
     assert papers.lr == 0.00002 and papers.batch_size * papers.accumulate == 128
     assert small.lr > papers.lr and small.batch_size * small.accumulate <= 16
-    talk = resolve(backbone="llama:x", dataset="sharegpt:a.json", method=method)
+    talk = resolve_recipe(backbone="llama:x", dataset="sharegpt:a.json", method=method)
     assert talk.name == f"general/language-{method}" and not talk.messages
 
 
 def test_a_bare_folder_is_answered_with_how_to_name_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused:
-        resolve(backbone="vit_b16", dataset=str(tmp_path))
+        resolve_recipe(backbone="vit_b16", dataset=str(tmp_path))
     assert f"folder:{tmp_path}" in refused.value.what_to_do
 
 
 def test_a_size_made_for_one_backbone_is_not_put_on_another() -> None:
-    resolved = resolve(backbone="vit_s14_dinov2", dataset="cub", method="toast")
+    resolved = resolve_recipe(backbone="vit_s14_dinov2", dataset="cub", method="toast")
     assert resolved.recipe.images.resize is None
     assert any("images.resize" in message for message in resolved.messages)
-    asked = resolve(backbone="vit_s14_dinov2", dataset="cub", method="toast", overrides=["images.resize=600"])
+    asked = resolve_recipe(backbone="vit_s14_dinov2", dataset="cub", method="toast", overrides=["images.resize=600"])
     assert asked.recipe.images.resize == 600
-    assert resolve(backbone="vit_s14_dinov2", dataset="folder:x", method="toast").recipe.images.resize is None
+    assert resolve_recipe(backbone="vit_s14_dinov2", dataset="folder:x", method="toast").recipe.images.resize is None

@@ -15,11 +15,11 @@ from transformers import LlamaForCausalLM
 
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast
 from tests.language import instructions, make_model, write_json
-from toast_cli.data.base import KNOWN
-from toast_cli.storage.tensor_cache import Slots
+from toast_cli.data.base import CACHED_KEY
+from toast_cli.storage.tensor_cache import TensorCache
 from toast_cli.training import feature_cache
-from toast_cli.training.feature_cache import FirstPasses
-from toast_cli.training.loop import Fitting
+from toast_cli.training.feature_cache import FirstPassCache
+from toast_cli.training.loop import TrainingLoop
 
 CACHE = ["training.cache=true", "training.lr=0.01"]
 
@@ -34,14 +34,14 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many inputs the first pass was run on in order to be kept, a batch an entry."""
     counted: list[int] = []
-    outputs = feature_cache.outputs
+    outputs = feature_cache.compute_first_pass_outputs
 
     def count(model: Any, inputs: Any) -> dict[str, Tensor]:
         found = outputs(model, inputs)
         counted.append(len(found["z"]))
         return found
 
-    monkeypatch.setattr(feature_cache, "outputs", count)
+    monkeypatch.setattr(feature_cache, "compute_first_pass_outputs", count)
     return counted
 
 
@@ -84,14 +84,14 @@ def test_views_are_taken_in_turns(here: Path, run_again: list[int]) -> None:
 def test_a_late_run_reads_no_image_twice_and_notices_one_that_changed(
     here: Path, pictures: MakePictures, run_again: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from toast_cli.data.images.loader import LabelledImages
+    from toast_cli.data.images.loader import ImageDataset
 
     folder = pictures(cat=12, dog=12)
     words = ["--backbone", "vit_demo", "--dataset", f"folder:{folder}", "method.feedback=late", "images.augment=none"]
     words += ["training.batch_size=6", "training.accumulate=1", "training.epochs=3", "dataset.val_fraction=0.25"]
     read: list[int] = []
-    load = LabelledImages.__getitem__
-    monkeypatch.setattr(LabelledImages, "__getitem__", lambda self, index: read.append(index) or load(self, index))
+    load = ImageDataset.__getitem__
+    monkeypatch.setattr(ImageDataset, "__getitem__", lambda self, index: read.append(index) or load(self, index))
     tuned(here / "one", *words, *CACHE)
     first = len(read)
     tuned(here / "more", *words, *CACHE, "training.epochs=9")
@@ -118,18 +118,20 @@ def test_what_another_run_writes_over_is_read_and_computed_again(
     ]
     words += ["training.batch_size=6", "training.accumulate=1", "training.epochs=3", "dataset.val_fraction=0.25"]
     alone = tuned(here / "alone", *words)
-    of, batches, known = FirstPasses.of, [], []
+    of, batches, known = FirstPassCache.of, [], []
 
-    def meddled(self: FirstPasses, batch: Any) -> dict[str, Tensor]:
+    def meddled(self: FirstPassCache, batch: Any) -> dict[str, Tensor]:
         batches.append(batch)
-        known.append(KNOWN in batch)
+        known.append(CACHED_KEY in batch)
         if self.model.training and len(batches) == 5:  # in the second epoch, which reads no image any more
-            other = Slots(self.slots.path.parent, self.slots.key, self.slots.count, self.slots.shapes, torch.float16)
+            other = TensorCache(
+                self.slots.path.parent, self.slots.key, self.slots.count, self.slots.shapes, torch.float16
+            )
             for slot in range(other.count):
                 other.write(slot, {name: torch.ones(shape) for name, shape in other.shapes.items()}, bytes(16))
         return of(self, batch)
 
-    monkeypatch.setattr(FirstPasses, "of", meddled)
+    monkeypatch.setattr(FirstPassCache, "of", meddled)
     assert same(tuned(here / "beside", *words), alone)
     assert known[4]
 
@@ -178,8 +180,10 @@ def test_an_interrupted_run_with_a_cache_goes_on_to_the_same_weights(
     whole = tuned(here / "whole", *words)
     steps: list[bool] = []
     with monkeypatch.context() as watched:
-        step = Fitting.train_step
-        watched.setattr(Fitting, "train_step", lambda self, group: steps.append(step(self, group)) or len(steps) == 3)
+        step = TrainingLoop.train_step
+        watched.setattr(
+            TrainingLoop, "train_step", lambda self, group: steps.append(step(self, group)) or len(steps) == 3
+        )
         assert toast("tune", "--output-dir", here / "half", *words).code == 130
     said = toast("tune", "--resume", here / "half")
     assert said.code == 0 and "1 batches more" in said.err, said.err

@@ -15,9 +15,9 @@ from filelock import FileLock
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.language import make_model
 from tests.slow.kills import explained, forked
-from toast_cli.storage.checkpoint import DIGESTS, STATE
-from toast_cli.storage.checksums import digest_of_json
-from toast_cli.storage.run_folder import LOCK
+from toast_cli.storage.checkpoint import CHECKSUMS_KEY, STATE_FILE
+from toast_cli.storage.checksums import hash_json
+from toast_cli.storage.run_folder import LOCK_FILE
 from toast_cli.utils.errors import ToastError
 
 
@@ -52,7 +52,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_in_silence(run: Path
 
 def test_two_processes_do_not_go_on_with_one_run(run: Path) -> None:
     before = files(run)
-    with FileLock(run / "checkpoints" / LOCK):
+    with FileLock(run / "checkpoints" / LOCK_FILE):
         said = forked(run.parent, "tune", "--resume", run)
     assert said.code == 1 and "Another process is at work on the run" in said.said
     assert files(run) == before
@@ -100,14 +100,16 @@ def test_what_is_not_there_is_no_run(tmp_path: Path) -> None:
 
 
 def resealed(state: dict[str, Any], **others: str) -> str:
-    plain = {name: value for name, value in state.items() if name != DIGESTS}
-    return json.dumps({**plain, DIGESTS: {**state.get(DIGESTS, {}), **others, STATE: digest_of_json(plain)}})
+    plain = {name: value for name, value in state.items() if name != CHECKSUMS_KEY}
+    return json.dumps(
+        {**plain, CHECKSUMS_KEY: {**state.get(CHECKSUMS_KEY, {}), **others, STATE_FILE: hash_json(plain)}}
+    )
 
 
 STATES: dict[str, Callable[[dict[str, Any]], str]] = {
     "nested deeply": lambda state: "[" * 100_000,
     "a list": lambda state: "[]",
-    "digests that are none": lambda state: json.dumps({**state, DIGESTS: []}),
+    "digests that are none": lambda state: json.dumps({**state, CHECKSUMS_KEY: []}),
     "nothing but a seal": lambda state: resealed({}),
     "a device among its files": lambda state: resealed(state, **{"/dev/zero": "0"}),
     "a file outside among its files": lambda state: resealed(state, **{"../../recipe.yaml": "0"}),
@@ -120,7 +122,7 @@ STATES: dict[str, Callable[[dict[str, Any]], str]] = {
 @pytest.mark.parametrize("made_up", STATES)
 def test_a_state_that_is_damaged_or_made_up_is_refused_soon(run: Path, made_up: str) -> None:
     shutil.rmtree(run / "checkpoints" / ".last.old")
-    state = run / "checkpoints" / "last" / STATE
+    state = run / "checkpoints" / "last" / STATE_FILE
     state.write_text(STATES[made_up](json.loads(state.read_text())))
     said = forked(run.parent, "tune", "--resume", run, killed_after=60)
     explained(said)

@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Path:
 class TestList:
     def test_every_registered_source_is_listed_with_what_it_needs(self) -> None:
         found = json.loads(toast("data", "ls", "--json").out)
-        assert [row["name"] for row in found["sources"]] == sorted(registry.names(registry.SOURCES))
+        assert [row["name"] for row in found["sources"]] == sorted(registry.list_names(registry.SOURCES))
         assert all(row["needs"] for row in found["sources"])
         assert not found["failures"]
 

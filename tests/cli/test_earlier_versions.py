@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from tests.cli.conftest import ROOT, TINY_DEMO, toast
 from toast_cli import registry
-from toast_cli.storage.checksums import sealed
-from toast_cli.storage.legacy_backbones import recorded_name
-from toast_cli.storage.pretuned import CONFIG, TENSORS, read_artifact
+from toast_cli.storage.checksums import add_checksum
+from toast_cli.storage.legacy_backbones import resolve_recorded_name
+from toast_cli.storage.pretuned import ARTIFACT_CONFIG_FILE, FEEDBACK_FILE, read_artifact
 from toast_cli.utils.atomic import write_json, write_tensors
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -72,11 +72,11 @@ def test_its_backbone_is_exported_under_the_present_name(here: Path) -> None:
 
 
 def test_a_feedback_path_that_version_0_1_pre_tuned_still_starts_a_run(here: Path) -> None:
-    shipped = registry.backbone_card("vit_demo_3").artifact
+    shipped = registry.load_backbone_card("vit_demo_3").artifact
     lineage, tensors = read_artifact(shipped)
-    write_tensors(here / "old" / TENSORS, tensors)
+    write_tensors(here / "old" / FEEDBACK_FILE, tensors)
     old = replace(lineage, backbone="vit_demo", toast_version="0.1.0")
-    write_json(here / "old" / CONFIG, sealed(asdict(old), [here / "old" / TENSORS]))
+    write_json(here / "old" / ARTIFACT_CONFIG_FILE, add_checksum(asdict(old), [here / "old" / FEEDBACK_FILE]))
     assert read_artifact(here / "old")[0].backbone == "vit_demo_3"
     words = ["backbone=vit_demo_3", "--init-from", here / "old", "--output-dir", here / "run", *TINY_DEMO]
     said = toast("tune", *words)
@@ -89,5 +89,5 @@ def test_a_feedback_path_that_version_0_1_pre_tuned_still_starts_a_run(here: Pat
     ("version", "name"), [("0.1.0", "vit_demo_3"), ("0.2.0", "vit_demo"), ("1.0", "vit_demo"), ("unknown", "vit_demo")]
 )
 def test_what_the_name_means_depends_on_the_version(version: str, name: str) -> None:
-    assert recorded_name("vit_demo", version) == name
-    assert recorded_name("vit_b16", version) == "vit_b16"
+    assert resolve_recorded_name("vit_demo", version) == name
+    assert resolve_recorded_name("vit_b16", version) == "vit_b16"

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tests.cli.conftest import toast
 from tests.scenes import demo_model, kept
-from toast_cli.data.demo.scenes import Options, open_source
+from toast_cli.data.demo.scenes import DemoOptions, open_demo
 
 NAME, SIDE = "test_convnext2", 64
 
@@ -41,7 +41,7 @@ def network(home: Path) -> nn.Module:
 def shown(module: nn.Module) -> Tensor:
     """The first test scene as timm prepares it, `[1, 3, 64, 64]`."""
     config = {**timm.data.resolve_data_config({}, model=module), "input_size": (3, SIDE, SIDE)}
-    scene = open_source(Options(), None).splits["test"].load(0)
+    scene = open_demo(DemoOptions(), None).splits["test"].load(0)
     return timm.data.create_transform(**config)(scene.image)[None]
 
 
@@ -111,7 +111,7 @@ def test_the_share_on_the_object_is_that_of_the_map_enlarged_to_pixels(home: Pat
     run = kept(demo_model(backbone=backbone), here / "run", backbone=backbone, images={"resize": SIDE})
     assert toast("visualize-attention", "--test-image", "0", "--run", run, "--out", "seen").code == 0
     maps, record = load_file("seen/test-0.safetensors"), json.loads((here / "seen/test-0.json").read_text())
-    mask = open_source(Options(), None).splits["test"].load(0).mask
+    mask = open_demo(DemoOptions(), None).splits["test"].load(0).mask
     for name in ("pass_one", "similarity", "pass_two"):
         fine = np.kron(maps[name].numpy(), np.ones((SIDE // len(maps[name]),) * 2))
         share = record["views"][0]["share_inside"][name]

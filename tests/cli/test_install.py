@@ -36,8 +36,8 @@ def test_a_wheel_brings_its_recipes_its_plugins_and_the_demos_weights(tmp_path: 
     script = (
         "import sys; sys.path[:] = [p for p in sys.path if p not in sys.argv[1:]];"
         "import toast_cli, toast_vit, json; from importlib.resources import files;"
-        "from toast_cli import registry; from toast_cli.recipe.builtin import names, suite_names;"
-        "print(json.dumps([toast_cli.__file__, names() + suite_names(), registry.names(registry.BACKBONES),"
+        "from toast_cli import registry; from toast_cli.recipe.builtin import list_recipes, list_suites;"
+        "print(json.dumps([toast_cli.__file__, list_recipes() + list_suites(), registry.list_names(registry.BACKBONES),"
         "files('toast_vit').joinpath('weights/vit_demo.safetensors').is_file()]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

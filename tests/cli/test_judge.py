@@ -180,7 +180,7 @@ def test_what_one_judge_said_is_not_taken_for_anothers(run: Path, questions: Pat
     toast("eval", "--judge", questions, "--judge-url", other, "--judge-model", "j", *named)
     assert len(server.asked) == 6, "another endpoint may serve another model by the same name"
     with pytest.MonkeyPatch.context() as changed:
-        changed.setattr("toast_cli.evaluation.llm_judge.TASK", "Grade it otherwise.")
+        changed.setattr("toast_cli.evaluation.llm_judge.JUDGE_PROMPT", "Grade it otherwise.")
         judge(questions, server, run)
     assert len(server.asked) == 9, "what was asked for has changed"
 
@@ -189,7 +189,7 @@ def test_no_model_is_loaded_where_every_answer_is_kept(
     run: Path, questions: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = judge(questions, server, run)
-    monkeypatch.setattr("toast_cli.cli.commands.eval_judge.run_writer", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("toast_cli.cli.commands.eval_judge.load_writer", lambda *_: pytest.fail("a model was loaded"))
     assert judge(questions, server, run).out == first.out
 
 

@@ -18,8 +18,8 @@ def toast(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def entry(name: str, value: str) -> tuple[registry.Entry, ...]:
-    return (registry.Entry(name, value, "house", EntryPoint(name, value, "group")),)
+def entry(name: str, value: str) -> tuple[registry.RegistryEntry, ...]:
+    return (registry.RegistryEntry(name, value, "house", EntryPoint(name, value, "group")),)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def house(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         registry.BACKBONES: {"vit_b16": entry("vit_b16", "toast_vit.cards:VIT_B16")},
         registry.FAMILIES: {"vit": entry("vit", "toast_vit.cards:FAMILY")},
     }
-    monkeypatch.setattr(registry, "entries", lambda group: found.get(group, {}))
+    monkeypatch.setattr(registry, "list_entries", lambda group: found.get(group, {}))
     return found
 
 
@@ -98,7 +98,7 @@ def test_doctor_names_a_plugin_that_fails(house: dict[str, Any]) -> None:
 
 
 def test_doctor_names_a_missing_package(house: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_module, "CORE", (*doctor_module.CORE, "no-such-package-here"))
+    monkeypatch.setattr(doctor_module, "CORE_PACKAGES", (*doctor_module.CORE_PACKAGES, "no-such-package-here"))
     code, out, _ = toast("doctor")
     assert code == 1
     assert "no-such-package-here: missing" in out

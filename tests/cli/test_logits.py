@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.forks import fork
 from toast_cli.model.model import Model
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.storage.load_model import load
+from toast_cli.storage.load_model import load_model
 from toast_cli.training import session
 from toast_cli.training import tune as tuning
 from toast_cli.training.reporter import Reporter
@@ -40,7 +40,7 @@ def tuned(method: Any, run: Path) -> Tensor:
     build = session.build_model
     with pytest.MonkeyPatch.context() as watched:
         watched.setattr(session, "build_model", lambda *given: kept.append(build(*given)) or kept[0])
-        tuning.tune(build_recipe(raw, {}, origin="a test"), run, Reporter())
+        tuning.tune_model(build_recipe(raw, {}, origin="a test"), run, Reporter())
     torch.manual_seed(5)
     with torch.no_grad():
         return kept[0].eval()(kept[0].backbone.example(4))
@@ -50,7 +50,7 @@ def loaded(out: Path, runs: list[Path]) -> None:
     """Keep the logits of models that are loaded from their runs."""
     logits = {}
     for run in runs:
-        model = load(run).model
+        model = load_model(run).model
         torch.manual_seed(5)
         with torch.no_grad():
             logits[run.name] = model(model.backbone.example(4))

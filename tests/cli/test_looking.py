@@ -142,7 +142,7 @@ def test_a_sweep_tells_of_pass_two_what_measuring_at_that_strength_tells(run: Pa
 
 
 def test_a_sweep_whose_strength_zero_still_steers_is_an_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toast_cli.evaluation.attention_evaluation.set_strength", lambda model, alpha: None)
+    monkeypatch.setattr("toast_cli.evaluation.attention_evaluation.set_feedback_strength", lambda model, alpha: None)
     toast("eval", "--run", run, "--sweep", "--limit", "4").fails(
         1, "With steering strength 0", "not the plain backbone"
     )

@@ -13,8 +13,8 @@ from PIL import Image
 
 from tests.cli.conftest import toast
 from tests.scenes import demo_model, kept
-from tests.unit.attention.test_scales import VIEW, text_view
-from toast_cli.cli.commands.visualize_text import page_of
+from tests.unit.visualize.test_color_scales import VIEW, text_view
+from toast_cli.cli.commands.visualize_text import render_text_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -38,7 +38,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     runs = [kept(demo_model(), home / "steered"), kept(demo_model("linear"), home / ("linear-" * 12))]
     said = toast("compare", *runs, runs[0], "--images", "1", "--out", home / "comparison")
     assert said.code == 0, said.err
-    (home / "prompt.html").write_text(page_of([VIEW, text_view("x" * 60, [0.9, 0.1, 0], [0, 0.1, 0.9])]), "utf-8")
+    (home / "prompt.html").write_text(
+        render_text_page([VIEW, text_view("x" * 60, [0.9, 0.1, 0], [0, 0.1, 0.9])]), "utf-8"
+    )
     return {"comparison": home / "comparison/report.html", "text": home / "prompt.html"}
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from tests.cli.conftest import TINY_DEMO, toast
 from toast_cli.training.plan import method_costs, throughput
-from toast_cli.training.plan.memory import Growth
+from toast_cli.training.plan.memory import MemoryByBatchSize
 from toast_cli.training.plan.method_costs import parse_memory
-from toast_cli.training.plan.throughput import Pace
+from toast_cli.training.plan.throughput import TimePerSample
 from toast_cli.utils.errors import UsageError
 
-GROWTH = Growth(weights=1000, gradients=100, optimizer=100, first=300, further=200)
+GROWTH = MemoryByBatchSize(weights=1000, gradients=100, optimizer=100, first=300, further=200)
 
 
 def test_memory_grows_by_each_sample_and_the_largest_batch_is_the_last_that_fits() -> None:
@@ -34,16 +34,16 @@ def test_anything_else_is_no_memory(text: str) -> None:
 
 
 def test_a_whole_run_is_its_epochs_with_validation_and_one_look_at_test() -> None:
-    from toast_cli.recipe.resolve import resolve
+    from toast_cli.recipe.resolve import resolve_recipe
 
-    here, samples = Pace(train=0.1, evaluate=0.01, before=5.0), {"train": 100, "val": 50, "test": 200}
-    recipe = resolve(overrides=["training.epochs=3", "training.validate_every=1"]).recipe
+    here, samples = TimePerSample(train=0.1, evaluate=0.01, before=5.0), {"train": 100, "val": 50, "test": 200}
+    recipe = resolve_recipe(overrides=["training.epochs=3", "training.validate_every=1"]).recipe
     assert here.run(recipe, samples) == pytest.approx(5 + 3 * (10 + 0.5) + 2)
-    untested = resolve(overrides=["training.epochs=3", "training.validate_every=1", "test=false"]).recipe
+    untested = resolve_recipe(overrides=["training.epochs=3", "training.validate_every=1", "test=false"]).recipe
     assert here.run(untested, samples) == pytest.approx(5 + 3 * (10 + 0.5))
-    seldom = resolve(overrides=["training.epochs=3", "training.validate_every=2", "test=false"]).recipe
+    seldom = resolve_recipe(overrides=["training.epochs=3", "training.validate_every=2", "test=false"]).recipe
     assert here.run(seldom, samples) == pytest.approx(5 + 3 * 10 + 2 * 0.5)
-    short = resolve(
+    short = resolve_recipe(
         overrides=["training.epochs=3", "training.batch_size=50", "training.max_steps=3", "test=false"]
     ).recipe
     assert here.run(short, samples) == pytest.approx(5 + 1.5 * 10 + 0.5)
@@ -53,9 +53,9 @@ def test_ways_are_compared_and_those_that_do_not_fit_or_are_not_taken_are_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     refused = ("method.feedback=early", "method.feedback_level=9")
-    ways = {name: method_costs.WAYS[name] for name in ("TOAST", "TOAST, cached", "linear")}
-    monkeypatch.setattr(method_costs, "WAYS", {**ways, "early, at level 9": ("toast", refused)})
-    monkeypatch.setattr(throughput, "STEPS", 1)
+    ways = {name: method_costs.METHOD_VARIANTS[name] for name in ("TOAST", "TOAST, cached", "linear")}
+    monkeypatch.setattr(method_costs, "METHOD_VARIANTS", {**ways, "early, at level 9": ("toast", refused)})
+    monkeypatch.setattr(throughput, "MAX_TIMED_STEPS", 1)
     monkeypatch.setenv("TOAST_CACHE_DIR", str(tmp_path))
     said = toast("plan", "--memory", "4MB", "--device", "cpu", "--json", "backbone=vit_demo_3", *TINY_DEMO)
     assert said.code == 0, said.err
@@ -71,8 +71,10 @@ def test_ways_are_compared_and_those_that_do_not_fit_or_are_not_taken_are_said(
 
 
 def test_the_table_says_what_fits_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method_costs, "WAYS", {name: method_costs.WAYS[name] for name in ("TOAST", "linear")})
-    monkeypatch.setattr(throughput, "STEPS", 1)
+    monkeypatch.setattr(
+        method_costs, "METHOD_VARIANTS", {name: method_costs.METHOD_VARIANTS[name] for name in ("TOAST", "linear")}
+    )
+    monkeypatch.setattr(throughput, "MAX_TIMED_STEPS", 1)
     said = toast("plan", "--memory", "6MB", "--device", "cpu", "backbone=vit_demo_3", *TINY_DEMO)
     assert said.code == 0, said.err
     assert "largest that fits" in said.out and "115,461" in said.out
@@ -82,8 +84,8 @@ def test_the_table_says_what_fits_and_how(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_no_weights_are_needed_to_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method_costs, "WAYS", {"linear": method_costs.WAYS["linear"]})
-    monkeypatch.setattr(throughput, "STEPS", 1)
+    monkeypatch.setattr(method_costs, "METHOD_VARIANTS", {"linear": method_costs.METHOD_VARIANTS["linear"]})
+    monkeypatch.setattr(throughput, "MAX_TIMED_STEPS", 1)
     said = toast("plan", "--backbone", "vit:test_vit", "--memory", "1GB", "--device", "cpu", *TINY_DEMO)
     assert said.code == 0, said.err
     assert "Measuring linear" in said.err and "random weights where none were given" in said.out + said.err

@@ -15,8 +15,8 @@ from tests.language import make_model
 from toast_cli import registry
 from toast_cli.recipe.parse import load_recipe
 from toast_cli.storage.checkpoint import load_checkpoint
-from toast_cli.storage.load_model import load
-from toast_cli.training.session import prepare
+from toast_cli.storage.load_model import load_model
+from toast_cli.training.session import prepare_session
 
 TINY_DEMO = ["backbone=vit_demo_3", *conftest.TINY_DEMO]
 """Three levels are enough here."""
@@ -65,7 +65,7 @@ def test_tuning_starts_from_the_artifact(pretuned: Path, here: Path, words: str)
     told = " ".join(said.err.split())
     assert (f"It was pre-tuned under full feedback; this run has {other} feedback" in told) is (other is not None)
     assert ("selects earlier than xi and P were pre-tuned to" in told) is (other == "early")
-    session = prepare(load_recipe(here / "run" / "recipe.yaml"))
+    session = prepare_session(load_recipe(here / "run" / "recipe.yaml"))
     model = session.model
     load_checkpoint(here / "run" / "checkpoints", "last", model)
     trained = {name: weight for name, weight in model.trained().items() if ".A." in name or "xi" in name}
@@ -214,8 +214,8 @@ def test_the_demos_backbone_brings_a_pre_tuned_feedback_path(here: Path) -> None
     chosen = ["--init-from", "shipped", "--output-dir", here / "run", *TINY_DEMO, "training.lr=1e-12"]
     said = toast("tune", *chosen)
     assert said.code == 0 and "pre-tuned on demo" in said.err, said.err
-    steering = load(here / "run").model.adapted.steering
-    shipped = load_file(registry.backbone_card("vit_demo_3").artifact / "feedback.safetensors")
+    steering = load_model(here / "run").model.adapted.steering
+    shipped = load_file(registry.load_backbone_card("vit_demo_3").artifact / "feedback.safetensors")
     assert steering is not None
     assert torch.allclose(steering.feedback.A[0].weight, shipped["A.0"], atol=1e-6)
 

@@ -24,7 +24,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "shelf"
     (folder / "demo").mkdir(parents=True)
     (folder / "demo" / "birds.yaml").write_text(GOOD.replace("Mine.", "Birds [bold] in boxes.\n# Second line."))
-    monkeypatch.setattr(builtin, "root", lambda: folder)
+    monkeypatch.setattr(builtin, "get_recipes_folder", lambda: folder)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return folder
@@ -100,10 +100,10 @@ def test_the_schema_is_json_that_knows_every_section() -> None:
 
 def test_what_comes_with_toast_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    names = builtin.names()
+    names = builtin.list_recipes()
     code, out, err = recipes("validate", *names)
     assert (code, err) == (0, "")
     assert out.count(": valid\n") == len(names) > 0
     for name in names:
-        assert builtin.header(builtin.find(name).text)
-        assert yaml.safe_load(builtin.find(name).text)
+        assert builtin.get_header_comment(builtin.find_recipe(name).text)
+        assert yaml.safe_load(builtin.find_recipe(name).text)

@@ -16,7 +16,7 @@ from PIL import Image
 import toast_cli
 from tests.cli.conftest import toast
 from tests.cli.test_processes import TORCHRUN, two_forks, two_processes
-from toast_cli.recipe.resolve import resolve
+from toast_cli.recipe.resolve import resolve_recipe
 from toast_cli.utils.errors import UsageError
 
 SHORT = ["task.width=16", "training.epochs=1", "training.batch_size=4", "training.warmup_epochs=0", "--device", "cpu"]
@@ -107,33 +107,35 @@ def test_the_picture_shows_predicted_and_labelled_classes(run: Path, tmp_path: P
 
 
 def test_the_picture_of_several_runs_shows_what_each_predicts_and_the_labels_once(run: Path) -> None:
-    from toast_cli.storage.load_model import load
+    from toast_cli.storage.load_model import load_model
     from toast_cli.training.session import open_data
-    from toast_cli.visualize.layout import viewers_rows
-    from toast_cli.visualize.view import Viewer, see
+    from toast_cli.visualize.layout import build_comparison_rows
+    from toast_cli.visualize.view import AttentionViewer, compute_image_view
 
-    loaded = load(run)
-    viewers = [Viewer(name, loaded.model, loaded.recipe.images, loaded.classes) for name in ("one", "two")]
+    loaded = load_model(run)
+    viewers = [AttentionViewer(name, loaded.model, loaded.recipe.images, loaded.classes) for name in ("one", "two")]
     samples = [open_data(loaded.recipe).splits["test"].load(index) for index in (0, 1)]
-    views = [[see(viewer, sample) for viewer in viewers] for sample in samples]
-    rows = viewers_rows(samples, views)
+    views = [[compute_image_view(viewer, sample) for viewer in viewers] for sample in samples]
+    rows = build_comparison_rows(samples, views)
     for row, seen, sample in zip(rows, views, samples, strict=True):
         shown = [panel.segments for panel in row.panels]
         assert [segments is None for segments in shown] == [True, True, False, True, False, False]
         assert shown[2] is seen[0].segments["predicted"] and shown[4] is seen[1].segments["predicted"]
         assert shown[5] is not None and np.array_equal(shown[5].classes, sample.classes)
     classes = [replace(sample, classes=None) if sample is samples[1] else sample for sample in samples]
-    views = [[see(viewer, sample) for viewer in viewers] for sample in classes]
-    assert [len(row.panels) for row in viewers_rows(classes, views)] == [5, 5], "no column with gaps"
+    views = [[compute_image_view(viewer, sample) for viewer in viewers] for sample in classes]
+    assert [len(row.panels) for row in build_comparison_rows(classes, views)] == [5, 5], "no column with gaps"
 
 
 def test_the_picture_shows_the_classes_of_the_whole_image(convnext_run: Path, pairs: Path, tmp_path: Path) -> None:
-    from toast_cli.storage.load_model import load
-    from toast_cli.visualize.view import Viewer, from_file, see
+    from toast_cli.storage.load_model import load_model
+    from toast_cli.visualize.view import AttentionViewer, compute_image_view, load_image_sample
 
-    loaded = load(convnext_run)
+    loaded = load_model(convnext_run)
     file = pairs / "images/test/1.jpg"  # taller than wide: the window sees its middle
-    found = see(Viewer("a run", loaded.model, loaded.recipe.images, loaded.classes), from_file(file))
+    found = compute_image_view(
+        AttentionViewer("a run", loaded.model, loaded.recipe.images, loaded.classes), load_image_sample(file)
+    )
     assert found.window.height < 100
     classes = found.segments["predicted"].classes
     assert classes.shape == (100, 70) and np.array_equal(classes, toast_cli.load(convnext_run).segment(file)[0])
@@ -155,12 +157,12 @@ def test_eval_shows_whole_images_or_windows_as_it_is_told(convnext_run: Path) ->
 def test_many_classes_are_not_listed_but_where_they_are_is_said() -> None:
     from rich.console import Console
 
-    from toast_cli.cli.output.tables import results_table
+    from toast_cli.cli.output.tables import build_results_table
 
     iou = {f"class {number}": 0.5 for number in range(150)}
     metrics = {"mean_iou": 0.5, "images": 2, "pixel_accuracy": 0.7, "iou": iou}
     console = Console(width=120, record=True, quiet=False, file=io.StringIO())
-    console.print(results_table("a run", {"test": metrics}))
+    console.print(build_results_table("a run", {"test": metrics}))
     told = console.export_text()
     assert "class 7" not in told and "IoU of 150 classes" in told and "results.json" in told and "--out" in told
 
@@ -308,7 +310,7 @@ def test_pictures_of_data_show_the_classes_of_their_pixels(pairs: Path, tmp_path
 )
 def test_every_data_set_has_a_recipe_for_every_method(dataset: str, name: str, method: str) -> None:
     backbone = "vit_demo_3" if dataset == "demo-segmentation" else "vit_b16_in21k"
-    found = resolve(backbone=backbone, dataset=dataset, method=method)
+    found = resolve_recipe(backbone=backbone, dataset=dataset, method=method)
     assert found.name == name + method and found.recipe.method.name == method
     if method.startswith("toast"):
         assert found.recipe.method.feedback == "early"  # type: ignore[attr-defined]

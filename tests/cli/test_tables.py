@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from toast_cli.cli.output.tables import pretuning_table
+from toast_cli.cli.output.tables import build_pretuning_table
 
 
 def printed(results: dict[str, dict[str, float]]) -> str:
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(pretuning_table("vit_demo on demo", results))
+        console.print(build_pretuning_table("vit_demo on demo", results))
     return " ".join(capture.get().split())
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.cli.conftest import TINY_DEMO, MakePictures, Said, toast
 from tests.slow.kills import explained, forked
 from toast_cli.export import verification_worker
-from toast_cli.storage.run_folder import LOCK
+from toast_cli.storage.run_folder import LOCK_FILE
 
 ONE = [*TINY_DEMO, "training.epochs=1", "--device", "cpu"]
 
@@ -47,7 +47,7 @@ def failed(said: Said) -> None:
 def test_a_disk_that_fills_up_is_told_and_nothing_finished_is_lost(
     here: Path, mounted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
+    monkeypatch.setattr(verification_worker, "run_in_new_process", verification_worker.open_and_run_export)
     assert toast("tune", *ONE, "--output-dir", "run").code == 0
     disk = mounted("size=300k")
     failed(toast("tune", *ONE, "--output-dir", disk / "run"))
@@ -59,7 +59,7 @@ def test_a_disk_that_fills_up_is_told_and_nothing_finished_is_lost(
     monkeypatch.setenv("TOAST_CACHE_DIR", str(disk / "cache"))
     said = toast("tune", *TINY_DEMO, "training.epochs=1", "training.cache=true", "--output-dir", "cached")
     said.fails(1, "Error: ")
-    assert {path.name for path in disk.rglob(".*") if path.is_file()} <= {LOCK}, "nothing half-written"
+    assert {path.name for path in disk.rglob(".*") if path.is_file()} <= {LOCK_FILE}, "nothing half-written"
     assert toast("eval", "--run", "run").code == 0
 
 

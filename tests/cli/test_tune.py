@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast, toast_in_new_process
 from toast_cli.export import verification_worker
-from toast_cli.storage.run_folder import LOCK
+from toast_cli.storage.run_folder import LOCK_FILE
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def own_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = toast("tune", "--method", "full", "--output-dir", folder / "base", "--device", "cpu", *TINY_DEMO)
     assert said.code == 0, said.err
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
+        patched.setattr(verification_worker, "run_in_new_process", verification_worker.open_and_run_export)
         said = toast("export", "--run", folder / "base", "--what", "backbone", "--out", folder / "own.safetensors")
     assert said.code == 0, said.err
     return folder / "own.safetensors"
@@ -73,7 +73,7 @@ def test_a_run_folder_holds_everything_about_the_run(finished: Path) -> None:
 
 def test_no_file_of_a_run_is_a_pickle(finished: Path) -> None:
     assert {path.suffix or path.name for path in finished.rglob("*") if path.is_file()} <= {
-        LOCK,
+        LOCK_FILE,
         ".yaml",
         ".json",
         ".jsonl",

@@ -25,10 +25,10 @@ ANY_OF_A_FAMILY = [
 
 
 def registered() -> list[object]:
-    names = registry.names(registry.BACKBONES)
+    names = registry.list_names(registry.BACKBONES)
     assert "vit_demo_3" in names and "vit_b16" in names
     return [
-        pytest.param(name, marks=marks(registry.backbone_card(name).parameters or 0), id=name.rpartition("/")[2])
+        pytest.param(name, marks=marks(registry.load_backbone_card(name).parameters or 0), id=name.rpartition("/")[2])
         for name in [*names, *ANY_OF_A_FAMILY]
     ]
 
@@ -43,7 +43,7 @@ def marks(parameters: int) -> list[pytest.MarkDecorator]:
 def built(name: str) -> Backbone:
     """One instance per backbone for the whole suite: every test must leave it as it found it."""
     torch.manual_seed(0)
-    card = registry.backbone_card(name)
+    card = registry.load_backbone_card(name)
     backbone = card.build(card.options(name=name, weights="none"))
     backbone.module.eval().requires_grad_(False)
     return backbone

@@ -11,12 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from toast_cli import registry
 from toast_cli.backbones.base import Backbone, State, Trace
-from toast_cli.methods.adapted_model import Adapted
-from toast_cli.model.model import Model, Stock
-from toast_cli.steering.least_squares import least_squares_start
-from toast_cli.steering.steering import Steering, two_passes
-from toast_cli.tasks.classification import Options as ClassificationOptions
-from toast_cli.tasks.classification import build as build_classification
+from toast_cli.methods.adapted_model import AdaptedModel
+from toast_cli.model.model import BackboneSnapshot, Model
+from toast_cli.steering.least_squares import initialize_least_squares
+from toast_cli.steering.steering import Steering, run_two_passes
+from toast_cli.tasks.classification import ClassificationOptions, build_classification
 from toast_cli.utils.errors import UsageError
 
 CLASSES = ("a", "b", "c")
@@ -70,7 +69,7 @@ def test_levels_have_the_widths_they_declare(backbone: Backbone) -> None:
 @torch.no_grad()
 def test_feedback_from_z_has_the_shape_of_every_level_it_steers(backbone: Backbone) -> None:
     inputs = inputs_of(backbone)
-    passes = two_passes(backbone, Steering(backbone), inputs)
+    passes = run_two_passes(backbone, Steering(backbone), inputs)
     assert passes.signals is not None and passes.similarity is not None
     pooled = passes.last.pooled
     assert len(pooled) == 2 and pooled.shape[-1] == backbone.head_width
@@ -84,7 +83,7 @@ def test_early_and_late_feedback_steer_their_levels_and_no_other(backbone: Backb
     inputs, middle, count = inputs_of(backbone), len(backbone.levels) // 2, len(backbone.levels)
     steering = Steering(backbone, range(middle) if kind == "early" else range(middle, count))
     first, last = Trace(levels=True), Trace(levels=True)
-    passes = two_passes(backbone, steering, inputs, first, last)
+    passes = run_two_passes(backbone, steering, inputs, first, last)
     assert passes.signals is not None and passes.last.pooled.shape == plain(backbone, inputs).pooled.shape
     assert [index for index, signal in enumerate(passes.signals) if signal is not None] == list(steering.levels)
     # The same again by hand: every level run in both passes, nothing shared and nothing left out.
@@ -138,19 +137,19 @@ def test_nothing_stays_attached(backbone: Backbone, fails: bool) -> None:
     assert torch.equal(plain(backbone, inputs).pooled, backbone.stock(inputs))
 
 
-@pytest.mark.parametrize("method", registry.names(registry.METHODS))
+@pytest.mark.parametrize("method", registry.list_names(registry.METHODS))
 def test_a_training_step_changes_what_the_method_declares_and_nothing_else(name: str, method: str) -> None:
     torch.manual_seed(0)
-    card = registry.backbone_card(name)
+    card = registry.load_backbone_card(name)
     backbone = card.build(card.options(name=name, weights="none"))
-    stock = Stock.of(backbone)
-    registered = registry.load(registry.METHODS, method)
+    stock = BackboneSnapshot.of(backbone)
+    registered = registry.load_entry(registry.METHODS, method)
     options = registered.options(**ASKED.get(method, {}))
     if method == "vpt" and not backbone.takes_prompts:
         with pytest.raises(UsageError, match="takes none"):
             registered.build(options, backbone)
         return
-    adapted: Adapted = registered.build(options, backbone)
+    adapted: AdaptedModel = registered.build(options, backbone)
     model = Model(adapted, build_classification(ClassificationOptions(), backbone, CLASSES), stock)
     # Steering that starts at exactly zero, or selects no token, has parameters without a first gradient.
     if adapted.steering is not None:
@@ -162,7 +161,7 @@ def test_a_training_step_changes_what_the_method_declares_and_nothing_else(name:
     model.train()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # a tied weight counts once
     before = {key: tensor.detach().clone() for key, tensor in tensors.items()}
-    additions = model.frozen_additions()
+    additions = model.get_frozen_additions()
     optimizer = torch.optim.SGD(model.trained().values(), lr=1.0)
     logits, passes = model.look(inputs_of(backbone))
     loss = logits.exp().sum()  # any loss will do: which task follows is not the backbone's business
@@ -209,8 +208,8 @@ def test_gradients_under_checkpointing_equal_the_unchecked_ones(backbone: Backbo
 def test_after_the_least_squares_start_two_passes_equal_one(backbone: Backbone) -> None:
     steering = Steering(backbone)
     inputs = inputs_of(backbone)
-    least_squares_start(steering, backbone, [inputs])
-    passes = two_passes(backbone, steering, inputs)
+    initialize_least_squares(steering, backbone, [inputs])
+    passes = run_two_passes(backbone, steering, inputs)
     assert torch.equal(passes.last.pooled, passes.first.pooled)
     assert torch.isclose(steering.selection.xi.norm(), torch.tensor(1.0))
 
@@ -225,7 +224,7 @@ def test_attention_maps_are_distributions_and_the_first_blocks_is_the_same_in_bo
     steering = Steering(backbone)
     for parameter in steering.feedback.parameters():
         nn.init.normal_(parameter, std=0.1)
-    two_passes(backbone, steering, inputs, first, last)
+    run_two_passes(backbone, steering, inputs, first, last)
     for trace in (first, last):
         assert set(trace.attention) == wanted
         for attention in trace.attention.values():

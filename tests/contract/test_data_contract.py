@@ -14,12 +14,12 @@ import torch
 from tests.layouts import LAYOUTS, STREAMS
 from toast_cli import registry
 from toast_cli.backbones.base import Preprocessing
-from toast_cli.data.base import BatchOptions, DataSet, image_splits
+from toast_cli.data.base import BatchOptions, DataSet, get_image_splits
 from toast_cli.data.images import decode as decoding
-from toast_cli.data.splits import hash_of
+from toast_cli.data.splits import get_split_hash
 from toast_cli.data.streams import loader
 from toast_cli.model.batches import build_batches
-from toast_cli.recipe.parse import build_dataset, build_recipe
+from toast_cli.recipe.parse import build_dataset_options, build_recipe
 from toast_cli.utils.errors import ToastError
 
 FIELDS = {
@@ -47,8 +47,8 @@ def quiet_hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def opened(shorthand: str, where: Path, **fields: Any) -> DataSet:
     name = shorthand.partition(":")[0]
-    options = build_dataset(shorthand, {**FIELDS.get(name, {}), **fields})
-    return registry.load(registry.SOURCES, options.name).open(options, where)
+    options = build_dataset_options(shorthand, {**FIELDS.get(name, {}), **fields})
+    return registry.load_entry(registry.SOURCES, options.name).open(options, where)
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -82,7 +82,7 @@ def read(data: DataSet, part: str) -> list[tuple[int, int]]:
 
 
 def test_every_registered_source_of_labelled_images_is_held_to_the_contract() -> None:
-    sources = {name: registry.load(registry.SOURCES, name) for name in registry.names(registry.SOURCES)}
+    sources = {name: registry.load_entry(registry.SOURCES, name) for name in registry.list_names(registry.SOURCES)}
     labelled = {name for name, source in sources.items() if source.task == "classification"}
     assert labelled - {"unknown"} == {*LAYOUTS, *STREAMS} - {"imagenet_in_tars"}
 
@@ -96,7 +96,7 @@ def test_opening_reads_no_image_and_every_split_is_whole(
     with monkeypatch.context() as context:
         context.setattr(decoding, "open_image", forbidden)
         data = opened(*made)
-    splits = image_splits(data, "the data")
+    splits = get_image_splits(data, "the data")
     assert {"train", "val"} <= set(splits) <= {"train", "val", "test"}
     assert all(name.isprintable() for name in data.classes) and len(set(data.classes)) == len(data.classes)
     for part, split in splits.items():
@@ -108,7 +108,7 @@ def test_opening_reads_no_image_and_every_split_is_whole(
 
 
 def test_a_sample_is_rgb_and_its_mask_lies_on_it_here_and_in_another_process(made: tuple[str, Path]) -> None:
-    for split in image_splits(opened(*made), "the data").values():
+    for split in get_image_splits(opened(*made), "the data").values():
         sample = split.load(len(split) - 1)
         assert sample.image.mode == "RGB"
         assert (sample.label, sample.name) == (split.labels[-1], split.names[-1])
@@ -145,7 +145,9 @@ def contents(data: DataSet) -> dict[str, list[Any]]:
     """What tells the splits' images apart."""
     if any(not hasattr(split, "names") for split in data.splits.values()):
         return {part: read(data, part) for part in data.splits}
-    return {part: list(zip(split.names, split.labels, strict=True)) for part, split in image_splits(data, "it").items()}
+    return {
+        part: list(zip(split.names, split.labels, strict=True)) for part, split in get_image_splits(data, "it").items()
+    }
 
 
 def test_opening_twice_gives_the_same(any_made: tuple[str, Path]) -> None:
@@ -176,9 +178,9 @@ def test_another_seed_makes_other_splits_and_leaves_published_ones_alone(layout:
 
 def test_every_split_has_a_hash_of_its_own(any_made: tuple[str, Path]) -> None:
     data = opened(*any_made)
-    hashes = {part: hash_of(split) for part, split in data.splits.items()}
+    hashes = {part: get_split_hash(split) for part, split in data.splits.items()}
     assert None not in hashes.values() and len(set(hashes.values())) == len(hashes)
-    assert hashes == {part: hash_of(split) for part, split in opened(*any_made).splits.items()}
+    assert hashes == {part: get_split_hash(split) for part, split in opened(*any_made).splits.items()}
 
 
 def test_batches_come_out_with_masks_where_there_are_some(any_made: tuple[str, Path]) -> None:

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from tests.parity.agreement import TOLERANCE, assert_agrees, linear, read, under
 from toast_cli.backbones.base import Preprocessing, Trace
-from toast_cli.steering.feedback import base_weight
-from toast_cli.steering.reconstruction import reconstruction_losses
-from toast_cli.steering.steering import Steering, two_passes
+from toast_cli.steering.feedback import get_base_weight
+from toast_cli.steering.reconstruction import compute_reconstruction_losses
+from toast_cli.steering.steering import Steering, run_two_passes
 from toast_convnext.backbone import ConvNeXtBackbone
 
 
@@ -36,8 +36,8 @@ def steering_of(weights: dict[str, Tensor], backbone: ConvNeXtBackbone, dtype: t
         steering.selection.xi.copy_(weights["prompt"])
         steering.selection.P.copy_(weights["top_down_transform"].T)
         for index, (A_l, B_l) in enumerate(zip(steering.feedback.A, steering.feedback.B, strict=True)):
-            base_weight(A_l).copy_(rows(weights[f"decoders.{index}.linear.weight"]))
-            base_weight(B_l).copy_(weights[f"decoders.{index}.linear2.weight"])
+            get_base_weight(A_l).copy_(rows(weights[f"decoders.{index}.linear.weight"]))
+            get_base_weight(B_l).copy_(weights[f"decoders.{index}.linear2.weight"])
     return steering.to(dtype)
 
 
@@ -46,12 +46,12 @@ def run(weights: dict[str, Tensor], image: Tensor, labels: Tensor, dtype: torch.
     backbone = backbone_of(weights, dtype)
     steering, head = steering_of(weights, backbone, dtype), linear(weights, "head").to(dtype)
     trace = Trace(levels=True)
-    passes = two_passes(backbone, steering, image.to(dtype), last_trace=trace)
+    passes = run_two_passes(backbone, steering, image.to(dtype), last_trace=trace)
     logits = head(passes.last.pooled)
     loss = F.cross_entropy(logits, labels)
     loss.backward()
     assert passes.similarity is not None and passes.selected is not None and passes.signals is not None
-    reconstruction = torch.stack(reconstruction_losses(steering, trace)).sum()
+    reconstruction = torch.stack(compute_reconstruction_losses(steering, trace)).sum()
     ours: dict[str, Tensor | None] = {
         "first_pass_map": passes.first.z,
         "first.features": passes.first.z,
@@ -77,7 +77,7 @@ def run(weights: dict[str, Tensor], image: Tensor, labels: Tensor, dtype: torch.
     for index, signal in enumerate(passes.signals):
         ours[f"td.{index}"] = ours[f"top_down.{index}"] = signal
     for index, (A_l, level) in enumerate(zip(steering.feedback.A, backbone.levels, strict=True)):
-        gradient, r = base_weight(A_l).grad, level.stride
+        gradient, r = get_base_weight(A_l).grad, level.stride
         assert gradient is not None
         patches = gradient.reshape(level.width_in, r, r, level.width_out)
         ours[f"grad.decoders.{index}.linear.weight"] = patches.permute(3, 0, 1, 2)

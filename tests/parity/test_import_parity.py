@@ -19,9 +19,9 @@ from transformers import LlamaConfig
 
 from tests.parity.agreement import read, under
 from toast_cli.export.import_authors import import_checkpoint
-from toast_cli.storage.checksums import digest_of_file, read_sealed
-from toast_cli.storage.load_model import load
-from toast_cli.storage.pretuned import start_from
+from toast_cli.storage.checksums import hash_file, read_checksummed_json
+from toast_cli.storage.load_model import load_model
+from toast_cli.storage.pretuned import initialize_from_artifact
 from toast_cli.utils.errors import ToastError
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
@@ -67,7 +67,7 @@ def dump(folder: Path, content: Any, name: str = "theirs.pth") -> Path:
 
 def logits(run: Path, inputs: Any) -> Tensor:
     with torch.no_grad():
-        return load(run).model(inputs)
+        return load_model(run).model(inputs)
 
 
 def assert_same(ours: Tensor, theirs: Tensor) -> None:
@@ -82,7 +82,7 @@ def test_a_full_vit_is_read_whatever_it_is_wrapped_in(tmp_path: Path, wrapped: C
     assert_same(logits(folder.path, numbers["input"].float()), numbers["logits"])
     assert account["departures"] == {"value_bias": "twice"}
     assert account["network"] + account["feedback"] + account["head"] == account["tensors"]
-    assert read_sealed(folder.path / "results.json") == account and account["file_sha256"] == digest_of_file(file)
+    assert read_checksummed_json(folder.path / "results.json") == account and account["file_sha256"] == hash_file(file)
 
 
 def test_the_departure_can_be_switched_off_by_its_name(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_lite_with_its_factors_is_read(tmp_path: Path) -> None:
     folder, _ = import_checkpoint(dump(tmp_path, weights), "vit:vit_golden", output_dir=tmp_path / "run")
     numbers, _ = read("vit_seed0.safetensors")
     assert_same(logits(folder.path, numbers["input.image"].float()), numbers["lite_ref.f32.second.logits"])
-    assert load(folder.path).recipe.method.name == "toast-lite"
+    assert load_model(folder.path).recipe.method.name == "toast-lite"
 
 
 def test_a_convnext_is_read(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_llama_of_lite_with_its_factors_is_read(tmp_path: Path) -> None:
         weights[layer] = weights[layer] - B @ A / rank  # loralib's scaling, with its alpha of 1
     file = dump(tmp_path, weights, "pytorch_model.bin")
     folder, _ = import_checkpoint(file, llama(tmp_path / "llama"), output_dir=tmp_path / "run")
-    assert load(folder.path).recipe.method.name == "toast-lite"
+    assert load_model(folder.path).recipe.method.name == "toast-lite"
     numbers, _ = read("llama.safetensors")
     inputs = {name: numbers[name] for name in ("input_ids", "attention_mask")}
     real = numbers["attention_mask"].bool()
@@ -189,11 +189,11 @@ def test_top_down_parts_alone_become_a_start_for_the_backbone_that_is_named(tmp_
     folder, account = import_checkpoint(file, "vit:vit_golden", weights=str(plain), output_dir=tmp_path / "run")
     assert account["kind"] == "artifact"
     whole, _ = import_checkpoint(dump(tmp_path, weights), "vit:vit_golden", output_dir=tmp_path / "whole")
-    loaded = load(whole.path)
+    loaded = load_model(whole.path)
     model, recipe = loaded.model, loaded.recipe
     before = model.state_dict()["adapted.steering.feedback.A.1.weight"].clone()
     model.adapted.steering.feedback.A[1].weight.data.zero_()
-    start_from(
+    initialize_from_artifact(
         folder.path, model, recipe
     )  # refuses another backbone by its fingerprint, so both found the same weights
     assert torch.equal(model.state_dict()["adapted.steering.feedback.A.1.weight"], before)
@@ -300,4 +300,4 @@ def test_classes_are_as_many_as_the_head_has_rows(tmp_path: Path) -> None:
         import_checkpoint(file, "vit:vit_golden", classes=["a", "b", "c"], output_dir=tmp_path / "run")
     names = [f"bird {index}" for index in range(10)]
     folder, _ = import_checkpoint(file, "vit:vit_golden", classes=names, output_dir=tmp_path / "named")
-    assert load(folder.path).classes == tuple(names)
+    assert load_model(folder.path).classes == tuple(names)

@@ -13,12 +13,12 @@ from transformers.models.llama import modeling_llama
 
 from tests.parity.agreement import TOLERANCE, assert_agrees, read, under
 from toast_cli.backbones.base import Trace
-from toast_cli.steering.feedback import base_weight
-from toast_cli.steering.reconstruction import reconstruction_losses
-from toast_cli.steering.steering import Steering, two_passes
+from toast_cli.steering.feedback import get_base_weight
+from toast_cli.steering.reconstruction import compute_reconstruction_losses
+from toast_cli.steering.steering import Steering, run_two_passes
 from toast_llama.backbone import LlamaBackbone
 from toast_llama.generation import TwoPassLanguageModel
-from toast_llama.kv_cache import TwoCaches
+from toast_llama.kv_cache import TwoPassCache
 
 FOREIGN = ("model.prompt", "model.top_down_transform", "model.decoders")
 
@@ -73,8 +73,8 @@ def steering_of(weights: dict[str, Tensor], backbone: LlamaBackbone, dtype: torc
         if "model.top_down_transform" in weights:
             steering.selection.P.copy_(weights["model.top_down_transform"].T)
         for index, (A_l, B_l) in enumerate(zip(steering.feedback.A, steering.feedback.B, strict=True)):
-            base_weight(A_l).copy_(weights[f"model.decoders.{index}.linear.weight"])
-            base_weight(B_l).copy_(weights[f"model.decoders.{index}.linear2.weight"])
+            get_base_weight(A_l).copy_(weights[f"model.decoders.{index}.linear.weight"])
+            get_base_weight(B_l).copy_(weights[f"model.decoders.{index}.linear2.weight"])
     return steering.to(dtype)
 
 
@@ -86,15 +86,17 @@ def run(
     steering = steering_of(weights, backbone, dtype)
     head: nn.Module = backbone.module.get_output_embeddings()
     trace = Trace(levels=True)
-    passes = two_passes(backbone, steering, inputs, last_trace=trace)
+    passes = run_two_passes(backbone, steering, inputs, last_trace=trace)
     logits = head(passes.last.pooled)
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     loss.backward()
     assert passes.similarity is not None and passes.selected is not None and passes.signals is not None
     P = steering.selection.P.grad
-    gradients = {f"decoders.{index}.linear.weight": base_weight(A).grad for index, A in enumerate(steering.feedback.A)}
+    gradients = {
+        f"decoders.{index}.linear.weight": get_base_weight(A).grad for index, A in enumerate(steering.feedback.A)
+    }
     gradients |= {
-        f"decoders.{index}.linear2.weight": base_weight(B).grad for index, B in enumerate(steering.feedback.B)
+        f"decoders.{index}.linear2.weight": get_base_weight(B).grad for index, B in enumerate(steering.feedback.B)
     }
     gradients |= {"prompt": steering.selection.xi.grad, "top_down_transform": None if P is None else P.T}
     ours: dict[str, Tensor | None] = {
@@ -105,8 +107,9 @@ def run(
         "second.normed": passes.last.pooled,
         "second.logits": logits,
         "ce": loss,
-        "var_loss.sum": 0.01 * torch.stack(reconstruction_losses(steering, trace)).sum(),
-        "var_loss.real_tokens_only": 0.01 * torch.stack(reconstruction_losses(steering, trace, passes.last.real)).sum(),
+        "var_loss.sum": 0.01 * torch.stack(compute_reconstruction_losses(steering, trace)).sum(),
+        "var_loss.real_tokens_only": 0.01
+        * torch.stack(compute_reconstruction_losses(steering, trace, passes.last.real)).sum(),
         **{f"td.{index}": signal for index, signal in enumerate(passes.signals)},
         **{f"grad.model.{name}": gradient for name, gradient in gradients.items()},
     }
@@ -145,7 +148,7 @@ def test_decoding_with_two_caches_writes_the_authors_tokens(precision: str) -> N
     writer = writer_of(weights, dtype)
     assert torch.equal(greedy(writer, prompt, theirs["ids"].shape[1]), theirs["ids"])
     # Step by step besides, because generate() hands logits out in float32 alone.
-    caches, new, logits = TwoCaches(writer.config), prompt, []
+    caches, new, logits = TwoPassCache(writer.config), prompt, []
     for token in theirs["ids"][:, prompt.shape[1] :].T:
         logits.append(writer(new, past_key_values=caches).logits[:, -1])
         new = token[:, None]
@@ -162,7 +165,7 @@ def test_the_first_sets_greedy_continuation_is_identical() -> None:
 def writer_of(weights: dict[str, Tensor], dtype: torch.dtype) -> TwoPassLanguageModel:
     backbone = LlamaBackbone(model_of(weights, dtype, "sdpa"))
     steering = steering_of(weights, backbone, dtype).requires_grad_(False)
-    return backbone.generator(lambda inputs: two_passes(backbone, steering, inputs).last.pooled)
+    return backbone.generator(lambda inputs: run_two_passes(backbone, steering, inputs).last.pooled)
 
 
 def greedy(writer: TwoPassLanguageModel, prompt: Tensor, length: int) -> Tensor:

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from tests.parity.agreement import TOLERANCE, assert_agrees, linear, read, under
 from toast_cli.backbones.base import Preprocessing, Trace
-from toast_cli.steering.feedback import base_weight
-from toast_cli.steering.lite import add_low_rank
-from toast_cli.steering.reconstruction import reconstruction_losses
-from toast_cli.steering.steering import Passes, Steering, two_passes
+from toast_cli.steering.feedback import get_base_weight
+from toast_cli.steering.lite import add_low_rank_factors
+from toast_cli.steering.reconstruction import compute_reconstruction_losses
+from toast_cli.steering.steering import PassOutputs, Steering, run_two_passes
 from toast_vit.backbone import VitBackbone
 
 
@@ -45,14 +45,14 @@ class Golden:
     def steering(self, backbone: VitBackbone, dtype: torch.dtype, lite: bool) -> Steering:
         steering = Steering(backbone)
         if lite:
-            add_low_rank(steering.feedback, rank=4, alpha=1.0)
+            add_low_rank_factors(steering.feedback, rank=4, alpha=1.0)
         steering.double()  # the golden weights are float64: copy them as such, then go to the precision asked for
         with torch.no_grad():
             steering.selection.xi.copy_(self.weights["prompt"])
             steering.selection.P.copy_(self.weights["top_down_transform"].T)
             for index, (A_l, B_l) in enumerate(zip(steering.feedback.A, steering.feedback.B, strict=True)):
                 for layer, theirs in ((A_l, "linear"), (B_l, "linear2")):
-                    base_weight(layer).data.copy_(self.weights[f"decoders.{index}.{theirs}.weight"])
+                    get_base_weight(layer).data.copy_(self.weights[f"decoders.{index}.{theirs}.weight"])
                     if lite:
                         factors = f"lite_weights.decoders.{index}.{theirs}"
                         layer.lora_A["default"].weight.copy_(self.numbers[f"{factors}.lora_A"])
@@ -70,7 +70,7 @@ def run(
     backbone = golden.backbone(dtype, value_bias)
     steering, head = golden.steering(backbone, dtype, lite), golden.head(dtype)
     trace = Trace(levels=True)
-    passes: Passes = two_passes(backbone, steering, image.to(dtype), last_trace=trace)
+    passes: PassOutputs = run_two_passes(backbone, steering, image.to(dtype), last_trace=trace)
     logits = head(passes.last.pooled)
     loss = F.cross_entropy(logits, labels)
     loss.backward()
@@ -83,7 +83,7 @@ def run(
         "second_pass_tokens": passes.last.z,
         "logits": logits,
         "loss": loss,
-        "reconstruction_loss_unweighted": torch.stack(reconstruction_losses(steering, trace)).sum(),
+        "reconstruction_loss_unweighted": torch.stack(compute_reconstruction_losses(steering, trace)).sum(),
         "grad.prompt": steering.selection.xi.grad,
         "grad.top_down_transform": steering.selection.P.grad.T,
         "grad.head.weight": head.weight.grad,
@@ -91,7 +91,7 @@ def run(
     ours |= {f"top_down.{index}": signal for index, signal in enumerate(passes.signals)}
     for index, (A_l, B_l) in enumerate(zip(steering.feedback.A, steering.feedback.B, strict=True)):
         for layer, theirs in ((A_l, "linear"), (B_l, "linear2")):
-            ours[f"grad.decoders.{index}.{theirs}.weight"] = base_weight(layer).grad
+            ours[f"grad.decoders.{index}.{theirs}.weight"] = get_base_weight(layer).grad
             if lite:
                 ours[f"grad.decoders.{index}.{theirs}.lora_A"] = layer.lora_A["default"].weight.grad
                 ours[f"grad.decoders.{index}.{theirs}.lora_B"] = layer.lora_B["default"].weight.grad

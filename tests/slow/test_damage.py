@@ -17,13 +17,13 @@ import torch
 
 from tests.cli.conftest import TINY_DEMO, toast
 from toast_cli.export import verification_worker
-from toast_cli.export.base import Wanted
-from toast_cli.export.formats.hf import card
-from toast_cli.storage.checkpoint import find_checkpoint, load_besides, load_state
-from toast_cli.storage.checksums import read_sealed
-from toast_cli.storage.load_model import load
+from toast_cli.export.base import ExportRequest
+from toast_cli.export.formats.hf import build_model_card
+from toast_cli.storage.checkpoint import find_checkpoint, load_checkpoint_state, load_extra_tensors
+from toast_cli.storage.checksums import read_checksummed_json
+from toast_cli.storage.load_model import load_model
 from toast_cli.storage.pretuned import read_artifact
-from toast_cli.storage.run_folder import ANSWERS, RunFolder
+from toast_cli.storage.run_folder import ANSWERS_FILE, RunFolder
 from toast_cli.utils.errors import ToastError
 
 TIMES = [pytest.param(6), pytest.param(60, marks=pytest.mark.slow)]
@@ -37,14 +37,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert toast("tune", *small, "--method", "toast-lite", "--output-dir", here / "run").code == 0
     assert toast("pretune", "--least-squares", *TINY_DEMO, "--output-dir", here / "pre").code == 0
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
+        patched.setattr(verification_worker, "run_in_new_process", verification_worker.open_and_run_export)
         for run, name in (("run", "one.safetensors"), ("pre", "start.safetensors")):
             assert toast("export", "--run", here / run, "--out", here / name).code == 0
     return here
 
 
 def model(path: Path) -> Any:
-    loaded = load(path)
+    loaded = load_model(path)
     tensors = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     return tensors, loaded.classes, loaded.recipe
 
@@ -60,7 +60,7 @@ def checkpoint(run: Path) -> Any:
     found = find_checkpoint(folder, "last")
     if found is None:
         raise ToastError("damaged")
-    return {} if found.name != "last" else (load_besides(folder, "last"), load_state(folder, "last"))
+    return {} if found.name != "last" else (load_extra_tensors(folder, "last"), load_checkpoint_state(folder, "last"))
 
 
 def begun(run: Path) -> Any:
@@ -81,8 +81,8 @@ READ: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "run/checkpoints/last/training.safetensors": ("run", checkpoint),
     "run/checkpoints/last/state.json": ("run", checkpoint),
     "run/recipe.yaml": ("run", begun),
-    "run/results.json": ("run/results.json", read_sealed),
-    f"run/{ANSWERS}": (f"run/{ANSWERS}", read_sealed),
+    "run/results.json": ("run/results.json", read_checksummed_json),
+    f"run/{ANSWERS_FILE}": (f"run/{ANSWERS_FILE}", read_checksummed_json),
 }
 
 
@@ -132,7 +132,7 @@ def test_a_card_never_tells_numbers_of_damaged_results(made: Path, tmp_path: Pat
     told["test"]["accuracy"] = 0.99
     results.write_text(json.dumps(told))
     with pytest.raises(ToastError, match=r"results\.json is damaged"):
-        card(load(tmp_path / "run"), Wanted("full"))
+        build_model_card(load_model(tmp_path / "run"), ExportRequest("full"))
 
 
 def test_a_changed_recipe_is_not_gone_on_with(made: Path, tmp_path: Path) -> None:

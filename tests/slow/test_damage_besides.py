@@ -11,15 +11,15 @@ import pytest
 
 from tests.slow.suites import small_suite
 from tests.slow.test_damage import TIMES, damaged
-from toast_cli.bench.experiment_folder import ASKED, SUITE, recall, remember
+from toast_cli.bench.experiment_folder import EXPERIMENT_FILE, SUITE_FILE, load_experiment, save_experiment
 from toast_cli.bench.scheduler.jobs import Experiment, Job
 from toast_cli.bench.scheduler.trials import Ledger
-from toast_cli.bench.suite import parse
-from toast_cli.storage.checksummed_jsonl import append_sealed, drop_damaged, sealed_lines
+from toast_cli.bench.suite import parse_suite
+from toast_cli.storage.checksummed_jsonl import append_checksummed_line, drop_damaged_lines, read_checksummed_lines
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.utils.errors import ToastError
 
-JOBS = Experiment("small", parse(small_suite(seeds=4), "small.yaml")).finals("Markings", "linear", {})
+JOBS = Experiment("small", parse_suite(small_suite(seeds=4), "small.yaml")).finals("Markings", "linear", {})
 
 
 def record(job: Job) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def filled(url: str, locks: Path) -> None:
 def done(url: str, locks: Path) -> dict[Job, Any]:
     """What a table would show of it."""
     ledger = Ledger(url, locks)
-    standings = ledger.standings(ledger.study("Markings/linear/final"), JOBS)
+    standings = ledger.compute_job_statuses(ledger.study("Markings/linear/final"), JOBS)
     return {job: standing.record for job, standing in standings.items() if standing.state == "done"}
 
 
@@ -75,17 +75,17 @@ def test_a_number_that_changed_in_a_ledger_is_refused(tmp_path: Path, kind: str)
 
 
 @pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("name", [ASKED, SUITE])
+@pytest.mark.parametrize("name", [EXPERIMENT_FILE, SUITE_FILE])
 def test_a_damaged_record_of_what_a_suite_was_asked_for_is_named(tmp_path: Path, name: str, times: int) -> None:
-    experiment = Experiment("small", parse(small_suite(seeds=4), "small.yaml"), seeds=(1, 2), known={})
-    remember(tmp_path, experiment, small_suite(seeds=4), "sqlite:///a")
+    experiment = Experiment("small", parse_suite(small_suite(seeds=4), "small.yaml"), seeds=(1, 2), known={})
+    save_experiment(tmp_path, experiment, small_suite(seeds=4), "sqlite:///a")
     file, rng = tmp_path / name, random.Random(name)
     whole = file.read_bytes()
-    assert recall(tmp_path) == (experiment, "sqlite:///a")
+    assert load_experiment(tmp_path) == (experiment, "sqlite:///a")
     for _ in range(times):
         file.write_bytes(damaged(whole, rng))
         try:
-            found = recall(tmp_path)
+            found = load_experiment(tmp_path)
         except ToastError as error:
             assert str(file) in error.what and "toast bench SUITE" in error.what_to_do
             continue
@@ -97,16 +97,16 @@ def test_a_damaged_judgement_is_named_and_never_read_as_another(tmp_path: Path, 
     file, rng = tmp_path / "judgements.jsonl", random.Random(0)
     lines = [{"question_id": number, "score": 4.5, "judge": "j"} for number in range(8)]
     for line in lines:
-        append_sealed(file, line)
+        append_checksummed_line(file, line)
     whole = file.read_bytes()
     for _ in range(times):
         file.write_bytes(damaged(whole, rng))
         try:
-            found = list(sealed_lines(file, ""))
+            found = list(read_checksummed_lines(file, ""))
         except ToastError as error:
             assert str(file) in error.what
-            assert 0 < drop_damaged(file) < 3
-            found = list(sealed_lines(file, ""))
+            assert 0 < drop_damaged_lines(file) < 3
+            found = list(read_checksummed_lines(file, ""))
         assert all(line in lines for line in found)
 
 
@@ -118,7 +118,7 @@ def test_a_damaged_log_does_not_hinder_a_run_from_going_on(tmp_path: Path, times
         folder = RunFolder(tmp_path / str(number))
         folder.path.mkdir()
         folder.metrics.write_bytes(damaged(whole, random.Random(number)))
-        folder.forget_after(5, 0)
+        folder.truncate_metrics_after(5, 0)
         folder.append_metrics({"kind": "step", "step": 6, "loss": 0.5})
         kept = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
         assert kept[-1] == {"kind": "step", "step": 6, "loss": 0.5} and len(kept) <= 6
@@ -128,5 +128,5 @@ def test_a_damaged_log_does_not_hinder_a_run_from_going_on(tmp_path: Path, times
 def test_a_line_of_another_kind_is_dropped(tmp_path: Path, line: bytes) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics.write_bytes(line + b'\n{"kind": "step", "step": 1}\n')
-    folder.forget_after(5, 0)
+    folder.truncate_metrics_after(5, 0)
     assert folder.metrics.read_text() == '{"kind": "step", "step": 1}\n'

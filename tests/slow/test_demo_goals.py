@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from toast_cli.evaluation.attention_evaluation import Asked, look
-from toast_cli.recipe.resolve import resolve
+from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, evaluate_attention
+from toast_cli.recipe.resolve import resolve_recipe
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.tune import tune
+from toast_cli.training.tune import tune_model
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +33,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         if key not in made:
             made[key] = []
             for seed in SEEDS:
-                recipe = resolve(recipe=f"demo/{method}", seed=seed, device="cpu", overrides=overrides).recipe
-                folder, results = tune(recipe, tmp_path_factory.mktemp("goal") / "run", Reporter())
+                recipe = resolve_recipe(recipe=f"demo/{method}", seed=seed, device="cpu", overrides=overrides).recipe
+                folder, results = tune_model(recipe, tmp_path_factory.mktemp("goal") / "run", Reporter())
                 made[key].append((folder.path, results))
         return made[key]
 
@@ -84,7 +84,9 @@ def test_with_300_scenes_it_is_nearly_always_right(runs: Runs, method: str) -> N
 @BOTH
 def test_attention_rises_on_nearly_every_scene(runs: Runs, method: str) -> None:
     for path, _ in runs(method, *MANY):
-        gained = look(Asked(path, curve_images=0), Reporter()).numbers.column("passes/share_gained")
+        gained = evaluate_attention(AttentionEvalRequest(path, curve_images=0), Reporter()).numbers.column(
+            "passes/share_gained"
+        )
         check(fmean(value > 0 for value in gained), 0.95)
 
 

@@ -30,9 +30,9 @@ from toast_cli.export import verification_worker
 from toast_cli.export.read_checkpoint import read_checkpoint
 from toast_cli.recipe import builtin
 from toast_cli.recipe.overrides import apply_overrides
-from toast_cli.recipe.parse import build
+from toast_cli.recipe.parse import validate_partial_recipe
 from toast_cli.recipe.safe_yaml import parse_recipe
-from toast_cli.storage.load_model import load
+from toast_cli.storage.load_model import load_model
 from toast_cli.utils.errors import RUNTIME_FAILURE, USAGE_ERROR, ToastError
 
 HANGS = timedelta(seconds=10)
@@ -73,7 +73,7 @@ def works_or_says_why(work: Callable[[], Any]) -> None:
         assert error.what and error.exit_code in (RUNTIME_FAILURE, USAGE_ERROR)
 
 
-TEXTS = [recipe.text for recipe in map(builtin.find, builtin.names())]
+TEXTS = [recipe.text for recipe in map(builtin.find_recipe, builtin.list_recipes())]
 WORDS = sorted({word for text in TEXTS for word in text.replace(":", " ").split() if not word.startswith("#")})
 VALUES = st.one_of(
     st.sampled_from(WORDS),
@@ -112,7 +112,7 @@ def test_a_recipe_and_overrides(tmp_path: Path, recipe: bytes, whole: str, overr
     def checked(text: str, words: list[str]) -> None:
         draft = parse_recipe(text, "mine.yaml")
         apply_overrides(draft, words)
-        build(draft)
+        validate_partial_recipe(draft)
 
     works_or_says_why(lambda: checked(recipe.decode("utf-8", "replace"), []))
     works_or_says_why(lambda: checked(whole, overrides))
@@ -201,7 +201,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes,
     small = [*TINY_DEMO, "training.epochs=1", "--device", "cpu"]
     assert toast("tune", *small, "--method", "toast-lite", "--output-dir", here / "run").code == 0
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
+        patched.setattr(verification_worker, "run_in_new_process", verification_worker.open_and_run_export)
         assert toast("export", "--run", here / "run", "--out", here / "one").code == 0
     folder, one = here / "run" / "adapter", here / "one.safetensors"
     parts = [(file.name, file.read_bytes(), folder) for file in sorted(folder.iterdir()) if file.suffix != ".md"]
@@ -223,11 +223,11 @@ def test_an_adapter(tmp_path: Path, adapters: list[tuple[str, bytes, Path]], tim
         spoiled = data.draw(mutated(st.just(content)))
         if not name:
             (tmp_path / "one.safetensors").write_bytes(spoiled)
-            works_or_says_why(lambda: load(tmp_path / "one.safetensors"))
+            works_or_says_why(lambda: load_model(tmp_path / "one.safetensors"))
             return
         shutil.copytree(folder, tmp_path / "adapter", dirs_exist_ok=True)
         (tmp_path / "adapter" / name).write_bytes(spoiled)
-        works_or_says_why(lambda: load(tmp_path / "adapter"))
+        works_or_says_why(lambda: load_model(tmp_path / "adapter"))
 
     for_inputs(times, read)
 

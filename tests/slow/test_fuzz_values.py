@@ -18,11 +18,17 @@ from hypothesis import strategies as st
 
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.slow.test_fuzz import ANY, for_inputs, works_or_says_why
-from toast_cli.storage.checkpoint import DIGESTS, STATE, find_checkpoint, load_besides, load_state
-from toast_cli.storage.checksums import SEAL, digest_of_json, read_sealed, sealed
-from toast_cli.storage.load_model import load
+from toast_cli.storage.checkpoint import (
+    CHECKSUMS_KEY,
+    STATE_FILE,
+    find_checkpoint,
+    load_checkpoint_state,
+    load_extra_tensors,
+)
+from toast_cli.storage.checksums import CHECKSUM_KEY, add_checksum, hash_json, read_checksummed_json
+from toast_cli.storage.load_model import load_model
 from toast_cli.storage.pretuned import read_artifact
-from toast_cli.storage.run_folder import ANSWERS
+from toast_cli.storage.run_folder import ANSWERS_FILE
 from toast_cli.utils.errors import ToastError
 
 VALUES = ANY | st.sampled_from([10**400, -1, 2**63, 1e308, "../../x", "/dev/zero", "none", [[]], {"": None}])
@@ -66,21 +72,21 @@ def changed(draw: st.DrawFn, value: dict[str, Any]) -> dict[str, Any]:
 def checkpoint(folder: Path) -> None:
     if find_checkpoint(folder, "last") is None:
         raise ToastError("damaged")
-    load_state(folder, "last")
-    load_besides(folder, "last")
+    load_checkpoint_state(folder, "last")
+    load_extra_tensors(folder, "last")
 
 
 def state_sealed(state: dict[str, Any]) -> dict[str, Any]:
-    plain = {name: value for name, value in state.items() if name != DIGESTS}
-    digests = state.get(DIGESTS)
-    return {**plain, DIGESTS: {**digests, STATE: digest_of_json(plain)} if isinstance(digests, dict) else digests}
+    plain = {name: value for name, value in state.items() if name != CHECKSUMS_KEY}
+    digests = state.get(CHECKSUMS_KEY)
+    return {**plain, CHECKSUMS_KEY: {**digests, STATE_FILE: hash_json(plain)} if isinstance(digests, dict) else digests}
 
 
 FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "run/adapter/adapter_config.json": ("run", load),
+    "run/adapter/adapter_config.json": ("run", load_model),
     "pre/artifact/artifact.json": ("pre", read_artifact),
-    "run/results.json": ("run/results.json", read_sealed),
-    f"run/{ANSWERS}": (f"run/{ANSWERS}", read_sealed),
+    "run/results.json": ("run/results.json", read_checksummed_json),
+    f"run/{ANSWERS_FILE}": (f"run/{ANSWERS_FILE}", read_checksummed_json),
     "run/checkpoints/last/state.json": ("run/checkpoints", checkpoint),
 }
 
@@ -92,15 +98,15 @@ def test_any_value_in_any_place_works_or_is_refused(made: Path, tmp_path: Path, 
     shutil.copytree(made, tmp_path / "made")
     file = tmp_path / "made" / name
     whole = json.loads(file.read_text())
-    plain = whole if name.endswith(STATE) else {key: value for key, value in whole.items() if key != SEAL}
+    plain = whole if name.endswith(STATE_FILE) else {key: value for key, value in whole.items() if key != CHECKSUM_KEY}
     read(tmp_path / "made" / place)
 
     @given(value=changed(plain), seal=st.booleans())
     def one(value: dict[str, Any], seal: bool) -> None:
-        if name.endswith(STATE):
+        if name.endswith(STATE_FILE):
             value = state_sealed(value) if seal else value
-        elif seal and SEAL not in value:
-            value = sealed(value)
+        elif seal and CHECKSUM_KEY not in value:
+            value = add_checksum(value)
         file.write_text(json.dumps(value))
         works_or_says_why(lambda: read(tmp_path / "made" / place))
 

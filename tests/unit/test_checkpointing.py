@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from tests.language import make_model
 from toast_cli import registry
-from toast_cli.model.model import build_model, flops
+from toast_cli.model.model import build_model, count_flops
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.steering.steering import Steering, two_passes
-from toast_cli.tasks.classification import Classification, Options
-from toast_cli.tasks.language import IGNORED, Language
+from toast_cli.steering.steering import Steering, run_two_passes
+from toast_cli.tasks.classification import Classification, ClassificationOptions
+from toast_cli.tasks.language import IGNORE_INDEX, LanguageModeling
 
 
 def gradients(name: str, checkpointing: bool) -> list[Tensor]:
     torch.manual_seed(0)
-    card = registry.backbone_card(name)
+    card = registry.load_backbone_card(name)
     backbone = card.build(card.options(name=name, weights="none" if name.startswith("convnext") else None))
     backbone.module.eval().requires_grad_(False)
     backbone.checkpointing = checkpointing
@@ -28,7 +28,7 @@ def gradients(name: str, checkpointing: bool) -> list[Tensor]:
     for parameter in steering.parameters():
         nn.init.normal_(parameter, std=0.2)
     torch.manual_seed(1)
-    two_passes(backbone, steering, backbone.example(3)).last.pooled.square().sum().backward()
+    run_two_passes(backbone, steering, backbone.example(3)).last.pooled.square().sum().backward()
     return [parameter.grad for parameter in steering.parameters() if parameter.grad is not None]
 
 
@@ -71,17 +71,17 @@ def test_a_model_costs_what_it_costs_however_it_was_trained() -> None:
             ("a", "b"),
         )
         model.backbone.checkpointing = checkpointing
-        counted.append(flops(model))
+        counted.append(count_flops(model))
         assert model.backbone.checkpointing is checkpointing
     assert counted[0] == counted[1]
 
 
 def test_texts_of_unequal_length_weigh_by_their_tokens_however_they_are_batched() -> None:
     torch.manual_seed(0)
-    objective = Language(nn.Identity())
+    objective = LanguageModeling(nn.Identity())
     logits, labels = torch.randn(4, 9, 7), torch.randint(7, (4, 9))
     for row, length in enumerate((9, 2, 5, 3)):
-        labels[row, length:] = IGNORED
+        labels[row, length:] = IGNORE_INDEX
     whole: dict[str, Any] = {"labels": labels}
     parts = [slice(0, 1), slice(1, 4)]
     at_once = objective.loss(logits, whole) / objective.count(whole)
@@ -93,7 +93,7 @@ def test_texts_of_unequal_length_weigh_by_their_tokens_however_they_are_batched(
 
 def test_the_meter_of_a_split_is_that_of_all_its_batches_at_once() -> None:
     torch.manual_seed(0)
-    objective = Classification(nn.Identity(), classes=4, options=Options())
+    objective = Classification(nn.Identity(), classes=4, options=ClassificationOptions())
     logits, labels = torch.randn(10, 4), torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2, 2])
     meter = objective.meter()
     for part in (slice(0, 3), slice(3, 10)):

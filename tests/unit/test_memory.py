@@ -8,11 +8,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from toast_cli.model.model import Model, build_model, count
+from toast_cli.model.model import Model, build_model, count_elements
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.training.plan.memory import Memory, estimate
-from toast_cli.utils.formatting import readable
+from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
+from toast_cli.utils.formatting import format_bytes
 
 IMAGES = {"image": torch.zeros(8, 3, 64, 64), "label": torch.zeros(8, dtype=torch.int64)}
 
@@ -22,18 +22,18 @@ def model_of(method: str, **training: object) -> Model:
     return build_model(build_recipe(raw, {}, origin="a test"), ("a", "b"))
 
 
-def memory_of(model: Model, images: int = 8, **training: object) -> Memory:
+def memory_of(model: Model, images: int = 8, **training: object) -> MemoryEstimate:
     batch = {name: tensor[:images] for name, tensor in IMAGES.items()}
-    return estimate(model, TrainingOptions(**training), batch, Accelerator(cpu=True))
+    return estimate_memory(model, TrainingOptions(**training), batch, Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 1), ("adamw", 2)])
 def test_gradients_and_optimizer_follow_from_what_is_trained(optimizer: str, copies: int) -> None:
     model = model_of("toast")
     memory = memory_of(model, optimizer=optimizer)
-    assert memory.gradients == 4 * count(model.trained().values())
+    assert memory.gradients == 4 * count_elements(model.trained().values())
     assert memory.optimizer == copies * memory.gradients
-    assert memory.weights >= 4 * count(model.parameters())
+    assert memory.weights >= 4 * count_elements(model.parameters())
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_what_is_trained() -> None:
@@ -82,4 +82,4 @@ def test_too_little_memory_is_said_with_what_helps() -> None:
 
 
 def test_sizes_are_readable() -> None:
-    assert [readable(n) for n in (5, 1500, 2_340_000, 7 * 10**9)] == ["5 B", "1.5 kB", "2.34 MB", "7 GB"]
+    assert [format_bytes(n) for n in (5, 1500, 2_340_000, 7 * 10**9)] == ["5 B", "1.5 kB", "2.34 MB", "7 GB"]

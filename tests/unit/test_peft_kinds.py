@@ -6,19 +6,19 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from toast_cli.methods.peft import METHOD, Options
-from toast_cli.methods.peft_injection import injectable, left_out
-from toast_cli.model.model import Model, Stock, flops
+from toast_cli.methods.peft import METHOD, PeftOptions
+from toast_cli.methods.peft_injection import disable_peft_layers, list_injectable_kinds
+from toast_cli.model.model import BackboneSnapshot, Model, count_flops
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.registry import backbone_card
+from toast_cli.registry import load_backbone_card
 from toast_cli.tasks import classification
-from toast_cli.training.plan.memory import estimate
+from toast_cli.training.plan.memory import estimate_memory
 from toast_cli.utils.errors import UsageError
 
 
 def backbone(name: str = "vit:test_vit"):
     torch.manual_seed(0)
-    card = backbone_card(name)
+    card = load_backbone_card(name)
     built = card.build(card.options(name=name, weights="none"))
     built.module.eval().requires_grad_(False)
     return built
@@ -29,13 +29,13 @@ def test_what_is_trained_changes_the_features_and_can_be_left_out(kind: str) -> 
     stock = backbone()
     images = stock.example(2)
     before = stock.stock(images)
-    adapted = METHOD.build(Options(kind=kind), stock)
+    adapted = METHOD.build(PeftOptions(kind=kind), stock)
     trained = [weight for weight in adapted.parameters() if weight.requires_grad]
     with torch.no_grad():
         for weight in trained:
             weight += 0.3
         assert not torch.allclose(adapted.features(images), before)
-        with left_out(stock.module):
+        with disable_peft_layers(stock.module):
             assert torch.equal(adapted.features(images), before)
         assert not torch.allclose(adapted.features(images), before)
     assert trained == [weight for weight in adapted.parameters() if weight.requires_grad]
@@ -56,16 +56,16 @@ def test_what_is_trained_changes_the_features_and_can_be_left_out(kind: str) -> 
 )
 def test_what_cannot_be_done_is_said_before_a_run_begins(kind: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        METHOD.build(Options(kind=kind), backbone("convnext:test_convnext"))
+        METHOD.build(PeftOptions(kind=kind), backbone("convnext:test_convnext"))
 
 
 def test_every_kind_that_is_said_to_go_in_does_and_can_be_counted_or_is_told_why_not_by_its_own_name() -> None:
     went = set()
-    for kind in injectable():
+    for kind in list_injectable_kinds():
         stock = backbone()
-        before = Stock.of(stock)
+        before = BackboneSnapshot.of(stock)
         try:
-            adapted = METHOD.build(Options(kind=kind), stock)
+            adapted = METHOD.build(PeftOptions(kind=kind), stock)
         except UsageError as error:
             assert kind in error.what.lower(), error.what
             continue
@@ -73,16 +73,18 @@ def test_every_kind_that_is_said_to_go_in_does_and_can_be_counted_or_is_told_why
         head = classification.TASK.build(classification.TASK.options(), stock, ("a", "b"))
         model = Model(adapted, head, before)
         trained = list(model.trained())
-        assert flops(model)["flops"] > 0, kind
+        assert count_flops(model)["flops"] > 0, kind
         batch = {"image": stock.example(3), "label": torch.zeros(3, dtype=torch.int64)}
         kept = [
-            estimate(model, TrainingOptions(), {name: tensor[:size] for name, tensor in batch.items()}, Accelerator())
+            estimate_memory(
+                model, TrainingOptions(), {name: tensor[:size] for name, tensor in batch.items()}, Accelerator()
+            )
             for size in (1, 3)
         ]
         assert kept[1].activations > kept[0].activations > 0, kind
         assert list(model.trained()) == trained, kind
     assert {"lora", "ia3", "loha", "lokr", "hra", "boft", "oft", "fourierft", "ln_tuning"} <= went
-    assert injectable() - went <= {"c3a"}, "it wants an option that depends on the width"
+    assert list_injectable_kinds() - went <= {"c3a"}, "it wants an option that depends on the width"
 
 
 @pytest.mark.parametrize(
@@ -95,4 +97,4 @@ def test_every_kind_that_is_said_to_go_in_does_and_can_be_counted_or_is_told_why
 )
 def test_an_option_that_peft_does_not_take_is_named_with_the_nearest(options: dict[str, int], words: str) -> None:
     with pytest.raises(UsageError, match=f"(?s){words}"):
-        METHOD.build(Options(kind="lora", options=options), backbone())
+        METHOD.build(PeftOptions(kind="lora", options=options), backbone())

@@ -35,19 +35,19 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretend that these are the installed entry points; the registry's memory is cleared around the test."""
 
     def pretend(**groups: list[Point]) -> None:
-        monkeypatch.setattr(registry, "_points", lambda group: groups.get(group.rpartition(".")[2], []))
-        registry.entries.cache_clear()
+        monkeypatch.setattr(registry, "_select_entry_points", lambda group: groups.get(group.rpartition(".")[2], []))
+        registry.list_entries.cache_clear()
 
     yield pretend
-    registry.entries.cache_clear()
+    registry.list_entries.cache_clear()
 
 
 def test_a_name_leads_to_its_object(installed: Any) -> None:
     installed(methods=[Point("json", "json:dumps", "a")])
     import json
 
-    assert registry.load(registry.METHODS, "json") is json.dumps
-    assert registry.names(registry.METHODS) == ["json"]
+    assert registry.load_entry(registry.METHODS, "json") is json.dumps
+    assert registry.list_names(registry.METHODS) == ["json"]
 
 
 @pytest.mark.parametrize(
@@ -56,44 +56,44 @@ def test_a_name_leads_to_its_object(installed: Any) -> None:
 def test_an_unknown_name_is_answered_with_the_nearest(installed: Any, group: str, word: str) -> None:
     installed(**{group.rpartition(".")[2]: [Point("birds", "json:dumps", "a")]})
     with pytest.raises(UsageError, match=f"There is no {word} 'brids'") as refused:
-        registry.load(group, "brids")
+        registry.load_entry(group, "brids")
     assert "Did you mean 'birds'?" in refused.value.what_to_do
 
 
 def test_two_packages_with_one_name_are_both_named(installed: Any) -> None:
     installed(methods=[Point("x", "json:dumps", "one"), Point("x", "json:loads", "two")])
     with pytest.raises(ToastError, match="registered twice") as failed:
-        registry.load(registry.METHODS, "x")
+        registry.load_entry(registry.METHODS, "x")
     assert "one (json:dumps) and two (json:loads)" in failed.value.why
 
 
 def test_one_package_seen_twice_is_no_duplicate(installed: Any) -> None:
     installed(methods=[Point("x", "json:dumps", "one"), Point("x", "json:dumps", "one")])
-    assert callable(registry.load(registry.METHODS, "x"))
+    assert callable(registry.load_entry(registry.METHODS, "x"))
 
 
 @pytest.mark.parametrize("value", ["no_such_module_here:X", "json:no_such_thing"])
 def test_a_plugin_that_fails_names_its_package(installed: Any, value: str) -> None:
     installed(methods=[Point("x", value, "culprit"), Point("y", "json:dumps", "fine")])
     with pytest.raises(ToastError, match="of package culprit could not be loaded") as failed:
-        registry.load(registry.METHODS, "x")
+        registry.load_entry(registry.METHODS, "x")
     assert value in failed.value.why
-    assert registry.load(registry.METHODS, "y"), "the others go on working"
+    assert registry.load_entry(registry.METHODS, "y"), "the others go on working"
 
 
 def test_a_backbone_is_a_short_name_or_a_model_of_a_family(installed: Any) -> None:
     installed(backbones=[Point("vit_x", CARD, "a")], families=[Point("vit", FAMILY, "a")])
-    assert registry.backbone_card("vit_x") is CARD
-    assert registry.backbone_card("vit:any").name == "any"
+    assert registry.load_backbone_card("vit_x") is CARD
+    assert registry.load_backbone_card("vit:any").name == "any"
     with pytest.raises(UsageError, match="There is no backbone 'vit_y'") as refused:
-        registry.backbone_card("vit_y")
+        registry.load_backbone_card("vit_y")
     assert "Did you mean 'vit_x'?" in refused.value.what_to_do
     assert "vit:<model>" in refused.value.what_to_do
     with pytest.raises(UsageError, match="no backbone family 'vti'"):
-        registry.backbone_card("vti:any")
+        registry.load_backbone_card("vti:any")
 
 
 def test_a_card_of_another_contract_is_refused(installed: Any) -> None:
     installed(backbones=[Point("old", OLD, "a")])
     with pytest.raises(ToastError, match="version 0 of the backbone contract"):
-        registry.backbone_card("old")
+        registry.load_backbone_card("old")

@@ -165,7 +165,7 @@ def test_a_run_without_peft_imports_neither_it_nor_what_it_brings() -> None:
     """They take as long as torch itself to import."""
     program = (
         "import sys; from toast_cli.api import steer; import timm, torch; "
-        "from toast_cli.training import session, tune; from toast_cli.model.model import flops; "
+        "from toast_cli.training import session, tune; from toast_cli.model.model import count_flops; "
         "print(*(name for name in ('peft', 'transformers') if name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

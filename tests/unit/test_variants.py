@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from toast_cli.methods.toast import METHOD
-from toast_cli.model.model import Model, build_model, count, flops
+from toast_cli.model.model import Model, build_model, count_elements, count_flops
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.utils.errors import UsageError
 
@@ -24,7 +24,7 @@ def model_of(name: str = "toast", **method: Any) -> Model:
 
 
 def trained(**method: Any) -> int:
-    return count(model_of(**method).trained().values())
+    return count_elements(model_of(**method).trained().values())
 
 
 def test_half_the_levels_are_half_the_feedback_path() -> None:
@@ -39,10 +39,10 @@ def test_half_the_levels_are_half_the_feedback_path() -> None:
 
 @pytest.mark.parametrize("feedback", ["early", "late"])
 def test_counted_operations_are_about_one_and_a_half_of_the_plain_backbone(feedback: str) -> None:
-    counted = flops(model_of(feedback=feedback))
+    counted = count_flops(model_of(feedback=feedback))
     # 1.5 passes (table 9), less most of the last block, a twelfth of a pass, and what steering itself costs besides.
     assert 1.5 - 1 / 12 < counted["flops"] / counted["flops_plain"] < 1.6
-    whole = flops(model_of())
+    whole = count_flops(model_of())
     assert 2.0 - 1 / 12 < whole["flops"] / whole["flops_plain"] < 2.2
 
 

@@ -12,23 +12,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from toast_cli.attention.bootstrap import Mean, bootstrap
-from toast_cli.attention.maps import Look
-from toast_cli.attention.metrics import zero
+from toast_cli.attention.bootstrap import MeanEstimate, bootstrap_mean
+from toast_cli.attention.maps import AttentionOutput
+from toast_cli.attention.metrics import is_zero_map
 
-STEPS = 10
-RANDOM = "random"
+CURVE_STEPS = 10
+RANDOM_ORDER = "random"
 """The order that says nothing, beside which those of the maps are to be read."""
-RANDOM_SIMILARITY = "random_similarity"
+RANDOM_SIMILARITY_ORDER = "random_similarity"
 """The same in the cells of the similarity, where those are others: of a ConvNeXt's earlier stages."""
 
 
-def forwards(orders: int) -> int:
+def count_forward_passes(orders: int) -> int:
     """How often the model is asked about an image at most: the three ends, and both curves' steps in every order."""
-    return 3 + orders * 2 * (STEPS - 1)
+    return 3 + orders * 2 * (CURVE_STEPS - 1)
 
 
-class Curves:
+class DeletionInsertionCurves:
     """The probability of a model's own answer as pixels are taken away or put back, those that a map marks most first.
 
     Deletion replaces them by the mean colour, insertion puts them into a strongly blurred image. A good map has a
@@ -43,7 +43,7 @@ class Curves:
         seed: of the random order.
     """
 
-    def __init__(self, predict: Callable[[Tensor], Tensor], steps: int = STEPS, seed: int = 0) -> None:
+    def __init__(self, predict: Callable[[Tensor], Tensor], steps: int = CURVE_STEPS, seed: int = 0) -> None:
         self.predict = predict
         self.steps = steps
         self.generator = torch.Generator().manual_seed(seed)
@@ -51,14 +51,16 @@ class Curves:
         self.taken: dict[str, list[Tensor]] = {}
 
     @torch.no_grad()
-    def add(self, look: Look, images: Tensor) -> None:
+    def add(self, look: AttentionOutput, images: Tensor) -> None:
         """Add the images of a batch, given how the model looked at them."""
         H, W = images.shape[2:]
         answer = look.logits.argmax(-1)
         # Of so strong a blur nothing is recognised; normalised images have the mean colour at zero.
         blurred = gaussian_blur(images, [2 * (min(H, W) // 8) + 1] * 2, [min(H, W) / 8.0] * 2)
-        full, grey, blur = (self._answered(given, answer) for given in (images, torch.zeros_like(images), blurred))
-        for name, map in {**look.maps(), **self._by_chance(look)}.items():
+        full, grey, blur = (
+            self._compute_answer_probability(given, answer) for given in (images, torch.zeros_like(images), blurred)
+        )
+        for name, map in {**look.maps(), **self._compute_baseline(look)}.items():
             chosen = self._chosen(map, (H, W))
             self.taken.setdefault(name, []).append(torch.stack([part.mean((1, 2, 3)) for part in chosen], 1).cpu())
             for kind, shown, hidden, ends in (
@@ -72,28 +74,28 @@ class Curves:
                     elif part is chosen[-1]:
                         curve.append(ends[1])
                     else:
-                        curve.append(self._answered(part * shown + (1 - part) * hidden, answer))
+                        curve.append(self._compute_answer_probability(part * shown + (1 - part) * hidden, answer))
                 whole = torch.stack(curve, dim=1)
                 # A map that is zero everywhere puts nothing in an order.
-                whole = whole.masked_fill(zero(map).cpu()[:, None], torch.nan)
+                whole = whole.masked_fill(is_zero_map(map).cpu()[:, None], torch.nan)
                 self.curves.setdefault(name, {}).setdefault(kind, []).append(whole)
 
-    def _by_chance(self, look: Look) -> dict[str, Tensor]:
+    def _compute_baseline(self, look: AttentionOutput) -> dict[str, Tensor]:
         """Maps that put the cells in a random order, for every grid that there is."""
-        grids = {RANDOM: look.first}
+        grids = {RANDOM_ORDER: look.first}
         if look.similarity is not None and look.similarity.shape != look.first.shape:
-            grids[RANDOM_SIMILARITY] = look.similarity
+            grids[RANDOM_SIMILARITY_ORDER] = look.similarity
         return {name: torch.rand(map.shape, generator=self.generator).to(map.device) for name, map in grids.items()}
 
     def _chosen(self, map: Tensor, size: tuple[int, int]) -> list[Tensor]:
         """The pixels taken after every step from none to all, each `[B, 1, H, W]`; the same tensor where none come."""
-        place = ranks(map)
+        place = rank_cells(map)
         cells = place[0].numel()
         counts = [-(-cells * step // self.steps) for step in range(self.steps + 1)]
         parts = {count: F.interpolate((place < count).float()[:, None], size=size) for count in counts}
         return [parts[count] for count in counts]
 
-    def _answered(self, images: Tensor, answer: Tensor) -> Tensor:
+    def _compute_answer_probability(self, images: Tensor, answer: Tensor) -> Tensor:
         """How likely each image's own answer is, `[B]`, on the CPU."""
         return self.predict(images).float().softmax(-1).gather(1, answer[:, None])[:, 0].cpu()
 
@@ -109,12 +111,12 @@ class Curves:
         """By order, the share of the pixels that is deleted or inserted after every step, 0 to 1: the images' mean."""
         return {name: torch.cat(taken).double().mean(0).tolist() for name, taken in self.taken.items()}
 
-    def mean_curves(self) -> dict[str, dict[str, list[Mean]]]:
+    def mean_curves(self) -> dict[str, dict[str, list[MeanEstimate]]]:
         """By order and kind, the mean over images at every step, with its 95% interval; without orders no image has."""
-        found: dict[str, dict[str, list[Mean]]] = {}
+        found: dict[str, dict[str, list[MeanEstimate]]] = {}
         for name, kinds in self.curves.items():
             for kind in kinds:
-                means = [bootstrap(values) for values in self.whole(name, kind).numpy().T]
+                means = [bootstrap_mean(values) for values in self.whole(name, kind).numpy().T]
                 if None not in means:
                     found.setdefault(name, {})[kind] = [mean for mean in means if mean is not None]
         return found
@@ -124,7 +126,7 @@ class Curves:
         found: dict[str, dict[str, Any]] = {}
         for name, kinds in self.curves.items():
             for kind in kinds:
-                mean = bootstrap(self.areas(name, kind).numpy())
+                mean = bootstrap_mean(self.areas(name, kind).numpy())
                 if mean is not None:
                     found.setdefault(name, {})[kind] = asdict(mean)
         return found
@@ -133,13 +135,13 @@ class Curves:
         """By kind, the area of pass two less that of pass one, paired over images; nothing with a single pass."""
         found = {}
         for kind in self.curves.get("pass_two", {}):
-            mean = bootstrap((self.areas("pass_two", kind) - self.areas("pass_one", kind)).numpy())
+            mean = bootstrap_mean((self.areas("pass_two", kind) - self.areas("pass_one", kind)).numpy())
             if mean is not None:
                 found[kind] = asdict(mean)
         return found
 
 
-def ranks(map: Tensor) -> Tensor:
+def rank_cells(map: Tensor) -> Tensor:
     """Where each cell of `[B, rows, columns]` stands, from the highest (0) to the lowest (one less than cells)."""
     order = map.flatten(1).argsort(stable=True, dim=1, descending=True)
     places = torch.empty_like(order)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toast_cli.attention.maps import Head, Look, Recorder, level_of
+from toast_cli.attention.maps import AttentionOutput, AttentionRecorder, HeadSelection, resolve_level
 from toast_cli.backbones.base import Trace
 from toast_cli.model.model import Model
 from toast_cli.utils.errors import UsageError
 
-ENERGY = "feature energy"
+FEATURE_ENERGY = "feature energy"
 
 
 @dataclass
@@ -31,37 +31,37 @@ class EnergyRecorder:
     def __post_init__(self) -> None:
         if self.model.backbone.channel_dim != 1:
             raise UsageError("This backbone makes no maps of features.")
-        self.level = level_of(self.model.backbone, self.level)
+        self.level = resolve_level(self.model.backbone, self.level)
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> Look:
+    def look(self, images: Tensor) -> AttentionOutput:
         """Logits, passes and maps `[B, rows, columns]` for images `[B, 3, H, W]`; similarity is the last level's."""
         first, last = Trace(levels=True), Trace(levels=True)
         logits, passes = self.model.look(images, first, last)
-        return Look(
+        return AttentionOutput(
             logits=logits,
             passes=passes,
-            first=energy(first.outputs[self.level]),
-            last=energy(last.outputs[self.level]) if last.outputs else None,
+            first=compute_feature_energy(first.outputs[self.level]),
+            last=compute_feature_energy(last.outputs[self.level]) if last.outputs else None,
             similarity=passes.similarity,
-            kind=ENERGY,
+            kind=FEATURE_ENERGY,
         )
 
 
-def energy(features: Tensor) -> Tensor:
+def compute_feature_energy(features: Tensor) -> Tensor:
     """The squared length of every cell of `[B, C, H, W]`, as a map `[B, H, W]` that sums to one."""
     strength = features.float().square().sum(1)
     return strength / strength.sum(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
-def recorder_for(model: Model, level: int = -1, head: Head = "mean") -> Recorder | EnergyRecorder:
+def build_recorder(model: Model, level: int = -1, head: HeadSelection = "mean") -> AttentionRecorder | EnergyRecorder:
     """What shows where this model looks: its attention, or where it has none, the energy of its features.
 
     Raises:
         UsageError: there is no such level or head.
     """
     if model.backbone.has_attention:
-        return Recorder(model, level, head)
+        return AttentionRecorder(model, level, head)
     if head != "mean":
         raise UsageError("This backbone has no attention, so it has no heads.", what_to_do="Leave --head out.")
     return EnergyRecorder(model, level)

@@ -6,7 +6,7 @@ from toast_cli.model.model import Model
 from toast_cli.utils.errors import UsageError
 
 
-def set_strength(model: Model, alpha: float | None) -> None:
+def set_feedback_strength(model: Model, alpha: float | None) -> None:
     """Have a model send its signals `alpha` times as strong; None leaves it alone.
 
     Raises:

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from toast_cli.attention.validation import TOLERANCE
+from toast_cli.attention.validation import MISMATCH_TOLERANCE
 from toast_cli.backbones.base import State, Trace
 from toast_cli.backbones.lazy_signal import Signal
 from toast_cli.model.model import Model
 from toast_cli.utils.errors import ToastError, UsageError
 
 
-class Ending(nn.Module):
+class FinalLevelModule(nn.Module):
     """The end of one pass, with `listened` where Grad-CAM listens.
 
     That is the last level's input where levels take tokens (a class token reads the others there for the last time, and
@@ -30,21 +30,21 @@ class Ending(nn.Module):
     def __init__(self, model: Model, inputs: Tensor, outputs: Tensor, signal: Signal | None) -> None:
         super().__init__()
         self.model = model
-        self.listened = nn.Identity()
+        self.target_layer = nn.Identity()
         self.inputs, self.outputs, self.signal = inputs, outputs, signal
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits, again; images are known already."""
         backbone = self.model.backbone
         if backbone.channel_dim == 1:
-            state = State(self.listened(self.outputs.detach().requires_grad_()))
+            state = State(self.target_layer(self.outputs.detach().requires_grad_()))
         else:
-            hidden = self.listened(self.inputs.detach().requires_grad_())
+            hidden = self.target_layer(self.inputs.detach().requires_grad_())
             state = backbone.level(len(backbone.levels) - 1, State(hidden), self.signal)
         return self.model.outputs(backbone.leave(state).pooled)
 
 
-def grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
+def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
     """Maps `[B, H, W]`, 0 to 1, of the likeliest class of the last pass: `grad_cam_one` and, after it, `grad_cam_two`.
 
     Raises:
@@ -70,27 +70,31 @@ def grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
     if last.outputs:
         ends["grad_cam_two"] = (last, passes.signals[-1] if passes.signals else None, logits)
     maps = {}
-    with frozen(model):
+    with disable_gradients(model):
         for name, (trace, signal, expected) in ends.items():
-            ending = Ending(model, trace.inputs[-1], trace.outputs[-1], signal)
-            cam = GradCAM(ending, [ending.listened], None if backbone.channel_dim == 1 else _as_map(model, images))
+            ending = FinalLevelModule(model, trace.inputs[-1], trace.outputs[-1], signal)
+            cam = GradCAM(
+                ending,
+                [ending.target_layer],
+                None if backbone.channel_dim == 1 else _build_reshape_transform(model, images),
+            )
             try:
                 maps[name] = torch.from_numpy(cam(images, targets))
             finally:
                 cam.activations_and_grads.release()
             if expected is not None:
-                check_end(cam.outputs.detach(), expected)
+                check_final_logits(cam.outputs.detach(), expected)
     return maps
 
 
-def check_end(found: Tensor, expected: Tensor) -> None:
+def check_final_logits(found: Tensor, expected: Tensor) -> None:
     """What was listened to is the model.
 
     Raises:
         ToastError: its logits are others.
     """
     difference = float((found - expected).abs().amax() / expected.abs().amax().clamp_min(1e-6))
-    if not difference <= TOLERANCE[expected.dtype]:
+    if not difference <= MISMATCH_TOLERANCE[expected.dtype]:
         raise ToastError(
             "Grad-CAM cannot listen to this model.",
             f"The end of the pass, run again, gives logits that differ by {difference:.1%}: the method adds something "
@@ -99,13 +103,13 @@ def check_end(found: Tensor, expected: Tensor) -> None:
         )
 
 
-def _as_map(model: Model, images: Tensor) -> Callable[[Tensor], Tensor]:
+def _build_reshape_transform(model: Model, images: Tensor) -> Callable[[Tensor], Tensor]:
     grid, prefix = model.backbone.grid(images), model.backbone.prefix_tokens
     return lambda tokens: tokens[:, prefix : prefix + grid[0] * grid[1]].unflatten(1, grid).movedim(-1, 1)
 
 
 @contextmanager
-def frozen(model: Model) -> Iterator[None]:
+def disable_gradients(model: Model) -> Iterator[None]:
     """Within the block, nothing of the model asks for a gradient; those it has are put back."""
     before = [(weight, weight.requires_grad, weight.grad) for weight in model.parameters()]
     training = [(part, part.training) for part in model.modules()]

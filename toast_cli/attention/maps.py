@@ -8,18 +8,18 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from toast_cli.attention.validation import Checks, check
+from toast_cli.attention.validation import AttentionChecks, check_attention_maps
 from toast_cli.backbones.base import Backbone, Trace
 from toast_cli.model.model import Model
-from toast_cli.steering.steering import Passes
+from toast_cli.steering.steering import PassOutputs
 from toast_cli.utils.errors import UsageError
 
-Head: TypeAlias = "int | Literal['mean', 'max', 'rollout']"
+HeadSelection: TypeAlias = "int | Literal['mean', 'max', 'rollout']"
 """One head by its number, the mean or the maximum over heads, or what all levels so far hand on (`rollout`)."""
 
 
 @dataclass
-class Look:
+class AttentionOutput:
     """One batch seen by the model, with one level's map in each pass; `last` is None with a single pass.
 
     `kind` says what the maps are of: attention, or the energy of features where there is no attention. `checks` say
@@ -27,12 +27,12 @@ class Look:
     """
 
     logits: Tensor
-    passes: Passes
+    passes: PassOutputs
     first: Tensor
     last: Tensor | None
     similarity: Tensor | None
     kind: str = "attention"
-    checks: Checks | None = None
+    checks: AttentionChecks | None = None
 
     def maps(self) -> dict[str, Tensor]:
         """Those that there are, by name, each `[B, rows, columns]`."""
@@ -41,7 +41,7 @@ class Look:
 
 
 @dataclass
-class Recorder:
+class AttentionRecorder:
     """Runs a model so that the attention of one level (default: the last) is kept in both passes.
 
     Maps are checked, unless `checked` is off (where a graph is traced): each against what fused attention puts out, and
@@ -53,7 +53,7 @@ class Recorder:
 
     model: Model
     level: int = -1
-    head: Head = "mean"
+    head: HeadSelection = "mean"
     checked: bool = True
     levels: frozenset[int] = field(init=False)
 
@@ -61,11 +61,11 @@ class Recorder:
         backbone = self.model.backbone
         if not backbone.has_attention:
             raise UsageError("This backbone has no attention to show.")
-        self.level = level_of(backbone, self.level)
+        self.level = resolve_level(backbone, self.level)
         self.levels = frozenset(range(self.level + 1)) if self.head == "rollout" else frozenset({self.level})
 
     @torch.no_grad()
-    def look(self, inputs: object) -> Look:
+    def look(self, inputs: object) -> AttentionOutput:
         """Logits, passes and maps `[B, rows, columns]` for images `[B, 3, H, W]`, or for a batch of texts.
 
         Raises:
@@ -78,10 +78,10 @@ class Recorder:
         logits, passes = model.look(inputs, first, last)
         checks = None
         if self.checked:
-            checks = check(first, last, None if steering is None else steering.levels.start)
+            checks = check_attention_maps(first, last, None if steering is None else steering.levels.start)
         grid = backbone.grid(inputs)
         similarity = passes.similarity
-        return Look(
+        return AttentionOutput(
             logits=logits,
             passes=passes,
             first=self._map(first, grid),
@@ -92,11 +92,13 @@ class Recorder:
 
     def _map(self, trace: Trace, grid: tuple[int, int]) -> Tensor:
         attention = [trace.attention[level].float() for level in sorted(self.levels)]
-        whole = rolled_out(attention) if self.head == "rollout" else one_map(attention[-1], self.head)
-        return attention_map(whole[:, None], self.model.backbone, grid)
+        whole = (
+            compute_attention_rollout(attention) if self.head == "rollout" else reduce_heads(attention[-1], self.head)
+        )
+        return compute_attention_map(whole[:, None], self.model.backbone, grid)
 
 
-def level_of(backbone: Backbone, level: int) -> int:
+def resolve_level(backbone: Backbone, level: int) -> int:
     """A level counted from 0, given one that may be counted from the end.
 
     Raises:
@@ -111,7 +113,7 @@ def level_of(backbone: Backbone, level: int) -> int:
     return level % depth
 
 
-def one_map(attention: Tensor, head: Head) -> Tensor:
+def reduce_heads(attention: Tensor, head: HeadSelection) -> Tensor:
     """Attention `[B, heads, N, N]` of one head, or the mean or maximum over all: `[B, N, N]`.
 
     Raises:
@@ -129,7 +131,7 @@ def one_map(attention: Tensor, head: Head) -> Tensor:
     return attention[:, head]
 
 
-def rolled_out(attention: list[Tensor]) -> Tensor:
+def compute_attention_rollout(attention: list[Tensor]) -> Tensor:
     """What each token has of each input token after these levels (first level first), `[B, N, N]`.
 
     Attention rollout (Abnar and Zuidema, ACL 2020): a level hands on the mean of its heads and, by its residual
@@ -144,7 +146,7 @@ def rolled_out(attention: list[Tensor]) -> Tensor:
     return rolled
 
 
-def attention_map(attention: Tensor, backbone: Backbone, grid: tuple[int, int]) -> Tensor:
+def compute_attention_map(attention: Tensor, backbone: Backbone, grid: tuple[int, int]) -> Tensor:
     """Attention `[B, heads, N, N]` as a map `[B, rows, columns]` that sums to one over the image.
 
     The class token's row (or, without one, every token's), averaged over heads as in the paper's figure 1; what falls

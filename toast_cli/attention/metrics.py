@@ -12,18 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def covered(mask: Tensor, shape: torch.Size) -> Tensor:
+def compute_mask_coverage(mask: Tensor, shape: torch.Size) -> Tensor:
     """How much of every cell of a map lies on the object: masks `[B, H, W]` to `[B, rows, columns]`, 0 to 1."""
     return F.interpolate(mask[:, None].float(), size=shape[-2:], mode="area")[:, 0]
 
 
-def shares(map: Tensor) -> Tensor:
+def normalize_maps(map: Tensor) -> Tensor:
     """Each map `[B, rows, columns]` divided by its sum; NaN where that is nothing."""
     total = map.sum(dim=(1, 2), keepdim=True)
     return map / total.where(total > 0, torch.nan)
 
 
-def zero(map: Tensor) -> Tensor:
+def is_zero_map(map: Tensor) -> Tensor:
     """Which maps are zero everywhere, `[B]`."""
     return ~map.flatten(1).any(1)
 
@@ -33,10 +33,10 @@ def share_inside(map: Tensor, mask: Tensor) -> Tensor:
 
     The mask is averaged over each cell, so a cell half on the object counts half.
     """
-    return (shares(map) * covered(mask, map.shape)).sum(dim=(1, 2))
+    return (normalize_maps(map) * compute_mask_coverage(mask, map.shape)).sum(dim=(1, 2))
 
 
-def hits(map: Tensor, mask: Tensor) -> Tensor:
+def pointing_game_hits(map: Tensor, mask: Tensor) -> Tensor:
     """Pointing game (Zhang et al., ECCV 2016): whether the middle of each map's highest cell is on the object, `[B]`.
 
     Nothing beside the object counts, where the authors allow 15 pixels.
@@ -45,45 +45,45 @@ def hits(map: Tensor, mask: Tensor) -> Tensor:
     highest = map.flatten(1).argmax(1)
     y = ((highest // columns + 0.5) * mask.shape[1] / rows).long()
     x = ((highest % columns + 0.5) * mask.shape[2] / columns).long()
-    return mask[torch.arange(len(mask), device=mask.device), y, x].float().masked_fill(zero(map), torch.nan)
+    return mask[torch.arange(len(mask), device=mask.device), y, x].float().masked_fill(is_zero_map(map), torch.nan)
 
 
-def hits_by_chance(mask: Tensor, rows: int, columns: int) -> Tensor:
+def pointing_game_chance(mask: Tensor, rows: int, columns: int) -> Tensor:
     """How often the pointing game is won by a cell that is drawn among `rows` by `columns`, `[B]`."""
     y = ((torch.arange(rows, device=mask.device) + 0.5) * mask.shape[1] / rows).long()
     x = ((torch.arange(columns, device=mask.device) + 0.5) * mask.shape[2] / columns).long()
     return mask[:, y][:, :, x].float().mean(dim=(1, 2))
 
 
-def auc(map: Tensor, mask: Tensor) -> Tensor:
+def roc_auc(map: Tensor, mask: Tensor) -> Tensor:
     """Area under the ROC curve of a map that tells pixels on the object from others, `[B]`; NaN where there are none.
 
     That is the chance that of two pixels, one on the object and one beside it, the first has more, ties counting half.
     A cell stands for its pixels on the object and for those beside it.
     """
-    value, on = map.flatten(1).double(), covered(mask, map.shape).flatten(1).double()
+    value, on = map.flatten(1).double(), compute_mask_coverage(mask, map.shape).flatten(1).double()
     rising, order = value.sort(1)
     beside = F.pad((1 - on).gather(1, order).cumsum(1), (1, 0))
     below = beside.gather(1, torch.searchsorted(rising, value))
     up_to = beside.gather(1, torch.searchsorted(rising, value, right=True))
     pairs = (on * (below + up_to) / 2).sum(1)
-    return (pairs / (on.sum(1) * beside[:, -1])).float().masked_fill(zero(map), torch.nan)
+    return (pairs / (on.sum(1) * beside[:, -1])).float().masked_fill(is_zero_map(map), torch.nan)
 
 
 def entropy(map: Tensor) -> Tensor:
     """How spread out each map is, `[B]`: its entropy as a share of the largest possible, 0 (one cell) to 1 (even)."""
-    p = shares(map.float()).flatten(1)
+    p = normalize_maps(map.float()).flatten(1)
     return torch.special.entr(p).sum(1) / math.log(p.shape[1])
 
 
-def shift(first: Tensor, last: Tensor) -> Tensor:
+def total_variation_distance(first: Tensor, last: Tensor) -> Tensor:
     """How much of the attention moved between two maps, `[B]`: total variation, 0 (the same) to 1 (all of it)."""
     return (first - last).abs().sum(dim=(1, 2)) / 2
 
 
-def cell_shares(map: Tensor, cells: int) -> Tensor:
+def compute_cell_shares(map: Tensor, cells: int) -> Tensor:
     """The share of each map in every cell of a grid of `cells` by `cells`, `[B, cells²]`, row by row."""
     rows, columns = map.shape[1:]
     # Each pixel of a common refinement belongs to one patch and to one cell.
-    fine = shares(map).repeat_interleave(cells, 1).repeat_interleave(cells, 2) / cells**2
+    fine = normalize_maps(map).repeat_interleave(cells, 1).repeat_interleave(cells, 2) / cells**2
     return fine.unflatten(2, (cells, columns)).unflatten(1, (cells, rows)).sum(dim=(2, 4)).flatten(1)

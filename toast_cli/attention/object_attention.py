@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from toast_cli.attention.maps import Look
+from toast_cli.attention.maps import AttentionOutput
 from toast_cli.attention.metrics import share_inside
 
 
@@ -19,7 +19,7 @@ class AttentionShare:
         self._shares: dict[str, list[Tensor]] = {}
         self._without_object = 0
 
-    def add(self, look: Look, mask: Tensor) -> None:
+    def add(self, look: AttentionOutput, mask: Tensor) -> None:
         """Add one batch with its masks `[B, H, W]`."""
         seen = mask.flatten(1).any(1)
         self._without_object += int((~seen).sum())

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toast_cli.backbones.image_options import ImageOptions
-from toast_cli.data.segmentation.loader import pixel_transform
+from toast_cli.data.segmentation.loader import build_segmentation_transform
 from toast_cli.model.model import Model
 
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def label_pixels(model: Model, images: ImageOptions, image: Image) -> Tensor:
+def predict_pixel_classes(model: Model, images: ImageOptions, image: Image) -> Tensor:
     """Classes `[H, W]` at the image's own size; a window slides over it, or it is squeezed, as the task has it."""
     wishes, seen = cast("Any", model.objective).options, model.backbone.require_preprocessing()
-    shown = pixel_transform(images, wishes, seen, train=False)(image).as_subclass(Tensor)[None]
+    shown = build_segmentation_transform(images, wishes, seen, train=False)(image).as_subclass(Tensor)[None]
     batch = {"image": shown.to(next(model.parameters()).device), "extent": torch.tensor([shown.shape[-2:]])}
     scores = model.objective.predict(model, batch).float()
     whole = F.interpolate(scores, size=(image.height, image.width), mode="bilinear", align_corners=False)

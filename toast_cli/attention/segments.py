@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Segments:
+class SegmentationMap:
     """Classes for a panel: `classes` [H, W] with one for every pixel of its window, and what they are called."""
 
     classes: np.ndarray

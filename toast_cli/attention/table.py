@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toast_cli.attention.bootstrap import Mean, bootstrap
-from toast_cli.attention.maps import Look
+from toast_cli.attention.bootstrap import MeanEstimate, bootstrap_mean
+from toast_cli.attention.maps import AttentionOutput
 from toast_cli.attention.metrics import (
-    auc,
-    cell_shares,
-    covered,
+    compute_cell_shares,
+    compute_mask_coverage,
     entropy,
-    hits,
-    hits_by_chance,
+    is_zero_map,
+    pointing_game_chance,
+    pointing_game_hits,
+    roc_auc,
     share_inside,
-    shift,
-    zero,
+    total_variation_distance,
 )
 
-MEANING = {
+METRIC_DESCRIPTIONS = {
     "share_inside": "share of the map inside the object",
     "pointing_hit": "pointing game: the highest cell's middle is on the object",
     "auc": "area under the ROC curve against what marks the object",
@@ -36,14 +36,14 @@ MEANING = {
 }
 """What each measure is; on grids, `share_inside` is the localisation score of the grid pointing game."""
 
-EVEN = "even"
+UNIFORM_MAP = "even"
 """The map that is the same everywhere, beside which the others are to be read: chance."""
 
-EVEN_SIMILARITY = "even_similarity"
+UNIFORM_SIMILARITY_MAP = "even_similarity"
 """The same in the cells of the similarity, where those are others: of a ConvNeXt's earlier stages."""
 
 
-class Numbers:
+class AttentionMetricsTable:
     """Collects measures image by image.
 
     Args:
@@ -55,10 +55,10 @@ class Numbers:
         self.cells = cells
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, look: Look, batch: dict[str, Tensor]) -> None:
+    def add(self, look: AttentionOutput, batch: dict[str, Tensor]) -> None:
         """Add a batch with its `index` and `label` `[B]` and, where there are masks, `mask` `[B, H, W]`."""
         mask = batch.get("mask")
-        found = {f"{map}/{name}": value for map, name, value in self._measured(look, mask)}
+        found = {f"{map}/{name}": value for map, name, value in self._compute_measures(look, mask)}
         found["correct"] = (look.logits.argmax(-1) == batch["label"]).float()
         values = {name: value.float().cpu().tolist() for name, value in found.items()}
         for place, (index, label) in enumerate(zip(batch["index"].tolist(), batch["label"].tolist(), strict=True)):
@@ -66,37 +66,41 @@ class Numbers:
                 row = {name: value[place] for name, value in values.items()}
                 self.rows.append({"index": index, "label": label, **row})
 
-    def _measured(self, look: Look, mask: Tensor | None) -> Iterable[tuple[str, str, Tensor]]:
+    def _compute_measures(self, look: AttentionOutput, mask: Tensor | None) -> Iterable[tuple[str, str, Tensor]]:
         for name, map in look.maps().items():
             yield name, "entropy", entropy(map)
             if mask is None:
                 continue
             seen = mask.flatten(1).any(1)
             nothing = torch.full((len(map),), torch.nan, device=map.device)
-            for measure, value in (("share_inside", share_inside), ("pointing_hit", hits), ("auc", auc)):
+            for measure, value in (
+                ("share_inside", share_inside),
+                ("pointing_hit", pointing_game_hits),
+                ("auc", roc_auc),
+            ):
                 yield name, measure, value(map, mask).where(seen, nothing)
             if self.cells is not None:
-                labelled = cell_shares(mask.float(), self.cells).argmax(1)
-                won = (cell_shares(map, self.cells).argmax(1) == labelled).float()
-                yield name, "grid_hit", won.where(seen & ~zero(map), nothing)
+                labelled = compute_cell_shares(mask.float(), self.cells).argmax(1)
+                won = (compute_cell_shares(map, self.cells).argmax(1) == labelled).float()
+                yield name, "grid_hit", won.where(seen & ~is_zero_map(map), nothing)
         if mask is not None:
-            yield from self._by_chance(EVEN, look.first, mask)
+            yield from self._compute_baseline(UNIFORM_MAP, look.first, mask)
             if look.similarity is not None and look.similarity.shape != look.first.shape:
-                yield from self._by_chance(EVEN_SIMILARITY, look.similarity, mask)
+                yield from self._compute_baseline(UNIFORM_SIMILARITY_MAP, look.similarity, mask)
         if look.last is not None:
-            yield "passes", "shift", shift(look.first, look.last)
+            yield "passes", "shift", total_variation_distance(look.first, look.last)
             if mask is not None:
                 seen = mask.flatten(1).any(1)
                 gained = share_inside(look.last, mask) - share_inside(look.first, mask)
                 yield "passes", "share_gained", gained.where(seen, torch.nan)
 
-    def _by_chance(self, name: str, map: Tensor, mask: Tensor) -> Iterable[tuple[str, str, Tensor]]:
+    def _compute_baseline(self, name: str, map: Tensor, mask: Tensor) -> Iterable[tuple[str, str, Tensor]]:
         """What a map of these cells comes to that is the same everywhere: of its mass, the object's own area."""
         seen = mask.flatten(1).any(1)
-        area = covered(mask, map.shape).mean(dim=(1, 2))
+        area = compute_mask_coverage(mask, map.shape).mean(dim=(1, 2))
         found = {
             "share_inside": area,
-            "pointing_hit": hits_by_chance(mask, *map.shape[1:]),
+            "pointing_hit": pointing_game_chance(mask, *map.shape[1:]),
             "auc": torch.full_like(area, 0.5),
         }
         if self.cells is not None:
@@ -104,7 +108,7 @@ class Numbers:
         for measure, value in found.items():
             yield name, measure, value.where(seen, torch.nan)
 
-    def merge(self, other: Numbers) -> None:
+    def merge(self, other: AttentionMetricsTable) -> None:
         """Take in what another process collected."""
         self.rows.extend(other.rows)
 
@@ -120,7 +124,7 @@ class Numbers:
         """By map and measure, the mean over images and its 95% interval."""
         found: dict[str, dict[str, Any]] = {}
         for name in self.names():
-            mean = bootstrap(self.column(name))
+            mean = bootstrap_mean(self.column(name))
             if mean is not None:
                 map, measure = name.split("/")
                 found.setdefault(map, {})[measure] = asdict(mean)
@@ -138,9 +142,9 @@ class Numbers:
         for label, name in enumerate(classes):
             rows = [row for row in self.rows if row["label"] == label]
             if rows:
-                means = [bootstrap_free([row[column] for row in rows]) for column in ("correct", *self.names())]
+                means = [format_mean([row[column] for row in rows]) for column in ("correct", *self.names())]
                 lines.append([name, len(rows), *means])
-        return as_csv([["class", "images", "accuracy", *self.names()], *lines])
+        return format_csv([["class", "images", "accuracy", *self.names()], *lines])
 
     def per_image(self, classes: Sequence[str], names: Sequence[str]) -> str:
         """A CSV with a line per image: its name, class and every measure."""
@@ -149,25 +153,25 @@ class Numbers:
                 names[row["index"]],
                 classes[row["label"]],
                 int(row["correct"]),
-                *(number(row[name]) for name in self.names()),
+                *(format_number(row[name]) for name in self.names()),
             ]
             for row in sorted(self.rows, key=lambda row: row["index"])
         ]
-        return as_csv([["image", "class", "correct", *self.names()], *lines])
+        return format_csv([["image", "class", "correct", *self.names()], *lines])
 
 
-def bootstrap_free(values: Sequence[float]) -> str:
+def format_mean(values: Sequence[float]) -> str:
     """A plain mean of what is a number."""
     known = [value for value in values if value == value]
-    return number(sum(known) / len(known)) if known else ""
+    return format_number(sum(known) / len(known)) if known else ""
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """A number as a table of numbers has it; empty where it is none."""
     return f"{value:.6g}" if value == value else ""
 
 
-def as_csv(lines: Iterable[Sequence[Any]]) -> str:
+def format_csv(lines: Iterable[Sequence[Any]]) -> str:
     """Lines as a CSV; what a spreadsheet would take for a formula is quoted with an apostrophe."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -176,7 +180,7 @@ def as_csv(lines: Iterable[Sequence[Any]]) -> str:
     return file.getvalue()
 
 
-def said(mean: Mean | dict[str, Any]) -> str:
+def format_mean_interval(mean: MeanEstimate | dict[str, Any]) -> str:
     """A mean with its interval, in percent."""
     found = mean if isinstance(mean, dict) else asdict(mean)
     return f"{found['mean']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"

@@ -10,7 +10,7 @@ import torch
 from toast_cli.backbones.base import Trace
 from toast_cli.utils.errors import ToastError
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+MISMATCH_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Largest mismatch that rounding makes, by what the network computes in.
 
 In double and single precision that is sums in another order. In half it is fused attention's own rounding, as maps are
@@ -19,7 +19,7 @@ a number in bfloat16, 2^-12 in float16); what there is beyond is room for values
 """
 
 
-SAME = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
+SAME_MAP_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
 """Largest difference between maps of the same q and k, as a share of the largest number of their row.
 
 About four steps of what the network computes in: nothing was added up in another order, the same was done twice.
@@ -27,7 +27,7 @@ About four steps of what the network computes in: nothing was added up in anothe
 
 
 @dataclass(frozen=True)
-class Checks:
+class AttentionChecks:
     """What maps were compared with before they were shown, and how far off they were at most.
 
     `fused` are the levels whose maps times values were held against fused attention's own output, `mismatch` the
@@ -56,23 +56,23 @@ class Checks:
         return found
 
 
-def check(first: Trace, last: Trace, start: int | None) -> Checks:
+def check_attention_maps(first: Trace, last: Trace, start: int | None) -> AttentionChecks:
     """Check all recorded maps of both passes; `start` is the first steered level, None with a single pass.
 
     Raises:
         ToastError: one is not what the model attends with.
     """
     compared = sorted(first.mismatch.keys() | last.mismatch.keys())
-    return Checks(
+    return AttentionChecks(
         fused=tuple(compared),
-        mismatch=check_mismatch(first, last),
+        mismatch=check_fused_mismatch(first, last),
         unfused=tuple(sorted((first.attention.keys() | last.attention.keys()) - {*compared})),
         first_block=start,
-        difference=None if start is None else check_first_block(first, last, start),
+        difference=None if start is None else check_first_steered_level(first, last, start),
     )
 
 
-def check_mismatch(*traces: Trace) -> float | None:
+def check_fused_mismatch(*traces: Trace) -> float | None:
     """The largest mismatch of all recorded maps with fused attention's output (see `Trace`); None: none was fused.
 
     Raises:
@@ -81,18 +81,18 @@ def check_mismatch(*traces: Trace) -> float | None:
     largest = None
     for number, trace in enumerate(traces, start=1):
         for level, found in trace.mismatch.items():
-            if not float(found) <= TOLERANCE[found.dtype]:  # NaN is no match either
+            if not float(found) <= MISMATCH_TOLERANCE[found.dtype]:  # NaN is no match either
                 raise ToastError(
                     f"The attention map of layer {level} in pass {number} is not what the model attends with.",
                     f"Map times values differs from fused attention's output by {float(found):.1%} of its largest "
-                    f"number; rounding explains {TOLERANCE[found.dtype]:.1%}.",
+                    f"number; rounding explains {MISMATCH_TOLERANCE[found.dtype]:.1%}.",
                     "This attention does something that toast does not know of; please report which model it is.",
                 )
             largest = max(largest or 0.0, float(found))
     return largest
 
 
-def check_first_block(first: Trace, last: Trace, level: int) -> float:
+def check_first_steered_level(first: Trace, last: Trace, level: int) -> float:
     """The first steered level has the same q and k in both passes (section 3.1: only values change): the same map.
 
     Returns the largest difference, each row's as a share of its largest number: attention is spread over hundreds of
@@ -106,11 +106,11 @@ def check_first_block(first: Trace, last: Trace, level: int) -> float:
     difference = float(((before - after).abs() / largest).amax())
     # Under autocast a softmax is in single precision, and what went into it is not.
     computed = first.mismatch[level].dtype if level in first.mismatch else before.dtype
-    if not difference <= SAME[computed]:
+    if not difference <= SAME_MAP_TOLERANCE[computed]:
         raise ToastError(
             f"The attention of layer {level}, the first that is steered, differs between the passes.",
             f"It should be the same, as only its values are steered; the largest difference is {difference:.1%} of a "
-            f"row's largest number, and rounding explains {SAME[computed]:.3%}.",
+            f"row's largest number, and rounding explains {SAME_MAP_TOLERANCE[computed]:.3%}.",
             "The passes did not see the same input, or something besides the values was changed; please report it.",
         )
     return difference

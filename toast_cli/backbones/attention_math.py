@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def exactly(query: Tensor, key: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def upcast_attention_inputs(query: Tensor, key: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """What fused attention is given, for a map of the same numbers that rounds no more than fused attention does.
 
     That one is given what autocast makes of them, the values' type, and adds up in single precision; within the block

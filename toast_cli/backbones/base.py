@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from toast_cli.backbones.lazy_signal import Pending, Signal, worked_out
-from toast_cli.utils.config import Named
+from toast_cli.backbones.lazy_signal import LazySignal, Signal, resolve_signal
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ CONTRACT_VERSION = 1
 """Raised when a change here would break a plugin written against the previous number."""
 
 
-class BackboneOptions(Named):
+class BackboneOptions(NamedOptions):
     """What every backbone can be told; a family adds its own fields in a subclass."""
 
     name: str = Field(description="short name, or FAMILY:MODEL for any model of a family's library")
@@ -149,14 +149,14 @@ class Trace:
             own.update({index: found for index, found in others.items() if index in self.attention_of})
 
 
-AUTHORS_NAME = re.compile(
+AUTHORS_WEIGHT_PATTERN = re.compile(
     r"decoders\.(\d+)\.linear(2?)\.(?:base_layer\.)?(weight|lora_[AB])(?:\.default)?(?:\.weight)?"
 )
 """What the authors' code calls the weights of `A_l` (`linear`), of `B_l` (`linear2`) and of the factors on them."""
 
 
 @dataclass
-class Authors:
+class AuthorsCheckpoint:
     """The tensors of a checkpoint of the authors' code, sorted; every one of them is in exactly one place.
 
     `network` has the library's own names; `feedback` has `xi`, `P` and, by level from 0, `A.l`, `B.l` as our layers
@@ -284,7 +284,7 @@ class Backbone(ABC):
         """
         return state
 
-    def conclude(self, state: State, signal: Signal | Pending | None = None) -> Tensor:
+    def conclude(self, state: State, signal: Signal | LazySignal | None = None) -> Tensor:
         """The pooled features, given the state before the last level.
 
         A family that pools fewer tokens than there are need not compute the others. With `checkpointing`, signals may
@@ -300,20 +300,20 @@ class Backbone(ABC):
         """
         return None
 
-    def authors(self, tensors: Mapping[str, Tensor]) -> Authors:
+    def authors(self, tensors: Mapping[str, Tensor]) -> AuthorsCheckpoint:
         """Sort a checkpoint of the authors' code for this family.
 
         As it is here, this is what all their code shares: `prompt` is xi, `top_down_transform` is P transposed (they
         multiply from the right), `decoders.l.linear` is `A_l`, `decoders.l.linear2` is `B_l`, `head` is the head, and
         everything else the network's. A family overrides it where its own layout differs.
         """
-        found = Authors()
+        found = AuthorsCheckpoint()
         for name, tensor in tensors.items():
             if name == "prompt":
                 found.feedback["xi"] = tensor.flatten()
             elif name == "top_down_transform":
                 found.feedback["P"] = tensor.T if tensor.ndim == 2 else tensor
-            elif layer := AUTHORS_NAME.fullmatch(name):
+            elif layer := AUTHORS_WEIGHT_PATTERN.fullmatch(name):
                 level, second, kind = layer.groups()
                 place = f"{'B' if second else 'A'}.{level}"
                 found.feedback[place if kind == "weight" else f"{place}.{kind}"] = tensor
@@ -343,7 +343,7 @@ class Backbone(ABC):
     def run(
         self,
         state: State,
-        signals: Sequence[Signal | Pending | None] | None = None,
+        signals: Sequence[Signal | LazySignal | None] | None = None,
         *,
         first: int = 0,
         last: int | None = None,
@@ -359,18 +359,20 @@ class Backbone(ABC):
                 trace.inputs.append(state.hidden)
             signal = None if signals is None else signals[index]
             if self.checkpointing:
-                state = self._checkpointed(index, state, signal, trace)
+                state = self._run_checkpointed(index, state, signal, trace)
             else:
-                state = self.level(index, state, worked_out(signal), trace)
+                state = self.level(index, state, resolve_signal(signal), trace)
             if trace is not None and trace.levels:
                 trace.outputs.append(state.hidden)
         return state
 
-    def _checkpointed(self, index: int, state: State, signal: Signal | Pending | None, trace: Trace | None) -> State:
+    def _run_checkpointed(
+        self, index: int, state: State, signal: Signal | LazySignal | None, trace: Trace | None
+    ) -> State:
         """Run one level under gradient checkpointing; the signal is bound into the call that is run again."""
         from torch.utils.checkpoint import checkpoint
 
-        def run_level(hidden: Tensor, signal: Signal | Pending | None) -> Tensor:
-            return self.level(index, State(hidden, state.context), worked_out(signal), trace).hidden
+        def run_level(hidden: Tensor, signal: Signal | LazySignal | None) -> Tensor:
+            return self.level(index, State(hidden, state.context), resolve_signal(signal), trace).hidden
 
         return State(checkpoint(run_level, state.hidden, signal, use_reentrant=False), state.context)

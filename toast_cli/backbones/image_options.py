@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from toast_cli.utils.config import Named, Options
+from toast_cli.utils.config import BaseOptions, NamedOptions
 
 RGB = tuple[float, float, float]
 NORMALIZATIONS: dict[str, tuple[RGB, RGB]] = {
@@ -17,7 +17,7 @@ NORMALIZATIONS: dict[str, tuple[RGB, RGB]] = {
 """Mean and standard deviation by name."""
 
 
-class ImageOptions(Options):
+class ImageOptions(BaseOptions):
     """How a photograph becomes the backbone's input. What is left out comes from the backbone's own configuration."""
 
     resize: int | None = Field(
@@ -49,7 +49,7 @@ class ImageOptions(Options):
     )
 
     @model_validator(mode="after")
-    def _one_way(self) -> ImageOptions:
+    def _check_normalization(self) -> ImageOptions:
         if self.normalize is not None and (self.mean is not None or self.std is not None):
             raise ValueError("normalize names a mean and a std; leave it, or mean and std, out")
         return self
@@ -61,7 +61,7 @@ class ImageOptions(Options):
         return self.mean or mean, self.std or std
 
 
-class PixelOptions(Named):
+class PixelOptions(NamedOptions):
     """Settings that every task with a label for every pixel has: how images are shown to the backbone."""
 
     scale: tuple[float, float] | None = Field(
@@ -75,7 +75,7 @@ class PixelOptions(Named):
 
     @field_validator("scale")
     @classmethod
-    def _smaller_first(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+    def _check_scale_order(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
         if scale is not None and not 0 < scale[0] <= scale[1]:
             raise ValueError("the smaller first, and both above 0")
         return scale

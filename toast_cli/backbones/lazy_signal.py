@@ -10,18 +10,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Values:
+class ValueSignal:
     """A signal that a level's `value_weight` has already been worked into: `[B, N, values]`, added to the values."""
 
     tensor: Tensor
 
 
-Signal: TypeAlias = "Tensor | Values"
-"""What a level is steered by: a tensor of its input's shape, or, where it has a `value_weight`, `Values`."""
+Signal: TypeAlias = "Tensor | ValueSignal"
+"""What a level is steered by: a tensor of its input's shape, or, where it has a `value_weight`, a `ValueSignal`."""
 
 
 @dataclass(frozen=True)
-class Pending:
+class LazySignal:
     """A signal that is not worked out yet: what is sent, `[B, N, d]`, times a matrix `[C', d]`.
 
     A level that is run again in the backward pass works it out again, too, so that no level's signal is kept.
@@ -36,21 +36,21 @@ class Pending:
         from torch.nn.functional import linear
 
         signal = linear(self.sent, self.matrix)
-        return Values(signal) if self.at_values else signal
+        return ValueSignal(signal) if self.at_values else signal
 
 
-def worked_out(signal: Signal | Pending | None) -> Signal | None:
+def resolve_signal(signal: Signal | LazySignal | None) -> Signal | None:
     """The signal itself, pending or not."""
-    return signal.worked_out() if isinstance(signal, Pending) else signal
+    return signal.worked_out() if isinstance(signal, LazySignal) else signal
 
 
-Sent = TypeVar("Sent", bound="Signal | Pending")
+SignalT = TypeVar("SignalT", bound="Signal | LazySignal")
 
 
-def times(strength: float, signal: Sent) -> Sent:
+def scale_signal(strength: float, signal: SignalT) -> SignalT:
     """A signal of whatever kind, so many times as strong."""
-    if isinstance(signal, Values):
+    if isinstance(signal, ValueSignal):
         return replace(signal, tensor=strength * signal.tensor)
-    if isinstance(signal, Pending):
+    if isinstance(signal, LazySignal):
         return replace(signal, sent=strength * signal.sent)
     return strength * signal  # type: ignore[return-value]

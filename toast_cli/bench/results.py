@@ -7,22 +7,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from toast_cli.bench.scheduler.job_status import Standing
+from toast_cli.bench.scheduler.job_status import JobStatus
 from toast_cli.bench.scheduler.jobs import Job
-from toast_cli.bench.scheduler.scheduler import Board
-from toast_cli.bench.tables.metrics import judged, metric_of
-from toast_cli.storage.checksums import read_sealed
+from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
+from toast_cli.bench.tables.metrics import get_decisive_metrics, select_metric
+from toast_cli.storage.checksums import read_checksummed_json
 
 
-class Results:
+class ExperimentResults:
     """Every final run of an experiment."""
 
-    def __init__(self, board: Board, out: Path) -> None:
+    def __init__(self, board: ExperimentScheduler, out: Path) -> None:
         self.board, self.out = board, out
-        self.finals: dict[tuple[str, str], dict[Job, Standing]] = {}
+        self.finals: dict[tuple[str, str], dict[Job, JobStatus]] = {}
         for dataset, row in board.experiment.cells:
             standings = board.stage(dataset, row, "final") or {}
-            self.finals[dataset, row] = {job: standing.seen_from(out) for job, standing in standings.items()}
+            self.finals[dataset, row] = {job: standing.with_run_path_from(out) for job, standing in standings.items()}
 
     def records(self, dataset: str, row: str) -> dict[int, Mapping[str, Any]]:
         """What the finished final runs of a cell left, by seed."""
@@ -49,7 +49,7 @@ class Results:
     def region(self, record: Mapping[str, Any]) -> str:
         """What the share of attention on the object was measured in: a box, an outline, ..."""
         file = self.out / record["run"] / "results.json"
-        return (read_sealed(file).get("attended_region") if file.is_file() else None) or "its masks"
+        return (read_checksummed_json(file).get("attended_region") if file.is_file() else None) or "its masks"
 
     def runs(self) -> Iterator[dict[str, Any]]:
         """One flat mapping a final run: where it lies and what decided it."""
@@ -58,8 +58,8 @@ class Results:
                 if standing.state != "done":
                     continue
                 record = standing.record
-                metrics = judged(record)
-                metric = metric_of(metrics)
+                metrics = get_decisive_metrics(record)
+                metric = select_metric(metrics)
                 yield {
                     "dataset": dataset,
                     "row": row,

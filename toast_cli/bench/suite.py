@@ -13,21 +13,21 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from toast_cli.recipe.builtin import ENDINGS, header, suite_names, suite_path
-from toast_cli.recipe.parse import read_text
-from toast_cli.recipe.partial_recipe import dotted
+from toast_cli.recipe.builtin import RECIPE_SUFFIXES, get_header_comment, get_suite_path, list_suites
+from toast_cli.recipe.parse import read_recipe_text
+from toast_cli.recipe.partial_recipe import format_field_path
 from toast_cli.recipe.safe_yaml import parse_mapping
-from toast_cli.utils.config import Options
+from toast_cli.utils.config import BaseOptions
 from toast_cli.utils.errors import UsageError, did_you_mean
 
-Value = float | int | bool | str | None
+HyperparameterValue = float | int | bool | str | None
 
 
-PLAIN = ("parameters", "flops", "minutes", "validation", "attention:pass_one", "attention:pass_two")
+BUILTIN_COLUMNS = ("parameters", "flops", "minutes", "validation", "attention:pass_one", "attention:pass_two")
 """What a column may show beside data sets, their average and a judge's scores."""
 
 
-class Source(Options):
+class SuiteDataset(BaseOptions):
     """One data set of a suite."""
 
     source: str = Field(description="as --dataset takes it")
@@ -38,7 +38,7 @@ class Source(Options):
     )
 
 
-class Row(Options):
+class SuiteRow(BaseOptions):
     """One way of adapting: a method on a backbone, with its changes."""
 
     method: str = Field(description="as --method takes it")
@@ -54,7 +54,7 @@ class Row(Options):
     )
 
 
-class Range(Options):
+class ValueRange(BaseOptions):
     """Numbers from `low` to `high`, for samplers that draw them."""
 
     low: float
@@ -62,10 +62,10 @@ class Range(Options):
     log: bool = False
 
 
-class Search(Options):
+class SearchOptions(BaseOptions):
     """How hyper-parameters are found, on validation alone, before the final runs."""
 
-    space: dict[str, tuple[Value, ...] | Range] = Field(
+    space: dict[str, tuple[HyperparameterValue, ...] | ValueRange] = Field(
         min_length=1, description="dotted fields and what to try: a list, or low, high and log"
     )
     sampler: Literal["grid", "random", "tpe", "qmc"] = Field(
@@ -79,8 +79,8 @@ class Search(Options):
     set: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe while searching")
 
     @model_validator(mode="after")
-    def _sampler_fits(self) -> Search:
-        drawn = [key for key, values in self.space.items() if isinstance(values, Range)]
+    def _check_sampler(self) -> SearchOptions:
+        drawn = [key for key, values in self.space.items() if isinstance(values, ValueRange)]
         if self.sampler == "grid" and (drawn or self.trials is not None):
             raise ValueError(f"a grid takes lists alone, and no trials (here: {', '.join(drawn) or 'trials'})")
         if self.sampler != "grid" and self.trials is None:
@@ -88,7 +88,7 @@ class Search(Options):
         return self
 
 
-class TableRow(Options):
+class TableLayoutRow(BaseOptions):
     """One line of a table: whose runs it shows, and what the paper has there."""
 
     run: str | None = Field(None, description="row of the suite; left out: the paper's numbers alone")
@@ -96,7 +96,7 @@ class TableRow(Options):
     paper: tuple[float | str | None, ...] = Field((), description="the paper's numbers, a column each")
 
 
-class Layout(Options):
+class TableLayout(BaseOptions):
     """A table of the paper: columns, rows, and its numbers."""
 
     title: str
@@ -105,10 +105,10 @@ class Layout(Options):
         "judge:CATEGORY, or attention:pass_one and attention:pass_two, the share on the object where there are masks"
     )
     spans: dict[str, int] = Field(default_factory=dict, description="headings above so many columns each")
-    rows: dict[str, TableRow]
+    rows: dict[str, TableLayoutRow]
 
     @model_validator(mode="after")
-    def _numbers_fit(self) -> Layout:
+    def _check_paper_numbers(self) -> TableLayout:
         for name, row in self.rows.items():
             if row.paper and len(row.paper) != len(self.columns):
                 raise ValueError(f"{name} has {len(row.paper)} numbers of the paper for {len(self.columns)} columns")
@@ -117,7 +117,7 @@ class Layout(Options):
         return self
 
 
-class Curves(Options):
+class CurvesFigureOptions(BaseOptions):
     """A figure of accuracy and attention against training images, steps and seconds."""
 
     title: str
@@ -126,34 +126,34 @@ class Curves(Options):
     rows: dict[str, str] = Field(min_length=1, description="name in the legend and row of the suite")
 
 
-class Suite(Options):
+class Suite(BaseOptions):
     """Everything that decides an experiment but the machine it runs on."""
 
     recipe: str | None = Field(None, description="recipe that every run starts from; left out: the data set's own")
     backbone: str = Field(description="frozen network of rows that name none")
-    datasets: dict[str, str | Source] = Field(min_length=1, description="data sets by the name that tables use")
-    rows: dict[str, Row] = Field(min_length=1, description="what is compared, by name")
+    datasets: dict[str, str | SuiteDataset] = Field(min_length=1, description="data sets by the name that tables use")
+    rows: dict[str, SuiteRow] = Field(min_length=1, description="what is compared, by name")
     seeds: tuple[int, ...] = Field(min_length=1, description="seeds of the final runs")
     set: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe in all runs")
-    search: Search | None = Field(None, description="left out: the recipe's own settings are taken")
+    search: SearchOptions | None = Field(None, description="left out: the recipe's own settings are taken")
     final: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe in the final runs alone")
-    tables: dict[str, Layout] = Field(default_factory=dict, description="what is shown, by file name")
-    curves: dict[str, Curves] = Field(default_factory=dict, description="figures of curves, by file name")
+    tables: dict[str, TableLayout] = Field(default_factory=dict, description="what is shown, by file name")
+    curves: dict[str, CurvesFigureOptions] = Field(default_factory=dict, description="figures of curves, by file name")
 
     @model_validator(mode="after")
-    def _names_fit(self) -> Suite:
-        shown = {"average", *PLAIN, *self.datasets}
+    def _check_names(self) -> Suite:
+        shown = {"average", *BUILTIN_COLUMNS, *self.datasets}
         for name, row in self.rows.items():
             for dataset in row.on or ():
                 if dataset not in self.datasets:
                     raise ValueError(f"row {name}: there is no data set '{dataset}'")
         cells = list(self.cells())
         for dataset, name in cells:
-            lender = self.searcher(dataset, name)
+            lender = self.get_search_cell(dataset, name)
             takes = f"{name} on {dataset} takes the settings of {lender[1]} on {lender[0]}"
             if lender not in cells:
                 raise ValueError(f"{takes}, which is not run")
-            if self.searcher(*lender) != lender or (lender != (dataset, name) and self.search is None):
+            if self.get_search_cell(*lender) != lender or (lender != (dataset, name) and self.search is None):
                 raise ValueError(f"{takes}, which searches none")
         for table in self.tables.values():
             for heading, what in table.columns.items():
@@ -172,12 +172,12 @@ class Suite(Options):
                         raise ValueError(f"curves '{curves.title}': there is no {kind} '{name}'")
         return self
 
-    def source(self, dataset: str) -> Source:
+    def source(self, dataset: str) -> SuiteDataset:
         """A data set, spelled out."""
         given = self.datasets[dataset]
-        return Source(source=given) if isinstance(given, str) else given
+        return SuiteDataset(source=given) if isinstance(given, str) else given
 
-    def searcher(self, dataset: str, row: str) -> tuple[str, str]:
+    def get_search_cell(self, dataset: str, row: str) -> tuple[str, str]:
         """The (data set, row) whose search a cell's settings come from: its own, unless it takes another's."""
         return self.source(dataset).settings_of or dataset, self.rows[row].settings_of or row
 
@@ -197,28 +197,28 @@ class Suite(Options):
                     yield dataset, row
 
 
-def about(name: str) -> str:
+def read_suite_summary(name: str) -> str:
     """The first line of a built-in suite's header."""
-    return header(read_text(suite_path(name))).partition("\n")[0]
+    return get_header_comment(read_recipe_text(get_suite_path(name))).partition("\n")[0]
 
 
-def find(name_or_path: str) -> tuple[str, Suite, str]:
+def load_suite(name_or_path: str) -> tuple[str, Suite, str]:
     """A suite by built-in name or by file: what it is called, the suite, and its text.
 
     Raises:
         UsageError: there is none, or it is not valid; every problem is named with its line.
     """
     path = Path(name_or_path)
-    if path.suffix not in ENDINGS or not path.is_file():
-        if name_or_path not in suite_names():
-            hint = did_you_mean(name_or_path, suite_names())
+    if path.suffix not in RECIPE_SUFFIXES or not path.is_file():
+        if name_or_path not in list_suites():
+            hint = did_you_mean(name_or_path, list_suites())
             raise UsageError(f"There is no suite '{name_or_path}'.", what_to_do=f"{hint} Or name a YAML file.")
-        path = suite_path(name_or_path)
-    text = read_text(path)
-    return path.stem, parse(text, path.name if path == suite_path(path.stem) else str(path)), text
+        path = get_suite_path(name_or_path)
+    text = read_recipe_text(path)
+    return path.stem, parse_suite(text, path.name if path == get_suite_path(path.stem) else str(path)), text
 
 
-def parse(text: str, origin: str) -> Suite:
+def parse_suite(text: str, origin: str) -> Suite:
     """The suite that a YAML text holds.
 
     Raises:
@@ -232,11 +232,11 @@ def parse(text: str, origin: str) -> Suite:
         for found in error.errors():
             loc = found["loc"]
             place = next((places[loc[:end]] for end in range(len(loc), 0, -1) if loc[:end] in places), origin)
-            lines.append(" ".join(filter(None, (f"{place}:", dotted(loc), _plain(found)))))
+            lines.append(" ".join(filter(None, (f"{place}:", format_field_path(loc), _format_validation_error(found)))))
         raise UsageError(f"{origin} is not a valid suite.", list(dict.fromkeys(lines))) from error
 
 
-def overrides(*blocks: Mapping[str, Any]) -> list[str]:
+def merge_overrides(*blocks: Mapping[str, Any]) -> list[str]:
     """`KEY=VALUE` of every field that some block sets, the last block's value."""
     fields: dict[str, Any] = {}
     for block in blocks:
@@ -244,7 +244,7 @@ def overrides(*blocks: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in fields.items()]
 
 
-def _plain(found: Mapping[str, Any]) -> str:
+def _format_validation_error(found: Mapping[str, Any]) -> str:
     return (
         "is no field of a suite" if found["type"] == "extra_forbidden" else found["msg"].removeprefix("Value error, ")
     )

@@ -15,57 +15,57 @@ import typer
 from typer.main import get_command
 
 from toast_cli.cli.commands import bench, data, recipes
-from toast_cli.cli.commands.backbones import backbones
-from toast_cli.cli.commands.compare import compare
-from toast_cli.cli.commands.demo import demo
-from toast_cli.cli.commands.doctor import doctor
-from toast_cli.cli.commands.eval import evaluate
-from toast_cli.cli.commands.export import export
+from toast_cli.cli.commands.backbones import print_backbones
+from toast_cli.cli.commands.compare import run_compare
+from toast_cli.cli.commands.demo import run_demo
+from toast_cli.cli.commands.doctor import run_doctor
+from toast_cli.cli.commands.eval import run_eval
+from toast_cli.cli.commands.export import run_export
 from toast_cli.cli.commands.generate import generate
-from toast_cli.cli.commands.import_checkpoint import import_checkpoint
-from toast_cli.cli.commands.plan import plan
-from toast_cli.cli.commands.pretune import pretune
-from toast_cli.cli.commands.tune import tune
+from toast_cli.cli.commands.import_checkpoint import run_import
+from toast_cli.cli.commands.plan import run_plan
+from toast_cli.cli.commands.pretune import run_pretune
+from toast_cli.cli.commands.tune import run_tune
 from toast_cli.cli.commands.visualize_attention import visualize_attention
-from toast_cli.cli.groups import Verbs
+from toast_cli.cli.groups import CommandGroup
 from toast_cli.utils.errors import INTERRUPTED, RUNTIME_FAILURE, ToastError, UsageError
 
-_WRONG_USAGE: Any = typer.BadParameter.__mro__[1]
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 """Typer's error for wrong options and arguments, which it gives no public name."""
 
 
-class Toast(Verbs):
+class ToastGroup(CommandGroup):
     """The top of the command line, around which the error boundary lies."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command; what went wrong is explained on stderr, and the exit code says of which kind it was."""
-        sys.exit(_exit_code(super().main, *args, **{**extra, "standalone_mode": False}))
+        sys.exit(_run_for_exit_code(super().main, *args, **{**extra, "standalone_mode": False}))
 
 
 app = typer.Typer(
     name="toast",
-    cls=Toast,
+    cls=ToastGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo)
-app.command("pretune")(pretune)
-app.command("tune")(tune)
-app.command("plan")(plan)
-app.command("eval")(evaluate)
-app.command("compare")(compare)
+app.command("demo")(run_demo)
+app.command("pretune")(run_pretune)
+app.command("tune")(run_tune)
+app.command("plan")(run_plan)
+app.command("eval")(run_eval)
+app.command("compare")(run_compare)
 app.command("generate")(generate)
 app.command("visualize-attention")(visualize_attention)
-app.command("export")(export)
-app.command("import")(import_checkpoint)
-app.command("backbones")(backbones)
+app.command("export")(run_export)
+app.command("import")(run_import)
+app.command("backbones")(print_backbones)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
-app.command("doctor")(doctor)
+app.command("doctor")(run_doctor)
 
 
 @app.callback()
@@ -88,15 +88,15 @@ def main() -> None:
     get_command(app)(prog_name="toast")
 
 
-def _exit_code(run: Any, *args: Any, **extra: Any) -> int:
+def _run_for_exit_code(run: Any, *args: Any, **extra: Any) -> int:
     try:
         code = run(*args, **extra)
         sys.stdout.flush()  # a closed pipe shows here, where it can be dealt with, rather than at interpreter exit
     except ToastError as error:
-        return _explained(error)
-    except _WRONG_USAGE as error:
+        return _report_error(error)
+    except _USAGE_ERROR as error:
         command = error.ctx.command_path if error.ctx is not None else "toast"
-        return _explained(UsageError(error.format_message(), what_to_do=f"'{command} --help' lists what it takes."))
+        return _report_error(UsageError(error.format_message(), what_to_do=f"'{command} --help' lists what it takes."))
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
@@ -104,30 +104,30 @@ def _exit_code(run: Any, *args: Any, **extra: Any) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return RUNTIME_FAILURE
     except Exception as error:
-        return _explained(_fault(error))
+        return _report_error(_make_internal_error(error))
     if code == INTERRUPTED:
         typer.echo("Interrupted.", err=True)
     return code if isinstance(code, int) else 0
 
 
-def _explained(error: ToastError) -> int:
+def _report_error(error: ToastError) -> int:
     from toast_cli.cli.output.console import print_error
 
-    if _debugging():
+    if _is_debugging():
         traceback.print_exc()
     print_error(error)
     return error.exit_code
 
 
-def _fault(error: Exception) -> ToastError:
+def _make_internal_error(error: Exception) -> ToastError:
     """An error that nobody foresaw: ours to mend, so the message says so and where it happened."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return ToastError(
         f"This is a fault in toast: {type(error).__name__}: {error}",
         f"At {Path(last.filename)}:{last.lineno}.",
-        "" if _debugging() else "TOAST_DEBUG=1 shows the whole traceback; please report it.",
+        "" if _is_debugging() else "TOAST_DEBUG=1 shows the whole traceback; please report it.",
     )
 
 
-def _debugging() -> bool:
+def _is_debugging() -> bool:
     return os.environ.get("TOAST_DEBUG", "") not in ("", "0")

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toast_cli.cli.output.console import err, say
-from toast_cli.storage.run_folder import RUNS, newest_run
+from toast_cli.cli.output.console import err, print_line
+from toast_cli.storage.run_folder import DEFAULT_RUNS_FOLDER, find_newest_run
 from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
-    from toast_cli.model.generation import Writer
+    from toast_cli.model.generation import TextGenerator
 
 
-def chosen_run(run: Path | None) -> Path:
+def resolve_run_path(run: Path | None) -> Path:
     """The run to work on.
 
     Raises:
@@ -21,28 +21,32 @@ def chosen_run(run: Path | None) -> Path:
     """
     if run is not None:
         return run
-    newest = newest_run()
+    newest = find_newest_run()
     if newest is None:
         raise UsageError(
-            f"There is no finished run in {RUNS.absolute()}.",
+            f"There is no finished run in {DEFAULT_RUNS_FOLDER.absolute()}.",
             what_to_do="Make one with 'toast tune', or name one with --run.",
         )
-    say(f"Newest run: {newest}", err)
+    print_line(f"Newest run: {newest}", err)
     return newest
 
 
-def tell(text: str) -> None:
+def print_message(text: str) -> None:
     """Say something beside the results."""
-    say(text, err)
+    print_line(text, err)
 
 
-def run_writer(run: Path, weights: str | None, device: str | None, raw: bool = False) -> Writer:
+def load_writer(run: Path, weights: str | None, device: str | None, raw: bool = False) -> TextGenerator:
     """A run's language model, ready to answer in the form that it was trained on; `raw` leaves prompts unmarked."""
-    from toast_cli.evaluation.evaluate_run import changed
-    from toast_cli.model.generation import Writer
-    from toast_cli.storage.load_model import load
+    from toast_cli.evaluation.evaluate_run import replace_recipe_fields
+    from toast_cli.model.generation import TextGenerator
+    from toast_cli.storage.load_model import load_model
     from toast_cli.training.distributed.devices import make_accelerator
 
-    loaded = load(run, weights)
+    loaded = load_model(run, weights)
     template = None if raw else getattr(loaded.recipe.dataset, "template", None)
-    return Writer(loaded.model.to(make_accelerator(changed(loaded.recipe, device=device)).device), template, tell)
+    return TextGenerator(
+        loaded.model.to(make_accelerator(replace_recipe_fields(loaded.recipe, device=device)).device),
+        template,
+        print_message,
+    )

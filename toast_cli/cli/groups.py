@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 from toast_cli.utils.errors import UsageError, did_you_mean
 
 
-class Verbs(TyperGroup):
+class CommandGroup(TyperGroup):
     """Commands in the order they were added."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -9,57 +9,57 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 if TYPE_CHECKING:
-    from toast_cli.recipe.resolve import Resolved
+    from toast_cli.recipe.resolve import ResolvedRecipe
 
-Backbone = Annotated[
+BackboneOption = Annotated[
     str | None,
     typer.Option(
         help="Frozen network: a short name (see 'toast backbones'), or vit:MODEL, convnext:MODEL, llama:MODEL."
     ),
 ]
-Weights = Annotated[
+WeightsOption = Annotated[
     str | None,
     typer.Option(help="The backbone's weights: a file, or a language model's folder; 'none' for random ones."),
 ]
-Dataset = Annotated[
+DatasetOption = Annotated[
     str | None, typer.Option(help="Data set, such as demo, cub, folder:PATH or alpaca:FILE: see 'toast data ls'.")
 ]
-DataDir = Annotated[
+DataDirOption = Annotated[
     str | None, typer.Option(help="Folder that holds the data set. [default: TOAST_DATA_DIR, else ./data]")
 ]
-Run = Annotated[
+RunOption = Annotated[
     Path | None, typer.Option(help="Run folder, adapter folder or exported file. [default: the newest run]")
 ]
-Runs = Annotated[
+RunsOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--run", help="Run folder, adapter folder or exported file; may be repeated. [default: the newest run]"
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
-InitFrom = Annotated[
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
+InitFromOption = Annotated[
     str | None,
     typer.Option(
         help="Start selection and feedback path from what 'toast pretune' wrote (run folder, artifact folder or "
         "exported file), or from what comes with the backbone ('shipped')."
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would run, train nothing.")]
-Alpha = Annotated[
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would run, train nothing.")]
+AlphaOption = Annotated[
     float | None,
     typer.Option(min=0.0, max=2.0, help="Send the feedback's signals so many times as strong. [default: 1]"),
 ]
-Head = Annotated[
+HeadOption = Annotated[
     str, typer.Option(help="Mean or max over heads, one by its number from 0, or rollout over the layers.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Resume = Annotated[
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+ResumeOption = Annotated[
     Path | None, typer.Option(help="Go on with the interrupted run in this folder; nothing else but --device fits.")
 ]
 
 
-def chosen_head(head: str) -> int | Literal["mean", "max", "rollout"]:
+def parse_head(head: str) -> int | Literal["mean", "max", "rollout"]:
     """What `--head` names.
 
     Raises:
@@ -75,16 +75,16 @@ def chosen_head(head: str) -> int | Literal["mean", "max", "rollout"]:
     return cast("Literal['mean', 'max', 'rollout']", head)
 
 
-def with_recorded_backbone(resolved: Resolved, recipe: str | None, backbone: str | None) -> Resolved:
+def apply_recorded_backbone(resolved: ResolvedRecipe, recipe: str | None, backbone: str | None) -> ResolvedRecipe:
     """Give the recipe of an earlier version's run the backbone that its name meant then, and say so."""
-    from toast_cli.storage.legacy_backbones import recorded_name
+    from toast_cli.storage.legacy_backbones import resolve_recorded_name
     from toast_cli.storage.run_folder import RunFolder
 
     file = None if recipe is None else Path(recipe)
     if file is None or backbone is not None or not (file.parent / "environment.json").is_file():
         return resolved
     own = resolved.recipe.backbone
-    name = recorded_name(own.name, RunFolder(file.parent).toast_version())
+    name = resolve_recorded_name(own.name, RunFolder(file.parent).toast_version())
     if name == own.name:
         return resolved
     changed = resolved.recipe.model_copy(update={"backbone": own.model_copy(update={"name": name})})
@@ -92,7 +92,7 @@ def with_recorded_backbone(resolved: Resolved, recipe: str | None, backbone: str
     return replace(resolved, recipe=changed, messages=[*resolved.messages, said])
 
 
-def check_resume(run: Path, context: typer.Context) -> None:
+def check_resume_options(run: Path, context: typer.Context) -> None:
     """Refuse what would make the rest of an interrupted run another run.
 
     Raises:

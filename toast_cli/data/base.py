@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from toast_cli.backbones.image_options import ImageOptions, PixelOptions
-from toast_cli.utils.config import Named
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def kind_of(split: Split) -> SplitKind:
     return getattr(split, "kind", "images")
 
 
-def marks_of(split: Split) -> str | None:
+def describe_masks(split: Split) -> str | None:
     """What a split's masks are, in words (its `marks`, where it says so); None where it has none.
 
     A share inside a box and one inside an outline are different numbers.
@@ -80,12 +80,12 @@ def marks_of(split: Split) -> str | None:
     return getattr(split, "marks", "masks") if split.has_masks else None
 
 
-def folders_of(split: Split) -> frozenset[Path]:
+def get_image_folders(split: Split) -> frozenset[Path]:
     """The folders that a split's images are read from (its `folders`); none where it reads from something else."""
     return getattr(split, "folders", frozenset())
 
 
-class Batches(Protocol):
+class BatchLoader(Protocol):
     """Batches of a split, over and over: mappings of tensors whose first dimension is the batch."""
 
     notes: tuple[str, ...]
@@ -102,7 +102,7 @@ class Batches(Protocol):
         """Shuffle and augment as in this epoch, from the next iteration on, which leaves `begin` batches out."""
 
 
-KNOWN = "known"
+CACHED_KEY = "known"
 """Is in a batch whose inputs were left out, being known already."""
 
 
@@ -162,7 +162,7 @@ class DataSet:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """A registered data source: its settings, how it is opened, what it needs on disk and where that is published.
 
     `open(options, data_dir)` returns the `DataSet`; `data_dir` is what the user gave as `--data-dir`, or None. `task`
@@ -170,7 +170,7 @@ class Source:
     is one.
     """
 
-    options: type[Named]
+    options: type[NamedOptions]
     open: Callable[[Any, Path | None], DataSet]
     needs: str
     task: str = "classification"
@@ -187,7 +187,7 @@ def require_images(data: DataSet, where: str) -> None:
         raise UsageError(f"{where} holds texts.", what_to_do="This is for images: 'toast data ls' tells which are.")
 
 
-def image_splits(data: DataSet, where: str) -> dict[str, ImageSplit]:
+def get_image_splits(data: DataSet, where: str) -> dict[str, ImageSplit]:
     """The splits of a data set that is made of images.
 
     Raises:

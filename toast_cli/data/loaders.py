@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.data.base import Batches, BatchOptions, LoaderOptions, kind_of
+from toast_cli.data.base import BatchLoader, BatchOptions, LoaderOptions, kind_of
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
 
 
-def build_loader(split: Any, backbone: Backbone, batches: BatchOptions, options: LoaderOptions) -> Batches:
+def build_loader(split: Any, backbone: Backbone, batches: BatchOptions, options: LoaderOptions) -> BatchLoader:
     """Return the batches of a split as the backbone takes them.
 
     Raises:

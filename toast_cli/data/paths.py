@@ -7,29 +7,29 @@ from pathlib import Path
 
 from toast_cli.utils.errors import ToastError
 
-VARIABLE = "TOAST_DATA_DIR"
+DATA_DIR_VARIABLE = "TOAST_DATA_DIR"
 
 
-def data_folder(given: Path | None) -> Path:
+def get_data_dir(given: Path | None) -> Path:
     """The folder that holds data sets: what the user gave, else `TOAST_DATA_DIR`, else `data` in the current folder.
 
     The folder need not exist; whoever looks into it says what is missing there.
     """
     if given is not None:
         return given
-    return Path(os.environ.get(VARIABLE) or "data").expanduser()
+    return Path(os.environ.get(DATA_DIR_VARIABLE) or "data").expanduser()
 
 
-def places(path: str, data_dir: Path | None) -> list[Path]:
+def list_candidate_paths(path: str, data_dir: Path | None) -> list[Path]:
     """Where a path may lie: --data-dir goes first where it was given, TOAST_DATA_DIR or ./data last."""
     here = Path(path).expanduser()
-    found = [data_dir / here, here] if data_dir is not None else [here, data_folder(None) / here]
+    found = [data_dir / here, here] if data_dir is not None else [here, get_data_dir(None) / here]
     return list(dict.fromkeys(place.absolute() for place in found))
 
 
-def located(path: str, data_dir: Path | None) -> str:
+def resolve_path(path: str, data_dir: Path | None) -> str:
     """The same for one place from whatever folder it is named; a path that is nowhere (a hub's id) stays as it is."""
-    return next((str(place.resolve()) for place in places(path, data_dir) if place.exists()), path)
+    return next((str(place.resolve()) for place in list_candidate_paths(path, data_dir) if place.exists()), path)
 
 
 def find_file(path: str, data_dir: Path | None, shorthand: str) -> Path:
@@ -38,7 +38,7 @@ def find_file(path: str, data_dir: Path | None, shorthand: str) -> Path:
     Raises:
         ToastError: there is none.
     """
-    looked = places(path, data_dir)
+    looked = list_candidate_paths(path, data_dir)
     for place in looked:
         if place.is_file():
             return place

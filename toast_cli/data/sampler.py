@@ -8,11 +8,11 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
-from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import UsageError
 
 
-class Share(Sampler[list[int]]):
+class ShardedBatchSampler(Sampler[list[int]]):
     """One process's part of every batch of indices.
 
     Batches are those that a single process would see; each process takes a stretch of every one, so that together they
@@ -46,9 +46,9 @@ class Share(Sampler[list[int]]):
         return -(-len(self.sampler) // self.batch_size)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[list[int]]:
-        return islice(self._all(), self._begin, None)
+        return islice(self._iterate_batches(), self._begin, None)
 
-    def _all(self) -> Iterator[list[int]]:
+    def _iterate_batches(self) -> Iterator[list[int]]:
         batch: list[int] = []
         for index in self.sampler:
             batch.append(index)
@@ -66,7 +66,7 @@ class Share(Sampler[list[int]]):
             if begin == end:
                 for name in ("label", "labels"):
                     if name in batch:
-                        batch[name].fill_(IGNORED)
+                        batch[name].fill_(IGNORE_INDEX)
             yield batch
 
     def _part(self, batch: list[int]) -> list[int]:

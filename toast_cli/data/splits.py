@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from toast_cli.utils.config import Named
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from toast_cli.data.images.file_split import FileSplit
 
 
-class SplitOptions(Named):
+class SplitOptions(NamedOptions):
     """What a source on disk can be told about the splits it has to make itself."""
 
     val_fraction: float = Field(
@@ -36,7 +36,7 @@ class SplitOptions(Named):
     )
 
 
-class WholeOptions(SplitOptions):
+class UnsplitDataOptions(SplitOptions):
     """The same for a source that may not be split at all."""
 
     test_fraction: float = Field(
@@ -48,7 +48,7 @@ class WholeOptions(SplitOptions):
     )
 
 
-SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """What a split is called here, by the lower case of what folders, tables and hubs call it."""
 
 
@@ -61,45 +61,47 @@ def hold_out(
     many that fewer than `leave` stay. A class of `leave` images or fewer stays whole.
     """
 
-    held = set(_from_each_class(names, labels, seed, lambda count: _front(count, fraction, leave)))
+    held = set(_select_per_class(names, labels, seed, lambda count: _count_held_out(count, fraction, leave)))
     return [i for i in range(len(names)) if i not in held], sorted(held)
 
 
-def hold_out_numbers(numbers: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out_indices(numbers: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The same for samples of one class whose names are their numbers `[n]`, in a few bytes of memory each."""
     import numpy as np
 
     places = (int.from_bytes(_sha256(f"{seed}/{number}").digest()[:8], "big") for number in numbers)
     order = np.argsort(np.fromiter(places, np.uint64, len(numbers)))
-    count = _front(len(numbers), fraction)
+    count = _count_held_out(len(numbers), fraction)
     return np.sort(numbers[order[count:]]), np.sort(numbers[order[:count]])
 
 
-def keep_shots(names: Sequence[str], labels: Sequence[int], shots: int, seed: int) -> list[int]:
+def select_shots(names: Sequence[str], labels: Sequence[int], shots: int, seed: int) -> list[int]:
     """Indices of `shots` images per class (of all, in a class that has fewer), in their old order.
 
     Fewer shots are always a subset of more.
     """
-    return sorted(_from_each_class(names, labels, seed, lambda count: shots))
+    return sorted(_select_per_class(names, labels, seed, lambda count: shots))
 
 
-def split_hash(names: Sequence[str], labels: Sequence[int]) -> str:
+def compute_split_hash(names: Sequence[str], labels: Sequence[int]) -> str:
     """Eight hexadecimal digits that two runs share exactly when they hold the same images under the same labels."""
     lines = sorted(f"{name}\t{label}\n" for name, label in zip(names, labels, strict=True))
     return _sha256("".join(lines)).hexdigest()[:8]
 
 
-def hash_of(split: Split) -> str | None:
+def get_split_hash(split: Split) -> str | None:
     """The `split_hash` of any split whose samples have names, or a stream's own; texts count as unlabelled."""
     names = getattr(split, "names", None)
     return (
         getattr(split, "digest", None)
         if names is None
-        else split_hash(names, getattr(split, "labels", [0] * len(names)))
+        else compute_split_hash(names, getattr(split, "labels", [0] * len(names)))
     )
 
 
-def divide(train: FileSplit, val: FileSplit | None, options: SplitOptions) -> tuple[dict[str, FileSplit], list[str]]:
+def make_train_val_splits(
+    train: FileSplit, val: FileSplit | None, options: SplitOptions
+) -> tuple[dict[str, FileSplit], list[str]]:
     """`train` and, if there is one, `val`, and the notes that say what was made here.
 
     Where the source has no validation split it is held out of train; only then are shots drawn.
@@ -109,35 +111,37 @@ def divide(train: FileSplit, val: FileSplit | None, options: SplitOptions) -> tu
     if val is None:
         kept, held = hold_out(train.names, train.labels, options.val_fraction, seed)
         train, val = train.take(kept), train.take(held)
-        notes.append(held_out_note("validation", "train", options.val_fraction, seed, val))
+        notes.append(format_held_out_note("validation", "train", options.val_fraction, seed, val))
     if options.shots is not None:
         before = train
-        train = train.take(keep_shots(train.names, train.labels, options.shots, seed))
+        train = train.take(select_shots(train.names, train.labels, options.shots, seed))
         few = sum(count < options.shots for count in Counter(before.labels).values())
         short = f" ({few} classes have fewer)" if few else ""
         notes.append(
             f"train: {options.shots} images per class kept of {len(before):,} in all{short}, seed {seed}, "
-            f"split {split_hash(train.names, train.labels)}"
+            f"split {compute_split_hash(train.names, train.labels)}"
         )
     return {"train": train, **({"val": val} if len(val) else {})}, notes
 
 
-def divide_whole(images: FileSplit, options: WholeOptions) -> tuple[dict[str, FileSplit], list[str]]:
+def make_train_val_test_splits(
+    images: FileSplit, options: UnsplitDataOptions
+) -> tuple[dict[str, FileSplit], list[str]]:
     """The splits of images that nobody has divided: test and validation are both made here; and the notes about it."""
     # A class of three or more images keeps two here, so that validation and train get one each.
     kept, held = hold_out(images.names, images.labels, options.test_fraction, options.split_seed, leave=2)
     train, test = images.take(kept), images.take(held)
-    made, notes = divide(train, None, options)
+    made, notes = make_train_val_splits(train, None, options)
     if len(test):
         made["test"] = test
-    return made, [held_out_note("test", "all images", options.test_fraction, options.split_seed, test), *notes]
+    return made, [format_held_out_note("test", "all images", options.test_fraction, options.split_seed, test), *notes]
 
 
-def divide_given(
+def complete_splits(
     parts: dict[str, FileSplit], options: SplitOptions, where: str
 ) -> tuple[dict[str, FileSplit], list[str]]:
     """The splits of images of which `train` and perhaps others are given, and the notes about what was made."""
-    made, notes = divide(parts["train"], parts.get("val"), options)
+    made, notes = make_train_val_splits(parts["train"], parts.get("val"), options)
     if "test" in parts:
         made["test"] = parts["test"]
     else:
@@ -145,17 +149,17 @@ def divide_given(
     return made, notes
 
 
-def held_out_note(part: str, source: str, fraction: float, seed: int, held: FileSplit) -> str:
+def format_held_out_note(part: str, source: str, fraction: float, seed: int, held: FileSplit) -> str:
     """The sentence about a split that was made here."""
     if not len(held):
         return f"{part}: none was held out (fraction {fraction:g}, or a single image per class)"
     return (
         f"{part}: {100 * fraction:g}% of {source} held out per class ({len(held):,} images), seed {seed}, "
-        f"split {split_hash(held.names, held.labels)}"
+        f"split {compute_split_hash(held.names, held.labels)}"
     )
 
 
-def require_every_class(train: FileSplit, classes: Sequence[str], where: str) -> None:
+def require_all_classes_in_train(train: FileSplit, classes: Sequence[str], where: str) -> None:
     """Check that each class can be learned.
 
     Raises:
@@ -171,25 +175,25 @@ def require_every_class(train: FileSplit, classes: Sequence[str], where: str) ->
     missing = [name for label, name in enumerate(classes) if label not in seen]
     if missing:
         raise ToastError(
-            f"No training image of {listed(missing)} in {where}.",
+            f"No training image of {format_class_names(missing)} in {where}.",
             "Every class needs at least one.",
             "Add images, or remove the class everywhere.",
         )
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def format_class_names(names: Sequence[str], most: int = 5) -> str:
     """`class 'a'`, or `classes 'a', 'b' and 7 more`, for a message."""
     shown = ", ".join(f"'{name}'" for name in names[:most])
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{'class' if len(names) == 1 else 'classes'} {shown}{more}"
 
 
-def _front(count: int, fraction: float, leave: int = 1) -> int:
+def _count_held_out(count: int, fraction: float, leave: int = 1) -> int:
     """How many of a class of so many are held out."""
     return min(max(1, int(fraction * count + 0.5)), max(0, count - leave)) if fraction > 0 else 0
 
 
-def _from_each_class(
+def _select_per_class(
     names: Sequence[str], labels: Sequence[int], seed: int, how_many: Callable[[int], int]
 ) -> list[int]:
     """The first `how_many(size of the class)` of each class's random order."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toast_cli.data.base import folders_of, kind_of, marks_of
+from toast_cli.data.base import describe_masks, get_image_folders, kind_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitSubset:
     """The images at `indices` of a split, in that order."""
 
     split: ImageSplit
@@ -34,7 +34,7 @@ class Part:
     @property
     def marks(self) -> str | None:
         """What the masks are."""
-        return marks_of(self.split)
+        return describe_masks(self.split)
 
     @property
     def labels(self) -> Sequence[int]:
@@ -51,7 +51,7 @@ class Part:
     @property
     def folders(self) -> frozenset[Path]:
         """The folders that the images are read from."""
-        return folders_of(self.split)
+        return get_image_folders(self.split)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -61,11 +61,11 @@ class Part:
         return self.split.load(self.indices[index])
 
 
-def drawn(split: ImageSplit, count: int | None, seed: int = 0) -> ImageSplit:
+def draw_subset(split: ImageSplit, count: int | None, seed: int = 0) -> ImageSplit:
     """So many images that the seed draws, in the split's order; None, or no more than there are: all of them."""
     import numpy as np
 
     if count is None or count >= len(split):
         return split
     chosen = np.random.default_rng(seed).choice(len(split), count, replace=False)
-    return Part(split, tuple(sorted(chosen.tolist())))
+    return SplitSubset(split, tuple(sorted(chosen.tolist())))

@@ -14,22 +14,22 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from toast_cli.attention.bootstrap import Mean, bootstrap
-from toast_cli.attention.table import EVEN, Numbers
-from toast_cli.attention.validation import Checks
+from toast_cli.attention.bootstrap import MeanEstimate, bootstrap_mean
+from toast_cli.attention.table import UNIFORM_MAP, AttentionMetricsTable
+from toast_cli.attention.validation import AttentionChecks
 from toast_cli.data.base import ImageSplit
-from toast_cli.data.subset import drawn
-from toast_cli.evaluation.attention_evaluation import Asked, opened
-from toast_cli.evaluation.same_data import Shown, check_same
+from toast_cli.data.subset import draw_subset
+from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, open_run
+from toast_cli.evaluation.same_data import EvaluationImages, check_same_images
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.visualize.save_figures import unique
-from toast_cli.visualize.view import Viewer
+from toast_cli.visualize.save_figures import make_names_unique
+from toast_cli.visualize.view import AttentionViewer
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedRun:
     """One run: `probabilities` `[images, classes]` of its last pass, whether each was `correct` (1 or 0), and `inside`.
 
     That is the share of the last pass's map inside the object, for every image, NaN where the crop lost it, and `even`
@@ -37,31 +37,31 @@ class Compared:
     maps were held against, over all images; None where they were not.
     """
 
-    viewer: Viewer
-    asked: Asked
+    viewer: AttentionViewer
+    asked: AttentionEvalRequest
     sizes: dict[str, Any]
     kind: str
     probabilities: Tensor
     correct: np.ndarray
     inside: np.ndarray | None
     even: float | None
-    checks: Checks | None = None
+    checks: AttentionChecks | None = None
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Several runs on one split."""
 
-    runs: tuple[Compared, ...]
+    runs: tuple[ComparedRun, ...]
     split: ImageSplit
     dataset: str
     classes: tuple[str, ...]
 
-    def pairs(self) -> list[tuple[Compared, Compared]]:
+    def pairs(self) -> list[tuple[ComparedRun, ComparedRun]]:
         """Every run with each one after it."""
         return list(combinations(self.runs, 2))
 
-    def difference(self, one: Compared, other: Compared, what: str) -> Mean | None:
+    def difference(self, one: ComparedRun, other: ComparedRun, what: str) -> MeanEstimate | None:
         """The second run less the first, in `correct` or `inside`, paired over images.
 
         The intervals of all pairs hold together with 95%. None where either run has none, or where what lies inside is
@@ -70,7 +70,7 @@ class Comparison:
         if what == "inside" and one.kind != other.kind:
             return None
         first, second = getattr(one, what), getattr(other, what)
-        return None if first is None or second is None else bootstrap(second - first, together=len(self.pairs()))
+        return None if first is None or second is None else bootstrap_mean(second - first, together=len(self.pairs()))
 
     def most_disputed(self, count: int) -> list[int]:
         """The images on which the runs disagree most, the most disputed first: how far their probabilities are apart.
@@ -85,21 +85,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedRun:
     """A run before it is measured."""
 
-    viewer: Viewer
-    asked: Asked
+    viewer: AttentionViewer
+    asked: AttentionEvalRequest
     session: Session
     split: ImageSplit
 
     @property
-    def shown(self) -> Shown:
+    def shown(self) -> EvaluationImages:
         """What it is shown."""
-        return Shown(self.asked.path, self.split, self.session.data.classes, self.session.recipe)
+        return EvaluationImages(self.asked.path, self.split, self.session.data.classes, self.session.recipe)
 
 
-def compare(asked: Sequence[Asked], reporter: Reporter) -> Comparison:
+def build_comparison(asked: Sequence[AttentionEvalRequest], reporter: Reporter) -> RunComparison:
     """Show every run the same images; all are opened and held against each other before any is measured.
 
     Raises:
@@ -109,22 +109,22 @@ def compare(asked: Sequence[Asked], reporter: Reporter) -> Comparison:
     """
     if len(asked) < 2:
         raise UsageError("One run has nothing to be compared with.", what_to_do="Name two or more.")
-    names = unique(one.path.resolve().name for one in asked)
-    runs: list[Opened] = []
+    names = make_names_unique(one.path.resolve().name for one in asked)
+    runs: list[OpenedRun] = []
     for one, name in zip(asked, names, strict=True):
-        with naming(one.path):
-            runs.append(opened_as(name, one, runs[0].session.recipe.seed if runs else None, reporter))
+        with name_run_in_errors(one.path):
+            runs.append(open_run_for_comparison(name, one, runs[0].session.recipe.seed if runs else None, reporter))
     for other in runs[1:]:
-        check_same(runs[0].shown, other.shown, reporter)
+        check_same_images(runs[0].shown, other.shown, reporter)
     found = []
     for run in runs:
-        with naming(run.asked.path):
-            found.append(measured(run, reporter))
-    return Comparison(tuple(found), runs[0].split, runs[0].session.recipe.dataset.name, runs[0].session.data.classes)
+        with name_run_in_errors(run.asked.path):
+            found.append(measure_run(run, reporter))
+    return RunComparison(tuple(found), runs[0].split, runs[0].session.recipe.dataset.name, runs[0].session.data.classes)
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_run_in_errors(path: Path) -> Iterator[None]:
     """Of several runs, an error is to say which one it is of."""
     try:
         yield
@@ -134,7 +134,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @torch.no_grad()
-def opened_as(name: str, asked: Asked, seed: int | None, reporter: Reporter) -> Opened:
+def open_run_for_comparison(name: str, asked: AttentionEvalRequest, seed: int | None, reporter: Reporter) -> OpenedRun:
     """A run with its data, which can look at the first of its images.
 
     Where only some are asked for, `seed` draws them, the run's own where it is None.
@@ -143,25 +143,27 @@ def opened_as(name: str, asked: Asked, seed: int | None, reporter: Reporter) -> 
         UsageError: there is no such split, level or head, or it is made of texts or of labelled pixels.
         ToastError: the data set's classes are not the model's, or nothing can be loaded.
     """
-    session, whole, _ = opened(replace(asked, limit=None), reporter)
-    split = drawn(whole, asked.limit, session.recipe.seed if seed is None else seed)
+    session, whole, _ = open_run(replace(asked, limit=None), reporter)
+    split = draw_subset(whole, asked.limit, session.recipe.seed if seed is None else seed)
     session.data = replace(session.data, splits={asked.split: split})
     images, classes = session.recipe.images, session.data.classes
-    viewer = Viewer(name, session.model.eval(), images, classes, asked.layer, asked.head, recipe=session.recipe)
+    viewer = AttentionViewer(
+        name, session.model.eval(), images, classes, asked.layer, asked.head, recipe=session.recipe
+    )
     first, _ = viewer.transform(split.load(0).image)
     viewer.recorder.look(first[None].to(session.accelerator.device))  # a head that is not there is found by looking
-    return Opened(viewer, asked, session, split)
+    return OpenedRun(viewer, asked, session, split)
 
 
 @torch.no_grad()
-def measured(run: Opened, reporter: Reporter) -> Compared:
+def measure_run(run: OpenedRun, reporter: Reporter) -> ComparedRun:
     """One run's part.
 
     Raises:
         ToastError: an image cannot be read, or a map is not what the model attends with.
     """
     session, split, asked = run.session, run.split, run.asked
-    numbers, probabilities, kind, checks = Numbers(), [], "", []
+    numbers, probabilities, kind, checks = AttentionMetricsTable(), [], "", []
     batches = session.batches(asked.split, with_masks=split.has_masks)
     for batch in reporter.track(batches, len(batches), run.viewer.name):
         batch = send_to_device(batch, session.accelerator.device)
@@ -178,8 +180,8 @@ def measured(run: Opened, reporter: Reporter) -> Compared:
         )
     last = "pass_two" if "pass_two/share_inside" in numbers.names() else "pass_one"
     inside = np.array(numbers.column(f"{last}/share_inside")) if split.has_masks else None
-    even = bootstrap(numbers.column(f"{EVEN}/share_inside")) if split.has_masks else None
-    return Compared(
+    even = bootstrap_mean(numbers.column(f"{UNIFORM_MAP}/share_inside")) if split.has_masks else None
+    return ComparedRun(
         run.viewer,
         asked,
         session.sizes(),
@@ -188,11 +190,11 @@ def measured(run: Opened, reporter: Reporter) -> Compared:
         np.array(numbers.column("correct")),
         inside,
         None if even is None else even.mean,
-        worst(checks),
+        merge_attention_checks(checks),
     )
 
 
-def worst(found: Sequence[Checks | None]) -> Checks | None:
+def merge_attention_checks(found: Sequence[AttentionChecks | None]) -> AttentionChecks | None:
     """The checks of all batches as one: the same layers in each, and how far off they were at most."""
     known = [checks for checks in found if checks is not None]
     if not known:
@@ -204,6 +206,6 @@ def worst(found: Sequence[Checks | None]) -> Checks | None:
     )
 
 
-def same_for_all(asked: Asked, paths: Sequence[Any]) -> list[Asked]:
+def repeat_request(asked: AttentionEvalRequest, paths: Sequence[Any]) -> list[AttentionEvalRequest]:
     """The same question to every run."""
     return [replace(asked, path=path) for path in paths]

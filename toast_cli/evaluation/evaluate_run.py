@@ -7,22 +7,22 @@ import tempfile
 from pathlib import Path
 from typing import Any, cast
 
-from toast_cli.attention.feedback_strength import set_strength
+from toast_cli.attention.feedback_strength import set_feedback_strength
 from toast_cli.data.base import DataSet
 from toast_cli.model.model import Model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.load_model import load
+from toast_cli.storage.load_model import load_model
 from toast_cli.tasks.segmentation import Segmentation
 from toast_cli.training.distributed.devices import make_accelerator
-from toast_cli.training.evaluate import evaluate
-from toast_cli.training.notices import say_skipped
+from toast_cli.training.evaluate import evaluate_model
+from toast_cli.training.notices import report_skipped_samples
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session, open_data
 from toast_cli.utils.errors import ToastError, UsageError
 
 
-def measure(
+def evaluate_run(
     path: Path,
     dataset: str | None,
     data_dir: str | None,
@@ -43,19 +43,23 @@ def measure(
         UsageError: there is no such split, no feedback to scale, or no such way to show images.
         ToastError: the data set's classes are not the model's, or nothing can be loaded.
     """
-    loaded = load(path, weights)
-    recipe = changed(loaded.recipe, dataset=dataset, data_dir=data_dir, device=device, precision=precision)
+    loaded = load_model(path, weights)
+    recipe = replace_recipe_fields(
+        loaded.recipe, dataset=dataset, data_dir=data_dir, device=device, precision=precision
+    )
     if evaluation is not None:
-        recipe = shown_as(loaded.model, recipe, evaluation)
-    set_strength(loaded.model, alpha)
+        recipe = apply_evaluation_mode(loaded.model, recipe, evaluation)
+    set_feedback_strength(loaded.model, alpha)
     accelerator = make_accelerator(recipe)
-    data = data_for(loaded.classes, recipe, path, reporter, another=dataset is not None)
+    data = open_evaluation_data(loaded.classes, recipe, path, reporter, another=dataset is not None)
     if split not in data.splits:
         raise UsageError(f"This data set has no split '{split}'.", what_to_do=f"It has {', '.join(data.splits)}.")
     session = Session(recipe, data, loaded.model.to(accelerator.device), accelerator)
-    shows = session.shows_attention(split)
+    shows = session.can_measure_attention(split)
     batches = session.batches(split, with_masks=shows)
-    metrics = evaluate(session.model, reporter.track(batches, len(batches), split), accelerator, with_attention=shows)
+    metrics = evaluate_model(
+        session.model, reporter.track(batches, len(batches), split), accelerator, with_attention=shows
+    )
     return {
         "run": str(path),
         "backbone": recipe.backbone.name,
@@ -66,11 +70,11 @@ def measure(
         **({"evaluation": recipe.task.evaluation} if hasattr(recipe.task, "evaluation") else {}),
         **session.sizes(),
         {"val": "validation"}.get(split, split): metrics,
-        "skipped": say_skipped(reporter, **{split: batches}),
+        "skipped": report_skipped_samples(reporter, **{split: batches}),
     }
 
 
-def shown_as(model: Model, recipe: Recipe, evaluation: str) -> Recipe:
+def apply_evaluation_mode(model: Model, recipe: Recipe, evaluation: str) -> Recipe:
     """The recipe with whole images, or windows that slide over them; the model's objective is told, too.
 
     Raises:
@@ -79,18 +83,20 @@ def shown_as(model: Model, recipe: Recipe, evaluation: str) -> Recipe:
     before = model.objective
     if not isinstance(before, Segmentation):
         raise UsageError("--evaluation is for models that label pixels.", what_to_do="Leave it out.")
-    recipe = changed(recipe, task=recipe.task.model_dump(mode="json") | {"evaluation": evaluation})
+    recipe = replace_recipe_fields(recipe, task=recipe.task.model_dump(mode="json") | {"evaluation": evaluation})
     model.objective = Segmentation(before.head, before.classes, before.window, cast("Any", recipe.task))
     return recipe
 
 
-def changed(recipe: Recipe, **fields: Any) -> Recipe:
+def replace_recipe_fields(recipe: Recipe, **fields: Any) -> Recipe:
     """The recipe with some fields replaced and checked again; None leaves a field alone."""
     raw = recipe.model_dump(mode="json") | {name: value for name, value in fields.items() if value is not None}
     return build_recipe(raw, {}, origin="options")
 
 
-def data_for(classes: tuple[str, ...], recipe: Recipe, path: Path, reporter: Reporter, *, another: bool) -> DataSet:
+def open_evaluation_data(
+    classes: tuple[str, ...], recipe: Recipe, path: Path, reporter: Reporter, *, another: bool
+) -> DataSet:
     """The data set that a saved model with these classes is to be measured on.
 
     `another` than the model's own may have the same classes in another order: it is opened in the model's, and that
@@ -101,13 +107,13 @@ def data_for(classes: tuple[str, ...], recipe: Recipe, path: Path, reporter: Rep
     """
     data = open_data(recipe)
     if another and data.classes != classes and sorted(data.classes) == sorted(classes):
-        data = in_the_order_of(classes, recipe, data)
+        data = open_data_in_class_order(classes, recipe, data)
         reporter.message("The data's classes are the run's in another order: they are taken in the run's.")
     check_classes(classes, data.classes, path)
     return data
 
 
-def in_the_order_of(classes: tuple[str, ...], recipe: Recipe, data: DataSet) -> DataSet:
+def open_data_in_class_order(classes: tuple[str, ...], recipe: Recipe, data: DataSet) -> DataSet:
     """The data set opened with these classes, where it can be told them; else as it is."""
     if getattr(recipe.dataset, "class_file", "none") is not None:
         return data
@@ -115,7 +121,7 @@ def in_the_order_of(classes: tuple[str, ...], recipe: Recipe, data: DataSet) -> 
         file = Path(folder) / "classes.json"
         file.write_text(json.dumps(classes), encoding="utf-8")
         dataset = recipe.dataset.model_dump(mode="json") | {"class_file": str(file)}
-        return open_data(changed(recipe, dataset=dataset))
+        return open_data(replace_recipe_fields(recipe, dataset=dataset))
 
 
 def check_classes(model: tuple[str, ...], data: tuple[str, ...], path: Path) -> None:

@@ -16,20 +16,20 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from toast_cli.data.text.conversations import Turn
-from toast_cli.data.text.json_lines import json_lines
-from toast_cli.storage.checksummed_jsonl import append_sealed, sealed_lines
+from toast_cli.data.text.json_lines import read_json_lines
+from toast_cli.storage.checksummed_jsonl import append_checksummed_line, read_checksummed_lines
 from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
-    from toast_cli.model.generation import Writer
+    from toast_cli.model.generation import TextGenerator
 
-TEMPERATURE = 0.7
+ANSWER_TEMPERATURE = 0.7
 """Of the answers (appendix A.3)."""
 
-ATTEMPTS = 3
+MAX_JUDGE_ATTEMPTS = 3
 """How often a judge is asked whose replies hold no score."""
 
-TASK = (
+JUDGE_PROMPT = (
     "You grade answers given by an assistant. Weigh how helpful, how relevant, how accurate and how detailed the "
     "answer is, and give one whole number from 1 (worst) to 10 (best) for all of it together. "
     'Reply with JSON and nothing else: {"score": NUMBER, "why": "one or two sentences"}'
@@ -46,7 +46,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Reply:
+class JudgeReply:
     """One reply of a judge: its words as they came, the score in them, and why there is none."""
 
     text: str
@@ -64,9 +64,9 @@ class Judge:
 
     def asked(self) -> dict[str, Any]:
         """What a judgement depends on besides question and answer: endpoint, model and the words of the task."""
-        return {"judge": self.model, "url": self.url, "task": TASK}
+        return {"judge": self.model, "url": self.url, "task": JUDGE_PROMPT}
 
-    def replies(self, question: str, answer: str) -> Iterator[Reply]:
+    def replies(self, question: str, answer: str) -> Iterator[JudgeReply]:
         """The judge's replies, one after another until one holds a score, at most `ATTEMPTS`.
 
         Raises:
@@ -79,9 +79,9 @@ class Judge:
                 "The judge needs the openai client.", what_to_do="pip install 'toast-cli[judge]'."
             ) from error
         said = f"[Question]\n{question}\n\n[Answer]\n{answer}"
-        messages: list[Any] = [{"role": "system", "content": TASK}, {"role": "user", "content": said}]
+        messages: list[Any] = [{"role": "system", "content": JUDGE_PROMPT}, {"role": "user", "content": said}]
         key = os.environ.get("OPENAI_API_KEY") or (self.url and "none")  # most local servers want no key
-        for _ in range(ATTEMPTS):
+        for _ in range(MAX_JUDGE_ATTEMPTS):
             try:
                 client = OpenAI(api_key=key, base_url=self.url, max_retries=self.retries)
                 # As it came: what servers and proxies call a success is not always a completion.
@@ -94,30 +94,30 @@ class Judge:
                     f"{type(error).__name__}: {error}",
                     "Check OPENAI_API_KEY and --judge-url, then run again: what was judged is kept.",
                 ) from error
-            reply = read_reply(raw.http_response.text)
+            reply = parse_judge_reply(raw.http_response.text)
             yield reply
             if reply.score is not None:
                 return
 
 
-def read_reply(body: str) -> Reply:
+def parse_judge_reply(body: str) -> JudgeReply:
     """What a successful response says, which need not be a completion at all."""
     try:
         whole = json.loads(body)
     except (ValueError, RecursionError):
-        return Reply(body, None, "the response is no JSON")
+        return JudgeReply(body, None, "the response is no JSON")
     try:
         words = whole["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
         error = whole.get("error") if isinstance(whole, dict) else None
-        return Reply(body, None, f"the response is an error: {error}" if error else "the response holds no reply")
+        return JudgeReply(body, None, f"the response is an error: {error}" if error else "the response holds no reply")
     if not isinstance(words, str):
-        return Reply(body, None, "the reply is no text")
-    score = read_score(words)
-    return Reply(words, score, "" if score is not None else "the reply holds no score from 1 to 10")
+        return JudgeReply(body, None, "the reply is no text")
+    score = parse_judge_score(words)
+    return JudgeReply(words, score, "" if score is not None else "the reply holds no score from 1 to 10")
 
 
-def read_score(reply: str) -> float | None:
+def parse_judge_score(reply: str) -> float | None:
     """The number from 1 to 10 under "score" in a reply, wherever in it the JSON stands; None where there is none."""
     found = re.search(r'"score"\s*:\s*"?(\d+(?:\.\d+)?)', reply)
     score = float(found.group(1)) if found else 0.0
@@ -134,9 +134,9 @@ def read_questions(path: Path) -> list[Question]:
     if not path.is_file():
         raise UsageError(f"There is no questions file {path}.", what_to_do="Check --judge.")
     questions: dict[int | str, Question] = {}
-    for number, raw in json_lines(path):
+    for number, raw in read_json_lines(path):
         try:
-            question = _question(raw)
+            question = _parse_question(raw)
             if question.question_id in questions:
                 raise ValueError(f"its question_id {question.question_id!r} occurs before")
         except ValueError as error:
@@ -151,7 +151,7 @@ def read_questions(path: Path) -> list[Question]:
     return list(questions.values())
 
 
-def _question(raw: Any) -> Question:
+def _parse_question(raw: Any) -> Question:
     """One line as a question; a ValueError says what is wrong with it."""
     if not isinstance(raw, dict):
         raise ValueError("it is no object")
@@ -168,8 +168,8 @@ def _question(raw: Any) -> Question:
     return Question(number, category, text)
 
 
-def answer_all(
-    writer: Callable[[], Writer],
+def answer_questions(
+    writer: Callable[[], TextGenerator],
     questions: Sequence[Question],
     path: Path,
     seed: int,
@@ -182,9 +182,13 @@ def answer_all(
     """
     import torch
 
-    asked = {"temperature": TEMPERATURE, "max_new_tokens": max_new_tokens, "seed": seed, "weights": weights}
-    kept = {line["question_id"]: line["answer"] for line in _lines(path, questions) if asked.items() <= line.items()}
-    loaded: Writer | None = None
+    asked = {"temperature": ANSWER_TEMPERATURE, "max_new_tokens": max_new_tokens, "seed": seed, "weights": weights}
+    kept = {
+        line["question_id"]: line["answer"]
+        for line in _read_matching_lines(path, questions)
+        if asked.items() <= line.items()
+    }
+    loaded: TextGenerator | None = None
     for number, question in enumerate(questions):
         if question.question_id in kept:
             yield question, kept[question.question_id]
@@ -192,13 +196,15 @@ def answer_all(
         loaded = loaded or writer()
         torch.manual_seed(seed + number)  # each has its own, so that an interrupted session goes on as it would have
         answer = loaded.answer(
-            [Turn("user", question.text)], do_sample=True, temperature=TEMPERATURE, max_new_tokens=max_new_tokens
+            [Turn("user", question.text)], do_sample=True, temperature=ANSWER_TEMPERATURE, max_new_tokens=max_new_tokens
         )
-        append_sealed(path, {**vars(question), "answer": answer, **asked})
+        append_checksummed_line(path, {**vars(question), "answer": answer, **asked})
         yield question, answer
 
 
-def judge_all(judge: Judge, answers: Iterable[tuple[Question, str]], path: Path) -> Iterator[tuple[Question, Reply]]:
+def judge_answers(
+    judge: Judge, answers: Iterable[tuple[Question, str]], path: Path
+) -> Iterator[tuple[Question, JudgeReply]]:
     """Every question with the judge's last reply to its answer; the file keeps every reply, those without a score too.
 
     What this judge already gave to the very same answer is not asked again. A reply without a score is the last of all
@@ -207,20 +213,20 @@ def judge_all(judge: Judge, answers: Iterable[tuple[Question, str]], path: Path)
     answers = list(answers)
     asked = judge.asked()
     kept = {
-        (line["question_id"], line["answer"]): Reply(line["reply"], line["score"])
-        for line in _lines(path, [question for question, _ in answers])
+        (line["question_id"], line["answer"]): JudgeReply(line["reply"], line["score"])
+        for line in _read_matching_lines(path, [question for question, _ in answers])
         if line["score"] is not None and asked.items() <= line.items()
     }
     for question, answer in answers:
         if (question.question_id, answer) not in kept:
             for reply in judge.replies(question.text, answer):
                 told = {"score": reply.score, "reply": reply.text, "why": reply.why}
-                append_sealed(path, {**vars(question), "answer": answer, **asked, **told})
+                append_checksummed_line(path, {**vars(question), "answer": answer, **asked, **told})
             kept[question.question_id, answer] = reply
         yield question, kept[question.question_id, answer]
 
 
-def by_category(scores: Sequence[tuple[Question, Reply]]) -> dict[str, float | None]:
+def average_by_category(scores: Sequence[tuple[Question, JudgeReply]]) -> dict[str, float | None]:
     """Mean score of every category in the order of the questions, and of all of them under "overall" (table 3)."""
     found: dict[str, list[float]] = {name: [] for name in (*(question.category for question, _ in scores), "overall")}
     for question, reply in scores:
@@ -230,10 +236,10 @@ def by_category(scores: Sequence[tuple[Question, Reply]]) -> dict[str, float | N
     return {category: fmean(values) if values else None for category, values in found.items()}
 
 
-def _lines(path: Path, questions: Iterable[Question]) -> list[dict[str, Any]]:
+def _read_matching_lines(path: Path, questions: Iterable[Question]) -> list[dict[str, Any]]:
     """What an earlier session kept about these very questions."""
     if not path.is_file():
         return []
     asked = {question.question_id: question.text for question in questions}
-    kept = sealed_lines(path, "Remove the file: what it held is asked for again.")
+    kept = read_checksummed_lines(path, "Remove the file: what it held is asked for again.")
     return [line for line in kept if asked.get(line["question_id"]) == line["text"]]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from toast_cli.data.base import ImageSplit, Sample, marks_of
+from toast_cli.data.base import ImageSplit, Sample, describe_masks
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError
 
 
 @dataclass(frozen=True)
-class Shown:
+class EvaluationImages:
     """What a run is shown: images, the classes that their labels are of, and the recipe that says how data is opened.
 
     `path` is what an error calls the run.
@@ -26,7 +26,7 @@ class Shown:
     recipe: Recipe
 
 
-def check_same(first: Shown, other: Shown, reporter: Reporter) -> None:
+def check_same_images(first: EvaluationImages, other: EvaluationImages, reporter: Reporter) -> None:
     """Refuse a run that is not shown what the first one is.
 
     The demo calls its images alike in every world, a grid in every layout, and so may two folders: where two recipes
@@ -36,25 +36,27 @@ def check_same(first: Shown, other: Shown, reporter: Reporter) -> None:
     Raises:
         ToastError: images, their labels or what marks the object in them differ, or an image cannot be read.
     """
-    apart = _listed_apart(first, other)
+    apart = _describe_first_difference(first, other)
     if apart is not None:
-        raise _other_images(first, other, apart)
-    one_marks, other_marks = marks_of(first.split), marks_of(other.split)
+        raise _make_image_mismatch_error(first, other, apart)
+    one_marks, other_marks = describe_masks(first.split), describe_masks(other.split)
     if one_marks != other_marks:
         found = f"{one_marks or 'nothing'} in {first.path}, {other_marks or 'nothing'} in {other.path}"
-        raise _other_marks(first, other, f"It is {found}.")
-    if _opened_by(first) == _opened_by(other):
+        raise _make_mask_mismatch_error(first, other, f"It is {found}.")
+    if _get_data_settings(first) == _get_data_settings(other):
         return
     count = len(first.split)
     for index in reporter.track(range(count), count, "are the images the same"):
         one, another = first.split.load(index), other.split.load(index)
-        if _pixels(one) != _pixels(another):
-            raise _other_images(first, other, f"The first that differs is {one.name}: one name, two pictures.")
+        if _get_pixels(one) != _get_pixels(another):
+            raise _make_image_mismatch_error(
+                first, other, f"The first that differs is {one.name}: one name, two pictures."
+            )
         if one.mask is not None and not np.array_equal(one.mask, another.mask):  # type: ignore[arg-type]
-            raise _other_marks(first, other, f"The first in which it differs is {one.name}.")
+            raise _make_mask_mismatch_error(first, other, f"The first in which it differs is {one.name}.")
 
 
-def _listed_apart(first: Shown, other: Shown) -> str | None:
+def _describe_first_difference(first: EvaluationImages, other: EvaluationImages) -> str | None:
     """The first difference in names and labels, in words; None: there is none."""
     if first.classes != other.classes:
         return "Their classes differ."
@@ -71,15 +73,15 @@ def _listed_apart(first: Shown, other: Shown) -> str | None:
     return None
 
 
-def _opened_by(shown: Shown) -> tuple[object, str | None]:
+def _get_data_settings(shown: EvaluationImages) -> tuple[object, str | None]:
     return shown.recipe.dataset, shown.recipe.data_dir
 
 
-def _pixels(sample: Sample) -> tuple[str, tuple[int, int], bytes]:
+def _get_pixels(sample: Sample) -> tuple[str, tuple[int, int], bytes]:
     return sample.image.mode, sample.image.size, sample.image.tobytes()
 
 
-def _other_images(first: Shown, other: Shown, why: str) -> ToastError:
+def _make_image_mismatch_error(first: EvaluationImages, other: EvaluationImages, why: str) -> ToastError:
     return ToastError(
         f"{other.path} is not measured on the same images as {first.path}.",
         why,
@@ -87,7 +89,7 @@ def _other_images(first: Shown, other: Shown, why: str) -> ToastError:
     )
 
 
-def _other_marks(first: Shown, other: Shown, why: str) -> ToastError:
+def _make_mask_mismatch_error(first: EvaluationImages, other: EvaluationImages, why: str) -> ToastError:
     return ToastError(
         f"What marks the object is not the same for {other.path} as for {first.path}.",
         (why, "Shares inside the one and inside the other are different numbers."),

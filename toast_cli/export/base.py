@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from toast_cli.storage.load_model import Loaded
+    from toast_cli.storage.load_model import LoadedModel
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExportRequest:
     """What an export is to hold.
 
     Args:
@@ -39,12 +39,12 @@ class Wanted:
 Outputs: TypeAlias = "dict[str, Tensor]"
 """What is compared, by name: `logits` (`features` of a backbone alone) and, with maps, those."""
 
-Runner: TypeAlias = "Callable[[dict[str, Tensor]], Outputs]"
+ExportRunner: TypeAlias = "Callable[[dict[str, Tensor]], Outputs]"
 """An export opened again: from inputs by name (`image`; `input_ids` and `attention_mask`) to outputs."""
 
 
 @dataclass(frozen=True)
-class Format:
+class ExportFormat:
     """A registered export format.
 
     Args:
@@ -60,8 +60,8 @@ class Format:
 
     suffix: str
     parts: tuple[str, ...]
-    write: Callable[[Loaded, Wanted, Path], None]
-    reopen: Callable[[Wanted, Path], Runner]
+    write: Callable[[LoadedModel, ExportRequest, Path], None]
+    reopen: Callable[[ExportRequest, Path], ExportRunner]
     tolerance: Mapping[str, float]
     graph: bool = False
     loads: str = "toast"

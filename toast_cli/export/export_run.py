@@ -19,22 +19,22 @@ import psutil
 from filelock import FileLock
 
 from toast_cli import registry
-from toast_cli.export.base import Format, Wanted
-from toast_cli.export.progress import stage
-from toast_cli.export.report import REPORT, reports_of, require_free
-from toast_cli.export.verification import Proof, expected_of, prove
+from toast_cli.export.base import ExportFormat, ExportRequest
+from toast_cli.export.progress import log_stage
+from toast_cli.export.report import REPORT_FILE, read_reports, require_free_target
+from toast_cli.export.verification import VerificationReport, compute_reference, verify_export
 from toast_cli.steering.steering import Steering
-from toast_cli.storage.load_model import Loaded
-from toast_cli.utils.atomic import cannot_write, write_json
-from toast_cli.utils.cache_dir import cache_folder
+from toast_cli.storage.load_model import LoadedModel
+from toast_cli.utils.atomic import make_write_error, write_json
+from toast_cli.utils.cache_dir import get_cache_folder
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.hashing import digest_of
+from toast_cli.utils.hashing import hash_bytes
 from toast_cli.utils.version import __version__
 
 
-def export(
-    loaded: Loaded, name: str, wanted: Wanted, target: Path, replace: bool = False
-) -> tuple[Proof, tuple[Path, ...]]:
+def export_model(
+    loaded: LoadedModel, name: str, wanted: ExportRequest, target: Path, replace: bool = False
+) -> tuple[VerificationReport, tuple[Path, ...]]:
     """Write `loaded` in a registered format, prove it, and keep it at `target`, with `export_report.json`.
 
     Returns:
@@ -44,60 +44,60 @@ def export(
         UsageError: the format cannot write what is wanted, or something is there already.
         ToastError: it cannot be written, cannot be opened, or does not give the run's outputs back; no file is left.
     """
-    form: Format = registry.load(registry.EXPORTS, name)
+    form: ExportFormat = registry.load_entry(registry.EXPORTS, name)
     if not loaded.model.objective.class_scores and (form.graph or not form.suffix):
         raise UsageError(
             f"A model of the task '{loaded.recipe.task.name}' predicts no classes, so '{name}' cannot hold it.",
             what_to_do="Export its backbone: --what backbone --format safetensors.",
         )
-    require_free(target, replace)
-    lock = _lock_of(target.parent)
-    reports_of(target.parent / REPORT)
-    expected = expected_of(loaded, form, wanted)
+    require_free_target(target, replace)
+    lock = _make_folder_lock(target.parent)
+    read_reports(target.parent / REPORT_FILE)
+    expected = compute_reference(loaded, form, wanted)
     if wanted.part != "adapter":
         # What brings its own weights computes in one precision, not in the one that a backbone happens to be stored in.
         loaded.model.float()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clear_away(target.parent)
-        folder = tempfile.TemporaryDirectory(prefix=f"{_begun_here()}{os.getpid()}-", dir=target.parent)
+        _remove_stale_folders(target.parent)
+        folder = tempfile.TemporaryDirectory(prefix=f"{_get_temporary_prefix()}{os.getpid()}-", dir=target.parent)
     except OSError as error:
-        raise cannot_write(target, error) from error
+        raise make_write_error(target, error) from error
     with folder as temporary:
         place = Path(temporary) / "made"
         try:
             place.mkdir()
-            stage(f"Writing {'over ' if target.exists() else ''}{target.name}")
+            log_stage(f"Writing {'over ' if target.exists() else ''}{target.name}")
             form.write(loaded, wanted, place / target.name)
-            proof = prove(loaded, name, form, wanted, expected, place / target.name)
+            proof = verify_export(loaded, name, form, wanted, expected, place / target.name)
             made = tuple(sorted(path.name for path in place.iterdir()))
-            report = {"run": loaded.path.resolve().name, "format": name, **_told(wanted), **asdict(proof)}
-            report |= {"bytes": size(place / each for each in made), "toast_version": __version__}
+            report = {"run": loaded.path.resolve().name, "format": name, **_describe_request(wanted), **asdict(proof)}
+            report |= {"bytes": compute_total_size(place / each for each in made), "toast_version": __version__}
             with lock:
                 if (place / target.name).is_dir():
-                    write_json(place / target.name / REPORT, {target.name: report})
+                    write_json(place / target.name / REPORT_FILE, {target.name: report})
                 else:
-                    write_json(place / REPORT, {**reports_of(target.parent / REPORT), target.name: report})
-                _keep(place, target.parent, Path(temporary) / "before", replace)
+                    write_json(place / REPORT_FILE, {**read_reports(target.parent / REPORT_FILE), target.name: report})
+                _move_into_place(place, target.parent, Path(temporary) / "before", replace)
         except OSError as error:
-            raise cannot_write(target, error) from error
+            raise make_write_error(target, error) from error
     return proof, tuple(target.parent / each for each in made)
 
 
-def _begun_here() -> str:
+def _get_temporary_prefix() -> str:
     """What the folders of unfinished exports of this machine begin with, before the number of their process."""
     return f".export-{platform.node() or 'here'}-"
 
 
-def _clear_away(folder: Path) -> None:
+def _remove_stale_folders(folder: Path) -> None:
     """Remove what killed exports left: folders of processes that are no more."""
-    for left in folder.glob(f"{glob.escape(_begun_here())}*"):
-        process = left.name.removeprefix(_begun_here()).partition("-")[0]
+    for left in folder.glob(f"{glob.escape(_get_temporary_prefix())}*"):
+        process = left.name.removeprefix(_get_temporary_prefix()).partition("-")[0]
         if process.isdigit() and not psutil.pid_exists(int(process)):
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _lock_of(folder: Path) -> FileLock:
+def _make_folder_lock(folder: Path) -> FileLock:
     """While it is held, no other export of this machine moves anything into the folder or adds to its report.
 
     The lock lies in the cache: a folder of exports holds nothing else than them.
@@ -105,7 +105,7 @@ def _lock_of(folder: Path) -> FileLock:
     Raises:
         ToastError: it cannot lie there.
     """
-    locks = cache_folder() / "locks"
+    locks = get_cache_folder() / "locks"
     try:
         locks.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -114,10 +114,10 @@ def _lock_of(folder: Path) -> FileLock:
             error.strerror or str(error),
             "Name another in TOAST_CACHE_DIR, where files can be written.",
         ) from error
-    return FileLock(locks / f"{digest_of(str(folder.resolve()).encode()).hex()}.lock")
+    return FileLock(locks / f"{hash_bytes(str(folder.resolve()).encode()).hex()}.lock")
 
 
-def _keep(place: Path, folder: Path, before: Path, replace: bool) -> None:
+def _move_into_place(place: Path, folder: Path, before: Path, replace: bool) -> None:
     """Move everything in `place` into `folder`, or nothing; what stood there waits in `before` until all is done.
 
     Raises:
@@ -126,13 +126,13 @@ def _keep(place: Path, folder: Path, before: Path, replace: bool) -> None:
     """
     names = sorted(path.name for path in place.iterdir())
     for name in names:
-        if name != REPORT:
-            require_free(folder / name, replace)
+        if name != REPORT_FILE:
+            require_free_target(folder / name, replace)
     before.mkdir()
     try:
         for name in names:
             if (folder / name).exists():
-                _set_aside(folder / name, before / name)
+                _back_up(folder / name, before / name)
             (place / name).replace(folder / name)
     except OSError:
         for name in names:
@@ -143,7 +143,7 @@ def _keep(place: Path, folder: Path, before: Path, replace: bool) -> None:
         raise
 
 
-def _set_aside(path: Path, before: Path) -> None:
+def _back_up(path: Path, before: Path) -> None:
     """Keep what stands at `path` as `before`, too: a file under both names, so that it is never gone."""
     if path.is_file():
         try:
@@ -154,16 +154,16 @@ def _set_aside(path: Path, before: Path) -> None:
     path.replace(before)
 
 
-def size(paths: Iterable[Path]) -> int:
+def compute_total_size(paths: Iterable[Path]) -> int:
     """Bytes of all files, and of all in folders."""
     files = (file for path in paths for file in (path.rglob("*") if path.is_dir() else (path,)))
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _told(wanted: Wanted) -> Mapping[str, Any]:
+def _describe_request(wanted: ExportRequest) -> Mapping[str, Any]:
     return {name: value for name, value in asdict(wanted).items() if not name.startswith("backbone_")}
 
 
-def folds(loaded: Loaded, form: Format) -> bool:
+def is_folded_by_default(loaded: LoadedModel, form: ExportFormat) -> bool:
     """Whether an export of this run in this format is folded unasked."""
     return form.graph and isinstance(loaded.model.adapted.steering, Steering)

@@ -14,38 +14,44 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from toast_cli.export.base import Wanted
-from toast_cli.export.redact_paths import for_others
-from toast_cli.export.verification_outputs import Graph, ImageGraph, TextGraph, by_name, takes_any_size
-from toast_cli.model.model import folded
+from toast_cli.export.base import ExportRequest
+from toast_cli.export.redact_paths import redact_recipe
+from toast_cli.export.verification_outputs import (
+    ImageGraph,
+    ModelGraph,
+    TextGraph,
+    has_dynamic_image_size,
+    to_named_inputs,
+)
+from toast_cli.model.model import fold_model
 from toast_cli.steering.steering import Steering
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
-    from toast_cli.storage.load_model import Loaded
+    from toast_cli.storage.load_model import LoadedModel
 
-EXAMPLES = 2
+EXAMPLE_BATCH_SIZE = 2
 """A batch of one would be taken for a constant."""
 
 
-def traced(loaded: Loaded, wanted: Wanted) -> ExportedProgram:
+def trace_model(loaded: LoadedModel, wanted: ExportRequest) -> ExportedProgram:
     """The run's graph.
 
     Raises:
         ToastError: something in the backbone cannot be traced.
     """
-    model = folded(loaded.model) if isinstance(loaded.model.adapted.steering, Steering) else loaded.model
+    model = fold_model(loaded.model) if isinstance(loaded.model.adapted.steering, Steering) else loaded.model
     model = deepcopy(model).cpu().eval().requires_grad_(False)
-    named = by_name(model.backbone.example(EXAMPLES))
+    named = to_named_inputs(model.backbone.example(EXAMPLE_BATCH_SIZE))
     kind = ImageGraph if "image" in named else TextGraph
-    graph: Graph = kind(model, getattr(torch, wanted.dtype), wanted.maps, wanted.normalize)
+    graph: ModelGraph = kind(model, getattr(torch, wanted.dtype), wanted.maps, wanted.normalize)
     free: dict[int, Any] = {0: Dim("batch")}
     if "image" not in named:
         free[1] = Dim("sequence", min=2)
-    elif takes_any_size(model):
+    elif has_dynamic_image_size(model):
         free |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), suppress_exporter_logs():
             return torch.export.export(graph, (), kwargs=named, dynamic_shapes=dict.fromkeys(named, free))
     except Exception as error:  # a foreign network can defeat tracing in any way
         raise ToastError(
@@ -55,26 +61,28 @@ def traced(loaded: Loaded, wanted: Wanted) -> ExportedProgram:
         ) from error
 
 
-def metadata(loaded: Loaded, wanted: Wanted) -> dict[str, str]:
+def build_graph_metadata(loaded: LoadedModel, wanted: ExportRequest) -> dict[str, str]:
     """What a graph carries besides: labels in the order of the logits, how images are prepared, and its lineage."""
     config = asdict(loaded.config)
-    config["recipe"] = for_others(config["recipe"])
+    config["recipe"] = redact_recipe(config["recipe"])
     return {
         "labels": json.dumps(list(loaded.classes), ensure_ascii=False),
-        "preprocessing": json.dumps(config["preprocessing"] and {**config["preprocessing"], **_resized(loaded)}),
+        "preprocessing": json.dumps(
+            config["preprocessing"] and {**config["preprocessing"], **_get_resize_options(loaded)}
+        ),
         "normalization": "inside: pixels in 0..1" if wanted.normalize else "outside: pixels by mean and std",
         "toast": json.dumps(config, ensure_ascii=False),
     }
 
 
-def _resized(loaded: Loaded) -> dict[str, Any]:
+def _get_resize_options(loaded: LoadedModel) -> dict[str, Any]:
     """What the run's recipe says of the resizing before the crop, where it is not what `crop_pct` says."""
     images = loaded.recipe.images
     return {"resize": images.resize, "squash": images.squash}
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def suppress_exporter_logs() -> Iterator[None]:
     """Keep what torch's exporters tell their own authors off the terminal."""
     noisy = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "torch.fx")]
     levels = [logger.level for logger in noisy]

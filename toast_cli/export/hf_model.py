@@ -25,12 +25,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, ImageClassifie
 from transformers.utils import cached_file
 
 from toast_cli.model.model import Model
-from toast_cli.storage.adapter import WHOLE as WEIGHTS
-from toast_cli.storage.adapter import AdapterConfig, save_file
-from toast_cli.storage.load_model import load
+from toast_cli.storage.adapter import FULL_MODEL_FILE as WEIGHTS
+from toast_cli.storage.adapter import AdapterConfig, save_adapter_file
+from toast_cli.storage.load_model import load_model
 from toast_cli.utils.errors import ToastError
 
-_OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class ToastConfig(PreTrainedConfig):
@@ -51,7 +51,7 @@ class ToastConfig(PreTrainedConfig):
         super().__init__(**others)
 
 
-class _Toast(PreTrainedModel):
+class _ToastPreTrainedModel(PreTrainedModel):
     """A backbone with a method on it, whole, as transformers knows models. Made by `from_pretrained` alone."""
 
     config_class = ToastConfig
@@ -64,7 +64,7 @@ class _Toast(PreTrainedModel):
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | Path, *_: Any, config: ToastConfig | None = None, **settings: Any
-    ) -> _Toast:
+    ) -> _ToastPreTrainedModel:
         """Load a folder, or a repository of the hub, that 'toast export --format hf' wrote.
 
         Args:
@@ -76,7 +76,7 @@ class _Toast(PreTrainedModel):
             ToastError: the weights are damaged or do not fit, or the model is of another kind.
         """
         place = str(pretrained_model_name_or_path)
-        hub = {name: settings[name] for name in _OF_THE_HUB if name in settings}
+        hub = {name: settings[name] for name in _HUB_ARGUMENTS if name in settings}
         config = config or ToastConfig.from_pretrained(place, **hub)
         kind = (config.architectures or [cls.__name__])[0]
         if kind != cls.__name__:
@@ -94,7 +94,7 @@ class _Toast(PreTrainedModel):
         found = cached_file(place, WEIGHTS, **hub)
         if found is None:
             raise ToastError(f"There is no {WEIGHTS} in {place}.", what_to_do="Export the folder again.")
-        loaded = load(Path(found))
+        loaded = load_model(Path(found))
         if list(loaded.classes) != classes:
             raise ToastError(
                 f"The classes in {place} are not those of its weights.",
@@ -113,11 +113,11 @@ class _Toast(PreTrainedModel):
         """Write configuration and weights as they were exported."""
         folder = Path(save_directory)
         config = AdapterConfig(**{**self.config.toast, "classes": tuple(self.config.toast["classes"])})
-        save_file(folder / WEIGHTS, self.model, config, with_backbone=True)
+        save_adapter_file(folder / WEIGHTS, self.model, config, with_backbone=True)
         self.config.save_pretrained(folder)
 
 
-class ToastForImageClassification(_Toast):
+class ToastForImageClassification(_ToastPreTrainedModel):
     """Images to logits, in the order of `config.id2label`."""
 
     main_input_name = "pixel_values"
@@ -129,7 +129,7 @@ class ToastForImageClassification(_Toast):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
-class ToastForSemanticSegmentation(_Toast):
+class ToastForSemanticSegmentation(_ToastPreTrainedModel):
     """Images to logits for every pixel, in the order of `config.id2label`."""
 
     main_input_name = "pixel_values"
@@ -141,7 +141,7 @@ class ToastForSemanticSegmentation(_Toast):
         return SemanticSegmenterOutput(loss=loss, logits=logits)
 
 
-class ToastForCausalLM(_Toast, GenerationMixin):
+class ToastForCausalLM(_ToastPreTrainedModel, GenerationMixin):
     """Token ids to logits; `generate` keeps a cache for either pass."""
 
     main_input_name = "input_ids"
@@ -172,9 +172,9 @@ class ToastForCausalLM(_Toast, GenerationMixin):
         return self._writer.generate(*arguments, **settings)
 
 
-def config_of(model: Model, config: AdapterConfig) -> ToastConfig:
+def build_hf_config(model: Model, config: AdapterConfig) -> ToastConfig:
     """The configuration of a whole model; the language model's own beside it, as transformers' tools ask for it."""
-    kind: type[_Toast] = ToastForImageClassification
+    kind: type[_ToastPreTrainedModel] = ToastForImageClassification
     if model.backbone.preprocessing is None:
         kind = ToastForCausalLM
     elif model.objective.dense:

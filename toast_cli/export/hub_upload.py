@@ -8,7 +8,7 @@ from pathlib import Path
 from toast_cli.utils.errors import ToastError, UsageError
 
 
-def check_push(name: str) -> None:
+def check_repository_name(name: str) -> None:
     """Refuse a name that no repository can have, before anything is exported.
 
     Raises:
@@ -22,7 +22,7 @@ def check_push(name: str) -> None:
         raise UsageError(f"'{name}' cannot be a repository's name.", str(error).split(":")[0], "OWNER/NAME") from error
 
 
-def push_export(name: str, paths: Sequence[Path]) -> str:
+def upload_export(name: str, paths: Sequence[Path]) -> str:
     """Upload files, or what is in folders, to a private repository that is made if need be; returns where they lie.
 
     All in one commit: whoever looks meanwhile finds nothing, or everything.

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from toast_cli import registry
-from toast_cli.backbones.base import Authors, Backbone, Card
-from toast_cli.export.read_checkpoint import digest_of_checkpoint, read_checkpoint
+from toast_cli.backbones.base import AuthorsCheckpoint, Backbone, Card
+from toast_cli.export.read_checkpoint import hash_checkpoint, read_checkpoint
 from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.overrides import apply_overrides
-from toast_cli.recipe.parse import build
-from toast_cli.recipe.partial_recipe import Draft
+from toast_cli.recipe.parse import validate_partial_recipe
+from toast_cli.recipe.partial_recipe import PartialRecipe
 from toast_cli.recipe.schema import Recipe
-from toast_cli.steering.feedback import Deconvolution, base_weight
+from toast_cli.steering.feedback import Deconvolution, get_base_weight
 from toast_cli.steering.steering import Steering
-from toast_cli.storage.adapter import describe, save_folder
+from toast_cli.storage.adapter import build_adapter_config, save_adapter_folder
 from toast_cli.storage.pretuned import save_artifact
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.utils.atomic import write_tensors
@@ -62,7 +62,7 @@ def import_checkpoint(
         ToastError: the file is damaged or hostile, or a tensor has no place or a place no tensor.
     """
     tensors, beside = read_checkpoint(path)
-    card: Card = registry.backbone_card(backbone)
+    card: Card = registry.load_backbone_card(backbone)
     bare = card.build(card.options(**{"name": backbone, "weights": "none"}))
     found = bare.authors(tensors)
     if not found.feedback:
@@ -71,19 +71,19 @@ def import_checkpoint(
             f"Nothing is called prompt, top_down_transform or decoders; it begins with {', '.join(list(tensors)[:3])}.",
             "Plain weights of a backbone go to --weights.",
         )
-    whole = _whole(found, bare, path, weights)
+    whole = _has_backbone_weights(found, bare, path, weights)
     kind = kind or ("run" if found.head or bare.output() is not None else "artifact")
-    names = _classes(found, bare, classes, kind)
+    names = _resolve_class_names(found, bare, classes, kind)
     values: dict[str, Any] = {
         "backbone": {"name": backbone, "weights": weights, **card.departures},
         "dataset": dataset or "unknown",
-        "method": _method(found),
+        "method": _infer_method(found),
         "task": "language" if bare.output() is not None else "classification",
     }
     del bare
-    draft = Draft(values, {}, "options")
+    draft = PartialRecipe(values, {}, "options")
     apply_overrides(draft, overrides)
-    recipe = build(draft)
+    recipe = validate_partial_recipe(draft)
     if recipe.method.name != values["method"]["name"] or recipe.task.name != values["task"]:
         raise UsageError(
             f"What is in {path} is {values['method']['name']} for {values['task']}.",
@@ -96,10 +96,10 @@ def import_checkpoint(
             write_tensors(own, found.network, {"format": "pt"})
             recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": str(own)})})
         model = build_model(recipe, names).eval()
-        left = _fill(model, found, path, with_head=kind == "run")
+        left = _load_tensors(model, found, path, with_head=kind == "run")
         account = {
             "imported_from": path.name,
-            "file_sha256": digest_of_checkpoint(path),
+            "file_sha256": hash_checkpoint(path),
             "kind": kind,
             "tensors": len(tensors),
             "network": len(found.network),
@@ -112,8 +112,14 @@ def import_checkpoint(
         }
         folder.write_recipe(to_yaml(recipe))
         if kind == "run":
-            trained, frozen = model.trained(), model.frozen_additions()
-            save_folder(folder.adapter, trained, frozen, describe(model, recipe, names), _card(recipe, account))
+            trained, frozen = model.trained(), model.get_frozen_additions()
+            save_adapter_folder(
+                folder.adapter,
+                trained,
+                frozen,
+                build_adapter_config(model, recipe, names),
+                _format_card(recipe, account),
+            )
         else:
             save_artifact(folder, model, recipe, account)
         folder.write_results(account)
@@ -123,7 +129,7 @@ def import_checkpoint(
     return folder, account
 
 
-def _whole(found: Authors, bare: Backbone, path: Path, weights: str | None) -> bool:
+def _has_backbone_weights(found: AuthorsCheckpoint, bare: Backbone, path: Path, weights: str | None) -> bool:
     """Whether the checkpoint brings the backbone's weights, all of them or none; those of two names are left one.
 
     Raises:
@@ -136,7 +142,7 @@ def _whole(found: Authors, bare: Backbone, path: Path, weights: str | None) -> b
         raise UsageError(f"{path} brings the backbone's weights.", what_to_do="Leave --weights out.")
     state = bare.module.state_dict()
     owned = {name for name, _ in (*bare.module.named_parameters(), *bare.module.named_buffers())} & state.keys()
-    _every(
+    _require_matching_tensors(
         found.network,
         {name: state[name] for name in owned},
         f"{path} does not fit the backbone.",
@@ -152,7 +158,7 @@ def _whole(found: Authors, bare: Backbone, path: Path, weights: str | None) -> b
     return True
 
 
-def _every(
+def _require_matching_tensors(
     given: Mapping[str, Tensor], places: Mapping[str, Tensor], what: str, to_do: str, optional: Any = ()
 ) -> None:
     """Refuse unless every tensor has a place of its shape and every place a tensor.
@@ -181,7 +187,9 @@ def _every(
         raise ToastError(what, "; ".join(told), to_do)
 
 
-def _classes(found: Authors, bare: Backbone, classes: Sequence[str] | None, kind: str) -> tuple[str, ...]:
+def _resolve_class_names(
+    found: AuthorsCheckpoint, bare: Backbone, classes: Sequence[str] | None, kind: str
+) -> tuple[str, ...]:
     if bare.output() is not None:
         return ()
     weight = found.head.get("weight")
@@ -200,7 +208,7 @@ def _classes(found: Authors, bare: Backbone, classes: Sequence[str] | None, kind
     return tuple(classes) if classes is not None else tuple(str(index) for index in range(rows))
 
 
-def _method(found: Authors) -> dict[str, Any]:
+def _infer_method(found: AuthorsCheckpoint) -> dict[str, Any]:
     """The method that the tensors are of: Lite where there are factors, whose rank they show."""
     trains_P = {"train_P": "P" in found.feedback}
     factors = [tensor for name, tensor in found.feedback.items() if name.endswith("lora_A")]
@@ -210,14 +218,14 @@ def _method(found: Authors) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _fill(model: Model, found: Authors, path: Path, *, with_head: bool) -> dict[str, str]:
+def _load_tensors(model: Model, found: AuthorsCheckpoint, path: Path, *, with_head: bool) -> dict[str, str]:
     """Put selection, feedback path and head into their places; returns what was left out, and why."""
     steering = model.adapted.steering
     assert isinstance(steering, Steering)
     places: dict[str, Tensor] = {"xi": steering.selection.xi.data, "P": steering.selection.P.data}
     for name, layers in (("A", steering.feedback.A), ("B", steering.feedback.B)):
         for level, layer in zip(steering.levels, layers, strict=True):
-            places[f"{name}.{level}"] = base_weight(layer).data
+            places[f"{name}.{level}"] = get_base_weight(layer).data
             inner = layer.patch if isinstance(layer, Deconvolution) else layer
             for factor in ("lora_A", "lora_B"):
                 if hasattr(inner, factor):
@@ -231,7 +239,9 @@ def _fill(model: Model, found: Authors, path: Path, *, with_head: bool) -> dict[
     if "P" not in given:
         given["P"] = torch.eye(len(places["P"]))
         left["top_down_transform"] = "not in the file: the identity stands for it"
-    _every(given, places, f"The top-down parts of {path} do not fit the backbone.", "Give the --backbone it is of.")
+    _require_matching_tensors(
+        given, places, f"The top-down parts of {path} do not fit the backbone.", "Give the --backbone it is of."
+    )
     for name, place in places.items():
         place.copy_(given[name])
     if not found.head:
@@ -239,12 +249,12 @@ def _fill(model: Model, found: Authors, path: Path, *, with_head: bool) -> dict[
     if not with_head:
         return left | {f"head.{name}": "an artifact has no head" for name in found.head}
     head = dict(model.head.state_dict())
-    _every(found.head, head, f"The head of {path} does not fit.", "")
+    _require_matching_tensors(found.head, head, f"The head of {path} does not fit.", "")
     model.head.load_state_dict(found.head)
     return left
 
 
-def _card(recipe: Recipe, account: Mapping[str, Any]) -> str:
+def _format_card(recipe: Recipe, account: Mapping[str, Any]) -> str:
     departures = ", ".join(f"backbone.{name}={value}" for name, value in account["departures"].items())
     return "\n".join(
         [

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 LOGGER = logging.getLogger(__name__)
 
 
-def stage(text: str) -> None:
+def log_stage(text: str) -> None:
     """Say what begins now."""
     LOGGER.info(text)
 
 
 @contextmanager
-def told_by(say: Callable[[str], object]) -> Iterator[None]:
+def forward_stages(say: Callable[[str], object]) -> Iterator[None]:
     """Within the block, `say` is called with every stage."""
 
     class Handler(logging.Handler):

@@ -14,20 +14,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from toast_cli.storage.checksums import digest_of_file
-from toast_cli.storage.file_type import OF_TORCH, told_as
+from toast_cli.storage.checksums import hash_file
+from toast_cli.storage.file_type import TORCH_FILE_DESCRIPTION, describe_file_type
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.pickle_scan import refused_code
-from toast_cli.utils.regular_file import regular
+from toast_cli.utils.pickle_scan import find_refused_code
+from toast_cli.utils.regular_file import require_regular_file
 
-WRAPPERS = ("model", "model_state_dict", "state_dict")
+WRAPPER_KEYS = ("model", "model_state_dict", "state_dict")
 """Under which of these the tensors lie, where they do not lie at the top."""
 
-ENDINGS = (".safetensors", ".bin", ".pth")
+CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pth")
 """Of checkpoints' files. In a folder with several kinds, those of the first that is there are read."""
 
 
-def files_of(path: Path) -> list[Path]:
+def list_checkpoint_files(path: Path) -> list[Path]:
     """The files of a checkpoint: itself, or the parts that lie in it, as large models are saved.
 
     Raises:
@@ -35,10 +35,10 @@ def files_of(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    of_kind = ([file for file in sorted(path.glob(f"*{ending}")) if file.is_file()] for ending in ENDINGS)
+    of_kind = ([file for file in sorted(path.glob(f"*{ending}")) if file.is_file()] for ending in CHECKPOINT_SUFFIXES)
     found = next((files for files in of_kind if files), [])
     if not found:
-        why = f"There is no file in it that ends in {', '.join(ENDINGS)}." if path.is_dir() else ""
+        why = f"There is no file in it that ends in {', '.join(CHECKPOINT_SUFFIXES)}." if path.is_dir() else ""
         raise UsageError(f"There is no checkpoint {path}.", why, "Name the file, or the folder that its parts are in.")
     return found
 
@@ -52,8 +52,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """
     tensors: dict[str, Tensor] = {}
     beside: list[str] = []
-    for file in files_of(path):
-        part, beside_part = _read(file)
+    for file in list_checkpoint_files(path):
+        part, beside_part = _read_file(file)
         if twice := sorted(tensors.keys() & part.keys()):
             raise ToastError(
                 f"The files in {path} are not parts of one checkpoint.",
@@ -64,15 +64,19 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, beside
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def _read_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     try:
         # Training scripts keep their command line beside the weights; a Namespace does nothing when it is unpickled.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            raw: Any = load_file(regular(path)) if path.suffix == ".safetensors" else _unpickled(regular(path))
+            raw: Any = (
+                load_file(require_regular_file(path))
+                if path.suffix == ".safetensors"
+                else _load_pickle(require_regular_file(path))
+            )
     except Exception as error:  # a damaged or a hostile file makes readers fail in any way
-        code = refused_code(path, error)
+        code = find_refused_code(path, error)
         if code is None:
-            raise _damaged(path, error) from error
+            raise _make_damaged_error(path, error) from error
         raise ToastError(
             f"{path} was not loaded: it holds more than weights.",
             f"It asks for {code}, and only tensors are read, because anything else could run code.",
@@ -81,7 +85,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     if not isinstance(raw, Mapping):
         raise ToastError(f"{path} holds no tensors by name.", f"It holds a {type(raw).__name__}.")
     beside: list[str] = []
-    for wrapper in WRAPPERS:
+    for wrapper in WRAPPER_KEYS:
         if isinstance(raw.get(wrapper), Mapping):
             beside = [str(name) for name in raw if name != wrapper]
             raw = raw[wrapper]
@@ -92,7 +96,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         raise ToastError(f"{path} holds no tensors by name.", f"It holds {', '.join(beside[:5]) or 'nothing'}.")
     if all(name.startswith("module.") for name in tensors):  # as saved from several processes
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    strange = [name for name, tensor in tensors.items() if not _plain(tensor)]
+    strange = [name for name, tensor in tensors.items() if not _is_dense_cpu(tensor)]
     if strange:
         raise ToastError(
             f"{path} holds tensors that are no plain numbers (sparse, quantized, complex or without content).",
@@ -105,18 +109,18 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}, beside
 
 
-def digest_of_checkpoint(path: Path) -> str:
+def hash_checkpoint(path: Path) -> str:
     """SHA-256 of the file or, of several, of theirs one after the other."""
-    digests = [digest_of_file(file) for file in files_of(path)]
+    digests = [hash_file(file) for file in list_checkpoint_files(path)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _plain(tensor: Tensor) -> bool:
+def _is_dense_cpu(tensor: Tensor) -> bool:
     kept = tensor.layout == torch.strided and tensor.device.type == "cpu"
     return kept and not (tensor.is_quantized or tensor.is_complex())
 
 
-def _unpickled(path: Path) -> Any:
+def _load_pickle(path: Path) -> Any:
     if zipfile.is_zipfile(path):  # torch does not look at the checksums that it writes
         with zipfile.ZipFile(path) as archive:
             changed = archive.testzip()
@@ -127,8 +131,8 @@ def _unpickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _damaged(path: Path, error: Exception) -> ToastError:
-    if told := told_as(path, OF_TORCH):
+def _make_damaged_error(path: Path, error: Exception) -> ToastError:
+    if told := describe_file_type(path, TORCH_FILE_DESCRIPTION):
         return ToastError(f"{path} is damaged, or no checkpoint.", told, "Give a .pth, .bin or .safetensors file.")
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return ToastError(f"{path} is damaged, or no checkpoint.", why, "Fetch it again.")

@@ -8,10 +8,10 @@ from typing import Any
 
 from toast_cli.utils.errors import ToastError, UsageError
 
-REPORT = "export_report.json"
+REPORT_FILE = "export_report.json"
 
 
-def reports_of(path: Path) -> dict[str, Any]:
+def read_reports(path: Path) -> dict[str, Any]:
     """What was exported into this folder before.
 
     Raises:
@@ -31,10 +31,10 @@ def reports_of(path: Path) -> dict[str, Any]:
 
 def is_folder_export(path: Path) -> bool:
     """Whether a folder is what 'toast export' wrote under this name."""
-    return path.is_dir() and path.name in reports_of(path / REPORT)
+    return path.is_dir() and path.name in read_reports(path / REPORT_FILE)
 
 
-def require_free(target: Path, replace: bool) -> None:
+def require_free_target(target: Path, replace: bool) -> None:
     """Refuse to write over what is there: unless told to, and a folder that no export made in any case.
 
     Raises:

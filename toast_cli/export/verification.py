@@ -12,24 +12,24 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from toast_cli.export import verification_worker
-from toast_cli.export.base import Format, Outputs, Wanted
-from toast_cli.export.cast_model import as_stored
-from toast_cli.export.progress import stage
-from toast_cli.export.verification_inputs import inputs_for
-from toast_cli.export.verification_outputs import wanted_of
-from toast_cli.storage.load_model import Loaded
+from toast_cli.export.base import ExportFormat, ExportRequest, Outputs
+from toast_cli.export.cast_model import make_reference_runner
+from toast_cli.export.progress import log_stage
+from toast_cli.export.verification_inputs import make_verification_inputs
+from toast_cli.export.verification_outputs import compute_requested_outputs
+from toast_cli.storage.load_model import LoadedModel
 from toast_cli.utils.atomic import write_json, write_tensors
 from toast_cli.utils.errors import ToastError
 
-MAPS = frozenset({"similarity", "attention_first", "attention_last"})
+MAP_OUTPUTS = frozenset({"similarity", "attention_first", "attention_last"})
 """Outputs that `--maps` adds."""
 
-ROUNDING = 32
+MAX_ROUNDING_ULPS = 32
 """Last places of its type by which rounding may move an output, in the output's unit."""
 
 
 @dataclass(frozen=True)
-class Proof:
+class VerificationReport:
     """How an export stands against its run.
 
     `differences` and `allowed` have an entry per input (`random`, `real`, ...) and output, as `random.logits`: in half
@@ -58,7 +58,7 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ReferenceOutputs:
     """What an export is held against: inputs, and the outputs of the run as it is, in its own precision."""
 
     inputs: dict[str, dict[str, Tensor]]
@@ -68,37 +68,45 @@ class Expected:
 
 
 @torch.no_grad()
-def expected_of(loaded: Loaded, form: Format, wanted: Wanted) -> Expected:
+def compute_reference(loaded: LoadedModel, form: ExportFormat, wanted: ExportRequest) -> ReferenceOutputs:
     """Run the run, before anything is done to it.
 
     Raises:
         ToastError: the run's classes are those of its data in another order.
     """
-    stage("Running the run itself, on random input and its own data")
-    inputs, missing = inputs_for(loaded, form)
-    outputs = {key: wanted_of(loaded.model, wanted, named) for key, named in inputs.items()}
+    log_stage("Running the run itself, on random input and its own data")
+    inputs, missing = make_verification_inputs(loaded, form)
+    outputs = {key: compute_requested_outputs(loaded.model, wanted, named) for key, named in inputs.items()}
     kinds = {tensor.dtype for tensor in loaded.model.parameters()}
-    return Expected(inputs, outputs, missing, max(kinds, key=lambda kind: torch.finfo(kind).eps))
+    return ReferenceOutputs(inputs, outputs, missing, max(kinds, key=lambda kind: torch.finfo(kind).eps))
 
 
-def prove(loaded: Loaded, name: str, form: Format, wanted: Wanted, expected: Expected, path: Path) -> Proof:
+def verify_export(
+    loaded: LoadedModel, name: str, form: ExportFormat, wanted: ExportRequest, expected: ReferenceOutputs, path: Path
+) -> VerificationReport:
     """Run the export in another process on the same inputs, and compare.
 
     Raises:
         ToastError: it cannot be opened, an output differs by more than is allowed, or there is no space for inputs.
     """
     with tempfile.TemporaryDirectory(prefix="toast-proof-") as scratch:
-        return _proved(loaded, name, form, wanted, expected, path, Path(scratch))
+        return _verify_in_folder(loaded, name, form, wanted, expected, path, Path(scratch))
 
 
-def _proved(
-    loaded: Loaded, name: str, form: Format, wanted: Wanted, expected: Expected, path: Path, scratch: Path
-) -> Proof:
+def _verify_in_folder(
+    loaded: LoadedModel,
+    name: str,
+    form: ExportFormat,
+    wanted: ExportRequest,
+    expected: ReferenceOutputs,
+    path: Path,
+    scratch: Path,
+) -> VerificationReport:
     inputs = expected.inputs
     timed_on = "real" if "real" in inputs else "random"
-    stage(f"Opening it in another process with {form.loads}, and running it")
-    _hand_over(loaded, name, wanted, inputs, timed_on, path, scratch)
-    stage("Comparing")
+    log_stage(f"Opening it in another process with {form.loads}, and running it")
+    _run_in_worker(loaded, name, wanted, inputs, timed_on, path, scratch)
+    log_stage("Comparing")
     differences: dict[str, float] = {}
     allowed: dict[str, float] = {}
     rounding: dict[str, float] = {}
@@ -106,15 +114,19 @@ def _proved(
     same_top: dict[str, float] = {}
     # Of the same stored numbers: what half precision costs is no leeway for an export that is wrong besides.
     half = wanted.dtype != "float32"
-    stored = as_stored(loaded, wanted, form.graph, wanted.dtype) if half else None
-    made = as_stored(loaded, wanted, False, "float32") if half and (wanted.fold or wanted.part == "backbone") else None
+    stored = make_reference_runner(loaded, wanted, form.graph, wanted.dtype) if half else None
+    made = (
+        make_reference_runner(loaded, wanted, False, "float32")
+        if half and (wanted.fold or wanted.part == "backbone")
+        else None
+    )
     # What brings its own weights was made float32 before it was written; an adapter leaves the backbone as it is.
     cast = wanted.part != "adapter" and expected.precision != torch.float32
     coarser = max(torch.finfo(getattr(torch, wanted.dtype)).eps, torch.finfo(expected.precision).eps if cast else 0.0)
     with torch.no_grad():
         for key, named in inputs.items():
             theirs, as_is = load_file(scratch / f"{key}.out.safetensors"), expected.outputs[key]
-            run = wanted_of(loaded.model, wanted, named) if cast else as_is
+            run = compute_requested_outputs(loaded.model, wanted, named) if cast else as_is
             if run.keys() != theirs.keys():
                 raise ToastError(
                     f"The export to {path.name} has other outputs than the run.",
@@ -123,22 +135,30 @@ def _proved(
             ours = run if stored is None else stored(named)
             exact = {} if made is None else made(named)
             for output, tensor in ours.items():
-                unit, entry = _unit(output, run[output]), f"{key}.{output}"
+                unit, entry = _compute_unit(output, run[output]), f"{key}.{output}"
                 allowed[entry] = form.tolerance[wanted.dtype] * unit
-                differences[entry] = _difference(theirs[output], tensor)
+                differences[entry] = _compute_max_difference(theirs[output], tensor)
                 if output in exact:
                     allowed[f"{entry} before rounding"] = form.tolerance["float32"] * unit
-                    differences[f"{entry} before rounding"] = _difference(exact[output], run[output])
+                    differences[f"{entry} before rounding"] = _compute_max_difference(exact[output], run[output])
                 if half or cast:
-                    rounding_allowed[entry] = ROUNDING * coarser * unit
-                    rounding[entry] = _difference(theirs[output], as_is[output])
+                    rounding_allowed[entry] = MAX_ROUNDING_ULPS * coarser * unit
+                    rounding[entry] = _compute_max_difference(theirs[output], as_is[output])
             if "logits" in theirs and (half or cast):
                 dim = 1 if loaded.model.objective.dense else -1
-                same_top[key] = _same_top(theirs["logits"], as_is["logits"], dim, named.get("attention_mask"))
-        own = verification_worker.timed(lambda named: wanted_of(loaded.model, wanted, named), inputs[timed_on])
-    _within(differences, allowed, f"The export to {path.name} does not give the run's outputs back.", half)
-    _within(rounding, rounding_allowed, f"{path.name} in {wanted.dtype} is too far from the run as it is.", half)
-    return Proof(
+                same_top[key] = _compute_top1_agreement(
+                    theirs["logits"], as_is["logits"], dim, named.get("attention_mask")
+                )
+        own = verification_worker.measure_seconds(
+            lambda named: compute_requested_outputs(loaded.model, wanted, named), inputs[timed_on]
+        )
+    _require_within_tolerance(
+        differences, allowed, f"The export to {path.name} does not give the run's outputs back.", half
+    )
+    _require_within_tolerance(
+        rounding, rounding_allowed, f"{path.name} in {wanted.dtype} is too far from the run as it is.", half
+    )
+    return VerificationReport(
         differences,
         allowed,
         json.loads((scratch / "seconds.json").read_text(encoding="utf-8")),
@@ -152,10 +172,10 @@ def _proved(
     )
 
 
-def _hand_over(
-    loaded: Loaded,
+def _run_in_worker(
+    loaded: LoadedModel,
     name: str,
-    wanted: Wanted,
+    wanted: ExportRequest,
     inputs: dict[str, dict[str, Tensor]],
     timed_on: str,
     path: Path,
@@ -192,10 +212,10 @@ def _hand_over(
             "threads": torch.get_num_threads(),
         },
     )
-    verification_worker.in_new_process(job)
+    verification_worker.run_in_new_process(job)
 
 
-def _within(differences: dict[str, float], allowed: dict[str, float], what: str, half: bool) -> None:
+def _require_within_tolerance(differences: dict[str, float], allowed: dict[str, float], what: str, half: bool) -> None:
     """Check that nothing differs by more than is allowed.
 
     Raises:
@@ -209,20 +229,20 @@ def _within(differences: dict[str, float], allowed: dict[str, float], what: str,
         raise ToastError(what, why, "Use --dtype float32." if half else "")
 
 
-def _unit(output: str, tensor: Tensor) -> float:
+def _compute_unit(output: str, tensor: Tensor) -> float:
     """What a difference in an output is measured by: its spread; of a map, whose numbers are small, its largest."""
-    if output in MAPS:
+    if output in MAP_OUTPUTS:
         return max(float(tensor.float().abs().max()), 1e-6)
     return max(1.0, float(tensor.float().std())) if tensor.numel() > 1 else 1.0
 
 
-def _difference(theirs: Tensor, ours: Tensor) -> float:
+def _compute_max_difference(theirs: Tensor, ours: Tensor) -> float:
     if theirs.shape != ours.shape:
         return float("inf")
     return float((theirs.double() - ours.double()).abs().max())
 
 
-def _same_top(theirs: Tensor, ours: Tensor, dim: int, mask: Tensor | None) -> float:
+def _compute_top1_agreement(theirs: Tensor, ours: Tensor, dim: int, mask: Tensor | None) -> float:
     """The share of images, tokens (that the mask counts) or pixels whose likeliest class is the same."""
     if theirs.shape != ours.shape:
         return 0.0

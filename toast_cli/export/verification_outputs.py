@@ -7,25 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toast_cli.attention.maps import Recorder
+from toast_cli.attention.maps import AttentionRecorder
 from toast_cli.backbones.base import Backbone
-from toast_cli.export.base import Outputs, Wanted
+from toast_cli.export.base import ExportRequest, Outputs
 from toast_cli.model.model import Model
-from toast_cli.steering.steering import Steering, one_pass
-from toast_cli.storage.pretuned import feedback_tensors
+from toast_cli.steering.steering import Steering, run_one_pass
+from toast_cli.storage.pretuned import get_feedback_tensors
 
 
-def as_inputs(named: dict[str, Tensor]) -> Any:
+def to_backbone_inputs(named: dict[str, Tensor]) -> Any:
     """Inputs as a backbone takes them: the images themselves, or a mapping of what belongs to texts."""
     return named.get("image", named)
 
 
-def by_name(inputs: Any) -> dict[str, Tensor]:
+def to_named_inputs(inputs: Any) -> dict[str, Tensor]:
     """The way back."""
     return dict(inputs) if not isinstance(inputs, Tensor) else {"image": inputs}
 
 
-def takes_any_size(model: Model) -> bool:
+def has_dynamic_image_size(model: Model) -> bool:
     """Whether a graph of this model is one for images of every size.
 
     One that labels pixels is for its backbone's input size, the window that slides over larger images: what it pools
@@ -34,17 +34,17 @@ def takes_any_size(model: Model) -> bool:
     return model.backbone.any_image_size and not model.objective.dense
 
 
-def outputs_of(model: Model, named: dict[str, Tensor], maps: bool = False) -> Outputs:
+def compute_outputs(model: Model, named: dict[str, Tensor], maps: bool = False) -> Outputs:
     """`logits` and, if asked for, what the model looked at.
 
     `similarity` is that of every token or cell to xi; where there is attention to show in images, it is laid out as the
     image's grid, beside `attention_first` and `attention_last`: the last level's, as `attention.maps` draws it.
     """
-    inputs = as_inputs(named)
+    inputs = to_backbone_inputs(named)
     if not maps:
         return {"logits": model(inputs)}
     if model.backbone.has_attention and model.backbone.preprocessing is not None:
-        look = Recorder(model, checked=False).look(inputs)
+        look = AttentionRecorder(model, checked=False).look(inputs)
         found = {"similarity": look.similarity, "attention_first": look.first, "attention_last": look.last}
         logits = look.logits
     else:
@@ -53,27 +53,30 @@ def outputs_of(model: Model, named: dict[str, Tensor], maps: bool = False) -> Ou
     return {"logits": logits, **{name: tensor for name, tensor in found.items() if tensor is not None}}
 
 
-def start_of(model: Model, named: dict[str, Tensor]) -> Outputs:
+def compute_artifact_outputs(model: Model, named: dict[str, Tensor]) -> Outputs:
     """Of a pre-tuned artifact: the steered `features`, and its own tensors, for a start may well steer nothing yet."""
     assert isinstance(model.adapted.steering, Steering)
-    return {"features": model.adapted.features(as_inputs(named)), **feedback_tensors(model.adapted.steering)}
+    return {
+        "features": model.adapted.features(to_backbone_inputs(named)),
+        **get_feedback_tensors(model.adapted.steering),
+    }
 
 
-def features_of(backbone: Backbone, named: dict[str, Tensor]) -> Tensor:
+def compute_backbone_features(backbone: Backbone, named: dict[str, Tensor]) -> Tensor:
     """What a plain pass of the backbone puts out for the head."""
-    return one_pass(backbone, as_inputs(named)).last.pooled
+    return run_one_pass(backbone, to_backbone_inputs(named)).last.pooled
 
 
-def wanted_of(model: Model, wanted: Wanted, named: dict[str, Tensor]) -> Outputs:
+def compute_requested_outputs(model: Model, wanted: ExportRequest, named: dict[str, Tensor]) -> Outputs:
     """What the part of a run that is wanted gives for inputs by name."""
     if wanted.part == "artifact":
-        return start_of(model, named)
+        return compute_artifact_outputs(model, named)
     if wanted.part == "backbone":
-        return {"features": features_of(model.backbone, named)}
-    return outputs_of(model, named, wanted.maps)
+        return {"features": compute_backbone_features(model.backbone, named)}
+    return compute_outputs(model, named, wanted.maps)
 
 
-class Graph(nn.Module):
+class ModelGraph(nn.Module):
     """A model as one graph: pixels (or token ids) in, logits and maybe maps out, all float32.
 
     Args:
@@ -103,10 +106,10 @@ class Graph(nn.Module):
             if self.normalize:
                 image = (image - self.mean) / self.std
             named = {"image": image.to(self.dtype)}
-        return {name: tensor.float() for name, tensor in outputs_of(self.model, named, self.maps).items()}
+        return {name: tensor.float() for name, tensor in compute_outputs(self.model, named, self.maps).items()}
 
 
-class ImageGraph(Graph):
+class ImageGraph(ModelGraph):
     """A graph over images `[B, 3, H, W]`."""
 
     def forward(self, image: Tensor) -> Outputs:
@@ -114,7 +117,7 @@ class ImageGraph(Graph):
         return self.run({"image": image})
 
 
-class TextGraph(Graph):
+class TextGraph(ModelGraph):
     """A graph over token ids and their mask, both `[B, N]`."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Outputs:

@@ -9,10 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from toast_cli.backbones.base import Backbone, Trace
-from toast_cli.steering.steering import Passes, Steers, one_pass, steered_features, two_passes
+from toast_cli.steering.steering import (
+    BaseSteering,
+    PassOutputs,
+    compute_steered_features,
+    run_one_pass,
+    run_two_passes,
+)
 
 
-class Adapted(nn.Module):
+class AdaptedModel(nn.Module):
     """Runs the backbone once, or twice when there is a `steering`, and trains exactly the parameters it was given.
 
     The backbone stays in evaluation mode whatever `train()` says: its stochastic depth and dropout would otherwise make
@@ -26,7 +32,7 @@ class Adapted(nn.Module):
         self,
         backbone: Backbone,
         trained: Iterable[nn.Parameter],
-        steering: Steers | None = None,
+        steering: BaseSteering | None = None,
         active: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
@@ -41,7 +47,7 @@ class Adapted(nn.Module):
             parameter.requires_grad_(True)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> Adapted:
+    def train(self, mode: bool = True) -> AdaptedModel:
         """Switch to training mode, but of the backbone only its active parts."""
         super().train(mode)
         self.network.eval()
@@ -49,16 +55,16 @@ class Adapted(nn.Module):
             part.train(mode)
         return self
 
-    def forward(self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None) -> Passes:
+    def forward(self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None) -> PassOutputs:
         """Run the pass or passes; a single pass fills `first_trace`."""
         if self.steering is not None:
-            return two_passes(self.backbone, self.steering, inputs, first_trace, last_trace)
+            return run_two_passes(self.backbone, self.steering, inputs, first_trace, last_trace)
         changes = any(weight.requires_grad for weight in self.network.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and changes):
-            return one_pass(self.backbone, inputs, first_trace)
+            return run_one_pass(self.backbone, inputs, first_trace)
 
     def features(self, inputs: Any) -> Tensor:
         """The pooled features of the last pass and nothing else, in the way that costs least."""
         if self.steering is not None:
-            return steered_features(self.backbone, self.steering, inputs)
+            return compute_steered_features(self.backbone, self.steering, inputs)
         return self(inputs).last.pooled

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.utils.config import Named
+from toast_cli.utils.config import NamedOptions
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Method:
     what it was.
     """
 
-    options: type[Named]
-    build: Callable[[Any, Backbone], Adapted]
-    start: Callable[[Any, Adapted, Iterable[Any]], None] | None = None
+    options: type[NamedOptions]
+    build: Callable[[Any, Backbone], AdaptedModel]
+    start: Callable[[Any, AdaptedModel, Iterable[Any]], None] | None = None
     start_images: Callable[[Any], int] = lambda options: 0
     alters: bool = False
     check: Callable[[Any, bool], None] = lambda options, pretuned: None

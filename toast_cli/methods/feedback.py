@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from toast_cli.utils.config import Named, Switch
+from toast_cli.utils.config import NamedOptions, Switch
 from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from toast_cli.backbones.base import Backbone
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
     from toast_cli.steering.steering import Steering
 
 
-class FeedbackOptions(Named):
+class FeedbackOptions(NamedOptions):
     """Which levels are steered, how the feedback path starts, and what of the selection is trained."""
 
     feedback: Literal["full", "early", "late"] = Field(
@@ -41,7 +41,7 @@ class FeedbackOptions(Named):
     start_images: int = Field(512, ge=1, description="training images that the least-squares start looks at")
 
 
-def make_steering(options: FeedbackOptions, backbone: Backbone) -> Steering:
+def build_steering(options: FeedbackOptions, backbone: Backbone) -> Steering:
     """Selection and feedback path for the levels that the options name.
 
     Raises:
@@ -62,21 +62,21 @@ def make_steering(options: FeedbackOptions, backbone: Backbone) -> Steering:
     return Steering(backbone, levels, token_selection=options.token_selection)
 
 
-def trained_selection(options: FeedbackOptions, steering: Steering) -> list[Parameter]:
+def get_trained_selection_parameters(options: FeedbackOptions, steering: Steering) -> list[Parameter]:
     """Xi and P, as far as the options have them trained."""
     selection = steering.selection
     return [*([selection.xi] if options.token_selection else []), *([selection.P] if options.train_P else [])]
 
 
-def start_feedback(options: FeedbackOptions, adapted: Adapted, batches: Iterable[Any]) -> None:
+def initialize_steering(options: FeedbackOptions, adapted: AdaptedModel, batches: Iterable[Any]) -> None:
     """Give the feedback path its least-squares start; a random one was drawn when it was built."""
-    from toast_cli.steering.least_squares import least_squares_start
+    from toast_cli.steering.least_squares import initialize_least_squares
     from toast_cli.steering.steering import Steering
 
     assert isinstance(adapted.steering, Steering)
-    least_squares_start(adapted.steering, adapted.backbone, batches)
+    initialize_least_squares(adapted.steering, adapted.backbone, batches)
 
 
-def start_images(options: FeedbackOptions) -> int:
+def count_start_images(options: FeedbackOptions) -> int:
     """How many training images the start needs."""
     return options.start_images if options.start == "least-squares" else 0

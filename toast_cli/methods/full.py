@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from toast_cli.methods.base import Method
-from toast_cli.utils.config import Named
+from toast_cli.utils.config import NamedOptions
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
 
 
-class Options(Named):
+class FullTuningOptions(NamedOptions):
     """Full fine-tuning has no settings of its own."""
 
     name: Literal["full"] = Field("full", description="the method")
 
 
-def build(options: Options, backbone: Backbone) -> Adapted:
+def build_full_tuning(options: FullTuningOptions, backbone: Backbone) -> AdaptedModel:
     """Every parameter of the backbone is trained."""
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
 
-    return Adapted(backbone, backbone.module.parameters(), active=[backbone.module])
+    return AdaptedModel(backbone, backbone.module.parameters(), active=[backbone.module])
 
 
-METHOD = Method(Options, build, alters=True)
+METHOD = Method(FullTuningOptions, build_full_tuning, alters=True)

@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from toast_cli.methods.base import Method
-from toast_cli.utils.config import Named
+from toast_cli.utils.config import NamedOptions
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
 
 
-class Options(Named):
+class LinearProbeOptions(NamedOptions):
     """The linear probe has no settings."""
 
     name: Literal["linear"] = Field("linear", description="the method")
 
 
-def build(options: Options, backbone: Backbone) -> Adapted:
+def build_linear_probe(options: LinearProbeOptions, backbone: Backbone) -> AdaptedModel:
     """Nothing but the task's head is trained."""
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
 
-    return Adapted(backbone, [])
+    return AdaptedModel(backbone, [])
 
 
-METHOD = Method(Options, build)
+METHOD = Method(LinearProbeOptions, build_linear_probe)

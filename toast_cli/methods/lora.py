@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from toast_cli.methods.base import Method
-from toast_cli.utils.config import Named
+from toast_cli.utils.config import NamedOptions
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
 
 
-class Options(Named):
+class LoraOptions(NamedOptions):
     """LoRA's settings."""
 
     name: Literal["lora"] = Field("lora", description="the method")
@@ -27,7 +27,7 @@ class Options(Named):
     )
 
 
-def build(options: Options, backbone: Backbone) -> Adapted:
+def build_lora(options: LoraOptions, backbone: Backbone) -> AdaptedModel:
     """The factors are trained.
 
     Raises:
@@ -35,13 +35,13 @@ def build(options: Options, backbone: Backbone) -> Adapted:
     """
     from peft import LoraConfig
 
-    from toast_cli.methods.peft_injection import inject
+    from toast_cli.methods.peft_injection import inject_peft_layers
 
     targets = None if options.targets is None else list(options.targets)
     config = LoraConfig(
         r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets, bias="none"
     )
-    return inject(backbone, config)
+    return inject_peft_layers(backbone, config)
 
 
-METHOD = Method(Options, build, alters=True)
+METHOD = Method(LoraOptions, build_lora, alters=True)

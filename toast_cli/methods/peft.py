@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from toast_cli.methods.base import Method
-from toast_cli.utils.config import Named
+from toast_cli.utils.config import NamedOptions
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
 
 
-class Options(Named):
+class PeftOptions(NamedOptions):
     """Which method, and what it is told."""
 
     name: Literal["peft"] = Field("peft", description="the method")
@@ -24,17 +24,17 @@ class Options(Named):
     )
 
 
-def build(options: Options, backbone: Backbone) -> Adapted:
+def build_peft(options: PeftOptions, backbone: Backbone) -> AdaptedModel:
     """What PEFT adds is trained.
 
     Raises:
         UsageError: PEFT has no such method, it has no such option, or it does not fit the backbone.
     """
-    from toast_cli.methods.peft_injection import inject, peft_config, require_runs
+    from toast_cli.methods.peft_injection import build_peft_config, check_forward_runs, inject_peft_layers
 
-    adapted = inject(backbone, peft_config(options.kind, dict(options.options)))
-    require_runs(adapted, options.kind)
+    adapted = inject_peft_layers(backbone, build_peft_config(options.kind, dict(options.options)))
+    check_forward_runs(adapted, options.kind)
     return adapted
 
 
-METHOD = Method(Options, build, alters=True)
+METHOD = Method(PeftOptions, build_peft, alters=True)

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from toast_cli.backbones.base import Backbone
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
 
 
-_OF_MODELS = {"adaption_prompt", "poly", "shadow", "trainable_tokens", "xlora"}
+_UNSUPPORTED_KINDS = {"adaption_prompt", "poly", "shadow", "trainable_tokens", "xlora"}
 """PEFT's methods that want a language model or inputs of their own."""
-_OF_THE_LOOP = {"use_asa", "kasa_config", "monteclora_config"}
+_UNSUPPORTED_OPTIONS = {"use_asa", "kasa_config", "monteclora_config"}
 """Options of PEFT's methods that want a call at every step, or a term of the loss."""
 
 
-def inject(backbone: Backbone, config: PeftConfig) -> Adapted:
+def inject_peft_layers(backbone: Backbone, config: PeftConfig) -> AdaptedModel:
     """Put the layers in as `config` says, and declare for training what PEFT does.
 
     Without targets in the config, they go where the backbone wants them.
@@ -37,7 +37,7 @@ def inject(backbone: Backbone, config: PeftConfig) -> Adapted:
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
 
     network = backbone.module
     if not getattr(config, "target_modules", None):
@@ -61,12 +61,12 @@ def inject(backbone: Backbone, config: PeftConfig) -> Adapted:
         )
     if kind == "ln_tuning":  # which trains a copy of a layer in its place; all others take what comes and give it back
         for part in parts:
-            part.register_forward_pre_hook(_to_the_trained)
-            part.register_forward_hook(_to_the_frozen)
-    return Adapted(backbone, [weight for weight in network.parameters() if weight.requires_grad], active=parts)
+            part.register_forward_pre_hook(_cast_inputs_to_float32)
+            part.register_forward_hook(_cast_output_to_base_dtype)
+    return AdaptedModel(backbone, [weight for weight in network.parameters() if weight.requires_grad], active=parts)
 
 
-def require_runs(adapted: Adapted, kind: str) -> None:
+def check_forward_runs(adapted: AdaptedModel, kind: str) -> None:
     """Show the network one input: some of PEFT's methods go into a network that they cannot run.
 
     Raises:
@@ -89,17 +89,17 @@ def require_runs(adapted: Adapted, kind: str) -> None:
         ) from error
 
 
-def _to_the_trained(part: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _cast_inputs_to_float32(part: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """What is trained is float32, whatever the layers before it compute in."""
     return inputs[0].float(), *inputs[1:]
 
 
-def _to_the_frozen(part: BaseTunerLayer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _cast_output_to_base_dtype(part: BaseTunerLayer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """The layers behind it take no other type than their own."""
     return output.to(part.get_base_layer().weight.dtype)
 
 
-def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
+def build_peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
     """The configuration of one of PEFT's methods by its name; `dora` is LoRA with its magnitudes apart.
 
     Raises:
@@ -112,11 +112,11 @@ def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
     if kind == "dora":
         kind, options = "lora", {"use_dora": True, **options}
     known = {str(each.value).lower(): each for each in PeftType}
-    names = sorted({*injectable(), "dora"})
+    names = sorted({*list_injectable_kinds(), "dora"})
     if kind not in known:
         raise UsageError(f"There is no method 'peft:{kind}'.", what_to_do=did_you_mean(kind, names))
     tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(known[kind])
-    if kind not in names and _is_of_layers(kind, tuner):
+    if kind not in names and _has_independent_layers(kind, tuner):
         raise UsageError(
             f"'peft:{kind}' cannot be used here: its layers are not all of it.",
             "It also wants a call at every step of training or a term of the loss, which PEFT leaves to the loop; "
@@ -137,7 +137,7 @@ def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
                 f"method.options.{option}: PEFT's {config.__name__} has no such option.",
                 what_to_do=did_you_mean(option, fields),
             )
-        if option in _OF_THE_LOOP and options[option]:
+        if option in _UNSUPPORTED_OPTIONS and options[option]:
             raise UsageError(
                 f"method.options.{option} cannot be used here.",
                 "It wants a call at every step of training or a term of the loss, which PEFT leaves to the loop.",
@@ -149,7 +149,7 @@ def peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
         raise UsageError(f"PEFT's {config.__name__} refuses method.options.", str(error)) from error
 
 
-def injectable() -> set[str]:
+def list_injectable_kinds() -> set[str]:
     """PEFT's methods that put layers into any network and are nothing else: not those that add tokens, mix adapters,
     share weights among their layers, or have a part in the loss.
     """
@@ -160,23 +160,23 @@ def injectable() -> set[str]:
         name
         for each, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()
         # A `forward` of its own adds a term to the loss.
-        if _is_of_layers(name := str(each.value).lower(), tuner) and tuner.forward is BaseTuner.forward
+        if _has_independent_layers(name := str(each.value).lower(), tuner) and tuner.forward is BaseTuner.forward
     }
 
 
-def _is_of_layers(kind: str, tuner: Any) -> bool:
+def _has_independent_layers(kind: str, tuner: Any) -> bool:
     """Whether what a method puts in are layers that work each for itself in any network."""
     from peft.tuners.tuners_utils import BaseTuner
 
-    if tuner is None or kind in _OF_MODELS or not issubclass(tuner, BaseTuner):
+    if tuner is None or kind in _UNSUPPORTED_KINDS or not issubclass(tuner, BaseTuner):
         return False
     return not tuner.uses_shared_state
 
 
 @contextmanager
-def left_out(network: nn.Module) -> Iterator[None]:
+def disable_peft_layers(network: nn.Module) -> Iterator[None]:
     """Within the block, the network computes without what PEFT put there."""
-    parts = [part for _, part in _layers_of_peft(network) if not part.disable_adapters]
+    parts = [part for _, part in _find_peft_layers(network) if not part.disable_adapters]
     trained = {weight: weight.requires_grad for part in parts for weight in part.parameters()}
     for part in parts:
         part.enable_adapters(False)
@@ -189,14 +189,14 @@ def left_out(network: nn.Module) -> Iterator[None]:
             weight.requires_grad_(wanted)
 
 
-def merged(network: nn.Module) -> nn.Module:
+def merge_peft_layers(network: nn.Module) -> nn.Module:
     """A copy of the network in which what PEFT put there has been worked into the weights.
 
     Raises:
         UsageError: this kind of layer cannot be merged.
     """
     copy = deepcopy(network)
-    for name, part in _layers_of_peft(copy):
+    for name, part in _find_peft_layers(copy):
         try:
             part.merge()
         except (AttributeError, NotImplementedError, ValueError) as error:
@@ -208,7 +208,7 @@ def merged(network: nn.Module) -> nn.Module:
     return copy
 
 
-def _layers_of_peft(network: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
+def _find_peft_layers(network: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
     """By name; none where nobody has imported PEFT, which takes seconds that a run without it need not wait for."""
     if "peft" not in sys.modules:
         return []

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from toast_cli.backbones.base import Backbone, State, Trace
-from toast_cli.methods.adapted_model import Adapted
-from toast_cli.steering.steering import Passes
+from toast_cli.methods.adapted_model import AdaptedModel
+from toast_cli.steering.steering import PassOutputs
 
 
-class Prompted(Adapted):
+class PromptedModel(AdaptedModel):
     """One pass in which every level, or the first, is given prompts.
 
     Attention does not mind the order of tokens that carry no position, so prompts stand at the end, where no code that
@@ -34,7 +34,7 @@ class Prompted(Adapted):
         super().__init__(backbone, [])
         self.prompts = parameter  # [levels or 1, prompts, d]
 
-    def forward(self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None) -> Passes:
+    def forward(self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None) -> PassOutputs:
         """Run the pass."""
         with torch.no_grad():
             state = self.backbone.enter(inputs)
@@ -50,4 +50,4 @@ class Prompted(Adapted):
             first_trace.inputs = [hidden[:, :count] for hidden in first_trace.inputs]
             first_trace.outputs = [hidden[:, :count] for hidden in first_trace.outputs]
         readout = self.backbone.leave(State(state.hidden[:, :count], state.context))
-        return Passes(readout, readout, readout)
+        return PassOutputs(readout, readout, readout)

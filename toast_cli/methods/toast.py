@@ -9,20 +9,20 @@ from pydantic import Field
 from toast_cli.methods.base import Method
 from toast_cli.methods.feedback import (
     FeedbackOptions,
-    make_steering,
-    start_feedback,
-    start_images,
-    trained_selection,
+    build_steering,
+    count_start_images,
+    get_trained_selection_parameters,
+    initialize_steering,
 )
 from toast_cli.utils.config import Switch
 from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
 
 
-class Options(FeedbackOptions):
+class ToastOptions(FeedbackOptions):
     """TOAST's settings."""
 
     name: Literal["toast"] = Field("toast", description="the method")
@@ -35,22 +35,24 @@ class Options(FeedbackOptions):
     )
 
 
-def build(options: Options, backbone: Backbone) -> Adapted:
+def build_toast(options: ToastOptions, backbone: Backbone) -> AdaptedModel:
     """Xi and every `B_l`, and every `A_l` and P unless told otherwise, are trained.
 
     Raises:
         UsageError: the backbone has no such level.
     """
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
 
-    steering = make_steering(options, backbone)
+    steering = build_steering(options, backbone)
     if not options.channel_selection:
-        return Adapted(backbone, [steering.selection.xi] if options.token_selection else [], steering)
+        return AdaptedModel(backbone, [steering.selection.xi] if options.token_selection else [], steering)
     feedback = steering.feedback if options.train_A else steering.feedback.B
-    return Adapted(backbone, [*trained_selection(options, steering), *feedback.parameters()], steering)
+    return AdaptedModel(
+        backbone, [*get_trained_selection_parameters(options, steering), *feedback.parameters()], steering
+    )
 
 
-def check(options: Options, pretuned: bool) -> None:
+def check_frozen_path(options: ToastOptions, pretuned: bool) -> None:
     """What is frozen must have been given something before.
 
     Raises:
@@ -63,4 +65,4 @@ def check(options: Options, pretuned: bool) -> None:
         )
 
 
-METHOD = Method(Options, build, start_feedback, start_images, check=check)
+METHOD = Method(ToastOptions, build_toast, initialize_steering, count_start_images, check=check_frozen_path)

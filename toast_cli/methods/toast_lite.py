@@ -9,18 +9,18 @@ from pydantic import Field
 from toast_cli.methods.base import Method
 from toast_cli.methods.feedback import (
     FeedbackOptions,
-    make_steering,
-    start_feedback,
-    start_images,
-    trained_selection,
+    build_steering,
+    count_start_images,
+    get_trained_selection_parameters,
+    initialize_steering,
 )
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
 
 
-class Options(FeedbackOptions):
+class ToastLiteOptions(FeedbackOptions):
     """TOAST-Lite's settings."""
 
     name: Literal["toast-lite"] = Field("toast-lite", description="the method")
@@ -28,14 +28,14 @@ class Options(FeedbackOptions):
     alpha: float = Field(1.0, gt=0, description="the factors count alpha / rank; 1 over rank 4 is the authors' 0.25")
 
 
-def build(options: Options, backbone: Backbone) -> Adapted:
+def build_toast_lite(options: ToastLiteOptions, backbone: Backbone) -> AdaptedModel:
     """Xi, the factors on every `A_l` and `B_l`, and P unless told otherwise, are trained."""
-    from toast_cli.methods.adapted_model import Adapted
-    from toast_cli.steering.lite import add_low_rank
+    from toast_cli.methods.adapted_model import AdaptedModel
+    from toast_cli.steering.lite import add_low_rank_factors
 
-    steering = make_steering(options, backbone)
-    factors = add_low_rank(steering.feedback, options.rank, options.alpha)
-    return Adapted(backbone, [*trained_selection(options, steering), *factors], steering)
+    steering = build_steering(options, backbone)
+    factors = add_low_rank_factors(steering.feedback, options.rank, options.alpha)
+    return AdaptedModel(backbone, [*get_trained_selection_parameters(options, steering), *factors], steering)
 
 
-METHOD = Method(Options, build, start_feedback, start_images)
+METHOD = Method(ToastLiteOptions, build_toast_lite, initialize_steering, count_start_images)

@@ -8,15 +8,15 @@ from pydantic import Field
 
 from toast_cli import registry
 from toast_cli.methods.base import Method
-from toast_cli.utils.config import Named
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
-    from toast_cli.methods.adapted_model import Adapted
+    from toast_cli.methods.adapted_model import AdaptedModel
 
 
-class Options(Named):
+class VptOptions(NamedOptions):
     """VPT's settings."""
 
     name: Literal["vpt"] = Field("vpt", description="the method")
@@ -24,22 +24,22 @@ class Options(Named):
     deep: bool = Field(True, description="new prompts at every level; false: at the first level alone (shallow)")
 
 
-def build(options: Options, backbone: Backbone) -> Adapted:
+def build_vpt(options: VptOptions, backbone: Backbone) -> AdaptedModel:
     """The prompts are trained.
 
     Raises:
         UsageError: the backbone's levels take no further tokens.
     """
-    from toast_cli.methods.prompted_model import Prompted
+    from toast_cli.methods.prompted_model import PromptedModel
 
     if not backbone.takes_prompts:
-        names = (name for name in registry.names(registry.METHODS) if name != options.name)
+        names = (name for name in registry.list_names(registry.METHODS) if name != options.name)
         others = ["peft:KIND" if name == "peft" else name for name in names]
         raise UsageError(
             f"vpt adds tokens, and a {type(backbone.module).__name__} takes none.",
             what_to_do=f"Use one of {', '.join(others)}; vpt is for ViTs.",
         )
-    return Prompted(backbone, options.prompts, options.deep)
+    return PromptedModel(backbone, options.prompts, options.deep)
 
 
-METHOD = Method(Options, build)
+METHOD = Method(VptOptions, build_vpt)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from toast_cli.backbones.image_options import PixelOptions
-from toast_cli.data.base import Batches, BatchOptions, LoaderOptions
+from toast_cli.data.base import BatchLoader, BatchOptions, LoaderOptions
 from toast_cli.data.loaders import build_loader
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from toast_cli.recipe.schema import Recipe
 
 
-def build_batches(split: Any, recipe: Recipe, backbone: Backbone, batches: BatchOptions) -> Batches:
+def build_batches(split: Any, recipe: Recipe, backbone: Backbone, batches: BatchOptions) -> BatchLoader:
     """Return batches of a split, with the recipe's seed, workers and image options.
 
     Raises:

@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from toast_cli.data.text.chat_templates import begun, prompt_text
+from toast_cli.data.text.chat_templates import format_prompt, prepend_bos
 from toast_cli.data.text.conversations import Turn
 from toast_cli.model.model import Model
 from toast_cli.utils.errors import UsageError
 
-LONGEST = 256
+DEFAULT_MAX_NEW_TOKENS = 256
 """New tokens in an answer, unless its length is limited in another way."""
 
-_LIMITS = frozenset({"max_new_tokens", "max_length", "max_time", "stopping_criteria", "generation_config"})
-_SEVERAL = {"return_dict_in_generate": (None, False), "num_return_sequences": (None, 1)}
+_LENGTH_SETTINGS = frozenset({"max_new_tokens", "max_length", "max_time", "stopping_criteria", "generation_config"})
+_SINGLE_TEXT_SETTINGS = {"return_dict_in_generate": (None, False), "num_return_sequences": (None, 1)}
 """Settings with which transformers' `generate` gives something else than one text, and their values that do not."""
 
 
-class Writer:
+class TextGenerator:
     """A model that answers.
 
     Args:
@@ -63,8 +63,8 @@ class Writer:
         if streamed and settings.get("num_beams", 1) > 1:
             raise UsageError("Beams cannot be streamed: the best is known at the end.", what_to_do="Use num_beams=1.")
         if on_text is not None:
-            settings["streamer"] = _streamer(self.tokenizer, on_text)
-        return self._written([self._prompt(turns)], settings)[0]
+            settings["streamer"] = _build_streamer(self.tokenizer, on_text)
+        return self._generate_texts([self._encode_prompt(turns)], settings)[0]
 
     @torch.no_grad()
     def answers(self, conversations: Sequence[Sequence[Turn]], batch_size: int = 8, **settings: Any) -> list[str]:
@@ -83,28 +83,28 @@ class Writer:
         """
         if settings.get("streamer") is not None:
             raise UsageError("Several answers cannot be streamed.", what_to_do="Ask one after another.")
-        prompts = [self._prompt(turns) for turns in conversations]
+        prompts = [self._encode_prompt(turns) for turns in conversations]
         order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         found: dict[int, str] = {}
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
-            texts = self._written([prompts[number] for number in numbers], dict(settings))
+            texts = self._generate_texts([prompts[number] for number in numbers], dict(settings))
             found |= dict(zip(numbers, texts, strict=True))
         return [found[number] for number in range(len(prompts))]
 
-    def _prompt(self, turns: Sequence[Turn]) -> list[int]:
+    def _encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
         """The tokens of what was said so far, marked as the model was trained on it."""
         if not turns:
             raise UsageError("Nothing was said that could be answered.")
-        text = turns[-1].whole if self.template is None else prompt_text(turns, self.tokenizer, self.template)
-        ids = begun(self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer)
+        text = turns[-1].whole if self.template is None else format_prompt(turns, self.tokenizer, self.template)
+        ids = prepend_bos(self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer)
         if not ids:
             raise UsageError("The prompt is empty.")
         return ids
 
-    def _written(self, prompts: Sequence[list[int]], chosen: dict[str, Any]) -> list[str]:
+    def _generate_texts(self, prompts: Sequence[list[int]], chosen: dict[str, Any]) -> list[str]:
         """What is written after each of these tokens, all at a time."""
-        for name, allowed in _SEVERAL.items():
+        for name, allowed in _SINGLE_TEXT_SETTINGS.items():
             if chosen.get(name) not in allowed:
                 raise UsageError(
                     f"{name}={chosen[name]} asks for something else than one text.",
@@ -117,16 +117,16 @@ class Writer:
         real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         if "generation_config" not in chosen:
             chosen.setdefault("pad_token_id", pad)
-        if not _LIMITS & chosen.keys():
-            chosen["max_new_tokens"] = LONGEST
+        if not _LENGTH_SETTINGS & chosen.keys():
+            chosen["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
         if "max_new_tokens" in chosen:
-            chosen["max_new_tokens"] = self._room(longest, chosen["max_new_tokens"])
+            chosen["max_new_tokens"] = self._limit_new_tokens(longest, chosen["max_new_tokens"])
         if chosen.get("stop_strings") is not None:
             chosen["tokenizer"] = self.tokenizer
         written = self._generator.generate(ids, attention_mask=real.to(self._device), **chosen)
         return [self.tokenizer.decode(row[longest:], skip_special_tokens=True) for row in written]
 
-    def _room(self, prompt: int, wanted: int) -> int:
+    def _limit_new_tokens(self, prompt: int, wanted: int) -> int:
         """How many tokens an answer may have after a prompt of so many."""
         window = getattr(self._generator.config.get_text_config(), "max_position_embeddings", None)
         if window is None or prompt + wanted <= window:
@@ -143,7 +143,7 @@ class Writer:
         return window - prompt
 
 
-def _streamer(tokenizer: Any, on_text: Any) -> Any:
+def _build_streamer(tokenizer: Any, on_text: Any) -> Any:
     from transformers import TextStreamer
 
     class Heard(TextStreamer):

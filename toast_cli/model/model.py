@@ -15,35 +15,35 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from toast_cli import registry
 from toast_cli.backbones.base import Backbone, Card, Trace
-from toast_cli.methods.adapted_model import Adapted
+from toast_cli.methods.adapted_model import AdaptedModel
 from toast_cli.methods.base import Method
-from toast_cli.methods.peft_injection import left_out, merged
+from toast_cli.methods.peft_injection import disable_peft_layers, merge_peft_layers
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.folding import FoldedSteering
-from toast_cli.steering.steering import Passes, Steering, one_pass
+from toast_cli.steering.steering import PassOutputs, Steering, run_one_pass
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.hashing import fingerprint
+from toast_cli.utils.hashing import compute_fingerprint
 
 if TYPE_CHECKING:
     from toast_cli.tasks.base import Objective
 
 
-NETWORK = "adapted.network."
+NETWORK_PREFIX = "adapted.network."
 """Prefix of the backbone's own tensors within a model."""
 
 
 @dataclass(frozen=True)
-class Stock:
+class BackboneSnapshot:
     """A backbone before anything was put on it: its fingerprint, and which tensors are its own."""
 
     fingerprint: str
     tensors: frozenset[int]
 
     @classmethod
-    def of(cls, backbone: Backbone) -> Stock:
+    def of(cls, backbone: Backbone) -> BackboneSnapshot:
         """Take it down."""
         tensors = (*backbone.module.parameters(), *backbone.module.buffers())
-        return cls(fingerprint(backbone.module), frozenset(map(id, tensors)))
+        return cls(compute_fingerprint(backbone.module), frozenset(map(id, tensors)))
 
 
 class Model(nn.Module):
@@ -55,7 +55,7 @@ class Model(nn.Module):
         stock: the backbone as it was before the method was put on it.
     """
 
-    def __init__(self, adapted: Adapted, objective: Objective, stock: Stock) -> None:
+    def __init__(self, adapted: AdaptedModel, objective: Objective, stock: BackboneSnapshot) -> None:
         super().__init__()
         self.adapted = adapted
         self.objective = objective
@@ -78,13 +78,13 @@ class Model(nn.Module):
 
     def look(
         self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None
-    ) -> tuple[Tensor, Passes]:
+    ) -> tuple[Tensor, PassOutputs]:
         """Logits, and everything that the passes put out."""
         return self._run(inputs, first_trace, last_trace)
 
     def _run(
         self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None
-    ) -> tuple[Tensor, Passes]:
+    ) -> tuple[Tensor, PassOutputs]:
         two = self.adapted.steering is not None
         counts = last_trace if two else first_trace
         if self.objective.reads_levels:
@@ -97,13 +97,15 @@ class Model(nn.Module):
     def plain(self, inputs: Any) -> Tensor:
         """Outputs of the head for a single pass, whatever the method makes of the backbone."""
         trace = Trace(levels=True) if self.objective.reads_levels else None
-        return self._head(one_pass(self.backbone, inputs, trace), trace, inputs)
+        return self._head(run_one_pass(self.backbone, inputs, trace), trace, inputs)
 
-    def _head(self, passes: Passes, trace: Trace | None, inputs: Any) -> Tensor:
+    def _head(self, passes: PassOutputs, trace: Trace | None, inputs: Any) -> Tensor:
         levels = trace.outputs if trace is not None else ()
         return self.head(self.objective.features(self.backbone, passes.last, levels, inputs))
 
-    def begin(self, start: Callable[[Any, Adapted, Iterable[Any]], None], options: Any, batches: Iterable[Any]) -> None:
+    def begin(
+        self, start: Callable[[Any, AdaptedModel, Iterable[Any]], None], options: Any, batches: Iterable[Any]
+    ) -> None:
         """Have a method set its starting weights; like every method here, also where the model is divided."""
         start(options, self.adapted, batches)
 
@@ -115,7 +117,7 @@ class Model(nn.Module):
         """The parameters that training changes, by name."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
-    def frozen_additions(self) -> dict[str, Tensor]:
+    def get_frozen_additions(self) -> dict[str, Tensor]:
         """What the method added but does not train; without it an adapter could not be rebuilt (Lite's path)."""
         state, trained = self.state_dict(), self.trained()
         return {name: state[name] for name in sorted(self._added) if name in state and name not in trained}
@@ -124,7 +126,7 @@ class Model(nn.Module):
         """The backbone's weights and buffers by their name in the model, each once even where two names are tied."""
         state = self.state_dict()
         names = (name for name, _ in (*self.named_parameters(), *self.named_buffers()))
-        return {name: state[name] for name in names if name.startswith(NETWORK) and name in state}
+        return {name: state[name] for name in names if name.startswith(NETWORK_PREFIX) and name in state}
 
 
 def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, str] | None = None) -> Model:
@@ -138,15 +140,15 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, st
         ToastError: a name is not registered, or the backbone's weights cannot be had.
     """
     torch.manual_seed(recipe.seed)
-    card = registry.backbone_card(recipe.backbone.name)
-    backbone = _rebuilt(card, recipe.backbone, files) if files else card.build(recipe.backbone)
+    card = registry.load_backbone_card(recipe.backbone.name)
+    backbone = _rebuild_backbone(card, recipe.backbone, files) if files else card.build(recipe.backbone)
     if backbone.preprocessing is not None:
         mean, std = recipe.images.normalization(backbone.preprocessing.mean, backbone.preprocessing.std)
         backbone.preprocessing = replace(backbone.preprocessing, mean=mean, std=std)
     backbone.checkpointing = recipe.training.checkpoint_gradients
-    stock = Stock.of(backbone)
-    adapted = method_of(recipe).build(recipe.method, backbone)
-    objective = registry.load(registry.TASKS, recipe.task.name).build(recipe.task, backbone, classes)
+    stock = BackboneSnapshot.of(backbone)
+    adapted = get_method(recipe).build(recipe.method, backbone)
+    objective = registry.load_entry(registry.TASKS, recipe.task.name).build(recipe.task, backbone, classes)
     model = Model(adapted, objective, stock)
     if not model.trained():
         raise UsageError(
@@ -157,7 +159,7 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, st
     return model
 
 
-def _rebuilt(card: Card, options: Any, files: Mapping[str, str]) -> Backbone:
+def _rebuild_backbone(card: Card, options: Any, files: Mapping[str, str]) -> Backbone:
     if card.rebuild is None or any(Path(name).name != name or name.startswith(".") for name in files):
         raise ToastError(
             "The exported file is damaged, or made by another toast.",
@@ -170,7 +172,7 @@ def _rebuilt(card: Card, options: Any, files: Mapping[str, str]) -> Backbone:
         return card.rebuild(options, Path(folder))
 
 
-def folded(model: Model) -> Model:
+def fold_model(model: Model) -> Model:
     """The same model for inference alone: everything between the passes is one matrix per level (see `folding`).
 
     The two share every weight that folding leaves as it is.
@@ -182,33 +184,33 @@ def folded(model: Model) -> Model:
     if not isinstance(steering, Steering):
         raise UsageError("There is nothing to fold: this model has no feedback path.")
     path = FoldedSteering(steering, model.backbone)
-    return Model(Adapted(model.backbone, path.parameters(), path), model.objective, model.stock).eval()
+    return Model(AdaptedModel(model.backbone, path.parameters(), path), model.objective, model.stock).eval()
 
 
-def method_of(recipe: Recipe) -> Method:
+def get_method(recipe: Recipe) -> Method:
     """The registered method that a recipe names."""
-    return registry.load(registry.METHODS, recipe.method.name)
+    return registry.load_entry(registry.METHODS, recipe.method.name)
 
 
-def plain_network(model: Model) -> dict[str, Tensor]:
+def get_merged_state_dict(model: Model) -> dict[str, Tensor]:
     """The backbone's tensors under its library's own names, each once; what PEFT put in is worked into the weights.
 
     Raises:
         UsageError: what PEFT put in cannot be.
     """
-    network = merged(model.backbone.module)
+    network = merge_peft_layers(model.backbone.module)
     state = network.state_dict()
     names = (name for name, _ in (*network.named_parameters(), *network.named_buffers()))
     return {name: state[name] for name in names if name in state}
 
 
-def count(tensors: Iterable[Tensor]) -> int:
+def count_elements(tensors: Iterable[Tensor]) -> int:
     """Number of elements in all tensors together."""
     return sum(tensor.numel() for tensor in tensors)
 
 
 @torch.no_grad()
-def flops(model: Model) -> dict[str, Any]:
+def count_flops(model: Model) -> dict[str, Any]:
     """Floating-point operations per image (or token), counted: the model's, and one plain pass's with the same head.
 
     The plain pass is the library's own forward, without what the method added and without this package's short cuts.
@@ -222,7 +224,7 @@ def flops(model: Model) -> dict[str, Any]:
     try:
         with FlopCounterMode(display=False) as own:
             model(example)
-        with left_out(model.backbone.module), FlopCounterMode(display=False) as plain:
+        with disable_peft_layers(model.backbone.module), FlopCounterMode(display=False) as plain:
             model.plain(example)
     finally:
         for weight in trained:

@@ -8,18 +8,18 @@ from __future__ import annotations
 import hashlib
 import re
 
-SEAL = "sha256"
-_LINE = re.compile(rf"# {SEAL} of all below: ([0-9a-f]+)\n")
+CHECKSUM_KEY = "sha256"
+_CHECKSUM_LINE = re.compile(rf"# {CHECKSUM_KEY} of all below: ([0-9a-f]+)\n")
 
 
-def sealed_text(text: str) -> str:
+def add_checksum_line(text: str) -> str:
     """A text with its seal."""
-    return f"# {SEAL} of all below: {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+    return f"# {CHECKSUM_KEY} of all below: {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
-def seal_holds(text: str) -> bool:
+def is_checksum_valid(text: str) -> bool:
     """Whether a text has a seal that fits it, or none and is not empty."""
-    found = _LINE.match(text)
+    found = _CHECKSUM_LINE.match(text)
     if found is None:
-        return bool(text.strip()) and not text.startswith(f"# {SEAL}")
+        return bool(text.strip()) and not text.startswith(f"# {CHECKSUM_KEY}")
     return hashlib.sha256(text[found.end() :].encode()).hexdigest() == found[1]

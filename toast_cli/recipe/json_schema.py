@@ -19,43 +19,47 @@ _GROUPS = {
 }
 
 
-def recipe_schema() -> dict[str, Any]:
+def build_recipe_schema() -> dict[str, Any]:
     """JSON schema of a recipe file; names whose plugin fails to load are left out."""
-    options = {section: _by_options(group) for section, group in _GROUPS.items()}
+    options = {section: _group_names_by_options(group) for section, group in _GROUPS.items()}
     models: list[type[BaseModel]] = [Recipe, *(model for classes in options.values() for model in classes)]
     references, shared = models_json_schema([(model, "validation") for model in models])
     top = shared["$defs"].pop(references[Recipe, "validation"]["$ref"].rpartition("/")[2])
     for section, classes in options.items():
-        forms: list[dict[str, Any]] = [_shorthand(section, [name for each in classes.values() for name in each])]
+        forms: list[dict[str, Any]] = [
+            _build_shorthand_schema(section, [name for each in classes.values() for name in each])
+        ]
         for model, names in classes.items():
             reference = references[model, "validation"]
-            forms.append({"allOf": [reference], "properties": {"name": _name(section, names)}, "required": ["name"]})
+            forms.append(
+                {"allOf": [reference], "properties": {"name": _build_name_schema(section, names)}, "required": ["name"]}
+            )
         description = top["properties"][section].get("description", "")
         top["properties"][section] = {"description": description, "oneOf": forms}
     top["required"] = [name for name in top["required"] if name != "task"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **top, **shared}
 
 
-def _by_options(group: str) -> dict[type[BaseModel], list[str]]:
+def _group_names_by_options(group: str) -> dict[type[BaseModel], list[str]]:
     """The registered names that load, by the options class that checks them: several ViTs share one."""
     found: dict[type[BaseModel], list[str]] = {}
-    for name in registry.names(group):
+    for name in registry.list_names(group):
         try:
-            found.setdefault(registry.load(group, name).options, []).append(name)
+            found.setdefault(registry.load_entry(group, name).options, []).append(name)
         except ToastError:
             continue
     return found
 
 
-def _shorthand(section: str, names: list[str]) -> dict[str, Any]:
+def _build_shorthand_schema(section: str, names: list[str]) -> dict[str, Any]:
     """The bare name; a data set may carry a path."""
     if section == "dataset":
         return {"type": "string", "pattern": f"^({'|'.join(names)})(:.+)?$"}
-    return _name(section, names)
+    return _build_name_schema(section, names)
 
 
-def _name(section: str, names: list[str]) -> dict[str, Any]:
+def _build_name_schema(section: str, names: list[str]) -> dict[str, Any]:
     if section != "backbone":
         return {"enum": names}
-    families = "|".join(registry.names(registry.FAMILIES))
+    families = "|".join(registry.list_names(registry.FAMILIES))
     return {"anyOf": [{"enum": names}, {"type": "string", "pattern": f"^({families}):.+$"}]}

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from toast_cli.recipe.partial_recipe import SECTIONS, Draft
+from toast_cli.recipe.partial_recipe import SECTIONS, PartialRecipe
 from toast_cli.recipe.safe_yaml import parse_value
 from toast_cli.utils.errors import UsageError
 
-_HOW = "Write a dotted field: training.lr=0.02."
+_HINT = "Write a dotted field: training.lr=0.02."
 
 
-def apply_overrides(draft: Draft, overrides: Sequence[str]) -> list[str]:
+def apply_overrides(draft: PartialRecipe, overrides: Sequence[str]) -> list[str]:
     """Put overrides into a draft; returns the fields that a new name made meaningless, which are dropped.
 
     Names are changed first, so that `method.rank=8 method.name=toast-lite` means the same in either order. Of two
@@ -22,10 +22,10 @@ def apply_overrides(draft: Draft, overrides: Sequence[str]) -> list[str]:
         UsageError: one is not of the form KEY=VALUE, or reaches into a plain value.
     """
     dropped: list[str] = []
-    parsed = [(_key(text), text) for text in overrides]
-    for key, text in sorted(parsed, key=lambda each: not _names_section(each[0])):
-        value, place = _value(text), f"from {text}"
-        if _names_section(key):
+    parsed = [(_parse_key(text), text) for text in overrides]
+    for key, text in sorted(parsed, key=lambda each: not _is_section_name(each[0])):
+        value, place = _parse_override_value(text), f"from {text}"
+        if _is_section_name(key):
             dropped += draft.choose(key[0], value, place)
             continue
         try:
@@ -35,21 +35,21 @@ def apply_overrides(draft: Draft, overrides: Sequence[str]) -> list[str]:
     return dropped
 
 
-def _names_section(key: tuple[str, ...]) -> bool:
+def _is_section_name(key: tuple[str, ...]) -> bool:
     return key[0] in SECTIONS and key[1:] in ((), ("name",))
 
 
-def _key(text: str) -> tuple[str, ...]:
+def _parse_key(text: str) -> tuple[str, ...]:
     key, equals, _ = text.partition("=")
     parts = tuple(key.split("."))
     if not equals:
-        raise UsageError(f"'{text}' is not of the form KEY=VALUE.", what_to_do=_HOW)
+        raise UsageError(f"'{text}' is not of the form KEY=VALUE.", what_to_do=_HINT)
     if not all(parts) or any(part != part.strip() for part in parts):
-        raise UsageError(f"'{key}' in '{text}' is no field.", what_to_do=_HOW)
+        raise UsageError(f"'{key}' in '{text}' is no field.", what_to_do=_HINT)
     return parts
 
 
-def _value(text: str) -> Any:
+def _parse_override_value(text: str) -> Any:
     key, _, value = text.partition("=")
     if not value.strip():
         raise UsageError(f"'{text}' has no value.", what_to_do=f"Write {key}=null to set it to nothing.")

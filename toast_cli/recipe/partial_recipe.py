@@ -8,27 +8,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Loc = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 """The way to a value: `("training", "lr")`, `("images", "mean", 1)`."""
 
 SECTIONS = ("backbone", "dataset", "method", "task")
 """The parts of a recipe whose fields belong to whoever registered their `name`."""
 
 
-KINDS = {".csv": "table", ".tsv": "table", ".parquet": "table", ".zip": "archive", ".tar": "archive"}
+SOURCE_BY_SUFFIX = {".csv": "table", ".tsv": "table", ".parquet": "table", ".zip": "archive", ".tar": "archive"}
 """What a file of a data set is read as, by its ending."""
 
 
-def meant(choice: str) -> str:
+def suggest_source_prefix(choice: str) -> str:
     """What to say in place of a bare path of a data set; empty where there is no such folder or file."""
     path = Path(choice)
     if path.is_dir():
         return f"For that folder of images, say folder:{choice}."
-    kind = KINDS.get(path.suffix.lower())
+    kind = SOURCE_BY_SUFFIX.get(path.suffix.lower())
     return f"For that file, say {kind}:{choice}." if kind and path.is_file() else ""
 
 
-def dotted(loc: Loc) -> str:
+def format_field_path(loc: FieldPath) -> str:
     """The way to a value as a user writes it: `images.mean[1]`."""
     text = ""
     for part in loc:
@@ -37,7 +37,7 @@ def dotted(loc: Loc) -> str:
 
 
 @dataclass
-class Draft:
+class PartialRecipe:
     """Values, the place each was written at ("cub.yaml:12", "from --method"), what the whole is called and meant as.
 
     Sections given as a bare name are spelled out at once, so that nothing after this knows about shorthands. The
@@ -45,7 +45,7 @@ class Draft:
     """
 
     values: dict[str, Any]
-    places: dict[Loc, str] = field(default_factory=dict)
+    places: dict[FieldPath, str] = field(default_factory=dict)
     origin: str = "recipe"
     kind: str = "recipe"
 
@@ -54,9 +54,9 @@ class Draft:
         self.places = dict(self.places)
         for section in SECTIONS:
             if isinstance(choice := self.values.get(section), str):
-                self._spell_out(section, choice, self.place((section,)))
+                self._expand_shorthand(section, choice, self.place((section,)))
 
-    def place(self, loc: Loc) -> str:
+    def place(self, loc: FieldPath) -> str:
         """Where a value was written; for one that was left out, where its surroundings begin."""
         for end in range(len(loc), 0, -1):
             if loc[:end] in self.places:
@@ -77,19 +77,19 @@ class Draft:
         """
         before = self.values.get(section)
         if not isinstance(choice, str):
-            self._forget((section,))
+            self._remove_places((section,))
             self.values[section], self.places[(section,)] = deepcopy(choice), place
             return []
         kept: dict[str, Any] = {}
         dropped: list[str] = []
         if isinstance(before, dict):
-            if self.name(section) == named(section, choice)["name"]:
+            if self.name(section) == expand_shorthand(section, choice)["name"]:
                 kept = before
             else:
-                spelled = named(section, choice)
+                spelled = expand_shorthand(section, choice)
                 dropped = [f"{section}.{key}" for key in before if key not in spelled]
-                self._forget((section,))
-        self._spell_out(section, choice, place, kept)
+                self._remove_places((section,))
+        self._expand_shorthand(section, choice, place, kept)
         return dropped
 
     def set(self, loc: tuple[str, ...], value: Any, place: str) -> None:
@@ -105,25 +105,29 @@ class Draft:
                 self.places[loc[:depth]] = place
             here = here[part]
             if not isinstance(here, dict):
-                raise TypeError(dotted(loc[:depth]))
-        self._forget(loc)
+                raise TypeError(format_field_path(loc[:depth]))
+        self._remove_places(loc)
         here[loc[-1]], self.places[loc] = value, place
 
-    def _spell_out(self, section: str, choice: str, place: str, kept: Mapping[str, Any] | None = None) -> None:
-        spelled = named(section, choice)
+    def _expand_shorthand(self, section: str, choice: str, place: str, kept: Mapping[str, Any] | None = None) -> None:
+        spelled = expand_shorthand(section, choice)
         self.values[section] = {**(kept or {}), **spelled}
         self.places.setdefault((section,), place)
         self.places.update({(section, key): place for key in spelled})
 
-    def _forget(self, loc: Loc) -> None:
+    def _remove_places(self, loc: FieldPath) -> None:
         self.places = {known: place for known, place in self.places.items() if known[: len(loc)] != loc}
 
 
-ARGUMENTS = {"dataset": "path", "method": "kind"}
+SHORTHAND_ARGUMENTS = {"dataset": "path", "method": "kind"}
 """What stands after the colon of a section's shorthand; in any other section the whole is the name (`vit:MODEL`)."""
 
 
-def named(section: str, choice: str) -> dict[str, str]:
+def expand_shorthand(section: str, choice: str) -> dict[str, str]:
     """What a section's shorthand stands for: `folder:PATH` is a data set with a path, `peft:dora` a method's kind."""
     name, colon, argument = choice.partition(":")
-    return {"name": name, ARGUMENTS[section]: argument} if section in ARGUMENTS and colon else {"name": choice}
+    return (
+        {"name": name, SHORTHAND_ARGUMENTS[section]: argument}
+        if section in SHORTHAND_ARGUMENTS and colon
+        else {"name": choice}
+    )

@@ -8,21 +8,19 @@ from functools import cache
 from typing import Any
 
 from toast_cli import registry
-from toast_cli.recipe.builtin import RecipeText, find, header, names, text_of
-from toast_cli.recipe.checksum import seal_holds
+from toast_cli.recipe.builtin import RecipeText, find_recipe, list_recipes, read_builtin_recipe
+from toast_cli.recipe.checksum import is_checksum_valid
 from toast_cli.recipe.overrides import apply_overrides
-from toast_cli.recipe.parse import build
-from toast_cli.recipe.partial_recipe import SECTIONS, Draft, meant, named
+from toast_cli.recipe.parse import validate_partial_recipe
+from toast_cli.recipe.partial_recipe import SECTIONS, PartialRecipe, expand_shorthand, suggest_source_prefix
 from toast_cli.recipe.safe_yaml import parse_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.utils.errors import UsageError, did_you_mean
 
-__all__ = ["Match", "Resolved", "find", "for_pair", "header", "names", "resolve"]
-
-DEMO = "demo"
-GENERAL = "general"
-PRETUNE = "pretune"
-SIZED = "language"
+DEMO_FOLDER = "demo"
+GENERAL_FOLDER = "general"
+PRETUNE_FOLDER = "pretune"
+LANGUAGE_FOLDER = "language"
 """Recipes whose step and batch are for a model of its backbone's size, and so for no other backbone."""
 
 DEFAULT_METHOD = "toast"
@@ -31,7 +29,7 @@ DEFAULT_TASK = "classification"
 
 
 @dataclass(frozen=True)
-class Match:
+class RecipeMatch:
     """A built-in recipe and which of the wanted `backbone` and `method` it does not have."""
 
     name: str
@@ -39,7 +37,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedRecipe:
     """A recipe ready to run, its name, a sentence on where it came from, and what else a user should know."""
 
     recipe: Recipe
@@ -48,7 +46,7 @@ class Resolved:
     messages: list[str]
 
 
-def for_pair(backbone: str | None, dataset: str, method: str | None) -> Match | None:
+def find_nearest_recipe(backbone: str | None, dataset: str, method: str | None) -> RecipeMatch | None:
     """The built-in recipe for a data set that comes nearest: by method, then by backbone, then by the alphabet.
 
     Where nothing is wanted, or nothing fits, TOAST's own are preferred, on the backbone of the paper's main tables. A
@@ -56,31 +54,33 @@ def for_pair(backbone: str | None, dataset: str, method: str | None) -> Match | 
     """
     wanted = {"method": method, "backbone": backbone}
     candidates = []
-    for name in names():
-        if name.startswith((f"{GENERAL}/", f"{PRETUNE}/")):  # for data sets without a recipe, and for another verb
+    for name in list_recipes():
+        if name.startswith(
+            (f"{GENERAL_FOLDER}/", f"{PRETUNE_FOLDER}/")
+        ):  # for data sets without a recipe, and for another verb
             continue
-        made_for = _made_for(name, text_of(name))
-        if made_for["dataset"] != named("dataset", dataset)["name"]:
+        made_for = _read_section_names(name, read_builtin_recipe(name))
+        if made_for["dataset"] != expand_shorthand("dataset", dataset)["name"]:
             continue
         differs = tuple(section for section, want in wanted.items() if want is not None and made_for[section] != want)
-        if name.startswith(f"{SIZED}/") and "backbone" in differs:
+        if name.startswith(f"{LANGUAGE_FOLDER}/") and "backbone" in differs:
             continue
         unlike = made_for["method"] != (method or DEFAULT_METHOD)
         candidates.append((unlike, "backbone" in differs, made_for["backbone"] != DEFAULT_BACKBONE, name, differs))
     if not candidates:
         return None
     *_, name, differs = min(candidates)
-    return Match(name, differs)
+    return RecipeMatch(name, differs)
 
 
 @cache
-def _made_for(name: str, text: str) -> Mapping[str, str | None]:
+def _read_section_names(name: str, text: str) -> Mapping[str, str | None]:
     """The names in the sections of a built-in recipe. Kept, as a suite asks for those of every recipe for every run."""
     draft = parse_recipe(text, f"{name}.yaml")
     return {section: draft.name(section) for section in SECTIONS}
 
 
-def resolve(
+def resolve_recipe(
     recipe: str | None = None,
     backbone: str | None = None,
     dataset: str | None = None,
@@ -91,9 +91,9 @@ def resolve(
     device: str | None = None,
     precision: str | None = None,
     init_from: str | None = None,
-    demo: str = DEMO,
+    demo: str = DEMO_FOLDER,
     overrides: Sequence[str] = (),
-) -> Resolved:
+) -> ResolvedRecipe:
     """The recipe that a command line means.
 
     A named recipe, else the nearest built-in one for the data set, else the general one of the method; without a
@@ -102,34 +102,34 @@ def resolve(
     Raises:
         UsageError: nothing fits, or the result is not valid; values are traced to their line, option or override.
     """
-    found, source, messages = _chosen(recipe, backbone, dataset, method, demo)
+    found, source, messages = _choose_base_recipe(recipe, backbone, dataset, method, demo)
     draft = parse_recipe(found.text, found.origin)
     made_for, made_on = draft.name("method"), draft.name("backbone")
     dropped = []
     for section, choice in (("backbone", backbone), ("dataset", dataset), ("method", method)):
         if choice is not None:
             dropped += draft.choose(section, choice, f"from --{section}")
-    _put(draft, ("backbone", "weights"), weights, "--weights")
-    _put(draft, ("data_dir",), data_dir, "--data-dir")
-    _put(draft, ("seed",), seed, "--seed")
-    _put(draft, ("device",), device, "--device")
-    _put(draft, ("precision",), precision, "--precision")
-    _put(draft, ("init_from",), init_from, "--init-from")
+    _set_option(draft, ("backbone", "weights"), weights, "--weights")
+    _set_option(draft, ("data_dir",), data_dir, "--data-dir")
+    _set_option(draft, ("seed",), seed, "--seed")
+    _set_option(draft, ("device",), device, "--device")
+    _set_option(draft, ("precision",), precision, "--precision")
+    _set_option(draft, ("init_from",), init_from, "--init-from")
     if "resize" in draft.values.get("images", {}) and draft.name("backbone") != made_on:
         # Pixels that suit one backbone's input suit no other's.
         del draft.values["images"]["resize"]
         dropped.append("images.resize")
     dropped += apply_overrides(draft, overrides)
     if init_from is None and not any(override.startswith("init_from=") for override in overrides):
-        dropped += _unfit_start(draft, overrides, same_backbone=draft.name("backbone") == made_on)
+        dropped += _drop_unusable_init(draft, overrides, same_backbone=draft.name("backbone") == made_on)
     if dropped:
         messages.append(f"Left out, as they belonged to what was replaced: {', '.join(dropped)}.")
     if made_for is not None and draft.name("method") != made_for:
         messages.append(f"The training settings of {found.name} were made for {made_for}, not {draft.name('method')}.")
-    return Resolved(build(draft), found.name, source, messages)
+    return ResolvedRecipe(validate_partial_recipe(draft), found.name, source, messages)
 
 
-def _unfit_start(draft: Draft, overrides: Sequence[str], same_backbone: bool) -> list[str]:
+def _drop_unusable_init(draft: PartialRecipe, overrides: Sequence[str], same_backbone: bool) -> list[str]:
     """Drop the recipe's own `init_from` where the command line leaves it nothing to start.
 
     That is: another start is asked for, the method has none, or what comes with the recipe's backbone would meet other
@@ -139,8 +139,8 @@ def _unfit_start(draft: Draft, overrides: Sequence[str], same_backbone: bool) ->
         return []
     another = any(override.startswith("method.start=") for override in overrides)
     name = draft.name("method")
-    known = name is not None and name in registry.names(registry.METHODS)
-    without = known and "start" not in registry.load(registry.METHODS, str(name)).options.model_fields
+    known = name is not None and name in registry.list_names(registry.METHODS)
+    without = known and "start" not in registry.load_entry(registry.METHODS, str(name)).options.model_fields
     backbone = draft.values.get("backbone")
     weights = backbone.get("weights") if isinstance(backbone, dict) else None
     foreign = draft.values["init_from"] == "shipped" and (not same_backbone or weights is not None)
@@ -150,40 +150,40 @@ def _unfit_start(draft: Draft, overrides: Sequence[str], same_backbone: bool) ->
     return ["init_from"]
 
 
-def _chosen(
+def _choose_base_recipe(
     recipe: str | None, backbone: str | None, dataset: str | None, method: str | None, demo: str
 ) -> tuple[RecipeText, str, list[str]]:
     """The recipe to start from, the sentence that says so, and what to say about the choice."""
     if recipe is not None:
-        found = find(recipe)
+        found = find_recipe(recipe)
         source = f"Recipe: {found.name} (built in)" if found.built_in else f"Recipe: {recipe}"
-        return found, source, [] if seal_holds(found.text) else [changed(found)]
+        return found, source, [] if is_checksum_valid(found.text) else [format_changed_notice(found)]
     if dataset is None:
-        found = _of_method(demo, method)
+        found = _find_method_recipe(demo, method)
         return found, f"Recipe: {found.name} (built in)", []
-    match = for_pair(backbone, dataset, method)
+    match = find_nearest_recipe(backbone, dataset, method)
     if match is not None:
         options = {"method": method, "backbone": backbone}
         messages = [
             f"No built-in recipe for {dataset} has {section} {options[section]}: it is put into {match.name}."
             for section in match.differs
         ]
-        return find(match.name), f"Recipe: {match.name} (built in, for this data set)", messages
-    source = named("dataset", dataset)["name"]
-    if source not in registry.names(registry.SOURCES):
-        hint = meant(dataset) or did_you_mean(source, registry.names(registry.SOURCES))
+        return find_recipe(match.name), f"Recipe: {match.name} (built in, for this data set)", messages
+    source = expand_shorthand("dataset", dataset)["name"]
+    if source not in registry.list_names(registry.SOURCES):
+        hint = suggest_source_prefix(dataset) or did_you_mean(source, registry.list_names(registry.SOURCES))
         raise UsageError(f"There is no data set '{source}' (from --dataset).", what_to_do=hint)
     if backbone is None:
         raise UsageError(
             f"There is no built-in recipe for {dataset}, so the backbone must be named.",
             what_to_do="Add --backbone; 'toast backbones' lists them.",
         )
-    task = registry.load(registry.SOURCES, source).task
-    found = _of_method(GENERAL, method, "" if task == DEFAULT_TASK else f"{task}-")
+    task = registry.load_entry(registry.SOURCES, source).task
+    found = _find_method_recipe(GENERAL_FOLDER, method, "" if task == DEFAULT_TASK else f"{task}-")
     return found, f"Recipe: {found.name} (built in, for any data set)", []
 
 
-def changed(recipe: RecipeText) -> str:
+def format_changed_notice(recipe: RecipeText) -> str:
     """What is to be said of a recipe that a run wrote, and that is another now."""
     return (
         f"{recipe.origin} is not what a run wrote: by its sha256 it was changed since, or is damaged. "
@@ -191,11 +191,11 @@ def changed(recipe: RecipeText) -> str:
     )
 
 
-def _of_method(folder: str, method: str | None, task: str = "") -> RecipeText:
+def _find_method_recipe(folder: str, method: str | None, task: str = "") -> RecipeText:
     name = f"{folder}/{task}{method or DEFAULT_METHOD}"
-    return find(name if name in names() else f"{folder}/{task}{DEFAULT_METHOD}")
+    return find_recipe(name if name in list_recipes() else f"{folder}/{task}{DEFAULT_METHOD}")
 
 
-def _put(draft: Draft, loc: tuple[str, ...], value: Any, option: str) -> None:
+def _set_option(draft: PartialRecipe, loc: tuple[str, ...], value: Any, option: str) -> None:
     if value is not None:
         draft.set(loc, value, f"from {option}")

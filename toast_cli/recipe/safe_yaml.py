@@ -13,40 +13,44 @@ from typing import Any
 
 import yaml
 
-from toast_cli.recipe.partial_recipe import Draft, Loc, dotted
+from toast_cli.recipe.partial_recipe import FieldPath, PartialRecipe, format_field_path
 from toast_cli.utils.errors import UsageError
 
-LARGEST = 1_000_000
+MAX_RECIPE_BYTES = 1_000_000
 """Bytes. A recipe has a few hundred; anything larger is some other file."""
-DEEPEST = 32
+MAX_NESTING = 32
 """Mappings and lists within each other."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_LONGEST_NUMBER = 100
+_MAX_NUMBER_LENGTH = 100
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-INTEGER = re.compile(r"[-+]?[0-9]+$")
-FLOAT = re.compile(r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
+INTEGER_PATTERN = re.compile(r"[-+]?[0-9]+$")
+FLOAT_PATTERN = re.compile(
+    r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+)
 
 
-def parse_recipe(text: str, origin: str) -> Draft:
+def parse_recipe(text: str, origin: str) -> PartialRecipe:
     """The draft that a recipe's text holds; `origin` is the file's name in messages.
 
     Raises:
         UsageError: no YAML, no mapping, a key given twice, or YAML that recipes have no use for.
     """
-    return Draft(*parse_mapping(text, origin, "recipe"), origin)
+    return PartialRecipe(*parse_mapping(text, origin, "recipe"), origin)
 
 
-def parse_mapping(text: str, origin: str, kind: str) -> tuple[dict[str, Any], dict[Loc, str]]:
+def parse_mapping(text: str, origin: str, kind: str) -> tuple[dict[str, Any], dict[FieldPath, str]]:
     """The values of a text that is a mapping, and the place of each; `kind` is what messages call it.
 
     Raises:
         UsageError: as `parse_recipe`.
     """
-    if len(text.encode()) > LARGEST:
-        raise UsageError(f"{origin} is larger than {LARGEST // 1_000_000} MB.", f"A {kind} is a short YAML file.")
-    reader = _Reader(text, origin)
+    if len(text.encode()) > MAX_RECIPE_BYTES:
+        raise UsageError(
+            f"{origin} is larger than {MAX_RECIPE_BYTES // 1_000_000} MB.", f"A {kind} is a short YAML file."
+        )
+    reader = _YamlReader(text, origin)
     values = reader.document()
     if not isinstance(values, dict):
         found = "nothing" if values is None else "a list" if isinstance(values, list) else "a single value"
@@ -56,16 +60,16 @@ def parse_mapping(text: str, origin: str, kind: str) -> tuple[dict[str, Any], di
 
 def parse_value(text: str, origin: str) -> Any:
     """One value, as it could stand after a colon in a recipe: `1e-3`, `false`, `[0.5, 0.5, 0.5]`."""
-    return _Reader(text, origin, numbered=False).document()
+    return _YamlReader(text, origin, numbered=False).document()
 
 
-class _Reader:
+class _YamlReader:
     """Builds plain values from the events of one YAML document and notes the line of each."""
 
     def __init__(self, text: str, origin: str, *, numbered: bool = True) -> None:
         self.origin = origin
         self.numbered = numbered
-        self.places: dict[Loc, str] = {}
+        self.places: dict[FieldPath, str] = {}
         self._events: Iterator[Any] = self._parsed(text)
 
     def document(self) -> Any:
@@ -94,32 +98,32 @@ class _Reader:
             event = next(self._events)
         return event
 
-    def _value(self, event: Any, loc: Loc) -> Any:
+    def _value(self, event: Any, loc: FieldPath) -> Any:
         self.places.setdefault(loc, self._place(event.start_mark.line))
         if isinstance(event, yaml.AliasEvent):
             self._refuse(event, f"'*{event.anchor}' refers to another part; recipes spell everything out.")
         if event.tag is not None and event.tag != "!":
             self._refuse(event, f"the tag '{event.tag}' has no meaning in a recipe.")
         if isinstance(event, yaml.ScalarEvent):
-            return _scalar(event.value) if event.implicit[0] else event.value
-        if len(loc) >= DEEPEST:
-            self._refuse(event, f"more than {DEEPEST} mappings and lists lie within each other here.")
+            return _parse_scalar(event.value) if event.implicit[0] else event.value
+        if len(loc) >= MAX_NESTING:
+            self._refuse(event, f"more than {MAX_NESTING} mappings and lists lie within each other here.")
         return self._list(loc) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(loc)
 
-    def _list(self, loc: Loc) -> list[Any]:
+    def _list(self, loc: FieldPath) -> list[Any]:
         values: list[Any] = []
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
             values.append(self._value(event, (*loc, len(values))))
         return values
 
-    def _mapping(self, loc: Loc) -> dict[str, Any]:
+    def _mapping(self, loc: FieldPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         while not isinstance(key := next(self._events), yaml.MappingEndEvent):
             if not isinstance(key, yaml.ScalarEvent):
                 self._refuse(key, "a key must be a plain word.")
             here = (*loc, key.value)
             if key.value in values:
-                self._refuse(key, f"'{dotted(here)}' is given twice, first at {self.places[here]}.")
+                self._refuse(key, f"'{format_field_path(here)}' is given twice, first at {self.places[here]}.")
             self.places[here] = self._place(key.start_mark.line)
             values[key.value] = self._value(next(self._events), here)
         return values
@@ -131,14 +135,14 @@ class _Reader:
         raise UsageError(f"{self._place(event.start_mark.line)}: {why}")
 
 
-def _scalar(text: str) -> Any:
+def _parse_scalar(text: str) -> Any:
     """The value of an unquoted word, by the rules of YAML 1.2."""
     if text in _NULLS:
         return None
     if text in _BOOLEANS:
         return _BOOLEANS[text]
-    if len(text) > _LONGEST_NUMBER:  # no setting needs more digits, and Python refuses some thousands of them
+    if len(text) > _MAX_NUMBER_LENGTH:  # no setting needs more digits, and Python refuses some thousands of them
         return text
-    if INTEGER.match(text):
+    if INTEGER_PATTERN.match(text):
         return int(text)
-    return float(text.replace(".inf", "inf").replace(".nan", "nan")) if FLOAT.match(text.lower()) else text
+    return float(text.replace(".inf", "inf").replace(".nan", "nan")) if FLOAT_PATTERN.match(text.lower()) else text

@@ -12,10 +12,10 @@ from pydantic import Field, SerializeAsAny
 
 from toast_cli.backbones.base import BackboneOptions
 from toast_cli.backbones.image_options import ImageOptions
-from toast_cli.utils.config import Named, Options
+from toast_cli.utils.config import BaseOptions, NamedOptions
 
 
-class TrainingOptions(Options):
+class TrainingOptions(BaseOptions):
     """The loop: how long, how fast, how it is watched."""
 
     epochs: int = Field(100, ge=1, description="passes over the training split")
@@ -89,7 +89,7 @@ class TrainingOptions(Options):
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the 'tensorboard' extra)")
 
 
-class PretuningOptions(Options):
+class PretuningOptions(BaseOptions):
     """The first stage, which gives the feedback path its start (section 3.2)."""
 
     reconstruction: float = Field(
@@ -112,17 +112,17 @@ class PretuningOptions(Options):
     )
 
 
-class Recipe(Options):
+class Recipe(BaseOptions):
     """One run, fully decided."""
 
     backbone: SerializeAsAny[BackboneOptions] = Field(
         description="the frozen network: a name, or a mapping with 'name' and the family's fields"
     )
-    dataset: SerializeAsAny[Named] = Field(
+    dataset: SerializeAsAny[NamedOptions] = Field(
         description="a name, NAME:PATH, or a mapping with 'name' and the source's fields"
     )
-    method: SerializeAsAny[Named] = Field(description="a name, or a mapping with 'name' and the method's fields")
-    task: SerializeAsAny[Named] = Field(
+    method: SerializeAsAny[NamedOptions] = Field(description="a name, or a mapping with 'name' and the method's fields")
+    task: SerializeAsAny[NamedOptions] = Field(
         description="what is learned: a name, or a mapping with 'name' and the task's fields"
     )
     images: ImageOptions = Field(default_factory=ImageOptions, description="resizing, cropping, augmentation")

@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from toast_cli.recipe.partial_recipe import Draft, Loc, dotted
+from toast_cli.recipe.partial_recipe import FieldPath, PartialRecipe, format_field_path
 from toast_cli.utils.errors import UsageError, did_you_mean
 
-_NO_VALUE = object()
+_MISSING = object()
 
-_EXPECTED = {
+_ERROR_MESSAGES = {
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -49,20 +49,20 @@ _EXPECTED = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class RecipeProblem:
     """One thing that is wrong: where, with which value, and what was expected."""
 
-    loc: Loc
+    loc: FieldPath
     text: str
-    value: Any = _NO_VALUE
+    value: Any = _MISSING
 
-    def line(self, draft: Draft) -> str:
+    def line(self, draft: PartialRecipe) -> str:
         """The problem as one line of a message."""
-        value = "" if self.value is _NO_VALUE else f" = {_shown(self.value)}"
-        return f"{dotted(self.loc)}{value} ({draft.place(self.loc)}): {self.text}"
+        value = "" if self.value is _MISSING else f" = {_format_value(self.value)}"
+        return f"{format_field_path(self.loc)}{value} ({draft.place(self.loc)}): {self.text}"
 
 
-def refuse(problems: Iterable[Problem], draft: Draft) -> UsageError:
+def make_recipe_error(problems: Iterable[RecipeProblem], draft: PartialRecipe) -> UsageError:
     """The one error that reports every problem of a recipe."""
     found = list(problems)
     lines = [f"  {problem.line(draft)}" for problem in found]
@@ -72,65 +72,67 @@ def refuse(problems: Iterable[Problem], draft: Draft) -> UsageError:
     )
 
 
-def explain(error: ValidationError, start: Loc, draft: Draft, models: dict[str, type[BaseModel]]) -> list[Problem]:
+def convert_validation_error(
+    error: ValidationError, start: FieldPath, draft: PartialRecipe, models: dict[str, type[BaseModel]]
+) -> list[RecipeProblem]:
     """The problems of one validated part, which begins at `start`; `models` are the known ones by section."""
-    found = [_located(detail, start, draft) for detail in error.errors(include_url=False)]
+    found = [_locate_error(detail, start, draft) for detail in error.errors(include_url=False)]
     # A value that may have several forms fails once per form. The form whose inside was looked at is the one meant.
     inner = {loc for loc, _, of_union in found if of_union}
-    problems: dict[Loc, list[str]] = {}
+    problems: dict[FieldPath, list[str]] = {}
     for loc, detail, of_union in found:
         if of_union and any(len(other) > len(loc) and other[: len(loc)] == loc for other in inner):
             continue
         if detail["type"] == "missing" and isinstance(loc[-1], int):
             loc, text = loc[:-1], f"must have at least {int(loc[-1]) + 1} entries."
         else:
-            text = _text(detail, loc, draft, models)
+            text = _format_error(detail, loc, draft, models)
         texts = problems.setdefault(loc, [])
         if text not in texts:
             texts.append(text)
-    return [Problem(loc, _joined(texts), _value(draft, loc)) for loc, texts in problems.items()]
+    return [RecipeProblem(loc, _join_texts(texts), _get_value(draft, loc)) for loc, texts in problems.items()]
 
 
-def _located(detail: Any, start: Loc, draft: Draft) -> tuple[Loc, Any, bool]:
+def _locate_error(detail: Any, start: FieldPath, draft: PartialRecipe) -> tuple[FieldPath, Any, bool]:
     """Where an error is in the recipe: pydantic's own path without the names of the forms it tried on the way."""
-    here = _value(draft, start)
+    here = _get_value(draft, start)
     loc, of_union = start, False
     for position, part in enumerate(detail["loc"], start=1):
         inside = part in here if isinstance(here, dict) else isinstance(here, list) and isinstance(part, int)
         left_out = detail["type"] == "missing" and position == len(detail["loc"])
         if inside or left_out:
             loc = (*loc, part)
-            here = _value(draft, loc)
+            here = _get_value(draft, loc)
         else:
             of_union = True
     return loc, detail, of_union
 
 
-def _text(detail: Any, loc: Loc, draft: Draft, models: dict[str, type[BaseModel]]) -> str:
+def _format_error(detail: Any, loc: FieldPath, draft: PartialRecipe, models: dict[str, type[BaseModel]]) -> str:
     kind = detail["type"]
     if kind == "missing":
         return "is missing."
     if kind == "extra_forbidden":
-        return f"there is no such field. {_nearest_field(loc, models)}"
+        return f"there is no such field. {_suggest_field(loc, models)}"
     context = detail.get("ctx", {})
     if kind in ("literal_error", "enum"):
         allowed = re.findall(r"'([^']*)'", context["expected"])
-        value = _value(draft, loc)
+        value = _get_value(draft, loc)
         hint = did_you_mean(value, allowed) if isinstance(value, str) and allowed else ""
         return f"must be one of {context['expected'].replace(' or ', ', ')}. {hint.partition('Known:')[0]}".strip()
-    if kind in _EXPECTED:
-        return _EXPECTED[kind].format(**context).rstrip(".") + "."
+    if kind in _ERROR_MESSAGES:
+        return _ERROR_MESSAGES[kind].format(**context).rstrip(".") + "."
     return detail["msg"].replace("Input should", "must").rstrip(".") + "."
 
 
-def _joined(texts: list[str]) -> str:
+def _join_texts(texts: list[str]) -> str:
     return ", or ".join(text.rstrip(".") for text in texts) + "." if len(texts) > 1 else texts[0]
 
 
-def _nearest_field(loc: Loc, models: dict[str, type[BaseModel]]) -> str:
+def _suggest_field(loc: FieldPath, models: dict[str, type[BaseModel]]) -> str:
     """The hint for an unknown key: the same word in another section, else the nearest in its own."""
     key = str(loc[-1])
-    siblings = _fields(loc[:-1], models)
+    siblings = _get_known_fields(loc[:-1], models)
     if key not in siblings:
         for section, model in models.items():
             if section and key in model.model_fields:
@@ -138,7 +140,7 @@ def _nearest_field(loc: Loc, models: dict[str, type[BaseModel]]) -> str:
     return did_you_mean(key, siblings, {name: field.description or "" for name, field in siblings.items()})
 
 
-def _fields(loc: Loc, models: dict[str, type[BaseModel]]) -> Mapping[str, FieldInfo]:
+def _get_known_fields(loc: FieldPath, models: dict[str, type[BaseModel]]) -> Mapping[str, FieldInfo]:
     """The fields that a mapping of the recipe knows, found along the annotations of the options that own it."""
     if not loc:
         return models[""].model_fields
@@ -150,16 +152,16 @@ def _fields(loc: Loc, models: dict[str, type[BaseModel]]) -> Mapping[str, FieldI
     return model.model_fields if model is not None else {}
 
 
-def _value(draft: Draft, loc: Loc) -> Any:
+def _get_value(draft: PartialRecipe, loc: FieldPath) -> Any:
     here: Any = draft.values
     for part in loc:
         try:
             here = here[part]
         except (KeyError, IndexError, TypeError):
-            return _NO_VALUE
+            return _MISSING
     return here
 
 
-def _shown(value: Any, longest: int = 60) -> str:
+def _format_value(value: Any, longest: int = 60) -> str:
     text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from toast_cli.backbones.base import Backbone
-from toast_cli.steering.feedback import Deconvolution, FeedbackPath, base_weight, effective_weight
+from toast_cli.steering.feedback import Deconvolution, FeedbackPath, compute_effective_weight, get_base_weight
 
-WORTHWHILE = 1.5
+MIN_TOKENS_PER_CHANNEL = 1.5
 """Tokens per channel from which composing costs less: by FLOPs, both ways of a training step cost the same here."""
 
-HALF_IS_FASTER = 16
+HALF_PRECISION_SPEEDUP = 16
 """How often as fast an accelerator takes products in half precision, where tokens go their way, as in float32, in
 which matrices are composed: by its makers' figures (H100: 990 against 67 TFLOP/s), not measured."""
 
 
-def composed(
+def compose_feedback(
     feedback: FeedbackPath,
     backbone: Backbone,
     levels: range,
@@ -50,13 +50,13 @@ def composed(
     so_far = None if P is None else P.to(dtype)[:, None, None, :]
     for index, A_l, B_l in reversed(list(zip(levels, feedback.A, feedback.B, strict=True))):
         level, W_V = backbone.levels[index], backbone.value_weight(index) if to_values else None
-        so_far = _after(_patches(A_l, level.width_in, dtype), so_far)
-        F_l = _after(_patches(B_l, level.width_in, dtype), so_far)
-        matrices.append(F_l if W_V is None else _after(W_V.to(dtype)[:, None, None, :], F_l))
+        so_far = _compose(_reshape_to_patches(A_l, level.width_in, dtype), so_far)
+        F_l = _compose(_reshape_to_patches(B_l, level.width_in, dtype), so_far)
+        matrices.append(F_l if W_V is None else _compose(W_V.to(dtype)[:, None, None, :], F_l))
     return matrices[::-1]
 
 
-def pays(feedback: FeedbackPath, backbone: Backbone, levels: range, z: Tensor) -> bool:
+def is_composition_cheaper(feedback: FeedbackPath, backbone: Backbone, levels: range, z: Tensor) -> bool:
     """Whether composing costs less than sending what is selected of `z` from level to level.
 
     Never over maps, whose deconvolutions would compose to huge ones, nor where weights are divided among processes and
@@ -64,14 +64,14 @@ def pays(feedback: FeedbackPath, backbone: Backbone, levels: range, z: Tensor) -
     """
     if any(backbone.levels[index].undo != "linear" for index in levels):
         return False
-    if any(isinstance(base_weight(layer), DTensor) for layer in (*feedback.A, *feedback.B)):
+    if any(isinstance(get_base_weight(layer), DTensor) for layer in (*feedback.A, *feedback.B)):
         return False
     kind, channels = z.device.type, z.shape[-1]
-    slower = HALF_IS_FASTER if kind != "cpu" and torch.is_autocast_enabled(kind) else 1
-    return z.numel() // channels >= WORTHWHILE * slower * channels
+    slower = HALF_PRECISION_SPEEDUP if kind != "cpu" and torch.is_autocast_enabled(kind) else 1
+    return z.numel() // channels >= MIN_TOKENS_PER_CHANNEL * slower * channels
 
 
-def goes_to_values(backbone: Backbone, levels: range, z: Tensor) -> bool:
+def is_value_composition_cheaper(backbone: Backbone, levels: range, z: Tensor) -> bool:
     """Whether a training step costs less where composing takes W_V in, by FLOPs.
 
     Per level it is two more products of W_V with a matrix, and every token's way ends at the values, both ways.
@@ -82,13 +82,13 @@ def goes_to_values(backbone: Backbone, levels: range, z: Tensor) -> bool:
     return len(weights) == len(levels) and values * (channels + tokens) < channels * tokens
 
 
-def _patches(layer: nn.Module, width_out: int, dtype: torch.dtype) -> Tensor:
+def _reshape_to_patches(layer: nn.Module, width_out: int, dtype: torch.dtype) -> Tensor:
     """A layer's weight `[C', r, r, C]`: what one cell of C channels becomes; r is 1 but for deconvolutions."""
     r = layer.stride if isinstance(layer, Deconvolution) else 1
-    return effective_weight(layer).to(dtype).reshape(width_out, r, r, -1)
+    return compute_effective_weight(layer).to(dtype).reshape(width_out, r, r, -1)
 
 
-def _after(outer: Tensor, inner: Tensor | None) -> Tensor:
+def _compose(outer: Tensor, inner: Tensor | None) -> Tensor:
     """`[C', r, r, C]` after `[C, R, R, D]`: every pixel of a patch becomes a patch, `[C', R r, R r, D]`."""
     if inner is None:
         return outer

@@ -30,21 +30,21 @@ class Deconvolution(nn.Module):
         return F.pixel_shuffle(self.patch(x), self.stride)
 
 
-def undo_layer(level: Level) -> nn.Module:
+def build_feedback_layer(level: Level) -> nn.Module:
     """`A_l`: from the channels (and size) of a level's output back to those of its input; no bias."""
     if level.undo == "deconvolution":
         return Deconvolution(level.width_out, level.width_in, level.stride)
     return nn.Linear(level.width_out, level.width_in, bias=False)
 
 
-def signal_layer(level: Level) -> nn.Module:
+def build_signal_layer(level: Level) -> nn.Module:
     """`B_l`: what the feedback at a level becomes before it is sent in; no bias."""
     if level.undo == "deconvolution":
         return nn.Conv2d(level.width_in, level.width_in, 1, bias=False)
     return nn.Linear(level.width_in, level.width_in, bias=False)
 
 
-def base_weight(layer: nn.Module) -> nn.Parameter:
+def get_base_weight(layer: nn.Module) -> nn.Parameter:
     """The weight of a feedback layer itself, whether or not low-rank factors have been put on it (see `lite`)."""
     layer = layer.patch if isinstance(layer, Deconvolution) else layer
     weight = getattr(layer, "base_layer", layer).weight
@@ -52,9 +52,9 @@ def base_weight(layer: nn.Module) -> nn.Parameter:
     return weight
 
 
-def effective_weight(layer: nn.Module) -> Tensor:
+def compute_effective_weight(layer: nn.Module) -> Tensor:
     """What a feedback layer multiplies by: its own weight, and what low-rank factors on it add."""
-    weight: Tensor = base_weight(layer)
+    weight: Tensor = get_base_weight(layer)
     layer = layer.patch if isinstance(layer, Deconvolution) else layer
     # A LoRA layer, told by what it can do: importing PEFT takes seconds, for which no other path should wait.
     delta = getattr(layer, "get_delta_weight", None)
@@ -70,8 +70,8 @@ class FeedbackPath(nn.Module):
 
     def __init__(self, levels: Sequence[Level]) -> None:
         super().__init__()
-        self.A = nn.ModuleList(undo_layer(level) for level in levels)
-        self.B = nn.ModuleList(signal_layer(level) for level in levels)
+        self.A = nn.ModuleList(build_feedback_layer(level) for level in levels)
+        self.B = nn.ModuleList(build_signal_layer(level) for level in levels)
         for weight in self.parameters():
             nn.init.normal_(weight, std=INIT_STD)
 

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from toast_cli.backbones.base import Backbone, Level, Readout
-from toast_cli.backbones.lazy_signal import Signal, Values
-from toast_cli.steering.composition import composed
+from toast_cli.backbones.lazy_signal import Signal, ValueSignal
+from toast_cli.steering.composition import compose_feedback
 from toast_cli.steering.feedback import Deconvolution
-from toast_cli.steering.selection import Weighing
-from toast_cli.steering.steering import Steering, Steers
+from toast_cli.steering.selection import TokenSelection
+from toast_cli.steering.steering import BaseSteering, Steering
 
 
-class FoldedSteering(Steers):
+class FoldedSteering(BaseSteering):
     """A steering whose P, `A_l`, `B_l` and, where a level has one, `W_V` have become one matrix per level.
 
     `F[l]` counts from the first steered level. Over maps it is a deconvolution from the last level's cells to the
@@ -38,11 +38,12 @@ class FoldedSteering(Steers):
         super().__init__()
         self.levels = steering.levels
         selection, feedback = steering.selection, steering.feedback
-        self.selection = Weighing(len(selection.xi), selection.channel_dim, by_token=selection.by_token)
+        self.selection = TokenSelection(len(selection.xi), selection.channel_dim, by_token=selection.by_token)
         self.selection.xi = selection.xi
-        F = composed(feedback, backbone, self.levels, selection.P, torch.float64)
+        F = compose_feedback(feedback, backbone, self.levels, selection.P, torch.float64)
         self.F = nn.ModuleList(
-            _layer(F_l, backbone.levels[index]).to(selection.P) for index, F_l in zip(self.levels, F, strict=True)
+            _build_folded_layer(F_l, backbone.levels[index]).to(selection.P)
+            for index, F_l in zip(self.levels, F, strict=True)
         )
         self._enters_at_values = [backbone.value_weight(index) is not None for index in self.levels]
 
@@ -50,10 +51,10 @@ class FoldedSteering(Steers):
         """The similarity map, `m_i z_i`, and what every steered level receives, first level first."""
         m, weighed = self.selection(first)
         sent = [F_l(weighed) for F_l in self.F]
-        return m, weighed, [Values(x) if at else x for x, at in zip(sent, self._enters_at_values, strict=True)]
+        return m, weighed, [ValueSignal(x) if at else x for x, at in zip(sent, self._enters_at_values, strict=True)]
 
 
-def _layer(weight: Tensor, level: Level) -> nn.Module:
+def _build_folded_layer(weight: Tensor, level: Level) -> nn.Module:
     """The layer that a composed weight `[C', R, R, D]` is."""
     width_out, R, _, width_in = weight.shape
     if level.undo == "deconvolution":

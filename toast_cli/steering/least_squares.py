@@ -16,23 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toast_cli.backbones.base import Backbone, Level, Trace
-from toast_cli.steering.feedback import base_weight
-from toast_cli.steering.steering import Steering, first_pass
-from toast_cli.utils.dtensor import fill
+from toast_cli.steering.feedback import get_base_weight
+from toast_cli.steering.steering import Steering, run_first_pass
+from toast_cli.utils.dtensor import copy_tensor
 from toast_cli.utils.errors import ToastError
 
 RIDGE = 1e-3
 """lambda, relative to the mean squared activation of the level's output."""
 
 
-def _rows(tensor: Tensor, channel_dim: int, real: Tensor | None) -> Tensor:
+def _flatten_tokens(tensor: Tensor, channel_dim: int, real: Tensor | None) -> Tensor:
     """All real tokens (or map cells) as rows `[n, channels]`, in float64 (on the CPU where the device has none)."""
     rows = tensor.movedim(channel_dim, -1)
     rows = rows[real] if real is not None else rows.flatten(0, -2)
     return (rows.cpu() if rows.device.type == "mps" else rows).double()
 
 
-def _patches(level_input: Tensor, output: Tensor, level: Level) -> Tensor:
+def _extract_patches(level_input: Tensor, output: Tensor, level: Level) -> Tensor:
     """A level's input `[B, C, H, W]` cut into the patch under every output cell: `[B, C stride stride, H', W']`."""
     size = [cells * level.stride for cells in output.shape[-2:]]
     missing = [wanted - have for wanted, have in zip(size, level_input.shape[-2:], strict=True)]
@@ -59,7 +59,7 @@ class _Moments:
 
 
 @torch.no_grad()
-def least_squares_start(steering: Steering, backbone: Backbone, batches: Iterable[Any]) -> None:
+def initialize_least_squares(steering: Steering, backbone: Backbone, batches: Iterable[Any]) -> None:
     """Set A, B, P and xi from one plain pass of the backbone over `batches` of inputs (labels are not needed).
 
     `A_l` becomes the ridge solution that rebuilds level l's input from its output, `B_l = 0`, so tuning starts exactly
@@ -73,17 +73,22 @@ def least_squares_start(steering: Steering, backbone: Backbone, batches: Iterabl
     directions: Tensor | float = 0.0
     for inputs in batches:
         trace = Trace(levels=True)
-        _, first, _ = first_pass(backbone, steering.levels, inputs, (trace,))
+        _, first, _ = run_first_pass(backbone, steering.levels, inputs, (trace,))
         seen = (backbone.levels[steered], trace.inputs[steered], trace.outputs[steered])
         for moment, level, h, o in zip(moments, *seen, strict=True):
             if level.undo == "deconvolution":
-                h = _patches(h, o, level)
-            moment.add(_rows(o, backbone.channel_dim, first.real), _rows(h, backbone.channel_dim, first.real))
-        directions = directions + F.normalize(_rows(first.compared, backbone.channel_dim, first.real), dim=-1).sum(0)
+                h = _extract_patches(h, o, level)
+            moment.add(
+                _flatten_tokens(o, backbone.channel_dim, first.real),
+                _flatten_tokens(h, backbone.channel_dim, first.real),
+            )
+        directions = directions + F.normalize(
+            _flatten_tokens(first.compared, backbone.channel_dim, first.real), dim=-1
+        ).sum(0)
     if not isinstance(directions, Tensor):
         raise ToastError("The least-squares start got no input.", what_to_do="Give it at least one training image.")
-    fill(steering.selection.xi, F.normalize(directions, dim=0))
-    fill(steering.selection.P, torch.eye(len(directions)))
+    copy_tensor(steering.selection.xi, F.normalize(directions, dim=0))
+    copy_tensor(steering.selection.P, torch.eye(len(directions)))
     for index, (moment, A_l, B_l) in enumerate(zip(moments, steering.feedback.A, steering.feedback.B, strict=True)):
         solution = moment.solve()
         if not solution.isfinite().all():
@@ -92,5 +97,5 @@ def least_squares_start(steering: Steering, backbone: Backbone, batches: Iterabl
                 "The backbone's activations on these images overflow.",
                 "Run in fp32, or use method.start=random.",
             )
-        fill(base_weight(A_l), solution.to(base_weight(A_l).dtype).reshape(base_weight(A_l).shape))
-        nn.init.zeros_(base_weight(B_l))
+        copy_tensor(get_base_weight(A_l), solution.to(get_base_weight(A_l).dtype).reshape(get_base_weight(A_l).shape))
+        nn.init.zeros_(get_base_weight(B_l))

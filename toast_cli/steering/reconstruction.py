@@ -7,11 +7,11 @@ from torch import Tensor
 from toast_cli.backbones.base import Trace
 from toast_cli.steering.steering import Steering
 
-WEIGHT = 0.03
+RECONSTRUCTION_WEIGHT = 0.03
 """Weight of the sum over levels beside the task loss (appendix A.2)."""
 
 
-def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def crop_to_overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """What two tensors of as many dimensions both cover.
 
     A deconvolution rebuilds a few pixels less (or more) than the input of a level whose stride does not divide it;
@@ -21,7 +21,7 @@ def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a[both], b[both]
 
 
-def reconstruction_losses(steering: Steering, trace: Trace, real: Tensor | None = None) -> list[Tensor]:
+def compute_reconstruction_losses(steering: Steering, trace: Trace, real: Tensor | None = None) -> list[Tensor]:
     """`mse(A_l(stopgrad(output_l)), stopgrad(input_l))` for every steered level, first level first.
 
     Args:
@@ -34,7 +34,7 @@ def reconstruction_losses(steering: Steering, trace: Trace, real: Tensor | None 
     for A_l, output, level_input in zip(
         steering.feedback.A, trace.outputs[steered], trace.inputs[steered], strict=True
     ):
-        rebuilt, target = overlap(A_l(output.detach()), level_input.detach())
+        rebuilt, target = crop_to_overlap(A_l(output.detach()), level_input.detach())
         squared = (rebuilt - target) ** 2
         losses.append(squared.mean() if real is None else squared[real].mean())
     return losses

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from toast_cli.backbones.base import Readout
 
 
-class Weighing(nn.Module):
+class TokenSelection(nn.Module):
     """Weigh tokens by their similarity to the task embedding xi: `m_i = clamp(cos(z_i, xi), 0, 1)`, section 3.1.
 
     Args:
@@ -37,7 +37,7 @@ class Weighing(nn.Module):
         return m, (m.unsqueeze(-1) * z).movedim(-1, self.channel_dim)
 
 
-class Selection(Weighing):
+class FeatureSelection(TokenSelection):
     """Select tokens by weighing them, then channels by the transform P: `s_i = P (m_i z_i)`, section 3.1.
 
     P starts at the identity, xi at a small normal draw that the feedback path's start may replace. Arguments as above.

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from toast_cli.backbones.base import Backbone, Readout, State, Trace
-from toast_cli.backbones.lazy_signal import Pending, Sent, Signal, Values, times
-from toast_cli.steering.composition import composed, goes_to_values, pays
+from toast_cli.backbones.lazy_signal import LazySignal, Signal, SignalT, ValueSignal, scale_signal
+from toast_cli.steering.composition import compose_feedback, is_composition_cheaper, is_value_composition_cheaper
 from toast_cli.steering.feedback import FeedbackPath
-from toast_cli.steering.selection import Selection
+from toast_cli.steering.selection import FeatureSelection
 
 
-class Steers(nn.Module):
+class BaseSteering(nn.Module):
     """What connects the two passes, whatever it is made of: which `levels` are steered, and by which signals.
 
     Every signal is sent `strength` times as strong, at inference; 0 sends none, and the second pass is the first.
@@ -29,21 +29,21 @@ class Steers(nn.Module):
         """The similarity map, what was selected, and a signal for every steered level, first level first."""
         raise NotImplementedError
 
-    def send(self, first: Readout) -> Sequence[Signal | Pending]:
+    def send(self, first: Readout) -> Sequence[Signal | LazySignal]:
         """The signals alone, in whatever way costs least; but for rounding they do what those of `signals` do."""
         return self.signals(first)[-1]
 
-    def at_every_level(self, signals: Sequence[Sent], levels: int) -> list[Sent | None]:
+    def expand_to_levels(self, signals: Sequence[SignalT], levels: int) -> list[SignalT | None]:
         """What each of a backbone's `levels` receives: `strength` times the steered ones' signals, None elsewhere."""
-        sent: list[Sent | None] = [*signals]
+        sent: list[SignalT | None] = [*signals]
         if self.strength == 0:
             sent = [None] * len(sent)
         elif self.strength != 1:
-            sent = [times(self.strength, signal) for signal in signals]
+            sent = [scale_signal(self.strength, signal) for signal in signals]
         return [None] * self.levels.start + sent + [None] * (levels - self.levels.stop)
 
 
-class Steering(Steers):
+class Steering(BaseSteering):
     """Everything TOAST trains besides the head: xi, P, and the `A_l`, `B_l` of the feedback path.
 
     Args:
@@ -59,7 +59,7 @@ class Steering(Steers):
         self.levels = range(len(backbone.levels)) if levels is None else levels
         self._backbone = backbone
         steered = backbone.levels[self.levels.start : self.levels.stop]
-        self.selection = Selection(steered[-1].width_out, backbone.channel_dim, by_token=token_selection)
+        self.selection = FeatureSelection(steered[-1].width_out, backbone.channel_dim, by_token=token_selection)
         self.feedback = FeedbackPath(steered)
 
     def signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
@@ -67,7 +67,7 @@ class Steering(Steers):
         similarity, selected = self.selection(first)
         return similarity, selected, self.feedback(selected)
 
-    def send(self, first: Readout) -> Sequence[Signal | Pending]:
+    def send(self, first: Readout) -> Sequence[Signal | LazySignal]:
         """By one matrix a level, composed in the weights' own precision, where tokens far outnumber channels.
 
         Tokens are weighed behind the matrices, `m_i (F_l z_i)`: z is not trained, so nothing is propagated back to it.
@@ -75,22 +75,25 @@ class Steering(Steers):
         and each level works out its own signal, twice.
         """
         backbone, levels, z = self._backbone, self.levels, first.z
-        if not pays(self.feedback, backbone, levels, z):
+        if not is_composition_cheaper(self.feedback, backbone, levels, z):
             return self.feedback(self.selection(first)[1])
         with torch.autocast(z.device.type, enabled=False):
             P = self.selection.P
-            to_values = goes_to_values(backbone, levels, z)
-            F = [F_l[:, 0, 0] for F_l in composed(self.feedback, backbone, levels, P, P.dtype, to_values=to_values)]
+            to_values = is_value_composition_cheaper(backbone, levels, z)
+            F = [
+                F_l[:, 0, 0]
+                for F_l in compose_feedback(self.feedback, backbone, levels, P, P.dtype, to_values=to_values)
+            ]
         m, z = self.selection.similarity(first).unsqueeze(-1), z.to(P.dtype)  # as F_l, however the model is stored
         if backbone.checkpointing:
             weighed = m * z
-            return [Pending(weighed, F_l, to_values) for F_l in F]
+            return [LazySignal(weighed, F_l, to_values) for F_l in F]
         sent = (m * nn.functional.linear(z, F_l) for F_l in F)
-        return [Values(signal) if to_values else signal for signal in sent]
+        return [ValueSignal(signal) if to_values else signal for signal in sent]
 
 
 @dataclass
-class Passes:
+class PassOutputs:
     """What came out of one or two passes.
 
     `last` is the pass whose features count, `first` what selection looks at of the plain one, `plain` what that one
@@ -107,13 +110,13 @@ class Passes:
     signals: list[Signal | None] | None = None
 
 
-def one_pass(backbone: Backbone, inputs: Any, trace: Trace | None = None) -> Passes:
+def run_one_pass(backbone: Backbone, inputs: Any, trace: Trace | None = None) -> PassOutputs:
     """A plain forward pass of the backbone."""
     readout = backbone.leave(backbone.run(backbone.enter(inputs), trace=trace))
-    return Passes(readout, readout, readout)
+    return PassOutputs(readout, readout, readout)
 
 
-def first_pass(
+def run_first_pass(
     backbone: Backbone, levels: range, inputs: Any, traces: Sequence[Trace | None] = ()
 ) -> tuple[State, Readout, Readout | None]:
     """The plain pass as far as selection needs it, or to its end where it has a trace of its own.
@@ -144,13 +147,13 @@ def first_pass(
     return shared, first, backbone.leave(backbone.run(end, first=levels.stop, trace=own))
 
 
-def two_passes(
+def run_two_passes(
     backbone: Backbone,
-    steering: Steers,
+    steering: BaseSteering,
     inputs: Any,
     first_trace: Trace | None = None,
     last_trace: Trace | None = None,
-) -> Passes:
+) -> PassOutputs:
     """Look, select, feed back, look again.
 
     The first pass depends on nothing that is trained, so it keeps no graph; what comes before the first steered level
@@ -158,14 +161,14 @@ def two_passes(
     """
     levels = steering.levels
     with torch.no_grad():
-        shared, first, plain = first_pass(backbone, levels, inputs, (first_trace, last_trace))
+        shared, first, plain = run_first_pass(backbone, levels, inputs, (first_trace, last_trace))
     similarity, selected, fed_back = steering.signals(first)
-    signals = steering.at_every_level(fed_back, len(backbone.levels))
+    signals = steering.expand_to_levels(fed_back, len(backbone.levels))
     state = backbone.run(backbone.again(shared, inputs), signals, first=levels.start, trace=last_trace)
-    return Passes(first, backbone.leave(state), plain, similarity, selected, signals)
+    return PassOutputs(first, backbone.leave(state), plain, similarity, selected, signals)
 
 
-def steered_features(backbone: Backbone, steering: Steers, inputs: Any) -> Tensor:
+def compute_steered_features(backbone: Backbone, steering: BaseSteering, inputs: Any) -> Tensor:
     """The pooled features of the second pass and nothing else, which is what tuning and inference need.
 
     Equal to `two_passes(...).last.pooled` but for rounding. What both passes compute alike is computed once, signals
@@ -177,12 +180,12 @@ def steered_features(backbone: Backbone, steering: Steers, inputs: Any) -> Tenso
         shared = backbone.keep(shared, levels.start)
         end = backbone.run(shared, first=levels.start, last=levels.stop)
         first = backbone.leave(end) if levels.stop == len(backbone.levels) else backbone.tap(end)
-    return steered_pass(backbone, steering, first, backbone.again(shared, inputs))
+    return run_steered_pass(backbone, steering, first, backbone.again(shared, inputs))
 
 
-def steered_pass(backbone: Backbone, steering: Steers, first: Readout, state: State) -> Tensor:
+def run_steered_pass(backbone: Backbone, steering: BaseSteering, first: Readout, state: State) -> Tensor:
     """The second pass's pooled features, from what selection looks at and the state before the first steered level."""
     levels, last = steering.levels, len(backbone.levels) - 1
-    signals = steering.at_every_level(steering.send(first), last + 1)
+    signals = steering.expand_to_levels(steering.send(first), last + 1)
     state = backbone.run(state, signals, first=levels.start, last=last)
     return backbone.conclude(state, signals[last])

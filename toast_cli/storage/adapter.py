@@ -18,40 +18,40 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from toast_cli.backbones.base import Backbone
-from toast_cli.model.model import Model, count
+from toast_cli.model.model import Model, count_elements
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.checksums import sealed, unsealed
-from toast_cli.storage.file_type import told_as
-from toast_cli.storage.validated_json import checked, refuse_newer
+from toast_cli.storage.checksums import add_checksum, parse_checksummed_json
+from toast_cli.storage.file_type import describe_file_type
+from toast_cli.storage.validated_json import check_format_version, validate_dataclass
 from toast_cli.utils.atomic import write_json, write_tensors, write_text
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.hashing import digest_of_tensors
-from toast_cli.utils.regular_file import regular
+from toast_cli.utils.hashing import hash_tensors
+from toast_cli.utils.regular_file import require_regular_file
 from toast_cli.utils.version import __version__
 
 FORMAT = 1
-TRAINED = "adapter_model.safetensors"
-FROZEN = "frozen_start.safetensors"
-CONFIG = "adapter_config.json"
-WHOLE = "model.safetensors"
+TRAINED_TENSORS_FILE = "adapter_model.safetensors"
+FROZEN_TENSORS_FILE = "frozen_start.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+FULL_MODEL_FILE = "model.safetensors"
 """What a folder for transformers holds: the whole model in one file, configuration and all in its metadata."""
 
-PRETUNED = "artifact"
+ARTIFACT_FOLDER = "artifact"
 """What a run folder holds in place of an adapter after pre-tuning."""
 
-PRETUNED_ENTRY = "toast-artifact"
+ARTIFACT_METADATA_KEY = "toast-artifact"
 """What the metadata of one exported as a file has in place of `toast`."""
 
-BACKBONE_ENTRY = "toast-backbone"
+BACKBONE_METADATA_KEY = "toast-backbone"
 """What the metadata of a backbone's weights alone has in place of `toast`: the backbone's name."""
 
-AGAIN = (
+REEXPORT_HINT = (
     "Export it again from its run. A run's own adapter comes back from its checkpoints: remove RUN/adapter and "
     "RUN/results.json, then 'toast tune --resume RUN'."
 )
 """What is to be done about an adapter that cannot be used."""
 
-FILES_ENTRY = "backbone"
+BACKBONE_FILES_KEY = "backbone"
 """Under which the metadata of an exported file has the `Backbone.files` that it brings."""
 
 
@@ -74,34 +74,34 @@ class AdapterConfig:
     toast_version: str = __version__
 
 
-def describe(model: Model, recipe: Recipe, classes: tuple[str, ...]) -> AdapterConfig:
+def build_adapter_config(model: Model, recipe: Recipe, classes: tuple[str, ...]) -> AdapterConfig:
     """The configuration of a model's adapter."""
     return AdapterConfig(
         recipe=recipe.model_dump(mode="json"),
         classes=classes,
         preprocessing=asdict(model.backbone.preprocessing) if model.backbone.preprocessing else None,
         backbone_fingerprint=model.backbone_fingerprint,
-        trained_parameters=count(model.trained().values()),
-        whole=model.network_tensors().keys() <= {*model.trained(), *model.frozen_additions()},
+        trained_parameters=count_elements(model.trained().values()),
+        whole=model.network_tensors().keys() <= {*model.trained(), *model.get_frozen_additions()},
     )
 
 
-def save_folder(
+def save_adapter_folder(
     folder: Path, trained: Mapping[str, Tensor], frozen: Mapping[str, Tensor], config: AdapterConfig, card: str
 ) -> None:
     """Write an adapter folder: what a model trains, what its method added besides (frozen), and the configuration.
 
     The configuration comes last, so a folder that has one is complete.
     """
-    write_tensors(folder / TRAINED, trained)
+    write_tensors(folder / TRAINED_TENSORS_FILE, trained)
     if frozen:
-        write_tensors(folder / FROZEN, frozen)
+        write_tensors(folder / FROZEN_TENSORS_FILE, frozen)
     write_text(folder / "README.md", card)
-    files = [folder / TRAINED, *([folder / FROZEN] if frozen else [])]
-    write_json(folder / CONFIG, sealed(asdict(config), files))
+    files = [folder / TRAINED_TENSORS_FILE, *([folder / FROZEN_TENSORS_FILE] if frozen else [])]
+    write_json(folder / ADAPTER_CONFIG_FILE, add_checksum(asdict(config), files))
 
 
-def save_file(
+def save_adapter_file(
     path: Path,
     model: Model,
     config: AdapterConfig,
@@ -114,24 +114,24 @@ def save_file(
 
     With the backbone if asked, or with its files alone: what it is built from, but for its tensors.
     """
-    tensors: dict[str, Tensor] = {**model.trained(), **model.frozen_additions()}
+    tensors: dict[str, Tensor] = {**model.trained(), **model.get_frozen_additions()}
     if with_backbone:
         tensors |= model.network_tensors()
         config = replace(config, whole=True)
     tensors = {name: cast(tensor) for name, tensor in tensors.items()}
-    metadata = {"toast": json.dumps(sealed(asdict(config)), ensure_ascii=False), "sha256": digest_of_tensors(tensors)}
+    metadata = {"toast": json.dumps(add_checksum(asdict(config)), ensure_ascii=False), "sha256": hash_tensors(tensors)}
     if config.whole or with_files:
-        metadata |= files_entry(model.backbone)
+        metadata |= build_files_metadata(model.backbone)
     write_tensors(path, tensors, metadata)
 
 
-def files_entry(backbone: Backbone) -> dict[str, str]:
+def build_files_metadata(backbone: Backbone) -> dict[str, str]:
     """What metadata has of what a backbone is built from; nothing where its name tells all."""
     files = dict(backbone.files())
-    return {FILES_ENTRY: json.dumps(files, ensure_ascii=False)} if files else {}
+    return {BACKBONE_FILES_KEY: json.dumps(files, ensure_ascii=False)} if files else {}
 
 
-def files_in(path: Path) -> dict[str, str]:
+def read_backbone_files(path: Path) -> dict[str, str]:
     """The `Backbone.files` that a file brings; none of a folder.
 
     Raises:
@@ -141,12 +141,12 @@ def files_in(path: Path) -> dict[str, str]:
         return {}
     metadata, _ = _read_tensors(path, with_tensors=False)
     try:
-        return {str(name): str(text) for name, text in json.loads(metadata.get(FILES_ENTRY, "{}")).items()}
+        return {str(name): str(text) for name, text in json.loads(metadata.get(BACKBONE_FILES_KEY, "{}")).items()}
     except (ValueError, AttributeError, RecursionError) as error:
-        raise _damaged(path, error) from error
+        raise _make_damaged_error(path, error) from error
 
 
-def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
+def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """Configuration and tensors of a run folder, an adapter folder or an exported file.
 
     Raises:
@@ -155,33 +155,39 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """
     if path.is_dir():
         folder = path / "adapter" if (path / "adapter").is_dir() else path
-        if not (folder / CONFIG).is_file():
-            if (path / PRETUNED).is_dir() or (path / f"{PRETUNED}.json").is_file():
-                raise _start(path)
+        if not (folder / ADAPTER_CONFIG_FILE).is_file():
+            if (path / ARTIFACT_FOLDER).is_dir() or (path / f"{ARTIFACT_FOLDER}.json").is_file():
+                raise _make_not_an_adapter_error(path)
             unfinished = (path / "recipe.yaml").is_file()
             raise UsageError(
                 f"{path} holds no adapter.",
-                "The run did not get to its end." if unfinished else f"There is no {CONFIG} in it.",
+                "The run did not get to its end." if unfinished else f"There is no {ADAPTER_CONFIG_FILE} in it.",
                 "Name a finished run folder, an adapter folder, or an exported file or hf folder.",
             )
-        _, trained = _read_tensors(folder / TRAINED)
-        _, frozen = _read_tensors(folder / FROZEN) if (folder / FROZEN).is_file() else ({}, {})
-        return _parse((folder / CONFIG).read_bytes(), folder / CONFIG), {**trained, **frozen}
+        _, trained = _read_tensors(folder / TRAINED_TENSORS_FILE)
+        _, frozen = (
+            _read_tensors(folder / FROZEN_TENSORS_FILE) if (folder / FROZEN_TENSORS_FILE).is_file() else ({}, {})
+        )
+        return _parse_config((folder / ADAPTER_CONFIG_FILE).read_bytes(), folder / ADAPTER_CONFIG_FILE), {
+            **trained,
+            **frozen,
+        }
     if not path.is_file():
         there = "It is no regular file: a pipe, a socket or a device." if path.exists() else ""
         raise UsageError(f"There is no run, adapter or exported file at {path}.", there, "Check --run.")
     metadata, tensors = _read_tensors(path)
-    if metadata.get("sha256") not in (None, digest_of_tensors(tensors)):
+    if metadata.get("sha256") not in (None, hash_tensors(tensors)):
         raise ToastError(
             f"The weights in {path} are not those that were exported.",
             "Their digest differs from the one recorded with them.",
             "Export again, or fetch the file again.",
         )
-    if PRETUNED_ENTRY in metadata:
-        raise _start(path)
-    if BACKBONE_ENTRY in metadata:
+    if ARTIFACT_METADATA_KEY in metadata:
+        raise _make_not_an_adapter_error(path)
+    if BACKBONE_METADATA_KEY in metadata:
         raise UsageError(
-            f"{path} holds the weights of a backbone, {metadata[BACKBONE_ENTRY]}, and nothing of what was learned.",
+            f"{path} holds the weights of a backbone, {metadata[BACKBONE_METADATA_KEY]}, "
+            "and nothing of what was learned.",
             what_to_do=f"Use it as --weights {path}, or load it with the backbone's own library.",
         )
     if "toast" not in metadata:
@@ -190,38 +196,40 @@ def read(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
             "Its metadata has no entry 'toast'.",
             "Name a file that 'toast export' wrote.",
         )
-    return _parse(metadata["toast"], path), tensors
+    return _parse_config(metadata["toast"], path), tensors
 
 
-def _parse(text: str | bytes, path: Path) -> AdapterConfig:
+def _parse_config(text: str | bytes, path: Path) -> AdapterConfig:
     try:
-        raw = unsealed(text, path.parent if path.name == CONFIG else None)
-        refuse_newer(raw, FORMAT, path)
-        return checked(AdapterConfig, raw)
+        raw = parse_checksummed_json(text, path.parent if path.name == ADAPTER_CONFIG_FILE else None)
+        check_format_version(raw, FORMAT, path)
+        return validate_dataclass(AdapterConfig, raw)
     except (ValueError, TypeError, OSError, RecursionError) as error:
-        raise _damaged(path, error) from error
+        raise _make_damaged_error(path, error) from error
 
 
-def _start(path: Path) -> UsageError:
+def _make_not_an_adapter_error(path: Path) -> UsageError:
     return UsageError(
         f"{path} holds a pre-tuned feedback path, which is a start for tuning and no model.",
         what_to_do=f"Tune from it: toast tune --init-from {path}",
     )
 
 
-def _damaged(path: Path, error: Exception) -> ToastError:
-    what = path.parent if path.name == CONFIG else path  # the seal in a configuration is on its neighbours, too
-    return ToastError(f"{what} is damaged.", str(error), AGAIN)
+def _make_damaged_error(path: Path, error: Exception) -> ToastError:
+    what = (
+        path.parent if path.name == ADAPTER_CONFIG_FILE else path
+    )  # the seal in a configuration is on its neighbours, too
+    return ToastError(f"{what} is damaged.", str(error), REEXPORT_HINT)
 
 
 def _read_tensors(path: Path, *, with_tensors: bool = True) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     try:
-        with safe_open(regular(path), framework="pt") as file:
+        with safe_open(require_regular_file(path), framework="pt") as file:
             names = file.keys() if with_tensors else ()
             return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        if told := told_as(path):
+        if told := describe_file_type(path):
             raise UsageError(
                 f"{path} is no run, adapter or exported safetensors file.", told, "Name the run that it was made from."
             ) from error
-        raise ToastError(f"{path} is missing or damaged.", str(error), AGAIN) from error
+        raise ToastError(f"{path} is missing or damaged.", str(error), REEXPORT_HINT) from error

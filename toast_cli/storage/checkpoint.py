@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from toast_cli.model.model import Model
-from toast_cli.storage.checksums import digest_of_file, digest_of_json
+from toast_cli.storage.checksums import hash_file, hash_json
 from toast_cli.utils.atomic import write_json, write_tensors
-from toast_cli.utils.dtensor import put
+from toast_cli.utils.dtensor import copy_tensors
 from toast_cli.utils.errors import ToastError
-from toast_cli.utils.regular_file import regular
+from toast_cli.utils.regular_file import require_regular_file
 
-WEIGHTS = "model.safetensors"
-STATE = "state.json"
-BESIDES = "training.safetensors"
+WEIGHTS_FILE = "model.safetensors"
+STATE_FILE = "state.json"
+EXTRA_TENSORS_FILE = "training.safetensors"
 """What training needs besides the weights to go on as if it had never stopped."""
-DIGESTS = "sha256"
+CHECKSUMS_KEY = "sha256"
 """Where the state keeps what its neighbours' bytes, and its own content, come to."""
 
 
@@ -44,17 +44,17 @@ def save_checkpoint(
     new = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=checkpoints))
     old = checkpoints / f".{name}.old"
     try:
-        write_tensors(new / WEIGHTS, trained)
+        write_tensors(new / WEIGHTS_FILE, trained)
         if besides:
-            write_tensors(new / BESIDES, besides)
-        digests = {file.name: digest_of_file(file) for file in new.iterdir()} | {STATE: digest_of_json(state)}
-        write_json(new / STATE, {**state, DIGESTS: digests})
+            write_tensors(new / EXTRA_TENSORS_FILE, besides)
+        digests = {file.name: hash_file(file) for file in new.iterdir()} | {STATE_FILE: hash_json(state)}
+        write_json(new / STATE_FILE, {**state, CHECKSUMS_KEY: digests})
         final = checkpoints / name
         if final.exists():
-            if name == "last" and not _is_whole(final):
+            if name == "last" and not _is_intact(final):
                 shutil.rmtree(final, ignore_errors=True)
             else:
-                _replace(final, old)
+                _replace_folder(final, old)
         new.rename(final)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -74,46 +74,50 @@ def load_checkpoint(checkpoints: Path, name: str, model: Model) -> dict[str, Any
             f"There is no whole checkpoint '{name}' in {checkpoints}.",
             "It is damaged: a file is missing or is not what was written." if (checkpoints / name).exists() else "",
         )
-    tensors = _tensors(folder / WEIGHTS)
+    tensors = _load_tensors(folder / WEIGHTS_FILE)
     if tensors.keys() != model.trained().keys():
         raise ToastError(
             f"The checkpoint {folder} is of another model.", "It holds other weights than this one trains."
         )
-    put(tensors, model.trained())
-    return json.loads((folder / STATE).read_text(encoding="utf-8"))
+    copy_tensors(tensors, model.trained())
+    return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
 
 
 def find_checkpoint(checkpoints: Path, name: str) -> Path | None:
     """The undamaged folder of `checkpoints/<name>`, if there is one; else that of the save before."""
-    return next((place for place in (checkpoints / name, checkpoints / f".{name}.old") if _is_whole(place)), None)
+    return next((place for place in (checkpoints / name, checkpoints / f".{name}.old") if _is_intact(place)), None)
 
 
-def is_lost(checkpoints: Path, name: str) -> bool:
+def is_checkpoint_lost(checkpoints: Path, name: str) -> bool:
     """Whether `checkpoints/<name>` was saved, and neither it nor the save before is whole."""
     saved = any((checkpoints / folder).exists() for folder in (name, f".{name}.old"))
     return saved and find_checkpoint(checkpoints, name) is None
 
 
-def load_state(checkpoints: Path, name: str) -> dict[str, Any] | None:
+def load_checkpoint_state(checkpoints: Path, name: str) -> dict[str, Any] | None:
     """Where training stood at `checkpoints/<name>`, or None if there is none."""
     folder = find_checkpoint(checkpoints, name)
-    return None if folder is None else json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return None if folder is None else json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
 
 
-def load_besides(checkpoints: Path, name: str) -> dict[str, Tensor]:
+def load_extra_tensors(checkpoints: Path, name: str) -> dict[str, Tensor]:
     """The tensors that were saved besides the weights; none where there are none."""
     folder = find_checkpoint(checkpoints, name)
-    return _tensors(folder / BESIDES) if folder is not None and (folder / BESIDES).is_file() else {}
+    return (
+        _load_tensors(folder / EXTRA_TENSORS_FILE)
+        if folder is not None and (folder / EXTRA_TENSORS_FILE).is_file()
+        else {}
+    )
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
         raise ToastError(f"{path} is damaged.", str(error)) from error
 
 
-def _replace(folder: Path, old: Path) -> None:
+def _replace_folder(folder: Path, old: Path) -> None:
     """Give `folder` the place of `old`, which is gone only once the other stands there or is whole beside it."""
     gone = old.with_name(f"{old.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
@@ -123,14 +127,16 @@ def _replace(folder: Path, old: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     try:
-        state = json.loads(regular(folder / STATE).read_text(encoding="utf-8"))
-        digests = state.pop(DIGESTS)
+        state = json.loads(require_regular_file(folder / STATE_FILE).read_text(encoding="utf-8"))
+        digests = state.pop(CHECKSUMS_KEY)
         return (
-            digests.pop(STATE) == digest_of_json(state)
-            and {WEIGHTS} <= digests.keys() <= {WEIGHTS, BESIDES}  # no path that a state made up is read
-            and all(digest_of_file(folder / name) == kept for name, kept in digests.items())
+            digests.pop(STATE_FILE) == hash_json(state)
+            and {WEIGHTS_FILE}
+            <= digests.keys()
+            <= {WEIGHTS_FILE, EXTRA_TENSORS_FILE}  # no path that a state made up is read
+            and all(hash_file(folder / name) == kept for name, kept in digests.items())
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return False

@@ -12,45 +12,47 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from toast_cli.recipe.checksum import SEAL
+from toast_cli.recipe.checksum import CHECKSUM_KEY
 from toast_cli.utils.errors import ToastError
-from toast_cli.utils.regular_file import regular
+from toast_cli.utils.regular_file import require_regular_file
 
-FILES = "sha256_of_files"
-REMADE = (
+FILE_CHECKSUMS_KEY = "sha256_of_files"
+RUN_REPAIR_HINT = (
     "Its checkpoints, if they are still there, bring it back: remove the run's adapter and results.json, then "
     "'toast tune --resume RUN'. Else make the run again."
 )
 """What is to be done about what a run puts down at its end."""
-_DIGEST = re.compile("[0-9a-f]{64}")
+_SHA256_PATTERN = re.compile("[0-9a-f]{64}")
 
 
-def digest_of_file(file: Path) -> str:
+def hash_file(file: Path) -> str:
     """SHA-256 of a file's bytes.
 
     Raises:
         OSError: it cannot be read, or is no regular file.
     """
     digest = hashlib.sha256()
-    with regular(file).open("rb") as opened:
+    with require_regular_file(file).open("rb") as opened:
         while part := opened.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
 
 
-def digest_of_json(value: Any) -> str:
+def hash_json(value: Any) -> str:
     """SHA-256 of plain values, whatever the order of their names."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def sealed(value: Mapping[str, Any], files: Iterable[Path] = ()) -> dict[str, Any]:
+def add_checksum(value: Mapping[str, Any], files: Iterable[Path] = ()) -> dict[str, Any]:
     """Plain values with a seal on them and, if named, on files that belong to them."""
-    assert SEAL not in value, "the seal's own name"
-    whole = json.loads(json.dumps({**value, **({FILES: {f.name: digest_of_file(f) for f in files}} if files else {})}))
-    return {**whole, SEAL: digest_of_json(whole)}
+    assert CHECKSUM_KEY not in value, "the seal's own name"
+    whole = json.loads(
+        json.dumps({**value, **({FILE_CHECKSUMS_KEY: {f.name: hash_file(f) for f in files}} if files else {})})
+    )
+    return {**whole, CHECKSUM_KEY: hash_json(whole)}
 
 
-def unsealed(text: str | bytes, folder: Path | None = None) -> Any:
+def parse_checksummed_json(text: str | bytes, folder: Path | None = None) -> Any:
     """The plain values of a JSON text, without their seal.
 
     Raises:
@@ -58,35 +60,35 @@ def unsealed(text: str | bytes, folder: Path | None = None) -> Any:
         OSError: a file cannot be read.
         RecursionError: it is nested too deeply.
     """
-    value = json.loads(text, object_pairs_hook=_once)
+    value = json.loads(text, object_pairs_hook=_reject_duplicate_keys)
     if not isinstance(value, dict):
         return value
-    seal = value.pop(SEAL, None)
-    if _renamed(value) if seal is None else seal != digest_of_json(value):
+    seal = value.pop(CHECKSUM_KEY, None)
+    if _has_renamed_checksum(value) if seal is None else seal != hash_json(value):
         raise ValueError("what it says is not what was written, by its sha256")
-    files = value.pop(FILES, {})
+    files = value.pop(FILE_CHECKSUMS_KEY, {})
     if not isinstance(files, dict):
-        raise ValueError(f"{FILES} is no object")
+        raise ValueError(f"{FILE_CHECKSUMS_KEY} is no object")
     for name, digest in files.items():
-        if folder is not None and digest_of_file(folder / Path(name).name) != digest:
+        if folder is not None and hash_file(folder / Path(name).name) != digest:
             raise ValueError(f"{name} is not what was written, by its sha256")
     return value
 
 
-def _renamed(value: Mapping[str, Any]) -> bool:
+def _has_renamed_checksum(value: Mapping[str, Any]) -> bool:
     """Whether there is a seal under another name: the damage is in its name."""
-    likely = [name for name, text in value.items() if isinstance(text, str) and _DIGEST.fullmatch(text)]
-    return any(digest_of_json({key: value[key] for key in value if key != name}) == value[name] for name in likely)
+    likely = [name for name, text in value.items() if isinstance(text, str) and _SHA256_PATTERN.fullmatch(text)]
+    return any(hash_json({key: value[key] for key in value if key != name}) == value[name] for name in likely)
 
 
-def read_sealed(path: Path, what_to_do: str = REMADE) -> dict[str, Any]:
+def read_checksummed_json(path: Path, what_to_do: str = RUN_REPAIR_HINT) -> dict[str, Any]:
     """The plain values of a file with a JSON object.
 
     Raises:
         ToastError: it cannot be read, is none, or its seal is broken.
     """
     try:
-        value = unsealed(regular(path).read_bytes())
+        value = parse_checksummed_json(require_regular_file(path).read_bytes())
         if not isinstance(value, dict):
             raise ValueError("it holds no JSON object")
         return value
@@ -94,7 +96,7 @@ def read_sealed(path: Path, what_to_do: str = REMADE) -> dict[str, Any]:
         raise ToastError(f"{path} is damaged.", str(error), what_to_do) from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError("a name is given twice")

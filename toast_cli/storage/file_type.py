@@ -5,14 +5,14 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from toast_cli.utils.regular_file import regular
+from toast_cli.utils.regular_file import require_regular_file
 
-FIRST = 64
+HEADER_BYTES = 64
 """Bytes that are looked at."""
 
-OF_TORCH = "a file of torch.save, which 'toast import' reads and --weights takes"
+TORCH_FILE_DESCRIPTION = "a file of torch.save, which 'toast import' reads and --weights takes"
 
-_BEGINNINGS = (
+_MAGIC_BYTES = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"GIF8", "a GIF image"),
@@ -23,21 +23,21 @@ _BEGINNINGS = (
 )
 
 
-def told_as(path: Path, wanted: str = "") -> str:
+def describe_file_type(path: Path, wanted: str = "") -> str:
     """`o.onnx is an ONNX graph, ...`: one sentence on a file that could not be read as what it was given as.
 
     Empty where its bytes tell nothing, or that it is of the `wanted` kind.
     """
-    kind = _kind(path)
+    kind = _detect_file_type(path)
     return f"{path.name} is {kind}." if kind and kind != wanted else ""
 
 
-def _kind(path: Path) -> str:
+def _detect_file_type(path: Path) -> str:
     if path.is_dir():
         return "a folder"
     try:
-        with regular(path).open("rb") as file:
-            first = file.read(FIRST)
+        with require_regular_file(path).open("rb") as file:
+            first = file.read(HEADER_BYTES)
     except OSError:
         return ""
     if not first:
@@ -45,8 +45,8 @@ def _kind(path: Path) -> str:
     if path.suffix == ".onnx":
         return "an ONNX graph, which onnxruntime runs"
     if zipfile.is_zipfile(path):
-        return _kind_of_zip(path)
-    for beginning, kind in _BEGINNINGS:
+        return _detect_zip_type(path)
+    for beginning, kind in _MAGIC_BYTES:
         if first.startswith(beginning):
             return kind
     if first[0] == 0x80 and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and first[8:9] != b"{":
@@ -62,7 +62,7 @@ def _kind(path: Path) -> str:
     return ""
 
 
-def _kind_of_zip(path: Path) -> str:
+def _detect_zip_type(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -72,5 +72,5 @@ def _kind_of_zip(path: Path) -> str:
     if "archive_format" in inner or "models" in {part for name in names for part in name.split("/")[:-1]}:
         return "a torch.export program, which torch.export.load opens"
     if "data.pkl" in inner:
-        return OF_TORCH
+        return TORCH_FILE_DESCRIPTION
     return "a zip archive"

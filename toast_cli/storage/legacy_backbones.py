@@ -6,24 +6,24 @@ from toast_cli import registry
 from toast_cli.recipe.schema import Recipe
 
 
-def recorded_name(name: str, toast_version: str) -> str:
+def resolve_recorded_name(name: str, toast_version: str) -> str:
     """Return the present name of the backbone that a version of toast recorded as `name`."""
-    if name not in registry.names(registry.BACKBONES):
+    if name not in registry.list_names(registry.BACKBONES):
         return name
-    release = _release(toast_version)
-    for last, present in registry.backbone_card(name).superseded.items():
-        if release is not None and release <= (_release(last) or ()):
+    release = _parse_release(toast_version)
+    for last, present in registry.load_backbone_card(name).superseded.items():
+        if release is not None and release <= (_parse_release(last) or ()):
             return str(present)
     return name
 
 
-def with_recorded_backbone(recipe: Recipe, toast_version: str) -> Recipe:
+def resolve_recorded_backbone(recipe: Recipe, toast_version: str) -> Recipe:
     """Return the recipe with the backbone that its name meant in the version of toast that recorded it."""
-    name = recorded_name(recipe.backbone.name, toast_version)
+    name = resolve_recorded_name(recipe.backbone.name, toast_version)
     return recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"name": name})})
 
 
-def _release(version: str) -> tuple[int, ...] | None:
+def _parse_release(version: str) -> tuple[int, ...] | None:
     """Return the first two numbers of a version, (0, 1) for 0.1.3; None where it has none."""
     parts = version.split(".")[:2]
     return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else None

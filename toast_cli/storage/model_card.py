@@ -7,7 +7,7 @@ from typing import Any
 from toast_cli.storage.adapter import AdapterConfig
 
 
-def adapter_card(config: AdapterConfig, results: dict[str, Any]) -> str:
+def format_adapter_card(config: AdapterConfig, results: dict[str, Any]) -> str:
     """Markdown with method, backbone, data, numbers and the command that evaluates the adapter."""
     recipe = config.recipe
     lines = [

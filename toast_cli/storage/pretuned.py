@@ -21,27 +21,27 @@ from toast_cli import registry
 from toast_cli.model.model import Model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
-from toast_cli.steering.feedback import base_weight
+from toast_cli.steering.feedback import get_base_weight
 from toast_cli.steering.steering import Steering
-from toast_cli.storage.adapter import PRETUNED as FOLDER
-from toast_cli.storage.adapter import PRETUNED_ENTRY as ENTRY
-from toast_cli.storage.adapter import describe, files_entry, files_in
-from toast_cli.storage.checksums import sealed, unsealed
-from toast_cli.storage.legacy_backbones import recorded_name
-from toast_cli.storage.load_model import Loaded, build_for
+from toast_cli.storage.adapter import ARTIFACT_FOLDER as FOLDER
+from toast_cli.storage.adapter import ARTIFACT_METADATA_KEY as ENTRY
+from toast_cli.storage.adapter import build_adapter_config, build_files_metadata, read_backbone_files
+from toast_cli.storage.checksums import add_checksum, parse_checksummed_json
+from toast_cli.storage.legacy_backbones import resolve_recorded_name
+from toast_cli.storage.load_model import LoadedModel, rebuild_model
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.storage.validated_json import checked, refuse_newer
+from toast_cli.storage.validated_json import check_format_version, validate_dataclass
 from toast_cli.utils.atomic import write_json, write_tensors, write_text
-from toast_cli.utils.dtensor import put, whole
+from toast_cli.utils.dtensor import copy_tensors, gather_full_tensors
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.hashing import digest_of_tensors, fingerprint
-from toast_cli.utils.regular_file import regular
+from toast_cli.utils.hashing import compute_fingerprint, hash_tensors
+from toast_cli.utils.regular_file import require_regular_file
 from toast_cli.utils.version import __version__
 
 FORMAT = 1
-TENSORS = "feedback.safetensors"
-CONFIG = "artifact.json"
-SHIPPED = "shipped"
+FEEDBACK_FILE = "feedback.safetensors"
+ARTIFACT_CONFIG_FILE = "artifact.json"
+SHIPPED_ARTIFACT = "shipped"
 """In place of a path: the artifact that comes with the recipe's backbone."""
 
 
@@ -64,12 +64,12 @@ def save_artifact(run: RunFolder, model: Model, recipe: Recipe, results: dict[st
     """
     assert isinstance(model.adapted.steering, Steering)
     lineage = Lineage(recipe.backbone.name, model.backbone_fingerprint, recipe.model_dump(mode="json"), results)
-    folder, tensors = run.path / FOLDER, whole(feedback_tensors(model.adapted.steering))
+    folder, tensors = run.path / FOLDER, gather_full_tensors(get_feedback_tensors(model.adapted.steering))
     if not run.writes:
         return
-    write_tensors(folder / TENSORS, tensors)
-    write_text(folder / "README.md", _card(lineage))
-    write_json(folder / CONFIG, sealed(asdict(lineage), [folder / TENSORS]))
+    write_tensors(folder / FEEDBACK_FILE, tensors)
+    write_text(folder / "README.md", _format_artifact_card(lineage))
+    write_json(folder / ARTIFACT_CONFIG_FILE, add_checksum(asdict(lineage), [folder / FEEDBACK_FILE]))
 
 
 def save_artifact_file(
@@ -85,33 +85,33 @@ def save_artifact_file(
     If asked, with what the backbone is built from, but for its tensors.
     """
     assert isinstance(model.adapted.steering, Steering)
-    tensors = {name: cast(tensor) for name, tensor in feedback_tensors(model.adapted.steering).items()}
-    told = json.dumps(sealed(asdict(lineage)), ensure_ascii=False)
-    files = files_entry(model.backbone) if with_files else {}
-    write_tensors(path, tensors, {ENTRY: told, "sha256": digest_of_tensors(tensors), **files})
+    tensors = {name: cast(tensor) for name, tensor in get_feedback_tensors(model.adapted.steering).items()}
+    told = json.dumps(add_checksum(asdict(lineage)), ensure_ascii=False)
+    files = build_files_metadata(model.backbone) if with_files else {}
+    write_tensors(path, tensors, {ENTRY: told, "sha256": hash_tensors(tensors), **files})
 
 
 def is_artifact(path: Path) -> bool:
     """Whether there is a pre-tuned artifact at `path`: a run folder with one, its own folder, or an exported file."""
     if path.is_dir():
-        return any((folder / CONFIG).is_file() for folder in (path / FOLDER, path))
+        return any((folder / ARTIFACT_CONFIG_FILE).is_file() for folder in (path / FOLDER, path))
     try:
-        with safe_open(regular(path), framework="pt") as file:
+        with safe_open(require_regular_file(path), framework="pt") as file:
             return ENTRY in (file.metadata() or {})
     except (SafetensorError, OSError):  # whoever opens it as something else says what it is not
         return False
 
 
-def tensors_file(path: Path) -> Path:
+def find_tensors_file(path: Path) -> Path:
     """The file that holds the tensors of what `is_artifact`.
 
     Raises:
         UsageError: nothing of that kind is at `path`.
     """
     if not (is_artifact(path) or path.is_file()):
-        raise _no_artifact(path)
+        raise _make_no_artifact_error(path)
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    return folder / TENSORS if folder.is_dir() else folder
+    return folder / FEEDBACK_FILE if folder.is_dir() else folder
 
 
 def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
@@ -121,41 +121,41 @@ def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
         UsageError: nothing of that kind is at `path`.
         ToastError: it is damaged, or of a newer format.
     """
-    tensors_in = tensors_file(path)
+    tensors_in = find_tensors_file(path)
     folder = tensors_in.parent if path.is_dir() else path
     try:
-        with safe_open(regular(tensors_in), framework="pt") as file:
+        with safe_open(require_regular_file(tensors_in), framework="pt") as file:
             metadata = file.metadata() or {}
             if folder.is_file() and ENTRY not in metadata:
-                raise _no_artifact(path)
-            text = (folder / CONFIG).read_bytes() if folder.is_dir() else metadata[ENTRY]
+                raise _make_no_artifact_error(path)
+            text = (folder / ARTIFACT_CONFIG_FILE).read_bytes() if folder.is_dir() else metadata[ENTRY]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("sha256") not in (None, digest_of_tensors(tensors)):
+        if metadata.get("sha256") not in (None, hash_tensors(tensors)):
             raise ValueError("its tensors are not those that were written, by their sha256")
-        raw = unsealed(text, folder if folder.is_dir() else None)
-        refuse_newer(raw, FORMAT, folder)
-        return _with_present_name(checked(Lineage, raw)), tensors
+        raw = parse_checksummed_json(text, folder if folder.is_dir() else None)
+        check_format_version(raw, FORMAT, folder)
+        return _resolve_backbone_name(validate_dataclass(Lineage, raw)), tensors
     except (ValueError, TypeError, OSError, RecursionError, SafetensorError) as error:
         raise ToastError(f"{folder} is damaged.", f"{type(error).__name__}: {error}", "Pre-tune again.") from error
 
 
-def _with_present_name(lineage: Lineage) -> Lineage:
+def _resolve_backbone_name(lineage: Lineage) -> Lineage:
     """Return the lineage with the present name of its backbone, which an earlier version may have called otherwise."""
-    name = recorded_name(lineage.backbone, lineage.toast_version)
+    name = resolve_recorded_name(lineage.backbone, lineage.toast_version)
     if name == lineage.backbone:
         return lineage
     recipe = {**lineage.recipe, "backbone": {**lineage.recipe["backbone"], "name": name}}
     return replace(lineage, backbone=name, recipe=recipe)
 
 
-def _no_artifact(path: Path) -> UsageError:
+def _make_no_artifact_error(path: Path) -> UsageError:
     return UsageError(
         f"{path} holds no pre-tuned artifact.",
         what_to_do="Name what 'toast pretune' wrote: its run folder, the folder 'artifact' in it, or its export.",
     )
 
 
-def load_artifact(path: Path, weights: str | None = None) -> Loaded:
+def load_artifact(path: Path, weights: str | None = None) -> LoadedModel:
     """The backbone that an artifact was made for, steered by it; its head, of one class, means nothing.
 
     `weights` replaces the file that the recipe names for the backbone.
@@ -167,23 +167,23 @@ def load_artifact(path: Path, weights: str | None = None) -> Loaded:
     lineage, _ = read_artifact(path)
     recipe, classes = build_recipe(lineage.recipe, {}, origin=str(path)), tuple[str, ...]()
     if recipe.task.name != "language":
-        task = registry.load(registry.TASKS, "classification")
+        task = registry.load_entry(registry.TASKS, "classification")
         recipe, classes = recipe.model_copy(update={"task": task.options(name="classification")}), ("none",)
-    model, recipe = build_for(path, recipe, classes, weights, files_in(path))
-    start_from(path, model, recipe)
-    return Loaded(model.eval(), recipe, classes, describe(model, recipe, classes), path)
+    model, recipe = rebuild_model(path, recipe, classes, weights, read_backbone_files(path))
+    initialize_from_artifact(path, model, recipe)
+    return LoadedModel(model.eval(), recipe, classes, build_adapter_config(model, recipe, classes), path)
 
 
-def artifact_path(recipe: Recipe) -> Path:
+def resolve_artifact_path(recipe: Recipe) -> Path:
     """The folder that the recipe's `init_from` means.
 
     Raises:
         UsageError: no artifact comes with this backbone.
     """
     assert recipe.init_from is not None
-    if recipe.init_from != SHIPPED:
+    if recipe.init_from != SHIPPED_ARTIFACT:
         return Path(recipe.init_from).expanduser()
-    shipped = registry.backbone_card(recipe.backbone.name).artifact
+    shipped = registry.load_backbone_card(recipe.backbone.name).artifact
     if shipped is None:
         raise UsageError(
             f"No pre-tuned feedback path comes with '{recipe.backbone.name}'.",
@@ -193,7 +193,7 @@ def artifact_path(recipe: Recipe) -> Path:
 
 
 @torch.no_grad()
-def start_from(path: Path, model: Model, recipe: Recipe) -> Lineage:
+def initialize_from_artifact(path: Path, model: Model, recipe: Recipe) -> Lineage:
     """Copy an artifact's tensors into a model that steers some or all of the artifact's levels.
 
     A feedback path knows nothing of an image's size: one that was pre-tuned at 224 pixels starts a model at 512.
@@ -209,13 +209,13 @@ def start_from(path: Path, model: Model, recipe: Recipe) -> Lineage:
             "This method has no feedback path to start.",
             what_to_do="Leave --init-from out, or use toast or toast-lite.",
         )
-    if lineage.backbone_fingerprint not in (model.backbone_fingerprint, _at_its_size(lineage, recipe)):
+    if lineage.backbone_fingerprint not in (model.backbone_fingerprint, _fingerprint_at_artifact_size(lineage, recipe)):
         raise ToastError(
             f"{path} was pre-tuned on other weights: those of '{lineage.backbone}'.",
             "A feedback path undoes the levels of one backbone and fits no other.",
             "Use that backbone and its weights, pre-tune on this one, or start without (init_from=null).",
         )
-    wanted = feedback_tensors(steering)
+    wanted = get_feedback_tensors(steering)
     unlike = [name for name, place in wanted.items() if name not in tensors or tensors[name].shape != place.shape]
     if unlike:
         both = set(unlike) & tensors.keys()
@@ -229,11 +229,11 @@ def start_from(path: Path, model: Model, recipe: Recipe) -> Lineage:
                 else ", or with full feedback."
             ),
         )
-    put({name: tensors[name] for name in wanted}, wanted)
+    copy_tensors({name: tensors[name] for name in wanted}, wanted)
     return lineage
 
 
-def other_feedback(lineage: Lineage, recipe: Recipe) -> str | None:
+def describe_feedback_mismatch(lineage: Lineage, recipe: Recipe) -> str | None:
     """What to know where an artifact was pre-tuned under another feedback than a run's; None where under the same.
 
     Under early feedback, selection looks at another level's tokens than those that xi and P were pre-tuned on.
@@ -248,26 +248,26 @@ def other_feedback(lineage: Lineage, recipe: Recipe) -> str | None:
     )
 
 
-def _at_its_size(lineage: Lineage, recipe: Recipe) -> str | None:
+def _fingerprint_at_artifact_size(lineage: Lineage, recipe: Recipe) -> str | None:
     """The fingerprint of the recipe's backbone, whose position embeddings follow its input, at the artifact's size."""
     own, theirs = recipe.backbone.model_dump(mode="json"), lineage.recipe["backbone"]
-    card = registry.backbone_card(recipe.backbone.name)
+    card = registry.load_backbone_card(recipe.backbone.name)
     if "image_size" not in card.options.model_fields or own["image_size"] == theirs.get("image_size"):
         return None
     options = card.options(**{**own, "image_size": theirs.get("image_size")})
     with torch.random.fork_rng(devices=[]):
-        return fingerprint(card.build(options).module)
+        return compute_fingerprint(card.build(options).module)
 
 
-def feedback_tensors(steering: Steering) -> dict[str, Tensor]:
+def get_feedback_tensors(steering: Steering) -> dict[str, Tensor]:
     """The tensors of a feedback path by name; those of Lite are the frozen ones under its factors."""
     named: dict[str, Tensor] = {"xi": steering.selection.xi.data, "P": steering.selection.P.data}
     for level, A_l, B_l in zip(steering.levels, steering.feedback.A, steering.feedback.B, strict=True):
-        named[f"A.{level}"], named[f"B.{level}"] = base_weight(A_l).data, base_weight(B_l).data
+        named[f"A.{level}"], named[f"B.{level}"] = get_base_weight(A_l).data, get_base_weight(B_l).data
     return named
 
 
-def _card(lineage: Lineage) -> str:
+def _format_artifact_card(lineage: Lineage) -> str:
     recipe = lineage.recipe
     return "\n".join(
         [

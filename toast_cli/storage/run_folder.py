@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from toast_cli.model.model import Model
-from toast_cli.recipe.checksum import seal_holds, sealed_text
-from toast_cli.storage.adapter import CONFIG
+from toast_cli.recipe.checksum import add_checksum_line, is_checksum_valid
+from toast_cli.storage.adapter import ADAPTER_CONFIG_FILE
 from toast_cli.storage.checkpoint import save_checkpoint
-from toast_cli.storage.checksums import sealed
-from toast_cli.utils.atomic import append_line, cannot_write, write_json, write_text
-from toast_cli.utils.dtensor import whole
+from toast_cli.storage.checksums import add_checksum
+from toast_cli.utils.atomic import append_json_line, make_write_error, write_json, write_text
+from toast_cli.utils.dtensor import gather_full_tensors
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-RUNS = Path("runs")
+DEFAULT_RUNS_FOLDER = Path("runs")
 """Where runs lie unless told otherwise, below the current folder."""
-ANSWERS = "test_answers.json"
+ANSWERS_FILE = "test_answers.json"
 """Which class each test sample was given, in a run's folder."""
-LOCK = ".lock"
+LOCK_FILE = ".lock"
 """Among the checkpoints, held by the process that makes them."""
 
 
@@ -68,10 +68,10 @@ class RunFolder:
             if path is not None:
                 path.mkdir(parents=True, exist_ok=True)
             else:
-                path = _first_free(RUNS, default_name)
+                path = _create_numbered_folder(DEFAULT_RUNS_FOLDER, default_name)
         except OSError as error:
             raise ToastError(
-                f"The run folder {path or RUNS} could not be made.", error.strerror or str(error)
+                f"The run folder {path or DEFAULT_RUNS_FOLDER} could not be made.", error.strerror or str(error)
             ) from error
         return cls(path)
 
@@ -89,7 +89,7 @@ class RunFolder:
             )
             raise UsageError(f"{path} is no run folder.", why, "Name the run to go on with, or begin it anew.")
         try:
-            whole = seal_holds((path / "recipe.yaml").read_text(encoding="utf-8"))
+            whole = is_checksum_valid((path / "recipe.yaml").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):
             whole = False
         if not whole:
@@ -115,26 +115,28 @@ class RunFolder:
     def _lock(self) -> AbstractContextManager[Any]:
         try:
             self.checkpoints.mkdir(exist_ok=True)
-            return FileLock(self.checkpoints / LOCK).acquire(blocking=False)
+            return FileLock(self.checkpoints / LOCK_FILE).acquire(blocking=False)
         except Timeout:
             raise ToastError(
                 f"Another process is at work on the run {self.path}.", what_to_do="Wait until it has ended, or stop it."
             ) from None
         except OSError as error:
-            raise cannot_write(self.checkpoints, error) from error
+            raise make_write_error(self.checkpoints, error) from error
         except NotImplementedError:  # a file system without locks: better a run without one than none
             return nullcontext()
 
-    def forget_after(self, step: int, epoch: int) -> None:
+    def truncate_metrics_after(self, step: int, epoch: int) -> None:
         """Drop what was logged after an interrupted run's last checkpoint, of that step and so many whole epochs."""
         if self.writes and self.metrics.is_file():
             lines = self.metrics.read_bytes().splitlines(keepends=True)
-            write_text(self.metrics, b"".join(line for line in lines if _was_done(line, step, epoch)).decode())
+            write_text(
+                self.metrics, b"".join(line for line in lines if _is_before_checkpoint(line, step, epoch)).decode()
+            )
 
     def write_recipe(self, text: str) -> None:
         """Keep the recipe as it was resolved."""
         if self.writes:
-            write_text(self.path / "recipe.yaml", sealed_text(text))
+            write_text(self.path / "recipe.yaml", add_checksum_line(text))
 
     def toast_version(self) -> str:
         """Return the version of toast that began the run; this one where none is recorded."""
@@ -146,34 +148,34 @@ class RunFolder:
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Keep versions, device and machine."""
         if self.writes:
-            write_json(self.path / "environment.json", sealed(environment))
+            write_json(self.path / "environment.json", add_checksum(environment))
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Keep the closing numbers."""
         if self.writes:
-            write_json(self.path / "results.json", sealed(results))
+            write_json(self.path / "results.json", add_checksum(results))
 
     def write_answers(self, answers: dict[str, Any]) -> None:
         """Keep which class each test sample was given, on one line: two runs are compared sample by sample with it."""
         if self.writes:
-            write_text(self.path / ANSWERS, json.dumps(sealed(answers)) + "\n")
+            write_text(self.path / ANSWERS_FILE, json.dumps(add_checksum(answers)) + "\n")
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
         if self.writes:
-            append_line(self.metrics, line)
+            append_json_line(self.metrics, line)
 
     def save_checkpoint(
         self, name: str, model: Model, state: dict[str, Any], besides: Mapping[str, Tensor] | None = None
     ) -> None:
         """Keep `checkpoints/<name>`, see `storage.checkpoint.save_checkpoint`; all processes must ask for it."""
-        trained, besides = whole(model.trained()), whole(besides or {})
+        trained, besides = gather_full_tensors(model.trained()), gather_full_tensors(besides or {})
         state = {**state, "spent": self.spent + time.perf_counter() - self._since}
         if self.writes:
             save_checkpoint(self.checkpoints, name, trained, state, besides)
 
 
-def _was_done(line: bytes, step: int, epoch: int) -> bool:
+def _is_before_checkpoint(line: bytes, step: int, epoch: int) -> bool:
     try:
         logged = json.loads(line.decode())
         return bool(logged["step"] <= step and (logged["kind"] != "epoch" or logged["epoch"] <= epoch))
@@ -181,13 +183,13 @@ def _was_done(line: bytes, step: int, epoch: int) -> bool:
         return False
 
 
-def newest_run(root: Path = RUNS) -> Path | None:
+def find_newest_run(root: Path = DEFAULT_RUNS_FOLDER) -> Path | None:
     """The finished run below `root` whose adapter was written last, or None."""
-    finished = list(root.glob(f"*/adapter/{CONFIG}")) if root.is_dir() else []
+    finished = list(root.glob(f"*/adapter/{ADAPTER_CONFIG_FILE}")) if root.is_dir() else []
     return max(finished, key=lambda path: path.stat().st_mtime_ns).parent.parent if finished else None
 
 
-def _first_free(root: Path, name: str) -> Path:
+def _create_numbered_folder(root: Path, name: str) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:

@@ -22,17 +22,17 @@ from torch import Tensor
 
 from toast_cli.utils.atomic import write_json
 from toast_cli.utils.errors import ToastError
-from toast_cli.utils.formatting import readable
-from toast_cli.utils.hashing import digest_of
+from toast_cli.utils.formatting import format_bytes
+from toast_cli.utils.hashing import hash_bytes
 
-DIGEST = 16
+DIGEST_BYTES = 16
 """Bytes of a digest."""
-_PIECE = 2**16
+_CHUNK_BYTES = 2**16
 """Zeros written at a time."""
-_MARK = np.dtype([("checksum", "<u4"), ("digest", f"V{DIGEST}"), ("full", "u1")])
+_SLOT_MARK_DTYPE = np.dtype([("checksum", "<u4"), ("digest", f"V{DIGEST_BYTES}"), ("full", "u1")])
 
 
-class Slots:
+class TensorCache:
     """A folder of slots; what was kept under the same key before is found again.
 
     Args:
@@ -52,12 +52,12 @@ class Slots:
         self.count, self.dtype = count, dtype
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.key = {**key, "count": count, "shapes": {n: list(s) for n, s in self.shapes.items()}, "dtype": str(dtype)}
-        self._known = np.zeros(count, _MARK)
-        self.path = folder / digest_of(json.dumps(self.key, sort_keys=True).encode()).hex()
+        self._known = np.zeros(count, _SLOT_MARK_DTYPE)
+        self.path = folder / hash_bytes(json.dumps(self.key, sort_keys=True).encode()).hex()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._writing = FileLock(self.path / "lock")
-            with self._writing:
+            self._write_lock = FileLock(self.path / "lock")
+            with self._write_lock:
                 self._open()
         except OSError as error:
             raise ToastError(
@@ -69,7 +69,7 @@ class Slots:
     @property
     def bytes_needed(self) -> int:
         """On disk, once every slot is full."""
-        return size(self.shapes, self.count, self.dtype)
+        return count_cache_bytes(self.shapes, self.count, self.dtype)
 
     def full(self, slots: Sequence[int]) -> list[bool]:
         """Which of them hold something."""
@@ -81,7 +81,7 @@ class Slots:
         if not mark["full"] or bytes(mark["digest"]) != digest:
             return None
         arrays = self._copied(slot)
-        if _checksum(arrays) != mark["checksum"]:
+        if _compute_checksum(arrays) != mark["checksum"]:
             return None
         self._known[slot] = mark
         return self._tensors(arrays)
@@ -105,9 +105,9 @@ class Slots:
         """
         arrays = {name: np.zeros_like(array[slot]) for name, array in self._arrays.items()}
         for name, array in arrays.items():
-            array[: len(tensors[name])] = _bits(tensors[name].to(self.dtype))
-        self._known[slot] = (_checksum(arrays), digest, 1)
-        with self._writing:
+            array[: len(tensors[name])] = _to_integer_array(tensors[name].to(self.dtype))
+        self._known[slot] = (_compute_checksum(arrays), digest, 1)
+        with self._write_lock:
             # The mark goes first and comes last: a slot whose writing was cut off is an empty one.
             self._marks[slot]["full"] = 0
             for name, array in arrays.items():
@@ -121,75 +121,77 @@ class Slots:
     def _tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         return {name: torch.from_numpy(array).view(self.dtype) for name, array in arrays.items()}
 
-    def _reserve(self, lengths: Mapping[Path, int]) -> None:
+    def _reserve_disk_space(self, lengths: Mapping[Path, int]) -> None:
         """Have files of these lengths without holes; what is in them stays.
 
         To write to a mapped file where the disk has no room left kills the process, so that is found out before.
         """
-        missing = sum(max(length - _taken(file), 0) for file, length in lengths.items())
+        missing = sum(max(length - _count_disk_bytes(file), 0) for file, length in lengths.items())
         free = shutil.disk_usage(self.path).free
         if free < missing:
-            raise OSError(None, f"It needs {readable(missing)}, and {readable(free)} are free.")
+            raise OSError(None, f"It needs {format_bytes(missing)}, and {format_bytes(free)} are free.")
         for file, length in lengths.items():
             file.touch()
             with file.open("r+b") as handle:  # not to append: where the C library has to write zeros, it refuses that
                 if not hasattr(os, "posix_fallocate"):
-                    for begin in range(handle.seek(0, os.SEEK_END), length, _PIECE):
-                        handle.write(bytes(min(_PIECE, length - begin)))
-                elif _taken(file) < length:
+                    for begin in range(handle.seek(0, os.SEEK_END), length, _CHUNK_BYTES):
+                        handle.write(bytes(min(_CHUNK_BYTES, length - begin)))
+                elif _count_disk_bytes(file) < length:
                     os.posix_fallocate(handle.fileno(), 0, length)
 
     def _open(self) -> None:
         """Map the files, made anew where they are not what the key says, with all their room on disk."""
         files = {name: self.path / f"{name}.bin" for name in self.shapes}
-        sizes = {name: size({name: shape}, self.count, self.dtype) for name, shape in self.shapes.items()}
+        sizes = {name: count_cache_bytes({name: shape}, self.count, self.dtype) for name, shape in self.shapes.items()}
         marks, told = self.path / "marks.bin", self.path / "key.json"
         sound = all(file.is_file() and file.stat().st_size == sizes[name] for name, file in files.items())
-        sound = sound and marks.is_file() and marks.stat().st_size == self.count * _MARK.itemsize
-        if not sound or _json(told) != self.key:
+        sound = sound and marks.is_file() and marks.stat().st_size == self.count * _SLOT_MARK_DTYPE.itemsize
+        if not sound or _read_json(told) != self.key:
             told.unlink(missing_ok=True)
             for file in (marks, *files.values()):
                 file.unlink(missing_ok=True)
             try:
-                self._reserve({marks: self.count * _MARK.itemsize, **{files[name]: sizes[name] for name in files}})
+                self._reserve_disk_space(
+                    {marks: self.count * _SLOT_MARK_DTYPE.itemsize, **{files[name]: sizes[name] for name in files}}
+                )
                 write_json(told, self.key)
             except (OSError, ToastError):
                 for file in (marks, *files.values()):
                     file.unlink(missing_ok=True)
                 raise
         else:  # an earlier toast left holes in files, which a full disk cannot fill
-            self._reserve({file: sizes[name] for name, file in files.items()})
+            self._reserve_disk_space({file: sizes[name] for name, file in files.items()})
         bits = np.dtype(f"i{self.dtype.itemsize}")
-        self._marks = np.memmap(marks, _MARK, "r+", shape=(self.count,))
+        self._marks = np.memmap(marks, _SLOT_MARK_DTYPE, "r+", shape=(self.count,))
         self._arrays = {
             name: np.memmap(file, bits, "r+", shape=(self.count, *self.shapes[name])) for name, file in files.items()
         }
 
 
-def _taken(file: Path) -> int:
+def _count_disk_bytes(file: Path) -> int:
     """Bytes of the disk, which are fewer than a file's length where it has holes."""
     return file.stat().st_blocks * 512 if file.exists() else 0
 
 
-def size(shapes: Mapping[str, Sequence[int]], count: int, dtype: torch.dtype) -> int:
+def count_cache_bytes(shapes: Mapping[str, Sequence[int]], count: int, dtype: torch.dtype) -> int:
     """Bytes of so many slots."""
     return count * sum(int(np.prod(shape)) for shape in shapes.values()) * dtype.itemsize
 
 
-def _bits(tensor: Tensor) -> np.ndarray:
+def _to_integer_array(tensor: Tensor) -> np.ndarray:
     """The same bytes as integers: NumPy knows no bfloat16."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize]
     return tensor.detach().cpu().contiguous().view(integers).numpy()
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+def _compute_checksum(arrays: Mapping[str, np.ndarray]) -> int:
     value = 0
     for array in arrays.values():
         value = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, value)
     return value
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -14,7 +14,7 @@ from toast_cli.utils.errors import ToastError
 T = TypeVar("T")
 
 
-def checked(kind: type[T], raw: Any) -> T:
+def validate_dataclass(kind: type[T], raw: Any) -> T:
     """A dataclass from plain values, each of which must be what its field says.
 
     Raises:
@@ -30,7 +30,7 @@ def checked(kind: type[T], raw: Any) -> T:
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def refuse_newer(raw: Any, newest: int, path: Path) -> None:
+def check_format_version(raw: Any, newest: int, path: Path) -> None:
     """Say of a record of a later format that it is, before its fields are looked at.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from toast_cli.utils.config import Named
+from toast_cli.utils.config import NamedOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Objective(ABC):
     head: nn.Module
     reads_levels: bool = False
     dense: bool = False
-    uneven: bool = False
+    has_variable_cost: bool = False
     class_scores: bool = True
 
     @abstractmethod
@@ -97,5 +97,5 @@ class Objective(ABC):
 class Task:
     """A registered task: its settings, and `build(options, backbone, classes)` for its `Objective`."""
 
-    options: type[Named]
+    options: type[NamedOptions]
     build: Callable[[Any, Backbone, tuple[str, ...]], Objective]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from toast_cli.tasks.base import Objective, Task
-from toast_cli.utils.config import Named
-from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.config import NamedOptions
+from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
 
 
-class Options(Named):
+class ClassificationOptions(NamedOptions):
     """Classification's settings."""
 
     name: Literal["classification"] = Field("classification", description="the task")
@@ -80,7 +80,7 @@ class ClassificationMeter:
 class Classification(Objective):
     """Head, loss and metrics over a fixed, ordered set of classes."""
 
-    def __init__(self, head: nn.Module, classes: int, options: Options) -> None:
+    def __init__(self, head: nn.Module, classes: int, options: ClassificationOptions) -> None:
         self.head = head
         self.classes = classes
         self.options = options
@@ -91,7 +91,7 @@ class Classification(Objective):
 
     def count(self, batch: Mapping[str, Any]) -> int:
         """Images."""
-        return int((batch["label"] != IGNORED).sum())
+        return int((batch["label"] != IGNORE_INDEX).sum())
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Cross-entropy of logits `[B, classes]`, summed, against `batch["label"]` `[B]` or what mixing made of it."""
@@ -124,7 +124,9 @@ class Classification(Objective):
         return metrics["accuracy"]
 
 
-def build(options: Options, backbone: Backbone, classes: tuple[str, ...]) -> Classification:
+def build_classification(
+    options: ClassificationOptions, backbone: Backbone, classes: tuple[str, ...]
+) -> Classification:
     """A head for these classes, biased, its weights normal with standard deviation 0.02 and its bias zero; or the own.
 
     Raises:
@@ -144,4 +146,4 @@ def build(options: Options, backbone: Backbone, classes: tuple[str, ...]) -> Cla
     return Classification(head, len(classes), options)
 
 
-TASK = Task(Options, build)
+TASK = Task(ClassificationOptions, build_classification)

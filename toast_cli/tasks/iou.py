@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from toast_cli.tasks.upernet import enlarged
-from toast_cli.utils.constants import IGNORED
+from toast_cli.tasks.upernet import upsample_logits
+from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 
 
-def judged(logits: Tensor, batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+def align_logits_with_labels(logits: Tensor, batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits `[n, classes, H, W]` and the labels `[n, H, W]` they are held against, float32.
 
     Where images were resized for the backbone and their labels were not (evaluation), the batch says which `extent` of
@@ -26,15 +26,15 @@ def judged(logits: Tensor, batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, T
         return
     for scores, labels, extent, size in zip(logits, batch["labels"], batch["extent"], batch["size"], strict=True):
         (rows, columns), (height, width) = extent.tolist(), size.tolist()
-        yield enlarged(scores[None, :, :rows, :columns].float(), (height, width)), labels[None, :height, :width]
+        yield upsample_logits(scores[None, :, :rows, :columns].float(), (height, width)), labels[None, :height, :width]
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of logits `[n, classes, H, W]` against labels `[n, H, W]`, summed over pixels."""
-    return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
-class OverlapMeter:
+class SegmentationMeter:
     """Counts pixels by labelled and predicted class over a whole split, then divides once.
 
     The counts are integers, so several processes come to exactly what one would. A class that is neither labelled nor
@@ -48,14 +48,14 @@ class OverlapMeter:
 
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Logits `[B, classes, ...]`, perhaps an auxiliary head's behind them, against `batch["labels"]`."""
-        for logits, labels in judged(outputs[:, : len(self._classes)], batch):
+        for logits, labels in align_logits_with_labels(outputs[:, : len(self._classes)], batch):
             self._counts += multiclass_confusion_matrix(
-                logits.argmax(1), labels, len(self._classes), ignore_index=IGNORED, validate_args=False
+                logits.argmax(1), labels, len(self._classes), ignore_index=IGNORE_INDEX, validate_args=False
             ).cpu()
             self._loss += pixel_loss(logits, labels).item()
             self._images += len(labels)
 
-    def merge(self, other: OverlapMeter) -> None:
+    def merge(self, other: SegmentationMeter) -> None:
         """Count in what another meter counted."""
         self._counts += other._counts
         self._loss += other._loss

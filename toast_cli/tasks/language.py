@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from toast_cli.tasks.base import Objective, Task
-from toast_cli.utils.config import Named
-from toast_cli.utils.constants import BOOKKEEPING, IGNORED
+from toast_cli.utils.config import NamedOptions
+from toast_cli.utils.constants import BATCH_METADATA_KEYS, IGNORE_INDEX
 from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
 
 
-class Options(Named):
+class LanguageModelingOptions(NamedOptions):
     """Language modelling has no settings of its own."""
 
     name: Literal["language"] = Field("language", description="the task")
@@ -29,7 +29,7 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy, summed: the logits `[B, N, V]` at a token against the label `[B, N]` of the token after it."""
     from torch.nn import functional as F
 
-    learned = labels[:, 1:] != IGNORED
+    learned = labels[:, 1:] != IGNORE_INDEX
     return F.cross_entropy(logits[:, :-1][learned].float(), labels[:, 1:][learned], reduction="sum")
 
 
@@ -42,7 +42,7 @@ class LanguageMeter:
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Logits `[B, N, V]` against `batch["labels"]` `[B, N]`."""
         self._loss += next_token_loss(outputs, batch["labels"]).item()
-        self._tokens += learned_tokens(batch)
+        self._tokens += count_target_tokens(batch)
         self._texts += len(batch["labels"])
 
     def merge(self, other: LanguageMeter) -> None:
@@ -70,12 +70,12 @@ class LanguageMeter:
         self._loss, self._tokens, self._texts = state["loss"], state["tokens"], state["texts"]
 
 
-def learned_tokens(batch: Mapping[str, Any]) -> int:
+def count_target_tokens(batch: Mapping[str, Any]) -> int:
     """Tokens that are predicted: every label but the first, which nothing comes before."""
-    return int((batch["labels"][:, 1:] != IGNORED).sum())
+    return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
 
-class Language(Objective):
+class LanguageModeling(Objective):
     """The next token, scored by the model's own output layer."""
 
     def __init__(self, head: nn.Module) -> None:
@@ -83,11 +83,11 @@ class Language(Objective):
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Token ids `[B, N]`, and whatever says which are real and which belong together."""
-        return {name: tensor for name, tensor in batch.items() if name not in ("labels", *BOOKKEEPING)}
+        return {name: tensor for name, tensor in batch.items() if name not in ("labels", *BATCH_METADATA_KEYS)}
 
     def count(self, batch: Mapping[str, Any]) -> int:
         """Tokens to be learned."""
-        return learned_tokens(batch)
+        return count_target_tokens(batch)
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Cross-entropy over the tokens to be learned, summed."""
@@ -102,7 +102,9 @@ class Language(Objective):
         return -metrics["loss"]
 
 
-def build(options: Options, backbone: Backbone, classes: tuple[str, ...]) -> Language:
+def build_language_modeling(
+    options: LanguageModelingOptions, backbone: Backbone, classes: tuple[str, ...]
+) -> LanguageModeling:
     """The backbone's own head, which only a method that trains the backbone changes.
 
     Raises:
@@ -113,7 +115,7 @@ def build(options: Options, backbone: Backbone, classes: tuple[str, ...]) -> Lan
         raise UsageError(
             f"A {type(backbone.module).__name__} writes no text.", what_to_do="Choose a language model, llama:<model>."
         )
-    return Language(head)
+    return LanguageModeling(head)
 
 
-TASK = Task(Options, build)
+TASK = Task(LanguageModelingOptions, build_language_modeling)

@@ -9,17 +9,17 @@ from pydantic import Field
 
 from toast_cli.backbones.image_options import PixelOptions
 from toast_cli.tasks.base import Objective, Task
-from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.constants import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from toast_cli.backbones.base import Backbone, Readout
-    from toast_cli.tasks.iou import OverlapMeter
-    from toast_cli.tasks.upernet import Maps
+    from toast_cli.tasks.iou import SegmentationMeter
+    from toast_cli.tasks.upernet import FeatureMaps
 
 
-class Options(PixelOptions):
+class SegmentationOptions(PixelOptions):
     """Segmentation's settings."""
 
     name: Literal["segmentation"] = Field("segmentation", description="the task")
@@ -54,29 +54,31 @@ class Segmentation(Objective):
     reads_levels = True
     dense = True
 
-    def __init__(self, head: nn.Module, classes: tuple[str, ...], window: tuple[int, int], options: Options) -> None:
+    def __init__(
+        self, head: nn.Module, classes: tuple[str, ...], window: tuple[int, int], options: SegmentationOptions
+    ) -> None:
         self.head = head
         self.classes = classes
         self.window = window
         self.options = options
-        self.uneven = options.evaluation == "slide"
+        self.has_variable_cost = options.evaluation == "slide"
 
     def inputs(self, batch: Mapping[str, Any]) -> Tensor:
         """The images `[B, 3, H, W]`; of larger ones, which `predict` slides over, the first window."""
         height, width = self.window
         return batch["image"][..., :height, :width]
 
-    def features(self, backbone: Backbone, readout: Readout, levels: Sequence[Tensor], inputs: Tensor) -> Maps:
+    def features(self, backbone: Backbone, readout: Readout, levels: Sequence[Tensor], inputs: Tensor) -> FeatureMaps:
         """The levels of the pass, laid out over the image."""
-        from toast_cli.tasks.upernet import maps_of
+        from toast_cli.tasks.upernet import extract_feature_maps
 
-        return maps_of(backbone, readout, levels, inputs)
+        return extract_feature_maps(backbone, readout, levels, inputs)
 
     def predict(self, model: Callable[[Tensor], Tensor], batch: Mapping[str, Any]) -> Tensor:
         """Logits `[B, classes, H, W]` for whole images; what is padding (beyond `batch["extent"]`) stays zero."""
         import torch
 
-        from toast_cli.tasks.sliding_window import slide
+        from toast_cli.tasks.sliding_window import predict_sliding_window
 
         images = batch["image"]
         if images.shape[-2:] == self.window:
@@ -84,37 +86,39 @@ class Segmentation(Objective):
         step = [max(1, round(side * self.options.stride)) for side in self.window]
         found = []
         for image, (height, width) in zip(images, batch["extent"].tolist(), strict=True):
-            scores = slide(model, image[:, :height, :width], self.window, (step[0], step[1]), len(images))
+            scores = predict_sliding_window(
+                model, image[:, :height, :width], self.window, (step[0], step[1]), len(images)
+            )
             found.append(torch.nn.functional.pad(scores, (0, images.shape[-1] - width, 0, images.shape[-2] - height)))
         return torch.stack(found)
 
     def count(self, batch: Mapping[str, Any]) -> int:
         """Pixels to be learned."""
-        return int((batch["labels"] != IGNORED).sum())
+        return int((batch["labels"] != IGNORE_INDEX).sum())
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Cross-entropy summed over pixels, and the auxiliary head's, weighed, where it has scored too."""
-        from toast_cli.tasks.iou import judged, pixel_loss
+        from toast_cli.tasks.iou import align_logits_with_labels, pixel_loss
 
         logits, *auxiliary = outputs.split(len(self.classes), dim=1)
         loss = logits.new_zeros(())
         for weight, scores in ((1.0, logits), *((self.options.auxiliary, scores) for scores in auxiliary)):
-            for pair in judged(scores, batch):
+            for pair in align_logits_with_labels(scores, batch):
                 loss = loss + weight * pixel_loss(*pair)
         return loss
 
-    def meter(self) -> OverlapMeter:
+    def meter(self) -> SegmentationMeter:
         """Mean IoU, IoU by class, pixel accuracy and cross-entropy."""
-        from toast_cli.tasks.iou import OverlapMeter
+        from toast_cli.tasks.iou import SegmentationMeter
 
-        return OverlapMeter(self.classes)
+        return SegmentationMeter(self.classes)
 
     def score(self, metrics: Mapping[str, Any]) -> float:
         """Mean IoU."""
         return metrics["mean_iou"]
 
 
-def build(options: Options, backbone: Backbone, classes: tuple[str, ...]) -> Segmentation:
+def build_segmentation(options: SegmentationOptions, backbone: Backbone, classes: tuple[str, ...]) -> Segmentation:
     """A new UperNet for these classes.
 
     Raises:
@@ -128,4 +132,4 @@ def build(options: Options, backbone: Backbone, classes: tuple[str, ...]) -> Seg
     return Segmentation(head, classes, window, options)
 
 
-TASK = Task(Options, build)
+TASK = Task(SegmentationOptions, build_segmentation)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def places(length: int, window: int, step: int) -> list[int]:
+def compute_window_starts(length: int, window: int, step: int) -> list[int]:
     """Where windows begin along a side: every `step` pixels, the last one ending where the side does.
 
     Raises:
@@ -19,7 +19,7 @@ def places(length: int, window: int, step: int) -> list[int]:
     return [*range(0, length - window, step), length - window]
 
 
-def slide(
+def predict_sliding_window(
     scores: Callable[[Tensor], Tensor], image: Tensor, window: tuple[int, int], step: tuple[int, int], at_once: int
 ) -> Tensor:
     """Scores for every pixel of one image.
@@ -35,8 +35,8 @@ def slide(
         `[classes, H, W]`: at every pixel the mean over the windows that cover it.
     """
     height, width = window
-    rows = places(image.shape[-2], height, step[0])
-    columns = places(image.shape[-1], width, step[1])
+    rows = compute_window_starts(image.shape[-2], height, step[0])
+    columns = compute_window_starts(image.shape[-1], width, step[1])
     corners = [(y, x) for y in rows for x in columns]
     total: Tensor | None = None
     cover = image.new_zeros(image.shape[-2:])

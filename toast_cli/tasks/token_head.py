@@ -11,18 +11,18 @@ from toast_cli.backbones.base import Backbone, Readout
 
 
 @dataclass
-class Tokens:
+class TokenFeatures:
     """Pooled features `[B, d]` and patch tokens `[B, N, d]` (of a map `[B, C, h, w]`, its cells row by row)."""
 
     pooled: Tensor
     patches: Tensor
 
 
-def tokens_of(backbone: Backbone, readout: Readout) -> Tokens:
+def extract_token_features(backbone: Backbone, readout: Readout) -> TokenFeatures:
     """Take the patch tokens after the last level; prefix tokens have no place in the image and are left out."""
     z = readout.z.movedim(backbone.channel_dim, -1)
     patches = z.flatten(1, 2) if backbone.channel_dim == 1 else z[:, backbone.prefix_tokens :]
-    return Tokens(readout.pooled, patches)
+    return TokenFeatures(readout.pooled, patches)
 
 
 class TokenHead(nn.Module):
@@ -41,6 +41,6 @@ class TokenHead(nn.Module):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, tokens: Tokens) -> Tensor:
+    def forward(self, tokens: TokenFeatures) -> Tensor:
         """Score the image first, then its patches."""
         return torch.cat([self.image(tokens.pooled)[:, None], self.patch(tokens.patches)], dim=1)

@@ -15,16 +15,16 @@ from pydantic import Field
 
 from toast_cli.backbones.image_options import PixelOptions
 from toast_cli.tasks.base import Objective, Task
-from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from toast_cli.backbones.base import Backbone, Readout
-    from toast_cli.tasks.token_head import Tokens
+    from toast_cli.tasks.token_head import TokenFeatures
 
-SEPARATOR = ", "
+ATTRIBUTE_SEPARATOR = ", "
 
 
 class TokenLabelsOptions(PixelOptions):
@@ -59,7 +59,7 @@ class Attribute:
     """
 
     values: tuple[str, ...]
-    of_class: tuple[int, ...]
+    class_values: tuple[int, ...]
 
 
 def split_attributes(classes: Sequence[str], background: str | None, split: bool) -> tuple[Attribute, ...]:
@@ -73,12 +73,13 @@ def split_attributes(classes: Sequence[str], background: str | None, split: bool
             f"The data set has no class '{background}' (task.background).",
             what_to_do=f"Its classes begin with {', '.join(classes[:3])}.",
         )
-    parts = [name.split(SEPARATOR) if split and name != background else [name] for name in classes]
+    parts = [name.split(ATTRIBUTE_SEPARATOR) if split and name != background else [name] for name in classes]
     counts = {len(part) for part, name in zip(parts, classes, strict=True) if name != background}
     if len(counts) != 1:
         raise UsageError(
             "task.attributes=true needs class names with the same number of parts.",
-            f"The names have {', '.join(map(str, sorted(counts)))} parts, separated by '{SEPARATOR.strip()}'.",
+            f"The names have {', '.join(map(str, sorted(counts)))} parts, "
+            f"separated by '{ATTRIBUTE_SEPARATOR.strip()}'.",
             "Set task.attributes=false.",
         )
     attributes = []
@@ -121,15 +122,15 @@ class TokenLabels(Objective):
         """Return the images `[B, 3, H, W]`."""
         return batch["image"]
 
-    def features(self, backbone: Backbone, readout: Readout, levels: Sequence[Tensor], inputs: Any) -> Tokens:
+    def features(self, backbone: Backbone, readout: Readout, levels: Sequence[Tensor], inputs: Any) -> TokenFeatures:
         """Return the pooled features and the patch tokens after the last level."""
-        from toast_cli.tasks.token_head import tokens_of
+        from toast_cli.tasks.token_head import extract_token_features
 
-        return tokens_of(backbone, readout)
+        return extract_token_features(backbone, readout)
 
     def count(self, batch: Mapping[str, Any]) -> int:
         """Count the images with at least one labelled pixel."""
-        return int((batch["labels"] != IGNORED).flatten(1).any(1).sum())
+        return int((batch["labels"] != IGNORE_INDEX).flatten(1).any(1).sum())
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Return the sum over images of the image-level loss and the mean patch loss, both averaged over attributes."""
@@ -146,14 +147,14 @@ class TokenLabels(Objective):
                 by_value = F.binary_cross_entropy_with_logits(image[:, first:], targets[:, first:], reduction="none")
                 total = total + self.options.image_weight * by_value.mean(-1)[labelled].sum()
             else:
-                wanted = targets.masked_fill(~labelled, IGNORED)
+                wanted = targets.masked_fill(~labelled, IGNORE_INDEX)
                 total = total + self.options.image_weight * F.cross_entropy(
-                    image, wanted, ignore_index=IGNORED, reduction="sum"
+                    image, wanted, ignore_index=IGNORE_INDEX, reduction="sum"
                 )
             if self.options.patch_weight > 0:
                 places = self._patch_targets(pixels, attribute)
-                by_patch = F.cross_entropy(patches.transpose(1, 2), places, ignore_index=IGNORED, reduction="none")
-                known = (places != IGNORED).sum(1)
+                by_patch = F.cross_entropy(patches.transpose(1, 2), places, ignore_index=IGNORE_INDEX, reduction="none")
+                known = (places != IGNORE_INDEX).sum(1)
                 total = total + self.options.patch_weight * (by_patch.sum(1) / known.clamp_min(1)).sum()
         return total / len(self.attributes)
 
@@ -175,7 +176,7 @@ class TokenLabels(Objective):
                 counts[1] += int(labelled.sum())
             places = self._patch_targets(pixels, attribute)
             counts[2] += int((scores[:, 1:].argmax(-1) == places).sum())
-            counts[3] += int((places != IGNORED).sum())
+            counts[3] += int((places != IGNORE_INDEX).sum())
         return counts[0], counts[1], counts[2], counts[3]
 
     def _pixels(self, batch: Mapping[str, Any]) -> Tensor:
@@ -206,17 +207,17 @@ class TokenLabels(Objective):
         import torch
 
         classes = pixels.flatten(1)
-        known = classes != IGNORED
-        counts = torch.zeros(len(classes), len(attribute.of_class), device=pixels.device)
+        known = classes != IGNORE_INDEX
+        counts = torch.zeros(len(classes), len(attribute.class_values), device=pixels.device)
         counts.scatter_add_(1, classes.clamp_min(0), known.to(counts.dtype))
         if self.skip_background:
-            counts[:, attribute.of_class.index(0)] = 0
+            counts[:, attribute.class_values.index(0)] = 0
         by_value = torch.zeros(len(classes), len(attribute.values), device=pixels.device)
         if self.options.image == "dominant":
             # The class decides, not the value: two things of one kind are not one large thing.
-            value = torch.tensor(attribute.of_class, device=pixels.device)[counts.argmax(1)]
+            value = torch.tensor(attribute.class_values, device=pixels.device)[counts.argmax(1)]
             return value, counts.sum(1) > 0
-        by_value.index_add_(1, torch.tensor(attribute.of_class, device=pixels.device), counts)
+        by_value.index_add_(1, torch.tensor(attribute.class_values, device=pixels.device), counts)
         return (by_value > 0).float(), known.any(1)
 
     def _patch_targets(self, pixels: Tensor, attribute: Attribute) -> Tensor:
@@ -224,8 +225,8 @@ class TokenLabels(Objective):
         import torch
 
         most = pixels.mode(-1).values
-        values = torch.tensor(attribute.of_class, device=pixels.device)
-        return torch.where(most == IGNORED, most, values[most.clamp_min(0)])
+        values = torch.tensor(attribute.class_values, device=pixels.device)
+        return torch.where(most == IGNORE_INDEX, most, values[most.clamp_min(0)])
 
     def meter(self) -> TokenLabelsMeter:
         """Return a fresh meter of accuracy and loss."""
@@ -287,7 +288,7 @@ class TokenLabelsMeter:
         self._counts, self._loss, self._images = list(state["counts"]), state["loss"], state["images"]
 
 
-def build(options: TokenLabelsOptions, backbone: Backbone, classes: tuple[str, ...]) -> TokenLabels:
+def build_token_labels(options: TokenLabelsOptions, backbone: Backbone, classes: tuple[str, ...]) -> TokenLabels:
     """Build a linear head on the pooled features and one on the patch tokens.
 
     Raises:
@@ -305,4 +306,4 @@ def build(options: TokenLabelsOptions, backbone: Backbone, classes: tuple[str, .
     return TokenLabels(head, attributes, options, grid)
 
 
-TASK = Task(TokenLabelsOptions, build)
+TASK = Task(TokenLabelsOptions, build_token_labels)

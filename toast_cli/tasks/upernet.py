@@ -19,49 +19,49 @@ from transformers.models.upernet.modeling_upernet import UperNetConvModule, Uper
 
 from toast_cli.backbones.base import Backbone, Readout
 
-SCALES = (4.0, 2.0, 1.0, 0.5)
+PYRAMID_SCALES = (4.0, 2.0, 1.0, 0.5)
 """How much finer or coarser than the patches each map of the pyramid is, finest first."""
 
-GROUPS = 32
-LEAST_IN_GROUP = 16
+NORM_GROUPS = 32
+MIN_GROUP_CHANNELS = 16
 """Pooling leaves maps of a single cell, where a group of one channel would be normalised to nothing."""
 
 
 @dataclass
-class Maps:
+class FeatureMaps:
     """A backbone's levels as maps `[B, C, h, w]`, earliest first, and the (height, width) of the images."""
 
     maps: list[Tensor]
     size: tuple[int, int]
 
 
-def chosen_levels(backbone: Backbone) -> list[int]:
+def select_pyramid_levels(backbone: Backbone) -> list[int]:
     """The levels that are looked at, from 0: every stage of a ConvNet, four of a transformer, evenly spaced."""
     count = len(backbone.levels)
     if backbone.channel_dim == 1:
         return list(range(count))
-    return [-(-count * part // len(SCALES)) - 1 for part in range(1, len(SCALES) + 1)]
+    return [-(-count * part // len(PYRAMID_SCALES)) - 1 for part in range(1, len(PYRAMID_SCALES) + 1)]
 
 
-def maps_of(backbone: Backbone, readout: Readout, levels: Sequence[Tensor], inputs: Tensor) -> Maps:
+def extract_feature_maps(backbone: Backbone, readout: Readout, levels: Sequence[Tensor], inputs: Tensor) -> FeatureMaps:
     """What the chosen levels put out, laid out over the image; tokens without a place in it are left out.
 
     The last level's is taken after the model's final norm, as the model itself would use it.
     """
     last = len(backbone.levels) - 1
-    chosen = [readout.compared if index == last else levels[index] for index in chosen_levels(backbone)]
+    chosen = [readout.compared if index == last else levels[index] for index in select_pyramid_levels(backbone)]
     if backbone.channel_dim != 1:
         grid = backbone.grid(inputs)
         chosen = [tokens[:, backbone.prefix_tokens :].movedim(1, -1).unflatten(-1, grid) for tokens in chosen]
     height, width = inputs.shape[-2:]
-    return Maps(chosen, (height, width))
+    return FeatureMaps(chosen, (height, width))
 
 
-def rescale(width: int, scale: float) -> nn.Module:
+def build_rescale_layer(width: int, scale: float) -> nn.Module:
     """The layer that makes a map of `width` channels `scale` times as fine."""
     if scale == 4:
         up = nn.ConvTranspose2d(width, width, 2, 2)
-        return nn.Sequential(up, _norm(width), nn.GELU(), nn.ConvTranspose2d(width, width, 2, 2))
+        return nn.Sequential(up, _build_group_norm(width), nn.GELU(), nn.ConvTranspose2d(width, width, 2, 2))
     if scale == 2:
         return nn.ConvTranspose2d(width, width, 2, 2)
     return nn.Identity() if scale == 1 else nn.MaxPool2d(2, 2, ceil_mode=True)
@@ -83,11 +83,11 @@ class SegmentationHead(nn.Module):
 
     def __init__(self, backbone: Backbone, classes: int, width: int, auxiliary: bool) -> None:
         super().__init__()
-        widths = [backbone.levels[index].width_out for index in chosen_levels(backbone)]
+        widths = [backbone.levels[index].width_out for index in select_pyramid_levels(backbone)]
         plain = backbone.channel_dim != 1
         self.pyramid = nn.ModuleList(
-            rescale(channels, scale) if plain else nn.Identity()
-            for channels, scale in zip(widths, SCALES if plain else [1.0] * len(widths), strict=True)
+            build_rescale_layer(channels, scale) if plain else nn.Identity()
+            for channels, scale in zip(widths, PYRAMID_SCALES if plain else [1.0] * len(widths), strict=True)
         )
         config = UperNetConfig(hidden_size=width, auxiliary_channels=width // 2)
         config.num_labels = classes
@@ -96,21 +96,21 @@ class SegmentationHead(nn.Module):
         self.auxiliary = UperNetFCNHead(config, widths, in_index=third) if auxiliary else None
         for part in self.modules():
             if isinstance(part, UperNetConvModule):
-                part.batch_norm = _norm(part.conv.out_channels)  # type: ignore[assignment]
+                part.batch_norm = _build_group_norm(part.conv.out_channels)  # type: ignore[assignment]
 
-    def forward(self, features: Maps) -> Tensor:
+    def forward(self, features: FeatureMaps) -> Tensor:
         """Logits `[B, classes, H, W]`; in training those of the auxiliary head behind them: `[B, 2 classes, H, W]`."""
         maps = [layer(map) for layer, map in zip(self.pyramid, features.maps, strict=True)]
-        logits = enlarged(self.upernet(maps), features.size)
+        logits = upsample_logits(self.upernet(maps), features.size)
         if self.auxiliary is None or not self.training:
             return logits
-        return torch.cat([logits, enlarged(self.auxiliary(maps), features.size)], dim=1)
+        return torch.cat([logits, upsample_logits(self.auxiliary(maps), features.size)], dim=1)
 
 
-def enlarged(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Scores `[B, C, h, w]` for every pixel of an image of `size`, interpolated between those of their neighbours."""
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(gcd(GROUPS, channels, max(channels // LEAST_IN_GROUP, 1)), channels)
+def _build_group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(gcd(NORM_GROUPS, channels, max(channels // MIN_GROUP_CHANNELS, 1)), channels)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from toast_cli.model.model import Model
-from toast_cli.utils.dtensor import put
+from toast_cli.utils.dtensor import copy_tensors
 
 
-class Average:
+class ExponentialMovingAverage:
     """The average of a model's trained weights; the frozen rest is the model's own and not copied."""
 
     def __init__(self, model: Model, decay: float) -> None:
@@ -42,7 +42,7 @@ class Average:
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from averaged weights."""
-        put(tensors, self._averaged)
+        copy_tensors(tensors, self._averaged)
 
     @torch.no_grad()
     def _swap(self) -> None:

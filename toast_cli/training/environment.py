@@ -12,14 +12,24 @@ from accelerate import Accelerator
 
 from toast_cli.utils.version import __version__
 
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
+RECORDED_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
 """What has a part in the numbers."""
 
 
-def versions() -> dict[str, str]:
+def get_package_versions() -> dict[str, str]:
     """Of toast, Python and all that has a part in the numbers."""
     found = {"toast": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
+    for package in RECORDED_PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -27,11 +37,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def environment(accelerator: Accelerator) -> dict[str, Any]:
+def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
     """What the run ran on: versions, device, precision, threads, and the command that started it."""
     device = accelerator.device
     return {
-        "versions": versions(),
+        "versions": get_package_versions(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({platform.machine()})",
         "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from toast_cli.training.distributed.collectives import merged
-from toast_cli.training.step import Parts, Step, Stepped
+from toast_cli.training.distributed.collectives import merge_across_processes
+from toast_cli.training.step import LossPartsMeter, StepOutput, TrainingStep
 
 
-class Tally:
+class EpochMetrics:
     """Metrics, the loss's parts, and the mean loss over everything `seen`, of one process or of all together."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: TrainingStep) -> None:
         self._count = step.model.objective.count
         self.meter = step.meter()
-        self.parts = Parts()
+        self.parts = LossPartsMeter()
         self.seen = 0.0
         self.seconds = 0.0
         self._loss = 0.0
 
-    def add(self, stepped: Stepped, batch: Mapping[str, Any]) -> None:
+    def add(self, stepped: StepOutput, batch: Mapping[str, Any]) -> None:
         """Count this process's part of a batch in."""
         if count := self._count(batch):
             self.meter.add(stepped.outputs.detach(), batch)
@@ -38,7 +38,11 @@ class Tally:
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as plain values; of all processes together."""
         counted = {"seen": self.seen, "seconds": self.seconds, "loss": self._loss}
-        return {**counted, "meter": merged(self.meter).state(), "parts": merged(self.parts).state()}
+        return {
+            **counted,
+            "meter": merge_across_processes(self.meter).state(),
+            "parts": merge_across_processes(self.parts).state(),
+        }
 
     def restore(self, state: Mapping[str, Any], *, first: bool) -> None:
         """Go on counting; what all processes had counted goes to the `first` of them."""
@@ -49,5 +53,5 @@ class Tally:
 
     def closing(self) -> dict[str, Any]:
         """The metrics of all processes together."""
-        whole = {**merged(self.meter).result(), **merged(self.parts).result()}
+        whole = {**merge_across_processes(self.meter).result(), **merge_across_processes(self.parts).result()}
         return {**whole, "loss": self._loss / max(self.seen, 1), "seconds": self.seconds}

@@ -9,15 +9,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from toast_cli.attention.maps import Recorder
+from toast_cli.attention.maps import AttentionRecorder
 from toast_cli.attention.object_attention import AttentionShare
 from toast_cli.model.model import Model
-from toast_cli.training.distributed.collectives import merged
-from toast_cli.training.step import Parts, Step
-from toast_cli.utils.constants import IGNORED
+from toast_cli.training.distributed.collectives import merge_across_processes
+from toast_cli.training.step import LossPartsMeter, TrainingStep
+from toast_cli.utils.constants import IGNORE_INDEX
 
 
-class Answers:
+class SamplePredictions:
     """Which class each sample was given, by its place in the split, where the task gives one: `(label, chosen)`."""
 
     def __init__(self) -> None:
@@ -28,23 +28,23 @@ class Answers:
         if chosen is not None:
             places, labels = batch["index"].tolist(), batch["label"].tolist()
             for place, label, answer in zip(places, labels, chosen.tolist(), strict=True):
-                if label != IGNORED:
+                if label != IGNORE_INDEX:
                     self.given[place] = label, answer
 
-    def merge(self, other: Answers) -> None:
+    def merge(self, other: SamplePredictions) -> None:
         """Take in another process's."""
         self.given |= other.given
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_model(
     model: Model,
     batches: Iterable[dict[str, Any]],
     accelerator: Accelerator,
     *,
     with_attention: bool = False,
-    step: Step | None = None,
-    answers: Answers | None = None,
+    step: TrainingStep | None = None,
+    answers: SamplePredictions | None = None,
 ) -> dict[str, Any]:
     """The metrics over all batches, those of other processes included.
 
@@ -54,9 +54,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     share = AttentionShare() if with_attention else None
-    recorder = Recorder(model) if with_attention else None
+    recorder = AttentionRecorder(model) if with_attention else None
     objective = model.objective
-    meter, parts = (step or objective).meter(), Parts()
+    meter, parts = (step or objective).meter(), LossPartsMeter()
     for batch in batches:
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with accelerator.autocast():
@@ -76,7 +76,7 @@ def evaluate(
             if answers is not None:
                 answers.add(objective.chosen(outputs), batch)
     model.train(was_training)
-    metrics: dict[str, Any] = {**merged(meter).result(), **merged(parts).result()}
+    metrics: dict[str, Any] = {**merge_across_processes(meter).result(), **merge_across_processes(parts).result()}
     if share is not None:
-        metrics["attention_share"] = merged(share).result()
+        metrics["attention_share"] = merge_across_processes(share).result()
     return metrics

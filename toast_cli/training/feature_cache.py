@@ -18,25 +18,25 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from toast_cli.backbones.base import Backbone, Readout, State
-from toast_cli.data.base import KNOWN
-from toast_cli.data.paths import data_folder, located
+from toast_cli.data.base import CACHED_KEY
+from toast_cli.data.paths import get_data_dir, resolve_path
 from toast_cli.model.model import Model
 from toast_cli.recipe.schema import Recipe
-from toast_cli.steering.steering import Steering, first_pass, steered_pass
-from toast_cli.storage.tensor_cache import Slots, size
-from toast_cli.training.environment import versions
-from toast_cli.training.step import Step, Stepped
-from toast_cli.utils.cache_dir import cache_folder
-from toast_cli.utils.constants import IGNORED
+from toast_cli.steering.steering import Steering, run_first_pass, run_steered_pass
+from toast_cli.storage.tensor_cache import TensorCache, count_cache_bytes
+from toast_cli.training.environment import get_package_versions
+from toast_cli.training.step import StepOutput, TrainingStep
+from toast_cli.utils.cache_dir import get_cache_folder
+from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.formatting import readable
-from toast_cli.utils.hashing import digest_of, digest_of_settings
+from toast_cli.utils.formatting import format_bytes
+from toast_cli.utils.hashing import hash_bytes, hash_module_settings
 
-FOLDER = "first-pass"
+FIRST_PASS_FOLDER = "first-pass"
 
 
 @dataclass
-class Seen:
+class FilledSlots:
     """Which slots of a split were filled, or found sound, in this run.
 
     A slot is a sample under one of `views` augmentations. In shared memory, for the workers that read data.
@@ -49,7 +49,7 @@ class Seen:
         self.slots = torch.zeros(self.samples * self.views, dtype=torch.bool).share_memory_()
 
 
-class FirstPasses:
+class FirstPassCache:
     """The first passes over one split.
 
     Args:
@@ -60,7 +60,9 @@ class FirstPasses:
         dtypes: what the backbone hands the tensors over in, by name.
     """
 
-    def __init__(self, model: Model, slots: Slots, seen: Seen, batches: Any, dtypes: Mapping[str, torch.dtype]) -> None:
+    def __init__(
+        self, model: Model, slots: TensorCache, seen: FilledSlots, batches: Any, dtypes: Mapping[str, torch.dtype]
+    ) -> None:
         self.model, self.slots, self.seen, self.batches, self.dtypes = model, slots, seen, batches, dtypes
 
     @torch.no_grad()
@@ -70,25 +72,25 @@ class FirstPasses:
         found = [self.slots.recall(number) for number in numbers]
         if any(kept is None for kept in found):
             found = self._looked_at(numbers, found, batch)
-        return self._stacked([kept for kept in found if kept is not None], batch, batch["index"].device)
+        return self._stack_tensors([kept for kept in found if kept is not None], batch, batch["index"].device)
 
     def _looked_at(
         self, numbers: list[int], found: list[dict[str, Tensor] | None], batch: Mapping[str, Any]
     ) -> list[dict[str, Tensor] | None]:
         """What is missing among the `found`: kept by an earlier run, or computed."""
         # Left out because they were known: another run has written over one of their slots since.
-        whole = send_to_device(self.batches.whole(batch), batch["index"].device) if KNOWN in batch else batch
+        whole = send_to_device(self.batches.whole(batch), batch["index"].device) if CACHED_KEY in batch else batch
         inputs = self.model.objective.inputs(whole)
-        digests = _digests(inputs, len(numbers))
+        digests = _compute_input_digests(inputs, len(numbers))
         # What is to be ignored may stand in for an image that could not be read, and can be the next time.
-        stays = [True] * len(numbers) if "label" not in batch else (batch["label"] != IGNORED).tolist()
+        stays = [True] * len(numbers) if "label" not in batch else (batch["label"] != IGNORE_INDEX).tolist()
         asked = list(zip(numbers, digests, stays, strict=True))
         found = [
             kept or (self.slots.read(number, digest) if keep else None)
             for kept, (number, digest, keep) in zip(found, asked, strict=True)
         ]
         if any(kept is None for kept in found):
-            passed = outputs(self.model, inputs)
+            passed = compute_first_pass_outputs(self.model, inputs)
             for row, (number, digest, keep) in enumerate(asked):
                 if found[row] is None:
                     own = {name: tensor[row] for name, tensor in passed.items()}
@@ -105,7 +107,7 @@ class FirstPasses:
                 )
         return self.slots.write(number, tensors, digest)
 
-    def _stacked(
+    def _stack_tensors(
         self, found: list[dict[str, Tensor]], batch: Mapping[str, Any], device: torch.device
     ) -> dict[str, Tensor]:
         stacked = {
@@ -116,14 +118,14 @@ class FirstPasses:
         return stacked
 
 
-class CachedStep(Step):
+class CachedStep(TrainingStep):
     """Tuning with the first passes kept: the second alone is run."""
 
-    def __init__(self, model: Model, train: FirstPasses, validation: FirstPasses | None) -> None:
+    def __init__(self, model: Model, train: FirstPassCache, validation: FirstPassCache | None) -> None:
         super().__init__(model)
         self.train_passes, self.validation_passes = train, validation
 
-    def forward(self, batch: Mapping[str, Any]) -> Stepped:
+    def forward(self, batch: Mapping[str, Any]) -> StepOutput:
         """One batch; without inputs where they are not needed."""
         passes = self.train_passes if self.model.training else self.validation_passes
         steering = self.model.adapted.steering
@@ -132,16 +134,18 @@ class CachedStep(Step):
         z = kept["z"]
         first = Readout(z=z, compared=kept.get("compared", z), pooled=z)
         with torch.no_grad():
-            state = _begin(backbone, None if KNOWN in batch else objective.inputs(batch), kept.get("hidden"))
-        outputs = self.model.outputs(steered_pass(backbone, steering, first, state))
-        return Stepped(outputs, objective.loss(outputs, batch))
+            state = _enter_second_pass(
+                backbone, None if CACHED_KEY in batch else objective.inputs(batch), kept.get("hidden")
+            )
+        outputs = self.model.outputs(run_steered_pass(backbone, steering, first, state))
+        return StepOutput(outputs, objective.loss(outputs, batch))
 
 
-def outputs(model: Model, inputs: Any) -> dict[str, Tensor]:
+def compute_first_pass_outputs(model: Model, inputs: Any) -> dict[str, Tensor]:
     """What of the first pass is kept: `z`, `compared` where it is another, `hidden` where levels are shared."""
     steering = model.adapted.steering
     assert isinstance(steering, Steering)
-    shared, first, _ = first_pass(model.backbone, steering.levels, inputs)
+    shared, first, _ = run_first_pass(model.backbone, steering.levels, inputs)
     kept = {"z": first.z}
     if first.compared is not first.z:
         kept["compared"] = first.compared
@@ -178,7 +182,7 @@ def check_cache(recipe: Recipe, model: Model) -> None:
         )
 
 
-def cached_step(
+def build_cached_step(
     recipe: Recipe, model: Model, splits: Mapping[str, Any], accelerator: Accelerator
 ) -> tuple[CachedStep, str]:
     """The step that keeps first passes, and a sentence about what that takes.
@@ -196,41 +200,43 @@ def cached_step(
     check_cache(recipe, model)
     options = recipe.training
     dtype = getattr(torch, options.cache_dtype)
-    seen = {name: Seen(each.samples, options.cache_views if name == "train" else 1) for name, each in splits.items()}
+    seen = {
+        name: FilledSlots(each.samples, options.cache_views if name == "train" else 1) for name, each in splits.items()
+    }
     with accelerator.autocast():
-        passed = {name: _one(model, batches) for name, batches in splits.items()}
-    shapes = {name: _shapes(passed[name], batches) for name, batches in splits.items()}
-    needed = sum(size(shapes[name], len(seen[name].slots), dtype) for name in splits)
+        passed = {name: _run_one_sample(model, batches) for name, batches in splits.items()}
+    shapes = {name: _get_slot_shapes(passed[name], batches) for name, batches in splits.items()}
+    needed = sum(count_cache_bytes(shapes[name], len(seen[name].slots), dtype) for name in splits)
     if needed > options.cache_gigabytes * 1e9:
         raise ToastError(
-            f"The first passes need {readable(needed)}, and {options.cache_gigabytes:g} GB are allowed.",
+            f"The first passes need {format_bytes(needed)}, and {options.cache_gigabytes:g} GB are allowed.",
             what_to_do="Raise training.cache_gigabytes, lower training.cache_views, or leave training.cache out.",
         )
-    kept, folder = {}, cache_folder() / FOLDER
+    kept, folder = {}, get_cache_folder() / FIRST_PASS_FOLDER
     for name, batches in splits.items():
-        key = _key(recipe, model, name, accelerator.mixed_precision)
-        slots = Slots(folder, key, len(seen[name].slots), shapes[name], dtype)
-        kept[name] = FirstPasses(
+        key = _build_cache_key(recipe, model, name, accelerator.mixed_precision)
+        slots = TensorCache(folder, key, len(seen[name].slots), shapes[name], dtype)
+        kept[name] = FirstPassCache(
             model, slots, seen[name], batches, {kind: tensor.dtype for kind, tensor in passed[name].items()}
         )
         if "hidden" in shapes[name] and hasattr(batches, "leave_out"):
             batches.leave_out(seen[name].slots)
-    note = f"First passes are kept in {folder}: {readable(needed)} ({options.cache_dtype})."
+    note = f"First passes are kept in {folder}: {format_bytes(needed)} ({options.cache_dtype})."
     if recipe.images.augment != "none" and options.cache_views == 1:
         note += " Every image is augmented once and for all: training.cache_views=4 gives it four views in turns."
     return CachedStep(model, kept["train"], kept.get("val")), note
 
 
-def _one(model: Model, batches: Any) -> dict[str, Tensor]:
+def _run_one_sample(model: Model, batches: Any) -> dict[str, Tensor]:
     """What is kept of one sample."""
     batch = next(iter(batches))
     device = next(model.parameters()).device
     one = send_to_device({name: tensor[:1] for name, tensor in batch.items()}, device)
     with torch.no_grad():
-        return outputs(model, model.objective.inputs(one))
+        return compute_first_pass_outputs(model, model.objective.inputs(one))
 
 
-def _shapes(passed: Mapping[str, Tensor], batches: Any) -> dict[str, tuple[int, ...]]:
+def _get_slot_shapes(passed: Mapping[str, Tensor], batches: Any) -> dict[str, tuple[int, ...]]:
     """Of what is kept of a sample; texts are kept as long as the longest."""
     longest = getattr(batches, "longest", None)
     return {
@@ -239,7 +245,7 @@ def _shapes(passed: Mapping[str, Tensor], batches: Any) -> dict[str, tuple[int, 
     }
 
 
-def _key(recipe: Recipe, model: Model, split: str, precision: str) -> dict[str, Any]:
+def _build_cache_key(recipe: Recipe, model: Model, split: str, precision: str) -> dict[str, Any]:
     """What tells one split's first passes from another's; that an image is the same is told by its own digest.
 
     Another version of what computes them makes them anew.
@@ -249,29 +255,29 @@ def _key(recipe: Recipe, model: Model, split: str, precision: str) -> dict[str, 
     dumped = recipe.model_dump(mode="json")
     return {
         "backbone": model.backbone_fingerprint,
-        "settings": digest_of_settings(model.backbone.module),
-        "files": {name: digest_of(text.encode()).hex() for name, text in model.backbone.files().items()},
+        "settings": hash_module_settings(model.backbone.module),
+        "files": {name: hash_bytes(text.encode()).hex() for name, text in model.backbone.files().items()},
         "options": dumped["backbone"],
         "levels": [steering.levels.start, steering.levels.stop],
-        "data": {"images": dumped["images"], **_place(recipe)},
+        "data": {"images": dumped["images"], **_describe_dataset(recipe)},
         "seed": recipe.seed if split == "train" and recipe.images.augment != "none" else None,
         "split": split,
         "precision": precision,
         "device": next(model.parameters()).device.type,
-        "versions": {name: versions()[name] for name in ("toast", "torch", "timm", "transformers")},
+        "versions": {name: get_package_versions()[name] for name in ("toast", "torch", "timm", "transformers")},
     }
 
 
-def _place(recipe: Recipe) -> dict[str, Any]:
+def _describe_dataset(recipe: Recipe) -> dict[str, Any]:
     """The data set, wherever the run was started."""
     given = Path(recipe.data_dir).expanduser() if recipe.data_dir else None
     dataset = recipe.dataset.model_dump(mode="json")
     if path := dataset.get("path"):
-        dataset["path"] = located(path, given)
-    return {"dataset": dataset, "data_dir": str(data_folder(given).resolve())}
+        dataset["path"] = resolve_path(path, given)
+    return {"dataset": dataset, "data_dir": str(get_data_dir(given).resolve())}
 
 
-def _begin(backbone: Backbone, inputs: Any, hidden: Tensor | None) -> State:
+def _enter_second_pass(backbone: Backbone, inputs: Any, hidden: Tensor | None) -> State:
     """Where the second pass begins: at the embedded input, or with what comes out of the shared levels in its place."""
     if inputs is None:
         assert hidden is not None
@@ -280,14 +286,14 @@ def _begin(backbone: Backbone, inputs: Any, hidden: Tensor | None) -> State:
     return state if hidden is None else replace(state, hidden=hidden)
 
 
-def _digests(inputs: Any, count: int) -> list[bytes]:
+def _compute_input_digests(inputs: Any, count: int) -> list[bytes]:
     """One for each input of a batch, whatever it is padded to."""
     if isinstance(inputs, Tensor):
-        return [digest_of(row.cpu().contiguous().numpy().tobytes()) for row in inputs]
+        return [hash_bytes(row.cpu().contiguous().numpy().tobytes()) for row in inputs]
     real = inputs.get("attention_mask", inputs.get("real"))
 
     def parts(row: int) -> list[bytes]:
         whole = [tensor[row].cpu() for _, tensor in sorted(inputs.items())]
         return [(each if real is None else each[real[row].bool().cpu()]).numpy().tobytes() for each in whole]
 
-    return [digest_of(*parts(row)) for row in range(count)]
+    return [hash_bytes(*parts(row)) for row in range(count)]

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class Stop:
+class InterruptHandler:
     """Whether SIGINT or SIGTERM has `asked` to stop. A second signal does not wait: it raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.asked = False
-        self._waits = True
+        self._defers_interrupt = True
 
     @contextmanager
     def heard(self) -> Iterator[None]:
@@ -22,7 +22,7 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        former = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        former = {number: signal.signal(number, self._handle_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -32,13 +32,13 @@ class Stop:
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Within, the first signal raises KeyboardInterrupt too: for work that changes nothing and can be redone."""
-        self._waits = False
+        self._defers_interrupt = False
         try:
             yield
         finally:
-            self._waits = True
+            self._defers_interrupt = True
 
-    def _hear(self, number: int, frame: Any) -> None:
-        if self.asked or not self._waits:
+    def _handle_signal(self, number: int, frame: Any) -> None:
+        if self.asked or not self._defers_interrupt:
             raise KeyboardInterrupt
         self.asked = True

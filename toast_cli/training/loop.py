@@ -13,31 +13,31 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
-from toast_cli.data.base import Batches
+from toast_cli.data.base import BatchLoader
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.storage.checkpoint import load_besides, load_checkpoint
+from toast_cli.storage.checkpoint import load_checkpoint, load_extra_tensors
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.training.distributed.collectives import summed
-from toast_cli.training.ema import Average
-from toast_cli.training.epoch_metrics import Tally
-from toast_cli.training.evaluate import evaluate
-from toast_cli.training.interrupt import Stop
-from toast_cli.training.optimization import make_optimizer, make_schedule, total_steps
-from toast_cli.training.progress_state import Best, Position
+from toast_cli.training.distributed.collectives import sum_across_processes
+from toast_cli.training.ema import ExponentialMovingAverage
+from toast_cli.training.epoch_metrics import EpochMetrics
+from toast_cli.training.evaluate import evaluate_model
+from toast_cli.training.interrupt import InterruptHandler
+from toast_cli.training.optimization import count_total_steps, make_optimizer, make_scheduler
+from toast_cli.training.progress_state import BestEpoch, TrainingProgress
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.state import as_it_was_written, pack, unpack
-from toast_cli.training.step import Step
-from toast_cli.utils.dtensor import whole
+from toast_cli.training.state import pack_training_state, unpack_training_state, wrap_state_errors
+from toast_cli.training.step import TrainingStep
+from toast_cli.utils.dtensor import gather_full_tensors
 from toast_cli.utils.errors import ToastError
 
-EMA = "ema."
+EMA_PREFIX = "ema."
 """What the names of averaged weights begin with in a checkpoint."""
 
 
 def fit(
-    step: Step,
-    train: Batches,
-    validation: Batches | None,
+    step: TrainingStep,
+    train: BatchLoader,
+    validation: BatchLoader | None,
     training: TrainingOptions,
     accelerator: Accelerator,
     folder: RunFolder,
@@ -46,7 +46,7 @@ def fit(
     *,
     resume: bool = False,
     validate_attention: bool = False,
-) -> Best:
+) -> BestEpoch:
     """Train the step's model in place; `checkpoints/best` is the epoch that validation chose (without one: the last).
 
     With `resume`, goes on after `checkpoints/last` as if it had never stopped.
@@ -55,7 +55,7 @@ def fit(
         ToastError: the loss is not finite any more. The last good checkpoint stays where it is.
         KeyboardInterrupt: asked to stop, after the step that was being done; `checkpoints/last` is of that step.
     """
-    fitting = Fitting(step, train, validation, training, accelerator, folder, reporter, log, validate_attention)
+    fitting = TrainingLoop(step, train, validation, training, accelerator, folder, reporter, log, validate_attention)
     if resume:
         fitting.resume()
     with fitting.stop.heard():
@@ -63,14 +63,14 @@ def fit(
     return fitting.best
 
 
-class Fitting:
+class TrainingLoop:
     """One call of `fit`: what it works with, and how far it has come."""
 
     def __init__(
         self,
-        step: Step,
-        train: Batches,
-        validation: Batches | None,
+        step: TrainingStep,
+        train: BatchLoader,
+        validation: BatchLoader | None,
         training: TrainingOptions,
         accelerator: Accelerator,
         folder: RunFolder,
@@ -83,35 +83,44 @@ class Fitting:
         self.accelerator, self.folder, self.reporter, self.log = accelerator, folder, reporter, log
         self.steps_per_epoch = -(-len(train) // training.accumulate)
         optimizer = make_optimizer(self.model, training)
-        self.schedule = make_schedule(optimizer, training, self.steps_per_epoch)
+        self.schedule = make_scheduler(optimizer, training, self.steps_per_epoch)
         self.optimizer = accelerator.prepare(optimizer)
         # A divided model gathers gradients by itself.
         self.forward = step if training.shard else accelerator.prepare(step)
-        self.average = None if training.ema is None else Average(self.model, training.ema)
-        self.at, self.best, self.stop, self.tally = Position(), Best(), Stop(), Tally(step)
-        self.kept: Position | None = None
+        self.average = None if training.ema is None else ExponentialMovingAverage(self.model, training.ema)
+        self.at, self.best, self.stop, self.tally = (
+            TrainingProgress(),
+            BestEpoch(),
+            InterruptHandler(),
+            EpochMetrics(step),
+        )
+        self.kept: TrainingProgress | None = None
         self.validate_attention = validate_attention
 
     def resume(self) -> None:
         """Go back to where `checkpoints/last` stands."""
         state = load_checkpoint(self.folder.checkpoints, "last", self.model)
-        besides = load_besides(self.folder.checkpoints, "last")
-        with as_it_was_written(self.folder.checkpoints):
-            unpack(besides, state["training"], self.optimizer, self.accelerator)
+        besides = load_extra_tensors(self.folder.checkpoints, "last")
+        with wrap_state_errors(self.folder.checkpoints):
+            unpack_training_state(besides, state["training"], self.optimizer, self.accelerator)
             if self.average is not None:
-                self.average.load({name.removeprefix(EMA): besides[name] for name in besides if name.startswith(EMA)})
-            self.at, self.kept = Position(**state["at"]), Position(**state["at"])
-            self.best = Best(**state["best"])
+                self.average.load(
+                    {name.removeprefix(EMA_PREFIX): besides[name] for name in besides if name.startswith(EMA_PREFIX)}
+                )
+            self.at, self.kept = TrainingProgress(**state["at"]), TrainingProgress(**state["at"])
+            self.best = BestEpoch(**state["best"])
             self.tally.restore(state["tally"], first=self.accelerator.is_main_process)
 
     def run(self) -> None:
         """Train until the last epoch or step is done, or validation has not got better for too long."""
-        while self.at.epochs < self.training.epochs and not self._out_of_patience():
-            if self._out_of_steps() and not self.at.batches:  # an epoch that was begun is still validated and kept
+        while self.at.epochs < self.training.epochs and not self._has_exhausted_patience():
+            if (
+                self._has_reached_max_steps() and not self.at.batches
+            ):  # an epoch that was begun is still validated and kept
                 break
             self.train_epoch()
-            self.end_epoch(self.validate() if self._validates_now() else None)
-        if self.at.epochs < self.training.epochs and not self._out_of_steps():
+            self.end_epoch(self.validate() if self._is_validation_due() else None)
+        if self.at.epochs < self.training.epochs and not self._has_reached_max_steps():
             self.reporter.message(f"Stopped early: no better validation since epoch {self.best.epoch}.")
         self.accelerator.wait_for_everyone()  # until the checkpoints that all will read are written
 
@@ -121,13 +130,13 @@ class Fitting:
         self.model.train()
         self.train.set_epoch(at.epochs + 1, at.batches)
         started = time.perf_counter() - tally.seconds
-        for group in _groups(self.train, training.accumulate):
-            if self._out_of_steps():
+        for group in _group_batches(self.train, training.accumulate):
+            if self._has_reached_max_steps():
                 break
             stops = self.train_step(group)
             tally.seconds = time.perf_counter() - started
             at.batches += len(group)
-            self.reporter.step(at.steps, total_steps(training, self.steps_per_epoch), tally.result())
+            self.reporter.step(at.steps, count_total_steps(training, self.steps_per_epoch), tally.result())
             if stops or (training.save_every is not None and at.steps % training.save_every == 0):
                 self.save()
             if stops:
@@ -139,7 +148,7 @@ class Fitting:
         batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in group]
         # One mean over the whole step, however its parts differ in size: images, or tokens to be learned.
         count = sum(self.objective.count(batch) for batch in batches)
-        whole, stops = summed([count, float(self.stop.asked)], accelerator)
+        whole, stops = sum_across_processes([count, float(self.stop.asked)], accelerator)
         self.schedule.step_update(at.steps)
         at.steps += 1
         self.optimizer.zero_grad(set_to_none=True)
@@ -152,9 +161,9 @@ class Fitting:
                 with accelerator.autocast():
                     stepped = self.forward(batch)
                     loss = stepped.loss / max(whole, 1)
-                value += summed([loss.item()], accelerator)[0]
+                value += sum_across_processes([loss.item()], accelerator)[0]
                 if not math.isfinite(value):
-                    raise self._not_finite("training loss", value)
+                    raise self._make_non_finite_error("training loss", value)
                 # Gradients are averaged over processes; each process's loss is its part of the sum.
                 accelerator.backward(loss * processes)
             self.tally.add(stepped, batch)
@@ -178,12 +187,12 @@ class Fitting:
         try:
             with self.shown(), self.stop.at_once() if alone else nullcontext():
                 step, looks = (None, True) if self.validate_attention else (self.step, False)
-                metrics = evaluate(self.model, self.validation, self.accelerator, step=step, with_attention=looks)
+                metrics = evaluate_model(self.model, self.validation, self.accelerator, step=step, with_attention=looks)
         except KeyboardInterrupt:
             self.save()
             raise
         if not math.isfinite(metrics["loss"]):
-            raise self._not_finite("validation loss", metrics["loss"])
+            raise self._make_non_finite_error("validation loss", metrics["loss"])
         return metrics
 
     def end_epoch(self, metrics: dict[str, Any] | None) -> None:
@@ -202,7 +211,7 @@ class Fitting:
             with self.shown():
                 self.folder.save_checkpoint("best", self.model, {"epoch": epoch, "step": at.steps})
         self.log({**line, "best": is_best})
-        at.epochs, at.batches, self.tally = epoch, 0, Tally(self.step)
+        at.epochs, at.batches, self.tally = epoch, 0, EpochMetrics(self.step)
         self.save()
         self.reporter.epoch(epoch, self.training.epochs, line, is_best)
 
@@ -213,9 +222,9 @@ class Fitting:
             ToastError: a trained weight is not finite; the checkpoint before stays.
         """
         self._check_weights()
-        tensors, plain = pack(self.optimizer, self.accelerator)
+        tensors, plain = pack_training_state(self.optimizer, self.accelerator)
         if self.average is not None:
-            tensors |= {EMA + name: tensor for name, tensor in self.average.tensors().items()}
+            tensors |= {EMA_PREFIX + name: tensor for name, tensor in self.average.tensors().items()}
         state = {
             "at": asdict(self.at),
             "best": asdict(self.best),
@@ -230,16 +239,16 @@ class Fitting:
         """Within, the model has the weights that are judged and kept: the trained ones, or their average."""
         return nullcontext() if self.average is None else self.average.shown()
 
-    def _validates_now(self) -> bool:
+    def _is_validation_due(self) -> bool:
         """Whether the epoch that was just trained is validated."""
         epoch = self.at.epochs + 1
-        is_last = epoch == self.training.epochs or self._out_of_steps()
+        is_last = epoch == self.training.epochs or self._has_reached_max_steps()
         return is_last or epoch % self.training.validate_every == 0
 
-    def _out_of_steps(self) -> bool:
+    def _has_reached_max_steps(self) -> bool:
         return self.training.max_steps is not None and self.at.steps >= self.training.max_steps
 
-    def _out_of_patience(self) -> bool:
+    def _has_exhausted_patience(self) -> bool:
         """Whether the epoch that was just validated, and so many before it, were no better than the best one."""
         patience, validated = self.training.patience, self.at.epochs % self.training.validate_every == 0
         if patience is None or self.best.metrics is None or not validated:
@@ -249,10 +258,10 @@ class Fitting:
     def _check_weights(self) -> None:
         """Refuse to keep weights that a step with a finite loss, but without a finite gradient, has ruined."""
         for name, weight in self.model.trained().items():
-            if not whole({name: weight.isfinite().all()})[name]:
-                raise self._not_finite(f"weight {name}", float("nan"))
+            if not gather_full_tensors({name: weight.isfinite().all()})[name]:
+                raise self._make_non_finite_error(f"weight {name}", float("nan"))
 
-    def _not_finite(self, what: str, value: float) -> ToastError:
+    def _make_non_finite_error(self, what: str, value: float) -> ToastError:
         at, kept, last = self.at, self.kept, self.folder.checkpoints / "last"
         return ToastError(
             f"The {what} became {value} at step {at.steps} (epoch {at.epochs + 1}).",
@@ -263,7 +272,7 @@ class Fitting:
         )
 
 
-def _groups(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def _group_batches(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Consecutive batches in groups of `size`, the last one perhaps smaller."""
     iterator = iter(batches)
     while group := list(islice(iterator, size)):

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.utils.errors import UsageError, did_you_mean
 
-FEW_STEPS = 20
+MIN_RECOMMENDED_STEPS = 20
 """Fewer optimizer steps than this in a whole run are remarked upon."""
 
 
@@ -38,7 +38,7 @@ def check_optimizer(training: TrainingOptions) -> None:
 def make_optimizer(model: nn.Module, training: TrainingOptions) -> Optimizer:
     """Build an optimizer over what is trained; vectors (biases, norms, xi) get no weight decay."""
     return create_optimizer_v2(
-        model if training.head_lr is None else parameter_groups(model, training),
+        model if training.head_lr is None else make_parameter_groups(model, training),
         opt=training.optimizer,
         lr=training.lr,
         weight_decay=training.weight_decay,
@@ -47,7 +47,7 @@ def make_optimizer(model: nn.Module, training: TrainingOptions) -> Optimizer:
     )
 
 
-def parameter_groups(model: nn.Module, training: TrainingOptions) -> list[dict[str, Any]]:
+def make_parameter_groups(model: nn.Module, training: TrainingOptions) -> list[dict[str, Any]]:
     """Group what is trained by weight decay and by learning rate; timm's schedules multiply by a group's `lr_scale`."""
     assert training.head_lr is not None
     scale = training.head_lr / training.lr
@@ -61,57 +61,57 @@ def parameter_groups(model: nn.Module, training: TrainingOptions) -> list[dict[s
     return groups
 
 
-def warmup_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
+def count_warmup_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
     """Steps of linear warm-up: as asked for, or a tenth of the run where that would take all of it."""
     asked, steps = round(training.warmup_epochs * steps_per_epoch), training.epochs * steps_per_epoch
     return asked if asked < steps else steps // 10
 
 
-def cooldown_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
+def count_cooldown_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
     """Steps at the lowest rate: as asked for, or a tenth of the run where nothing would be left between the two."""
     asked, steps = round(training.cooldown_epochs * steps_per_epoch), training.epochs * steps_per_epoch
-    return asked if asked + warmup_steps(training, steps_per_epoch) < steps else steps // 10
+    return asked if asked + count_warmup_steps(training, steps_per_epoch) < steps else steps // 10
 
 
-def _epochs(number: float) -> str:
+def _format_epochs(number: float) -> str:
     return f"{number:g} epoch" if number == 1 else f"{number:g} epochs"
 
 
-def total_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
+def count_total_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
     """Count the optimizer steps of a whole run, early stopping aside."""
     steps = training.epochs * steps_per_epoch
     return steps if training.max_steps is None else min(steps, training.max_steps)
 
 
-def schedule_notes(training: TrainingOptions, steps_per_epoch: int) -> list[str]:
+def describe_schedule(training: TrainingOptions, steps_per_epoch: int) -> list[str]:
     """What a user should know of a schedule before it runs."""
     steps = training.epochs * steps_per_epoch
     notes = [f"{steps:,} optimizer steps, {steps_per_epoch:,} an epoch"]
-    if total_steps(training, steps_per_epoch) < steps:
+    if count_total_steps(training, steps_per_epoch) < steps:
         notes.append(f"Training ends after {training.max_steps:,} of them (training.max_steps).")
-    if training.warmup_epochs * steps_per_epoch >= steps and warmup_steps(training, steps_per_epoch) < steps:
+    if training.warmup_epochs * steps_per_epoch >= steps and count_warmup_steps(training, steps_per_epoch) < steps:
         notes.append(
-            f"A warm-up of {_epochs(training.warmup_epochs)} does not fit into {training.epochs}: "
+            f"A warm-up of {_format_epochs(training.warmup_epochs)} does not fit into {training.epochs}: "
             "a tenth of the run warms up instead."
         )
-    if cooldown_steps(training, steps_per_epoch) < round(training.cooldown_epochs * steps_per_epoch):
+    if count_cooldown_steps(training, steps_per_epoch) < round(training.cooldown_epochs * steps_per_epoch):
         notes.append(
-            f"A cool-down of {_epochs(training.cooldown_epochs)} does not fit into {training.epochs}: "
+            f"A cool-down of {_format_epochs(training.cooldown_epochs)} does not fit into {training.epochs}: "
             "a tenth of the run cools down instead."
         )
-    if steps < FEW_STEPS:
+    if steps < MIN_RECOMMENDED_STEPS:
         notes.append(
             "So few steps change little: raise training.epochs, or lower training.batch_size or training.accumulate."
         )
     return notes
 
 
-def make_schedule(optimizer: Optimizer, training: TrainingOptions, steps_per_epoch: int) -> Scheduler:
+def make_scheduler(optimizer: Optimizer, training: TrainingOptions, steps_per_epoch: int) -> Scheduler:
     """Linear warm-up, then cosine or poly to `min_lr` or a constant rate; call `step_update(step)` before each step."""
-    warmup = warmup_steps(training, steps_per_epoch)
+    warmup = count_warmup_steps(training, steps_per_epoch)
     shared = {
         # Two at least: a run of one step takes the first of them, and timm warns of a schedule of one.
-        "t_initial": max(2, training.epochs * steps_per_epoch - cooldown_steps(training, steps_per_epoch)),
+        "t_initial": max(2, training.epochs * steps_per_epoch - count_cooldown_steps(training, steps_per_epoch)),
         # A cosine between equal ends is the constant schedule, with the same warm-up.
         "lr_min": training.lr if training.schedule == "constant" else training.min_lr,
         "warmup_t": warmup,

@@ -6,24 +6,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-from toast_cli.data.splits import hash_of
+from toast_cli.data.splits import get_split_hash
 from toast_cli.recipe.schema import PretuningOptions, Recipe
 from toast_cli.storage.checkpoint import load_checkpoint
-from toast_cli.storage.legacy_backbones import with_recorded_backbone
+from toast_cli.storage.legacy_backbones import resolve_recorded_backbone
 from toast_cli.storage.pretuned import save_artifact
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.training.evaluate import evaluate
+from toast_cli.training.evaluate import evaluate_model
 from toast_cli.training.loop import fit
-from toast_cli.training.notices import at_work, say_first, say_skipped
+from toast_cli.training.notices import lock_run_folder, report_run_start, report_skipped_samples
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import prepare
-from toast_cli.training.setup import begin, default_run_name, has_begun, open_folder
+from toast_cli.training.session import prepare_session
+from toast_cli.training.setup import get_default_run_name, has_checkpoint, open_run_folder, start_or_resume
 from toast_cli.training.step import DistillationStep, PretuningStep
-from toast_cli.training.tensorboard import metrics_logger
+from toast_cli.training.tensorboard import open_metrics_logger
 from toast_cli.utils.errors import UsageError
 
 
-def pretuning_recipe(recipe: Recipe, gradient: bool = True) -> Recipe:
+def to_pretuning_recipe(recipe: Recipe, gradient: bool = True) -> Recipe:
     """The recipe as pre-tuning takes it: P stays the identity (section 3.2) unless `pretuning.train_P` says otherwise.
 
     Raises:
@@ -50,12 +50,12 @@ def pretuning_recipe(recipe: Recipe, gradient: bool = True) -> Recipe:
     return recipe.model_copy(update={"pretuning": options, "method": method})
 
 
-def learns_labels(recipe: Recipe, gradient: bool = True) -> bool:
+def requires_labels(recipe: Recipe, gradient: bool = True) -> bool:
     """Whether pre-tuning needs labelled data."""
     return gradient and recipe.pretuning is not None and recipe.pretuning.target == "labels"
 
 
-def pretune(
+def pretune_model(
     recipe: Recipe, output_dir: Path | None, reporter: Reporter, gradient: bool = True, resume: bool = False
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Pre-tune as the recipe says and return the run folder, which holds the artifact, and its results.
@@ -70,28 +70,28 @@ def pretune(
     started = time.perf_counter()
     if resume and recipe.pretuning is None:
         raise UsageError("This run is no pre-tuning.", what_to_do="'toast tune --resume' goes on with it.")
-    recipe = pretuning_recipe(recipe, gradient)
-    labels = learns_labels(recipe, gradient)
+    recipe = to_pretuning_recipe(recipe, gradient)
+    labels = requires_labels(recipe, gradient)
     if resume and output_dir is not None:
-        recipe = with_recorded_backbone(recipe, RunFolder(output_dir).toast_version())
+        recipe = resolve_recorded_backbone(recipe, RunFolder(output_dir).toast_version())
     assert recipe.pretuning is not None
-    session = prepare(recipe, labels=labels, begun=resume and has_begun(output_dir), place=False)
+    session = prepare_session(recipe, labels=labels, begun=resume and has_checkpoint(output_dir), place=False)
     sizes = session.sizes()
     session.place()
     model = session.model
     step = (PretuningStep if recipe.pretuning.target == "labels" else DistillationStep)(model, recipe.pretuning)
     train = session.batches("train", train=True)
     validation = session.batches("val") if "val" in session.data.splits else None
-    folder = open_folder(session, output_dir, f"pretune-{default_run_name(recipe)}", resume)
-    say_first(session, train, folder, reporter, gradient)
+    folder = open_run_folder(session, output_dir, f"pretune-{get_default_run_name(recipe)}", resume)
+    report_run_start(session, train, folder, reporter, gradient)
     measured = validation or session.batches("train")
 
     def reconstruction() -> dict[str, float]:
-        return evaluate(model, measured, session.accelerator, step=step)["reconstruction"]
+        return evaluate_model(model, measured, session.accelerator, step=step)["reconstruction"]
 
-    with at_work(folder, reporter, "pretune"):
+    with lock_run_folder(folder, reporter, "pretune"):
         drawn = {} if gradient else reconstruction()
-        goes_on = begin(session, folder, reporter, resume)
+        goes_on = start_or_resume(session, folder, reporter, resume)
         if goes_on:
             load_checkpoint(folder.checkpoints, "start", model)  # `fit` puts back what the run had come to
         # Before the stage: what gradients start from; without them, what was drawn at random.
@@ -100,13 +100,13 @@ def pretune(
         "backbone": recipe.backbone.name,
         "dataset": recipe.dataset.name,
         "samples": {name: len(split) for name, split in session.data.splits.items()},
-        "split_hashes": {name: hash_of(split) for name, split in session.data.splits.items()},
+        "split_hashes": {name: get_split_hash(split) for name, split in session.data.splits.items()},
         **sizes,
     }
     if gradient:
         with (
-            metrics_logger(folder, recipe.training.tensorboard) as log,
-            at_work(folder, reporter, "pretune"),
+            open_metrics_logger(folder, recipe.training.tensorboard) as log,
+            lock_run_folder(folder, reporter, "pretune"),
         ):
             best = fit(
                 step,
@@ -123,7 +123,7 @@ def pretune(
         results |= {"selected_epoch": best.epoch, "validation": best.metrics}
     results["before"] = before
     results["after"] = reconstruction()
-    results["skipped"] = say_skipped(reporter, train=train, val=validation)
+    results["skipped"] = report_skipped_samples(reporter, train=train, val=validation)
     results["seconds"] = folder.spent + time.perf_counter() - started
     save_artifact(folder, model, recipe, results)
     folder.write_results(results)

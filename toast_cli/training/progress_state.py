@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass
-class Best:
+class BestEpoch:
     """The epoch that validation chose: higher is better, the lower validation loss decides a tie."""
 
     epoch: int = 0
@@ -24,7 +24,7 @@ class Best:
 
 
 @dataclass
-class Position:
+class TrainingProgress:
     """Where training stands: epochs done whole, batches done of the next one, and optimizer steps in all."""
 
     epochs: int = 0

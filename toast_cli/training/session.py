@@ -11,17 +11,17 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
 from toast_cli import registry
-from toast_cli.data.base import Batches, BatchOptions, DataSet
+from toast_cli.data.base import BatchLoader, BatchOptions, DataSet
 from toast_cli.model.batches import build_batches
-from toast_cli.model.model import Model, build_model, count, flops
-from toast_cli.recipe.parse import build_recipe, check_start
+from toast_cli.model.model import Model, build_model, count_elements, count_flops
+from toast_cli.recipe.parse import build_recipe, check_initialization
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.pretuned import Lineage, artifact_path, start_from
+from toast_cli.storage.pretuned import Lineage, initialize_from_artifact, resolve_artifact_path
 from toast_cli.training.distributed.devices import check_compiling, make_accelerator
-from toast_cli.training.distributed.fsdp import check_even, check_sharding, shard
+from toast_cli.training.distributed.fsdp import check_sharding, check_uniform_forward_calls, shard_model
 from toast_cli.training.optimization import check_optimizer
-from toast_cli.training.plan.memory import Memory, estimate
-from toast_cli.training.step import freeze_unlearned
+from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
+from toast_cli.training.step import freeze_parameters_for_pretuning
 from toast_cli.training.tensorboard import check_tensorboard
 from toast_cli.utils.errors import UsageError
 
@@ -44,7 +44,7 @@ class Session:
         """Samples per forward pass where nothing is trained."""
         return self.recipe.training.eval_batch_size or self.recipe.training.batch_size
 
-    def batches(self, split: str, *, train: bool = False, with_masks: bool = False) -> Batches:
+    def batches(self, split: str, *, train: bool = False, with_masks: bool = False) -> BatchLoader:
         """A split in batches: shuffled and augmented for training, in order and plain otherwise."""
         size = self.recipe.training.batch_size if train else self.batch_size
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
@@ -60,22 +60,22 @@ class Session:
             if wanted <= 0:
                 return
 
-    def _batches(self, split: str, wanted: BatchOptions) -> Batches:
+    def _batches(self, split: str, wanted: BatchOptions) -> BatchLoader:
         return build_batches(self.data.splits[split], self.recipe, self.model.backbone, wanted)
 
-    def shows_attention(self, split: str) -> bool:
+    def can_measure_attention(self, split: str) -> bool:
         """Whether attention can be held against masks on this split."""
         return self.model.backbone.has_attention and self.data.splits[split].has_masks
 
     def sizes(self) -> dict[str, Any]:
         """Trainable and total parameters, and counted FLOPs against the plain backbone."""
         return {
-            "trained_parameters": count(self.model.trained().values()),
-            "total_parameters": count(self.model.parameters()),
-            **flops(self.model),
+            "trained_parameters": count_elements(self.model.trained().values()),
+            "total_parameters": count_elements(self.model.parameters()),
+            **count_flops(self.model),
         }
 
-    def backbone_notes(self) -> list[str]:
+    def describe_backbone(self) -> list[str]:
         """What the backbone has to say, and how images are normalised where a weights file does not say it."""
         weights, seen = self.recipe.backbone.weights, self.model.backbone.preprocessing
         if weights in (None, "none") or seen is None:
@@ -90,13 +90,13 @@ class Session:
     def place(self) -> None:
         """Bring the model to where it is trained: divided among the processes part by part, or whole on the device."""
         if self.recipe.training.shard:
-            shard(self.model, self.accelerator)
+            shard_model(self.model, self.accelerator)
         else:
             self.model.to(self.accelerator.device)
 
-    def memory(self, batches: Batches) -> Memory:
+    def memory(self, batches: BatchLoader) -> MemoryEstimate:
         """What a training step on such batches will hold in each process, worked out before the model is placed."""
-        return estimate(self.model, self.recipe.training, next(iter(batches)), self.accelerator)
+        return estimate_memory(self.model, self.recipe.training, next(iter(batches)), self.accelerator)
 
 
 def open_data(recipe: Recipe) -> DataSet:
@@ -105,11 +105,11 @@ def open_data(recipe: Recipe) -> DataSet:
     Raises:
         ToastError: it is not where it should be, or not what it should be.
     """
-    source = registry.load(registry.SOURCES, recipe.dataset.name)
+    source = registry.load_entry(registry.SOURCES, recipe.dataset.name)
     return source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
 
 
-def prepare(recipe: Recipe, *, labels: bool = True, begun: bool = False, place: bool = True) -> Session:
+def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False, place: bool = True) -> Session:
     """Open the data and build the model; everything random after this point follows from the recipe's seed.
 
     A pre-tuned feedback path that the recipe names is put in here, so that a wrong one is refused before anything is
@@ -121,7 +121,7 @@ def prepare(recipe: Recipe, *, labels: bool = True, begun: bool = False, place: 
             pre-tuned path is none.
         ToastError: anything else that a user can mend.
     """
-    check_start(recipe)
+    check_initialization(recipe)
     check_optimizer(recipe.training)
     check_tensorboard(recipe.training.tensorboard)
     accelerator = make_accelerator(recipe)
@@ -140,17 +140,21 @@ def prepare(recipe: Recipe, *, labels: bool = True, begun: bool = False, place: 
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)
     if recipe.pretuning is not None:
-        freeze_unlearned(model, recipe.pretuning)
-    check_even(recipe.training, model)
+        freeze_parameters_for_pretuning(model, recipe.pretuning)
+    check_uniform_forward_calls(recipe.training, model)
     check_compiling(model, accelerator)
-    lineage = start_from(artifact_path(recipe), model, recipe) if recipe.init_from is not None and not begun else None
+    lineage = (
+        initialize_from_artifact(resolve_artifact_path(recipe), model, recipe)
+        if recipe.init_from is not None and not begun
+        else None
+    )
     session = Session(recipe, data, model, accelerator, lineage)
     if place:
         session.place()
     return session
 
 
-def plain_model(backbone: str, weights: str | None, device: str | None) -> tuple[Model, Recipe]:
+def build_plain_model(backbone: str, weights: str | None, device: str | None) -> tuple[Model, Recipe]:
     """A backbone with nothing on it but an untrained head of one class, and the recipe that stands for it."""
     raw = {
         "backbone": {"name": backbone, "weights": weights},

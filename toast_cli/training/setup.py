@@ -8,23 +8,23 @@ from typing import Any
 
 from accelerate.utils import set_seed
 
-from toast_cli.model.model import method_of
+from toast_cli.model.model import get_method
 from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.checkpoint import find_checkpoint, is_lost, load_besides, load_state
-from toast_cli.storage.pretuned import other_feedback
+from toast_cli.storage.checkpoint import find_checkpoint, is_checkpoint_lost, load_checkpoint_state, load_extra_tensors
+from toast_cli.storage.pretuned import describe_feedback_mismatch
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.training.distributed.collectives import shared_folder
-from toast_cli.training.environment import environment
-from toast_cli.training.progress_state import Position
+from toast_cli.training.distributed.collectives import share_run_folder
+from toast_cli.training.environment import describe_environment
+from toast_cli.training.progress_state import TrainingProgress
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session
-from toast_cli.training.state import as_it_was_written
-from toast_cli.utils.dtensor import put
+from toast_cli.training.state import wrap_state_errors
+from toast_cli.utils.dtensor import copy_tensors
 from toast_cli.utils.errors import ToastError, UsageError
 
 
-def open_folder(session: Session, path: Path | None, name: str, resume: bool) -> RunFolder:
+def open_run_folder(session: Session, path: Path | None, name: str, resume: bool) -> RunFolder:
     """The run's folder: a new one, with recipe and environment in it, or with `resume` the one that is there.
 
     Raises:
@@ -32,49 +32,49 @@ def open_folder(session: Session, path: Path | None, name: str, resume: bool) ->
     """
     if resume:
         assert path is not None
-        return shared_folder(session.accelerator, partial(RunFolder.reopen, path))
-    folder = shared_folder(session.accelerator, partial(RunFolder.create, path, name))
+        return share_run_folder(session.accelerator, partial(RunFolder.reopen, path))
+    folder = share_run_folder(session.accelerator, partial(RunFolder.create, path, name))
     folder.write_recipe(to_yaml(session.recipe))
-    folder.write_environment(environment(session.accelerator))
+    folder.write_environment(describe_environment(session.accelerator))
     return folder
 
 
-def has_begun(path: Path | None) -> bool:
+def has_checkpoint(path: Path | None) -> bool:
     """Whether a run's folder holds a checkpoint to go on from."""
     return path is not None and find_checkpoint(RunFolder(path).checkpoints, "last") is not None
 
 
-def begin(session: Session, folder: RunFolder, reporter: Reporter, resume: bool) -> bool:
+def start_or_resume(session: Session, folder: RunFolder, reporter: Reporter, resume: bool) -> bool:
     """Bring the model to where training starts; whether it goes on from `checkpoints/last`.
 
     Raises:
         ToastError: what it should start from does not fit, or what it had come to is damaged.
     """
-    if resume and is_lost(folder.checkpoints, "last"):
+    if resume and is_checkpoint_lost(folder.checkpoints, "last"):
         raise ToastError(
             f"No whole checkpoint is left in {folder.checkpoints}.",
             "The last one is damaged, and so is the one before it, if there is one.",
             f"Make the run again: --recipe {folder.path / 'recipe.yaml'} --output-dir NEW.",
         )
-    state = load_state(folder.checkpoints, "last") if resume else None
+    state = load_checkpoint_state(folder.checkpoints, "last") if resume else None
     if state is not None:
-        go_on(session, folder, state, reporter)
+        resume_run(session, folder, state, reporter)
     else:
-        folder.forget_after(-1, -1)
-        start_anew(session, folder, reporter)
+        folder.truncate_metrics_after(-1, -1)
+        initialize_run(session, folder, reporter)
     if session.accelerator.num_processes > 1:
         set_seed(session.recipe.seed, device_specific=True)  # what is dropped out differs from process to process
     return state is not None
 
 
-def start_anew(session: Session, folder: RunFolder, reporter: Reporter) -> None:
+def initialize_run(session: Session, folder: RunFolder, reporter: Reporter) -> None:
     """Give the method its starting weights, unless it has a pre-tuned artifact's; they are kept in the run."""
     recipe, model = session.recipe, session.model
     if session.lineage is not None:
         reporter.message(f"Start: {recipe.init_from}, pre-tuned on {session.lineage.recipe['dataset']['name']}")
-        if (differs := other_feedback(session.lineage, recipe)) is not None:
+        if (differs := describe_feedback_mismatch(session.lineage, recipe)) is not None:
             reporter.message(differs)
-    elif start_feedback(session, reporter):
+    elif initialize_feedback(session, reporter):
         pass
     elif model.adapted.steering is not None and recipe.pretuning is None:
         reporter.message(
@@ -82,10 +82,10 @@ def start_anew(session: Session, folder: RunFolder, reporter: Reporter) -> None:
             "(table 7): 'toast pretune' and --init-from, or method.start=least-squares, give it a better start."
         )
     if model.adapted.steering is not None:
-        folder.save_checkpoint("start", model, {"epoch": 0, "step": 0}, model.frozen_additions())
+        folder.save_checkpoint("start", model, {"epoch": 0, "step": 0}, model.get_frozen_additions())
 
 
-def go_on(session: Session, folder: RunFolder, state: dict[str, Any], reporter: Reporter) -> None:
+def resume_run(session: Session, folder: RunFolder, state: dict[str, Any], reporter: Reporter) -> None:
     """Put back what an interrupted run started from but does not train; `fit` puts back the rest.
 
     Raises:
@@ -93,16 +93,16 @@ def go_on(session: Session, folder: RunFolder, state: dict[str, Any], reporter: 
         ToastError: its state is none that this toast writes.
     """
     processes = session.accelerator.num_processes
-    with as_it_was_written(folder.checkpoints):
-        at, begun_with = Position(**state["at"]), state["processes"]
+    with wrap_state_errors(folder.checkpoints):
+        at, begun_with = TrainingProgress(**state["at"]), state["processes"]
         folder.spent = float(state.get("spent", 0.0))
     if begun_with != processes:
         raise UsageError(
             f"The run was begun with {begun_with} processes and cannot go on with {processes}.",
             what_to_do=f"Start it with {begun_with}.",
         )
-    folder.forget_after(at.steps, at.epochs)
-    put(load_besides(folder.checkpoints, "start"), session.model.state_dict())
+    folder.truncate_metrics_after(at.steps, at.epochs)
+    copy_tensors(load_extra_tensors(folder.checkpoints, "start"), session.model.state_dict())
     found = find_checkpoint(folder.checkpoints, "last")
     if found is not None and found.name != "last":
         reporter.message(f"{folder.checkpoints / 'last'} is damaged; the checkpoint before it is not, and is taken.")
@@ -112,9 +112,9 @@ def go_on(session: Session, folder: RunFolder, state: dict[str, Any], reporter: 
     )
 
 
-def start_feedback(session: Session, reporter: Reporter) -> bool:
+def initialize_feedback(session: Session, reporter: Reporter) -> bool:
     """Let the method set its starting weights from a few plain training samples, if it wants to; whether it did."""
-    method = method_of(session.recipe)
+    method = get_method(session.recipe)
     wanted = method.start_images(session.recipe.method)
     if method.start is None or not wanted:
         return False
@@ -128,7 +128,7 @@ def start_feedback(session: Session, reporter: Reporter) -> bool:
     return True
 
 
-def default_run_name(recipe: Recipe) -> str:
+def get_default_run_name(recipe: Recipe) -> str:
     """`<data set>-<backbone>-<method>-seed<seed>`, safe as a folder name; of a backbone's path its last part alone."""
     family, colon, which = recipe.backbone.name.rpartition(":")
     backbone = f"{family}{colon}{PurePath(which).name}"

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from toast_cli.utils.errors import ToastError
 
 
-def pack(optimizer: Any, accelerator: Accelerator) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack_training_state(optimizer: Any, accelerator: Accelerator) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and plain values that `unpack` puts back."""
     whole = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -25,14 +25,14 @@ def pack(optimizer: Any, accelerator: Accelerator) -> tuple[dict[str, Tensor], d
         for name, value in entries.items():
             kind = tensors if isinstance(value, Tensor) else values
             kind[f"{index}.{name}"] = value
-    for process, states in enumerate(gather_object([_rng(accelerator)])):
+    for process, states in enumerate(gather_object([_get_rng_states(accelerator)])):
         tensors |= {f"rng.{process}.{name}": rng for name, rng in states.items()}
     scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
     return tensors, {"optimizer": values, "groups": whole["param_groups"], "scaler": scaler}
 
 
 @contextmanager
-def as_it_was_written(checkpoints: Path) -> Iterator[None]:
+def wrap_state_errors(checkpoints: Path) -> Iterator[None]:
     """Within the block a checkpoint's state is taken apart, which fails in many ways where another toast wrote it.
 
     Raises:
@@ -48,7 +48,9 @@ def as_it_was_written(checkpoints: Path) -> Iterator[None]:
         ) from error
 
 
-def unpack(tensors: dict[str, Tensor], plain: dict[str, Any], optimizer: Any, accelerator: Accelerator) -> None:
+def unpack_training_state(
+    tensors: dict[str, Tensor], plain: dict[str, Any], optimizer: Any, accelerator: Accelerator
+) -> None:
     """Put back what `pack` took."""
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **plain["optimizer"]}.items():
@@ -69,7 +71,7 @@ def unpack(tensors: dict[str, Tensor], plain: dict[str, Any], optimizer: Any, ac
         accelerator.scaler.load_state_dict(plain["scaler"])
 
 
-def _rng(accelerator: Accelerator) -> dict[str, Tensor]:
+def _get_rng_states(accelerator: Accelerator) -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if accelerator.device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(accelerator.device)

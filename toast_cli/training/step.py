@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from toast_cli.backbones.base import Trace
 from toast_cli.model.model import Model
 from toast_cli.recipe.schema import PretuningOptions
-from toast_cli.steering.reconstruction import reconstruction_losses
-from toast_cli.steering.steering import Passes, Steering
+from toast_cli.steering.reconstruction import compute_reconstruction_losses
+from toast_cli.steering.steering import PassOutputs, Steering
 from toast_cli.tasks.base import Meter
 from toast_cli.utils.errors import UsageError
 
 
 @dataclass
-class Stepped:
+class StepOutput:
     """Outputs of the head, the loss summed over the batch, and named parts of its mean, logged beside it."""
 
     outputs: Tensor
@@ -28,14 +28,14 @@ class Stepped:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Step(nn.Module):
+class TrainingStep(nn.Module):
     """Tuning: the task's loss and nothing else (section 3.2)."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Mapping[str, Any]) -> Stepped:
+    def forward(self, batch: Mapping[str, Any]) -> StepOutput:
         """One batch."""
         objective = self.model.objective
         if self.model.training:
@@ -43,7 +43,7 @@ class Step(nn.Module):
             outputs = self.model(objective.inputs(batch))
         else:
             outputs = objective.predict(self.model, batch)
-        return Stepped(outputs, objective.loss(outputs, batch))
+        return StepOutput(outputs, objective.loss(outputs, batch))
 
     def meter(self) -> Meter:
         """What counts metrics beside the loss and its parts."""
@@ -54,7 +54,7 @@ class Step(nn.Module):
         return self.model.objective.score(metrics)
 
 
-class PretuningStep(Step):
+class PretuningStep(TrainingStep):
     """Pre-tuning: the task's loss plus the reconstruction losses of the second pass (section 3.2, appendix A.2).
 
     `reconstruction/2` among the parts is that of the backbone's second level, unweighted; every steered level has one.
@@ -75,23 +75,25 @@ class PretuningStep(Step):
         self.steering = model.adapted.steering
         self.options = options
         # Early feedback has the first pass stop before it puts out what a loss could be taken of.
-        self.needs_plain = options.passes == "both" or options.target == "first-pass"
+        self.needs_first_pass_output = options.passes == "both" or options.target == "first-pass"
 
-    def forward(self, batch: Mapping[str, Any]) -> Stepped:
+    def forward(self, batch: Mapping[str, Any]) -> StepOutput:
         """One batch."""
         objective = self.model.objective
         batch = objective.mixed(batch) if self.model.training else batch
         trace = Trace(levels=True)
-        to_its_end = Trace() if self.needs_plain else None
+        to_its_end = Trace() if self.needs_first_pass_output else None
         outputs, passes = self.model.look(objective.inputs(batch), to_its_end, trace)
-        losses = torch.stack(reconstruction_losses(self.steering, trace, passes.last.real))
+        losses = torch.stack(compute_reconstruction_losses(self.steering, trace, passes.last.real))
         task, parts = self.task_loss(outputs, passes, batch)
         weighted = self.options.reconstruction * losses.sum() * objective.count(batch)
         by_level = zip(self.steering.levels, losses.detach().cpu(), strict=True)
         named = {f"reconstruction/{level + 1}": loss for level, loss in by_level}
-        return Stepped(outputs, task + weighted, {**named, **parts})
+        return StepOutput(outputs, task + weighted, {**named, **parts})
 
-    def task_loss(self, outputs: Tensor, passes: Passes, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def task_loss(
+        self, outputs: Tensor, passes: PassOutputs, batch: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The task's loss summed over the batch, and parts of its mean."""
         objective = self.model.objective
         task = objective.loss(outputs, batch)
@@ -111,13 +113,15 @@ class DistillationStep(PretuningStep):
     The parts have the mean `distance` of the features and the whole `loss`.
     """
 
-    def forward(self, batch: Mapping[str, Any]) -> Stepped:
+    def forward(self, batch: Mapping[str, Any]) -> StepOutput:
         """One batch."""
         stepped = super().forward(batch)
         stepped.parts["loss"] = stepped.loss.detach() / max(self.model.objective.count(batch), 1)
         return stepped
 
-    def task_loss(self, outputs: Tensor, passes: Passes, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def task_loss(
+        self, outputs: Tensor, passes: PassOutputs, batch: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """One minus the cosine of the two passes' features: compared in direction, as selection compares them.
 
         Of texts, padding does not count.
@@ -130,14 +134,14 @@ class DistillationStep(PretuningStep):
 
     def meter(self) -> Meter:
         """Only the parts say anything here."""
-        return NoMeter()
+        return NullMeter()
 
     def score(self, metrics: Mapping[str, Any]) -> float:
         """The lower the whole loss, the better."""
         return -metrics["loss"]
 
 
-def freeze_unlearned(model: Model, options: PretuningOptions) -> None:
+def freeze_parameters_for_pretuning(model: Model, options: PretuningOptions) -> None:
     """Freeze what a pre-tuning without labels cannot teach anything: the head, which has no part in it, and xi.
 
     The two passes agree best where nothing is sent, and xi could come to that by being unlike every token. Similarities
@@ -149,13 +153,13 @@ def freeze_unlearned(model: Model, options: PretuningOptions) -> None:
             model.adapted.steering.selection.xi.requires_grad_(False)
 
 
-class NoMeter:
+class NullMeter:
     """Counts nothing."""
 
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Nothing to count."""
 
-    def merge(self, other: NoMeter) -> None:
+    def merge(self, other: NullMeter) -> None:
         """Nothing to add."""
 
     def result(self) -> dict[str, float]:
@@ -170,7 +174,7 @@ class NoMeter:
         """Nothing to go on from."""
 
 
-class Parts:
+class LossPartsMeter:
     """Means of a step's named parts over many batches."""
 
     def __init__(self) -> None:
@@ -183,7 +187,7 @@ class Parts:
             self._sums[name] = self._sums.get(name, 0.0) + float(value) * count
         self._count += count
 
-    def merge(self, other: Parts) -> None:
+    def merge(self, other: LossPartsMeter) -> None:
         """Count in what another process counted."""
         for name, total in other._sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + total

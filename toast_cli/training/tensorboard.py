@@ -25,7 +25,7 @@ def check_tensorboard(tensorboard: bool) -> None:
 
 
 @contextmanager
-def metrics_logger(folder: RunFolder, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+def open_metrics_logger(folder: RunFolder, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield a function that records one line of metrics."""
     if not (tensorboard and folder.writes):
         yield folder.append_metrics
@@ -36,15 +36,15 @@ def metrics_logger(folder: RunFolder, tensorboard: bool) -> Iterator[Callable[[d
 
         def record(line: dict[str, Any]) -> None:
             folder.append_metrics(line)
-            for name, value in _scalars(line):
+            for name, value in _iterate_scalars(line):
                 writer.add_scalar(name, value, line["step"])
 
         yield record
 
 
-def _scalars(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def _iterate_scalars(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     for name, value in line.items():
         if isinstance(value, dict):
-            yield from _scalars(value, f"{prefix}{name}/")
+            yield from _iterate_scalars(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool) and name not in {"step", "epoch"}:
             yield f"{prefix}{name}", value

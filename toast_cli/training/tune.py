@@ -6,29 +6,29 @@ import time
 from pathlib import Path
 from typing import Any
 
-from toast_cli.data.base import Batches, marks_of
-from toast_cli.data.splits import hash_of
+from toast_cli.data.base import BatchLoader, describe_masks
+from toast_cli.data.splits import get_split_hash
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.adapter import AdapterConfig, describe, save_folder
+from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_adapter_folder
 from toast_cli.storage.checkpoint import load_checkpoint
-from toast_cli.storage.legacy_backbones import with_recorded_backbone
-from toast_cli.storage.model_card import adapter_card
+from toast_cli.storage.legacy_backbones import resolve_recorded_backbone
+from toast_cli.storage.model_card import format_adapter_card
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.training.distributed.collectives import merged
-from toast_cli.training.evaluate import Answers, evaluate
-from toast_cli.training.feature_cache import cached_step
+from toast_cli.training.distributed.collectives import merge_across_processes
+from toast_cli.training.evaluate import SamplePredictions, evaluate_model
+from toast_cli.training.feature_cache import build_cached_step
 from toast_cli.training.loop import fit
-from toast_cli.training.notices import at_work, say_first, say_skipped
+from toast_cli.training.notices import lock_run_folder, report_run_start, report_skipped_samples
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import Session, prepare
-from toast_cli.training.setup import begin, default_run_name, has_begun, open_folder
-from toast_cli.training.step import Step
-from toast_cli.training.tensorboard import metrics_logger
-from toast_cli.utils.dtensor import whole
+from toast_cli.training.session import Session, prepare_session
+from toast_cli.training.setup import get_default_run_name, has_checkpoint, open_run_folder, start_or_resume
+from toast_cli.training.step import TrainingStep
+from toast_cli.training.tensorboard import open_metrics_logger
+from toast_cli.utils.dtensor import gather_full_tensors
 from toast_cli.utils.errors import UsageError
 
 
-def tune(
+def tune_model(
     recipe: Recipe, output_dir: Path | None, reporter: Reporter, resume: bool = False
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Train as the recipe says and return the run folder and its results.
@@ -46,24 +46,24 @@ def tune(
     if recipe.pretuning is not None:
         raise UsageError("This recipe is for pre-tuning.", what_to_do="Give it to 'toast pretune'.")
     if resume and output_dir is not None:
-        recipe = with_recorded_backbone(recipe, RunFolder(output_dir).toast_version())
-    session = prepare(recipe, begun=resume and has_begun(output_dir), place=False)
+        recipe = resolve_recorded_backbone(recipe, RunFolder(output_dir).toast_version())
+    session = prepare_session(recipe, begun=resume and has_checkpoint(output_dir), place=False)
     model, accelerator, data = session.model, session.accelerator, session.data
     train = session.batches("train", train=True)
-    looks = recipe.training.validate_attention and "val" in data.splits and session.shows_attention("val")
+    looks = recipe.training.validate_attention and "val" in data.splits and session.can_measure_attention("val")
     validation = session.batches("val", with_masks=looks) if "val" in data.splits else None
-    step, notes = tuning_step(session, train, validation)
-    folder = open_folder(session, output_dir, default_run_name(recipe), resume)
-    say_first(session, train, folder, reporter)
+    step, notes = build_training_step(session, train, validation)
+    folder = open_run_folder(session, output_dir, get_default_run_name(recipe), resume)
+    report_run_start(session, train, folder, reporter)
     for note in notes:
         reporter.message(note)
     sizes, memory = session.sizes(), session.memory(train)
     for message in filter(None, (str(memory), memory.warning(accelerator.device))):
         reporter.message(message)
     session.place()
-    with at_work(folder, reporter, "tune"):
-        goes_on = begin(session, folder, reporter, resume)
-    with metrics_logger(folder, recipe.training.tensorboard) as log, at_work(folder, reporter, "tune"):
+    with lock_run_folder(folder, reporter, "tune"):
+        goes_on = start_or_resume(session, folder, reporter, resume)
+    with open_metrics_logger(folder, recipe.training.tensorboard) as log, lock_run_folder(folder, reporter, "tune"):
         best = fit(
             step,
             train,
@@ -86,7 +86,7 @@ def tune(
         "seed": recipe.seed,
         "classes": len(data.classes),
         "samples": {name: len(split) for name, split in data.splits.items()},
-        "split_hashes": {name: hash_of(split) for name, split in data.splits.items()},
+        "split_hashes": {name: get_split_hash(split) for name, split in data.splits.items()},
         **sizes,
         "attention_can_be_drawn": model.backbone.has_attention and model.backbone.preprocessing is not None,
         "selected_epoch": best.epoch,
@@ -95,33 +95,35 @@ def tune(
     }
     test = None
     if recipe.test and "test" in data.splits:
-        shows, answers = session.shows_attention("test"), Answers()
+        shows, answers = session.can_measure_attention("test"), SamplePredictions()
         test = session.batches("test", with_masks=shows)
         seen = reporter.track(test, len(test), "test")
-        with at_work(folder, reporter, "tune"):
-            results["test"] = evaluate(model, seen, accelerator, with_attention=shows, answers=answers)
-        results["attended_region"] = marks_of(data.splits["test"]) if shows else None
-        if given := merged(answers).given:
+        with lock_run_folder(folder, reporter, "tune"):
+            results["test"] = evaluate_model(model, seen, accelerator, with_attention=shows, answers=answers)
+        results["attended_region"] = describe_masks(data.splits["test"]) if shows else None
+        if given := merge_across_processes(answers).given:
             columns = zip(*((place, *given[place]) for place in sorted(given)), strict=True)
             folder.write_answers(dict(zip(("index", "label", "chosen"), columns, strict=True)))
-    results["skipped"] = say_skipped(reporter, train=train, val=validation, test=test)
+    results["skipped"] = report_skipped_samples(reporter, train=train, val=validation, test=test)
     results["seconds"] = folder.spent + time.perf_counter() - started
-    config: AdapterConfig = describe(model, recipe, data.classes)
-    trained, frozen = whole(model.trained()), whole(model.frozen_additions())
+    config: AdapterConfig = build_adapter_config(model, recipe, data.classes)
+    trained, frozen = gather_full_tensors(model.trained()), gather_full_tensors(model.get_frozen_additions())
     if folder.writes:
-        save_folder(folder.adapter, trained, frozen, config, adapter_card(config, results))
+        save_adapter_folder(folder.adapter, trained, frozen, config, format_adapter_card(config, results))
     folder.write_results(results)
     return folder, results
 
 
-def tuning_step(session: Session, train: Batches, validation: Batches | None) -> tuple[Step, list[str]]:
+def build_training_step(
+    session: Session, train: BatchLoader, validation: BatchLoader | None
+) -> tuple[TrainingStep, list[str]]:
     """What a step of tuning does, and what a user should read about it.
 
     Raises:
         ToastError: first passes are to be kept, and cannot be.
     """
     if not session.recipe.training.cache:
-        return Step(session.model), []
+        return TrainingStep(session.model), []
     splits = {"train": train} if validation is None else {"train": train, "val": validation}
-    step, note = cached_step(session.recipe, session.model, splits, session.accelerator)
+    step, note = build_cached_step(session.recipe, session.model, splits, session.accelerator)
     return step, [note]

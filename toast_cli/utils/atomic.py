@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there replaces `path` at the end, or vanishes on an error.
 
     Raises:
@@ -27,24 +27,24 @@ def written_whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise make_write_error(path, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; what we write is as shared as any other
+        temporary.chmod(0o666 & ~_get_umask())  # mkstemp makes private files; what we write is as shared as any other
         temporary.replace(path)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise make_write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file whole."""
-    with written_whole(path) as temporary:
+    with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -53,7 +53,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def remove(path: Path) -> None:
+def remove_file(path: Path) -> None:
     """Remove a file, if it is there.
 
     Raises:
@@ -62,10 +62,10 @@ def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise make_write_error(path, error) from error
 
 
-def append_line(path: Path, value: Any) -> None:
+def append_json_line(path: Path, value: Any) -> None:
     """Add one line to a JSON-lines file, made with its folder if need be; a line cut short before it is closed first.
 
     Raises:
@@ -78,7 +78,7 @@ def append_line(path: Path, value: Any) -> None:
             line = json.dumps(value, ensure_ascii=False) + "\n"
             file.write((("\n" if unfinished else "") + line).encode())
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise make_write_error(path, error) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -87,19 +87,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    with written_whole(path) as temporary:
+    with write_atomically(path) as temporary:
         try:
             save_file(plain, temporary, dict(metadata or {}))
         except SafetensorError as error:  # its own name for whatever the disk said
-            raise cannot_write(path, OSError(str(error))) from error
+            raise make_write_error(path, OSError(str(error))) from error
 
 
-def _umask() -> int:
+def _get_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def cannot_write(path: Path, error: OSError) -> ToastError:
+def make_write_error(path: Path, error: OSError) -> ToastError:
     """What a user reads where a file or folder cannot be written to."""
     return ToastError(f"{path} could not be written.", error.strerror or str(error), "Check space and permissions.")

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def cache_folder() -> Path:
+def get_cache_folder() -> Path:
     """Where things are kept that can be computed again: TOAST_CACHE_DIR, else `toast` in the user's cache."""
     own = os.environ.get("TOAST_CACHE_DIR")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "toast"

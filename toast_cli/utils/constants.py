@@ -1,7 +1,7 @@
 """What data and tasks agree on about a batch."""
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of what is neither learned nor counted: prompts, padding, a sample that only fills a process's share."""
 
-BOOKKEEPING = ("index", "view")
+BATCH_METADATA_KEYS = ("index", "view")
 """Are in every batch and for no model: which samples these are, and in which of the fixed ways each was changed."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gather_full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor in one piece, on the CPU where it was divided."""
     return {
         name: tensor.full_tensor().detach().cpu() if isinstance(tensor, DTensor) else tensor
@@ -21,14 +21,14 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fill(place: Tensor, tensor: Tensor) -> None:
+def copy_tensor(place: Tensor, tensor: Tensor) -> None:
     """Copy a whole tensor to its place; where that is divided, each process takes its part."""
     if isinstance(place, DTensor):
         tensor = distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
     place.copy_(tensor)
 
 
-def put(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+def copy_tensors(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
     """Copy tensors to the places of their names."""
     for name, tensor in tensors.items():
-        fill(places[name], tensor)
+        copy_tensor(places[name], tensor)

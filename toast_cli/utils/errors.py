@@ -43,9 +43,9 @@ class UsageError(ToastError):
         super().__init__(what, why, what_to_do, exit_code=USAGE_ERROR)
 
 
-LONGEST_LIST = 12
+MAX_LISTED_NAMES = 12
 """Known names that a hint lists whether or not one is near."""
-READABLE_LIST = 40
+MAX_LISTED_WITHOUT_MATCH = 40
 """Known names that a hint lists where none is near."""
 
 
@@ -55,16 +55,16 @@ def did_you_mean(name: str, known: Iterable[str], described: Mapping[str, str] |
     Where no name is near, one may be whose description has the words: `learning_rate` is `lr`, the peak learning rate.
     """
     known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.5) or _by_description(name, described or {})
+    near = get_close_matches(name, known, n=1, cutoff=0.5) or _match_description(name, described or {})
     hint = f"Did you mean '{near[0]}'? " if near else ""
     if not known:
         return hint + "None are registered."
-    if len(known) <= LONGEST_LIST or (not near and len(known) <= READABLE_LIST):
+    if len(known) <= MAX_LISTED_NAMES or (not near and len(known) <= MAX_LISTED_WITHOUT_MATCH):
         return hint + "Known: " + ", ".join(known) + "."
     return hint.strip()
 
 
-def _by_description(name: str, described: Mapping[str, str]) -> list[str]:
+def _match_description(name: str, described: Mapping[str, str]) -> list[str]:
     """The known name whose description's beginning has the words of `name`, or nearly; nothing where none has."""
     wanted = name.lower().replace("_", " ")
     count = len(wanted.split())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def readable(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Bytes in the largest decimal unit that leaves at least one."""
     value = float(size)
     for unit in ("B", "kB", "MB", "GB"):

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 
-def fingerprint(module: nn.Module) -> str:
+def compute_fingerprint(module: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of every parameter and buffer, in the order of their names."""
-    return digest_of_tensors(module.state_dict())
+    return hash_tensors(module.state_dict())
 
 
-def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
@@ -26,7 +26,7 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def digest_of_settings(module: nn.Module) -> str:
+def hash_module_settings(module: nn.Module) -> str:
     """What a network computes beside its weights: its modules by kind, and every plain value that one of them holds.
 
     Heads of attention, an epsilon, a kind of activation: none of them can be told from tensors.
@@ -39,10 +39,10 @@ def digest_of_settings(module: nn.Module) -> str:
         (name, type(part).__qualname__, sorted((k, v) for k, v in vars(part).items() if plain(v) and k != "training"))
         for name, part in module.named_modules()
     ]
-    return digest_of(repr(settings).encode()).hex()
+    return hash_bytes(repr(settings).encode()).hex()
 
 
-def digest_of(*parts: bytes) -> bytes:
+def hash_bytes(*parts: bytes) -> bytes:
     """16 bytes that differ where any of the parts does."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-LONGEST = 16_000_000
+MAX_PICKLE_BYTES = 16_000_000
 """Bytes of a pickle that are looked at."""
-SEVERAL = 8
+MAX_PICKLES = 8
 """Pickles that may follow each other in a file, as old versions of torch wrote them."""
 _HARMLESS = (
     *("torch._utils._rebuild", "torch._tensor._rebuild", "torch.storage", "torch.Size", "torch.device", "torch.dtype"),
@@ -25,25 +25,25 @@ _HARMLESS = (
 )
 
 
-def named_code(path: Path) -> str | None:
+def find_pickled_code(path: Path) -> str | None:
     """`posix.system`: the first thing besides tensors that a pickle in the file asks for, if there is one.
 
     Looks into archives of torch and NumPy, and into plain pickles.
     """
     with suppress(OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
-        for content in _contents(path):
-            for name in _names(content):
+        for content in _read_pickles(path):
+            for name in _list_globals(content):
                 if not (name.startswith(_HARMLESS) or (name.startswith("torch.") and name.endswith("Storage"))):
                     return name
     return None
 
 
-def refused_code(path: Path, error: BaseException | None) -> str | None:
+def find_refused_code(path: Path, error: BaseException | None) -> str | None:
     """What a reader that failed on the file was asked to run; None where it failed for another reason.
 
     However deep the readers have wrapped their refusal, torch's safe unpickler says of what it was.
     """
-    if code := named_code(path):
+    if code := find_pickled_code(path):
         return code
     while error is not None:
         if isinstance(error, pickle.UnpicklingError) and (told := re.search(r"(?:GLOBAL|class) (\S+)", str(error))):
@@ -52,29 +52,29 @@ def refused_code(path: Path, error: BaseException | None) -> str | None:
     return None
 
 
-def _contents(path: Path) -> Iterator[bytes]:
+def _read_pickles(path: Path) -> Iterator[bytes]:
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
-            yield file.read(LONGEST)
+            yield file.read(MAX_PICKLE_BYTES)
         return
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if name.endswith((".pkl", ".npy")):
                 with archive.open(name) as file:
-                    yield _after_header(file) if name.endswith(".npy") else file.read(LONGEST)
+                    yield _skip_npy_header(file) if name.endswith(".npy") else file.read(MAX_PICKLE_BYTES)
 
 
-def _after_header(file: IO[bytes]) -> bytes:
+def _skip_npy_header(file: IO[bytes]) -> bytes:
     """What follows the one line that says an array's type and shape."""
-    start = file.read(LONGEST)
+    start = file.read(MAX_PICKLE_BYTES)
     return start.partition(b"\n")[2] if start.startswith(b"\x93NUMPY") else start
 
 
-def _names(content: bytes) -> Iterator[str]:
+def _list_globals(content: bytes) -> Iterator[str]:
     """`module.name` of everything that pickles ask for, as far as they can be read."""
     file, texts, kept = io.BytesIO(content), ["", ""], dict[object, str]()
     with suppress(ValueError, EOFError, KeyError, OverflowError, MemoryError):
-        for _ in range(SEVERAL):
+        for _ in range(MAX_PICKLES):
             for operation, argument, _place in pickletools.genops(file):
                 if operation.name in ("GLOBAL", "INST"):
                     yield str(argument).replace(" ", ".")

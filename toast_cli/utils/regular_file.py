@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 
-def regular(path: Path) -> Path:
+def require_regular_file(path: Path) -> Path:
     """The path, once it is known to be a file that has an end.
 
     Raises:

@@ -9,21 +9,21 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from toast_cli.data.base import Sample
-from toast_cli.visualize.figure import Panel, Row, draw_bar, draw_panel, shrunk
-from toast_cli.visualize.layout import label_of, shared_scale, times_even
-from toast_cli.visualize.view import View
+from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_colorbar, draw_panel, shrink_image
+from toast_cli.visualize.layout import build_shared_scale, get_label_name, to_multiples_of_uniform
+from toast_cli.visualize.view import ImageView
 
-SIDE = 2.1
+PANEL_SIDE = 2.1
 """Inches of a panel."""
-HEADER, FOOTER, CAPTION = 1.15, 0.75, 0.42
+HEADER_HEIGHT, FOOTER_HEIGHT, CAPTION_HEIGHT = 1.15, 0.75, 0.42
 """Inches above the first row, below the last, and below every panel."""
-RIGHT, WRONG = "#1d6b2a", "#a3161b"
+CORRECT_COLOR, WRONG_COLOR = "#1d6b2a", "#a3161b"
 
 
-def before_after(
+def draw_before_after(
     samples: Sequence[Sample],
-    before: Sequence[View],
-    after: Sequence[View],
+    before: Sequence[ImageView],
+    after: Sequence[ImageView],
     title: str,
     subtitle: str,
     headings: tuple[str, str, str],
@@ -38,42 +38,52 @@ def before_after(
         subtitle: the lines below it.
         headings: what the three columns are called.
     """
-    views = [[times_even(one.maps)["pass_one"], _last_map(two)] for one, two in zip(before, after, strict=True)]
-    shared = shared_scale("attention", [values for pair in views for values in pair])
+    views = [
+        [to_multiples_of_uniform(one.maps)["pass_one"], _get_last_map(two)]
+        for one, two in zip(before, after, strict=True)
+    ]
+    shared = build_shared_scale("attention", [values for pair in views for values in pair])
     scale = replace(shared, label="attention on a patch (1: spread evenly over the image)")
     rows, columns = len(samples), 3
-    pitch = SIDE + CAPTION
-    width, height = columns * (SIDE + 0.15) + 0.15, HEADER + rows * pitch + FOOTER
+    pitch = PANEL_SIDE + CAPTION_HEIGHT
+    width, height = columns * (PANEL_SIDE + 0.15) + 0.15, HEADER_HEIGHT + rows * pitch + FOOTER_HEIGHT
     figure = Figure(figsize=(width, height))
     figure.text(0.15 / width, 1 - 0.12 / height, title, fontsize=12, fontweight="bold", va="top")
     figure.text(0.15 / width, 1 - 0.42 / height, subtitle, fontsize=8.5, va="top", color="#333", linespacing=1.35)
     for number, (sample, one, two) in enumerate(zip(samples, before, after, strict=True)):
-        label, small = label_of(sample, one), shrunk(sample.image)
-        captions = [(f"answer: {label}", "#222"), _caption(one, label, "pass_one"), _caption(two, label, "pass_two")]
-        panels = [Panel("", one.window), *(Panel("", one.window, values, scale) for values in views[number])]
-        bottom = height - HEADER - number * pitch - SIDE
+        label, small = get_label_name(sample, one), shrink_image(sample.image)
+        captions = [
+            (f"answer: {label}", "#222"),
+            _format_caption(one, label, "pass_one"),
+            _format_caption(two, label, "pass_two"),
+        ]
+        panels = [
+            FigurePanel("", one.window),
+            *(FigurePanel("", one.window, values, scale) for values in views[number]),
+        ]
+        bottom = height - HEADER_HEIGHT - number * pitch - PANEL_SIDE
         for column, (panel, (words, color)) in enumerate(zip(panels, captions, strict=True)):
-            left = 0.15 + column * (SIDE + 0.15)
-            axis = figure.add_axes((left / width, bottom / height, SIDE / width, SIDE / height))
-            draw_panel(axis, Row(sample.image, tuple(panels), sample.mask), panel, small)
+            left = 0.15 + column * (PANEL_SIDE + 0.15)
+            axis = figure.add_axes((left / width, bottom / height, PANEL_SIDE / width, PANEL_SIDE / height))
+            draw_panel(axis, FigureRow(sample.image, tuple(panels), sample.mask), panel, small)
             if number == 0:
                 axis.set_title(headings[column], fontsize=9, fontweight="bold", parse_math=False)
             figure.text(
-                (left + SIDE / 2) / width, (bottom - 0.06) / height, words,
+                (left + PANEL_SIDE / 2) / width, (bottom - 0.06) / height, words,
                 fontsize=8.5, ha="center", va="top", color=color, parse_math=False,
             )  # fmt: skip
-    left = 0.15 + (SIDE + 0.15) * 1.25
-    bar = figure.add_axes((left / width, 0.52 / height, SIDE * 1.6 / width, 0.1 / height))
-    draw_bar(figure, bar, scale, 7, 2)
+    left = 0.15 + (PANEL_SIDE + 0.15) * 1.25
+    bar = figure.add_axes((left / width, 0.52 / height, PANEL_SIDE * 1.6 / width, 0.1 / height))
+    draw_colorbar(figure, bar, scale, 7, 2)
     return figure
 
 
-def _last_map(view: View) -> np.ndarray:
-    maps = times_even(view.maps)
+def _get_last_map(view: ImageView) -> np.ndarray:
+    maps = to_multiples_of_uniform(view.maps)
     return maps.get("pass_two", maps["pass_one"])
 
 
-def _caption(view: View, label: str, name: str) -> tuple[str, str]:
+def _format_caption(view: ImageView, label: str, name: str) -> tuple[str, str]:
     """Say what a view predicts, whether that is right, and how much attention lies on the object."""
     verdict = view.last or view.first
     assert verdict is not None
@@ -81,4 +91,4 @@ def _caption(view: View, label: str, name: str) -> tuple[str, str]:
     words = f"{'✓' if right else '✗'} {verdict.label}"
     if name in view.shares:
         words += f"\n{view.shares[name]:.0%} of attention on the object"
-    return words, RIGHT if right else WRONG
+    return words, CORRECT_COLOR if right else WRONG_COLOR

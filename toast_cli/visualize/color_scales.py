@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import Normalize, to_hex
 
-PERCENTILE = 95.0
+SCALE_PERCENTILE = 95.0
 """Where a scale ends. Of a trained ViT, single tokens (in corners, mostly) draw many times what all others do, as the
 first token of a text does; a scale that reached up to them would show nothing else."""
 
 
 @dataclass(frozen=True)
-class Scale:
+class ColorScale:
     """Numbers as colours: the panels, or texts, of one scale have the same numbers in the same colours, and one bar.
 
     `clipped`: there are numbers beyond the ends, which have the colour of the end.
@@ -39,23 +39,23 @@ class Scale:
         return [to_hex(colour) for colour in colormaps[self.colours](numbers)]
 
 
-def rising(label: str, colours: str, maps: Sequence[np.ndarray]) -> Scale:
+def build_sequential_scale(label: str, colours: str, maps: Sequence[np.ndarray]) -> ColorScale:
     """From nothing up to the percentile of the numbers of all maps; the label says so where any lie above it."""
-    high, clipped, told = _end(np.concatenate([np.ravel(map) for map in maps]))
-    return Scale(label + told, colours, 0.0, high, clipped)
+    high, clipped, told = _compute_limit(np.concatenate([np.ravel(map) for map in maps]))
+    return ColorScale(label + told, colours, 0.0, high, clipped)
 
 
-def around_zero(label: str, colours: str, maps: Sequence[np.ndarray]) -> Scale:
+def build_diverging_scale(label: str, colours: str, maps: Sequence[np.ndarray]) -> ColorScale:
     """As far to either side of nothing as the percentile of the numbers' sizes."""
-    high, clipped, told = _end(np.abs(np.concatenate([np.ravel(map) for map in maps])))
-    return Scale(label + told, colours, -high, high, clipped)
+    high, clipped, told = _compute_limit(np.abs(np.concatenate([np.ravel(map) for map in maps])))
+    return ColorScale(label + told, colours, -high, high, clipped)
 
 
-def _end(sizes: np.ndarray) -> tuple[float, bool, str]:
+def _compute_limit(sizes: np.ndarray) -> tuple[float, bool, str]:
     largest = float(sizes.max())
     if not largest > 0:
         return 1.0, False, " (zero everywhere)"
-    end = float(np.percentile(sizes, PERCENTILE))
+    end = float(np.percentile(sizes, SCALE_PERCENTILE))
     if not 0 < end < largest:
         return largest, False, ""
-    return end, True, f" (≥: beyond the {PERCENTILE:g}th percentile)"
+    return end, True, f" (≥: beyond the {SCALE_PERCENTILE:g}th percentile)"

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional
 
 from toast_cli.data.base import BatchOptions
 from toast_cli.model.batches import build_batches
-from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.constants import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from toast_cli.data.base import DataSet
     from toast_cli.recipe.schema import Recipe
 
-INCH = 1.6
+SHEET_IMAGE_SIDE = 1.6
 """Width and height of one image on the sheet."""
 
 
-def contact_sheet(data: DataSet, part: str, recipe: Recipe, backbone: Backbone, count: int, augment: bool) -> Figure:
+def draw_contact_sheet(
+    data: DataSet, part: str, recipe: Recipe, backbone: Backbone, count: int, augment: bool
+) -> Figure:
     """`count` images of a split that the recipe's seed draws, each under its class, with the outline of a mask.
 
     Where pixels are labelled, each class has a colour, and images are under those that cover most of them.
@@ -49,28 +51,28 @@ def contact_sheet(data: DataSet, part: str, recipe: Recipe, backbone: Backbone, 
     inverse = [-m / s for m, s in zip(mean, std, strict=True)], [1 / s for s in std]
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(INCH * columns, (INCH + 0.25) * rows), layout="constrained")
+    figure = Figure(figsize=(SHEET_IMAGE_SIDE * columns, (SHEET_IMAGE_SIDE + 0.25) * rows), layout="constrained")
     for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if number >= count:
             continue
-        image, labels = _one(batch, number)
+        image, labels = _get_image_and_labels(batch, number)
         axes.imshow(functional.normalize(image, *inverse).clamp(0, 1).permute(1, 2, 0).numpy())
         if "mask" in batch:
             axes.contour(batch["mask"][number].numpy(), levels=[0.5], colors="yellow", linewidths=1)
         if labels is not None:
-            axes.set_title(_short(_colour(axes, labels, data.classes)), fontsize=7, parse_math=False)
+            axes.set_title(_truncate(_overlay_classes(axes, labels, data.classes)), fontsize=7, parse_math=False)
         else:
-            axes.set_title(_short(data.classes[int(batch["label"][number])]), fontsize=7, parse_math=False)
+            axes.set_title(_truncate(data.classes[int(batch["label"][number])]), fontsize=7, parse_math=False)
     return figure
 
 
-def write_sheet(figure: Figure, path: Path) -> None:
+def save_contact_sheet(figure: Figure, path: Path) -> None:
     """Write it as a PNG."""
     figure.savefig(path, format="png", dpi=140)
 
 
-def _one(batch: Mapping[str, Any], number: int) -> tuple[Tensor, Tensor | None]:
+def _get_image_and_labels(batch: Mapping[str, Any], number: int) -> tuple[Tensor, Tensor | None]:
     """An image without its padding, and the classes of its pixels `[h, w]` where they are labelled."""
     image, labels = batch["image"][number], batch.get("labels")
     if labels is None:
@@ -84,14 +86,14 @@ def _one(batch: Mapping[str, Any], number: int) -> tuple[Tensor, Tensor | None]:
     return image, labels
 
 
-def _colour(axes: Axes, labels: Tensor, classes: Sequence[str]) -> str:
+def _overlay_classes(axes: Axes, labels: Tensor, classes: Sequence[str]) -> str:
     """Lay a colour for every class over an image; the names of those that cover most of it."""
-    shown = np.ma.masked_equal(labels.numpy(), IGNORED)
+    shown = np.ma.masked_equal(labels.numpy(), IGNORE_INDEX)
     axes.imshow(shown, cmap="hsv", vmin=0, vmax=len(classes), alpha=0.5, interpolation="nearest")
-    covered = torch.bincount(labels[labels != IGNORED], minlength=len(classes))
+    covered = torch.bincount(labels[labels != IGNORE_INDEX], minlength=len(classes))
     largest = [classes[index] for index in covered.argsort(descending=True).tolist() if covered[index]]
     return ", ".join(largest) or "no class"
 
 
-def _short(name: str, length: int = 24) -> str:
+def _truncate(name: str, length: int = 24) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"

@@ -20,76 +20,78 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
-from toast_cli.attention.segments import Segments
-from toast_cli.data.images.transforms import Window
-from toast_cli.utils.atomic import written_whole
-from toast_cli.visualize.color_scales import Scale
+from toast_cli.attention.segments import SegmentationMap
+from toast_cli.data.images.transforms import CropWindow
+from toast_cli.utils.atomic import write_atomically
+from toast_cli.visualize.color_scales import ColorScale
 
-FORMATS = ("png", "svg", "pdf")
-WIDTH = 2.7
+FIGURE_FORMATS = ("png", "svg", "pdf")
+PANEL_WIDTH = 2.7
 """Inches of a panel."""
-BAR = 0.1
+COLORBAR_HEIGHT = 0.1
 """Inches that a bar of colours is high."""
-PIXELS = 640
+FIGURE_IMAGE_SIDE = 640
 """Longest side of an image in a figure; larger ones are shown smaller."""
-OVER = 0.65
+OVERLAY_ALPHA = 0.65
 """How much of a pixel is the map's colour; the rest is the grey image below it."""
-SMOOTH = 7
+MIN_SMOOTH_CELLS = 7
 """Cells a side from which a map is drawn smoothly; of fewer, what lies between two cells would be made up."""
-MOST_NAMES = 8
+MAX_LEGEND_CLASSES = 8
 """Classes that a panel's legend has room for, those that cover most first."""
 
 
 @dataclass(frozen=True)
-class Panel:
+class FigurePanel:
     """One picture of a row: the image alone, or a map `[rows, columns]` over what is seen of it, in a scale's colours.
 
     `heading` is above it, as it is: nothing in it is markup.
     """
 
     heading: str
-    window: Window
+    window: CropWindow
     values: np.ndarray | None = None
-    scale: Scale | None = None
-    segments: Segments | None = None
+    scale: ColorScale | None = None
+    segments: SegmentationMap | None = None
 
 
 @dataclass(frozen=True)
-class Row:
+class FigureRow:
     """An image with its panels; `mask` `[H, W]` at the image's own size is outlined on all of them."""
 
     image: Image.Image
-    panels: tuple[Panel, ...]
+    panels: tuple[FigurePanel, ...]
     mask: np.ndarray | None = None
 
 
-def draw(rows: Sequence[Row], title: str) -> Figure:
+def draw_figure(rows: Sequence[FigureRow], title: str) -> Figure:
     """The figure. Every row has as many panels, and those of a column one scale."""
     columns = len(rows[0].panels)
-    title = "\n".join(part for line in title.split("\n") for part in wrap(line, int(13 * WIDTH * columns)))
-    heights = [WIDTH * min(max(row.image.height / row.image.width, 0.3), 2.5) for row in rows]
-    around = [max(panel.heading.count("\n") + 1 + legend_lines(panel) for panel in row.panels) for row in rows]
+    title = "\n".join(part for line in title.split("\n") for part in wrap(line, int(13 * PANEL_WIDTH * columns)))
+    heights = [PANEL_WIDTH * min(max(row.image.height / row.image.width, 0.3), 2.5) for row in rows]
+    around = [max(panel.heading.count("\n") + 1 + count_legend_lines(panel) for panel in row.panels) for row in rows]
     above = 0.12 + 0.16 * (title.count("\n") + 1)
-    below = 0.7 + 0.13 * max((len(_label(panel.scale, 1)) for panel in rows[0].panels if panel.scale), default=0)
+    below = 0.7 + 0.13 * max(
+        (len(_wrap_scale_label(panel.scale, 1)) for panel in rows[0].panels if panel.scale), default=0
+    )
     whole = sum(heights) + 0.2 * sum(around) + below + above
     layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - above / whole))  # the title has a place of its own
-    figure = Figure(figsize=(WIDTH * columns, whole), layout=layout)
-    grid = figure.add_gridspec(len(rows) + 1, columns, height_ratios=[*heights, BAR])
+    figure = Figure(figsize=(PANEL_WIDTH * columns, whole), layout=layout)
+    grid = figure.add_gridspec(len(rows) + 1, columns, height_ratios=[*heights, COLORBAR_HEIGHT])
     for number, row in enumerate(rows):
-        small = shrunk(row.image)
+        small = shrink_image(row.image)
         for column, panel in enumerate(row.panels):
             draw_panel(figure.add_subplot(grid[number, column]), row, panel, small)
     for scale, group in itertools.groupby(range(columns), key=lambda column: rows[0].panels[column].scale):
         if scale is not None:
             over = list(group)
-            draw_bar(figure, figure.add_subplot(grid[-1, over[0] : over[-1] + 1]), scale, 7, len(over))
+            draw_colorbar(figure, figure.add_subplot(grid[-1, over[0] : over[-1] + 1]), scale, 7, len(over))
     figure.text(0.01, 1 - 0.05 / whole, title, fontsize=9, ha="left", va="top", parse_math=False)
     return figure
 
 
-def draw_bar(figure: Figure, place: Axes, scale: Scale, size: float, panels: int = 1) -> None:
+def draw_colorbar(figure: Figure, place: Axes, scale: ColorScale, size: float, panels: int = 1) -> None:
     """What the colours of so many panels mean, with numbers; `size` is that of the letters."""
-    colour = ScalarMappable(Normalize(scale.low, scale.high), seen_over_grey(colormaps[scale.colours]))
+    colour = ScalarMappable(Normalize(scale.low, scale.high), blend_colormap_over_gray(colormaps[scale.colours]))
     bar = figure.colorbar(colour, cax=place, orientation="horizontal")
     places, words = zip(*scale.ticks(), strict=True)
     bar.set_ticks(list(places), labels=list(words))
@@ -97,21 +99,21 @@ def draw_bar(figure: Figure, place: Axes, scale: Scale, size: float, panels: int
     least, _, most = bar.ax.get_xticklabels()
     least.set_horizontalalignment("left")  # within its own bar: a neighbour's begins where this one ends
     most.set_horizontalalignment("right")
-    bar.set_label("\n".join(_label(scale, panels)), fontsize=size)
+    bar.set_label("\n".join(_wrap_scale_label(scale, panels)), fontsize=size)
 
 
-def seen_over_grey(colours: Colormap) -> ListedColormap:
+def blend_colormap_over_gray(colours: Colormap) -> ListedColormap:
     """The colours as they look over a mid-grey image."""
     opaque = colours(np.linspace(0, 1, colours.N))[:, :3]
-    return ListedColormap(OVER * opaque + (1 - OVER) * 0.5)
+    return ListedColormap(OVERLAY_ALPHA * opaque + (1 - OVERLAY_ALPHA) * 0.5)
 
 
-def _label(scale: Scale, panels: int) -> list[str]:
+def _wrap_scale_label(scale: ColorScale, panels: int) -> list[str]:
     """Lines of a scale's label below the bar of so many panels."""
-    return wrap(scale.label, int(19 * WIDTH * panels))
+    return wrap(scale.label, int(19 * PANEL_WIDTH * panels))
 
 
-def draw_panel(axis: Axes, row: Row, panel: Panel, small: Image.Image) -> None:
+def draw_panel(axis: Axes, row: FigureRow, panel: FigurePanel, small: Image.Image) -> None:
     """One panel, in the original image's pixels: colours where the model looks, grey and dark where it does not see."""
     height, width = row.image.height, row.image.width
     whole = (-0.5, width - 0.5, height - 0.5, -0.5)
@@ -127,10 +129,10 @@ def draw_panel(axis: Axes, row: Row, panel: Panel, small: Image.Image) -> None:
     if panel.values is not None and panel.scale is not None:
         axis.imshow(
             panel.values, extent=seen, cmap=panel.scale.colours, vmin=panel.scale.low, vmax=panel.scale.high,
-            alpha=OVER, interpolation="bilinear" if min(panel.values.shape) >= SMOOTH else "nearest",
+            alpha=OVERLAY_ALPHA, interpolation="bilinear" if min(panel.values.shape) >= MIN_SMOOTH_CELLS else "nearest",
         )  # fmt: skip
     if panel.segments is not None:
-        draw_segments(axis, panel.segments, seen)
+        draw_segmentation(axis, panel.segments, seen)
     if left > -0.25 or top > -0.25 or window.width < width - 0.5 or window.height < height - 0.5:
         draw_crop(axis, seen, whole)
     if row.mask is not None:
@@ -160,44 +162,44 @@ def draw_crop(axis: Axes, seen: tuple[float, ...], whole: tuple[float, ...]) -> 
     )
 
 
-def draw_segments(axis: Axes, segments: Segments, extent: tuple[float, float, float, float]) -> None:
+def draw_segmentation(axis: Axes, segments: SegmentationMap, extent: tuple[float, float, float, float]) -> None:
     """Classes over what is seen; what has no class (any number beyond the names) stays plain."""
     count = len(segments.names)
     colours = colormaps["hsv"].resampled(count + 1)
-    as_seen = seen_over_grey(colours)
+    as_seen = blend_colormap_over_gray(colours)
     known = np.where(segments.classes < count, segments.classes, count)
     shown = np.ma.masked_equal(known, count)
-    axis.imshow(shown, extent=extent, cmap=colours, vmin=0, vmax=count, alpha=OVER, interpolation="nearest")
+    axis.imshow(shown, extent=extent, cmap=colours, vmin=0, vmax=count, alpha=OVERLAY_ALPHA, interpolation="nearest")
     axis.legend(
-        handles=[Patch(color=as_seen(index), label=segments.names[index]) for index in most_covering(segments)],
+        handles=[Patch(color=as_seen(index), label=segments.names[index]) for index in get_largest_classes(segments)],
         loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, fontsize=7, frameon=False,
     )  # fmt: skip
 
 
-def most_covering(segments: Segments) -> list[int]:
+def get_largest_classes(segments: SegmentationMap) -> list[int]:
     """The classes that a legend names, those that cover most first."""
     count = len(segments.names)
     covered = np.bincount(segments.classes[segments.classes < count].ravel(), minlength=count)
-    return [int(index) for index in covered.argsort()[::-1][:MOST_NAMES] if covered[index]]
+    return [int(index) for index in covered.argsort()[::-1][:MAX_LEGEND_CLASSES] if covered[index]]
 
 
-def legend_lines(panel: Panel) -> int:
+def count_legend_lines(panel: FigurePanel) -> int:
     """Lines that a panel's legend takes, two classes in each."""
-    return 0 if panel.segments is None else -(-len(most_covering(panel.segments)) // 2)
+    return 0 if panel.segments is None else -(-len(get_largest_classes(panel.segments)) // 2)
 
 
-def shrunk(image: Image.Image) -> Image.Image:
+def shrink_image(image: Image.Image) -> Image.Image:
     """An image no larger than a figure needs."""
     small = image.copy()
-    small.thumbnail((PIXELS, PIXELS))
+    small.thumbnail((FIGURE_IMAGE_SIDE, FIGURE_IMAGE_SIDE))
     return small
 
 
-def write(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write it in the format that the path ends with, the same bytes each time."""
     kind = path.suffix.lstrip(".")
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     if kind == "svg":
         FigureCanvasSVG(figure)
-    with written_whole(path) as temporary, rc_context({"svg.hashsalt": "toast"}):
+    with write_atomically(path) as temporary, rc_context({"svg.hashsalt": "toast"}):
         figure.savefig(temporary, format=kind, dpi=130, metadata=undated)

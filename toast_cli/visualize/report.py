@@ -8,44 +8,46 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from toast_cli.attention.validation import Checks
+from toast_cli.attention.validation import AttentionChecks
 from toast_cli.data.base import Sample
-from toast_cli.visualize.color_scales import Scale
-from toast_cli.visualize.figure import Panel, Row, draw_bar, draw_panel, shrunk
-from toast_cli.visualize.html import as_source
-from toast_cli.visualize.layout import last_maps
-from toast_cli.visualize.view import View
+from toast_cli.visualize.color_scales import ColorScale
+from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_colorbar, draw_panel, shrink_image
+from toast_cli.visualize.html import to_data_uri
+from toast_cli.visualize.layout import collect_last_maps
+from toast_cli.visualize.view import ImageView
 
-INCHES = 2.2
+PICTURE_WIDTH = 2.2
 
 
-def shown_images(
-    samples: Sequence[Sample], views: Sequence[Sequence[View]]
+def build_report_images(
+    samples: Sequence[Sample], views: Sequence[Sequence[ImageView]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Every image with where each viewer looks, and the bars of colours with whose they are; all have texts for alt."""
-    last, scales = last_maps(views)
+    last, scales = collect_last_maps(views)
     images = []
-    whose: dict[Scale, dict[str, None]] = {}
+    whose: dict[ColorScale, dict[str, None]] = {}
     for sample, row, maps in zip(samples, views, last, strict=True):
         label = row[0].viewer.classes[sample.label] if row[0].viewer.classes and sample.label >= 0 else ""
         panels = [
-            picture(sample, Panel("", row[0].window), "image", f"The image {sample.name}" + f", {label}" * bool(label))
+            render_panel(
+                sample, FigurePanel("", row[0].window), "image", f"The image {sample.name}" + f", {label}" * bool(label)
+            )
         ]
         for view, map in zip(row, maps, strict=True):
             scale = scales[view.kind]
             whose.setdefault(scale, {})[view.viewer.name] = None
-            panel = Panel("", view.window, map, scale)
-            panels.append(picture(sample, panel, view.viewer.name, *_words(sample, view, label)))
+            panel = FigurePanel("", view.window, map, scale)
+            panels.append(render_panel(sample, panel, view.viewer.name, *_describe_picture(sample, view, label)))
         images.append({"name": sample.name, "label": label, "panels": panels})
     bars = []
     for scale, names in whose.items():
         runs = ", ".join(names)
         alt = f"Colours from 0 to {scale.ticks()[-1][1]}, dark to bright: {scale.label}, of {runs}"
-        bars.append({"source": as_source(bar(scale)), "runs": runs, "alt": alt})
+        bars.append({"source": to_data_uri(render_colorbar(scale)), "runs": runs, "alt": alt})
     return images, bars
 
 
-def _words(sample: Sample, view: View, label: str) -> tuple[str, str, str]:
+def _describe_picture(sample: Sample, view: ImageView, label: str) -> tuple[str, str, str]:
     """What stands in a picture's place, what is said below it, and whether that is right."""
     verdict = view.last or view.first
     inside = view.shares.get("pass_two", view.shares.get("pass_one"))
@@ -58,40 +60,44 @@ def _words(sample: Sample, view: View, label: str) -> tuple[str, str, str]:
     return f"{alt}; it says {said}" + f", which is {mark}" * bool(mark), said + on_it, mark
 
 
-def checked_in_words(checks: Checks | None) -> str:
+def format_attention_checks(checks: AttentionChecks | None) -> str:
     """What maps were held against, and how far off they were at most."""
     if checks is None:
         return "no attention, nothing to hold it against"
     said = []
     if checks.mismatch is not None:
-        said.append(f"{_layers(checks.fused)} against fused attention, off by at most {checks.mismatch:.1g}")
+        said.append(f"{_format_layers(checks.fused)} against fused attention, off by at most {checks.mismatch:.1g}")
     if checks.unfused:
-        said.append(f"{_layers(checks.unfused)} not compared, as attention is unfused there")
+        said.append(f"{_format_layers(checks.unfused)} not compared, as attention is unfused there")
     if checks.difference is not None:
         said.append(f"layer {checks.first_block} between the passes, off by at most {checks.difference:.1g}")
     return "; ".join(said)
 
 
-def _layers(levels: Sequence[int]) -> str:
+def _format_layers(levels: Sequence[int]) -> str:
     return f"layer{'s' * (len(levels) > 1)} {', '.join(map(str, levels))}"
 
 
-def picture(sample: Sample, panel: Panel, name: str, alt: str, said: str = "", mark: str = "") -> dict[str, str]:
+def render_panel(
+    sample: Sample, panel: FigurePanel, name: str, alt: str, said: str = "", mark: str = ""
+) -> dict[str, str]:
     """One panel as a page has it."""
-    figure = Figure(figsize=(INCHES, INCHES * min(max(sample.image.height / sample.image.width, 0.3), 2.5)))
+    figure = Figure(
+        figsize=(PICTURE_WIDTH, PICTURE_WIDTH * min(max(sample.image.height / sample.image.width, 0.3), 2.5))
+    )
     axis = figure.add_axes((0, 0, 1, 1))
-    draw_panel(axis, Row(sample.image, (panel,), sample.mask), panel, shrunk(sample.image))
-    return {"source": as_source(png(figure)), "name": name, "alt": alt, "said": said, "mark": mark}
+    draw_panel(axis, FigureRow(sample.image, (panel,), sample.mask), panel, shrink_image(sample.image))
+    return {"source": to_data_uri(to_png_bytes(figure)), "name": name, "alt": alt, "said": said, "mark": mark}
 
 
-def bar(scale: Scale) -> bytes:
+def render_colorbar(scale: ColorScale) -> bytes:
     """What the colours mean."""
     figure = Figure(figsize=(4, 0.55), layout="constrained")
-    draw_bar(figure, figure.subplots(), scale, 8, 2)
-    return png(figure)
+    draw_colorbar(figure, figure.subplots(), scale, 8, 2)
+    return to_png_bytes(figure)
 
 
-def png(figure: Figure) -> bytes:
+def to_png_bytes(figure: Figure) -> bytes:
     """A figure as bytes, the same each time."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120, metadata={"Software": None})

@@ -10,31 +10,33 @@ from typing import Any
 from toast_cli import registry
 from toast_cli.data.base import Sample
 from toast_cli.utils.atomic import write_json, write_tensors
-from toast_cli.utils.hashing import digest_of, digest_of_tensors
+from toast_cli.utils.hashing import hash_bytes, hash_tensors
 from toast_cli.utils.version import __version__
-from toast_cli.visualize.figure import draw, write
-from toast_cli.visualize.layout import passes_row, shortened, viewers_rows
-from toast_cli.visualize.output_names import KEY, free_name, made_of
-from toast_cli.visualize.view import Verdict, View, Viewer, covering, see
+from toast_cli.visualize.figure import draw_figure, save_figure
+from toast_cli.visualize.layout import build_comparison_rows, build_passes_row, shorten_name
+from toast_cli.visualize.output_names import SOURCE_DIGEST_KEY, compute_source_digest, find_free_name
+from toast_cli.visualize.view import AttentionViewer, ImageView, TopPrediction, compute_image_view, format_class_shares
 
-COMPARISON = "comparison"
+COMPARISON_PREFIX = "comparison"
 """What the figure of several viewers is called, before their names."""
-LONGEST = 80
+MAX_NAME_LENGTH = 80
 """Characters of viewers' names in the name of a file, and of an image's above a figure."""
 
 
-def picture(viewer: Viewer, sample: Sample, folder: Path, name: str, kind: str = "png") -> dict[str, Any]:
+def save_attention_figure(
+    viewer: AttentionViewer, sample: Sample, folder: Path, name: str, kind: str = "png"
+) -> dict[str, Any]:
     """Draw what one viewer saw of one image, with the raw maps and a record beside the figure; returns the record."""
-    view = see(viewer, sample)
-    own = made_of([viewer], [sample.image.tobytes()])
-    name = free_name(folder, name + viewer.ending, own)
+    view = compute_image_view(viewer, sample)
+    own = compute_source_digest([viewer], [sample.image.tobytes()])
+    name = find_free_name(folder, name + viewer.ending, own)
     path = folder / f"{name}.{kind}"
-    write(draw([passes_row(sample, view)], "\n".join(captions(sample, view))), path)
-    return keep(sample, [view], folder, name, path, own)
+    save_figure(draw_figure([build_passes_row(sample, view)], "\n".join(format_title_lines(sample, view))), path)
+    return save_maps(sample, [view], folder, name, path, own)
 
 
-def comparison(
-    viewers: Sequence[Viewer], samples: Iterable[tuple[str, Sample]], folder: Path, kind: str = "png"
+def save_comparison_figure(
+    viewers: Sequence[AttentionViewer], samples: Iterable[tuple[str, Sample]], folder: Path, kind: str = "png"
 ) -> Any:
     """Draw several viewers side by side, a row an image; returns a record an image, with all of its views.
 
@@ -43,31 +45,33 @@ def comparison(
     named = list(samples)
     if not named:
         return []
-    views = [[see(viewer, sample) for viewer in viewers] for _, sample in named]
-    own = made_of(viewers, (sample.image.tobytes() for _, sample in named))
-    whole = free_name(folder, compared_name(viewers), own, "*-{}.json")
+    views = [[compute_image_view(viewer, sample) for viewer in viewers] for _, sample in named]
+    own = compute_source_digest(viewers, (sample.image.tobytes() for _, sample in named))
+    whole = find_free_name(folder, get_comparison_name(viewers), own, "*-{}.json")
     path = folder / f"{whole}.{kind}"
-    rows = viewers_rows([sample for _, sample in named], views)
-    described = dict.fromkeys(described_maps(view.viewer, view.kind) for view in views[0])
-    write(draw(rows, f"Where each model looks in its last pass: {'; '.join(described)}"), path)
+    rows = build_comparison_rows([sample for _, sample in named], views)
+    described = dict.fromkeys(describe_maps(view.viewer, view.kind) for view in views[0])
+    save_figure(draw_figure(rows, f"Where each model looks in its last pass: {'; '.join(described)}"), path)
     return [
-        keep(sample, row, folder, f"{name}-{whole}", path, own)
+        save_maps(sample, row, folder, f"{name}-{whole}", path, own)
         for (name, sample), row in zip(named, views, strict=True)
     ]
 
 
-def compared_name(viewers: Sequence[Viewer]) -> str:
+def get_comparison_name(viewers: Sequence[AttentionViewer]) -> str:
     """What the files of several viewers are called: who they are, and how they look; long lists end in a digest."""
-    listed = "-".join([COMPARISON, *(viewer.name for viewer in viewers)])
+    listed = "-".join([COMPARISON_PREFIX, *(viewer.name for viewer in viewers)])
     plain = "".join(character if character.isalnum() or character in "-_." else "-" for character in listed)
-    if len(plain) > LONGEST:
-        plain = f"{plain[:LONGEST]}-{digest_of(listed.encode()).hex()[:8]}"
+    if len(plain) > MAX_NAME_LENGTH:
+        plain = f"{plain[:MAX_NAME_LENGTH]}-{hash_bytes(listed.encode()).hex()[:8]}"
     return plain + viewers[0].ending
 
 
-def keep(sample: Sample, views: Sequence[View], folder: Path, name: str, figure: Path, own: str) -> dict[str, Any]:
+def save_maps(
+    sample: Sample, views: Sequence[ImageView], folder: Path, name: str, figure: Path, own: str
+) -> dict[str, Any]:
     """Write the raw maps (safetensors) and how they were made (JSON), and return the latter; `own` is its `made_of`."""
-    names = unique([view.viewer.name for view in views])
+    names = make_names_unique([view.viewer.name for view in views])
     tensors = {
         map if len(views) == 1 else f"{own}/{map}": tensor
         for own, view in zip(names, views, strict=True)
@@ -77,25 +81,25 @@ def keep(sample: Sample, views: Sequence[View], folder: Path, name: str, figure:
     write_tensors(maps, tensors)
     record = {
         "image": sample.name,
-        KEY: own,
+        SOURCE_DIGEST_KEY: own,
         "image_size": [sample.image.height, sample.image.width],
         "figure": str(figure),
         "maps": str(maps),
-        "versions": versions(),
-        "views": [made(view, own) for own, view in zip(names, views, strict=True)],
+        "versions": get_library_versions(),
+        "views": [describe_view(view, own) for own, view in zip(names, views, strict=True)],
     }
     write_json(folder / f"{name}.json", record)
     return record
 
 
-def made(view: View, name: str) -> dict[str, Any]:
+def describe_view(view: ImageView, name: str) -> dict[str, Any]:
     """How a view was made, and what came out besides its maps."""
     viewer = view.viewer
     model, recorder = viewer.model, viewer.recorder
     backbone, steering = model.backbone, model.adapted.steering
     preprocessing = backbone.require_preprocessing()
     return {
-        **origin(viewer, name),
+        **describe_model(viewer, name),
         "kind": view.kind,
         "layer": recorder.level,
         "head": viewer.head,
@@ -107,54 +111,56 @@ def made(view: View, name: str) -> dict[str, Any]:
         "shape": list(view.maps["pass_one"].shape),
         "prefix_tokens_left_out": backbone.prefix_tokens,
         "checks": None if view.checks is None else view.checks.told(),
-        "pass_one": told(view.first),
-        "pass_two": told(view.last),
+        "pass_one": prediction_to_dict(view.first),
+        "pass_two": prediction_to_dict(view.last),
         "share_inside": view.shares,
-        "segments": {name: covering(found) for name, found in view.segments.items()},
+        "segments": {name: format_class_shares(found) for name, found in view.segments.items()},
     }
 
 
-def origin(viewer: Viewer, name: str) -> dict[str, Any]:
+def describe_model(viewer: AttentionViewer, name: str) -> dict[str, Any]:
     """Who looks: which run, trained how, on which backbone with which weights; of paths, the last part alone."""
     model, recipe = viewer.model, viewer.recipe
     found: dict[str, Any] = {"name": name, "run": None, "run_fingerprint": None}
     if not viewer.plain:
-        found |= {"run": viewer.name, "run_fingerprint": digest_of_tensors(model.trained())}
+        found |= {"run": viewer.name, "run_fingerprint": hash_tensors(model.trained())}
     if recipe is not None:
         weights = recipe.backbone.weights
-        source = registry.backbone_card(recipe.backbone.name).source
+        source = registry.load_backbone_card(recipe.backbone.name).source
         if not viewer.plain:
-            data = without_folders(recipe.dataset.name)
+            data = strip_folders(recipe.dataset.name)
             found |= {"method": recipe.method.name, "dataset": data, "seed": recipe.seed}
         found |= {
-            "backbone": without_folders(recipe.backbone.name),
-            "weights": f"{source} (no file was named)" if weights is None else without_folders(weights),
+            "backbone": strip_folders(recipe.backbone.name),
+            "weights": f"{source} (no file was named)" if weights is None else strip_folders(weights),
         }
     return found | {"network": type(model.backbone.module).__name__, "backbone_fingerprint": model.backbone_fingerprint}
 
 
-def without_folders(name: str) -> str:
+def strip_folders(name: str) -> str:
     """`KIND:PATH` or a path with the path's last part alone."""
     kind, colon, path = name.rpartition(":")
     return kind + colon + path.rstrip("/").rsplit("/", 1)[-1]
 
 
-def versions() -> dict[str, str]:
+def get_library_versions() -> dict[str, str]:
     """Of this program and the libraries that maps come from."""
     return {"toast": __version__, **{name: version(name) for name in ("torch", "torchvision", "timm", "transformers")}}
 
 
-def told(verdict: Verdict | None) -> dict[str, Any] | None:
+def prediction_to_dict(verdict: TopPrediction | None) -> dict[str, Any] | None:
     """A verdict as JSON has it."""
     return None if verdict is None else {"prediction": verdict.label, "confidence": verdict.probability}
 
 
-def captions(sample: Sample, view: View) -> list[str]:
+def format_title_lines(sample: Sample, view: ImageView) -> list[str]:
     """What is said above a figure of one image: of what and whom it is, and how much lies on the outlined object."""
-    lines = [f"{shortened(sample.name, LONGEST)} · {view.viewer.name}: {described_maps(view.viewer, view.kind)}"]
+    lines = [
+        f"{shorten_name(sample.name, MAX_NAME_LENGTH)} · {view.viewer.name}: {describe_maps(view.viewer, view.kind)}"
+    ]
     if view.viewer.plain:
         lines[0] += " · plain backbone, no run: one pass, nothing selected"
-    lines += [f"{name}: {covering(found)}" for name, found in view.segments.items()]
+    lines += [f"{name}: {format_class_shares(found)}" for name, found in view.segments.items()]
     if view.shares:
         words = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", "even": "an even map"}
         if "pass_two" not in view.maps:
@@ -164,7 +170,7 @@ def captions(sample: Sample, view: View) -> list[str]:
     return lines
 
 
-def described_maps(viewer: Viewer, kind: str) -> str:
+def describe_maps(viewer: AttentionViewer, kind: str) -> str:
     """Which maps these are: `attention of layer 11, mean over heads`."""
     heads = {
         "mean": ", mean over heads",
@@ -177,7 +183,7 @@ def described_maps(viewer: Viewer, kind: str) -> str:
     return f"{kind} of layer {viewer.recorder.level}{of}{strength}"
 
 
-def unique(names: Iterable[str]) -> list[str]:
+def make_names_unique(names: Iterable[str]) -> list[str]:
     """Names with a number behind those that came before."""
     found: list[str] = []
     for name in names:

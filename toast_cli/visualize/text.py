@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toast_cli.attention.maps import Recorder
-from toast_cli.attention.validation import Checks
-from toast_cli.data.text.chat_templates import begun, prompt_text
+from toast_cli.attention.maps import AttentionRecorder
+from toast_cli.attention.validation import AttentionChecks
+from toast_cli.data.text.chat_templates import format_prompt, prepend_bos
 from toast_cli.data.text.conversations import Turn
 from toast_cli.utils.errors import UsageError
-from toast_cli.visualize.color_scales import Scale, around_zero, rising
-from toast_cli.visualize.view import Verdict, Viewer
+from toast_cli.visualize.color_scales import ColorScale, build_diverging_scale, build_sequential_scale
+from toast_cli.visualize.view import AttentionViewer, TopPrediction
 
-MEANING = {
+TEXT_MAP_DESCRIPTIONS = {
     "similarity": "similarity to ξ: what selection keeps of each token",
     "pass_one": "attention of the last token, pass one",
     "pass_two": "attention of the last token, pass two",
@@ -34,16 +34,16 @@ class TextView:
     `first` and `last` are the likeliest next tokens of the passes; `last` is None with a single pass.
     """
 
-    viewer: Viewer
+    viewer: AttentionViewer
     tokens: list[str]
     maps: dict[str, Tensor]
-    first: Verdict
-    last: Verdict | None
-    checks: Checks | None
+    first: TopPrediction
+    last: TopPrediction | None
+    checks: AttentionChecks | None
 
 
 @torch.no_grad()
-def see_text(viewer: Viewer, prompt: str, template: str | None) -> TextView:
+def compute_text_view(viewer: AttentionViewer, prompt: str, template: str | None) -> TextView:
     """Show a language model a text, marked as the run was trained on it; None gives it as it is.
 
     Raises:
@@ -59,12 +59,12 @@ def see_text(viewer: Viewer, prompt: str, template: str | None) -> TextView:
             else "There is no tokenizer beside the model.",
             what_to_do="Name a run, or a --backbone, of a language model.",
         )
-    text = prompt if template is None else prompt_text([Turn("user", prompt)], tokenizer, template)
-    ids = begun(tokenizer(text, add_special_tokens=False).input_ids, tokenizer)
+    text = prompt if template is None else format_prompt([Turn("user", prompt)], tokenizer, template)
+    ids = prepend_bos(tokenizer(text, add_special_tokens=False).input_ids, tokenizer)
     batch = torch.tensor([ids], device=next(model.parameters()).device)
     inputs = {"input_ids": batch, "attention_mask": torch.ones_like(batch)}
     recorder = viewer.recorder
-    assert isinstance(recorder, Recorder)
+    assert isinstance(recorder, AttentionRecorder)
     look = recorder.look(inputs)
     maps = {name: map[0, 0].float().cpu() for name, map in look.maps().items()}
     if "pass_two" in maps:
@@ -72,20 +72,22 @@ def see_text(viewer: Viewer, prompt: str, template: str | None) -> TextView:
     output = backbone.output()
     assert output is not None
     assert look.passes.plain is not None  # recorders have the first pass go on to its end
-    first = next_token(output(look.passes.plain.pooled), tokenizer)
-    last = None if look.last is None else next_token(output(look.passes.last.pooled), tokenizer)
-    ordered = {name: maps[name] for name in MEANING if name in maps}
-    return TextView(viewer, as_read(ids, text, tokenizer), ordered, first, last, look.checks)
+    first = predict_next_token(output(look.passes.plain.pooled), tokenizer)
+    last = None if look.last is None else predict_next_token(output(look.passes.last.pooled), tokenizer)
+    ordered = {name: maps[name] for name in TEXT_MAP_DESCRIPTIONS if name in maps}
+    return TextView(viewer, align_tokens_to_text(ids, text, tokenizer), ordered, first, last, look.checks)
 
 
-def next_token(logits: Tensor, tokenizer: Any) -> Verdict:
+def predict_next_token(logits: Tensor, tokenizer: Any) -> TopPrediction:
     """The likeliest token after the last of a text, given logits `[1, N, vocabulary]`."""
     probability, index = logits[0, -1].float().softmax(-1).max(-1)
     # A token that begins a word, and is nothing besides, reads as nothing.
-    return Verdict(tokenizer.decode([int(index)]) or tokenizer.convert_ids_to_tokens(int(index)), float(probability))
+    return TopPrediction(
+        tokenizer.decode([int(index)]) or tokenizer.convert_ids_to_tokens(int(index)), float(probability)
+    )
 
 
-def as_read(ids: list[int], text: str, tokenizer: Any) -> list[str]:
+def align_tokens_to_text(ids: list[int], text: str, tokenizer: Any) -> list[str]:
     """Each token as the part of the text that it stands for; one that stands for none of it by its own name.
 
     A character of several tokens is read once, with the last of them; the others are dots.
@@ -105,22 +107,22 @@ def as_read(ids: list[int], text: str, tokenizer: Any) -> list[str]:
     return read[::-1]
 
 
-def scales(views: Sequence[TextView]) -> dict[str, Scale]:
+def build_text_scales(views: Sequence[TextView]) -> dict[str, ColorScale]:
     """What colours mean, by the name of a map and the same for all views: attention has one scale in both passes."""
 
     def of(*names: str) -> list[np.ndarray]:
         return [view.maps[name].numpy() for view in views for name in names if name in view.maps]
 
-    attention = rising("attention of the last token", "Oranges", of("pass_one", "pass_two"))
+    attention = build_sequential_scale("attention of the last token", "Oranges", of("pass_one", "pass_two"))
     found = {"pass_one": attention, "pass_two": attention}
     if of("similarity"):
-        found["similarity"] = rising("similarity to ξ", "Greens", of("similarity"))
+        found["similarity"] = build_sequential_scale("similarity to ξ", "Greens", of("similarity"))
     if of("difference"):
-        found["difference"] = around_zero("pass two less pass one, points", "RdBu_r", of("difference"))
+        found["difference"] = build_diverging_scale("pass two less pass one, points", "RdBu_r", of("difference"))
     return found
 
 
-def ink(colour: str) -> str:
+def choose_text_color(colour: str) -> str:
     """Black or white, whichever is read more easily on a colour (relative luminance of WCAG 2)."""
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
@@ -128,24 +130,24 @@ def ink(colour: str) -> str:
     return "#000000" if luminance > 0.179 else "#ffffff"
 
 
-def most(view: TextView, name: str, count: int = 5) -> list[tuple[str, float]]:
+def get_top_tokens(view: TextView, name: str, count: int = 5) -> list[tuple[str, float]]:
     """The names of tokens with the largest numbers (of a difference, in either direction), and those numbers."""
     values = view.maps[name]
     order = values.abs().argsort(descending=True, stable=True)[:count].tolist()
-    return [(named(view.tokens, index), float(values[index])) for index in order]
+    return [(format_token_name(view.tokens, index), float(values[index])) for index in order]
 
 
-def named(tokens: Sequence[str], index: int) -> str:
+def format_token_name(tokens: Sequence[str], index: int) -> str:
     """What a list calls a token: as it reads, quoted; a blank one with what is before it, as there are many alike."""
     blank = not tokens[index].strip()
-    return quoted(tokens[index]) + (f" after {quoted(tokens[index - 1])}" if blank and index else "")
+    return quote_token(tokens[index]) + (f" after {quote_token(tokens[index - 1])}" if blank and index else "")
 
 
-def quoted(token: str) -> str:
+def quote_token(token: str) -> str:
     """A token between quotation marks, without the blanks around it; punctuation would be lost among a list's own."""
     return repr(token.strip() or token)
 
 
-def visible(token: str) -> str:
+def mark_line_breaks(token: str) -> str:
     """A token with a mark for each line break, which would have no place for its colour."""
     return token.replace("\n", "↵\n")

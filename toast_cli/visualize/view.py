@@ -10,24 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toast_cli.attention.feature_energy import EnergyRecorder, recorder_for
-from toast_cli.attention.grad_cam import grad_cam
-from toast_cli.attention.maps import Head, Look, Recorder
+from toast_cli.attention.feature_energy import EnergyRecorder, build_recorder
+from toast_cli.attention.grad_cam import compute_grad_cam
+from toast_cli.attention.maps import AttentionOutput, AttentionRecorder, HeadSelection
 from toast_cli.attention.metrics import share_inside
-from toast_cli.attention.predict_segmentation import label_pixels
-from toast_cli.attention.segments import Segments
-from toast_cli.attention.validation import Checks
+from toast_cli.attention.predict_segmentation import predict_pixel_classes
+from toast_cli.attention.segments import SegmentationMap
+from toast_cli.attention.validation import AttentionChecks
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import DataSet, ImageSplit, Sample
 from toast_cli.data.images.decode import open_image
-from toast_cli.data.images.transforms import ImageTransform, Window, build_transform
+from toast_cli.data.images.transforms import CropWindow, ImageTransform, build_transform
 from toast_cli.model.model import Model
 from toast_cli.recipe.schema import Recipe
 from toast_cli.utils.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TopPrediction:
     """What a pass says an image is, and how sure it is, 0 to 1."""
 
     label: str
@@ -35,7 +35,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Viewer:
+class AttentionViewer:
     """A model, ready to be shown images; `classes` is None for a plain backbone, whose head means nothing.
 
     `recipe` is what it was made by, where that is known; of a `plain` one, a backbone without a run, it is a stand-in
@@ -47,7 +47,7 @@ class Viewer:
     images: ImageOptions
     classes: tuple[str, ...] | None
     level: int = -1
-    head: Head = "mean"
+    head: HeadSelection = "mean"
     with_grad_cam: bool = False
     recipe: Recipe | None = None
     plain: bool = False
@@ -66,9 +66,9 @@ class Viewer:
         return "".join(f"-{mark}" for mark, wanted in marks.items() if wanted)
 
     @cached_property
-    def recorder(self) -> Recorder | EnergyRecorder:
+    def recorder(self) -> AttentionRecorder | EnergyRecorder:
         """What shows where it looks."""
-        return recorder_for(self.model, self.level, self.head)
+        return build_recorder(self.model, self.level, self.head)
 
     @cached_property
     def transform(self) -> ImageTransform:
@@ -77,7 +77,7 @@ class Viewer:
 
 
 @dataclass(frozen=True)
-class View:
+class ImageView:
     """What a viewer saw, on the CPU.
 
     `maps` are `[rows, columns]` each, over `window` of the image: `pass_one`, `similarity`, `pass_two`, `difference`
@@ -87,18 +87,18 @@ class View:
     the same everywhere.
     """
 
-    viewer: Viewer
-    window: Window
+    viewer: AttentionViewer
+    window: CropWindow
     kind: str
     maps: dict[str, Tensor]
-    first: Verdict | None = None
-    last: Verdict | None = None
-    checks: Checks | None = None
+    first: TopPrediction | None = None
+    last: TopPrediction | None = None
+    checks: AttentionChecks | None = None
     shares: dict[str, float] = field(default_factory=dict)
-    segments: dict[str, Segments] = field(default_factory=dict)
+    segments: dict[str, SegmentationMap] = field(default_factory=dict)
 
 
-def from_file(path: Path) -> Sample:
+def load_image_sample(path: Path) -> Sample:
     """An image file as a sample without a label, named by its path as given: folders may have files of one name.
 
     Raises:
@@ -107,7 +107,7 @@ def from_file(path: Path) -> Sample:
     return Sample(image=open_image(path), label=-1, name=str(path))
 
 
-def test_split(data: DataSet) -> ImageSplit:
+def get_test_split(data: DataSet) -> ImageSplit:
     """A data set's test images.
 
     Raises:
@@ -118,19 +118,19 @@ def test_split(data: DataSet) -> ImageSplit:
     return data.splits["test"]  # type: ignore[return-value]
 
 
-def from_test_split(data: DataSet, index: int) -> Sample:
+def load_test_sample(data: DataSet, index: int) -> Sample:
     """One image of a data set's test split.
 
     Raises:
         UsageError: there is no test split, or no such image in it.
     """
-    split = test_split(data)
+    split = get_test_split(data)
     if not 0 <= index < len(split):
         raise UsageError(f"There is no test image {index}.", what_to_do=f"They count from 0 to {len(split) - 1}.")
     return split.load(index)
 
 
-def see(viewer: Viewer, sample: Sample) -> View:
+def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
     """Show a model one image.
 
     Raises:
@@ -152,38 +152,42 @@ def see(viewer: Viewer, sample: Sample) -> View:
             if name in maps and bool(maps[name].any())
         }
         shares["even"] = float(mask.float().mean())
-    first, last, segments = said(viewer, look, sample)
+    first, last, segments = predict_passes(viewer, look, sample)
     if viewer.with_grad_cam:
-        maps |= {name: map[0] for name, map in grad_cam(model, images).items()}
-    return View(viewer, transform.window(sample.image), look.kind, maps, first, last, look.checks, shares, segments)
+        maps |= {name: map[0] for name, map in compute_grad_cam(model, images).items()}
+    return ImageView(
+        viewer, transform.window(sample.image), look.kind, maps, first, last, look.checks, shares, segments
+    )
 
 
 @torch.no_grad()
-def said(viewer: Viewer, look: Look, sample: Sample) -> tuple[Verdict | None, Verdict | None, dict[str, Segments]]:
+def predict_passes(
+    viewer: AttentionViewer, look: AttentionOutput, sample: Sample
+) -> tuple[TopPrediction | None, TopPrediction | None, dict[str, SegmentationMap]]:
     """What the first and the last pass say (None of a plain backbone), or how the model labels the pixels."""
     if viewer.classes is None or not viewer.model.objective.class_scores:
         return None, None, {}
     if viewer.model.objective.dense:
-        predicted = label_pixels(viewer.model, viewer.images, sample.image)
-        found = {"predicted": Segments(predicted.numpy(), viewer.classes)}
+        predicted = predict_pixel_classes(viewer.model, viewer.images, sample.image)
+        found = {"predicted": SegmentationMap(predicted.numpy(), viewer.classes)}
         if sample.classes is not None:
-            found["labelled"] = Segments(sample.classes, viewer.classes)
+            found["labelled"] = SegmentationMap(sample.classes, viewer.classes)
         return None, None, found
-    last = verdict(look.logits, viewer.classes)
+    last = get_top_prediction(look.logits, viewer.classes)
     if look.last is None:
         return last, None, {}
     assert look.passes.plain is not None  # recorders have the first pass go on to its end
     # What the head, which was trained on the last pass, makes of the plain one.
-    return verdict(viewer.model.outputs(look.passes.plain.pooled), viewer.classes), last, {}
+    return get_top_prediction(viewer.model.outputs(look.passes.plain.pooled), viewer.classes), last, {}
 
 
-def verdict(logits: Tensor, classes: tuple[str, ...]) -> Verdict:
+def get_top_prediction(logits: Tensor, classes: tuple[str, ...]) -> TopPrediction:
     """The likeliest class of the first image of a batch."""
     probability, index = logits.float().softmax(-1)[0].max(-1)
-    return Verdict(classes[int(index)], float(probability))
+    return TopPrediction(classes[int(index)], float(probability))
 
 
-def covering(segments: Segments, most: int = 5) -> str:
+def format_class_shares(segments: SegmentationMap, most: int = 5) -> str:
     """Which classes cover how much of what has a class, the largest first: `ground 61%, beetle 9%`."""
     known = segments.classes[segments.classes < len(segments.names)]
     shares = np.bincount(known, minlength=len(segments.names)) / max(known.size, 1)

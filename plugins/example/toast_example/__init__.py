@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def _build(options: BackboneOptions) -> Backbone:
-    from toast_example.backbone import build
+    from toast_example.backbone import build_example
 
-    return build(options)
+    return build_example(options)
 
 
 CARD = Card("example_tiny", "example", 31_136, "drawn from a fixed seed (an example, not a trained model)", _build)

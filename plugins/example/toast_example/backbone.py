@@ -81,7 +81,7 @@ class ExampleBackbone(Backbone):
         return torch.randn(batch, 3, SIDE, SIDE)
 
 
-def build(options: BackboneOptions) -> ExampleBackbone:
+def build_example(options: BackboneOptions) -> ExampleBackbone:
     """The network with weights of a file, or with those of a fixed seed."""
     with torch.random.fork_rng():
         torch.manual_seed(0)

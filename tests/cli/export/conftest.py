@@ -9,7 +9,7 @@ import torch
 
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.language import instructions, make_model, write_json
-from toast_cli.storage.load_model import load
+from toast_cli.storage.load_model import load_model
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logits(run: Path, image: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return load(run).model(image)
+        return load_model(run).model(image)
 
 
 def top_down_parts() -> dict[str, torch.Tensor]:

@@ -17,8 +17,8 @@ from tests.cli.export.conftest import logits, top_down_parts
 from tests.language import instructions, make_model, write_json
 from toast_cli import registry
 from toast_cli.export import export_run
-from toast_cli.export.base import Wanted
-from toast_cli.storage.load_model import load
+from toast_cli.export.base import ExportRequest
+from toast_cli.storage.load_model import load_model
 from toast_cli.utils.errors import ToastError
 
 
@@ -159,11 +159,11 @@ def test_two_exports_at_once_lose_nothing_of_each_other(
     here: Path, run: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str], kept: int
 ) -> None:
     both, errors = threading.Barrier(2), list[ToastError]()
-    form = registry.load(registry.EXPORTS, "safetensors")
-    proof = export_run.Proof({"random.logits": 0.0}, {"random.logits": 1.0}, 1.0, 1.0, "random")
-    read = export_run.reports_of
+    form = registry.load_entry(registry.EXPORTS, "safetensors")
+    proof = export_run.VerificationReport({"random.logits": 0.0}, {"random.logits": 1.0}, 1.0, 1.0, "random")
+    read = export_run.read_reports
 
-    def proved(*_: Any) -> export_run.Proof:
+    def proved(*_: Any) -> export_run.VerificationReport:
         both.wait()
         return proof
 
@@ -172,12 +172,14 @@ def test_two_exports_at_once_lose_nothing_of_each_other(
         time.sleep(0.3)
         return found
 
-    monkeypatch.setattr(export_run, "prove", proved)
-    monkeypatch.setattr(export_run, "reports_of", read_slowly)
+    monkeypatch.setattr(export_run, "verify_export", proved)
+    monkeypatch.setattr(export_run, "read_reports", read_slowly)
 
     def one(name: str) -> None:
         try:
-            export_run.export(load(run), "safetensors", Wanted("adapter"), here / f"{name}{form.suffix}")
+            export_run.export_model(
+                load_model(run), "safetensors", ExportRequest("adapter"), here / f"{name}{form.suffix}"
+            )
         except ToastError as error:
             errors.append(error)
 

@@ -12,7 +12,7 @@ import torch
 from tests.cli.conftest import TINY_DEMO, toast, toast_from_the_shell
 from tests.cli.export.conftest import logits
 from toast_cli.export.formats import onnx as onnx_file
-from toast_cli.storage.load_model import load
+from toast_cli.storage.load_model import load_model
 
 
 def test_an_onnx_file_runs_without_torch_and_proves_it_in_another_process(here: Path, run: Path) -> None:
@@ -32,7 +32,7 @@ def test_an_onnx_file_runs_without_torch_and_proves_it_in_another_process(here: 
     found = session.run(["logits"], {"image": pixels.numpy()})[0]
     assert torch.allclose(torch.from_numpy(found), logits(run, (pixels - 0.5) / 0.25), atol=1e-4)
     metadata = session.get_modelmeta().custom_metadata_map
-    assert json.loads(metadata["labels"]) == list(load(run).classes)
+    assert json.loads(metadata["labels"]) == list(load_model(run).classes)
     # Folded: nothing of the feedback path is left but one matrix a level.
     assert not any(".feedback." in name for name in weights_in(target))
     assert sorted(path.name for path in here.iterdir()) == ["export_report.json", "model.onnx"]
@@ -106,7 +106,7 @@ def test_a_torch_program_takes_any_batch_and_carries_its_labels(here: Path, run:
     program = torch.export.load(target, extra_files=extra).module()
     image = torch.randn(7, 3, 64, 64)
     assert torch.allclose(program(image=image)["logits"], logits(run, image), atol=1e-4)
-    assert json.loads(extra["labels"]) == list(load(run).classes)
+    assert json.loads(extra["labels"]) == list(load_model(run).classes)
 
 
 def test_a_language_models_graph_takes_any_number_of_tokens(here: Path, text_run: Path) -> None:
@@ -126,7 +126,7 @@ def test_the_weights_of_a_large_onnx_file_lie_beside_it(here: Path, run: Path, m
     """Protocol buffers end at two gigabytes; here the limit is set low."""
     import onnxruntime
 
-    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
+    monkeypatch.setattr(onnx_file, "MAX_INLINE_BYTES", 1000)
     words = ["export", "--run", run, "--format", "onnx", "--out", here / "model.onnx"]
     said = toast(*words, "--json")
     assert said.code == 0, said.err

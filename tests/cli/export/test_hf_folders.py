@@ -20,9 +20,9 @@ from toast_cli.backbones.base import Backbone, Preprocessing
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.export import verification_worker
-from toast_cli.export.base import Wanted
-from toast_cli.export.formats.hf import card, processor
-from toast_cli.storage.load_model import load
+from toast_cli.export.base import ExportRequest
+from toast_cli.export.formats.hf import build_image_processor_config, build_model_card
+from toast_cli.storage.load_model import load_model
 from toast_cli.utils.errors import ToastError
 
 
@@ -38,7 +38,7 @@ def test_transformers_loads_an_exported_classifier(here: Path, run: Path) -> Non
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(model(pixel_values=image).logits, logits(run, image))
-    assert [model.config.id2label[i] for i in range(len(load(run).classes))] == list(load(run).classes)
+    assert [model.config.id2label[i] for i in range(len(load_model(run).classes))] == list(load_model(run).classes)
     assert tuple(AutoImageProcessor.from_pretrained(here / "hf").image_std) == (0.25, 0.25, 0.25)
     card = (here / "hf" / "README.md").read_text()
     for words in ("toast on vit_demo", "Test: accuracy", "fingerprint", "Licence", "AutoModelForImageClassification"):
@@ -47,7 +47,7 @@ def test_transformers_loads_an_exported_classifier(here: Path, run: Path) -> Non
     opened = toast_cli.load(here / "hf")
     with torch.no_grad():
         assert torch.equal(opened(image), logits(run, image))
-    assert opened.attention(Image.new("RGB", (80, 90))).last is not None and opened.classes == load(run).classes
+    assert opened.attention(Image.new("RGB", (80, 90))).last is not None and opened.classes == load_model(run).classes
     config = (here / "hf" / "config.json").read_text()
     assert "auto_map" not in config
     model.save_pretrained(here / "again")
@@ -102,7 +102,7 @@ def test_an_exported_image_processor_prepares_images_as_the_run_does(how: dict[s
     images = ImageOptions(**how)
     from transformers import CLIPImageProcessor
 
-    spelled = processor(preprocessing, images, whole=False)
+    spelled = build_image_processor_config(preprocessing, images, whole=False)
     noise = np.random.default_rng(0).integers(0, 255, (12, 17, 3), dtype=np.uint8)
     picture = Image.fromarray(noise).resize((180, 120))  # even margins: odd ones are rounded to the other side
     ours = build_transform(images, preprocessing, train=False)(picture)[0]
@@ -130,7 +130,7 @@ def test_transformers_loads_an_exported_language_model_and_lets_it_write(here: P
 def test_a_card_tells_the_licence_of_published_weights_and_of_no_others(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
+    monkeypatch.setattr(verification_worker, "run_in_new_process", verification_worker.open_and_run_export)
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: None)  # in place of a download
     words = ["--backbone", "vit:test_vit", "--method", "linear", "training.epochs=1"]
     torch.manual_seed(0)
@@ -140,17 +140,17 @@ def test_a_card_tells_the_licence_of_published_weights_and_of_no_others(
     monkeypatch.undo()
     monkeypatch.chdir(here)
     assert build_of("vit:test_vit", str(here / "own.safetensors")).licence is None
-    monkeypatch.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
+    monkeypatch.setattr(verification_worker, "run_in_new_process", verification_worker.open_and_run_export)
     assert toast("tune", *TINY_DEMO, *words, "--weights", "own.safetensors", "--output-dir", "run").code == 0
     assert toast("export", "--run", "run", "--format", "hf", "--out", "hf").code == 0
     assert "license:" not in (here / "hf" / "README.md").read_text()
     assert "Licence of the backbone: not recorded" in (here / "hf" / "README.md").read_text()
-    loaded = load(here / "run")
+    loaded = load_model(here / "run")
     monkeypatch.setattr(type(loaded.model.backbone), "licence", published.licence)
-    told = card(loaded, Wanted("full"))
+    told = build_model_card(loaded, ExportRequest("full"))
     assert "\nlicense: apache-2.0\n" in told and "Licence of the backbone: apache-2.0" in told
 
 
 def build_of(name: str, weights: str | None) -> Backbone:
-    made = registry.backbone_card(name)
+    made = registry.load_backbone_card(name)
     return made.build(made.options(name=name, weights=weights))

@@ -17,7 +17,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert toast("tune", *TINY_DEMO, "training.epochs=1", "--output-dir", here / "run").code == 0
     assert toast("pretune", "--least-squares", *TINY_DEMO, "--output-dir", here / "pre").code == 0
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
+        patched.setattr(verification_worker, "run_in_new_process", verification_worker.open_and_run_export)
         for run, words in (
             ("run", ["--out", here / "one"]),
             ("run", ["--what", "backbone", "--out", here / "plain"]),

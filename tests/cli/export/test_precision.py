@@ -12,8 +12,8 @@ import torch
 
 from tests.cli.conftest import TINY_DEMO, toast
 from toast_cli.export import verification, verification_worker
-from toast_cli.export.verification_inputs import RANDOM, REAL
-from toast_cli.storage.load_model import load
+from toast_cli.export.verification_inputs import RANDOM_COUNT, REAL_COUNT
+from toast_cli.storage.load_model import load_model
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports are checked in this process, and timed once."""
-    monkeypatch.setattr(verification_worker, "in_new_process", verification_worker.open_and_run)
-    monkeypatch.setattr(verification_worker, "REPEATS", 1)
+    monkeypatch.setattr(verification_worker, "run_in_new_process", verification_worker.open_and_run_export)
+    monkeypatch.setattr(verification_worker, "TIMING_REPEATS", 1)
 
 
 TYPES = ("float32", "float16", "bfloat16")
@@ -48,7 +48,7 @@ def test_an_export_passes_its_own_check_in_every_precision(here: Path, run: Path
     said = toast("export", "--run", run, *words, "--out", here / "out" / "x", "--json")
     assert said.code == 0, said.err
     told = json.loads(said.out)
-    assert told["compared_on"] == {"random": RANDOM, "real": REAL}
+    assert told["compared_on"] == {"random": RANDOM_COUNT, "real": REAL_COUNT}
     assert bool(told["rounding"]) == bool(told["same_top"]) == (told["dtype"] != "float32")
     if told["rounding"]:
         assert 1e-6 < told["rounding"]["real.logits"] < 0.05 and told["same_top"]["real"] > 0.5
@@ -61,9 +61,9 @@ def test_an_export_passes_its_own_check_in_every_precision(here: Path, run: Path
 
 def test_what_rounding_changes_is_measured_against_the_run_as_it_is(here: Path, run: Path) -> None:
     said = toast("export", "--run", run, "--what", "full", "--dtype", "bfloat16", "--out", here / "a", "--json")
-    ours, theirs = load(run).model, load(here / "a.safetensors").model
+    ours, theirs = load_model(run).model, load_model(here / "a.safetensors").model
     torch.manual_seed(0)
-    image = ours.backbone.example(RANDOM)
+    image = ours.backbone.example(RANDOM_COUNT)
     with torch.no_grad():
         off = theirs(image) - ours(image)
     assert json.loads(said.out)["rounding"]["random.logits"] == pytest.approx(float(off.abs().max()), rel=1e-4)
@@ -75,13 +75,13 @@ def test_rounding_that_moves_an_output_too_far_leaves_no_file(
     words: list[Any] = ["export", "--run", run, "--dtype", "bfloat16", "--out", here / "out" / "x"]
     said = toast(*words)
     assert said.code == 0 and "What bfloat16 changes" in said.out and "likeliest class is the same" in said.out
-    assert f"{REAL} real and {RANDOM} random inputs" in said.out
-    monkeypatch.setattr(verification, "ROUNDING", 1e-4)
+    assert f"{REAL_COUNT} real and {RANDOM_COUNT} random inputs" in said.out
+    monkeypatch.setattr(verification, "MAX_ROUNDING_ULPS", 1e-4)
     toast(*words, "--force").fails(1, "too far from the run as it is", "--dtype float32")
 
 
 def test_other_answers_are_warned_of(here: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "_same_top", lambda *_: 0.75)
+    monkeypatch.setattr(verification, "_compute_top1_agreement", lambda *_: 0.75)
     said = toast("export", "--run", run, "--dtype", "float16", "--out", here / "x")
     assert said.code == 0 and "Warning: stored in float16" in said.err and "25.0% of real input" in said.err
     assert "Warning" not in toast("export", "--run", run, "--out", here / "y").err
@@ -90,9 +90,9 @@ def test_other_answers_are_warned_of(here: Path, run: Path, monkeypatch: pytest.
 def test_the_likeliest_class_is_counted_where_the_mask_says() -> None:
     ours = torch.eye(4)[None]
     theirs = ours[:, [0, 1, 3, 2]]
-    assert verification._same_top(theirs, ours, -1, None) == 0.5
-    assert verification._same_top(theirs, ours, -1, torch.tensor([[1, 1, 1, 0]])) == pytest.approx(2 / 3)
-    assert verification._same_top(theirs, ours, 1, None) == 0.5
+    assert verification._compute_top1_agreement(theirs, ours, -1, None) == 0.5
+    assert verification._compute_top1_agreement(theirs, ours, -1, torch.tensor([[1, 1, 1, 0]])) == pytest.approx(2 / 3)
+    assert verification._compute_top1_agreement(theirs, ours, 1, None) == 0.5
 
 
 def test_every_stage_is_told_as_it_begins(here: Path, run: Path) -> None:
@@ -109,4 +109,4 @@ def test_an_adapter_comes_out_of_a_whole_file(here: Path, run: Path, dtype: str)
     said = toast("export", "--run", here / "whole.safetensors", "--dtype", dtype, "--out", here / "adapter")
     assert said.code == 0, said.err
     whole, adapter = (here / f"{name}.safetensors" for name in ("whole", "adapter"))
-    assert adapter.stat().st_size < whole.stat().st_size / 2 and not load(adapter).config.whole
+    assert adapter.stat().st_size < whole.stat().st_size / 2 and not load_model(adapter).config.whole

@@ -17,11 +17,11 @@ def test_an_export_beyond_tolerance_fails_and_leaves_no_file(
     here: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoil(job: Path) -> None:
-        verification_worker.open_and_run(job)
+        verification_worker.open_and_run_export(job)
         out = job.parent / "real.out.safetensors"
         save_file({name: tensor + 0.01 for name, tensor in load_file(out).items()}, out)
 
-    monkeypatch.setattr(verification_worker, "in_new_process", spoil)
+    monkeypatch.setattr(verification_worker, "run_in_new_process", spoil)
     for form in ("safetensors", "hf"):
         toast("export", "--run", run, "--format", form, "--out", here / "out" / "x").fails(1, "real.logits", "0.01")
     assert list((here / "out").iterdir()) == []
@@ -31,13 +31,13 @@ def spoiling(monkeypatch: pytest.MonkeyPatch, output: str, by: float) -> None:
     """From now on an export's outputs are off by so much of their largest number."""
 
     def spoil(job: Path) -> None:
-        verification_worker.open_and_run(job)
+        verification_worker.open_and_run_export(job)
         out = job.parent / "real.out.safetensors"
         tensors = load_file(out)
         tensors[output] = tensors[output] + by * tensors[output].abs().max()
         save_file(tensors, out)
 
-    monkeypatch.setattr(verification_worker, "in_new_process", spoil)
+    monkeypatch.setattr(verification_worker, "run_in_new_process", spoil)
 
 
 def test_outputs_that_are_no_numbers_are_a_failure(here: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,14 +84,14 @@ def test_what_an_export_could_not_be_compared_on_is_said(here: Path, run: Path) 
 
 def test_what_the_other_process_says_is_told_whole(here: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file that the other process opens is cut short: it says so in its own words, and they are passed on."""
-    hand_over = verification_worker.in_new_process
+    hand_over = verification_worker.run_in_new_process
 
     def spoil(job: Path) -> None:
         path = Path(json.loads(job.read_text())["path"])
         path.write_bytes(path.read_bytes()[:-100])
         hand_over(job)
 
-    monkeypatch.setattr(verification_worker, "in_new_process", spoil)
+    monkeypatch.setattr(verification_worker, "run_in_new_process", spoil)
     said = toast("export", "--run", run, "--out", here / "out" / "x.safetensors")
     said.fails(1, "could not be opened and run by another process", "is missing or damaged", "No file was left")
     assert list((here / "out").iterdir()) == []

@@ -257,7 +257,7 @@ def test_an_export_that_cannot_be_moved_whole_puts_back_what_was_there(
 
     monkeypatch.setattr(Path, "replace", failing)
     with pytest.raises(OSError, match="No space"):
-        export_run._keep(place, folder, here / "before", replace=True)
+        export_run._move_into_place(place, folder, here / "before", replace=True)
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "out a", "b": "out b"}
     assert sorted(path.name for path in place.iterdir()) == ["a", "b"]
 
@@ -266,7 +266,7 @@ def test_an_export_that_cannot_be_moved_whole_puts_back_what_was_there(
 def test_what_a_killed_export_left_is_cleared_away_and_what_a_living_one_has_is_not(here: Path, run: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    left = [here / f"{export_run._begun_here()}{number}-x" for number in (gone.pid, os.getpid())]
+    left = [here / f"{export_run._get_temporary_prefix()}{number}-x" for number in (gone.pid, os.getpid())]
     for folder in left:
         folder.mkdir()
     assert toast("export", "--run", run, "--out", here / "a").code == 0

@@ -14,7 +14,7 @@ from tests.cli.seeing.texts import tuned_on_texts
 from tests.scenes import demo_model, kept
 from toast_cli.model.model import build_model
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.storage.adapter import describe, save_folder
+from toast_cli.storage.adapter import build_adapter_config, save_adapter_folder
 
 EVIL = "<img src=x onerror=alert(1)>"
 """A folder, that is a class, that would run a script where nobody escapes it."""
@@ -98,7 +98,7 @@ def test_what_runs_a_script_elsewhere_is_text_here(here: Path) -> None:
         recipe = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"split_seed": 0})})
         model = build_model(recipe, (EVIL, "plain"))
         paths.append(here / f"<i>{seed}")
-        save_folder(paths[-1], model.trained(), {}, describe(model, recipe, (EVIL, "plain")), "")
+        save_adapter_folder(paths[-1], model.trained(), {}, build_adapter_config(model, recipe, (EVIL, "plain")), "")
     said = toast("compare", *paths, "--images", "2")
     assert said.code == 0, said.err
     found = page(here / "comparison/report.html")
@@ -120,7 +120,7 @@ def test_runs_are_held_against_each_other_before_any_is_measured(
     def never(*_: object) -> None:
         raise AssertionError("a run was measured")
 
-    monkeypatch.setattr("toast_cli.evaluation.compare_runs.measured", never)
+    monkeypatch.setattr("toast_cli.evaluation.compare_runs.measure_run", never)
     toast("compare", runs[1], tuned_on_texts(here, "texts")).fails(2, "texts cannot be compared", "none.json")
     elsewhere = {"name": "demo", "test_images": 12, "train_images": 5, "val_images": 5, "world_seed": 1}
     other = kept(demo_model("linear"), here / "elsewhere", dataset=elsewhere)

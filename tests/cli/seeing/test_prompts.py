@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.cli.conftest import toast
 from tests.cli.seeing.pages import page
 from tests.cli.seeing.texts import tuned_on_texts
-from toast_cli.visualize.text import MEANING
+from toast_cli.visualize.text import TEXT_MAP_DESCRIPTIONS
 
 
 def test_a_prompt_is_coloured_in_the_terminal_and_as_a_page(here: Path) -> None:
@@ -62,6 +62,6 @@ def test_two_runs_of_one_name_keep_their_own_numbers_of_a_prompt(here: Path) -> 
     record = json.loads(said.out)
     assert [view["name"] for view in record["views"]] == ["run", "run-2"]
     maps = load_file(Path(record["page"]).with_suffix(".safetensors"))
-    assert {f"{name}/{map}" for name in ("run", "run-2") for map in MEANING} == set(maps)
+    assert {f"{name}/{map}" for name in ("run", "run-2") for map in TEXT_MAP_DESCRIPTIONS} == set(maps)
     assert not torch.equal(maps["run/pass_two"], maps["run-2/pass_two"])
     assert "run-2" in page(Path(record["page"])).text

@@ -9,7 +9,7 @@ import torch
 from tests.language import make_model
 from toast_cli.model.model import build_model
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.storage.adapter import describe, save_folder
+from toast_cli.storage.adapter import build_adapter_config, save_adapter_folder
 
 
 def tuned_on_texts(here: Path, path: str, seed: int = 0) -> Path:
@@ -26,5 +26,7 @@ def tuned_on_texts(here: Path, path: str, seed: int = 0) -> Path:
     for weight in model.adapted.steering.feedback.parameters():  # type: ignore[union-attr]
         torch.nn.init.normal_(weight, std=0.5)
     torch.nn.init.ones_(model.adapted.steering.selection.xi)  # type: ignore[union-attr]
-    save_folder(here / path, model.trained(), model.frozen_additions(), describe(model, recipe, ()), "")
+    save_adapter_folder(
+        here / path, model.trained(), model.get_frozen_additions(), build_adapter_config(model, recipe, ()), ""
+    )
     return here / path

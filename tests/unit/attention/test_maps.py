@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 
 from toast_cli import registry
-from toast_cli.attention.maps import Look, Recorder, attention_map
+from toast_cli.attention.maps import AttentionOutput, AttentionRecorder, compute_attention_map
 from toast_cli.attention.metrics import share_inside
 from toast_cli.attention.object_attention import AttentionShare
 from toast_cli.backbones.base import Backbone, Trace
 from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.steering.steering import Passes, one_pass
+from toast_cli.steering.steering import PassOutputs, run_one_pass
 
 SMALL = ["vit_demo_3", "vit:test_vit", "vit:test_vit2", "vit:test_vit3", "vit:test_vit4"]
 
 
 def backbone_of(name: str) -> Backbone:
     torch.manual_seed(0)
-    card = registry.backbone_card(name)
+    card = registry.load_backbone_card(name)
     backbone = card.build(card.options(name=name, weights="none"))
     backbone.module.eval().requires_grad_(False)
     return backbone
@@ -53,7 +53,7 @@ def test_the_class_tokens_row_is_shown_and_every_tokens_where_there_is_none() ->
     with_class = backbone_of("vit_demo_3")
     attention = torch.rand(1, 4, 65, 65)
     expected = attention[:, :, 0, 1:].mean(dim=1)
-    found = attention_map(attention, with_class, (8, 8))
+    found = compute_attention_map(attention, with_class, (8, 8))
     assert torch.allclose(found.flatten(1), expected / expected.sum(-1, keepdim=True))
     without = backbone_of("vit:test_vit2")  # registers, no class token
     prefix = without.prefix_tokens
@@ -61,7 +61,7 @@ def test_the_class_tokens_row_is_shown_and_every_tokens_where_there_is_none() ->
     attention = torch.rand(1, 2, rows * columns + prefix, rows * columns + prefix)
     first = slice(0, 1) if without.query_tokens() == slice(0, 1) else slice(prefix, None)
     expected = attention[:, :, first, prefix:].mean(dim=(1, 2))
-    found = attention_map(attention, without, (rows, columns))
+    found = compute_attention_map(attention, without, (rows, columns))
     assert torch.allclose(found.flatten(1), expected / expected.sum(-1, keepdim=True))
 
 
@@ -74,9 +74,9 @@ def test_a_share_is_what_lies_inside() -> None:
     assert share_inside(attention, mask).item() == pytest.approx(0.4 + 0.15)
 
 
-def look_of(first: Tensor, last: Tensor, similarity: Tensor) -> Look:
-    nothing: Passes = None  # type: ignore[assignment]
-    return Look(logits=torch.zeros(1, 2), passes=nothing, first=first, last=last, similarity=similarity)
+def look_of(first: Tensor, last: Tensor, similarity: Tensor) -> AttentionOutput:
+    nothing: PassOutputs = None  # type: ignore[assignment]
+    return AttentionOutput(logits=torch.zeros(1, 2), passes=nothing, first=first, last=last, similarity=similarity)
 
 
 def test_each_pass_is_reported_under_its_own_name() -> None:
@@ -102,11 +102,11 @@ def test_the_recorder_gives_the_first_pass_as_first() -> None:
     plain = Trace(attention_of=frozenset({2}))
     with torch.no_grad():
         model.backbone.run(model.backbone.enter(images), trace=plain)
-    look = Recorder(model).look(images)
+    look = AttentionRecorder(model).look(images)
     assert look.last is not None
-    expected = attention_map(plain.attention[2], model.backbone, (8, 8))
+    expected = compute_attention_map(plain.attention[2], model.backbone, (8, 8))
     assert torch.equal(look.first, expected) and not torch.allclose(look.last, expected, atol=1e-4)
-    patches = one_pass(model.backbone, images).first.compared[:, 1:]  # the class token is no place in the image
+    patches = run_one_pass(model.backbone, images).first.compared[:, 1:]  # the class token is no place in the image
     cosine = (patches @ model.adapted.steering.selection.xi) / patches.norm(dim=-1)
     assert look.similarity is not None
     found = look.similarity.flatten(1) * model.adapted.steering.selection.xi.norm()

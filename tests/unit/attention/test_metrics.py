@@ -12,12 +12,20 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from toast_cli.attention.bootstrap import bootstrap
-from toast_cli.attention.deletion_insertion import Curves, forwards, ranks
-from toast_cli.attention.maps import Look
-from toast_cli.attention.metrics import auc, cell_shares, entropy, hits, hits_by_chance, share_inside, shift
+from toast_cli.attention.bootstrap import bootstrap_mean
+from toast_cli.attention.deletion_insertion import DeletionInsertionCurves, count_forward_passes, rank_cells
+from toast_cli.attention.maps import AttentionOutput
+from toast_cli.attention.metrics import (
+    compute_cell_shares,
+    entropy,
+    pointing_game_chance,
+    pointing_game_hits,
+    roc_auc,
+    share_inside,
+    total_variation_distance,
+)
 from toast_cli.attention.object_attention import AttentionShare
-from toast_cli.attention.table import Numbers, as_csv
+from toast_cli.attention.table import AttentionMetricsTable, format_csv
 
 torch.manual_seed(0)
 MAPS = torch.rand(3, 4, 6).softmax(-1)
@@ -29,8 +37,10 @@ def pixels(map: Tensor) -> Tensor:
     return map.repeat_interleave(8, 0).repeat_interleave(8, 1)
 
 
-def look_of(first: Tensor, last: Tensor | None = None, similarity: Tensor | None = None, classes: int = 2) -> Look:
-    return Look(torch.zeros(len(first), classes), None, first, last, similarity)  # type: ignore[arg-type]
+def look_of(
+    first: Tensor, last: Tensor | None = None, similarity: Tensor | None = None, classes: int = 2
+) -> AttentionOutput:
+    return AttentionOutput(torch.zeros(len(first), classes), None, first, last, similarity)  # type: ignore[arg-type]
 
 
 def test_a_share_is_what_its_pixels_add_up_to() -> None:
@@ -42,7 +52,7 @@ def test_a_share_is_what_its_pixels_add_up_to() -> None:
 
 def test_auc_is_that_of_the_pixels_ties_included() -> None:
     coarse = (MAPS * 40).round()
-    for map, mask, value in zip(coarse, MASK, auc(coarse, MASK), strict=True):
+    for map, mask, value in zip(coarse, MASK, roc_auc(coarse, MASK), strict=True):
         assert value.item() == pytest.approx(float(binary_auroc(pixels(map) / 40, mask.int())), abs=1e-5)
 
 
@@ -53,7 +63,7 @@ def test_the_pointing_game_asks_for_the_middle_of_the_highest_cell() -> None:
     mask[0, 12, 20] = True
     mask[1] = True
     mask[1, 12, 20] = False
-    assert hits(map, mask).tolist() == [1.0, 0.0]
+    assert pointing_game_hits(map, mask).tolist() == [1.0, 0.0]
 
 
 def test_entropy_is_one_when_even_and_none_in_one_cell() -> None:
@@ -69,12 +79,12 @@ def test_the_shift_is_what_would_have_to_be_carried() -> None:
     first, last = torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)
     first[0, 0] = torch.tensor([0.6, 0.4])
     last[0, 0, 0], last[0, 1, 1] = 0.5, 0.5
-    assert shift(first, last).item() == pytest.approx(0.5)
+    assert total_variation_distance(first, last).item() == pytest.approx(0.5)
 
 
 def test_a_map_that_is_zero_everywhere_has_no_numbers() -> None:
     maps = torch.stack([torch.zeros(4, 6), torch.rand(4, 6)])
-    for measure in (share_inside, hits, auc):
+    for measure in (share_inside, pointing_game_hits, roc_auc):
         assert measure(maps, MASK[:2]).isnan().tolist() == [True, False]
     assert entropy(maps).isnan().tolist() == [True, False]
 
@@ -84,14 +94,14 @@ def test_chance_in_the_pointing_game_is_that_of_a_cell_drawn_at_random() -> None
     for cell in range(24):
         map = torch.zeros(3, 4, 6)
         map.view(3, 24)[:, cell] = 1
-        won += hits(map, MASK)
-    assert torch.allclose(hits_by_chance(MASK, 4, 6), won / 24)
+        won += pointing_game_hits(map, MASK)
+    assert torch.allclose(pointing_game_chance(MASK, 4, 6), won / 24)
 
 
 @pytest.mark.parametrize("cells", [2, 3])
 def test_cells_of_a_grid_share_out_the_map_even_where_they_cut_patches(cells: int) -> None:
     map = torch.rand(2, 7, 8)
-    found = cell_shares(map, cells)
+    found = compute_cell_shares(map, cells)
     fine = map.repeat_interleave(6, 1).repeat_interleave(6, 2)
     by_hand = [fine[:, y * 42 // cells : (y + 1) * 42 // cells, x * 48 // cells : (x + 1) * 48 // cells].sum((1, 2))
                for y in range(cells) for x in range(cells)]  # fmt: skip
@@ -101,29 +111,29 @@ def test_cells_of_a_grid_share_out_the_map_even_where_they_cut_patches(cells: in
 class TestBootstrap:
     def test_the_interval_is_about_two_standard_errors(self) -> None:
         values = np.random.default_rng(1).normal(3.0, 2.0, 400)
-        found = bootstrap(values)
+        found = bootstrap_mean(values)
         assert found is not None and found.images == 400
         error = values.std() / 20
         assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.25 * error)
         assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.25 * error)
-        assert bootstrap(values) == found, "the same each time"
+        assert bootstrap_mean(values) == found, "the same each time"
 
     def test_what_is_no_number_is_left_out(self) -> None:
-        found = bootstrap([1.0, math.nan, 3.0])
+        found = bootstrap_mean([1.0, math.nan, 3.0])
         assert found is not None and (found.mean, found.images) == (2.0, 2)
-        assert bootstrap([math.nan]) is None
+        assert bootstrap_mean([math.nan]) is None
 
     def test_pairing_sees_a_difference_that_two_intervals_hide(self) -> None:
         rng = np.random.default_rng(0)
         hard = rng.normal(0, 10, 200)
         one, other = hard + rng.normal(0, 0.1, 200), hard + 0.5 + rng.normal(0, 0.1, 200)
-        first, second, paired = bootstrap(one), bootstrap(other), bootstrap(other - one)
+        first, second, paired = bootstrap_mean(one), bootstrap_mean(other), bootstrap_mean(other - one)
         assert first is not None and second is not None and paired is not None
         assert first.high > second.low and paired.low > 0.4
 
     def test_several_that_hold_together_are_wider(self) -> None:
         values = np.random.default_rng(1).normal(0.0, 1.0, 400)
-        alone, one_of_six = bootstrap(values), bootstrap(values, together=6)
+        alone, one_of_six = bootstrap_mean(values), bootstrap_mean(values, together=6)
         assert alone is not None and one_of_six is not None
         # 1.96 standard errors alone, 2.64 of one in six.
         widths = (one_of_six.high - one_of_six.low) / (alone.high - alone.low)
@@ -132,7 +142,7 @@ class TestBootstrap:
 
 class TestNumbers:
     def test_chance_stands_beside_every_share_and_what_cannot_be_measured_is_counted(self) -> None:
-        numbers, share = Numbers(cells=2), AttentionShare()
+        numbers, share = AttentionMetricsTable(cells=2), AttentionShare()
         similarity = torch.stack([torch.zeros(4, 6), torch.rand(4, 6), torch.rand(4, 6)])
         look = look_of(MAPS, MAPS, similarity)
         numbers.add(look, {"label": torch.zeros(3).long(), "index": torch.arange(3), "mask": MASK})
@@ -155,7 +165,7 @@ class TestNumbers:
         mask[0, :2, :2] = True
         corner, elsewhere = torch.zeros(2, 2, 2), torch.zeros(2, 2, 2)
         corner[:, 0, 0] = elsewhere[:, 1, 1] = 1.0
-        numbers = Numbers(cells=2)
+        numbers = AttentionMetricsTable(cells=2)
         batch = {"label": torch.tensor([0, 1]), "index": torch.tensor([0, 1]), "mask": mask}
         numbers.add(look_of(elsewhere, corner, torch.full((2, 2, 2), 0.5)), batch)
         found = numbers.result()
@@ -169,25 +179,25 @@ class TestNumbers:
         """In a grid of two by two every middle may be on something: what is chance there is none in finer cells."""
         coarse = torch.rand(3, 2, 2)
         batch = {"label": torch.zeros(3).long(), "index": torch.arange(3), "mask": MASK}
-        numbers, alike = Numbers(), Numbers()
+        numbers, alike = AttentionMetricsTable(), AttentionMetricsTable()
         numbers.add(look_of(MAPS, MAPS, coarse), batch)
         alike.add(look_of(MAPS, MAPS, MAPS), batch)
         found = numbers.result()
         for map, cells in (("even", (4, 6)), ("even_similarity", (2, 2))):
-            chance = hits_by_chance(MASK, *cells).mean().item()
+            chance = pointing_game_chance(MASK, *cells).mean().item()
             assert found[map]["pointing_hit"]["mean"] == pytest.approx(chance, abs=1e-6)
         assert found["even"]["pointing_hit"] != found["even_similarity"]["pointing_hit"]
         assert "even_similarity" not in alike.result()
 
     def test_without_masks_there_is_what_needs_none(self) -> None:
-        numbers = Numbers()
+        numbers = AttentionMetricsTable()
         numbers.add(look_of(MAPS, MAPS), {"label": torch.zeros(3).long(), "index": torch.arange(3)})
         assert {map: set(found) for map, found in numbers.result().items()} == {
             "pass_one": {"entropy"}, "pass_two": {"entropy"}, "passes": {"shift"},
         }  # fmt: skip
 
     def test_a_line_per_class_holds_its_means(self) -> None:
-        numbers = Numbers()
+        numbers = AttentionMetricsTable()
         batch = {"label": torch.tensor([1, 0, 1]), "index": torch.arange(3), "mask": MASK}
         numbers.add(look_of(MAPS), batch)
         lines = list(csv.DictReader(io.StringIO(numbers.per_class(("a", "b", "never")))))
@@ -197,7 +207,7 @@ class TestNumbers:
         assert [float(line["accuracy"]) for line in lines] == [1.0, 0.0]
 
     def test_a_name_that_looks_like_a_formula_is_none_in_a_spreadsheet(self) -> None:
-        assert as_csv([["=1+1", "a,b"]]) == '\'=1+1,"a,b"\n'
+        assert format_csv([["=1+1", "a,b"]]) == '\'=1+1,"a,b"\n'
 
 
 class TestCurves:
@@ -211,7 +221,7 @@ class TestCurves:
 
         right, wrong = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)
         right[:, :2, :2], wrong[:, 2:, 2:] = 0.25, 0.25
-        curves = Curves(predict, steps=4)
+        curves = DeletionInsertionCurves(predict, steps=4)
         look = look_of(wrong, right)
         look.logits = predict(image)
         curves.add(look, image)
@@ -234,7 +244,7 @@ class TestCurves:
             return images.flatten(1)[:, :2]
 
         image = torch.randn(2, 3, 16, 16)
-        curves = Curves(predict, steps=4)
+        curves = DeletionInsertionCurves(predict, steps=4)
         curves.add(look_of(torch.rand(2, 4, 4), torch.zeros(2, 4, 4)), image)
         assert len(asked) == 3 + 3 * 2 * 3, "the image, the mean colour, the blur; then three orders, twice, in between"
         assert sum(torch.equal(given, image) for given in asked) == 1
@@ -245,7 +255,7 @@ class TestCurves:
 
     def test_a_mean_curve_has_an_interval_at_every_step_and_areas_are_compared_image_by_image(self) -> None:
         torch.manual_seed(0)
-        curves = Curves(lambda images: images.flatten(1)[:, :2], steps=4)
+        curves = DeletionInsertionCurves(lambda images: images.flatten(1)[:, :2], steps=4)
         curves.add(look_of(torch.rand(6, 4, 4), torch.rand(6, 4, 4)), torch.randn(6, 3, 16, 16))
         whole = curves.whole("pass_two", "insertion")
         means = curves.mean_curves()["pass_two"]["insertion"]
@@ -257,7 +267,7 @@ class TestCurves:
         difference = areas - curves.areas("pass_one", "insertion")
         assert curves.gained()["insertion"]["mean"] == pytest.approx(float(difference.mean()), abs=1e-6)
         same = torch.rand(6, 4, 4)
-        curves = Curves(lambda images: images.flatten(1)[:, :2], steps=4)
+        curves = DeletionInsertionCurves(lambda images: images.flatten(1)[:, :2], steps=4)
         curves.add(look_of(same, same.clone()), torch.randn(6, 3, 16, 16))
         for gained in curves.gained().values():
             assert (gained["mean"], gained["low"], gained["high"]) == (0, 0, 0), "paired, so nothing is left to vary"
@@ -270,7 +280,7 @@ class TestCurves:
             return torch.stack([(1 - there).log(), there.log()], dim=1)
 
         asked: list[Tensor] = []
-        curves = Curves(lambda images: (asked.append(images), predict(images))[1], steps=10)
+        curves = DeletionInsertionCurves(lambda images: (asked.append(images), predict(images))[1], steps=10)
         image = torch.zeros(1, 3, 16, 16)
         image[:, :, :8, :8] = 1.0
         second = torch.tensor([[[0.3, 0.4], [0.2, 0.1]]])  # the cell that counts is the second to go
@@ -295,7 +305,7 @@ class TestCurves:
             return torch.stack([(1 - bright).log(), bright.log()], dim=1)
 
         image = torch.ones(1, 3, 16, 16)
-        curves = Curves(predict, steps=4)
+        curves = DeletionInsertionCurves(predict, steps=4)
         look = look_of(torch.rand(1, 4, 4))
         look.logits = predict(image)
         curves.add(look, image)
@@ -304,24 +314,24 @@ class TestCurves:
 
     def test_a_coarser_similarity_has_a_random_order_of_its_own_cells(self) -> None:
         asked: list[Tensor] = []
-        curves = Curves(lambda images: (asked.append(images), images.flatten(1)[:, :2])[1])
+        curves = DeletionInsertionCurves(lambda images: (asked.append(images), images.flatten(1)[:, :2])[1])
         look = look_of(torch.rand(2, 4, 4), torch.rand(2, 4, 4), torch.rand(2, 2, 2))
         curves.add(look, torch.randn(2, 3, 16, 16))
         shares = curves.shares()
         assert shares["random_similarity"] == shares["similarity"] != shares["random"] == shares["pass_one"]
-        fine = Curves(lambda images: (asked.append(images), images.flatten(1)[:, :2])[1])
+        fine = DeletionInsertionCurves(lambda images: (asked.append(images), images.flatten(1)[:, :2])[1])
         asked.clear()
         look = look_of(torch.rand(2, 8, 8), torch.rand(2, 8, 8), torch.rand(2, 16, 16))
         fine.add(look, torch.randn(2, 3, 16, 16))
-        assert len(asked) == forwards(5), "as often as is said beforehand"
-        alike = Curves(lambda images: images.flatten(1)[:, :2])
+        assert len(asked) == count_forward_passes(5), "as often as is said beforehand"
+        alike = DeletionInsertionCurves(lambda images: images.flatten(1)[:, :2])
         alike.add(look_of(MAPS, MAPS, MAPS), torch.randn(3, 3, 16, 24))
         assert set(alike.curves) == {"pass_one", "similarity", "pass_two", "random"}
 
     def test_with_a_single_pass_there_is_nothing_gained(self) -> None:
-        curves = Curves(lambda images: images.flatten(1)[:, :2], steps=2)
+        curves = DeletionInsertionCurves(lambda images: images.flatten(1)[:, :2], steps=2)
         curves.add(look_of(torch.rand(2, 4, 4)), torch.randn(2, 3, 16, 16))
         assert curves.gained() == {}
 
     def test_ranks_count_from_the_highest(self) -> None:
-        assert ranks(torch.tensor([[[0.1, 0.4], [0.3, 0.2]]])).tolist() == [[[3, 0], [1, 2]]]
+        assert rank_cells(torch.tensor([[[0.1, 0.4], [0.3, 0.2]]])).tolist() == [[[3, 0], [1, 2]]]

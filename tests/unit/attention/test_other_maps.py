@@ -9,31 +9,31 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.backbones import BACKBONES, example, randomly
-from toast_cli.attention.feature_energy import ENERGY, EnergyRecorder, recorder_for
-from toast_cli.attention.grad_cam import grad_cam
-from toast_cli.attention.maps import Recorder
+from toast_cli.attention.feature_energy import FEATURE_ENERGY, EnergyRecorder, build_recorder
+from toast_cli.attention.grad_cam import compute_grad_cam
+from toast_cli.attention.maps import AttentionRecorder
 from toast_cli.backbones.base import Trace
-from toast_cli.methods.adapted_model import Adapted
-from toast_cli.methods.prompted_model import Prompted
-from toast_cli.model.model import Model, Stock
-from toast_cli.steering.steering import Steering, one_pass
-from toast_cli.tasks.classification import Options, build
+from toast_cli.methods.adapted_model import AdaptedModel
+from toast_cli.methods.prompted_model import PromptedModel
+from toast_cli.model.model import BackboneSnapshot, Model
+from toast_cli.steering.steering import Steering, run_one_pass
+from toast_cli.tasks.classification import ClassificationOptions, build_classification
 from toast_cli.utils.errors import ToastError, UsageError
 
 
 def model_on(name: str, method: str = "toast") -> Model:
     backbone = randomly(BACKBONES[name]())
-    stock = Stock.of(backbone)
+    stock = BackboneSnapshot.of(backbone)
     steering = None
     if method == "toast":
         steering = Steering(backbone).double()
         for weight in steering.parameters():
             nn.init.normal_(weight, std=0.1 if name == "convnext" else 0.3)
         with torch.no_grad():
-            seen = one_pass(backbone, example(backbone)).first.compared.movedim(backbone.channel_dim, -1)
+            seen = run_one_pass(backbone, example(backbone)).first.compared.movedim(backbone.channel_dim, -1)
             steering.selection.xi.copy_(seen.flatten(0, -2).mean(0))
-    adapted = Prompted(backbone, 3, deep=True) if method == "vpt" else Adapted(backbone, [], steering)
-    objective = build(Options(name="classification"), backbone, ("a", "b", "c"))
+    adapted = PromptedModel(backbone, 3, deep=True) if method == "vpt" else AdaptedModel(backbone, [], steering)
+    objective = build_classification(ClassificationOptions(name="classification"), backbone, ("a", "b", "c"))
     nn.init.normal_(objective.head.weight, std=1.0)
     objective.head.double()
     return Model(adapted.double(), objective, stock).eval()
@@ -43,20 +43,20 @@ def test_a_convnext_shows_the_energy_of_its_features_and_says_so() -> None:
     model = model_on("convnext")
     backbone, inputs = model.backbone, example(model.backbone)
     for level in (1, 3):
-        recorder = recorder_for(model, level)
+        recorder = build_recorder(model, level)
         assert isinstance(recorder, EnergyRecorder)
         look = recorder.look(inputs)
         trace = Trace(levels=True)
         backbone.run(backbone.enter(inputs), trace=trace)
         by_hand = trace.outputs[level].pow(2).sum(1)
         assert torch.allclose(look.first, (by_hand / by_hand.sum((1, 2), keepdim=True)).float(), atol=1e-6)
-        assert look.kind == ENERGY and "attention" not in look.kind and look.last is not None
+        assert look.kind == FEATURE_ENERGY and "attention" not in look.kind and look.last is not None
         assert not torch.allclose(look.first, look.last, atol=1e-4)
         assert look.similarity is not None and look.similarity.shape[1:] == backbone.grid(inputs)
     with pytest.raises(UsageError, match="no heads"):
-        recorder_for(model, head="rollout")
+        build_recorder(model, head="rollout")
     with pytest.raises(UsageError, match="no attention"):
-        Recorder(model)
+        AttentionRecorder(model)
 
 
 def test_grad_cam_of_a_convnext_is_the_librarys_on_the_stock_model() -> None:
@@ -73,7 +73,7 @@ def test_grad_cam_of_a_convnext_is_the_librarys_on_the_stock_model() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.head(self.module.forward_head(self.module.forward_features(images), pre_logits=True))
 
-    found = grad_cam(model, inputs)
+    found = compute_grad_cam(model, inputs)
     assert set(found) == {"grad_cam_one"}
     stocked = Stocked()
     for weight in stocked.parameters():
@@ -89,7 +89,7 @@ def test_grad_cam_of_both_passes_is_weights_times_activations(name: str) -> None
     first, last = Trace(levels=True), Trace(levels=True)
     with torch.no_grad():
         logits, passes = model.look(inputs, first, last)
-    found = grad_cam(model, inputs)
+    found = compute_grad_cam(model, inputs)
     assert passes.signals is not None
     for map, trace, signal in (("grad_cam_one", first, None), ("grad_cam_two", last, passes.signals[-1])):
         maps = backbone.channel_dim == 1
@@ -118,7 +118,7 @@ def test_grad_cam_leaves_gradients_and_modes_alone() -> None:
     model = model_on("vit")
     wanted = [weight.requires_grad for weight in model.parameters()]
     model.head.weight.grad = torch.ones_like(model.head.weight)
-    grad_cam(model, example(model.backbone))
+    compute_grad_cam(model, example(model.backbone))
     assert [weight.requires_grad for weight in model.parameters()] == wanted
     assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
     assert not model.training
@@ -127,4 +127,4 @@ def test_grad_cam_leaves_gradients_and_modes_alone() -> None:
 def test_grad_cam_that_would_show_another_model_is_an_error() -> None:
     model = model_on("vit", "vpt")  # its prompts are no part of what a trace keeps
     with pytest.raises(ToastError, match="cannot listen"):
-        grad_cam(model, example(model.backbone))
+        compute_grad_cam(model, example(model.backbone))

@@ -10,13 +10,18 @@ from torch import Tensor, nn
 
 from tests.backbones import BACKBONES, example, randomly
 from tests.scenes import demo_model, scenes, viewer_of
-from toast_cli.attention.maps import Recorder, attention_map, rolled_out
-from toast_cli.attention.validation import SAME, TOLERANCE, check, check_first_block
+from toast_cli.attention.maps import AttentionRecorder, compute_attention_map, compute_attention_rollout
+from toast_cli.attention.validation import (
+    MISMATCH_TOLERANCE,
+    SAME_MAP_TOLERANCE,
+    check_attention_maps,
+    check_first_steered_level,
+)
 from toast_cli.backbones.base import Trace
-from toast_cli.methods.adapted_model import Adapted
-from toast_cli.model.model import Model, Stock
-from toast_cli.steering.steering import Steering, one_pass
-from toast_cli.tasks.classification import Options, build
+from toast_cli.methods.adapted_model import AdaptedModel
+from toast_cli.model.model import BackboneSnapshot, Model
+from toast_cli.steering.steering import Steering, run_one_pass
+from toast_cli.tasks.classification import ClassificationOptions, build_classification
 from toast_cli.utils.errors import ToastError, UsageError
 
 ATTENTIVE = ["vit", "vit, two attentions a block", "llama"]
@@ -24,16 +29,16 @@ ATTENTIVE = ["vit", "vit, two attentions a block", "llama"]
 
 def model_on(name: str, levels: range | None = None) -> Model:
     backbone = randomly(BACKBONES[name]())
-    stock = Stock.of(backbone)
+    stock = BackboneSnapshot.of(backbone)
     steering = Steering(backbone, levels).double()
     for weight in steering.parameters():
         nn.init.normal_(weight, std=0.3)
     with torch.no_grad():  # a direction in which tokens lie, so that all of them are sent back
-        seen = one_pass(backbone, example(backbone)).first.compared.movedim(backbone.channel_dim, -1)
+        seen = run_one_pass(backbone, example(backbone)).first.compared.movedim(backbone.channel_dim, -1)
         steering.selection.xi.copy_(seen.flatten(0, -2).mean(0))
-    objective = build(Options(name="classification"), backbone, ("a", "b"))
+    objective = build_classification(ClassificationOptions(name="classification"), backbone, ("a", "b"))
     objective.head.double()
-    return Model(Adapted(backbone, steering.parameters(), steering), objective, stock).eval()
+    return Model(AdaptedModel(backbone, steering.parameters(), steering), objective, stock).eval()
 
 
 def last_level(model: Model) -> int:
@@ -43,9 +48,9 @@ def last_level(model: Model) -> int:
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_a_map_agrees_with_fused_attention_far_within_the_tolerance(name: str) -> None:
     model = model_on(name)
-    look = Recorder(model).look(example(model.backbone))
+    look = AttentionRecorder(model).look(example(model.backbone))
     assert look.checks is not None and look.checks.mismatch is not None
-    assert look.checks.mismatch < TOLERANCE[torch.float64] / 1000
+    assert look.checks.mismatch < MISMATCH_TOLERANCE[torch.float64] / 1000
     assert look.checks.told()["largest_difference_of_its_maps_between_passes"] == look.checks.difference == 0
     assert (look.checks.fused, look.checks.unfused, look.checks.first_block) == ((0, last_level(model)), (), 0)
 
@@ -61,8 +66,8 @@ def test_fused_attention_that_does_something_else_is_an_error(name: str, monkeyp
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", other)
     model = model_on(name)
     with pytest.raises(ToastError, match="not what the model attends with"):
-        Recorder(model).look(example(model.backbone))
-    Recorder(model, checked=False).look(example(model.backbone))
+        AttentionRecorder(model).look(example(model.backbone))
+    AttentionRecorder(model, checked=False).look(example(model.backbone))
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
@@ -79,7 +84,7 @@ def test_in_half_precision_scores_that_are_a_fiftieth_larger_are_an_error(
     with torch.autocast("cpu", kind):
         checks = viewer.recorder.look(images).checks
         assert checks is not None and checks.mismatch is not None
-        assert checks.mismatch < TOLERANCE[kind] / 2, "rounding alone"
+        assert checks.mismatch < MISMATCH_TOLERANCE[kind] / 2, "rounding alone"
         monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", sharper)
         with pytest.raises(ToastError, match="not what the model attends with"):
             viewer.recorder.look(images)
@@ -92,16 +97,16 @@ def test_the_maps_of_both_passes_are_held_against_fused_attention(wrong: int) ->
         for number in (1, 2)
     ]
     with pytest.raises(ToastError, match=f"layer 0 in pass {wrong} is not"):
-        check(*traces, start=None)
+        check_attention_maps(*traces, start=None)
 
 
 @pytest.mark.parametrize("levels", [None, range(2, 4)], ids=["full", "late"])
 def test_the_first_steered_blocks_map_is_the_same_in_both_passes(levels: range | None) -> None:
     model = model_on("vit", levels)
     start = 0 if levels is None else levels.start
-    look = Recorder(model, start).look(example(model.backbone))
+    look = AttentionRecorder(model, start).look(example(model.backbone))
     assert look.last is not None and torch.allclose(look.first, look.last, atol=1e-12)
-    after = Recorder(model, start + 1).look(example(model.backbone))
+    after = AttentionRecorder(model, start + 1).look(example(model.backbone))
     assert after.last is not None and not torch.allclose(after.first, after.last, atol=1e-3)
 
 
@@ -111,7 +116,7 @@ def test_a_first_block_that_differs_between_the_passes_is_an_error() -> None:
     again = backbone.again
     backbone.again = lambda state, inputs: again(type(state)(state.hidden.flip(-1)), inputs)  # type: ignore[method-assign]
     with pytest.raises(ToastError, match="differs between the passes"):
-        Recorder(model).look(example(backbone))
+        AttentionRecorder(model).look(example(backbone))
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
@@ -121,15 +126,15 @@ def test_half_precision_hides_no_other_attention(kind: torch.dtype) -> None:
     scores = torch.randn(1, 2, 200, 200) / 2
     maps = [(scores + change * torch.randn_like(scores)).softmax(-1).to(kind) for change in (0.0, 0.001, 0.2)]
     traces = [Trace(attention={0: map}, mismatch={0: torch.zeros((), dtype=kind)}) for map in maps]
-    assert check_first_block(traces[0], traces[1], 0) <= SAME[kind], "what rounding does passes"
+    assert check_first_steered_level(traces[0], traces[1], 0) <= SAME_MAP_TOLERANCE[kind], "what rounding does passes"
     with pytest.raises(ToastError, match="differs between the passes"):
-        check_first_block(traces[0], traces[2], 0)
+        check_first_steered_level(traces[0], traces[2], 0)
 
 
 def test_attention_that_is_not_fused_is_not_said_to_have_been_compared() -> None:
     model = model_on("llama")
     model.backbone.module.config._attn_implementation = "eager"
-    checks = Recorder(model).look(example(model.backbone)).checks
+    checks = AttentionRecorder(model).look(example(model.backbone)).checks
     assert checks is not None and (checks.fused, checks.mismatch, checks.unfused) == ((), None, (0, 2))
     assert checks.told()["layers_not_compared_as_their_attention_is_unfused"] == [0, 2]
 
@@ -140,7 +145,7 @@ def test_looking_leaves_the_model_as_it_was(name: str) -> None:
     inputs = example(model.backbone)
     before = model(inputs)
     hooks = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()]
-    Recorder(model, head="rollout").look(inputs)
+    AttentionRecorder(model, head="rollout").look(inputs)
     assert torch.equal(model(inputs), before)
     assert [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()] == hooks
 
@@ -153,10 +158,10 @@ class TestHeads:
         backbone.run(backbone.enter(inputs), trace=trace)
         row = trace.attention[3][:, :, 0, 1:]
         for head, wanted in ((2, row[:, 2]), ("mean", row.mean(1)), ("max", row.amax(1))):
-            found = Recorder(model, head=head).look(inputs).first.flatten(1)  # type: ignore[arg-type]
+            found = AttentionRecorder(model, head=head).look(inputs).first.flatten(1)  # type: ignore[arg-type]
             assert torch.allclose(found, (wanted / wanted.sum(-1, keepdim=True)).float(), atol=1e-6)
         with pytest.raises(UsageError, match="count from 0 to 2"):
-            Recorder(model, head=3).look(inputs)
+            AttentionRecorder(model, head=3).look(inputs)
 
     def test_rollout_multiplies_the_levels_each_half_itself(self) -> None:
         model = model_on("vit")
@@ -166,9 +171,11 @@ class TestHeads:
         zero, one = (trace.attention[level].float().mean(1) for level in (0, 1))
         identity = torch.eye(zero.shape[-1])
         by_hand = (one + identity) @ (zero + identity) / 4
-        assert torch.allclose(rolled_out([trace.attention[0].float(), trace.attention[1].float()]), by_hand, atol=1e-6)
-        found = Recorder(model, 1, "rollout").look(inputs).first
-        assert torch.allclose(found, attention_map(by_hand[:, None], backbone, (4, 4)), atol=1e-6)
+        assert torch.allclose(
+            compute_attention_rollout([trace.attention[0].float(), trace.attention[1].float()]), by_hand, atol=1e-6
+        )
+        found = AttentionRecorder(model, 1, "rollout").look(inputs).first
+        assert torch.allclose(found, compute_attention_map(by_hand[:, None], backbone, (4, 4)), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -10,7 +10,7 @@ import pytest
 
 from toast_cli.bench.scheduler.jobs import Experiment, Job
 from toast_cli.bench.scheduler.trials import Ledger
-from toast_cli.bench.suite import parse
+from toast_cli.bench.suite import parse_suite
 
 SUITE = """
 backbone: vit_demo_3
@@ -36,7 +36,7 @@ tables:
 
 @pytest.fixture
 def experiment() -> Experiment:
-    return Experiment("small", parse(SUITE, "small.yaml"))
+    return Experiment("small", parse_suite(SUITE, "small.yaml"))
 
 
 @pytest.fixture(params=["sqlite", "journal"])
@@ -48,7 +48,7 @@ def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., 
 
 @pytest.fixture
 def jobs(experiment: Experiment) -> list[Job]:
-    return experiment.searches("Markings", "linear")
+    return experiment.make_search_jobs("Markings", "linear")
 
 
 def record(seed: int, accuracy: float, run: str = "runs/none", **more: Any) -> dict[str, Any]:

@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 
 from tests.unit.bench.made_up import accuracy, filled
-from toast_cli.bench.results import Results
-from toast_cli.bench.suite import Suite, find, parse
-from toast_cli.bench.tables.curves import ACCURACY, ATTENTION, curves_figure, points, write_curves
-from toast_cli.recipe.builtin import suite_names
+from toast_cli.bench.results import ExperimentResults
+from toast_cli.bench.suite import Suite, load_suite, parse_suite
+from toast_cli.bench.tables.curves import (
+    ACCURACY_LABEL,
+    ATTENTION_LABEL,
+    compute_curve_points,
+    draw_suite_curves,
+    write_curve_figures,
+)
+from toast_cli.recipe.builtin import list_suites
 from toast_cli.utils.errors import UsageError
 
 SUITE = """
@@ -33,7 +39,7 @@ curves:
 
 
 def suite() -> Suite:
-    return parse(SUITE, "growth.yaml")
+    return parse_suite(SUITE, "growth.yaml")
 
 
 def left(dataset: str, row: str, seed: int) -> dict[str, Any] | None:
@@ -44,7 +50,7 @@ def left(dataset: str, row: str, seed: int) -> dict[str, Any] | None:
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Results:
+def results(tmp_path: Path) -> ExperimentResults:
     found = filled(suite(), tmp_path, left)
     for seed in (0, 1):
         run = tmp_path / "runs" / f"many-toast-{seed}"
@@ -59,30 +65,32 @@ def results(tmp_path: Path) -> Results:
     return found
 
 
-def test_a_point_is_a_mean_over_seeds_with_its_runs(results: Results) -> None:
-    found = points(results, suite().curves["growth"], "toast")
-    few, many = found[ACCURACY, "images"]
+def test_a_point_is_a_mean_over_seeds_with_its_runs(results: ExperimentResults) -> None:
+    found = compute_curve_points(results, suite().curves["growth"], "toast")
+    few, many = found[ACCURACY_LABEL, "images"]
     assert (few.x, few.mean, few.std, few.runs) == (50, 50, 0, ("runs/few-toast-0",))
     assert (many.x, many.mean) == (1500, 55) and many.std == pytest.approx(7.07, abs=0.01)
-    assert [point.x for point in found[ACCURACY, "seconds"]] == [10, 100]
-    assert found[ATTENTION, "images"][1].mean == pytest.approx(50)
+    assert [point.x for point in found[ACCURACY_LABEL, "seconds"]] == [10, 100]
+    assert found[ATTENTION_LABEL, "images"][1].mean == pytest.approx(50)
 
 
-def test_the_pass_that_counts_is_the_last_one(results: Results) -> None:
-    found = points(results, suite().curves["growth"], "linear")
-    assert found[ATTENTION, "images"][0].mean == pytest.approx(10)
+def test_the_pass_that_counts_is_the_last_one(results: ExperimentResults) -> None:
+    found = compute_curve_points(results, suite().curves["growth"], "linear")
+    assert found[ATTENTION_LABEL, "images"][0].mean == pytest.approx(10)
 
 
-def test_validation_is_drawn_at_the_steps_where_it_was_measured(results: Results) -> None:
-    found = points(results, suite().curves["growth"], "toast")
-    assert [(point.x, round(point.mean)) for point in found[ACCURACY, "steps"]] == [(10, 30), (30, 80)]
-    assert [(point.x, round(point.mean)) for point in found[ATTENTION, "steps"]] == [(30, 50)]
+def test_validation_is_drawn_at_the_steps_where_it_was_measured(results: ExperimentResults) -> None:
+    found = compute_curve_points(results, suite().curves["growth"], "toast")
+    assert [(point.x, round(point.mean)) for point in found[ACCURACY_LABEL, "steps"]] == [(10, 30), (30, 80)]
+    assert [(point.x, round(point.mean)) for point in found[ATTENTION_LABEL, "steps"]] == [(30, 50)]
 
 
-def test_the_figure_has_a_line_for_every_row_and_the_files_name_every_run(results: Results, tmp_path: Path) -> None:
-    figure = curves_figure(results, suite().curves["growth"])
+def test_the_figure_has_a_line_for_every_row_and_the_files_name_every_run(
+    results: ExperimentResults, tmp_path: Path
+) -> None:
+    figure = draw_suite_curves(results, suite().curves["growth"])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Linear", "TOAST"]
-    html = write_curves(results, tmp_path / "tables")
+    html = write_curve_figures(results, tmp_path / "tables")
     assert "<h2>Growth</h2>" in html[0] and "<svg" in html[1]
     with (tmp_path / "tables" / "growth.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -92,9 +100,9 @@ def test_the_figure_has_a_line_for_every_row_and_the_files_name_every_run(result
 
 def test_a_name_that_is_not_in_the_suite_is_refused() -> None:
     with pytest.raises(UsageError, match="no data set 'none'"):
-        parse(SUITE.replace("steps_on: many", "steps_on: none"), "growth.yaml")
+        parse_suite(SUITE.replace("steps_on: many", "steps_on: none"), "growth.yaml")
 
 
-@pytest.mark.parametrize("name", suite_names())
+@pytest.mark.parametrize("name", list_suites())
 def test_every_built_in_suite_is_valid(name: str) -> None:
-    assert find(name)[1].rows
+    assert load_suite(name)[1].rows

@@ -13,13 +13,13 @@ from tests.unit.bench.conftest import record
 from tests.unit.bench.test_worker import made
 from toast_cli.bench.scheduler import mutex, worker
 from toast_cli.bench.scheduler.jobs import Experiment, Job
-from toast_cli.bench.scheduler.lease import Claim
+from toast_cli.bench.scheduler.lease import JobLease
 from toast_cli.bench.scheduler.mutex import made_elsewhere
-from toast_cli.bench.scheduler.scheduler import Board
+from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.bench.scheduler.trials import Ledger
-from toast_cli.bench.scheduler.worker import work
-from toast_cli.bench.suite import parse
-from toast_cli.bench.tables.build import Results
+from toast_cli.bench.scheduler.worker import run_worker
+from toast_cli.bench.suite import parse_suite
+from toast_cli.bench.tables.build import ExperimentResults
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.reporter import Reporter
 
@@ -41,7 +41,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, bool]]:
         runs.append((folder.parent.parent.name, recipe.training.lr, recipe.test))
         made(recipe, folder, 0.5)
 
-    monkeypatch.setattr(worker, "tune", tune)
+    monkeypatch.setattr(worker, "tune_model", tune)
     return runs
 
 
@@ -49,8 +49,8 @@ def test_a_setting_that_a_sampler_draws_again_is_trained_once(
     tmp_path: Path, trained: list[tuple[str, float, bool]]
 ) -> None:
     text = SUITE + "search: {space: {training.lr: [0.1]}, sampler: random, trials: 3}"
-    board = Board(Experiment("x", parse(text, "x")), Ledger("memory:", tmp_path / "locks"))
-    work(board, tmp_path / "out", Reporter())
+    board = ExperimentScheduler(Experiment("x", parse_suite(text, "x")), Ledger("memory:", tmp_path / "locks"))
+    run_worker(board, tmp_path / "out", Reporter())
     assert trained == [("out", 0.1, False), ("out", 0.1, True)]
     assert board.counts() == {"done": 4}
     search = list((board.stage("Markings", "linear", "search") or {}).values())
@@ -62,8 +62,8 @@ def test_rows_that_differ_in_nothing_are_trained_once_and_both_are_shown(
     tmp_path: Path, trained: list[tuple[str, float, bool]]
 ) -> None:
     text = SUITE.replace("{linear: {method: linear}}", "{linear: {method: linear}, twin: {method: linear}}")
-    board = Board(Experiment("x", parse(text, "x")), Ledger("memory:", tmp_path / "locks"))
-    work(board, tmp_path, Reporter())
+    board = ExperimentScheduler(Experiment("x", parse_suite(text, "x")), Ledger("memory:", tmp_path / "locks"))
+    run_worker(board, tmp_path, Reporter())
     assert len(trained) == 1
     first, twin = ((board.stage("Markings", row, "final") or {}).values() for row in ("linear", "twin"))
     assert [each.record["run"] for each in first] == [each.record["run"] for each in twin]
@@ -73,21 +73,21 @@ def test_what_another_suite_made_in_the_same_ledger_is_taken_from_its_folder(
     tmp_path: Path, trained: list[tuple[str, float, bool]], open_again: Open
 ) -> None:
     for name in ("one", "two"):
-        board = Board(Experiment(name, parse(SUITE, "x")), open_again(name))
-        work(board, tmp_path / name, Reporter())
+        board = ExperimentScheduler(Experiment(name, parse_suite(SUITE, "x")), open_again(name))
+        run_worker(board, tmp_path / name, Reporter())
     assert [folder for folder, *_ in trained] == ["one"]
     ((standing),) = (board.stage("Markings", "linear", "final") or {}).values()
     run = standing.record["run"]
-    assert standing.seen_from(tmp_path / "one").record["run"] == run
-    found = Path(standing.seen_from(tmp_path / "two").record["run"])
+    assert standing.with_run_path_from(tmp_path / "one").record["run"] == run
+    found = Path(standing.with_run_path_from(tmp_path / "two").record["run"])
     assert found == tmp_path / "one" / run and (found / "results.json").is_file()
-    (told,) = Results(board, tmp_path / "two").runs()
+    (told,) = ExperimentResults(board, tmp_path / "two").runs()
     assert told["run"] == found.as_posix(), "a table names it by its whole path"
     (tmp_path / "one").rename(tmp_path / "moved")
-    assert standing.seen_from(tmp_path / "moved").record["run"] == run
+    assert standing.with_run_path_from(tmp_path / "moved").record["run"] == run
 
 
-def taken(ledger: Ledger, study: str, job: Job) -> Claim:
+def taken(ledger: Ledger, study: str, job: Job) -> JobLease:
     ledger.fill(ledger.study(study), [job])
     claim = ledger.take(ledger.study(study), [job])
     assert claim is not None

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.unit.bench.made_up import accuracy, filled
-from toast_cli.bench.suite import Suite, parse
-from toast_cli.bench.tables.build import tables
-from toast_cli.bench.tables.model import Number, Table
-from toast_cli.storage.checksummed_jsonl import append_sealed
+from toast_cli.bench.suite import Suite, parse_suite
+from toast_cli.bench.tables.build import build_tables
+from toast_cli.bench.tables.model import FilledTable, NumberCell
+from toast_cli.storage.checksummed_jsonl import append_checksummed_line
 from toast_cli.utils.errors import ToastError
 
 SUITE = """
@@ -32,13 +32,13 @@ tables:
 
 
 def with_columns(columns: str, paper: str = "[]") -> Suite:
-    return parse(SUITE % (columns, paper), "one.yaml")
+    return parse_suite(SUITE % (columns, paper), "one.yaml")
 
 
-def number(table: Table, row: str, heading: str, span: str = "") -> Number:
+def number(table: FilledTable, row: str, heading: str, span: str = "") -> NumberCell:
     (line,) = (line for line in table.lines if line.name == row)
     cell = line.cells[[(each.span, each.heading) for each in table.columns].index((span, heading))]
-    assert isinstance(cell, Number)
+    assert isinstance(cell, NumberCell)
     return cell
 
 
@@ -49,7 +49,7 @@ def test_a_spread_is_over_seeds_alone_where_each_is_a_mean_over_data_sets(tmp_pa
         tmp_path,
         lambda dataset, row, seed: accuracy((90 if dataset == "Easy" else 50) + seed, seconds=60.0 * (1 + seed)),
     )
-    (table,) = tables(found)
+    (table,) = build_tables(found)
     for heading in ("validation", "Avg"):
         cell = number(table, "Linear", heading)
         assert (cell.mean, cell.std) == (pytest.approx(71), pytest.approx(1)), heading
@@ -68,7 +68,7 @@ def test_shares_of_attention_on_several_data_sets_are_in_no_mean_and_say_of_what
         (folder / "results.json").write_text(json.dumps({"attended_region": region}))
         return accuracy(50, attention={"pass_one": 0.6 if dataset == "Easy" else 0.2})
 
-    (table,) = tables(filled(with_columns('{Easy: Easy, looks: "attention:pass_one"}'), tmp_path, left))
+    (table,) = build_tables(filled(with_columns('{Easy: Easy, looks: "attention:pass_one"}'), tmp_path, left))
     assert [(each.span, each.heading) for each in table.columns] == [("", "Easy"), ("looks", "Easy"), ("looks", "Hard")]
     assert str(number(table, "Linear", "Easy", "looks")) == "60.0 ± 0.0"
     assert str(number(table, "Linear", "Hard", "looks")) == "20.0 ± 0.0"
@@ -94,7 +94,7 @@ def test_a_judges_best_is_bold_where_the_same_questions_show_it(tmp_path: Path) 
             file.write('{"question_id": 3, "sco')  # a session that was cut short
     only = with_columns('{Avg: "judge:overall"}')
     rows = {name: row.model_copy(update={"on": ("Easy",)}) for name, row in only.rows.items()}
-    (table,) = tables(filled(only.model_copy(update={"rows": rows}), tmp_path, lambda *_: accuracy(50)))
+    (table,) = build_tables(filled(only.model_copy(update={"rows": rows}), tmp_path, lambda *_: accuracy(50)))
     best, other = number(table, "LoRA", "Avg"), number(table, "Linear", "Avg")
     assert best.best and not other.best
     assert (best.against["Linear"].pairs, best.against["Linear"].over) == (8, "questions")
@@ -107,11 +107,11 @@ def test_a_damaged_score_is_an_error_and_in_no_mean(tmp_path: Path) -> None:
     for seed in range(3):
         judged(tmp_path, f"runs/Easy-linear-{seed}", [4.0, 5.0])
     file = tmp_path / "runs/Easy-linear-1/judge/questions/judgements.jsonl"
-    append_sealed(file, {"question_id": 2, "category": "fermi", "judge": "judge", "score": 4.0})
+    append_checksummed_line(file, {"question_id": 2, "category": "fermi", "judge": "judge", "score": 4.0})
     file.write_text(file.read_text().replace('"judge", "score": 4.0, "sha', '"judge", "score": 9.0, "sha'))
     only = with_columns('{Avg: "judge:overall"}')
     with pytest.raises(ToastError, match="is damaged") as raised:
-        tables(filled(only, tmp_path, lambda *_: accuracy(50)))
+        build_tables(filled(only, tmp_path, lambda *_: accuracy(50)))
     assert "Line 3" in raised.value.why and "asks again" in raised.value.what_to_do
 
 
@@ -121,20 +121,20 @@ def test_columns_without_a_bold_number_say_why(tmp_path: Path) -> None:
             return accuracy(60) if row == "linear" else None
         return accuracy(50 + (seed if row == "linear" else 2 - seed))
 
-    (table,) = tables(filled(with_columns("{Easy: Easy, Hard: Hard, v: validation}"), tmp_path, left))
+    (table,) = build_tables(filled(with_columns("{Easy: Easy, Hard: Hard, v: validation}"), tmp_path, left))
     assert "Not bold: Easy (no row is significantly better than every other)." in table.notes
     assert "Not bold: Hard (one row alone is measured)." in table.notes
     assert "Not bold: v (hyper-parameters or epochs were chosen by it)." in table.notes
     single = filled(with_columns("{Easy: Easy}"), tmp_path, lambda _, row, seed: accuracy(50) if seed == 1 else None)
-    (table,) = tables(single)
+    (table,) = build_tables(single)
     assert "Numbers of a single seed, 1: no spread is known." in table.notes
     assert any("nothing to pair" in note for note in table.notes)
 
 
 def test_the_papers_digits_are_a_columns_digits(tmp_path: Path) -> None:
     found = filled(with_columns("{Easy: Easy, Hard: Hard}", "[76.80, 1x]"), tmp_path, lambda *_: accuracy(50.25))
-    (table,) = tables(found)
+    (table,) = build_tables(found)
     assert str(number(table, "Linear", "Easy")) == "50.2 ± 0.0"
     digits = filled(with_columns("{Easy: Easy, Hard: Hard}", "[76.85, 1x]"), tmp_path, lambda *_: accuracy(50.25))
-    (table,) = tables(digits)
+    (table,) = build_tables(digits)
     assert str(number(table, "Linear", "Easy")) == "50.25 ± 0.00" and table.lines[1].paper == ("76.85", "1x")

@@ -12,13 +12,13 @@ from rich.console import Console
 
 from tests.unit.bench.made_up import accuracy, filled
 from toast_cli.bench import suite
-from toast_cli.bench.tables.build import tables
-from toast_cli.bench.tables.figures import figures
-from toast_cli.bench.tables.html import write_page
-from toast_cli.bench.tables.latex import latex
-from toast_cli.bench.tables.render import markdown, write_all
-from toast_cli.cli.output.bench_tables import print_filled
-from toast_cli.recipe.builtin import suite_names
+from toast_cli.bench.tables.build import build_tables
+from toast_cli.bench.tables.figures import draw_table_figures
+from toast_cli.bench.tables.html import write_experiment_page
+from toast_cli.bench.tables.latex import format_latex
+from toast_cli.bench.tables.render import format_markdown, write_tables
+from toast_cli.cli.output.bench_tables import print_filled_table
+from toast_cli.recipe.builtin import list_suites
 
 
 def shares(dataset: str, row: str, seed: int) -> dict[str, object]:
@@ -27,11 +27,11 @@ def shares(dataset: str, row: str, seed: int) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
-@pytest.mark.parametrize("name", suite_names())
+@pytest.mark.parametrize("name", list_suites())
 def test_every_row_and_every_cell_of_every_suite_is_whole_in_a_terminal(name: str, width: int, tmp_path: Path) -> None:
-    for table in tables(filled(suite.find(name)[1], tmp_path, shares)):
+    for table in build_tables(filled(suite.load_suite(name)[1], tmp_path, shares)):
         console = Console(width=width, file=io.StringIO(), force_terminal=False)
-        print_filled(table, console)
+        print_filled_table(table, console)
         shown = console.file.getvalue()  # type: ignore[attr-defined]
         lines = [line.strip() for line in shown.splitlines()]
         assert max(map(len, shown.splitlines())) <= width and "…" not in shown
@@ -48,19 +48,19 @@ def test_every_row_and_every_cell_of_every_suite_is_whole_in_a_terminal(name: st
 
 
 def test_groups_of_columns_are_in_every_format(tmp_path: Path) -> None:
-    results = filled(suite.find("vtab1k")[1], tmp_path, shares)
-    first, _ = tables(results)
-    text = markdown(first)
+    results = filled(suite.load_suite("vtab1k")[1], tmp_path, shares)
+    first, _ = build_tables(results)
+    text = format_markdown(first)
     assert [line.split(" | ")[0] for line in text.splitlines() if "| Cifar100 |" in line] == ["| *Natural*"]
     assert "| *Structured* | Clevr-Count | " in text
-    folder = write_all(results, tmp_path)
+    folder = write_tables(results, tmp_path)
     rows = list(csv.DictReader(io.StringIO((folder / "table-2.csv").read_text())))
     assert {row["span"] for row in rows if row["column"] == "EuroSAT"} == {"Specialized"}
-    assert '<th colspan="8">Structured</th>' in write_page(results, tmp_path).read_text()
+    assert '<th colspan="8">Structured</th>' in write_experiment_page(results, tmp_path).read_text()
 
 
 def test_a_wide_table_in_latex_turns_its_headings_and_fits_the_page(tmp_path: Path) -> None:
-    text = latex(tables(filled(suite.find("vtab1k")[1], tmp_path, shares))[0])
+    text = format_latex(build_tables(filled(suite.load_suite("vtab1k")[1], tmp_path, shares))[0])
     preamble = re.search(r"usepackage\{(.*?)\}", text.splitlines()[0])
     assert preamble is not None and {"booktabs", "xcolor", "adjustbox"} <= set(preamble[1].split(","))
     assert text.count(r"\rotatebox{90}") == 19 and r"max width=\textwidth" in text and r"\begin{table*}" in text
@@ -75,20 +75,20 @@ def test_a_wide_table_in_latex_turns_its_headings_and_fits_the_page(tmp_path: Pa
 
 
 def test_a_narrow_table_in_latex_has_its_spreads_beside_the_means(tmp_path: Path) -> None:
-    text = latex(tables(filled(suite.find("segmentation")[1], tmp_path, shares))[0])
+    text = format_latex(build_tables(filled(suite.load_suite("segmentation")[1], tmp_path, shares))[0])
     assert r"\rotatebox" not in text and r"\begin{table}" in text and r"\tiny" not in text and r" $\pm$ " in text
 
 
 def test_parameters_and_flops_name_their_runs(tmp_path: Path) -> None:
-    results = filled(suite.find("demo")[1], tmp_path, shares)
-    folder = write_all(results, tmp_path)
+    results = filled(suite.load_suite("demo")[1], tmp_path, shares)
+    folder = write_tables(results, tmp_path)
     rows = list(csv.DictReader(io.StringIO((folder / "demo.csv").read_text())))
     sizes = [row for row in rows if row["column"] in ("trained", "FLOPs")]
     assert len(sizes) == 8
     for row in sizes:
         assert row["folders"] and row["seeds"] == "0 1 2" and row["test_hash"] == "c" and "torch" in row["versions"]
     assert sizes[0]["mean"] == "14310344.0" and sizes[0]["unit"] == "trained parameters"
-    page = write_page(results, tmp_path).read_text()
+    page = write_experiment_page(results, tmp_path).read_text()
     assert re.search(
         r'<td title="runs/Markings-linear-0, seed 0, test split c, toast 0, torch 2[^"]*">14.3M</td>', page
     )
@@ -97,8 +97,8 @@ def test_parameters_and_flops_name_their_runs(tmp_path: Path) -> None:
 def test_there_is_a_figure_for_every_unit_with_a_panel_a_column_and_a_text_for_the_blind(
     tmp_path: Path,
 ) -> None:
-    (table,) = tables(filled(suite.find("demo")[1], tmp_path, shares))
-    drawn = figures(table)
+    (table,) = build_tables(filled(suite.load_suite("demo")[1], tmp_path, shares))
+    drawn = draw_table_figures(table)
     alts = [re.search(r'role="img" aria-label="([^"]*)"', figure) for figure in drawn]
     named = [alt[1].partition(": ")[2].partition(": ")[2] for alt in alts if alt is not None]
     assert [name.partition(", by row")[0] for name in named] == [
@@ -111,10 +111,10 @@ def test_there_is_a_figure_for_every_unit_with_a_panel_a_column_and_a_text_for_t
 
 
 def test_where_no_data_can_be_read_no_time_is_made_up(capsys: pytest.CaptureFixture[str]) -> None:
-    from toast_cli.bench.scheduler.cost_estimate import Cost
+    from toast_cli.bench.scheduler.cost_estimate import StageCost
     from toast_cli.cli.output.bench_tables import print_costs
     from toast_cli.cli.output.console import out
 
-    print_costs([Cost("Dogs", "linear", "final", 3, None, "Stanford Dogs was not found.")], 1, out, as_json=False)
+    print_costs([StageCost("Dogs", "linear", "final", 3, None, "Stanford Dogs was not found.")], 1, out, as_json=False)
     told = capsys.readouterr().out
     assert "3 runs; their data cannot be read here, so no time is known." in told and "about" not in told

@@ -12,20 +12,20 @@ import pytest
 from tests.unit.bench.conftest import SUITE
 from toast_cli import registry
 from toast_cli.bench import suite
-from toast_cli.bench.experiment_folder import recall, remember
+from toast_cli.bench.experiment_folder import load_experiment, save_experiment
 from toast_cli.bench.scheduler import input_digests
-from toast_cli.bench.scheduler.jobs import Experiment, key_of, parse_starts
-from toast_cli.recipe.builtin import suite_names
+from toast_cli.bench.scheduler.jobs import Experiment, compute_run_key, parse_init_from
+from toast_cli.recipe.builtin import list_suites
 from toast_cli.utils.errors import ToastError, UsageError
 
 
 def made(**more: object) -> Experiment:
-    return Experiment("small", suite.parse(SUITE, "small.yaml"), **more)  # type: ignore[arg-type]
+    return Experiment("small", suite.parse_suite(SUITE, "small.yaml"), **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", suite_names())
+@pytest.mark.parametrize("name", list_suites())
 def test_every_suite_that_comes_with_toast_is_valid_and_says_its_command(name: str) -> None:
-    _, found, text = suite.find(name)
+    _, found, text = suite.load_suite(name)
     assert found.tables and f"toast bench {name}" in text
     experiment = Experiment(name, found)
     if experiment.cells:
@@ -34,7 +34,7 @@ def test_every_suite_that_comes_with_toast_is_valid_and_says_its_command(name: s
 
 def test_the_averages_that_the_paper_gives_are_those_of_its_own_numbers_but_for_lora() -> None:
     checked, off = 0, set()
-    for name, table in suite.find("fgvc")[1].tables.items():
+    for name, table in suite.load_suite("fgvc")[1].tables.items():
         shown = list(table.columns.values())
         places = [at for at, what in enumerate(shown) if what in ("CUB", "Birds", "Flowers", "Dogs", "Cars")]
         for heading, row in table.rows.items() if places else ():
@@ -48,7 +48,7 @@ def test_the_averages_that_the_paper_gives_are_those_of_its_own_numbers_but_for_
 
 
 def test_vtab_is_searched_on_800_and_200_and_trained_on_all_1000_with_the_papers_seeds() -> None:
-    found = suite.find("vtab1k")[1]
+    found = suite.load_suite("vtab1k")[1]
     assert found.seeds == (42, 44, 82, 100, 800)
     assert len(found.datasets) == 19 and found.search is not None
     authors = {rate * 64 / 256 for rate in (1, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)}
@@ -56,9 +56,9 @@ def test_vtab_is_searched_on_800_and_200_and_trained_on_all_1000_with_the_papers
     assert set(found.search.space["training.weight_decay"]) == {0.01, 0.001, 0.0001, 0.0}  # type: ignore[arg-type]
     assert found.search.set == {"dataset.use": "train800"}
     assert found.final == {"dataset.use": "all1000"}
-    if "vtab" in registry.names(registry.SOURCES):
+    if "vtab" in registry.list_names(registry.SOURCES):
         experiment = Experiment("vtab1k", found)
-        assert len(experiment.searches("DTD", "toast")) == 28
+        assert len(experiment.make_search_jobs("DTD", "toast")) == 28
         assert experiment.recipe("DTD", "toast", "final", 42).dataset.use == "all1000"  # type: ignore[attr-defined]
 
 
@@ -74,7 +74,7 @@ def test_a_search_never_looks_at_the_test_split_and_a_final_run_does() -> None:
 def test_a_grid_holds_every_combination_and_rows_may_be_of_some_data_sets() -> None:
     space = "{training.lr: [0.01, 0.001], training.weight_decay: [0, 0.1]}"
     text = SUITE.replace("{training.lr: [0.01, 0.001]}", space)
-    jobs = Experiment("small", suite.parse(text, "x")).searches("More", "linear")
+    jobs = Experiment("small", suite.parse_suite(text, "x")).make_search_jobs("More", "linear")
     assert [tuple((job.params or {}).values()) for job in jobs] == list(product([0.01, 0.001], [0, 0.1]))
     assert len({job.key for job in jobs}) == 4
     assert made().cells == [("Markings", "linear"), ("More", "linear"), ("Markings", "lora")]
@@ -83,20 +83,20 @@ def test_a_grid_holds_every_combination_and_rows_may_be_of_some_data_sets() -> N
 
 def test_a_row_that_takes_anothers_settings_waits_for_that_search_and_makes_none() -> None:
     text = SUITE.replace("method: lora, on", "method: lora, settings_of: linear, on")
-    experiment = Experiment("small", suite.parse(text, "x"))
-    assert experiment.searched == [("Markings", "linear"), ("More", "linear")]
-    assert made().searched == [*experiment.searched, ("Markings", "lora")]
+    experiment = Experiment("small", suite.parse_suite(text, "x"))
+    assert experiment.search_cells == [("Markings", "linear"), ("More", "linear")]
+    assert made().search_cells == [*experiment.search_cells, ("Markings", "lora")]
     whole = Experiment(
-        "small", suite.parse(text.replace("More: demo", "More: {source: demo, settings_of: Markings}"), "x")
+        "small", suite.parse_suite(text.replace("More: demo", "More: {source: demo, settings_of: Markings}"), "x")
     )
-    assert (len(whole.cells), whole.searched) == (3, [("Markings", "linear")])
-    alone = Experiment("small", suite.parse(text, "x"), rows=("lora",))
-    assert (alone.cells, alone.searched) == ([("Markings", "lora")], [("Markings", "linear")])
+    assert (len(whole.cells), whole.search_cells) == (3, [("Markings", "linear")])
+    alone = Experiment("small", suite.parse_suite(text, "x"), rows=("lora",))
+    assert (alone.cells, alone.search_cells) == ([("Markings", "lora")], [("Markings", "linear")])
 
 
 def test_a_run_is_the_same_wherever_it_happens_and_another_where_a_number_could_change() -> None:
     def key(*changes: str, seed: int = 0, **more: str) -> str:
-        return key_of(made(changes=changes, **more).recipe("Markings", "linear", "final", seed))
+        return compute_run_key(made(changes=changes, **more).recipe("Markings", "linear", "final", seed))
 
     same = {key(), key(device="cpu"), key(data_dir="elsewhere"), key("training.workers=2", "training.log_every=5")}
     assert len(same) == 1
@@ -106,7 +106,7 @@ def test_a_run_is_the_same_wherever_it_happens_and_another_where_a_number_could_
 
 
 def key_with(change: str) -> str:
-    return key_of(made(changes=(change,)).recipe("Markings", "linear", "final", 0))
+    return compute_run_key(made(changes=(change,)).recipe("Markings", "linear", "final", 0))
 
 
 def test_a_run_is_what_its_weights_are_wherever_they_lie(tmp_path: Path) -> None:
@@ -139,16 +139,16 @@ def test_the_runs_of_a_model_that_is_gone_are_still_known(change: str, tmp_path:
     model.mkdir()
     (model / "config.json").write_text("{}")
     begun = made(changes=(change.format(model),))
-    remember(tmp_path / "out", begun, SUITE, None)
+    save_experiment(tmp_path / "out", begun, SUITE, None)
     keys = [job.key for job in begun.finals("Markings", "linear", {})]
     model.rename(tmp_path / "away")
-    recalled, _ = recall(tmp_path / "out")
+    recalled, _ = load_experiment(tmp_path / "out")
     assert [job.key for job in recalled.finals("Markings", "linear", {})] == keys
 
 
 def started(start: Path) -> Experiment:
     text = SUITE.replace("{method: linear}", "{method: toast, pretuned: true}")
-    return Experiment("small", suite.parse(text, "small.yaml"), starts={"": str(start)})
+    return Experiment("small", suite.parse_suite(text, "small.yaml"), starts={"": str(start)})
 
 
 def test_a_start_is_what_its_tensors_are(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_start_is_what_its_tensors_are(tmp_path: Path) -> None:
 def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, read = tmp_path / "weights", list[Path]()
     file.write_text("weights")
-    monkeypatch.setattr(input_digests, "digest_of_file", lambda path: read.append(path) or "digest")
+    monkeypatch.setattr(input_digests, "hash_file", lambda path: read.append(path) or "digest")
     for _ in range(3):
         made(changes=(f"backbone.weights={file}",)).finals("Markings", "linear", {})
     assert len(read) == 1
@@ -192,7 +192,7 @@ def test_a_file_that_changes_while_a_suite_runs_is_refused(tmp_path: Path) -> No
 
 
 def test_starts_are_given_by_backbone_or_for_all() -> None:
-    assert parse_starts(["vit_b16=runs/a", "runs/b"]) == {"vit_b16": "runs/a", "": "runs/b"}
+    assert parse_init_from(["vit_b16=runs/a", "runs/b"]) == {"vit_b16": "runs/a", "": "runs/b"}
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_starts_are_given_by_backbone_or_for_all() -> None:
 )
 def test_what_is_wrong_with_a_suite_is_said_with_its_place(old: str, new: str, words: tuple[str, ...]) -> None:
     with pytest.raises(UsageError) as refused:
-        suite.parse(SUITE.replace(old, new), "x.yaml")
+        suite.parse_suite(SUITE.replace(old, new), "x.yaml")
     for word in words:
         assert word in str(refused.value)
 
@@ -226,12 +226,12 @@ def test_settings_are_not_taken_from_a_row_that_searches_none() -> None:
     text = SUITE.replace("  linear: {method: linear}", rows).replace(", on: [Markings]", "")
     none = "linear on Markings takes the settings of full on Markings, which searches none"
     with pytest.raises(UsageError, match=none):
-        suite.parse(text, "x.yaml")
+        suite.parse_suite(text, "x.yaml")
     searching = text.replace(", settings_of: lora", "")
     head, rest = searching.split("search:\n")
-    suite.parse(searching, "x.yaml")
+    suite.parse_suite(searching, "x.yaml")
     with pytest.raises(UsageError, match=none):
-        suite.parse(head + rest.partition("\n")[2], "x.yaml")
+        suite.parse_suite(head + rest.partition("\n")[2], "x.yaml")
 
 
 def test_a_mistyped_field_or_name_is_found_before_anything_runs() -> None:
@@ -240,12 +240,12 @@ def test_a_mistyped_field_or_name_is_found_before_anything_runs() -> None:
     with pytest.raises(UsageError, match="no row 'lora2'"):
         made(rows=("lora2",)).check()
     with pytest.raises(UsageError, match="no suite 'fgv'") as refused:
-        suite.find("fgv")
+        suite.load_suite("fgv")
     assert "fgvc" in refused.value.what_to_do
 
 
 def test_data_sets_whose_source_is_not_installed_are_left_out_by_name() -> None:
-    experiment = Experiment("x", suite.parse(SUITE.replace("More: demo", "More: nowhere"), "x"))
+    experiment = Experiment("x", suite.parse_suite(SUITE.replace("More: demo", "More: nowhere"), "x"))
     experiment.check()
     assert list(experiment.missing) == ["More"]
     assert ("More", "linear") not in experiment.cells

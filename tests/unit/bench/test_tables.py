@@ -12,22 +12,22 @@ from typing import Any
 import pytest
 
 from tests.unit.bench.conftest import record
-from toast_cli.bench.results import Results
+from toast_cli.bench.results import ExperimentResults
 from toast_cli.bench.scheduler.jobs import Experiment
-from toast_cli.bench.scheduler.scheduler import Board
+from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.bench.scheduler.trials import Ledger
-from toast_cli.bench.suite import Layout, Row, TableRow
-from toast_cli.bench.tables.build import tables
-from toast_cli.bench.tables.html import write_page
-from toast_cli.bench.tables.latex import latex
-from toast_cli.bench.tables.metrics import in_millions
-from toast_cli.bench.tables.model import Number, Table
-from toast_cli.bench.tables.render import markdown, write_all
+from toast_cli.bench.suite import SuiteRow, TableLayout, TableLayoutRow
+from toast_cli.bench.tables.build import build_tables
+from toast_cli.bench.tables.html import write_experiment_page
+from toast_cli.bench.tables.latex import format_latex
+from toast_cli.bench.tables.metrics import format_parameter_count
+from toast_cli.bench.tables.model import FilledTable, NumberCell
+from toast_cli.bench.tables.render import format_markdown, write_tables
 
 
-def made(experiment: Experiment, out: Path, right: dict[tuple[str, str, int], list[bool]]) -> Board:
+def made(experiment: Experiment, out: Path, right: dict[tuple[str, str, int], list[bool]]) -> ExperimentScheduler:
     """The experiment's board after these finals, each with its answers; its searches are all done."""
-    board = Board(experiment, Ledger("memory:", out / "locks"))
+    board = ExperimentScheduler(experiment, Ledger("memory:", out / "locks"))
     for dataset, row in experiment.cells:
         for stage in ("search", "final"):
             jobs = board.stage(dataset, row, stage)  # type: ignore[arg-type]
@@ -53,23 +53,23 @@ def made(experiment: Experiment, out: Path, right: dict[tuple[str, str, int], li
 
 
 @pytest.fixture
-def results(experiment: Experiment, tmp_path: Path) -> Results:
+def results(experiment: Experiment, tmp_path: Path) -> ExperimentResults:
     """Linear has 20 images of 40 right, LoRA 32 and 36; one run of More failed."""
     half, most, more = [True] * 20 + [False] * 20, [True] * 32 + [False] * 8, [True] * 36 + [False] * 4
     right = {("Markings", "linear", 0): half, ("Markings", "linear", 1): half, ("More", "linear", 0): more}
     right |= {("Markings", "lora", 0): most, ("Markings", "lora", 1): more}
-    return Results(made(experiment, tmp_path, right), tmp_path)
+    return ExperimentResults(made(experiment, tmp_path, right), tmp_path)
 
 
-def number(table: Table, row: str, column: str) -> Number:
+def number(table: FilledTable, row: str, column: str) -> NumberCell:
     (line,) = (line for line in table.lines if line.name == row)
     cell = line.cells[[each.heading for each in table.columns].index(column)]
-    assert isinstance(cell, Number)
+    assert isinstance(cell, NumberCell)
     return cell
 
 
-def test_a_number_is_a_mean_with_its_spread_and_names_its_runs(results: Results) -> None:
-    (table,) = tables(results)
+def test_a_number_is_a_mean_with_its_spread_and_names_its_runs(results: ExperimentResults) -> None:
+    (table,) = build_tables(results)
     lora = number(table, "LoRA", "M")
     assert str(lora) == "85.0 ± 7.1"
     assert [run["seed"] for run in lora.runs] == [0, 1]
@@ -78,8 +78,10 @@ def test_a_number_is_a_mean_with_its_spread_and_names_its_runs(results: Results)
     assert "0.2M" in table.lines[0].paper and str(table.lines[0].cells[2]) == "645"
 
 
-def test_the_best_is_bold_only_where_its_difference_is_significant(results: Results, experiment: Experiment) -> None:
-    (table,) = tables(results)
+def test_the_best_is_bold_only_where_its_difference_is_significant(
+    results: ExperimentResults, experiment: Experiment
+) -> None:
+    (table,) = build_tables(results)
     best, other = number(table, "LoRA", "M"), number(table, "Linear", "M")
     assert best.best and not other.best
     assert best.against["Linear"].p == pytest.approx(other.against["LoRA"].p)
@@ -87,27 +89,29 @@ def test_the_best_is_bold_only_where_its_difference_is_significant(results: Resu
     assert any("paired t-test over the same test images" in note for note in table.notes)
 
 
-def test_finished_runs_that_were_not_asked_for_are_counted_below_the_table(results: Results) -> None:
+def test_finished_runs_that_were_not_asked_for_are_counted_below_the_table(results: ExperimentResults) -> None:
     asked = replace(results.board.experiment, seeds=(1,))
-    (table,) = tables(Results(Board(asked, results.board.ledger), results.out))
+    (table,) = build_tables(ExperimentResults(ExperimentScheduler(asked, results.board.ledger), results.out))
     assert "Not shown: 3 finished runs of other seeds, rows or settings are in the ledger" in " ".join(table.notes)
-    assert "Not shown" not in " ".join(tables(results)[0].notes)
+    assert "Not shown" not in " ".join(build_tables(results)[0].notes)
 
 
 def test_a_small_lead_is_not_bold(experiment: Experiment, tmp_path: Path) -> None:
     right = {("Markings", "linear", seed): [True, False] * 20 for seed in (0, 1)}
     right |= {("Markings", "lora", seed): [True, False] * 19 + [True, True] for seed in (0, 1)}
-    (table,) = tables(Results(made(experiment, tmp_path, right), tmp_path))
+    (table,) = build_tables(ExperimentResults(made(experiment, tmp_path, right), tmp_path))
     assert number(table, "LoRA", "M").mean > number(table, "Linear", "M").mean
     assert not number(table, "LoRA", "M").best
 
 
-def test_files_have_the_papers_numbers_and_what_every_number_is_made_of(results: Results, tmp_path: Path) -> None:
-    (table,) = tables(results)
-    text = markdown(table)
+def test_files_have_the_papers_numbers_and_what_every_number_is_made_of(
+    results: ExperimentResults, tmp_path: Path
+) -> None:
+    (table,) = build_tables(results)
+    text = format_markdown(table)
     assert "| LoRA | **85.0 ± 7.1** |" in text and "| *paper* | *51.5* |  | *0.2M* |" in text
-    assert r"\textbf{85.0 $\pm$ 7.1}" in latex(table) and r"\textcolor{gray}{51.5}" in latex(table)
-    folder = write_all(results, tmp_path)
+    assert r"\textbf{85.0 $\pm$ 7.1}" in format_latex(table) and r"\textcolor{gray}{51.5}" in format_latex(table)
+    folder = write_tables(results, tmp_path)
     assert {path.name for path in folder.iterdir()} == {"both.md", "both.tex", "both.csv", "runs.csv", "failures.csv"}
     lines = list(csv.DictReader(io.StringIO((folder / "both.csv").read_text())))
     lora = next(line for line in lines if line["row"] == "LoRA" and line["column"] == "M")
@@ -120,8 +124,8 @@ def test_files_have_the_papers_numbers_and_what_every_number_is_made_of(results:
     assert [(line["dataset"], line["seed"], line["reason"]) for line in failed] == [("More", "1", "no such luck")]
 
 
-def test_the_page_needs_nothing_beside_it(results: Results, tmp_path: Path) -> None:
-    page = write_page(results, tmp_path).read_text()
+def test_the_page_needs_nothing_beside_it(results: ExperimentResults, tmp_path: Path) -> None:
+    page = write_experiment_page(results, tmp_path).read_text()
     assert "<svg" in page and "<b>85.0 ± 7.1</b>" in page and "no such luck" in page
     assert "test split c" in page
     assert not any(outside in page for outside in ("<script", "<link", "<img", 'href="http', "src="))
@@ -130,7 +134,7 @@ def test_the_page_needs_nothing_beside_it(results: Results, tmp_path: Path) -> N
 def test_counts_are_short() -> None:
     counts = (645, 99_999, 150_000, 301_256, 4_194_304, 14_310_344, 537_000_000, 6_738_415_616)
     said = ["645", "99,999", "0.15M", "0.30M", "4.2M", "14.3M", "537M", "6.7B"]
-    assert [in_millions(count) for count in counts] == said
+    assert [format_parameter_count(count) for count in counts] == said
 
 
 @pytest.mark.parametrize(
@@ -144,10 +148,12 @@ def test_counts_are_short() -> None:
 def test_a_table_says_where_its_pre_tuned_rows_start(
     given: dict[str, Any], start: str, experiment: Experiment, tmp_path: Path
 ) -> None:
-    steered = Row(method="toast", pretuned=True, set=given.get("set", {}))
-    layout = Layout(title="Both", columns={"M": "Markings"}, rows={"Steered": TableRow(run="steered")})
+    steered = SuiteRow(method="toast", pretuned=True, set=given.get("set", {}))
+    layout = TableLayout(title="Both", columns={"M": "Markings"}, rows={"Steered": TableLayoutRow(run="steered")})
     rows = {**experiment.suite.rows, "steered": steered}
     suite = experiment.suite.model_copy(update={"rows": rows, "tables": {"both": layout}})
     begun = replace(experiment, suite=suite, starts=given.get("starts", {}), known={"runs/general": "its digest"})
-    (table,) = tables(Results(Board(begun, Ledger("memory:", tmp_path / "locks")), tmp_path))
+    (table,) = build_tables(
+        ExperimentResults(ExperimentScheduler(begun, Ledger("memory:", tmp_path / "locks")), tmp_path)
+    )
     assert f"Feedback paths of Steered: {start}." in table.notes

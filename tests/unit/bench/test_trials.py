@@ -11,28 +11,28 @@ import pytest
 
 from tests.unit.bench.conftest import record
 from toast_cli.bench.scheduler import trials as module
-from toast_cli.bench.scheduler.job_status import MOST_DEATHS
+from toast_cli.bench.scheduler.job_status import MAX_WORKER_DEATHS
 from toast_cli.bench.scheduler.jobs import Experiment, Job
-from toast_cli.bench.scheduler.lease import Claim
+from toast_cli.bench.scheduler.lease import JobLease
 from toast_cli.bench.scheduler.trials import Ledger
-from toast_cli.bench.suite import Range, Search
+from toast_cli.bench.suite import SearchOptions, ValueRange
 from toast_cli.utils.errors import ToastError
 
 Open = Callable[..., Ledger]
 
 
-def taken(ledger: Ledger, jobs: list[Job]) -> Claim | None:
+def taken(ledger: Ledger, jobs: list[Job]) -> JobLease | None:
     study = ledger.study("small/search")
-    ledger.bury(study)
+    ledger.fail_dead_trials(study)
     ledger.fill(study, jobs)
     return ledger.take(study, jobs)
 
 
 def states(ledger: Ledger, jobs: list[Job]) -> list[str]:
-    return [standing.state for standing in ledger.standings(ledger.study("small/search"), jobs).values()]
+    return [standing.state for standing in ledger.compute_job_statuses(ledger.study("small/search"), jobs).values()]
 
 
-def dies(claim: Claim) -> None:
+def dies(claim: JobLease) -> None:
     """What the system does for a process that is no more: it lets go of its locks."""
     claim._lock.release()
 
@@ -94,7 +94,7 @@ def test_what_a_worker_says_that_was_taken_for_dead_counts_no_more(open_again: O
     assert states(ledger, jobs[:1]) == ["running"]
     assert heir is not None
     heir.done(0.4, record(0, 0.4))
-    assert ledger.standings(ledger.study("small/search"), jobs)[jobs[0]].record["test"]["accuracy"] == 0.4
+    assert ledger.compute_job_statuses(ledger.study("small/search"), jobs)[jobs[0]].record["test"]["accuracy"] == 0.4
 
 
 def test_a_worker_elsewhere_is_dead_once_it_gave_no_sign_for_long_enough(
@@ -106,14 +106,14 @@ def test_a_worker_elsewhere_is_dead_once_it_gave_no_sign_for_long_enough(
     claim = taken(far, jobs[:1])
     assert claim is not None
     study = near.study("small/search")
-    assert near.bury(study) == 1
+    assert near.fail_dead_trials(study) == 1
     now[0], beat = 50.0, 2
     claim.trial.set_user_attr("beat", beat)
-    assert near.bury(study) == 1
+    assert near.fail_dead_trials(study) == 1
     now[0] = 105.0
-    assert near.bury(study) == 1, "its last sign was seen 55 seconds ago"
+    assert near.fail_dead_trials(study) == 1, "its last sign was seen 55 seconds ago"
     now[0] = 111.0
-    assert near.bury(study) == 0
+    assert near.fail_dead_trials(study) == 0
     assert states(near, jobs[:1]) == ["wanted"]
 
 
@@ -125,7 +125,7 @@ def test_a_failed_run_keeps_its_reason_and_waits_to_be_asked_for(open_again: Ope
     dies(claim)
     assert taken(ledger, jobs[:1]) is None
     study = ledger.study("small/search")
-    (standing,) = ledger.standings(study, jobs[:1]).values()
+    (standing,) = ledger.compute_job_statuses(study, jobs[:1]).values()
     assert (standing.state, standing.reason) == ("failed", "the disk is full")
     ledger.fill(study, jobs[:1], retry=True)
     again = ledger.take(study, jobs[:1])
@@ -137,15 +137,15 @@ def test_a_failed_run_keeps_its_reason_and_waits_to_be_asked_for(open_again: Ope
 def test_a_run_that_kills_every_worker_is_given_up_but_not_one_that_is_only_stopped(
     open_again: Open, jobs: list[Job]
 ) -> None:
-    for _ in range(MOST_DEATHS):
+    for _ in range(MAX_WORKER_DEATHS):
         claim = taken(open_again(), jobs[:1])
         assert claim is not None
         dies(claim)
     ledger = open_again()
-    ledger.bury(ledger.study("small/search"))
-    (standing,) = ledger.standings(ledger.study("small/search"), jobs[:1]).values()
+    ledger.fail_dead_trials(ledger.study("small/search"))
+    (standing,) = ledger.compute_job_statuses(ledger.study("small/search"), jobs[:1]).values()
     assert standing.state == "failed" and "3 workers died" in standing.reason
-    for _ in range(MOST_DEATHS):
+    for _ in range(MAX_WORKER_DEATHS):
         claim = taken(ledger, jobs[1:])
         assert claim is not None
         claim.stopped()
@@ -156,9 +156,9 @@ def test_a_run_that_kills_every_worker_is_given_up_but_not_one_that_is_only_stop
 def test_drawn_hyper_parameters_differ_by_run_and_outlive_the_worker_that_drew_them(
     open_again: Open, experiment: Experiment
 ) -> None:
-    search = Search(space={"training.lr": Range(low=1e-4, high=1e-1, log=True)}, sampler="random", trials=2)
+    search = SearchOptions(space={"training.lr": ValueRange(low=1e-4, high=1e-1, log=True)}, sampler="random", trials=2)
     drawing = Experiment("small", experiment.suite.model_copy(update={"search": search}))
-    jobs = drawing.searches("Markings", "linear")
+    jobs = drawing.make_search_jobs("Markings", "linear")
     one, other = taken(open_again(), jobs), taken(open_again(), jobs)
     assert one is not None and other is not None
     drawn = one.params(search)

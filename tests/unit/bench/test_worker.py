@@ -12,11 +12,11 @@ import pytest
 
 from toast_cli.bench.scheduler import worker
 from toast_cli.bench.scheduler.jobs import Experiment
-from toast_cli.bench.scheduler.lease import Claim, give_up
-from toast_cli.bench.scheduler.scheduler import Board
+from toast_cli.bench.scheduler.lease import JobLease, fail_trial
+from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.bench.scheduler.trials import Ledger
-from toast_cli.bench.scheduler.worker import work
-from toast_cli.bench.suite import parse
+from toast_cli.bench.scheduler.worker import run_worker
+from toast_cli.bench.suite import parse_suite
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.reporter import Reporter
@@ -35,8 +35,8 @@ Tune = Callable[[Recipe, Path, Reporter, bool], None]
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(Experiment("x", parse(SUITE, "x")), Ledger("memory:", tmp_path / "locks"))
+def board(tmp_path: Path) -> ExperimentScheduler:
+    return ExperimentScheduler(Experiment("x", parse_suite(SUITE, "x")), Ledger("memory:", tmp_path / "locks"))
 
 
 def made(recipe: Recipe, folder: Path, accuracy: float) -> None:
@@ -55,13 +55,13 @@ def by(act: Callable[[float, Recipe, Path, Reporter], None]) -> Any:
     return lambda recipe, folder, reporter, resume: act(recipe.training.lr, recipe, folder, reporter)
 
 
-def states(board: Board, stage: Any = "search") -> dict[float, str]:
+def states(board: ExperimentScheduler, stage: Any = "search") -> dict[float, str]:
     standings = board.stage("Markings", "linear", stage) or {}
     return {(job.params or {})["training.lr"]: standing.state for job, standing in standings.items()}
 
 
 def test_the_best_of_a_search_is_trained_again_and_no_run_of_the_search_may_see_the_test_split(
-    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: ExperimentScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[float, bool]] = []
 
@@ -69,8 +69,8 @@ def test_the_best_of_a_search_is_trained_again_and_no_run_of_the_search_may_see_
         seen.append((lr, recipe.test))
         made(recipe, folder, {0.1: 0.5, 0.2: 0.8, 0.3: 0.6}[lr])
 
-    monkeypatch.setattr(worker, "tune", by(act))
-    work(board, tmp_path, Reporter())
+    monkeypatch.setattr(worker, "tune_model", by(act))
+    run_worker(board, tmp_path, Reporter())
     assert seen == [(0.1, False), (0.2, False), (0.3, False), (0.2, True)]
     (final,) = (board.stage("Markings", "linear", "final") or {}).values()
     assert final.record["params"] == {"training.lr": 0.2}
@@ -87,14 +87,14 @@ def test_a_row_that_takes_anothers_settings_is_trained_with_what_that_row_was_fo
 
     seen: list[tuple[str, float]] = []
     text = SUITE.replace("{method: linear}", "{method: linear}, full: {method: full, settings_of: linear}")
-    experiment = Experiment("x", parse(text, "x"), rows=("full",))
-    monkeypatch.setattr(worker, "tune", by(act))
-    work(Board(experiment, Ledger("memory:", tmp_path / "locks")), tmp_path, Reporter())
+    experiment = Experiment("x", parse_suite(text, "x"), rows=("full",))
+    monkeypatch.setattr(worker, "tune_model", by(act))
+    run_worker(ExperimentScheduler(experiment, Ledger("memory:", tmp_path / "locks")), tmp_path, Reporter())
     assert seen == [("linear", 0.1), ("linear", 0.2), ("linear", 0.3), ("full", 0.2)]
 
 
 def test_a_pruned_run_is_settled_and_never_chosen(
-    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: ExperimentScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prune = [False]
     monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda trial: prune[0])
@@ -105,14 +105,14 @@ def test_a_pruned_run_is_settled_and_never_chosen(
         reporter.epoch(1, 9, {"train": {}, "validation": {"accuracy": 0.9, "loss": 1.0}}, True)
         made(recipe, folder, 0.5)
 
-    monkeypatch.setattr(worker, "tune", by(act))
-    work(board, tmp_path, Reporter())
+    monkeypatch.setattr(worker, "tune_model", by(act))
+    run_worker(board, tmp_path, Reporter())
     assert states(board) == {0.1: "done", 0.2: "pruned", 0.3: "done"}
     assert states(board, "final") == {0.1: "done"}, "of equals, the first"
 
 
 def test_a_failed_run_does_not_end_the_others_whatever_it_raised(
-    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: ExperimentScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
         if lr == 0.1:
@@ -121,8 +121,8 @@ def test_a_failed_run_does_not_end_the_others_whatever_it_raised(
             raise RuntimeError("CUDA out of memory")
         made(recipe, folder, 0.5)
 
-    monkeypatch.setattr(worker, "tune", by(act))
-    work(board, tmp_path, Reporter())
+    monkeypatch.setattr(worker, "tune_model", by(act))
+    run_worker(board, tmp_path, Reporter())
     assert states(board) == {0.1: "failed", 0.2: "failed", 0.3: "done"}
     reasons = [standing.reason for standing in (board.stage("Markings", "linear", "search") or {}).values()]
     assert reasons[0] == "The loss became nan. At step 3."
@@ -131,31 +131,31 @@ def test_a_failed_run_does_not_end_the_others_whatever_it_raised(
 
 
 def test_where_every_run_of_a_search_failed_there_is_no_final_run(
-    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: ExperimentScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def act(*_: Any) -> None:
         raise ToastError("No.")
 
-    monkeypatch.setattr(worker, "tune", by(act))
-    work(board, tmp_path, Reporter())
+    monkeypatch.setattr(worker, "tune_model", by(act))
+    run_worker(board, tmp_path, Reporter())
     assert board.counts() == {"failed": 3, "wanted": 1}
     assert board.stage("Markings", "linear", "final") is None
 
 
 def test_a_worker_that_is_asked_to_stop_leaves_its_run_to_the_next(
-    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: ExperimentScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def act(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(worker, "tune", by(act))
+    monkeypatch.setattr(worker, "tune_model", by(act))
     with pytest.raises(KeyboardInterrupt):
-        work(board, tmp_path, Reporter())
+        run_worker(board, tmp_path, Reporter())
     assert states(board)[0.1] == "wanted"
 
 
 def test_a_run_that_was_finished_but_not_told_is_told_and_not_made_again(
-    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: ExperimentScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resumed = []
 
@@ -163,30 +163,30 @@ def test_a_run_that_was_finished_but_not_told_is_told_and_not_made_again(
         resumed.append((recipe.training.lr, recipe.test, resume))
         made(recipe, folder, 0.5)
 
-    first, second, third = board.experiment.searches("Markings", "linear")
+    first, second, third = board.experiment.make_search_jobs("Markings", "linear")
     made(board.experiment.recipe("Markings", "linear", "search", 0, first.params), tmp_path / "runs" / first.name, 0.9)
     (tmp_path / "runs" / second.name).mkdir()
     (tmp_path / "runs" / second.name / "recipe.yaml").write_text("begun")
     (tmp_path / "runs" / third.name).mkdir()
-    monkeypatch.setattr(worker, "tune", act)
-    work(board, tmp_path, Reporter())
+    monkeypatch.setattr(worker, "tune_model", act)
+    run_worker(board, tmp_path, Reporter())
     assert resumed == [(0.2, False, True), (0.3, False, False), (0.1, True, False)]
 
 
 def test_a_worker_that_lost_its_run_says_nothing_about_it(
-    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: ExperimentScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
         if lr == 0.1 and not (tmp_path / "lost").exists():
             (tmp_path / "lost").touch()
-            claim: Claim = reporter.claim  # type: ignore[attr-defined]
-            give_up(board.ledger.storage, claim.trial._trial_id, "lost", "taken for dead")
+            claim: JobLease = reporter.claim  # type: ignore[attr-defined]
+            fail_trial(board.ledger.storage, claim.trial._trial_id, "lost", "taken for dead")
             claim.lost.set()
         reporter.step(1, 2, {})
         made(recipe, folder, 0.5)
 
-    monkeypatch.setattr(worker, "tune", by(act))
-    work(board, tmp_path, Reporter())
+    monkeypatch.setattr(worker, "tune_model", by(act))
+    run_worker(board, tmp_path, Reporter())
     trials = board.study("Markings", "linear", "search").get_trials()
     assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     assert json.dumps(states(board)) == json.dumps({0.1: "done", 0.2: "done", 0.3: "done"})
@@ -200,7 +200,7 @@ def looks(recipe: Recipe, folder: Path, reporter: Reporter, accuracy: float) -> 
 
 
 def test_what_validates_better_after_test_was_looked_at_is_said_and_not_taken(
-    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: ExperimentScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, seen = [True], list[float]()
 
@@ -211,24 +211,24 @@ def test_what_validates_better_after_test_was_looked_at_is_said_and_not_taken(
             seen.append(lr)
         looks(recipe, folder, reporter, {0.1: 0.5, 0.2: 0.8, 0.3: 0.9}[lr])
 
-    monkeypatch.setattr(worker, "tune", by(act))
-    work(board, tmp_path, Reporter())
+    monkeypatch.setattr(worker, "tune_model", by(act))
+    run_worker(board, tmp_path, Reporter())
     assert seen == [0.2] and board.overtaken() == []
     broken[0] = False
-    again = Board(board.experiment, board.ledger)
+    again = ExperimentScheduler(board.experiment, board.ledger)
     again.retry()
-    work(again, tmp_path, Reporter())
+    run_worker(again, tmp_path, Reporter())
     assert seen == [0.2], "the test split was looked at with one setting"
     assert again.counts() == {"done": 4}
     (said,) = again.overtaken()
     assert "training.lr=0.3 validated better than training.lr=0.2" in said and "kept" in said
-    more = Board(replace(board.experiment, seeds=(0, 1)), board.ledger)
-    work(more, tmp_path, Reporter())
+    more = ExperimentScheduler(replace(board.experiment, seeds=(0, 1)), board.ledger)
+    run_worker(more, tmp_path, Reporter())
     assert seen == [0.2, 0.2], "a further seed has the same setting"
 
 
 def test_a_better_setting_is_taken_as_long_as_test_was_not_looked_at(
-    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: ExperimentScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, seen = [True], list[float]()
 
@@ -239,30 +239,30 @@ def test_a_better_setting_is_taken_as_long_as_test_was_not_looked_at(
             seen.append(lr)
         looks(recipe, folder, reporter, {0.1: 0.5, 0.2: 0.8, 0.3: 0.9}[lr])
 
-    monkeypatch.setattr(worker, "tune", by(act))
-    work(board, tmp_path, Reporter())
+    monkeypatch.setattr(worker, "tune_model", by(act))
+    run_worker(board, tmp_path, Reporter())
     broken[0] = False
-    again = Board(board.experiment, board.ledger)
+    again = ExperimentScheduler(board.experiment, board.ledger)
     again.retry()
-    work(again, tmp_path, Reporter())
+    run_worker(again, tmp_path, Reporter())
     assert seen == [0.3] and again.overtaken() == []
 
 
 def test_a_run_that_comes_to_its_test_after_another_setting_does_not_look(
-    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: ExperimentScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = list[float]()
 
     def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
         if recipe.test and lr == 0.2:  # meanwhile, a worker that began with another setting comes to its end
             (other,) = board.experiment.finals("Markings", "linear", {"training.lr": 0.1})
-            assert board.fix(other)
+            assert board.lock_test_params(other)
         if recipe.test:
             list(reporter.track([1], 1, "test"))
             looked.append(lr)
         made(recipe, folder, {0.1: 0.5, 0.2: 0.8, 0.3: 0.6}[lr])
 
-    monkeypatch.setattr(worker, "tune", by(act))
-    work(board, tmp_path, Reporter())
+    monkeypatch.setattr(worker, "tune_model", by(act))
+    run_worker(board, tmp_path, Reporter())
     assert looked == [0.1]
     assert states(board, "final") == {0.1: "done"}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from toast_cli.data.base import DataSet
 from toast_cli.data.images import archive_index
-from toast_cli.data.images.archive import Options, open_archive
+from toast_cli.data.images.archive import ArchiveOptions, open_archive
 from toast_cli.utils.errors import ToastError
 
 
@@ -46,7 +46,7 @@ def tarred(path: Path, files: dict[str, bytes], mode: str = "w", link: str | Non
 
 
 def opened(file: Path, **options: object) -> DataSet:
-    return open_archive(Options(path=str(file), **options), None)  # type: ignore[arg-type]
+    return open_archive(ArchiveOptions(path=str(file), **options), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
@@ -102,14 +102,14 @@ def test_a_member_that_is_packed_twice_is_said(tmp_path: Path) -> None:
 
 def test_a_folder_holds_what_is_below_it_and_not_what_only_begins_alike() -> None:
     names = ["a/0.png", "a/b/1.png", "a-b/2.png", "a0/3.png", "a.b/4.png", "aa/5.png", "6.png"]
-    archive = archive_index.Packed(Path("it.zip"), dict.fromkeys(names), frozenset(), others=("a/x", "ab/x"))
+    archive = archive_index.ArchiveIndex(Path("it.zip"), dict.fromkeys(names), frozenset(), others=("a/x", "ab/x"))
     assert archive.found("a") == (["a/0.png", "a/b/1.png"], ["a/x"], ())
     assert sorted(archive.found().images) == sorted(names)
 
 
 def test_a_thousand_classes_are_found_among_very_many_images_at_once() -> None:
     names = [f"{label:03d}/{number}.png" for label in range(1000) for number in range(300)]
-    archive = archive_index.Packed(Path("it.zip"), dict.fromkeys(names), frozenset())
+    archive = archive_index.ArchiveIndex(Path("it.zip"), dict.fromkeys(names), frozenset())
     start = time.process_time()
     assert sum(len(archive.found(f"{label:03d}").images) for label in range(1000)) == len(names)
     assert time.process_time() - start < 5  # well under one; looking through all of them for each class takes a minute
@@ -160,7 +160,7 @@ class TestErrors:
 
     def test_a_missing_archive_is_named_with_the_places_looked_at(self, tmp_path: Path) -> None:
         with pytest.raises(ToastError, match=r"no file 'gone\.zip'") as error:
-            open_archive(Options(path="gone.zip"), tmp_path)
+            open_archive(ArchiveOptions(path="gone.zip"), tmp_path)
         assert str(tmp_path / "gone.zip") in error.value.why
 
     def test_a_truncated_tar_names_the_image_that_is_cut(self, tmp_path: Path) -> None:
@@ -198,6 +198,6 @@ class TestErrors:
             split.load(len(split) - 1)
 
     def test_a_member_that_claims_to_be_huge_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(archive_index, "LARGEST", 10)
+        monkeypatch.setattr(archive_index, "MAX_MEMBER_BYTES", 10)
         with pytest.raises(ToastError, match="suspiciously large"):
             opened(zipped(tmp_path / "a.zip", CLASSES))

@@ -12,14 +12,14 @@ import pytest
 from tests.unit.data.conftest import MakeFolder, noise
 from toast_cli import registry
 from toast_cli.data.base import DataSet
-from toast_cli.data.class_map import class_file, in_order
-from toast_cli.recipe.parse import build_dataset
+from toast_cli.data.class_map import read_class_file, sort_class_names
+from toast_cli.recipe.parse import build_dataset_options
 from toast_cli.utils.errors import ToastError
 
 
 def opened(dataset: str, **fields: object) -> DataSet:
-    options = build_dataset(dataset, fields)
-    return registry.load(registry.SOURCES, options.name).open(options, None)
+    options = build_dataset_options(dataset, fields)
+    return registry.load_entry(registry.SOURCES, options.name).open(options, None)
 
 
 def as_folder(root: Path) -> str:
@@ -94,12 +94,12 @@ def test_labels_that_the_file_does_not_name_are_shown(make_folder: MakeFolder, s
 
 def test_names_of_one_number_keep_their_order_whatever_a_set_does() -> None:
     names = ["1", "01", "001", "2", "02", "10"]
-    assert {in_order(list(order)) for order in permutations(names)} == {("001", "01", "1", "02", "2", "10")}
+    assert {sort_class_names(list(order)) for order in permutations(names)} == {("001", "01", "1", "02", "2", "10")}
 
 
 def test_an_adapters_configuration_is_a_class_file(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"classes": ["b", "a"], "format": 1}))
-    assert class_file("adapter_config.json", tmp_path) == ("b", "a")
+    assert read_class_file("adapter_config.json", tmp_path) == ("b", "a")
 
 
 @pytest.mark.parametrize("text", ["", "one\n", "a\nb\na\n", "{}", "[1", '"ab"'])
@@ -107,7 +107,7 @@ def test_an_adapters_configuration_is_a_class_file(tmp_path: Path) -> None:
 def test_a_file_of_no_use_is_named(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ToastError) as error:
-        class_file(str(tmp_path / name), None)
+        read_class_file(str(tmp_path / name), None)
     assert name in error.value.what
 
 

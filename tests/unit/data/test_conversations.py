@@ -11,43 +11,43 @@ import torch
 from tests.language import instructions, make_tokenizer, write_json
 from toast_cli.data.base import BatchOptions, LoaderOptions
 from toast_cli.data.text import alpaca, sharegpt
-from toast_cli.data.text.chat_templates import IGNORED, Unrendered, prompt_text, samples
-from toast_cli.data.text.conversations import Conversation, TextOptions, TextSplit, Turn
-from toast_cli.data.text.loader import TextLoader, Tokenized, build_conversation_loader, collate, packed
+from toast_cli.data.text.chat_templates import IGNORE_INDEX, ChatTemplateError, format_prompt, tokenize_conversation
+from toast_cli.data.text.conversations import Conversation, ConversationOptions, ConversationSplit, Turn
+from toast_cli.data.text.loader import TextLoader, TokenizedText, build_conversation_loader, collate_texts, pack_texts
 from toast_cli.utils.errors import ToastError, UsageError
 
 TALK = [Turn("user", "Hi"), Turn("assistant", "Hello"), Turn("user", "Bye"), Turn("assistant", "See you")]
 
 
 def learned(ids: list[int], labels: list[int], tokenizer: Any) -> str:
-    assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
-    return tokenizer.decode([label for label in labels if label != IGNORED])
+    assert all(label in (IGNORE_INDEX, token) for token, label in zip(ids, labels, strict=True))
+    return tokenizer.decode([label for label in labels if label != IGNORE_INDEX])
 
 
 @pytest.mark.parametrize("template", ["plain", "chat", "stanford"])
 def test_answers_and_their_ends_are_learned_and_nothing_else(template: str) -> None:
     tokenizer = make_tokenizer(chat=True)
-    ((ids, labels),) = samples(TALK, tokenizer, template)
+    ((ids, labels),) = tokenize_conversation(TALK, tokenizer, template)
     assert learned(ids, labels, tokenizer) == "Hello</s>See you</s>"
 
 
 @pytest.mark.parametrize("template", ["plain", "chat", "stanford"])
 def test_what_is_learned_is_read_as_it_will_be_when_the_model_writes(template: str) -> None:
     tokenizer = make_tokenizer(chat=True)
-    ((ids, labels),) = samples(TALK, tokenizer, template)
-    start = len(labels) - 1 - labels[::-1].index(IGNORED)  # the last token before the last answer
-    text = prompt_text(TALK[:3], tokenizer, template)
+    ((ids, labels),) = tokenize_conversation(TALK, tokenizer, template)
+    start = len(labels) - 1 - labels[::-1].index(IGNORE_INDEX)  # the last token before the last answer
+    text = format_prompt(TALK[:3], tokenizer, template)
     assert tokenizer.decode(ids[: start + 1]).removeprefix("<s>") == text
 
 
 def test_auto_takes_the_chat_template_where_there_is_one() -> None:
-    assert prompt_text(TALK[:1], make_tokenizer(chat=True), "auto") == "<|user|>Hi</s><|assistant|>"
-    assert prompt_text(TALK[:1], make_tokenizer(), "auto") == "### Instruction:\nHi\n\n### Response:\n"
+    assert format_prompt(TALK[:1], make_tokenizer(chat=True), "auto") == "<|user|>Hi</s><|assistant|>"
+    assert format_prompt(TALK[:1], make_tokenizer(), "auto") == "### Instruction:\nHi\n\n### Response:\n"
 
 
 def test_a_chat_template_that_is_asked_for_and_missing_is_an_error() -> None:
     with pytest.raises(ToastError, match="no chat template"):
-        samples(TALK, make_tokenizer(), "chat")
+        tokenize_conversation(TALK, make_tokenizer(), "chat")
 
 
 THINKING = (
@@ -61,7 +61,7 @@ THINKING = (
 def test_a_chat_template_that_rewrites_what_was_said_gives_a_sample_for_every_answer() -> None:
     tokenizer = make_tokenizer(chat=True)
     tokenizer.chat_template = THINKING
-    first, second = samples(TALK, tokenizer, "chat")
+    first, second = tokenize_conversation(TALK, tokenizer, "chat")
     assert tokenizer.decode(first[0]) == "<|user|>Hi</s><|assistant|><think></think>Hello</s>"
     assert learned(*first, tokenizer) == "<think></think>Hello</s>"
     assert tokenizer.decode(second[0]) == (
@@ -69,8 +69,8 @@ def test_a_chat_template_that_rewrites_what_was_said_gives_a_sample_for_every_an
     )
     assert learned(*second, tokenizer) == "<think></think>See you</s>"
     for (ids, labels), turns in ((first, TALK[:1]), (second, TALK[:3])):
-        prompt = [token for token, label in zip(ids, labels, strict=True) if label == IGNORED]
-        assert tokenizer.decode(prompt) == prompt_text(turns, tokenizer, "chat")
+        prompt = [token for token, label in zip(ids, labels, strict=True) if label == IGNORE_INDEX]
+        assert tokenizer.decode(prompt) == format_prompt(turns, tokenizer, "chat")
 
 
 def test_a_chat_template_that_asks_otherwise_than_it_writes_is_refused() -> None:
@@ -78,8 +78,8 @@ def test_a_chat_template_that_asks_otherwise_than_it_writes_is_refused() -> None
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
     )
-    with pytest.raises(Unrendered, match="writes an answer otherwise"):
-        samples(TALK, tokenizer, "chat")
+    with pytest.raises(ChatTemplateError, match="writes an answer otherwise"):
+        tokenize_conversation(TALK, tokenizer, "chat")
 
 
 NO_SYSTEM = (
@@ -92,24 +92,24 @@ NO_SYSTEM = (
 def test_what_the_system_says_goes_to_the_user_where_a_template_knows_no_system() -> None:
     tokenizer = make_tokenizer(chat=True)
     tokenizer.chat_template = NO_SYSTEM
-    ((ids, labels),) = samples([Turn("system", "Be short."), *TALK[:2]], tokenizer, "chat")
+    ((ids, labels),) = tokenize_conversation([Turn("system", "Be short."), *TALK[:2]], tokenizer, "chat")
     assert tokenizer.decode(ids) == "<|user|>Be short.\n\nHi</s><|assistant|>Hello</s>"
     assert learned(ids, labels, tokenizer) == "Hello</s>"
-    with pytest.raises(Unrendered) as refused:
-        prompt_text([TALK[0], TALK[0]], tokenizer, "chat")
+    with pytest.raises(ChatTemplateError) as refused:
+        format_prompt([TALK[0], TALK[0]], tokenizer, "chat")
     assert "roles must alternate" in refused.value.why
 
 
 def test_stanfords_words_are_to_the_letter() -> None:
     tokenizer = make_tokenizer()
     entry = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
-    ((ids, _),) = samples(alpaca.read(entry), tokenizer, "stanford")
+    ((ids, _),) = tokenize_conversation(alpaca.parse_alpaca_entry(entry), tokenizer, "stanford")
     assert tokenizer.decode(ids) == (
         "<s>Below is an instruction that describes a task, paired with an input that provides further context. Write a "
         "response that appropriately completes the request.\n\n"
         "### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:3</s>"
     )
-    assert prompt_text(TALK[:1], tokenizer, "stanford") == (
+    assert format_prompt(TALK[:1], tokenizer, "stanford") == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nHi\n\n### Response:"
     )
@@ -117,7 +117,7 @@ def test_stanfords_words_are_to_the_letter() -> None:
 
 def test_instructions_are_divided_once_and_for_all(tmp_path: Path) -> None:
     path = write_json(tmp_path / "data.json", instructions(40))
-    first, second = (alpaca.open_source(alpaca.Options(path=str(path)), None) for _ in range(2))
+    first, second = (alpaca.open_alpaca(alpaca.AlpacaOptions(path=str(path)), None) for _ in range(2))
     assert {name: len(split) for name, split in first.splits.items()} == {"train": 36, "val": 2, "test": 2}
     assert first.splits == second.splits
     texts = [text.turns for split in first.splits.values() for text in split.conversations]  # type: ignore[attr-defined]
@@ -125,13 +125,13 @@ def test_instructions_are_divided_once_and_for_all(tmp_path: Path) -> None:
 
 
 def test_an_input_follows_its_instruction() -> None:
-    (asked, answer) = alpaca.read({"instruction": "Add.", "input": "1 and 2", "output": "3"})
+    (asked, answer) = alpaca.parse_alpaca_entry({"instruction": "Add.", "input": "1 and 2", "output": "3"})
     assert asked.whole == "Add.\n\n1 and 2" and answer == Turn("assistant", "3")
 
 
 def test_a_conversation_that_begins_with_an_answer_begins_with_the_question_after_it() -> None:
     said = [{"from": "gpt", "value": "?"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
-    assert sharegpt.read({"conversations": said}) == [Turn("user", "a"), Turn("assistant", "b")]
+    assert sharegpt.parse_sharegpt_entry({"conversations": said}) == [Turn("user", "a"), Turn("assistant", "b")]
 
 
 @pytest.mark.parametrize(
@@ -149,12 +149,12 @@ def test_a_conversation_that_begins_with_an_answer_begins_with_the_question_afte
 )
 def test_an_instruction_that_cannot_be_used_is_left_out_and_named(tmp_path: Path, entry: Any, words: str) -> None:
     path = write_json(tmp_path / "data.json", [*instructions(2), entry, *instructions(2)])
-    data = alpaca.open_source(alpaca.Options(path=str(path), val_fraction=0, test_fraction=0), None)
+    data = alpaca.open_alpaca(alpaca.AlpacaOptions(path=str(path), val_fraction=0, test_fraction=0), None)
     assert len(data.splits["train"]) == 4
     assert f"1 of 5 entries of data.json were left out: entry 3 ({words}" in data.notes[-1]
     alone = write_json(tmp_path / "alone.json", [entry])
     with pytest.raises(ToastError, match="holds no conversation") as refused:
-        alpaca.open_source(alpaca.Options(path=str(alone)), None)
+        alpaca.open_alpaca(alpaca.AlpacaOptions(path=str(alone)), None)
     assert words in refused.value.why
 
 
@@ -173,7 +173,7 @@ def test_an_instruction_that_cannot_be_used_is_left_out_and_named(tmp_path: Path
 def test_a_conversation_that_cannot_be_used_is_left_out_and_named(tmp_path: Path, said: Any, words: str) -> None:
     good = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
     path = write_json(tmp_path / "talk.json", [good, {"conversations": said}, good])
-    data = sharegpt.open_source(sharegpt.Options(path=str(path), val_fraction=0, test_fraction=0), None)
+    data = sharegpt.open_sharegpt(sharegpt.ShareGptOptions(path=str(path), val_fraction=0, test_fraction=0), None)
     assert len(data.splits["train"]) == 2
     assert "1 of 3 entries of talk.json were left out: entry 2" in data.notes[-1] and words in data.notes[-1]
 
@@ -182,17 +182,17 @@ def test_an_edited_file_has_another_hash(tmp_path: Path) -> None:
     notes = []
     for answer in ("yes", "no"):
         path = write_json(tmp_path / "data.json", [{**entry, "output": answer} for entry in instructions(20)])
-        notes.append(alpaca.open_source(alpaca.Options(path=str(path)), None).notes)
+        notes.append(alpaca.open_alpaca(alpaca.AlpacaOptions(path=str(path)), None).notes)
     assert notes[0] != notes[1]
 
 
 def test_json_lines_are_read_and_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     lines = tmp_path / "data.jsonl"
     lines.write_text('{"instruction": "a", "output": "b"}\n\n{"instruction": "c", "output": "d"}\n')
-    split = alpaca.open_source(alpaca.Options(path="data.jsonl", test_fraction=0), tmp_path).splits["train"]
-    assert isinstance(split, TextSplit)
+    split = alpaca.open_alpaca(alpaca.AlpacaOptions(path="data.jsonl", test_fraction=0), tmp_path).splits["train"]
+    assert isinstance(split, ConversationSplit)
     with pytest.raises(UsageError, match="There is no file"):
-        alpaca.open_source(alpaca.Options(path=str(tmp_path / "none.json")), None)
+        alpaca.open_alpaca(alpaca.AlpacaOptions(path=str(tmp_path / "none.json")), None)
     broken = tmp_path / "broken.json"
     for text, words in [
         (b'[\n{"instruction": "a"},\n{', "Line 3 is no JSON"),
@@ -202,33 +202,33 @@ def test_json_lines_are_read_and_a_missing_or_broken_file_is_named(tmp_path: Pat
     ]:
         broken.write_bytes(text)
         with pytest.raises(ToastError, match="cannot be read") as refused:
-            alpaca.open_source(alpaca.Options(path=str(broken)), None)
+            alpaca.open_alpaca(alpaca.AlpacaOptions(path=str(broken)), None)
         assert words in refused.value.why
 
 
 def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
     lines = tmp_path / "data.jsonl"
     lines.write_text('{"instruction": "a", "output": "b\u2028c"}\n', encoding="utf-8")
-    (talk,) = alpaca.open_source(alpaca.Options(path=str(lines)), None).splits["train"].conversations  # type: ignore[attr-defined]
+    (talk,) = alpaca.open_alpaca(alpaca.AlpacaOptions(path=str(lines)), None).splits["train"].conversations  # type: ignore[attr-defined]
     assert talk.turns[1].text == "b\u2028c"
 
 
-def tokenized(*ids: int) -> Tokenized:
-    return Tokenized(list(ids), list(ids), list(range(len(ids))))
+def tokenized(*ids: int) -> TokenizedText:
+    return TokenizedText(list(ids), list(ids), list(range(len(ids))))
 
 
 def test_padding_is_on_the_right_masked_and_not_learned() -> None:
-    batch = collate([tokenized(5, 6, 7), tokenized(8)], pad=0)
+    batch = collate_texts([tokenized(5, 6, 7), tokenized(8)], pad=0)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[5, 6, 7], [8, IGNORED, IGNORED]]
+    assert batch["labels"].tolist() == [[5, 6, 7], [8, IGNORE_INDEX, IGNORE_INDEX]]
 
 
 def test_packing_keeps_texts_whole_and_learns_no_first_token_from_another_text() -> None:
-    blocks = packed([tokenized(1, 2, 3), tokenized(4, 5), tokenized(6, 7, 8)], length=5)
+    blocks = pack_texts([tokenized(1, 2, 3), tokenized(4, 5), tokenized(6, 7, 8)], length=5)
     assert [block.ids for block in blocks] == [[1, 2, 3, 4, 5], [6, 7, 8]]
-    assert blocks[0].labels == [IGNORED, 2, 3, IGNORED, 5]
-    batch = collate(blocks, pad=0)
+    assert blocks[0].labels == [IGNORE_INDEX, 2, 3, IGNORE_INDEX, 5]
+    batch = collate_texts(blocks, pad=0)
     assert "attention_mask" not in batch
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 0, 1]]
     assert torch.equal(batch["real"], torch.tensor([[True] * 5, [True] * 3 + [False] * 2]))
@@ -237,7 +237,9 @@ def test_packing_keeps_texts_whole_and_learns_no_first_token_from_another_text()
 def batched(template: str, *talks: list[Turn]) -> TextLoader:
     tokenizer = make_tokenizer(chat=True)
     tokenizer.chat_template = template
-    split = TextSplit(tuple(Conversation(tuple(talk), "x") for talk in talks), TextOptions(name="sharegpt", path="x"))
+    split = ConversationSplit(
+        tuple(Conversation(tuple(talk), "x") for talk in talks), ConversationOptions(name="sharegpt", path="x")
+    )
     return build_conversation_loader(split, tokenizer, BatchOptions(2), LoaderOptions())
 
 

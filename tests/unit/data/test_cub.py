@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toast_cli.data.datasets.cub import Options, open_cub
+from toast_cli.data.datasets.cub import CubOptions, open_cub
 from toast_cli.utils.errors import ToastError
 
 SPECIES = ("001.Grey_Heron", "002.Wren", "003.Kite")
@@ -47,7 +47,7 @@ def change(cub: Path, file: str, line: int, text: str | None) -> None:
 
 
 def test_the_official_split_is_kept_and_validation_comes_out_of_train(cub: Path) -> None:
-    data = open_cub(Options(), cub)
+    data = open_cub(CubOptions(), cub)
     assert data.classes == SPECIES
     assert {part: len(split) for part, split in data.splits.items()} == {"train": 9, "val": 3, "test": 6}
     assert set(data.splits["val"].labels) == {0, 1, 2}
@@ -57,7 +57,7 @@ def test_the_official_split_is_kept_and_validation_comes_out_of_train(cub: Path)
 
 
 def test_the_bounding_box_becomes_the_mask(cub: Path) -> None:
-    split = open_cub(Options(), cub).splits["test"]
+    split = open_cub(CubOptions(), cub).splits["test"]
     sample = split.load(2)  # image number 9: the box starts at x = 9
     assert split.has_masks
     expected = np.zeros((30, 40), dtype=bool)
@@ -79,7 +79,7 @@ def test_the_bounding_box_becomes_the_mask(cub: Path) -> None:
 )
 def test_a_box_covers_every_pixel_it_touches_inside_the_image(cub: Path, box: str, rows: slice, columns: slice) -> None:
     change(cub, "bounding_boxes.txt", 3, f"3 {box}")
-    mask = open_cub(Options(), cub).splits["test"].load(0).mask
+    mask = open_cub(CubOptions(), cub).splits["test"].load(0).mask
     expected = np.zeros((30, 40), dtype=bool)
     expected[rows, columns] = True
     assert mask is not None
@@ -87,22 +87,22 @@ def test_a_box_covers_every_pixel_it_touches_inside_the_image(cub: Path, box: st
 
 
 def test_a_copy_of_another_size_is_noted_and_used(cub: Path) -> None:
-    note = open_cub(Options(), cub).notes[0]
+    note = open_cub(CubOptions(), cub).notes[0]
     assert "This copy holds 12 training and 6 test images of 3 classes" in note
     assert "5,994 and 5,794 of 200" in note
 
 
 def test_the_data_dir_may_be_the_folder_itself(cub: Path) -> None:
-    assert open_cub(Options(), cub / "CUB_200_2011") == open_cub(Options(), cub)
+    assert open_cub(CubOptions(), cub / "CUB_200_2011") == open_cub(CubOptions(), cub)
 
 
 def test_the_data_dir_may_come_from_the_environment(cub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOAST_DATA_DIR", str(cub))
-    assert open_cub(Options(), None).classes == SPECIES
+    assert open_cub(CubOptions(), None).classes == SPECIES
 
 
 def test_shots_leave_validation_and_test_alone(cub: Path) -> None:
-    full, few = open_cub(Options(), cub), open_cub(Options(shots=1), cub)
+    full, few = open_cub(CubOptions(), cub), open_cub(CubOptions(shots=1), cub)
     assert few.splits["train"].labels == (0, 1, 2)
     assert (few.splits["val"], few.splits["test"]) == (full.splits["val"], full.splits["test"])
 
@@ -110,12 +110,12 @@ def test_shots_leave_validation_and_test_alone(cub: Path) -> None:
 def test_labels_follow_the_ids_of_the_classes_not_their_lines(cub: Path) -> None:
     change(cub, "classes.txt", 1, "3 003.Kite")
     change(cub, "classes.txt", 3, "1 001.Grey_Heron")
-    assert open_cub(Options(), cub).classes == SPECIES
+    assert open_cub(CubOptions(), cub).classes == SPECIES
 
 
 def test_missing_data_says_what_to_put_where(tmp_path: Path) -> None:
     with pytest.raises(ToastError, match="CUB-200-2011 was not found") as error:
-        open_cub(Options(), tmp_path)
+        open_cub(CubOptions(), tmp_path)
     for part in ("CUB_200_2011.tgz", "caltech", str(tmp_path / "CUB_200_2011" / "images.txt"), "--data-dir"):
         assert part in error.value.what_to_do
 
@@ -126,7 +126,7 @@ def test_missing_data_says_what_to_put_where(tmp_path: Path) -> None:
 def test_a_missing_annotation_file_is_named(cub: Path, file: str) -> None:
     (cub / "CUB_200_2011" / file).unlink()
     with pytest.raises(ToastError, match=file):
-        open_cub(Options(), cub)
+        open_cub(CubOptions(), cub)
 
 
 @pytest.mark.parametrize(
@@ -148,19 +148,19 @@ def test_a_missing_annotation_file_is_named(cub: Path, file: str) -> None:
 def test_an_odd_line_is_named_with_its_file(cub: Path, file: str, line: int, text: str, why: str) -> None:
     change(cub, file, line, text)
     with pytest.raises(ToastError, match=rf"{file}, line {line}: .*{why}"):
-        open_cub(Options(), cub)
+        open_cub(CubOptions(), cub)
 
 
 def test_an_image_without_a_label_is_named(cub: Path) -> None:
     change(cub, "image_class_labels.txt", 7, None)
     with pytest.raises(ToastError, match=r"images\.txt, line 7: image 7 has no line in image_class_labels\.txt"):
-        open_cub(Options(), cub)
+        open_cub(CubOptions(), cub)
 
 
 def test_a_missing_image_is_named_before_any_training(cub: Path) -> None:
     (cub / "CUB_200_2011/images/002.Wren/bird_1.jpg").unlink()
     with pytest.raises(ToastError, match="1 of 18 images") as error:
-        open_cub(Options(), cub)
+        open_cub(CubOptions(), cub)
     assert os.path.join("002.Wren", "bird_1.jpg") in error.value.why  # noqa: PTH118
 
 
@@ -168,4 +168,4 @@ def test_a_species_without_training_images_is_named(cub: Path) -> None:
     for number in range(7, 13):
         change(cub, "train_test_split.txt", number, f"{number} 0")
     with pytest.raises(ToastError, match=r"No training image of class '002\.Wren'"):
-        open_cub(Options(), cub)
+        open_cub(CubOptions(), cub)

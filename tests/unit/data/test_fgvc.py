@@ -13,12 +13,12 @@ from scipy.io import savemat
 
 from tests.layouts import BOX, LAYOUTS, SIZE, json_lists
 from toast_cli import registry
-from toast_cli.data.base import DataSet, image_splits
+from toast_cli.data.base import DataSet, get_image_splits
 from toast_cli.data.datasets import cars, cub, dogs, fgvc, flowers, nabirds
-from toast_cli.data.datasets.dogs import read_boxes
+from toast_cli.data.datasets.dogs import read_voc_boxes
 from toast_cli.data.images.file_split import FileSplit
-from toast_cli.data.images.object_masks import Boxes, Picture
-from toast_cli.recipe.parse import build_dataset
+from toast_cli.data.images.object_masks import BoxFile, MaskFile
+from toast_cli.recipe.parse import build_dataset_options
 from toast_cli.utils.errors import ToastError
 
 SOURCES = {"cub": cub, "nabirds": nabirds, "flowers": flowers, "dogs": dogs, "cars": cars}
@@ -28,7 +28,7 @@ IN_BOX[BOX[1] : BOX[1] + BOX[3], BOX[0] : BOX[0] + BOX[2]] = True
 
 
 def opened(name: str, where: Path, **fields: Any) -> DataSet:
-    return registry.load(registry.SOURCES, name).open(build_dataset(name, fields), where)
+    return registry.load_entry(registry.SOURCES, name).open(build_dataset_options(name, fields), where)
 
 
 def root_of(where: Path) -> Path:
@@ -37,7 +37,7 @@ def root_of(where: Path) -> Path:
 
 
 def mask_of(data: DataSet) -> np.ndarray:
-    mask = image_splits(data, "it")["test"].load(0).mask
+    mask = get_image_splits(data, "it")["test"].load(0).mask
     assert mask is not None
     return mask
 
@@ -79,7 +79,7 @@ def test_a_copy_of_the_published_size_is_silent_and_one_image_or_class_less_is_s
     name: str, lists: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fgvc, "_require_files", lambda *_: None)  # none of these images exists
-    published = next(each for each in vars(SOURCES[name]).values() if isinstance(each, fgvc.Published))
+    published = next(each for each in vars(SOURCES[name]).values() if isinstance(each, fgvc.PublishedDataset))
     classes, official, others = COUNTS[name]
     sizes = dict(zip(("train", "val", "test"), official if lists == "official" else others, strict=True))
 
@@ -88,11 +88,13 @@ def test_a_copy_of_the_published_size_is_silent_and_one_image_or_class_less_is_s
             part: {f"{published.inner}{part}/{n}.jpg": n % classes for n in range(size)} for part, size in sizes.items()
         }
         splits = {part: FileSplit(tmp_path, tuple(each), tuple(each.values())) for part, each in named.items() if each}
-        own = fgvc.Annotated(tuple(map(str, range(classes))), splits)
+        own = fgvc.AnnotatedDataset(tuple(map(str, range(classes))), splits)
         (tmp_path / published.marker).parent.mkdir(exist_ok=True)
         (tmp_path / published.marker).touch()
         json_lists(tmp_path, named)
-        data = fgvc.open_published(published, build_dataset(name, {"lists": lists}), tmp_path, lambda *_: own)
+        data = fgvc.open_published_dataset(
+            published, build_dataset_options(name, {"lists": lists}), tmp_path, lambda *_: own
+        )
         return [note for note in data.notes if note.startswith("This copy holds")]
 
     assert said(sizes, classes) == []
@@ -136,19 +138,19 @@ def test_without_the_outlines_archive_it_is_said_which_to_unpack(tmp_path: Path)
 def test_masks_that_were_not_unpacked_are_left_out_and_said(name: str, folder: str, tmp_path: Path) -> None:
     LAYOUTS[name](tmp_path)
     (root_of(tmp_path) / folder).rename(tmp_path / "elsewhere")
-    data = registry.load(registry.SOURCES, name).open(build_dataset(name), tmp_path)
+    data = registry.load_entry(registry.SOURCES, name).open(build_dataset_options(name), tmp_path)
     assert not data.splits["test"].has_masks
     assert any(note.startswith("no masks: unpack") for note in data.notes)
 
 
 def test_masks_that_nobody_asks_for_are_not_read(tmp_path: Path) -> None:
-    from toast_cli.data.images.loader import LabelledImages
+    from toast_cli.data.images.loader import ImageDataset
 
     LAYOUTS["flowers"](tmp_path)
     split: Any = opened("flowers", tmp_path).splits["test"]
     for file in (root_of(tmp_path) / "segmim").iterdir():
         file.write_bytes(b"damaged")
-    images = LabelledImages(split, lambda image, mask: (image, mask))  # type: ignore[arg-type, return-value]
+    images = ImageDataset(split, lambda image, mask: (image, mask))  # type: ignore[arg-type, return-value]
     assert images.split.load(0).mask is None
     with pytest.raises(ToastError, match="segmim_00010"):
         split.load(0)
@@ -159,7 +161,7 @@ class TestJsonLists:
     def lists(name: str, where: Path, shift: int = 0) -> Path:
         """The official splits as JSON, its validation a third of train, classes counted from `shift` + 1."""
         data = opened(LAYOUTS[name](where), where, val_fraction=1 / 3)
-        splits = image_splits(data, name)
+        splits = get_image_splits(data, name)
         root = root_of(where)
         json_lists(
             root,
@@ -175,8 +177,8 @@ class TestJsonLists:
         self.lists(name, tmp_path, shift=40)
         official, found = opened(name, tmp_path, val_fraction=1 / 3), opened(name, tmp_path, lists="json")
         assert found.classes == official.classes
-        for part, split in image_splits(official, name).items():
-            other = image_splits(found, name)[part]
+        for part, split in get_image_splits(official, name).items():
+            other = get_image_splits(found, name)[part]
             assert isinstance(split, FileSplit) and isinstance(other, FileSplit)
             assert split.regions and other.regions
             marked, again = (dict(zip(each.names, each.regions or (), strict=True)) for each in (split, other))
@@ -194,7 +196,7 @@ class TestJsonLists:
         assert data.classes == tuple(str(number + 1) for number in range(len(data.classes)))
         assert not data.splits["train"].has_masks
         assert any("called by the numbers" in note for note in data.notes)
-        assert image_splits(data, name)["test"].load(0).image.size == SIZE
+        assert get_image_splits(data, name)["test"].load(0).image.size == SIZE
 
     @pytest.mark.parametrize(
         ("name", "file"),
@@ -312,24 +314,24 @@ class TestOddAnnotations:
     def test_a_dogs_odd_annotation_is_named(self, tmp_path: Path, content: str, why: str) -> None:
         (tmp_path / "n1_1").write_text(content)
         with pytest.raises(ToastError, match="n1_1") as refused:
-            Boxes(tmp_path / "n1_1", read_boxes).mask(*SIZE)
+            BoxFile(tmp_path / "n1_1", read_voc_boxes).mask(*SIZE)
         assert why in str(refused.value)
 
     def test_xml_that_would_grow_without_bound_is_refused(self, tmp_path: Path) -> None:
         entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
         (tmp_path / "n1_1").write_text(f'<!DOCTYPE a [<!ENTITY e0 "ha">{entities}]><a>&e11;</a>')
         with pytest.raises(ToastError, match="n1_1"):
-            read_boxes(tmp_path / "n1_1")
+            read_voc_boxes(tmp_path / "n1_1")
 
     def test_two_dogs_are_both_in_the_mask(self, tmp_path: Path) -> None:
         box = "<bndbox><xmin>{0}</xmin><ymin>1</ymin><xmax>{0}</xmax><ymax>1</ymax></bndbox>"
         (tmp_path / "two").write_text(f"<a>{box.format(3)}{box.format(7)}</a>")
-        mask = Boxes(tmp_path / "two", read_boxes).mask(4, 10)
+        mask = BoxFile(tmp_path / "two", read_voc_boxes).mask(4, 10)
         assert np.argwhere(mask).tolist() == [[0, 2], [0, 6]]
 
     def test_the_outline_of_another_image_is_an_error_and_a_scaled_one_is_not(self, tmp_path: Path) -> None:
         Image.new("L", (20, 15), 255).save(tmp_path / "a.png")
-        region = Picture(tmp_path / "a.png", lambda pixels: pixels[..., 0] > 0)
+        region = MaskFile(tmp_path / "a.png", lambda pixels: pixels[..., 0] > 0)
         assert region.mask(30, 40).all()
         with pytest.raises(ToastError, match=r"a\.png is 20×15 pixels, and its image 30×40"):
             region.mask(40, 30)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from toast_cli.data.base import DataSet
-from toast_cli.data.streams.hugging_face import Options, open_hf
+from toast_cli.data.streams.hugging_face import HuggingFaceOptions, open_hf
 from toast_cli.utils.errors import ToastError
 
 datasets = pytest.importorskip("datasets")
@@ -37,7 +37,7 @@ def saved(folder: Path, labels: dict[str, list[Any]], label: Any = None, **colum
 
 
 def opened(path: Path | str, **options: object) -> DataSet:
-    return open_hf(Options(path=str(path), **options), None)  # type: ignore[arg-type]
+    return open_hf(HuggingFaceOptions(path=str(path), **options), None)  # type: ignore[arg-type]
 
 
 def test_labels_of_a_plain_column_become_classes(tmp_path: Path) -> None:

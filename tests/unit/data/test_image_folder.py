@@ -11,16 +11,16 @@ import pytest
 from PIL import Image, features
 
 from toast_cli.data.base import DataSet
-from toast_cli.data.images.file_formats import endings
-from toast_cli.data.images.image_folder import SOURCE, Options, open_folder
-from toast_cli.data.splits import split_hash
+from toast_cli.data.images.file_formats import get_image_suffixes
+from toast_cli.data.images.image_folder import SOURCE, ImageFolderOptions, open_image_folder
+from toast_cli.data.splits import compute_split_hash
 from toast_cli.utils.errors import ToastError
 
 MakeFolder = Callable[[Mapping[str, int]], Path]
 
 
 def opened(root: Path, **options: object) -> DataSet:
-    return open_folder(Options(path=str(root), **options), None)  # type: ignore[arg-type]
+    return open_image_folder(ImageFolderOptions(path=str(root), **options), None)  # type: ignore[arg-type]
 
 
 def sizes(data: DataSet) -> dict[str, int]:
@@ -48,7 +48,7 @@ def test_a_missing_validation_split_is_held_out_of_train_and_said(make_folder: M
     assert Counter(val.labels) == {0: 2, 1: 4}
     assert sizes(data) == {"train": 24, "val": 6, "test": 2}
     assert not set(val.names) & set(data.splits["train"].names)
-    expected = f"20% of train held out per class (6 images), seed 0, split {split_hash(val.names, val.labels)}"
+    expected = f"20% of train held out per class (6 images), seed 0, split {compute_split_hash(val.names, val.labels)}"
     assert data.notes == (f"validation: {expected}",)
 
 
@@ -106,17 +106,17 @@ def test_every_ending_that_pillow_reads_counts_in_either_case(make_folder: MakeF
     root = make_folder({"train/a": 1, "train/b": 1, "val/a": 1})
     usual = {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
     can = {ending for ending, codec in ((".jp2", "jpg_2000"), (".avif", "avif")) if features.check(codec)}
-    assert usual | can <= endings() and not endings() & {"", ".heic", ".eps", ".h5", ".txt"}
-    for ending in endings():
+    assert usual | can <= get_image_suffixes() and not get_image_suffixes() & {"", ".heic", ".eps", ".h5", ".txt"}
+    for ending in get_image_suffixes():
         (root / f"train/a/photo{ending.upper()}").touch()
     data = opened(root)
-    assert len(data.splits["train"]) == 2 + len(endings())
+    assert len(data.splits["train"]) == 2 + len(get_image_suffixes())
     assert data.notes == (f"test: {root} has no test split, so none is reported",)
 
 
 @pytest.mark.parametrize("ending", [".jfif", ".jpe", ".jp2", ".avif"])
 def test_what_has_such_an_ending_is_decoded(make_folder: MakeFolder, ending: str) -> None:
-    if ending not in endings():
+    if ending not in get_image_suffixes():
         pytest.skip("this Pillow has no codec for it")
     root = make_folder({"train/a": 1, "train/b": 1, "val/a": 1})
     Image.new("RGB", (16, 8), "red").save(root / f"train/a/a{ending}")
@@ -148,13 +148,13 @@ def test_a_link_to_a_folder_inside_a_class_is_not_followed_and_said(make_folder:
 
 
 def test_unlabelled_images_leave_nothing_out_silently_either(make_folder: MakeFolder) -> None:
-    from toast_cli.data.images.unlabelled_folder import Options as Unlabelled
-    from toast_cli.data.images.unlabelled_folder import open_images
+    from toast_cli.data.images.unlabelled_folder import UnlabelledFolderOptions as Unlabelled
+    from toast_cli.data.images.unlabelled_folder import open_unlabelled_folder
 
     root = make_folder({"a": 4})
     (root / "b.heic").touch()
     (root / "link").symlink_to(root / "a", target_is_directory=True)
-    notes = open_images(Unlabelled(path=str(root)), None).notes
+    notes = open_unlabelled_folder(Unlabelled(path=str(root)), None).notes
     assert notes[1:3] == (
         f"{root}: not read, as their endings are none of images: 1 (b.heic)",
         f"{root}: links to folders are not followed: 1 (link)",
@@ -226,8 +226,8 @@ def test_a_relative_path_is_looked_up_in_the_data_dir_then_here(
     make_folder({"in_data/a": 3, "in_data/b": 3, "here/only/c": 3, "here/only/d": 3, "here/in_data/e": 3})
     monkeypatch.chdir(tmp_path / "pictures/here")
     given = tmp_path / "pictures"
-    assert open_folder(Options(path="in_data"), given).classes == ("a", "b")
-    assert open_folder(Options(path="only"), given).classes == ("c", "d")
+    assert open_image_folder(ImageFolderOptions(path="in_data"), given).classes == ("a", "b")
+    assert open_image_folder(ImageFolderOptions(path="only"), given).classes == ("c", "d")
 
 
 def test_a_relative_path_is_found_in_the_folder_of_the_environment(
@@ -235,13 +235,13 @@ def test_a_relative_path_is_found_in_the_folder_of_the_environment(
 ) -> None:
     root = make_folder({"birds/a": 3, "birds/b": 3})
     monkeypatch.setenv("TOAST_DATA_DIR", str(root))
-    assert open_folder(Options(path="birds"), None).classes == ("a", "b")
+    assert open_image_folder(ImageFolderOptions(path="birds"), None).classes == ("a", "b")
 
 
 class TestErrors:
     def test_a_missing_folder_is_named_with_the_places_looked_at(self, tmp_path: Path) -> None:
         with pytest.raises(ToastError, match="no folder 'nowhere'") as error:
-            open_folder(Options(path="nowhere"), tmp_path)
+            open_image_folder(ImageFolderOptions(path="nowhere"), tmp_path)
         assert str(tmp_path / "nowhere") in error.value.why
         assert "--data-dir" in error.value.what_to_do
 
@@ -300,5 +300,5 @@ def test_a_source_is_imported_without_anything_heavy(module: str) -> None:
 
 
 def test_the_source_says_what_it_needs() -> None:
-    assert SOURCE.options is Options
+    assert SOURCE.options is ImageFolderOptions
     assert "folder" in SOURCE.needs

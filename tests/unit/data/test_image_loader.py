@@ -19,9 +19,9 @@ from toast_cli.backbones.base import Preprocessing
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import BatchOptions, Sample
 from toast_cli.data.images.file_split import FileSplit
-from toast_cli.data.images.loader import ImageLoader, LabelledImages, make_loader
+from toast_cli.data.images.loader import ImageDataset, ImageLoader, make_image_loader
 from toast_cli.data.images.transforms import ImageTransform, build_transform
-from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
 
 COUNT = 10
@@ -58,7 +58,7 @@ def transform(train: bool = True) -> ImageTransform:
 
 
 def loader(workers: int = 0, seed: int = 0, shuffle: bool = True) -> ImageLoader:
-    return make_loader(Noise(), transform(), BatchOptions(4, shuffle=shuffle), seed, workers)
+    return make_image_loader(Noise(), transform(), BatchOptions(4, shuffle=shuffle), seed, workers)
 
 
 def epoch(batches: ImageLoader, number: int) -> list[dict[str, Tensor]]:
@@ -96,7 +96,7 @@ def test_a_batch_has_images_labels_and_indices() -> None:
 
 
 def test_masks_come_along_when_asked_for() -> None:
-    batches = make_loader(Noise(), transform(train=False), BatchOptions(4, with_masks=True), seed=0, workers=0)
+    batches = make_image_loader(Noise(), transform(train=False), BatchOptions(4, with_masks=True), seed=0, workers=0)
     batch = next(iter(batches))
     assert (batch["mask"].shape, batch["mask"].dtype) == ((4, 16, 16), torch.bool)
     assert batch["mask"].flatten(1).sum(1).diff().gt(0).any()
@@ -104,7 +104,7 @@ def test_masks_come_along_when_asked_for() -> None:
 
 def test_masks_cannot_be_asked_of_a_split_without_any() -> None:
     with pytest.raises(ValueError, match="no masks"):
-        make_loader(Noise(has_masks=False), transform(), BatchOptions(4, with_masks=True), seed=0, workers=0)
+        make_image_loader(Noise(has_masks=False), transform(), BatchOptions(4, with_masks=True), seed=0, workers=0)
 
 
 def test_every_image_comes_once_in_batches_of_which_the_last_may_be_short() -> None:
@@ -150,7 +150,7 @@ def test_images_of_one_epoch_are_augmented_differently() -> None:
         def load(self, index: int) -> Sample:
             return super().load(0)
 
-    images = LabelledImages(Same(), transform())
+    images = ImageDataset(Same(), transform())
     assert len({tuple(images[i]["image"].flatten().tolist()) for i in range(COUNT)}) > COUNT // 2
 
 
@@ -182,7 +182,7 @@ def error_of(batches: ImageLoader) -> ToastError:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_raises_the_error_it_raised_in_the_worker(workers: int) -> None:
-    error = error_of(make_loader(Unreadable(), transform(), BatchOptions(4), 0, workers))
+    error = error_of(make_image_loader(Unreadable(), transform(), BatchOptions(4), 0, workers))
     assert type(error) is UsageError
     assert (error.what, error.why, error.what_to_do) == ("Image 7 is bad.", "It is.", "Mend it.")
     assert error.exit_code == 2
@@ -190,14 +190,14 @@ def test_an_unreadable_image_raises_the_error_it_raised_in_the_worker(workers: i
 
 
 def test_batches_before_the_unreadable_image_still_come() -> None:
-    seen = iter(make_loader(Unreadable(), transform(), BatchOptions(4), 0, workers=0))
+    seen = iter(make_image_loader(Unreadable(), transform(), BatchOptions(4), 0, workers=0))
     assert next(seen)["index"].tolist() == [0, 1, 2, 3]
 
 
 def test_a_broken_file_is_named_across_processes(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     split = FileSplit(tmp_path, ("broken.jpg",), (0,))
-    error = error_of(make_loader(split, transform(), BatchOptions(1), 0, workers=1))
+    error = error_of(make_image_loader(split, transform(), BatchOptions(1), 0, workers=1))
     assert "broken.jpg" in error.what
     assert error.why
 
@@ -208,7 +208,7 @@ def test_the_workers_stop_with_the_loader_that_failed() -> None:
     gc.disable()
     try:
         with contextlib.suppress(ToastError):
-            list(make_loader(Unreadable(), transform(), BatchOptions(4), 0, workers=2))
+            list(make_image_loader(Unreadable(), transform(), BatchOptions(4), 0, workers=2))
         assert set(multiprocessing.active_children()) <= before
     finally:
         gc.enable()
@@ -216,7 +216,7 @@ def test_the_workers_stop_with_the_loader_that_failed() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_can_be_skipped_and_is_listed(workers: int) -> None:
-    batches = make_loader(Unreadable(), transform(), BatchOptions(4), 0, workers, skip=True)
+    batches = make_image_loader(Unreadable(), transform(), BatchOptions(4), 0, workers, skip=True)
     assert not batches.skipped
     for _ in range(2):
         assert order(list(batches)) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
@@ -224,32 +224,34 @@ def test_an_unreadable_image_can_be_skipped_and_is_listed(workers: int) -> None:
 
 
 def test_where_images_may_be_skipped_none_is_left_out_as_known() -> None:
-    batches = make_loader(Unreadable(), transform(), BatchOptions(4), 0, workers=0, skip=True)
+    batches = make_image_loader(Unreadable(), transform(), BatchOptions(4), 0, workers=0, skip=True)
     batches.leave_out(torch.ones(len(Unreadable()), dtype=torch.bool))
     assert all("image" in batch for batch in batches)
     assert batches.skipped == {"7": "It is."}
 
 
 def test_skipping_changes_nothing_about_the_other_images() -> None:
-    whole = by_index(list(make_loader(Noise(), transform(), BatchOptions(4, shuffle=True), 0, workers=0)))
+    whole = by_index(list(make_image_loader(Noise(), transform(), BatchOptions(4, shuffle=True), 0, workers=0)))
     rest = by_index(
-        list(make_loader(Unreadable(), transform(), BatchOptions(4, shuffle=True), 0, workers=0, skip=True))
+        list(make_image_loader(Unreadable(), transform(), BatchOptions(4, shuffle=True), 0, workers=0, skip=True))
     )
     assert rest.keys() == whole.keys() - {7}
     assert all(torch.equal(image, whole[index]) for index, image in rest.items())
 
 
 def test_a_batch_of_which_nothing_can_be_read_is_not_counted() -> None:
-    batches = list(make_loader(Unreadable(), transform(), BatchOptions(1, with_masks=True), 0, workers=0, skip=True))
+    batches = list(
+        make_image_loader(Unreadable(), transform(), BatchOptions(1, with_masks=True), 0, workers=0, skip=True)
+    )
     assert len(batches) == COUNT
-    assert batches[7]["label"].tolist() == [IGNORED]
+    assert batches[7]["label"].tolist() == [IGNORE_INDEX]
     assert batches[7]["image"].shape == batches[0]["image"].shape
     assert batches[7]["mask"].shape == batches[0]["mask"].shape
 
 
 def test_the_data_set_itself_raises_too() -> None:
     with pytest.raises(UsageError, match="Image 7"):
-        LabelledImages(Unreadable(), transform())[7]
+        ImageDataset(Unreadable(), transform())[7]
 
 
 def test_everything_a_worker_needs_can_be_sent_to_it() -> None:

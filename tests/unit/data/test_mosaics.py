@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from toast_cli.data.base import DataSet
-from toast_cli.data.demo.mosaics import GridSplit, Options, open_grid
+from toast_cli.data.demo.mosaics import GridOptions, GridSplit, open_grid
 from toast_cli.utils.errors import ToastError, UsageError
 
 MakeFolder = Callable[[Mapping[str, int]], Path]
@@ -28,7 +28,7 @@ def root(make_folder: MakeFolder) -> Path:
 
 
 def opened(root: Path, **options: object) -> DataSet:
-    return open_grid(Options(path="folder:birds+images:others", cell_side=8, **options), root)  # type: ignore[arg-type]
+    return open_grid(GridOptions(path="folder:birds+images:others", cell_side=8, **options), root)  # type: ignore[arg-type]
 
 
 def greys(split: GridSplit) -> set[int]:
@@ -72,7 +72,9 @@ def test_no_distractor_of_one_split_returns_in_another(root: Path) -> None:
 
 
 def test_photographs_that_are_distractors_too_stay_in_their_split_and_out_of_their_own_mosaic(root: Path) -> None:
-    data = open_grid(Options(path="folder:birds+folder:birds", cell_side=8, photographs={"val_fraction": 0.5}), root)
+    data = open_grid(
+        GridOptions(path="folder:birds+folder:birds", cell_side=8, photographs={"val_fraction": 0.5}), root
+    )
     splits = {part: split for part, split in data.splits.items() if isinstance(split, GridSplit)}
     for part, split in splits.items():
         assert {photo.name for photo in split.pool} == {photo.name for photo in split.photos}, part
@@ -111,29 +113,29 @@ def test_classes_and_splits_are_those_of_the_labelled_source(make_folder: MakeFo
 
 def test_a_class_that_the_distractors_hold_too_is_said(make_folder: MakeFolder) -> None:
     root = make_folder({"birds/a": 5, "birds/b": 5, "others/a": 40, "others/z": 40})
-    data = open_grid(Options(path="folder:birds+folder:others"), root)
+    data = open_grid(GridOptions(path="folder:birds+folder:others"), root)
     assert any("class 'a'" in note for note in data.notes)
 
 
 def test_a_plus_in_a_folders_name_parts_nothing(make_folder: MakeFolder) -> None:
     root = make_folder({"b+irds/a": 5, "b+irds/b": 5, "o+thers": 60})
-    assert open_grid(Options(path="folder:b+irds+images:o+thers"), root).classes == ("a", "b")
+    assert open_grid(GridOptions(path="folder:b+irds+images:o+thers"), root).classes == ("a", "b")
 
 
 class TestErrors:
     @pytest.mark.parametrize("path", ["cub", "cub+nothing-known:here", "+images:x", "cub+"])
     def test_what_does_not_name_two_data_sets_is_told_the_form(self, path: str) -> None:
         with pytest.raises(UsageError, match=r"grid:SOURCE\+DISTRACTORS"):
-            open_grid(Options(path=path.ljust(3)), None)
+            open_grid(GridOptions(path=path.ljust(3)), None)
 
     def test_texts_make_no_grid(self, root: Path) -> None:
         (root / "talk.json").write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]')
         with pytest.raises(UsageError, match="holds texts"):
-            open_grid(Options(path="folder:birds+alpaca:talk.json"), root)
+            open_grid(GridOptions(path="folder:birds+alpaca:talk.json"), root)
 
     def test_images_without_labels_cannot_be_the_labelled_ones(self, root: Path) -> None:
         with pytest.raises(UsageError, match="no classes"):
-            open_grid(Options(path="images:others+folder:birds"), root)
+            open_grid(GridOptions(path="images:others+folder:birds"), root)
 
     def test_too_few_distractors_are_counted(self, make_folder: MakeFolder) -> None:
         root = make_folder({"birds/a": 12, "birds/b": 12, "others": 6})

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from toast_cli.data.audit.image_scan import Seen, look_at
-from toast_cli.data.audit.near_duplicates import NEAR, nearly_same
+from toast_cli.data.audit.image_scan import ScannedImage, scan_images
+from toast_cli.data.audit.near_duplicates import MAX_HASH_DISTANCE, find_near_duplicates
 from toast_cli.data.images.file_split import FileSplit
 
 
-def seen(looks: list[int | None]) -> list[Seen]:
-    return [Seen(str(number), 0, look=look) for number, look in enumerate(looks)]
+def seen(looks: list[int | None]) -> list[ScannedImage]:
+    return [ScannedImage(str(number), 0, look=look) for number, look in enumerate(looks)]
 
 
 def turned(look: int, bits: list[int]) -> int:
@@ -31,12 +31,13 @@ def test_the_nearest_is_found_whichever_bits_differ_and_no_pair_beyond_the_bound
     bits = [rng.choice(64, size=number % 8, replace=False).tolist() for number in range(300)]
     test = [turned(look, each) for look, each in zip(train, bits, strict=True)]
     found = {
-        twins.second[1]: twins for twins in nearly_same({"train": seen(list(train)), "test": seen(list(test))}, set())
+        twins.second[1]: twins
+        for twins in find_near_duplicates({"train": seen(list(train)), "test": seen(list(test))}, set())
     }
     expected = {}
     for number, look in enumerate(test):
         distance, place = min(((look ^ other).bit_count(), place) for place, other in enumerate(train))
-        if distance <= NEAR:
+        if distance <= MAX_HASH_DISTANCE:
             expected[number] = (distance, place)
     assert {number: (twins.distance, twins.first[1]) for number, twins in found.items()} == expected
     assert {distance for distance, _ in expected.values()} == {0, 1, 2, 3, 4}
@@ -44,7 +45,7 @@ def test_the_nearest_is_found_whichever_bits_differ_and_no_pair_beyond_the_bound
 
 @pytest.mark.parametrize("bits", [[0, 1, 2, 3], [20, 21, 41, 42], [60, 61, 62, 63], [0, 21, 42, 63], [0, 1, 21, 22]])
 def test_four_bits_may_lie_anywhere(bits: list[int]) -> None:
-    assert len(nearly_same({"train": seen([0]), "test": seen([turned(0, bits)])}, set())) == 1
+    assert len(find_near_duplicates({"train": seen([0]), "test": seen([turned(0, bits)])}, set())) == 1
 
 
 def test_a_hundred_thousand_images_are_compared_in_seconds_alike_or_not() -> None:
@@ -52,14 +53,16 @@ def test_a_hundred_thousand_images_are_compared_in_seconds_alike_or_not() -> Non
     looks = [int(value) for value in rng.integers(0, 2**64, 100_000, dtype=np.uint64)]
     alike = [int(value) for value in rng.integers(0, 2**9, 20_000, dtype=np.uint64)]  # all in the same stretches
     start = time.process_time()
-    found = nearly_same({"train": seen([*looks[:50_000], *alike]), "test": seen([*looks[50_000:], *alike])}, set())
+    found = find_near_duplicates(
+        {"train": seen([*looks[:50_000], *alike]), "test": seen([*looks[50_000:], *alike])}, set()
+    )
     assert time.process_time() - start < 20  # about 2; comparing all with all takes hours
     assert len(found) == 20_000
 
 
 def test_each_split_is_held_against_all_before_it_and_known_copies_are_left_out() -> None:
     parts = {"train": seen([7]), "val": seen([7, 7 ^ 1]), "test": seen([7 ^ 1, 2**64 - 1])}
-    found = nearly_same(parts, {("val", 0)})
+    found = find_near_duplicates(parts, {("val", 0)})
     assert [(twins.first, twins.second) for twins in found] == [(("train", 0), ("val", 1)), (("val", 1), ("test", 0))]
 
 
@@ -73,9 +76,9 @@ def test_images_that_show_nothing_have_no_look_and_others_have(tmp_path: Path) -
     }
     for name, image in drawn.items():
         image.save(tmp_path / name)
-    looks = [image.look for image in look_at(FileSplit(tmp_path, tuple(drawn), (0,) * 4))]
+    looks = [image.look for image in scan_images(FileSplit(tmp_path, tuple(drawn), (0,) * 4))]
     assert looks[:3] == [None] * 3 and looks[3] is not None
-    assert nearly_same({"train": seen(looks), "test": seen(looks[:3])}, set()) == []
+    assert find_near_duplicates({"train": seen(looks), "test": seen(looks[:3])}, set()) == []
 
 
 def smooth(number: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
@@ -96,11 +99,11 @@ def heart(turned_by: float, at: float = 28) -> Image.Image:
     return drawn.resize((64, 64), Image.Resampling.BOX).convert("RGB")
 
 
-def looked_at(folder: Path, *images: Image.Image) -> list[Seen]:
+def looked_at(folder: Path, *images: Image.Image) -> list[ScannedImage]:
     names = tuple(f"{number}.png" for number in range(len(images)))
     for name, image in zip(names, images, strict=True):
         image.save(folder / name)
-    return list(look_at(FileSplit(folder, names, (0,) * len(names))))
+    return list(scan_images(FileSplit(folder, names, (0,) * len(names))))
 
 
 def test_a_picture_scaled_compressed_brightened_or_mirrored_is_a_copy(tmp_path: Path) -> None:
@@ -113,7 +116,7 @@ def test_a_picture_scaled_compressed_brightened_or_mirrored_is_a_copy(tmp_path: 
         ImageOps.mirror(smooth(3)).resize((100, 70), Image.Resampling.BICUBIC),
     ]
     seen = {"train": looked_at(tmp_path, *train), "test": looked_at(tmp_path, *changed)}
-    found = nearly_same(seen, set())
+    found = find_near_duplicates(seen, set())
     assert [(twins.first, twins.second) for twins in found] == [(("train", n), ("test", n)) for n in range(4)]
     assert [twins.mirrored for twins in found] == [False, False, False, True]
     assert all(twins.copies for twins in found)
@@ -123,7 +126,7 @@ def test_drawn_shapes_whose_hashes_agree_are_alike_and_no_copies(tmp_path: Path)
     steps = np.arange(0, 2 * np.pi, 2 * np.pi / 40)
     train = looked_at(tmp_path, *(heart(step) for step in steps[::2]))
     test = looked_at(tmp_path, *(heart(step) for step in steps[1::2]))
-    found = nearly_same({"train": train, "test": test}, set())
+    found = find_near_duplicates({"train": train, "test": test}, set())
     assert sum(twins.distance == 0 for twins in found) >= 5  # so hashes alone would call them copies
     assert not any(twins.copies for twins in found)
 
@@ -132,16 +135,16 @@ def test_drawn_shapes_whose_hashes_agree_are_alike_and_no_copies(tmp_path: Path)
 def test_a_copy_is_found_behind_others_of_the_same_hash_that_are_none(before: int) -> None:
     rng = np.random.default_rng(0)
     thumbnails = [rng.integers(0, 256, 256, dtype=np.uint8).tobytes() for _ in range(before + 1)]
-    train = [Seen(str(number), 0, look=7, thumbnail=thumbnail) for number, thumbnail in enumerate(thumbnails)]
-    test = Seen("copy", 0, look=7 ^ 2, thumbnail=thumbnails[-1])  # as far as the bound goes, nearer ones or not
+    train = [ScannedImage(str(number), 0, look=7, thumbnail=thumbnail) for number, thumbnail in enumerate(thumbnails)]
+    test = ScannedImage("copy", 0, look=7 ^ 2, thumbnail=thumbnails[-1])  # as far as the bound goes, nearer ones or not
     for look in (7, 7 ^ 2):
         train[0] = replace(train[0], look=look)
-        [found] = nearly_same({"train": train, "test": [test]}, set())
+        [found] = find_near_duplicates({"train": train, "test": [test]}, set())
         assert (found.first, found.copies) == (("train", before), True)
 
 
 def test_scenes_of_the_demo_are_no_copies_of_each_other() -> None:
-    from toast_cli.data.demo.scenes import Options, open_source
+    from toast_cli.data.demo.scenes import DemoOptions, open_demo
 
-    splits = open_source(Options(train_images=150, val_images=50, test_images=50), None).splits
-    assert nearly_same({part: list(look_at(split)) for part, split in splits.items()}, set()) == []
+    splits = open_demo(DemoOptions(train_images=150, val_images=50, test_images=50), None).splits
+    assert find_near_duplicates({part: list(scan_images(split)) for part, split in splits.items()}, set()) == []

@@ -15,7 +15,7 @@ from toast_cli import registry
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.data.base import BatchOptions
 from toast_cli.model.batches import build_batches
-from toast_cli.recipe.parse import build_dataset
+from toast_cli.recipe.parse import build_dataset_options
 
 SEEN: Any = SimpleNamespace(require_preprocessing=lambda: Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3))
 
@@ -27,8 +27,8 @@ def pins(kind: str, where: Path, device: str) -> bool:
         shorthand, more = "demo-segmentation", {"task": "segmentation", "dataset": "demo-segmentation"}
     else:
         shorthand = folder(where) if kind == "files" else shards(where)
-    options = build_dataset(shorthand, {"classes": 3} if kind == "stream" else {})
-    data = registry.load(registry.SOURCES, options.name).open(options, where)
+    options = build_dataset_options(shorthand, {"classes": 3} if kind == "stream" else {})
+    data = registry.load_entry(registry.SOURCES, options.name).open(options, where)
     loader: Any = build_batches(data.splits["train"], recipe_of(device=device, **more), SEEN, BatchOptions(2))
     return bool(getattr(loader, "_loader", loader).pin_memory)
 

@@ -13,8 +13,8 @@ import pytest
 
 from tests.layouts import LAYOUTS
 from toast_cli import registry
-from toast_cli.data.class_map import class_file
-from toast_cli.recipe.parse import build_dataset
+from toast_cli.data.class_map import read_class_file
+from toast_cli.recipe.parse import build_dataset_options
 from toast_cli.utils.errors import ToastError
 
 WRITTEN = (".txt", ".mat", ".json", ".xml", ".csv", ".zip", ".tar")
@@ -71,8 +71,8 @@ MADE: dict[str, Callable[[Path], str]] = {
 
 @pytest.mark.parametrize("name", MADE)
 def test_no_list_no_annotation_and_no_archive_may_be_a_pipe(name: str, tmp_path: Path) -> None:
-    options = build_dataset(MADE[name](tmp_path))
-    source = registry.load(registry.SOURCES, options.name)
+    options = build_dataset_options(MADE[name](tmp_path))
+    source = registry.load_entry(registry.SOURCES, options.name)
     found = {
         (file.parent, file.suffix, file.stem if file.suffix != ".xml" else ""): file for file in tmp_path.rglob("*")
     }
@@ -96,4 +96,4 @@ def test_no_list_no_annotation_and_no_archive_may_be_a_pipe(name: str, tmp_path:
 def test_a_class_file_is_none(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "classes.txt")
     with seconds(10), pytest.raises(ToastError, match=r"classes\.txt"):
-        class_file(str(tmp_path / "classes.txt"), None)
+        read_class_file(str(tmp_path / "classes.txt"), None)

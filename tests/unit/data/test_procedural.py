@@ -9,11 +9,11 @@ from toast_cli.data.base import DataSet
 from toast_cli.data.demo import pretraining
 from toast_cli.data.demo import scenes as demo
 from toast_cli.data.demo.pretraining import DemoPretrainingOptions
-from toast_cli.data.demo.shapes import PRETRAINING_KINDS, relative_area
+from toast_cli.data.demo.shapes import PRETRAINING_KINDS, compute_relative_area
 from toast_cli.data.structured import tasks
-from toast_cli.data.structured.solids import DISTANCES, draw_solids, place_solids
-from toast_cli.data.structured.sprites import sprite_scene
-from toast_cli.data.structured.tasks import CLASSES, StructuredOptions
+from toast_cli.data.structured.solids import DISTANCE_BIN_EDGES, draw_solids, place_solids
+from toast_cli.data.structured.sprites import draw_sprite_scene
+from toast_cli.data.structured.tasks import CLASS_COUNTS, StructuredOptions
 from toast_cli.utils.errors import UsageError
 
 FINE_TEST_0 = 1437712
@@ -21,11 +21,11 @@ FINE_TEST_0 = 1437712
 
 
 def scenes(**options: object) -> DataSet:
-    return pretraining.open_source(DemoPretrainingOptions(**options), None)  # type: ignore[arg-type]
+    return pretraining.open_demo_pretraining(DemoPretrainingOptions(**options), None)  # type: ignore[arg-type]
 
 
 def task(path: str, **options: object) -> DataSet:
-    return tasks.open_source(StructuredOptions(path=path, **options), None)  # type: ignore[arg-type]
+    return tasks.open_structured(StructuredOptions(path=path, **options), None)  # type: ignore[arg-type]
 
 
 class TestPretrainingScenes:
@@ -38,7 +38,7 @@ class TestPretrainingScenes:
     def test_streams_differ_from_each_other_and_from_the_fine_tasks(self) -> None:
         images = [
             np.asarray(found.splits[split].load(0).image)
-            for found in (scenes(scenes="several"), scenes(scenes="dominant"), demo.open_source(demo.Options(), None))
+            for found in (scenes(scenes="several"), scenes(scenes="dominant"), demo.open_demo(demo.DemoOptions(), None))
             for split in ("train", "val", "test")
         ]
         assert len({image.tobytes() for image in images}) == len(images)
@@ -62,18 +62,18 @@ class TestPretrainingScenes:
         u, v = np.meshgrid(np.linspace(-1.3, 1.3, 101), np.linspace(-1.3, 1.3, 101))
         for name, outline in PRETRAINING_KINDS.items():
             assert np.allclose(outline(u, v), outline(-u, v), atol=1e-6), name
-            assert 0.4 < relative_area(name) < 1, name
+            assert 0.4 < compute_relative_area(name) < 1, name
 
     def test_the_fine_task_draws_what_it_always_drew(self) -> None:
-        sample = demo.open_source(demo.Options(), None).splits["test"].load(0)
+        sample = demo.open_demo(demo.DemoOptions(), None).splits["test"].load(0)
         assert int(np.asarray(sample.image).astype(int).sum()) == FINE_TEST_0
 
 
 class TestStructured:
-    @pytest.mark.parametrize("path", sorted(CLASSES))
+    @pytest.mark.parametrize("path", sorted(CLASS_COUNTS))
     def test_labels_go_round_and_all1000_is_the_800_and_the_200(self, path: str) -> None:
         chosen, whole = task(path), task(path, use="all1000")
-        assert len(chosen.classes) == CLASSES[path]
+        assert len(chosen.classes) == CLASS_COUNTS[path]
         assert (len(chosen.splits["train"]), len(chosen.splits["val"])) == (800, 200)
         assert len(whole.splits["train"]) == 1000 and "val" not in whole.splits
         same = (("train", 3, 3), ("val", 5, 805))
@@ -86,18 +86,18 @@ class TestStructured:
         rng = np.random.default_rng(0)
         middles = []
         for column in range(16):
-            _, mask = sprite_scene(rng, 128, column, None)
+            _, mask = draw_sprite_scene(rng, 128, column, None)
             middles.append(np.nonzero(mask)[1].mean())
         assert np.all(np.diff(middles) > 0)
 
     def test_as_many_solids_as_the_class_says_the_nearest_in_its_bin(self) -> None:
         rng = np.random.default_rng(0)
         for count in range(3, 11):
-            bin_index = count % (len(DISTANCES) - 1)
+            bin_index = count % (len(DISTANCE_BIN_EDGES) - 1)
             solids = place_solids(rng, count, bin_index, fixed=True)
             assert len(solids) == count
             nearest = min(np.hypot(solid.x, solid.depth) for solid in solids)
-            assert DISTANCES[bin_index] <= nearest <= DISTANCES[bin_index + 1]
+            assert DISTANCE_BIN_EDGES[bin_index] <= nearest <= DISTANCE_BIN_EDGES[bin_index + 1]
 
     def test_every_solid_can_be_seen(self) -> None:
         for seed in range(12):

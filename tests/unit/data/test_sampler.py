@@ -5,17 +5,20 @@ from itertools import chain
 import pytest
 from torch.utils.data import SequentialSampler
 
-from toast_cli.data.images.loader import Shuffled
-from toast_cli.data.sampler import Share
-from toast_cli.utils.constants import IGNORED
+from toast_cli.data.images.loader import SeededShuffleSampler
+from toast_cli.data.sampler import ShardedBatchSampler
+from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import UsageError
 
 
-def shares(samples: int, batch: int, processes: int) -> list[Share]:
-    return [Share(SequentialSampler(range(samples)), batch, process, processes) for process in range(processes)]
+def shares(samples: int, batch: int, processes: int) -> list[ShardedBatchSampler]:
+    return [
+        ShardedBatchSampler(SequentialSampler(range(samples)), batch, process, processes)
+        for process in range(processes)
+    ]
 
 
-def filled(share: Share) -> list[list[int]]:
+def filled(share: ShardedBatchSampler) -> list[list[int]]:
     """The indices of a share's batches that are not there to be ignored."""
     batches = ({"index": part, "label": Labels(len(part))} for part in share)
     return [[] if batch["label"].ignored else batch["index"] for batch in share.fill(batches)]
@@ -29,7 +32,7 @@ class Labels:
         self.ignored = False
 
     def fill_(self, value: int) -> None:
-        assert value == IGNORED
+        assert value == IGNORE_INDEX
         self.ignored = True
 
 
@@ -57,7 +60,7 @@ def test_a_process_without_a_part_gets_one_sample_to_ignore() -> None:
 
 
 def test_all_processes_shuffle_alike_and_differently_every_epoch() -> None:
-    first, second = (Share(Shuffled(20, seed=3), 8, process, 2) for process in (0, 1))
+    first, second = (ShardedBatchSampler(SeededShuffleSampler(20, seed=3), 8, process, 2) for process in (0, 1))
     epochs = []
     for epoch in (1, 2):
         first.set_epoch(epoch)
@@ -69,4 +72,4 @@ def test_all_processes_shuffle_alike_and_differently_every_epoch() -> None:
 
 def test_a_batch_smaller_than_the_processes_is_refused() -> None:
     with pytest.raises(UsageError, match="batch of 2 cannot be shared by 3 processes"):
-        Share(SequentialSampler(range(9)), 2, 0, 3)
+        ShardedBatchSampler(SequentialSampler(range(9)), 2, 0, 3)

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toast_cli.data.audit.check import check
-from toast_cli.data.base import DataSet, folders_of
-from toast_cli.data.datasets.ade20k import Options as Ade
+from toast_cli.data.audit.check import check_dataset
+from toast_cli.data.base import DataSet, get_image_folders
+from toast_cli.data.datasets.ade20k import Ade20kOptions as Ade
 from toast_cli.data.datasets.ade20k import open_ade20k
-from toast_cli.data.datasets.voc import CLASSES as VOC_CLASSES
-from toast_cli.data.datasets.voc import Options as Voc
-from toast_cli.data.datasets.voc import open_voc
-from toast_cli.data.segmentation.dataset import class_map
-from toast_cli.data.segmentation.mask_folder import Options, open_masks
+from toast_cli.data.datasets.voc import VOC_CLASSES, open_voc
+from toast_cli.data.datasets.voc import VocOptions as Voc
+from toast_cli.data.segmentation.dataset import read_class_map
+from toast_cli.data.segmentation.mask_folder import MaskFolderOptions, open_mask_folder
 from toast_cli.utils.errors import ToastError
 
 MakePairs = Callable[..., Path]
@@ -50,7 +49,7 @@ def pairs(tmp_path: Path) -> MakePairs:
 
 
 def opened(root: Path, **options: object) -> DataSet:
-    return open_masks(Options(path=str(root), **options), None)  # type: ignore[arg-type]
+    return open_mask_folder(MaskFolderOptions(path=str(root), **options), None)  # type: ignore[arg-type]
 
 
 def sizes(data: DataSet) -> dict[str, int]:
@@ -120,7 +119,7 @@ def test_checking_counts_an_image_for_every_class_in_it_and_names_those_without_
     save_map(root / "masks/train/0.png", 255)
     save_map(root / "masks/train/1.png", [1] * 6 + [2] * 6)
     data = opened(root, val_fraction=0)
-    report = check(data, lambda items, *_: items)
+    report = check_dataset(data, lambda items, *_: items)
     found = report["splits"]["train"]
     assert found["images_per_class"] == {"least": 0, "median": 1, "most": 2} and found["unlabelled"] == 1
     assert found["empty_classes"] == ["ground"]
@@ -206,7 +205,7 @@ class TestWhatIsWrongIsNamed:
 
 def test_the_folders_of_images_and_of_class_maps_are_told(pairs: MakePairs) -> None:
     root = pairs(train=2)
-    assert folders_of(opened(root).splits["train"]) == {root / "images/train", root / "masks/train"}
+    assert get_image_folders(opened(root).splits["train"]) == {root / "images/train", root / "masks/train"}
 
 
 def voc(root: Path, train: list[str], val: list[str], augmented: list[str] | None = None) -> Path:
@@ -267,12 +266,12 @@ def test_a_class_map_whose_values_a_file_does_not_keep_as_they_are_is_refused(tm
     values = np.repeat(np.arange(3), 8)[None].repeat(24, 0)
     Image.fromarray(values.astype(np.uint8)).save(tmp_path / "blurred.jpg")
     with pytest.raises(ToastError, match=r"blurred\.jpg is a JPEG"):
-        class_map(tmp_path / "blurred.jpg", 3)
+        read_class_map(tmp_path / "blurred.jpg", 3)
     Image.fromarray((values + 0.6).astype(np.float32)).save(tmp_path / "parts.tif")
     with pytest.raises(ToastError, match=r"parts\.tif has values that are no whole numbers"):
-        class_map(tmp_path / "parts.tif", 3)
+        read_class_map(tmp_path / "parts.tif", 3)
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "whole.tif")
-    assert (class_map(tmp_path / "whole.tif", 3) == values).all()
+    assert (read_class_map(tmp_path / "whole.tif", 3) == values).all()
 
 
 def ade(root: Path, names: int = 150) -> Path:

@@ -12,13 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from toast_cli.data.base import BatchOptions, Sample
-from toast_cli.data.demo.scenes import DemoSplit
-from toast_cli.data.demo.scenes import Options as DemoOptions
-from toast_cli.data.demo.segmentation import SegmentedScenes, class_names
+from toast_cli.data.demo.scenes import DemoOptions, DemoSplit
+from toast_cli.data.demo.segmentation import DemoSegmentationSplit, get_segmentation_classes
 from toast_cli.model.batches import build_batches
 from toast_cli.model.model import build_model
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import UsageError
 
 SHADES = (0, 120, 240)
@@ -71,7 +70,7 @@ def test_labels_follow_their_pixels_through_every_change(augment: str, evaluatio
     assert batch["image"].shape == (9, 3, 64, 64) and batch["labels"].shape == (9, 64, 64)
     shade = batch["image"][:, 0] * 255
     labels = batch["labels"]
-    seen = [int((labels == value).sum()) for value in (0, 1, 2, IGNORED)]
+    seen = [int((labels == value).sum()) for value in (0, 1, 2, IGNORE_INDEX)]
     assert min(seen[:3]) > 500 and sum(seen) == labels.numel()
     for value, wanted in enumerate(SHADES):
         found = shade[labels == value]
@@ -82,12 +81,12 @@ def test_labels_follow_their_pixels_through_every_change(augment: str, evaluatio
 def test_a_smaller_scale_is_filled_up_with_what_has_no_class() -> None:
     task = {"scale": (0.5, 0.5)}
     batch = next(iter(batches([(64, 64)] * 4, BatchOptions(4, True, True), task, augment="crop-flip", mean=[0.5] * 3)))
-    outside = batch["labels"] == IGNORED
+    outside = batch["labels"] == IGNORE_INDEX
     assert 0.7 < float(outside.float().mean()) < 0.8
     # The mean colour, as near as a pixel comes to it; black would be -0.5.
     filled = batch["image"].movedim(1, -1)[_inner(outside)]
     assert len(filled) > 5000 and float(filled.abs().max()) < 0.004
-    assert set(batch["labels"].unique().tolist()) == {IGNORED, 0, 1, 2}
+    assert set(batch["labels"].unique().tolist()) == {IGNORE_INDEX, 0, 1, 2}
 
 
 def _inner(outside: Tensor) -> Tensor:
@@ -99,7 +98,7 @@ def _inner(outside: Tensor) -> Tensor:
 def test_a_larger_scale_shows_a_part() -> None:
     task = {"scale": (2.0, 2.0)}
     batch = next(iter(batches([(64, 64)] * 6, BatchOptions(6, True, True), task, augment="crop-flip")))
-    shown = {int(image.unique().numel()) for image in batch["labels"].masked_fill(batch["labels"] == IGNORED, 0)}
+    shown = {int(image.unique().numel()) for image in batch["labels"].masked_fill(batch["labels"] == IGNORE_INDEX, 0)}
     assert batch["labels"].shape == (6, 64, 64) and shown & {1, 2}
 
 
@@ -109,7 +108,7 @@ def test_in_evaluation_labels_keep_their_size_and_padding_counts_for_nothing() -
     assert batch["size"].tolist() == [[70, 128], [40, 60]]
     assert batch["image"].shape == (2, 3, 64, 117) and batch["labels"].shape == (2, 70, 128)
     assert not batch["image"][1, :, :, 96:].any()
-    assert (batch["labels"][1, 40:] == IGNORED).all() and (batch["labels"][1, :, 60:] == IGNORED).all()
+    assert (batch["labels"][1, 40:] == IGNORE_INDEX).all() and (batch["labels"][1, :, 60:] == IGNORE_INDEX).all()
     assert batch["labels"][1, :39, :60].unique().tolist() == [0, 1, 2]
 
 
@@ -121,7 +120,7 @@ def test_whole_images_are_resized_to_the_input_size() -> None:
 
 def test_a_process_without_a_part_of_the_last_batch_has_nothing_to_count() -> None:
     loader = batches([(64, 64)] * 3, BatchOptions(2, process=1, processes=2))
-    assert [int((batch["labels"] != IGNORED).sum()) for batch in loader] == [63 * 64, 0]
+    assert [int((batch["labels"] != IGNORE_INDEX).sum()) for batch in loader] == [63 * 64, 0]
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -140,12 +139,12 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_the_demos_labels_are_those_of_its_own_scenes() -> None:
     scenes = DemoSplit(DemoOptions(), "test", 40)
-    labelled = SegmentedScenes(scenes)
+    labelled = DemoSegmentationSplit(scenes)
     seen = set()
     for index in range(40):
         sample, scene = labelled.load(index), scenes.load(index)
         assert np.array_equal(np.asarray(sample.image), np.asarray(scene.image))
-        assert np.array_equal(sample.classes == class_names().index("beetle"), scene.mask)
+        assert np.array_equal(sample.classes == get_segmentation_classes().index("beetle"), scene.mask)
         seen |= set(np.unique(sample.classes).tolist())
-    assert seen == set(range(len(class_names())))
+    assert seen == set(range(len(get_segmentation_classes())))
     assert torch.from_numpy(labelled.load(0).classes).dtype == torch.uint8

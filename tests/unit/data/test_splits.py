@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from toast_cli.data.images.file_split import FileSplit
-from toast_cli.data.splits import SplitOptions, divide, hold_out, keep_shots, split_hash
+from toast_cli.data.splits import SplitOptions, compute_split_hash, hold_out, make_train_val_splits, select_shots
 
 
 def names_and_labels(*class_sizes: int) -> tuple[list[str], list[int]]:
@@ -54,7 +54,7 @@ def test_the_order_of_the_files_does_not_change_the_split() -> None:
 def test_the_split_is_pinned_so_that_old_results_stay_comparable() -> None:
     names, labels = names_and_labels(6, 6)
     assert hold_out(names, labels, 0.34, seed=0)[1] == [3, 5, 9, 10]
-    assert split_hash(names, labels) == "e8cdf5f0"
+    assert compute_split_hash(names, labels) == "e8cdf5f0"
 
 
 def test_another_seed_makes_another_split() -> None:
@@ -70,16 +70,16 @@ def test_a_drawn_image_does_not_depend_on_its_place_in_the_class() -> None:
 
 def test_fewer_shots_are_a_subset_of_more() -> None:
     names, labels = names_and_labels(9, 4, 2)
-    three, five = (keep_shots(names, labels, shots, seed=0) for shots in (3, 5))
+    three, five = (select_shots(names, labels, shots, seed=0) for shots in (3, 5))
     assert Counter(labels[i] for i in three) == {0: 3, 1: 3, 2: 2}
     assert set(three) < set(five)
 
 
 def test_the_hash_tells_images_and_labels_apart_but_not_their_order() -> None:
-    assert split_hash(["a", "b"], [0, 1]) == split_hash(["b", "a"], [1, 0])
-    assert split_hash(["a", "b"], [0, 1]) != split_hash(["a", "b"], [1, 0])
-    assert split_hash(["a", "b"], [0, 1]) != split_hash(["a", "c"], [0, 1])
-    assert len(split_hash(["a"], [0])) == 8
+    assert compute_split_hash(["a", "b"], [0, 1]) == compute_split_hash(["b", "a"], [1, 0])
+    assert compute_split_hash(["a", "b"], [0, 1]) != compute_split_hash(["a", "b"], [1, 0])
+    assert compute_split_hash(["a", "b"], [0, 1]) != compute_split_hash(["a", "c"], [0, 1])
+    assert len(compute_split_hash(["a"], [0])) == 8
 
 
 def test_a_name_that_is_no_utf8_can_be_split() -> None:
@@ -88,23 +88,23 @@ def test_a_name_that_is_no_utf8_can_be_split() -> None:
 
 def test_shots_are_drawn_after_validation_so_that_it_stays_the_same() -> None:
     train = FileSplit(Path(), *map(tuple, names_and_labels(20, 20)))  # type: ignore[arg-type]
-    full, _ = divide(train, None, SplitOptions(name="any"))
-    few, notes = divide(train, None, SplitOptions(name="any", shots=4))
+    full, _ = make_train_val_splits(train, None, SplitOptions(name="any"))
+    few, notes = make_train_val_splits(train, None, SplitOptions(name="any", shots=4))
     assert few["val"] == full["val"]
     assert len(few["train"]) == 8
     assert not set(few["train"].names) & set(few["val"].names)
     assert "4 images per class" in notes[1]
-    assert split_hash(few["train"].names, few["train"].labels) in notes[1]
+    assert compute_split_hash(few["train"].names, few["train"].labels) in notes[1]
 
 
 def test_classes_with_too_few_images_for_the_shots_are_counted_in_the_note() -> None:
     train = FileSplit(Path(), *map(tuple, names_and_labels(20, 3, 2)))  # type: ignore[arg-type]
-    _, notes = divide(train, train, SplitOptions(name="any", shots=5))
+    _, notes = make_train_val_splits(train, train, SplitOptions(name="any", shots=5))
     assert "2 classes have fewer" in notes[0]
 
 
 def test_a_validation_fraction_of_zero_means_no_validation() -> None:
     train = FileSplit(Path(), *map(tuple, names_and_labels(20, 20)))  # type: ignore[arg-type]
-    splits, notes = divide(train, None, SplitOptions(name="any", val_fraction=0))
+    splits, notes = make_train_val_splits(train, None, SplitOptions(name="any", val_fraction=0))
     assert splits == {"train": train}
     assert "none was held out" in notes[0]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from toast_cli.data.base import DataSet
-from toast_cli.data.images.table import Options, open_table
+from toast_cli.data.images.table import TableOptions, open_table
 from toast_cli.utils.errors import ToastError
 
 
@@ -21,7 +21,7 @@ def table(tmp_path: Path) -> Path:
 
 def opened(table: Path, text: str, **options: object) -> DataSet:
     table.write_text(text, encoding="utf-8")
-    return open_table(Options(path=str(table), **options), None)  # type: ignore[arg-type]
+    return open_table(TableOptions(path=str(table), **options), None)  # type: ignore[arg-type]
 
 
 SPLIT = "path,label,split\n0.png,a,train\n1.png,b,train\n2.png,b,validation\n3.png,a,test\n"
@@ -96,7 +96,7 @@ def test_other_files_are_no_tables(table: Path) -> None:
         opened(table.with_suffix(".parquet"), "x")
     table.write_bytes(b"path,label\n\xff\xfe.png,a\n")
     with pytest.raises(ToastError) as error:
-        open_table(Options(path=str(table)), None)
+        open_table(TableOptions(path=str(table)), None)
     assert "UTF-8" in error.value.why
 
 

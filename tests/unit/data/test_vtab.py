@@ -12,9 +12,9 @@ from tests.layouts import vtab
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import DataSet
-from toast_cli.data.datasets.vtab import TASKS, Options, open_vtab
+from toast_cli.data.datasets.vtab import VTAB_TASKS, VtabOptions, open_vtab
 from toast_cli.data.images.transforms import build_transform
-from toast_cli.recipe.resolve import resolve
+from toast_cli.recipe.resolve import resolve_recipe
 from toast_cli.utils.errors import ToastError, UsageError
 
 
@@ -25,7 +25,7 @@ def kitti(tmp_path: Path) -> Path:
 
 
 def opened(kitti: Path, **fields: Any) -> DataSet:
-    return open_vtab(Options(path="kitti", **fields), kitti.parent.parent)
+    return open_vtab(VtabOptions(path="kitti", **fields), kitti.parent.parent)
 
 
 PUBLISHED = {
@@ -48,18 +48,18 @@ def test_a_tasks_lists_are_held_against_the_published_ones(task: str, tmp_path: 
     for number, name in enumerate(("train800", "val200", "test")):
         (root / f"{name}.txt").write_text(f"{number}.jpg {classes - 1}\n")
     (root / "train800val200.txt").write_text("0.jpg 0\n1.jpg 0\n")
-    chosen = open_vtab(Options(path=task), tmp_path)
+    chosen = open_vtab(VtabOptions(path=task), tmp_path)
     assert len(chosen.classes) == classes
     assert [note for note in chosen.notes if "the published list" in note] == [
         "train800.txt holds 1 images; the published list has 800.",
         "val200.txt holds 1 images; the published list has 200.",
         f"test.txt holds 1 images; the published list has {test:,}.",
     ]
-    reported = open_vtab(Options(path=task, use="all1000"), tmp_path)
+    reported = open_vtab(VtabOptions(path=task, use="all1000"), tmp_path)
     assert "train800val200.txt holds 2 images; the published list has 1,000." in reported.notes
     (root / "test.txt").write_text(f"2.jpg {classes}\n")
     with pytest.raises(ToastError, match=f"a class from 0 to {classes - 1}"):
-        open_vtab(Options(path=task), tmp_path)
+        open_vtab(VtabOptions(path=task), tmp_path)
 
 
 def test_a_task_of_the_published_size_says_no_difference(tmp_path: Path) -> None:
@@ -71,14 +71,14 @@ def test_a_task_of_the_published_size_says_no_difference(tmp_path: Path) -> None
     for number in range(1711):
         (root / f"{number}.jpg").touch()
     for use in ("train800", "all1000"):
-        assert not any("published" in note for note in open_vtab(Options(path="kitti", use=use), tmp_path).notes)
+        assert not any("published" in note for note in open_vtab(VtabOptions(path="kitti", use=use), tmp_path).notes)
 
 
 def test_the_nineteen_tasks_have_the_published_groups() -> None:
-    assert set(PUBLISHED) == set(TASKS)
-    groups = [task.group for task in TASKS.values()]
+    assert set(PUBLISHED) == set(VTAB_TASKS)
+    groups = [task.group for task in VTAB_TASKS.values()]
     assert (groups.count("natural"), groups.count("specialized"), groups.count("structured")) == (7, 4, 8)
-    assert {task.metric for task in TASKS.values()} == {"accuracy"}
+    assert {task.metric for task in VTAB_TASKS.values()} == {"accuracy"}
 
 
 def test_settings_are_chosen_on_800_and_200_and_reported_on_all_1000(kitti: Path) -> None:
@@ -129,26 +129,26 @@ def test_an_image_that_is_learned_from_or_chosen_by_and_judged_by_is_an_error(
 
 def test_an_unknown_task_is_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no VTAB task 'kiti'") as refused:
-        open_vtab(Options(path="kiti"), tmp_path)
+        open_vtab(VtabOptions(path="kiti"), tmp_path)
     assert "Did you mean 'kitti'?" in refused.value.what_to_do and "smallnorb_ele" in refused.value.what_to_do
 
 
 @pytest.mark.parametrize("name", ["kiti", "nope"])
 def test_the_tasks_are_listed_once(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused:
-        open_vtab(Options(path=name), tmp_path)
+        open_vtab(VtabOptions(path=name), tmp_path)
     assert [refused.value.what_to_do.count(word) for word in ("Known:", "smallnorb_ele", "diabetic")] == [1, 1, 1]
 
 
 def test_the_task_that_is_asked_for_is_not_mistaken_for_another(kitti: Path) -> None:
     with pytest.raises(ToastError, match="svhn was not found"):
-        open_vtab(Options(path="svhn"), kitti)
-    assert open_vtab(Options(path="kitti"), kitti).classes == opened(kitti).classes
+        open_vtab(VtabOptions(path="svhn"), kitti)
+    assert open_vtab(VtabOptions(path="kitti"), kitti).classes == opened(kitti).classes
 
 
 @pytest.mark.parametrize("method", ["toast", "toast-lite", "linear", "full", "lora", "vpt"])
 def test_the_recipes_prepare_images_as_the_papers_code_does(method: str) -> None:
-    recipe = resolve(backbone="vit_b16", dataset="vtab:svhn", method=method).recipe
+    recipe = resolve_recipe(backbone="vit_b16", dataset="vtab:svhn", method=method).recipe
     assert recipe.dataset.path == "svhn"  # type: ignore[attr-defined]
     assert (recipe.images.squash, recipe.images.normalize, recipe.images.augment) == (True, "imagenet", "none")
 
@@ -173,6 +173,6 @@ def test_images_are_squashed_and_normalised_as_named(name: Any, mean: Any, std: 
 
 def test_a_normalisation_by_name_and_by_numbers_exclude_each_other() -> None:
     with pytest.raises(UsageError, match=r"normalize names a mean and a std"):
-        resolve(
+        resolve_recipe(
             dataset="folder:x", backbone="vit_b16", overrides=["images.normalize=half", "images.mean=[0.5,0.5,0.5]"]
         )

@@ -14,19 +14,21 @@ import torch
 from tests.layouts import encoded, folder, shards, tarred
 from toast_cli import registry
 from toast_cli.backbones.base import Preprocessing
-from toast_cli.data.base import BatchOptions, DataSet, image_splits
-from toast_cli.data.splits import hash_of
+from toast_cli.data.base import BatchOptions, DataSet, get_image_splits
+from toast_cli.data.splits import get_split_hash
 from toast_cli.data.streams import loader as streaming
-from toast_cli.data.streams.loader import Place
+from toast_cli.data.streams.loader import StreamedImageKey
 from toast_cli.model.batches import build_batches
-from toast_cli.recipe.parse import build_dataset, build_recipe
-from toast_cli.utils.constants import IGNORED
+from toast_cli.recipe.parse import build_dataset_options, build_recipe
+from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
 
 pytest.importorskip("datasets")
 
 SHARDS, EACH = 4, 6
-NUMBERS = {Place(f"shards/train-{{0000..0003}}.tar: {n:06d}", encoded(n)).number: n for n in range(SHARDS * EACH)}
+NUMBERS = {
+    StreamedImageKey(f"shards/train-{{0000..0003}}.tar: {n:06d}", encoded(n)).number: n for n in range(SHARDS * EACH)
+}
 """Which sample an index in a batch is of."""
 
 
@@ -40,8 +42,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def opened(where: Path, shorthand: str | None = None, **fields: Any) -> DataSet:
     shorthand = shorthand or shards(where, SHARDS, EACH)
-    options = build_dataset(shorthand, {"classes": 3, "val_shards": 0, **fields})
-    return registry.load(registry.SOURCES, options.name).open(options, where)
+    options = build_dataset_options(shorthand, {"classes": 3, "val_shards": 0, **fields})
+    return registry.load_entry(registry.SOURCES, options.name).open(options, where)
 
 
 def loader(data: DataSet, asked: BatchOptions, part: str = "train", workers: int = 0, **more: Any) -> Any:
@@ -178,13 +180,13 @@ def test_a_folder_of_shards_and_separate_validation_are_found(tmp_path: Path) ->
 
 
 def test_the_hash_of_a_split_is_of_its_images_or_of_its_shards_where_nobody_counted_them(tmp_path: Path) -> None:
-    first = hash_of(opened(tmp_path).splits["train"])
-    assert first and first == hash_of(opened(tmp_path).splits["train"])
-    said = hash_of(opened(tmp_path, samples=24).splits["train"])
+    first = get_split_hash(opened(tmp_path).splits["train"])
+    assert first and first == get_split_hash(opened(tmp_path).splits["train"])
+    said = get_split_hash(opened(tmp_path, samples=24).splits["train"])
     assert said and said != first
     tarred(tmp_path / "shards/train-0000.tar", {"x.jpg": encoded(1), "x.cls": b"1"})
-    assert hash_of(opened(tmp_path, "shards:shards").splits["train"]) != first
-    assert hash_of(opened(tmp_path, "shards:shards", samples=24).splits["train"]) == said
+    assert get_split_hash(opened(tmp_path, "shards:shards").splits["train"]) != first
+    assert get_split_hash(opened(tmp_path, "shards:shards", samples=24).splits["train"]) == said
 
 
 def test_samples_without_labels_are_for_pre_tuning(tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ class TestBadSamples:
     def test_or_left_out_counted_and_listed(self, broken: DataSet) -> None:
         batches = loader(broken, BatchOptions(1), on_error="skip")
         labels = [int(batch["label"]) for batch in batches]
-        assert labels == [0, 0, IGNORED, 0]
+        assert labels == [0, 0, IGNORE_INDEX, 0]
         assert list(batches.skipped) == ["shards: 000002"]
 
     @pytest.mark.parametrize(("label", "shown"), [(b"3", "3"), (b"-1", "-1")])
@@ -259,7 +261,7 @@ class TestQuestions:
 
     def test_what_looks_images_up_is_told_why_it_cannot(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="read from front to end"):
-            image_splits(opened(tmp_path), "shards")
+            get_image_splits(opened(tmp_path), "shards")
 
     def test_first_passes_cannot_be_kept(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="a stream has no place"):
@@ -268,7 +270,9 @@ class TestQuestions:
 
 def hub(where: Path, **fields: Any) -> DataSet:
     folder(where)
-    return registry.load(registry.SOURCES, "hf").open(build_dataset("hf:pets", {"streaming": True, **fields}), where)
+    return registry.load_entry(registry.SOURCES, "hf").open(
+        build_dataset_options("hf:pets", {"streaming": True, **fields}), where
+    )
 
 
 def test_a_data_set_of_the_hub_is_streamed_as_well(tmp_path: Path) -> None:
@@ -313,17 +317,17 @@ def stored(where: Path, contents: list[bytes], names: list[str] | None = None) -
 
 def test_images_without_a_name_are_told_apart_and_changed_each_in_its_own_way(tmp_path: Path) -> None:
     shorthand = stored(tmp_path, [encoded(number, "png") for number in range(12)])
-    options = build_dataset(shorthand, {"streaming": True, "samples": 12})
-    data = registry.load(registry.SOURCES, options.name).open(options, tmp_path)
+    options = build_dataset_options(shorthand, {"streaming": True, "samples": 12})
+    data = registry.load_entry(registry.SOURCES, options.name).open(options, tmp_path)
     [batch] = loader(data, BatchOptions(12, shuffle=True, augment=True), augment="random-resized-crop")
     assert len(set(batch["index"].tolist())) == 12
 
 
 def test_every_image_that_is_skipped_is_counted_of_one_content_too(tmp_path: Path) -> None:
     shorthand = stored(tmp_path, [encoded(n, "png") if n % 3 else b"damaged" for n in range(12)])
-    options = build_dataset(shorthand, {"streaming": True, "samples": 12})
+    options = build_dataset_options(shorthand, {"streaming": True, "samples": 12})
     batches = loader(
-        registry.load(registry.SOURCES, options.name).open(options, tmp_path), BatchOptions(4), on_error="skip"
+        registry.load_entry(registry.SOURCES, options.name).open(options, tmp_path), BatchOptions(4), on_error="skip"
     )
     for _ in range(2):
         assert sum(len(batch["label"]) for batch in batches) == 8
@@ -334,6 +338,6 @@ def test_a_class_file_in_another_order_than_the_columns_numbers_is_followed(tmp_
     shorthand = stored(tmp_path, [encoded(number, "png") for number in range(4)], names=["ant", "bee"])
     (tmp_path / "classes.txt").write_text("bee\nant\n")
     fields = {"streaming": True, "samples": 4, "class_file": "classes.txt"}
-    options = build_dataset(shorthand, fields)
-    data = registry.load(registry.SOURCES, options.name).open(options, tmp_path)
+    options = build_dataset_options(shorthand, fields)
+    data = registry.load_entry(registry.SOURCES, options.name).open(options, tmp_path)
     assert [int(label) for batch in loader(data, BatchOptions(4)) for label in batch["label"]] == [1, 0, 1, 0]

@@ -13,16 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from tests.scenes import CLASSES, demo_model, kept, recipe_of
-from toast_cli.attention.maps import Look
-from toast_cli.attention.validation import Checks
-from toast_cli.cli.commands.compare import _lines
+from toast_cli.attention.maps import AttentionOutput
+from toast_cli.attention.validation import AttentionChecks
+from toast_cli.cli.commands.compare import _build_rows
 from toast_cli.data.base import Sample
-from toast_cli.data.demo.scenes import Options, open_source
+from toast_cli.data.demo.scenes import DemoOptions, open_demo
 from toast_cli.evaluation import compare_runs
-from toast_cli.evaluation.attention_evaluation import Asked
-from toast_cli.evaluation.compare_runs import Compared, Comparison, compare, worst
-from toast_cli.evaluation.same_data import Shown, check_same
-from toast_cli.steering.steering import Passes
+from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
+from toast_cli.evaluation.compare_runs import ComparedRun, RunComparison, build_comparison, merge_attention_checks
+from toast_cli.evaluation.same_data import EvaluationImages, check_same_images
+from toast_cli.steering.steering import PassOutputs
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError
 
@@ -34,16 +34,16 @@ class Named:
     name: str
 
 
-def compared(name: str, probabilities: list[list[float]], **more: Any) -> Compared:
+def compared(name: str, probabilities: list[list[float]], **more: Any) -> ComparedRun:
     """A run that says these probabilities of two classes."""
     sizes = {"trained_parameters": 5, "total_parameters": 100, "flops": 3e9, "flops_plain": 2e9}
-    right, asked = np.ones(len(probabilities)), Asked(Path(name))
-    found = Compared(Named(name), asked, sizes, "attention", torch.tensor(probabilities), right, None, None)  # type: ignore[arg-type]
+    right, asked = np.ones(len(probabilities)), AttentionEvalRequest(Path(name))
+    found = ComparedRun(Named(name), asked, sizes, "attention", torch.tensor(probabilities), right, None, None)  # type: ignore[arg-type]
     return replace(found, **more)
 
 
-def comparison(*runs: Compared) -> Comparison:
-    return Comparison(runs, open_source(Options(), None).splits["test"], "demo", CLASSES)  # type: ignore[arg-type]
+def comparison(*runs: ComparedRun) -> RunComparison:
+    return RunComparison(runs, open_demo(DemoOptions(), None).splits["test"], "demo", CLASSES)  # type: ignore[arg-type]
 
 
 def test_the_most_disputed_images_come_first_and_those_that_all_answer_alike_last() -> None:
@@ -67,7 +67,7 @@ def test_flops_are_told_against_the_plain_backbone_and_chance_by_run() -> None:
         compared(name, [[1.0, 0.0]] * 2, inside=np.array([0.25, 0.75]), even=even)
         for name, even in (("one", 0.2), ("other", 0.4))
     ]
-    headings, (one, other), _, _ = _lines(comparison(*runs))
+    headings, (one, other), _, _ = _build_rows(comparison(*runs))
     first, second = (dict(zip(headings, line["cells"], strict=True)) for line in (one, other))
     assert first["FLOPs"]["interval"] == "1.50 × plain" and first["of all"]["value"] == "5.00%"
     assert first["on the object, %"]["value"] == "50.0"
@@ -80,13 +80,15 @@ class Looking:
 
     looks: int = 0
 
-    def look(self, images: Tensor) -> Look:
+    def look(self, images: Tensor) -> AttentionOutput:
         self.looks += 1
         first, last = torch.zeros(len(images), 8, 8), torch.zeros(len(images), 8, 8)
         first[:, 0, 0], first[:, 7, 7] = 0.75, 0.25
         last[:, 0, 0], last[:, 7, 7] = 0.25, 0.75
-        checks = Checks((2,), 1e-6 * self.looks, (), 0, 2e-7 / self.looks)
-        return Look(torch.eye(5)[[0] * len(images)], Passes(None, None, None), first, last, None, "attention", checks)  # type: ignore[arg-type]
+        checks = AttentionChecks((2,), 1e-6 * self.looks, (), 0, 2e-7 / self.looks)
+        return AttentionOutput(
+            torch.eye(5)[[0] * len(images)], PassOutputs(None, None, None), first, last, None, "attention", checks
+        )  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -108,35 +110,38 @@ class Corners:
 
 
 def test_what_lies_inside_is_of_the_last_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = compare_runs.opened
+    opened = compare_runs.open_run
 
-    def with_corners(asked: Asked, reporter: Reporter) -> tuple[Any, Any, None]:
+    def with_corners(asked: AttentionEvalRequest, reporter: Reporter) -> tuple[Any, Any, None]:
         session, _, _ = opened(asked, reporter)
         session.data = replace(session.data, splits={"test": Corners()})
         return session, Corners(), None
 
-    monkeypatch.setattr(compare_runs, "opened", with_corners)
-    monkeypatch.setattr("toast_cli.visualize.view.recorder_for", lambda *_: Looking())
+    monkeypatch.setattr(compare_runs, "open_run", with_corners)
+    monkeypatch.setattr("toast_cli.visualize.view.build_recorder", lambda *_: Looking())
     path = kept(demo_model("linear"), tmp_path / "run", training={"eval_batch_size": 2})
-    run, _ = compare([Asked(path), Asked(path)], Reporter()).runs
+    run, _ = build_comparison([AttentionEvalRequest(path), AttentionEvalRequest(path)], Reporter()).runs
     assert run.inside == pytest.approx(np.full(4, 0.75)) and run.even == pytest.approx(1 / 64)
     assert run.correct.tolist() == [1, 0, 1, 1]
-    assert run.checks == Checks((2,), 3e-6, (), 0, 1e-7), "over both batches the largest"
+    assert run.checks == AttentionChecks((2,), 3e-6, (), 0, 1e-7), "over both batches the largest"
 
 
 def test_checks_of_all_batches_tell_how_far_off_maps_were_at_most() -> None:
-    assert worst([Checks((1, 2), 3e-7, (), 1, 0.0), Checks((1, 2), 5e-7, (), 1, 1e-8)]) == Checks(
-        (1, 2), 5e-7, (), 1, 1e-8
+    assert merge_attention_checks(
+        [AttentionChecks((1, 2), 3e-7, (), 1, 0.0), AttentionChecks((1, 2), 5e-7, (), 1, 1e-8)]
+    ) == AttentionChecks((1, 2), 5e-7, (), 1, 1e-8)
+    assert (
+        merge_attention_checks([AttentionChecks((), None, (0,))]) == AttentionChecks((), None, (0,))
+        and merge_attention_checks([None, None]) is None
     )
-    assert worst([Checks((), None, (0,))]) == Checks((), None, (0,)) and worst([None, None]) is None
 
 
-def shown(name: str, **options: Any) -> Shown:
+def shown(name: str, **options: Any) -> EvaluationImages:
     """What a run is shown of a small demo."""
     small = {"name": "demo", "test_images": 6, **options}
     recipe = recipe_of(dataset=small)
-    data = open_source(recipe.dataset, None)  # type: ignore[arg-type]
-    return Shown(Path(name), data.splits["test"], data.classes, recipe)  # type: ignore[arg-type]
+    data = open_demo(recipe.dataset, None)  # type: ignore[arg-type]
+    return EvaluationImages(Path(name), data.splits["test"], data.classes, recipe)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -167,31 +172,31 @@ class Changed:
 
 class TestTheSameImages:
     def test_options_that_change_no_test_image_are_accepted(self) -> None:
-        check_same(shown("one"), shown("other", train_images=7), Reporter())
+        check_same_images(shown("one"), shown("other", train_images=7), Reporter())
 
     def test_images_of_one_name_and_other_pixels_are_refused_by_the_first_of_them(self) -> None:
         with pytest.raises(ToastError, match="not measured on the same images") as found:
-            check_same(shown("one"), shown("other", world_seed=1), Reporter())
+            check_same_images(shown("one"), shown("other", world_seed=1), Reporter())
         assert "fine/test/000000" in found.value.why and "other" in found.value.what
         smaller = shown("other", side=32)
         with pytest.raises(ToastError, match="fine/test/000000"):
-            check_same(shown("one"), smaller, Reporter())
+            check_same_images(shown("one"), smaller, Reporter())
 
     def test_other_names_and_numbers_of_images_are_refused(self) -> None:
         with pytest.raises(ToastError, match="It has 5, and one has 6"):
-            check_same(shown("one"), shown("other", test_images=5), Reporter())
+            check_same_images(shown("one"), shown("other", test_images=5), Reporter())
         one, other = shown("one"), shown("other")
         renamed = replace(other, split=Changed(other.split, renamed=3))
         with pytest.raises(ToastError, match="is another, where one has fine/test/000003"):
-            check_same(one, renamed, Reporter())
+            check_same_images(one, renamed, Reporter())
 
     def test_other_marks_of_the_object_are_refused(self) -> None:
         one, other = shown("one"), shown("other", train_images=7)
         boxed = replace(other, split=Changed(other.split, marks="its box"))
         with pytest.raises(ToastError, match="What marks the object") as found:
-            check_same(one, boxed, Reporter())
+            check_same_images(one, boxed, Reporter())
         assert "its exact pixels in one, its box in other" in found.value.why
         with pytest.raises(ToastError, match="its exact pixels in one, nothing in other"):
-            check_same(one, replace(other, split=Changed(other.split, has_masks=False)), Reporter())
+            check_same_images(one, replace(other, split=Changed(other.split, has_masks=False)), Reporter())
         with pytest.raises(ToastError, match=r"The first in which it differs is fine/test/000002\."):
-            check_same(one, replace(other, split=Changed(other.split, other_mask=2)), Reporter())
+            check_same_images(one, replace(other, split=Changed(other.split, other_mask=2)), Reporter())

@@ -21,7 +21,7 @@ from PIL import Image
 from toast_cli import registry
 from toast_cli.data.base import DataSet
 from toast_cli.data.images.file_split import FileSplit
-from toast_cli.recipe.parse import build_dataset
+from toast_cli.recipe.parse import build_dataset_options
 
 Pack = Callable[[Path], str]
 """Packs a folder of images some other way, and returns what `--dataset` calls the result."""
@@ -126,8 +126,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(dataset: str) -> DataSet:
-    options = build_dataset(dataset)
-    return registry.load(registry.SOURCES, options.name).open(options, None)
+    options = build_dataset_options(dataset)
+    return registry.load_entry(registry.SOURCES, options.name).open(options, None)
 
 
 @pytest.mark.parametrize("pack", PACKS[1:])

@@ -12,7 +12,7 @@ from pydantic import Field
 from toast_cli import registry
 from toast_cli.backbones.base import BackboneOptions, Card, Family
 from toast_cli.recipe import builtin
-from toast_cli.utils.config import Options
+from toast_cli.utils.config import BaseOptions
 from toast_cli.utils.errors import ToastError
 
 
@@ -20,17 +20,17 @@ class Vit(BackboneOptions):
     image_size: int | tuple[int, int] | None = None
 
 
-class Birds(Options):
+class Birds(BaseOptions):
     name: Literal["birds"] = "birds"
     shots: int | None = None
 
 
-class Folder(Options):
+class Folder(BaseOptions):
     name: Literal["folder"] = "folder"
     path: str
 
 
-class Toast(Options):
+class Toast(BaseOptions):
     name: Literal["toast"] = "toast"
     train_P: bool = True
     start: str = "least-squares"
@@ -41,11 +41,11 @@ class Lite(Toast):
     rank: int = Field(4, ge=1)
 
 
-class Bare(Options):
+class Bare(BaseOptions):
     name: Literal["bare"] = "bare"
 
 
-class Classification(Options):
+class Classification(BaseOptions):
     name: Literal["classification"] = "classification"
 
 
@@ -65,15 +65,15 @@ class Point:
         return self.thing
 
 
-def plugins(**things: Any) -> dict[str, tuple[registry.Entry, ...]]:
+def plugins(**things: Any) -> dict[str, tuple[registry.RegistryEntry, ...]]:
     return {
-        name: (registry.Entry(name, f"{name}:THING", "house", Point(thing)),)  # type: ignore[arg-type]
+        name: (registry.RegistryEntry(name, f"{name}:THING", "house", Point(thing)),)  # type: ignore[arg-type]
         for name, thing in things.items()
     }
 
 
 @pytest.fixture
-def house() -> dict[str, dict[str, tuple[registry.Entry, ...]]]:
+def house() -> dict[str, dict[str, tuple[registry.RegistryEntry, ...]]]:
     """What is registered; a test may add to it."""
     options = {
         registry.SOURCES: {"birds": Birds, "folder": Folder},
@@ -91,7 +91,7 @@ def house() -> dict[str, dict[str, tuple[registry.Entry, ...]]]:
 
 @pytest.fixture(autouse=True)
 def registered(house: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "entries", lambda group: house.get(group, {}))
+    monkeypatch.setattr(registry, "list_entries", lambda group: house.get(group, {}))
 
 
 @pytest.fixture
@@ -109,11 +109,11 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = folder / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    monkeypatch.setattr(builtin, "root", lambda: folder)
+    monkeypatch.setattr(builtin, "get_recipes_folder", lambda: folder)
     return folder
 
 
 @pytest.fixture
-def broken() -> dict[str, tuple[registry.Entry, ...]]:
+def broken() -> dict[str, tuple[registry.RegistryEntry, ...]]:
     """A plugin whose module cannot be imported."""
     return plugins(broken=ImportError("no module named 'missing_dep'"), cold=ToastError("It is cold."))

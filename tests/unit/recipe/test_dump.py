@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from toast_cli.recipe.dump import to_yaml
-from toast_cli.recipe.json_schema import recipe_schema
-from toast_cli.recipe.parse import build, build_recipe
+from toast_cli.recipe.json_schema import build_recipe_schema
+from toast_cli.recipe.parse import build_recipe, validate_partial_recipe
 from toast_cli.recipe.safe_yaml import parse_recipe
 
 RAW: dict[str, Any] = {"backbone": "vit_b", "dataset": "folder:.", "method": "lite"}
@@ -22,7 +22,7 @@ def test_a_recipe_reads_back_as_itself(text: str) -> None:
     backbone = {"name": "vit_b", "image_size": [224, 96]}
     recipe = build_recipe({**RAW, "backbone": backbone, "data_dir": text, "training": training}, {}, "here")
     written = to_yaml(recipe)
-    assert build(parse_recipe(written, "again")) == recipe
+    assert validate_partial_recipe(parse_recipe(written, "again")) == recipe
     assert "!!" not in written
     assert yaml.safe_load(written)["data_dir"] == text, "other readers of YAML agree about text"
 
@@ -36,7 +36,7 @@ def test_sections_come_first_and_begin_with_their_name() -> None:
 
 def test_the_schema_offers_what_is_registered(house: dict[str, Any], broken: dict[str, Any]) -> None:
     house["toast.methods"].update(broken)
-    schema = recipe_schema()
+    schema = build_recipe_schema()
     assert schema["required"] == ["backbone", "dataset", "method"]
     short, *long = schema["properties"]["method"]["oneOf"]
     assert short == {"enum": ["bare", "lite", "toast"]}, "what fails to load is left out"

@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 
 from toast_cli.recipe.overrides import apply_overrides
-from toast_cli.recipe.parse import build
-from toast_cli.recipe.partial_recipe import Draft
+from toast_cli.recipe.parse import validate_partial_recipe
+from toast_cli.recipe.partial_recipe import PartialRecipe
 from toast_cli.utils.errors import UsageError
 
 
-def draft() -> Draft:
+def draft() -> PartialRecipe:
     method = {"name": "lite", "rank": 8}
-    return Draft({"backbone": "vit_b", "dataset": "birds", "method": method, "seed": 1}, {}, "r.yaml")
+    return PartialRecipe({"backbone": "vit_b", "dataset": "birds", "method": method, "seed": 1}, {}, "r.yaml")
 
 
 def test_overrides_reach_any_field() -> None:
@@ -18,7 +18,7 @@ def test_overrides_reach_any_field() -> None:
     dropped = apply_overrides(
         changed, ["training.lr=1e-3", "method.train_P=false", "images.mean=[0.5,0.5,0.5]", "backbone.weights=none"]
     )
-    recipe = build(changed)
+    recipe = validate_partial_recipe(changed)
     assert dropped == []
     assert recipe.training.lr == 0.001
     assert recipe.method.train_P is False  # type: ignore[attr-defined]
@@ -81,6 +81,6 @@ def test_a_wrong_value_is_traced_to_its_override(override: str, words: list[str]
     changed = draft()
     apply_overrides(changed, [override])
     with pytest.raises(UsageError) as refused:
-        build(changed)
+        validate_partial_recipe(changed)
     for word in words:
         assert word in str(refused.value)

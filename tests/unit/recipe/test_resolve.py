@@ -9,7 +9,12 @@ import pytest
 
 from toast_cli.recipe import builtin
 from toast_cli.recipe import resolve as library
-from toast_cli.recipe.resolve import Match, find, for_pair, header, names, resolve
+from toast_cli.recipe.builtin import find_recipe, get_header_comment, list_recipes
+from toast_cli.recipe.resolve import (
+    RecipeMatch,
+    find_nearest_recipe,
+    resolve_recipe,
+)
 from toast_cli.recipe.safe_yaml import parse_recipe
 from toast_cli.utils.errors import UsageError
 
@@ -17,61 +22,61 @@ pytestmark = pytest.mark.usefixtures("shelf")
 
 
 def test_built_in_recipes_are_found_by_name() -> None:
-    assert names() == ["demo/toast", "fgvc/birds-a", "fgvc/birds-b", "fgvc/birds-c", "general/toast"]
-    assert find("demo/toast").built_in
-    assert find("demo/toast.yaml").name == "demo/toast"
+    assert list_recipes() == ["demo/toast", "fgvc/birds-a", "fgvc/birds-b", "fgvc/birds-c", "general/toast"]
+    assert find_recipe("demo/toast").built_in
+    assert find_recipe("demo/toast.yaml").name == "demo/toast"
 
 
 def test_a_file_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "toast").write_text("mine: true")
-    assert find("demo/toast").text == "mine: true"
+    assert find_recipe("demo/toast").text == "mine: true"
 
 
 @pytest.mark.parametrize("name", ["demo/tost", "demo/tost.yaml"])
 def test_an_unknown_name_is_answered_with_the_nearest(name: str) -> None:
     with pytest.raises(UsageError, match="Did you mean 'demo/toast'"):
-        find(name)
+        find_recipe(name)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_no_recipe_and_is_not_said_to_be_absent(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.yaml")
     with pytest.raises(UsageError, match=r"a\.yaml is no recipe"):
-        find(str(tmp_path / "a.yaml"))
+        find_recipe(str(tmp_path / "a.yaml"))
 
 
 def test_the_header_is_the_opening_comment() -> None:
-    assert header("# One.\n#  two\n\n# not this\na: 1\n") == "One.\n two"
-    assert header("a: 1\n# no\n") == ""
+    assert get_header_comment("# One.\n#  two\n\n# not this\na: 1\n") == "One.\n two"
+    assert get_header_comment("a: 1\n# no\n") == ""
 
 
 @pytest.mark.parametrize(
     ("wanted", "match"),
     [
-        ((None, "birds", None), Match("demo/toast", ())),
-        (("vit_b", "birds", None), Match("fgvc/birds-c", ())),
-        (("vit_b", "birds", "lite"), Match("fgvc/birds-b", ())),
-        ((None, "birds", "lite"), Match("fgvc/birds-a", ())),
-        (("vit:x", "birds:/p", "lite"), Match("fgvc/birds-a", ("backbone",))),
-        (("vit_s", "birds", "full"), Match("demo/toast", ("method",))),
+        ((None, "birds", None), RecipeMatch("demo/toast", ())),
+        (("vit_b", "birds", None), RecipeMatch("fgvc/birds-c", ())),
+        (("vit_b", "birds", "lite"), RecipeMatch("fgvc/birds-b", ())),
+        ((None, "birds", "lite"), RecipeMatch("fgvc/birds-a", ())),
+        (("vit:x", "birds:/p", "lite"), RecipeMatch("fgvc/birds-a", ("backbone",))),
+        (("vit_s", "birds", "full"), RecipeMatch("demo/toast", ("method",))),
         ((None, "folder:x", None), None),
     ],
 )
 def test_the_nearest_recipe_goes_by_method_then_backbone(
-    wanted: tuple[str | None, str, str | None], match: Match | None
+    wanted: tuple[str | None, str, str | None], match: RecipeMatch | None
 ) -> None:
-    assert for_pair(*wanted) == match
+    assert find_nearest_recipe(*wanted) == match
 
 
 def test_thirty_recipes_are_searched_in_a_moment(shelf: Path) -> None:
     for number in range(30):
         text = (shelf / "fgvc/birds-b.yaml").read_text()
         (shelf / f"fgvc/more-{number}.yaml").write_text(text + "images:\n  resize: 256\n")
-    for_pair(None, "birds", None)
+    find_nearest_recipe(None, "birds", None)
     began = time.perf_counter()
-    for_pair(None, "birds", None)
+    find_nearest_recipe(None, "birds", None)
     assert time.perf_counter() - began < 0.5  # 0.02 on an idle core; room for a busy one
 
 
@@ -80,28 +85,30 @@ def test_the_recipes_are_read_but_not_parsed_again_for_every_run_of_a_suite(monk
     monkeypatch.setattr(
         library, "parse_recipe", lambda text, origin: parsed.append(origin) or parse_recipe(text, origin)
     )
-    monkeypatch.setattr(builtin, "names", lambda: listed.append(1) or names())
-    for_pair(None, "birds", None)
+    monkeypatch.setattr(builtin, "list_recipes", lambda: listed.append(1) or list_recipes())
+    find_nearest_recipe(None, "birds", None)
     parsed.clear()
-    assert for_pair("vit_b", "birds", None) == Match("fgvc/birds-c", ())
+    assert find_nearest_recipe("vit_b", "birds", None) == RecipeMatch("fgvc/birds-c", ())
     assert (parsed, listed) == ([], []), "nor is the folder listed for each of them"
 
 
 def test_without_arguments_it_is_the_demo() -> None:
-    resolved = resolve()
+    resolved = resolve_recipe()
     assert resolved.name == "demo/toast"
     assert resolved.source == "Recipe: demo/toast (built in)"
     assert resolved.messages == []
 
 
 def test_a_method_alone_is_put_into_the_demo() -> None:
-    resolved = resolve(method="lite")
+    resolved = resolve_recipe(method="lite")
     assert (resolved.name, resolved.recipe.method.name) == ("demo/toast", "lite")  # type: ignore[attr-defined]
     assert resolved.messages == ["The training settings of demo/toast were made for toast, not lite."]
 
 
 def test_a_data_set_without_recipes_takes_the_general_one() -> None:
-    resolved = resolve(dataset="folder:/x", backbone="vit_s", seed=3, device="cpu", precision="fp32", data_dir="/d")
+    resolved = resolve_recipe(
+        dataset="folder:/x", backbone="vit_s", seed=3, device="cpu", precision="fp32", data_dir="/d"
+    )
     recipe = resolved.recipe
     assert resolved.name == "general/toast"
     assert recipe.dataset.path == "/x"  # type: ignore[attr-defined]
@@ -110,17 +117,17 @@ def test_a_data_set_without_recipes_takes_the_general_one() -> None:
 
 def test_a_data_set_without_recipes_needs_a_backbone() -> None:
     with pytest.raises(UsageError, match="Add --backbone"):
-        resolve(dataset="folder:/x")
+        resolve_recipe(dataset="folder:/x")
 
 
 def test_an_unknown_data_set_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"'bird' \(from --dataset\)") as refused:
-        resolve(dataset="bird")
+        resolve_recipe(dataset="bird")
     assert "Did you mean 'birds'?" in str(refused.value)
 
 
 def test_what_is_dropped_and_what_was_made_for_something_else_is_said() -> None:
-    resolved = resolve(recipe="fgvc/birds-b", method="toast", overrides=["training.epochs=2"])
+    resolved = resolve_recipe(recipe="fgvc/birds-b", method="toast", overrides=["training.epochs=2"])
     assert resolved.recipe.training.lr == 0.03
     assert resolved.recipe.training.epochs == 2
     assert resolved.messages == [
@@ -148,18 +155,18 @@ def test_a_recipes_own_start_gives_way_to_one_that_is_asked_for(
 ) -> None:
     with (shelf / "demo/toast.yaml").open("a") as recipe:
         recipe.write("init_from: shipped\n")
-    resolved = resolve(recipe="demo/toast", **asked)
+    resolved = resolve_recipe(recipe="demo/toast", **asked)
     assert resolved.recipe.init_from == start
     assert any("init_from" in message for message in resolved.messages) is (start is None)
 
 
 def test_weights_stay_with_the_backbone_that_they_are_given_with() -> None:
-    assert resolve(backbone="vit_b", weights="none").recipe.backbone.weights == "none"
+    assert resolve_recipe(backbone="vit_b", weights="none").recipe.backbone.weights == "none"
 
 
 def test_a_wrong_option_is_traced_to_the_option() -> None:
     with pytest.raises(UsageError) as refused:
-        resolve(method="lit", backbone="vit_x", seed=-1, precision="fp8")
+        resolve_recipe(method="lit", backbone="vit_x", seed=-1, precision="fp8")
     message = str(refused.value)
     assert message.startswith("These settings cannot be used.")
     assert "method.name = 'lit' (from --method)" in message

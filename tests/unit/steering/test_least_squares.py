@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from toast_cli.backbones.base import Trace
-from toast_cli.steering.least_squares import RIDGE, least_squares_start
-from toast_cli.steering.reconstruction import reconstruction_losses
+from toast_cli.steering.least_squares import RIDGE, initialize_least_squares
+from toast_cli.steering.reconstruction import compute_reconstruction_losses
 from toast_cli.steering.steering import Steering
 from toast_cli.utils.errors import ToastError
 from toast_vit.backbone import VitBackbone
@@ -23,7 +23,7 @@ def activations(backbone: VitBackbone, images: Tensor) -> Trace:
 
 def started(backbone: VitBackbone, images: Tensor, batch: int) -> Steering:
     steering = Steering(backbone).double()
-    least_squares_start(steering, backbone, images.split(batch))
+    initialize_least_squares(steering, backbone, images.split(batch))
     return steering
 
 
@@ -45,8 +45,8 @@ def test_it_does_not_matter_how_the_images_are_batched(tiny_vit: VitBackbone, im
 
 def test_it_rebuilds_inputs_better_than_the_random_start_at_every_level(tiny_vit: VitBackbone, images: Tensor) -> None:
     trace = activations(tiny_vit, images)
-    random = reconstruction_losses(Steering(tiny_vit).double(), trace)
-    solved = reconstruction_losses(started(tiny_vit, images, batch=8), trace)
+    random = compute_reconstruction_losses(Steering(tiny_vit).double(), trace)
+    solved = compute_reconstruction_losses(started(tiny_vit, images, batch=8), trace)
     assert all(after < 0.5 * before for after, before in zip(solved, random, strict=True))
 
 
@@ -64,4 +64,4 @@ def test_B_is_zero_P_the_identity_and_xi_the_mean_direction_of_the_tokens(
 
 def test_without_an_image_it_says_so(tiny_vit: VitBackbone) -> None:
     with pytest.raises(ToastError, match="no input"):
-        least_squares_start(Steering(tiny_vit), tiny_vit, [])
+        initialize_least_squares(Steering(tiny_vit), tiny_vit, [])

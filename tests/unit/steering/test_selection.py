@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from toast_cli.backbones.base import Readout
-from toast_cli.steering.selection import Selection
+from toast_cli.steering.selection import FeatureSelection
 
 
 def readout(z: torch.Tensor, compared: torch.Tensor | None = None) -> Readout:
@@ -13,7 +13,7 @@ def readout(z: torch.Tensor, compared: torch.Tensor | None = None) -> Readout:
 
 
 def test_a_token_along_xi_passes_whole_one_across_or_against_it_not_at_all() -> None:
-    selection = Selection(2)
+    selection = FeatureSelection(2)
     selection.xi.data = torch.tensor([3.0, 0.0])
     z = torch.tensor([[[5.0, 0.0], [0.0, 7.0], [-2.0, 0.0], [1.0, 1.0]]])
     m, s = selection(readout(z))
@@ -22,7 +22,7 @@ def test_a_token_along_xi_passes_whole_one_across_or_against_it_not_at_all() -> 
 
 
 def test_P_multiplies_from_the_left() -> None:
-    selection = Selection(2)
+    selection = FeatureSelection(2)
     selection.xi.data = torch.tensor([1.0, 0.0])
     selection.P.data = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
     _, s = selection(readout(torch.tensor([[[1.0, 0.0]]])))
@@ -31,7 +31,7 @@ def test_P_multiplies_from_the_left() -> None:
 
 def test_a_map_is_selected_cell_by_cell_like_the_same_tokens() -> None:
     torch.manual_seed(0)
-    tokens, maps = Selection(4), Selection(4, channel_dim=1)
+    tokens, maps = FeatureSelection(4), FeatureSelection(4, channel_dim=1)
     maps.load_state_dict(tokens.state_dict())
     z, compared = torch.randn(2, 6, 4), torch.randn(2, 6, 4)
 

@@ -12,7 +12,7 @@ from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.steering import Steering
-from toast_cli.storage.pretuned import artifact_path, start_from
+from toast_cli.storage.pretuned import initialize_from_artifact, resolve_artifact_path
 from toast_cli.utils.errors import ToastError
 
 
@@ -31,9 +31,9 @@ def made(**backbone: Any) -> tuple[Model, Recipe]:
 def test_it_starts_a_model_at_whatever_size_its_images_are(size: Any) -> None:
     model, recipe = made(image_size=size)
     drawn = torch.random.get_rng_state()
-    start_from(artifact_path(recipe), model, recipe)
+    initialize_from_artifact(resolve_artifact_path(recipe), model, recipe)
     assert torch.equal(torch.random.get_rng_state(), drawn), "what is random later does not depend on the size"
-    kept = load_file(artifact_path(recipe) / "feedback.safetensors")
+    kept = load_file(resolve_artifact_path(recipe) / "feedback.safetensors")
     steering = model.adapted.steering
     assert isinstance(steering, Steering)
     assert torch.equal(steering.feedback.A[0].weight, kept["A.0"]) and kept["A.0"].abs().sum() > 0
@@ -43,4 +43,4 @@ def test_it_starts_a_model_at_whatever_size_its_images_are(size: Any) -> None:
 def test_weights_that_differ_are_refused_at_every_size(size: Any) -> None:
     model, recipe = made(weights="none", image_size=size)
     with pytest.raises(ToastError, match="pre-tuned on other weights"):
-        start_from(artifact_path(recipe), model, recipe)
+        initialize_from_artifact(resolve_artifact_path(recipe), model, recipe)

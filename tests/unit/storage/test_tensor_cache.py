@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from toast_cli.storage.tensor_cache import Slots
+from toast_cli.storage.tensor_cache import TensorCache
 from toast_cli.utils.errors import ToastError
-from toast_cli.utils.hashing import digest_of
+from toast_cli.utils.hashing import hash_bytes
 
 SHAPES = {"z": (5, 3), "hidden": (5, 4)}
-ONE, OTHER = digest_of(b"one"), digest_of(b"other")
+ONE, OTHER = hash_bytes(b"one"), hash_bytes(b"other")
 
 
-def opened(folder: Path, dtype: torch.dtype = torch.float16, **key: Any) -> Slots:
-    return Slots(folder, {"backbone": "abc", **key}, 4, SHAPES, dtype)
+def opened(folder: Path, dtype: torch.dtype = torch.float16, **key: Any) -> TensorCache:
+    return TensorCache(folder, {"backbone": "abc", **key}, 4, SHAPES, dtype)
 
 
 def tensors(seed: int = 0) -> dict[str, Tensor]:
@@ -134,11 +134,11 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monk
     assert not list(tmp_path.rglob("*.bin"))
 
 
-def large(folder: Path) -> Slots:
-    return Slots(folder, {"backbone": "abc"}, 64, {"z": (1024,)}, torch.float32)
+def large(folder: Path) -> TensorCache:
+    return TensorCache(folder, {"backbone": "abc"}, 64, {"z": (1024,)}, torch.float32)
 
 
-def holes(slots: Slots) -> bool:
+def holes(slots: TensorCache) -> bool:
     found = (slots.path / "z.bin").stat()
     return found.st_blocks * 512 < found.st_size
 

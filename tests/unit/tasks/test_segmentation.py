@@ -16,13 +16,13 @@ from toast_cli.backbones.base import Trace
 from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.tasks.iou import OverlapMeter
-from toast_cli.tasks.segmentation import Options, Segmentation
-from toast_cli.tasks.sliding_window import places, slide
-from toast_cli.tasks.upernet import SegmentationHead, chosen_levels, maps_of
-from toast_cli.training.distributed.fsdp import check_even
-from toast_cli.training.optimization import make_schedule
-from toast_cli.utils.constants import IGNORED
+from toast_cli.tasks.iou import SegmentationMeter
+from toast_cli.tasks.segmentation import Segmentation, SegmentationOptions
+from toast_cli.tasks.sliding_window import compute_window_starts, predict_sliding_window
+from toast_cli.tasks.upernet import SegmentationHead, extract_feature_maps, select_pyramid_levels
+from toast_cli.training.distributed.fsdp import check_uniform_forward_calls
+from toast_cli.training.optimization import make_scheduler
+from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
 
 CLASSES = ("ground", "cat", "dog")
@@ -52,13 +52,13 @@ def scores_for(predicted: Any) -> Tensor:
     return F.one_hot(torch.tensor(predicted), len(CLASSES)).movedim(-1, 1).float() * 5
 
 
-LABELS = [[[0, 0, 1], [1, 1, IGNORED]]]
+LABELS = [[[0, 0, 1], [1, 1, IGNORE_INDEX]]]
 PREDICTED = [[[0, 1, 1], [1, 0, 2]]]
 
 
 class TestOverlap:
     def test_iou_and_accuracy_are_what_counting_pixels_by_hand_gives(self) -> None:
-        meter = OverlapMeter(CLASSES)
+        meter = SegmentationMeter(CLASSES)
         meter.add(scores_for(PREDICTED), as_batch(LABELS))
         found = meter.result()
         # ground: 1 pixel right, labelled 2, predicted 2: 1 of 3. cat: 2 right, labelled 3, predicted 3: 2 of 4.
@@ -71,15 +71,15 @@ class TestOverlap:
     def test_many_pixels_come_to_what_torchmetrics_has_for_them(self) -> None:
         torch.manual_seed(3)
         logits, labels = torch.randn(3, 3, 20, 30), torch.randint(0, 3, (3, 20, 30))
-        labels[torch.rand(3, 20, 30) < 0.3] = IGNORED
+        labels[torch.rand(3, 20, 30) < 0.3] = IGNORE_INDEX
         logits[..., :15].scatter_add_(1, labels[:, None, :, :15].clamp_min(0), torch.full((3, 1, 20, 15), 2.0))
-        meter = OverlapMeter(CLASSES)
+        meter = SegmentationMeter(CLASSES)
         meter.add(logits, {"labels": labels})
-        theirs = MulticlassJaccardIndex(3, average="none", ignore_index=IGNORED)(logits.argmax(1), labels)
+        theirs = MulticlassJaccardIndex(3, average="none", ignore_index=IGNORE_INDEX)(logits.argmax(1), labels)
         assert list(meter.result()["iou"].values()) == pytest.approx(theirs.tolist())
 
     def test_a_class_that_is_predicted_but_nowhere_labelled_counts_as_zero(self) -> None:
-        meter = OverlapMeter(CLASSES)
+        meter = SegmentationMeter(CLASSES)
         meter.add(scores_for([[[0, 2]]]), as_batch([[[0, 0]]]))
         assert meter.result()["iou"] == {"ground": 0.5, "cat": None, "dog": 0.0}
         assert meter.result()["mean_iou"] == 0.25
@@ -87,13 +87,13 @@ class TestOverlap:
     def test_the_loss_is_the_mean_over_labelled_pixels_alone(self) -> None:
         torch.manual_seed(0)
         logits, labels = torch.randn(1, 3, 2, 3), torch.tensor(LABELS)
-        meter = OverlapMeter(CLASSES)
+        meter = SegmentationMeter(CLASSES)
         meter.add(logits, {"labels": labels})
         by_hand = [
             -logits[0, :, row, column].log_softmax(0)[labels[0, row, column]]
             for row in range(2)
             for column in range(3)
-            if labels[0, row, column] != IGNORED
+            if labels[0, row, column] != IGNORE_INDEX
         ]
         assert meter.result()["loss"] == pytest.approx(float(torch.stack(by_hand).mean()))
 
@@ -101,11 +101,11 @@ class TestOverlap:
         torch.manual_seed(0)
 
         def drawn() -> tuple[Tensor, dict[str, Tensor]]:
-            labels = torch.randint(0, 3, (2, 9, 7)).masked_fill(torch.rand(2, 9, 7) < 0.2, IGNORED)
+            labels = torch.randint(0, 3, (2, 9, 7)).masked_fill(torch.rand(2, 9, 7) < 0.2, IGNORE_INDEX)
             return torch.randn(2, 3, 9, 7), {"labels": labels}
 
         batches = [drawn() for _ in range(4)]
-        whole, first, second, kept = (OverlapMeter(CLASSES) for _ in range(4))
+        whole, first, second, kept = (SegmentationMeter(CLASSES) for _ in range(4))
         for number, (logits, batch) in enumerate(batches):
             whole.add(logits, batch)
             (first if number % 2 else second).add(logits, batch)
@@ -117,28 +117,28 @@ class TestOverlap:
     def test_scores_of_a_resized_image_are_judged_at_its_own_size_without_its_padding(self) -> None:
         logits = torch.full((1, 3, 4, 6), 9.0)
         logits[0, :, :2, :4] = scores_for([[[1, 1, 2, 2], [1, 1, 2, 2]]])[0]
-        labels = torch.full((1, 5, 9), IGNORED)
+        labels = torch.full((1, 5, 9), IGNORE_INDEX)
         labels[0, :4, :8] = torch.tensor([1, 1, 1, 1, 2, 2, 2, 2])
-        meter = OverlapMeter(CLASSES)
+        meter = SegmentationMeter(CLASSES)
         sizes = {"extent": torch.tensor([[2, 4]]), "size": torch.tensor([[4, 8]])}
         meter.add(logits, {"labels": labels, **sizes})
         assert meter.result()["pixels"] == 32
         assert meter.result()["mean_iou"] == 1.0
 
     def test_a_split_without_a_labelled_pixel_is_said_and_not_a_number(self) -> None:
-        meter = OverlapMeter(CLASSES)
-        meter.add(scores_for(PREDICTED), as_batch([[[IGNORED] * 3] * 2]))
+        meter = SegmentationMeter(CLASSES)
+        meter.add(scores_for(PREDICTED), as_batch([[[IGNORE_INDEX] * 3] * 2]))
         with pytest.raises(ToastError, match="no pixel of this split has a class"):
             meter.result()
 
 
 class TestWindows:
     def test_they_cover_a_side_and_end_where_it_does(self) -> None:
-        assert places(10, 4, 3) == [0, 3, 6]
-        assert places(11, 4, 3) == [0, 3, 6, 7]
-        assert places(4, 4, 3) == [0]
+        assert compute_window_starts(10, 4, 3) == [0, 3, 6]
+        assert compute_window_starts(11, 4, 3) == [0, 3, 6, 7]
+        assert compute_window_starts(4, 4, 3) == [0]
         with pytest.raises(ValueError, match="does not fit"):
-            places(3, 4, 3)
+            compute_window_starts(3, 4, 3)
 
     def test_every_pixel_gets_the_mean_of_the_windows_that_cover_it(self) -> None:
         looked: list[int] = []
@@ -147,14 +147,14 @@ class TestWindows:
             looked.append(len(windows))
             return torch.arange(sum(looked[:-1]), sum(looked)).float()[:, None, None, None].expand(-1, 2, 2, 4)
 
-        found = slide(scores, torch.zeros(3, 2, 7), (2, 4), (2, 2), at_once=2)
+        found = predict_sliding_window(scores, torch.zeros(3, 2, 7), (2, 4), (2, 2), at_once=2)
         # Windows 0, 1 and 2 begin at columns 0, 2 and 3.
         assert looked == [2, 1]
         assert found.shape == (2, 2, 7)
         assert torch.allclose(found[0, 0], torch.tensor([0, 0, 0.5, 1, 1.5, 1.5, 2]))
 
     def test_what_was_scored_in_half_precision_is_summed_in_single(self) -> None:
-        found = slide(
+        found = predict_sliding_window(
             lambda windows: torch.full((len(windows), 1, 4, 4), 1 / 3).bfloat16(),
             torch.zeros(3, 4, 9),
             (4, 4),
@@ -170,7 +170,7 @@ class TestWindows:
         image = images_for(model, 1)
         objective = model.objective
         assert isinstance(objective, Segmentation)
-        slid = slide(model, image[0], objective.window, objective.window, 1)
+        slid = predict_sliding_window(model, image[0], objective.window, objective.window, 1)
         assert torch.allclose(slid, model(image)[0], atol=1e-6)
 
     @torch.no_grad()
@@ -197,7 +197,9 @@ class TestWindows:
         batch = {"image": torch.zeros(1, 3, 8, 24), "extent": torch.tensor([[8, 24]])}
         for stride, windows in ((1.0, 3), (0.5, 5), (0.25, 9)):
             looked.clear()
-            Segmentation(torch.nn.Identity(), CLASSES, (8, 8), Options(stride=stride)).predict(scores, batch)
+            Segmentation(torch.nn.Identity(), CLASSES, (8, 8), SegmentationOptions(stride=stride)).predict(
+                scores, batch
+            )
             assert sum(looked) == windows
 
 
@@ -220,7 +222,7 @@ class TestFeatures:
         assert isinstance(head, SegmentationHead)
         trace = Trace(levels=True)
         readout = model.adapted(images, trace).last
-        features = maps_of(model.backbone, readout, trace.outputs, images)
+        features = extract_feature_maps(model.backbone, readout, trace.outputs, images)
         scales = [layer(map) for layer, map in zip(head.pyramid, features.maps, strict=True)]
         if sides is None:
             assert all(scaled is stage for scaled, stage in zip(scales[:3], trace.outputs[:3], strict=True))
@@ -235,7 +237,7 @@ class TestFeatures:
         assert isinstance(head, SegmentationHead)
         head.training = True  # itself alone: nothing in it is dropped by chance
         trace = Trace(levels=True)
-        features = maps_of(model.backbone, model.adapted(images, trace).last, trace.outputs, images)
+        features = extract_feature_maps(model.backbone, model.adapted(images, trace).last, trace.outputs, images)
         before = head(features)[:, len(CLASSES) :]
         moved = []
         for place in range(4):
@@ -244,10 +246,10 @@ class TestFeatures:
         assert moved == [False, False, True, False]
 
     def test_levels_are_evenly_spaced_and_end_at_the_last(self) -> None:
-        card = registry.backbone_card("vit:vit_base_patch16_224")
+        card = registry.load_backbone_card("vit:vit_base_patch16_224")
         backbone = model_of("linear").backbone
         backbone.levels = [backbone.levels[0]] * 12
-        assert chosen_levels(backbone) == [2, 5, 8, 11] and card.family == "vit"
+        assert select_pyramid_levels(backbone) == [2, 5, 8, 11] and card.family == "vit"
 
     @torch.no_grad()
     def test_a_token_lies_where_its_patch_does_and_the_class_token_nowhere(self) -> None:
@@ -257,7 +259,7 @@ class TestFeatures:
         tokens[0, 0] = 7.0
         tokens[0, 1 + 8 * 2 + 5] = 1.0
         readout = backbone.leave(backbone.enter(images))
-        maps = maps_of(backbone, readout, [tokens] * 3, images).maps
+        maps = extract_feature_maps(backbone, readout, [tokens] * 3, images).maps
         assert maps[0].shape == (1, 128, 8, 8)
         assert maps[0][0, 0].nonzero().tolist() == [[2, 5]] and float(maps[0].max()) == 1.0
 
@@ -276,9 +278,9 @@ class TestFeatures:
         read: list[Any] = []
         model.head.register_forward_pre_hook(lambda module, given: read.append(given[0]))
         model(images)
-        expected = maps_of(model.backbone, passes.last, last.outputs, images).maps
-        plain = maps_of(model.backbone, passes.first, first.outputs, images).maps
-        reached = [level >= steering.levels.start for level in chosen_levels(model.backbone)]  # type: ignore[union-attr]
+        expected = extract_feature_maps(model.backbone, passes.last, last.outputs, images).maps
+        plain = extract_feature_maps(model.backbone, passes.first, first.outputs, images).maps
+        reached = [level >= steering.levels.start for level in select_pyramid_levels(model.backbone)]  # type: ignore[union-attr]
         for map, wanted in zip(read[0].maps, expected, strict=True):
             assert torch.equal(map, wanted)
         # The last map of an early first pass is where it stopped.
@@ -314,10 +316,10 @@ class TestFeatures:
 def test_the_loss_weighs_the_auxiliary_head_and_leaves_unlabelled_pixels_out() -> None:
     torch.manual_seed(0)
     outputs, labels = torch.randn(2, 6, 4, 4), torch.randint(0, 3, (2, 4, 4))
-    labels[0, :2] = IGNORED
-    objective = Segmentation(torch.nn.Identity(), CLASSES, (4, 4), Options(auxiliary=0.25))
+    labels[0, :2] = IGNORE_INDEX
+    objective = Segmentation(torch.nn.Identity(), CLASSES, (4, 4), SegmentationOptions(auxiliary=0.25))
     own, other = outputs[:, :3].log_softmax(1), outputs[:, 3:].log_softmax(1)
-    places = [(b, y, x) for b in range(2) for y in range(4) for x in range(4) if labels[b, y, x] != IGNORED]
+    places = [(b, y, x) for b in range(2) for y in range(4) for x in range(4) if labels[b, y, x] != IGNORE_INDEX]
     by_hand = -sum(own[b, labels[b, y, x], y, x] + 0.25 * other[b, labels[b, y, x], y, x] for b, y, x in places)
     batch = {"labels": labels}
     assert torch.allclose(objective.loss(outputs, batch), torch.as_tensor(by_hand), rtol=1e-5)
@@ -325,16 +327,16 @@ def test_the_loss_weighs_the_auxiliary_head_and_leaves_unlabelled_pixels_out() -
 
 
 def test_the_epoch_is_chosen_by_mean_iou_and_not_by_pixels() -> None:
-    objective = Segmentation(torch.nn.Identity(), CLASSES, (4, 4), Options())
+    objective = Segmentation(torch.nn.Identity(), CLASSES, (4, 4), SegmentationOptions())
     assert objective.score({"mean_iou": 0.25, "pixel_accuracy": 0.9, "class_accuracy": 0.5}) == 0.25
 
 
 def test_a_model_that_windows_slide_over_is_not_divided_among_processes_which_would_wait_for_ever() -> None:
     divided = TrainingOptions(shard=True)
     with pytest.raises(UsageError, match="as often as the others"):
-        check_even(divided, model_of("linear"))
-    check_even(divided, model_of("linear", evaluation="whole"))
-    check_even(TrainingOptions(), model_of("linear"))
+        check_uniform_forward_calls(divided, model_of("linear"))
+    check_uniform_forward_calls(divided, model_of("linear", evaluation="whole"))
+    check_uniform_forward_calls(TrainingOptions(), model_of("linear"))
 
 
 @pytest.mark.parametrize("scale", [[0, 1], [2, 0.5], [-1, 1]])
@@ -351,7 +353,7 @@ def test_the_poly_schedule_is_the_remaining_share_to_its_power() -> None:
     }  # fmt: skip
     training = build_recipe(raw, {}, origin="a test").training
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.lr)
-    schedule = make_schedule(optimizer, training, steps_per_epoch=4)
+    schedule = make_scheduler(optimizer, training, steps_per_epoch=4)
     rates = []
     for step in range(40):
         schedule.step_update(step)

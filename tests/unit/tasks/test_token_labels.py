@@ -8,15 +8,15 @@ from torch import Tensor
 
 from toast_cli import registry
 from toast_cli.backbones.base import Backbone
-from toast_cli.tasks.token_labels import TokenLabels, TokenLabelsOptions, build, split_attributes
-from toast_cli.utils.constants import IGNORED
+from toast_cli.tasks.token_labels import TokenLabels, TokenLabelsOptions, build_token_labels, split_attributes
+from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
 
 CLASSES = ("ground", "beetle, ringed", "beetle, plus", "ball, ringed")
 
 
 def backbone_of(name: str = "vit_demo_3") -> Backbone:
-    card = registry.backbone_card(name)
+    card = registry.load_backbone_card(name)
     return card.build(card.options(name=name, weights="none"))
 
 
@@ -26,7 +26,9 @@ def backbone() -> Backbone:
 
 
 def task(backbone: Backbone, classes: tuple[str, ...] = CLASSES, **options: Any) -> TokenLabels:
-    return build(TokenLabelsOptions(**{"background": "ground", "attributes": True, **options}), backbone, classes)
+    return build_token_labels(
+        TokenLabelsOptions(**{"background": "ground", "attributes": True, **options}), backbone, classes
+    )
 
 
 def pixels(rows: int = 64, columns: int = 64, **boxes: tuple[int, int, int, int]) -> Tensor:
@@ -51,12 +53,12 @@ def outputs_for(objective: TokenLabels, image: list[float], patch: list[float] |
 class TestAttributes:
     def test_a_name_with_two_parts_is_two_labels(self) -> None:
         kind, marking = split_attributes(CLASSES, "ground", True)
-        assert kind.values == ("ground", "beetle", "ball") and kind.of_class == (0, 1, 1, 2)
-        assert marking.values == ("ground", "ringed", "plus") and marking.of_class == (0, 1, 2, 1)
+        assert kind.values == ("ground", "beetle", "ball") and kind.class_values == (0, 1, 1, 2)
+        assert marking.values == ("ground", "ringed", "plus") and marking.class_values == (0, 1, 2, 1)
 
     def test_without_attributes_a_class_is_one_label(self) -> None:
         (only,) = split_attributes(CLASSES, None, False)
-        assert only.values == CLASSES and only.of_class == (0, 1, 2, 3)
+        assert only.values == CLASSES and only.class_values == (0, 1, 2, 3)
 
     def test_a_background_that_is_no_class_is_refused(self) -> None:
         with pytest.raises(UsageError, match="no class 'sky'"):
@@ -79,9 +81,9 @@ class TestTargets:
     def test_a_patch_without_a_label_is_not_learned(self, backbone: Backbone) -> None:
         objective = task(backbone)
         labels = pixels()
-        labels[:8] = IGNORED
+        labels[:8] = IGNORE_INDEX
         found = objective._patch_targets(objective._pixels(batch_of(labels)), objective.attributes[0])
-        assert (found[0, :8] == IGNORED).all() and (found[0, 8:] == 0).all()
+        assert (found[0, :8] == IGNORE_INDEX).all() and (found[0, 8:] == 0).all()
 
     def test_dominant_is_the_class_with_the_most_pixels_background_left_out(self, backbone: Backbone) -> None:
         objective = task(backbone, image="dominant")
@@ -129,7 +131,7 @@ class TestLoss:
         assert float(loss) == pytest.approx(float(torch.nn.functional.softplus(torch.tensor(-1.0))), rel=1e-5)
 
     def test_a_batch_counts_the_images_with_a_label(self, backbone: Backbone) -> None:
-        nothing = torch.full((64, 64), IGNORED)
+        nothing = torch.full((64, 64), IGNORE_INDEX)
         assert task(backbone).count(batch_of(pixels(), nothing)) == 1
 
 

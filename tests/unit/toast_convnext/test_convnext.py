@@ -8,18 +8,18 @@ from torch import Tensor
 
 from toast_cli import registry
 from toast_cli.backbones.base import Backbone, Trace
-from toast_cli.model.model import Model, Stock, count
-from toast_cli.steering.least_squares import RIDGE, least_squares_start
-from toast_cli.steering.lite import add_low_rank
-from toast_cli.steering.reconstruction import reconstruction_losses
-from toast_cli.steering.steering import Steering, two_passes
+from toast_cli.model.model import BackboneSnapshot, Model, count_elements
+from toast_cli.steering.least_squares import RIDGE, initialize_least_squares
+from toast_cli.steering.lite import add_low_rank_factors
+from toast_cli.steering.reconstruction import compute_reconstruction_losses
+from toast_cli.steering.steering import Steering, run_two_passes
 from toast_cli.tasks import classification
 from toast_cli.utils.errors import ToastError, UsageError
 
 
 def tiny(model: str = "test_convnext", image_size: tuple[int, int] | None = None) -> Backbone:
     torch.manual_seed(0)
-    card = registry.backbone_card(f"convnext:{model}")
+    card = registry.load_backbone_card(f"convnext:{model}")
     backbone = card.build(card.options(name=card.name, weights="none", image_size=image_size))
     backbone.module.eval().requires_grad_(False)
     return backbone
@@ -47,7 +47,7 @@ def test_feedback_to_the_first_level_is_added_to_the_image() -> None:
 @torch.no_grad()
 def test_a_size_that_the_strides_do_not_divide_runs_as_the_stock_model_does(model: str, size: tuple[int, int]) -> None:
     backbone, images = tiny(model), torch.randn(2, 3, *size)
-    passes = two_passes(backbone, steered(backbone), images)
+    passes = run_two_passes(backbone, steered(backbone), images)
     assert torch.equal(passes.first.pooled, backbone.stock(images))
     assert passes.similarity is not None and passes.similarity.shape[1:] == backbone.grid(images)
     assert not torch.equal(passes.last.pooled, passes.first.pooled)
@@ -60,8 +60,8 @@ def test_what_the_strides_leave_over_gets_no_signal_and_changes_nothing() -> Non
     wider = torch.cat([images, torch.randn(2, 3, 64, 3)], dim=-1)
     steering = steered(backbone)
     assert torch.allclose(
-        two_passes(backbone, steering, images).last.pooled,
-        two_passes(backbone, steering, wider).last.pooled,
+        run_two_passes(backbone, steering, images).last.pooled,
+        run_two_passes(backbone, steering, wider).last.pooled,
         atol=1e-6,
     )
 
@@ -71,7 +71,7 @@ def test_least_squares_regresses_input_patches_on_output_cells(images: Tensor) -
     backbone = tiny()
     backbone.module.double()
     steering = Steering(backbone).double()
-    least_squares_start(steering, backbone, images.split(2))
+    initialize_least_squares(steering, backbone, images.split(2))
     trace = Trace(levels=True)
     backbone.run(backbone.enter(images), trace=trace)
     for A_l, level, h, o in zip(steering.feedback.A, backbone.levels, trace.inputs, trace.outputs, strict=True):
@@ -90,9 +90,9 @@ def test_least_squares_rebuilds_better_than_random_where_strides_leave_something
     trace = Trace(levels=True)
     backbone.run(backbone.enter(images), trace=trace)
     random, solved = steered(backbone), Steering(backbone)
-    least_squares_start(solved, backbone, [images])
-    before = reconstruction_losses(random, trace)
-    after = reconstruction_losses(solved, trace)
+    initialize_least_squares(solved, backbone, [images])
+    before = compute_reconstruction_losses(random, trace)
+    after = compute_reconstruction_losses(solved, trace)
     assert all(a < b for a, b in zip(after, before, strict=True))
 
 
@@ -100,26 +100,31 @@ def test_least_squares_rebuilds_better_than_random_where_strides_leave_something
 def test_lite_puts_factors_on_every_deconvolution(images: Tensor) -> None:
     backbone = tiny()
     steering = steered(backbone)
-    before = two_passes(backbone, steering, images.float()).last.pooled
-    factors = add_low_rank(steering.feedback, rank=4, alpha=1.0)
-    assert torch.equal(two_passes(backbone, steering, images.float()).last.pooled, before)
+    before = run_two_passes(backbone, steering, images.float()).last.pooled
+    factors = add_low_rank_factors(steering.feedback, rank=4, alpha=1.0)
+    assert torch.equal(run_two_passes(backbone, steering, images.float()).last.pooled, before)
     expected = sum(
         4 * (level.width_out + level.width_in * level.stride**2) + 4 * 2 * level.width_in for level in backbone.levels
     )
-    assert count(factors) == expected
+    assert count_elements(factors) == expected
     for factor in factors:
         factor.normal_(std=0.3)
-    assert not torch.equal(two_passes(backbone, steering, images.float()).last.pooled, before)
+    assert not torch.equal(run_two_passes(backbone, steering, images.float()).last.pooled, before)
 
 
 @pytest.mark.parametrize(("settings", "millions"), [({}, 4.4), ({"train_P": False}, 3.3)])
 def test_convnext_b_trains_as_many_parameters_as_the_paper_counts(settings: dict[str, bool], millions: float) -> None:
-    card, method = registry.backbone_card("convnext_b_in21k"), registry.load(registry.METHODS, "toast")
+    card, method = registry.load_backbone_card("convnext_b_in21k"), registry.load_entry(registry.METHODS, "toast")
     with torch.device("meta"):
         backbone = card.build(card.options(name=card.name, weights="none"))
         adapted = method.build(method.options(**settings), backbone)
-        task = classification.build(classification.Options(), backbone, tuple(map(str, range(200))))
-    assert round(count(Model(adapted, task, Stock("", frozenset())).trained().values()) / 1e6, 1) == millions
+        task = classification.build_classification(
+            classification.ClassificationOptions(), backbone, tuple(map(str, range(200)))
+        )
+    assert (
+        round(count_elements(Model(adapted, task, BackboneSnapshot("", frozenset())).trained().values()) / 1e6, 1)
+        == millions
+    )
 
 
 def test_another_kind_of_model_is_refused_by_name() -> None:

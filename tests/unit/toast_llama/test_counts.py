@@ -9,18 +9,20 @@ import torch
 
 from toast_cli import registry
 from toast_cli.backbones.base import Backbone
-from toast_cli.model.model import count
+from toast_cli.model.model import count_elements
 
 
 def on_meta(name: str) -> Backbone:
-    card = registry.backbone_card(name)
+    card = registry.load_backbone_card(name)
     with torch.device("meta"):
         return card.build(card.options(name=name, weights="none"))
 
 
-@pytest.mark.parametrize("name", [name for name in registry.names(registry.BACKBONES) if name.startswith("llama_")])
+@pytest.mark.parametrize(
+    "name", [name for name in registry.list_names(registry.BACKBONES) if name.startswith("llama_")]
+)
 def test_a_card_counts_what_the_model_has(name: str) -> None:
-    assert count(on_meta(name).module.parameters()) == registry.backbone_card(name).parameters
+    assert count_elements(on_meta(name).module.parameters()) == registry.load_backbone_card(name).parameters
 
 
 @pytest.mark.parametrize(
@@ -38,8 +40,8 @@ def test_a_card_counts_what_the_model_has(name: str) -> None:
 def test_a_method_trains_as_many_parameters_as_the_paper_counts(
     name: str, method: str, settings: dict[str, Any], expected: int
 ) -> None:
-    registered = registry.load(registry.METHODS, method)
+    registered = registry.load_entry(registry.METHODS, method)
     backbone = on_meta(name)
     with torch.device("meta"):
         adapted = registered.build(registered.options(**settings), backbone)
-    assert count(parameter for parameter in adapted.parameters() if parameter.requires_grad) == expected
+    assert count_elements(parameter for parameter in adapted.parameters() if parameter.requires_grad) == expected

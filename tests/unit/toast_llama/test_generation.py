@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from toast_cli import registry
-from toast_cli.steering.steering import Steering, two_passes
+from toast_cli.steering.steering import Steering, run_two_passes
 from toast_llama.generation import TwoPassLanguageModel
-from toast_llama.kv_cache import TwoCaches
+from toast_llama.kv_cache import TwoPassCache
 
 MODELS = Path(__file__).parent.parent.parent / "contract" / "language_models"
 PROMPTS = torch.tensor([[0, 0, 5, 11, 2], [7, 8, 9, 10, 11]])
@@ -23,7 +23,7 @@ MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 def writer_of(kind: str, levels: range | None = None) -> TwoPassLanguageModel:
     torch.manual_seed(0)
     name = f"llama:{MODELS / kind}"
-    card = registry.backbone_card(name)
+    card = registry.load_backbone_card(name)
     backbone = card.build(card.options(name=name, weights="none"))
     for parameter in backbone.module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # sharp enough that every token matters
@@ -34,7 +34,7 @@ def writer_of(kind: str, levels: range | None = None) -> TwoPassLanguageModel:
     steering.requires_grad_(False)
     tokens = backbone.leave(backbone.run(backbone.enter({"input_ids": PROMPTS}))).compared
     steering.selection.xi.copy_(torch.nn.functional.normalize(tokens, dim=-1).mean(dim=(0, 1)))
-    return backbone.generator(lambda inputs: two_passes(backbone, steering, inputs).last.pooled)
+    return backbone.generator(lambda inputs: run_two_passes(backbone, steering, inputs).last.pooled)
 
 
 @pytest.fixture(params=["llama", "mistral", "qwen3", "gemma2", "mixtral"])
@@ -68,7 +68,7 @@ def test_early_and_late_feedback_keep_their_caches_too(levels: range, settings: 
 
 
 def test_the_caches_of_both_passes_grow_together_and_hold_different_values(writer: TwoPassLanguageModel) -> None:
-    caches, ids = TwoCaches(writer.config), PROMPTS[1:]
+    caches, ids = TwoPassCache(writer.config), PROMPTS[1:]
     for _ in range(3):
         writer(ids[:, caches.first.get_seq_length() :], past_key_values=caches)
         ids = torch.cat([ids, torch.tensor([[4]])], dim=1)

@@ -25,7 +25,7 @@ MODELS = Path(__file__).parent.parent.parent / "contract" / "language_models"
 
 
 def opened(folder: Path, weights: str | None = "none") -> Backbone:
-    card = registry.backbone_card(f"llama:{folder}")
+    card = registry.load_backbone_card(f"llama:{folder}")
     return card.build(card.options(name=card.name, weights=weights))
 
 

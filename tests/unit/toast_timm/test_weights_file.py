@@ -30,7 +30,7 @@ def whole(name: str) -> Tensors:
 
 
 def built_from(name: str, file: Path) -> Tensors:
-    card = registry.backbone_card(name)
+    card = registry.load_backbone_card(name)
     return card.build(card.options(name=name, weights=str(file))).module.state_dict()
 
 

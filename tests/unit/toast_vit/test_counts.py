@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from toast_cli import registry
-from toast_cli.model.model import Model, Stock, count
+from toast_cli.model.model import BackboneSnapshot, Model, count_elements
 from toast_cli.tasks import classification
 
 
@@ -25,9 +25,11 @@ from toast_cli.tasks import classification
 def test_a_method_trains_as_many_parameters_as_the_paper_counts(
     method: str, settings: dict[str, Any], expected: int
 ) -> None:
-    card, registered = registry.backbone_card("vit_b16"), registry.load(registry.METHODS, method)
+    card, registered = registry.load_backbone_card("vit_b16"), registry.load_entry(registry.METHODS, method)
     with torch.device("meta"):
         backbone = card.build(card.options(name="vit_b16", weights="none"))
         adapted = registered.build(registered.options(**settings), backbone)
-        task = classification.build(classification.Options(), backbone, tuple(map(str, range(200))))
-    assert count(Model(adapted, task, Stock("", frozenset())).trained().values()) == expected
+        task = classification.build_classification(
+            classification.ClassificationOptions(), backbone, tuple(map(str, range(200)))
+        )
+    assert count_elements(Model(adapted, task, BackboneSnapshot("", frozenset())).trained().values()) == expected

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.training.test_ema import linear_model
-from toast_cli.storage.checkpoint import load_checkpoint, load_state, save_checkpoint
+from toast_cli.storage.checkpoint import load_checkpoint, load_checkpoint_state, save_checkpoint
 from toast_cli.utils.errors import ToastError
 
 
@@ -28,9 +28,9 @@ def test_the_last_whole_checkpoint_outlives_any_number_of_damaged_ones(tmp_path:
         save_checkpoint(tmp_path, "last", model.trained(), {"step": step})
         if step > 1:
             (tmp_path / "last" / "model.safetensors").write_bytes(b"")
-        state = load_state(tmp_path, "last")
+        state = load_checkpoint_state(tmp_path, "last")
         assert state is not None and state["step"] == 1
     save_checkpoint(tmp_path, "last", model.trained(), {"step": 5})
-    state = load_state(tmp_path, "last")
+    state = load_checkpoint_state(tmp_path, "last")
     assert state is not None and state["step"] == 5
     assert sorted(each.name for each in tmp_path.iterdir()) == [".last.old", "last"]

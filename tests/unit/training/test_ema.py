@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
-from toast_cli.training.ema import Average
+from toast_cli.training.ema import ExponentialMovingAverage
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.tune import tune
+from toast_cli.training.tune import tune_model
 from toast_cli.utils.errors import UsageError
 
 SMALL = {"name": "demo", "train_images": 40, "val_images": 20, "test_images": 20}
@@ -37,7 +37,7 @@ def linear_model() -> Model:
 
 def test_the_average_moves_towards_the_weights_by_one_minus_its_decay() -> None:
     model = linear_model()
-    average = Average(model, decay=0.75)
+    average = ExponentialMovingAverage(model, decay=0.75)
     before = {name: weight.detach().clone() for name, weight in model.trained().items()}
     with torch.no_grad():
         for weight in model.trained().values():
@@ -49,7 +49,7 @@ def test_the_average_moves_towards_the_weights_by_one_minus_its_decay() -> None:
 
 def test_the_model_has_the_averages_weights_only_while_they_are_shown() -> None:
     model = linear_model()
-    average = Average(model, decay=0.5)
+    average = ExponentialMovingAverage(model, decay=0.5)
     weight = next(iter(model.trained().values()))
     before = weight.detach().clone()
     with torch.no_grad():
@@ -61,8 +61,8 @@ def test_the_model_has_the_averages_weights_only_while_they_are_shown() -> None:
 
 
 def test_what_is_kept_is_the_average_and_training_goes_on_from_the_weights(tmp_path: Path) -> None:
-    folder, _ = tune(recipe_of(ema=0.5, epochs=1), tmp_path / "averaged", Reporter())
-    plain, _ = tune(recipe_of(epochs=1), tmp_path / "plain", Reporter())
+    folder, _ = tune_model(recipe_of(ema=0.5, epochs=1), tmp_path / "averaged", Reporter())
+    plain, _ = tune_model(recipe_of(epochs=1), tmp_path / "plain", Reporter())
     trained = load_file(folder.checkpoints / "last" / "model.safetensors")
     for name, weight in load_file(plain.checkpoints / "last" / "model.safetensors").items():
         assert torch.equal(weight, trained[name])
@@ -77,7 +77,7 @@ def test_a_run_that_stops_getting_better_ends_when_patience_does(tmp_path: Path)
         def message(self, text: str) -> None:
             said.append(text)
 
-    folder, results = tune(recipe_of(lr=1e-12, epochs=9, patience=2), tmp_path / "run", Hears())
+    folder, results = tune_model(recipe_of(lr=1e-12, epochs=9, patience=2), tmp_path / "run", Hears())
     lines = [line for line in folder.metrics.read_text().splitlines() if '"kind": "epoch"' in line]
     assert len(lines) == results["selected_epoch"] + 2 < 9
     assert any("Stopped early" in text for text in said)
@@ -92,4 +92,4 @@ def test_patience_needs_something_to_wait_for(tmp_path: Path) -> None:
         {"backbone": "vit_demo_3", "dataset": raw, "method": "linear", "training": {"patience": 2}}, {}, origin="a test"
     )
     with pytest.raises(UsageError, match="needs a validation split"):
-        tune(recipe, tmp_path / "run", Reporter())
+        tune_model(recipe, tmp_path / "run", Reporter())

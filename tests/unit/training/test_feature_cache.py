@@ -19,9 +19,9 @@ from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training import feature_cache
-from toast_cli.training.feature_cache import FirstPasses, cached_step
-from toast_cli.training.step import Step
-from toast_cli.utils.constants import IGNORED
+from toast_cli.training.feature_cache import FirstPassCache, build_cached_step
+from toast_cli.training.step import TrainingStep
+from toast_cli.utils.constants import IGNORE_INDEX
 
 
 class Few:
@@ -64,8 +64,8 @@ def model(shared: Model) -> Model:
 
 def passes(
     recipe: Recipe, model: Model, data: Few = IMAGES, split: str = "train", precision: str = "no"
-) -> FirstPasses:
-    step, _ = cached_step(recipe, model, {"train": data, "val": data}, accelerator(precision))
+) -> FirstPassCache:
+    step, _ = build_cached_step(recipe, model, {"train": data, "val": data}, accelerator(precision))
     found = step.train_passes if split == "train" else step.validation_passes
     assert found is not None
     return found
@@ -146,9 +146,9 @@ def test_what_computes_and_the_split_have_folders_of_their_own(model: Model, mon
     assert folder(recipe, model, split="val") != before
     assert folder(recipe, model, precision="bf16") != before
     assert folder(recipe, deepcopy(model).to("meta")) != before
-    found = feature_cache.versions()
+    found = feature_cache.get_package_versions()
     for name in ("toast", "torch", "timm", "transformers"):
-        monkeypatch.setattr(feature_cache, "versions", lambda name=name: {**found, name: "0"})
+        monkeypatch.setattr(feature_cache, "get_package_versions", lambda name=name: {**found, name: "0"})
         assert folder(recipe, model) != before
 
 
@@ -166,7 +166,7 @@ def test_a_language_model_whose_configuration_was_edited_has_another_folder(tmp_
 
 def test_what_stands_in_for_an_unreadable_image_is_not_kept(model: Model) -> None:
     batch = {"index": torch.tensor([2]), "view": torch.tensor([0]), "image": torch.rand(1, 3, 64, 64)}
-    black = {**batch, "image": torch.zeros(1, 3, 64, 64), "label": torch.tensor([IGNORED])}
+    black = {**batch, "image": torch.zeros(1, 3, 64, 64), "label": torch.tensor([IGNORE_INDEX])}
     image = {**batch, "label": torch.tensor([1])}
     right, of = passes(recipe_of(), model, split="val").of(image), passes(recipe_of(), model).of
     assert not torch.equal(of(black)["z"], right["z"])
@@ -176,7 +176,7 @@ def test_what_stands_in_for_an_unreadable_image_is_not_kept(model: Model) -> Non
 
 def test_an_image_that_was_never_read_is_not_left_out(model: Model) -> None:
     found = passes(recipe_of(), model)
-    images = {"image": torch.rand(2, 3, 64, 64), "label": torch.tensor([IGNORED, 1])}
+    images = {"image": torch.rand(2, 3, 64, 64), "label": torch.tensor([IGNORE_INDEX, 1])}
     found.of({"index": torch.tensor([2, 3]), "view": torch.tensor([0, 0]), **images})
     assert found.seen.slots.tolist() == [False, False, False, True] == found.slots.full(range(4))
 
@@ -189,8 +189,8 @@ FAMILIES = {"vit": "vit_demo_3", "convnext": "convnext:convnext_atto", "llama": 
 def test_a_step_from_the_cache_is_the_step_without(tmp_path: Path, family: str, feedback: str) -> None:
     model, recipe, batch = small(tmp_path, family, feedback)
     longest = batch["input_ids"].shape[1] if family == "llama" else None
-    cached, _ = cached_step(recipe, model, {"train": Few(batch, longest)}, accelerator())
-    plain = loss_and_gradients(Step(model), batch)
+    cached, _ = build_cached_step(recipe, model, {"train": Few(batch, longest)}, accelerator())
+    plain = loss_and_gradients(TrainingStep(model), batch)
     for _ in ("filled", "found"):
         for name, value in loss_and_gradients(cached, batch).items():
             close = 1e-5 * float(plain[name].abs().max())
@@ -219,7 +219,7 @@ def small(tmp_path: Path, family: str, feedback: str) -> tuple[Model, Recipe, di
     return model, recipe, {**batch, "image": torch.randn(2, 3, 64, 64), "label": torch.tensor([0, 1])}
 
 
-def loss_and_gradients(step: Step, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def loss_and_gradients(step: TrainingStep, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     step.model.zero_grad()
     loss = step(batch).loss
     loss.backward()

@@ -17,9 +17,9 @@ from tests.forks import fork, two_of_a_group
 from tests.language import make_model
 from toast_cli.model.model import build_model
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.training.distributed.fsdp import shard
+from toast_cli.training.distributed.fsdp import shard_model
 from toast_cli.training.optimization import make_optimizer
-from toast_cli.training.plan.memory import estimate
+from toast_cli.training.plan.memory import estimate_memory
 
 
 def trained(place: Path, method: str, out: Path, shared: dict[str, str]) -> None:
@@ -37,8 +37,8 @@ def trained(place: Path, method: str, out: Path, shared: dict[str, str]) -> None
     whole = [sum(p.nbytes for p in model.parameters()), sum(p.nbytes for p in model.trained().values())]
     ids = torch.arange(6, 54).reshape(2, 24)
     batch = {"input_ids": ids, "labels": ids}
-    told = estimate(model, recipe.training, batch, accelerator)
-    shard(model, accelerator)
+    told = estimate_memory(model, recipe.training, batch, accelerator)
+    shard_model(model, accelerator)
     optimizer = make_optimizer(model.train(), recipe.training)
     losses = []
     for _ in range(3):

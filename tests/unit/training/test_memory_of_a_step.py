@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from tests.language import make_model
 from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.training.plan.memory import estimate
+from toast_cli.training.plan.memory import estimate_memory
 
 
 class Alive(TorchDispatchMode):
@@ -74,6 +74,6 @@ def test_the_estimate_is_near_what_a_step_holds(kind: str, method: str, checkpoi
     raw = {"backbone": backbone, "dataset": dataset, "method": method, "training": training}
     recipe = build_recipe(raw, {}, origin="a test")
     model = build_model(recipe, ("a", "b") if dataset == "demo" else ())
-    told = estimate(model, recipe.training, batch, Accelerator(cpu=True))
+    told = estimate_memory(model, recipe.training, batch, Accelerator(cpu=True))
     # What is there for a moment is not told; the gradients come while activations go.
     assert 0.7 < peak_of(model, batch) / (told.activations + told.gradients) < 1.6

@@ -5,7 +5,7 @@ import torch
 
 from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.training.step import Step
+from toast_cli.training.step import TrainingStep
 
 CLASSES = ("a", "b", "c")
 
@@ -33,7 +33,7 @@ def test_images_and_targets_are_mixed_in_the_same_shares(kind: str) -> None:
 
 def test_training_mixes_and_evaluation_does_not() -> None:
     model = model_of(mixup=1.0)
-    step, images = Step(model), batch()
+    step, images = TrainingStep(model), batch()
     model.train()
     assert not torch.equal(step(images).outputs, step(images).outputs)
     model.eval()

@@ -6,7 +6,7 @@ import pytest
 
 from tests.scenes import demo_model
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.training.optimization import make_optimizer, make_schedule
+from toast_cli.training.optimization import make_optimizer, make_scheduler
 
 
 def rates(**training: Any) -> dict[str, float]:
@@ -14,7 +14,7 @@ def rates(**training: Any) -> dict[str, float]:
     model = demo_model("toast")
     options = TrainingOptions(optimizer="adamw", lr=0.001, warmup_epochs=1, epochs=4, **training)
     optimizer = make_optimizer(model, options)
-    make_schedule(optimizer, options, steps_per_epoch=5).step_update(5)
+    make_scheduler(optimizer, options, steps_per_epoch=5).step_update(5)
     by_id = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
     return {name: by_id[id(weight)] for name, weight in model.trained().items()}
 

@@ -11,16 +11,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.language import make_model
-from toast_cli.export.base import Wanted
-from toast_cli.export.export_run import export
-from toast_cli.export.verification_worker import open_and_run
+from toast_cli.export.base import ExportRequest
+from toast_cli.export.export_run import export_model
+from toast_cli.export.verification_worker import open_and_run_export
 from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.adapter import describe, save_folder
-from toast_cli.storage.load_model import load
+from toast_cli.storage.adapter import build_adapter_config, save_adapter_folder
+from toast_cli.storage.load_model import load_model
 from toast_cli.training.optimization import make_optimizer
-from toast_cli.utils.hashing import fingerprint
+from toast_cli.utils.hashing import compute_fingerprint
 
 STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 METHODS = ("full", "lora", "toast", "toast-lite", "peft:dora", "peft:ia3", "peft:ln_tuning")
@@ -76,7 +76,7 @@ def test_what_is_trained_is_float32_and_the_rest_stays_as_it_is_stored(
 ) -> None:
     model = build_model(recipe_of(stored[kind], method), ())
     own = AutoModelForCausalLM.from_pretrained(stored[kind], dtype="auto")
-    assert model.backbone_fingerprint == fingerprint(own)
+    assert model.backbone_fingerprint == compute_fingerprint(own)
     assert {weight.dtype for weight in model.trained().values()} == {torch.float32}
     frozen = {tensor.dtype for name, tensor in model.network_tensors().items() if name not in model.trained()}
     assert frozen - {torch.float32} == (set() if method == "full" else {STORED[kind]})
@@ -119,8 +119,10 @@ def test_an_adapter_on_a_model_in_bf16_gives_its_logits_back(
     recipe, path = recipe_of(stored["bf16"], method, lr=0.01), tmp_path / "adapter"
     model = build_model(recipe, ())
     train(model, recipe, 2)
-    save_folder(path, model.trained(), model.frozen_additions(), describe(model, recipe, ()), "")
-    assert torch.equal(load(path).model(texts()), model.eval()(texts()))
+    save_adapter_folder(
+        path, model.trained(), model.get_frozen_additions(), build_adapter_config(model, recipe, ()), ""
+    )
+    assert torch.equal(load_model(path).model(texts()), model.eval()(texts()))
 
 
 @pytest.mark.parametrize("part", ["adapter", "full", "backbone"])
@@ -128,12 +130,14 @@ def test_an_export_of_a_model_in_bf16_gives_what_the_run_does(
     stored: dict[str, Path], tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What brings its own weights, what the run does in float32."""
-    monkeypatch.setattr("toast_cli.export.verification_worker.in_new_process", open_and_run)  # which takes its time
+    monkeypatch.setattr(
+        "toast_cli.export.verification_worker.run_in_new_process", open_and_run_export
+    )  # which takes its time
     recipe, path, out = recipe_of(stored["bf16"], "lora", lr=0.01), tmp_path / "adapter", tmp_path / "out.safetensors"
     model = build_model(recipe, ())
     train(model, recipe, 2)
-    save_folder(path, model.trained(), {}, describe(model, recipe, ()), "")
-    wanted = Wanted(part, backbone_options=recipe.backbone.model_dump(mode="json"))
+    save_adapter_folder(path, model.trained(), {}, build_adapter_config(model, recipe, ()), "")
+    wanted = ExportRequest(part, backbone_options=recipe.backbone.model_dump(mode="json"))
     monkeypatch.chdir(stored["bf16"].parent)  # exports name the folder of a language model by its last part
-    proof, _ = export(load(path), "safetensors", wanted, out)
+    proof, _ = export_model(load_model(path), "safetensors", wanted, out)
     assert proof.largest < 1e-5

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from tests.backbones import BACKBONES, example, randomly
 from toast_cli.backbones.base import Trace
 from toast_cli.methods.toast import METHOD
-from toast_cli.model.model import Model, Stock
+from toast_cli.model.model import BackboneSnapshot, Model
 from toast_cli.recipe.schema import PretuningOptions
-from toast_cli.steering.steering import Steering, one_pass
+from toast_cli.steering.steering import Steering, run_one_pass
 from toast_cli.tasks import classification, language
 from toast_cli.training.step import DistillationStep, PretuningStep
-from toast_cli.utils.constants import IGNORED
+from toast_cli.utils.constants import IGNORE_INDEX
 
 FEEDBACK = ("full", "early", "late")
 
@@ -32,7 +32,9 @@ def model_of(family: str, feedback: str = "full") -> Model:
     backbone = randomly(BACKBONES[family]())
     adapted = METHOD.build(METHOD.options(feedback=feedback), backbone)
     task = language.TASK if family == "llama" else classification.TASK
-    model = Model(adapted, task.build(task.options(), backbone, ("a", "b", "c")), Stock.of(backbone)).double()
+    model = Model(
+        adapted, task.build(task.options(), backbone, ("a", "b", "c")), BackboneSnapshot.of(backbone)
+    ).double()
     for weight in model.trained().values():
         nn.init.normal_(weight, std=0.2)
     return model
@@ -44,7 +46,7 @@ def batch_of(family: str, model: Model) -> dict[str, Tensor]:
     if family != "llama":
         return {"image": inputs, "label": torch.tensor([2, 0])}
     inputs["attention_mask"][1, -5:] = 0
-    return {**inputs, "labels": inputs["input_ids"].where(inputs["attention_mask"] == 1, IGNORED)}
+    return {**inputs, "labels": inputs["input_ids"].where(inputs["attention_mask"] == 1, IGNORE_INDEX)}
 
 
 def steering_of(model: Model) -> Steering:
@@ -56,7 +58,7 @@ def seen(model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor
     """The task's losses of the second pass and of a plain one, how far apart their features are, reconstructions."""
     objective, steering, trace = model.objective, steering_of(model), Trace(levels=True)
     outputs, passes = model.look(objective.inputs(batch), last_trace=trace)
-    plain = one_pass(model.backbone, objective.inputs(batch)).last
+    plain = run_one_pass(model.backbone, objective.inputs(batch)).last
     far = 1 - F.cosine_similarity(passes.last.pooled, plain.pooled, dim=-1)
     real = batch.get("attention_mask", torch.ones(far.shape)) == 1
     rebuilt = []

@@ -10,19 +10,19 @@ import pytest
 import torch
 
 from tests.language import make_model
-from toast_cli.model.model import Model, build_model, flops
+from toast_cli.model.model import Model, build_model, count_flops
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import PretuningOptions, Recipe, TrainingOptions
 from toast_cli.storage.checkpoint import load_checkpoint, save_checkpoint
 from toast_cli.training import session as session_module
 from toast_cli.training import tune as tuning
-from toast_cli.training.loop import Best
-from toast_cli.training.optimization import make_optimizer, make_schedule, schedule_notes
+from toast_cli.training.loop import BestEpoch
+from toast_cli.training.optimization import describe_schedule, make_optimizer, make_scheduler
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import Session, prepare
-from toast_cli.training.setup import start_feedback
+from toast_cli.training.session import Session, prepare_session
+from toast_cli.training.setup import initialize_feedback
 from toast_cli.training.step import DistillationStep
-from toast_cli.training.tune import tune
+from toast_cli.training.tune import tune_model
 from toast_cli.utils.errors import ToastError
 
 SIZES = {"train_images": 20, "val_images": 10, "test_images": 15}
@@ -40,7 +40,7 @@ def recipe_of(method: Any = "linear", training: dict[str, Any] | None = None, **
 
 
 def test_the_best_is_the_highest_score_and_of_equals_the_one_with_the_lower_loss() -> None:
-    best = Best()
+    best = BestEpoch()
     offers = [(0.5, 1.0), (0.7, 0.9), (0.6, 0.1), (0.7, 0.8), (0.7, 0.85)]
     taken = [best.offer(epoch, {"loss": loss}, score) for epoch, (score, loss) in enumerate(offers, start=1)]
     assert taken == [True, True, False, True, False] and best.epoch == 4
@@ -57,9 +57,9 @@ def test_validation_chooses_and_test_is_seen_once_at_the_end_by_the_chosen_weigh
         seen.append((images, {name: weight.detach().clone() for name, weight in model.trained().items()}))
         return {"accuracy": next(accuracies) if images == 10 else 0.0, "loss": 1.0, "images": images}
 
-    monkeypatch.setattr("toast_cli.training.loop.evaluate", evaluate)
-    monkeypatch.setattr(tuning, "evaluate", evaluate)
-    _, results = tune(recipe_of(), tmp_path / "run", Reporter())
+    monkeypatch.setattr("toast_cli.training.loop.evaluate_model", evaluate)
+    monkeypatch.setattr(tuning, "evaluate_model", evaluate)
+    _, results = tune_model(recipe_of(), tmp_path / "run", Reporter())
     assert [images for images, _ in seen] == [10, 10, 10, 15]
     assert results["selected_epoch"] == 2
     for name, weight in seen[-1][1].items():
@@ -67,7 +67,7 @@ def test_validation_chooses_and_test_is_seen_once_at_the_end_by_the_chosen_weigh
 
 
 def test_the_demos_splits_share_no_picture() -> None:
-    session = prepare(recipe_of())
+    session = prepare_session(recipe_of())
     pictures = {
         name: {session.data.splits[name].load(index).image.tobytes() for index in range(10)} for name in SIZE_OF
     }
@@ -84,18 +84,18 @@ def test_the_start_looks_at_as_many_images_as_the_recipe_says(monkeypatch: pytes
     def solve(steering: Any, backbone: Any, batches: Any) -> None:
         looked.extend(len(batch) for batch in batches)
 
-    monkeypatch.setattr("toast_cli.steering.least_squares.least_squares_start", solve)
-    session = prepare(recipe_of({"name": "toast", "start_images": 13}))
-    assert start_feedback(session, Reporter())
+    monkeypatch.setattr("toast_cli.steering.least_squares.initialize_least_squares", solve)
+    session = prepare_session(recipe_of({"name": "toast", "start_images": 13}))
+    assert initialize_feedback(session, Reporter())
     assert looked == [5, 5, 3]
 
 
 def test_the_start_is_kept_in_the_run(tmp_path: Path) -> None:
-    folder, _ = tune(recipe_of("toast", {"epochs": 1}), tmp_path / "run", Reporter())
-    again = prepare(recipe_of("toast"))
+    folder, _ = tune_model(recipe_of("toast", {"epochs": 1}), tmp_path / "run", Reporter())
+    again = prepare_session(recipe_of("toast"))
     load_checkpoint(folder.checkpoints, "start", again.model)
     first = {name: weight.clone() for name, weight in again.model.trained().items()}
-    start_feedback(again, Reporter())
+    initialize_feedback(again, Reporter())
     for name, weight in again.model.trained().items():
         assert torch.allclose(weight, first[name], atol=1e-5), name
 
@@ -103,7 +103,7 @@ def test_the_start_is_kept_in_the_run(tmp_path: Path) -> None:
 def rates(**training: Any) -> list[float]:
     options = TrainingOptions(optimizer="sgd", lr=1.0, **training)
     optimizer = make_optimizer(torch.nn.Linear(2, 2), options)
-    schedule = make_schedule(optimizer, options, steps_per_epoch=10)
+    schedule = make_scheduler(optimizer, options, steps_per_epoch=10)
     found = []
     for step in range(options.epochs * 10):
         schedule.step_update(step)
@@ -121,10 +121,12 @@ def test_the_rate_warms_up_linearly_and_falls_like_a_cosine() -> None:
 
 def test_a_warm_up_longer_than_the_run_is_cut_and_said() -> None:
     assert max(rates(epochs=2, warmup_epochs=10)) > 0.9
-    notes = schedule_notes(TrainingOptions(epochs=2, warmup_epochs=10), 10)
+    notes = describe_schedule(TrainingOptions(epochs=2, warmup_epochs=10), 10)
     assert any("does not fit into 2" in note for note in notes)
-    assert any("So few steps" in note for note in schedule_notes(TrainingOptions(epochs=1), 2))
-    assert schedule_notes(TrainingOptions(epochs=100, warmup_epochs=10), 10) == ["1,000 optimizer steps, 10 an epoch"]
+    assert any("So few steps" in note for note in describe_schedule(TrainingOptions(epochs=1), 2))
+    assert describe_schedule(TrainingOptions(epochs=100, warmup_epochs=10), 10) == [
+        "1,000 optimizer steps, 10 an epoch"
+    ]
 
 
 def test_the_rate_ends_with_a_cool_down_at_its_lowest() -> None:
@@ -132,7 +134,7 @@ def test_the_rate_ends_with_a_cool_down_at_its_lowest() -> None:
     steps = len(cooled) // 4
     assert cooled[-steps:] == [0.25] * steps
     assert cooled[-steps - 1] > 0.25
-    notes = schedule_notes(TrainingOptions(epochs=2, cooldown_epochs=3), 10)
+    notes = describe_schedule(TrainingOptions(epochs=2, cooldown_epochs=3), 10)
     assert any("cool-down of 3 epochs does not fit into 2" in note for note in notes)
 
 
@@ -148,9 +150,9 @@ def test_gradients_are_clipped_to_the_norm_asked_for(tmp_path: Path) -> None:
         recipe = recipe_of(
             training={"epochs": 1, "batch_size": 20, "lr": 1.0, "optimizer": "momentum", "momentum": 0.0, **training}
         )
-        folder, _ = tune(recipe, tmp_path / f"run{len(list(tmp_path.iterdir()))}", Reporter())
-        before = prepare(recipe).model.trained()
-        after = prepare(recipe).model
+        folder, _ = tune_model(recipe, tmp_path / f"run{len(list(tmp_path.iterdir()))}", Reporter())
+        before = prepare_session(recipe).model.trained()
+        after = prepare_session(recipe).model
         load_checkpoint(folder.checkpoints, "last", after)
         steps = [(after.trained()[name] - weight).pow(2).sum() for name, weight in before.items()]
         return float(torch.stack(steps).sum().sqrt())
@@ -180,7 +182,7 @@ def test_label_smoothing_is_in_the_loss_and_not_in_the_metrics() -> None:
 
 def test_plain_operations_are_those_of_one_pass_without_what_the_method_added() -> None:
     methods = ("linear", "full", "toast", "toast-lite", "vpt", "lora", "peft:dora")
-    counted = {method: flops(build_model(recipe_of(method), ("a", "b"))) for method in methods}
+    counted = {method: count_flops(build_model(recipe_of(method), ("a", "b"))) for method in methods}
     assert len({each["flops_plain"] for each in counted.values()}) == 1
     linear, toast = counted["linear"], counted["toast"]
     assert linear["flops"] == counted["full"]["flops"] == linear["flops_plain"]
@@ -206,11 +208,11 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(session_module, "build_model", lambda *a: _remember(built(*a), _trained))
     monkeypatch.setattr("accelerate.Accelerator.backward", backward)
     monkeypatch.setattr(
-        "toast_cli.training.loop.evaluate", lambda *_, **__: {"accuracy": 0.5, "loss": 1.0, "images": 10}
+        "toast_cli.training.loop.evaluate_model", lambda *_, **__: {"accuracy": 0.5, "loss": 1.0, "images": 10}
     )
     with pytest.raises(ToastError, match=r"became nan at step 12 \(epoch 3\)"):
-        tune(recipe, tmp_path / "run", Reporter())
-    model = prepare(recipe).model
+        tune_model(recipe, tmp_path / "run", Reporter())
+    model = prepare_session(recipe).model
     assert load_checkpoint(tmp_path / "run" / "checkpoints", "last", model)["at"]["epochs"] == 2
     assert all(weight.isfinite().all() for weight in model.trained().values())
 
@@ -233,7 +235,7 @@ def test_metrics_also_go_to_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder, _ = tune(recipe_of(training={"tensorboard": True}), tmp_path / "run", Reporter())
+    folder, _ = tune_model(recipe_of(training={"tensorboard": True}), tmp_path / "run", Reporter())
     events = EventAccumulator(str(folder.path / "tensorboard"))
     events.Reload()
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
@@ -246,12 +248,12 @@ def test_a_missing_tensorboard_is_said_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr("toast_cli.training.tensorboard.find_spec", lambda name: None)
     with pytest.raises(ToastError, match="TensorBoard is not installed"):
-        tune(recipe_of(training={"tensorboard": True}), tmp_path / "run", Reporter())
+        tune_model(recipe_of(training={"tensorboard": True}), tmp_path / "run", Reporter())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_session_knows_its_sizes() -> None:
-    session: Session = prepare(recipe_of())
+    session: Session = prepare_session(recipe_of())
     assert session.sizes()["trained_parameters"] == 128 * 5 + 5
 
 

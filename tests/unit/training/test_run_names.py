@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.training.setup import default_run_name
+from toast_cli.training.setup import get_default_run_name
 
 
 @pytest.mark.parametrize(
@@ -19,4 +19,4 @@ from toast_cli.training.setup import default_run_name
 )
 def test_a_run_is_named_by_the_last_part_of_its_backbones_path(backbone: str, shown: str) -> None:
     recipe = build_recipe({"backbone": backbone, "dataset": "demo", "method": "toast"}, {}, origin="here")
-    assert default_run_name(recipe) == f"demo-{shown}-toast-seed0"
+    assert get_default_run_name(recipe) == f"demo-{shown}-toast-seed0"

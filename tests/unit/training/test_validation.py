@@ -11,7 +11,7 @@ import pytest
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.tune import tune
+from toast_cli.training.tune import tune_model
 
 
 def recipe_of(**training: Any) -> Recipe:
@@ -27,7 +27,7 @@ def recipe_of(**training: Any) -> Recipe:
 
 def validations(path: Path, **training: Any) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
     """The validation metrics of a tiny run by epoch, and its results."""
-    _, results = tune(recipe_of(**training), path, Reporter())
+    _, results = tune_model(recipe_of(**training), path, Reporter())
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     assert len(epochs) == 5
@@ -53,7 +53,7 @@ def test_attention_is_measured_at_validation_where_asked(tmp_path: Path) -> None
 
 class TestMaxSteps:
     def test_training_ends_in_the_middle_of_an_epoch_and_that_epoch_is_validated_and_kept(self, tmp_path: Path) -> None:
-        _, results = tune(recipe_of(epochs=5, batch_size=2, max_steps=7), tmp_path / "run", Reporter())
+        _, results = tune_model(recipe_of(epochs=5, batch_size=2, max_steps=7), tmp_path / "run", Reporter())
         lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
         epochs = [line for line in lines if line["kind"] == "epoch"]
         assert [(line["epoch"], line["step"]) for line in epochs] == [(1, 5), (2, 7)]
@@ -61,7 +61,7 @@ class TestMaxSteps:
 
     def test_the_schedule_is_that_of_the_whole_run(self, tmp_path: Path) -> None:
         def rates(path: Path, **training: Any) -> list[float]:
-            tune(recipe_of(epochs=4, batch_size=5, log_every=1, **training), path, Reporter())
+            tune_model(recipe_of(epochs=4, batch_size=5, log_every=1, **training), path, Reporter())
             lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
             return [line["lr"] for line in lines if line["kind"] == "step"]
 
@@ -76,9 +76,9 @@ class TestMaxSteps:
 
         recipe = recipe_of(epochs=2, batch_size=5, max_steps=1)
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr("toast_cli.training.loop.evaluate", interrupted)
-            tune(recipe, tmp_path / "run", Reporter())
-        _, results = tune(recipe, tmp_path / "run", Reporter(), resume=True)
+            patched.setattr("toast_cli.training.loop.evaluate_model", interrupted)
+            tune_model(recipe, tmp_path / "run", Reporter())
+        _, results = tune_model(recipe, tmp_path / "run", Reporter(), resume=True)
         assert results["validation"] is not None and results["selected_epoch"] == 1
 
 
@@ -90,8 +90,8 @@ def test_patience_counts_from_the_first_validation_and_a_run_ends_on_a_validated
     def evaluate(*_: Any, **__: Any) -> dict[str, Any]:
         return {"accuracy": next(accuracies), "loss": 1.0, "images": 10}
 
-    monkeypatch.setattr("toast_cli.training.loop.evaluate", evaluate)
-    _, results = tune(recipe_of(epochs=9, validate_every=2, patience=3), tmp_path / "run", Reporter())
+    monkeypatch.setattr("toast_cli.training.loop.evaluate_model", evaluate)
+    _, results = tune_model(recipe_of(epochs=9, validate_every=2, patience=3), tmp_path / "run", Reporter())
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     epochs = [line["epoch"] for line in lines if line["kind"] == "epoch"]
     assert epochs == [1, 2, 3, 4, 5, 6] and results["selected_epoch"] == 2

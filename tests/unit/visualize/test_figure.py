@@ -19,19 +19,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.scenes import CLASSES, demo_model, scenes, viewer_of
-from toast_cli.attention.feature_energy import ENERGY, energy
-from toast_cli.attention.segments import Segments
+from toast_cli.attention.feature_energy import FEATURE_ENERGY, compute_feature_energy
+from toast_cli.attention.segments import SegmentationMap
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import Sample
-from toast_cli.data.images.transforms import Window, build_transform
+from toast_cli.data.images.transforms import CropWindow, build_transform
 from toast_cli.model.model import Model
-from toast_cli.utils.hashing import digest_of_tensors
-from toast_cli.visualize.color_scales import rising
-from toast_cli.visualize.figure import Panel, Row, draw, write
-from toast_cli.visualize.layout import passes_row, viewers_rows
-from toast_cli.visualize.save_figures import comparison, picture, without_folders
-from toast_cli.visualize.view import Verdict, View, covering, see
+from toast_cli.utils.hashing import hash_tensors
+from toast_cli.visualize.color_scales import build_sequential_scale
+from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_figure, save_figure
+from toast_cli.visualize.layout import build_comparison_rows, build_passes_row
+from toast_cli.visualize.save_figures import save_attention_figure, save_comparison_figure, strip_folders
+from toast_cli.visualize.view import ImageView, TopPrediction, compute_image_view, format_class_shares
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -75,9 +75,9 @@ def test_the_share_on_the_object_is_what_the_pixels_of_the_original_image_add_up
 ) -> None:
     """By another route: raw maps and window as written, every pixel of the demo's exact mask by itself."""
     for number, sample in enumerate(scenes(3)):
-        record = picture(viewer_of(model), sample, tmp_path, f"scene-{number}")
+        record = save_attention_figure(viewer_of(model), sample, tmp_path, f"scene-{number}")
         maps, (view,) = load_file(record["maps"]), record["views"]
-        window, mask = Window(**view["window"]), sample.mask
+        window, mask = CropWindow(**view["window"]), sample.mask
         assert mask is not None and set(view["share_inside"]) == {"pass_one", "similarity", "pass_two", "even"}
         assert view["share_inside"].pop("even") == pytest.approx(mask.mean(), abs=1e-6), "chance is the object's area"
         for name, share in view["share_inside"].items():
@@ -92,15 +92,15 @@ def test_the_share_on_the_object_is_what_the_pixels_of_the_original_image_add_up
 
 def test_each_panel_is_the_map_that_its_heading_names(model: Model) -> None:
     sample = scenes(1)[0]
-    view = see(viewer_of(model), sample)
-    panels = {panel.heading.split("\n")[0]: panel for panel in passes_row(sample, view).panels}
+    view = compute_image_view(viewer_of(model), sample)
+    panels = {panel.heading.split("\n")[0]: panel for panel in build_passes_row(sample, view).panels}
     assert list(panels) == ["image", "attention, pass one", "similarity to ξ", "attention, pass two", "difference"]
     for heading, name, scale in (
         ("attention, pass one", "pass_one", 64), ("similarity to ξ", "similarity", 1),
         ("attention, pass two", "pass_two", 64), ("difference", "difference", 64),
     ):  # fmt: skip
         np.testing.assert_allclose(panels[heading].values, view.maps[name].numpy() * scale)
-    both = rising("", "", [64 * view.maps[name].numpy() for name in ("pass_one", "pass_two")])
+    both = build_sequential_scale("", "", [64 * view.maps[name].numpy() for name in ("pass_one", "pass_two")])
     for heading in ("attention, pass one", "attention, pass two"):
         assert panels[heading].scale.high == pytest.approx(both.high), "one scale, made of both"  # type: ignore[union-attr]
     assert not torch.allclose(view.maps["pass_one"], view.maps["pass_two"], atol=1e-3)
@@ -112,7 +112,7 @@ def test_each_panel_is_the_map_that_its_heading_names(model: Model) -> None:
 def test_both_passes_say_what_they_see_and_how_sure_they_are(model: Model) -> None:
     sample = scenes(1)[0]
     viewer = viewer_of(model)
-    view = see(viewer, sample)
+    view = compute_image_view(viewer, sample)
     images = viewer.transform(sample.image)[0][None]
     with torch.no_grad():
         plain = model.outputs(model.backbone.stock(images)).softmax(-1)[0]
@@ -121,7 +121,7 @@ def test_both_passes_say_what_they_see_and_how_sure_they_are(model: Model) -> No
     for verdict, expected in ((view.first, plain), (view.last, last)):
         assert verdict.probability == pytest.approx(float(expected.max()), abs=1e-5)
         assert verdict.label == viewer.classes[int(expected.argmax())]
-    headings = [panel.heading for panel in passes_row(sample, view).panels]
+    headings = [panel.heading for panel in build_passes_row(sample, view).panels]
     assert any(f"{view.last.label} {view.last.probability:.0%}" in heading for heading in headings)
 
 
@@ -130,15 +130,15 @@ def test_early_feedback_too_says_what_the_plain_pass_says() -> None:
     viewer, sample = viewer_of(model), scenes(1)[0]
     with torch.no_grad():
         plain = model.outputs(model.backbone.stock(viewer.transform(sample.image)[0][None])).softmax(-1)[0]
-    view = see(viewer, sample)
+    view = compute_image_view(viewer, sample)
     assert view.first is not None and view.first.probability == pytest.approx(float(plain.max()), abs=1e-5)
 
 
 def test_several_viewers_share_a_scale_and_a_row_is_an_image(model: Model) -> None:
     samples = scenes(2)
     viewers = [viewer_of(model, "two passes"), viewer_of(demo_model("linear"), "one pass")]
-    views = [[see(viewer, sample) for viewer in viewers] for sample in samples]
-    rows = viewers_rows(samples, views)
+    views = [[compute_image_view(viewer, sample) for viewer in viewers] for sample in samples]
+    rows = build_comparison_rows(samples, views)
     assert [len(row.panels) for row in rows] == [3, 3]
     assert len({panel.scale for row in rows for panel in row.panels[1:]}) == 1
     np.testing.assert_allclose(rows[1].panels[1].values, 64 * views[1][0].maps["pass_two"].numpy())
@@ -149,13 +149,13 @@ RISING = torch.arange(24.0).view(4, 6).softmax(-1) / 4
 """A made-up map on a grid that is not square."""
 
 
-def made_up(kind: str, window: Window, first: Tensor, second: Tensor | None, name: str = "a run") -> View:
+def made_up(kind: str, window: CropWindow, first: Tensor, second: Tensor | None, name: str = "a run") -> ImageView:
     maps = {"pass_one": first}
     if second is not None:
         maps |= {"similarity": first.flip(0) * 4, "pass_two": second, "difference": second - first}
     viewer = replace(viewer_of(demo_model("linear"), name), classes=CLASSES)
-    said = None if second is None else Verdict("ringed", 0.9)
-    return View(viewer, window, kind, maps, Verdict("plus", 0.4), said)
+    said = None if second is None else TopPrediction("ringed", 0.9)
+    return ImageView(viewer, window, kind, maps, TopPrediction("plus", 0.4), said)
 
 
 def outlined(width: int = 120, height: int = 80) -> Sample:
@@ -165,31 +165,31 @@ def outlined(width: int = 120, height: int = 80) -> Sample:
     return Sample(photograph(width, height), 0, "a photograph", mask)
 
 
-def passes(window: Window) -> list[Row]:
+def passes(window: CropWindow) -> list[FigureRow]:
     """Figure 4's panels: both passes over most of an image."""
-    return [passes_row(outlined(), made_up("attention", window, RISING, RISING.flip(1)))]
+    return [build_passes_row(outlined(), made_up("attention", window, RISING, RISING.flip(1)))]
 
 
-def grid(window: Window) -> list[Row]:
+def grid(window: CropWindow) -> list[FigureRow]:
     """Figure 3's: two images, one upright, under two viewers."""
-    upright = Window(window.top, window.left, window.height, window.width)
+    upright = CropWindow(window.top, window.left, window.height, window.width)
     views = [
         [made_up("attention", seen, map, map.flip(1), "toast"), made_up("attention", seen, map.flip(0), None, "linear")]
         for seen, map in ((window, RISING), (upright, RISING.T))
     ]
-    return viewers_rows([outlined(), outlined(80, 120)], views)
+    return build_comparison_rows([outlined(), outlined(80, 120)], views)
 
 
-def convnext(window: Window) -> list[Row]:
+def convnext(window: CropWindow) -> list[FigureRow]:
     """The energy of features that grow towards the right, then towards the left."""
     features = torch.linspace(0, 2, 6).expand(1, 8, 4, 6)
-    one, two = energy(features)[0], energy(features.flip(-1))[0]
-    return [passes_row(outlined(), made_up(ENERGY, window, one, two))]
+    one, two = compute_feature_energy(features)[0], compute_feature_energy(features.flip(-1))[0]
+    return [build_passes_row(outlined(), made_up(FEATURE_ENERGY, window, one, two))]
 
 
-def drawn(rows: list[Row]) -> Image.Image:
+def drawn(rows: list[FigureRow]) -> Image.Image:
     file = io.BytesIO()
-    draw(rows, "a title").savefig(file, format="png", dpi=60)
+    draw_figure(rows, "a title").savefig(file, format="png", dpi=60)
     return Image.open(file).convert("RGB")
 
 
@@ -205,19 +205,19 @@ def distance(one: Image.Image, other: Image.Image) -> float:
     reason="the pictures that were looked at were drawn by matplotlib 3.11; others set text two pixels otherwise",
 )
 @pytest.mark.parametrize("figure", [passes, grid, convnext])
-def test_a_figure_looks_as_it_did_when_somebody_looked_at_it(figure: Callable[[Window], list[Row]]) -> None:
+def test_a_figure_looks_as_it_did_when_somebody_looked_at_it(figure: Callable[[CropWindow], list[FigureRow]]) -> None:
     with Image.open(GOLDEN / f"{figure.__name__}.png") as file:
         golden = file.convert("RGB")
-    assert distance(drawn(figure(Window(20, 8, 90, 60))), golden) < 6
-    assert distance(drawn(figure(Window(8, 8, 90, 60))), golden) > 12, "a crop at another place would show"
+    assert distance(drawn(figure(CropWindow(20, 8, 90, 60))), golden) < 6
+    assert distance(drawn(figure(CropWindow(8, 8, 90, 60))), golden) > 12, "a crop at another place would show"
 
 
 def test_a_long_title_and_long_legends_print_over_nothing() -> None:
     """Seven panels, as of a model that labels pixels: three lines above, four lines of classes below."""
     classes = np.arange(120 * 80).reshape(80, 120) % 8
-    view = made_up("attention", Window(20, 8, 90, 60), RISING, RISING.flip(1))
-    segments = {name: Segments(classes, tuple("abcdefgh")) for name in ("predicted", "labelled")}
-    figure = draw([passes_row(outlined(), replace(view, segments=segments))], "a title\nof three\nlines")
+    view = made_up("attention", CropWindow(20, 8, 90, 60), RISING, RISING.flip(1))
+    segments = {name: SegmentationMap(classes, tuple("abcdefgh")) for name in ("predicted", "labelled")}
+    figure = draw_figure([build_passes_row(outlined(), replace(view, segments=segments))], "a title\nof three\nlines")
     FigureCanvasAgg(figure).draw()
     (title,) = figure.texts
     boxes = [axis.title.get_window_extent() for axis in figure.axes]
@@ -229,17 +229,20 @@ def test_a_long_title_and_long_legends_print_over_nothing() -> None:
 
 def test_classes_of_pixels_are_drawn_over_the_whole_image() -> None:
     classes = np.zeros((80, 120), dtype=np.int64)
-    view = made_up("attention", Window(20, 8, 90, 60), RISING, None)
-    row = passes_row(outlined(), replace(view, segments={"predicted": Segments(classes, ("a",))}))
-    assert row.panels[-1].window == Window(0, 0, 120, 80)
+    view = made_up("attention", CropWindow(20, 8, 90, 60), RISING, None)
+    row = build_passes_row(outlined(), replace(view, segments={"predicted": SegmentationMap(classes, ("a",))}))
+    assert row.panels[-1].window == CropWindow(0, 0, 120, 80)
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_figures_are_written_in_every_format_the_same_each_time(kind: str, tmp_path: Path) -> None:
-    seen, map = Window(0, 0, 30, 30), np.eye(3)  # the crop is drawn with clips, whose ids are a figure's own
-    row = Row(photograph(40, 30), (Panel("$a heading_{that} is no formula$", seen, map, rising("", "viridis", [map])),))
+    seen, map = CropWindow(0, 0, 30, 30), np.eye(3)  # the crop is drawn with clips, whose ids are a figure's own
+    row = FigureRow(
+        photograph(40, 30),
+        (FigurePanel("$a heading_{that} is no formula$", seen, map, build_sequential_scale("", "viridis", [map])),),
+    )
     for name in ("a", "b"):
-        write(draw([row], "<b>title</b>"), tmp_path / f"{name}.{kind}")
+        save_figure(draw_figure([row], "<b>title</b>"), tmp_path / f"{name}.{kind}")
     begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[kind]
     assert (tmp_path / f"a.{kind}").read_bytes().startswith(begins)
     assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
@@ -247,7 +250,7 @@ def test_figures_are_written_in_every_format_the_same_each_time(kind: str, tmp_p
 
 def test_the_record_says_how_the_maps_were_made(model: Model, tmp_path: Path) -> None:
     viewers = [viewer_of(model, "same"), viewer_of(demo_model("linear"), "same")]
-    records = comparison(viewers, [("scene", scenes(1)[0])], tmp_path)
+    records = save_comparison_figure(viewers, [("scene", scenes(1)[0])], tmp_path)
     record = json.loads((tmp_path / "scene-comparison-same-same.json").read_text())
     assert [record] == records
     assert [view["name"] for view in record["views"]] == ["same", "same-2"]
@@ -260,7 +263,7 @@ def test_the_record_says_how_the_maps_were_made(model: Model, tmp_path: Path) ->
     assert (view["run"], view["backbone"], view["network"]) == ("same", "vit_demo_3", "VisionTransformer")
     assert (view["seed"], view["method"], view["alpha"]) == (0, "toast", 1.0)
     assert (view["input_size"], view["images"]["resize"], view["crop_pct"]) == ([64, 64], None, 1.0)
-    assert view["run_fingerprint"] == digest_of_tensors(model.trained()) != record["views"][1]["run_fingerprint"]
+    assert view["run_fingerprint"] == hash_tensors(model.trained()) != record["views"][1]["run_fingerprint"]
     assert view["weights"].endswith("(no file was named)") and len(view["backbone_fingerprint"]) == 64
     assert set(record["versions"]) == {"toast", "torch", "torchvision", "timm", "transformers"}
     assert view["window"] == {"left": 0, "top": 0, "width": 64, "height": 64}
@@ -269,11 +272,11 @@ def test_the_record_says_how_the_maps_were_made(model: Model, tmp_path: Path) ->
 def test_a_record_tells_of_paths_their_last_part_alone() -> None:
     for name, told in (("/home/me/w.safetensors", "w.safetensors"), ("folder:/home/me/birds/", "folder:birds"),
                        ("llama:some/model", "llama:model"), ("vit_demo", "vit_demo"), ("none", "none")):  # fmt: skip
-        assert without_folders(name) == told
+        assert strip_folders(name) == told
 
 
 def test_what_covers_an_image_is_told_of_the_pixels_that_have_a_class() -> None:
     classes = np.full((4, 4), 255, dtype=np.uint8)
-    assert covering(Segments(classes, ("cat", "dog"))) == ""
+    assert format_class_shares(SegmentationMap(classes, ("cat", "dog"))) == ""
     classes[0, :3], classes[0, 3] = 1, 0
-    assert covering(Segments(classes, ("cat", "dog"))) == "dog 75%, cat 25%"
+    assert format_class_shares(SegmentationMap(classes, ("cat", "dog"))) == "dog 75%, cat 25%"

@@ -10,29 +10,29 @@ import torch
 from PIL import Image
 
 from tests.scenes import demo_model, viewer_of
-from toast_cli.cli.commands.visualize_attention import _view_told
+from toast_cli.cli.commands.visualize_attention import _format_view
 from toast_cli.data.base import Sample
-from toast_cli.data.images.transforms import Window
-from toast_cli.visualize.layout import passes_row, viewers_rows
-from toast_cli.visualize.save_figures import captions, made, origin
-from toast_cli.visualize.view import Verdict, View
+from toast_cli.data.images.transforms import CropWindow
+from toast_cli.visualize.layout import build_comparison_rows, build_passes_row
+from toast_cli.visualize.save_figures import describe_model, describe_view, format_title_lines
+from toast_cli.visualize.view import ImageView, TopPrediction
 
 PLUS = Sample(Image.new("RGB", (60, 60), "teal"), 1, "an image")
 """An image whose label is the second class of whose data it is of."""
 
 
-def view_of(classes: tuple[str, ...], first: str, last: str | None = None, size: int = 2) -> View:
+def view_of(classes: tuple[str, ...], first: str, last: str | None = None, size: int = 2) -> ImageView:
     """One that says these classes, of an even map of `size` by `size` cells."""
     maps = {"pass_one": torch.full((size, size), 1 / size**2)}
     if last is not None:
         maps |= {"pass_two": maps["pass_one"], "difference": torch.zeros(size, size)}
     viewer = replace(viewer_of(demo_model("linear"), f"knows {len(classes)}"), classes=classes)
-    said = None if last is None else Verdict(last, 0.7)
-    return View(viewer, Window(0, 0, 60, 60), "attention", maps, Verdict(first, 0.4), said)
+    said = None if last is None else TopPrediction(last, 0.7)
+    return ImageView(viewer, CropWindow(0, 0, 60, 60), "attention", maps, TopPrediction(first, 0.4), said)
 
 
 def test_a_verdict_is_right_where_it_is_the_label_and_wrong_where_it_is_not() -> None:
-    panels = passes_row(PLUS, view_of(("ringed", "plus"), "ringed", "plus")).panels
+    panels = build_passes_row(PLUS, view_of(("ringed", "plus"), "ringed", "plus")).panels
     assert [panel.heading for panel in panels[:3]] == [
         "image\nplus", "attention, pass one\nringed 40% ✗", "attention, pass two\nplus 70% ✓",
     ]  # fmt: skip
@@ -44,21 +44,21 @@ class TestRunsOfDifferentClasses:
 
     def test_labels_are_compared_by_name_and_the_first_run_names_them(self) -> None:
         shuffled = view_of(("plus", "barred", "ringed"), "plus")
-        (row,) = viewers_rows([PLUS], [[self.BEETLES, shuffled]])
+        (row,) = build_comparison_rows([PLUS], [[self.BEETLES, shuffled]])
         assert [panel.heading.split("\n")[1] for panel in row.panels] == ["plus", "plus 40% ✓", "plus 40% ✓"]
 
     def test_who_does_not_know_the_label_is_neither_right_nor_wrong(self) -> None:
-        (row,) = viewers_rows([PLUS], [[self.BEETLES, self.BIRDS]])
+        (row,) = build_comparison_rows([PLUS], [[self.BEETLES, self.BIRDS]])
         assert [panel.heading.split("\n")[1] for panel in row.panels] == ["plus", "plus 40% ✓", "auklet 40%"]
 
     def test_a_label_beyond_another_runs_classes_is_no_error(self) -> None:
         three = replace(PLUS, label=2)
-        (row,) = viewers_rows([three], [[self.BEETLES, self.BIRDS]])
+        (row,) = build_comparison_rows([three], [[self.BEETLES, self.BIRDS]])
         assert [panel.heading.split("\n")[1] for panel in row.panels] == ["barred", "plus 40% ✗", "auklet 40%"]
 
 
 def test_maps_of_different_grids_have_one_scale_on_which_even_maps_are_alike() -> None:
-    (row,) = viewers_rows([PLUS], [[view_of(("ringed", "plus"), "plus", size=size) for size in (8, 14)]])
+    (row,) = build_comparison_rows([PLUS], [[view_of(("ringed", "plus"), "plus", size=size) for size in (8, 14)]])
     coarse, fine = row.panels[1:]
     assert coarse.scale == fine.scale and coarse.scale.label == "attention, times an even map"  # type: ignore[union-attr]
     assert coarse.values == pytest.approx(np.ones((8, 8))) and fine.values == pytest.approx(np.ones((14, 14)))
@@ -74,18 +74,18 @@ class TestShares:
 
     def test_a_caption_gives_each_pass_its_own(self) -> None:
         said = "attention on the outlined object: pass one 25%, pass two 75%, an even map 10%"
-        assert captions(PLUS, self.TWO)[1] == said
+        assert format_title_lines(PLUS, self.TWO)[1] == said
 
     def test_a_terminal_gives_each_pass_its_own_share_and_verdict(self) -> None:
-        assert _view_told(made(self.TWO, "a run")) == [
+        assert _format_view(describe_view(self.TWO, "a run")) == [
             "Prediction: ringed (40.0%) in pass one; plus (70.0%) in pass two",
             "Attention on the object: 25.0% in pass one, 75.0% in pass two (an even map: 10.0%)",
         ]
 
     def test_a_single_pass_is_not_called_the_first(self) -> None:
-        assert captions(PLUS, self.ONE)[1] == "attention on the outlined object: 25%, an even map 10%"
-        assert passes_row(PLUS, self.ONE).panels[1].heading == "attention\nringed 40% ✗"
-        assert _view_told(made(self.ONE, "a run")) == [
+        assert format_title_lines(PLUS, self.ONE)[1] == "attention on the outlined object: 25%, an even map 10%"
+        assert build_passes_row(PLUS, self.ONE).panels[1].heading == "attention\nringed 40% ✗"
+        assert _format_view(describe_view(self.ONE, "a run")) == [
             "Prediction: ringed (40.0%)",
             "Attention on the object: 25.0% (an even map: 10.0%)",
         ]
@@ -94,7 +94,7 @@ class TestShares:
 def test_a_plain_backbones_record_tells_of_no_run() -> None:
     """The recipe of a plain backbone is a stand-in: nothing was trained by its method, on its data."""
     viewer = viewer_of(demo_model("linear"), "vit_demo_3")
-    run, plain = origin(viewer, "a run"), origin(replace(viewer, plain=True), "vit_demo_3")
+    run, plain = describe_model(viewer, "a run"), describe_model(replace(viewer, plain=True), "vit_demo_3")
     assert (run["run"], run["method"], run["dataset"], run["seed"]) == ("vit_demo_3", "toast", "demo", 0)
     assert plain["run"] is None and not {"method", "dataset", "seed"} & set(plain)
     assert plain["backbone"] == run["backbone"] and plain["backbone_fingerprint"] == run["backbone_fingerprint"]

@@ -9,8 +9,8 @@ import pytest
 
 from tests.scenes import demo_model, scenes, viewer_of
 from toast_cli.model.model import Model
-from toast_cli.visualize.output_names import free_name
-from toast_cli.visualize.save_figures import comparison, picture
+from toast_cli.visualize.output_names import find_free_name
+from toast_cli.visualize.save_figures import save_attention_figure, save_comparison_figure
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,10 @@ def models() -> list[Model]:
 def test_another_run_and_another_image_of_one_name_get_names_of_their_own(models: list[Model], tmp_path: Path) -> None:
     one, other = map(viewer_of, models)
     scene, second = scenes(2)
-    made = [picture(*how, tmp_path, "it") for how in ((one, scene), (other, scene), (one, second), (one, scene))]
+    made = [
+        save_attention_figure(*how, tmp_path, "it")
+        for how in ((one, scene), (other, scene), (one, second), (one, scene))
+    ]
     names = [Path(record["figure"]).name for record in made]
     assert names == ["it.png", "it-2.png", "it-3.png", "it.png"]  # the same again is written over
     for record in made[:3]:
@@ -33,7 +36,8 @@ def test_so_do_several_runs_side_by_side(models: list[Model], tmp_path: Path) ->
     viewers = [viewer_of(model, name) for model, name in zip(models, "ab", strict=True)]
     first, second = scenes(2)
     figures = [
-        comparison(viewers, shown, tmp_path)[0]["figure"] for shown in ([("x", first)], [("y", second)], [("x", first)])
+        save_comparison_figure(viewers, shown, tmp_path)[0]["figure"]
+        for shown in ([("x", first)], [("y", second)], [("x", first)])
     ]
     assert [Path(figure).name for figure in figures] == [
         "comparison-a-b.png",
@@ -45,4 +49,4 @@ def test_so_do_several_runs_side_by_side(models: list[Model], tmp_path: Path) ->
 def test_a_record_that_is_damaged_or_of_an_older_version_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "it.json").write_text("{")
     (tmp_path / "it-2.json").write_text("{}")
-    assert free_name(tmp_path, "it", "0") == "it-3"
+    assert find_free_name(tmp_path, "it", "0") == "it-3"

@@ -9,11 +9,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from toast_cli.data.images.transforms import Window
-from toast_cli.visualize.color_scales import around_zero, rising
-from toast_cli.visualize.figure import Panel, Row, draw
+from toast_cli.data.images.transforms import CropWindow
+from toast_cli.visualize.color_scales import build_diverging_scale, build_sequential_scale
+from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_figure
 
-WHOLE = Window(0, 0, 120, 80)
+WHOLE = CropWindow(0, 0, 120, 80)
 GREY = Image.new("RGB", (120, 80), (128, 128, 128))
 
 
@@ -35,8 +35,8 @@ def test_the_object_is_outlined_in_white_on_every_panel(marked: bool) -> None:
     mask = np.zeros((80, 120), dtype=bool)
     mask[20:60, 30:90] = True
     map = np.eye(8)
-    panels = (Panel("image", WHOLE), Panel("map", WHOLE, map, rising("", "inferno", [map])))
-    figure = draw([Row(GREY, panels, mask if marked else None)], "")
+    panels = (FigurePanel("image", WHOLE), FigurePanel("map", WHOLE, map, build_sequential_scale("", "inferno", [map])))
+    figure = draw_figure([FigureRow(GREY, panels, mask if marked else None)], "")
     pixels = pixels_of(figure)
     for axis in figure.axes[:2]:
         for x, y in ((29.5, 30), (89.5, 30), (50, 19.5), (70, 59.5)):
@@ -46,8 +46,8 @@ def test_the_object_is_outlined_in_white_on_every_panel(marked: bool) -> None:
 def test_over_mid_grey_a_map_has_the_colours_of_its_bar() -> None:
     map = np.eye(8)
     for value, place in ((0.0, 0.01), (0.5, 0.5), (1.0, 0.99)):
-        panel = Panel("", WHOLE, np.full((8, 8), value), rising("", "viridis", [map]))
-        figure = draw([Row(GREY, (panel,))], "")
+        panel = FigurePanel("", WHOLE, np.full((8, 8), value), build_sequential_scale("", "viridis", [map]))
+        figure = draw_figure([FigureRow(GREY, (panel,))], "")
         pixels = pixels_of(figure)
         shown, bar = at(pixels, figure.axes[0], 60, 40)[4], at(pixels, figure.axes[1], place, 0.5)[4]
         assert np.abs(shown - bar).max() <= 6
@@ -56,7 +56,9 @@ def test_over_mid_grey_a_map_has_the_colours_of_its_bar() -> None:
 def test_a_few_cells_are_drawn_as_cells_and_many_smoothly() -> None:
     for cells, one_colour in ((2, True), (8, False)):
         map = np.indices((cells, cells))[1] / (cells - 1)
-        figure = draw([Row(GREY, (Panel("", WHOLE, map, rising("", "inferno", [map])),))], "")
+        figure = draw_figure(
+            [FigureRow(GREY, (FigurePanel("", WHOLE, map, build_sequential_scale("", "inferno", [map])),))], ""
+        )
         pixels, width = pixels_of(figure), 120 / cells
         places = [at(pixels, figure.axes[0], width * part, 40)[4] for part in (0.7, 0.9)]
         assert (np.abs(places[0] - places[1]).max() == 0) == one_colour
@@ -64,8 +66,8 @@ def test_a_few_cells_are_drawn_as_cells_and_many_smoothly() -> None:
 
 def test_numbers_at_the_ends_of_neighbouring_bars_do_not_run_together() -> None:
     map = np.append(np.linspace(0, 0.0329, 60), [2.0, 3.0])
-    scales = (rising("a", "inferno", [map]), around_zero("b", "RdBu_r", [map]))
-    figure = draw([Row(GREY, tuple(Panel("", WHOLE, np.eye(8), scale) for scale in scales))], "")
+    scales = (build_sequential_scale("a", "inferno", [map]), build_diverging_scale("b", "RdBu_r", [map]))
+    figure = draw_figure([FigureRow(GREY, tuple(FigurePanel("", WHOLE, np.eye(8), scale) for scale in scales))], "")
     pixels_of(figure)
     ends = [axis.get_xticklabels() for axis in figure.axes[2:]]
     assert ends[0][-1].get_text().startswith("≥") and ends[1][0].get_text().startswith("≤")

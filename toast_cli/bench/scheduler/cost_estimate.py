@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toast_cli.bench.scheduler.jobs import Experiment, Stage
-from toast_cli.bench.scheduler.scheduler import Board
+from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.recipe.schema import Recipe
-from toast_cli.training.plan.throughput import Pace, measure_pace
+from toast_cli.training.plan.throughput import TimePerSample, measure_time_per_sample
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import open_data, prepare
+from toast_cli.training.session import open_data, prepare_session
 from toast_cli.utils.errors import ToastError
 
 
 @dataclass(frozen=True)
-class Cost:
+class StageCost:
     """What a stage of a cell still takes: runs, seconds of each (None: unknown, and why), and how that is known."""
 
     dataset: str
@@ -33,12 +33,12 @@ class Cost:
         return self.runs * (self.seconds or 0)
 
 
-def costs(board: Board, reporter: Reporter) -> list[Cost]:
+def estimate_costs(board: ExperimentScheduler, reporter: Reporter) -> list[StageCost]:
     """What is left to do, and how long it takes on one device like this one.
 
     A row is measured once, on the first data set that can be opened; on others its pace is the same, and sizes differ.
     """
-    experiment, clock = board.experiment, _Clock(board.experiment, reporter)
+    experiment, clock = board.experiment, _PaceTimer(board.experiment, reporter)
     found = []
     for dataset, row, stage in board.stages():
         standings = board.stage(dataset, row, stage)
@@ -52,25 +52,25 @@ def costs(board: Board, reporter: Reporter) -> list[Cost]:
                 statistics.fmean(standing.record["seconds"] for standing in done),
                 f"{len(done)} finished runs",
             )
-            found.append(Cost(dataset, row, stage, wanted - settled, mean, source))
+            found.append(StageCost(dataset, row, stage, wanted - settled, mean, source))
             continue
         try:
             seconds, source = clock.run(dataset, row, stage)
-            found.append(Cost(dataset, row, stage, wanted - settled, seconds, source))
+            found.append(StageCost(dataset, row, stage, wanted - settled, seconds, source))
         except ToastError as error:
-            found.append(Cost(dataset, row, stage, wanted - settled, None, error.what))
+            found.append(StageCost(dataset, row, stage, wanted - settled, None, error.what))
         except RuntimeError as error:  # PyTorch's word for too little memory, and for much else
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
-            found.append(Cost(dataset, row, stage, wanted - settled, None, why))
+            found.append(StageCost(dataset, row, stage, wanted - settled, None, why))
     return found
 
 
-class _Clock:
+class _PaceTimer:
     """Paces of rows, each measured once, and sizes of data sets, each opened once."""
 
     def __init__(self, experiment: Experiment, reporter: Reporter) -> None:
         self.experiment, self.reporter = experiment, reporter
-        self._paces: dict[str, Pace] = {}
+        self._paces: dict[str, TimePerSample] = {}
         self._sizes: dict[str, Mapping[str, int] | ToastError] = {}
 
     def run(self, dataset: str, row: str, stage: Stage) -> tuple[float, str]:
@@ -86,9 +86,9 @@ class _Clock:
         if row not in self._paces:
             self.reporter.message(f"Timing a few steps of {row} on {dataset} …")
             started = time.perf_counter()
-            session = prepare(recipe)
+            session = prepare_session(recipe)
             session.sizes()
-            self._paces[row] = measure_pace(session, time.perf_counter() - started)
+            self._paces[row] = measure_time_per_sample(session, time.perf_counter() - started)
         return self._paces[row].run(recipe, dict(samples)), "a few steps, timed"
 
     def _samples(self, where: str, recipe: Recipe) -> Mapping[str, int]:
@@ -103,7 +103,7 @@ class _Clock:
         return found
 
 
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """90 as '1 min 30 s', 7500 as '2 h 05 min', 200000 as '2 d 7 h'."""
     whole = round(seconds)
     minutes, hours, days = whole // 60, whole // 3600, whole // 86400

@@ -8,10 +8,10 @@ from typing import Any
 
 import optuna
 
-from toast_cli.bench.scheduler.integrity import check_file, without_password
+from toast_cli.bench.scheduler.integrity import check_database_file, mask_password
 from toast_cli.utils.errors import ToastError
 
-OPENINGS, BETWEEN_OPENINGS = 4, 0.5
+MAX_OPEN_ATTEMPTS, RETRY_DELAY_SECONDS = 4, 0.5
 """How often a database is tried to be opened, and the seconds in between."""
 
 
@@ -31,22 +31,22 @@ def open_storage(url: str) -> Any:
 
             Path(place).parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(place))
-        check_file(url)
+        check_database_file(url)
         # SQLite lets one process write at a time; the others wait for it rather than fail.
         wait = {"connect_args": {"timeout": 120}} if kind.startswith("sqlite") else {}
-        for left in reversed(range(OPENINGS)):
+        for left in reversed(range(MAX_OPEN_ATTEMPTS)):
             try:
                 return optuna.storages.RDBStorage(url, engine_kwargs={**wait, "pool_pre_ping": True})
             except Exception as error:
                 # Of two workers that meet an empty database, one finds the other's half-made tables.
                 if not left or isinstance(error, ImportError):
                     raise
-                time.sleep(BETWEEN_OPENINGS)
+                time.sleep(RETRY_DELAY_SECONDS)
     except ToastError:
         raise
     except Exception as error:  # whatever the database's driver raises
         raise ToastError(
-            f"The ledger {without_password(url)} could not be opened.",
+            f"The ledger {mask_password(url)} could not be opened.",
             f"{type(error).__name__}: {error}".partition("\n")[0],
             "Give sqlite:///FILE, journal:FILE, or the URL of a database whose driver is installed.",
         ) from error

@@ -8,36 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.checksums import digest_of_file, digest_of_json
+from toast_cli.storage.checksums import hash_file, hash_json
 from toast_cli.utils.errors import ToastError, UsageError
 
-BY_NAME = {None, "none", "shipped"}
+BUILTIN_WEIGHT_NAMES = {None, "none", "shipped"}
 """Weights and starts that lie nowhere: the hub's or the plugin's own, random ones, those that come with toast."""
 
 
-def files_of(recipe: Recipe, known: Mapping[str, str]) -> dict[str, str]:
+def list_input_files(recipe: Recipe, known: Mapping[str, str]) -> dict[str, str]:
     """The paths that a recipe starts from, as they were given, by field; those of `known` may be gone meanwhile."""
     given = {"backbone.weights": recipe.backbone.weights, "init_from": recipe.init_from}
     model = recipe.backbone.name.partition(":")[2]
     if model in known or (model and (Path(model).expanduser() / "config.json").is_file()):
         given["backbone.name"] = model  # as in llama:FOLDER
-    return {field: path for field, path in given.items() if path is not None and path not in BY_NAME}
+    return {field: path for field, path in given.items() if path is not None and path not in BUILTIN_WEIGHT_NAMES}
 
 
-def by_content(values: dict[str, Any], recipe: Recipe, known: Mapping[str, str]) -> None:
+def replace_paths_by_hashes(values: dict[str, Any], recipe: Recipe, known: Mapping[str, str]) -> None:
     """Put what lies at its paths in place of them, into a recipe's plain values; `known` are digests by path.
 
     Raises:
         UsageError: nothing lies there.
         ToastError: it cannot be read.
     """
-    for field, path in files_of(recipe, known).items():
+    for field, path in list_input_files(recipe, known).items():
         *above, last = field.split(".")
         place = values[above[0]] if above else values
-        place[last] = place[last].removesuffix(path) + (known.get(path) or digest_at(field, path))
+        place[last] = place[last].removesuffix(path) + (known.get(path) or hash_input(field, path))
 
 
-def digest_at(field: str, path: str) -> str:
+def hash_input(field: str, path: str) -> str:
     """A digest of what lies at a path that a recipe's field names; of a pre-tuned start, of its tensors.
 
     Raises:
@@ -46,15 +46,17 @@ def digest_at(field: str, path: str) -> str:
     """
     place = Path(path).expanduser()
     if field == "init_from":
-        from toast_cli.storage.pretuned import tensors_file  # imports torch, which a suite without does not need yet
+        from toast_cli.storage.pretuned import (
+            find_tensors_file,  # imports torch, which a suite without does not need yet
+        )
 
-        place = tensors_file(place)
+        place = find_tensors_file(place)
     try:
         if not place.is_dir():
-            return _of_file(place)
+            return _hash_input_file(place)
         # Directly in it lies a model; what describes it decides no number.
         files = [file for file in place.iterdir() if file.is_file() and file.suffix != ".md" and file.name[0] != "."]
-        return digest_of_json({file.name: _of_file(file) for file in files})
+        return hash_json({file.name: _hash_input_file(file) for file in files})
     except FileNotFoundError as error:
         raise UsageError(
             f"There is no file or folder {place}.",
@@ -65,12 +67,12 @@ def digest_at(field: str, path: str) -> str:
         raise ToastError(f"{place} cannot be read.", error.strerror or str(error)) from error
 
 
-def _of_file(file: Path) -> str:
+def _hash_input_file(file: Path) -> str:
     now = file.stat()
-    return _kept(file.absolute(), now.st_mtime_ns, now.st_size)
+    return _hash_file_cached(file.absolute(), now.st_mtime_ns, now.st_size)
 
 
 @cache
-def _kept(file: Path, written: int, size: int) -> str:
+def _hash_file_cached(file: Path, written: int, size: int) -> str:
     """A large file is read once, unless it was written since."""
-    return digest_of_file(file)
+    return hash_file(file)

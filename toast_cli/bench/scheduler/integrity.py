@@ -12,14 +12,14 @@ from typing import Any
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial
 
-from toast_cli.storage.checksums import sealed, unsealed
+from toast_cli.storage.checksums import add_checksum, parse_checksummed_json
 from toast_cli.utils.errors import ToastError
 
-VALUE = "value"
+OBJECTIVE_KEY = "value"
 """What the number that decides is called within a sealed record."""
 
 
-def check_file(url: str) -> None:
+def check_database_file(url: str) -> None:
     """Have SQLite look through a ledger's file, where it is one that is there.
 
     Raises:
@@ -28,14 +28,14 @@ def check_file(url: str) -> None:
     file = Path(url.removeprefix("sqlite:///"))
     if not url.startswith("sqlite:///") or not file.is_file():
         return
-    with readable(url), contextlib.closing(sqlite3.connect(file, timeout=120)) as database:
+    with convert_read_errors(url), contextlib.closing(sqlite3.connect(file, timeout=120)) as database:
         found = [row[0] for row in database.execute("PRAGMA quick_check")]
         if found != ["ok"]:
             raise sqlite3.DatabaseError(found[0])
 
 
 @contextlib.contextmanager
-def readable(url: str) -> Iterator[None]:
+def convert_read_errors(url: str) -> Iterator[None]:
     """Within the block, a ledger is read; what goes wrong is told as what it is.
 
     Raises:
@@ -46,37 +46,37 @@ def readable(url: str) -> Iterator[None]:
     except (ToastError, DuplicatedStudyError):
         raise
     except Exception as error:  # whatever the database's driver makes of bytes that nobody wrote
-        raise _damaged(url, f"{type(error).__name__}: {error}".partition("\n")[0]) from error
+        raise _make_ledger_error(url, f"{type(error).__name__}: {error}".partition("\n")[0]) from error
 
 
-def sealed_record(record: Mapping[str, Any], value: float | None) -> dict[str, Any]:
+def make_checksummed_record(record: Mapping[str, Any], value: float | None) -> dict[str, Any]:
     """What a run left, as a ledger keeps it: sealed, with the number that decides."""
-    return sealed({**record, VALUE: value})
+    return add_checksum({**record, OBJECTIVE_KEY: value})
 
 
-def record_of(trial: FrozenTrial, url: str) -> dict[str, Any]:
+def read_trial_record(trial: FrozenTrial, url: str) -> dict[str, Any]:
     """What the run of a trial left; one of an older toast has no seal and is taken as it is.
 
     Raises:
         ToastError: it is not what was written.
     """
-    with readable(url):
-        record = unsealed(json.dumps(trial.user_attrs["record"]))
-        if record.pop(VALUE, trial.value) != trial.value:
+    with convert_read_errors(url):
+        record = parse_checksummed_json(json.dumps(trial.user_attrs["record"]))
+        if record.pop(OBJECTIVE_KEY, trial.value) != trial.value:
             raise ValueError("a run's number is not the one in its record")
         return record
 
 
-def without_password(url: str) -> str:
+def mask_password(url: str) -> str:
     """A database's URL as it may be shown."""
     server, at, rest = url.rpartition("@")
     scheme, slashes, user = server.partition("://")
     return f"{scheme}{slashes}{user.partition(':')[0]}{at}{rest}"
 
 
-def _damaged(url: str, why: str) -> ToastError:
+def _make_ledger_error(url: str, why: str) -> ToastError:
     return ToastError(
-        f"The ledger {without_password(url)} is damaged or cannot be reached.",
+        f"The ledger {mask_password(url)} is damaged or cannot be reached.",
         why,
         "Move it away and start the command again: finished runs are taken from their folders, not made anew.",
     )

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-State = Literal["wanted", "waiting", "running", "done", "pruned", "failed"]
+JobState = Literal["wanted", "waiting", "running", "done", "pruned", "failed"]
 
-RESULTS = "results.json"
-MOST_DEATHS = 3
+RESULTS_FILE = "results.json"
+MAX_WORKER_DEATHS = 3
 """Workers that may die on a run before it counts as failed: it may be what kills them."""
 
-COUNTING: dict[TrialState, State] = {
+JOB_STATE_BY_TRIAL_STATE: dict[TrialState, JobState] = {
     TrialState.COMPLETE: "done",
     TrialState.PRUNED: "pruned",
     TrialState.RUNNING: "running",
@@ -25,16 +25,16 @@ COUNTING: dict[TrialState, State] = {
 
 
 @dataclass(frozen=True)
-class Standing:
+class JobStatus:
     """How far a wanted run has come. `trial` is the attempt that counts, `reason` why the last one failed."""
 
-    state: State
+    state: JobState
     trial: FrozenTrial | None = None
     reason: str = ""
     record: Mapping[str, Any] = field(default_factory=dict)
     """What a finished run left: results, versions, where it lies."""
 
-    def seen_from(self, out: Path) -> Standing:
+    def with_run_path_from(self, out: Path) -> JobStatus:
         """The same, with the run's folder named as it is found from `out`, whose ledger other folders may share.
 
         Within `out`, or where it was moved with `out`, by its path there; else by its whole path where it was made.
@@ -42,25 +42,25 @@ class Standing:
         if "out" not in self.record or Path(self.record["out"]) == out.resolve():
             return self
         there = Path(self.record["out"]) / self.record["run"]
-        moved = (out / self.record["run"] / RESULTS).is_file() and not (there / RESULTS).is_file()
+        moved = (out / self.record["run"] / RESULTS_FILE).is_file() and not (there / RESULTS_FILE).is_file()
         return self if moved else replace(self, record={**self.record, "run": there.as_posix()})
 
 
-def standing_of(trials: Iterable[FrozenTrial]) -> Standing:
+def compute_job_status(trials: Iterable[FrozenTrial]) -> JobStatus:
     """How far a run has come that was tried so: a finished attempt counts most, then one that is under way."""
     tried = [trial for trial in trials if trial.user_attrs.get("fate") != "duplicate"]
-    for wanted, state in COUNTING.items():
+    for wanted, state in JOB_STATE_BY_TRIAL_STATE.items():
         for trial in tried:
             if trial.state == wanted:
-                return Standing(state, trial)
+                return JobStatus(state, trial)
     if not tried:
-        return Standing("wanted")
+        return JobStatus("wanted")
     last = tried[-1]
     reason = last.user_attrs.get("reason", "its worker died")
     since = max((n for n, trial in enumerate(tried) if trial.user_attrs.get("retry")), default=0)
     deaths = sum(trial.user_attrs.get("fate", "lost") == "lost" for trial in tried[since:])
     if last.user_attrs.get("fate") == "failed":
-        return Standing("failed", last, reason)
-    if deaths >= MOST_DEATHS:
-        return Standing("failed", last, f"{deaths} workers died on it, the last time: {reason}; out of memory?")
-    return Standing("wanted", last, reason)
+        return JobStatus("failed", last, reason)
+    if deaths >= MAX_WORKER_DEATHS:
+        return JobStatus("failed", last, f"{deaths} workers died on it, the last time: {reason}; out of memory?")
+    return JobStatus("wanted", last, reason)

@@ -12,18 +12,18 @@ from hashlib import sha256
 from typing import Any, Literal
 
 from toast_cli import registry
-from toast_cli.bench.scheduler.input_digests import by_content, digest_at, files_of
-from toast_cli.bench.suite import Range, Suite, overrides
-from toast_cli.recipe.partial_recipe import named
-from toast_cli.recipe.resolve import resolve
+from toast_cli.bench.scheduler.input_digests import hash_input, list_input_files, replace_paths_by_hashes
+from toast_cli.bench.suite import Suite, ValueRange, merge_overrides
+from toast_cli.recipe.partial_recipe import expand_shorthand
+from toast_cli.recipe.resolve import resolve_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.utils.errors import ToastError, UsageError
 
 Stage = Literal["search", "final"]
 
-ELSEWHERE = {"device", "data_dir"}
+LOCATION_FIELDS = {"device", "data_dir"}
 """What says where a run happens, not what it is."""
-WATCHING = {"workers", "log_every", "tensorboard", "eval_batch_size"}
+RESULT_NEUTRAL_SETTINGS = {"workers", "log_every", "tensorboard", "eval_batch_size"}
 """Training's settings that change no number."""
 
 
@@ -87,7 +87,9 @@ class Experiment:
         found = {}
         for name in self.suite.datasets:
             try:
-                registry.load(registry.SOURCES, named("dataset", self.suite.source(name).source)["name"])
+                registry.load_entry(
+                    registry.SOURCES, expand_shorthand("dataset", self.suite.source(name).source)["name"]
+                )
             except UsageError as error:
                 found[name] = error.what
         return found
@@ -99,11 +101,11 @@ class Experiment:
         return [(dataset, row) for dataset, row in asked if dataset not in self.missing]
 
     @property
-    def searched(self) -> list[tuple[str, str]]:
+    def search_cells(self) -> list[tuple[str, str]]:
         """Every (data set, row) whose search some cell waits for."""
         if self.suite.search is None:
             return []
-        return list(dict.fromkeys(self.suite.searcher(*cell) for cell in self.cells))
+        return list(dict.fromkeys(self.suite.get_search_cell(*cell) for cell in self.cells))
 
     def check(self) -> None:
         """Make a recipe of every cell and read the files that it names, before anything is run.
@@ -127,12 +129,14 @@ class Experiment:
             return self.known
         recipes = [self.recipe(*cell, "final", self.suite.seeds[0]) for cell in self.cells]
         if self.suite.search is not None:
-            recipes += [self.recipe(*cell, "search", self.suite.search.seed) for cell in self.searched]
-        return {path: digest_at(name, path) for recipe in recipes for name, path in files_of(recipe, {}).items()}
+            recipes += [self.recipe(*cell, "search", self.suite.search.seed) for cell in self.search_cells]
+        return {
+            path: hash_input(name, path) for recipe in recipes for name, path in list_input_files(recipe, {}).items()
+        }
 
     def key(self, recipe: Recipe, more: Mapping[str, Any] | None = None) -> str:
         """The key of one of its runs."""
-        return key_of(recipe, more, self.contents)
+        return compute_run_key(recipe, more, self.contents)
 
     def check_unchanged(self, recipe: Recipe) -> None:
         """Make sure that what a run starts from is still what its key was made of.
@@ -140,8 +144,8 @@ class Experiment:
         Raises:
             ToastError: it is not.
         """
-        for name, path in files_of(recipe, self.contents).items():
-            now = digest_at(name, path)
+        for name, path in list_input_files(recipe, self.contents).items():
+            now = hash_input(name, path)
             if now != self.contents.get(path, now):
                 raise ToastError(
                     f"{path} was changed since the suite was started ({name}).",
@@ -164,7 +168,7 @@ class Experiment:
         backbone = options.backbone or suite.backbone
         searching = suite.search is not None and stage == "search"
         own = suite.search.set if suite.search is not None and searching else suite.final
-        return resolve(
+        return resolve_recipe(
             recipe=options.recipe or suite.recipe,
             backbone=backbone,
             dataset=source.source,
@@ -175,21 +179,21 @@ class Experiment:
             precision=self.precision,
             init_from=self.starts.get(backbone, self.starts.get("")) if options.pretuned else None,
             overrides=[
-                *overrides(suite.set, options.set, source.set, own),
+                *merge_overrides(suite.set, options.set, source.set, own),
                 *self.changes,
-                *overrides(params or {}, {"test": not searching}),
+                *merge_overrides(params or {}, {"test": not searching}),
             ],
         ).recipe
 
-    def searches(self, dataset: str, row: str) -> list[Job]:
+    def make_search_jobs(self, dataset: str, row: str) -> list[Job]:
         """The runs among which a cell's hyper-parameters are chosen; none where the suite has no search."""
         search = self.suite.search
         if search is None:
             return []
         if search.sampler == "grid":
-            lists = [values for values in search.space.values() if not isinstance(values, Range)]
+            lists = [values for values in search.space.values() if not isinstance(values, ValueRange)]
             points = [dict(zip(search.space, point, strict=True)) for point in itertools.product(*lists)]
-            return [self._job(dataset, row, "search", search.seed, params) for params in points]
+            return [self._make_job(dataset, row, "search", search.seed, params) for params in points]
         base = self.recipe(dataset, row, "search", search.seed)
         drawn = {"space": search.model_dump(mode="json")["space"], "sampler": search.sampler, "pruner": search.pruner}
         return [
@@ -199,33 +203,35 @@ class Experiment:
 
     def finals(self, dataset: str, row: str, params: Mapping[str, Any]) -> list[Job]:
         """A cell's final runs with the chosen hyper-parameters, one a seed."""
-        return [self._job(dataset, row, "final", seed, params) for seed in self.seeds or self.suite.seeds]
+        return [self._make_job(dataset, row, "final", seed, params) for seed in self.seeds or self.suite.seeds]
 
-    def _job(self, dataset: str, row: str, stage: Stage, seed: int, params: Mapping[str, Any]) -> Job:
+    def _make_job(self, dataset: str, row: str, stage: Stage, seed: int, params: Mapping[str, Any]) -> Job:
         recipe = self.recipe(dataset, row, stage, seed, params)
         return Job(dataset, row, stage, seed, self.key(recipe), dict(params))
 
 
-def key_of(recipe: Recipe, more: Mapping[str, Any] | None = None, known: Mapping[str, str] | None = None) -> str:
+def compute_run_key(
+    recipe: Recipe, more: Mapping[str, Any] | None = None, known: Mapping[str, str] | None = None
+) -> str:
     """Sixteen hexadecimal digits of what decides a run's numbers; of files, their contents (or digests in `known`).
 
     Raises:
         UsageError, ToastError: a file is missing, or cannot be read.
     """
-    values = recipe.model_dump(mode="json", exclude=ELSEWHERE | {"training"})
-    values["training"] = recipe.training.model_dump(mode="json", exclude=WATCHING)
-    by_content(values, recipe, known or {})
-    if superseded := registry.backbone_card(recipe.backbone.name).superseded:
+    values = recipe.model_dump(mode="json", exclude=LOCATION_FIELDS | {"training"})
+    values["training"] = recipe.training.model_dump(mode="json", exclude=RESULT_NEUTRAL_SETTINGS)
+    replace_paths_by_hashes(values, recipe, known or {})
+    if superseded := registry.load_backbone_card(recipe.backbone.name).superseded:
         values["superseded"] = dict(superseded)  # runs on the weights that had this name before are other runs
     return sha256(json.dumps([values, dict(more or {})], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def parse_starts(given: Sequence[str]) -> dict[str, str]:
+def parse_init_from(given: Sequence[str]) -> dict[str, str]:
     """`BACKBONE=ARTIFACT`, or `ARTIFACT` for any backbone, by backbone."""
     pairs = (text.rpartition("=") for text in given)
     return {backbone: artifact for backbone, _, artifact in pairs}
 
 
-def shown(params: Mapping[str, Any]) -> str:
+def format_params(params: Mapping[str, Any]) -> str:
     """Hyper-parameters as a sentence has them."""
     return ", ".join(f"{name}={value}" for name, value in params.items()) or "the recipe's settings"

@@ -15,20 +15,20 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from toast_cli.bench.scheduler.integrity import sealed_record
+from toast_cli.bench.scheduler.integrity import make_checksummed_record
 from toast_cli.bench.scheduler.jobs import Job
-from toast_cli.bench.scheduler.samplers import drawn, sampler
-from toast_cli.bench.suite import Search
+from toast_cli.bench.scheduler.samplers import make_sampler, suggest_params
+from toast_cli.bench.suite import SearchOptions
 
-BEAT = 10.0
+HEARTBEAT_SECONDS = 10.0
 """Seconds between two signs of life of a running trial."""
 
 
-class LostClaim(Exception):
+class LeaseLostError(Exception):
     """Another worker took this one for dead, and the run from it."""
 
 
-class Claim:
+class JobLease:
     """A run that this worker has taken.
 
     Args:
@@ -45,22 +45,22 @@ class Claim:
         self._storage, self._lock = storage, lock
         self._over = threading.Event()
 
-    def params(self, search: Search | None) -> dict[str, Any]:
+    def params(self, search: SearchOptions | None) -> dict[str, Any]:
         """The run's hyper-parameters: the job's own, or what the search's sampler draws."""
         if self.job.params is not None:
             return dict(self.job.params)
         assert search is not None
         if search.sampler != "qmc":
             # Drawn by the run's own seed: workers that draw from one and the same seed would draw the same.
-            self.study.sampler = sampler(search, search.seed * 100_003 + (self.job.slot or 0))
-        return drawn(self.trial, search)
+            self.study.sampler = make_sampler(search, search.seed * 100_003 + (self.job.slot or 0))
+        return suggest_params(self.trial, search)
 
     def begin(self, machine: str) -> bool:
         """Lock the run and say whose it is, on which machine; whether nobody else holds it."""
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            self._close("stopped", "another worker holds its lock")
+            self._end_trial("stopped", "another worker holds its lock")
             time.sleep(1)
             return False
         worker = f"process {os.getpid()} on {platform.node()}"
@@ -72,7 +72,7 @@ class Claim:
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
         """Within, show signs of life; afterwards the run is free."""
-        thread = threading.Thread(target=self._beat, daemon=True)
+        thread = threading.Thread(target=self._send_heartbeats, daemon=True)
         thread.start()
         try:
             yield
@@ -91,24 +91,24 @@ class Claim:
 
     def failed(self, reason: str) -> None:
         """The run cannot be made; it waits for someone to ask for it again."""
-        self._close("failed", reason)
+        self._end_trial("failed", reason)
 
     def stopped(self, why: str = "its worker was asked to stop") -> None:
         """This worker goes no further; any other may go on with the run."""
-        self._close("stopped", why)
+        self._end_trial("stopped", why)
 
-    def _close(self, fate: str, reason: str) -> None:
-        give_up(self._storage, self.trial._trial_id, fate, reason)
+    def _end_trial(self, fate: str, reason: str) -> None:
+        fail_trial(self._storage, self.trial._trial_id, fate, reason)
 
     def _tell(self, state: TrialState, record: Mapping[str, Any], values: list[float] | None = None) -> None:
         # Refused where another worker took the run over: then that one's word counts.
         with contextlib.suppress(UpdateFinishedTrialError):
-            self.trial.set_user_attr("record", sealed_record(record, values[0] if values else None))
+            self.trial.set_user_attr("record", make_checksummed_record(record, values[0] if values else None))
             self._storage.set_trial_state_values(self.trial._trial_id, state, values)
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         beat = 1
-        while not self._over.wait(BEAT):
+        while not self._over.wait(HEARTBEAT_SECONDS):
             beat += 1
             try:
                 self.trial.set_user_attr("beat", beat)
@@ -120,7 +120,7 @@ class Claim:
                 continue
 
 
-def give_up(storage: Any, trial_id: int, fate: str, reason: str) -> None:
+def fail_trial(storage: Any, trial_id: int, fate: str, reason: str) -> None:
     """End an attempt that came to nothing, unless someone else was quicker."""
     with contextlib.suppress(UpdateFinishedTrialError):
         for name, value in {"fate": fate, "reason": reason}.items():

@@ -12,8 +12,8 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from toast_cli.bench.scheduler.integrity import readable, record_of
-from toast_cli.bench.scheduler.lease import Claim, LostClaim
+from toast_cli.bench.scheduler.integrity import convert_read_errors, read_trial_record
+from toast_cli.bench.scheduler.lease import JobLease, LeaseLostError
 from toast_cli.bench.scheduler.trials import Ledger
 
 POLL = 2.0
@@ -22,7 +22,7 @@ MAKING = "recipe"
 """What an attempt says of itself: the key of the recipe that it makes or has made."""
 
 
-def made_elsewhere(ledger: Ledger, claim: Claim, recipe: str) -> tuple[float, dict[str, Any]] | None:
+def made_elsewhere(ledger: Ledger, claim: JobLease, recipe: str) -> tuple[float, dict[str, Any]] | None:
     """Value and record of a finished run of this recipe, waiting for one that is under way; None: it is ours to make.
 
     Raises:
@@ -42,13 +42,13 @@ def made_elsewhere(ledger: Ledger, claim: Claim, recipe: str) -> tuple[float, di
             if said:
                 continue
         if claim.lost.wait(POLL):
-            raise LostClaim
+            raise LeaseLostError
 
 
 def _look(ledger: Ledger, own: int, recipe: str) -> tuple[tuple[float, dict[str, Any]] | None, list[int]]:
     """A finished attempt at the recipe, if there is one, and the numbers of other living ones."""
     others = []
-    with readable(ledger.url):
+    with convert_read_errors(ledger.url):
         for study in ledger.storage.get_all_studies():
             wanted = (TrialState.COMPLETE, TrialState.RUNNING)
             for trial in ledger.storage.get_all_trials(study._study_id, deepcopy=False, states=wanted):
@@ -56,7 +56,10 @@ def _look(ledger: Ledger, own: int, recipe: str) -> tuple[tuple[float, dict[str,
                 if trial.user_attrs.get(MAKING, trial.user_attrs.get("key") if done else "") != recipe:
                     continue
                 if done:
-                    record = {**record_of(trial, ledger.url), "same_as": f"{study.study_name}, attempt {trial.number}"}
+                    record = {
+                        **read_trial_record(trial, ledger.url),
+                        "same_as": f"{study.study_name}, attempt {trial.number}",
+                    }
                     return (trial.values[0], record), []
                 if trial._trial_id != own and not ledger.is_dead(trial):
                     others.append(trial._trial_id)

@@ -7,21 +7,21 @@ from typing import Any
 import optuna
 from optuna.trial import Trial
 
-from toast_cli.bench.suite import Range, Search
+from toast_cli.bench.suite import SearchOptions, ValueRange
 
 
-def drawn(trial: Trial, search: Search) -> dict[str, Any]:
+def suggest_params(trial: Trial, search: SearchOptions) -> dict[str, Any]:
     """A setting from a search's space, drawn by the sampler of the trial's study."""
-    return {name: _suggested(trial, name, values) for name, values in search.space.items()}
+    return {name: _suggest_value(trial, name, values) for name, values in search.space.items()}
 
 
-def _suggested(trial: Trial, name: str, values: Any) -> Any:
-    if not isinstance(values, Range):
+def _suggest_value(trial: Trial, name: str, values: Any) -> Any:
+    if not isinstance(values, ValueRange):
         return trial.suggest_categorical(name, list(values))
     return trial.suggest_float(name, values.low, values.high, log=values.log)
 
 
-def sampler(search: Search | None, seed: int = 0) -> optuna.samplers.BaseSampler:
+def make_sampler(search: SearchOptions | None, seed: int = 0) -> optuna.samplers.BaseSampler:
     """The sampler of a search."""
     if search is None or search.sampler in ("grid", "random"):
         # A grid's points are put in as they are, so nothing is left to draw.
@@ -32,7 +32,7 @@ def sampler(search: Search | None, seed: int = 0) -> optuna.samplers.BaseSampler
     return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
-def pruner(search: Search | None) -> optuna.pruners.BasePruner:
+def make_pruner(search: SearchOptions | None) -> optuna.pruners.BasePruner:
     """The pruner of a search."""
     if search is None or search.pruner == "none":
         return optuna.pruners.NopPruner()

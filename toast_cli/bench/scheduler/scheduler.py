@@ -9,15 +9,15 @@ from typing import Any
 
 import optuna
 
-from toast_cli.bench.scheduler.integrity import readable
-from toast_cli.bench.scheduler.job_status import Standing
-from toast_cli.bench.scheduler.jobs import Experiment, Job, Stage, shown
-from toast_cli.bench.scheduler.lease import Claim
+from toast_cli.bench.scheduler.integrity import convert_read_errors
+from toast_cli.bench.scheduler.job_status import JobStatus
+from toast_cli.bench.scheduler.jobs import Experiment, Job, Stage, format_params
+from toast_cli.bench.scheduler.lease import JobLease
 from toast_cli.bench.scheduler.trials import Ledger
-from toast_cli.storage.checksums import digest_of_json, sealed, unsealed
+from toast_cli.storage.checksums import add_checksum, hash_json, parse_checksummed_json
 
 
-class Board:
+class ExperimentScheduler:
     """What an experiment wants, and how far it has come by the ledger.
 
     A stage whose runs are all settled is remembered as it is; nothing about it can change any more. So is the setting
@@ -26,31 +26,31 @@ class Board:
 
     def __init__(self, experiment: Experiment, ledger: Ledger) -> None:
         self.experiment, self.ledger = experiment, ledger
-        self._settled: dict[tuple[str, str, Stage], dict[Job, Standing]] = {}
+        self._settled_stages: dict[tuple[str, str, Stage], dict[Job, JobStatus]] = {}
         self._jobs: dict[tuple[str, str, str], list[Job]] = {}
-        self._fixed: dict[tuple[str, str], dict[str, Any]] = {}
+        self._test_params: dict[tuple[str, str], dict[str, Any]] = {}
 
     def study(self, dataset: str, row: str, stage: Stage) -> optuna.Study:
         """The study of a stage."""
         search = self.experiment.suite.search if stage == "search" else None
         return self.ledger.study(self.experiment.study(dataset, row, stage), search)
 
-    def stage(self, dataset: str, row: str, stage: Stage) -> dict[Job, Standing] | None:
+    def stage(self, dataset: str, row: str, stage: Stage) -> dict[Job, JobStatus] | None:
         """How far every run of a stage has come; None where it waits for the search before it.
 
         Raises:
             UsageError: no recipe can be made for the cell.
         """
         where = dataset, row, stage
-        if where in self._settled:
-            return self._settled[where]
+        if where in self._settled_stages:
+            return self._settled_stages[where]
         chosen = self.chosen(dataset, row) if stage == "final" else {}
         if chosen is None:
             return None
-        jobs = self._wanted(dataset, row, stage, chosen)
-        standings = self.ledger.standings(self.study(*where), jobs) if jobs else {}
+        jobs = self._list_jobs(dataset, row, stage, chosen)
+        standings = self.ledger.compute_job_statuses(self.study(*where), jobs) if jobs else {}
         if all(standing.state in ("done", "pruned") for standing in standings.values()):
-            self._settled[where] = standings
+            self._settled_stages[where] = standings
         return standings
 
     def chosen(self, dataset: str, row: str) -> dict[str, Any] | None:
@@ -59,7 +59,7 @@ class Board:
         Those that validated best, and once a run with them looked at the test split, those. Runs that failed do not
         hold it up: they are shown, and the best of the others is taken.
         """
-        standings = self.stage(*self.experiment.suite.searcher(dataset, row), "search")
+        standings = self.stage(*self.experiment.suite.get_search_cell(dataset, row), "search")
         if not standings:
             return {}
         fixed = self.fixed(dataset, row)
@@ -67,69 +67,74 @@ class Board:
             return fixed
         if any(standing.state in ("wanted", "waiting", "running") for standing in standings.values()):
             return None
-        best = _best(standings)
+        best = _find_best_status(standings)
         return None if best is None else best.record["params"]
 
     def fixed(self, dataset: str, row: str) -> dict[str, Any] | None:
         """The setting with which a cell looked at its test split; None: it did not yet, or there is no search."""
         if self.experiment.suite.search is None:
             return None
-        if (dataset, row) not in self._fixed:
-            with readable(self.ledger.url):
-                kept = self.study(dataset, row, "final").user_attrs.get(self._searched(dataset, row))
+        if (dataset, row) not in self._test_params:
+            with convert_read_errors(self.ledger.url):
+                kept = self.study(dataset, row, "final").user_attrs.get(self._make_setting_key(dataset, row))
                 if kept is None:
                     return None
-                self._fixed[dataset, row] = unsealed(json.dumps(kept))["params"]
-        return self._fixed[dataset, row]
+                self._test_params[dataset, row] = parse_checksummed_json(json.dumps(kept))["params"]
+        return self._test_params[dataset, row]
 
-    def fix(self, job: Job) -> bool:
+    def lock_test_params(self, job: Job) -> bool:
         """Called before a final run looks at the test split: whether it may, as no other setting of its cell did."""
         if self.experiment.suite.search is None:
             return True
         if self.fixed(job.dataset, job.row) is None:
             study = self.study(job.dataset, job.row, "final")
-            study.set_user_attr(self._searched(job.dataset, job.row), sealed({"params": dict(job.params or {})}))
+            study.set_user_attr(
+                self._make_setting_key(job.dataset, job.row), add_checksum({"params": dict(job.params or {})})
+            )
         return self.fixed(job.dataset, job.row) == job.params
 
     def overtaken(self) -> list[str]:
         """What to say of every cell for which a better setting was found after it had looked at its test split."""
         found = []
         for dataset, row in self.experiment.cells:
-            standings = self.stage(*self.experiment.suite.searcher(dataset, row), "search") or {}
-            fixed, best = self.fixed(dataset, row), _best(standings)
+            standings = self.stage(*self.experiment.suite.get_search_cell(dataset, row), "search") or {}
+            fixed, best = self.fixed(dataset, row), _find_best_status(standings)
             if fixed is None or best is None or best.record["params"] == fixed:
                 continue
             kept = [each for each in standings.values() if each.state == "done" and each.record["params"] == fixed]
-            if not kept or _merit(best) > max(map(_merit, kept)):
+            if not kept or _compute_rank(best) > max(map(_compute_rank, kept)):
                 found.append(
-                    f"{row} on {dataset}: {shown(best.record['params'])} validated better than {shown(fixed)}, but "
-                    "after test had been looked at; kept. Another ledger (without --ledger: another --out) begins anew."
+                    f"{row} on {dataset}: {format_params(best.record['params'])} validated better than "
+                    f"{format_params(fixed)}, but after test had been looked at; kept. Another ledger "
+                    "(without --ledger: another --out) begins anew."
                 )
         return found
 
-    def unasked(self) -> int:
+    def count_unrequested_runs(self) -> int:
         """Finished final runs of this suite in the ledger that are of other seeds, rows or settings than asked for."""
         finals = [where for where in self.stages() if where[2] == "final"]
         asked = {(self.experiment.study(*where), job.key) for where in finals for job in self.stage(*where) or {}}
         return len(self.ledger.finished(f"{self.experiment.name}/", "/final") - asked)
 
-    def _searched(self, dataset: str, row: str) -> str:
+    def _make_setting_key(self, dataset: str, row: str) -> str:
         """What the setting that came out of a cell's search is called; of another search, it is another."""
-        jobs = self._wanted(*self.experiment.suite.searcher(dataset, row), "search", {})
-        return f"setting of search {digest_of_json([job.key for job in jobs])[:16]}"
+        jobs = self._list_jobs(*self.experiment.suite.get_search_cell(dataset, row), "search", {})
+        return f"setting of search {hash_json([job.key for job in jobs])[:16]}"
 
-    def _wanted(self, dataset: str, row: str, stage: Stage, chosen: Mapping[str, Any]) -> list[Job]:
+    def _list_jobs(self, dataset: str, row: str, stage: Stage, chosen: Mapping[str, Any]) -> list[Job]:
         known = (dataset, row, json.dumps([stage, chosen]))
         if known not in self._jobs:
             experiment = self.experiment
             self._jobs[known] = (
-                experiment.searches(dataset, row) if stage == "search" else experiment.finals(dataset, row, chosen)
+                experiment.make_search_jobs(dataset, row)
+                if stage == "search"
+                else experiment.finals(dataset, row, chosen)
             )
         return self._jobs[known]
 
     def stages(self) -> Iterator[tuple[str, str, Stage]]:
         """Every stage of every cell, in the order in which they are worked on."""
-        for dataset, row in self.experiment.searched:
+        for dataset, row in self.experiment.search_cells:
             yield dataset, row, "search"
         for dataset, row in self.experiment.cells:
             yield dataset, row, "final"
@@ -152,20 +157,20 @@ class Board:
             if any(standing.state == "failed" for standing in (standings or {}).values()):
                 self.ledger.fill(self.study(*where), standings or {}, retry=True)
 
-    def take(self) -> tuple[Claim | None, int]:
+    def take(self) -> tuple[JobLease | None, int]:
         """A run for this worker, if there is one; and how many others are working on.
 
         A dead worker's run is wanted again at once.
         """
         others = 0
         for where in self.stages():
-            if where in self._settled:
+            if where in self._settled_stages:
                 continue
             standings = self.stage(*where)
             if standings is None:
                 continue
             study = self.study(*where)
-            others += self.ledger.bury(study)
+            others += self.ledger.fail_dead_trials(study)
             self.ledger.fill(study, standings)
             claim = self.ledger.take(study, standings)
             if claim is not None:
@@ -173,12 +178,12 @@ class Board:
         return None, others
 
 
-def _best(standings: Mapping[Job, Standing]) -> Standing | None:
+def _find_best_status(standings: Mapping[Job, JobStatus]) -> JobStatus | None:
     """The finished run that validated best."""
-    return max((each for each in standings.values() if each.state == "done"), key=_merit, default=None)
+    return max((each for each in standings.values() if each.state == "done"), key=_compute_rank, default=None)
 
 
-def _merit(standing: Standing) -> tuple[float, float]:
+def _compute_rank(standing: JobStatus) -> tuple[float, float]:
     """Higher is better; of equals, the one with the lower validation loss, as within a run."""
     assert standing.trial is not None
     return standing.trial.value or 0.0, -standing.record["validation"]["loss"]

@@ -20,14 +20,14 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
 from toast_cli.bench.scheduler.database import open_storage
-from toast_cli.bench.scheduler.integrity import readable, record_of
-from toast_cli.bench.scheduler.job_status import COUNTING, Standing, standing_of
+from toast_cli.bench.scheduler.integrity import convert_read_errors, read_trial_record
+from toast_cli.bench.scheduler.job_status import JOB_STATE_BY_TRIAL_STATE, JobStatus, compute_job_status
 from toast_cli.bench.scheduler.jobs import Job
-from toast_cli.bench.scheduler.lease import Claim, give_up
-from toast_cli.bench.scheduler.samplers import pruner, sampler
-from toast_cli.bench.suite import Search
+from toast_cli.bench.scheduler.lease import JobLease, fail_trial
+from toast_cli.bench.scheduler.samplers import make_pruner, make_sampler
+from toast_cli.bench.suite import SearchOptions
 
-GRACE = 90.0
+DEFAULT_GRACE_SECONDS = 90.0
 """Seconds without a sign of life after which a worker on another machine is taken for dead."""
 
 
@@ -43,34 +43,34 @@ class Ledger:
         ToastError: it cannot be opened.
     """
 
-    def __init__(self, url: str, locks: Path, grace: float = GRACE) -> None:
+    def __init__(self, url: str, locks: Path, grace: float = DEFAULT_GRACE_SECONDS) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.url, self.locks, self.grace = url, locks, grace
         self.storage = open_storage(url)
-        self.machine = _machine()
+        self.machine = _get_machine_id()
         self._studies: dict[str, optuna.Study] = {}
-        self._beats: dict[int, tuple[int, float]] = {}
+        self._last_heartbeats: dict[int, tuple[int, float]] = {}
 
-    def study(self, name: str, search: Search | None = None) -> optuna.Study:
+    def study(self, name: str, search: SearchOptions | None = None) -> optuna.Study:
         """A study by name, made if need be; with a `search`, with its sampler and pruner."""
         if name not in self._studies:
-            with readable(self.url), contextlib.suppress(DuplicatedStudyError):
+            with convert_read_errors(self.url), contextlib.suppress(DuplicatedStudyError):
                 optuna.create_study(storage=self.storage, study_name=name, direction="maximize")
-            with readable(self.url):
+            with convert_read_errors(self.url):
                 self._studies[name] = optuna.load_study(
-                    study_name=name, storage=self.storage, sampler=sampler(search), pruner=pruner(search)
+                    study_name=name, storage=self.storage, sampler=make_sampler(search), pruner=make_pruner(search)
                 )
         return self._studies[name]
 
-    def standings(self, study: optuna.Study, jobs: Iterable[Job]) -> dict[Job, Standing]:
+    def compute_job_statuses(self, study: optuna.Study, jobs: Iterable[Job]) -> dict[Job, JobStatus]:
         """How far each wanted run has come."""
         by_key: dict[str, list[FrozenTrial]] = {}
-        with readable(self.url):
+        with convert_read_errors(self.url):
             for trial in study.get_trials(deepcopy=False):
                 by_key.setdefault(trial.user_attrs.get("key", ""), []).append(trial)
-        found = {job: standing_of(by_key.get(job.key, ())) for job in jobs}
+        found = {job: compute_job_status(by_key.get(job.key, ())) for job in jobs}
         return {
-            job: replace(standing, record=record_of(standing.trial, self.url))
+            job: replace(standing, record=read_trial_record(standing.trial, self.url))
             if standing.state in ("done", "pruned") and standing.trial is not None
             else standing
             for job, standing in found.items()
@@ -78,7 +78,7 @@ class Ledger:
 
     def finished(self, begins: str, ends: str) -> set[tuple[str, str]]:
         """Study and key of the finished runs of all studies whose names begin and end so."""
-        with readable(self.url):
+        with convert_read_errors(self.url):
             return {
                 (study.study_name, trial.user_attrs.get("key", ""))
                 for study in self.storage.get_all_studies()
@@ -89,40 +89,42 @@ class Ledger:
     def fill(self, study: optuna.Study, jobs: Iterable[Job], retry: bool = False) -> None:
         """Put in what is wanted and neither there nor failed; with `retry`, what failed too."""
         again = {"wanted", "failed"} if retry else {"wanted"}
-        for job, standing in self.standings(study, jobs).items():
+        for job, standing in self.compute_job_statuses(study, jobs).items():
             if standing.state in again:
                 params = job.params
                 if params is None:  # an attempt that was cut short had drawn its own, and goes on with them
                     params = standing.trial.params if standing.trial is not None else {}
                 study.enqueue_trial(dict(params), user_attrs={"key": job.key, "seed": job.seed, "retry": retry})
 
-    def take(self, study: optuna.Study, jobs: Iterable[Job]) -> Claim | None:
+    def take(self, study: optuna.Study, jobs: Iterable[Job]) -> JobLease | None:
         """One of the waiting runs, which is this worker's from now on; None: there is none."""
         wanted = {job.key: job for job in jobs}
-        while any(trial.user_attrs.get("key") in wanted for trial in _waiting(study)):
+        while any(trial.user_attrs.get("key") in wanted for trial in _list_waiting_trials(study)):
             trial = study.ask()
             key = trial.user_attrs.get("key")
             earlier = [
                 other
                 for other in study.get_trials(deepcopy=False)
-                if other.number < trial.number and other.user_attrs.get("key") == key and other.state in COUNTING
+                if other.number < trial.number
+                and other.user_attrs.get("key") == key
+                and other.state in JOB_STATE_BY_TRIAL_STATE
             ]
             if key not in wanted or earlier:
                 why = "another trial is this run, or nobody wants it any more"
-                give_up(self.storage, trial._trial_id, "duplicate", why)
+                fail_trial(self.storage, trial._trial_id, "duplicate", why)
                 continue
-            claim = Claim(self.storage, study, trial, wanted[key], self.lock(key))
+            claim = JobLease(self.storage, study, trial, wanted[key], self.lock(key))
             if claim.begin(self.machine):
                 return claim
         return None
 
-    def bury(self, study: optuna.Study) -> int:
+    def fail_dead_trials(self, study: optuna.Study) -> int:
         """Give up the trials whose worker is dead; how many others are being worked on."""
         alive = 0
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if self.is_dead(trial):
                 why = f"its worker died ({trial.user_attrs.get('worker', 'unknown')})"
-                give_up(self.storage, trial._trial_id, "lost", why)
+                fail_trial(self.storage, trial._trial_id, "lost", why)
             else:
                 alive += 1
         return alive
@@ -146,24 +148,24 @@ class Ledger:
             except OSError:
                 pass  # another user's, which cannot be opened; signs of life can be read all the same
         beat, now = attrs.get("beat", 0), time.monotonic()
-        seen, since = self._beats.setdefault(trial._trial_id, (beat, now))
+        seen, since = self._last_heartbeats.setdefault(trial._trial_id, (beat, now))
         if beat != seen:
-            self._beats[trial._trial_id] = beat, now
+            self._last_heartbeats[trial._trial_id] = beat, now
             return False
         return now - since > self.grace
 
 
-def open_ledger(out: Path, url: str | None, grace: float = GRACE) -> Ledger:
+def open_ledger(out: Path, url: str | None, grace: float = DEFAULT_GRACE_SECONDS) -> Ledger:
     """The ledger of the experiment in a folder: the one named, else SQLite in the folder."""
     out.mkdir(parents=True, exist_ok=True)
     return Ledger(url or f"sqlite:///{out.absolute() / 'ledger.db'}", out / "locks", grace)
 
 
-def _waiting(study: optuna.Study) -> list[FrozenTrial]:
+def _list_waiting_trials(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
 
-def _machine() -> str:
+def _get_machine_id() -> str:
     """What two processes share that the same kernel runs, so that a lock of one is seen by the other."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{platform.node()}/{boot.read_text().strip() if boot.is_file() else ''}"

@@ -14,43 +14,43 @@ import optuna
 import torch
 from accelerate.utils import release_memory
 
-from toast_cli.bench.scheduler.jobs import Job, Stage, shown
-from toast_cli.bench.scheduler.lease import Claim, LostClaim
+from toast_cli.bench.scheduler.jobs import Job, Stage, format_params
+from toast_cli.bench.scheduler.lease import JobLease, LeaseLostError
 from toast_cli.bench.scheduler.mutex import made_elsewhere
-from toast_cli.bench.scheduler.scheduler import Board
-from toast_cli.bench.tables.metrics import score
-from toast_cli.storage.checkpoint import is_lost
-from toast_cli.storage.checksums import read_sealed
+from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
+from toast_cli.bench.tables.metrics import compute_score
+from toast_cli.storage.checkpoint import is_checkpoint_lost
+from toast_cli.storage.checksums import read_checksummed_json
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.reporter import Reporter, T
-from toast_cli.training.tune import tune
+from toast_cli.training.tune import tune_model
 from toast_cli.utils.errors import ToastError, UsageError
 
-POLL = 2.0
+POLL_SECONDS = 2.0
 """Seconds between two looks at the ledger where all that is left is being done by others."""
 
 
-class AnotherSetting(Exception):
+class SettingMismatchError(Exception):
     """A cell looks at its test split with one setting, and this run has another."""
 
 
-class Watched(Reporter):
+class LeaseReporter(Reporter):
     """Passes a run on to another reporter; stops it where it was lost, may not see the test split, or is pruned."""
 
-    def __init__(self, board: Board, claim: Claim, inner: Reporter) -> None:
+    def __init__(self, board: ExperimentScheduler, claim: JobLease, inner: Reporter) -> None:
         self.board, self.claim, self.inner = board, claim, inner
         self.message = inner.message  # type: ignore[method-assign]
 
     def track(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
         """Pass items through; before the test split is looked at, make sure that it may be."""
         if what == "test":
-            _fix(self.board, self.claim.job)
+            _claim_test_split(self.board, self.claim.job)
         return self.inner.track(items, total, what)
 
     def step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
         """One step is done."""
         if self.claim.lost.is_set():
-            raise LostClaim
+            raise LeaseLostError
         self.inner.step(step, total, metrics)
 
     def stopped(self, command: str) -> None:
@@ -61,12 +61,12 @@ class Watched(Reporter):
         """One epoch is done; while searching, its validation is reported to the sampler."""
         self.inner.epoch(epoch, epochs, metrics, best)
         if self.claim.job.stage == "search" and "validation" in metrics:
-            self.claim.trial.report(score(metrics["validation"]), epoch)
+            self.claim.trial.report(compute_score(metrics["validation"]), epoch)
             if self.claim.trial.should_prune():
                 raise optuna.TrialPruned
 
 
-def work(board: Board, out: Path, reporter: Reporter) -> None:
+def run_worker(board: ExperimentScheduler, out: Path, reporter: Reporter) -> None:
     """Make runs until none is left that this worker could make; waits while others work on what it waits for.
 
     Raises:
@@ -76,16 +76,16 @@ def work(board: Board, out: Path, reporter: Reporter) -> None:
         claim, others = board.take()
         if claim is not None:
             with claim.alive():
-                run(board, claim, out, reporter)
+                run_job(board, claim, out, reporter)
             if torch.cuda.is_available():
                 release_memory()  # of the model that is gone, before the next one comes
         elif others:
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
         else:
             return
 
 
-def run(board: Board, claim: Claim, out: Path, reporter: Reporter) -> None:
+def run_job(board: ExperimentScheduler, claim: JobLease, out: Path, reporter: Reporter) -> None:
     """Make one run, go on with it, or take it from where it was made, and tell the ledger how it ended."""
     job, experiment = claim.job, board.experiment
     try:
@@ -93,77 +93,77 @@ def run(board: Board, claim: Claim, out: Path, reporter: Reporter) -> None:
         recipe = experiment.recipe(job.dataset, job.row, job.stage, job.seed, params)
         experiment.check_unchanged(recipe)
         key = experiment.key(recipe)
-        reporter.message(f"{job.row} on {job.dataset}, {job.stage}, seed {job.seed}: {shown(params)}")
+        reporter.message(f"{job.row} on {job.dataset}, {job.stage}, seed {job.seed}: {format_params(params)}")
         elsewhere = made_elsewhere(board.ledger, claim, key)
         if elsewhere is not None:
             value, record = elsewhere
-            _fix(board, job)
+            _claim_test_split(board, job)
             claim.done(value, {**record, "params": params})
             reporter.message(f"The same recipe as {record['same_as']}: taken from there.")
             return
         folder = out / "runs" / replace(job, key=key).name
         if not (folder / "results.json").is_file():
             goes_on = (folder / "recipe.yaml").is_file()
-            if goes_on and is_lost(RunFolder(folder).checkpoints, "last"):
+            if goes_on and is_checkpoint_lost(RunFolder(folder).checkpoints, "last"):
                 reporter.message(f"No whole checkpoint of {job.name} is left: it is begun anew.")
                 goes_on = False
             if not goes_on and folder.exists():
                 shutil.rmtree(folder)  # ours: a worker died before it had written anything, or what it wrote is damaged
-            tune(recipe, folder, Watched(board, claim, reporter), resume=goes_on)
-        results = read_sealed(folder / "results.json")
+            tune_model(recipe, folder, LeaseReporter(board, claim, reporter), resume=goes_on)
+        results = read_checksummed_json(folder / "results.json")
         judged = results["validation"] if job.stage == "search" else results["test"] or results["validation"]
         if judged is None:
             missing = "validation" if job.stage == "search" else "test"
             raise UsageError(f"There is nothing to judge {job.dataset} by: it has no {missing} split.")
-        _fix(board, job)
-        claim.done(score(judged), {**_record(folder, out, results), "params": params})
-        _tidy(RunFolder(folder), job.stage)
+        _claim_test_split(board, job)
+        claim.done(compute_score(judged), {**_make_run_record(folder, out, results), "params": params})
+        _remove_temporary_files(RunFolder(folder), job.stage)
     except optuna.TrialPruned:
         claim.pruned({"params": params})
-        _tidy(RunFolder(folder), job.stage)
+        _remove_temporary_files(RunFolder(folder), job.stage)
         reporter.message(f"Pruned: {job.name}")
-    except LostClaim:
+    except LeaseLostError:
         reporter.message(f"Left to the worker that took it over: {job.name}")
-    except AnotherSetting:
+    except SettingMismatchError:
         claim.stopped("another setting of its cell has looked at the test split")
         reporter.message(f"Left, as another setting has looked at the test split: {job.name}")
     except KeyboardInterrupt:
         claim.stopped()
         raise
     except ToastError as error:
-        _failed(claim, reporter, " ".join(part for part in (error.what, error.why) if part))
+        _report_failure(claim, reporter, " ".join(part for part in (error.what, error.why) if part))
     except Exception as error:  # one run's fault must not end the others
         where = traceback.extract_tb(error.__traceback__)[-1]
-        _failed(claim, reporter, f"{type(error).__name__}: {error} (at {where.name}, line {where.lineno})")
+        _report_failure(claim, reporter, f"{type(error).__name__}: {error} (at {where.name}, line {where.lineno})")
 
 
-def _fix(board: Board, job: Job) -> None:
-    if job.stage == "final" and not board.fix(job):
-        raise AnotherSetting
+def _claim_test_split(board: ExperimentScheduler, job: Job) -> None:
+    if job.stage == "final" and not board.lock_test_params(job):
+        raise SettingMismatchError
 
 
-def _failed(claim: Claim, reporter: Reporter, reason: str) -> None:
+def _report_failure(claim: JobLease, reporter: Reporter, reason: str) -> None:
     claim.failed(reason[:2000])
     reporter.message(f"Failed: {claim.job.name}: {reason}")
 
 
-def _record(folder: Path, out: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+def _make_run_record(folder: Path, out: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     """What a table and an estimate need of a run, so that they need no file of it but the answers."""
-    environment = read_sealed(folder / "environment.json")
+    environment = read_checksummed_json(folder / "environment.json")
     taken = ("seed", "split_hashes", "trained_parameters", "flops", "flops_plain", "selected_epoch", "seconds")
-    short = {"validation": _plain(results["validation"]), "test": _plain(results["test"])}
+    short = {"validation": _select_scalars(results["validation"]), "test": _select_scalars(results["test"])}
     short["attention"] = (results["test"] or {}).get("attention_share")
     ran_on = {name: environment[name] for name in ("versions", "device", "precision", "processes")}
     place = {"run": folder.relative_to(out).as_posix(), "out": str(out.resolve())}
     return {**place, **{name: results[name] for name in taken}, **short, **ran_on}
 
 
-def _plain(metrics: dict[str, Any] | None) -> dict[str, Any] | None:
+def _select_scalars(metrics: dict[str, Any] | None) -> dict[str, Any] | None:
     """The numbers alone, without those of every class."""
     return metrics and {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
-def _tidy(folder: RunFolder, stage: Stage) -> None:
+def _remove_temporary_files(folder: RunFolder, stage: Stage) -> None:
     """Drop what only an unfinished run needs; of a search, the adapter too: its numbers are what it was for."""
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     if stage == "search":

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-MOST_RESTARTS = 3
+MAX_RESTARTS = 3
 """How often a worker that something killed is started again."""
 
 
-class Worker:
+class WorkerProcess:
     """One worker's process; what it says goes to a file."""
 
     def __init__(self, number: int, command: Sequence[str], log: Path) -> None:
@@ -31,29 +31,29 @@ class Worker:
                 self.command,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **device_of(self.number)},
+                env={**os.environ, **get_device_environment(self.number)},
                 start_new_session=True,
             )
 
-    def tend(self) -> int | None:
+    def poll_or_restart(self) -> int | None:
         """Its exit code, or None while it works; one that was killed is started again."""
         code = self.process.poll()
-        if code is not None and code < 0 and self.restarts < MOST_RESTARTS:
+        if code is not None and code < 0 and self.restarts < MAX_RESTARTS:
             self.restarts += 1
             self.process = self._start()
             return None
         return code
 
 
-def supervise(count: int, arguments: Sequence[str], logs: Path, watch: Callable[[], None]) -> list[int]:
+def run_worker_pool(count: int, arguments: Sequence[str], logs: Path, watch: Callable[[], None]) -> list[int]:
     """Start `count` workers as `python -m toast_cli ARGUMENTS` and wait for them; `watch` is called meanwhile.
 
     Returns their exit codes. Asked to stop, they are asked to stop.
     """
     command = [sys.executable, "-m", "toast_cli", *arguments]
-    workers = [Worker(number, command, logs / f"{number}.log") for number in range(count)]
+    workers = [WorkerProcess(number, command, logs / f"{number}.log") for number in range(count)]
     try:
-        while any(worker.tend() is None for worker in workers):
+        while any(worker.poll_or_restart() is None for worker in workers):
             watch()
             time.sleep(1)
     except KeyboardInterrupt:
@@ -66,7 +66,7 @@ def supervise(count: int, arguments: Sequence[str], logs: Path, watch: Callable[
     return [worker.process.returncode for worker in workers]
 
 
-def device_of(number: int) -> dict[str, str]:
+def get_device_environment(number: int) -> dict[str, str]:
     """The environment that gives worker `number` one of the GPUs, taken in turns; empty where there is none."""
     count = torch.cuda.device_count()
     if not count:

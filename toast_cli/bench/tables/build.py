@@ -6,41 +6,49 @@ import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from toast_cli.bench.results import Results
-from toast_cli.bench.suite import Layout
-from toast_cli.bench.tables.aggregate import Found, Measures
-from toast_cli.bench.tables.metrics import METRICS, Metric, in_millions, judged, metric_of
-from toast_cli.bench.tables.model import NOTHING, Cell, Column, Line, Number, Size, Table
-from toast_cli.bench.tables.notes import notes
-from toast_cli.bench.tables.significance import LEVEL, compare
+from toast_cli.bench.results import ExperimentResults
+from toast_cli.bench.suite import TableLayout
+from toast_cli.bench.tables.aggregate import AggregatedCell, ResultAggregator
+from toast_cli.bench.tables.metrics import (
+    TASK_METRICS,
+    TableMetric,
+    format_parameter_count,
+    get_decisive_metrics,
+    select_metric,
+)
+from toast_cli.bench.tables.model import EMPTY_CELL, Cell, FilledRow, FilledTable, NumberCell, SizeCell, TableColumn
+from toast_cli.bench.tables.notes import format_table_notes
+from toast_cli.bench.tables.significance import SIGNIFICANCE_LEVEL, run_paired_test
 
-UNITS = {
-    "parameters": Metric("parameters", "trained parameters"),
-    "flops": Metric("flops", "plain passes", higher=False),
-    "minutes": Metric("minutes", "minutes", higher=False, scale=1.0),
-    "judge": Metric("score", "score from 1 to 10", scale=1.0),
-    "attention": Metric("attention", "share of attention on the object, %"),
+COLUMN_METRICS = {
+    "parameters": TableMetric("parameters", "trained parameters"),
+    "flops": TableMetric("flops", "plain passes", higher=False),
+    "minutes": TableMetric("minutes", "minutes", higher=False, scale=1.0),
+    "judge": TableMetric("score", "score from 1 to 10", scale=1.0),
+    "attention": TableMetric("attention", "share of attention on the object, %"),
 }
 
 
-def tables(results: Results) -> list[Table]:
+def build_tables(results: ExperimentResults) -> list[FilledTable]:
     """The tables of an experiment's suite, filled as far as its runs have come."""
-    measures = Measures(results)
-    return [_Filling(measures, layout).table(name) for name, layout in results.board.experiment.suite.tables.items()]
+    measures = ResultAggregator(results)
+    return [
+        _TableBuilder(measures, layout).table(name) for name, layout in results.board.experiment.suite.tables.items()
+    ]
 
 
 @dataclass(frozen=True)
-class _Filling:
-    measures: Measures
-    layout: Layout
+class _TableBuilder:
+    measures: ResultAggregator
+    layout: TableLayout
 
-    def table(self, name: str) -> Table:
+    def table(self, name: str) -> FilledTable:
         placed = list(self._columns())
         columns = [column for column, _ in placed]
-        cells = [self._cells(column, self._digits(at)) for column, at in placed]
-        papers = [[""] * len(self.layout.rows) if at is None else self._papers(at) for _, at in placed]
+        cells = [self._cells(column, self._count_paper_digits(at)) for column, at in placed]
+        papers = [[""] * len(self.layout.rows) if at is None else self._format_paper_numbers(at) for _, at in placed]
         lines = tuple(
-            Line(
+            FilledRow(
                 heading,
                 group,
                 tuple(column[place] for column in cells),
@@ -48,23 +56,23 @@ class _Filling:
             )
             for place, ((heading, row), group) in enumerate(zip(self.layout.rows.items(), self._groups(), strict=True))
         )
-        told = tuple(notes(self.measures, self.layout, columns, lines))
-        return Table(name, self.layout.title, tuple(columns), lines, told)
+        told = tuple(format_table_notes(self.measures, self.layout, columns, lines))
+        return FilledTable(name, self.layout.title, tuple(columns), lines, told)
 
-    def _columns(self) -> Iterator[tuple[Column, int | None]]:
+    def _columns(self) -> Iterator[tuple[TableColumn, int | None]]:
         """Every column, with its place in the layout; None: it has none, being one of several that stand for one.
 
         A share of attention in a box and one in an outline are no numbers of one mean: they get a column a data set.
         """
         spans = [name for name, count in self.layout.spans.items() for _ in range(count)]
         for at, (heading, shows) in enumerate(self.layout.columns.items()):
-            span, unit = spans[at] if spans else "", self._metric(shows).words
+            span, unit = spans[at] if spans else "", self._select_column_metric(shows).words
             looked = self._looked_at(shows) if shows.startswith("attention:") else []
             if len(looked) > 1:
                 for dataset in looked:
-                    yield Column(dataset, heading, shows, unit, dataset), None
+                    yield TableColumn(dataset, heading, shows, unit, dataset), None
             else:
-                yield Column(heading, span, shows, unit, looked[0] if looked else None), at
+                yield TableColumn(heading, span, shows, unit, looked[0] if looked else None), at
 
     def _looked_at(self, shows: str) -> list[str]:
         """Data sets on which attention was measured."""
@@ -78,18 +86,18 @@ class _Filling:
         }
         return [dataset for dataset in results.board.experiment.suite.datasets if dataset in found]
 
-    def _metric(self, shows: str) -> Metric:
+    def _select_column_metric(self, shows: str) -> TableMetric:
         """What a column's numbers are, by a run that has them; the first of all metrics until there is one."""
         kind = shows.partition(":")[0]
-        if kind in UNITS:
-            return UNITS[kind]
+        if kind in COLUMN_METRICS:
+            return COLUMN_METRICS[kind]
         results = self.measures.results
         for row in self.layout.rows.values():
             for dataset in results.datasets(row.run or ""):
                 for record in results.records(dataset, row.run or "").values():
                     if shows in (dataset, "average", "validation"):
-                        return metric_of(judged(record))
-        return METRICS[0]
+                        return select_metric(get_decisive_metrics(record))
+        return TASK_METRICS[0]
 
     def _groups(self) -> list[str]:
         """The group of every row: its own, or that of the row above."""
@@ -98,50 +106,65 @@ class _Filling:
             groups.append(row.group or groups[-1])
         return groups[1:]
 
-    def _papers(self, at: int) -> list[str]:
+    def _format_paper_numbers(self, at: int) -> list[str]:
         """The paper's numbers of a column, with the digits that the most precise of them has."""
         given = [row.paper[at] if row.paper else None for row in self.layout.rows.values()]
-        digits = max((_decimals(value) for value in given), default=0)
+        digits = max((_count_decimals(value) for value in given), default=0)
         return [
             "" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
             for value in given
         ]
 
-    def _digits(self, at: int | None) -> int:
+    def _count_paper_digits(self, at: int | None) -> int:
         """Digits that the paper has in a column."""
         return (
-            0 if at is None else max(_decimals(row.paper[at]) if row.paper else 0 for row in self.layout.rows.values())
+            0
+            if at is None
+            else max(_count_decimals(row.paper[at]) if row.paper else 0 for row in self.layout.rows.values())
         )
 
-    def _cells(self, column: Column, digits: int) -> list[Cell]:
+    def _cells(self, column: TableColumn, digits: int) -> list[Cell]:
         """One column from top to bottom, its best row marked within each group."""
         rows = [row.run for row in self.layout.rows.values()]
         if column.shows in ("parameters", "flops"):
-            return [NOTHING if run is None else self._size(run, column.shows) for run in rows]
+            return [EMPTY_CELL if run is None else self._size(run, column.shows) for run in rows]
         names, groups = list(self.layout.rows), self._groups()
         found = {
             name: (group, values)
             for name, run, group in zip(names, rows, groups, strict=True)
             if run is not None and (values := self.measures.of(run, column)) is not None
         }
-        metric = self._metric(column.shows)
+        metric = self._select_column_metric(column.shows)
         digits = max(digits, metric.digits)
-        if column.shows == "minutes" and any(_mean(values) < 1 for _, values in found.values()):
+        if column.shows == "minutes" and any(_compute_mean(values) < 1 for _, values in found.values()):
             digits = 2
         return [
-            self._number(column, metric, digits, found[name][1], _rivals(name, found)) if name in found else NOTHING
+            self._number(column, metric, digits, found[name][1], _find_rivals(name, found))
+            if name in found
+            else EMPTY_CELL
             for name in names
         ]
 
-    def _number(self, column: Column, metric: Metric, digits: int, found: Found, rivals: Mapping[str, Found]) -> Number:
+    def _number(
+        self,
+        column: TableColumn,
+        metric: TableMetric,
+        digits: int,
+        found: AggregatedCell,
+        rivals: Mapping[str, AggregatedCell],
+    ) -> NumberCell:
         """A row's cell, compared with its rivals by name where the column is one to be judged by."""
         values, wanted = found.sample.values.values(), self.measures.results.wanted()
         judging = column.shows.partition(":")[0] not in ("minutes", "validation", "attention")
-        against = {name: compare(found.sample, rival.sample) for name, rival in rivals.items()} if judging else {}
-        leads = all(metric.sign * _mean(found) > metric.sign * _mean(rival) for rival in rivals.values())
-        clear = all(comparison.p is not None and comparison.p < LEVEL for comparison in against.values())
-        return Number(
-            _mean(found),
+        against = (
+            {name: run_paired_test(found.sample, rival.sample) for name, rival in rivals.items()} if judging else {}
+        )
+        leads = all(
+            metric.sign * _compute_mean(found) > metric.sign * _compute_mean(rival) for rival in rivals.values()
+        )
+        clear = all(comparison.p is not None and comparison.p < SIGNIFICANCE_LEVEL for comparison in against.values())
+        return NumberCell(
+            _compute_mean(found),
             statistics.stdev(values) if len(values) > 1 else None,
             len(values),
             wanted,
@@ -153,24 +176,24 @@ class _Filling:
 
     def _size(self, run: str, shows: str) -> Cell:
         """What a row trains or computes, averaged over its data sets: heads differ by their classes."""
-        records = self.measures.all_of(run)
+        records = self.measures.list_records(run)
         if not records:
-            return NOTHING
+            return EMPTY_CELL
         if shows == "parameters":
             count = statistics.fmean(record["trained_parameters"] for record in records)
-            return Size(count, in_millions(count), tuple(records))
+            return SizeCell(count, format_parameter_count(count), tuple(records))
         passes = statistics.fmean(record["flops"] / record["flops_plain"] for record in records)
-        return Size(passes, f"{passes:.2f} ×", tuple(records))
+        return SizeCell(passes, f"{passes:.2f} ×", tuple(records))
 
 
-def _rivals(name: str, found: Mapping[str, tuple[str, Found]]) -> dict[str, Found]:
+def _find_rivals(name: str, found: Mapping[str, tuple[str, AggregatedCell]]) -> dict[str, AggregatedCell]:
     """The other rows of a row's group."""
     return {other: values for other, (group, values) in found.items() if other != name and group == found[name][0]}
 
 
-def _mean(found: Found) -> float:
+def _compute_mean(found: AggregatedCell) -> float:
     return statistics.fmean(found.sample.values.values())
 
 
-def _decimals(value: float | str | None) -> int:
+def _count_decimals(value: float | str | None) -> int:
     return len(repr(value).partition(".")[2]) if isinstance(value, float) else 0

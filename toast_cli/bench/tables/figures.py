@@ -6,16 +6,16 @@ import io
 from html import escape
 from typing import TYPE_CHECKING
 
-from toast_cli.bench.tables.model import Column, Number, Table
+from toast_cli.bench.tables.model import FilledTable, NumberCell, TableColumn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ACROSS = 5
+MAX_PANELS_PER_ROW = 5
 """Panels beside each other."""
 
 
-def figures(table: Table) -> list[str]:
+def draw_table_figures(table: FilledTable) -> list[str]:
     """One `figure` of HTML with an SVG for every unit in which there are numbers.
 
     Numbers of different units share no axis, and those of different columns none either: rows are compared within a
@@ -23,12 +23,12 @@ def figures(table: Table) -> list[str]:
     """
     units: dict[str, list[int]] = {}
     for place, column in enumerate(table.columns):
-        if any(isinstance(line.cells[place], Number) for line in table.lines):
+        if any(isinstance(line.cells[place], NumberCell) for line in table.lines):
             units.setdefault(column.unit, []).append(place)
-    return [_figure(table, unit, places) for unit, places in units.items()]
+    return [_draw_figure(table, unit, places) for unit, places in units.items()]
 
 
-def as_svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
     """Return a figure as SVG text; the same figure gives the same text if `svg.hashsalt` is set around the drawing."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
@@ -36,7 +36,7 @@ def as_svg(figure: Figure) -> str:
     return svg[svg.index("<svg") :]
 
 
-def in_page(svg: str, alt: str, caption: str) -> str:
+def format_html_figure(svg: str, alt: str, caption: str) -> str:
     """Return an SVG as a `figure` of HTML."""
     return (
         f'<figure><svg role="img" aria-label="{escape(alt)}"{svg.removeprefix("<svg")}'
@@ -44,14 +44,14 @@ def in_page(svg: str, alt: str, caption: str) -> str:
     )
 
 
-def _figure(table: Table, unit: str, places: list[int]) -> str:
+def _draw_figure(table: FilledTable, unit: str, places: list[int]) -> str:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines = [line for line in table.lines if any(isinstance(line.cells[place], Number) for place in places)]
-    across = min(ACROSS, len(places))
+    lines = [line for line in table.lines if any(isinstance(line.cells[place], NumberCell) for place in places)]
+    across = min(MAX_PANELS_PER_ROW, len(places))
     down = -(-len(places) // across)
     # No date in the file, and ids that do not change: the same runs give the same page. Text stays text.
     with matplotlib.rc_context({"svg.hashsalt": f"{table.name} {unit}", "svg.fonttype": "none"}):
@@ -66,13 +66,13 @@ def _figure(table: Table, unit: str, places: list[int]) -> str:
         papers = False
         for axes, place in zip(grid.flat, places, strict=False):
             for order, line in enumerate(lines):
-                cell, paper = line.cells[place], _number(line.paper[place]) if line.paper else None
-                if isinstance(cell, Number):
+                cell, paper = line.cells[place], _parse_float(line.paper[place]) if line.paper else None
+                if isinstance(cell, NumberCell):
                     axes.errorbar(cell.mean, order, xerr=cell.std, fmt="o", color="C0", markersize=5, capsize=3)
                 if paper is not None:
                     papers = True
                     axes.plot(paper, order, "D", color="black", markerfacecolor="none", markersize=5)
-            axes.set_title(_title(table.columns[place]), fontsize="small")
+            axes.set_title(_format_title(table.columns[place]), fontsize="small")
             axes.set_yticks(range(len(lines)), [line.name for line in lines])
             axes.grid(axis="x", color="#ddd")
             axes.set_axisbelow(True)
@@ -81,19 +81,19 @@ def _figure(table: Table, unit: str, places: list[int]) -> str:
             axes.set_visible(False)
         grid[0, 0].set_ylim(len(lines) - 0.5, -0.5)
         drawn.supxlabel(unit, fontsize="medium")
-        svg = as_svg(drawn)
+        svg = to_svg(drawn)
         pyplot.close(drawn)
-    named = ", ".join(_title(table.columns[place]) for place in places)
+    named = ", ".join(_format_title(table.columns[place]) for place in places)
     alt = f"{table.title}: {unit}, by row, a panel for each of {named}; the table above has the numbers."
     legend = "Dots: measured, with the standard deviation over seeds." + (" Diamonds: the paper." if papers else "")
-    return in_page(svg, alt, f"{unit}. {legend}")
+    return format_html_figure(svg, alt, f"{unit}. {legend}")
 
 
-def _title(column: Column) -> str:
+def _format_title(column: TableColumn) -> str:
     return f"{column.span}: {column.heading}" if column.span else column.heading
 
 
-def _number(text: str) -> float | None:
+def _parse_float(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:

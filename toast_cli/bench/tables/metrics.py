@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Metric:
+class TableMetric:
     """A number of a split's metrics: its name, in words, whether higher is better, its scale and digits in a table."""
 
     name: str
@@ -23,31 +23,31 @@ class Metric:
         return 1 if self.higher else -1
 
 
-METRICS = (
-    Metric("mean_iou", "mean IoU, %"),
-    Metric("accuracy", "accuracy, %"),
-    Metric("loss", "loss a token", higher=False, scale=1.0, digits=3),
+TASK_METRICS = (
+    TableMetric("mean_iou", "mean IoU, %"),
+    TableMetric("accuracy", "accuracy, %"),
+    TableMetric("loss", "loss a token", higher=False, scale=1.0, digits=3),
 )
 """The first that a split has is what its task is judged by."""
 
 
-def metric_of(metrics: Mapping[str, Any]) -> Metric:
+def select_metric(metrics: Mapping[str, Any]) -> TableMetric:
     """What these metrics are judged by."""
-    return next(metric for metric in METRICS if metric.name in metrics)
+    return next(metric for metric in TASK_METRICS if metric.name in metrics)
 
 
-def score(metrics: Mapping[str, Any]) -> float:
+def compute_score(metrics: Mapping[str, Any]) -> float:
     """The number that decides, turned so that higher is better."""
-    metric = metric_of(metrics)
+    metric = select_metric(metrics)
     return metric.sign * metrics[metric.name]
 
 
-def judged(record: Mapping[str, Any]) -> Mapping[str, Any]:
+def get_decisive_metrics(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a finished run is judged by: its test, or its validation where it has none."""
     return record["test"] or record["validation"]
 
 
-def in_millions(count: float) -> str:
+def format_parameter_count(count: float) -> str:
     """14310168 as 14.3M, 150000 as 0.15M, 645 as 645: two significant digits at least, from a tenth of a million on."""
     for least, size, unit in ((1e9, 1e9, "B"), (1e5, 1e6, "M")):
         if count >= least:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from toast_cli.bench.tables.significance import Comparison
+from toast_cli.bench.tables.significance import PairedTestResult
 
-NOTHING = "–"
+EMPTY_CELL = "–"
 
 
 @dataclass(frozen=True)
-class Number:
+class NumberCell:
     """One cell: a mean over seeds in its column's unit, its spread, and how many of the wanted seeds are in it.
 
     `std` is the sample standard deviation over seeds; None: there is one seed. `runs` are the records that it is made
@@ -27,7 +27,7 @@ class Number:
     digits: int
     runs: tuple[Mapping[str, Any], ...] = ()
     best: bool = False
-    against: Mapping[str, Comparison] = field(default_factory=dict)
+    against: Mapping[str, PairedTestResult] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return " ± ".join(filter(None, (self.middle, self.spread))) + self.part
@@ -49,7 +49,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Size:
+class SizeCell:
     """One cell: what a row costs, as a number of its column's unit and in words, and the runs that say so."""
 
     value: float
@@ -60,11 +60,11 @@ class Size:
         return self.text
 
 
-Cell = Number | Size | str
+Cell = NumberCell | SizeCell | str
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """One column: its heading, the heading that it shares with its neighbours (empty: none), what it shows, its unit.
 
     `dataset` is the data set that it is restricted to; None: what it shows says it.
@@ -78,7 +78,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Line:
+class FilledRow:
     """One row: what was measured, and what the paper has, a text a column (empty where it has nothing)."""
 
     name: str
@@ -88,13 +88,13 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Table:
+class FilledTable:
     """A table of the paper, filled as far as the runs have come."""
 
     name: str
     title: str
-    columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
+    columns: tuple[TableColumn, ...]
+    lines: tuple[FilledRow, ...]
     notes: tuple[str, ...]
 
     def blocks(self) -> Iterator[tuple[str, list[int]]]:
@@ -102,12 +102,12 @@ class Table:
         for span, places in groupby(range(len(self.columns)), key=lambda place: self.columns[place].span):
             yield span, list(places)
 
-    def grouped(self) -> Iterator[tuple[str, list[Line]]]:
+    def iterate_row_groups(self) -> Iterator[tuple[str, list[FilledRow]]]:
         """Neighbouring rows of one group, and its heading (empty: none)."""
         for group, lines in groupby(self.lines, key=lambda line: line.group):
             yield group, list(lines)
 
 
-def runs_of(cell: Cell) -> tuple[Mapping[str, Any], ...]:
+def get_cell_runs(cell: Cell) -> tuple[Mapping[str, Any], ...]:
     """The records that a cell is made of."""
     return () if isinstance(cell, str) else cell.runs

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from toast_cli.bench.suite import Layout
-from toast_cli.bench.tables.aggregate import Measures
-from toast_cli.bench.tables.model import Column, Line, Number, Size
-from toast_cli.bench.tables.significance import IMAGES, LEVEL, QUESTIONS, SEEDS
+from toast_cli.bench.suite import TableLayout
+from toast_cli.bench.tables.aggregate import ResultAggregator
+from toast_cli.bench.tables.model import FilledRow, NumberCell, SizeCell, TableColumn
+from toast_cli.bench.tables.significance import PAIRED_IMAGES, PAIRED_QUESTIONS, PAIRED_SEEDS, SIGNIFICANCE_LEVEL
 
-_TESTS = {
-    IMAGES: "over the same test images, each counted by the share of seeds that have it right",
-    QUESTIONS: "over the same questions, each counted by its mean score over seeds",
-    SEEDS: "over seeds",
+_TEST_DESCRIPTIONS = {
+    PAIRED_IMAGES: "over the same test images, each counted by the share of seeds that have it right",
+    PAIRED_QUESTIONS: "over the same questions, each counted by its mean score over seeds",
+    PAIRED_SEEDS: "over seeds",
 }
 
 
-def notes(measures: Measures, layout: Layout, columns: Sequence[Column], lines: Sequence[Line]) -> Iterator[str]:
+def format_table_notes(
+    measures: ResultAggregator, layout: TableLayout, columns: Sequence[TableColumn], lines: Sequence[FilledRow]
+) -> Iterator[str]:
     """The sentences below a table."""
-    numbers = [cell for line in lines for cell in line.cells if isinstance(cell, Number)]
+    numbers = [cell for line in lines for cell in line.cells if isinstance(cell, NumberCell)]
     if not numbers:
         yield "No final run is done yet."
     else:
-        yield from _over(columns, lines, numbers)
-        yield from _bold(columns, lines, numbers)
-    yield from _judge(measures, columns)
-    yield from _regions(measures, columns, lines)
+        yield from _describe_means(columns, lines, numbers)
+        yield from _describe_significance(columns, lines, numbers)
+    yield from _describe_judge(measures, columns)
+    yield from _describe_regions(measures, columns, lines)
     if any(any(line.paper) for line in lines):
         yield "The second line of a row is the paper's."
-    yield from _starts(measures, layout)
-    unasked = measures.results.board.unasked()
+    yield from _describe_starts(measures, layout)
+    unasked = measures.results.board.count_unrequested_runs()
     if unasked:
         runs = (
             "1 finished run of another seed, row or setting is"
@@ -39,7 +41,9 @@ def notes(measures: Measures, layout: Layout, columns: Sequence[Column], lines: 
         yield f"Not shown: {runs} in the ledger; with the options that made them, they come back."
 
 
-def _over(columns: Sequence[Column], lines: Sequence[Line], numbers: Sequence[Number]) -> Iterator[str]:
+def _describe_means(
+    columns: Sequence[TableColumn], lines: Sequence[FilledRow], numbers: Sequence[NumberCell]
+) -> Iterator[str]:
     """What means and spreads are over."""
     seeds = sorted({record["seed"] for number in numbers for record in number.runs})
     if len(seeds) == 1:
@@ -53,79 +57,84 @@ def _over(columns: Sequence[Column], lines: Sequence[Line], numbers: Sequence[Nu
     several = [
         (column, place)
         for place, column in enumerate(columns)
-        if any(_per_seed(line.cells[place]) > 1 for line in lines)
+        if any(_count_datasets_per_seed(line.cells[place]) > 1 for line in lines)
     ]
     within = [column.heading for column, place in several if column.shows not in ("parameters", "flops")]
     if within:
         yield (
-            f"{_listed(within)}: of each seed, the mean over the row's data sets; mean and ± are over the seeds that "
-            "have all of them."
+            f"{_join_unique(within)}: of each seed, the mean over the row's data sets; mean and ± are over the seeds "
+            "that have all of them."
         )
     if any(column.shows.startswith("judge:") for column in columns):
         yield "Scores: of each seed, the mean over the questions that were scored."
     sizes = [column.heading for place, column in enumerate(columns) if column.shows in ("parameters", "flops")]
-    if any(_differ(line.cells[place]) for place, column in enumerate(columns) for line in lines) and sizes:
-        yield f"{_listed(sizes)}: mean over the row's data sets, whose heads differ."
+    if any(_has_differing_sizes(line.cells[place]) for place, column in enumerate(columns) for line in lines) and sizes:
+        yield f"{_join_unique(sizes)}: mean over the row's data sets, whose heads differ."
 
 
-def _per_seed(cell: object) -> int:
+def _count_datasets_per_seed(cell: object) -> int:
     """Over how many data sets each seed's value is a mean."""
-    return len(cell.runs) // cell.count if isinstance(cell, Number) and cell.runs else 1
+    return len(cell.runs) // cell.count if isinstance(cell, NumberCell) and cell.runs else 1
 
 
-def _differ(cell: object) -> bool:
-    return isinstance(cell, Size) and len({record["trained_parameters"] for record in cell.runs}) > 1
+def _has_differing_sizes(cell: object) -> bool:
+    return isinstance(cell, SizeCell) and len({record["trained_parameters"] for record in cell.runs}) > 1
 
 
-def _bold(columns: Sequence[Column], lines: Sequence[Line], numbers: Sequence[Number]) -> Iterator[str]:
+def _describe_significance(
+    columns: Sequence[TableColumn], lines: Sequence[FilledRow], numbers: Sequence[NumberCell]
+) -> Iterator[str]:
     """Which test makes a number bold, and why columns have no bold number."""
     pairs = {found.over for number in numbers for found in number.against.values() if found.over}
-    tests = "; ".join(_test(over, columns, lines, len(pairs) > 1) for over in _TESTS if over in pairs)
+    tests = "; ".join(
+        _format_test(over, columns, lines, len(pairs) > 1) for over in _TEST_DESCRIPTIONS if over in pairs
+    )
     grouped = any(line.group for line in lines)
     if tests:
         rest = "every other row of its group" if grouped else "every other row measured here"
-        yield f"Bold: better than {rest}, each with p < {LEVEL} (paired t-test {tests})."
+        yield f"Bold: better than {rest}, each with p < {SIGNIFICANCE_LEVEL} (paired t-test {tests})."
     reasons: dict[str, list[str]] = {}
     compared = 0
     for place, column in enumerate(columns):
         kind = column.shows.partition(":")[0]
-        if kind in _NEVER:
-            if any(isinstance(line.cells[place], Number) for line in lines):
-                reasons.setdefault(_NEVER[kind], []).append(
+        if kind in _UNTESTED_REASONS:
+            if any(isinstance(line.cells[place], NumberCell) for line in lines):
+                reasons.setdefault(_UNTESTED_REASONS[kind], []).append(
                     column.span if column.dataset and column.span else column.heading
                 )
         elif kind not in ("parameters", "flops"):
             for group in dict.fromkeys(line.group for line in lines):
                 cells = [
-                    cell for line in lines if line.group == group and isinstance(cell := line.cells[place], Number)
+                    cell for line in lines if line.group == group and isinstance(cell := line.cells[place], NumberCell)
                 ]
                 compared += bool(cells)
-                if cells and (reason := _reason(cells)):
+                if cells and (reason := _explain_no_bold(cells)):
                     reasons.setdefault(reason, []).append(f"{column.heading}, {group}" if group else column.heading)
     for reason, headings in reasons.items():
-        every = len(headings) == compared > 1 and reason not in _NEVER.values()
-        yield f"Not bold: {'every column' if every else _listed(headings)} ({reason})."
+        every = len(headings) == compared > 1 and reason not in _UNTESTED_REASONS.values()
+        yield f"Not bold: {'every column' if every else _join_unique(headings)} ({reason})."
 
 
-_NEVER = {
+_UNTESTED_REASONS = {
     "validation": "hyper-parameters or epochs were chosen by it",
     "minutes": "times depend on the machine",
     "attention": "a share says where a model looks, not which one is better",
 }
 
 
-def _test(over: str, columns: Sequence[Column], lines: Sequence[Line], several: bool) -> str:
+def _format_test(over: str, columns: Sequence[TableColumn], lines: Sequence[FilledRow], several: bool) -> str:
     """What a test pairs, and where there are several, the columns in which it does."""
     where = [
         column.heading
         for place, column in enumerate(columns)
         for line in lines
-        if isinstance(cell := line.cells[place], Number) and any(found.over == over for found in cell.against.values())
+        if isinstance(cell := line.cells[place], NumberCell)
+        and any(found.over == over for found in cell.against.values())
     ]
-    return _TESTS[over] + (f" in {_listed(where)}" if several else "")
+    return _TEST_DESCRIPTIONS[over] + (f" in {_join_unique(where)}" if several else "")
 
 
-def _reason(cells: Sequence[Number]) -> str:
+def _explain_no_bold(cells: Sequence[NumberCell]) -> str:
     """Why none of the rows of a group is bold; empty where one is."""
     if any(cell.best for cell in cells):
         return ""
@@ -136,21 +145,23 @@ def _reason(cells: Sequence[Number]) -> str:
     return "no row is significantly better than every other"
 
 
-def _judge(measures: Measures, columns: Sequence[Column]) -> Iterator[str]:
-    judgements = measures.judgements
+def _describe_judge(measures: ResultAggregator, columns: Sequence[TableColumn]) -> Iterator[str]:
+    judgements = measures.judge_scores
     if judgements.judge is not None and any(column.shows.startswith("judge:") for column in columns):
-        rest = f" Left out: scores by {_listed(judgements.others)}." if judgements.others else ""
+        rest = f" Left out: scores by {_join_unique(judgements.others)}." if judgements.others else ""
         yield f"Scored by {judgements.judge}.{rest}"
 
 
-def _regions(measures: Measures, columns: Sequence[Column], lines: Sequence[Line]) -> Iterator[str]:
+def _describe_regions(
+    measures: ResultAggregator, columns: Sequence[TableColumn], lines: Sequence[FilledRow]
+) -> Iterator[str]:
     """What the object is on each data set whose attention is shown: a box and an outline are not alike."""
     found: dict[str, str] = {}
     for place, column in enumerate(columns):
         if column.shows.startswith("attention:") and column.dataset is not None:
             for line in lines:
                 cell = line.cells[place]
-                if isinstance(cell, Number) and column.dataset not in found:
+                if isinstance(cell, NumberCell) and column.dataset not in found:
                     found[column.dataset] = measures.results.region(cell.runs[0])
     by_region: dict[str, list[str]] = {}
     for dataset, region in found.items():
@@ -160,7 +171,7 @@ def _regions(measures: Measures, columns: Sequence[Column], lines: Sequence[Line
         yield f"The object, in which a share of attention is measured: {named}."
 
 
-def _starts(measures: Measures, layout: Layout) -> Iterator[str]:
+def _describe_starts(measures: ResultAggregator, layout: TableLayout) -> Iterator[str]:
     """Where the feedback paths come from of rows that are to have a pre-tuned one."""
     experiment, begun = measures.results.board.experiment, dict[str, list[str]]()
     for heading, row in layout.rows.items():
@@ -174,7 +185,7 @@ def _starts(measures: Measures, layout: Layout) -> Iterator[str]:
         yield f"Feedback paths of {', '.join(headings)}: {start}."
 
 
-def _listed(words: Iterable[str]) -> str:
+def _join_unique(words: Iterable[str]) -> str:
     """Each once; by semicolons where one of them has a comma of its own."""
     words = list(words)
     return ("; " if any("," in word for word in words) else ", ").join(dict.fromkeys(words))

@@ -9,27 +9,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toast_cli.bench.results import Results
-from toast_cli.bench.tables.build import tables
-from toast_cli.bench.tables.latex import latex
-from toast_cli.bench.tables.model import Cell, Number, Table, runs_of
+from toast_cli.bench.results import ExperimentResults
+from toast_cli.bench.tables.build import build_tables
+from toast_cli.bench.tables.latex import format_latex
+from toast_cli.bench.tables.model import Cell, FilledTable, NumberCell, get_cell_runs
 from toast_cli.utils.atomic import write_text
 
 
-def write_all(results: Results, out: Path) -> Path:
+def write_tables(results: ExperimentResults, out: Path) -> Path:
     """Write every table of an experiment as Markdown, LaTeX and CSV, and its runs; returns the folder."""
     folder = out / "tables"
-    for table in tables(results):
-        write_text(folder / f"{table.name}.md", markdown(table))
-        write_text(folder / f"{table.name}.tex", latex(table))
-        write_text(folder / f"{table.name}.csv", as_csv(_rows(table)))
-    write_text(folder / "runs.csv", as_csv(results.runs()))
+    for table in build_tables(results):
+        write_text(folder / f"{table.name}.md", format_markdown(table))
+        write_text(folder / f"{table.name}.tex", format_latex(table))
+        write_text(folder / f"{table.name}.csv", format_csv_rows(_list_cell_rows(table)))
+    write_text(folder / "runs.csv", format_csv_rows(results.runs()))
     failed = ({**vars(job), "reason": reason} for job, reason in results.failures())
-    write_text(folder / "failures.csv", as_csv(failed))
+    write_text(folder / "failures.csv", format_csv_rows(failed))
     return folder
 
 
-def markdown(table: Table) -> str:
+def format_markdown(table: FilledTable) -> str:
     """Pipe tables, groups as lines of their own, the paper's numbers below each row.
 
     A pipe table has one line of headings: columns that share a heading are a table of their own, with it in the corner.
@@ -38,11 +38,11 @@ def markdown(table: Table) -> str:
     for span, places in table.blocks():
         rows = [[f"*{span}*" if span else "", *(table.columns[place].heading for place in places)]]
         rows.append(["---", *["---:"] * len(places)])
-        for group, lines in table.grouped():
+        for group, lines in table.iterate_row_groups():
             if group:
                 rows.append([f"*{group}*", *[""] * len(places)])
             for line in lines:
-                rows.append([line.name, *(_bold(line.cells[place]) for place in places)])
+                rows.append([line.name, *(_format_cell(line.cells[place]) for place in places)])
                 if line.paper and any(line.paper[place] for place in places):
                     texts = (line.paper[place] for place in places)
                     rows.append(["*paper*", *(f"*{text}*" if text else "" for text in texts)])
@@ -50,7 +50,7 @@ def markdown(table: Table) -> str:
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in table.notes)]) + "\n"
 
 
-def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+def format_csv_rows(rows: Iterable[Mapping[str, Any]]) -> str:
     """Mappings of the same keys as CSV with a heading; nothing where there are none."""
     rows = list(rows)
     text = io.StringIO()
@@ -61,14 +61,14 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _rows(table: Table) -> list[dict[str, Any]]:
+def _list_cell_rows(table: FilledTable) -> list[dict[str, Any]]:
     """One cell a line, with everything that it is made of."""
     rows = []
     for line in table.lines:
         papers: Sequence[str] = line.paper or [""] * len(table.columns)
         for column, cell, paper in zip(table.columns, line.cells, papers, strict=True):
-            number, runs = cell if isinstance(cell, Number) else None, runs_of(cell)
-            value = cell if isinstance(cell, str) else cell.mean if isinstance(cell, Number) else cell.value
+            number, runs = cell if isinstance(cell, NumberCell) else None, get_cell_runs(cell)
+            value = cell if isinstance(cell, str) else cell.mean if isinstance(cell, NumberCell) else cell.value
             rows.append(
                 {
                     "group": line.group,
@@ -93,5 +93,5 @@ def _rows(table: Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _bold(cell: Cell) -> str:
-    return f"**{cell}**" if isinstance(cell, Number) and cell.best else str(cell)
+def _format_cell(cell: Cell) -> str:
+    return f"**{cell}**" if isinstance(cell, NumberCell) and cell.best else str(cell)

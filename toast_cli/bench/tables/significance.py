@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from toast_cli.storage.checksums import read_sealed
+from toast_cli.storage.checksums import read_checksummed_json
 
-LEVEL = 0.05
-IMAGES, QUESTIONS, SEEDS = "test images", "questions", "seeds"
+SIGNIFICANCE_LEVEL = 0.05
+PAIRED_IMAGES, PAIRED_QUESTIONS, PAIRED_SEEDS = "test images", "questions", "seeds"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedTestResult:
     """The probability of a difference at least this large between equals, and what was paired; None: nothing was."""
 
     p: float | None
@@ -29,7 +29,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ScoreSample:
     """What is known of one row in one column: a value a seed, and one for every test item, averaged over seeds.
 
     `over` says what the items are, `split` of which set: items of other sets are not compared.
@@ -41,35 +41,35 @@ class Sample:
     split: str | None = None
 
 
-def compare(one: Sample, other: Sample) -> Comparison:
+def run_paired_test(one: ScoreSample, other: ScoreSample) -> PairedTestResult:
     """A paired t-test, two-sided.
 
     Over test items, if both rows have the same ones. Else over the seeds that both have, if there are two at least.
     """
     alike = one.split is not None and one.split == other.split and one.items.keys() == other.items.keys()
     if alike and len(one.items) > 1:
-        return _tested(list(one.items.values()), [other.items[item] for item in one.items], one.over)
+        return _run_t_test(list(one.items.values()), [other.items[item] for item in one.items], one.over)
     seeds = sorted(one.values.keys() & other.values.keys())
     if len(seeds) > 1:
-        return _tested([one.values[seed] for seed in seeds], [other.values[seed] for seed in seeds], SEEDS)
-    return Comparison(None)
+        return _run_t_test([one.values[seed] for seed in seeds], [other.values[seed] for seed in seeds], PAIRED_SEEDS)
+    return PairedTestResult(None)
 
 
-def _tested(one: Sequence[float], other: Sequence[float], over: str) -> Comparison:
+def _run_t_test(one: Sequence[float], other: Sequence[float], over: str) -> PairedTestResult:
     from scipy.stats import ttest_rel
 
     difference = np.subtract(one, other)
     if not difference.any():
-        return Comparison(1.0, len(one), over)
+        return PairedTestResult(1.0, len(one), over)
     if (
         np.ptp(difference) == 0
     ):  # the same difference every time: the t-test would divide by zero, the sign test does not
-        return Comparison(2.0 ** (1 - len(one)), len(one), over)
+        return PairedTestResult(2.0 ** (1 - len(one)), len(one), over)
     p = float(ttest_rel(one, other).pvalue)
-    return Comparison(1.0 if math.isnan(p) else p, len(one), over)
+    return PairedTestResult(1.0 if math.isnan(p) else p, len(one), over)
 
 
-def over_seeds(seeds: Collection[Mapping[Hashable, float]]) -> dict[Hashable, float]:
+def average_over_seeds(seeds: Collection[Mapping[Hashable, float]]) -> dict[Hashable, float]:
     """Every item's mean over seeds, of the items that every seed has."""
     first = next(iter(seeds), {})
     return {
@@ -78,9 +78,9 @@ def over_seeds(seeds: Collection[Mapping[Hashable, float]]) -> dict[Hashable, fl
 
 
 @cache
-def right(path: Path) -> Mapping[Hashable, float]:
+def read_correct_answers(path: Path) -> Mapping[Hashable, float]:
     """Whether each test image was given its class, 1 or 0, by its place in the split, from a file of answers."""
-    found = read_sealed(path)
+    found = read_checksummed_json(path)
     return {
         place: float(label == chosen)
         for place, label, chosen in zip(found["index"], found["label"], found["chosen"], strict=True)

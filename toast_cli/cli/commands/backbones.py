@@ -7,11 +7,11 @@ from typing import Any
 from toast_cli.cli import options
 
 
-def backbones(as_json: options.Json = False) -> None:
+def print_backbones(as_json: options.JsonOption = False) -> None:
     """List the backbones; a plugin that fails is named, and the others are listed all the same."""
-    from toast_cli.cli.output.console import err, print_json, print_table, say
+    from toast_cli.cli.output.console import err, print_json, print_line, print_table
 
-    known, families, failures = _listing()
+    known, families, failures = _collect_backbones()
     if as_json:
         print_json({"backbones": known, "families": families, "failures": failures})
         return
@@ -23,17 +23,17 @@ def backbones(as_json: options.Json = False) -> None:
     table = Table("name", "family", "parameters", "from", "package", box=box.SIMPLE_HEAD)
     table.columns[2].justify = "right"
     for card in known:
-        size = _millions(card["parameters"])
+        size = _format_millions(card["parameters"])
         table.add_row(*map(escape, (card["name"], card["family"], size, card["source"], card["package"])))
     for family in families:
         source = f"any {family['library']} model of this family"
         table.add_row(*map(escape, (f"{family['name']}:<...>", family["name"], "", source, family["package"])))
     print_table(table)
     for failure in failures:
-        say(f"{failure['name']}: {failure['reason']}", err)
+        print_line(f"{failure['name']}: {failure['reason']}", err)
 
 
-def _listing() -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
+def _collect_backbones() -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
     from toast_cli import registry
     from toast_cli.utils.errors import ToastError
 
@@ -41,14 +41,14 @@ def _listing() -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[st
     families: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
     for group in (registry.BACKBONES, registry.FAMILIES):
-        for name, claims in sorted(registry.entries(group).items()):
+        for name, claims in sorted(registry.list_entries(group).items()):
             package = claims[0].package
             try:
                 if group == registry.FAMILIES:
-                    family = registry.load(group, name)
+                    family = registry.load_entry(group, name)
                     families.append({"name": name, "library": family.library, "package": package})
                 else:
-                    card = registry.backbone_card(name)
+                    card = registry.load_backbone_card(name)
                     size = {"parameters": card.parameters, "source": card.source, "package": package}
                     known.append({"name": name, "family": card.family, **size})
             except ToastError as error:
@@ -56,6 +56,6 @@ def _listing() -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[st
     return known, families, failures
 
 
-def _millions(parameters: int | None) -> str:
+def _format_millions(parameters: int | None) -> str:
     """85798656 as 85.8M; nothing where the count is known only once the network is built."""
     return "" if parameters is None else f"{parameters / 1e6:.1f}M"

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toast_cli.cli import options
-from toast_cli.cli.groups import Verbs
+from toast_cli.cli.groups import CommandGroup
 from toast_cli.utils.errors import RUNTIME_FAILURE
 
 if TYPE_CHECKING:
     from toast_cli.data.base import DataSet
 
-app = typer.Typer(cls=Verbs, invoke_without_command=True, rich_markup_mode=None)
+app = typer.Typer(cls=CommandGroup, invoke_without_command=True, rich_markup_mode=None)
 
-Named = Annotated[str, typer.Argument(metavar="SOURCE", help="A data set as --dataset takes it: cub, folder:PATH, ...")]
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="A data set as --dataset takes it: cub, folder:PATH, ...")
+]
 
 
 @app.callback()
@@ -27,16 +29,16 @@ def data(context: typer.Context) -> None:
 
 
 @app.command("ls")
-def ls(as_json: options.Json = False) -> None:
+def print_sources(as_json: options.JsonOption = False) -> None:
     """List every source, what it needs on disk and where its official home is."""
     from toast_cli import registry
-    from toast_cli.cli.output.console import err, print_json, print_table, say
+    from toast_cli.cli.output.console import err, print_json, print_line, print_table
     from toast_cli.utils.errors import ToastError
 
     rows, failures = [], []
-    for name, claims in sorted(registry.entries(registry.SOURCES).items()):
+    for name, claims in sorted(registry.list_entries(registry.SOURCES).items()):
         try:
-            source = registry.load(registry.SOURCES, name)
+            source = registry.load_entry(registry.SOURCES, name)
         except ToastError as error:
             failures.append({"name": name, "reason": " ".join(part for part in (error.what, error.why) if part)})
             continue
@@ -55,43 +57,43 @@ def ls(as_json: options.Json = False) -> None:
         table.add_row(*map(escape, row.values()))
     print_table(table)
     for failure in failures:
-        say(f"{failure['name']}: {failure['reason']}", err)
+        print_line(f"{failure['name']}: {failure['reason']}", err)
 
 
 @app.command("check")
-def check(
-    source: Named,
+def run_data_check(
+    source: SourceArgument,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[dataset.KEY=VALUE]...", help="The source's own fields.")
     ] = None,
-    data_dir: options.DataDir = None,
+    data_dir: options.DataDirOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write the whole report to this JSON file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Read every image once: what cannot be read, duplicates, balance, sizes. Exit code 1 if it would spoil a run."""
     from toast_cli import registry
-    from toast_cli.cli.output.console import print_json, say
+    from toast_cli.cli.output.console import print_json, print_line
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.data.audit.check import check as report_on
+    from toast_cli.data.audit.check import check_dataset as report_on
     from toast_cli.data.base import require_images
-    from toast_cli.data.images.files import MissingFiles
-    from toast_cli.data.images.folder_scan import readable
-    from toast_cli.recipe.parse import build_dataset
+    from toast_cli.data.images.files import MissingFilesError
+    from toast_cli.data.images.folder_scan import to_printable_name
+    from toast_cli.recipe.parse import build_dataset_options
     from toast_cli.utils.atomic import write_json
 
-    _spare(out, ".json", force)
-    chosen = build_dataset(source, overrides=overrides or ())
+    _require_free_output(out, ".json", force)
+    chosen = build_dataset_options(source, overrides=overrides or ())
     folder = Path(data_dir).expanduser() if data_dir else None
     report: dict[str, Any] = {"source": source}
     try:
-        opened = registry.load(registry.SOURCES, chosen.name).open(chosen, folder)
-    except MissingFiles as error:  # nothing else can be said before they are there; but all of them can
-        missing = [readable(name) for name in error.names]
+        opened = registry.load_entry(registry.SOURCES, chosen.name).open(chosen, folder)
+    except MissingFilesError as error:  # nothing else can be said before they are there; but all of them can
+        missing = [to_printable_name(name) for name in error.names]
         report |= {"missing": missing, "problems": [error.what.removesuffix(".")], "what_to_do": error.what_to_do}
     else:
         require_images(opened, source)
-        _require_outside(out, chosen, folder, opened)
+        _require_outside_data(out, chosen, folder, opened)
         with TerminalReporter() as reporter:
             report |= report_on(opened, reporter.track)
     if out is not None:
@@ -99,16 +101,16 @@ def check(
     if as_json:
         print_json(report)
     else:
-        (_print_missing if "missing" in report else _print)(report)
+        (_print_missing if "missing" in report else _print_report)(report)
         if out is not None:
-            say(f"Report: {out}")
+            print_line(f"Report: {out}")
     if report["problems"]:
         raise typer.Exit(RUNTIME_FAILURE)
 
 
 @app.command("show")
-def show(
-    source: Named,
+def show_dataset(
+    source: SourceArgument,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Any field of the recipe: images.augment=crop-flip."),
@@ -120,19 +122,19 @@ def show(
     split: Annotated[str, typer.Option(help="train (augmented as in training), val or test.")] = "train",
     images: Annotated[int, typer.Option(min=1, max=400, help="How many images.")] = 25,
     seed: Annotated[int | None, typer.Option(help="Seed that draws and augments them.")] = None,
-    data_dir: options.DataDir = None,
+    data_dir: options.DataDirOption = None,
     out: Annotated[Path, typer.Option(help="The picture.")] = Path("contact-sheet.png"),
     force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
 ) -> None:
     """Write a contact sheet of images as the model will see them: resized, cropped, augmented."""
     from toast_cli import registry
-    from toast_cli.cli.output.console import err, say
-    from toast_cli.data.base import image_splits
-    from toast_cli.recipe.resolve import resolve
+    from toast_cli.cli.output.console import err, print_line
+    from toast_cli.data.base import get_image_splits
+    from toast_cli.recipe.resolve import resolve_recipe
     from toast_cli.utils.errors import UsageError
 
-    _spare(out, ".png", force)
-    resolved = resolve(
+    _require_free_output(out, ".png", force)
+    resolved = resolve_recipe(
         recipe=recipe,
         backbone=backbone,
         dataset=source,
@@ -142,28 +144,28 @@ def show(
         overrides=overrides or [],
     )
     for message in [resolved.source, *resolved.messages]:
-        say(message, err)
+        print_line(message, err)
     chosen = resolved.recipe
     folder = Path(chosen.data_dir).expanduser() if chosen.data_dir else None
-    opened = registry.load(registry.SOURCES, chosen.dataset.name).open(chosen.dataset, folder)
-    splits = image_splits(opened, source)
-    _require_outside(out, chosen.dataset, folder, opened)
+    opened = registry.load_entry(registry.SOURCES, chosen.dataset.name).open(chosen.dataset, folder)
+    splits = get_image_splits(opened, source)
+    _require_outside_data(out, chosen.dataset, folder, opened)
     if split not in splits:
         raise UsageError(f"{source} has no split '{split}'.", what_to_do=f"It has {', '.join(splits)}.")
 
-    from toast_cli.utils.atomic import written_whole
-    from toast_cli.visualize.contact_sheet import contact_sheet, write_sheet
+    from toast_cli.utils.atomic import write_atomically
+    from toast_cli.visualize.contact_sheet import draw_contact_sheet, save_contact_sheet
 
-    network = registry.backbone_card(chosen.backbone.name).build(chosen.backbone)
-    sheet = contact_sheet(opened, split, chosen, network, images, augment=split == "train")
-    with written_whole(out) as temporary:
-        write_sheet(sheet, temporary)
+    network = registry.load_backbone_card(chosen.backbone.name).build(chosen.backbone)
+    sheet = draw_contact_sheet(opened, split, chosen, network, images, augment=split == "train")
+    with write_atomically(out) as temporary:
+        save_contact_sheet(sheet, temporary)
     for note in opened.notes:
-        say(note, err)
-    say(f"Contact sheet: {out}")
+        print_line(note, err)
+    print_line(f"Contact sheet: {out}")
 
 
-def _spare(out: Path | None, ending: str, force: bool) -> None:
+def _require_free_output(out: Path | None, ending: str, force: bool) -> None:
     """A file that is there may be part of the data.
 
     Raises:
@@ -178,75 +180,79 @@ def _spare(out: Path | None, ending: str, force: bool) -> None:
         raise UsageError(f"{out} already exists.", what_to_do="Choose another --out, or say --force.")
 
 
-def _require_outside(out: Path | None, chosen: Any, data_dir: Path | None, opened: DataSet) -> None:
+def _require_outside_data(out: Path | None, chosen: Any, data_dir: Path | None, opened: DataSet) -> None:
     """What is written among the data would be read as data next time.
 
     Raises:
         UsageError: `out` lies in a folder that the data set is read from.
     """
-    from toast_cli.data.base import folders_of
-    from toast_cli.data.paths import places
+    from toast_cli.data.base import get_image_folders
+    from toast_cli.data.paths import list_candidate_paths
     from toast_cli.utils.errors import UsageError
 
-    named = places(chosen.path, data_dir) if getattr(chosen, "path", None) else []
+    named = list_candidate_paths(chosen.path, data_dir) if getattr(chosen, "path", None) else []
     folders = [place for place in named if place.is_dir()]
     if not any(place.is_file() for place in named):  # a table may lie anywhere, and says itself what is read
-        folders += sorted(folder for split in opened.splits.values() for folder in folders_of(split))
+        folders += sorted(folder for split in opened.splits.values() for folder in get_image_folders(split))
     for folder in folders:
         if out is not None and out.resolve().is_relative_to(folder.resolve()):
             raise UsageError(f"--out {out} lies among the data, in {folder}.", what_to_do="Choose another place.")
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print_report(report: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from toast_cli.cli.output.console import in_a_line, print_table, say
+    from toast_cli.cli.output.console import escape_newlines, print_line, print_table
 
-    table = Table(title=f"{escape(in_a_line(report['source']))}: {report['classes']} classes", title_justify="left")
+    table = Table(
+        title=f"{escape(escape_newlines(report['source']))}: {report['classes']} classes", title_justify="left"
+    )
     table.add_column("")
     for part in report["splits"]:
         table.add_column(part, justify="right")
     rows = {
         "images": lambda found: f"{found['images']:,}",
         "cannot be read": lambda found: f"{len(found['unreadable']):,}",
-        "images per class": lambda found: _spread(found["images_per_class"]),
-        "width": lambda found: _spread(found["width"]),
-        "height": lambda found: _spread(found["height"]),
+        "images per class": lambda found: _format_spread(found["images_per_class"]),
+        "width": lambda found: _format_spread(found["width"]),
+        "height": lambda found: _format_spread(found["height"]),
     }
     for name, told in rows.items():
         table.add_row(name, *map(told, report["splits"].values()))
     print_table(table)
     for note in report["notes"]:
-        say(note)
+        print_line(note)
     _print_sentences(report, "problems", "bold red")
     _print_sentences(report, "warnings", "yellow")
-    for line in _examples(report):
-        say(line)
+    for line in _list_examples(report):
+        print_line(line)
     if not report["problems"]:
-        say("Nothing here would spoil a run." if not report["warnings"] else "No problem; the warnings are for you.")
+        print_line(
+            "Nothing here would spoil a run." if not report["warnings"] else "No problem; the warnings are for you."
+        )
 
 
 def _print_missing(report: dict[str, Any], most: int = 100) -> None:
-    from toast_cli.cli.output.console import say
+    from toast_cli.cli.output.console import print_line
 
     _print_sentences(report, "problems", "bold red")
     for name in report["missing"][:most]:
-        say(f"  missing: {name}")
+        print_line(f"  missing: {name}")
     if len(report["missing"]) > most:
-        say("  --out FILE writes them all.")
-    say(f"{report['what_to_do']} The rest is checked when they are there.")
+        print_line("  --out FILE writes them all.")
+    print_line(f"{report['what_to_do']} The rest is checked when they are there.")
 
 
 def _print_sentences(report: dict[str, Any], kind: str, style: str) -> None:
-    from toast_cli.cli.output.console import out, say
+    from toast_cli.cli.output.console import out, print_line
 
     for sentence in report[kind]:
         out.print(f"[{style}]{kind.removesuffix('s')}:[/] ", end="")
-        say(sentence)
+        print_line(sentence)
 
 
-def _examples(report: dict[str, Any], most: int = 5) -> list[str]:
+def _list_examples(report: dict[str, Any], most: int = 5) -> list[str]:
     """A few of the files behind the sentences."""
     lines = []
     for part, found in report["splits"].items():
@@ -272,7 +278,7 @@ def _examples(report: dict[str, Any], most: int = 5) -> list[str]:
     return [*lines, "  --out FILE writes them all."] if left else lines
 
 
-def _spread(values: dict[str, float] | None) -> str:
+def _format_spread(values: dict[str, float] | None) -> str:
     """Least, median and most."""
     if values is None:
         return ""

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from toast_cli.data.base import Sample
-    from toast_cli.visualize.view import View
+    from toast_cli.visualize.view import ImageView
 
-METHODS = {"linear": "linear probe", "lora": "LoRA", "toast": "TOAST"}
+DEMO_METHODS = {"linear": "linear probe", "lora": "LoRA", "toast": "TOAST"}
 """The methods in the order in which they run, and what a table calls them. The last one stays the newest run."""
-SCENES = 4
+SCENE_COUNT = 4
 """How many test scenes are drawn: the first ones, not chosen."""
-COLUMNS = ("accuracy", "attention on the object, pass one", "pass two", "trained parameters", "seconds")
-PICTURE, PAGE = "demo.png", "demo.html"
+TABLE_COLUMNS = ("accuracy", "attention on the object, pass one", "pass two", "trained parameters", "seconds")
+PICTURE_FILE, PAGE_FILE = "demo.png", "demo.html"
 
 
 @dataclass(frozen=True)
@@ -47,87 +47,94 @@ class DemoRun:
         ]
 
 
-def demo(
+def run_demo(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Any field of the recipes demo/*, for all three runs."),
     ] = None,
-    out: Annotated[Path, typer.Option(help=f"Folder for {PICTURE} and {PAGE}.")] = Path(),
+    out: Annotated[Path, typer.Option(help=f"Folder for {PICTURE_FILE} and {PAGE_FILE}.")] = Path(),
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    device: options.Device = None,
-    as_json: options.Json = False,
+    device: options.DeviceOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Tune a linear probe, LoRA and TOAST on drawn scenes; draw where attention goes before and after."""
-    from toast_cli.cli.output.console import err, print_json, say
+    from toast_cli.cli.output.console import err, print_json, print_line
     from toast_cli.cli.output.console import out as console
-    from toast_cli.utils.atomic import cannot_write
+    from toast_cli.utils.atomic import make_write_error
 
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(out, error) from error
-    say("Each scene holds a small dull beetle among three brighter things. The class is the beetle's marking.", err)
-    runs = [_tune(method, number, seed, device, overrides or []) for number, method in enumerate(METHODS, start=1)]
-    samples, before, after = _views(runs[0].path, runs[-1].path)
+        raise make_write_error(out, error) from error
+    print_line(
+        "Each scene holds a small dull beetle among three brighter things. The class is the beetle's marking.", err
+    )
+    runs = [
+        _tune_method(method, number, seed, device, overrides or [])
+        for number, method in enumerate(DEMO_METHODS, start=1)
+    ]
+    samples, before, after = _compute_views(runs[0].path, runs[-1].path)
     training = runs[-1].results["samples"]["train"]
     title = "TOAST steers a frozen model's attention to the task"
     subtitle = (
-        f"Task: name the marking on the beetle (outlined in white). {training} training scenes; the first {SCENES} "
-        "test scenes.\n"
+        f"Task: name the marking on the beetle (outlined in white). {training} training scenes; the first "
+        f"{SCENE_COUNT} test scenes.\n"
         "Both columns have the same frozen backbone. TOAST runs it twice: what matters in the first pass\n"
         "is fed back into the second. Test accuracy: " + ", ".join(f"{run.name} {run.cells()[0]}" for run in runs) + "."
     )
     headings = ("test scene", "before: linear probe", "after: TOAST")
-    picture, page = out / PICTURE, out / PAGE
-    _write(samples, before, after, (title, subtitle), headings, runs, picture, page)
+    picture, page = out / PICTURE_FILE, out / PAGE_FILE
+    _write_outputs(samples, before, after, (title, subtitle), headings, runs, picture, page)
     if as_json:
         found = {run.name: {"run": str(run.path), **run.results} for run in runs}
         print_json({"picture": str(picture), "page": str(page), "runs": found})
         return
-    console.print(_table(runs, training))
-    say(f"Picture: {picture}")
-    say(f"Page: {page}")
-    say("Try next:")
+    console.print(_build_table(runs, training))
+    print_line(f"Picture: {picture}")
+    print_line(f"Page: {page}")
+    print_line("Try next:")
     if shutil.which("toast") is None:
-        say(f"  . {Path(sys.prefix) / 'bin' / 'activate'}")
-    for command in _next_commands(runs):
-        say(f"  {command}")
+        print_line(f"  . {Path(sys.prefix) / 'bin' / 'activate'}")
+    for command in _list_next_commands(runs):
+        print_line(f"  {command}")
 
 
-def _tune(method: str, number: int, seed: int | None, device: str | None, overrides: list[str]) -> DemoRun:
+def _tune_method(method: str, number: int, seed: int | None, device: str | None, overrides: list[str]) -> DemoRun:
     """Run one recipe of the demo."""
-    from toast_cli.cli.output.console import err, say
+    from toast_cli.cli.output.console import err, print_line
     from toast_cli.cli.output.progress import ProgressReporter
-    from toast_cli.recipe.resolve import resolve
-    from toast_cli.training.tune import tune
+    from toast_cli.recipe.resolve import resolve_recipe
+    from toast_cli.training.tune import tune_model
 
-    say(f"{number} of {len(METHODS)}: {METHODS[method]}", err)
-    resolved = resolve(recipe=f"demo/{method}", seed=seed, device=device, overrides=[*overrides, "test=true"])
+    print_line(f"{number} of {len(DEMO_METHODS)}: {DEMO_METHODS[method]}", err)
+    resolved = resolve_recipe(recipe=f"demo/{method}", seed=seed, device=device, overrides=[*overrides, "test=true"])
     with ProgressReporter() as reporter:
-        folder, results = tune(resolved.recipe, None, reporter)
-    return DemoRun(METHODS[method], folder.path, results)
+        folder, results = tune_model(resolved.recipe, None, reporter)
+    return DemoRun(DEMO_METHODS[method], folder.path, results)
 
 
-def _views(before: Path, after: Path) -> tuple[list[Sample], list[View], list[View]]:
+def _compute_views(before: Path, after: Path) -> tuple[list[Sample], list[ImageView], list[ImageView]]:
     """Show the first test scenes to two runs."""
-    from toast_cli.storage.load_model import load
+    from toast_cli.storage.load_model import load_model
     from toast_cli.training.session import open_data
-    from toast_cli.visualize.view import Viewer, from_test_split, see
+    from toast_cli.visualize.view import AttentionViewer, compute_image_view, load_test_sample
 
     viewers = []
     for path in (before, after):
-        loaded = load(path)
-        viewers.append(Viewer(path.name, loaded.model, loaded.recipe.images, loaded.classes, recipe=loaded.recipe))
+        loaded = load_model(path)
+        viewers.append(
+            AttentionViewer(path.name, loaded.model, loaded.recipe.images, loaded.classes, recipe=loaded.recipe)
+        )
     data = open_data(loaded.recipe)
-    samples = [from_test_split(data, index) for index in range(min(SCENES, len(data.splits["test"])))]
-    first, last = ([see(viewer, sample) for sample in samples] for viewer in viewers)
+    samples = [load_test_sample(data, index) for index in range(min(SCENE_COUNT, len(data.splits["test"])))]
+    first, last = ([compute_image_view(viewer, sample) for sample in samples] for viewer in viewers)
     return samples, first, last
 
 
-def _write(
+def _write_outputs(
     samples: list[Sample],
-    before: list[View],
-    after: list[View],
+    before: list[ImageView],
+    after: list[ImageView],
     words: tuple[str, str],
     headings: tuple[str, str, str],
     runs: list[DemoRun],
@@ -135,41 +142,41 @@ def _write(
     page: Path,
 ) -> None:
     from toast_cli.utils.atomic import write_text
-    from toast_cli.visualize.before_after import before_after
-    from toast_cli.visualize.figure import write
-    from toast_cli.visualize.html import as_source, render
+    from toast_cli.visualize.before_after import draw_before_after
+    from toast_cli.visualize.figure import save_figure
+    from toast_cli.visualize.html import render_template, to_data_uri
 
     title, subtitle = words
-    write(before_after(samples, before, after, title, subtitle, headings), picture)
+    save_figure(draw_before_after(samples, before, after, title, subtitle, headings), picture)
     lines = [{"name": run.name, "cells": run.cells(), "path": str(run.path)} for run in runs]
-    text = render(
+    text = render_template(
         "demo.html",
         title=title,
         classes=", ".join(before[0].viewer.classes or ()),
         training=runs[-1].results["samples"]["train"],
         test=runs[-1].results["samples"]["test"],
         area=runs[-1].results["test"].get("attention_share", {}).get("object_area"),
-        columns=COLUMNS,
+        columns=TABLE_COLUMNS,
         lines=lines,
-        picture=as_source(picture.read_bytes()),
-        commands=_next_commands(runs),
+        picture=to_data_uri(picture.read_bytes()),
+        commands=_list_next_commands(runs),
     )
     write_text(page, text)
 
 
-def _table(runs: list[DemoRun], training: int) -> Table:
+def _build_table(runs: list[DemoRun], training: int) -> Table:
     from rich.table import Table
 
     table = Table(title=f"{training} training scenes, test accuracy", title_justify="left")
     table.add_column("method")
-    for name in COLUMNS:
+    for name in TABLE_COLUMNS:
         table.add_column(name, justify="right")
     for run in runs:
         table.add_row(run.name, *run.cells())
     return table
 
 
-def _next_commands(runs: list[DemoRun]) -> list[str]:
+def _list_next_commands(runs: list[DemoRun]) -> list[str]:
     return [
         f"toast eval --attention --run {runs[-1].path}",
         f"toast visualize-attention --test-image 4 --run {runs[-1].path}",

@@ -11,32 +11,43 @@ import typer
 
 from toast_cli.cli import options
 
-CORE = ("torch", "torchvision", "timm", "peft", "accelerate", "safetensors", "pydantic", "pyyaml", "pillow", "numpy")
-OPTIONAL = ("transformers", "tensorboard")
+CORE_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "pydantic",
+    "pyyaml",
+    "pillow",
+    "numpy",
+)
+OPTIONAL_PACKAGES = ("transformers", "tensorboard")
 
 
-def doctor(as_json: options.Json = False) -> None:
+def run_doctor(as_json: options.JsonOption = False) -> None:
     """Check the installation; exit code 1 when a package is missing or a plugin fails."""
-    from toast_cli.cli.output.console import print_json, say
+    from toast_cli.cli.output.console import print_json, print_line
 
     report: dict[str, Any] = {
-        "versions": _versions(),
-        "devices": _devices(),
-        "folders": _folders(),
-        "plugins": _plugins(),
+        "versions": _collect_versions(),
+        "devices": _list_devices(),
+        "folders": _describe_folders(),
+        "plugins": _check_plugins(),
     }
-    missing = [name for name in CORE if report["versions"][name] is None]
+    missing = [name for name in CORE_PACKAGES if report["versions"][name] is None]
     failed = [plugin["name"] for plugin in report["plugins"] if plugin["error"]]
     if as_json:
         print_json({**report, "missing": missing, "failed": failed})
     else:
-        for line in _lines(report):
-            say(line)
+        for line in _format_report(report):
+            print_line(line)
     if missing or failed:
         raise typer.Exit(1)
 
 
-def _versions() -> dict[str, Any]:
+def _collect_versions() -> dict[str, Any]:
     """Versions as installed, without importing anything; None for what is not there."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
@@ -44,7 +55,7 @@ def _versions() -> dict[str, Any]:
     from toast_cli.utils.version import __version__
 
     found: dict[str, Any] = {"toast": __version__, "python": platform.python_version()}
-    for name in (*CORE, *OPTIONAL):
+    for name in (*CORE_PACKAGES, *OPTIONAL_PACKAGES):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -52,7 +63,7 @@ def _versions() -> dict[str, Any]:
     return found
 
 
-def _devices() -> list[dict[str, Any]]:
+def _list_devices() -> list[dict[str, Any]]:
     """The processor, every CUDA device with its memory, and Apple's GPU."""
     try:
         import torch
@@ -70,9 +81,9 @@ def _devices() -> list[dict[str, Any]]:
     return devices
 
 
-def _folders() -> dict[str, str]:
+def _describe_folders() -> dict[str, str]:
     """Where weights and data are looked for, and the settings that decide it."""
-    from toast_cli.utils.cache_dir import cache_folder
+    from toast_cli.utils.cache_dir import get_cache_folder
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hub = Path(os.environ.get("HF_HOME") or cache / "huggingface")
@@ -80,19 +91,19 @@ def _folders() -> dict[str, str]:
         "HF_HOME": hub,
         "HF_HUB_CACHE": Path(os.environ.get("HF_HUB_CACHE") or hub / "hub"),
         "TORCH_HOME": Path(os.environ.get("TORCH_HOME") or cache / "torch"),
-        "TOAST_CACHE_DIR": cache_folder(),
+        "TOAST_CACHE_DIR": get_cache_folder(),
         "TOAST_DATA_DIR": Path(os.environ.get("TOAST_DATA_DIR") or "data"),
     }
     found = {}
     for name, path in places.items():
         how = "set" if os.environ.get(name) else "default"
         # Data may be millions of files on a network disk, and none of it is ours to clear, so it is not counted.
-        held = "" if name == "TOAST_DATA_DIR" else f", {_size(path) / 1e6:,.1f} MB"
+        held = "" if name == "TOAST_DATA_DIR" else f", {_compute_folder_size(path) / 1e6:,.1f} MB"
         found[name] = f"{path} ({how}{held if path.is_dir() else ', not there yet'})"
     return {**found, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE") or "not set"}
 
 
-def _size(folder: Path) -> int:
+def _compute_folder_size(folder: Path) -> int:
     """Bytes in all files below a folder; a link counts as itself, since the hub's cache links every file twice."""
     total = 0
     for parent, _, names in os.walk(folder):
@@ -103,7 +114,7 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _plugins() -> list[dict[str, Any]]:
+def _check_plugins() -> list[dict[str, Any]]:
     """Every registered name of every group, with the reason where it does not load."""
     from toast_cli import registry
     from toast_cli.utils.errors import ToastError
@@ -117,21 +128,21 @@ def _plugins() -> list[dict[str, Any]]:
         registry.SOURCES,
         registry.EXPORTS,
     ):
-        for name, claims in sorted(registry.entries(group).items()):
+        for name, claims in sorted(registry.list_entries(group).items()):
             error = None
             try:
                 # A card also says which contract it was written for, so backbones are asked for theirs.
-                registry.backbone_card(name) if group == registry.BACKBONES else registry.load(group, name)
+                registry.load_backbone_card(name) if group == registry.BACKBONES else registry.load_entry(group, name)
             except ToastError as failure:
                 error = " ".join(part for part in (failure.what, failure.why) if part)
             found.append({"group": group, "name": name, "package": claims[0].package, "error": error})
     return found
 
 
-def _lines(report: dict[str, Any]) -> list[str]:
+def _format_report(report: dict[str, Any]) -> list[str]:
     lines = ["Versions"]
     for name, version in report["versions"].items():
-        lines.append(f"  {name}: {version or ('missing' if name in CORE else 'not installed (optional)')}")
+        lines.append(f"  {name}: {version or ('missing' if name in CORE_PACKAGES else 'not installed (optional)')}")
     lines += ["Devices", *(f"  {each['device']}: {each['note']}" for each in report["devices"])]
     lines += ["Folders", *(f"  {name}: {value}" for name, value in report["folders"].items())]
     lines.append("Plugins")

@@ -10,21 +10,21 @@ import typer
 from toast_cli.cli import options
 
 
-def evaluate(
-    run: options.Runs = None,
-    dataset: options.Dataset = None,
-    data_dir: options.DataDir = None,
+def run_eval(
+    run: options.RunsOption = None,
+    dataset: options.DatasetOption = None,
+    data_dir: options.DataDirOption = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    weights: options.Weights = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
+    weights: options.WeightsOption = None,
+    device: options.DeviceOption = None,
+    precision: options.PrecisionOption = None,
     attention: Annotated[
         bool,
         typer.Option(
             "--attention", help="Measure where it looks: against masks where there are any, in curves, between passes."
         ),
     ] = False,
-    alpha: options.Alpha = None,
+    alpha: options.AlphaOption = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Measure at strengths of the feedback from 0 to 2.")] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="--attention, --sweep: only so many images, drawn by the run's seed.")
@@ -33,7 +33,7 @@ def evaluate(
         int, typer.Option(min=0, help="--attention: images for the deletion and insertion curves; 0 leaves them out.")
     ] = 32,
     layer: Annotated[int, typer.Option(help="--attention, --sweep: layer whose map is measured; -1 is the last.")] = -1,
-    head: options.Head = "mean",
+    head: options.HeadOption = "mean",
     evaluation: Annotated[
         str | None,
         typer.Option(
@@ -55,10 +55,10 @@ def evaluate(
         Path | None,
         typer.Option(help="Also write the numbers to this JSON file; tables and curves of --attention go beside it."),
     ] = None,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Measure a run on a split of its own data set, or of another one with the same classes; or judge its answers."""
-    from toast_cli.cli.find_run import chosen_run
+    from toast_cli.cli.find_run import resolve_run_path
     from toast_cli.utils.errors import UsageError
 
     if judge is not None and dataset is not None:
@@ -74,32 +74,32 @@ def evaluate(
     if limit is not None and not (attention or sweep):
         raise UsageError("--limit goes with --attention or --sweep.", "Accuracy is told of the whole split.")
 
-    from toast_cli.cli.commands.eval_attention import looked_at, swept
-    from toast_cli.cli.commands.eval_judge import judge_table, judged
+    from toast_cli.cli.commands.eval_attention import run_attention_eval, run_strength_sweep
+    from toast_cli.cli.commands.eval_judge import build_judge_table, run_judge_eval
     from toast_cli.cli.output.console import print_json, print_table
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.cli.output.tables import results_table
-    from toast_cli.evaluation.attention_evaluation import Asked
-    from toast_cli.evaluation.evaluate_run import measure
+    from toast_cli.cli.output.tables import build_results_table
+    from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
+    from toast_cli.evaluation.evaluate_run import evaluate_run
     from toast_cli.evaluation.llm_judge import Judge
     from toast_cli.utils.atomic import write_json
 
-    runs = run or [chosen_run(None)]
+    runs = run or [resolve_run_path(None)]
     if judge is not None:
-        results = judged(runs, judge, Judge(judge_model, judge_url), weights, device, max_new_tokens, seed)
-        table = judge_table(results, judge_model)
+        results = run_judge_eval(runs, judge, Judge(judge_model, judge_url), weights, device, max_new_tokens, seed)
+        table = build_judge_table(results, judge_model)
     elif attention or sweep:
-        asked = Asked(
-            runs[0], dataset, data_dir, split, weights, device, precision, limit, layer, options.chosen_head(head),
+        asked = AttentionEvalRequest(
+            runs[0], dataset, data_dir, split, weights, device, precision, limit, layer, options.parse_head(head),
             alpha, curve_images,
         )  # fmt: skip
-        results, table = (swept if sweep else looked_at)(asked, out)
+        results, table = (run_strength_sweep if sweep else run_attention_eval)(asked, out)
     else:
         with TerminalReporter() as reporter:
-            results = measure(
+            results = evaluate_run(
                 runs[0], dataset, data_dir, split, weights, device, precision, reporter, alpha, evaluation
             )
-        table = results_table(f"{runs[0]}: {results['method']} on {results['dataset']}", results)
+        table = build_results_table(f"{runs[0]}: {results['method']} on {results['dataset']}", results)
     if out is not None:
         write_json(out, results)
     if as_json:

@@ -9,29 +9,42 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from toast_cli.attention.deletion_insertion import RANDOM, RANDOM_SIMILARITY
-from toast_cli.attention.table import EVEN, EVEN_SIMILARITY, MEANING, as_csv, number, said
-from toast_cli.cli.output.console import err, say
+from toast_cli.attention.deletion_insertion import RANDOM_ORDER, RANDOM_SIMILARITY_ORDER
+from toast_cli.attention.table import (
+    METRIC_DESCRIPTIONS,
+    UNIFORM_MAP,
+    UNIFORM_SIMILARITY_MAP,
+    format_csv,
+    format_mean_interval,
+    format_number,
+)
+from toast_cli.cli.output.console import err, print_line
 from toast_cli.cli.output.progress import TerminalReporter
-from toast_cli.evaluation.attention_evaluation import Asked, look, sweep
-from toast_cli.utils.atomic import remove, write_json, write_text
-from toast_cli.visualize.curves import ORDERS, areas_csv, curves_csv, curves_figure, told
-from toast_cli.visualize.figure import write
-from toast_cli.visualize.save_figures import origin, versions
-from toast_cli.visualize.view import Viewer
+from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, evaluate_attention, sweep_feedback_strength
+from toast_cli.utils.atomic import remove_file, write_json, write_text
+from toast_cli.visualize.curves import (
+    ORDER_LABELS,
+    draw_deletion_insertion_curves,
+    format_areas_csv,
+    format_curves_csv,
+    summarize_curves,
+)
+from toast_cli.visualize.figure import save_figure
+from toast_cli.visualize.save_figures import describe_model, get_library_versions
+from toast_cli.visualize.view import AttentionViewer
 
-RECORD = "numbers.json"
+RECORD_FILE = "numbers.json"
 """What was measured and how, beside its tables and figures."""
-TABLES = ("per_class.csv", "per_image.csv", "curves.csv", "curves_per_image.csv", "strength.csv")
-FIGURES = ("curves.png", "strength.png")
+TABLE_FILES = ("per_class.csv", "per_image.csv", "curves.csv", "curves_per_image.csv", "strength.csv")
+FIGURE_FILES = ("curves.png", "strength.png")
 
-WORDS = {
-    **ORDERS,
-    EVEN: "an even map",
-    EVEN_SIMILARITY: "even, as coarse as similarity",
+MAP_LABELS = {
+    **ORDER_LABELS,
+    UNIFORM_MAP: "an even map",
+    UNIFORM_SIMILARITY_MAP: "even, as coarse as similarity",
 }
 
-SHORT = {
+MEASURE_LABELS = {
     "share_inside": "inside the object",
     "pointing_hit": "highest cell on it",
     "auc": "AUC against it",
@@ -43,14 +56,14 @@ SHORT = {
 """The measures as a table has room for; `MEANING` has the whole."""
 
 
-def looked_at(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
+def run_attention_eval(asked: AttentionEvalRequest, out: Path | None) -> tuple[dict[str, Any], Table]:
     """Where a run looks: the numbers, and a table of them; lines per class and per image and curves go to files."""
     with TerminalReporter() as reporter:
-        looked = look(asked, reporter)
+        looked = evaluate_attention(asked, reporter)
     numbers, curves = looked.numbers, looked.curves
     steering = looked.viewer.model.adapted.steering
     results: dict[str, Any] = {
-        **how_made(asked, looked.viewer),
+        **build_provenance(asked, looked.viewer),
         "alpha": None if steering is None else steering.strength,
         "maps": looked.kind,
         "images": len(numbers.rows),
@@ -58,76 +71,76 @@ def looked_at(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
         "numbers": numbers.result(),
         "not_measurable": numbers.not_measurable(),
         "skipped": looked.skipped,
-        "meaning": MEANING,
+        "meaning": METRIC_DESCRIPTIONS,
         "interval": "95%, bootstrap over images",
     }
-    folder = emptied(place(asked, looked.viewer, out, "numbers"))
+    folder = clear_previous_outputs(choose_output_folder(asked, looked.viewer, out, "numbers"))
     write_text(folder / "per_class.csv", numbers.per_class(looked.classes))
     write_text(folder / "per_image.csv", numbers.per_image(looked.classes, looked.names))
     if curves is not None:
-        results["curves"] = told(curves)
+        results["curves"] = summarize_curves(curves)
         means = curves.mean_curves()
-        write_text(folder / "curves.csv", curves_csv(curves.shares(), means))
-        write_text(folder / "curves_per_image.csv", areas_csv(curves, looked.curve_names))
-        write(curves_figure(curves.shares(), means), folder / "curves.png")
-    write_json(folder / RECORD, results)
-    say(f"Numbers, per class, per image, curves: {folder}", err)
-    return results, numbers_table(asked, results)
+        write_text(folder / "curves.csv", format_curves_csv(curves.shares(), means))
+        write_text(folder / "curves_per_image.csv", format_areas_csv(curves, looked.curve_names))
+        save_figure(draw_deletion_insertion_curves(curves.shares(), means), folder / "curves.png")
+    write_json(folder / RECORD_FILE, results)
+    print_line(f"Numbers, per class, per image, curves: {folder}", err)
+    return results, build_attention_table(asked, results)
 
 
-def swept(asked: Asked, out: Path | None) -> tuple[dict[str, Any], Table]:
+def run_strength_sweep(asked: AttentionEvalRequest, out: Path | None) -> tuple[dict[str, Any], Table]:
     """Accuracy and attention on the object at every strength: the numbers, and a table of them; a figure beside it."""
     with TerminalReporter() as reporter:
-        found = sweep(asked, reporter)
+        found = sweep_feedback_strength(asked, reporter)
     lines = found.lines
-    folder = emptied(place(asked, found.viewer, out, "strength"))
+    folder = clear_previous_outputs(choose_output_folder(asked, found.viewer, out, "strength"))
     shown = [name for name in ("accuracy", "share_inside", "shift") if all(name in line for line in lines)]
     header = ["alpha", *(f"{name}{part}" for name in shown for part in ("", "_low", "_high"))]
     body = [
-        [line["alpha"], *(number(line[name][part]) for name in shown for part in ("mean", "low", "high"))]
+        [line["alpha"], *(format_number(line[name][part]) for name in shown for part in ("mean", "low", "high"))]
         for line in lines
     ]
-    write_text(folder / "strength.csv", as_csv([header, *body]))
-    write(sweep_figure(lines, shown), folder / "strength.png")
+    write_text(folder / "strength.csv", format_csv([header, *body]))
+    save_figure(draw_sweep(lines, shown), folder / "strength.png")
     images = lines[0]["accuracy"]["images"]
     table = Table(
         title=f"{asked.path}, {asked.split}: strength of the feedback, {images} images, 95% intervals",
         title_justify="left",
     )
     table.add_column("alpha")
-    words = {"accuracy": "accuracy", "share_inside": "pass two on the object", "shift": SHORT["shift"]}
+    words = {"accuracy": "accuracy", "share_inside": "pass two on the object", "shift": MEASURE_LABELS["shift"]}
     for name in shown:
         table.add_column(words[name], justify="right")
     for line in lines:
-        table.add_row(f"{line['alpha']:g}", *(said(line[name]) for name in shown))
+        table.add_row(f"{line['alpha']:g}", *(format_mean_interval(line[name]) for name in shown))
     results = {
-        **how_made(asked, found.viewer),
+        **build_provenance(asked, found.viewer),
         "images": images,
         "strengths": lines,
         "skipped": found.skipped,
         "interval": "95%, bootstrap over images",
     }
-    write_json(folder / RECORD, results)
-    say(f"Numbers, figure and table: {folder}", err)
+    write_json(folder / RECORD_FILE, results)
+    print_line(f"Numbers, figure and table: {folder}", err)
     return results, table
 
 
-def how_made(asked: Asked, viewer: Viewer) -> dict[str, Any]:
+def build_provenance(asked: AttentionEvalRequest, viewer: AttentionViewer) -> dict[str, Any]:
     """Who looked, how, and at what: the beginning of a record."""
     assert viewer.recipe is not None
     return {
-        **origin(viewer, viewer.name),
+        **describe_model(viewer, viewer.name),
         "run": str(asked.path),
         "split": asked.split,
         "limit": asked.limit,
         "layer": viewer.recorder.level,
         "head": asked.head,
         "precision": viewer.recipe.precision,
-        "versions": versions(),
+        "versions": get_library_versions(),
     }
 
 
-def place(asked: Asked, viewer: Viewer, out: Path | None, what: str) -> Path:
+def choose_output_folder(asked: AttentionEvalRequest, viewer: AttentionViewer, out: Path | None, what: str) -> Path:
     """The folder of what was measured: beside the JSON file; or in the run, or here, one for every way to look."""
     if out is not None:
         return out.parent / f"{out.stem}-{what}"
@@ -135,72 +148,76 @@ def place(asked: Asked, viewer: Viewer, out: Path | None, what: str) -> Path:
     return home / f"{what}-{asked.split}{viewer.ending}"
 
 
-def emptied(folder: Path) -> Path:
+def clear_previous_outputs(folder: Path) -> Path:
     """The folder without what was measured before: curves of other numbers do not stay. Files that are not ours do.
 
     The record goes first and is written last: where there is one, the folder is whole.
     """
-    for name in (RECORD, *TABLES, *FIGURES):
-        remove(folder / name)
+    for name in (RECORD_FILE, *TABLE_FILES, *FIGURE_FILES):
+        remove_file(folder / name)
     return folder
 
 
-def notes(results: dict[str, Any]) -> list[str]:
+def format_attention_notes(results: dict[str, Any]) -> list[str]:
     """What has to be known to read the table: what the object is, what chance is, what is not in it."""
     lines = []
     if results["object"] is not None:
         lines += [f"The object: {results['object']}. An even map is chance: what lies inside it is the object's area."]
     if "curves" in results:
         curves = results["curves"]
-        steps = len(curves["shares_of_pixels"][RANDOM]) - 1
+        steps = len(curves["shares_of_pixels"][RANDOM_ORDER]) - 1
         lines += [f"Deletion and insertion: area under the curve, {curves['images']} images, {steps} steps."]
     for name, count in results["not_measurable"].items():
-        lines += [f"Not measurable, and left out: {WORDS[name]} of {count} images, which is zero everywhere."]
+        lines += [f"Not measurable, and left out: {MAP_LABELS[name]} of {count} images, which is zero everywhere."]
     return lines
 
 
-def numbers_table(asked: Asked, results: dict[str, Any]) -> Table:
+def build_attention_table(asked: AttentionEvalRequest, results: dict[str, Any]) -> Table:
     """A row a measure, a column a map, each a mean with its interval."""
     maps = [
-        name for name in ("pass_one", "similarity", "pass_two", EVEN, EVEN_SIMILARITY) if name in results["numbers"]
+        name
+        for name in ("pass_one", "similarity", "pass_two", UNIFORM_MAP, UNIFORM_SIMILARITY_MAP)
+        if name in results["numbers"]
     ]
     table = Table(
         title=f"{asked.path}, {asked.split}: {results['maps']} over {results['images']} images, 95% intervals",
         title_justify="left",
-        caption="\n".join(notes(results)),
+        caption="\n".join(format_attention_notes(results)),
         caption_justify="left",
     )
     table.add_column("")
     for name in maps:
-        table.add_column(WORDS[name], justify="right")
-    for measure, meaning in SHORT.items():
+        table.add_column(MAP_LABELS[name], justify="right")
+    for measure, meaning in MEASURE_LABELS.items():
         cells = {name: results["numbers"][name].get(measure) for name in maps}
         between = results["numbers"].get("passes", {}).get(measure)
         if any(cells.values()):
             # Of chance an interval would say nothing.
             cell_told = {
-                name: said(cell) if name not in (EVEN, EVEN_SIMILARITY) else f"{cell['mean']:.1%}"
+                name: format_mean_interval(cell)
+                if name not in (UNIFORM_MAP, UNIFORM_SIMILARITY_MAP)
+                else f"{cell['mean']:.1%}"
                 for name, cell in cells.items()
                 if cell
             }
             table.add_row(meaning, *(cell_told.get(name, "") for name in maps))
         elif between is not None:
-            table.add_row(meaning, *(said(between) if name == "pass_two" else "" for name in maps))
+            table.add_row(meaning, *(format_mean_interval(between) if name == "pass_two" else "" for name in maps))
     for kind, better in (("deletion", "low"), ("insertion", "high")):
         if "curves" in results:
             area, gained = results["curves"]["area"], results["curves"]["pass_two_less_pass_one"]
-            row = [said(area[name][kind]) if name in area else "" for name in maps]
-            chance = f"at random {said(area[RANDOM][kind])}"
-            if RANDOM_SIMILARITY in area:
-                chance += f", in similarity's cells {said(area[RANDOM_SIMILARITY][kind])}"
+            row = [format_mean_interval(area[name][kind]) if name in area else "" for name in maps]
+            chance = f"at random {format_mean_interval(area[RANDOM_ORDER][kind])}"
+            if RANDOM_SIMILARITY_ORDER in area:
+                chance += f", in similarity's cells {format_mean_interval(area[RANDOM_SIMILARITY_ORDER][kind])}"
             table.add_row(f"{kind}, {better} is good; {chance}", *row)
             if kind in gained:
-                row = [said(gained[kind]) if name == "pass_two" else "" for name in maps]
+                row = [format_mean_interval(gained[kind]) if name == "pass_two" else "" for name in maps]
                 table.add_row(f"{kind}, pass two less pass one", *row)
     return table
 
 
-def sweep_figure(lines: list[dict[str, Any]], shown: Sequence[str]) -> Figure:
+def draw_sweep(lines: list[dict[str, Any]], shown: Sequence[str]) -> Figure:
     """Every number over the strength, with its interval."""
     figure = Figure(figsize=(3.6 * len(shown), 3.2), layout="constrained")
     words = {"accuracy": "accuracy, %", "share_inside": "pass two on the object, %", "shift": "moved between passes, %"}

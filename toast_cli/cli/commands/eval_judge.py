@@ -8,14 +8,14 @@ from typing import Any
 
 from rich.table import Table
 
-from toast_cli.cli.find_run import run_writer
-from toast_cli.cli.output.console import err, say
+from toast_cli.cli.find_run import load_writer
+from toast_cli.cli.output.console import err, print_line
 from toast_cli.cli.output.progress import TerminalReporter
-from toast_cli.evaluation.llm_judge import Judge, answer_all, by_category, judge_all, read_questions
-from toast_cli.storage.checksummed_jsonl import drop_damaged
+from toast_cli.evaluation.llm_judge import Judge, answer_questions, average_by_category, judge_answers, read_questions
+from toast_cli.storage.checksummed_jsonl import drop_damaged_lines
 
 
-def judged(
+def run_judge_eval(
     runs: list[Path],
     questions_file: Path,
     judge: Judge,
@@ -28,16 +28,16 @@ def judged(
     questions = read_questions(questions_file)
     scores = {}
     for run in runs:
-        kept = judge_folder(run, questions_file)
+        kept = get_judge_folder(run, questions_file)
         for file in (kept / "answers.jsonl", kept / "judgements.jsonl"):
-            if dropped := drop_damaged(file):
+            if dropped := drop_damaged_lines(file):
                 lines = "1 line was" if dropped == 1 else f"{dropped} lines were"
-                say(f"{file}: {lines} damaged or cut short, and asked for again.", err)
+                print_line(f"{file}: {lines} damaged or cut short, and asked for again.", err)
         with TerminalReporter() as reporter:
             answers = list(
                 reporter.track(
-                    answer_all(
-                        partial(run_writer, run, weights, device),
+                    answer_questions(
+                        partial(load_writer, run, weights, device),
                         questions,
                         kept / "answers.jsonl",
                         seed,
@@ -50,29 +50,29 @@ def judged(
             )
             scored = list(
                 reporter.track(
-                    judge_all(judge, answers, kept / "judgements.jsonl"), len(questions), f"{run.name}: judging"
+                    judge_answers(judge, answers, kept / "judgements.jsonl"), len(questions), f"{run.name}: judging"
                 )
             )
         unscored = [f"question {question.question_id} ({reply.why})" for question, reply in scored if reply.why]
         if unscored:
             more = f" and {len(unscored) - 3} more" if len(unscored) > 3 else ""
-            say(
+            print_line(
                 f"{run}: {judge.model} gave no score to {len(unscored)} of {len(questions)} answers; they count "
                 f"nowhere: {', '.join(unscored[:3])}{more}.",
                 err,
             )
-        say(f"Answers and judgements: {kept}", err)
-        scores[str(run)] = by_category(scored)
+        print_line(f"Answers and judgements: {kept}", err)
+        scores[str(run)] = average_by_category(scored)
     return scores
 
 
-def judge_folder(run: Path, questions_file: Path) -> Path:
+def get_judge_folder(run: Path, questions_file: Path) -> Path:
     """Where one run's answers to one questions file are kept: in the run, or beside it where that is a file."""
     home = run / "judge" if run.is_dir() else run.with_name(f"{run.name}.judge")
     return home / questions_file.stem
 
 
-def judge_table(scores: dict[str, dict[str, Any]], judge: str) -> Table:
+def build_judge_table(scores: dict[str, dict[str, Any]], judge: str) -> Table:
     """The paper's table 3."""
     table = Table(title=f"Scores from 1 to 10, judged by {judge}", title_justify="left")
     table.add_column("run")

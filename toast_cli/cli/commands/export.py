@@ -11,13 +11,13 @@ import typer
 from toast_cli.cli import options
 
 if TYPE_CHECKING:
-    from toast_cli.export.base import Format
-    from toast_cli.export.export_run import Proof
+    from toast_cli.export.base import ExportFormat
+    from toast_cli.export.export_run import VerificationReport
 
 
-def export(
+def run_export(
     format: Annotated[str, typer.Option(help="safetensors, onnx, torch-export or hf.")] = "safetensors",
-    run: options.Run = None,
+    run: options.RunOption = None,
     what: Annotated[
         str | None,
         typer.Option(
@@ -40,73 +40,78 @@ def export(
             help="What to write, or a folder (one that is there, or ends in /). [default: export/ in the run folder]",
         ),
     ] = None,
-    weights: options.Weights = None,
+    weights: options.WeightsOption = None,
     push: Annotated[
         str | None, typer.Option(help="Also upload it to this repository (OWNER/NAME) of the Hugging Face hub.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Write a run as a file that proves itself: another process gets the run's outputs from it, or none is left."""
     from toast_cli import registry
-    from toast_cli.cli.find_run import chosen_run
-    from toast_cli.cli.output.console import err, print_json, say
+    from toast_cli.cli.find_run import resolve_run_path
+    from toast_cli.cli.output.console import err, print_json, print_line
 
-    form = registry.load(registry.EXPORTS, format)
-    path = chosen_run(run)
+    form = registry.load_entry(registry.EXPORTS, format)
+    path = resolve_run_path(run)
 
-    from toast_cli.export.report import require_free
+    from toast_cli.export.report import require_free_target
+    from toast_cli.storage.load_model import load_model
     from toast_cli.storage.pretuned import is_artifact, load_artifact
 
     pretuned = is_artifact(path)
     part = what or ("artifact" if pretuned else form.parts[0])
-    _check(format, form, part, dtype, fold, maps, normalize, pretuned)
-    target = _target(out, path, format, part, form)
-    require_free(target, force)
+    _check_options(format, form, part, dtype, fold, maps, normalize, pretuned)
+    target = _choose_target(out, path, format, part, form)
+    require_free_target(target, force)
 
-    from toast_cli.export.base import Wanted
-    from toast_cli.export.export_run import export as exported
-    from toast_cli.export.export_run import folds, size
-    from toast_cli.export.hub_upload import check_push, push_export
-    from toast_cli.export.progress import told_by
-    from toast_cli.storage.load_model import load
+    from toast_cli.export.base import ExportRequest
+    from toast_cli.export.export_run import compute_total_size, is_folded_by_default
+    from toast_cli.export.export_run import export_model as exported
+    from toast_cli.export.hub_upload import check_repository_name, upload_export
+    from toast_cli.export.progress import forward_stages
 
     if push is not None:
-        check_push(push)
-    loaded = (load_artifact if pretuned else load)(path, weights)
-    wanted = Wanted(
+        check_repository_name(push)
+    loaded = (load_artifact if pretuned else load_model)(path, weights)
+    wanted = ExportRequest(
         part,
         dtype,
-        fold or folds(loaded, form),
+        fold or is_folded_by_default(loaded, form),
         maps,
         normalize,
-        None if part == "full" or loaded.config.whole else _place_of(loaded.recipe.backbone),
+        None if part == "full" or loaded.config.whole else _get_backbone_path(loaded.recipe.backbone),
         loaded.recipe.backbone.model_dump(mode="json"),
     )
-    with told_by(lambda text: say(f"{text} ...", err)):
+    with forward_stages(lambda text: print_line(f"{text} ...", err)):
         proof, written = exported(loaded, format, wanted, target, force)
-    pushed = push_export(push, written) if push is not None else None
+    pushed = upload_export(push, written) if push is not None else None
     if as_json:
-        told = {"run": str(path), "file": str(target), "bytes": size(written), "largest_difference": proof.largest}
+        told = {
+            "run": str(path),
+            "file": str(target),
+            "bytes": compute_total_size(written),
+            "largest_difference": proof.largest,
+        }
         told |= {"seconds": proof.seconds, "seconds_pytorch": proof.seconds_pytorch, "missing": proof.missing}
         told |= {"compared_on": proof.compared_on, "dtype": dtype, "rounding": proof.rounding}
         print_json({**told, "same_top": proof.same_top, "pushed": pushed})
     else:
-        _tell(part, target, size(written), form, proof)
-        _tell_rounding(dtype, proof)
-    _warn_of_other_answers(dtype, proof)
+        _print_summary(part, target, compute_total_size(written), form, proof)
+        _print_rounding(dtype, proof)
+    _warn_changed_predictions(dtype, proof)
     if pushed is not None and not as_json:
         typer.echo(f"Uploaded: {pushed}")
 
 
-def _place_of(backbone: Any) -> str | None:
+def _get_backbone_path(backbone: Any) -> str | None:
     """Where the other process finds the backbone, of which the export tells no path."""
-    from toast_cli.export.redact_paths import folder_in
+    from toast_cli.export.redact_paths import get_backbone_folder
 
-    return backbone.weights or folder_in(backbone.name)
+    return backbone.weights or get_backbone_folder(backbone.name)
 
 
-def _target(given: str | None, run: Path, format: str, part: str, form: Format) -> Path:
+def _choose_target(given: str | None, run: Path, format: str, part: str, form: ExportFormat) -> Path:
     """What to write: a file always has its format's suffix, for readers go by it.
 
     A folder that is there is one to write into, unless it is itself what an export wrote.
@@ -124,8 +129,8 @@ def _target(given: str | None, run: Path, format: str, part: str, form: Format) 
     return out if out.name.endswith(form.suffix) else out.with_name(out.name + form.suffix)
 
 
-def _check(
-    format: str, form: Format, part: str, dtype: str, fold: bool, maps: bool, normalize: bool, pretuned: bool
+def _check_options(
+    format: str, form: ExportFormat, part: str, dtype: str, fold: bool, maps: bool, normalize: bool, pretuned: bool
 ) -> None:
     """Refuse what the format does not have, or the run has not.
 
@@ -159,26 +164,26 @@ def _check(
         raise UsageError(f"--fold folds the feedback path, {why}.")
 
 
-def _tell(part: str, target: Path, size: int, form: Any, proof: Proof) -> None:
-    from toast_cli.cli.output.console import say
+def _print_summary(part: str, target: Path, size: int, form: Any, proof: VerificationReport) -> None:
+    from toast_cli.cli.output.console import print_line
 
-    say(f"{part} written: {target} ({size / 1e6:.2f} MB)")
+    print_line(f"{part} written: {target} ({size / 1e6:.2f} MB)")
     on = " and ".join(f"{proof.compared_on[kind]} {kind}" for kind in sorted(proof.compared_on, reverse=True))
-    say(
+    print_line(
         f"Opened by another process with {form.loads} and compared on {on} inputs: "
         f"largest difference of outputs {proof.largest:.1e}"
     )
     for kind, why in proof.missing.items():
-        say(f"Not compared on {kind} input: {why}")
+        print_line(f"Not compared on {kind} input: {why}")
     faster = proof.seconds_pytorch / proof.seconds
-    say(
+    print_line(
         f"Speed: {proof.seconds * 1e3:.1f} ms a batch of {proof.timed_on} input, the run in PyTorch "
         f"{proof.seconds_pytorch * 1e3:.1f} ms ({faster:.2f} × as fast)"
     )
 
 
-def _tell_rounding(dtype: str, proof: Proof) -> None:
-    from toast_cli.cli.output.console import say
+def _print_rounding(dtype: str, proof: VerificationReport) -> None:
+    from toast_cli.cli.output.console import print_line
 
     if not proof.rounding:
         return
@@ -188,15 +193,15 @@ def _tell_rounding(dtype: str, proof: Proof) -> None:
     if proof.same_top:
         same = (f"{share:.1%} of {kind}" for kind, share in sorted(proof.same_top.items(), reverse=True))
         text += f"; the likeliest class is the same for {' and '.join(same)} input"
-    say(text)
+    print_line(text)
 
 
-def _warn_of_other_answers(dtype: str, proof: Proof) -> None:
-    from toast_cli.cli.output.console import err, say
+def _warn_changed_predictions(dtype: str, proof: VerificationReport) -> None:
+    from toast_cli.cli.output.console import err, print_line
 
     kind = "real" if "real" in proof.same_top else "random"
     if proof.same_top.get(kind, 1.0) < 1:
-        say(
+        print_line(
             f"Warning: stored in {dtype}, the likeliest class is another than the run's for "
             f"{1 - proof.same_top[kind]:.1%} of {kind} input. Measure it by toast eval, or use --dtype float32.",
             err,

@@ -20,17 +20,17 @@ def generate(
         typer.Option(help="Answer every line of this text file, several at a time."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="--prompts: how many are answered at a time.")] = 8,
-    run: options.Run = None,
-    backbone: options.Backbone = None,
-    weights: options.Weights = None,
+    run: options.RunOption = None,
+    backbone: options.BackboneOption = None,
+    weights: options.WeightsOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, unmarked, to be continued.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; higher is freer.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this mass.")] = 1.0,
     beams: Annotated[int, typer.Option(min=1, help="Search this many beams; nothing is streamed then.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
-    device: options.Device = None,
-    as_json: options.Json = False,
+    device: options.DeviceOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Answer prompts with a tuned language model (the newest run unless one is named), or with a plain one."""
     from toast_cli.utils.errors import UsageError
@@ -49,8 +49,8 @@ def generate(
     from toast_cli.cli.output.console import print_answer, print_json
     from toast_cli.data.text.conversations import Turn
 
-    lines = None if prompts is None else _lines(prompts)
-    writer = _writer(run, backbone, weights, raw, device)
+    lines = None if prompts is None else _read_prompts(prompts)
+    writer = _make_writer(run, backbone, weights, raw, device)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": beams, "do_sample": temperature > 0}
     if temperature > 0:
         settings |= {"temperature": temperature, "top_p": top_p}
@@ -81,22 +81,22 @@ def generate(
             print_json({"prompt": prompt, "answer": text})
         return
     turns: list[Turn] = []
-    while line := _line():
+    while line := _read_input_line():
         turns.append(Turn("user", line))
         turns.append(Turn("assistant", answered(turns)))
 
 
-def _lines(path: Path) -> list[str]:
+def _read_prompts(path: Path) -> list[str]:
     """The prompts in a text file, blank lines left out.
 
     Raises:
         ToastError: it cannot be read, is no text, or holds none.
     """
-    from toast_cli.data.images.files import read_text
+    from toast_cli.data.images.files import read_text_file
     from toast_cli.utils.errors import ToastError
 
     try:
-        found = [line for line in read_text(path).splitlines() if line.strip()]
+        found = [line for line in read_text_file(path).splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ToastError(f"{path} is no UTF-8 text.") from error
     except OSError as error:
@@ -106,7 +106,7 @@ def _lines(path: Path) -> list[str]:
     return found
 
 
-def _line() -> str:
+def _read_input_line() -> str:
     typer.echo("> ", nl=False, err=True)  # stdout has the answers alone
     try:
         return input().strip()
@@ -114,14 +114,14 @@ def _line() -> str:
         return ""
 
 
-def _writer(run: Path | None, backbone: str | None, weights: str | None, raw: bool, device: str | None) -> Any:
-    from toast_cli.cli.find_run import chosen_run, run_writer, tell
-    from toast_cli.model.generation import Writer
+def _make_writer(run: Path | None, backbone: str | None, weights: str | None, raw: bool, device: str | None) -> Any:
+    from toast_cli.cli.find_run import load_writer, print_message, resolve_run_path
+    from toast_cli.model.generation import TextGenerator
     from toast_cli.training.distributed.devices import make_accelerator
-    from toast_cli.training.session import plain_model
+    from toast_cli.training.session import build_plain_model
 
     if backbone is None:
-        return run_writer(chosen_run(run), weights, device, raw)
-    model, recipe = plain_model(backbone, weights, device)
+        return load_writer(resolve_run_path(run), weights, device, raw)
+    model, recipe = build_plain_model(backbone, weights, device)
     template = None if raw or not getattr(model.backbone.tokenizer, "chat_template", None) else "chat"
-    return Writer(model.to(make_accelerator(recipe).device), template, tell)
+    return TextGenerator(model.to(make_accelerator(recipe).device), template, print_message)

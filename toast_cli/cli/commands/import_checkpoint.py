@@ -10,15 +10,15 @@ import typer
 from toast_cli.cli import options
 
 
-def import_checkpoint(
+def run_import(
     checkpoint: Annotated[
         Path, typer.Argument(help="Full model or top-down parts: .pth, .bin, .safetensors, or a folder of them.")
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Fields of the recipe, such as backbone.value_bias=once.")
     ] = None,
-    backbone: options.Backbone = None,
-    weights: options.Weights = None,
+    backbone: options.BackboneOption = None,
+    weights: options.WeightsOption = None,
     kind: Annotated[
         str | None,
         typer.Option("--as", help="run, or artifact (for --init-from). [default: run, where there is a head]"),
@@ -26,16 +26,16 @@ def import_checkpoint(
     classes: Annotated[
         Path | None, typer.Option(help="Class names, one a line, in the order of training. [default: their numbers]")
     ] = None,
-    dataset: options.Dataset = None,
+    dataset: options.DatasetOption = None,
     output_dir: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/import-...]")] = None,
-    as_json: options.Json = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Read a checkpoint of the authors' released code; only tensors are read, and every one is accounted for."""
-    from toast_cli.cli.output.console import print_json, say
-    from toast_cli.export.detect_toast_files import refuse_own
+    from toast_cli.cli.output.console import print_json, print_line
+    from toast_cli.export.detect_toast_files import reject_toast_files
     from toast_cli.utils.errors import UsageError, did_you_mean
 
-    refuse_own(checkpoint)
+    reject_toast_files(checkpoint)
     if backbone is None:
         raise UsageError("Which backbone is it for?", what_to_do="Give --backbone; 'toast backbones' lists them.")
     if kind not in (None, "run", "artifact"):
@@ -48,7 +48,7 @@ def import_checkpoint(
         backbone,
         weights=weights,
         kind=kind,
-        classes=None if classes is None else _lines(classes),
+        classes=None if classes is None else _read_class_names(classes),
         dataset=dataset,
         overrides=overrides or [],
         output_dir=output_dir,
@@ -56,24 +56,24 @@ def import_checkpoint(
     if as_json:
         print_json({"run": str(folder.path), **account})
         return
-    say(
+    print_line(
         f"{account['tensors']} tensors: {account['network']} of the backbone, {account['feedback']} of selection and "
         f"feedback path, {account['head']} of the head, {len(account['left_out'])} left out."
     )
     for name, why in account["left_out"].items():
-        say(f"Left out: {name}: {why}")
+        print_line(f"Left out: {name}: {why}")
     if account["beside"]:
-        say(f"Beside the weights, not read: {', '.join(account['beside'][:10])}")
+        print_line(f"Beside the weights, not read: {', '.join(account['beside'][:10])}")
     for name, value in account["departures"].items():
-        say(f"As the authors' code computes: backbone.{name}={value}")
-    say(f"{account['kind'].capitalize()}: {folder.path}")
+        print_line(f"As the authors' code computes: backbone.{name}={value}")
+    print_line(f"{account['kind'].capitalize()}: {folder.path}")
     if account["kind"] == "artifact":
         own = folder.path / "backbone.safetensors"
         at = f" --weights {own}" if own.is_file() else ""
-        say(f"Start from it: toast tune --backbone {backbone}{at} --dataset DATA --init-from {folder.path}")
+        print_line(f"Start from it: toast tune --backbone {backbone}{at} --dataset DATA --init-from {folder.path}")
 
 
-def _lines(path: Path) -> list[str]:
+def _read_class_names(path: Path) -> list[str]:
     from toast_cli.utils.errors import UsageError
 
     try:

@@ -11,40 +11,40 @@ import typer
 from toast_cli.cli import options
 
 
-def pretune(
+def run_pretune(
     context: typer.Context,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Any field of the recipe, dotted: pretuning.reconstruction=0.1."),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or a YAML file.")] = None,
-    backbone: options.Backbone = None,
-    weights: options.Weights = None,
-    dataset: options.Dataset = None,
-    data_dir: options.DataDir = None,
+    backbone: options.BackboneOption = None,
+    weights: options.WeightsOption = None,
+    dataset: options.DatasetOption = None,
+    data_dir: options.DataDirOption = None,
     method: Annotated[str | None, typer.Option(help="toast: no other method is pre-tuned.")] = None,
     least_squares: Annotated[
         bool, typer.Option("--least-squares", help="No gradients: the closed-form start is the artifact.")
     ] = False,
-    init_from: options.InitFrom = None,
+    init_from: options.InitFromOption = None,
     output_dir: Annotated[Path | None, typer.Option(help="The run's folder. [default: a new one in runs/]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
-    resume: options.Resume = None,
-    dry_run: options.DryRun = False,
-    as_json: options.Json = False,
+    device: options.DeviceOption = None,
+    precision: options.PrecisionOption = None,
+    resume: options.ResumeOption = None,
+    dry_run: options.DryRunOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Pre-tune selection and feedback path on a backbone's general data. Without arguments, on the demo's."""
-    from toast_cli.cli.output.console import err, out, print_json, say
-    from toast_cli.recipe.resolve import PRETUNE, resolve
+    from toast_cli.cli.output.console import err, out, print_json, print_line
+    from toast_cli.recipe.resolve import PRETUNE_FOLDER, resolve_recipe
 
     if resume is not None:
-        options.check_resume(resume, context)
+        options.check_resume_options(resume, context)
         recipe, output_dir = str(resume / "recipe.yaml"), resume
     # Its recipe 'toast' is the demo's.
-    chosen = recipe or (f"{PRETUNE}/general" if dataset is not None else None)
-    resolved = resolve(
+    chosen = recipe or (f"{PRETUNE_FOLDER}/general" if dataset is not None else None)
+    resolved = resolve_recipe(
         recipe=chosen,
         backbone=backbone,
         weights=weights,
@@ -55,23 +55,23 @@ def pretune(
         device=device,
         precision=precision,
         init_from=init_from,
-        demo=PRETUNE,
+        demo=PRETUNE_FOLDER,
         overrides=[*(["method.start=least-squares"] if least_squares else []), *(overrides or [])],
     )
-    resolved = options.with_recorded_backbone(resolved, recipe, backbone)
+    resolved = options.apply_recorded_backbone(resolved, recipe, backbone)
     for message in [resolved.source, *resolved.messages]:
-        say(message, err)
+        print_line(message, err)
     if dry_run:
-        from toast_cli.cli.output.dry_run import show
-        from toast_cli.training.pretune import learns_labels, pretuning_recipe
+        from toast_cli.cli.output.dry_run import print_dry_run
+        from toast_cli.training.pretune import requires_labels, to_pretuning_recipe
 
-        shown = pretuning_recipe(resolved.recipe, gradient=not least_squares)
-        show(shown, as_json, labels=learns_labels(shown, gradient=not least_squares))
+        shown = to_pretuning_recipe(resolved.recipe, gradient=not least_squares)
+        print_dry_run(shown, as_json, labels=requires_labels(shown, gradient=not least_squares))
         return
 
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.cli.output.tables import pretuning_table
-    from toast_cli.training.pretune import pretune as run
+    from toast_cli.cli.output.tables import build_pretuning_table
+    from toast_cli.training.pretune import pretune_model as run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after training, which waits for a step
     with TerminalReporter() as reporter:
@@ -81,8 +81,8 @@ def pretune(
     if as_json:
         print_json({"run": str(folder.path), **results})
         return
-    out.print(pretuning_table(f"{results['backbone']} on {results['dataset']}", results))
-    say(f"Artifact: {folder.path / 'artifact'}")
+    out.print(build_pretuning_table(f"{results['backbone']} on {results['dataset']}", results))
+    print_line(f"Artifact: {folder.path / 'artifact'}")
     given = resolved.recipe.backbone.weights
     same = f" --weights {given}" if given is not None else ""
-    say(f"Use it: toast tune --backbone {results['backbone']}{same} --dataset DATA --init-from {folder.path}")
+    print_line(f"Use it: toast tune --backbone {results['backbone']}{same} --dataset DATA --init-from {folder.path}")

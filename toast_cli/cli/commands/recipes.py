@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from toast_cli.cli import options
-from toast_cli.cli.groups import Verbs
+from toast_cli.cli.groups import CommandGroup
 
-app = typer.Typer(cls=Verbs, invoke_without_command=True, rich_markup_mode=None)
+app = typer.Typer(cls=CommandGroup, invoke_without_command=True, rich_markup_mode=None)
 
-Name = Annotated[str, typer.Argument(help="A built-in recipe, such as demo/toast, or a YAML file.")]
+RecipeArgument = Annotated[str, typer.Argument(help="A built-in recipe, such as demo/toast, or a YAML file.")]
 
 
 @app.callback()
@@ -23,18 +23,18 @@ def recipes(context: typer.Context) -> None:
 
 
 @app.command("ls")
-def ls(as_json: options.Json = False) -> None:
+def print_recipes(as_json: options.JsonOption = False) -> None:
     """List the built-in recipes."""
     from toast_cli.cli.output.console import print_json, print_table
     from toast_cli.recipe import builtin
     from toast_cli.recipe.safe_yaml import parse_recipe
 
     rows = []
-    for name in builtin.names():
-        found = builtin.find(name)
+    for name in builtin.list_recipes():
+        found = builtin.find_recipe(name)
         draft = parse_recipe(found.text, found.origin)
         sections = {section: draft.name(section) or "" for section in ("backbone", "dataset", "method")}
-        rows.append({"name": name, **sections, "about": builtin.header(found.text).partition("\n")[0]})
+        rows.append({"name": name, **sections, "about": builtin.get_header_comment(found.text).partition("\n")[0]})
     if as_json:
         print_json(rows)
         return
@@ -50,24 +50,24 @@ def ls(as_json: options.Json = False) -> None:
 
 
 @app.command("show")
-def show(name: Name) -> None:
+def show_recipe(name: RecipeArgument) -> None:
     """Print a recipe as it is written, comments included."""
-    from toast_cli.recipe.builtin import find
+    from toast_cli.recipe.builtin import find_recipe
 
-    typer.echo(find(name).text, nl=False)
+    typer.echo(find_recipe(name).text, nl=False)
 
 
 @app.command("copy")
-def copy(
-    name: Name,
+def copy_recipe(
+    name: RecipeArgument,
     dest: Annotated[Path | None, typer.Argument(help="A file or a folder. [default: the current folder]")] = None,
 ) -> None:
     """Copy a recipe, to change it."""
-    from toast_cli.recipe.builtin import find
+    from toast_cli.recipe.builtin import find_recipe
     from toast_cli.utils.atomic import write_text
     from toast_cli.utils.errors import UsageError
 
-    found = find(name)
+    found = find_recipe(name)
     target = dest or Path()
     if target.is_dir():
         target = target / f"{found.name.rpartition('/')[2]}.yaml"
@@ -78,23 +78,23 @@ def copy(
 
 
 @app.command("validate")
-def validate(
+def validate_recipes(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="YAML files or built-in names.")],
 ) -> None:
     """Check recipes; every file is checked, whatever is wrong with the ones before it."""
-    from toast_cli.cli.output.console import err, say
-    from toast_cli.recipe.builtin import find
-    from toast_cli.recipe.checksum import seal_holds
-    from toast_cli.recipe.parse import build, check_start
-    from toast_cli.recipe.resolve import changed
+    from toast_cli.cli.output.console import err, print_line
+    from toast_cli.recipe.builtin import find_recipe
+    from toast_cli.recipe.checksum import is_checksum_valid
+    from toast_cli.recipe.parse import check_initialization, validate_partial_recipe
+    from toast_cli.recipe.resolve import format_changed_notice
     from toast_cli.recipe.safe_yaml import parse_recipe
     from toast_cli.utils.errors import ToastError
 
     worst = 0
     for file in files:
         try:
-            found = find(file)
-            check_start(build(parse_recipe(found.text, found.origin)))
+            found = find_recipe(file)
+            check_initialization(validate_partial_recipe(parse_recipe(found.text, found.origin)))
         except ToastError as error:
             from toast_cli.cli.output.console import print_error
 
@@ -102,16 +102,16 @@ def validate(
             worst = max(worst, error.exit_code)
         else:
             typer.echo(f"{file}: valid")
-            if not seal_holds(found.text):
-                say(changed(found), err)
+            if not is_checksum_valid(found.text):
+                print_line(format_changed_notice(found), err)
     if worst:
         raise typer.Exit(worst)
 
 
 @app.command("schema")
-def schema() -> None:
+def print_schema() -> None:
     """Print the JSON schema of recipes, for an editor's completion."""
     from toast_cli.cli.output.console import print_json
-    from toast_cli.recipe.json_schema import recipe_schema
+    from toast_cli.recipe.json_schema import build_recipe_schema
 
-    print_json(recipe_schema())
+    print_json(build_recipe_schema())

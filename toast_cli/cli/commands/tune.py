@@ -11,7 +11,7 @@ import typer
 from toast_cli.cli import options
 
 
-def tune(
+def run_tune(
     context: typer.Context,
     overrides: Annotated[
         list[str] | None,
@@ -20,28 +20,28 @@ def tune(
         ),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or a YAML file.")] = None,
-    backbone: options.Backbone = None,
-    weights: options.Weights = None,
-    dataset: options.Dataset = None,
-    data_dir: options.DataDir = None,
+    backbone: options.BackboneOption = None,
+    weights: options.WeightsOption = None,
+    dataset: options.DatasetOption = None,
+    data_dir: options.DataDirOption = None,
     method: Annotated[str | None, typer.Option(help="toast, toast-lite, linear, full, lora, vpt or peft:KIND.")] = None,
-    init_from: options.InitFrom = None,
+    init_from: options.InitFromOption = None,
     output_dir: Annotated[Path | None, typer.Option(help="The run's folder. [default: a new one in runs/]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    device: options.Device = None,
-    precision: options.Precision = None,
-    resume: options.Resume = None,
-    dry_run: options.DryRun = False,
-    as_json: options.Json = False,
+    device: options.DeviceOption = None,
+    precision: options.PrecisionOption = None,
+    resume: options.ResumeOption = None,
+    dry_run: options.DryRunOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Adapt a backbone to a data set: TOAST, TOAST-Lite or a baseline. Without arguments, runs the demo."""
-    from toast_cli.cli.output.console import err, say
-    from toast_cli.recipe.resolve import resolve
+    from toast_cli.cli.output.console import err, print_line
+    from toast_cli.recipe.resolve import resolve_recipe
 
     if resume is not None:
-        options.check_resume(resume, context)
+        options.check_resume_options(resume, context)
         recipe, output_dir = str(resume / "recipe.yaml"), resume
-    resolved = resolve(
+    resolved = resolve_recipe(
         recipe=recipe,
         backbone=backbone,
         weights=weights,
@@ -54,19 +54,19 @@ def tune(
         init_from=init_from,
         overrides=overrides or [],
     )
-    resolved = options.with_recorded_backbone(resolved, recipe, backbone)
+    resolved = options.apply_recorded_backbone(resolved, recipe, backbone)
     for message in [resolved.source, *resolved.messages]:
-        say(message, err)
+        print_line(message, err)
     if dry_run:
-        from toast_cli.cli.output.dry_run import show
+        from toast_cli.cli.output.dry_run import print_dry_run
 
-        show(resolved.recipe, as_json)
+        print_dry_run(resolved.recipe, as_json)
         return
 
     from toast_cli.cli.output.console import out, print_json
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.cli.output.tables import results_table
-    from toast_cli.training.tune import tune as run
+    from toast_cli.cli.output.tables import build_results_table
+    from toast_cli.training.tune import tune_model as run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after training, which waits for a step
     with TerminalReporter() as reporter:
@@ -75,7 +75,7 @@ def tune(
         print_json({"run": str(folder.path), **results})
         return
     title = f"{results['method']} on {results['dataset']}, {results['backbone']}, seed {results['seed']}"
-    out.print(results_table(title, results))
-    say(f"Run folder: {folder.path}")
+    out.print(build_results_table(title, results))
+    print_line(f"Run folder: {folder.path}")
     if results["attention_can_be_drawn"] and results["test"] is not None:
-        say(f"Look: toast visualize-attention --test-image 0 --run {folder.path}")
+        print_line(f"Look: toast visualize-attention --test-image 0 --run {folder.path}")

@@ -8,123 +8,142 @@ from typing import Any
 
 from rich.text import Text
 
-from toast_cli.cli.output.console import out, print_json, say
+from toast_cli.cli.output.console import out, print_json, print_line
 from toast_cli.utils.atomic import write_json, write_tensors, write_text
-from toast_cli.visualize.color_scales import Scale
-from toast_cli.visualize.html import render
-from toast_cli.visualize.output_names import KEY, free_name, made_of
-from toast_cli.visualize.save_figures import compared_name, described_maps, origin, told, versions
-from toast_cli.visualize.text import MEANING, TextView, ink, most, named, scales, see_text, visible
-from toast_cli.visualize.view import Viewer
+from toast_cli.visualize.color_scales import ColorScale
+from toast_cli.visualize.html import render_template
+from toast_cli.visualize.output_names import SOURCE_DIGEST_KEY, compute_source_digest, find_free_name
+from toast_cli.visualize.save_figures import (
+    describe_maps,
+    describe_model,
+    get_comparison_name,
+    get_library_versions,
+    prediction_to_dict,
+)
+from toast_cli.visualize.text import (
+    TEXT_MAP_DESCRIPTIONS,
+    TextView,
+    build_text_scales,
+    choose_text_color,
+    compute_text_view,
+    format_token_name,
+    get_top_tokens,
+    mark_line_breaks,
+)
+from toast_cli.visualize.view import AttentionViewer
 
-STEPS = 8
+LEGEND_STEPS = 8
 """Colours between two numbers of a legend."""
 
 
-def show_text(viewers: list[Viewer], prompt: str, template: str | None, folder: Path, as_json: bool) -> None:
+def show_text(viewers: list[AttentionViewer], prompt: str, template: str | None, folder: Path, as_json: bool) -> None:
     """Show what each viewer sees in a text, and leave `prompt.html`, the numbers and how they were made in a folder."""
-    views = [see_text(viewer, prompt, template) for viewer in viewers]
-    meaning, single = scales(views), len(views) == 1
-    own = made_of(viewers, [prompt.encode(errors="surrogatepass"), str(template).encode()])
-    name = free_name(folder, f"prompt{viewers[0].ending}" if single else f"prompt-{compared_name(viewers)}", own)
+    views = [compute_text_view(viewer, prompt, template) for viewer in viewers]
+    meaning, single = build_text_scales(views), len(views) == 1
+    own = compute_source_digest(viewers, [prompt.encode(errors="surrogatepass"), str(template).encode()])
+    name = find_free_name(
+        folder, f"prompt{viewers[0].ending}" if single else f"prompt-{get_comparison_name(viewers)}", own
+    )
     page = folder / f"{name}.html"
-    write_text(page, page_of(views))
+    write_text(page, render_text_page(views))
     write_tensors(
         folder / f"{name}.safetensors",
         {name if single else f"{view.viewer.name}/{name}": map for view in views for name, map in view.maps.items()},
     )
     record = {
         "prompt": prompt,
-        KEY: own,
+        SOURCE_DIGEST_KEY: own,
         "template": template,
         "page": str(page),
-        "versions": versions(),
-        "views": list(map(_record, views)),
+        "versions": get_library_versions(),
+        "views": list(map(_build_view_record, views)),
     }
     write_json(folder / f"{name}.json", record)
     if as_json:
         print_json(record)
         return
     for view in views:
-        say(f"{view.viewer.name}: {described_maps(view.viewer, 'attention')}. {_next(view)}")
+        print_line(f"{view.viewer.name}: {describe_maps(view.viewer, 'attention')}. {_format_next_token(view)}")
         for name in view.maps:
-            say("")
-            say(MEANING[name])
-            out.print(coloured(view, name, meaning[name]), soft_wrap=True)
-            out.print(legend(meaning[name], name), soft_wrap=True)
-            say(f"  {_alt(view, name)}")
-    say("")
-    say(f"Page: {page}")
+            print_line("")
+            print_line(TEXT_MAP_DESCRIPTIONS[name])
+            out.print(color_text(view, name, meaning[name]), soft_wrap=True)
+            out.print(render_legend(meaning[name], name), soft_wrap=True)
+            print_line(f"  {_describe_map(view, name)}")
+    print_line("")
+    print_line(f"Page: {page}")
 
 
-def page_of(views: Sequence[TextView]) -> str:
+def render_text_page(views: Sequence[TextView]) -> str:
     """All views as one page."""
-    meaning = scales(views)
-    return render("text.html", title="Where it looks", views=[_page(view, meaning) for view in views])
+    meaning = build_text_scales(views)
+    return render_template(
+        "text.html", title="Where it looks", views=[_build_page_view(view, meaning) for view in views]
+    )
 
 
-def coloured(view: TextView, name: str, scale: Scale) -> Text:
+def color_text(view: TextView, name: str, scale: ColorScale) -> Text:
     """The text on the colours of one of its maps."""
     text = Text()
     for token, colour in zip(view.tokens, scale.hex(view.maps[name].numpy()), strict=True):
-        text.append(visible(token), style=f"{ink(colour)} on {colour}")
+        text.append(mark_line_breaks(token), style=f"{choose_text_color(colour)} on {colour}")
     return text
 
 
-def legend(scale: Scale, name: str) -> Text:
+def render_legend(scale: ColorScale, name: str) -> Text:
     """What the colours mean, in one line: numbers on their own colours, and those between."""
     text = Text(f"  {scale.label}: ")
-    (low, least), (middle, between), (high, greatest) = scale.ticks(_said_by(name))
+    (low, least), (middle, between), (high, greatest) = scale.ticks(_get_formatter(name))
     for first, word, last in ((low, least, middle), (middle, between, high), (high, greatest, None)):
         shown = [(f" {word} ", first)]
         if last is not None:
-            shown += [(" ", first + (last - first) * part / STEPS) for part in range(1, STEPS)]
+            shown += [(" ", first + (last - first) * part / LEGEND_STEPS) for part in range(1, LEGEND_STEPS)]
         for (letters, _), colour in zip(shown, scale.hex([value for _, value in shown]), strict=True):
-            text.append(letters, style=f"{ink(colour)} on {colour}")
+            text.append(letters, style=f"{choose_text_color(colour)} on {colour}")
     return text
 
 
-def _percent(value: float) -> str:
+def _format_percent(value: float) -> str:
     return f"{100 * value:.3g}%"
 
 
-def _points(value: float) -> str:
+def _format_points(value: float) -> str:
     return f"{100 * value:+.3g}" if value else "0"
 
 
-def _said_by(name: str) -> Callable[[float], str]:
+def _get_formatter(name: str) -> Callable[[float], str]:
     """How numbers of a map are written: a difference of percentages is in points."""
-    return _points if name == "difference" else _percent
+    return _format_points if name == "difference" else _format_percent
 
 
-def _number(value: float, name: str) -> str:
+def _format_value(value: float, name: str) -> str:
     """A number of a map, with its unit."""
-    return _said_by(name)(value) + " points" * (name == "difference")
+    return _get_formatter(name)(value) + " points" * (name == "difference")
 
 
-def _alt(view: TextView, name: str) -> str:
+def _describe_map(view: TextView, name: str) -> str:
     """A map in words, for whoever sees no colours."""
-    largest = (f"{token} {_number(value, name)}" for token, value in most(view, name))
+    largest = (f"{token} {_format_value(value, name)}" for token, value in get_top_tokens(view, name))
     return f"Most: {', '.join(largest)}"
 
 
-def _next(view: TextView) -> str:
+def _format_next_token(view: TextView) -> str:
     first = f"Next token: {view.first.label!r} ({view.first.probability:.1%})"
     if view.last is None:
         return f"{first}."
     return f"{first} in pass one, {view.last.label!r} ({view.last.probability:.1%}) in pass two."
 
 
-def _page(view: TextView, meaning: dict[str, Scale]) -> dict[str, Any]:
+def _build_page_view(view: TextView, meaning: dict[str, ColorScale]) -> dict[str, Any]:
     maps = []
     for name, values in view.maps.items():
         tokens = [
             {
-                "text": visible(token),
-                "name": named(view.tokens, index),
-                "value": _number(value, name),
+                "text": mark_line_breaks(token),
+                "name": format_token_name(view.tokens, index),
+                "value": _format_value(value, name),
                 "colour": colour,
-                "ink": ink(colour),
+                "ink": choose_text_color(colour),
             }
             for index, (token, value, colour) in enumerate(
                 zip(view.tokens, values.tolist(), meaning[name].hex(values.numpy()), strict=True)
@@ -132,32 +151,32 @@ def _page(view: TextView, meaning: dict[str, Scale]) -> dict[str, Any]:
         ]
         maps.append(
             {
-                "meaning": MEANING[name],
+                "meaning": TEXT_MAP_DESCRIPTIONS[name],
                 "tokens": tokens,
-                "alt": _alt(view, name),
-                "legend": _legend(meaning[name], name),
+                "alt": _describe_map(view, name),
+                "legend": _build_page_legend(meaning[name], name),
             }
         )
-    described = described_maps(view.viewer, "attention")
-    return {"name": view.viewer.name, "described": described, "next": _next(view), "maps": maps}
+    described = describe_maps(view.viewer, "attention")
+    return {"name": view.viewer.name, "described": described, "next": _format_next_token(view), "maps": maps}
 
 
-def _legend(scale: Scale, name: str) -> dict[str, Any]:
+def _build_page_legend(scale: ColorScale, name: str) -> dict[str, Any]:
     """A scale as a page has it: colours from one end to the other, and the numbers at the ends and in the middle."""
-    words = [word for _, word in scale.ticks(_said_by(name))]
-    shown = scale.hex([scale.low + (scale.high - scale.low) * part / STEPS for part in range(STEPS + 1)])
+    words = [word for _, word in scale.ticks(_get_formatter(name))]
+    shown = scale.hex([scale.low + (scale.high - scale.low) * part / LEGEND_STEPS for part in range(LEGEND_STEPS + 1)])
     return {"label": scale.label, "words": words, "colours": ",".join(shown)}
 
 
-def _record(view: TextView) -> dict[str, Any]:
+def _build_view_record(view: TextView) -> dict[str, Any]:
     steering = view.viewer.model.adapted.steering
     return {
-        **origin(view.viewer, view.viewer.name),
+        **describe_model(view.viewer, view.viewer.name),
         "layer": view.viewer.recorder.level,
         "head": view.viewer.head,
         "alpha": None if steering is None else steering.strength,
         "tokens": view.tokens,
         "checks": None if view.checks is None else view.checks.told(),
-        "pass_one": told(view.first),
-        "pass_two": told(view.last),
+        "pass_one": prediction_to_dict(view.first),
+        "pass_two": prediction_to_dict(view.last),
     }

@@ -13,44 +13,44 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from toast_cli.bench.results import Results
-from toast_cli.bench.scheduler.cost_estimate import Cost, in_words
-from toast_cli.bench.scheduler.eta import remaining
-from toast_cli.bench.scheduler.scheduler import Board
-from toast_cli.bench.tables.build import tables
-from toast_cli.bench.tables.html import write_page
-from toast_cli.bench.tables.model import Cell, Number
-from toast_cli.bench.tables.model import Table as Filled
-from toast_cli.bench.tables.render import write_all
-from toast_cli.cli.output.console import PIPED_WIDTH, Screen, err, out, print_json, say
+from toast_cli.bench.results import ExperimentResults
+from toast_cli.bench.scheduler.cost_estimate import StageCost, format_duration
+from toast_cli.bench.scheduler.eta import estimate_remaining_time
+from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
+from toast_cli.bench.tables.build import build_tables
+from toast_cli.bench.tables.html import write_experiment_page
+from toast_cli.bench.tables.model import Cell, NumberCell
+from toast_cli.bench.tables.model import FilledTable as Filled
+from toast_cli.bench.tables.render import write_tables
+from toast_cli.cli.output.console import PIPED_WIDTH, SafeConsole, err, out, print_json, print_line
 
-ORDER = ("done", "pruned", "running", "waiting", "wanted", "failed")
-_last: list[str] = []
+STATE_ORDER = ("done", "pruned", "running", "waiting", "wanted", "failed")
+_last_progress: list[str] = []
 
 
-def print_costs(costs: Sequence[Cost], workers: int, console: Console, as_json: bool) -> None:
+def print_costs(costs: Sequence[StageCost], workers: int, console: Console, as_json: bool) -> None:
     """What is left to do, how long it takes, and how that is known."""
     if as_json:
         print_json([{**vars(cost), "total": cost.total} for cost in costs])
         return
     if not costs:
-        say("Nothing is left to run.", console)
+        print_line("Nothing is left to run.", console)
         return
     heads = ("data set", "row", "stage", "runs", "each", "together", "known from")
     table = Table(*heads, box=box.SIMPLE_HEAD)
     for cost in costs:
-        each = "?" if cost.seconds is None else in_words(cost.seconds)
-        together = "?" if cost.seconds is None else in_words(cost.total)
+        each = "?" if cost.seconds is None else format_duration(cost.seconds)
+        together = "?" if cost.seconds is None else format_duration(cost.total)
         cells = (cost.dataset, cost.row, cost.stage, f"{cost.runs:,}", each, together, cost.source)
         table.add_row(*map(escape, cells))
-    _wide(console).print(table)
+    _widen_console(console).print(table)
     total, unknown = sum(cost.total for cost in costs), sum(cost.runs for cost in costs if cost.seconds is None)
     runs = sum(cost.runs for cost in costs)
     if unknown == runs:
-        say(f"{runs:,} runs; their data cannot be read here, so no time is known.", console)
+        print_line(f"{runs:,} runs; their data cannot be read here, so no time is known.", console)
         return
-    say(
-        f"{runs:,} runs, about {_device_time(total)}: {in_words(total / workers)} with "
+    print_line(
+        f"{runs:,} runs, about {_format_device_time(total)}: {format_duration(total / workers)} with "
         + ("1 worker" if workers == 1 else f"{workers} workers, if each has a device of its own")
         + (f"; {unknown:,} runs are not in it, their data cannot be read here" if unknown else "")
         + ".",
@@ -58,21 +58,21 @@ def print_costs(costs: Sequence[Cost], workers: int, console: Console, as_json: 
     )
 
 
-def _device_time(seconds: float) -> str:
-    return f"{seconds / 3600:.2f} device-hours" if seconds >= 360 else f"{in_words(seconds)} of a device"
+def _format_device_time(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} device-hours" if seconds >= 360 else f"{format_duration(seconds)} of a device"
 
 
-def progress_line(board: Board) -> None:
+def print_progress(board: ExperimentScheduler) -> None:
     """Say how far everything has come, whenever that has changed."""
-    line = _counted(board)
-    if _last != [line]:
-        _last[:] = [line]
-        say(line, err)
+    line = _format_counts(board)
+    if _last_progress != [line]:
+        _last_progress[:] = [line]
+        print_line(line, err)
 
 
-def print_status(board: Board, folder: Path, as_json: bool) -> None:
+def print_status(board: ExperimentScheduler, folder: Path, as_json: bool) -> None:
     """How far an experiment has come."""
-    results = Results(board, folder)
+    results = ExperimentResults(board, folder)
     running = []
     for where in board.stages():
         for job, standing in (board.stage(*where) or {}).items():
@@ -82,46 +82,46 @@ def print_status(board: Board, folder: Path, as_json: bool) -> None:
                 running.append({"run": job.name, "worker": worker, "since": since.isoformat(" ", "seconds")})
     failed = [{"run": job.name, "reason": reason} for job, reason in results.failures()]
     counts = board.counts()
-    left = remaining(board)
+    left = estimate_remaining_time(board)
     if as_json:
         found = {"runs": dict(counts), "running": running, "failed": failed, "seconds_left": left and left.seconds}
         print_json({"experiment": board.experiment.name, "folder": str(folder), **found})
         return
-    say(f"{board.experiment.name} in {folder}: {_counted(board)}")
+    print_line(f"{board.experiment.name} in {folder}: {_format_counts(board)}")
     for run in running:
-        say(f"running: {run['run']}, {run['worker']}, since {run['since']}")
+        print_line(f"running: {run['run']}, {run['worker']}, since {run['since']}")
     for run in failed:
-        say(f"failed: {run['run']}: {run['reason']}")
+        print_line(f"failed: {run['run']}: {run['reason']}")
     if failed:
-        say("What failed is tried again with 'toast bench SUITE --retry'.")
+        print_line("What failed is tried again with 'toast bench SUITE --retry'.")
     if left is not None:
         worker = "1 worker" if left.workers <= 1 else f"{left.workers} workers"
         known = f"{left.alike:,} of {left.runs:,} runs by finished ones of the same row, data set and stage"
         rest = ", the others by what is most like them" if left.alike < left.runs else ""
         idle = "; nothing runs now" if not left.workers else ""
-        say(f"About {in_words(left.seconds)} left with {worker}{idle} ({known}{rest}).")
+        print_line(f"About {format_duration(left.seconds)} left with {worker}{idle} ({known}{rest}).")
 
 
-def print_results(board: Board, folder: Path, as_json: bool) -> None:
+def print_results(board: ExperimentScheduler, folder: Path, as_json: bool) -> None:
     """Write the tables and the page, and print the tables."""
-    results = Results(board, folder)
-    written, page = write_all(results, folder), write_page(results, folder)
+    results = ExperimentResults(board, folder)
+    written, page = write_tables(results, folder), write_experiment_page(results, folder)
     if as_json:
         print_json({"folder": str(folder), "runs": list(results.runs()), "counts": dict(board.counts())})
         return
-    for table in tables(results):
-        print_filled(table, _wide(out))
+    for table in build_tables(results):
+        print_filled_table(table, _widen_console(out))
         for note in table.notes:
-            say(note)
+            print_line(note)
     for job, reason in results.failures():
-        say(f"failed: {job.name}: {reason}", err)
+        print_line(f"failed: {job.name}: {reason}", err)
     for missing in dict.fromkeys(board.experiment.missing.values()):
-        say(f"left out: {missing}", err)
-    say(f"Tables (Markdown, LaTeX, CSV): {written}")
-    say(f"Page: {page}")
+        print_line(f"left out: {missing}", err)
+    print_line(f"Tables (Markdown, LaTeX, CSV): {written}")
+    print_line(f"Page: {page}")
 
 
-def print_filled(filled: Filled, console: Console) -> None:
+def print_filled_table(filled: Filled, console: Console) -> None:
     """Print a table in as many pieces below each other as the console's width asks for, so that nothing is cut.
 
     Columns that share a heading stay together as far as they fit; it stands in the corner of each piece.
@@ -130,41 +130,43 @@ def print_filled(filled: Filled, console: Console) -> None:
     for span, places in filled.blocks():
         while places:
             count = len(places)
-            while count > 1 and _width(_piece(filled, span, places[:count]), console) > console.width:
+            while (
+                count > 1 and _measure_width(_build_table_part(filled, span, places[:count]), console) > console.width
+            ):
                 count -= 1
-            console.print(_piece(filled, span, places[:count]))
+            console.print(_build_table_part(filled, span, places[:count]))
             places = places[count:]
 
 
-def _width(table: Table, console: Console) -> int:
+def _measure_width(table: Table, console: Console) -> int:
     """Columns of the terminal that a table would take if it could have them all."""
     return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
 
 
-def _piece(filled: Filled, span: str, places: Sequence[int]) -> Table:
+def _build_table_part(filled: Filled, span: str, places: Sequence[int]) -> Table:
     table = Table(escape(span), box=box.SIMPLE_HEAD)
     for place in places:
         table.add_column(escape(filled.columns[place].heading), justify="right", no_wrap=True)
-    for group, lines in filled.grouped():
+    for group, lines in filled.iterate_row_groups():
         if group:
             table.add_row(f"[italic]{escape(group)}[/]")
         for line in lines:
-            table.add_row(escape(line.name), *(_marked(line.cells[place]) for place in places))
+            table.add_row(escape(line.name), *(_format_cell(line.cells[place]) for place in places))
             if line.paper and any(line.paper[place] for place in places):
                 table.add_row("  paper", *(escape(line.paper[place]) for place in places), style="dim")
     return table
 
 
-def _marked(cell: Cell) -> str:
+def _format_cell(cell: Cell) -> str:
     text = escape(str(cell))
-    return f"[bold]{text}[/]" if isinstance(cell, Number) and cell.best else text
+    return f"[bold]{text}[/]" if isinstance(cell, NumberCell) and cell.best else text
 
 
-def _counted(board: Board) -> str:
+def _format_counts(board: ExperimentScheduler) -> str:
     counts = board.counts()
-    return ", ".join(f"{counts[state]:,} {state}" for state in ORDER if counts[state]) or "nothing yet"
+    return ", ".join(f"{counts[state]:,} {state}" for state in STATE_ORDER if counts[state]) or "nothing yet"
 
 
-def _wide(console: Console) -> Console:
+def _widen_console(console: Console) -> Console:
     """The console, or where nobody looks at it, one that cuts nothing."""
-    return console if console.is_terminal else Screen(stderr=console.stderr, highlight=False, width=PIPED_WIDTH)
+    return console if console.is_terminal else SafeConsole(stderr=console.stderr, highlight=False, width=PIPED_WIDTH)

@@ -25,37 +25,37 @@ PIPED_WIDTH = 200
 SILENT = int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 """Whether this is one of several processes and not the first, which speaks for all."""
 
-COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal would obey and not show, what ends or turns a line, and what is no text; for `\\n` see `say`."""
 
 
-class Screen(Console):
+class SafeConsole(Console):
     """A console that shows as `\\x1b` what it would otherwise obey: names of files and classes come from strangers."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The pieces of what is printed; colours and the like are apart from their texts."""
         for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else shown(text), style, control)
+            yield Segment(text if control else escape_control_characters(text), style, control)
 
 
-def shown(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     """The text with its control characters written out."""
-    return COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return CONTROL_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-out = Screen(highlight=False, quiet=SILENT)
-err = Screen(stderr=True, highlight=False, quiet=SILENT)
+out = SafeConsole(highlight=False, quiet=SILENT)
+err = SafeConsole(stderr=True, highlight=False, quiet=SILENT)
 
 
-def say(text: str, console: Console = out) -> None:
+def print_line(text: str, console: Console = out) -> None:
     """Print one line as it is: brackets are no markup, long paths and commands are not broken.
 
     A line break in it is that of a name, and is written out: the rest of the name could pass for a line of ours.
     """
-    console.print(Text(in_a_line(text)), soft_wrap=True)
+    console.print(Text(escape_newlines(text)), soft_wrap=True)
 
 
-def in_a_line(text: str) -> str:
+def escape_newlines(text: str) -> str:
     """A text, perhaps with names of strangers in it, for a place where a line break would begin something of ours."""
     return text.replace("\n", "\\n")
 
@@ -65,11 +65,11 @@ def print_error(error: ToastError) -> None:
 
     Of several processes the first speaks, unless another met an error alone.
     """
-    console = Screen(stderr=True, highlight=False) if error.process else err
-    console.print(Text.assemble(("Error: ", "bold red"), in_a_line(error.what)), soft_wrap=True)
+    console = SafeConsole(stderr=True, highlight=False) if error.process else err
+    console.print(Text.assemble(("Error: ", "bold red"), escape_newlines(error.what)), soft_wrap=True)
     for part in (*error.reasons, error.what_to_do):
         if part:
-            say(part, console)
+            print_line(part, console)
 
 
 def print_table(table: Table) -> None:
@@ -77,7 +77,7 @@ def print_table(table: Table) -> None:
     widths = [max((len(str(cell)) for cell in column.cells), default=0) for column in table.columns]
     for column, width in zip(table.columns, widths, strict=True):
         column.no_wrap = width < max(widths)
-    console = out if out.is_terminal else Screen(highlight=False, width=PIPED_WIDTH)
+    console = out if out.is_terminal else SafeConsole(highlight=False, width=PIPED_WIDTH)
     console.print(table)
 
 
@@ -85,9 +85,9 @@ def print_json(value: Any) -> None:
     """Print a result for machines on stdout: indented JSON, never wrapped, never coloured."""
     if not SILENT:
         text = json.dumps(value, indent=2, ensure_ascii=False)
-        print(COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+        print(CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def print_answer(text: str, end: str = "\n") -> None:
     """Print what a model writes, as it is, but for what would command a terminal that shows it."""
-    print(shown(text) if sys.stdout.isatty() else text, end=end, flush=True)
+    print(escape_control_characters(text) if sys.stdout.isatty() else text, end=end, flush=True)

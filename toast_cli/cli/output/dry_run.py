@@ -6,20 +6,20 @@ from dataclasses import asdict
 from typing import Any
 
 
-def show(recipe: Any, as_json: bool, *, labels: bool = True) -> None:
+def print_dry_run(recipe: Any, as_json: bool, *, labels: bool = True) -> None:
     """The resolved recipe, its size and cost, and the first batch, without training or writing anything."""
-    from toast_cli.cli.output.console import print_json, say
+    from toast_cli.cli.output.console import print_json, print_line
     from toast_cli.recipe.dump import to_yaml
-    from toast_cli.training.optimization import schedule_notes
-    from toast_cli.training.session import prepare
-    from toast_cli.utils.constants import BOOKKEEPING
+    from toast_cli.training.optimization import describe_schedule
+    from toast_cli.training.session import prepare_session
+    from toast_cli.utils.constants import BATCH_METADATA_KEYS
 
-    session = prepare(recipe, labels=labels, place=False)
+    session = prepare_session(recipe, labels=labels, place=False)
     sizes = session.sizes()
     batches = session.batches("train", train=True)
-    notes = schedule_notes(recipe.training, -(-len(batches) // recipe.training.accumulate))
+    notes = describe_schedule(recipe.training, -(-len(batches) // recipe.training.accumulate))
     batch = next(iter(batches))
-    shapes = {name: list(tensor.shape) for name, tensor in batch.items() if name not in BOOKKEEPING}
+    shapes = {name: list(tensor.shape) for name, tensor in batch.items() if name not in BATCH_METADATA_KEYS}
     memory = session.memory(batches)
     samples = {name: len(split) for name, split in session.data.splits.items()}
     if as_json:
@@ -27,12 +27,12 @@ def show(recipe: Any, as_json: bool, *, labels: bool = True) -> None:
         print_json({"recipe": recipe.model_dump(mode="json"), **found})
         return
     for line in to_yaml(recipe).split("\n"):
-        say(line)
+        print_line(line)
     own, plain = sizes["flops"], sizes["flops_plain"]
     lines = [
         "samples: " + ", ".join(f"{count:,} {name}" for name, count in samples.items()),
         *([f"classes: {len(session.data.classes)}"] if session.data.classes else []),
-        *([steered] if (steered := _steered(session.model)) else []),
+        *([steered] if (steered := _describe_steering(session.model)) else []),
         f"trainable parameters: {sizes['trained_parameters']:,} of {sizes['total_parameters']:,}",
         f"FLOPs per {sizes['flops_per']}: {own:.4g}, {own / plain:.2f} × the plain backbone's {plain:.4g}",
         str(memory),
@@ -40,11 +40,11 @@ def show(recipe: Any, as_json: bool, *, labels: bool = True) -> None:
         f"first batch: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}",
         "Nothing was trained or written (--dry-run).",
     ]
-    for line in [*session.data.notes, *batches.notes, *session.backbone_notes(), *notes, *lines]:
-        say(line)
+    for line in [*session.data.notes, *batches.notes, *session.describe_backbone(), *notes, *lines]:
+        print_line(line)
 
 
-def _steered(model: Any) -> str | None:
+def _describe_steering(model: Any) -> str | None:
     """Which levels the method sends signals to, and after which one it looks."""
     if model.adapted.steering is None:
         return None

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from toast_cli.cli.output.console import err, say
-from toast_cli.cli.output.tables import headline
+from toast_cli.cli.output.console import err, print_line
+from toast_cli.cli.output.tables import format_headline
 from toast_cli.training.reporter import Reporter
 
 T = TypeVar("T")
 
-EVERY = 60.0
+MESSAGE_INTERVAL_SECONDS = 60.0
 """Seconds between lines about progress where there is no terminal to draw a bar in."""
 
 
@@ -46,7 +46,7 @@ class TerminalReporter(Reporter):
 
     def message(self, text: str) -> None:
         """Print one sentence."""
-        say(text, err)
+        print_line(text, err)
 
     def track(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
         """Show a bar while items pass."""
@@ -58,29 +58,29 @@ class TerminalReporter(Reporter):
         for done, item in enumerate(items, start=1):
             yield item
             self._progress.advance(task)
-            self._now_and_then(what, done, total, (time.monotonic() - began) / done)
+            self._print_progress_periodically(what, done, total, (time.monotonic() - began) / done)
         self._progress.remove_task(task)
 
     def step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
         """Move the training bar."""
         if self._training is None:
             self._training = self._progress.add_task("training", total=total, note="")
-        note = f"loss {metrics['loss']:.3f}  {headline(metrics)}"
+        note = f"loss {metrics['loss']:.3f}  {format_headline(metrics)}"
         self._progress.update(self._training, completed=step, note=note)
-        self._now_and_then(f"training: {note}", step, total)
+        self._print_progress_periodically(f"training: {note}", step, total)
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
         """Print one line about the epoch."""
         train, validation = metrics["train"], metrics.get("validation")
-        text = f"epoch {epoch:>3}/{epochs}  train loss {train['loss']:.4f}  {headline(train)}"
+        text = f"epoch {epoch:>3}/{epochs}  train loss {train['loss']:.4f}  {format_headline(train)}"
         if validation is not None:
-            text += f"  validation loss {validation['loss']:.4f}  {headline(validation)}"
+            text += f"  validation loss {validation['loss']:.4f}  {format_headline(validation)}"
             text += "  best so far" if best else ""
         self.message(text)
 
-    def _now_and_then(self, what: str, done: int, total: int, seconds: float | None = None) -> None:
+    def _print_progress_periodically(self, what: str, done: int, total: int, seconds: float | None = None) -> None:
         """Where no bar is seen, say how far it is, and how long it still takes if each takes so many seconds."""
-        if err.is_terminal or done >= total or time.monotonic() - self._told < EVERY:
+        if err.is_terminal or done >= total or time.monotonic() - self._told < MESSAGE_INTERVAL_SECONDS:
             return
         self._told = time.monotonic()
         left = "" if seconds is None else f", about {timedelta(seconds=round(seconds * (total - done)))} left"

@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
-MOST_CLASSES = 30
+MAX_LISTED_CLASSES = 30
 """Classes that a table lists one by one; results.json has all of them."""
 
 
-def results_table(title: str, results: Mapping[str, Any]) -> Table:
+def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
     """What a run or an evaluation came to: size, cost, accuracy, and where it looks."""
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="bold")
@@ -27,7 +27,7 @@ def results_table(title: str, results: Mapping[str, Any]) -> Table:
         table.add_row("epoch kept", str(results["selected_epoch"]))
     for split in ("train", "validation", "test"):
         if results.get(split):
-            add_metrics(table, split, results[split])
+            add_metric_rows(table, split, results[split])
     if "selected_epoch" in results and results.get("test") is None:
         has_one = "test" in results.get("samples", {})
         table.add_row("test", "not looked at (test: false)" if has_one else "there is no test split")
@@ -37,7 +37,7 @@ def results_table(title: str, results: Mapping[str, Any]) -> Table:
     return table
 
 
-def pretuning_table(title: str, results: Mapping[str, Any]) -> Table:
+def build_pretuning_table(title: str, results: Mapping[str, Any]) -> Table:
     """How well each level's input is rebuilt from its output, before and after."""
     table = Table(title=f"Pre-tuned: {title}", title_justify="left")
     table.add_column("level")
@@ -56,14 +56,14 @@ def pretuning_table(title: str, results: Mapping[str, Any]) -> Table:
     return table
 
 
-def add_metrics(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
+def add_metric_rows(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
     """Rows for one evaluated split."""
     if "mean_iou" in metrics:
         table.add_row(f"mean IoU, {split}", f"{metrics['mean_iou']:.2%} over {metrics['images']} images")
         table.add_row(f"pixel accuracy, {split}", f"{metrics['pixel_accuracy']:.2%}")
-        if len(metrics["iou"]) > MOST_CLASSES:
+        if len(metrics["iou"]) > MAX_LISTED_CLASSES:
             table.add_row(f"  IoU of {len(metrics['iou'])} classes", "in the run's results.json; 'eval --out FILE'")
-        for name, value in metrics["iou"].items() if len(metrics["iou"]) <= MOST_CLASSES else ():
+        for name, value in metrics["iou"].items() if len(metrics["iou"]) <= MAX_LISTED_CLASSES else ():
             table.add_row(f"  IoU of {name}", "not in this split" if value is None else f"{value:.2%}")
     elif "accuracy" in metrics:
         table.add_row(f"accuracy, {split}", f"{metrics['accuracy']:.2%} of {metrics['images']}")
@@ -84,7 +84,7 @@ def add_metrics(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
                 table.add_row("", f"without {share[f'{name}_not_measurable']} images whose map is zero")
 
 
-def headline(metrics: Mapping[str, Any]) -> str:
+def format_headline(metrics: Mapping[str, Any]) -> str:
     """The one number of a progress line beside the loss."""
     if "mean_iou" in metrics:
         return f"mean IoU {metrics['mean_iou']:.2%}"

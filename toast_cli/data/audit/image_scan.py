@@ -19,15 +19,15 @@ from toast_cli.utils.errors import ToastError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PLAIN = 2
+PLAIN_STD = 2
 """Standard deviation, in grey levels of 256, below which a thumbnail shows nothing to compare."""
 
-SIDE = 16
+THUMBNAIL_SIDE = 16
 """Pixels of a side of the thumbnail by which images that look alike are told from copies."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class ScannedImage:
     """What one image came to: its size, a hash of its pixels, a perceptual hash; or `error`, why it cannot be read.
 
     `look` is None where the image is of one colour, or nearly: its perceptual hash would be that of rounding.
@@ -43,7 +43,7 @@ class Seen:
     pixels: bytes = b""
     look: int | None = None
     mirrored: int | None = None
-    thumbnail: bytes = bytes(SIDE * SIDE)
+    thumbnail: bytes = bytes(THUMBNAIL_SIDE * THUMBNAIL_SIDE)
     empty_mask: bool = False
     outside: bool = False
     classes: tuple[int, ...] | None = None
@@ -51,7 +51,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Unseen:
+class UnscannedImage:
     """An image before it is read."""
 
     name: str
@@ -60,28 +60,28 @@ class Unseen:
     region: Any = None
 
 
-def look_at(split: Any) -> Iterator[Seen]:
+def scan_images(split: Any) -> Iterator[ScannedImage]:
     """Read every image of a split once, in order, on all cores.
 
     Raises:
         ToastError: it is a stream that breaks off.
     """
     workers = os.cpu_count() or 1
-    images = _of_stream(split) if isinstance(split, StreamSplit) else _of_files(split)
+    images = _iterate_stream(split) if isinstance(split, StreamSplit) else _iterate_files(split)
     with ThreadPoolExecutor(workers) as pool:
         # A window at a time: a pool's own map would take in every image before the first is asked for.
         while window := list(islice(images, 16 * workers)):
-            yield from pool.map(_look, window)
+            yield from pool.map(_scan_image, window)
 
 
-def _of_files(split: Any) -> Iterator[Unseen]:
+def _iterate_files(split: Any) -> Iterator[UnscannedImage]:
     names, labels, regions = split.names, split.labels, getattr(split, "regions", None)
     for index, (name, label) in enumerate(zip(names, labels, strict=True)):
-        yield Unseen(name, label, partial(split.load, index), None if regions is None else regions[index])
+        yield UnscannedImage(name, label, partial(split.load, index), None if regions is None else regions[index])
 
 
-def _of_stream(split: StreamSplit) -> Iterator[Unseen]:
-    from toast_cli.data.streams.loader import sample_of
+def _iterate_stream(split: StreamSplit) -> Iterator[UnscannedImage]:
+    from toast_cli.data.streams.loader import load_stream_sample
 
     rows = iter(split.table)
     while True:
@@ -93,10 +93,10 @@ def _of_stream(split: StreamSplit) -> Iterator[Unseen]:
             raise ToastError(
                 f"{split.where} breaks off.", f"{type(error).__name__}: {error}", "Fetch it anew."
             ) from error
-        yield Unseen(split.name_of(row), -1, partial(sample_of, split, row))
+        yield UnscannedImage(split.name_of(row), -1, partial(load_stream_sample, split, row))
 
 
-def _look(image: Unseen) -> Seen:
+def _scan_image(image: UnscannedImage) -> ScannedImage:
     import numpy as np
     from PIL import ImageOps
     from PIL.Image import Resampling
@@ -108,26 +108,26 @@ def _look(image: Unseen) -> Seen:
     except ToastError as error:
         # That it cannot be read is said of all of them; of what fails in another file or otherwise, all is.
         known = error.why and error.what.endswith("cannot be read.") and Path(image.name).name in error.what
-        return Seen(image.name, image.label, error=error.why if known else f"{error.what} {error.why}".rstrip())
+        return ScannedImage(image.name, image.label, error=error.why if known else f"{error.what} {error.why}".rstrip())
     pixels = blake2b(repr(shown.size).encode() + shown.tobytes(), digest_size=16).digest()
     small = shown.convert("L").resize((32, 32), Resampling.LANCZOS)  # as the perceptual hash begins
-    plain = np.asarray(small).std() < PLAIN
-    return Seen(
+    plain = np.asarray(small).std() < PLAIN_STD
+    return ScannedImage(
         image.name,
         sample.label,
         shown.width,
         shown.height,
         pixels,
-        None if plain else _hashed(small),
-        None if plain else _hashed(ImageOps.mirror(small)),
-        small.resize((SIDE, SIDE), Resampling.BOX).tobytes(),
+        None if plain else _compute_phash(small),
+        None if plain else _compute_phash(ImageOps.mirror(small)),
+        small.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Resampling.BOX).tobytes(),
         empty_mask=sample.mask is not None and not sample.mask.any(),
         outside=outside,
         classes=None if sample.classes is None else tuple(np.unique(sample.classes).tolist()),
     )
 
 
-def _hashed(small: Image) -> int:
+def _compute_phash(small: Image) -> int:
     """The perceptual hash of a thumbnail, 64 bits."""
     import numpy as np
     from imagehash import phash

@@ -7,14 +7,20 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
-from toast_cli.data.datasets.fgvc import Annotated, FgvcOptions, Published, by_split, open_published
-from toast_cli.data.datasets.matlab import column, read_matlab
+from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.datasets.fgvc import (
+    AnnotatedDataset,
+    FgvcOptions,
+    PublishedDataset,
+    group_by_split,
+    open_published_dataset,
+)
+from toast_cli.data.datasets.matlab import flatten_column, read_matlab
 from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.object_masks import Box
 from toast_cli.utils.errors import ToastError
 
-CARS = Published(
+CARS = PublishedDataset(
     title="Stanford Cars",
     folders=("stanford_cars", "StanfordCars", "Stanford-cars", "stanford-cars"),
     marker="devkit/cars_meta.mat",
@@ -23,59 +29,59 @@ CARS = Published(
     sizes={"official": {"train": 8_144, "test": 8_041}, "json": {"train": 7_329, "val": 815, "test": 8_041}},
     classes=196,
 )
-TEST_LABELS = "cars_test_annos_withlabels.mat"
-CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
+TEST_LABELS_FILE = "cars_test_annos_withlabels.mat"
+BOX_CORNER_FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
 
-class Options(FgvcOptions):
+class CarsOptions(FgvcOptions):
     """How the cars' images are divided; their test split is the official one."""
 
     name: Literal["cars"] = Field("cars", description="the data set")
 
 
-def open_cars(options: Options, data_dir: Path | None) -> DataSet:
+def open_cars(options: CarsOptions, data_dir: Path | None) -> DataSet:
     """Read the annotation files; no image is opened. A sample's mask is its bounding box.
 
     Raises:
         ToastError: the data is not there, the test labels are not, or an annotation is odd.
     """
-    return open_published(CARS, options, data_dir, _read)
+    return open_published_dataset(CARS, options, data_dir, _read_annotations)
 
 
-SOURCE = Source(Options, open_cars, CARS.needs, home=CARS.home)
+SOURCE = DataSource(CarsOptions, open_cars, CARS.needs, home=CARS.home)
 
 
-def _read(root: Path, options: Options) -> Annotated:
+def _read_annotations(root: Path, options: CarsOptions) -> AnnotatedDataset:
     devkit = root / "devkit"
-    test = next((file for file in (root / TEST_LABELS, devkit / TEST_LABELS) if file.is_file()), None)
+    test = next((file for file in (root / TEST_LABELS_FILE, devkit / TEST_LABELS_FILE) if file.is_file()), None)
     if test is None:
         raise ToastError(
-            f"There is no {TEST_LABELS} in {root}.",
+            f"There is no {TEST_LABELS_FILE} in {root}.",
             "The development kit holds the test images' boxes, without their labels.",
             f"Download it from {CARS.home} into {root}.",
         )
     names, labels, boxes, parts = [], [], [], []
-    classes = tuple(map(str, column(_of(root / CARS.marker, "class_names"))))
+    classes = tuple(map(str, flatten_column(_read_variable(root / CARS.marker, "class_names"))))
     for part, file in (("train", devkit / "cars_train_annos.mat"), ("test", test)):
-        for number, entry in enumerate(column(_of(file, "annotations")), start=1):
-            name, label, box = _entry(file, number, entry, len(classes))
+        for number, entry in enumerate(flatten_column(_read_variable(file, "annotations")), start=1):
+            name, label, box = _parse_entry(file, number, entry, len(classes))
             names.append(f"cars_{part}/{name}")
             labels.append(label)
             boxes.append(box)
             parts.append(part)
     everything = FileSplit(root, tuple(names), tuple(labels), tuple(boxes))
-    return Annotated(classes, by_split(everything, parts))
+    return AnnotatedDataset(classes, group_by_split(everything, parts))
 
 
-def _of(file: Path, variable: str) -> Any:
+def _read_variable(file: Path, variable: str) -> Any:
     return read_matlab(file, variable, archive=CARS.archives)[variable]
 
 
-def _entry(file: Path, number: int, entry: Any, classes: int) -> tuple[str, int, Box]:
+def _parse_entry(file: Path, number: int, entry: Any, classes: int) -> tuple[str, int, Box]:
     """File name, label from 0 and box of one annotation, whose corners count from 1 and are both inside."""
     try:
         name, label = str(entry.fname), int(getattr(entry, "class")) - 1
-        left, top, right, low = (float(getattr(entry, corner)) for corner in CORNERS)
+        left, top, right, low = (float(getattr(entry, corner)) for corner in BOX_CORNER_FIELDS)
         if not 0 <= label < classes:
             raise ValueError(f"class {label + 1} is none of {classes}")
         return name, label, Box(left - 1, top - 1, right - left + 1, low - top + 1)

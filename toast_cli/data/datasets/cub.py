@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
-from toast_cli.data.datasets.cub_format import Layout, read_birds
-from toast_cli.data.datasets.fgvc import Annotated, FgvcOptions, Published, open_published
+from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.datasets.cub_format import BirdLayout, read_bird_annotations
+from toast_cli.data.datasets.fgvc import AnnotatedDataset, FgvcOptions, PublishedDataset, open_published_dataset
 
-CUB = Published(
+CUB = PublishedDataset(
     title="CUB-200-2011",
     folders=("CUB_200_2011",),
     marker="images.txt",
@@ -23,7 +23,7 @@ CUB = Published(
 )
 
 
-class Options(FgvcOptions):
+class CubOptions(FgvcOptions):
     """How CUB's images are divided, and what marks the bird in them."""
 
     name: Literal["cub"] = Field("cub", description="the data set")
@@ -34,17 +34,17 @@ class Options(FgvcOptions):
     )
 
 
-def open_cub(options: Options, data_dir: Path | None) -> DataSet:
+def open_cub(options: CubOptions, data_dir: Path | None) -> DataSet:
     """Read the annotation files; no image is opened.
 
     Raises:
         ToastError: the data is not there, or an annotation file is missing or has an odd line.
     """
-    return open_published(CUB, options, data_dir, _read)
+    return open_published_dataset(CUB, options, data_dir, _read_annotations)
 
 
-SOURCE = Source(Options, open_cub, CUB.needs, home=CUB.home)
+SOURCE = DataSource(CubOptions, open_cub, CUB.needs, home=CUB.home)
 
 
-def _read(root: Path, options: Options) -> Annotated:
-    return read_birds(root, Layout(CUB.archives), options.mask)
+def _read_annotations(root: Path, options: CubOptions) -> AnnotatedDataset:
+    return read_bird_annotations(root, BirdLayout(CUB.archives), options.mask)

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from toast_cli.data.datasets.fgvc import Annotated, by_split
+from toast_cli.data.datasets.fgvc import AnnotatedDataset, group_by_split
 from toast_cli.data.images.file_split import FileSplit
-from toast_cli.data.images.files import read_text
-from toast_cli.data.images.object_masks import Box, Discs, Picture, Region
+from toast_cli.data.images.files import read_text_file
+from toast_cli.data.images.object_masks import Box, Discs, MaskFile, Region
 from toast_cli.utils.errors import ToastError
 
-PART_SHARE = 0.1
+PART_RADIUS_RATIO = 0.1
 """Radius of a part's disc as a share of the box's longer side (ours): the sets give the middle of a part alone."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class BirdLayout:
     """How one set fills the files.
 
     `archive` is what is to be unpacked anew when one is damaged. With `numbered` ids are numbers and give the order of
@@ -33,20 +33,22 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Entry:
+class AnnotationLine:
     """What an annotation file says about one id, and on which line."""
 
     line: int
     value: Any
 
 
-def read_birds(root: Path, layout: Layout, mask: Literal["box", "parts", "segmentation"]) -> Annotated:
+def read_bird_annotations(
+    root: Path, layout: BirdLayout, mask: Literal["box", "parts", "segmentation"]
+) -> AnnotatedDataset:
     """The annotations below `root`; no image is opened. `mask` says what of them marks the bird.
 
     Raises:
         ToastError: an annotation file is missing or has an odd line.
     """
-    read = _Reader(root, layout)
+    read = _AnnotationReader(root, layout)
     images = read.file("images.txt", "a path", str)
     named = read.file("classes.txt", "a class name", str)
 
@@ -55,9 +57,9 @@ def read_birds(root: Path, layout: Layout, mask: Literal["box", "parts", "segmen
             raise ValueError(f"class {text} is not in classes.txt")
         return text
 
-    given = read.of_each("image_class_labels.txt", "a class id", class_id, images)
-    in_train = read.of_each("train_test_split.txt", "1 for train or 0 for test", _flag, images)
-    boxes = read.of_each("bounding_boxes.txt", "x, y, width and height", _box, images)
+    given = read.read_per_image("image_class_labels.txt", "a class id", class_id, images)
+    in_train = read.read_per_image("train_test_split.txt", "1 for train or 0 for test", _parse_flag, images)
+    boxes = read.read_per_image("bounding_boxes.txt", "x, y, width and height", _parse_box, images)
     used = {entry.value for entry in given.values()}
     class_ids = sorted(named if layout.every_class else used, key=int)
     label_of = {identifier: label for label, identifier in enumerate(class_ids)}
@@ -67,18 +69,20 @@ def read_birds(root: Path, layout: Layout, mask: Literal["box", "parts", "segmen
         root / "images",
         tuple(names),
         tuple(label_of[given[i].value] for i in ids),
-        _regions(read, mask, dict(zip(ids, names, strict=True)), {i: boxes[i].value for i in ids}),
+        _build_regions(read, mask, dict(zip(ids, names, strict=True)), {i: boxes[i].value for i in ids}),
     )
-    splits = by_split(everything, ["train" if in_train[i].value else "test" for i in ids])
-    return Annotated(_distinct(class_ids, named), {"train": everything.take([]), **splits})
+    splits = group_by_split(everything, ["train" if in_train[i].value else "test" for i in ids])
+    return AnnotatedDataset(_get_unique_class_names(class_ids, named), {"train": everything.take([]), **splits})
 
 
-def _regions(read: _Reader, mask: str, names: Mapping[str, str], boxes: Mapping[str, Box]) -> tuple[Region, ...]:
+def _build_regions(
+    read: _AnnotationReader, mask: str, names: Mapping[str, str], boxes: Mapping[str, Box]
+) -> tuple[Region, ...]:
     if mask == "box":
         return tuple(boxes.values())
     if mask == "parts":
         points = read.parts(names)
-        return tuple(Discs(points[i], PART_SHARE * max(box.width, box.height)) for i, box in boxes.items())
+        return tuple(Discs(points[i], PART_RADIUS_RATIO * max(box.width, box.height)) for i, box in boxes.items())
     places = [read.root / "segmentations", read.root.parent / "segmentations"]
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
@@ -87,27 +91,27 @@ def _regions(read: _Reader, mask: str, names: Mapping[str, str], boxes: Mapping[
             "Segmentations come in an archive of their own.",
             f"Unpack segmentations.tgz in {read.root}, or use dataset.mask=box.",
         )
-    return tuple(Picture((folder / name).with_suffix(".png"), _bright) for name in names.values())
+    return tuple(MaskFile((folder / name).with_suffix(".png"), _threshold_segmentation) for name in names.values())
 
 
-def _bright(pixels: Any) -> Any:
+def _threshold_segmentation(pixels: Any) -> Any:
     """CUB's segmentations are grey, brighter the more of the annotators took a pixel for bird."""
     return pixels[..., 0] >= 128
 
 
-class _Reader:
+class _AnnotationReader:
     """Reads annotation files line by line, and says which line is odd."""
 
-    def __init__(self, root: Path, layout: Layout) -> None:
+    def __init__(self, root: Path, layout: BirdLayout) -> None:
         self.root, self.layout = root, layout
 
-    def file(self, name: str, what: str, parse: Callable[[str], Any]) -> dict[str, Entry]:
+    def file(self, name: str, what: str, parse: Callable[[str], Any]) -> dict[str, AnnotationLine]:
         """A file by id; each line is an id, a space and `what`, which `parse` understands or refuses.
 
         Raises:
             ToastError: there is no such file, or one of its lines is not like that.
         """
-        entries: dict[str, Entry] = {}
+        entries: dict[str, AnnotationLine] = {}
         for number, identifier, rest, line in self._lines(name):
             try:
                 # The ids of classes are numbers in both sets, those of images in one of them.
@@ -116,14 +120,14 @@ class _Reader:
                     raise ValueError(f"expected an id and {what}")
                 if identifier in entries:
                     raise ValueError(f"id {identifier} was on line {entries[identifier].line} already")
-                entries[identifier] = Entry(number, parse(rest))
+                entries[identifier] = AnnotationLine(number, parse(rest))
             except ValueError as error:
                 self.refuse(name, number, f"{error}; found '{line}'")
         return entries
 
-    def of_each(
-        self, name: str, what: str, parse: Callable[[str], Any], images: Mapping[str, Entry]
-    ) -> dict[str, Entry]:
+    def read_per_image(
+        self, name: str, what: str, parse: Callable[[str], Any], images: Mapping[str, AnnotationLine]
+    ) -> dict[str, AnnotationLine]:
         """A file that says one thing about every image.
 
         Raises:
@@ -151,7 +155,7 @@ class _Reader:
                 if identifier not in found:
                     raise ValueError(f"image {identifier} is not in images.txt")
                 _, x, y, visible = rest.split()
-                if _flag(visible):
+                if _parse_flag(visible):
                     point = float(x), float(y)
                     if not all(map(math.isfinite, point)):
                         raise ValueError("a part needs finite numbers")
@@ -164,7 +168,7 @@ class _Reader:
         """Number, id, rest and all of every line that is not empty."""
         file = self.root / name
         try:
-            lines = read_text(file).splitlines()
+            lines = read_text_file(file).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ToastError(
                 f"The annotation file {file} cannot be read.", str(error), f"Unpack {self.layout.archive} anew."
@@ -180,7 +184,7 @@ class _Reader:
         )
 
 
-def _distinct(class_ids: list[str], named: Mapping[str, Entry]) -> tuple[str, ...]:
+def _get_unique_class_names(class_ids: list[str], named: Mapping[str, AnnotationLine]) -> tuple[str, ...]:
     """The names of the classes; where two share one, each with its id."""
     names = [named[identifier].value for identifier in class_ids]
     return tuple(
@@ -189,13 +193,13 @@ def _distinct(class_ids: list[str], named: Mapping[str, Entry]) -> tuple[str, ..
     )
 
 
-def _flag(text: str) -> bool:
+def _parse_flag(text: str) -> bool:
     if text not in {"0", "1"}:
         raise ValueError("expected 1 for train or 0 for test" if text else "expected 1 or 0")
     return text == "1"
 
 
-def _box(text: str) -> Box:
+def _parse_box(text: str) -> Box:
     try:
         numbers = [float(word) for word in text.split()]
     except ValueError:

@@ -8,15 +8,15 @@ from xml.etree import ElementTree
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
-from toast_cli.data.datasets.fgvc import Annotated, FgvcOptions, Published, open_published
-from toast_cli.data.datasets.matlab import column, read_matlab
+from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.datasets.fgvc import AnnotatedDataset, FgvcOptions, PublishedDataset, open_published_dataset
+from toast_cli.data.datasets.matlab import flatten_column, read_matlab
 from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.files import open_file
-from toast_cli.data.images.object_masks import Box, Boxes
+from toast_cli.data.images.object_masks import Box, BoxFile
 from toast_cli.utils.errors import ToastError
 
-DOGS = Published(
+DOGS = PublishedDataset(
     title="Stanford Dogs",
     folders=("StanfordDogs", "Stanford-dogs", "stanford_dogs", "stanford-dogs"),
     marker="train_list.mat",
@@ -28,30 +28,33 @@ DOGS = Published(
 )
 
 
-class Options(FgvcOptions):
+class DogsOptions(FgvcOptions):
     """How the dogs' images are divided; their test split is the official one."""
 
     name: Literal["dogs"] = Field("dogs", description="the data set")
 
 
-def open_dogs(options: Options, data_dir: Path | None) -> DataSet:
+def open_dogs(options: DogsOptions, data_dir: Path | None) -> DataSet:
     """Read the lists; no image is opened. A sample's mask is all its dogs' boxes, where `Annotation` is unpacked.
 
     Raises:
         ToastError: the data is not there, or the lists and folders do not agree.
     """
-    return open_published(DOGS, options, data_dir, _read)
+    return open_published_dataset(DOGS, options, data_dir, _read_annotations)
 
 
-SOURCE = Source(Options, open_dogs, DOGS.needs, home=DOGS.home)
+SOURCE = DataSource(DogsOptions, open_dogs, DOGS.needs, home=DOGS.home)
 
 
-def _read(root: Path, options: Options) -> Annotated:
+def _read_annotations(root: Path, options: DogsOptions) -> AnnotatedDataset:
     names, ids = {}, {}
     for part in ("train", "test"):
         file = root / f"{part}_list.mat"
         found = read_matlab(file, "file_list", "labels", archive=DOGS.archives)
-        names[part], ids[part] = list(map(str, column(found["file_list"]))), list(map(int, column(found["labels"])))
+        names[part], ids[part] = (
+            list(map(str, flatten_column(found["file_list"]))),
+            list(map(int, flatten_column(found["labels"]))),
+        )
         if len(names[part]) != len(ids[part]):
             raise ToastError(
                 f"{file} lists {len(names[part]):,} files and {len(ids[part]):,} labels.",
@@ -72,17 +75,17 @@ def _read(root: Path, options: Options) -> Annotated:
             root / DOGS.images,
             tuple(names[part]),
             tuple(label_of[identifier] for identifier in ids[part]),
-            tuple(Boxes(root / "Annotation" / name.rpartition(".")[0], read_boxes) for name in names[part])
+            tuple(BoxFile(root / "Annotation" / name.rpartition(".")[0], read_voc_boxes) for name in names[part])
             if boxed
             else None,
         )
         for part in names
     }
     notes = () if boxed else (f"no masks: unpack annotation.tar in {root} for the dogs' boxes",)
-    return Annotated(tuple(breeds[identifier] for identifier in label_of), splits, notes)
+    return AnnotatedDataset(tuple(breeds[identifier] for identifier in label_of), splits, notes)
 
 
-def read_boxes(file: Path) -> tuple[Box, ...]:
+def read_voc_boxes(file: Path) -> tuple[Box, ...]:
     """The boxes of an annotation in PASCAL VOC's XML: corners counted from 1, both of them inside.
 
     Raises:

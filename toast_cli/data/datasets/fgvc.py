@@ -16,13 +16,13 @@ from pydantic import Field
 
 from toast_cli.data.base import DataSet
 from toast_cli.data.images.file_split import FileSplit
-from toast_cli.data.images.files import read_text, require_files
-from toast_cli.data.images.object_masks import Boxes, Picture
-from toast_cli.data.paths import data_folder
-from toast_cli.data.splits import SplitOptions, divide, listed, require_every_class
+from toast_cli.data.images.files import read_text_file, require_files
+from toast_cli.data.images.object_masks import BoxFile, MaskFile
+from toast_cli.data.paths import get_data_dir
+from toast_cli.data.splits import SplitOptions, format_class_names, make_train_val_splits, require_all_classes_in_train
 from toast_cli.utils.errors import ToastError
 
-PARTS = ("train", "val", "test")
+FGVC_SPLITS = ("train", "val", "test")
 
 
 class FgvcOptions(SplitOptions):
@@ -36,7 +36,7 @@ class FgvcOptions(SplitOptions):
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedDataset:
     """A set as it was published.
 
     `folders` are what its folder may be called (the first by default), `marker` the file in it that shows its own
@@ -62,7 +62,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotatedDataset:
     """What a set's own annotations say: its classes, and its images by split (`train`, `test`, perhaps `val`)."""
 
     classes: tuple[str, ...]
@@ -70,19 +70,19 @@ class Annotated:
     notes: tuple[str, ...] = ()
 
 
-def open_published(
-    published: Published, options: Any, data_dir: Path | None, read: Callable[[Path, Any], Annotated]
+def open_published_dataset(
+    published: PublishedDataset, options: Any, data_dir: Path | None, read: Callable[[Path, Any], AnnotatedDataset]
 ) -> DataSet:
     """Read annotations, by `read(root, options)`, and lists; no image is opened.
 
     Raises:
         ToastError: the set is not there or not whole, or its annotations are not as published.
     """
-    root = _find(published, data_folder(data_dir))
-    own, notes = _annotations(root, published, options, read)
+    root = _find_root(published, get_data_dir(data_dir))
+    own, notes = _read_annotations(root, published, options, read)
     chosen = options.lists or ("json" if own is None else "official")
     if chosen == "json":
-        own, more = _of_lists(root, published, own)
+        own, more = _split_by_json_lists(root, published, own)
         notes = (*notes, *more)
     elif own is None:
         raise ToastError(
@@ -93,16 +93,18 @@ def open_published(
     elif (root / "train.json").is_file():
         notes = ("the set's own lists are used; dataset.lists=json takes the JSON files beside them",)
     _require_files(own, published)
-    require_every_class(own.splits["train"], own.classes, str(root))
-    made, divided = divide(own.splits["train"], own.splits.get("val"), options)
+    require_all_classes_in_train(own.splits["train"], own.classes, str(root))
+    made, divided = make_train_val_splits(own.splits["train"], own.splits.get("val"), options)
     if len(own.splits.get("test", ())):
         made["test"] = own.splits["test"]
-    return DataSet(own.classes, made, (*_differences(own, published, chosen), *own.notes, *notes, *divided))
+    return DataSet(
+        own.classes, made, (*_describe_size_difference(own, published, chosen), *own.notes, *notes, *divided)
+    )
 
 
-def _annotations(
-    root: Path, published: Published, options: Any, read: Callable[[Path, Any], Annotated]
-) -> tuple[Annotated | None, tuple[str, ...]]:
+def _read_annotations(
+    root: Path, published: PublishedDataset, options: Any, read: Callable[[Path, Any], AnnotatedDataset]
+) -> tuple[AnnotatedDataset | None, tuple[str, ...]]:
     """The set's own annotations, None where they are not there; JSON files that are asked for do without damaged ones.
 
     Raises:
@@ -121,16 +123,16 @@ def _annotations(
         raise
 
 
-def by_split(everything: FileSplit, parts: list[str]) -> dict[str, FileSplit]:
+def group_by_split(everything: FileSplit, parts: list[str]) -> dict[str, FileSplit]:
     """The images of each split, when `parts` says of every image which it is in."""
     return {
         part: everything.take([index for index, said in enumerate(parts) if said == part])
-        for part in PARTS
+        for part in FGVC_SPLITS
         if part in parts
     }
 
 
-def _find(published: Published, home: Path) -> Path:
+def _find_root(published: PublishedDataset, home: Path) -> Path:
     places = [*(home / folder for folder in published.folders), home]
     for name in (published.marker, "train.json"):
         for place in places:
@@ -145,10 +147,14 @@ def _find(published: Published, home: Path) -> Path:
     )
 
 
-def _of_lists(root: Path, published: Published, own: Annotated | None) -> tuple[Annotated, tuple[str, ...]]:
+def _split_by_json_lists(
+    root: Path, published: PublishedDataset, own: AnnotatedDataset | None
+) -> tuple[AnnotatedDataset, tuple[str, ...]]:
     """The set as the JSON files split it; class names and masks are those of its own annotations, where it has them."""
-    lists = _lists(root)
-    known = {} if own is None else {name: what for split in own.splits.values() for name, what in _by_name(split)}
+    lists = _read_json_lists(root)
+    known = (
+        {} if own is None else {name: what for split in own.splits.values() for name, what in _iterate_labels(split)}
+    )
     base = root / published.images if own is None else own.splits["train"].root
     left_out = published.inner and not (root / published.images / next(iter(lists["train"]))).is_file()
     ids = sorted(set(lists["train"].values()))
@@ -164,23 +170,23 @@ def _of_lists(root: Path, published: Published, own: Annotated | None) -> tuple[
             tuple(regions) if len(regions) == len(names) else None,
         )
     notes = [f"splits of {', '.join(f'{part}.json' for part in lists)}"]
-    classes = _class_names(splits, known, own)
+    classes = _match_class_names(splits, known, own)
     if classes is None:
         classes = tuple(map(str, ids))
         notes.append("classes are called by the numbers of the JSON files: their names are not there, or differ")
     if any(split.regions is None for split in splits.values()):
         notes.append("masks are missing: the set's own annotations do not have them for all of these images")
-    return Annotated(classes, splits), tuple(notes)
+    return AnnotatedDataset(classes, splits), tuple(notes)
 
 
-def _by_name(split: FileSplit) -> Iterator[tuple[str, tuple[int, Any]]]:
+def _iterate_labels(split: FileSplit) -> Iterator[tuple[str, tuple[int, Any]]]:
     """Label and region (None where there are none) of every image."""
     regions = split.regions or (None,) * len(split)
     return zip(split.names, zip(split.labels, regions, strict=True), strict=True)
 
 
-def _class_names(
-    splits: Mapping[str, FileSplit], known: Mapping[str, tuple[int, Any]], own: Annotated | None
+def _match_class_names(
+    splits: Mapping[str, FileSplit], known: Mapping[str, tuple[int, Any]], own: AnnotatedDataset | None
 ) -> tuple[str, ...] | None:
     """The set's own names, if its annotations and the JSON files agree on which images share a class."""
     named: dict[int, int] = {}
@@ -193,13 +199,13 @@ def _class_names(
     return tuple(own.classes[named[label]] for label in range(len(named)))
 
 
-def _lists(root: Path) -> dict[str, dict[str, int]]:
+def _read_json_lists(root: Path) -> dict[str, dict[str, int]]:
     """File names and class ids by split.
 
     Raises:
         ToastError: there is no train.json, an image is in two lists, or a class is not among those of train.
     """
-    lists = {part: _list(root / f"{part}.json") for part in PARTS if (root / f"{part}.json").is_file()}
+    lists = {part: _read_json_list(root / f"{part}.json") for part in FGVC_SPLITS if (root / f"{part}.json").is_file()}
     if "train" not in lists:
         raise ToastError(
             f"There is no train.json in {root}.", what_to_do="Put it there, or use dataset.lists=official."
@@ -216,17 +222,17 @@ def _lists(root: Path) -> dict[str, dict[str, int]]:
         unknown = sorted(set(labels.values()) - set(lists["train"].values()))
         if unknown:
             raise ToastError(
-                f"{root}: {part}.json has {listed([str(identifier) for identifier in unknown])}, which train.json does "
-                "not have.",
+                f"{root}: {part}.json has {format_class_names([str(identifier) for identifier in unknown])}, "
+                "which train.json does not have.",
                 what_to_do="Mend the lists.",
             )
     return lists
 
 
-def _list(file: Path) -> dict[str, int]:
+def _read_json_list(file: Path) -> dict[str, int]:
     """File names and class ids."""
     try:
-        found = json.loads(read_text(file))
+        found = json.loads(read_text_file(file))
     except (OSError, ValueError) as error:
         raise ToastError(f"{file} cannot be read.", str(error), "Fetch it anew.") from error
     if not isinstance(found, dict) or not found:
@@ -239,16 +245,16 @@ def _list(file: Path) -> dict[str, int]:
     return found
 
 
-def _require_files(own: Annotated, published: Published) -> None:
+def _require_files(own: AnnotatedDataset, published: PublishedDataset) -> None:
     images = [split.root / name for split in own.splits.values() for name in split.names]
     drawn = [region for split in own.splits.values() for region in split.regions or ()]
-    besides = [region.file for region in drawn if isinstance(region, Boxes | Picture)]
+    besides = [region.file for region in drawn if isinstance(region, BoxFile | MaskFile)]
     files = [(str(file), file) for file in (*images, *besides)]
     what = f"{'images and annotations' if besides else 'images'} of {published.title}"
     require_files(files, what, f"Unpack {published.archives} anew.")
 
 
-def _differences(own: Annotated, published: Published, lists: str) -> list[str]:
+def _describe_size_difference(own: AnnotatedDataset, published: PublishedDataset, lists: str) -> list[str]:
     """A sentence if the copy is not of the published size."""
     sizes = published.sizes[lists]
     here = {part: len(own.splits.get(part, ())) for part in sizes}

@@ -7,14 +7,20 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
-from toast_cli.data.datasets.fgvc import Annotated, FgvcOptions, Published, by_split, open_published
-from toast_cli.data.datasets.matlab import column, read_matlab
+from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.datasets.fgvc import (
+    AnnotatedDataset,
+    FgvcOptions,
+    PublishedDataset,
+    group_by_split,
+    open_published_dataset,
+)
+from toast_cli.data.datasets.matlab import flatten_column, read_matlab
 from toast_cli.data.images.file_split import FileSplit
-from toast_cli.data.images.object_masks import Picture
+from toast_cli.data.images.object_masks import MaskFile
 from toast_cli.utils.errors import ToastError
 
-FLOWERS = Published(
+FLOWERS = PublishedDataset(
     title="Oxford Flowers-102",
     folders=("flowers-102", "OxfordFlower", "oxford_flowers102", "102flowers"),
     marker="imagelabels.mat",
@@ -25,60 +31,62 @@ FLOWERS = Published(
     inner="jpg/",
 )
 
-SEGMENTATIONS = "segmim"
-LISTS = {"trnid": "train", "valid": "val", "tstid": "test"}
+SEGMENTATION_FOLDER = "segmim"
+SPLIT_VARIABLES = {"trnid": "train", "valid": "val", "tstid": "test"}
 
 
-class Options(FgvcOptions):
+class FlowersOptions(FgvcOptions):
     """How the flowers are divided: their official lists have a validation split."""
 
     name: Literal["flowers"] = Field("flowers", description="the data set")
 
 
-def open_flowers(options: Options, data_dir: Path | None) -> DataSet:
+def open_flowers(options: FlowersOptions, data_dir: Path | None) -> DataSet:
     """Read the annotation files; no image is opened. A sample's mask is its segmentation, where they are unpacked.
 
     Raises:
         ToastError: the data is not there, or its annotations do not say a class and a split for every image.
     """
-    return open_published(FLOWERS, options, data_dir, _read)
+    return open_published_dataset(FLOWERS, options, data_dir, _read_annotations)
 
 
-SOURCE = Source(Options, open_flowers, FLOWERS.needs, home=FLOWERS.home)
+SOURCE = DataSource(FlowersOptions, open_flowers, FLOWERS.needs, home=FLOWERS.home)
 
 
-def _read(root: Path, options: Options) -> Annotated:
-    labels = column(read_matlab(root / FLOWERS.marker, "labels", archive=FLOWERS.archives)["labels"])
-    lists = read_matlab(root / "setid.mat", *LISTS, archive=FLOWERS.archives)
+def _read_annotations(root: Path, options: FlowersOptions) -> AnnotatedDataset:
+    labels = flatten_column(read_matlab(root / FLOWERS.marker, "labels", archive=FLOWERS.archives)["labels"])
+    lists = read_matlab(root / "setid.mat", *SPLIT_VARIABLES, archive=FLOWERS.archives)
     part_of: dict[int, str] = {}
-    for variable, part in LISTS.items():
-        for number in map(int, column(lists[variable])):
+    for variable, part in SPLIT_VARIABLES.items():
+        for number in map(int, flatten_column(lists[variable])):
             if not 1 <= number <= len(labels):
-                raise _odd(root, f"{variable} names image {number}, and there are {len(labels):,}")
+                raise _annotation_error(root, f"{variable} names image {number}, and there are {len(labels):,}")
             if number in part_of:
-                raise _odd(root, f"image {number} is in two splits, {part_of[number]} and {part}")
+                raise _annotation_error(root, f"image {number} is in two splits, {part_of[number]} and {part}")
             part_of[number] = part
     numbers = sorted(part_of)
     ids = sorted({int(labels[number - 1]) for number in numbers})
     label_of = {identifier: label for label, identifier in enumerate(ids)}
-    segmented = (root / SEGMENTATIONS).is_dir()
+    segmented = (root / SEGMENTATION_FOLDER).is_dir()
     everything = FileSplit(
         root,
         tuple(f"jpg/image_{number:05d}.jpg" for number in numbers),
         tuple(label_of[int(labels[number - 1])] for number in numbers),
-        tuple(Picture(root / SEGMENTATIONS / f"segmim_{number:05d}.jpg", _not_blue) for number in numbers)
+        tuple(MaskFile(root / SEGMENTATION_FOLDER / f"segmim_{number:05d}.jpg", _is_foreground) for number in numbers)
         if segmented
         else None,
     )
     notes = () if segmented else (f"no masks: unpack 102segmentations.tgz in {root} for the flowers' outlines",)
-    return Annotated(tuple(map(str, ids)), by_split(everything, [part_of[number] for number in numbers]), notes)
+    return AnnotatedDataset(
+        tuple(map(str, ids)), group_by_split(everything, [part_of[number] for number in numbers]), notes
+    )
 
 
-def _not_blue(pixels: Any) -> Any:
+def _is_foreground(pixels: Any) -> Any:
     """The segmentations show the flower on pure blue, which JPEG has blurred a little."""
     red, green, blue = (pixels[..., channel].astype(int) for channel in range(3))
     return ~((blue > 150) & (red < 90) & (green < 90))
 
 
-def _odd(root: Path, why: str) -> ToastError:
+def _annotation_error(root: Path, why: str) -> ToastError:
     return ToastError(f"{root / 'setid.mat'}: {why}.", what_to_do="Fetch setid.mat and imagelabels.mat anew.")

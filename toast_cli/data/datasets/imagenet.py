@@ -12,59 +12,59 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
-from toast_cli.data.datasets.matlab import column, read_matlab
+from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.datasets.matlab import flatten_column, read_matlab
 from toast_cli.data.images.file_split import FileSplit
-from toast_cli.data.images.files import read_text
-from toast_cli.data.images.folder_scan import Disk, is_image
-from toast_cli.data.paths import data_folder
-from toast_cli.data.splits import SplitOptions, divide, require_every_class
+from toast_cli.data.images.files import read_text_file
+from toast_cli.data.images.folder_scan import DiskFolder, is_image_name
+from toast_cli.data.paths import get_data_dir
+from toast_cli.data.splits import SplitOptions, make_train_val_splits, require_all_classes_in_train
 from toast_cli.utils.errors import ToastError
 
-FOLDERS = ("imagenet", "imagenet-1k", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
+IMAGENET_FOLDERS = ("imagenet", "imagenet-1k", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
-TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
-OFFICIAL = (1_281_167, 50_000, 1_000)
+VAL_LABELS_FILE, META_FILE = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
+IMAGENET_SIZES = (1_281_167, 50_000, 1_000)
 """Training images, validation images and classes as published."""
-WNID = re.compile(r"n\d{8}")
+WNID_PATTERN = re.compile(r"n\d{8}")
 """A class: the WordNet id of a noun, which sorts as ImageNet's models count."""
 
 
-class Options(SplitOptions):
+class ImageNetOptions(SplitOptions):
     """ImageNet's own validation images are what validation uses: nothing is held out, and there is no test."""
 
     name: Literal["imagenet"] = Field("imagenet", description="the data set")
 
 
-def open_imagenet(options: Options, data_dir: Path | None) -> DataSet:
+def open_imagenet(options: ImageNetOptions, data_dir: Path | None) -> DataSet:
     """Read the folders, or the tars' headers (about a minute for all of them); no image is opened.
 
     Raises:
         ToastError: the data is not there, or not in a layout that is understood.
     """
-    root = _find(data_folder(data_dir))
+    root = _find_root(get_data_dir(data_dir))
     if (root / "train").is_dir():
-        images = Disk(root).found("train").images
-        train = _labelled(root, {name: Path(name).parts[1] for name in images}, "train")
+        images = DiskFolder(root).found("train").images
+        train = _build_labelled_split(root, {name: Path(name).parts[1] for name in images}, "train")
     else:
-        train = _packed_train(root / TRAIN_TAR)
+        train = _read_train_tar(root / TRAIN_TAR)
     classes = train[1]
-    val = _validation(root, classes)
-    require_every_class(train[0], classes, str(root))
+    val = _read_validation(root, classes)
+    require_all_classes_in_train(train[0], classes, str(root))
     notes = ["validation: ImageNet's official validation images"] if val is not None else []
     sizes = len(train[0]), len(val or ()), len(classes)
-    if sizes != OFFICIAL:
+    if sizes != IMAGENET_SIZES:
         notes.append(
             f"This copy holds {sizes[0]:,} training and {sizes[1]:,} validation images of {sizes[2]:,} classes; "
-            f"the published ImageNet-1k has {OFFICIAL[0]:,} and {OFFICIAL[1]:,} of {OFFICIAL[2]:,}."
+            f"the published ImageNet-1k has {IMAGENET_SIZES[0]:,} and {IMAGENET_SIZES[1]:,} of {IMAGENET_SIZES[2]:,}."
         )
-    made, more = divide(train[0], val, options)
+    made, more = make_train_val_splits(train[0], val, options)
     return DataSet(classes, made, (*notes, *more))
 
 
-SOURCE = Source(
-    Options,
+SOURCE = DataSource(
+    ImageNetOptions,
     open_imagenet,
     f"imagenet/train/n.../ and imagenet/val/ in the data folder, or {TRAIN_TAR} and {VAL_TAR} as they come (with "
     f"{DEVKIT} unpacked beside them); streamed: see shards and hf",
@@ -72,23 +72,23 @@ SOURCE = Source(
 )
 
 
-def _find(home: Path) -> Path:
-    for place in (*(home / folder for folder in FOLDERS), home):
+def _find_root(home: Path) -> Path:
+    for place in (*(home / folder for folder in IMAGENET_FOLDERS), home):
         if (place / "train").is_dir() or (place / TRAIN_TAR).is_file():
             return place
     raise ToastError(
         "ImageNet-1k was not found.",
-        f"Neither {home / FOLDERS[0] / 'train'} nor {home / FOLDERS[0] / TRAIN_TAR} exists.",
+        f"Neither {home / IMAGENET_FOLDERS[0] / 'train'} nor {home / IMAGENET_FOLDERS[0] / TRAIN_TAR} exists.",
         f"Get it from image-net.org (an account is needed) and put the folders, or {TRAIN_TAR} and {VAL_TAR}, into "
-        f"{home / FOLDERS[0]}; or name the folder that holds it with --data-dir.",
+        f"{home / IMAGENET_FOLDERS[0]}; or name the folder that holds it with --data-dir.",
     )
 
 
-def _labelled(
+def _build_labelled_split(
     root: Any, class_of: dict[str, str], what: str, classes: tuple[str, ...] | None = None
 ) -> tuple[FileSplit, tuple[str, ...]]:
     """Images by class, and the classes: those of the images where none are given."""
-    odd = sorted({name for name in class_of.values() if not WNID.fullmatch(name)})
+    odd = sorted({name for name in class_of.values() if not WNID_PATTERN.fullmatch(name)})
     if odd or not class_of:
         raise ToastError(
             f"{root}, {what}: '{odd[0]}' is no ImageNet class." if odd else f"{root}, {what}: there is no image.",
@@ -106,9 +106,9 @@ def _labelled(
     return FileSplit(root, tuple(name for _, name in ordered), tuple(label for label, _ in ordered)), known
 
 
-def _packed_train(file: Path) -> tuple[FileSplit, tuple[str, ...]]:
+def _read_train_tar(file: Path) -> tuple[FileSplit, tuple[str, ...]]:
     """The training tar: in it a tar for each class, in which the images lie."""
-    from toast_cli.data.images.archive_index import LARGEST, Packed
+    from toast_cli.data.images.archive_index import MAX_MEMBER_BYTES, ArchiveIndex
 
     members: dict[str, tuple[int, int]] = {}
     try:
@@ -120,47 +120,49 @@ def _packed_train(file: Path) -> tuple[FileSplit, tuple[str, ...]]:
                     members |= {
                         f"{folder}/{Path(image.name).name}": (image.offset_data, image.size)
                         for image in images
-                        if image.isreg() and is_image(image.name) and image.size <= LARGEST
+                        if image.isreg() and is_image_name(image.name) and image.size <= MAX_MEMBER_BYTES
                     }
     except (OSError, tarfile.TarError) as error:
         raise ToastError(f"{file} cannot be read.", f"{type(error).__name__}: {error}", "Fetch it anew.") from error
-    packed = Packed(file, members, frozenset(Path(name).parts[0] for name in members))
-    return _labelled(packed, {name: Path(name).parts[0] for name in members}, "train")
+    packed = ArchiveIndex(file, members, frozenset(Path(name).parts[0] for name in members))
+    return _build_labelled_split(packed, {name: Path(name).parts[0] for name in members}, "train")
 
 
-def _validation(root: Path, classes: tuple[str, ...]) -> FileSplit | None:
+def _read_validation(root: Path, classes: tuple[str, ...]) -> FileSplit | None:
     """The validation images: a folder per class, or all in one place with the development kit to say their classes."""
-    from toast_cli.data.images.archive_index import open_packed
+    from toast_cli.data.images.archive_index import open_archive_index
 
     if (root / "val").is_dir():
-        tree: Any = Disk(root)
+        tree: Any = DiskFolder(root)
         names = tree.found("val").images
         if tree.folders("val"):
-            return _labelled(root, {name: Path(name).parts[1] for name in names}, "val", classes)[0]
+            return _build_labelled_split(root, {name: Path(name).parts[1] for name in names}, "val", classes)[0]
     elif (root / VAL_TAR).is_file():
-        tree = open_packed(root / VAL_TAR)
+        tree = open_archive_index(root / VAL_TAR)
         names = tree.found().images
     else:
         return None
-    kit = next((place for place in (root / DEVKIT, root) if (place / META).is_file()), None)
+    kit = next((place for place in (root / DEVKIT, root) if (place / META_FILE).is_file()), None)
     if kit is None:
         raise ToastError(
             f"Nothing says which classes the validation images of {root} have.",
-            f"They lie in one place, and {root / DEVKIT / META} does not exist.",
+            f"They lie in one place, and {root / DEVKIT / META_FILE} does not exist.",
             f"Unpack {DEVKIT}.tar.gz in {root}.",
         )
     wnids = {
         int(each.ILSVRC2012_ID): str(each.WNID)
-        for each in column(read_matlab(kit / META, "synsets", archive=f"{DEVKIT}.tar.gz")["synsets"])
+        for each in flatten_column(read_matlab(kit / META_FILE, "synsets", archive=f"{DEVKIT}.tar.gz")["synsets"])
     }
     try:
-        truth = [int(line) for line in read_text(kit / TRUTH).split()]
+        truth = [int(line) for line in read_text_file(kit / VAL_LABELS_FILE).split()]
     except (OSError, ValueError) as error:
-        raise ToastError(f"{kit / TRUTH} cannot be read.", str(error), f"Unpack {DEVKIT}.tar.gz anew.") from error
+        raise ToastError(
+            f"{kit / VAL_LABELS_FILE} cannot be read.", str(error), f"Unpack {DEVKIT}.tar.gz anew."
+        ) from error
     if len(truth) != len(names) or not set(truth) <= set(wnids):
         raise ToastError(
-            f"{kit / TRUTH} is of {len(truth):,} images, and {root} holds {len(names):,}.",
+            f"{kit / VAL_LABELS_FILE} is of {len(truth):,} images, and {root} holds {len(names):,}.",
             what_to_do=f"Fetch {VAL_TAR} and {DEVKIT}.tar.gz anew.",
         )
     class_of = {name: wnids[number] for name, number in zip(sorted(names), truth, strict=True)}
-    return _labelled(tree.root, class_of, "val", classes)[0]
+    return _build_labelled_split(tree.root, class_of, "val", classes)[0]

@@ -37,7 +37,7 @@ def read_matlab(file: Path, *wanted: str, archive: str) -> Mapping[str, Any]:
     return found
 
 
-def column(values: Any) -> list[Any]:
+def flatten_column(values: Any) -> list[Any]:
     """A MATLAB row or column as a list, one of a single value too."""
     import numpy as np
 

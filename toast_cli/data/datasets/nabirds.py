@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
-from toast_cli.data.datasets.cub_format import Layout, read_birds
-from toast_cli.data.datasets.fgvc import Annotated, FgvcOptions, Published, open_published
+from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.datasets.cub_format import BirdLayout, read_bird_annotations
+from toast_cli.data.datasets.fgvc import AnnotatedDataset, FgvcOptions, PublishedDataset, open_published_dataset
 
-NABIRDS = Published(
+NABIRDS = PublishedDataset(
     title="NABirds",
     folders=("nabirds",),
     marker="images.txt",
@@ -23,7 +23,7 @@ NABIRDS = Published(
 )
 
 
-class Options(FgvcOptions):
+class NABirdsOptions(FgvcOptions):
     """How NABirds' images are divided, and what marks the bird in them."""
 
     name: Literal["nabirds"] = Field("nabirds", description="the data set")
@@ -32,7 +32,7 @@ class Options(FgvcOptions):
     )
 
 
-def open_nabirds(options: Options, data_dir: Path | None) -> DataSet:
+def open_nabirds(options: NABirdsOptions, data_dir: Path | None) -> DataSet:
     """Read the annotation files; no image is opened.
 
     `classes.txt` names the whole tree of kinds: classes are those that have images.
@@ -40,11 +40,11 @@ def open_nabirds(options: Options, data_dir: Path | None) -> DataSet:
     Raises:
         ToastError: the data is not there, or an annotation file is missing or has an odd line.
     """
-    return open_published(NABIRDS, options, data_dir, _read)
+    return open_published_dataset(NABIRDS, options, data_dir, _read_annotations)
 
 
-SOURCE = Source(Options, open_nabirds, NABIRDS.needs, home=NABIRDS.home)
+SOURCE = DataSource(NABirdsOptions, open_nabirds, NABIRDS.needs, home=NABIRDS.home)
 
 
-def _read(root: Path, options: Options) -> Annotated:
-    return read_birds(root, Layout(NABIRDS.archives, numbered=False, every_class=False), options.mask)
+def _read_annotations(root: Path, options: NABirdsOptions) -> AnnotatedDataset:
+    return read_bird_annotations(root, BirdLayout(NABIRDS.archives, numbered=False, every_class=False), options.mask)

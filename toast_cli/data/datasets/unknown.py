@@ -7,18 +7,18 @@ from typing import Literal, NoReturn
 
 from pydantic import Field
 
-from toast_cli.data.base import Source
-from toast_cli.utils.config import Named
+from toast_cli.data.base import DataSource
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import UsageError
 
 
-class Options(Named):
+class UnknownDataOptions(NamedOptions):
     """There is nothing to choose."""
 
     name: Literal["unknown"] = Field("unknown", description="the data of an imported checkpoint")
 
 
-def open_unknown(options: Options, data_dir: Path | None) -> NoReturn:
+def open_unknown(options: UnknownDataOptions, data_dir: Path | None) -> NoReturn:
     """There is nothing to open.
 
     Raises:
@@ -27,4 +27,4 @@ def open_unknown(options: Options, data_dir: Path | None) -> NoReturn:
     raise UsageError("What this checkpoint was trained on is not known here.", what_to_do="Name data with --dataset.")
 
 
-SOURCE = Source(Options, open_unknown, "nothing: it stands for the data of an imported checkpoint")
+SOURCE = DataSource(UnknownDataOptions, open_unknown, "nothing: it stands for the data of an imported checkpoint")

@@ -7,37 +7,37 @@ from typing import Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
-from toast_cli.data.images.files import read_text, require_files
-from toast_cli.data.paths import data_folder
-from toast_cli.data.segmentation.dataset import PairOptions, PairSplit, of_official
+from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.images.files import read_text_file, require_files
+from toast_cli.data.paths import get_data_dir
+from toast_cli.data.segmentation.dataset import SegmentationDataOptions, SegmentationSplit, build_official_dataset
 from toast_cli.utils.errors import ToastError
 
-CLASSES = (
+VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-FOLDER = "VOCdevkit/VOC2012"
-LISTS = "ImageSets/Segmentation"
-AUGMENTED = "SegmentationClassAug"
+VOC_FOLDER = "VOCdevkit/VOC2012"
+LISTS_FOLDER = "ImageSets/Segmentation"
+AUGMENTED_MAPS_FOLDER = "SegmentationClassAug"
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
-OFFICIAL = (1_464, 1_449)
+VOC_SIZES = (1_464, 1_449)
 """Training and validation images of the published lists."""
-OFFICIAL_AUGMENTED = 10_582
+AUGMENTED_TRAIN_SIZE = 10_582
 
 
-class Options(PairOptions):
+class VocOptions(SegmentationDataOptions):
     """Which training list; the official validation list is the test."""
 
     name: Literal["voc"] = Field("voc", description="the data set")
     augmented: bool = Field(
         False,
-        description=f"train on the augmented list (10,582 images), whose class maps lie in {AUGMENTED}; "
+        description=f"train on the augmented list (10,582 images), whose class maps lie in {AUGMENTED_MAPS_FOLDER}; "
         "false: the official 1,464",
     )
 
 
-def open_voc(options: Options, data_dir: Path | None) -> DataSet:
+def open_voc(options: VocOptions, data_dir: Path | None) -> DataSet:
     """Read the lists; no image is opened.
 
     The labels of VOC's own test are not public: its validation list is what everybody reports, and the test here.
@@ -46,20 +46,20 @@ def open_voc(options: Options, data_dir: Path | None) -> DataSet:
     Raises:
         ToastError: the data is not there, or a list names an image that is not.
     """
-    root = _find(data_folder(data_dir))
-    official = root / LISTS
+    root = _find_root(get_data_dir(data_dir))
+    official = root / LISTS_FOLDER
     if options.augmented:
         listed = next((official / name for name in AUGMENTED_LISTS if (official / name).is_file()), None)
-        if listed is None or not (root / AUGMENTED).is_dir():
+        if listed is None or not (root / AUGMENTED_MAPS_FOLDER).is_dir():
             raise ToastError(
                 f"There is no augmented list in {root}.",
-                f"Wanted are {official / AUGMENTED_LISTS[0]} and the class maps in {root / AUGMENTED}.",
+                f"Wanted are {official / AUGMENTED_LISTS[0]} and the class maps in {root / AUGMENTED_MAPS_FOLDER}.",
                 "Put both there (they come from the Semantic Boundaries Dataset), or use dataset.augmented=false.",
             )
-        train = _split(root, listed, AUGMENTED)
+        train = _read_split(root, listed, AUGMENTED_MAPS_FOLDER)
     else:
-        train = _split(root, official / "train.txt", "SegmentationClass")
-    test = _split(root, official / "val.txt", "SegmentationClass")
+        train = _read_split(root, official / "train.txt", "SegmentationClass")
+    test = _read_split(root, official / "val.txt", "SegmentationClass")
     tested = {image for image, _ in test.pairs}
     both = sum(image in tested for image, _ in train.pairs)
     if both:
@@ -68,36 +68,36 @@ def open_voc(options: Options, data_dir: Path | None) -> DataSet:
             "A model must not be tested on what it was trained on.",
             "Take the augmented list without the official validation images (trainaug, not trainvalaug).",
         )
-    published = (OFFICIAL_AUGMENTED if options.augmented else OFFICIAL[0], OFFICIAL[1])
+    published = (AUGMENTED_TRAIN_SIZE if options.augmented else VOC_SIZES[0], VOC_SIZES[1])
     note = "test: VOC's official validation list, whose labels are public"
-    return of_official(CLASSES, train, test, published, options, note)
+    return build_official_dataset(VOC_CLASSES, train, test, published, options, note)
 
 
-SOURCE = Source(
-    Options,
+SOURCE = DataSource(
+    VocOptions,
     open_voc,
-    f"VOCtrainval_11-May-2012.tar unpacked in the data folder ({FOLDER}/JPEGImages)",
+    f"VOCtrainval_11-May-2012.tar unpacked in the data folder ({VOC_FOLDER}/JPEGImages)",
     "segmentation",
     home="http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
 )
 
 
-def _find(home: Path) -> Path:
-    for place in (home / FOLDER, home / "VOC2012", home):
-        if (place / LISTS).is_dir():
+def _find_root(home: Path) -> Path:
+    for place in (home / VOC_FOLDER, home / "VOC2012", home):
+        if (place / LISTS_FOLDER).is_dir():
             return place
     raise ToastError(
         "PASCAL VOC 2012 was not found.",
-        f"Neither {home / FOLDER / LISTS} nor {home / LISTS} exists.",
-        f"Download VOCtrainval_11-May-2012.tar and unpack it in {home}, so that {home / FOLDER / LISTS} exists; or "
-        "name the folder that holds VOCdevkit with --data-dir.",
+        f"Neither {home / VOC_FOLDER / LISTS_FOLDER} nor {home / LISTS_FOLDER} exists.",
+        f"Download VOCtrainval_11-May-2012.tar and unpack it in {home}, so that {home / VOC_FOLDER / LISTS_FOLDER} "
+        "exists; or name the folder that holds VOCdevkit with --data-dir.",
     )
 
 
-def _split(root: Path, listed: Path, maps: str) -> PairSplit:
+def _read_split(root: Path, listed: Path, maps: str) -> SegmentationSplit:
     """The images that a list names, one a line: by id, or (augmented lists) as a path to image and class map."""
     try:
-        lines = read_text(listed).splitlines()
+        lines = read_text_file(listed).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ToastError(f"{listed} cannot be read.", str(error), "Unpack the archive anew.") from error
     ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
@@ -106,4 +106,4 @@ def _split(root: Path, listed: Path, maps: str) -> PairSplit:
         raise ToastError(f"{listed} names no image.", what_to_do="Unpack the archive anew.")
     files = [(str(path), path) for pair in pairs for path in pair]
     require_files(files, f"files that {listed} names", "Unpack the archive anew.")
-    return PairSplit(pairs, len(CLASSES))
+    return SegmentationSplit(pairs, len(VOC_CLASSES))

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from toast_cli import registry
-from toast_cli.data.base import DataSet, Sample, Source, folders_of, image_splits
-from toast_cli.data.splits import hold_out, listed, split_hash
-from toast_cli.utils.config import Named
+from toast_cli.data.base import DataSet, DataSource, Sample, get_image_folders, get_image_splits
+from toast_cli.data.splits import compute_split_hash, format_class_names, hold_out
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
     from toast_cli.data.base import ImageSplit
 
-KEPT_BYTES = 512_000_000
+MAX_CACHED_CELL_BYTES = 512_000_000
 """Cells are kept for the next epoch, up to this size per split."""
 
 
-class Options(Named):
+class GridOptions(NamedOptions):
     """Which photographs, among which distractors, in which grid."""
 
     name: Literal["grid"] = Field("grid", description="the data set")
@@ -89,7 +89,7 @@ class GridSplit:
     photos: tuple[Photo, ...]
     pool: tuple[Photo, ...]
     part: str
-    options: Options
+    options: GridOptions
     repeats: int = 1
     has_masks: bool = True
     marks: str = "the cell of the labelled photograph"
@@ -110,7 +110,7 @@ class GridSplit:
     def folders(self) -> frozenset[Path]:
         """The folders that photographs and distractors are read from."""
         splits = {id(photo.split): photo.split for photo in (*self.photos, *self.pool)}
-        return frozenset(folder for split in splits.values() for folder in folders_of(split))
+        return frozenset(folder for split in splits.values() for folder in get_image_folders(split))
 
     def __len__(self) -> int:
         return len(self.photos) * self.repeats
@@ -120,7 +120,7 @@ class GridSplit:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.part} has {len(self)} mosaics, there is no mosaic {index}")
         turn, place = divmod(index, len(self.photos))
-        numbers = _numbers(f"{self.options.grid_seed}/{self.part}/{turn}/{self.photos[place].name}")
+        numbers = _generate_numbers(f"{self.options.grid_seed}/{self.part}/{turn}/{self.photos[place].name}")
         cells = self.options.cells**2
         target = next(numbers) % cells
         drawn: dict[int, None] = {}  # a set in the order of drawing
@@ -168,31 +168,33 @@ class GridSplit:
         if cell is None:
             side = (self.options.cell_side,) * 2
             cell = np.asarray(ImageOps.fit(photo.split.load(photo.index).image, side, Image.Resampling.BICUBIC))
-            if len(self._kept) * cell.nbytes < KEPT_BYTES:
+            if len(self._kept) * cell.nbytes < MAX_CACHED_CELL_BYTES:
                 self._kept[key] = cell
         return cell
 
 
-def open_grid(options: Options, data_dir: Path | None) -> DataSet:
+def open_grid(options: GridOptions, data_dir: Path | None) -> DataSet:
     """Open both data sets and divide the distractors among the splits; no image is opened.
 
     Raises:
         UsageError: `path` does not name two data sets of images.
         ToastError: either cannot be opened, or the distractors are too few.
     """
-    chosen, others = _parted(options.path)
-    labelled = _opened(chosen, options.photographs, data_dir)
-    unlabelled = _opened(others, options.distractors, data_dir)
-    distractors = image_splits(unlabelled, others).values()
+    chosen, others = _parse_sources(options.path)
+    labelled = _open_dataset(chosen, options.photographs, data_dir)
+    unlabelled = _open_dataset(others, options.distractors, data_dir)
+    distractors = get_image_splits(unlabelled, others).values()
     classes = labelled.classes[: options.classes]
     if len(classes) < 2:
         raise UsageError(f"{chosen} has no classes to tell apart.", what_to_do="Name labelled images before the '+'.")
     shown = {
         part: tuple(Photo(split, i) for i, label in enumerate(split.labels) if label < len(classes))
-        for part, split in image_splits(labelled, chosen).items()
+        for part, split in get_image_splits(labelled, chosen).items()
     }
     part_of = {photo.place(chosen): part for part, photos in shown.items() for photo in photos}
-    pools = _divided([Photo(split, i) for split in distractors for i in range(len(split))], part_of, others, options)
+    pools = _assign_distractors(
+        [Photo(split, i) for split in distractors for i in range(len(split))], part_of, others, options
+    )
     splits, notes = {}, []
     for part, photos in shown.items():
         at = {photo.place(others): index for index, photo in enumerate(pools[part])}
@@ -204,45 +206,50 @@ def open_grid(options: Options, data_dir: Path | None) -> DataSet:
                 what_to_do="Give more, or raise dataset.val_fraction or dataset.test_fraction.",
             )
         splits[part] = GridSplit(photos, pools[part], part, options, options.mosaics if part == "train" else 1, own=own)
-    used = ", ".join(f"{len(pools[part]):,} for {part} (split {_hash(pools[part])})" for part in splits)
+    used = ", ".join(f"{len(pools[part]):,} for {part} (split {_hash_pool(pools[part])})" for part in splits)
     notes.append(
         f"Grids of {options.cells}×{options.cells}: photographs of {chosen} among distractors of {others}, {used}, "
         f"seed {options.grid_seed}. Chance is one in {len(classes)}; a cell is {1 / options.cells**2:.0%} of the image."
     )
     shared = [name for name in classes if name in unlabelled.classes]
     if shared:
-        notes.append(f"The distractors hold {listed(shared)} too: a mosaic may show a class beside the one asked for.")
+        notes.append(
+            f"The distractors hold {format_class_names(shared)} too: a mosaic may show a class beside the one "
+            "asked for."
+        )
     return DataSet(classes, splits, (*labelled.notes, *notes))
 
 
-SOURCE = Source(
-    Options, open_grid, "nothing of its own: mosaics of two other data sets, grid:SOURCE+DISTRACTORS (cub+images:PATH)"
+SOURCE = DataSource(
+    GridOptions,
+    open_grid,
+    "nothing of its own: mosaics of two other data sets, grid:SOURCE+DISTRACTORS (cub+images:PATH)",
 )
 
 
-def _parted(path: str) -> tuple[str, str]:
+def _parse_sources(path: str) -> tuple[str, str]:
     """The two data sets; a '+' within a folder's name does not part them."""
     places = [place for place, character in enumerate(path) if character == "+"]
     for place in places:
         first, second = path[:place], path[place + 1 :]
-        if all(name.partition(":")[0] in registry.names(registry.SOURCES) for name in (first, second)):
+        if all(name.partition(":")[0] in registry.list_names(registry.SOURCES) for name in (first, second)):
             return first, second
     raise UsageError(
         f"'grid:{path}' does not name two data sets.",
         "Expected is grid:SOURCE+DISTRACTORS.",
-        "For example grid:cub+images:PATH; known are " + ", ".join(registry.names(registry.SOURCES)) + ".",
+        "For example grid:cub+images:PATH; known are " + ", ".join(registry.list_names(registry.SOURCES)) + ".",
     )
 
 
-def _opened(choice: str, fields: dict[str, Any], data_dir: Path | None) -> DataSet:
-    from toast_cli.recipe.parse import build_dataset
+def _open_dataset(choice: str, fields: dict[str, Any], data_dir: Path | None) -> DataSet:
+    from toast_cli.recipe.parse import build_dataset_options
 
-    options = build_dataset(choice, fields)
-    return registry.load(registry.SOURCES, options.name).open(options, data_dir)
+    options = build_dataset_options(choice, fields)
+    return registry.load_entry(registry.SOURCES, options.name).open(options, data_dir)
 
 
-def _divided(
-    photos: Sequence[Photo], part_of: Mapping[str, str], source: str, options: Options
+def _assign_distractors(
+    photos: Sequence[Photo], part_of: Mapping[str, str], source: str, options: GridOptions
 ) -> dict[str, tuple[Photo, ...]]:
     """Distractors by split, each in one of them: one that is a labelled photograph too, in that one's (`part_of`)."""
     given = [part_of.get(photo.place(source)) for photo in photos]
@@ -259,11 +266,11 @@ def _divided(
     }
 
 
-def _hash(pool: Sequence[Photo]) -> str:
-    return split_hash([photo.name for photo in pool], [0] * len(pool))
+def _hash_pool(pool: Sequence[Photo]) -> str:
+    return compute_split_hash([photo.name for photo in pool], [0] * len(pool))
 
 
-def _numbers(key: str) -> Iterator[int]:
+def _generate_numbers(key: str) -> Iterator[int]:
     """Random numbers of 64 bits, the same for a key with every version of every library."""
     digest = sha256(key.encode(errors="surrogateescape")).digest()
     while True:

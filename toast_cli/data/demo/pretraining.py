@@ -15,57 +15,57 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Sample, Source, Split
-from toast_cli.data.demo.scenes import LARGEST_SIDE, MOST_IMAGES, SplitName
+from toast_cli.data.base import DataSet, DataSource, Sample, Split
+from toast_cli.data.demo.scenes import MAX_IMAGE_SIDE, MAX_IMAGES, SplitName
 from toast_cli.data.procedural import ProceduralSplit
-from toast_cli.utils.config import Named
+from toast_cli.utils.config import NamedOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
 
-GROUND = "ground"
+PRETRAINING_GROUND_CLASS = "ground"
 
 # Numbers 1 to 3 belong to the tasks of `demo`.
 _SCENES_STREAM: dict[str, int] = {"several": 11, "dominant": 12}
 _SPLIT_STREAM: dict[SplitName, int] = {"train": 1, "val": 2, "test": 3}
 
 
-class DemoPretrainingOptions(Named):
+class DemoPretrainingOptions(NamedOptions):
     """Which scenes, and how many."""
 
     name: Literal["demo-pretraining"] = "demo-pretraining"
     scenes: Literal["several", "dominant"] = Field(
         "several", description="several: two to seven things of similar size; dominant: one thing is the largest"
     )
-    train_images: int = Field(100_000, ge=1, le=MOST_IMAGES, description="images in the train split")
-    val_images: int = Field(1000, ge=1, le=MOST_IMAGES, description="images in the val split")
-    test_images: int = Field(1000, ge=1, le=MOST_IMAGES, description="images in the test split")
-    side: int = Field(64, ge=32, le=LARGEST_SIDE, multiple_of=8, description="height and width of an image in pixels")
+    train_images: int = Field(100_000, ge=1, le=MAX_IMAGES, description="images in the train split")
+    val_images: int = Field(1000, ge=1, le=MAX_IMAGES, description="images in the val split")
+    test_images: int = Field(1000, ge=1, le=MAX_IMAGES, description="images in the test split")
+    side: int = Field(64, ge=32, le=MAX_IMAGE_SIDE, multiple_of=8, description="height and width of an image in pixels")
     world_seed: int = Field(0, ge=0, description="another seed draws other images")
 
 
-def draw(options: DemoPretrainingOptions, split: SplitName, index: int) -> Sample:
+def draw_pretraining_sample(options: DemoPretrainingOptions, split: SplitName, index: int) -> Sample:
     """Draw one scene with the class of every pixel."""
     import numpy as np
     from PIL import Image
 
     seed = [options.world_seed, _SCENES_STREAM[options.scenes], _SPLIT_STREAM[split], index]
-    scene = several_scene if options.scenes == "several" else dominant_scene
+    scene = draw_several_scene if options.scenes == "several" else draw_dominant_scene
     pixels, classes = scene(np.random.default_rng(seed), options.side)
     return Sample(Image.fromarray(pixels), -1, f"{options.scenes}/{split}/{index:07d}", classes=classes)
 
 
-def class_names() -> tuple[str, ...]:
+def get_pretraining_classes() -> tuple[str, ...]:
     """Return the ground and every "kind, marking"."""
     from toast_cli.data.demo.shapes import PRETRAINING_KINDS
     from toast_cli.data.demo.world import MARKINGS
 
-    return (GROUND, *(f"{kind}, {marking}" for kind in PRETRAINING_KINDS for marking in MARKINGS))
+    return (PRETRAINING_GROUND_CLASS, *(f"{kind}, {marking}" for kind in PRETRAINING_KINDS for marking in MARKINGS))
 
 
-def several_scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_several_scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw two to seven things of similar size.
 
     Returns:
@@ -73,34 +73,42 @@ def several_scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.n
     """
     across = 2 if rng.uniform() < 0.4 else 3
     count = int(rng.integers(2, 5 if across == 2 else 8))
-    return _scene(rng, side, across, side / across * rng.uniform(0.36, 0.46, count))
+    return _draw_scene(rng, side, across, side / across * rng.uniform(0.36, 0.46, count))
 
 
-def dominant_scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_dominant_scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw two to four things; all but one have 0.55 to 0.82 of its size. Returns as `several_scene`."""
     largest = side * rng.uniform(0.19, 0.235)
     shares = [1.0, *rng.uniform(0.55, 0.82, int(rng.integers(1, 4)))]
-    return _scene(rng, side, 2, largest * rng.permutation(shares))
+    return _draw_scene(rng, side, 2, largest * rng.permutation(shares))
 
 
-def _scene(rng: np.random.Generator, side: int, across: int, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _draw_scene(rng: np.random.Generator, side: int, across: int, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Draw one thing of each size: the radius in pixels of the disc that has the thing's area."""
     import numpy as np
 
-    from toast_cli.data.demo.shapes import PRETRAINING_KINDS, relative_area
-    from toast_cli.data.demo.world import ANY, MARKINGS, background, draw_thing, paint_thing, places_of, to_bytes
+    from toast_cli.data.demo.shapes import PRETRAINING_KINDS, compute_relative_area
+    from toast_cli.data.demo.world import (
+        ALL_COLOURS,
+        MARKINGS,
+        draw_background,
+        paint_object,
+        sample_object,
+        sample_positions,
+        to_uint8,
+    )
 
     kinds, markings = list(PRETRAINING_KINDS), list(MARKINGS)
-    image, classes = background(rng, side), np.zeros((side, side), np.uint8)
-    for place, size in zip(places_of(rng, side, len(sizes), across), sizes.tolist(), strict=True):
+    image, classes = draw_background(rng, side), np.zeros((side, side), np.uint8)
+    for place, size in zip(sample_positions(rng, side, len(sizes), across), sizes.tolist(), strict=True):
         kind, marking = int(rng.integers(len(kinds))), int(rng.integers(len(markings)))
-        radius = size / relative_area(kinds[kind]) ** 0.5
-        thing = draw_thing(rng, kinds[kind], markings[marking], place, radius, ANY)
-        classes[paint_thing(image, thing, PRETRAINING_KINDS)] = 1 + kind * len(markings) + marking
-    return to_bytes(image), classes
+        radius = size / compute_relative_area(kinds[kind]) ** 0.5
+        thing = sample_object(rng, kinds[kind], markings[marking], place, radius, ALL_COLOURS)
+        classes[paint_object(image, thing, PRETRAINING_KINDS)] = 1 + kind * len(markings) + marking
+    return to_uint8(image), classes
 
 
-def open_source(options: DemoPretrainingOptions, data_dir: Path | None) -> DataSet:
+def open_demo_pretraining(options: DemoPretrainingOptions, data_dir: Path | None) -> DataSet:
     """Open the scenes; `data_dir` is not read."""
     lengths: dict[SplitName, int] = {
         "train": options.train_images,
@@ -108,16 +116,16 @@ def open_source(options: DemoPretrainingOptions, data_dir: Path | None) -> DataS
         "test": options.test_images,
     }
     splits: dict[str, Split] = {
-        split: ProceduralSplit(f"{options.scenes}/{split}", length, partial(draw, options, split))
+        split: ProceduralSplit(f"{options.scenes}/{split}", length, partial(draw_pretraining_sample, options, split))
         for split, length in lengths.items()
     }
     note = "These scenes are drawn, not photographed. They are for pre-training vit_demo."
-    return DataSet(class_names(), splits, (note,))
+    return DataSet(get_pretraining_classes(), splits, (note,))
 
 
-SOURCE = Source(
+SOURCE = DataSource(
     DemoPretrainingOptions,
-    open_source,
+    open_demo_pretraining,
     "nothing: vit_demo's pre-training scenes, kind and marking of every pixel",
     "token-labels",
 )

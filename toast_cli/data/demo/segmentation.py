@@ -7,32 +7,32 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Sample, Source, SplitKind
+from toast_cli.data.base import DataSet, DataSource, Sample, SplitKind
 from toast_cli.data.demo import scenes as demo
-from toast_cli.data.demo.scenes import LARGEST_SIDE, MOST_IMAGES
-from toast_cli.utils.config import Named
+from toast_cli.data.demo.scenes import MAX_IMAGE_SIDE, MAX_IMAGES
+from toast_cli.utils.config import NamedOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
 
-GROUND = "ground"
+GROUND_CLASS = "ground"
 
 
-class Options(Named):
+class DemoSegmentationOptions(NamedOptions):
     """How much of the demo world."""
 
     name: Literal["demo-segmentation"] = "demo-segmentation"
-    train_images: int = Field(1000, ge=1, le=MOST_IMAGES, description="images in the train split")
-    val_images: int = Field(200, ge=1, le=MOST_IMAGES, description="images in the val split")
-    test_images: int = Field(500, ge=1, le=MOST_IMAGES, description="images in the test split")
-    side: int = Field(64, ge=32, le=LARGEST_SIDE, multiple_of=8, description="height and width of an image in pixels")
+    train_images: int = Field(1000, ge=1, le=MAX_IMAGES, description="images in the train split")
+    val_images: int = Field(200, ge=1, le=MAX_IMAGES, description="images in the val split")
+    test_images: int = Field(500, ge=1, le=MAX_IMAGES, description="images in the test split")
+    side: int = Field(64, ge=32, le=MAX_IMAGE_SIDE, multiple_of=8, description="height and width of an image in pixels")
     world_seed: int = Field(0, ge=0, description="which world: another seed draws other images")
 
 
 @dataclass(frozen=True)
-class SegmentedScenes:
+class DemoSegmentationSplit:
     """The scenes of the demo's fine task, pixel by pixel, drawn when first asked for."""
 
     kind: ClassVar[SplitKind] = "pixels"
@@ -60,38 +60,40 @@ class SegmentedScenes:
 
         name = self.scenes.names[index]
         pixels, classes = self._kept.get(index) or self._drawn(index)
-        if len(self._kept) * (pixels.nbytes + classes.nbytes) < demo.KEPT_BYTES:
+        if len(self._kept) * (pixels.nbytes + classes.nbytes) < demo.MAX_CACHED_SCENE_BYTES:
             self._kept[index] = pixels, classes
         return Sample(Image.fromarray(pixels), -1, name, classes=classes)
 
     def _drawn(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
 
-        from toast_cli.data.demo.world import fine_things
+        from toast_cli.data.demo.world import draw_fine_objects
 
-        options, kinds = self.scenes.options, class_names()
-        markings = demo.class_names(options)
-        rng = demo.stream(options, self.scenes.split, index)
-        pixels, things = fine_things(rng, options.side, markings[self.scenes.labels[index]], markings)
+        options, kinds = self.scenes.options, get_segmentation_classes()
+        markings = demo.get_demo_classes(options)
+        rng = demo.create_image_rng(options, self.scenes.split, index)
+        pixels, things = draw_fine_objects(rng, options.side, markings[self.scenes.labels[index]], markings)
         classes = np.zeros(pixels.shape[:2], np.uint8)
         for kind, mask in things:  # in the order of painting: what lies over something hides it here, too
             classes[mask] = kinds.index(kind)
         return pixels, classes
 
 
-def class_names() -> tuple[str, ...]:
+def get_segmentation_classes() -> tuple[str, ...]:
     """The ground, and every kind of thing."""
-    from toast_cli.data.demo.world import KINDS
+    from toast_cli.data.demo.world import OBJECT_KINDS
 
-    return (GROUND, *KINDS)
+    return (GROUND_CLASS, *OBJECT_KINDS)
 
 
-def open_source(options: Options, data_dir: Path | None) -> DataSet:
+def open_demo_segmentation(options: DemoSegmentationOptions, data_dir: Path | None) -> DataSet:
     """The demo world, labelled pixel by pixel; `data_dir` is not needed and not read."""
-    fine = demo.Options(**options.model_dump(exclude={"name"}))
-    scenes = demo.open_source(fine, data_dir)
-    splits = {name: SegmentedScenes(split) for name, split in scenes.splits.items()}  # type: ignore[arg-type]
-    return DataSet(class_names(), splits, scenes.notes)
+    fine = demo.DemoOptions(**options.model_dump(exclude={"name"}))
+    scenes = demo.open_demo(fine, data_dir)
+    splits = {name: DemoSegmentationSplit(split) for name, split in scenes.splits.items()}  # type: ignore[arg-type]
+    return DataSet(get_segmentation_classes(), splits, scenes.notes)
 
 
-SOURCE = Source(Options, open_source, "nothing: the demo's scenes, every pixel labelled", "segmentation")
+SOURCE = DataSource(
+    DemoSegmentationOptions, open_demo_segmentation, "nothing: the demo's scenes, every pixel labelled", "segmentation"
+)

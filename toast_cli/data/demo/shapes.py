@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from toast_cli.data.demo.world import KINDS, Shape, disc
+from toast_cli.data.demo.world import OBJECT_KINDS, SignedField, disc
 from toast_cli.data.structured.sprites import heart
 
 
@@ -50,8 +50,8 @@ def _flower(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.minimum.reduce([*petals, disc(u, v, 0.0, 0.0, 0.55)])
 
 
-PRETRAINING_KINDS: dict[str, Shape] = {
-    **KINDS,
+PRETRAINING_KINDS: dict[str, SignedField] = {
+    **OBJECT_KINDS,
     "triangle": _triangle,
     "heart": heart,
     "hexagon": _hexagon,
@@ -64,7 +64,7 @@ PRETRAINING_KINDS: dict[str, Shape] = {
 
 
 @cache
-def relative_area(kind: str) -> float:
+def compute_relative_area(kind: str) -> float:
     """Return the area inside an outline as a share of a disc of radius 1."""
     at = np.linspace(-1.3, 1.3, 261, dtype=np.float32)
     inside = PRETRAINING_KINDS[kind](*np.meshgrid(at, at)) < 0

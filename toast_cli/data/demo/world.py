@@ -16,12 +16,12 @@ from functools import cache
 
 import numpy as np
 
-Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
+SignedField = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Colour = tuple[float, float, float]
-Range = tuple[float, float]
+ValueRange = tuple[float, float]
 
-TARGET = "beetle"
-RIM = 0.07
+TARGET_KIND = "beetle"
+OUTLINE_HALF_WIDTH = 0.07
 """Half the width of the inked outline, in units of a thing's radius."""
 
 
@@ -63,8 +63,8 @@ def _fish(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.minimum(body, fins)
 
 
-KINDS: dict[str, Shape] = {
-    TARGET: _beetle,
+OBJECT_KINDS: dict[str, SignedField] = {
+    TARGET_KIND: _beetle,
     "ball": _ball,
     "crate": _crate,
     "kite": _kite,
@@ -73,15 +73,15 @@ KINDS: dict[str, Shape] = {
 }
 
 
-def _spots(radius: float, *places: tuple[float, float]) -> Shape:
+def _spots(radius: float, *places: tuple[float, float]) -> SignedField:
     return lambda u, v: np.minimum.reduce([disc(u, v, x, y, radius) for x, y in places])
 
 
-def _bars(half_width: float, *places: float) -> Shape:
+def _bars(half_width: float, *places: float) -> SignedField:
     return lambda u, v: np.minimum.reduce([np.abs(v - y) for y in places]) - half_width
 
 
-def _lines(half_width: float, *places: float) -> Shape:
+def _lines(half_width: float, *places: float) -> SignedField:
     return lambda u, v: np.minimum.reduce([np.abs(u - x) for x in places]) - half_width
 
 
@@ -102,7 +102,7 @@ class Marking:
     """A pattern and the coarse family that it shares with one other."""
 
     family: str
-    shape: Shape
+    shape: SignedField
 
 
 # The first five are one of each family, so that a task with few classes is not also a task of close relatives.
@@ -118,24 +118,24 @@ MARKINGS: dict[str, Marking] = {
     "eyed": Marking("round", _spots(0.4, (0.0, 0.0))),
     "saltire": Marking("crossed", _saltire),
 }
-FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(marking.family for marking in MARKINGS.values()))
+MARKING_FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(marking.family for marking in MARKINGS.values()))
 
 
 @dataclass(frozen=True)
-class Paint:
+class ColourRange:
     """How strong and how light a thing's colour may be, both from 0 to 1."""
 
-    saturation: Range
-    value: Range
+    saturation: ValueRange
+    value: ValueRange
 
 
-MUTED = Paint((0.1, 0.4), (0.45, 0.7))
-BRIGHT = Paint((0.6, 1.0), (0.75, 1.0))
-ANY = Paint((0.1, 1.0), (0.45, 1.0))
+MUTED_COLOURS = ColourRange((0.1, 0.4), (0.45, 0.7))
+BRIGHT_COLOURS = ColourRange((0.6, 1.0), (0.75, 1.0))
+ALL_COLOURS = ColourRange((0.1, 1.0), (0.45, 1.0))
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One object of a scene: centre (x, y) and radius in pixels, angle in radians, colours from 0 to 1."""
 
     kind: str
@@ -147,35 +147,35 @@ class Thing:
     ink: Colour
 
 
-def draw_thing(
-    rng: np.random.Generator, kind: str, marking: str, centre: tuple[float, float], radius: float, paint: Paint
-) -> Thing:
+def sample_object(
+    rng: np.random.Generator, kind: str, marking: str, centre: tuple[float, float], radius: float, paint: ColourRange
+) -> SceneObject:
     """A thing whose tilt and colours are left to chance; at most half a radian, so that bars stay across."""
     hue, saturation, value = rng.uniform(), rng.uniform(*paint.saturation), rng.uniform(*paint.value)
     body = colorsys.hsv_to_rgb(hue, saturation, value)
     # Ink is the body's own hue made much darker: a marking shows by brightness, never by a colour of its own.
     ink = colorsys.hsv_to_rgb(hue, saturation, value * rng.uniform(0.1, 0.35))
-    return Thing(kind, marking, centre, radius, rng.uniform(-0.5, 0.5), body, ink)
+    return SceneObject(kind, marking, centre, radius, rng.uniform(-0.5, 0.5), body, ink)
 
 
 @cache
-def _stretch(cells: int, side: int) -> np.ndarray:
+def _build_upsampling_weights(cells: int, side: int) -> np.ndarray:
     """`[side, cells]` weights that stretch a coarse grid linearly over a side of the image."""
     at = np.linspace(0, cells - 1, side, dtype=np.float32)[:, None]
     return np.clip(1 - np.abs(at - np.arange(cells, dtype=np.float32)), 0, 1)
 
 
-def background(rng: np.random.Generator, side: int) -> np.ndarray:
+def draw_background(rng: np.random.Generator, side: int) -> np.ndarray:
     """`[H, W, 3]` float32: a tint, coloured clouds of two sizes, and noise on every pixel."""
     image = 0.03 * rng.standard_normal((3, side, side), np.float32)
     image += rng.uniform(0.3, 0.6, (3, 1, 1)).astype(np.float32)
     for cells, strength in ((5, 0.07), (17, 0.05)):
-        weights = _stretch(cells, side)
+        weights = _build_upsampling_weights(cells, side)
         image += strength * (weights @ rng.standard_normal((3, cells, cells), np.float32) @ weights.T)
     return image.transpose(1, 2, 0)
 
 
-def paint_thing(image: np.ndarray, thing: Thing, kinds: Mapping[str, Shape] = KINDS) -> np.ndarray:
+def paint_object(image: np.ndarray, thing: SceneObject, kinds: Mapping[str, SignedField] = OBJECT_KINDS) -> np.ndarray:
     """Paint a thing onto `[H, W, 3]` in place and return its mask, `[H, W]` bool."""
     side, (x, y), reach = image.shape[0], thing.centre, 1.3 * thing.radius
     top, bottom = max(0, int(y - reach)), min(side, int(y + reach) + 2)
@@ -190,7 +190,7 @@ def paint_thing(image: np.ndarray, thing: Thing, kinds: Mapping[str, Shape] = KI
     # The marking stays clear of the outline, so that no marking changes a silhouette. The outline is inked too:
     # what a thing is must be as plain to see as what it wears, however dull its colour.
     marking = np.maximum(MARKINGS[thing.marking].shape(u, v), np.hypot(u, v) - 0.72)
-    inked = np.minimum(marking, np.abs(outline) - RIM)
+    inked = np.minimum(marking, np.abs(outline) - OUTLINE_HALF_WIDTH)
     ink = np.clip(0.5 - inked * thing.radius, 0, 1)[..., None]
     colour = np.asarray(thing.body, np.float32) * (1 - ink) + np.asarray(thing.ink, np.float32) * ink
     window = image[top:bottom, left:right]
@@ -200,7 +200,7 @@ def paint_thing(image: np.ndarray, thing: Thing, kinds: Mapping[str, Shape] = KI
     return mask
 
 
-def places_of(rng: np.random.Generator, side: int, count: int, across: int) -> list[tuple[float, float]]:
+def sample_positions(rng: np.random.Generator, side: int, count: int, across: int) -> list[tuple[float, float]]:
     """Centres near those of different cells of a grid with `across` cells a side, so that things hardly overlap."""
     pitch = side / across
     shifts = rng.uniform(-0.09, 0.09, (count, 2))
@@ -210,66 +210,68 @@ def places_of(rng: np.random.Generator, side: int, count: int, across: int) -> l
     ]
 
 
-def to_bytes(image: np.ndarray) -> np.ndarray:
+def to_uint8(image: np.ndarray) -> np.ndarray:
     """Convert colors from 0..1 to uint8."""
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
-def fine_scene(rng: np.random.Generator, side: int, marking: str, pool: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def draw_fine_scene(
+    rng: np.random.Generator, side: int, marking: str, pool: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """A dull little beetle that wears `marking` among three bright things that wear any of `pool`.
 
     Returns `[H, W, 3]` uint8 and the beetle's mask.
     """
-    image, painted = fine_things(rng, side, marking, pool)
+    image, painted = draw_fine_objects(rng, side, marking, pool)
     return image, painted[-1][1]
 
 
-def fine_things(
+def draw_fine_objects(
     rng: np.random.Generator, side: int, marking: str, pool: Sequence[str]
 ) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:
     """The fine scene, and kind and mask of everything in it in the order of painting, the beetle last."""
-    image, painted = background(rng, side), []
-    beetle_at, *places = places_of(rng, side, 4, across=2)
-    others = [kind for kind in KINDS if kind != TARGET]
+    image, painted = draw_background(rng, side), []
+    beetle_at, *places = sample_positions(rng, side, 4, across=2)
+    others = [kind for kind in OBJECT_KINDS if kind != TARGET_KIND]
     for place in places:
         kind, worn = others[int(rng.integers(len(others)))], pool[int(rng.integers(len(pool)))]
-        thing = draw_thing(rng, kind, worn, place, side * rng.uniform(0.19, 0.24), BRIGHT)
-        painted.append((kind, paint_thing(image, thing)))
+        thing = sample_object(rng, kind, worn, place, side * rng.uniform(0.19, 0.24), BRIGHT_COLOURS)
+        painted.append((kind, paint_object(image, thing)))
     # Painted last, so that nothing ever covers the beetle and its mask is exact.
-    beetle = draw_thing(rng, TARGET, marking, beetle_at, side * rng.uniform(0.17, 0.21), MUTED)
-    painted.append((TARGET, paint_thing(image, beetle)))
-    return to_bytes(image), painted
+    beetle = sample_object(rng, TARGET_KIND, marking, beetle_at, side * rng.uniform(0.17, 0.21), MUTED_COLOURS)
+    painted.append((TARGET_KIND, paint_object(image, beetle)))
+    return to_uint8(image), painted
 
 
-def crowded_scene(rng: np.random.Generator, side: int, kind: str, family: str) -> tuple[np.ndarray, np.ndarray]:
+def draw_crowded_scene(rng: np.random.Generator, side: int, kind: str, family: str) -> tuple[np.ndarray, np.ndarray]:
     """One to three large things of one kind and family among up to three small ones of any kind and marking.
 
     Kind and marking of the large things can only be told together with their place, so a backbone that
     learns this keeps what it knows of each thing where the thing is. Returns `[H, W, 3]` uint8 and the large
     things' mask.
     """
-    image, mask = background(rng, side), np.zeros((side, side), bool)
+    image, mask = draw_background(rng, side), np.zeros((side, side), bool)
     members = [name for name, marking in MARKINGS.items() if marking.family == family]
-    kinds, pool = list(KINDS), list(MARKINGS)
+    kinds, pool = list(OBJECT_KINDS), list(MARKINGS)
     large, small = 1 + int(rng.integers(3)), int(rng.integers(4))
-    places = places_of(rng, side, large + small, across=3)
+    places = sample_positions(rng, side, large + small, across=3)
     for place in places[large:]:
         other, worn = kinds[int(rng.integers(len(kinds)))], pool[int(rng.integers(len(pool)))]
-        paint_thing(image, draw_thing(rng, other, worn, place, side * rng.uniform(0.1, 0.135), ANY))
+        paint_object(image, sample_object(rng, other, worn, place, side * rng.uniform(0.1, 0.135), ALL_COLOURS))
     for place in places[:large]:
         worn = members[int(rng.integers(len(members)))]
-        mask |= paint_thing(image, draw_thing(rng, kind, worn, place, side * rng.uniform(0.155, 0.22), ANY))
-    return to_bytes(image), mask
+        mask |= paint_object(image, sample_object(rng, kind, worn, place, side * rng.uniform(0.155, 0.22), ALL_COLOURS))
+    return to_uint8(image), mask
 
 
-def coarse_scene(rng: np.random.Generator, side: int, kind: str, family: str) -> tuple[np.ndarray, np.ndarray]:
+def draw_coarse_scene(rng: np.random.Generator, side: int, kind: str, family: str) -> tuple[np.ndarray, np.ndarray]:
     """One to seven things of one kind, each with a marking of one family, in any colour.
 
     Returns `[H, W, 3]` uint8 and the mask of all of them.
     """
-    image, mask = background(rng, side), np.zeros((side, side), bool)
+    image, mask = draw_background(rng, side), np.zeros((side, side), bool)
     members = [name for name, marking in MARKINGS.items() if marking.family == family]
-    for place in places_of(rng, side, int(rng.integers(1, 8)), across=3):
+    for place in sample_positions(rng, side, int(rng.integers(1, 8)), across=3):
         worn = members[int(rng.integers(len(members)))]
-        mask |= paint_thing(image, draw_thing(rng, kind, worn, place, side * rng.uniform(0.14, 0.22), ANY))
-    return to_bytes(image), mask
+        mask |= paint_object(image, sample_object(rng, kind, worn, place, side * rng.uniform(0.14, 0.22), ALL_COLOURS))
+    return to_uint8(image), mask

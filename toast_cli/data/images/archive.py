@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
-from toast_cli.data.class_map import class_file
-from toast_cli.data.images.image_folder import open_tree
+from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.class_map import read_class_file
+from toast_cli.data.images.image_folder import open_class_folders
 from toast_cli.data.paths import find_file
-from toast_cli.data.splits import SPLIT_OF, WholeOptions
+from toast_cli.data.splits import SPLIT_ALIASES, UnsplitDataOptions
 
 if TYPE_CHECKING:
-    from toast_cli.data.images.archive_index import Packed
+    from toast_cli.data.images.archive_index import ArchiveIndex
 
 
-class Options(WholeOptions):
+class ArchiveOptions(UnsplitDataOptions):
     """An archive of images and how it is split."""
 
     name: Literal["archive"] = Field("archive", description="the data set")
@@ -28,29 +28,31 @@ class Options(WholeOptions):
     )
 
 
-def open_archive(options: Options, data_dir: Path | None) -> DataSet:
+def open_archive(options: ArchiveOptions, data_dir: Path | None) -> DataSet:
     """Read the index, in the layouts of `folder`; nothing is unpacked and no image is opened.
 
     Raises:
         ToastError: there is no such file, it is no archive that can be read, or its folders are not as expected.
     """
-    from toast_cli.data.images.archive_index import open_packed
+    from toast_cli.data.images.archive_index import open_archive_index
 
-    packed = open_packed(find_file(options.path, data_dir, "archive:FILE"))
-    top = _top(packed)
-    data = open_tree(options, packed.below(top) if top else packed, class_file(options.class_file, data_dir))
+    packed = open_archive_index(find_file(options.path, data_dir, "archive:FILE"))
+    top = _find_top_folder(packed)
+    data = open_class_folders(
+        options, packed.below(top) if top else packed, read_class_file(options.class_file, data_dir)
+    )
     return replace(data, notes=(*packed.notes, *data.notes))
 
 
-SOURCE = Source(Options, open_archive, "a zip or uncompressed tar of a folder per class: archive:FILE")
+SOURCE = DataSource(ArchiveOptions, open_archive, "a zip or uncompressed tar of a folder per class: archive:FILE")
 
 
-def _top(packed: Packed) -> str:
+def _find_top_folder(packed: ArchiveIndex) -> str:
     """The folder that holds everything: most archives have one around what was packed."""
     top = ""
     while True:
         folders = packed.folders(top)
         inner = f"{top}/{folders[0]}" if top and folders else "".join(folders[:1])
-        if len(folders) != 1 or folders[0].lower() in SPLIT_OF or not packed.folders(inner):
+        if len(folders) != 1 or folders[0].lower() in SPLIT_ALIASES or not packed.folders(inner):
             return top
         top = inner

@@ -13,15 +13,15 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
-from toast_cli.data.images.folder_scan import Found, is_image, several
+from toast_cli.data.images.folder_scan import FolderContents, is_image_name, summarize_file_names
 from toast_cli.utils.errors import ToastError
 
-LARGEST = 300_000_000
+MAX_MEMBER_BYTES = 300_000_000
 """Bytes of the largest image file that is read out of an archive: what claims more would fill the memory."""
 
 
 @dataclass(frozen=True)
-class Packed:
+class ArchiveIndex:
     """One archive as a `Tree` and, at the same time, as the root of the files in it.
 
     `members` are its images by path; the value is what finds the bytes (a zip's own name, a tar's offset and size).
@@ -38,7 +38,7 @@ class Packed:
     _handles: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def root(self) -> Packed:
+    def root(self) -> ArchiveIndex:
         """Itself: its members lie below it."""
         return self
 
@@ -49,14 +49,14 @@ class Packed:
         kept = {name: value for name, value in vars(self).items() if name != "_sorted"}
         return {**kept, "_handles": {}}  # an open file cannot go to another process
 
-    def __truediv__(self, name: str) -> Member:
-        return Member(self, name)
+    def __truediv__(self, name: str) -> ArchiveMember:
+        return ArchiveMember(self, name)
 
     def place(self, below: str = "") -> str:
         """The archive's path, and in it the folder's."""
         return "/".join(part for part in (str(self.file), self.top, below) if part)
 
-    def below(self, top: str) -> Packed:
+    def below(self, top: str) -> ArchiveIndex:
         """What lies below a folder of it, by the paths from there: whether it was packed with a folder around decides
         nothing.
         """
@@ -71,16 +71,16 @@ class Packed:
 
     def folders(self, below: str = "") -> list[str]:
         """Sorted names of the folders directly in a folder."""
-        return sorted(PurePosixPath(folder).name for folder in self.inner if _parent(folder) == below)
+        return sorted(PurePosixPath(folder).name for folder in self.inner if _get_parent(folder) == below)
 
     def files(self, below: str = "") -> list[str]:
         """Paths of the files directly in a folder."""
-        return sorted(name for name in (*self.members, *self.others) if _parent(name) == below)
+        return sorted(name for name in (*self.members, *self.others) if _get_parent(name) == below)
 
-    def found(self, below: str = "") -> Found:
+    def found(self, below: str = "") -> FolderContents:
         """Paths of all files anywhere below a folder."""
         images, others = self._sorted
-        return Found(_among(images, below), _among(others, below))
+        return FolderContents(_select_below(images, below), _select_below(others, below))
 
     @cached_property
     def _sorted(self) -> tuple[list[str], list[str]]:
@@ -109,10 +109,10 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class Member:
+class ArchiveMember:
     """One image file within an archive, as `open_image` takes it."""
 
-    archive: Packed
+    archive: ArchiveIndex
     name: str
 
     def __str__(self) -> str:
@@ -123,7 +123,7 @@ class Member:
         return BytesIO(self.archive.read(self.name))
 
 
-def open_packed(file: Path) -> Packed:
+def open_archive_index(file: Path) -> ArchiveIndex:
     """The index of a zip or an uncompressed tar; no image is opened.
 
     Raises:
@@ -131,9 +131,9 @@ def open_packed(file: Path) -> Packed:
     """
     try:
         if _is_zip(file):
-            return _indexed(file, _of_zip(file))
+            return _build_index(file, _read_zip_entries(file))
         with tarfile.open(file, "r:") as tar:
-            return _indexed(file, _of_tar(tar))
+            return _build_index(file, _read_tar_entries(tar))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise ToastError(
             f"{file} is not a zip or tar file that can be read.",
@@ -149,7 +149,7 @@ def open_packed(file: Path) -> Packed:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _ArchiveEntry:
     """What an index says about one entry."""
 
     path: str
@@ -158,7 +158,7 @@ class _Found:
     where: Any
 
 
-def _of_zip(file: Path) -> Iterator[_Found]:
+def _read_zip_entries(file: Path) -> Iterator[_ArchiveEntry]:
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             if info.flag_bits & 0x1:
@@ -167,23 +167,23 @@ def _of_zip(file: Path) -> Iterator[_Found]:
                 )
             link = (info.external_attr >> 16) & 0o170000 == 0o120000
             kind: Any = "folder" if info.is_dir() else "link" if link else "file"
-            yield _Found(info.orig_filename.replace("\\", "/"), kind, info.file_size, info.filename)
+            yield _ArchiveEntry(info.orig_filename.replace("\\", "/"), kind, info.file_size, info.filename)
 
 
-def _of_tar(tar: tarfile.TarFile) -> Iterator[_Found]:
+def _read_tar_entries(tar: tarfile.TarFile) -> Iterator[_ArchiveEntry]:
     for member in tar:
         kind: Any = "folder" if member.isdir() else "file" if member.isreg() and not member.issparse() else "link"
-        yield _Found(member.name, kind, member.size, (member.offset_data, member.size))
+        yield _ArchiveEntry(member.name, kind, member.size, (member.offset_data, member.size))
 
 
-def _indexed(file: Path, entries: Iterator[_Found]) -> Packed:
+def _build_index(file: Path, entries: Iterator[_ArchiveEntry]) -> ArchiveIndex:
     members: dict[str, Any] = {}
     folders: set[str] = set()
     others: list[str] = []
     links: list[str] = []
     twice: list[str] = []
     for entry in entries:
-        path = _inside(file, entry.path)
+        path = _require_inner_path(file, entry.path)
         if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
             continue
         name = path.as_posix()
@@ -192,8 +192,8 @@ def _indexed(file: Path, entries: Iterator[_Found]) -> Packed:
             continue
         if entry.kind == "folder":
             folders.add(name)
-        elif is_image(name):
-            if entry.size > LARGEST:
+        elif is_image_name(name):
+            if entry.size > MAX_MEMBER_BYTES:
                 raise ToastError(
                     f"{file}/{name} is suspiciously large: {entry.size:,} bytes.", what_to_do="Pack it anew without it."
                 )
@@ -204,13 +204,13 @@ def _indexed(file: Path, entries: Iterator[_Found]) -> Packed:
             others.append(name)
         folders.update(parent.as_posix() for parent in path.parents)
     folders.discard(".")
-    notes = [f"{file}: links are not followed: {several(links)}"] if links else []
+    notes = [f"{file}: links are not followed: {summarize_file_names(links)}"] if links else []
     if twice:
-        notes.append(f"{file}: packed more than once, of which the last is read: {several(twice)}")
-    return Packed(file, members, frozenset(folders), tuple(others), tuple(notes))
+        notes.append(f"{file}: packed more than once, of which the last is read: {summarize_file_names(twice)}")
+    return ArchiveIndex(file, members, frozenset(folders), tuple(others), tuple(notes))
 
 
-def _inside(file: Path, name: str) -> PurePosixPath:
+def _require_inner_path(file: Path, name: str) -> PurePosixPath:
     """A member's path.
 
     Raises:
@@ -226,14 +226,14 @@ def _inside(file: Path, name: str) -> PurePosixPath:
     return path
 
 
-def _among(names: list[str], folder: str) -> list[str]:
+def _select_below(names: list[str], folder: str) -> list[str]:
     """Those of sorted paths that lie below a folder; a thousand classes ask among a million images."""
     if not folder:
         return names
     return names[bisect_left(names, f"{folder}/") : bisect_left(names, f"{folder}0")]  # '0' comes after '/'
 
 
-def _parent(folder: str) -> str:
+def _get_parent(folder: str) -> str:
     return "" if "/" not in folder else folder.rpartition("/")[0]
 
 

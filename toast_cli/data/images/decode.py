@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from toast_cli.data.images.file_formats import formats
+from toast_cli.data.images.file_formats import get_image_formats
 from toast_cli.data.images.files import ImageFile, open_file
 from toast_cli.utils.errors import ToastError
 
@@ -34,28 +34,28 @@ def open_image(path: ImageFile) -> PilImage:
         ToastError: the file is missing, not an image, damaged, too large to be safe, or of unknown brightness range.
     """
     try:
-        with pillow_file(path) as file:
+        with open_pillow_file(path) as file:
             ImageOps.exif_transpose(file, in_place=True)  # else it copies what is upright already
             return to_rgb(file)
     except UnidentifiedImageError as error:
-        raise _unreadable(path, "It is not an image, or of a format that this Pillow cannot decode.") from error
+        raise _unreadable_error(path, "It is not an image, or of a format that this Pillow cannot decode.") from error
     except Image.DecompressionBombError as error:
-        raise _unreadable(path, f"It is suspiciously large: {error}") from error
+        raise _unreadable_error(path, f"It is suspiciously large: {error}") from error
     except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
+        raise _unreadable_error(path, error.strerror or str(error)) from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
-        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+        raise _unreadable_error(path, f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager
-def pillow_file(path: ImageFile) -> Iterator[PilImage]:
+def open_pillow_file(path: ImageFile) -> Iterator[PilImage]:
     """The file as Pillow has it; its pixels are not decoded yet.
 
     Raises:
         OSError: it is not there, no regular file, or not an image.
         DecompressionBombError: it has more pixels than `Image.MAX_IMAGE_PIXELS`, from where on Pillow itself warns.
     """
-    with open_file(path) as stream, Image.open(stream, formats=formats()) as file:
+    with open_file(path) as stream, Image.open(stream, formats=get_image_formats()) as file:
         if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(
                 f"{file.width:,}×{file.height:,} pixels, and at most {Image.MAX_IMAGE_PIXELS:,} are read; "
@@ -73,7 +73,7 @@ def to_rgb(image: PilImage) -> PilImage:
         ValueError: 32-bit pixels beyond 16 bits, or floats: nothing says which value is white.
     """
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _eight_bits(image)
+        image = _to_eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -81,7 +81,7 @@ def to_rgb(image: PilImage) -> PilImage:
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
-def _eight_bits(image: PilImage) -> PilImage:
+def _to_eight_bits(image: PilImage) -> PilImage:
     """Grey values 0..65535 scaled to 0..255."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > WHITE_16_BIT:
@@ -89,7 +89,7 @@ def _eight_bits(image: PilImage) -> PilImage:
     return Image.fromarray(np.rint(values / (WHITE_16_BIT / 255)).astype(np.uint8))
 
 
-def _unreadable(path: ImageFile, why: str) -> ToastError:
+def _unreadable_error(path: ImageFile, why: str) -> ToastError:
     return ToastError(
         f"The image {path} cannot be read.",
         why,

@@ -11,7 +11,7 @@ from toast_cli.data.base import Sample
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from toast_cli.data.images.files import Root
+    from toast_cli.data.images.files import FileRoot
     from toast_cli.data.images.object_masks import Region
 
 
@@ -23,7 +23,7 @@ class FileSplit:
     on every machine.
     """
 
-    root: Root
+    root: FileRoot
     names: tuple[str, ...]
     labels: tuple[int, ...]
     regions: tuple[Region, ...] | None = None

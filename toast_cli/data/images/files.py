@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from toast_cli.utils.errors import ToastError
-from toast_cli.utils.regular_file import regular
+from toast_cli.utils.regular_file import require_regular_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,14 +19,14 @@ class ImageFile(Protocol):
         """Open it for reading."""
 
 
-class Root(Protocol):
+class FileRoot(Protocol):
     """What image files lie below: a `Path`, an archive, the rows of a table."""
 
     def __truediv__(self, name: str, /) -> Any:
         """The file of a name, as `open_image` takes it."""
 
 
-class MissingFiles(ToastError):
+class MissingFilesError(ToastError):
     """Files that are named somewhere and are not there, by `names`."""
 
     def __init__(self, names: Sequence[str], total: int, what: str, what_to_do: str) -> None:
@@ -42,7 +42,7 @@ def require_files(files: Sequence[tuple[str, Path]], what: str, what_to_do: str)
     """
     missing = [name for name, file in files if not file.is_file()]
     if missing:
-        raise MissingFiles(missing, len(files), what, what_to_do)
+        raise MissingFilesError(missing, len(files), what, what_to_do)
 
 
 def open_file(file: ImageFile) -> IO[bytes]:
@@ -51,10 +51,10 @@ def open_file(file: ImageFile) -> IO[bytes]:
     Raises:
         OSError: it is not there, or is a folder, a pipe or a device: reading those may never come to an end.
     """
-    return (regular(file) if isinstance(file, Path) else file).open("rb")
+    return (require_regular_file(file) if isinstance(file, Path) else file).open("rb")
 
 
-def read_text(file: Path) -> str:
+def read_text_file(file: Path) -> str:
     """A text file of a data set: lists, annotations, names of classes.
 
     Raises:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from toast_cli.data.images.file_formats import endings
+from toast_cli.data.images.file_formats import get_image_suffixes
 from toast_cli.utils.errors import ToastError
 
 
-class Found(NamedTuple):
+class FolderContents(NamedTuple):
     """What lies anywhere below a folder, by path, in any order: images, other files, and links that lead to folders."""
 
     images: Sequence[str]
@@ -20,7 +20,7 @@ class Found(NamedTuple):
     links: Sequence[str] = ()
 
 
-class Tree(Protocol):
+class FolderTree(Protocol):
     """Folders and the images in them, by their path below the root, with forward slashes; hidden ones are left out."""
 
     @property
@@ -40,12 +40,12 @@ class Tree(Protocol):
     def files(self, below: str = "") -> list[str]:
         """Paths of the files directly in a folder."""
 
-    def found(self, below: str = "") -> Found:
+    def found(self, below: str = "") -> FolderContents:
         """Paths of all files anywhere below a folder."""
 
 
 @dataclass(frozen=True)
-class Disk:
+class DiskFolder:
     """A folder on disk. Links to files are taken; links to folders only where a class is expected, as they may loop."""
 
     root: Path
@@ -79,7 +79,7 @@ class Disk:
         names = sorted(entry.name for entry in (self.root / below).iterdir() if not entry.is_dir())
         return [f"{below}/{name}" if below else name for name in names if not name.startswith(".")]
 
-    def found(self, below: str = "") -> Found:
+    def found(self, below: str = "") -> FolderContents:
         """Paths of all files anywhere below a folder; what a link to a folder leads to is left out."""
         images: list[str] = []
         others: list[str] = []
@@ -90,39 +90,39 @@ class Disk:
             links += [(folder / name).as_posix() for name in inner if Path(place, name).is_symlink()]
             for name in files:
                 if not name.startswith("."):
-                    (images if is_image(name) else others).append((folder / name).as_posix())
-        return Found(images, others, links)
+                    (images if is_image_name(name) else others).append((folder / name).as_posix())
+        return FolderContents(images, others, links)
 
 
-def is_image(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     """Whether a file's name is that of an image, and not of a hidden file."""
-    return Path(name).suffix.lower() in endings() and not Path(name).name.startswith(".")
+    return Path(name).suffix.lower() in get_image_suffixes() and not Path(name).name.startswith(".")
 
 
-def images_below(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
     """Images anywhere below a folder on disk."""
-    return [folder / name for name in Disk(folder).found().images]
+    return [folder / name for name in DiskFolder(folder).found().images]
 
 
-def left_out(place: str, found: Iterable[Found]) -> list[str]:
+def describe_unread_files(place: str, found: Iterable[FolderContents]) -> list[str]:
     """The sentences about files that were met in folders and are not read."""
     found = list(found)
     others = sorted(name for each in found for name in each.others)
     links = sorted(name for each in found for name in each.links)
     notes = []
     if others:
-        notes.append(f"{place}: not read, as their endings are none of images: {several(others)}")
+        notes.append(f"{place}: not read, as their endings are none of images: {summarize_file_names(others)}")
     if links:
-        notes.append(f"{place}: links to folders are not followed: {several(links)}")
+        notes.append(f"{place}: links to folders are not followed: {summarize_file_names(links)}")
     return notes
 
 
-def several(names: Sequence[str], most: int = 5) -> str:
+def summarize_file_names(names: Sequence[str], most: int = 5) -> str:
     """How many files, and the first few of them, for a message."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return f"{len(names):,} ({', '.join(map(readable, names[:most]))}{more})"
+    return f"{len(names):,} ({', '.join(map(to_printable_name, names[:most]))}{more})"
 
 
-def readable(name: str) -> str:
+def to_printable_name(name: str) -> str:
     """A file's name for a message or a report: bytes that are no UTF-8 become question marks."""
     return name.encode(errors="surrogateescape").decode(errors="replace")

@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate
 
-from toast_cli.data.base import KNOWN, Sample
+from toast_cli.data.base import CACHED_KEY, Sample
 from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.transforms import build_transform
-from toast_cli.data.sampler import Share
-from toast_cli.utils.constants import IGNORED
+from toast_cli.data.sampler import ShardedBatchSampler
+from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from toast_cli.backbones.base import Preprocessing
     from toast_cli.data.base import BatchOptions, ImageSplit, LoaderOptions
 
-    Transform = Callable[[Image.Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
+    SampleTransform = Callable[[Image.Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
 
 
-class LabelledImages(Dataset[dict[str, Any]]):
+class ImageDataset(Dataset[dict[str, Any]]):
     """A split through a transform: `image` [3, H, W], `label`, `index`, `view` and, if asked for, `mask` [H, W] bool.
 
     With `views`, augmentation goes by the view instead of the epoch. With `known`, an entry per sample and view, a
@@ -48,7 +48,7 @@ class LabelledImages(Dataset[dict[str, Any]]):
     def __init__(
         self,
         split: ImageSplit,
-        transform: Transform,
+        transform: SampleTransform,
         seed: int = 0,
         with_masks: bool = False,
         views: int | None = None,
@@ -56,7 +56,7 @@ class LabelledImages(Dataset[dict[str, Any]]):
     ) -> None:
         if with_masks and not split.has_masks:
             raise ValueError("this split has no masks")
-        self.split = split if with_masks else without_masks(split)
+        self.split = split if with_masks else drop_masks(split)
         self.transform = transform
         self.seed = seed
         self.with_masks = with_masks
@@ -81,10 +81,10 @@ class LabelledImages(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.item(self.split.load(index), index)
 
-    def __getitems__(self, indices: Sequence[int]) -> Fetched | ToastError:
+    def __getitems__(self, indices: Sequence[int]) -> FetchedBatch | ToastError:
         """A batch for the loader. An error is handed on: raised in a worker, it would arrive as a traceback's text."""
-        if self._are_known(indices):
-            return Fetched([self._known(index) for index in indices], {})
+        if self._are_cached(indices):
+            return FetchedBatch([self._known(index) for index in indices], {})
         items, skipped = [], {}
         for index in indices:
             try:
@@ -94,7 +94,7 @@ class LabelledImages(Dataset[dict[str, Any]]):
                     return error
                 skipped[self.split.names[index]] = error.why or error.what
         # A batch cannot be empty: where nothing could be read, a black image stands there whose label is ignored.
-        return Fetched(items or [self.blank(indices[0])], skipped)
+        return FetchedBatch(items or [self.blank(indices[0])], skipped)
 
     def item(self, sample: Sample, index: int) -> dict[str, Any]:
         """A sample as it goes into a batch; `index` is what its augmentation is drawn by."""
@@ -102,7 +102,7 @@ class LabelledImages(Dataset[dict[str, Any]]):
         generator = torch.default_generator
         before = generator.get_state()
         turn = self.view if self.views else int(self._epoch)
-        generator.manual_seed(mixed(self.seed, turn, index))
+        generator.manual_seed(derive_seed(self.seed, turn, index))
         try:
             return {**self.shown(sample), "index": index, "view": self.view}
         finally:
@@ -114,35 +114,35 @@ class LabelledImages(Dataset[dict[str, Any]]):
         item = {"image": image, "label": sample.label}
         return {**item, "mask": mask} if self.with_masks else item
 
-    def _are_known(self, indices: Sequence[int]) -> bool:
+    def _are_cached(self, indices: Sequence[int]) -> bool:
         # Not where images may be left out: one that could not be read looks like one that is known.
         if self.known is None or self.skip:
             return False
         return bool(self.known[[self.view * len(self) + index for index in indices]].all())
 
     def _known(self, index: int) -> dict[str, Any]:
-        return {KNOWN: True, "label": self.split.labels[index], "index": index, "view": self.view}
+        return {CACHED_KEY: True, "label": self.split.labels[index], "index": index, "view": self.view}
 
     def blank(self, index: int) -> dict[str, Any]:
         """What stands in a batch of which nothing could be read: its label is to be ignored."""
         image = Image.new("RGB", (64, 64))
-        return self.item(Sample(image, IGNORED, "", np.zeros((64, 64), dtype=bool)), index)
+        return self.item(Sample(image, IGNORE_INDEX, "", np.zeros((64, 64), dtype=bool)), index)
 
 
-def without_masks(split: ImageSplit) -> ImageSplit:
+def drop_masks(split: ImageSplit) -> ImageSplit:
     """The same images, without reading masks that are files of their own."""
     return split.without_masks() if isinstance(split, FileSplit) else split
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchedBatch:
     """The samples of a batch, and those that were left out: why, by name."""
 
     items: list[dict[str, Any]]
     skipped: dict[str, str]
 
 
-class Shuffled(Sampler[int]):
+class SeededShuffleSampler(Sampler[int]):
     """All indices in an order that depends on (seed, epoch) alone."""
 
     def __init__(self, count: int, seed: int) -> None:
@@ -158,7 +158,7 @@ class Shuffled(Sampler[int]):
         return self.count
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         return iter(torch.randperm(self.count, generator=generator).tolist())
 
 
@@ -166,8 +166,8 @@ class ImageLoader(DataLoader[dict[str, Any]]):
     """A DataLoader whose workers' errors are raised here as they were."""
 
     notes: tuple[str, ...] = ()
-    dataset: LabelledImages
-    batch_sampler: Share
+    dataset: ImageDataset
+    batch_sampler: ShardedBatchSampler
 
     @cached_property
     def skipped(self) -> dict[str, str]:
@@ -194,7 +194,7 @@ class ImageLoader(DataLoader[dict[str, Any]]):
         Raises:
             ToastError: an image cannot be read any more.
         """
-        fetched: Any = Fetched([self.dataset[index] for index in batch["index"].tolist()], {})
+        fetched: Any = FetchedBatch([self.dataset[index] for index in batch["index"].tolist()], {})
         return self.collate_fn(fetched)[0]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
@@ -227,19 +227,19 @@ def build_image_loader(
     transform = build_transform(options.images, preprocessing, train=batches.augment)
     notes: tuple[str, ...] = ()
     if options.images.cache:
-        from toast_cli.data.images.resize_cache import kept_resized
+        from toast_cli.data.images.resize_cache import cache_resized
 
-        split, note = kept_resized(split if batches.with_masks else without_masks(split), transform)
+        split, note = cache_resized(split if batches.with_masks else drop_masks(split), transform)
         notes = (note,)
     skip = options.images.on_error == "skip"
-    loader = make_loader(split, transform, batches, options.seed, options.workers, skip, options.pin_memory)
+    loader = make_image_loader(split, transform, batches, options.seed, options.workers, skip, options.pin_memory)
     loader.notes = notes
     return loader
 
 
-def make_loader(
+def make_image_loader(
     split: ImageSplit,
-    transform: Transform,
+    transform: SampleTransform,
     batches: BatchOptions,
     seed: int,
     workers: int,
@@ -254,12 +254,12 @@ def make_loader(
     Raises:
         ValueError: masks are asked of a split that has none.
     """
-    images = LabelledImages(split, transform, seed, batches.with_masks, batches.views, skip)
-    return loader_of(images, batches, workers, pin=pin)
+    images = ImageDataset(split, transform, seed, batches.with_masks, batches.views, skip)
+    return build_data_loader(images, batches, workers, pin=pin)
 
 
-def loader_of(
-    dataset: LabelledImages,
+def build_data_loader(
+    dataset: ImageDataset,
     batches: BatchOptions,
     workers: int,
     together: Callable[[list[dict[str, Any]]], dict[str, Any]] = default_collate,
@@ -267,30 +267,30 @@ def loader_of(
 ) -> ImageLoader:
     """A loader of a data set's batches, its items put `together` into one; with `pin`, in page-locked memory."""
     seed = dataset.seed
-    order = Shuffled(len(dataset), seed) if batches.shuffle else SequentialSampler(dataset)
+    order = SeededShuffleSampler(len(dataset), seed) if batches.shuffle else SequentialSampler(dataset)
     return ImageLoader(
         dataset,
-        batch_sampler=Share(order, batches.batch_size, batches.process, batches.processes),
+        batch_sampler=ShardedBatchSampler(order, batches.batch_size, batches.process, batches.processes),
         num_workers=workers,
         persistent_workers=workers > 0,
-        worker_init_fn=quiet_worker,
-        collate_fn=partial(collate, together=together),
+        worker_init_fn=ignore_interrupts,
+        collate_fn=partial(collate_fetched, together=together),
         pin_memory=pin,
         # Its own, because a DataLoader draws its workers' seeds from the global one otherwise.
-        generator=torch.Generator().manual_seed(mixed(seed)),
+        generator=torch.Generator().manual_seed(derive_seed(seed)),
     )
 
 
-def collate(fetched: Any, together: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:
+def collate_fetched(fetched: Any, together: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:
     """A batch's tensors, put `together`, and what was left out of it; an error as it is."""
     return fetched if isinstance(fetched, ToastError) else (together(fetched.items), fetched.skipped)
 
 
-def mixed(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """A seed of 64 bits; neighbouring numbers give unrelated ones."""
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
 
 
-def quiet_worker(worker: int) -> None:
+def ignore_interrupts(worker: int) -> None:
     """Ctrl-C reaches workers as well; the run that reads from them ends its step first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -13,10 +13,10 @@ from toast_cli.utils.errors import ToastError
 if TYPE_CHECKING:
     import numpy as np
 
-SLACK = 1
+BOUNDS_TOLERANCE = 1
 """Pixels by which what is annotated may reach out of its image: sets count from 0 or 1, inside or beyond the edge."""
 
-SAME_SHAPE = 0.02
+ASPECT_RATIO_TOLERANCE = 0.02
 """How far the aspect ratios of an image and its mask may lie apart: a scaled copy is rounded, another image is not."""
 
 
@@ -73,7 +73,7 @@ class Box:
     def fits(self, height: int, width: int) -> bool:
         """Whether its corners lie in the image."""
         corners = ((self.x, self.y), (self.x + self.width, self.y + self.height))
-        return all(_in_image(x, y, height, width) for x, y in corners)
+        return all(_is_in_image(x, y, height, width) for x, y in corners)
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ class Discs:
 
     def fits(self, height: int, width: int) -> bool:
         """Whether the points lie in the image; the discs are ours."""
-        return all(_in_image(x, y, height, width) for x, y in self.points)
+        return all(_is_in_image(x, y, height, width) for x, y in self.points)
 
 
 @dataclass(frozen=True)
-class Boxes:
+class BoxFile:
     """Rectangles that a file holds, which `read` takes out of it."""
 
     what: ClassVar[str] = Box.what
@@ -121,7 +121,7 @@ class Boxes:
 
 
 @dataclass(frozen=True)
-class Picture:
+class MaskFile:
     """A picture of the region; `inside` takes its RGB pixels `[H, W, 3]` and returns `[H, W]` bool."""
 
     what: ClassVar[str] = "its outline"
@@ -137,7 +137,7 @@ class Picture:
         from toast_cli.data.images.decode import open_image
 
         drawn = open_image(self.file)
-        if abs(drawn.width * height / (drawn.height * width) - 1) > SAME_SHAPE:
+        if abs(drawn.width * height / (drawn.height * width) - 1) > ASPECT_RATIO_TOLERANCE:
             raise ToastError(
                 f"{self.file} is {drawn.width}×{drawn.height} pixels, and its image {width}×{height}.",
                 "It shows the region of another image.",
@@ -151,5 +151,5 @@ class Picture:
         return True
 
 
-def _in_image(x: float, y: float, height: int, width: int) -> bool:
-    return -SLACK <= x <= width + SLACK and -SLACK <= y <= height + SLACK
+def _is_in_image(x: float, y: float, height: int, width: int) -> bool:
+    return -BOUNDS_TOLERANCE <= x <= width + BOUNDS_TOLERANCE and -BOUNDS_TOLERANCE <= y <= height + BOUNDS_TOLERANCE

@@ -23,25 +23,25 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from toast_cli.data.base import Sample, marks_of
+from toast_cli.data.base import Sample, describe_masks
 from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.files import open_file
-from toast_cli.data.images.transforms import Cover, ImageTransform
-from toast_cli.utils.cache_dir import cache_folder
+from toast_cli.data.images.transforms import ImageTransform, ResizeToCover
+from toast_cli.utils.cache_dir import get_cache_folder
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.formatting import readable
-from toast_cli.utils.hashing import digest_of
+from toast_cli.utils.formatting import format_bytes
+from toast_cli.utils.hashing import hash_bytes
 
-FOLDER = "resized"
-HEADER = struct.Struct("<8sIIIII")
+RESIZED_FOLDER = "resized"
+ENTRY_HEADER = struct.Struct("<8sIIIII")
 """Mark, checksum of all that follows it, height and width of the file's image, and of the resized one; then pixels."""
-MARK = b"TOASTRGB"
-CHECKED = len(MARK) + 4
+ENTRY_MAGIC = b"TOASTRGB"
+CHECKSUM_START = len(ENTRY_MAGIC) + 4
 """Where what the checksum is of begins: a damaged size would lay the mask of another image over this one."""
 
 
 @dataclass(frozen=True)
-class Resized:
+class ResizedSplit:
     """The images of `split` after `step`, and their masks likewise; `folder` is where they are kept."""
 
     split: FileSplit
@@ -66,7 +66,7 @@ class Resized:
     @property
     def marks(self) -> str | None:
         """What the masks are."""
-        return marks_of(self.split)
+        return describe_masks(self.split)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -80,14 +80,14 @@ class Resized:
         name = self.split.names[index]
         try:
             with open_file(self.split.root / name) as file:
-                kept = self.folder / digest_of(file.read()).hex()
+                kept = self.folder / hash_bytes(file.read()).hex()
         except OSError:
             return self.split.load(index)  # says what is wrong with it
-        found = _read(kept)
+        found = _read_entry(kept)
         if found is None:
             image = self.split.without_masks().load(index).image
             found = self.step(image), image.height, image.width
-            _write(kept, *found)
+            _write_entry(kept, *found)
         image, height, width = found
         mask = None
         if self.split.regions is not None:
@@ -96,7 +96,7 @@ class Resized:
         return Sample(image, self.split.labels[index], name, mask)
 
 
-def kept_resized(split: Any, transform: ImageTransform) -> tuple[Resized, str]:
+def cache_resized(split: Any, transform: ImageTransform) -> tuple[ResizedSplit, str]:
     """The same images, kept resized, and a sentence on where and how much that is.
 
     Raises:
@@ -106,56 +106,58 @@ def kept_resized(split: Any, transform: ImageTransform) -> tuple[Resized, str]:
     step = transform.steps.transforms[0]
     if not isinstance(split, FileSplit):
         raise UsageError("images.cache keeps image files, and these are not read from any.", what_to_do="Leave it out.")
-    if not isinstance(step, v2.Resize | Cover):
+    if not isinstance(step, v2.Resize | ResizeToCover):
         raise UsageError(
             "images.cache keeps resized images, and images.augment=random-resized-crop cuts them out of whole ones.",
             what_to_do="Leave images.cache out, or use images.augment=crop-flip.",
         )
     versions = f"{PIL.__version__} {torchvision.__version__}"  # whose resizing it is
-    folder = cache_folder() / FOLDER / digest_of(f"{step} {versions} {HEADER.format}".encode()).hex()
+    folder = get_cache_folder() / RESIZED_FOLDER / hash_bytes(f"{step} {versions} {ENTRY_HEADER.format}".encode()).hex()
     image = step(split.without_masks().load(0).image)
-    needed = len(split) * (HEADER.size + 3 * image.height * image.width)
+    needed = len(split) * (ENTRY_HEADER.size + 3 * image.height * image.width)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise _cannot_write(folder, error.strerror or str(error)) from error
+        raise _cannot_write_error(folder, error.strerror or str(error)) from error
     if needed > free:
-        raise _cannot_write(folder, f"It needs {readable(needed)}, and {readable(free)} are free.")
-    note = f"Resized images are kept in {folder}: about {readable(needed)} for {len(split):,} of one size."
-    return Resized(split, step, folder), note
+        raise _cannot_write_error(folder, f"It needs {format_bytes(needed)}, and {format_bytes(free)} are free.")
+    note = f"Resized images are kept in {folder}: about {format_bytes(needed)} for {len(split):,} of one size."
+    return ResizedSplit(split, step, folder), note
 
 
-def _read(path: Path) -> tuple[Image.Image, int, int] | None:
+def _read_entry(path: Path) -> tuple[Image.Image, int, int] | None:
     """What is kept, and the size of what it was made from; None where there is nothing sound."""
     try:
         content = path.read_bytes()
-        mark, checksum, height, width, rows, columns = HEADER.unpack_from(content)
+        mark, checksum, height, width, rows, columns = ENTRY_HEADER.unpack_from(content)
     except (OSError, struct.error):
         return None
-    pixels = content[HEADER.size :]
-    if mark != MARK or zlib.crc32(content[CHECKED:]) != checksum or len(pixels) != 3 * rows * columns:
+    pixels = content[ENTRY_HEADER.size :]
+    if mark != ENTRY_MAGIC or zlib.crc32(content[CHECKSUM_START:]) != checksum or len(pixels) != 3 * rows * columns:
         return None
     return Image.frombuffer("RGB", (columns, rows), pixels, "raw", "RGB", 0, 1), height, width
 
 
-def _write(path: Path, image: Image.Image, height: int, width: int) -> None:
+def _write_entry(path: Path, image: Image.Image, height: int, width: int) -> None:
     """Keep an image; two that keep the same one at a time write the same."""
     pixels = image.tobytes()
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
             temporary = Path(file.name)
-            checked = HEADER.pack(MARK, 0, height, width, image.height, image.width)[CHECKED:] + pixels
-            file.write(MARK + zlib.crc32(checked).to_bytes(4, "little") + checked)
+            checked = (
+                ENTRY_HEADER.pack(ENTRY_MAGIC, 0, height, width, image.height, image.width)[CHECKSUM_START:] + pixels
+            )
+            file.write(ENTRY_MAGIC + zlib.crc32(checked).to_bytes(4, "little") + checked)
         temporary.replace(path)
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise _cannot_write(path, error.strerror or str(error)) from error
+        raise _cannot_write_error(path, error.strerror or str(error)) from error
 
 
-def _cannot_write(path: Path, why: str) -> ToastError:
+def _cannot_write_error(path: Path, why: str) -> ToastError:
     return ToastError(
         f"The cache {path} could not be written.",
         why,

@@ -10,22 +10,22 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
-from toast_cli.data.class_map import class_file, in_order, learnable, require_same_classes
+from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.class_map import check_trainable_classes, read_class_file, require_known_classes, sort_class_names
 from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.files import require_files
 from toast_cli.data.images.object_masks import Box
 from toast_cli.data.paths import find_file
-from toast_cli.data.splits import SPLIT_OF, WholeOptions, divide_given, divide_whole
+from toast_cli.data.splits import SPLIT_ALIASES, UnsplitDataOptions, complete_splits, make_train_val_test_splits
 from toast_cli.utils.errors import ToastError
 
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
+BOX_CORNER_NAMES = ("xmin", "ymin", "xmax", "ymax")
 """What columns with the corners of boxes are mostly called."""
 
-SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+SEPARATORS_BY_SUFFIX = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
 
-class Options(WholeOptions):
+class TableOptions(UnsplitDataOptions):
     """A table of images, and what its columns are called."""
 
     name: Literal["table"] = Field("table", description="the data set")
@@ -48,7 +48,7 @@ class Options(WholeOptions):
     )
 
 
-def open_table(options: Options, data_dir: Path | None) -> DataSet:
+def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
     """Read the table; no image is opened. A sample's mask is its box, where the table has boxes.
 
     Raises:
@@ -56,28 +56,28 @@ def open_table(options: Options, data_dir: Path | None) -> DataSet:
             learned.
     """
     file = find_file(options.path, data_dir, "table:FILE")
-    rows = list(_rows(file))
+    rows = list(_read_rows(file))
     if not rows:
         raise ToastError(f"{file} holds no line.", what_to_do="Expected is a header, and a line for each image.")
     columns = list(rows[0])
     _require_columns(file, columns, options)
     boxed = all(column in columns for column in options.box_columns)
-    names = [str(_cell(file, number, row, options.image_column)) for number, row in enumerate(rows)]
-    texts = [str(_cell(file, number, row, options.label_column)) for number, row in enumerate(rows)]
-    parts = [_part(file, number, row, options) for number, row in enumerate(rows)]
-    boxes = tuple(_box(file, number, row, options) for number, row in enumerate(rows)) if boxed else None
+    names = [str(_get_cell(file, number, row, options.image_column)) for number, row in enumerate(rows)]
+    texts = [str(_get_cell(file, number, row, options.label_column)) for number, row in enumerate(rows)]
+    parts = [_get_split(file, number, row, options) for number, row in enumerate(rows)]
+    boxes = tuple(_parse_box(file, number, row, options) for number, row in enumerate(rows)) if boxed else None
     places = [(f"{file.parent / name} (row {row})", file.parent / name) for row, name in enumerate(names, start=1)]
     require_files(places, f"images of {file}", "Paths are below the table's own folder, or whole.")
-    _require_once(file, names)
+    _require_unique_images(file, names)
 
     found: dict[str, set[str]] = {}
     for text, part in zip(texts, parts, strict=True):
         found.setdefault(part or "train", set()).add(text)
     if "train" not in found:
         raise ToastError(f"{file} has no line of train.", what_to_do="Training needs some.")
-    named = class_file(options.class_file, data_dir)
-    classes = named or in_order(found["train"])
-    require_same_classes(classes, found, str(file), "the class file" if named else "train")
+    named = read_class_file(options.class_file, data_dir)
+    classes = named or sort_class_names(found["train"])
+    require_known_classes(classes, found, str(file), "the class file" if named else "train")
     label_of = {name: label for label, name in enumerate(classes)}
     images = FileSplit(file.parent, tuple(names), tuple(label_of[text] for text in texts), boxes)
     given: dict[str, FileSplit] = {
@@ -85,22 +85,22 @@ def open_table(options: Options, data_dir: Path | None) -> DataSet:
         for part in ("train", "val", "test")
         if part in parts
     }
-    unseen = learnable(given.get("train", images), classes, str(file), named is not None)
-    made, notes = divide_given(given, options, str(file)) if given else divide_whole(images, options)
-    return DataSet(classes, made, (*_boxes_note(columns, options), *unseen, *notes))
+    unseen = check_trainable_classes(given.get("train", images), classes, str(file), named is not None)
+    made, notes = complete_splits(given, options, str(file)) if given else make_train_val_test_splits(images, options)
+    return DataSet(classes, made, (*_describe_unread_boxes(columns, options), *unseen, *notes))
 
 
-SOURCE = Source(
-    Options, open_table, "a CSV, TSV or Parquet file with columns path, label, perhaps split and a box: table:FILE"
+SOURCE = DataSource(
+    TableOptions, open_table, "a CSV, TSV or Parquet file with columns path, label, perhaps split and a box: table:FILE"
 )
 
 
-def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
+def _read_rows(file: Path) -> Iterator[Mapping[str, Any]]:
     """The lines of a table, by column."""
     if file.suffix.lower() == ".parquet":
-        yield from _parquet(file).to_pylist()
+        yield from _read_parquet(file).to_pylist()
         return
-    separator = SEPARATORS.get(file.suffix.lower())
+    separator = SEPARATORS_BY_SUFFIX.get(file.suffix.lower())
     if separator is None:
         raise ToastError(f"{file} is of no kind that is understood.", what_to_do="Give a .csv, .tsv or .parquet file.")
     try:
@@ -108,7 +108,7 @@ def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
             reader = csv.DictReader(lines, delimiter=separator, strict=True)
             for number, row in enumerate(reader):
                 if None in row or None in row.values():
-                    raise _odd(
+                    raise _row_error(
                         file, number, f"it has not as many cells as there are columns ({len(reader.fieldnames or ())})"
                     )
                 yield row
@@ -118,7 +118,7 @@ def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
         raise ToastError(f"{file} cannot be read.", str(error)) from error
 
 
-def _parquet(file: Path) -> Any:
+def _read_parquet(file: Path) -> Any:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -129,38 +129,38 @@ def _parquet(file: Path) -> Any:
         raise ToastError(f"{file} cannot be read as Parquet.", str(error)) from error
 
 
-def _cell(file: Path, number: int, row: Mapping[str, Any], column: str) -> Any:
+def _get_cell(file: Path, number: int, row: Mapping[str, Any], column: str) -> Any:
     value = row[column]
     if value is None or not str(value).strip():
-        raise _odd(file, number, f"column '{column}' is empty")
+        raise _row_error(file, number, f"column '{column}' is empty")
     return value
 
 
-def _part(file: Path, number: int, row: Mapping[str, Any], options: Options) -> str | None:
+def _get_split(file: Path, number: int, row: Mapping[str, Any], options: TableOptions) -> str | None:
     """The split of a line: None in a table without such a column."""
     if options.split_column not in row:
         return None
-    value = str(_cell(file, number, row, options.split_column))
-    if value.lower() not in SPLIT_OF:
-        raise _odd(file, number, f"'{value}' is no split; expected train, val or test")
-    return SPLIT_OF[value.lower()]
+    value = str(_get_cell(file, number, row, options.split_column))
+    if value.lower() not in SPLIT_ALIASES:
+        raise _row_error(file, number, f"'{value}' is no split; expected train, val or test")
+    return SPLIT_ALIASES[value.lower()]
 
 
-def _box(file: Path, number: int, row: Mapping[str, Any], options: Options) -> Box:
+def _parse_box(file: Path, number: int, row: Mapping[str, Any], options: TableOptions) -> Box:
     try:
         numbers = [float(row[column]) for column in options.box_columns]
     except (TypeError, ValueError):
-        raise _odd(file, number, f"the box {', '.join(options.box_columns)} is not four numbers") from None
+        raise _row_error(file, number, f"the box {', '.join(options.box_columns)} is not four numbers") from None
     if options.box_corners:
         left, upper, right, lower = numbers
         numbers = [left, upper, right - left, lower - upper]
     try:
         return Box(*numbers)
     except ValueError as error:
-        raise _odd(file, number, str(error)) from None
+        raise _row_error(file, number, str(error)) from None
 
 
-def _require_columns(file: Path, columns: list[str], options: Options) -> None:
+def _require_columns(file: Path, columns: list[str], options: TableOptions) -> None:
     """Image and label have to be there; split and box where another name than the usual one was given.
 
     Raises:
@@ -185,10 +185,10 @@ def _require_columns(file: Path, columns: list[str], options: Options) -> None:
             )
 
 
-def _boxes_note(columns: list[str], options: Options) -> list[str]:
+def _describe_unread_boxes(columns: list[str], options: TableOptions) -> list[str]:
     """The sentence about columns that look like boxes and are not read."""
-    found = [name for name in columns if name.lower().replace("_", "") in CORNERS]
-    if len(found) != len(CORNERS) or set(options.box_columns) & set(found):
+    found = [name for name in columns if name.lower().replace("_", "") in BOX_CORNER_NAMES]
+    if len(found) != len(BOX_CORNER_NAMES) or set(options.box_columns) & set(found):
         return []
     return [
         f"not read as boxes: columns {', '.join(found)}; if they are left, upper, right and lower edge, say "
@@ -196,7 +196,7 @@ def _boxes_note(columns: list[str], options: Options) -> list[str]:
     ]
 
 
-def _require_once(file: Path, names: list[str]) -> None:
+def _require_unique_images(file: Path, names: list[str]) -> None:
     """An image on two lines may be trained on by one and judged by the other.
 
     Raises:
@@ -213,5 +213,5 @@ def _require_once(file: Path, names: list[str]) -> None:
             )
 
 
-def _odd(file: Path, number: int, why: str) -> ToastError:
+def _row_error(file: Path, number: int, why: str) -> ToastError:
     return ToastError(f"{file}, row {number + 1}: {why}.", what_to_do="Mend the line. The header is not counted.")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Window:
+class CropWindow:
     """What of an image is seen: the rectangle's left and upper edge, width and height, in pixels of the image."""
 
     left: float
@@ -47,16 +47,16 @@ class ImageTransform:
     def __call__(self, image: Image, mask: np.ndarray | Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """An RGB image and perhaps its `[H, W]` mask to a normalised `[3, h, w]` float32 and a `[h, w]` bool tensor."""
         if mask is None:
-            return self._normalized(self.steps(image)), None
+            return self._normalize(self.steps(image)), None
         whole = tv_tensors.Mask(torch.from_numpy(np.asarray(mask).astype(np.uint8)))
         shown, cut = self.steps(image, whole)
-        return self._normalized(shown), cut.as_subclass(Tensor).bool()
+        return self._normalize(shown), cut.as_subclass(Tensor).bool()
 
-    def _normalized(self, image: Image) -> Tensor:
+    def _normalize(self, image: Image) -> Tensor:
         pixels = v2.functional.pil_to_tensor(image).contiguous()  # Pillow has the channels last, which is slow
         return v2.functional.to_dtype_image(pixels, torch.float32, scale=True).sub_(self.mean).div_(self.std)
 
-    def window(self, image: Image) -> Window:
+    def window(self, image: Image) -> CropWindow:
         """What of an image a transform without random steps keeps; edges outside the image belong to padding.
 
         Followed by a box of one pixel in the image's middle, which every crop here keeps: what becomes of its place and
@@ -69,7 +69,7 @@ class ImageTransform:
         height, width = v2.functional.get_size(seen)
         left, top, right, bottom = moved.as_subclass(Tensor)[0].tolist()
         across, down = right - left, bottom - top  # pixels of what is seen to one of the image
-        return Window(x - 0.5 - left / across, y - 0.5 - top / down, width / across, height / down)
+        return CropWindow(x - 0.5 - left / across, y - 0.5 - top / down, width / across, height / down)
 
 
 def build_transform(images: ImageOptions, preprocessing: Preprocessing, train: bool) -> ImageTransform:
@@ -81,7 +81,7 @@ def build_transform(images: ImageOptions, preprocessing: Preprocessing, train: b
     Raises:
         UsageError: the options contradict each other, or the resized image would not fill the crop.
     """
-    _check(images, preprocessing)
+    _check_options(images, preprocessing)
     augment = images.augment if train else "none"
     size = preprocessing.image_size
     interpolation = v2.InterpolationMode(preprocessing.interpolation)
@@ -93,13 +93,13 @@ def build_transform(images: ImageOptions, preprocessing: Preprocessing, train: b
         geometry = [v2.Resize(size, interpolation)]
     else:
         crop = v2.RandomCrop(size) if augment == "crop-flip" else v2.CenterCrop(size)
-        geometry = [_resize(images, preprocessing, interpolation), crop]
+        geometry = [_build_resize(images, preprocessing, interpolation), crop]
     if augment != "none":
         geometry.append(v2.RandomHorizontalFlip())
     return ImageTransform(geometry, *images.normalization(preprocessing.mean, preprocessing.std))
 
 
-class Cover(v2.Transform):
+class ResizeToCover(v2.Transform):
     """Resize, keeping the aspect ratio, until the image just covers (height, width): timm's rule for oblong inputs."""
 
     def __init__(self, size: tuple[int, int], interpolation: v2.InterpolationMode) -> None:
@@ -118,15 +118,17 @@ class Cover(v2.Transform):
         return v2.functional.resize(inpt, params["size"], interpolation=self.interpolation)
 
 
-def _resize(images: ImageOptions, preprocessing: Preprocessing, interpolation: v2.InterpolationMode) -> v2.Transform:
+def _build_resize(
+    images: ImageOptions, preprocessing: Preprocessing, interpolation: v2.InterpolationMode
+) -> v2.Transform:
     """The resize before the crop. timm rounds the longer side down for square inputs only, hence the two kinds."""
     if images.resize is not None:
         return v2.Resize(images.resize, interpolation)
     height, width = (math.floor(side / preprocessing.crop_pct) for side in preprocessing.image_size)
-    return v2.Resize(height, interpolation) if height == width else Cover((height, width), interpolation)
+    return v2.Resize(height, interpolation) if height == width else ResizeToCover((height, width), interpolation)
 
 
-def _check(images: ImageOptions, preprocessing: Preprocessing) -> None:
+def _check_options(images: ImageOptions, preprocessing: Preprocessing) -> None:
     height, width = preprocessing.image_size
     if images.squash and images.resize is not None:
         raise UsageError(

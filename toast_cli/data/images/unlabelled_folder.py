@@ -7,18 +7,18 @@ from typing import Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
+from toast_cli.data.base import DataSet, DataSource
 from toast_cli.data.images.file_split import FileSplit
-from toast_cli.data.images.folder_scan import Disk, left_out
+from toast_cli.data.images.folder_scan import DiskFolder, describe_unread_files
 from toast_cli.data.images.image_folder import find_folder
-from toast_cli.data.splits import SplitOptions, divide
+from toast_cli.data.splits import SplitOptions, make_train_val_splits
 from toast_cli.utils.errors import ToastError
 
-CLASSES = ("an image",)
+UNLABELLED_CLASSES = ("an image",)
 """The one class of all: a task that needs labels has nothing to learn from it."""
 
 
-class Options(SplitOptions):
+class UnlabelledFolderOptions(SplitOptions):
     """A folder of images."""
 
     name: Literal["images"] = Field("images", description="the data set")
@@ -27,20 +27,22 @@ class Options(SplitOptions):
     )
 
 
-def open_images(options: Options, data_dir: Path | None) -> DataSet:
+def open_unlabelled_folder(options: UnlabelledFolderOptions, data_dir: Path | None) -> DataSet:
     """Read the file names; no image is opened.
 
     Raises:
         ToastError: no such folder, or no image below it.
     """
     root = find_folder(options.path, data_dir)
-    found = Disk(root).found()
+    found = DiskFolder(root).found()
     names = sorted(found.images)
     if not names:
         raise ToastError(f"There is no image below {root}.")
-    made, notes = divide(FileSplit(root, tuple(names), (0,) * len(names)), None, options)
-    said = ("Images without labels, for pretuning.target=first-pass.", *left_out(str(root), [found]))
-    return DataSet(CLASSES, made, (*said, *notes))
+    made, notes = make_train_val_splits(FileSplit(root, tuple(names), (0,) * len(names)), None, options)
+    said = ("Images without labels, for pretuning.target=first-pass.", *describe_unread_files(str(root), [found]))
+    return DataSet(UNLABELLED_CLASSES, made, (*said, *notes))
 
 
-SOURCE = Source(Options, open_images, "every image below a folder, without labels: images:PATH")
+SOURCE = DataSource(
+    UnlabelledFolderOptions, open_unlabelled_folder, "every image below a folder, without labels: images:PATH"
+)

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, Sample, SplitKind
-from toast_cli.data.images.folder_scan import images_below
-from toast_cli.data.splits import hold_out, split_hash
-from toast_cli.utils.config import Named
+from toast_cli.data.images.folder_scan import list_images
+from toast_cli.data.splits import compute_split_hash, hold_out
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
     import numpy as np
 
-UNLABELLED = 255
+UNLABELLED_PIXEL = 255
 """The value of a pixel without a class."""
 
 
-class PairOptions(Named):
+class SegmentationDataOptions(NamedOptions):
     """What a source of class maps can be told about the validation split it has to make itself."""
 
     val_fraction: float = Field(
@@ -36,7 +36,7 @@ class PairOptions(Named):
 
 
 @dataclass(frozen=True)
-class PairSplit:
+class SegmentationSplit:
     """Image files, each with its class map.
 
     Args:
@@ -70,7 +70,7 @@ class PairSplit:
         """The folders of the images and of the class maps."""
         return frozenset(file.parent for pair in self.pairs for file in pair)
 
-    def take(self, indices: Sequence[int]) -> PairSplit:
+    def take(self, indices: Sequence[int]) -> SegmentationSplit:
         """The samples at `indices`, in that order."""
         return replace(self, pairs=tuple(self.pairs[i] for i in indices))
 
@@ -84,7 +84,7 @@ class PairSplit:
 
         image_path, map_path = self.pairs[index]
         image = open_image(image_path)
-        classes = class_map(map_path, self.classes, self.reduce_zero_label)
+        classes = read_class_map(map_path, self.classes, self.reduce_zero_label)
         if classes.shape != (image.height, image.width):
             raise ToastError(
                 f"The class map {map_path} does not fit its image {image_path}.",
@@ -94,11 +94,11 @@ class PairSplit:
         return Sample(image, -1, image_path.name, classes=classes)
 
 
-LOSSY = ("JPEG", "MPO", "JPEG2000")
+LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
 """Pillow's formats that do not keep values as they are."""
 
 
-def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.ndarray:
+def read_class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.ndarray:
     """The classes in a file: `[H, W]` uint8, 255 where there is none.
 
     Raises:
@@ -106,10 +106,10 @@ def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.n
     """
     import numpy as np
 
-    from toast_cli.data.images.decode import pillow_file
+    from toast_cli.data.images.decode import open_pillow_file
 
     try:
-        with pillow_file(path) as file:
+        with open_pillow_file(path) as file:
             kind, mode, values = file.format, file.mode, np.asarray(file)
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
         raise ToastError(
@@ -123,7 +123,7 @@ def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.n
             "A class map has one channel, whose values are classes: 0, 1, 2, ..., and 255 for none.",
             "Save it as a grey or palette PNG.",
         )
-    if kind in LOSSY:
+    if kind in LOSSY_FORMATS:
         raise ToastError(
             f"The class map {path} is a {kind}.",
             "Its compression blurs values: between two classes, others appear that nobody labelled.",
@@ -136,8 +136,8 @@ def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.n
             what_to_do="Save it as a grey or palette PNG whose values are classes.",
         )
     if reduce_zero_label:
-        found = np.where((found == 0) | (found == UNLABELLED), UNLABELLED, found - 1)
-    unknown = (found != UNLABELLED) & ((found < 0) | (found >= classes))
+        found = np.where((found == 0) | (found == UNLABELLED_PIXEL), UNLABELLED_PIXEL, found - 1)
+    unknown = (found != UNLABELLED_PIXEL) & ((found < 0) | (found >= classes))
     if unknown.any():
         odd, counts = np.unique(values[unknown], return_counts=True)
         listed = ", ".join(f"{value} ({count:,} pixels)" for value, count in zip(odd[:5], counts[:5], strict=True))
@@ -151,25 +151,27 @@ def class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.n
     return found.astype(np.uint8)
 
 
-def divided(train: PairSplit, options: PairOptions) -> tuple[dict[str, PairSplit], str]:
+def hold_out_validation(
+    train: SegmentationSplit, options: SegmentationDataOptions
+) -> tuple[dict[str, SegmentationSplit], str]:
     """`train` and, held out of it, `val`, and the note that says so."""
     names, labels = train.names, [0] * len(train)
     kept, held = hold_out(names, labels, options.val_fraction, options.split_seed)
     if not held:
         return {"train": train}, f"validation: none was held out (fraction {options.val_fraction:g}, or a single image)"
-    digest = split_hash([names[i] for i in held], [0] * len(held))
+    digest = compute_split_hash([names[i] for i in held], [0] * len(held))
     return {"train": train.take(kept), "val": train.take(held)}, (
         f"validation: {100 * options.val_fraction:g}% of train held out ({len(held):,} images), "
         f"seed {options.split_seed}, split {digest}"
     )
 
 
-def of_official(
+def build_official_dataset(
     classes: tuple[str, ...],
-    train: PairSplit,
-    test: PairSplit,
+    train: SegmentationSplit,
+    test: SegmentationSplit,
     published: tuple[int, int],
-    options: PairOptions,
+    options: SegmentationDataOptions,
     note: str,
 ) -> DataSet:
     """A published set whose test labels are not public, so that its official validation images are the `test`.
@@ -182,17 +184,17 @@ def of_official(
             f"This copy holds {len(train):,} training and {len(test):,} validation images; "
             f"the published lists have {published[0]:,} and {published[1]:,}."
         )
-    splits, made = divided(train, options)
-    return data_set(classes, {**splits, "test": test}, [*notes, made])
+    splits, made = hold_out_validation(train, options)
+    return build_segmentation_dataset(classes, {**splits, "test": test}, [*notes, made])
 
 
-def matched(images: Path, maps: Path) -> tuple[tuple[Path, Path], ...]:
+def match_images_to_maps(images: Path, maps: Path) -> tuple[tuple[Path, Path], ...]:
     """The images below a folder and the class maps below another, paired by their path in it but for the ending.
 
     Raises:
         ToastError: one has no other, or two share a name; they are named.
     """
-    of_image, of_map = _by_name(images), _by_name(maps)
+    of_image, of_map = _index_by_stem(images), _index_by_stem(maps)
     for alone, others, words, other, place in (
         (of_image, of_map, f"images in {images}", "class map", maps),
         (of_map, of_image, f"class maps in {maps}", "image", images),
@@ -209,10 +211,10 @@ def matched(images: Path, maps: Path) -> tuple[tuple[Path, Path], ...]:
     return tuple((of_image[name], of_map[name]) for name in sorted(of_image))
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
+def _index_by_stem(folder: Path) -> dict[str, Path]:
     """The images below a folder by their path in it without the ending."""
     found: dict[str, Path] = {}
-    for path in images_below(folder):
+    for path in list_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
             raise ToastError(
@@ -222,6 +224,8 @@ def _by_name(folder: Path) -> dict[str, Path]:
     return found
 
 
-def data_set(classes: tuple[str, ...], splits: Mapping[str, PairSplit], notes: Sequence[str]) -> DataSet:
+def build_segmentation_dataset(
+    classes: tuple[str, ...], splits: Mapping[str, SegmentationSplit], notes: Sequence[str]
+) -> DataSet:
     """A data set whose pixels are labelled."""
     return DataSet(classes, splits, tuple(notes))

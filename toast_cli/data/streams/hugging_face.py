@@ -13,17 +13,17 @@ from typing import IO, Any, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
-from toast_cli.data.class_map import class_file, in_order, learnable, require_same_classes
+from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.class_map import check_trainable_classes, read_class_file, require_known_classes, sort_class_names
 from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.files import open_file
-from toast_cli.data.paths import places
-from toast_cli.data.splits import SPLIT_OF, WholeOptions, divide_given, divide_whole
+from toast_cli.data.paths import list_candidate_paths
+from toast_cli.data.splits import SPLIT_ALIASES, UnsplitDataOptions, complete_splits, make_train_val_test_splits
 from toast_cli.data.streams.dataset import StreamSplit
 from toast_cli.utils.errors import ToastError, UsageError
 
 
-class Options(WholeOptions):
+class HuggingFaceOptions(UnsplitDataOptions):
     """A Hugging Face data set, and what its columns are called."""
 
     name: Literal["hf"] = Field("hf", description="the data set")
@@ -47,7 +47,7 @@ class Options(WholeOptions):
     )
 
 
-def open_hf(options: Options, data_dir: Path | None) -> DataSet:
+def open_hf(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
     """Fetch the data set if it is not in the cache, and read its labels; no image is decoded.
 
     With `streaming`, only its description and its first rows are read.
@@ -57,15 +57,17 @@ def open_hf(options: Options, data_dir: Path | None) -> DataSet:
     """
     if options.streaming:
         return _open_stream(options, data_dir)
-    folder = next((place for place in places(options.path, data_dir) if place.exists()), None)
-    tables = {SPLIT_OF[name]: table for name, table in _load(options, folder).items() if name in SPLIT_OF}
+    folder = next((place for place in list_candidate_paths(options.path, data_dir) if place.exists()), None)
+    tables = {
+        SPLIT_ALIASES[name]: table for name, table in _load_splits(options, folder).items() if name in SPLIT_ALIASES
+    }
     if "train" not in tables:
         raise ToastError(f"{options.path} has no train split.", what_to_do="Choose another dataset.subset.")
-    image, label = _columns(options, tables["train"])
+    image, label = _find_columns(options, tables["train"])
     texts: dict[str, list[str]] = {}
     notes = []
     for part, table in tables.items():
-        labels = _texts(table, label)
+        labels = _get_label_names(table, label)
         texts[part] = [text for text in labels if text is not None]
         unlabelled = len(labels) - len(texts[part])
         if unlabelled:
@@ -76,35 +78,37 @@ def open_hf(options: Options, data_dir: Path | None) -> DataSet:
                 )
             notes.append(f"{part}: not read, {what}")
             del texts[part]
-    given = class_file(options.class_file, data_dir)
-    classes = given or _classes(tables["train"], label) or in_order(texts["train"])
+    given = read_class_file(options.class_file, data_dir)
+    classes = given or _get_class_names(tables["train"], label) or sort_class_names(texts["train"])
     found = {part: set(labels) for part, labels in texts.items()}
-    require_same_classes(classes, found, options.path, "the class file" if given else "train")
+    require_known_classes(classes, found, options.path, "the class file" if given else "train")
     label_of = {name: number for number, name in enumerate(classes)}
     parts = {}
     for part, named in texts.items():
         undecoded = tables[part].cast_column(image, type(tables[part].features[image])(decode=False))
-        parts[part] = _files(undecoded, image, part, tuple(label_of[text] for text in named), folder)
-    notes += learnable(parts["train"], classes, options.path, given is not None)
+        parts[part] = _build_file_split(undecoded, image, part, tuple(label_of[text] for text in named), folder)
+    notes += check_trainable_classes(parts["train"], classes, options.path, given is not None)
     if len(tables) == 1:
-        made, made_notes = divide_whole(parts["train"], options)
+        made, made_notes = make_train_val_test_splits(parts["train"], options)
     else:
-        made, made_notes = divide_given(parts, options, options.path)
+        made, made_notes = complete_splits(parts, options, options.path)
     return DataSet(classes, made, (*notes, *made_notes))
 
 
-def _open_stream(options: Options, data_dir: Path | None) -> DataSet:
+def _open_stream(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
     """The data set as streams. Its own splits alone: nothing can be held out of what is read in passing."""
-    folder = next((place for place in places(options.path, data_dir) if place.exists()), None)
-    streams = {SPLIT_OF[name]: stream for name, stream in _load(options, folder).items() if name in SPLIT_OF}
+    folder = next((place for place in list_candidate_paths(options.path, data_dir) if place.exists()), None)
+    streams = {
+        SPLIT_ALIASES[name]: stream for name, stream in _load_splits(options, folder).items() if name in SPLIT_ALIASES
+    }
     if "train" not in streams:
         raise ToastError(f"{options.path} has no train split.", what_to_do="Choose another dataset.subset.")
     if not all(hasattr(stream, "num_shards") for stream in streams.values()):
         raise UsageError(f"{options.path} is on this disk as a table.", what_to_do="Use dataset.streaming=false.")
     if options.shots is not None:
         raise UsageError("dataset.shots picks images, and a stream has none to pick from.")
-    image, label = _columns(options, streams["train"])
-    classes = class_file(options.class_file, data_dir) or _classes(streams["train"], label)
+    image, label = _find_columns(options, streams["train"])
+    classes = read_class_file(options.class_file, data_dir) or _get_class_names(streams["train"], label)
     if not classes:
         raise UsageError(
             f"{options.path} does not say which classes its column '{label}' has.",
@@ -134,8 +138,8 @@ def _open_stream(options: Options, data_dir: Path | None) -> DataSet:
     return DataSet(classes, splits, tuple(notes))
 
 
-SOURCE = Source(
-    Options,
+SOURCE = DataSource(
+    HuggingFaceOptions,
     open_hf,
     "a data set of images on the Hugging Face hub, fetched once, or a local folder: hf:NAME "
     "(pip install 'toast-cli[hub]')",
@@ -144,21 +148,21 @@ SOURCE = Source(
 
 
 @dataclass(frozen=True)
-class Rows:
+class TableImages:
     """The images that are stored in a table, as the root of a `FileSplit`: names end in the number of the row."""
 
     table: Any
     column: str
 
-    def __truediv__(self, name: str) -> Row:
-        return Row(self, name)
+    def __truediv__(self, name: str) -> TableImage:
+        return TableImage(self, name)
 
 
 @dataclass(frozen=True)
-class Row:
+class TableImage:
     """One image of a table, as `open_image` takes it."""
 
-    rows: Rows
+    rows: TableImages
     name: str
 
     def __str__(self) -> str:
@@ -170,7 +174,7 @@ class Row:
         return open_file(Path(cell["path"])) if cell["bytes"] is None else BytesIO(cell["bytes"])
 
 
-def _files(table: Any, column: str, part: str, labels: tuple[int, ...], folder: Path | None) -> FileSplit:
+def _build_file_split(table: Any, column: str, part: str, labels: tuple[int, ...], folder: Path | None) -> FileSplit:
     """The images of a split: files below the local folder where it holds such, else what the table stores."""
     if folder is not None and len(table) and table[0][column]["bytes"] is None:
         # The library follows links in the folder's own path, and none below it.
@@ -179,10 +183,10 @@ def _files(table: Any, column: str, part: str, labels: tuple[int, ...], folder: 
             names = (path.relative_to(real).as_posix() for path in paths)
             images = sorted(zip(labels, names, strict=True))  # the order of `folder`
             return FileSplit(folder, tuple(name for _, name in images), tuple(label for label, _ in images))
-    return FileSplit(Rows(table, column), tuple(f"{part}/{number:07d}" for number in range(len(table))), labels)
+    return FileSplit(TableImages(table, column), tuple(f"{part}/{number:07d}" for number in range(len(table))), labels)
 
 
-def _texts(table: Any, column: str) -> list[str | None]:
+def _get_label_names(table: Any, column: str) -> list[str | None]:
     """Every image's label by name. A class feature stores numbers; any other column holds the labels themselves."""
     names = getattr(table.features[column], "names", None)
     values = table[column][:]
@@ -191,13 +195,13 @@ def _texts(table: Any, column: str) -> list[str | None]:
     return [None if value is None or value < 0 else names[value] for value in values]
 
 
-def _classes(table: Any, column: str) -> tuple[str, ...]:
+def _get_class_names(table: Any, column: str) -> tuple[str, ...]:
     """The classes that a column names, in its order; if they are merely sorted, in that of every other source."""
     names = tuple(getattr(table.features[column], "names", None) or ())
-    return in_order(names) if list(names) == sorted(names) else names
+    return sort_class_names(names) if list(names) == sorted(names) else names
 
 
-def _columns(options: Options, table: Any) -> tuple[str, str]:
+def _find_columns(options: HuggingFaceOptions, table: Any) -> tuple[str, str]:
     """The columns with image and label: those that were named, else the only ones of their kind.
 
     Raises:
@@ -224,7 +228,7 @@ def _columns(options: Options, table: Any) -> tuple[str, str]:
     return chosen[0], chosen[1]
 
 
-def _load(options: Options, folder: Path | None) -> Mapping[str, Any]:
+def _load_splits(options: HuggingFaceOptions, folder: Path | None) -> Mapping[str, Any]:
     """The splits of the data set as the library's tables, images left as they are stored."""
     try:
         from datasets import load_dataset, load_from_disk

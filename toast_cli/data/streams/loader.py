@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, get_w
 from toast_cli.data.base import Sample
 from toast_cli.data.images.decode import open_image
 from toast_cli.data.images.files import open_file
-from toast_cli.data.images.loader import Fetched, LabelledImages, collate, mixed, quiet_worker
+from toast_cli.data.images.loader import FetchedBatch, ImageDataset, collate_fetched, derive_seed, ignore_interrupts
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.data.streams.dataset import StreamSplit
 from toast_cli.utils.errors import ToastError, UsageError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Streamed:
+class StreamedImageFile:
     """One image of a stream, as `open_image` takes it: its bytes, or where they are."""
 
     name: str
@@ -61,7 +61,7 @@ class Streamed:
 
 
 @dataclass(frozen=True)
-class Place:
+class StreamedImageKey:
     """Where a row's image comes from: its name, and a number that goes with name and content alone.
 
     Names may repeat from shard to shard, or be missing.
@@ -77,56 +77,56 @@ class Place:
         return int.from_bytes(blake2b(told, digest_size=7).digest(), "big")
 
 
-class StreamedImages(IterableDataset[Any]):
+class StreamDataset(IterableDataset[Any]):
     """What one process reads of a stream, by its workers, in pieces of `size` images.
 
     Pieces that are sure to be left out are counted and not decoded: of W workers, number w's piece number j comes to
     the loader as number j W + w, or before.
     """
 
-    def __init__(self, images: LabelledImages, split: StreamSplit, batches: BatchOptions, seed: int) -> None:
+    def __init__(self, images: ImageDataset, split: StreamSplit, batches: BatchOptions, seed: int) -> None:
         super().__init__()
         self.images, self.split = images, split
-        self.size = _parts(batches, batches.batch_size)
-        self.table = _part_of(split, batches, seed)
+        self.size = _count_process_samples(batches, batches.batch_size)
+        self.table = _shard_stream(split, batches, seed)
         # In shared memory, so that workers that live on from epoch to epoch see them change.
-        self._at = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._epoch_and_offset = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int, leave_out: int) -> None:
         """Shuffle and augment as in this epoch from now on; its first so many images need not be decoded."""
         self.images.set_epoch(epoch)
-        self._at[0], self._at[1] = epoch, leave_out
+        self._epoch_and_offset[0], self._epoch_and_offset[1] = epoch, leave_out
 
-    def __iter__(self) -> Iterator[Fetched | ToastError | int]:
+    def __iter__(self) -> Iterator[FetchedBatch | ToastError | int]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        epoch, leave_out = self._at.tolist()
+        epoch, leave_out = self._epoch_and_offset.tolist()
         self.table.set_epoch(epoch)
         rows, skipped = iter(self.table), Counter[str]()
         while taken := list(islice(rows, self.size)):
-            yield len(taken) if (number + 1) * self.size <= leave_out else self._fetched(taken, skipped)
+            yield len(taken) if (number + 1) * self.size <= leave_out else self._fetch_batch(taken, skipped)
             number += workers
 
-    def _fetched(self, rows: list[Mapping[str, Any]], before: Counter[str]) -> Fetched | ToastError:
+    def _fetch_batch(self, rows: list[Mapping[str, Any]], before: Counter[str]) -> FetchedBatch | ToastError:
         """A batch; `before` counts what was left out in this epoch, by name: of one name, each is another image.
 
         An error is handed on: raised in a worker, it would arrive as a traceback's text.
         """
         items, skipped = [], {}
         for row in rows:
-            place = Place(self.split.name_of(row), (row[self.split.image] or {}).get("bytes") or b"")
+            place = StreamedImageKey(self.split.name_of(row), (row[self.split.image] or {}).get("bytes") or b"")
             try:
-                items.append(self.images.item(sample_of(self.split, row), place.number))
+                items.append(self.images.item(load_stream_sample(self.split, row), place.number))
             except ToastError as error:
                 if not self.images.skip:
                     return error
                 before[place.name] += 1
                 more = f" (number {before[place.name]} of that name)" if before[place.name] > 1 else ""
                 skipped[place.name + more] = error.why or error.what
-        return Fetched(items or [self.images.blank(0)], skipped)
+        return FetchedBatch(items or [self.images.blank(0)], skipped)
 
 
-def sample_of(split: StreamSplit, row: Mapping[str, Any]) -> Sample:
+def load_stream_sample(split: StreamSplit, row: Mapping[str, Any]) -> Sample:
     """The image of a row, decoded, and its class.
 
     Raises:
@@ -135,7 +135,7 @@ def sample_of(split: StreamSplit, row: Mapping[str, Any]) -> Sample:
     name = split.name_of(row)
     label = split.label_of(row, name)
     cell = row[split.image] or {}
-    return Sample(open_image(Streamed(name, cell.get("bytes"), cell.get("path"))), label, name)
+    return Sample(open_image(StreamedImageFile(name, cell.get("bytes"), cell.get("path"))), label, name)
 
 
 class StreamLoader:
@@ -146,7 +146,7 @@ class StreamLoader:
     """
 
     def __init__(
-        self, dataset: StreamedImages, batches: BatchOptions, workers: int, seed: int, pin: bool = False
+        self, dataset: StreamDataset, batches: BatchOptions, workers: int, seed: int, pin: bool = False
     ) -> None:
         self.dataset, self.batches = dataset, batches
         self.skipped: dict[str, str] = {}
@@ -155,17 +155,17 @@ class StreamLoader:
         apart = shards % batches.processes == 0
         workers = min(workers, shards // batches.processes if apart else shards)
         self.notes: tuple[str, ...] = (
-            (_note(dataset.split, batches.processes, workers, apart),) if batches.shuffle else ()
+            (_format_shard_note(dataset.split, batches.processes, workers, apart),) if batches.shuffle else ()
         )
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=None,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=quiet_worker,
-            collate_fn=_collate,
+            worker_init_fn=ignore_interrupts,
+            collate_fn=_collate_piece,
             pin_memory=pin,
-            generator=torch.Generator().manual_seed(mixed(seed)),
+            generator=torch.Generator().manual_seed(derive_seed(seed)),
         )
 
     def __len__(self) -> int:
@@ -182,10 +182,10 @@ class StreamLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if not self.batches.shuffle:
-            yield from self._pieces(0)
+            yield from self._iterate_pieces(0)
             return
         sizes = [self._size(number) for number in range(len(self))]
-        pieces = self._pieces(sum(sizes[: self._begin]))
+        pieces = self._iterate_pieces(sum(sizes[: self._begin]))
         kept: dict[str, Any] = {}
         for size in sizes[self._begin :]:
             while not kept or len(kept["label"]) < size:
@@ -193,7 +193,7 @@ class StreamLoader:
                 if piece is not None:
                     kept = {name: torch.cat([kept[name], piece[name]]) for name in piece} if kept else piece
                 elif self.batches.processes > 1:
-                    pieces = self._pieces(0)
+                    pieces = self._iterate_pieces(0)
                 else:
                     break
             if kept:
@@ -202,9 +202,11 @@ class StreamLoader:
 
     def _size(self, number: int) -> int:
         """Of this process's part of a batch. Where one is too small to go round, a process without a part takes one."""
-        return _parts(self.batches, min(self.batches.batch_size, self.samples - number * self.batches.batch_size))
+        return _count_process_samples(
+            self.batches, min(self.batches.batch_size, self.samples - number * self.batches.batch_size)
+        )
 
-    def _pieces(self, leave_out: int) -> Iterator[dict[str, Any]]:
+    def _iterate_pieces(self, leave_out: int) -> Iterator[dict[str, Any]]:
         """Images in the order of the stream, without the first so many."""
         self.dataset.set_epoch(self._epoch, leave_out)
         for piece in self._loader:
@@ -243,32 +245,32 @@ def build_stream_loader(
     if options.images.cache:
         raise UsageError("images.cache keeps image files, and a stream has none.", what_to_do="Leave it out.")
     transform = build_transform(options.images, preprocessing, train=batches.augment)
-    images = LabelledImages(split, transform, options.seed, skip=options.images.on_error == "skip")  # type: ignore[arg-type]
-    dataset = StreamedImages(images, split, batches, options.seed)
+    images = ImageDataset(split, transform, options.seed, skip=options.images.on_error == "skip")  # type: ignore[arg-type]
+    dataset = StreamDataset(images, split, batches, options.seed)
     return StreamLoader(dataset, batches, options.workers, options.seed, options.pin_memory)
 
 
-def _part_of(split: StreamSplit, batches: BatchOptions, seed: int) -> Any:
+def _shard_stream(split: StreamSplit, batches: BatchOptions, seed: int) -> Any:
     """What this process reads of the stream, shuffled where that is batches for."""
     from datasets.distributed import split_dataset_by_node
 
     table = split.table
     if batches.shuffle:
-        table = table.shuffle(seed=mixed(seed) % 2**32, buffer_size=split.shuffle_buffer)
+        table = table.shuffle(seed=derive_seed(seed) % 2**32, buffer_size=split.shuffle_buffer)
     return split_dataset_by_node(table, rank=batches.process, world_size=batches.processes)
 
 
-def _parts(batches: BatchOptions, whole: int) -> int:
+def _count_process_samples(batches: BatchOptions, whole: int) -> int:
     """How many of a whole batch are this process's; at least one."""
     begin, end = (-(-whole * process // batches.processes) for process in (batches.process, batches.process + 1))
     return max(end - begin, 1)
 
 
-def _collate(piece: Any) -> Any:
-    return piece if isinstance(piece, int) else collate(piece, default_collate)
+def _collate_piece(piece: Any) -> Any:
+    return piece if isinstance(piece, int) else collate_fetched(piece, default_collate)
 
 
-def _note(split: StreamSplit, processes: int, workers: int, apart: bool) -> str:
+def _format_shard_note(split: StreamSplit, processes: int, workers: int, apart: bool) -> str:
     shards, readers = split.table.num_shards, processes * max(workers, 1)
     note = (
         f"{split.where}: {len(split):,} images streamed from {shards:,} shards by {readers} "

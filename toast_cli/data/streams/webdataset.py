@@ -13,18 +13,18 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
-from toast_cli.data.class_map import class_file
-from toast_cli.data.images.folder_scan import several
-from toast_cli.data.images.unlabelled_folder import CLASSES
-from toast_cli.data.paths import places
-from toast_cli.data.splits import hold_out, split_hash
+from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.class_map import read_class_file
+from toast_cli.data.images.folder_scan import summarize_file_names
+from toast_cli.data.images.unlabelled_folder import UNLABELLED_CLASSES
+from toast_cli.data.paths import list_candidate_paths
+from toast_cli.data.splits import compute_split_hash, hold_out
 from toast_cli.data.streams.dataset import StreamSplit
-from toast_cli.utils.config import Named
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
 
 
-class Options(Named):
+class WebDatasetOptions(NamedOptions):
     """Which shards, what their files are called, and how many samples they hold."""
 
     name: Literal["shards"] = Field("shards", description="the data set")
@@ -51,18 +51,18 @@ class Options(Named):
     )
 
 
-def open_shards(options: Options, data_dir: Path | None) -> DataSet:
+def open_shards(options: WebDatasetOptions, data_dir: Path | None) -> DataSet:
     """Find the shards, count their images where nobody says how many, and look at the first few; none is decoded.
 
     Raises:
         ToastError: there are no shards, one cannot be read, or its files are not as named.
         UsageError: how many images or classes there are has to be said.
     """
-    train = _files(options.path, data_dir)
+    train = _find_shards(options.path, data_dir)
     samples, validation_samples = options.samples, options.validation_samples
     notes = []
     if options.validation is not None:
-        validation = _files(options.validation, data_dir)
+        validation = _find_shards(options.validation, data_dir)
     else:
         count = min(options.val_shards, len(train) - 1)
         kept, held = hold_out(
@@ -78,26 +78,26 @@ def open_shards(options: Options, data_dir: Path | None) -> DataSet:
             samples -= validation_samples or 0
         train, validation = [train[i] for i in kept], [train[i] for i in held]
         if held:
-            digest = split_hash([Path(file).name for file in validation], [0] * len(validation))
+            digest = compute_split_hash([Path(file).name for file in validation], [0] * len(validation))
             notes.append(f"validation: {len(held)} shards held out, seed {options.split_seed}, split {digest}")
-    classes = _classes(options, data_dir)
-    splits = {"train": _split(options, train, classes, samples, "dataset.samples")}
+    classes = _get_class_names(options, data_dir)
+    splits = {"train": _open_split(options, train, classes, samples, "dataset.samples")}
     if validation:
-        splits["val"] = _split(options, validation, classes, validation_samples, "dataset.validation_samples")
+        splits["val"] = _open_split(options, validation, classes, validation_samples, "dataset.validation_samples")
     return DataSet(classes, splits, tuple(notes))
 
 
-SOURCE = Source(
-    Options,
+SOURCE = DataSource(
+    WebDatasetOptions,
     open_shards,
     "WebDataset tar files, streamed: shards:FOLDER or shards:train-{0000..0127}.tar (pip install 'toast-cli[hub]')",
 )
 
 
-def _classes(options: Options, data_dir: Path | None) -> tuple[str, ...]:
+def _get_class_names(options: WebDatasetOptions, data_dir: Path | None) -> tuple[str, ...]:
     if options.label_column is None:
-        return CLASSES
-    named = class_file(options.class_file, data_dir)
+        return UNLABELLED_CLASSES
+    named = read_class_file(options.class_file, data_dir)
     if named is None and options.classes is None:
         raise UsageError(
             "How many classes the shards have has to be said.",
@@ -108,11 +108,11 @@ def _classes(options: Options, data_dir: Path | None) -> tuple[str, ...]:
     return named or tuple(map(str, range(options.classes or 0)))
 
 
-def _split(
-    options: Options, files: list[str], classes: tuple[str, ...], samples: int | None, field: str
+def _open_split(
+    options: WebDatasetOptions, files: list[str], classes: tuple[str, ...], samples: int | None, field: str
 ) -> StreamSplit:
-    table = _open(options.path, files)
-    image = _column(options, table)
+    table = _open_stream(options.path, files)
+    image = _find_image_column(options, table)
     if options.label_column is not None and options.label_column not in table.features:
         raise ToastError(
             f"{files[0]} has no '.{options.label_column}' files.",
@@ -122,7 +122,7 @@ def _split(
     # Which images there are is known where they were counted; else the shards stand for theirs.
     names = [Path(file).name for file in files]
     if samples is None:
-        names = [f"{Path(file).name}/{member}" for file in files for member in _images(file, image, field)]
+        names = [f"{Path(file).name}/{member}" for file in files for member in _list_shard_images(file, image, field)]
         samples = len(names)
     if not samples:
         raise ToastError(f"The shards {options.path} hold no '.{image}' images.", what_to_do="Pack them anew.")
@@ -137,11 +137,11 @@ def _split(
         options.path,
         "__key__",
         options.shuffle_buffer,
-        digest=split_hash(names, [0] * len(names)),
+        digest=compute_split_hash(names, [0] * len(names)),
     )
 
 
-def _open(path: str, files: Sequence[str]) -> Any:
+def _open_stream(path: str, files: Sequence[str]) -> Any:
     """The shards as the library's stream."""
     try:
         from datasets import load_dataset
@@ -159,7 +159,7 @@ def _open(path: str, files: Sequence[str]) -> Any:
         ) from error
 
 
-def _column(options: Options, table: Any) -> str:
+def _find_image_column(options: WebDatasetOptions, table: Any) -> str:
     from datasets import Image
 
     found = [name for name, feature in table.features.items() if isinstance(feature, Image)]
@@ -167,7 +167,7 @@ def _column(options: Options, table: Any) -> str:
         found = [name for name in found if name == options.image_column]
     if options.image_column is None and len(found) > 1 and all("." in name for name in found):
         raise ToastError(
-            f"The shards {options.path} have names with dots in them: {several(found)}.",
+            f"The shards {options.path} have names with dots in them: {summarize_file_names(found)}.",
             "What follows the first dot of a name says what the file is, so every image is of a kind of its own.",
             "Pack them anew under names without dots, other than that before jpg or cls.",
         )
@@ -181,9 +181,9 @@ def _column(options: Options, table: Any) -> str:
     return found[0]
 
 
-def _images(file: str, image: str, field: str) -> list[str]:
+def _list_shard_images(file: str, image: str, field: str) -> list[str]:
     """Names of the images in a shard, from the headers in it alone."""
-    from toast_cli.data.images.archive_index import open_packed
+    from toast_cli.data.images.archive_index import open_archive_index
 
     if "://" in file:
         raise UsageError(
@@ -191,19 +191,19 @@ def _images(file: str, image: str, field: str) -> list[str]:
             what_to_do=f"Say {field}=NUMBER.",
         )
     # What follows the first dot of a file's name says what it is, to the library too.
-    return [name for name in open_packed(Path(file)).members if Path(name).name.partition(".")[2] == image]
+    return [name for name in open_archive_index(Path(file)).members if Path(name).name.partition(".")[2] == image]
 
 
-def _files(path: str, data_dir: Path | None) -> list[str]:
+def _find_shards(path: str, data_dir: Path | None) -> list[str]:
     """The shards that a folder or a pattern means, in the order of their names.
 
     Raises:
         ToastError: there is none.
     """
     if "://" in path:
-        return list(_spelled(path))
-    for place in places(path, data_dir):
-        patterns = [f"{glob.escape(str(place))}/*.tar"] if place.is_dir() else list(_spelled(str(place)))
+        return list(_expand_braces(path))
+    for place in list_candidate_paths(path, data_dir):
+        patterns = [f"{glob.escape(str(place))}/*.tar"] if place.is_dir() else list(_expand_braces(str(place)))
         found = sorted({file for pattern in patterns for file in glob.glob(pattern)})  # noqa: PTH207 (whole paths)
         missing = [pattern for pattern in patterns if not glob.has_magic(pattern) and pattern not in found]
         if found and missing:
@@ -223,12 +223,12 @@ def _files(path: str, data_dir: Path | None) -> list[str]:
             return found
     raise ToastError(
         f"There are no shards '{path}'.",
-        f"Looked for {' and '.join(map(str, places(path, data_dir)))}.",
+        f"Looked for {' and '.join(map(str, list_candidate_paths(path, data_dir)))}.",
         "Give a folder of .tar files, or a pattern such as train-{0000..0127}.tar.",
     )
 
 
-def _spelled(pattern: str) -> Iterator[str]:
+def _expand_braces(pattern: str) -> Iterator[str]:
     """Every name that a range in braces stands for: `a-{08..10}` is a-08, a-09 and a-10."""
     found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if found is None:
@@ -236,4 +236,4 @@ def _spelled(pattern: str) -> Iterator[str]:
         return
     first, last = found.groups()
     for number in range(int(first), int(last) + 1):
-        yield from _spelled(pattern[: found.start()] + f"{number:0{len(first)}d}" + pattern[found.end() :])
+        yield from _expand_braces(pattern[: found.start()] + f"{number:0{len(first)}d}" + pattern[found.end() :])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-POSITIONS, TURNS, BINS = 32, 40, 16
+SPRITE_SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+POSITION_COUNT, ORIENTATION_COUNT, BIN_COUNT = 32, 40, 16
 """Values of dSprites' positions and orientations, and the classes that VTAB makes of them."""
-RADIUS = 0.17
+SPRITE_RADIUS = 0.17
 """Half the width of the largest sprite, as a share of the image's side."""
 
 
@@ -28,10 +28,10 @@ def heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.minimum(lobes, point)
 
 
-SHAPES = (square, ellipse, heart)
+SPRITE_SHAPES = (square, ellipse, heart)
 
 
-def sprite_scene(
+def draw_sprite_scene(
     rng: np.random.Generator, side: int, column: int | None, turn: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one sprite; its horizontal position lies in bin `column` or its orientation in bin `turn`, of 16 each.
@@ -41,14 +41,17 @@ def sprite_scene(
     Returns:
         The image `[side, side, 3]` uint8 and the sprite's mask `[side, side]` bool.
     """
-    x = _value_of(rng, POSITIONS, column)
-    y = int(rng.integers(POSITIONS))
-    orientation = _value_of(rng, TURNS, turn)
-    shape, scale = SHAPES[int(rng.integers(len(SHAPES)))], SCALES[int(rng.integers(len(SCALES)))]
-    radius = RADIUS * side * scale
-    margin = 1.1 * RADIUS * side
-    center_x, center_y = (margin + at / (POSITIONS - 1) * (side - 2 * margin) for at in (x, y))
-    angle = 2 * np.pi * orientation / TURNS
+    x = _sample_value(rng, POSITION_COUNT, column)
+    y = int(rng.integers(POSITION_COUNT))
+    orientation = _sample_value(rng, ORIENTATION_COUNT, turn)
+    shape, scale = (
+        SPRITE_SHAPES[int(rng.integers(len(SPRITE_SHAPES)))],
+        SPRITE_SCALES[int(rng.integers(len(SPRITE_SCALES)))],
+    )
+    radius = SPRITE_RADIUS * side * scale
+    margin = 1.1 * SPRITE_RADIUS * side
+    center_x, center_y = (margin + at / (POSITION_COUNT - 1) * (side - 2 * margin) for at in (x, y))
+    angle = 2 * np.pi * orientation / ORIENTATION_COUNT
     at = np.arange(side) + 0.5
     dx, dy = (at[None, :] - center_x) / radius, (at[:, None] - center_y) / radius
     u, v = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
@@ -57,7 +60,7 @@ def sprite_scene(
     return pixels, cover > 0.5
 
 
-def _value_of(rng: np.random.Generator, values: int, bin_index: int | None) -> int:
+def _sample_value(rng: np.random.Generator, values: int, bin_index: int | None) -> int:
     """Draw one of `values` that falls into a bin of 16; any of them where there is no bin."""
-    members = [value for value in range(values) if bin_index is None or value * BINS // values == bin_index]
+    members = [value for value in range(values) if bin_index is None or value * BIN_COUNT // values == bin_index]
     return members[int(rng.integers(len(members)))]

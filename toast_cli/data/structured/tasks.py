@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Sample, Source, Split
+from toast_cli.data.base import DataSet, DataSource, Sample, Split
 from toast_cli.data.procedural import ProceduralSplit
-from toast_cli.utils.config import Named
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 ListName = Literal["train", "test"]
 
-CLASSES = {"dsprites-location": 16, "dsprites-orientation": 16, "count": 8, "distance": 6}
+CLASS_COUNTS = {"dsprites-location": 16, "dsprites-orientation": 16, "count": 8, "distance": 6}
 """Number of classes of every task."""
-TRAIN, VAL = 800, 200
+TRAIN_IMAGES, VAL_IMAGES = 800, 200
 """VTAB-1k's training and validation images: the first and the last of one list of 1,000."""
 
 # Part of what seeds an image: changing a number changes every picture.
-_TASK_STREAM = {name: number for number, name in enumerate(CLASSES, start=21)}
+_TASK_STREAM = {name: number for number, name in enumerate(CLASS_COUNTS, start=21)}
 _LIST_STREAM: dict[str, int] = {"train": 1, "test": 3}
 
 
-class StructuredOptions(Named):
+class StructuredOptions(NamedOptions):
     """Which task, and which of its images are trained on."""
 
     name: Literal["structured"] = Field("structured", description="the data set")
-    path: str = Field(description="the task: " + ", ".join(CLASSES))
+    path: str = Field(description="the task: " + ", ".join(CLASS_COUNTS))
     use: Literal["train800", "all1000"] = Field(
         "train800",
         description="train800: validated on 200 more images, to choose settings; all1000: trained on all 1,000, "
@@ -54,70 +54,70 @@ class StructuredOptions(Named):
     draw_seed: int = Field(0, ge=0, description="another seed draws other images")
 
 
-def draw(options: StructuredOptions, split: ListName, index: int) -> Sample:
+def draw_structured_sample(options: StructuredOptions, split: ListName, index: int) -> Sample:
     """Draw one image of a list; its class is `index % classes`."""
     import numpy as np
     from PIL import Image
 
-    from toast_cli.data.structured.solids import solids_scene
-    from toast_cli.data.structured.sprites import sprite_scene
+    from toast_cli.data.structured.solids import draw_solids_scene
+    from toast_cli.data.structured.sprites import draw_sprite_scene
 
-    label = index % CLASSES[options.path]
+    label = index % CLASS_COUNTS[options.path]
     rng = np.random.default_rng([options.draw_seed, _TASK_STREAM[options.path], _LIST_STREAM[split], index])
     name = f"{options.path}/{split}/{index:07d}"
     if options.path in ("count", "distance"):
         count = label + 3 if options.path == "count" else None
-        pixels = solids_scene(rng, options.side, count, label if options.path == "distance" else None)
+        pixels = draw_solids_scene(rng, options.side, count, label if options.path == "distance" else None)
         return Sample(Image.fromarray(pixels), label, name)
     column, turn = (label, None) if options.path == "dsprites-location" else (None, label)
-    pixels, mask = sprite_scene(rng, options.side, column, turn)
+    pixels, mask = draw_sprite_scene(rng, options.side, column, turn)
     return Sample(Image.fromarray(pixels), label, name, mask=mask)
 
 
-def open_source(options: StructuredOptions, data_dir: Path | None) -> DataSet:
+def open_structured(options: StructuredOptions, data_dir: Path | None) -> DataSet:
     """Open a task; `data_dir` is not read.
 
     Raises:
         UsageError: there is no such task.
     """
-    if options.path not in CLASSES:
+    if options.path not in CLASS_COUNTS:
         raise UsageError(
-            f"There is no structured task '{options.path}'.", what_to_do=did_you_mean(options.path, CLASSES)
+            f"There is no structured task '{options.path}'.", what_to_do=did_you_mean(options.path, CLASS_COUNTS)
         )
-    train = TRAIN if options.use == "train800" else TRAIN + VAL
+    train = TRAIN_IMAGES if options.use == "train800" else TRAIN_IMAGES + VAL_IMAGES
     lists: dict[str, tuple[ListName, int, int]] = {
         "train": ("train", 0, train),
         "test": ("test", 0, options.test_images),
     }
     if options.use == "train800":
-        lists["val"] = ("train", TRAIN, VAL)
+        lists["val"] = ("train", TRAIN_IMAGES, VAL_IMAGES)
     splits: dict[str, Split] = {
         split: ProceduralSplit(
             f"{options.path}/{name}",
             length,
-            partial(draw, options, name),
-            CLASSES[options.path],
+            partial(draw_structured_sample, options, name),
+            CLASS_COUNTS[options.path],
             first,
             has_masks=options.path.startswith("dsprites"),
         )
         for split, (name, first, length) in lists.items()
     }
-    names = _class_names(options.path)
+    names = _get_class_names(options.path)
     note = f"Drawn as VTAB-1k's {options.path} is described. Numbers on it are not comparable with published ones."
     return DataSet(names, splits, (note,))
 
 
-def _class_names(task: str) -> tuple[str, ...]:
+def _get_class_names(task: str) -> tuple[str, ...]:
     if task == "count":
         return tuple(f"{count} solids" for count in range(3, 11))
     if task == "distance":
-        from toast_cli.data.structured.solids import DISTANCES
+        from toast_cli.data.structured.solids import DISTANCE_BIN_EDGES
 
-        return tuple(f"{near:g} to {far:g}" for near, far in pairwise(DISTANCES))
+        return tuple(f"{near:g} to {far:g}" for near, far in pairwise(DISTANCE_BIN_EDGES))
     word = "column" if task == "dsprites-location" else "turn"
     return tuple(f"{word} {number} of 16" for number in range(1, 17))
 
 
-SOURCE = Source(
-    StructuredOptions, open_source, "nothing: drawn as four of VTAB-1k's structured tasks are: structured:TASK"
+SOURCE = DataSource(
+    StructuredOptions, open_structured, "nothing: drawn as four of VTAB-1k's structured tasks are: structured:TASK"
 )

@@ -7,25 +7,30 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
-from toast_cli.data.text.conversations import TextOptions, Turn, open_conversations, text_of
+from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.text.conversations import ConversationOptions, Turn, open_conversations, require_text
 
 
-class Options(TextOptions):
+class AlpacaOptions(ConversationOptions):
     """A file of instructions."""
 
     name: Literal["alpaca"] = Field("alpaca", description="the data set")
 
 
-def read(entry: dict[str, Any]) -> list[Turn]:
+def parse_alpaca_entry(entry: dict[str, Any]) -> list[Turn]:
     """`instruction`, perhaps `input`, and `output`, as one question and its answer."""
-    material = "" if entry.get("input") in (None, "") else text_of(entry, "input")
-    return [Turn("user", text_of(entry, "instruction"), material), Turn("assistant", text_of(entry, "output"))]
+    material = "" if entry.get("input") in (None, "") else require_text(entry, "input")
+    return [
+        Turn("user", require_text(entry, "instruction"), material),
+        Turn("assistant", require_text(entry, "output")),
+    ]
 
 
-def open_source(options: Options, data_dir: Path | None) -> DataSet:
+def open_alpaca(options: AlpacaOptions, data_dir: Path | None) -> DataSet:
     """The file as a data set."""
-    return open_conversations(options, data_dir, read)
+    return open_conversations(options, data_dir, parse_alpaca_entry)
 
 
-SOURCE = Source(Options, open_source, "alpaca:FILE, a JSON list of instruction, input, output", task="language")
+SOURCE = DataSource(
+    AlpacaOptions, open_alpaca, "alpaca:FILE, a JSON list of instruction, input, output", task="language"
+)

@@ -10,15 +10,15 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, SplitKind
-from toast_cli.data.splits import hold_out, split_hash
-from toast_cli.data.text.json_lines import json_list
-from toast_cli.utils.config import Named
+from toast_cli.data.splits import compute_split_hash, hold_out
+from toast_cli.data.text.json_lines import read_json_list
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
 
 Role = Literal["system", "user", "assistant"]
 
 
-class TextOptions(Named):
+class ConversationOptions(NamedOptions):
     """What a source of conversations can be told."""
 
     path: str = Field(
@@ -59,13 +59,13 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class TextSplit:
+class ConversationSplit:
     """Conversations in order, and the options by which they are written out."""
 
     kind: ClassVar[SplitKind] = "conversations"
 
     conversations: tuple[Conversation, ...]
-    options: TextOptions
+    options: ConversationOptions
     has_masks: bool = False
 
     @property
@@ -82,7 +82,7 @@ class TextSplit:
 
 
 def open_conversations(
-    options: TextOptions, data_dir: Path | None, read: Callable[[dict[str, Any]], Sequence[Turn]]
+    options: ConversationOptions, data_dir: Path | None, read: Callable[[dict[str, Any]], Sequence[Turn]]
 ) -> DataSet:
     """A file of conversations as a data set.
 
@@ -97,7 +97,7 @@ def open_conversations(
     path = path if path.is_absolute() or data_dir is None else data_dir / path
     if not path.is_file():
         raise UsageError(f"There is no file {path}.", what_to_do="Check the path after the data set's name.")
-    entries, left_out = json_list(path), []
+    entries, left_out = read_json_list(path), []
     conversations = []
     for number, entry in enumerate(entries, start=1):
         try:
@@ -107,7 +107,11 @@ def open_conversations(
         except ValueError as error:
             left_out.append(f"entry {number} ({error})")
     if not conversations:
-        why = f"None of {len(entries):,} entries can be used: {_few(left_out)}." if entries else "It is empty."
+        why = (
+            f"None of {len(entries):,} entries can be used: {_summarize_left_out(left_out)}."
+            if entries
+            else "It is empty."
+        )
         raise ToastError(f"{path} holds no conversation in the format of '{options.name}'.", why)
     names, labels = [text.name for text in conversations], [0] * len(conversations)
     kept, test = hold_out(names, labels, options.test_fraction, options.split_seed)
@@ -117,16 +121,19 @@ def open_conversations(
         raise ToastError(f"{path} holds no conversation to train on.")
     said = [repr(text.turns) for text in conversations]  # not the entries' numbers, which an edit leaves as they are
     held = ", ".join(
-        f"{len(indices):,} {name} (split {split_hash([said[i] for i in indices], [0] * len(indices))})"
+        f"{len(indices):,} {name} (split {compute_split_hash([said[i] for i in indices], [0] * len(indices))})"
         for name, indices in parts.items()
     )
     notes = [f"{path.name}: {held}, seed {options.split_seed}"]
     if left_out:
-        notes.append(f"{len(left_out):,} of {len(entries):,} entries of {path.name} were left out: {_few(left_out)}.")
+        notes.append(
+            f"{len(left_out):,} of {len(entries):,} entries of {path.name} were left out: "
+            f"{_summarize_left_out(left_out)}."
+        )
     return DataSet(
         classes=(),
         splits={
-            name: TextSplit(tuple(conversations[i] for i in indices), options)
+            name: ConversationSplit(tuple(conversations[i] for i in indices), options)
             for name, indices in parts.items()
             if indices
         },
@@ -134,7 +141,7 @@ def open_conversations(
     )
 
 
-def text_of(entry: dict[str, Any], name: str) -> str:
+def require_text(entry: dict[str, Any], name: str) -> str:
     """A text that an entry must hold; a ValueError says what is there instead."""
     if name not in entry:
         raise ValueError(f"there is no '{name}'")
@@ -149,6 +156,6 @@ def text_of(entry: dict[str, Any], name: str) -> str:
     return entry[name]
 
 
-def _few(left_out: Sequence[str], most: int = 3) -> str:
+def _summarize_left_out(left_out: Sequence[str], most: int = 3) -> str:
     more = f" and {len(left_out) - most:,} more" if len(left_out) > most else ""
     return f"{', '.join(left_out[:most])}{more}"

@@ -11,22 +11,29 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source, SplitKind
-from toast_cli.data.splits import hold_out_numbers
-from toast_cli.data.text.text_store import Spool
-from toast_cli.utils.config import Named
+from toast_cli.data.base import DataSet, DataSource, SplitKind
+from toast_cli.data.splits import hold_out_indices
+from toast_cli.data.text.text_store import TextStore
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
 
-READERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+READERS_BY_SUFFIX = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+}
 """What `datasets` calls the reader of a file, by its ending before any .gz, .xz or .zst."""
 
-PACKED = {".gz", ".xz", ".zst", ".bz2"}
+COMPRESSED_SUFFIXES = {".gz", ".xz", ".zst", ".bz2"}
 
 
-class Options(Named):
+class TextDocumentOptions(NamedOptions):
     """Running text: a file, a folder of files, or a Hugging Face data set."""
 
     name: Literal["text"] = Field("text", description="the data set")
@@ -46,12 +53,12 @@ class Options(Named):
 
 
 @dataclass(frozen=True)
-class Documents:
+class DocumentSplit:
     """Texts in order, by their numbers `[n]` in a spool; joined, they are cut into blocks of `block_tokens`."""
 
     kind: ClassVar[SplitKind] = "documents"
 
-    spool: Spool
+    spool: TextStore
     numbers: np.ndarray
     block_tokens: int
     has_masks: bool = False
@@ -71,7 +78,7 @@ class Documents:
         return sha256(np.sort(hashes).tobytes()).hexdigest()[:8]
 
 
-def open_source(options: Options, data_dir: Path | None) -> DataSet:
+def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataSet:
     """Read the documents through, keeping them on disk, and divide them, once and for all runs alike.
 
     Raises:
@@ -80,13 +87,13 @@ def open_source(options: Options, data_dir: Path | None) -> DataSet:
     """
     import numpy as np
 
-    spool = Spool(_texts(options, data_dir))
+    spool = TextStore(_read_texts(options, data_dir))
     if not len(spool):
         raise ToastError(f"{options.path} holds no text to train on.")
-    kept, test = hold_out_numbers(np.arange(len(spool)), options.test_fraction, options.split_seed)
-    train, val = hold_out_numbers(kept, options.val_fraction, options.split_seed + 1)
+    kept, test = hold_out_indices(np.arange(len(spool)), options.test_fraction, options.split_seed)
+    train, val = hold_out_indices(kept, options.val_fraction, options.split_seed + 1)
     numbers = {"train": train, "val": val, "test": test}
-    parts = {name: Documents(spool, each, options.block_tokens) for name, each in numbers.items()}
+    parts = {name: DocumentSplit(spool, each, options.block_tokens) for name, each in numbers.items()}
     splits = {name: documents for name, documents in parts.items() if len(documents)}
     held = ", ".join(f"{len(documents):,} {name} (split {documents.hash()})" for name, documents in splits.items())
     notes = [f"documents of {options.path}: {held}, seed {options.split_seed}"]
@@ -95,8 +102,8 @@ def open_source(options: Options, data_dir: Path | None) -> DataSet:
     return DataSet(classes=(), splits=splits, notes=tuple(notes))
 
 
-def _texts(options: Options, data_dir: Path | None) -> Iterable[str]:
-    entries = _entries(options, data_dir)
+def _read_texts(options: TextDocumentOptions, data_dir: Path | None) -> Iterable[str]:
+    entries = _read_entries(options, data_dir)
     number = 0
     try:
         for number, entry in enumerate(islice(entries, options.documents), start=1):
@@ -117,7 +124,7 @@ def _texts(options: Options, data_dir: Path | None) -> Iterable[str]:
         ) from error
 
 
-def _entries(options: Options, data_dir: Path | None) -> Iterable[dict[str, Any]]:
+def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterable[dict[str, Any]]:
     """Documents as mappings, read as they are asked for."""
     try:
         from datasets import load_dataset
@@ -131,20 +138,20 @@ def _entries(options: Options, data_dir: Path | None) -> Iterable[dict[str, Any]
         named: dict[str, Any] = {"name": options.subset, "split": options.split}
         where = str(path)
     elif path.exists():
-        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _reader(file))
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _get_reader(file))
         odd = [file for file in files if not file.is_file()]
         if odd:
             raise ToastError(f"{odd[0]} is no regular file.", "It is a folder, a pipe or a device.", "Remove it.")
-        readers = {_reader(file) for file in files}
+        readers = {_get_reader(file) for file in files}
         if len(readers) != 1 or None in readers:
             found = "several kinds of files" if len(readers) > 1 else "no file that is understood"
             raise ToastError(
                 f"{path} holds {found}." if path.is_dir() else f"{path} is of no kind that is understood.",
-                what_to_do=f"Give files of one kind: {', '.join(READERS)}.",
+                what_to_do=f"Give files of one kind: {', '.join(READERS_BY_SUFFIX)}.",
             )
         named = {"data_files": [str(file) for file in files], "split": "train"}
         where = str(readers.pop())
-    elif _reader(path) or options.path.startswith((".", "/", "~")):
+    elif _get_reader(path) or options.path.startswith((".", "/", "~")):
         raise UsageError(f"There is no file or folder {path}.", what_to_do="Check the path after 'text:'.")
     else:
         named = {"name": options.subset, "split": options.split}
@@ -159,11 +166,14 @@ def _entries(options: Options, data_dir: Path | None) -> Iterable[dict[str, Any]
         ) from error
 
 
-def _reader(path: Path) -> str | None:
-    suffixes = [suffix for suffix in path.suffixes if suffix not in PACKED]
-    return READERS.get(suffixes[-1]) if suffixes else None
+def _get_reader(path: Path) -> str | None:
+    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSED_SUFFIXES]
+    return READERS_BY_SUFFIX.get(suffixes[-1]) if suffixes else None
 
 
-SOURCE = Source(
-    Options, open_source, "text:FILE, .txt, .jsonl or .parquet, a folder, or a Hugging Face data set", task="language"
+SOURCE = DataSource(
+    TextDocumentOptions,
+    open_documents,
+    "text:FILE, .txt, .jsonl or .parquet, a folder, or a Hugging Face data set",
+    task="language",
 )

@@ -10,30 +10,30 @@ from typing import Any
 from toast_cli.utils.errors import ToastError
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """The values of a JSON-lines file with their line numbers, from 1; blank lines are passed over.
 
     Raises:
         ToastError: the file cannot be read, or a line is no UTF-8 or no JSON.
     """
-    for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
+    for number, line in enumerate(read_bytes_without_bom(path).split(b"\n"), start=1):
         if line.strip():
-            yield number, _parsed(line, path, number)
+            yield number, _parse_json(line, path, number)
 
 
-def json_list(path: Path) -> list[Any]:
+def read_json_list(path: Path) -> list[Any]:
     """The entries of a JSON list, or of JSON lines.
 
     Raises:
         ToastError: as above.
     """
-    whole = read_bytes(path)
+    whole = read_bytes_without_bom(path)
     if whole.lstrip()[:1] == b"[":
-        return list(_parsed(whole, path, 1))
-    return [value for _, value in json_lines(path)]
+        return list(_parse_json(whole, path, 1))
+    return [value for _, value in read_json_lines(path)]
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes_without_bom(path: Path) -> bytes:
     """A file's bytes, without the mark that some editors put before UTF-8.
 
     Raises:
@@ -45,7 +45,7 @@ def read_bytes(path: Path) -> bytes:
         raise ToastError(f"{path} cannot be read.", error.strerror or str(error)) from error
 
 
-def _parsed(text: bytes, path: Path, first: int) -> Any:
+def _parse_json(text: bytes, path: Path, first: int) -> Any:
     """The value of a text whose first line has this number."""
     try:
         return json.loads(text.decode())

@@ -11,26 +11,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from toast_cli.data.images.loader import Shuffled
-from toast_cli.data.sampler import Share
-from toast_cli.data.text.chat_templates import Unrendered, samples
-from toast_cli.data.text.text_store import mapped
-from toast_cli.utils.constants import IGNORED
+from toast_cli.data.images.loader import SeededShuffleSampler
+from toast_cli.data.sampler import ShardedBatchSampler
+from toast_cli.data.text.chat_templates import ChatTemplateError, tokenize_conversation
+from toast_cli.data.text.text_store import memory_map_tokens
+from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from toast_cli.data.base import BatchOptions, LoaderOptions
-    from toast_cli.data.text.conversations import TextSplit
-    from toast_cli.data.text.documents import Documents
+    from toast_cli.data.text.conversations import ConversationSplit
+    from toast_cli.data.text.documents import DocumentSplit
 
-DOCUMENTS_AT_ONCE, CHARACTERS_AT_ONCE = 1000, 1_000_000
+TOKENIZER_BATCH_DOCUMENTS, TOKENIZER_BATCH_CHARACTERS = 1000, 1_000_000
 """Given to the tokenizer together, until either is reached: fast ones then use every core."""
 
 
 @dataclass(frozen=True)
-class Tokenized:
+class TokenizedText:
     """One text, or one block of several: ids, labels, and each token's place in its own text."""
 
     ids: list[int]
@@ -38,40 +38,40 @@ class Tokenized:
     places: list[int]
 
 
-class Numbered(Dataset[tuple[int, Tokenized]]):
+class TokenizedTextDataset(Dataset[tuple[int, TokenizedText]]):
     """Texts with their places in the split."""
 
-    def __init__(self, texts: Sequence[Tokenized]) -> None:
+    def __init__(self, texts: Sequence[TokenizedText]) -> None:
         self.texts = texts
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, index: int) -> tuple[int, Tokenized]:
+    def __getitem__(self, index: int) -> tuple[int, TokenizedText]:
         return index, self.texts[index]
 
 
-def numbered(items: Sequence[tuple[int, Tokenized]], pad: int) -> dict[str, Tensor]:
+def collate_indexed_texts(items: Sequence[tuple[int, TokenizedText]], pad: int) -> dict[str, Tensor]:
     """A batch with `index` `[B]`, and `view` `[B]`, which is 0: texts are looked at in one way only."""
     index = torch.tensor([number for number, _ in items])
-    return {**collate([text for _, text in items], pad), "index": index, "view": torch.zeros_like(index)}
+    return {**collate_texts([text for _, text in items], pad), "index": index, "view": torch.zeros_like(index)}
 
 
 class TextLoader:
     """Batches of tokenized texts; `notes` say what was cut and what was left out."""
 
     def __init__(
-        self, texts: Sequence[Tokenized], notes: tuple[str, ...], pad: int, seed: int, batches: BatchOptions
+        self, texts: Sequence[TokenizedText], notes: tuple[str, ...], pad: int, seed: int, batches: BatchOptions
     ) -> None:
         self.notes = notes
         self._texts = texts
         self.skipped: dict[str, str] = {}  # a text that cannot be read was refused before
-        order = Shuffled(len(texts), seed) if batches.shuffle else SequentialSampler(texts)
-        self._share = Share(order, batches.batch_size, batches.process, batches.processes)
+        order = SeededShuffleSampler(len(texts), seed) if batches.shuffle else SequentialSampler(texts)
+        self._share = ShardedBatchSampler(order, batches.batch_size, batches.process, batches.processes)
         self._loader: DataLoader[Any] = DataLoader(
-            Numbered(texts),
+            TokenizedTextDataset(texts),
             batch_sampler=self._share,
-            collate_fn=lambda items: numbered(items, pad),
+            collate_fn=lambda items: collate_indexed_texts(items, pad),
         )
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class TextLoader:
 
 
 def build_conversation_loader(
-    split: TextSplit, tokenizer: Any, batches: BatchOptions, loader: LoaderOptions
+    split: ConversationSplit, tokenizer: Any, batches: BatchOptions, loader: LoaderOptions
 ) -> TextLoader:
     """`input_ids`, `attention_mask` and `labels`, all `[B, N]`; packed blocks have `position_ids` and `real` besides.
 
@@ -107,18 +107,18 @@ def build_conversation_loader(
     texts, cut, empty, total, refused = [], 0, 0, 0, []
     for index in range(len(split)):
         try:
-            found = samples(split.load(index).turns, tokenizer, options.template)
-        except Unrendered as error:
+            found = tokenize_conversation(split.load(index).turns, tokenizer, options.template)
+        except ChatTemplateError as error:
             refused.append(error)
             continue
         total += len(found)
         for ids, labels in found:
             cut += len(ids) > options.max_tokens
             ids, labels = ids[: options.max_tokens], labels[: options.max_tokens]
-            if all(label == IGNORED for label in labels[1:]):
+            if all(label == IGNORE_INDEX for label in labels[1:]):
                 empty += 1
             else:
-                texts.append(Tokenized(ids, labels, list(range(len(ids)))))
+                texts.append(TokenizedText(ids, labels, list(range(len(ids)))))
     if len(refused) == len(split):
         raise refused[0]
     if not texts:
@@ -140,13 +140,15 @@ def build_conversation_loader(
     if empty:
         notes.append(f"{empty:,} of {total:,} texts were left out: no token to be learned was left in them.")
     if options.packing and batches.augment:
-        texts = packed(texts, options.max_tokens)
+        texts = pack_texts(texts, options.max_tokens)
         notes.append(f"Packed into {len(texts):,} blocks of at most {options.max_tokens} tokens.")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     return TextLoader(texts, tuple(notes), pad, loader.seed, batches)
 
 
-def build_document_loader(split: Documents, tokenizer: Any, batches: BatchOptions, loader: LoaderOptions) -> TextLoader:
+def build_document_loader(
+    split: DocumentSplit, tokenizer: Any, batches: BatchOptions, loader: LoaderOptions
+) -> TextLoader:
     """`input_ids`, `attention_mask` and `labels`, all `[B, block_tokens]`: running text, every token learned.
 
     Documents follow one another with the tokenizer's end between them, and see each other within a block.
@@ -155,7 +157,7 @@ def build_document_loader(split: Documents, tokenizer: Any, batches: BatchOption
         ToastError: there is less text than one block.
     """
     length = split.block_tokens
-    stream = mapped(_token_rows(split, tokenizer))
+    stream = memory_map_tokens(_tokenize_documents(split, tokenizer))
     count = len(stream) // length
     if not count:
         raise ToastError(
@@ -164,10 +166,10 @@ def build_document_loader(split: Documents, tokenizer: Any, batches: BatchOption
         )
     left = len(stream) - count * length
     note = f"{len(split):,} documents are {count:,} blocks of {length} tokens; the last {left:,} tokens fill none."
-    return TextLoader(Blocks(stream, length, count), (note,), 0, loader.seed, batches)
+    return TextLoader(TokenBlocks(stream, length, count), (note,), 0, loader.seed, batches)
 
 
-def _token_rows(split: Documents, tokenizer: Any) -> Iterator[array[int]]:
+def _tokenize_documents(split: DocumentSplit, tokenizer: Any) -> Iterator[array[int]]:
     """The documents' tokens in order, each document between the tokenizer's begin and end, several at a time."""
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -176,7 +178,11 @@ def _token_rows(split: Documents, tokenizer: Any) -> Iterator[array[int]]:
     for index in range(len(split)):
         texts.append(split.load(index))
         characters += len(texts[-1])
-        if len(texts) < DOCUMENTS_AT_ONCE and characters < CHARACTERS_AT_ONCE and index < len(split) - 1:
+        if (
+            len(texts) < TOKENIZER_BATCH_DOCUMENTS
+            and characters < TOKENIZER_BATCH_CHARACTERS
+            and index < len(split) - 1
+        ):
             continue
         for ids in tokenizer(texts, add_special_tokens=False).input_ids:
             yield array("i", [*start, *ids, *end])
@@ -184,7 +190,7 @@ def _token_rows(split: Documents, tokenizer: Any) -> Iterator[array[int]]:
 
 
 @dataclass(frozen=True)
-class Blocks(Sequence[Tokenized]):
+class TokenBlocks(Sequence[TokenizedText]):
     """Equal stretches of one long row of tokens, cut out when they are asked for."""
 
     stream: np.ndarray
@@ -198,26 +204,26 @@ class Blocks(Sequence[Tokenized]):
         if not 0 <= index < self.blocks:
             raise IndexError(index)
         ids = self.stream[index * self.length : (index + 1) * self.length].tolist()
-        return Tokenized(ids, ids, list(range(self.length)))
+        return TokenizedText(ids, ids, list(range(self.length)))
 
 
-def packed(texts: Sequence[Tokenized], length: int) -> list[Tokenized]:
+def pack_texts(texts: Sequence[TokenizedText], length: int) -> list[TokenizedText]:
     """Texts in order, as many to a block as fit in whole; the first token of each is not learned any more.
 
     What comes before it would be another text.
     """
-    blocks: list[Tokenized] = []
+    blocks: list[TokenizedText] = []
     for text in texts:
         if not blocks or len(blocks[-1].ids) + len(text.ids) > length:
-            blocks.append(Tokenized([], [], []))
+            blocks.append(TokenizedText([], [], []))
         block = blocks[-1]
         block.ids.extend(text.ids)
-        block.labels.extend([IGNORED, *text.labels[1:]])
+        block.labels.extend([IGNORE_INDEX, *text.labels[1:]])
         block.places.extend(text.places)
     return blocks
 
 
-def collate(texts: Sequence[Tokenized], pad: int) -> dict[str, Tensor]:
+def collate_texts(texts: Sequence[TokenizedText], pad: int) -> dict[str, Tensor]:
     """A batch, padded on the right.
 
     Several texts in one block are kept apart by their positions, which begin again: transformers builds their mask from
@@ -231,7 +237,7 @@ def collate(texts: Sequence[Tokenized], pad: int) -> dict[str, Tensor]:
     real = table([[1] * len(text.ids) for text in texts], 0)
     batch = {
         "input_ids": table([text.ids for text in texts], pad),
-        "labels": table([text.labels for text in texts], IGNORED),
+        "labels": table([text.labels for text in texts], IGNORE_INDEX),
     }
     if all(text.places[-1] == len(text.places) - 1 for text in texts):
         return {**batch, "attention_mask": real}

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, Source
-from toast_cli.data.text.conversations import Role, TextOptions, Turn, open_conversations, text_of
+from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.text.conversations import ConversationOptions, Role, Turn, open_conversations, require_text
 
-ROLES: dict[str, Role] = {
+ROLES_BY_SPEAKER: dict[str, Role] = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -20,22 +20,22 @@ ROLES: dict[str, Role] = {
 }
 
 
-class Options(TextOptions):
+class ShareGptOptions(ConversationOptions):
     """A file of conversations."""
 
     name: Literal["sharegpt"] = Field("sharegpt", description="the data set")
 
 
-def read(entry: dict[str, Any]) -> list[Turn]:
+def parse_sharegpt_entry(entry: dict[str, Any]) -> list[Turn]:
     """`conversations`, a list of `from` and `value`; what an answer comes before is not learned, and left out."""
     said = entry.get("conversations")
     if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
         raise ValueError("there is no list of 'conversations'")
     turns = []
     for turn in said:
-        if (speaker := text_of(turn, "from")) not in ROLES:
-            raise ValueError(f"'{speaker}' is nobody; speakers are {', '.join(ROLES)}")
-        turns.append(Turn(ROLES[speaker], text_of(turn, "value")))
+        if (speaker := require_text(turn, "from")) not in ROLES_BY_SPEAKER:
+            raise ValueError(f"'{speaker}' is nobody; speakers are {', '.join(ROLES_BY_SPEAKER)}")
+        turns.append(Turn(ROLES_BY_SPEAKER[speaker], require_text(turn, "value")))
     while turns and turns[0].role == "assistant":  # an export that begins in the middle
         turns.pop(0)
     if not any(turn.role == "assistant" for turn in turns):
@@ -43,9 +43,9 @@ def read(entry: dict[str, Any]) -> list[Turn]:
     return turns
 
 
-def open_source(options: Options, data_dir: Path | None) -> DataSet:
+def open_sharegpt(options: ShareGptOptions, data_dir: Path | None) -> DataSet:
     """The file as a data set."""
-    return open_conversations(options, data_dir, read)
+    return open_conversations(options, data_dir, parse_sharegpt_entry)
 
 
-SOURCE = Source(Options, open_source, "sharegpt:FILE, a JSON list of conversations", task="language")
+SOURCE = DataSource(ShareGptOptions, open_sharegpt, "sharegpt:FILE, a JSON list of conversations", task="language")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class Spool:
+class TextStore:
     """Texts by number, as they came; memory holds sixteen bytes of each: where it ends, and what it hashes to.
 
     Raises:
@@ -25,12 +25,12 @@ class Spool:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._file = _temporary()
+        self._file = _open_temporary_file()
         self._ends = array("q", [0])
         self.hashes = array("Q")
         for text in texts:
             data = text.encode(errors="surrogatepass")
-            _write(self._file, data)
+            _write_bytes(self._file, data)
             self._ends.append(self._ends[-1] + len(data))
             self.hashes.append(int.from_bytes(sha256(data).digest()[:8], "big"))
 
@@ -43,7 +43,7 @@ class Spool:
         return self._file.read(self._ends[number + 1] - self._ends[number]).decode(errors="surrogatepass")
 
 
-def mapped(parts: Iterable[array[int]]) -> np.ndarray:
+def memory_map_tokens(parts: Iterable[array[int]]) -> np.ndarray:
     """Whole numbers `[N]` int32, written as they come and mapped into memory from there.
 
     Raises:
@@ -51,28 +51,28 @@ def mapped(parts: Iterable[array[int]]) -> np.ndarray:
     """
     import numpy as np
 
-    file = _temporary()
+    file = _open_temporary_file()
     for part in parts:
-        _write(file, part.tobytes())
+        _write_bytes(file, part.tobytes())
     file.flush()
     return np.memmap(file, np.int32, "r") if file.tell() else np.empty(0, np.int32)
 
 
-def _temporary() -> IO[bytes]:
+def _open_temporary_file() -> IO[bytes]:
     try:
         return tempfile.TemporaryFile()  # closed, and gone, with whoever holds it
     except OSError as error:
-        raise _no_room(error) from error
+        raise _no_space_error(error) from error
 
 
-def _write(file: IO[bytes], data: bytes) -> None:
+def _write_bytes(file: IO[bytes], data: bytes) -> None:
     try:
         file.write(data)
     except OSError as error:
-        raise _no_room(error) from error
+        raise _no_space_error(error) from error
 
 
-def _no_room(error: OSError) -> ToastError:
+def _no_space_error(error: OSError) -> ToastError:
     return ToastError(
         f"The text cannot be kept in {tempfile.gettempdir()}.",
         error.strerror or str(error),

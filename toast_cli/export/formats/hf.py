@@ -7,53 +7,55 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.export.base import Format, Outputs, Runner, Wanted
-from toast_cli.export.redact_paths import for_others
-from toast_cli.storage.checksums import read_sealed
+from toast_cli.export.base import ExportFormat, ExportRequest, ExportRunner, Outputs
+from toast_cli.export.redact_paths import redact_recipe
+from toast_cli.storage.checksums import read_checksummed_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from toast_cli.backbones.base import Preprocessing
     from toast_cli.backbones.image_options import ImageOptions
-    from toast_cli.storage.load_model import Loaded
+    from toast_cli.storage.load_model import LoadedModel
 
 
-def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
+def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
     """Configuration, weights, what prepares the inputs, and a model card."""
     import torch
 
-    from toast_cli.export.hf_model import WEIGHTS, config_of
-    from toast_cli.model.model import folded
-    from toast_cli.storage.adapter import save_file
+    from toast_cli.export.hf_model import WEIGHTS, build_hf_config
+    from toast_cli.model.model import fold_model
+    from toast_cli.storage.adapter import save_adapter_file
     from toast_cli.utils.atomic import write_json, write_text
 
     dtype = getattr(torch, wanted.dtype)
-    model = folded(loaded.model) if wanted.fold else loaded.model
+    model = fold_model(loaded.model) if wanted.fold else loaded.model
     config = replace(
         loaded.config,
-        recipe=for_others(loaded.config.recipe),
+        recipe=redact_recipe(loaded.config.recipe),
         whole=True,
         folded=wanted.fold or loaded.config.folded,
     )
-    save_file(
+    save_adapter_file(
         path / WEIGHTS,
         model,
         config,
         with_backbone=True,
         cast=lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor,
     )
-    config_of(model, config).save_pretrained(path)
+    build_hf_config(model, config).save_pretrained(path)
     backbone = model.backbone
     if backbone.preprocessing is not None:
-        spelled = processor(backbone.preprocessing, loaded.recipe.images, whole=model.objective.dense)
+        spelled = build_image_processor_config(
+            backbone.preprocessing, loaded.recipe.images, whole=model.objective.dense
+        )
         write_json(path / "preprocessor_config.json", spelled)
     if backbone.tokenizer is not None:
         backbone.tokenizer.save_pretrained(path)
-    write_text(path / "README.md", card(loaded, wanted))
+    write_text(path / "README.md", build_model_card(loaded, wanted))
 
 
-def reopen(wanted: Wanted, path: Path) -> Runner:
+def reopen_hf(wanted: ExportRequest, path: Path) -> ExportRunner:
     """With transformers' Auto classes."""
     import transformers
 
@@ -71,7 +73,7 @@ def reopen(wanted: Wanted, path: Path) -> Runner:
     return run
 
 
-def processor(seen: Preprocessing, images: ImageOptions, whole: bool) -> dict[str, Any]:
+def build_image_processor_config(seen: Preprocessing, images: ImageOptions, whole: bool) -> dict[str, Any]:
     """How a run prepares images as transformers' image processors spell it: cover, cut out the centre, normalise.
 
     With `whole`, or where the run squashes its images, nothing is cut away: they are resized to the input size.
@@ -96,9 +98,9 @@ def processor(seen: Preprocessing, images: ImageOptions, whole: bool) -> dict[st
     }
 
 
-def card(loaded: Loaded, wanted: Wanted) -> str:
+def build_model_card(loaded: LoadedModel, wanted: ExportRequest) -> str:
     """The model card: what it does, how it was made and how good it is, as far as the run recorded that."""
-    recipe, config = for_others(loaded.config.recipe), loaded.config
+    recipe, config = redact_recipe(loaded.config.recipe), loaded.config
     task, language = recipe["task"]["name"], loaded.model.backbone.preprocessing is None
     auto, pipeline = "AutoModelForImageClassification", "image-classification"
     if language:
@@ -120,14 +122,14 @@ def card(loaded: Loaded, wanted: Wanted) -> str:
         "for the task from the first pass, and feeds it back into every layer of the second.",
         "",
         f"- Task: {task}" + (f", {len(config.classes)} classes" if config.classes else ""),
-        f"- Method: {_plainly(_but(recipe['method'], 'start', 'start_images'))}",
+        f"- Method: {_format_section(_omit_keys(recipe['method'], 'start', 'start_images'))}",
         f"- Trained parameters: {config.trained_parameters:,}",
         f"- Weights: {wanted.dtype}" + (", folded: for inference alone" if wanted.fold or config.folded else ""),
-        f"- Data: {_plainly(recipe['dataset'])}",
+        f"- Data: {_format_section(recipe['dataset'])}",
         f"- Backbone: {recipe['backbone']['name']}, fingerprint `{config.backbone_fingerprint[:16]}…`",
-        *_lineage(loaded.path, recipe),
+        *_format_lineage(loaded.path, recipe),
         f"- Licence of the backbone: {licence or 'not recorded; ask where its weights came from'}",
-        *_numbers(loaded.path),
+        *_format_metrics(loaded.path),
         "",
         "```python",
         "import toast_cli",
@@ -152,9 +154,9 @@ def card(loaded: Loaded, wanted: Wanted) -> str:
     return "\n".join([*lines, ""])
 
 
-def _lineage(run: Path, recipe: dict[str, Any]) -> list[str]:
+def _format_lineage(run: Path, recipe: dict[str, Any]) -> list[str]:
     """Where what was learned comes from: an imported checkpoint, or what the feedback path started from."""
-    results = _results(run)
+    results = _read_results(run)
     if "imported_from" not in results:
         start = recipe["init_from"] or recipe["method"].get("start", "no feedback path")
         return [f"- Feedback path from: {start}", f"- Seed: {recipe['seed']}"]
@@ -166,25 +168,25 @@ def _lineage(run: Path, recipe: dict[str, Any]) -> list[str]:
     ]
 
 
-def _results(run: Path) -> dict[str, Any]:
+def _read_results(run: Path) -> dict[str, Any]:
     """What is recorded at the end of a run, where that lies with it."""
-    return read_sealed(run / "results.json") if (run / "results.json").is_file() else {}
+    return read_checksummed_json(run / "results.json") if (run / "results.json").is_file() else {}
 
 
-def _but(section: dict[str, Any], *names: str) -> dict[str, Any]:
+def _omit_keys(section: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in section.items() if name not in names}
 
 
-def _plainly(section: dict[str, Any]) -> str:
+def _format_section(section: dict[str, Any]) -> str:
     """A recipe's section in one line."""
     told = {name: value for name, value in section.items() if value is not None}
     name = told.pop("name")
     return f"{name} ({', '.join(f'{key}={value}' for key, value in told.items())})" if told else name
 
 
-def _numbers(run: Path) -> list[str]:
+def _format_metrics(run: Path) -> list[str]:
     """The run's closing numbers, where they lie with it."""
-    results, lines = _results(run), list[str]()
+    results, lines = _read_results(run), list[str]()
     for split in ("validation", "test"):
         metrics = results.get(split) or {}
         told = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)]
@@ -192,11 +194,11 @@ def _numbers(run: Path) -> list[str]:
     return lines
 
 
-FORMAT = Format(
+FORMAT = ExportFormat(
     "",
     ("full",),
-    write,
-    reopen,
+    write_hf,
+    reopen_hf,
     dict.fromkeys(("float32", "float16", "bfloat16"), 1e-5),  # whatever it is stored in, float32 is computed with
     loads="transformers",
 )

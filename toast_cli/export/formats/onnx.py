@@ -6,22 +6,22 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.export.base import Format, Outputs, Runner, Wanted
+from toast_cli.export.base import ExportFormat, ExportRequest, ExportRunner, Outputs
 from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from toast_cli.storage.load_model import Loaded
+    from toast_cli.storage.load_model import LoadedModel
 
 IMAGE_AXES = ("batch", "channel", "height", "width")
 TEXT_AXES = ("batch", "sequence")
 
-LARGEST = 1_800_000_000
+MAX_INLINE_BYTES = 1_800_000_000
 """Bytes beyond which weights go into a second file: an ONNX file itself ends at two gigabytes."""
 
 
-def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
+def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
     """Trace the run and translate it.
 
     Raises:
@@ -37,26 +37,26 @@ def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
 
     import torch
 
-    from toast_cli.export.graph import metadata, quiet, traced
-    from toast_cli.export.progress import stage
-    from toast_cli.export.verification_outputs import by_name, outputs_of
+    from toast_cli.export.graph import build_graph_metadata, suppress_exporter_logs, trace_model
+    from toast_cli.export.progress import log_stage
+    from toast_cli.export.verification_outputs import compute_outputs, to_named_inputs
 
-    stage("Tracing both passes into one graph")
-    program = traced(loaded, wanted)
-    stage("Translating the graph into ONNX: half a minute for a ViT, longer for what is deeper")
+    log_stage("Tracing both passes into one graph")
+    program = trace_model(loaded, wanted)
+    log_stage("Translating the graph into ONNX: half a minute for a ViT, longer for what is deeper")
     with torch.no_grad():
-        names = list(outputs_of(loaded.model, by_name(loaded.model.backbone.example(1)), wanted.maps))
-    with quiet():
+        names = list(compute_outputs(loaded.model, to_named_inputs(loaded.model.backbone.example(1)), wanted.maps))
+    with suppress_exporter_logs():
         translated = torch.onnx.export(program, output_names=names, dynamo=True, verbose=False, optimize=False)
     assert translated is not None
-    _tidy(translated.model)
+    _simplify_graph(translated.model)
     _name_axes(translated.model)
-    translated.model.metadata_props.update(metadata(loaded, wanted))
+    translated.model.metadata_props.update(build_graph_metadata(loaded, wanted))
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
-    translated.save(str(path), external_data=size > LARGEST)
+    translated.save(str(path), external_data=size > MAX_INLINE_BYTES)
 
 
-def _tidy(model: Any) -> None:
+def _simplify_graph(model: Any) -> None:
     """Compute what is constant, drop what nothing uses, and name everything once: torch 2.8 names twice.
 
     In place of torch's own `optimize`, whose rewriting rules take longer than all the rest and gain nothing: what
@@ -87,7 +87,7 @@ def _name_axes(model: Any) -> None:
                 value.shape[place] = onnx_ir.SymbolicDim(named)
 
 
-def reopen(wanted: Wanted, path: Path) -> Runner:
+def reopen_onnx(wanted: ExportRequest, path: Path) -> ExportRunner:
     """With onnxruntime, on as many threads as torch has."""
     import onnxruntime
     import torch
@@ -105,11 +105,11 @@ def reopen(wanted: Wanted, path: Path) -> Runner:
     return run
 
 
-FORMAT = Format(
+FORMAT = ExportFormat(
     ".onnx",
     ("full",),
-    write,
-    reopen,
+    write_onnx,
+    reopen_onnx,
     # Kernels of its own: about twenty last places of float16. Of bfloat16 it computes little on a CPU.
     {"float32": 1e-4, "float16": 1e-2},
     graph=True,

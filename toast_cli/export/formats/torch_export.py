@@ -6,28 +6,28 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toast_cli.export.base import Format, Outputs, Runner, Wanted
+from toast_cli.export.base import ExportFormat, ExportRequest, ExportRunner, Outputs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from toast_cli.storage.load_model import Loaded
+    from toast_cli.storage.load_model import LoadedModel
 
 
-def write(loaded: Loaded, wanted: Wanted, path: Path) -> None:
+def write_torch_export(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
     """Trace the run and save the program, its metadata as extra files in it."""
     import torch
 
-    from toast_cli.export.graph import metadata, quiet, traced
+    from toast_cli.export.graph import build_graph_metadata, suppress_exporter_logs, trace_model
 
-    program, whole = traced(loaded, wanted), BytesIO()
-    with quiet():
-        torch.export.save(program, whole, extra_files=metadata(loaded, wanted))
+    program, whole = trace_model(loaded, wanted), BytesIO()
+    with suppress_exporter_logs():
+        torch.export.save(program, whole, extra_files=build_graph_metadata(loaded, wanted))
     # Not by torch itself: its writer ends the whole process where the disk is full.
     path.write_bytes(whole.getbuffer())
 
 
-def reopen(wanted: Wanted, path: Path) -> Runner:
+def reopen_torch_export(wanted: ExportRequest, path: Path) -> ExportRunner:
     """With torch alone."""
     import torch
 
@@ -39,11 +39,11 @@ def reopen(wanted: Wanted, path: Path) -> Runner:
     return run
 
 
-FORMAT = Format(
+FORMAT = ExportFormat(
     ".pt2",
     ("full",),
-    write,
-    reopen,
+    write_torch_export,
+    reopen_torch_export,
     {"float32": 1e-4, "float16": 4 * 2**-11, "bfloat16": 4 * 2**-8},  # the same kernels: a few last places
     graph=True,
     loads="torch.export.load",

@@ -23,7 +23,7 @@ class Mergeable(Protocol):
 M = TypeVar("M", bound=Mergeable)
 
 
-def merged(counter: M) -> M:
+def merge_across_processes(counter: M) -> M:
     """What all processes counted together, the same in each of them."""
     first, *others = gather_object([counter])
     for other in others:
@@ -31,12 +31,12 @@ def merged(counter: M) -> M:
     return first
 
 
-def united(found: Mapping[str, str]) -> dict[str, str]:
+def merge_dicts_across_processes(found: Mapping[str, str]) -> dict[str, str]:
     """What any process found, by name, the same in each of them."""
     return {name: why for one in gather_object([dict(found)]) for name, why in sorted(one.items())}
 
 
-def summed(values: list[float], accelerator: Accelerator) -> list[float]:
+def sum_across_processes(values: list[float], accelerator: Accelerator) -> list[float]:
     """Each value summed over all processes."""
     if accelerator.num_processes == 1:
         return values
@@ -44,7 +44,7 @@ def summed(values: list[float], accelerator: Accelerator) -> list[float]:
     return accelerator.reduce(total.to(accelerator.device), "sum").tolist()
 
 
-def shared_folder(accelerator: Accelerator, make: Callable[[], RunFolder]) -> RunFolder:
+def share_run_folder(accelerator: Accelerator, make: Callable[[], RunFolder]) -> RunFolder:
     """The run folder that the first process makes, or the error it met; the other processes read it and write nothing.
 
     Raises:

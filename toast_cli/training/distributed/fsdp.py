@@ -16,11 +16,11 @@ from torch.export import register_dataclass
 from toast_cli.backbones.base import Readout
 from toast_cli.model.model import Model
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.steering.steering import Passes, Steering
+from toast_cli.steering.steering import PassOutputs, Steering
 from toast_cli.utils.errors import UsageError
 
 # So that PyTorch finds the tensors in them whose gradients tell when parameters are needed again.
-for kind in (Readout, Passes):
+for kind in (Readout, PassOutputs):
     register_dataclass(kind)
 
 
@@ -37,13 +37,13 @@ def check_sharding(training: TrainingOptions, accelerator: Accelerator) -> None:
         )
 
 
-def check_even(training: TrainingOptions, model: Model) -> None:
+def check_uniform_forward_calls(training: TrainingOptions, model: Model) -> None:
     """Refuse to share out a model that one process would run more often than another: the others would wait for ever.
 
     Raises:
         UsageError: what is learned is predicted in that way.
     """
-    if training.shard and model.objective.uneven:
+    if training.shard and model.objective.has_variable_cost:
         raise UsageError(
             "training.shard needs every process to run the model as often as the others.",
             "A sliding window does so more often on larger images.",
@@ -51,20 +51,20 @@ def check_even(training: TrainingOptions, model: Model) -> None:
         )
 
 
-def parts(model: Model) -> list[nn.Module]:
+def get_sharded_modules(model: Model) -> list[nn.Module]:
     """What is put together for its own call alone; all that is in none of them, for every call of the model."""
     steering = model.adapted.steering
     own = [steering.selection, *steering.feedback.A, *steering.feedback.B] if isinstance(steering, Steering) else []
     return [*model.backbone.level_modules, *own]
 
 
-def shard(model: Model, accelerator: Accelerator) -> None:
+def shard_model(model: Model, accelerator: Accelerator) -> None:
     """Divide every parameter of the model among the processes, in place.
 
     A model on the CPU comes to the device one part at a time: no device ever holds it whole.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for part in parts(model):
+    for part in get_sharded_modules(model):
         fully_shard(part, mesh=mesh)
     # Put together for each call and let go at its end: evaluation has no backward pass to let it go.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)

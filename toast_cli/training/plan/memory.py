@@ -17,17 +17,17 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
-from toast_cli.model.model import Model, count
+from toast_cli.model.model import Model, count_elements
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.training.distributed.fsdp import parts
+from toast_cli.training.distributed.fsdp import get_sharded_modules
 from toast_cli.training.optimization import make_optimizer
-from toast_cli.utils.formatting import readable
+from toast_cli.utils.formatting import format_bytes
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes in one process.
 
     `weights` are all weights and buffers (an average of the trained ones included), `activations` what is kept for the
@@ -47,24 +47,24 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.gathered
 
     def __str__(self) -> str:
-        listed = ", ".join(f"{name} {readable(value)}" for name, value in asdict(self).items() if value)
-        trained = f"; the trained weights, {readable(self.gradients)} of them, are kept in float32"
-        return f"memory while training, about: {readable(self.total)} ({listed}{trained})"
+        listed = ", ".join(f"{name} {format_bytes(value)}" for name, value in asdict(self).items() if value)
+        trained = f"; the trained weights, {format_bytes(self.gradients)} of them, are kept in float32"
+        return f"memory while training, about: {format_bytes(self.total)} ({listed}{trained})"
 
     def warning(self, device: torch.device) -> str | None:
         """What to say where a device has less to give than the run will ask for; the weights are on the CPU by now."""
-        free, needed = free_memory(device), self.total - (self.weights if device.type == "cpu" else 0)
+        free, needed = get_free_memory(device), self.total - (self.weights if device.type == "cpu" else 0)
         if free is None or needed <= free:
             return None
         return (
-            f"A step needs about {readable(needed)}, and {device.type} has {readable(free)} free. "
+            f"A step needs about {format_bytes(needed)}, and {device.type} has {format_bytes(free)} free. "
             "Less: a smaller training.batch_size with training.accumulate, training.checkpoint_gradients=true, or "
             "several processes with training.shard=true."
         )
 
 
 @dataclass(frozen=True)
-class Growth:
+class MemoryByBatchSize:
     """The memory of a step by the size of its batch: the first sample's activations, and those of each further one."""
 
     weights: int
@@ -73,9 +73,9 @@ class Growth:
     first: int
     further: int
 
-    def at(self, size: int) -> Memory:
+    def at(self, size: int) -> MemoryEstimate:
         """The memory of a step over so many samples."""
-        return Memory(self.weights, self.gradients, self.optimizer, self.first + self.further * (size - 1))
+        return MemoryEstimate(self.weights, self.gradients, self.optimizer, self.first + self.further * (size - 1))
 
     def largest(self, memory: int) -> int:
         """The most samples whose step fits into so many bytes; 0: none does."""
@@ -83,7 +83,9 @@ class Growth:
         return 0 if left < 0 else 1 + left // max(self.further, 1)
 
 
-def estimate(model: Model, training: TrainingOptions, batch: Mapping[str, Tensor], accelerator: Accelerator) -> Memory:
+def estimate_memory(
+    model: Model, training: TrainingOptions, batch: Mapping[str, Tensor], accelerator: Accelerator
+) -> MemoryEstimate:
     """The memory of one step on such a batch, of a model that is whole.
 
     Activations are counted, not guessed: the batch goes forward through tensors that have shapes and types but no
@@ -95,37 +97,41 @@ def estimate(model: Model, training: TrainingOptions, batch: Mapping[str, Tensor
     trained = list(model.trained().values())
     backbone, was_training = model.backbone, model.training
     model.train()
-    dtype = AUTOCAST.get(accelerator.mixed_precision)
+    dtype = AUTOCAST_DTYPES.get(accelerator.mixed_precision)
     with torch.random.fork_rng(), torch.autocast("cpu", dtype, enabled=dtype is not None):
-        outputs, kept, _ = _forward(model, batch)
-        kept += outputs.nbytes + _kept_by_loss(model, outputs, batch)
+        outputs, kept, _ = _measure_forward(model, batch)
+        kept += outputs.nbytes + _count_bytes_saved_by_loss(model, outputs, batch)
         if backbone.checkpointing:
             # Levels are run again one at a time; what the largest keeps then comes on top.
             backbone.checkpointing = False
-            _, everything, by_level = _forward(model, batch)
+            _, everything, by_level = _measure_forward(model, batch)
             kept += max([everything // len(backbone.levels), *by_level])
             backbone.checkpointing = True
-        optimizer = _optimizer_state(trained, training)
+        optimizer = _count_optimizer_bytes(trained, training)
     model.train(was_training)
-    weights = _bytes([*model.parameters(), *model.buffers()]) + (_bytes(trained) if training.ema else 0)
+    weights = _count_bytes([*model.parameters(), *model.buffers()]) + (_count_bytes(trained) if training.ema else 0)
     if not training.shard:
-        return Memory(weights, _bytes(trained), optimizer, kept)
-    n, sizes = accelerator.num_processes, [_bytes(part.parameters()) for part in parts(model)]
+        return MemoryEstimate(weights, _count_bytes(trained), optimizer, kept)
+    n, sizes = accelerator.num_processes, [_count_bytes(part.parameters()) for part in get_sharded_modules(model)]
     # While one part runs the next is fetched; what is in no part stays together throughout.
-    gathered = _bytes(model.parameters()) - sum(sizes) + sum(sorted(sizes)[-2:])
-    return Memory(weights // n, _bytes(trained) // n, optimizer // n, kept, gathered)
+    gathered = _count_bytes(model.parameters()) - sum(sizes) + sum(sorted(sizes)[-2:])
+    return MemoryEstimate(weights // n, _count_bytes(trained) // n, optimizer // n, kept, gathered)
 
 
-def growth(model: Model, training: TrainingOptions, batch: Mapping[str, Tensor], accelerator: Accelerator) -> Growth:
+def estimate_memory_by_batch_size(
+    model: Model, training: TrainingOptions, batch: Mapping[str, Tensor], accelerator: Accelerator
+) -> MemoryByBatchSize:
     """The memory of one step, by the number of samples like this batch's first two; of a model that is whole."""
     one, two = (
-        estimate(model, training, {name: tensor[:samples] for name, tensor in batch.items()}, accelerator)
+        estimate_memory(model, training, {name: tensor[:samples] for name, tensor in batch.items()}, accelerator)
         for samples in (1, 2)
     )
-    return Growth(one.weights, one.gradients, one.optimizer, one.activations, two.activations - one.activations)
+    return MemoryByBatchSize(
+        one.weights, one.gradients, one.optimizer, one.activations, two.activations - one.activations
+    )
 
 
-def free_memory(device: torch.device) -> int | None:
+def get_free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device now, or None where that cannot be asked."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -134,7 +140,7 @@ def free_memory(device: torch.device) -> int | None:
     return None
 
 
-class _Kept:
+class _SavedTensorCounter:
     """Within, all distinct tensors that a forward pass keeps for the backward pass are counted, `but` for the model's.
 
     What is kept while a `level` is set counts as that level's, too.
@@ -154,7 +160,7 @@ class _Kept:
                 self._found.setdefault(storage._cdata, (storage, self.level))
         return tensor
 
-    def __enter__(self) -> _Kept:
+    def __enter__(self) -> _SavedTensorCounter:
         self._hooks.__enter__()
         return self
 
@@ -174,15 +180,15 @@ class _Kept:
         return list(sums.values())
 
 
-def _forward(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, list[int]]:
+def _measure_forward(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, list[int]]:
     """The outputs for a batch, without numbers in them; what is kept to go back from them; of that, each level's."""
     try:
-        return _forward_without_numbers(model, batch)
+        return _measure_forward_with_fake_tensors(model, batch)
     except (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError):
-        return _forward_with_numbers(model, batch)
+        return _measure_forward_with_real_tensors(model, batch)
 
 
-def _forward_without_numbers(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, list[int]]:
+def _measure_forward_with_fake_tensors(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, list[int]]:
     """By tensors that have a shape and a type."""
     # Whatever a network makes for itself on the way becomes a tensor without numbers, too.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -193,19 +199,19 @@ def _forward_without_numbers(model: Model, batch: Mapping[str, Tensor]) -> tuple
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     }
     inputs = tree_map_only(Tensor, mode.from_tensor, model.objective.inputs(batch))
-    kept = _Kept(but=own.values())
-    with _levels_told(model, kept), torch.enable_grad(), mode, kept:
+    kept = _SavedTensorCounter(but=own.values())
+    with _track_levels(model, kept), torch.enable_grad(), mode, kept:
         outputs = functional_call(model, own, (inputs,), tie_weights=False)
     return outputs, kept.bytes(), kept.by_level()
 
 
-def _forward_with_numbers(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, list[int]]:
+def _measure_forward_with_real_tensors(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, list[int]]:
     """By one real sample and by two; each of the others is taken to keep what the second does."""
     samples = len(next(iter(batch.values())))
     found = []
     for size in range(1, min(samples, 2) + 1):
-        kept = _Kept(but=[*model.parameters(), *model.buffers()])
-        with _levels_told(model, kept), torch.enable_grad(), kept:
+        kept = _SavedTensorCounter(but=[*model.parameters(), *model.buffers()])
+        with _track_levels(model, kept), torch.enable_grad(), kept:
             outputs = model(model.objective.inputs({name: tensor[:size] for name, tensor in batch.items()}))
         found.append([kept.bytes(), *kept.by_level()])
     every, *by_level = (one + (two - one) * (samples - 1) for one, two in zip(found[0], found[-1], strict=True))
@@ -213,7 +219,7 @@ def _forward_with_numbers(model: Model, batch: Mapping[str, Tensor]) -> tuple[Te
 
 
 @contextmanager
-def _levels_told(model: Model, kept: _Kept) -> Iterator[None]:
+def _track_levels(model: Model, kept: _SavedTensorCounter) -> Iterator[None]:
     """Within the block, what is kept counts as the level's that runs."""
 
     def enters(index: int | None) -> Callable[..., None]:
@@ -232,27 +238,27 @@ def _levels_told(model: Model, kept: _Kept) -> Iterator[None]:
             handle.remove()
 
 
-def _kept_by_loss(model: Model, outputs: Tensor, batch: Mapping[str, Tensor]) -> int:
+def _count_bytes_saved_by_loss(model: Model, outputs: Tensor, batch: Mapping[str, Tensor]) -> int:
     """What the loss keeps: how many tokens or pixels are learned is a matter of numbers, so it sees one real sample."""
     objective = model.objective
     samples = [{name: tensor[at : at + 1] for name, tensor in batch.items()} for at in range(len(outputs))]
     counts = [objective.count(sample) for sample in samples]
     sample, most = samples[counts.index(max(counts))], max(counts)
     logits = torch.zeros(outputs[:1].shape, dtype=outputs.dtype, requires_grad=True)
-    with torch.enable_grad(), _Kept(but=[logits]) as kept:
+    with torch.enable_grad(), _SavedTensorCounter(but=[logits]) as kept:
         objective.loss(logits, sample)
     return kept.bytes() * sum(counts) // max(most, 1)
 
 
-def _optimizer_state(trained: Sequence[nn.Parameter], training: TrainingOptions) -> int:
+def _count_optimizer_bytes(trained: Sequence[nn.Parameter], training: TrainingOptions) -> int:
     """Bytes of the optimizer's state, found out by one step on a small matrix."""
     probe = nn.Linear(64, 64, bias=False)
     optimizer = make_optimizer(probe, training.model_copy(update={"head_lr": None}))
     probe.weight.grad = torch.zeros_like(probe.weight)
     optimizer.step()
     state = [value for value in optimizer.state[probe.weight].values() if isinstance(value, Tensor) and value.dim()]
-    return _bytes(state) * count(trained) // probe.weight.numel()
+    return _count_bytes(state) * count_elements(trained) // probe.weight.numel()
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
+def _count_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from toast_cli.recipe.schema import Recipe
-from toast_cli.training.plan.memory import Growth, growth
-from toast_cli.training.plan.throughput import measure_pace
-from toast_cli.training.session import Session, prepare
+from toast_cli.training.plan.memory import MemoryByBatchSize, estimate_memory_by_batch_size
+from toast_cli.training.plan.throughput import measure_time_per_sample
+from toast_cli.training.session import Session, prepare_session
 from toast_cli.utils.errors import ToastError, UsageError
 
-SIZES = (1, 4, 16, 64, 256)
+MEMORY_BATCH_SIZES = (1, 4, 16, 64, 256)
 """Batch sizes whose memory is told."""
-LARGEST_TIMED = 32
+MAX_TIMED_BATCH_SIZE = 32
 """Batch size that is timed at most: more changes the time of a sample little, and fits into fewer machines."""
 
-WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
+METHOD_VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "TOAST": ("toast", ()),
     "TOAST, early": ("toast", ("method.feedback=early",)),
     "TOAST, late": ("toast", ("method.feedback=late",)),
@@ -37,7 +37,7 @@ WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Offer:
+class MethodCost:
     """One way of adapting on this backbone and data.
 
     `memory` is in bytes by batch size, `largest` the largest batch that fits, `seconds_per_epoch` are this device's,
@@ -65,16 +65,16 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class UnsupportedMethod:
     """A way of adapting that this backbone or data does not take."""
 
     way: str
     why: str
 
 
-def offers(
+def estimate_method_costs(
     recipe_of: Callable[[str, tuple[str, ...]], Recipe], memory: int, tell: Callable[[str], object]
-) -> Iterator[Offer | Refusal]:
+) -> Iterator[MethodCost | UnsupportedMethod]:
     """Each way of adapting in turn; `recipe_of(method, overrides)` is the recipe that it would be tuned by.
 
     `tell` is told of each before it is measured, which takes a while.
@@ -82,39 +82,39 @@ def offers(
     Raises:
         ToastError: the data set or the backbone cannot be had, which no way of adapting mends.
     """
-    for number, (way, (method, fields)) in enumerate(WAYS.items()):
+    for number, (way, (method, fields)) in enumerate(METHOD_VARIANTS.items()):
         tell(f"Measuring {way} …")
-        recipe = recipe_of(method, (*fields, f"training.eval_batch_size={LARGEST_TIMED}"))
+        recipe = recipe_of(method, (*fields, f"training.eval_batch_size={MAX_TIMED_BATCH_SIZE}"))
         started = time.perf_counter()
         try:
-            session = prepare(recipe, place=False)
-            yield _offer(way, session, memory, time.perf_counter() - started)
+            session = prepare_session(recipe, place=False)
+            yield _estimate_method_cost(way, session, memory, time.perf_counter() - started)
         except ToastError as error:
             if number == 0:
                 raise
-            yield Refusal(way, error.what)
+            yield UnsupportedMethod(way, error.what)
 
 
-def _offer(way: str, session: Session, memory: int, before: float) -> Offer:
+def _estimate_method_cost(way: str, session: Session, memory: int, before: float) -> MethodCost:
     training = session.recipe.training
     sizes = session.sizes()
-    found: Growth = growth(
+    found: MemoryByBatchSize = estimate_memory_by_batch_size(
         session.model, training, next(iter(session.batches("train", train=True))), session.accelerator
     )
     session.place()
     largest = found.largest(memory)
-    timed = max(1, min(training.batch_size, largest, LARGEST_TIMED))
+    timed = max(1, min(training.batch_size, largest, MAX_TIMED_BATCH_SIZE))
     session.recipe = session.recipe.model_copy(update={"training": training.model_copy(update={"batch_size": timed})})
     try:
-        seconds = measure_pace(session, before).epoch(len(session.data.splits["train"]))
+        seconds = measure_time_per_sample(session, before).epoch(len(session.data.splits["train"]))
     except torch.OutOfMemoryError:
         seconds = None
-    return Offer(
+    return MethodCost(
         way,
         sizes["trained_parameters"],
         sizes["flops"],
         sizes["flops_plain"],
-        {size: found.at(size).total for size in SIZES},
+        {size: found.at(size).total for size in MEMORY_BATCH_SIZES},
         training.batch_size,
         largest,
         seconds,

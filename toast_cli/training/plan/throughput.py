@@ -13,19 +13,19 @@ import torch
 from accelerate.utils import send_to_device
 
 from toast_cli.recipe.schema import Recipe
-from toast_cli.training.evaluate import evaluate
+from toast_cli.training.evaluate import evaluate_model
 from toast_cli.training.optimization import make_optimizer
 from toast_cli.training.session import Session
-from toast_cli.training.tune import tuning_step
+from toast_cli.training.tune import build_training_step
 
-LONGEST = 5.0
+MAX_TIMING_SECONDS = 5.0
 """Seconds after which no further step is begun."""
-STEPS = 5
+MAX_TIMED_STEPS = 5
 """Steps that are timed at most; one more goes before them, in which memory is had and kernels are chosen."""
 
 
 @dataclass(frozen=True)
-class Pace:
+class TimePerSample:
     """Seconds for a sample while training and while measuring, and before the first one: opening, building."""
 
     train: float
@@ -51,14 +51,14 @@ class Pace:
         )
 
 
-def measure_pace(session: Session, before: float = 0.0) -> Pace:
+def measure_time_per_sample(session: Session, before: float = 0.0) -> TimePerSample:
     """Time a few steps of training, then of measuring; the session's model is changed and of no more use."""
-    return Pace(_training(session), _measuring(session), before)
+    return TimePerSample(_time_training(session), _time_evaluation(session), before)
 
 
-def _training(session: Session) -> float:
+def _time_training(session: Session) -> float:
     batches, accelerator = session.batches("train", train=True), session.accelerator
-    step, _ = tuning_step(session, batches, None)
+    step, _ = build_training_step(session, batches, None)
     optimizer = make_optimizer(session.model, session.recipe.training)
     session.model.train()
 
@@ -69,42 +69,42 @@ def _training(session: Session) -> float:
         accelerator.backward(loss / max(session.model.objective.count(batch), 1))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        _wait(accelerator.device)
+        _synchronize(accelerator.device)
 
-    seconds = _seconds_a_sample(batches, train)
+    seconds = _measure_seconds_per_sample(batches, train)
     # With a cache, the first epoch alone is that slow: the same batches again are what the others take.
-    return _seconds_a_sample(batches, train) if session.recipe.training.cache else seconds
+    return _measure_seconds_per_sample(batches, train) if session.recipe.training.cache else seconds
 
 
-def _measuring(session: Session) -> float:
+def _time_evaluation(session: Session) -> float:
     split = next(name for name in ("val", "test", "train") if name in session.data.splits)
-    shows = session.shows_attention(split)
+    shows = session.can_measure_attention(split)
 
     def look(batch: dict[str, Any]) -> None:
-        evaluate(session.model, [batch], session.accelerator, with_attention=shows)
+        evaluate_model(session.model, [batch], session.accelerator, with_attention=shows)
 
-    return _seconds_a_sample(session.batches(split, with_masks=shows), look)
+    return _measure_seconds_per_sample(session.batches(split, with_masks=shows), look)
 
 
-def _seconds_a_sample(batches: Any, do: Callable[[dict[str, Any]], None]) -> float:
+def _measure_seconds_per_sample(batches: Any, do: Callable[[dict[str, Any]], None]) -> float:
     """Over the first few batches, fewer where they take long; the first is left out where there are others."""
     timed: list[tuple[float, int]] = []
     started = begun = time.perf_counter()
-    for batch in islice(batches, STEPS + 1):
+    for batch in islice(batches, MAX_TIMED_STEPS + 1):
         do(batch)
         now = time.perf_counter()
-        timed.append((now - started, _size(batch)))
+        timed.append((now - started, _get_batch_size(batch)))
         started = now
-        if now - begun > LONGEST:
+        if now - begun > MAX_TIMING_SECONDS:
             break
     counted = timed[1:] or timed
     return sum(seconds for seconds, _ in counted) / sum(size for _, size in counted)
 
 
-def _size(batch: dict[str, Any]) -> int:
+def _get_batch_size(batch: dict[str, Any]) -> int:
     return len(next(iter(batch.values())))
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
