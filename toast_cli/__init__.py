@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from toast_cli.utils.lazy_imports import make_lazy_getattr
 from toast_cli.utils.version import __version__
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Steered", "__version__", "load", "register", "steer"]
 
-_PLACES = {
+_HOMES = {
     "Steered": "toast_cli.api",
     "load": "toast_cli.api",
     "steer": "toast_cli.api",
@@ -24,12 +25,7 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_PLACES[name]), name)
+__getattr__ = make_lazy_getattr(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

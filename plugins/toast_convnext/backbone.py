@@ -9,9 +9,18 @@ from timm.models.convnext import ConvNeXt, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbones.base import AuthorsCheckpoint, Backbone, Level, Preprocessing, Readout, State, Trace
-from toast_cli.backbones.lazy_signal import Signal, ValueSignal
-from toast_cli.utils.errors import ToastError
+from toast_cli.plugin import (
+    AuthorsCheckpoint,
+    Backbone,
+    Level,
+    Preprocessing,
+    Readout,
+    Signal,
+    State,
+    ToastError,
+    Trace,
+    ValueSignal,
+)
 from toast_timm.loading import get_licence
 
 

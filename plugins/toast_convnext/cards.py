@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.backbones.base import Card, Family
+from toast_cli.plugin import Card, Family
 from toast_convnext.options import ConvNeXtOptions
 
 if TYPE_CHECKING:
-    from toast_cli.backbones.base import Backbone
+    from toast_cli.plugin import Backbone
 
 
 def _build(model: str, options: ConvNeXtOptions) -> Backbone:

@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.models.convnext import ConvNeXt
 
-from toast_cli.utils.errors import UsageError
+from toast_cli.plugin import UsageError
 from toast_convnext.backbone import ConvNeXtBackbone
 from toast_convnext.options import ConvNeXtOptions
 from toast_timm.classifier import load_pretrained_classifier

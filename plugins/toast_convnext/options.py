@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from toast_cli.backbones.base import BackboneOptions
+from toast_cli.plugin import BackboneOptions
 
 
 class ConvNeXtOptions(BackboneOptions):

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from toast_cli.backbones.attention_math import upcast_attention_inputs
-from toast_cli.backbones.base import Trace
+from toast_cli.plugin import Trace, upcast_attention_inputs
 
 _ATTENTION_NAME = "toast_recording"
 _recorded_map: ContextVar[list[Tensor]] = ContextVar("map")

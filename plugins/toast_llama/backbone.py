@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from toast_cli.backbones.base import AuthorsCheckpoint, Backbone, Level, Readout, State, Trace
-from toast_cli.backbones.lazy_signal import Signal, ValueSignal
-from toast_cli.utils.errors import ToastError
+from toast_cli.plugin import AuthorsCheckpoint, Backbone, Level, Readout, Signal, State, ToastError, Trace, ValueSignal
 from toast_llama.attention_maps import record_layer_attention
 from toast_llama.generation import TwoPassLanguageModel
 from toast_llama.kv_cache import CACHE_ARGUMENT, TwoPassCache

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.backbones.base import Card, Family
+from toast_cli.plugin import Card, Family
 from toast_llama.options import LlamaOptions
 
 if TYPE_CHECKING:
-    from toast_cli.backbones.base import Backbone
+    from toast_cli.plugin import Backbone
 
 
 def _build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> Backbone:

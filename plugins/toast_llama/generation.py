@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from toast_cli.utils.errors import UsageError
+from toast_cli.plugin import UsageError
 from toast_llama.kv_cache import CACHE_ARGUMENT, TwoPassCache
 from toast_llama.logits import LogitsHead
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from toast_cli.backbones.base import BackboneOptions
+from toast_cli.plugin import BackboneOptions
 
 
 class LlamaOptions(BackboneOptions):

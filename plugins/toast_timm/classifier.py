@@ -9,7 +9,7 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from toast_cli.utils.errors import UsageError
+from toast_cli.plugin import UsageError
 from toast_timm.loading import build_module
 
 MAX_LISTED_CLASSES = 3

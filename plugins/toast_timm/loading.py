@@ -11,9 +11,7 @@ import timm
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from toast_cli.backbones.base import Preprocessing
-from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
-from toast_cli.utils.pickle_scan import find_refused_code
+from toast_cli.plugin import Preprocessing, ToastError, UsageError, did_you_mean, find_refused_code
 from toast_timm.hub import use_offline_if_unreachable
 
 

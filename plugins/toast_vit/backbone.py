@@ -14,10 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from toast_cli.backbones.attention_math import upcast_attention_inputs
-from toast_cli.backbones.base import Backbone, Level, Preprocessing, Readout, State, Trace
-from toast_cli.backbones.lazy_signal import LazySignal, Signal, ValueSignal, resolve_signal
-from toast_cli.utils.errors import ToastError
+from toast_cli.plugin import (
+    Backbone,
+    LazySignal,
+    Level,
+    Preprocessing,
+    Readout,
+    Signal,
+    State,
+    ToastError,
+    Trace,
+    ValueSignal,
+    resolve_signal,
+    upcast_attention_inputs,
+)
 from toast_timm.loading import get_licence
 
 

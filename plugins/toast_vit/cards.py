@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.backbones.base import Card, Family
+from toast_cli.plugin import Card, Family
 from toast_vit.options import VitOptions
 
 if TYPE_CHECKING:
-    from toast_cli.backbones.base import Backbone
+    from toast_cli.plugin import Backbone
 
 
 DEPARTURES = {"value_bias": "twice"}

@@ -9,8 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
-from toast_cli.backbones.base import Preprocessing
-from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.plugin import Preprocessing, ToastError, UsageError
 from toast_vit.backbone import VitBackbone
 from toast_vit.loading import check_image_size
 from toast_vit.options import VitOptions

@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
-from toast_cli.utils.errors import UsageError
+from toast_cli.plugin import UsageError
 from toast_timm.classifier import load_pretrained_classifier
 from toast_timm.loading import ModelSource, build_module, get_preprocessing
 from toast_vit.backbone import VitBackbone

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from toast_cli.backbones.base import BackboneOptions
+from toast_cli.plugin import BackboneOptions
 
 ImageSide = Annotated[int, Field(ge=1)]
 

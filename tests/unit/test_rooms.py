@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "__init__": {"api", "export", "utils"},
     "__main__": {"cli"},
-    "plugin": {"backbones", "data", "export", "methods", "tasks", "registry", "utils"},
+    "plugin": {"backbones", "data", "export", "methods", "storage", "tasks", "utils"},
     "plugins": {"plugin"},
 }
 DRAWS = {"visualize", "bench/tables"}

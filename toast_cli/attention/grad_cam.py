@@ -55,9 +55,7 @@ def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     except ImportError as error:
-        raise UsageError(
-            "Grad-CAM needs the library grad-cam.", what_to_do="pip install 'toast-cli[grad-cam]'"
-        ) from error
+        raise UsageError("Grad-CAM needs the library grad-cam.", what_to_do='pip install "grad-cam>=1.5.5"') from error
     if model.objective.dense or model.backbone.preprocessing is None:
         raise UsageError("Grad-CAM is for models that label images.")
     backbone = model.backbone

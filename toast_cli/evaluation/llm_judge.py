@@ -75,9 +75,7 @@ class Judge:
         try:
             from openai import OpenAI, OpenAIError
         except ImportError as error:
-            raise ToastError(
-                "The judge needs the openai client.", what_to_do="pip install 'toast-cli[judge]'."
-            ) from error
+            raise ToastError("The judge needs the openai client.", what_to_do='pip install "openai>=1.60".') from error
         said = f"[Question]\n{question}\n\n[Answer]\n{answer}"
         messages: list[Any] = [{"role": "system", "content": JUDGE_PROMPT}, {"role": "user", "content": said}]
         key = os.environ.get("OPENAI_API_KEY") or (self.url and "none")  # most local servers want no key

@@ -122,7 +122,7 @@ def _format_error(detail: Any, loc: FieldPath, draft: PartialRecipe, models: dic
         return f"must be one of {context['expected'].replace(' or ', ', ')}. {hint.partition('Known:')[0]}".strip()
     if kind in _ERROR_MESSAGES:
         return _ERROR_MESSAGES[kind].format(**context).rstrip(".") + "."
-    return detail["msg"].replace("Input should", "must").rstrip(".") + "."
+    return str(detail["msg"]).replace("Input should", "must").rstrip(".") + "."
 
 
 def _join_texts(texts: list[str]) -> str:

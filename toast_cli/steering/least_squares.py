@@ -55,7 +55,8 @@ class _Moments:
         """`A_l`, a row per channel of h and a column per channel of o, from `A_l^T = (G + lambda I)^-1 R`."""
         assert isinstance(self.G, Tensor) and isinstance(self.R, Tensor)
         ridge = RIDGE * self.G.diagonal().mean()
-        return torch.linalg.solve(self.G + ridge * torch.eye(len(self.G)).to(self.G), self.R).T
+        A_l: Tensor = torch.linalg.solve(self.G + ridge * torch.eye(len(self.G)).to(self.G), self.R).T
+        return A_l
 
 
 @torch.no_grad()

@@ -76,7 +76,8 @@ class Steering(BaseSteering):
         """
         backbone, levels, z = self._backbone, self.levels, first.z
         if not is_composition_cheaper(self.feedback, backbone, levels, z):
-            return self.feedback(self.selection(first)[1])
+            signals: list[Tensor] = self.feedback(self.selection(first)[1])
+            return signals
         with torch.autocast(z.device.type, enabled=False):
             P = self.selection.P
             to_values = is_value_composition_cheaper(backbone, levels, z)

@@ -20,7 +20,7 @@ def check_tensorboard(tensorboard: bool) -> None:
     if tensorboard and find_spec("tensorboard") is None:
         raise ToastError(
             "TensorBoard is not installed.",
-            what_to_do="pip install 'toast-cli[tensorboard]', or training.tensorboard=false.",
+            what_to_do='pip install "tensorboard>=2.18", or training.tensorboard=false.',
         )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toast_cli.backbones.base import BackboneOptions, Card
+from toast_cli.plugin import BackboneOptions, Card
 
 if TYPE_CHECKING:
-    from toast_cli.backbones.base import Backbone
+    from toast_cli.plugin import Backbone
 
 
 def _build(options: BackboneOptions) -> Backbone:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.backbones.base import Backbone, BackboneOptions, Level, Preprocessing, Readout, State, Trace
+from toast_cli.plugin import Backbone, BackboneOptions, Level, Preprocessing, Readout, State, Trace
 
 SIDE, PATCH, WIDTH, DEPTH = 64, 16, 32, 2
 

@@ -227,7 +227,7 @@ def _require_optuna() -> None:
 
     if find_spec("optuna") is None:
         raise UsageError(
-            "Suites are kept track of by Optuna, which is not installed.", what_to_do="pip install 'toast-cli[bench]'."
+            "Suites are kept track of by Optuna, which is not installed.", what_to_do='pip install "optuna>=4.3".'
         )
 
 

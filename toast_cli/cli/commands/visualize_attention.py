@@ -37,7 +37,7 @@ def visualize_attention(
     head: options.HeadOption = "mean",
     alpha: options.AlphaOption = None,
     grad_cam: Annotated[
-        bool, typer.Option("--grad-cam", help="Also show Grad-CAM of both passes (pip install 'toast-cli[grad-cam]').")
+        bool, typer.Option("--grad-cam", help='Also show Grad-CAM of both passes (pip install "grad-cam>=1.5.5").')
     ] = False,
     format: Annotated[str, typer.Option(help="png, svg or pdf.")] = "png",
     out: Annotated[

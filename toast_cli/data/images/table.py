@@ -122,7 +122,7 @@ def _read_parquet(file: Path) -> Any:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise ToastError("Parquet is read through pyarrow.", what_to_do="pip install 'toast-cli[hub]'.") from error
+        raise ToastError("Parquet is read through pyarrow.", what_to_do="pip install pyarrow.") from error
     try:
         return parquet.read_table(file)
     except (ArrowException, OSError) as error:

@@ -142,7 +142,7 @@ SOURCE = DataSource(
     HuggingFaceOptions,
     open_hf,
     "a data set of images on the Hugging Face hub, fetched once, or a local folder: hf:NAME "
-    "(pip install 'toast-cli[hub]')",
+    '(pip install "datasets>=4.4")',
     home="https://huggingface.co/datasets",
 )
 
@@ -234,7 +234,7 @@ def _load_splits(options: HuggingFaceOptions, folder: Path | None) -> Mapping[st
         from datasets import load_dataset, load_from_disk
     except ImportError as error:
         raise ToastError(
-            "Hugging Face data sets are read through the datasets library.", what_to_do="pip install 'toast-cli[hub]'."
+            "Hugging Face data sets are read through the datasets library.", what_to_do='pip install "datasets>=4.4".'
         ) from error
     try:
         if folder is not None and any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):

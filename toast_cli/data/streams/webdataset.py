@@ -90,7 +90,7 @@ def open_shards(options: WebDatasetOptions, data_dir: Path | None) -> DataSet:
 SOURCE = DataSource(
     WebDatasetOptions,
     open_shards,
-    "WebDataset tar files, streamed: shards:FOLDER or shards:train-{0000..0127}.tar (pip install 'toast-cli[hub]')",
+    'WebDataset tar files, streamed: shards:FOLDER or shards:train-{0000..0127}.tar (pip install "datasets>=4.4")',
 )
 
 
@@ -147,7 +147,7 @@ def _open_stream(path: str, files: Sequence[str]) -> Any:
         from datasets import load_dataset
     except ImportError as error:
         raise ToastError(
-            "Shards are read through the datasets library.", what_to_do="pip install 'toast-cli[hub]'."
+            "Shards are read through the datasets library.", what_to_do='pip install "datasets>=4.4".'
         ) from error
     try:
         return load_dataset("webdataset", data_files={"train": list(files)}, split="train", streaming=True)

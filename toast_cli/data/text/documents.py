@@ -130,7 +130,7 @@ def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterab
         from datasets import load_dataset
     except ImportError as error:
         raise ToastError(
-            "Running text is read through the datasets library.", what_to_do="pip install 'toast-cli[hub]'."
+            "Running text is read through the datasets library.", what_to_do='pip install "datasets>=4.4".'
         ) from error
     path = Path(options.path).expanduser()
     path = path if path.is_absolute() or data_dir is None or path.exists() else data_dir / path

@@ -32,7 +32,9 @@ def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            "ONNX needs packages that are not installed.", str(error), "pip install 'toast-cli[onnx]'"
+            "ONNX needs packages that are not installed.",
+            str(error),
+            'pip install "onnx>=1.18" "onnxscript>=0.7" "onnxruntime>=1.21"',
         ) from error
 
     import torch
