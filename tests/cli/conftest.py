@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 from tests.forks import begin
 from toast_cli.cli.app import app
+from toast_cli.cli.output import console
 from toast_cli.export import verification_worker
+from toast_cli.utils.errors import ToastError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -41,10 +43,13 @@ class Said:
     code: int
     out: str
     err: str
+    error: str | None = None
+    """Code of the error that ended it, where it ran in this process."""
 
-    def fails(self, code: int, *words: str) -> None:
-        """It ended with this code and said all these words, and showed no traceback."""
+    def fails(self, code: int, *words: str, error: str | None = None) -> None:
+        """It ended with this exit code and this error's code, said all these words, and showed no traceback."""
         assert self.code == code, self.err or self.out
+        assert error is None or self.error == error, f"{self.error}: {self.err}"
         assert "Traceback" not in self.err and "fault in toast" not in self.err
         flat = " ".join(self.err.split())
         for word in words:
@@ -53,8 +58,17 @@ class Said:
 
 def toast(*arguments: str | Path) -> Said:
     """Run `toast` in this process."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    return Said(result.exit_code, result.stdout, result.stderr)
+    codes: list[str] = []
+    print_error = console.print_error
+
+    def record(error: ToastError, **how: bool) -> None:
+        codes.append(error.code)
+        print_error(error, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "print_error", record)
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return Said(result.exit_code, result.stdout, result.stderr, codes[-1] if codes else None)
 
 
 def toast_in_new_process(*arguments: str | Path) -> Said:

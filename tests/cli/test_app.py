@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -171,3 +172,11 @@ def test_messages_go_to_stderr_and_carry_no_colour_when_none_is_wanted() -> None
     assert ended.stdout == ""
     assert "Did you mean 'demo/toast'?" in ended.stderr
     assert "\x1b[31m" not in ended.stderr
+
+
+def test_an_errors_code_is_shown_for_debugging_and_to_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, err = toast("tune", "--no-such-option")
+    assert code == 2 and "No such option" in err and "cli.usage" not in err
+    assert json.loads(toast("backbones", "--no-such-option", "--json")[1])["error"]["code"] == "cli.usage"
+    monkeypatch.setenv("TOAST_DEBUG", "1")
+    assert "Error [cli.usage]: No such option" in " ".join(toast("tune", "--no-such-option")[2].split())

@@ -39,7 +39,9 @@ class ToastGroup(CommandGroup):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command; what went wrong is explained on stderr, and the exit code says of which kind it was."""
-        sys.exit(_run_for_exit_code(super().main, *args, **{**extra, "standalone_mode": False}))
+        arguments = args[0] if args else extra.get("args")
+        as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+        sys.exit(_run_for_exit_code(super().main, as_json, *args, **{**extra, "standalone_mode": False}))
 
 
 app = typer.Typer(
@@ -88,15 +90,16 @@ def main() -> None:
     get_command(app)(prog_name="toast")
 
 
-def _run_for_exit_code(run: Any, *args: Any, **extra: Any) -> int:
+def _run_for_exit_code(run: Any, as_json: bool, *args: Any, **extra: Any) -> int:
     try:
         code = run(*args, **extra)
         sys.stdout.flush()  # a closed pipe shows here, where it can be dealt with, rather than at interpreter exit
     except ToastError as error:
-        return _report_error(error)
+        return _report_error(error, as_json)
     except _USAGE_ERROR as error:
         command = error.ctx.command_path if error.ctx is not None else "toast"
-        return _report_error(UsageError(error.format_message(), what_to_do=f"'{command} --help' lists what it takes."))
+        what_to_do = f"'{command} --help' lists what it takes."
+        return _report_error(UsageError(error.format_message(), what_to_do=what_to_do, code="cli.usage"), as_json)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
@@ -104,18 +107,22 @@ def _run_for_exit_code(run: Any, *args: Any, **extra: Any) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return RUNTIME_FAILURE
     except Exception as error:
-        return _report_error(_make_internal_error(error))
+        return _report_error(_make_internal_error(error), as_json)
     if code == INTERRUPTED:
         typer.echo("Interrupted.", err=True)
     return code if isinstance(code, int) else 0
 
 
-def _report_error(error: ToastError) -> int:
-    from toast_cli.cli.output.console import print_error
+def _report_error(error: ToastError, as_json: bool) -> int:
+    """Explain an error on stderr, with its code where TOAST_DEBUG is set; with `as_json`, also as JSON on stdout."""
+    from toast_cli.cli.output.console import print_error, print_json
 
     if _is_debugging():
         traceback.print_exc()
-    print_error(error)
+    print_error(error, with_code=_is_debugging())
+    if as_json:
+        fields = {"code": error.code, "what": error.what, "why": error.why, "what_to_do": error.what_to_do}
+        print_json({"error": fields})
     return error.exit_code
 
 
@@ -126,6 +133,7 @@ def _make_internal_error(error: Exception) -> ToastError:
         f"This is a fault in toast: {type(error).__name__}: {error}",
         f"At {Path(last.filename)}:{last.lineno}.",
         "" if _is_debugging() else "TOAST_DEBUG=1 shows the whole traceback; please report it.",
+        code="toast.fault",
     )
 
 

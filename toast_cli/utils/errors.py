@@ -8,6 +8,8 @@ from difflib import SequenceMatcher, get_close_matches
 RUNTIME_FAILURE = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
+UNNAMED = "toast.unnamed"
+"""Code of an error that has none of its own: one that a plugin raised without a code."""
 
 
 class ToastError(Exception):
@@ -19,6 +21,8 @@ class ToastError(Exception):
             within a text is that of a name, and is shown as such.
         what_to_do: The next step for the user; may be empty.
         exit_code: 1 for a failure while working, 2 for wrong usage or a wrong recipe.
+        code: Stable name of this kind of error, AREA.WHAT, such as `data.missing-folder`. Texts may change, codes do
+            not; they are shown with TOAST_DEBUG and by `--json`.
 
     `process` is the number of the process that alone met it, of several that work together; None: all of them did.
     """
@@ -26,8 +30,15 @@ class ToastError(Exception):
     process: int | None = None
 
     def __init__(
-        self, what: str, why: str | Sequence[str] = "", what_to_do: str = "", *, exit_code: int = RUNTIME_FAILURE
+        self,
+        what: str,
+        why: str | Sequence[str] = "",
+        what_to_do: str = "",
+        *,
+        code: str = UNNAMED,
+        exit_code: int = RUNTIME_FAILURE,
     ) -> None:
+        self.code = code
         self.what = what
         self.reasons = (why,) if isinstance(why, str) else tuple(why)
         self.why = "\n".join(self.reasons)
@@ -39,8 +50,8 @@ class ToastError(Exception):
 class UsageError(ToastError):
     """A wrong option, argument or recipe: exit code 2."""
 
-    def __init__(self, what: str, why: str | Sequence[str] = "", what_to_do: str = "") -> None:
-        super().__init__(what, why, what_to_do, exit_code=USAGE_ERROR)
+    def __init__(self, what: str, why: str | Sequence[str] = "", what_to_do: str = "", *, code: str = UNNAMED) -> None:
+        super().__init__(what, why, what_to_do, code=code, exit_code=USAGE_ERROR)
 
 
 MAX_LISTED_NAMES = 12

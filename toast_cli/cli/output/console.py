@@ -60,13 +60,14 @@ def escape_newlines(text: str) -> str:
     return text.replace("\n", "\\n")
 
 
-def print_error(error: ToastError) -> None:
+def print_error(error: ToastError, with_code: bool = False) -> None:
     """Print what went wrong, why, and what to do: plain lines, so that a path or a command can be copied whole.
 
     Of several processes the first speaks, unless another met an error alone.
     """
     console = SafeConsole(stderr=True, highlight=False) if error.process else err
-    console.print(Text.assemble(("Error: ", "bold red"), escape_newlines(error.what)), soft_wrap=True)
+    title = f"Error [{error.code}]: " if with_code else "Error: "
+    console.print(Text.assemble((title, "bold red"), escape_newlines(error.what)), soft_wrap=True)
     for part in (*error.reasons, error.what_to_do):
         if part:
             print_line(part, console)
