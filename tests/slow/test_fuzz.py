@@ -257,8 +257,8 @@ def test_instructions(tmp_path: Path, content: bytes, lines: bool) -> None:
     for source in (alpaca, sharegpt):
 
         def read(source: Any = source) -> None:
-            options = source.Options(path=str(file))
-            for split in source.open_source(options, None).splits.values():
+            options = source.SOURCE.options(path=str(file))
+            for split in source.SOURCE.open(options, None).splits.values():
                 for index in range(len(split)):
                     split.load(index)
 
