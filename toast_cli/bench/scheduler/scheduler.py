@@ -147,7 +147,7 @@ class ExperimentScheduler:
         for where in self.stages():
             standings = self.stage(*where)
             if standings is None:
-                found["wanted"] += len(self.experiment.seeds or self.experiment.suite.seeds)
+                found["wanted"] += len(self.experiment.final_seeds)
             else:
                 found.update(standing.state for standing in standings.values())
         return found

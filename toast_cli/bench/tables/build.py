@@ -154,7 +154,7 @@ class _TableBuilder:
         rivals: Mapping[str, AggregatedCell],
     ) -> NumberCell:
         """A row's cell, compared with its rivals by name where the column is one to be judged by."""
-        values, wanted = found.sample.values.values(), self.measures.results.wanted()
+        values, wanted = found.sample.values.values(), len(self.measures.results.board.experiment.final_seeds)
         judging = column.shows.partition(":")[0] not in ("minutes", "validation", "attention")
         against = (
             {name: run_paired_test(found.sample, rival.sample) for name, rival in rivals.items()} if judging else {}

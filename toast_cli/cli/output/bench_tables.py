@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from toast_cli.bench.results import ExperimentResults
-from toast_cli.bench.scheduler.cost_estimate import StageCost, format_duration
-from toast_cli.bench.scheduler.eta import estimate_remaining_time
+from toast_cli.bench.scheduler.cost_estimate import StageCost, estimate_remaining_time, format_duration
 from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.bench.tables.build import build_tables
 from toast_cli.bench.tables.model import Cell
