@@ -40,7 +40,7 @@ class JobLease:
         self.study, self.trial, self.job = study, trial, job
         self.lost = threading.Event()
         """Set when another worker took this one for dead: what goes on here counts no more."""
-        self._lock = lock
+        self._lock, self._more_locks = lock, contextlib.ExitStack()
         self._over = threading.Event()
 
     def params(self, search: SearchOptions | None) -> dict[str, Any]:
@@ -72,6 +72,10 @@ class JobLease:
             self.trial.set_user_attr(name, value)
         return True
 
+    def wait_for_lock(self, lock: FileLock) -> None:
+        """Wait for a further lock, and hold it until the run is free."""
+        self._more_locks.enter_context(lock)
+
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
         """Within, show signs of life; afterwards the run is free."""
@@ -82,6 +86,7 @@ class JobLease:
         finally:
             self._over.set()
             thread.join()
+            self._more_locks.close()
             self._lock.release()
 
     def done(self, value: float, record: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 import traceback
@@ -99,15 +98,14 @@ def run_job(board: ExperimentScheduler, claim: JobLease, out: Path, reporter: Re
         key = experiment.key(recipe)
         reporter.message(f"{job.row} on {job.dataset}, {job.stage}, seed {job.seed}: {format_params(params)}")
         folder = out / "runs" / replace(job, key=key).name
-        # The lease has the lock of the job's own key; a setting that was drawn again shares the folder of the first.
-        with contextlib.nullcontext() if key == job.key else board.ledger.lock(key):
-            value, record = _reuse_result(board.ledger, claim, key, reporter) or _make_run(
-                board, claim, recipe, folder, out, reporter
-            )
-            _claim_test_split(board, job)
-            claim.done(value, {**record, "params": params})
-            if "same_as" not in record:
-                _remove_temporary_files(RunFolder(folder), job.stage)
+        if key != job.key:  # a setting that was drawn again shares the folder of the first
+            claim.wait_for_lock(board.ledger.lock(key))
+        found = _reuse_result(board.ledger, claim, key, reporter)
+        value, record = found or _make_run(board, claim, recipe, folder, out, reporter)
+        _claim_test_split(board, job)
+        claim.done(value, {**record, "params": params})
+        if found is None:
+            _remove_temporary_files(RunFolder(folder), job.stage)
     except optuna.TrialPruned:
         claim.pruned({"params": params})
         _remove_temporary_files(RunFolder(folder), job.stage)
