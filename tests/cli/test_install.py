@@ -37,7 +37,9 @@ def test_a_wheel_brings_its_recipes_its_plugins_and_the_demos_weights(tmp_path: 
         "import sys; sys.path[:] = [p for p in sys.path if p not in sys.argv[1:]];"
         "import toast_cli, toast_vit, json; from importlib.resources import files;"
         "from toast_cli import registry; from toast_cli.recipe.builtin import list_recipes, list_suites;"
-        "print(json.dumps([toast_cli.__file__, list_recipes() + list_suites(), registry.list_names(registry.BACKBONES),"
+        "from toast_cli.utils.templates import TEMPLATES;"
+        "print(json.dumps([toast_cli.__file__, TEMPLATES.list_templates(['html', 'tex']),"
+        "list_recipes() + list_suites(), registry.list_names(registry.BACKBONES),"
         "files('toast_vit').joinpath('weights/vit_demo.safetensors').is_file()]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -50,9 +52,10 @@ def test_a_wheel_brings_its_recipes_its_plugins_and_the_demos_weights(tmp_path: 
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    file, recipes, backbones, weights = json.loads(done.stdout)
+    file, templates, recipes, backbones, weights = json.loads(done.stdout)
     assert Path(file).is_relative_to(tmp_path)
     assert {"demo/toast", "vtab1k", "demo/pretrain-2-crowded", "fgvc/cub-vit_b16-toast-lite"} <= set(recipes)
+    assert {"bench/tables/templates/table.tex", "visualize/templates/base.html"} <= set(templates)
     assert {"vit_demo", "vit_b16"} <= set(backbones)
     assert weights
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -24,6 +22,7 @@ from toast_cli.attention.metrics import (
     share_inside,
     total_variation_distance,
 )
+from toast_cli.utils.formatting import format_csv
 
 METRIC_DESCRIPTIONS = {
     "share_inside": "share of the map inside the object",
@@ -169,15 +168,6 @@ def format_mean(values: Sequence[float]) -> str:
 def format_number(value: float) -> str:
     """A number as a table of numbers has it; empty where it is none."""
     return f"{value:.6g}" if value == value else ""
-
-
-def format_csv(lines: Iterable[Sequence[Any]]) -> str:
-    """Lines as a CSV; what a spreadsheet would take for a formula is quoted with an apostrophe."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    for line in lines:
-        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell[:1] in "=@\t\r" else cell for cell in line])
-    return file.getvalue()
 
 
 def format_mean_interval(mean: MeanEstimate | dict[str, Any]) -> str:

@@ -38,10 +38,6 @@ class ExperimentResults:
                     found.append((job, standing.reason))
         return found
 
-    def wanted(self) -> int:
-        """Final runs of a cell."""
-        return len(self.board.experiment.seeds or self.board.experiment.suite.seeds)
-
     def datasets(self, row: str) -> tuple[str, ...]:
         """The data sets that a row is run on here."""
         return tuple(dataset for dataset, name in self.finals if name == row)

@@ -1,4 +1,4 @@
-"""Deletion and insertion curves as `toast eval --attention` leaves them: JSON, two tables, a figure."""
+"""Curves as `toast eval --attention` and `--sweep` leave them: JSON, tables and figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from toast_cli.attention.bootstrap import MeanEstimate
 from toast_cli.attention.deletion_insertion import RANDOM_ORDER, RANDOM_SIMILARITY_ORDER, DeletionInsertionCurves
-from toast_cli.attention.table import format_csv, format_number
+from toast_cli.attention.table import format_number
+from toast_cli.utils.formatting import format_csv
 
 ORDER_LABELS = {
     "pass_one": "pass one",
@@ -28,6 +29,12 @@ CURVE_DESCRIPTIONS = {
     "insertion": "area under the curve as they come back into a blurred image; high is good",
     "answer": "probability of the class that the model gives the whole image, in its last pass",
 }
+SWEEP_LABELS = {
+    "accuracy": "accuracy",
+    "share_inside": "pass two on the object",
+    "shift": "moved between passes",
+}
+"""What a sweep over strengths shows."""
 
 MeanCurves = dict[str, dict[str, list[MeanEstimate]]]
 PixelShares = Mapping[str, Sequence[float]]
@@ -81,4 +88,28 @@ def draw_deletion_insertion_curves(shares: PixelShares, means: MeanCurves) -> Fi
     axis.legend(fontsize=8)
     count = next(mean.images for kinds in means.values() for curve in kinds.values() for mean in curve)
     figure.supylabel(f"probability of the answer\nmean of {count} images, 95%", fontsize=8)
+    return figure
+
+
+def format_sweep_csv(points: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> str:
+    """Return a row for each strength of the feedback: every measure's mean and 95% interval."""
+    header = ["alpha", *(f"{name}{part}" for name in measures for part in ("", "_low", "_high"))]
+    rows = [
+        [point["alpha"], *(format_number(point[name][part]) for name in measures for part in ("mean", "low", "high"))]
+        for point in points
+    ]
+    return format_csv([header, *rows])
+
+
+def draw_sweep(points: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> Figure:
+    """Draw every measure over the strength of the feedback, with its interval."""
+    figure = Figure(figsize=(3.6 * len(measures), 3.2), layout="constrained")
+    alphas = [point["alpha"] for point in points]
+    for axis, name in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
+        mean, low, high = ([100 * point[name][part] for point in points] for part in ("mean", "low", "high"))
+        axis.plot(alphas, mean, marker="o", markersize=3)
+        axis.fill_between(alphas, low, high, alpha=0.2)
+        axis.axvline(1.0, color="grey", linewidth=0.8, linestyle="--")
+        axis.set_title(f"{SWEEP_LABELS[name]}, %", fontsize=9)
+        axis.set_xlabel("strength of the feedback (1: as learned)", fontsize=8)
     return figure

@@ -25,7 +25,7 @@ from toast_cli.attention.metrics import (
     total_variation_distance,
 )
 from toast_cli.attention.object_attention import AttentionShare
-from toast_cli.attention.table import AttentionMetricsTable, format_csv
+from toast_cli.attention.table import AttentionMetricsTable
 
 torch.manual_seed(0)
 MAPS = torch.rand(3, 4, 6).softmax(-1)
@@ -205,9 +205,6 @@ class TestNumbers:
         shares = share_inside(MAPS, MASK)
         assert float(lines[1]["pass_one/share_inside"]) == pytest.approx(float(shares[[0, 2]].mean()), abs=1e-5)
         assert [float(line["accuracy"]) for line in lines] == [1.0, 0.0]
-
-    def test_a_name_that_looks_like_a_formula_is_none_in_a_spreadsheet(self) -> None:
-        assert format_csv([["=1+1", "a,b"]]) == '\'=1+1,"a,b"\n'
 
 
 class TestCurves:

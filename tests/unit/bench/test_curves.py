@@ -17,8 +17,8 @@ from toast_cli.bench.tables.curves import (
     ATTENTION_LABEL,
     compute_curve_points,
     draw_suite_curves,
-    write_curve_figures,
 )
+from toast_cli.bench.tables.render import write_experiment_page
 from toast_cli.recipe.builtin import list_suites
 from toast_cli.utils.errors import UsageError
 
@@ -90,8 +90,8 @@ def test_the_figure_has_a_line_for_every_row_and_the_files_name_every_run(
 ) -> None:
     figure = draw_suite_curves(results, suite().curves["growth"])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Linear", "TOAST"]
-    html = write_curve_figures(results, tmp_path / "tables")
-    assert "<h2>Growth</h2>" in html[0] and "<svg" in html[1]
+    page = write_experiment_page(results, tmp_path).read_text()
+    assert "<h2>Growth</h2>" in page and "<svg" in page.partition("<h2>Growth</h2>")[2]
     with (tmp_path / "tables" / "growth.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["row"] for row in rows} == {"Linear", "TOAST"} and all(row["runs"] for row in rows)

@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from tests.unit.bench.made_up import Filled
-from toast_cli.bench.scheduler.eta import estimate_remaining_time
+from toast_cli.bench.scheduler.cost_estimate import estimate_remaining_time
 from toast_cli.bench.scheduler.job_status import JobStatus
 from toast_cli.bench.scheduler.jobs import Experiment, Job
 from toast_cli.bench.suite import parse_suite

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,7 @@ from tests.unit.bench.made_up import accuracy, filled
 from toast_cli.bench import suite
 from toast_cli.bench.tables.build import build_tables
 from toast_cli.bench.tables.figures import draw_table_figures
-from toast_cli.bench.tables.html import write_experiment_page
-from toast_cli.bench.tables.latex import format_latex
-from toast_cli.bench.tables.render import format_markdown, write_tables
+from toast_cli.bench.tables.render import format_latex, format_markdown, write_experiment_page, write_tables
 from toast_cli.cli.output.bench_tables import print_filled_table
 from toast_cli.recipe.builtin import list_suites
 
@@ -99,15 +98,19 @@ def test_there_is_a_figure_for_every_unit_with_a_panel_a_column_and_a_text_for_t
 ) -> None:
     (table,) = build_tables(filled(suite.load_suite("demo")[1], tmp_path, shares))
     drawn = draw_table_figures(table)
-    alts = [re.search(r'role="img" aria-label="([^"]*)"', figure) for figure in drawn]
-    named = [alt[1].partition(": ")[2].partition(": ")[2] for alt in alts if alt is not None]
+    named = [figure.alt.partition(": ")[2].partition(": ")[2] for figure in drawn]
     assert [name.partition(", by row")[0] for name in named] == [
         "accuracy, %",
         "share of attention on the object, %",
         "minutes",
     ]
     assert "a panel for each of validation, Markings;" in named[0]
-    assert all(f">{row.name}</text>" in drawn[0] for row in table.lines), "rows are told apart by name, not by colour"
+    assert all(f">{row.name}</text>" in drawn[0].svg for row in table.lines), (
+        "rows are told apart by name, not by colour"
+    )
+    page = write_experiment_page(filled(suite.load_suite("demo")[1], tmp_path, shares), tmp_path).read_text()
+    alts = re.findall(r'<svg role="img" aria-label="([^"]*)" ', page)
+    assert [unescape(alt) for alt in alts] == [figure.alt for figure in drawn]
 
 
 def test_where_no_data_can_be_read_no_time_is_made_up(capsys: pytest.CaptureFixture[str]) -> None:

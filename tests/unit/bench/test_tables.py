@@ -18,11 +18,9 @@ from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.bench.scheduler.trials import Ledger
 from toast_cli.bench.suite import SuiteRow, TableLayout, TableLayoutRow
 from toast_cli.bench.tables.build import build_tables
-from toast_cli.bench.tables.html import write_experiment_page
-from toast_cli.bench.tables.latex import format_latex
 from toast_cli.bench.tables.metrics import format_parameter_count
 from toast_cli.bench.tables.model import FilledTable, NumberCell
-from toast_cli.bench.tables.render import format_markdown, write_tables
+from toast_cli.bench.tables.render import format_latex, format_markdown, write_experiment_page, write_tables
 
 
 def made(experiment: Experiment, out: Path, right: dict[tuple[str, str, int], list[bool]]) -> ExperimentScheduler:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from toast_cli.bench.scheduler import worker
 from toast_cli.bench.scheduler.jobs import Experiment
-from toast_cli.bench.scheduler.lease import JobLease, fail_trial
+from toast_cli.bench.scheduler.lease import JobLease
 from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.bench.scheduler.trials import Ledger
 from toast_cli.bench.scheduler.worker import run_worker
@@ -180,7 +181,7 @@ def test_a_worker_that_lost_its_run_says_nothing_about_it(
         if lr == 0.1 and not (tmp_path / "lost").exists():
             (tmp_path / "lost").touch()
             claim: JobLease = reporter.claim  # type: ignore[attr-defined]
-            fail_trial(board.ledger.storage, claim.trial._trial_id, "lost", "taken for dead")
+            claim.study.tell(claim.trial.number, state=TrialState.FAIL)
             claim.lost.set()
         reporter.step(1, 2, {})
         made(recipe, folder, 0.5)

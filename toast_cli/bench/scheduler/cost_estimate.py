@@ -1,12 +1,14 @@
-"""What an experiment will cost, before it starts: from finished runs where there are some, else from a few steps."""
+"""What an experiment takes: before it starts by finished runs or a few timed steps, later by finished runs alone."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
+from toast_cli.bench.scheduler.job_status import JobStatus
 from toast_cli.bench.scheduler.jobs import Experiment, Stage
 from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.recipe.schema import Recipe
@@ -14,6 +16,8 @@ from toast_cli.training.plan.throughput import TimePerSample, measure_time_per_s
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import open_data, prepare_session
 from toast_cli.utils.errors import ToastError
+
+StageKey = tuple[str, str, Stage]
 
 
 @dataclass(frozen=True)
@@ -34,35 +38,96 @@ class StageCost:
 
 
 def estimate_costs(board: ExperimentScheduler, reporter: Reporter) -> list[StageCost]:
-    """What is left to do, and how long it takes on one device like this one.
+    """Return what is left to do, and how long it takes on one device like this one.
 
     A row is measured once, on the first data set that can be opened; on others its pace is the same, and sizes differ.
     """
-    experiment, clock = board.experiment, _PaceTimer(board.experiment, reporter)
-    found = []
-    for dataset, row, stage in board.stages():
-        standings = board.stage(dataset, row, stage)
-        done = [standing for standing in (standings or {}).values() if standing.state == "done"]
-        settled = sum(standing.state in ("done", "pruned", "failed") for standing in (standings or {}).values())
-        wanted = len(standings) if standings is not None else len(experiment.seeds or experiment.suite.seeds)
-        if wanted == settled:
-            continue
-        if done:
-            mean, source = (
-                statistics.fmean(standing.record["seconds"] for standing in done),
-                f"{len(done)} finished runs",
-            )
-            found.append(StageCost(dataset, row, stage, wanted - settled, mean, source))
+    clock, costs = _PaceTimer(board.experiment, reporter), []
+    for where, statuses in _list_stages(board).items():
+        seconds: float | None
+        runs, known = len(_list_unfinished(statuses)), _collect_run_seconds(statuses)
+        if not runs:
             continue
         try:
-            seconds, source = clock.run(dataset, row, stage)
-            found.append(StageCost(dataset, row, stage, wanted - settled, seconds, source))
+            seconds, source = (
+                (statistics.fmean(known), f"{len(known)} finished runs") if known else clock.time_run(*where)
+            )
         except ToastError as error:
-            found.append(StageCost(dataset, row, stage, wanted - settled, None, error.what))
+            seconds, source = None, error.what
         except RuntimeError as error:  # PyTorch's word for too little memory, and for much else
-            why = f"{type(error).__name__}: {error}".partition("\n")[0]
-            found.append(StageCost(dataset, row, stage, wanted - settled, None, why))
-    return found
+            seconds, source = None, f"{type(error).__name__}: {error}".partition("\n")[0]
+        costs.append(StageCost(*where, runs, seconds, source))
+    return costs
+
+
+@dataclass(frozen=True)
+class RemainingTime:
+    """Seconds until all is done; of `runs` left, `alike` are of a row, data set and stage that has finished runs.
+
+    `workers` run now; where none does, the time is that of one.
+    """
+
+    seconds: float
+    runs: int
+    alike: int
+    workers: int
+
+
+def estimate_remaining_time(board: ExperimentScheduler) -> RemainingTime | None:
+    """Return the time left by the runs that are done, None where nothing is done yet or nothing is left.
+
+    A run takes as long as the finished ones of its data set, row and stage; else as those of its row and data set, its
+    row, its data set, or any. What a running one has been at is taken off. Workers end no sooner than the longest run.
+    """
+    stages = _list_stages(board)
+    known = {where: _collect_run_seconds(statuses) for where, statuses in stages.items()}
+    if not any(known.values()):
+        return None
+    left: list[float] = []
+    workers = alike = 0
+    for where, statuses in stages.items():
+        unfinished = _list_unfinished(statuses)
+        alike += len(unfinished) if known[where] else 0
+        workers += sum(status.state == "running" for status in unfinished)
+        each = _predict_run_seconds(where, known)
+        left += [max(each - _compute_elapsed_seconds(status), 0.0) for status in unfinished]
+    return RemainingTime(max(sum(left) / max(workers, 1), max(left)), len(left), alike, workers) if left else None
+
+
+def _list_stages(board: ExperimentScheduler) -> dict[StageKey, list[JobStatus]]:
+    """Every stage with how far each of its runs has come; those that wait for a search are wanted."""
+    waiting = [JobStatus("wanted")] * len(board.experiment.final_seeds)
+    found = {where: board.stage(*where) for where in board.stages()}
+    return {where: waiting if runs is None else list(runs.values()) for where, runs in found.items()}
+
+
+def _list_unfinished(statuses: Iterable[JobStatus]) -> list[JobStatus]:
+    return [status for status in statuses if status.state in ("wanted", "waiting", "running")]
+
+
+def _collect_run_seconds(statuses: Iterable[JobStatus]) -> list[float]:
+    return [status.record["seconds"] for status in statuses if status.state == "done"]
+
+
+def _predict_run_seconds(where: StageKey, known: Mapping[StageKey, list[float]]) -> float:
+    """Mean seconds of the finished runs that are most like those of a stage."""
+    dataset, row, _ = where
+    for like in (
+        lambda other: other == where,
+        lambda other: other[:2] == (dataset, row),
+        lambda other: other[1] == row,
+        lambda other: other[0] == dataset,
+    ):
+        found = [seconds for other, each in known.items() if like(other) for seconds in each]
+        if found:
+            return statistics.fmean(found)
+    return statistics.fmean(seconds for each in known.values() for seconds in each)
+
+
+def _compute_elapsed_seconds(status: JobStatus) -> float:
+    """Seconds since an attempt that is running was begun; 0 for any other."""
+    begun = status.trial.datetime_start if status.state == "running" and status.trial is not None else None
+    return 0.0 if begun is None else max((datetime.now() - begun).total_seconds(), 0.0)
 
 
 class _PaceTimer:
@@ -73,7 +138,7 @@ class _PaceTimer:
         self._paces: dict[str, TimePerSample] = {}
         self._sizes: dict[str, Mapping[str, int] | ToastError] = {}
 
-    def run(self, dataset: str, row: str, stage: Stage) -> tuple[float, str]:
+    def time_run(self, dataset: str, row: str, stage: Stage) -> tuple[float, str]:
         """Seconds of one run, and how that is known.
 
         Raises:

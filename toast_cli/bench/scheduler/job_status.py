@@ -56,7 +56,7 @@ def compute_job_status(trials: Iterable[FrozenTrial]) -> JobStatus:
     if not tried:
         return JobStatus("wanted")
     last = tried[-1]
-    reason = last.user_attrs.get("reason", "its worker died")
+    reason = last.user_attrs.get("reason", f"its worker died ({last.user_attrs.get('worker', 'unknown')})")
     since = max((n for n, trial in enumerate(tried) if trial.user_attrs.get("retry")), default=0)
     deaths = sum(trial.user_attrs.get("fate", "lost") == "lost" for trial in tried[since:])
     if last.user_attrs.get("fate") == "failed":

@@ -101,6 +101,11 @@ class Experiment:
         return [(dataset, row) for dataset, row in asked if dataset not in self.missing]
 
     @property
+    def final_seeds(self) -> tuple[int, ...]:
+        """Seeds of the final runs of every cell."""
+        return self.seeds or self.suite.seeds
+
+    @property
     def search_cells(self) -> list[tuple[str, str]]:
         """Every (data set, row) whose search some cell waits for."""
         if self.suite.search is None:
@@ -203,7 +208,7 @@ class Experiment:
 
     def finals(self, dataset: str, row: str, params: Mapping[str, Any]) -> list[Job]:
         """A cell's final runs with the chosen hyper-parameters, one a seed."""
-        return [self._make_job(dataset, row, "final", seed, params) for seed in self.seeds or self.suite.seeds]
+        return [self._make_job(dataset, row, "final", seed, params) for seed in self.final_seeds]
 
     def _make_job(self, dataset: str, row: str, stage: Stage, seed: int, params: Mapping[str, Any]) -> Job:
         recipe = self.recipe(dataset, row, stage, seed, params)

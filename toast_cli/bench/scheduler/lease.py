@@ -1,4 +1,4 @@
-"""A claim: a run that one worker has taken, until it tells how the run ended. Nobody else works on it meanwhile."""
+"""A lease: a run that one worker has taken, until it tells how the run ended. Nobody else works on it meanwhile."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from toast_cli.bench.scheduler.integrity import make_checksummed_record
+from toast_cli.bench.scheduler.database import make_checksummed_record
 from toast_cli.bench.scheduler.jobs import Job
-from toast_cli.bench.scheduler.samplers import make_sampler, suggest_params
-from toast_cli.bench.suite import SearchOptions
+from toast_cli.bench.suite import SearchOptions, ValueRange
 
 HEARTBEAT_SECONDS = 10.0
 """Seconds between two signs of life of a running trial."""
@@ -32,17 +31,16 @@ class JobLease:
     """A run that this worker has taken.
 
     Args:
-        storage: what holds the study.
         study, trial: the attempt.
         job: the run.
         lock: held while the run is worked on; the attempt says where it lies.
     """
 
-    def __init__(self, storage: Any, study: optuna.Study, trial: Trial, job: Job, lock: FileLock) -> None:
+    def __init__(self, study: optuna.Study, trial: Trial, job: Job, lock: FileLock) -> None:
         self.study, self.trial, self.job = study, trial, job
         self.lost = threading.Event()
         """Set when another worker took this one for dead: what goes on here counts no more."""
-        self._storage, self._lock = storage, lock
+        self._lock, self._more_locks = lock, contextlib.ExitStack()
         self._over = threading.Event()
 
     def params(self, search: SearchOptions | None) -> dict[str, Any]:
@@ -53,7 +51,12 @@ class JobLease:
         if search.sampler != "qmc":
             # Drawn by the run's own seed: workers that draw from one and the same seed would draw the same.
             self.study.sampler = make_sampler(search, search.seed * 100_003 + (self.job.slot or 0))
-        return suggest_params(self.trial, search)
+        return {
+            name: self.trial.suggest_float(name, values.low, values.high, log=values.log)
+            if isinstance(values, ValueRange)
+            else self.trial.suggest_categorical(name, list(values))
+            for name, values in search.space.items()
+        }
 
     def begin(self, machine: str) -> bool:
         """Lock the run and say whose it is, on which machine; whether nobody else holds it."""
@@ -69,6 +72,10 @@ class JobLease:
             self.trial.set_user_attr(name, value)
         return True
 
+    def wait_for_lock(self, lock: FileLock) -> None:
+        """Wait for a further lock, and hold it until the run is free."""
+        self._more_locks.enter_context(lock)
+
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
         """Within, show signs of life; afterwards the run is free."""
@@ -79,6 +86,7 @@ class JobLease:
         finally:
             self._over.set()
             thread.join()
+            self._more_locks.close()
             self._lock.release()
 
     def done(self, value: float, record: Mapping[str, Any]) -> None:
@@ -98,13 +106,13 @@ class JobLease:
         self._end_trial("stopped", why)
 
     def _end_trial(self, fate: str, reason: str) -> None:
-        fail_trial(self._storage, self.trial._trial_id, fate, reason)
+        fail_trial(self.study, self.trial, fate, reason)
 
     def _tell(self, state: TrialState, record: Mapping[str, Any], values: list[float] | None = None) -> None:
         # Refused where another worker took the run over: then that one's word counts.
         with contextlib.suppress(UpdateFinishedTrialError):
             self.trial.set_user_attr("record", make_checksummed_record(record, values[0] if values else None))
-            self._storage.set_trial_state_values(self.trial._trial_id, state, values)
+            self.study.tell(self.trial, values, state, skip_if_finished=True)
 
     def _send_heartbeats(self) -> None:
         beat = 1
@@ -120,9 +128,27 @@ class JobLease:
                 continue
 
 
-def fail_trial(storage: Any, trial_id: int, fate: str, reason: str) -> None:
-    """End an attempt that came to nothing, unless someone else was quicker."""
+def fail_trial(study: optuna.Study, trial: Trial, fate: str, reason: str) -> None:
+    """End one's own attempt that came to nothing, unless someone else was quicker."""
     with contextlib.suppress(UpdateFinishedTrialError):
         for name, value in {"fate": fate, "reason": reason}.items():
-            storage.set_trial_user_attr(trial_id, name, value)
-        storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            trial.set_user_attr(name, value)
+        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+
+
+def make_sampler(search: SearchOptions | None, seed: int = 0) -> optuna.samplers.BaseSampler:
+    """The sampler of a search."""
+    if search is None or search.sampler in ("grid", "random"):
+        # A grid's points are put in as they are, so nothing is left to draw.
+        return optuna.samplers.RandomSampler(seed)
+    if search.sampler == "qmc":
+        return optuna.samplers.QMCSampler(seed=search.seed)
+    # Liar: what others are trying at this moment counts as tried.
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+
+def make_pruner(search: SearchOptions | None) -> optuna.pruners.BasePruner:
+    """The pruner of a search."""
+    if search is None or search.pruner == "none":
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.MedianPruner() if search.pruner == "median" else optuna.pruners.HyperbandPruner()

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
-from toast_cli.bench.scheduler.integrity import convert_read_errors
+from toast_cli.bench.scheduler.database import convert_read_errors
 from toast_cli.bench.scheduler.job_status import JobStatus
 from toast_cli.bench.scheduler.jobs import Experiment, Job, Stage, format_params
 from toast_cli.bench.scheduler.lease import JobLease
@@ -114,7 +115,8 @@ class ExperimentScheduler:
         """Finished final runs of this suite in the ledger that are of other seeds, rows or settings than asked for."""
         finals = [where for where in self.stages() if where[2] == "final"]
         asked = {(self.experiment.study(*where), job.key) for where in finals for job in self.stage(*where) or {}}
-        return len(self.ledger.finished(f"{self.experiment.name}/", "/final") - asked)
+        done = self.ledger.list_trials(TrialState.COMPLETE, begins=f"{self.experiment.name}/", ends="/final")
+        return len({(study, trial.user_attrs.get("key", "")) for study, trial in done} - asked)
 
     def _make_setting_key(self, dataset: str, row: str) -> str:
         """What the setting that came out of a cell's search is called; of another search, it is another."""
@@ -145,7 +147,7 @@ class ExperimentScheduler:
         for where in self.stages():
             standings = self.stage(*where)
             if standings is None:
-                found["wanted"] += len(self.experiment.seeds or self.experiment.suite.seeds)
+                found["wanted"] += len(self.experiment.final_seeds)
             else:
                 found.update(standing.state for standing in standings.values())
         return found

@@ -16,19 +16,20 @@ from pathlib import Path
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from toast_cli.bench.scheduler.database import open_storage
-from toast_cli.bench.scheduler.integrity import convert_read_errors, read_trial_record
+from toast_cli.bench.scheduler.database import convert_read_errors, open_storage, read_trial_record
 from toast_cli.bench.scheduler.job_status import JOB_STATE_BY_TRIAL_STATE, JobStatus, compute_job_status
 from toast_cli.bench.scheduler.jobs import Job
-from toast_cli.bench.scheduler.lease import JobLease, fail_trial
-from toast_cli.bench.scheduler.samplers import make_pruner, make_sampler
+from toast_cli.bench.scheduler.lease import JobLease, fail_trial, make_pruner, make_sampler
 from toast_cli.bench.suite import SearchOptions
 
 DEFAULT_GRACE_SECONDS = 90.0
 """Seconds without a sign of life after which a worker on another machine is taken for dead."""
+
+RECIPE_ATTRIBUTE = "recipe"
+"""What an attempt says of itself once it begins: the key of the recipe that it makes or has made."""
 
 
 class Ledger:
@@ -49,7 +50,7 @@ class Ledger:
         self.storage = open_storage(url)
         self.machine = _get_machine_id()
         self._studies: dict[str, optuna.Study] = {}
-        self._last_heartbeats: dict[int, tuple[int, float]] = {}
+        self._last_heartbeats: dict[tuple[str, int], tuple[int, float]] = {}
 
     def study(self, name: str, search: SearchOptions | None = None) -> optuna.Study:
         """A study by name, made if need be; with a `search`, with its sampler and pruner."""
@@ -76,15 +77,26 @@ class Ledger:
             for job, standing in found.items()
         }
 
-    def finished(self, begins: str, ends: str) -> set[tuple[str, str]]:
-        """Study and key of the finished runs of all studies whose names begin and end so."""
+    def list_trials(self, *states: TrialState, begins: str = "", ends: str = "") -> list[tuple[str, FrozenTrial]]:
+        """Return the trials in these states of all studies whose names begin and end so, each with its study's name."""
         with convert_read_errors(self.url):
-            return {
-                (study.study_name, trial.user_attrs.get("key", ""))
-                for study in self.storage.get_all_studies()
-                if study.study_name.startswith(begins) and study.study_name.endswith(ends)
-                for trial in self.storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.COMPLETE,))
-            }
+            return [
+                (name, trial)
+                for name in optuna.get_all_study_names(self.storage)
+                if name.startswith(begins) and name.endswith(ends)
+                for trial in optuna.load_study(study_name=name, storage=self.storage).get_trials(False, states)
+            ]
+
+    def find_recipe(self, recipe: str) -> tuple[str, FrozenTrial] | None:
+        """Return a finished attempt at a recipe, else one that a living worker is at, with its study's name."""
+        found = None
+        for study, trial in self.list_trials(TrialState.COMPLETE, TrialState.RUNNING):
+            done = trial.state == TrialState.COMPLETE
+            if trial.user_attrs.get(RECIPE_ATTRIBUTE, trial.user_attrs.get("key") if done else None) == recipe:
+                if done:
+                    return study, trial
+                found = found if self.is_dead(study, trial) else (study, trial)
+        return found
 
     def fill(self, study: optuna.Study, jobs: Iterable[Job], retry: bool = False) -> None:
         """Put in what is wanted and neither there nor failed; with `retry`, what failed too."""
@@ -111,9 +123,9 @@ class Ledger:
             ]
             if key not in wanted or earlier:
                 why = "another trial is this run, or nobody wants it any more"
-                fail_trial(self.storage, trial._trial_id, "duplicate", why)
+                fail_trial(study, trial, "duplicate", why)
                 continue
-            claim = JobLease(self.storage, study, trial, wanted[key], self.lock(key))
+            claim = JobLease(study, trial, wanted[key], self.lock(key))
             if claim.begin(self.machine):
                 return claim
         return None
@@ -122,9 +134,9 @@ class Ledger:
         """Give up the trials whose worker is dead; how many others are being worked on."""
         alive = 0
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if self.is_dead(trial):
-                why = f"its worker died ({trial.user_attrs.get('worker', 'unknown')})"
-                fail_trial(self.storage, trial._trial_id, "lost", why)
+            if self.is_dead(study.study_name, trial):
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             else:
                 alive += 1
         return alive
@@ -134,7 +146,7 @@ class Ledger:
         self.locks.mkdir(parents=True, exist_ok=True)
         return FileLock(self.locks.absolute() / f"{key}.lock")
 
-    def is_dead(self, trial: FrozenTrial) -> bool:
+    def is_dead(self, study: str, trial: FrozenTrial) -> bool:
         """Whether the worker of a running trial is no more."""
         attrs = trial.user_attrs
         if attrs.get("machine") == self.machine and Path(attrs.get("lock", "")).is_file():
@@ -148,9 +160,9 @@ class Ledger:
             except OSError:
                 pass  # another user's, which cannot be opened; signs of life can be read all the same
         beat, now = attrs.get("beat", 0), time.monotonic()
-        seen, since = self._last_heartbeats.setdefault(trial._trial_id, (beat, now))
+        seen, since = self._last_heartbeats.setdefault((study, trial.number), (beat, now))
         if beat != seen:
-            self._last_heartbeats[trial._trial_id] = beat, now
+            self._last_heartbeats[study, trial.number] = beat, now
             return False
         return now - since > self.grace
 

@@ -13,12 +13,15 @@ from typing import Any
 import optuna
 import torch
 from accelerate.utils import release_memory
+from optuna.trial import TrialState
 
+from toast_cli.bench.scheduler.database import read_trial_record
 from toast_cli.bench.scheduler.jobs import Job, Stage, format_params
 from toast_cli.bench.scheduler.lease import JobLease, LeaseLostError
-from toast_cli.bench.scheduler.mutex import made_elsewhere
 from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
+from toast_cli.bench.scheduler.trials import RECIPE_ATTRIBUTE, Ledger
 from toast_cli.bench.tables.metrics import compute_score
+from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.checkpoint import is_checkpoint_lost
 from toast_cli.storage.checksums import read_checksummed_json
 from toast_cli.storage.run_folder import RunFolder
@@ -94,30 +97,15 @@ def run_job(board: ExperimentScheduler, claim: JobLease, out: Path, reporter: Re
         experiment.check_unchanged(recipe)
         key = experiment.key(recipe)
         reporter.message(f"{job.row} on {job.dataset}, {job.stage}, seed {job.seed}: {format_params(params)}")
-        elsewhere = made_elsewhere(board.ledger, claim, key)
-        if elsewhere is not None:
-            value, record = elsewhere
-            _claim_test_split(board, job)
-            claim.done(value, {**record, "params": params})
-            reporter.message(f"The same recipe as {record['same_as']}: taken from there.")
-            return
         folder = out / "runs" / replace(job, key=key).name
-        if not (folder / "results.json").is_file():
-            goes_on = (folder / "recipe.yaml").is_file()
-            if goes_on and is_checkpoint_lost(RunFolder(folder).checkpoints, "last"):
-                reporter.message(f"No whole checkpoint of {job.name} is left: it is begun anew.")
-                goes_on = False
-            if not goes_on and folder.exists():
-                shutil.rmtree(folder)  # ours: a worker died before it had written anything, or what it wrote is damaged
-            tune_model(recipe, folder, LeaseReporter(board, claim, reporter), resume=goes_on)
-        results = read_checksummed_json(folder / "results.json")
-        judged = results["validation"] if job.stage == "search" else results["test"] or results["validation"]
-        if judged is None:
-            missing = "validation" if job.stage == "search" else "test"
-            raise UsageError(f"There is nothing to judge {job.dataset} by: it has no {missing} split.")
+        if key != job.key:  # a setting that was drawn again shares the folder of the first
+            claim.wait_for_lock(board.ledger.lock(key))
+        found = _reuse_result(board.ledger, claim, key, reporter)
+        value, record = found or _make_run(board, claim, recipe, folder, out, reporter)
         _claim_test_split(board, job)
-        claim.done(compute_score(judged), {**_make_run_record(folder, out, results), "params": params})
-        _remove_temporary_files(RunFolder(folder), job.stage)
+        claim.done(value, {**record, "params": params})
+        if found is None:
+            _remove_temporary_files(RunFolder(folder), job.stage)
     except optuna.TrialPruned:
         claim.pruned({"params": params})
         _remove_temporary_files(RunFolder(folder), job.stage)
@@ -135,6 +123,49 @@ def run_job(board: ExperimentScheduler, claim: JobLease, out: Path, reporter: Re
     except Exception as error:  # one run's fault must not end the others
         where = traceback.extract_tb(error.__traceback__)[-1]
         _report_failure(claim, reporter, f"{type(error).__name__}: {error} (at {where.name}, line {where.lineno})")
+
+
+def _reuse_result(
+    ledger: Ledger, claim: JobLease, recipe: str, reporter: Reporter
+) -> tuple[float, dict[str, Any]] | None:
+    """Return value and record of a finished run of a recipe, once one that is under way has ended; None: make it.
+
+    Workers of two folders that look at the same moment both make it. That costs a run; both results stand.
+
+    Raises:
+        LeaseLostError: another worker took this one for dead meanwhile.
+    """
+    while found := ledger.find_recipe(recipe):
+        study, trial = found
+        if trial.state == TrialState.COMPLETE:
+            same_as = f"{study}, attempt {trial.number}"
+            reporter.message(f"The same recipe as {same_as}: taken from there.")
+            return trial.values[0], {**read_trial_record(trial, ledger.url), "same_as": same_as}
+        if claim.lost.wait(POLL_SECONDS):
+            raise LeaseLostError
+    claim.trial.set_user_attr(RECIPE_ATTRIBUTE, recipe)
+    return None
+
+
+def _make_run(
+    board: ExperimentScheduler, claim: JobLease, recipe: Recipe, folder: Path, out: Path, reporter: Reporter
+) -> tuple[float, dict[str, Any]]:
+    """Make a run or go on with it, unless its folder has its results; return its value and record."""
+    job = claim.job
+    if not (folder / "results.json").is_file():
+        goes_on = (folder / "recipe.yaml").is_file()
+        if goes_on and is_checkpoint_lost(RunFolder(folder).checkpoints, "last"):
+            reporter.message(f"No whole checkpoint of {job.name} is left: it is begun anew.")
+            goes_on = False
+        if not goes_on and folder.exists():
+            shutil.rmtree(folder)  # ours: a worker died before it had written anything, or what it wrote is damaged
+        tune_model(recipe, folder, LeaseReporter(board, claim, reporter), resume=goes_on)
+    results = read_checksummed_json(folder / "results.json")
+    judged = results["validation"] if job.stage == "search" else results["test"] or results["validation"]
+    if judged is None:
+        missing = "validation" if job.stage == "search" else "test"
+        raise UsageError(f"There is nothing to judge {job.dataset} by: it has no {missing} split.")
+    return compute_score(judged), _make_run_record(folder, out, results)
 
 
 def _claim_test_split(board: ExperimentScheduler, job: Job) -> None:

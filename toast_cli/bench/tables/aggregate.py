@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toast_cli.bench.judge_scores import JudgeScores
 from toast_cli.bench.results import ExperimentResults
-from toast_cli.bench.tables.metrics import get_decisive_metrics, select_metric
+from toast_cli.bench.tables.metrics import get_decisive_metrics, get_scaled_score
 from toast_cli.bench.tables.model import TableColumn
 from toast_cli.bench.tables.significance import (
     PAIRED_IMAGES,
@@ -18,9 +18,36 @@ from toast_cli.bench.tables.significance import (
     average_over_seeds,
     read_correct_answers,
 )
+from toast_cli.storage.checksummed_jsonl import read_checksummed_lines
 from toast_cli.storage.run_folder import ANSWERS_FILE
 
 RunRecord = Mapping[str, Any]
+QuestionScores = dict[Hashable, tuple[str, float]]
+"""Category and score of every question that was scored."""
+
+
+class JudgeScores:
+    """The scores of all final runs; where several judges scored them, or several files, those of one alone.
+
+    Scores of different judges, or on different questions, are no numbers of one table: that with most scores is taken
+    (of equals, the first by name), and `others` names the rest.
+    """
+
+    def __init__(self, results: ExperimentResults) -> None:
+        self._scores: dict[str, dict[str, QuestionScores]] = {}
+        counted: Counter[str] = Counter()
+        for dataset, row in results.finals:
+            for record in results.records(dataset, row).values():
+                found = self._scores[record["run"]] = _read_scores(results, record)
+                counted.update({judge: len(scores) for judge, scores in found.items()})
+        ranked = sorted(counted, key=lambda judge: (-counted[judge], judge))
+        self.judge: str | None = ranked[0] if ranked else None
+        self.others: tuple[str, ...] = tuple(ranked[1:])
+
+    def of(self, record: Mapping[str, Any], category: str) -> dict[Hashable, float]:
+        """A run's scores by question, of one category or, as `overall`, of all."""
+        scores = self._scores[record["run"]].get(self.judge or "", {})
+        return {number: score for number, (kind, score) in scores.items() if category in ("overall", kind)}
 
 
 @dataclass(frozen=True)
@@ -107,15 +134,27 @@ class ResultAggregator:
 
 
 def _get_test_score(record: RunRecord) -> float:
-    metric = select_metric(get_decisive_metrics(record))
-    return metric.scale * get_decisive_metrics(record)[metric.name]
+    return get_scaled_score(get_decisive_metrics(record))
 
 
 def _get_validation_score(record: RunRecord) -> float | None:
-    metrics = record["validation"]
-    return None if metrics is None else select_metric(metrics).scale * metrics[select_metric(metrics).name]
+    return None if record["validation"] is None else get_scaled_score(record["validation"])
 
 
 def _get_attention_percent(record: RunRecord, which: str) -> float | None:
     share = (record["attention"] or {}).get(which)
     return None if share is None else 100 * share
+
+
+def _read_scores(results: ExperimentResults, record: Mapping[str, Any]) -> dict[str, QuestionScores]:
+    """By judge and file of questions; a question that was scored again counts by its last score."""
+    found: dict[str, QuestionScores] = {}
+    run = results.out / record["run"]
+    for file in sorted(run.glob("judge/*/judgements.jsonl")):
+        for line in read_checksummed_lines(
+            file, f"'toast eval --run {run} --judge QUESTIONS' asks again for what is damaged."
+        ):
+            if line["score"] is not None:
+                judge = f"{line['judge']} on {file.parent.name}"
+                found.setdefault(judge, {})[line["question_id"]] = line["category"], line["score"]
+    return found

@@ -16,7 +16,7 @@ from toast_cli.bench.tables.metrics import (
     get_decisive_metrics,
     select_metric,
 )
-from toast_cli.bench.tables.model import EMPTY_CELL, Cell, FilledRow, FilledTable, NumberCell, SizeCell, TableColumn
+from toast_cli.bench.tables.model import EMPTY_CELL, Cell, FilledRow, FilledTable, NumberCell, PlainCell, TableColumn
 from toast_cli.bench.tables.notes import format_table_notes
 from toast_cli.bench.tables.significance import SIGNIFICANCE_LEVEL, run_paired_test
 
@@ -52,9 +52,9 @@ class _TableBuilder:
                 heading,
                 group,
                 tuple(column[place] for column in cells),
-                tuple(paper[place] for paper in papers) if row.paper else (),
+                tuple(paper[place] for paper in papers) if any(paper[place] for paper in papers) else (),
             )
-            for place, ((heading, row), group) in enumerate(zip(self.layout.rows.items(), self._groups(), strict=True))
+            for place, (heading, group) in enumerate(zip(self.layout.rows, self._groups(), strict=True))
         )
         told = tuple(format_table_notes(self.measures, self.layout, columns, lines))
         return FilledTable(name, self.layout.title, tuple(columns), lines, told)
@@ -154,7 +154,7 @@ class _TableBuilder:
         rivals: Mapping[str, AggregatedCell],
     ) -> NumberCell:
         """A row's cell, compared with its rivals by name where the column is one to be judged by."""
-        values, wanted = found.sample.values.values(), self.measures.results.wanted()
+        values, wanted = found.sample.values.values(), len(self.measures.results.board.experiment.final_seeds)
         judging = column.shows.partition(":")[0] not in ("minutes", "validation", "attention")
         against = (
             {name: run_paired_test(found.sample, rival.sample) for name, rival in rivals.items()} if judging else {}
@@ -181,9 +181,9 @@ class _TableBuilder:
             return EMPTY_CELL
         if shows == "parameters":
             count = statistics.fmean(record["trained_parameters"] for record in records)
-            return SizeCell(count, format_parameter_count(count), tuple(records))
+            return PlainCell(count, format_parameter_count(count), tuple(records))
         passes = statistics.fmean(record["flops"] / record["flops_plain"] for record in records)
-        return SizeCell(passes, f"{passes:.2f} ×", tuple(records))
+        return PlainCell(passes, f"{passes:.2f} ×", tuple(records))
 
 
 def _find_rivals(name: str, found: Mapping[str, tuple[str, AggregatedCell]]) -> dict[str, AggregatedCell]:

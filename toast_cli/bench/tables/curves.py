@@ -6,17 +6,18 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from toast_cli.bench.results import ExperimentResults
 from toast_cli.bench.suite import CurvesFigureOptions
-from toast_cli.bench.tables.figures import format_html_figure, to_svg
-from toast_cli.bench.tables.metrics import get_decisive_metrics, select_metric
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from toast_cli.bench.tables.figures import PageFigure, to_svg
+from toast_cli.bench.tables.metrics import get_decisive_metrics, get_scaled_score
+from toast_cli.utils.atomic import write_atomically, write_text
+from toast_cli.utils.formatting import format_csv_records
 
 ACCURACY_LABEL, ATTENTION_LABEL = "accuracy, % (or what the task is judged by)", "attention on the object, %"
 AXIS_LABELS = {"images": "training images", "steps": "optimizer steps", "seconds": "seconds of a run, test included"}
@@ -43,7 +44,7 @@ def compute_curve_points(
             continue
         seconds = statistics.fmean(record["seconds"] for record in records)
         for unit, values in (
-            (ACCURACY_LABEL, [_get_test_score(record) for record in records]),
+            (ACCURACY_LABEL, [get_scaled_score(get_decisive_metrics(record)) for record in records]),
             (ATTENTION_LABEL, _get_attention_percents(records)),
         ):
             for axis, x in (("images", float(images)), ("seconds", seconds)):
@@ -53,7 +54,7 @@ def compute_curve_points(
     by_step: dict[tuple[str, int], list[float]] = {}
     for record in records:
         for step, metrics in _read_validations(results.out / record["run"] / "metrics.jsonl"):
-            by_step.setdefault((ACCURACY_LABEL, step), []).append(_scale_metric(metrics))
+            by_step.setdefault((ACCURACY_LABEL, step), []).append(get_scaled_score(metrics))
             if (share := _get_last_percent(metrics.get("attention_share"))) is not None:
                 by_step.setdefault((ATTENTION_LABEL, step), []).append(share)
     for (unit, step), values in sorted(by_step.items()):
@@ -64,8 +65,6 @@ def compute_curve_points(
 
 def draw_suite_curves(results: ExperimentResults, curves: CurvesFigureOptions) -> Figure:
     """Draw a panel for each unit and axis, and a line for each row."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     grid = figure.subplots(2, 3, sharex="col", sharey="row")
     for number, (name, row) in enumerate(curves.rows.items()):
@@ -92,14 +91,9 @@ def draw_suite_curves(results: ExperimentResults, curves: CurvesFigureOptions) -
     return figure
 
 
-def write_curve_figures(results: ExperimentResults, folder: Path) -> list[str]:
-    """Write every figure of curves as PNG and CSV; return them as HTML."""
-    from matplotlib import rc_context
-
-    from toast_cli.bench.tables.render import format_csv_rows
-    from toast_cli.utils.atomic import write_atomically, write_text
-
-    parts = []
+def write_curve_figures(results: ExperimentResults, folder: Path) -> list[tuple[str, PageFigure]]:
+    """Write every figure of curves as PNG and CSV; return them with their titles."""
+    figures = []
     for name, curves in results.board.experiment.suite.curves.items():
         with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
             figure = draw_suite_curves(results, curves)
@@ -107,14 +101,12 @@ def write_curve_figures(results: ExperimentResults, folder: Path) -> list[str]:
             folder.mkdir(parents=True, exist_ok=True)
             with write_atomically(folder / f"{name}.png") as temporary:
                 figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
-        write_text(folder / f"{name}.csv", format_csv_rows(_iterate_rows(results, curves)))
+        write_text(folder / f"{name}.csv", format_csv_records(_iterate_rows(results, curves)))
         shown = f"{ACCURACY_LABEL} and {ATTENTION_LABEL} by method"
         alt = f"{curves.title}: {shown}; {name}.csv has the numbers and their runs."
-        parts += [
-            f"<h2>{escape(curves.title)}</h2>",
-            format_html_figure(svg, alt, "Mean over seeds with the sample standard deviation."),
-        ]
-    return parts
+        caption = "Mean over seeds with the sample standard deviation."
+        figures.append((curves.title, PageFigure(svg, alt, caption)))
+    return figures
 
 
 def _iterate_rows(results: ExperimentResults, curves: CurvesFigureOptions) -> Iterable[Mapping[str, Any]]:
@@ -135,15 +127,6 @@ def _iterate_rows(results: ExperimentResults, curves: CurvesFigureOptions) -> It
 def _make_point(x: float, values: Sequence[float], records: Sequence[Mapping[str, Any]]) -> CurvePoint:
     std = statistics.stdev(values) if len(values) > 1 else 0.0
     return CurvePoint(x, statistics.fmean(values), std, tuple(record["run"] for record in records))
-
-
-def _get_test_score(record: Mapping[str, Any]) -> float:
-    return _scale_metric(get_decisive_metrics(record))
-
-
-def _scale_metric(metrics: Mapping[str, Any]) -> float:
-    """Return the number that a task is judged by, in the unit of a table."""
-    return select_metric(metrics).scale * metrics[select_metric(metrics).name]
 
 
 def _get_attention_percents(records: Sequence[Mapping[str, Any]]) -> list[float]:

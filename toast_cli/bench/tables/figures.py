@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import io
-from html import escape
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from toast_cli.bench.tables.model import FilledTable, NumberCell, TableColumn
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MAX_PANELS_PER_ROW = 5
 """Panels beside each other."""
 
 
-def draw_table_figures(table: FilledTable) -> list[str]:
-    """One `figure` of HTML with an SVG for every unit in which there are numbers.
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure as a page has it: the drawing, what stands for it where it cannot be seen, and what is below it."""
+
+    svg: str
+    alt: str
+    caption: str
+
+
+def draw_table_figures(table: FilledTable) -> list[PageFigure]:
+    """One figure for every unit in which there are numbers.
 
     Numbers of different units share no axis, and those of different columns none either: rows are compared within a
     column. Rows are told apart by their names, which stand beside them, so no colour has to be looked up.
@@ -36,33 +44,14 @@ def to_svg(figure: Figure) -> str:
     return svg[svg.index("<svg") :]
 
 
-def format_html_figure(svg: str, alt: str, caption: str) -> str:
-    """Return an SVG as a `figure` of HTML."""
-    return (
-        f'<figure><svg role="img" aria-label="{escape(alt)}"{svg.removeprefix("<svg")}'
-        f'<figcaption class="note">{escape(caption)}</figcaption></figure>'
-    )
-
-
-def _draw_figure(table: FilledTable, unit: str, places: list[int]) -> str:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+def _draw_figure(table: FilledTable, unit: str, places: list[int]) -> PageFigure:
     lines = [line for line in table.lines if any(isinstance(line.cells[place], NumberCell) for place in places)]
     across = min(MAX_PANELS_PER_ROW, len(places))
     down = -(-len(places) // across)
     # No date in the file, and ids that do not change: the same runs give the same page. Text stays text.
-    with matplotlib.rc_context({"svg.hashsalt": f"{table.name} {unit}", "svg.fonttype": "none"}):
-        drawn, grid = pyplot.subplots(
-            down,
-            across,
-            figsize=(2.4 * across + 1.6, down * (0.24 * len(lines) + 1.0)),
-            layout="constrained",
-            sharey=True,
-            squeeze=False,
-        )
+    with rc_context({"svg.hashsalt": f"{table.name} {unit}", "svg.fonttype": "none"}):
+        drawn = Figure(figsize=(2.4 * across + 1.6, down * (0.24 * len(lines) + 1.0)), layout="constrained")
+        grid = drawn.subplots(down, across, sharey=True, squeeze=False)
         papers = False
         for axes, place in zip(grid.flat, places, strict=False):
             for order, line in enumerate(lines):
@@ -82,11 +71,10 @@ def _draw_figure(table: FilledTable, unit: str, places: list[int]) -> str:
         grid[0, 0].set_ylim(len(lines) - 0.5, -0.5)
         drawn.supxlabel(unit, fontsize="medium")
         svg = to_svg(drawn)
-        pyplot.close(drawn)
     named = ", ".join(_format_title(table.columns[place]) for place in places)
     alt = f"{table.title}: {unit}, by row, a panel for each of {named}; the table above has the numbers."
     legend = "Dots: measured, with the standard deviation over seeds." + (" Diamonds: the paper." if papers else "")
-    return format_html_figure(svg, alt, f"{unit}. {legend}")
+    return PageFigure(svg, alt, f"{unit}. {legend}")
 
 
 def _format_title(column: TableColumn) -> str:

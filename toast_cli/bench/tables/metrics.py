@@ -42,6 +42,12 @@ def compute_score(metrics: Mapping[str, Any]) -> float:
     return metric.sign * metrics[metric.name]
 
 
+def get_scaled_score(metrics: Mapping[str, Any]) -> float:
+    """The number that decides, in the unit of a table."""
+    metric = select_metric(metrics)
+    return metric.scale * metrics[metric.name]
+
+
 def get_decisive_metrics(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a finished run is judged by: its test, or its validation where it has none."""
     return record["test"] or record["validation"]

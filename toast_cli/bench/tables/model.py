@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 from toast_cli.bench.tables.significance import PairedTestResult
-
-EMPTY_CELL = "–"
 
 
 @dataclass(frozen=True)
@@ -47,20 +45,28 @@ class NumberCell:
         """Of how many seeds it is, where some are wanting."""
         return "" if self.count == self.wanted else f" ({self.count} of {self.wanted})"
 
+    @property
+    def rest(self) -> str:
+        """What stands below the mean where it has no room beside it."""
+        return (f"±{self.spread}" if self.spread else "") + self.part
+
 
 @dataclass(frozen=True)
-class SizeCell:
-    """One cell: what a row costs, as a number of its column's unit and in words, and the runs that say so."""
+class PlainCell:
+    """One cell without a spread: what a row costs, as a number of its column's unit and in words, with its runs."""
 
-    value: float
-    text: str
-    runs: tuple[Mapping[str, Any], ...]
+    mean: float | str
+    middle: str
+    runs: tuple[Mapping[str, Any], ...] = ()
+    rest: ClassVar[str] = ""
+    best: ClassVar[bool] = False
 
     def __str__(self) -> str:
-        return self.text
+        return self.middle
 
 
-Cell = NumberCell | SizeCell | str
+Cell = NumberCell | PlainCell
+EMPTY_CELL = PlainCell("–", "–")
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class FilledRow:
-    """One row: what was measured, and what the paper has, a text a column (empty where it has nothing)."""
+    """One row: what was measured, and what the paper has, a text a column (empty where it has nothing), if anything."""
 
     name: str
     group: str
@@ -97,6 +103,11 @@ class FilledTable:
     lines: tuple[FilledRow, ...]
     notes: tuple[str, ...]
 
+    @property
+    def has_spans(self) -> bool:
+        """Whether columns share a heading."""
+        return any(column.span for column in self.columns)
+
     def blocks(self) -> Iterator[tuple[str, list[int]]]:
         """Neighbouring columns that share a heading, by place, and that heading."""
         for span, places in groupby(range(len(self.columns)), key=lambda place: self.columns[place].span):
@@ -106,8 +117,3 @@ class FilledTable:
         """Neighbouring rows of one group, and its heading (empty: none)."""
         for group, lines in groupby(self.lines, key=lambda line: line.group):
             yield group, list(lines)
-
-
-def get_cell_runs(cell: Cell) -> tuple[Mapping[str, Any], ...]:
-    """The records that a cell is made of."""
-    return () if isinstance(cell, str) else cell.runs

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from toast_cli.bench.suite import TableLayout
 from toast_cli.bench.tables.aggregate import ResultAggregator
-from toast_cli.bench.tables.model import FilledRow, NumberCell, SizeCell, TableColumn
+from toast_cli.bench.tables.model import FilledRow, NumberCell, PlainCell, TableColumn
 from toast_cli.bench.tables.significance import PAIRED_IMAGES, PAIRED_QUESTIONS, PAIRED_SEEDS, SIGNIFICANCE_LEVEL
 
 _TEST_DESCRIPTIONS = {
@@ -28,7 +28,7 @@ def format_table_notes(
         yield from _describe_significance(columns, lines, numbers)
     yield from _describe_judge(measures, columns)
     yield from _describe_regions(measures, columns, lines)
-    if any(any(line.paper) for line in lines):
+    if any(line.paper for line in lines):
         yield "The second line of a row is the paper's."
     yield from _describe_starts(measures, layout)
     unasked = measures.results.board.count_unrequested_runs()
@@ -78,7 +78,7 @@ def _count_datasets_per_seed(cell: object) -> int:
 
 
 def _has_differing_sizes(cell: object) -> bool:
-    return isinstance(cell, SizeCell) and len({record["trained_parameters"] for record in cell.runs}) > 1
+    return isinstance(cell, PlainCell) and len({record["trained_parameters"] for record in cell.runs}) > 1
 
 
 def _describe_significance(

@@ -1,32 +1,57 @@
-"""Tables as files: Markdown and CSV here, LaTeX in `latex`."""
+"""Tables as files: Markdown, LaTeX as papers set it, CSV, and one HTML page that needs nothing beside it."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from toast_cli.bench.results import ExperimentResults
 from toast_cli.bench.tables.build import build_tables
-from toast_cli.bench.tables.latex import format_latex
-from toast_cli.bench.tables.model import Cell, FilledTable, NumberCell, get_cell_runs
+from toast_cli.bench.tables.curves import write_curve_figures
+from toast_cli.bench.tables.figures import draw_table_figures
+from toast_cli.bench.tables.model import Cell, FilledTable, NumberCell
 from toast_cli.utils.atomic import write_text
+from toast_cli.utils.formatting import format_csv_records
+from toast_cli.utils.templates import TEMPLATES, render_template
+
+MIN_WIDE_COLUMNS = 10
+"""Columns from which LaTeX is set as VTAB's tables are: across the page, headings turned, small, spreads below."""
 
 
 def write_tables(results: ExperimentResults, out: Path) -> Path:
-    """Write every table of an experiment as Markdown, LaTeX and CSV, and its runs; returns the folder."""
+    """Write every table of an experiment as Markdown, LaTeX and CSV, and its runs; return the folder."""
     folder = out / "tables"
     for table in build_tables(results):
         write_text(folder / f"{table.name}.md", format_markdown(table))
         write_text(folder / f"{table.name}.tex", format_latex(table))
-        write_text(folder / f"{table.name}.csv", format_csv_rows(_list_cell_rows(table)))
-    write_text(folder / "runs.csv", format_csv_rows(results.runs()))
+        write_text(folder / f"{table.name}.csv", format_csv_records(_list_cell_records(table)))
+    write_text(folder / "runs.csv", format_csv_records(results.runs()))
     failed = ({**vars(job), "reason": reason} for job, reason in results.failures())
-    write_text(folder / "failures.csv", format_csv_rows(failed))
+    write_text(folder / "failures.csv", format_csv_records(failed))
     return folder
+
+
+def write_experiment_page(results: ExperimentResults, out: Path) -> Path:
+    """Write tables, figures and the run behind every number as `page.html`; return its path."""
+    counts = sorted(results.board.counts().items())
+    failures = [
+        {"data set": job.dataset, "row": job.row, "stage": job.stage, "seed": job.seed, "why": why}
+        for job, why in results.failures()
+    ]
+    page = render_template(
+        "bench/tables/templates/experiment.html",
+        name=results.board.experiment.name,
+        progress=", ".join(f"{count:,} runs {state}" for state, count in counts),
+        tables=[(table, draw_table_figures(table)) for table in build_tables(results)],
+        curves=write_curve_figures(results, out / "tables"),
+        records={"Failed": failures, "Runs": list(results.runs())},
+        describe_runs=_describe_runs,
+    )
+    write_text(out / "page.html", page)
+    return out / "page.html"
 
 
 def format_markdown(table: FilledTable) -> str:
@@ -42,7 +67,8 @@ def format_markdown(table: FilledTable) -> str:
             if group:
                 rows.append([f"*{group}*", *[""] * len(places)])
             for line in lines:
-                rows.append([line.name, *(_format_cell(line.cells[place]) for place in places)])
+                cells = (line.cells[place] for place in places)
+                rows.append([line.name, *(f"**{cell}**" if cell.best else str(cell) for cell in cells)])
                 if line.paper and any(line.paper[place] for place in places):
                     texts = (line.paper[place] for place in places)
                     rows.append(["*paper*", *(f"*{text}*" if text else "" for text in texts)])
@@ -50,48 +76,92 @@ def format_markdown(table: FilledTable) -> str:
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in table.notes)]) + "\n"
 
 
-def format_csv_rows(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Mappings of the same keys as CSV with a heading; nothing where there are none."""
-    rows = list(rows)
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()
+def format_latex(table: FilledTable) -> str:
+    """A `table` for booktabs, the best in bold, the paper's numbers in grey, notes below. No wider than the text."""
+    columns = len(table.columns)
+    wide = columns >= MIN_WIDE_COLUMNS
+    return render_template(
+        "bench/tables/templates/table.tex",
+        _LATEX_TEMPLATES,
+        table=table,
+        columns=columns,
+        wide=wide,
+        environment_name="table*" if wide else "table",
+    )
 
 
-def _list_cell_rows(table: FilledTable) -> list[dict[str, Any]]:
+def _list_cell_records(table: FilledTable) -> list[dict[str, Any]]:
     """One cell a line, with everything that it is made of."""
-    rows = []
+    records = []
     for line in table.lines:
-        papers: Sequence[str] = line.paper or [""] * len(table.columns)
+        papers = line.paper or ("",) * len(table.columns)
         for column, cell, paper in zip(table.columns, line.cells, papers, strict=True):
-            number, runs = cell if isinstance(cell, NumberCell) else None, get_cell_runs(cell)
-            value = cell if isinstance(cell, str) else cell.mean if isinstance(cell, NumberCell) else cell.value
-            rows.append(
+            number = cell if isinstance(cell, NumberCell) else None
+            records.append(
                 {
                     "group": line.group,
                     "row": line.name,
                     "span": column.span,
                     "column": column.heading,
                     "unit": column.unit,
-                    "mean": value,
-                    "std": "" if number is None or number.std is None else number.std,
+                    "mean": cell.mean,
+                    "std": number and number.std,
                     "seeds_done": f"{number.count} of {number.wanted}" if number else "",
                     "paper": paper,
-                    "best": bool(number and number.best),
-                    "against": "; ".join(f"{name}: {found}" for name, found in number.against.items())
-                    if number
-                    else "",
-                    "seeds": " ".join(map(str, sorted({run["seed"] for run in runs}))),
-                    "test_hash": " ".join(sorted({str(run["split_hashes"].get("test")) for run in runs})),
-                    "versions": " ".join(sorted({json.dumps(run["versions"]) for run in runs})),
-                    "folders": " ".join(run["run"] for run in runs),
+                    "best": cell.best,
+                    "against": "; ".join(_describe_rivals(cell, "")),
+                    "seeds": " ".join(map(str, sorted({run["seed"] for run in cell.runs}))),
+                    "test_hash": " ".join(sorted({str(run["split_hashes"].get("test")) for run in cell.runs})),
+                    "versions": " ".join(sorted({json.dumps(run["versions"]) for run in cell.runs})),
+                    "folders": " ".join(run["run"] for run in cell.runs),
                 }
             )
-    return rows
+    return records
 
 
-def _format_cell(cell: Cell) -> str:
-    return f"**{cell}**" if isinstance(cell, NumberCell) and cell.best else str(cell)
+def _describe_runs(cell: Cell) -> str:
+    """The runs that a cell is made of, and how it compares, a line each."""
+    lines = [
+        f"{run['run']}, seed {run['seed']}, test split {run['split_hashes'].get('test')}, "
+        + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        for run in cell.runs
+    ]
+    return "\n".join(lines + _describe_rivals(cell, "against "))
+
+
+def _describe_rivals(cell: Cell, before: str) -> list[str]:
+    return [f"{before}{name}: {found}" for name, found in cell.against.items()] if isinstance(cell, NumberCell) else []
+
+
+_LATEX_ESCAPES = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        **{character: f"${character}$" for character in "<>"},
+        **{character: f"{{{character}}}" for character in "[*"},  # else arguments of the line break before them
+        "~": r"\textasciitilde{}",
+        "^": r"\^{}",
+        "|": r"\textbar{}",
+        "\\": r"\textbackslash{}",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "–": "--",
+    }
+)
+
+
+def _escape_latex(value: Any) -> str:
+    return value if isinstance(value, Markup) else str(value).translate(_LATEX_ESCAPES)
+
+
+_LATEX_TEMPLATES = TEMPLATES.overlay(
+    block_start_string="<%",
+    block_end_string="%>",
+    variable_start_string="<<",
+    variable_end_string=">>",
+    comment_start_string="<#",
+    comment_end_string="#>",
+    autoescape=False,
+    keep_trailing_newline=True,
+    finalize=_escape_latex,
+)
+"""Braces and percent signs are LaTeX's own; values are text there, too."""

@@ -47,8 +47,8 @@ def run_compare(
     from toast_cli.evaluation.compare_runs import build_comparison as compared
     from toast_cli.evaluation.compare_runs import repeat_request
     from toast_cli.utils.atomic import write_json, write_text
+    from toast_cli.utils.templates import render_template
     from toast_cli.visualize.figure import draw_figure, save_figure
-    from toast_cli.visualize.html import render_template
     from toast_cli.visualize.layout import build_comparison_rows
     from toast_cli.visualize.output_names import SOURCE_DIGEST_KEY
     from toast_cli.visualize.report import build_report_images
@@ -68,7 +68,12 @@ def run_compare(
     save_figure(draw_figure(build_comparison_rows(samples, views), title), place / "comparison.png")
     shown, bars = build_report_images(samples, views)
     page = render_template(
-        "compare.html", title=_format_title(found), split=split, shown=shown, bars=bars, **_build_page_context(found)
+        "visualize/templates/compare.html",
+        title=_format_title(found),
+        split=split,
+        shown=shown,
+        bars=bars,
+        **_build_page_context(found),
     )
     write_text(place / "report.html", page)
     numbers = {SOURCE_DIGEST_KEY: own, **_build_json_report(found, split, [sample.name for sample in samples])}

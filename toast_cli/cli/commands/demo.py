@@ -142,15 +142,15 @@ def _write_outputs(
     page: Path,
 ) -> None:
     from toast_cli.utils.atomic import write_text
+    from toast_cli.utils.templates import render_template, to_data_uri
     from toast_cli.visualize.before_after import draw_before_after
     from toast_cli.visualize.figure import save_figure
-    from toast_cli.visualize.html import render_template, to_data_uri
 
     title, subtitle = words
     save_figure(draw_before_after(samples, before, after, title, subtitle, headings), picture)
     lines = [{"name": run.name, "cells": run.cells(), "path": str(run.path)} for run in runs]
     text = render_template(
-        "demo.html",
+        "visualize/templates/demo.html",
         title=title,
         classes=", ".join(before[0].viewer.classes or ()),
         training=runs[-1].results["samples"]["train"],

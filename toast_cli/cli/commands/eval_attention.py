@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from toast_cli.attention.deletion_insertion import RANDOM_ORDER, RANDOM_SIMILARITY_ORDER
@@ -14,9 +12,7 @@ from toast_cli.attention.table import (
     METRIC_DESCRIPTIONS,
     UNIFORM_MAP,
     UNIFORM_SIMILARITY_MAP,
-    format_csv,
     format_mean_interval,
-    format_number,
 )
 from toast_cli.cli.output.console import err, print_line
 from toast_cli.cli.output.progress import TerminalReporter
@@ -24,9 +20,12 @@ from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, eval
 from toast_cli.utils.atomic import remove_file, write_json, write_text
 from toast_cli.visualize.curves import (
     ORDER_LABELS,
+    SWEEP_LABELS,
     draw_deletion_insertion_curves,
+    draw_sweep,
     format_areas_csv,
     format_curves_csv,
+    format_sweep_csv,
     summarize_curves,
 )
 from toast_cli.visualize.figure import save_figure
@@ -50,7 +49,7 @@ MEASURE_LABELS = {
     "auc": "AUC against it",
     "entropy": "entropy, 1 is even",
     "grid_hit": "most in its cell of the grid",
-    "shift": "moved between passes",
+    "shift": SWEEP_LABELS["shift"],
     "share_gained": "inside, pass two less pass one",
 }
 """The measures as a table has room for; `MEANING` has the whole."""
@@ -94,13 +93,8 @@ def run_strength_sweep(asked: AttentionEvalRequest, out: Path | None) -> tuple[d
         found = sweep_feedback_strength(asked, reporter)
     lines = found.lines
     folder = clear_previous_outputs(choose_output_folder(asked, found.viewer, out, "strength"))
-    shown = [name for name in ("accuracy", "share_inside", "shift") if all(name in line for line in lines)]
-    header = ["alpha", *(f"{name}{part}" for name in shown for part in ("", "_low", "_high"))]
-    body = [
-        [line["alpha"], *(format_number(line[name][part]) for name in shown for part in ("mean", "low", "high"))]
-        for line in lines
-    ]
-    write_text(folder / "strength.csv", format_csv([header, *body]))
+    shown = [name for name in SWEEP_LABELS if all(name in line for line in lines)]
+    write_text(folder / "strength.csv", format_sweep_csv(lines, shown))
     save_figure(draw_sweep(lines, shown), folder / "strength.png")
     images = lines[0]["accuracy"]["images"]
     table = Table(
@@ -108,9 +102,8 @@ def run_strength_sweep(asked: AttentionEvalRequest, out: Path | None) -> tuple[d
         title_justify="left",
     )
     table.add_column("alpha")
-    words = {"accuracy": "accuracy", "share_inside": "pass two on the object", "shift": MEASURE_LABELS["shift"]}
     for name in shown:
-        table.add_column(words[name], justify="right")
+        table.add_column(SWEEP_LABELS[name], justify="right")
     for line in lines:
         table.add_row(f"{line['alpha']:g}", *(format_mean_interval(line[name]) for name in shown))
     results = {
@@ -215,18 +208,3 @@ def build_attention_table(asked: AttentionEvalRequest, results: dict[str, Any]) 
                 row = [format_mean_interval(gained[kind]) if name == "pass_two" else "" for name in maps]
                 table.add_row(f"{kind}, pass two less pass one", *row)
     return table
-
-
-def draw_sweep(lines: list[dict[str, Any]], shown: Sequence[str]) -> Figure:
-    """Every number over the strength, with its interval."""
-    figure = Figure(figsize=(3.6 * len(shown), 3.2), layout="constrained")
-    words = {"accuracy": "accuracy, %", "share_inside": "pass two on the object, %", "shift": "moved between passes, %"}
-    alphas = [line["alpha"] for line in lines]
-    for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        found = [line[name] for line in lines]
-        axis.plot(alphas, [100 * one["mean"] for one in found], marker="o", markersize=3)
-        axis.fill_between(alphas, [100 * one["low"] for one in found], [100 * one["high"] for one in found], alpha=0.2)
-        axis.axvline(1.0, color="grey", linewidth=0.8, linestyle="--")
-        axis.set_title(words[name], fontsize=9)
-        axis.set_xlabel("strength of the feedback (1: as learned)", fontsize=8)
-    return figure

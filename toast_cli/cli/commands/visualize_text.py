@@ -10,8 +10,8 @@ from rich.text import Text
 
 from toast_cli.cli.output.console import out, print_json, print_line
 from toast_cli.utils.atomic import write_json, write_tensors, write_text
+from toast_cli.utils.templates import render_template
 from toast_cli.visualize.color_scales import ColorScale
-from toast_cli.visualize.html import render_template
 from toast_cli.visualize.output_names import SOURCE_DIGEST_KEY, compute_source_digest, find_free_name
 from toast_cli.visualize.save_figures import (
     describe_maps,
@@ -78,7 +78,9 @@ def render_text_page(views: Sequence[TextView]) -> str:
     """All views as one page."""
     meaning = build_text_scales(views)
     return render_template(
-        "text.html", title="Where it looks", views=[_build_page_view(view, meaning) for view in views]
+        "visualize/templates/text.html",
+        title="Where it looks",
+        views=[_build_page_view(view, meaning) for view in views],
     )
 
 

@@ -14,14 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from toast_cli.bench.results import ExperimentResults
-from toast_cli.bench.scheduler.cost_estimate import StageCost, format_duration
-from toast_cli.bench.scheduler.eta import estimate_remaining_time
+from toast_cli.bench.scheduler.cost_estimate import StageCost, estimate_remaining_time, format_duration
 from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.bench.tables.build import build_tables
-from toast_cli.bench.tables.html import write_experiment_page
-from toast_cli.bench.tables.model import Cell, NumberCell
+from toast_cli.bench.tables.model import Cell
 from toast_cli.bench.tables.model import FilledTable as Filled
-from toast_cli.bench.tables.render import write_tables
+from toast_cli.bench.tables.render import write_experiment_page, write_tables
 from toast_cli.cli.output.console import PIPED_WIDTH, SafeConsole, err, out, print_json, print_line
 
 STATE_ORDER = ("done", "pruned", "running", "waiting", "wanted", "failed")
@@ -159,7 +157,7 @@ def _build_table_part(filled: Filled, span: str, places: Sequence[int]) -> Table
 
 def _format_cell(cell: Cell) -> str:
     text = escape(str(cell))
-    return f"[bold]{text}[/]" if isinstance(cell, NumberCell) and cell.best else text
+    return f"[bold]{text}[/]" if cell.best else text
 
 
 def _format_counts(board: ExperimentScheduler) -> str:

@@ -1,22 +1,21 @@
-"""One recipe, one run: whoever would make it again takes over what was made, and of two at once one waits."""
+"""One recipe, one run: whoever would make it again takes over what was made; where both make it, no harm is done."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.unit.bench.conftest import record
 from tests.unit.bench.test_worker import made
-from toast_cli.bench.scheduler import mutex, worker
+from toast_cli.bench.scheduler import worker
 from toast_cli.bench.scheduler.jobs import Experiment, Job
 from toast_cli.bench.scheduler.lease import JobLease
-from toast_cli.bench.scheduler.mutex import made_elsewhere
 from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
-from toast_cli.bench.scheduler.trials import Ledger
+from toast_cli.bench.scheduler.trials import RECIPE_ATTRIBUTE, Ledger
 from toast_cli.bench.scheduler.worker import run_worker
 from toast_cli.bench.suite import parse_suite
 from toast_cli.bench.tables.build import ExperimentResults
@@ -94,39 +93,74 @@ def taken(ledger: Ledger, study: str, job: Job) -> JobLease:
     return claim
 
 
-@pytest.mark.parametrize("begins", ["earlier", "later"])
-def test_of_two_that_make_the_same_recipe_at_once_one_waits_for_the_other(
-    begins: str, open_again: Open, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+def test_a_recipe_that_another_worker_is_at_is_waited_for(
+    tmp_path: Path,
+    trained: list[tuple[str, float, bool]],
+    open_again: Open,
+    jobs: list[Job],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mutex, "POLL", 0.02)
-    one, other = open_again("one"), open_again("two")
-    maker, waiter = taken(one, "a", jobs[0]), taken(other, "b", jobs[0])
-    if begins == "later":
-        one, other, maker, waiter = other, one, waiter, maker
-    assert made_elsewhere(one, maker, "recipe") is None, "it is alone, and makes it"
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(made_elsewhere(other, waiter, "recipe")))
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
+    board = ExperimentScheduler(Experiment("x", parse_suite(SUITE, "x")), open_again("two"))
+    (job,) = board.stage("Markings", "linear", "final") or {}
+    maker = taken(open_again("one"), "a", jobs[0])
+    maker.trial.set_user_attr(RECIPE_ATTRIBUTE, job.key)
+    thread = threading.Thread(target=run_worker, args=(board, tmp_path / "two", Reporter()))
     thread.start()
-    thread.join(0.5)
-    assert thread.is_alive() and not found
+    thread.join(1)
+    assert thread.is_alive() and not trained
     maker.done(0.75, record(0, 0.75))
     thread.join(20)
-    value, left = found[0]
-    assert (value, left["test"]["accuracy"]) == (0.75, 0.75)
+    ((standing),) = (board.stage("Markings", "linear", "final") or {}).values()
+    assert not trained and (standing.record["same_as"], standing.record["test"]["accuracy"]) == ("a, attempt 0", 0.75)
 
 
-def test_nobody_waits_for_a_worker_that_died(open_again: Open, jobs: list[Job]) -> None:
-    dead, heir = taken(open_again("one"), "a", jobs[0]), taken(open_again("two"), "b", jobs[0])
-    assert made_elsewhere(open_again(), dead, "recipe") is None
+def test_neither_a_dead_worker_nor_another_recipe_is_waited_for(open_again: Open, jobs: list[Job]) -> None:
+    dead = taken(open_again("one"), "a", jobs[0])
+    dead.trial.set_user_attr(RECIPE_ATTRIBUTE, "recipe")
+    assert open_again().find_recipe("recipe") is not None and open_again().find_recipe("another") is None
     dead._lock.release()
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(made_elsewhere(open_again(), heir, "recipe")), daemon=True)
-    thread.start()
-    thread.join(20)
-    assert found == [None], "it is the heir's to make"
+    assert open_again().find_recipe("recipe") is None
 
 
-def test_another_recipe_is_not_waited_for(open_again: Open, jobs: list[Job]) -> None:
-    one, other = taken(open_again("one"), "a", jobs[0]), taken(open_again("two"), "b", jobs[1])
-    assert made_elsewhere(open_again(), one, "recipe") is None
-    assert made_elsewhere(open_again(), other, "another") is None
+def test_a_run_that_was_made_twice_does_no_harm(
+    tmp_path: Path, trained: list[tuple[str, float, bool]], open_again: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boards = {name: ExperimentScheduler(Experiment(name, parse_suite(SUITE, "x")), open_again(name)) for name in "abc"}
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "find_recipe", lambda *_: None)  # as if both had looked at the same moment
+        for name in "ab":
+            run_worker(boards[name], tmp_path / name, Reporter())
+    run_worker(boards["c"], tmp_path / "c", Reporter())
+    assert [folder for folder, *_ in trained] == ["a", "b"], "who comes later takes over one of them"
+    for name, made_in in zip("abc", "aba", strict=True):
+        assert boards[name].counts() == {"done": 1}
+        results = ExperimentResults(boards[name], tmp_path / name)
+        (run,) = results.runs()
+        assert (tmp_path / name / run["run"] / "results.json").resolve().is_relative_to(tmp_path / made_in)
+        assert boards[name].count_unrequested_runs() == 0
+
+
+def test_two_workers_that_draw_the_same_setting_do_not_write_into_one_folder(
+    tmp_path: Path, open_again: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work, folders = threading.Lock(), list[Path]()
+
+    def tune(recipe: Recipe, folder: Path, reporter: Reporter, resume: bool) -> None:
+        assert at_work.acquire(blocking=False), "two workers in one folder"
+        folders.append(folder)
+        time.sleep(0.5)
+        made(recipe, folder, 0.5)
+        at_work.release()
+
+    monkeypatch.setattr(worker, "tune_model", tune)
+    monkeypatch.setattr(Ledger, "find_recipe", lambda *_: None)
+    text = SUITE + "search: {space: {training.lr: [0.1]}, sampler: random, trials: 2}"
+    boards = [ExperimentScheduler(Experiment("x", parse_suite(text, "x")), open_again()) for _ in range(2)]
+    threads = [threading.Thread(target=run_worker, args=(board, tmp_path / "one", Reporter())) for board in boards]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert ExperimentScheduler(boards[0].experiment, open_again()).counts() == {"done": 3}
+    assert len(folders) == 2, "one of the search, made once, and one final run"
