@@ -98,7 +98,7 @@ def measure(model: Model, batches: Sequence[dict[str, Tensor]], change: Change) 
             return m, selected, change(steering, first, place)
 
         steering.signals = signals  # type: ignore[method-assign]
-        look = recorder.look(batch["image"])
+        look = recorder.record(batch["image"])
         del steering.signals
         assert look.last is not None
         right += int((look.logits.argmax(-1) == batch["label"]).sum())

@@ -61,7 +61,7 @@ class DeletionInsertionCurves:
             self._compute_answer_probability(given, answer) for given in (images, torch.zeros_like(images), blurred)
         )
         for name, map in {**look.maps(), **self._compute_baseline(look)}.items():
-            chosen = self._chosen(map, (H, W))
+            chosen = self._build_pixel_masks(map, (H, W))
             self.taken.setdefault(name, []).append(torch.stack([part.mean((1, 2, 3)) for part in chosen], 1).cpu())
             for kind, shown, hidden, ends in (
                 ("deletion", torch.zeros_like(images), images, (full, grey)),
@@ -87,7 +87,7 @@ class DeletionInsertionCurves:
             grids[RANDOM_SIMILARITY_ORDER] = look.similarity
         return {name: torch.rand(map.shape, generator=self.generator).to(map.device) for name, map in grids.items()}
 
-    def _chosen(self, map: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    def _build_pixel_masks(self, map: Tensor, size: tuple[int, int]) -> list[Tensor]:
         """The pixels taken after every step from none to all, each `[B, 1, H, W]`; the same tensor where none come."""
         place = rank_cells(map)
         cells = place[0].numel()
@@ -99,13 +99,13 @@ class DeletionInsertionCurves:
         """How likely each image's own answer is, `[B]`, on the CPU."""
         return self.predict(images).float().softmax(-1).gather(1, answer[:, None])[:, 0].cpu()
 
-    def whole(self, name: str, kind: str) -> Tensor:
+    def get_curves(self, name: str, kind: str) -> Tensor:
         """All images' curves, `[images, steps + 1]`."""
         return torch.cat(self.curves[name][kind])
 
     def areas(self, name: str, kind: str) -> Tensor:
         """The area under every image's curve, `[images]`: low is good for deletion, high for insertion."""
-        return torch.trapezoid(self.whole(name, kind), torch.cat(self.taken[name]), dim=1)
+        return torch.trapezoid(self.get_curves(name, kind), torch.cat(self.taken[name]), dim=1)
 
     def shares(self) -> dict[str, list[float]]:
         """By order, the share of the pixels that is deleted or inserted after every step, 0 to 1: the images' mean."""
@@ -116,7 +116,7 @@ class DeletionInsertionCurves:
         found: dict[str, dict[str, list[MeanEstimate]]] = {}
         for name, kinds in self.curves.items():
             for kind in kinds:
-                means = [bootstrap_mean(values) for values in self.whole(name, kind).numpy().T]
+                means = [bootstrap_mean(values) for values in self.get_curves(name, kind).numpy().T]
                 if None not in means:
                     found.setdefault(name, {})[kind] = [mean for mean in means if mean is not None]
         return found
@@ -131,7 +131,7 @@ class DeletionInsertionCurves:
                     found.setdefault(name, {})[kind] = asdict(mean)
         return found
 
-    def gained(self) -> dict[str, dict[str, Any]]:
+    def compute_area_gain(self) -> dict[str, dict[str, Any]]:
         """By kind, the area of pass two less that of pass one, paired over images; nothing with a single pass."""
         found = {}
         for kind in self.curves.get("pass_two", {}):

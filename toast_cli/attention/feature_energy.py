@@ -34,10 +34,10 @@ class EnergyRecorder:
         self.level = resolve_level(self.model.backbone, self.level)
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> AttentionOutput:
+    def record(self, images: Tensor) -> AttentionOutput:
         """Logits, passes and maps `[B, rows, columns]` for images `[B, 3, H, W]`; similarity is the last level's."""
         first, last = Trace(levels=True), Trace(levels=True)
-        logits, passes = self.model.look(images, first, last)
+        logits, passes = self.model.forward_passes(images, first, last)
         return AttentionOutput(
             logits=logits,
             passes=passes,

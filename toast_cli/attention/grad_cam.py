@@ -63,7 +63,7 @@ def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
     backbone = model.backbone
     first, last = Trace(levels=True), Trace(levels=True)
     with torch.no_grad():
-        logits, passes = model.look(images, first, last)
+        logits, passes = model.forward_passes(images, first, last)
     targets = [ClassifierOutputTarget(int(index)) for index in logits.argmax(-1)]
     ends: dict[str, tuple[Trace, Signal | None, Tensor | None]]
     ends = {"grad_cam_one": (first, None, None if last.outputs else logits)}

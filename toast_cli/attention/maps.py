@@ -65,7 +65,7 @@ class AttentionRecorder:
         self.levels = frozenset(range(self.level + 1)) if self.head == "rollout" else frozenset({self.level})
 
     @torch.no_grad()
-    def look(self, inputs: object) -> AttentionOutput:
+    def record(self, inputs: object) -> AttentionOutput:
         """Logits, passes and maps `[B, rows, columns]` for images `[B, 3, H, W]`, or for a batch of texts.
 
         Raises:
@@ -75,7 +75,7 @@ class AttentionRecorder:
         steering = model.adapted.steering
         recorded = self.levels | {steering.levels.start} if steering is not None and self.checked else self.levels
         first, last = (Trace(attention_of=recorded) for _ in range(2))
-        logits, passes = model.look(inputs, first, last)
+        logits, passes = model.forward_passes(inputs, first, last)
         checks = None
         if self.checked:
             checks = check_attention_maps(first, last, None if steering is None else steering.levels.start)

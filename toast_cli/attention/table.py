@@ -130,7 +130,7 @@ class AttentionMetricsTable:
                 found.setdefault(map, {})[measure] = asdict(mean)
         return found
 
-    def not_measurable(self) -> dict[str, int]:
+    def count_unmeasurable(self) -> dict[str, int]:
         """Of how many images a map is zero everywhere, by its name, where there are any: its means are without them."""
         maps = [name.split("/")[0] for name in self.names() if name.endswith("/entropy")]
         counts = {map: sum(value != value for value in self.column(f"{map}/entropy")) for map in maps}

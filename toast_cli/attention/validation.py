@@ -42,7 +42,7 @@ class AttentionChecks:
     first_block: int | None = None
     difference: float | None = None
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         found: dict[str, Any] = {
             "layers_held_against_fused_attention": list(self.fused),

@@ -132,7 +132,7 @@ def evaluate_attention(asked: AttentionEvalRequest, reporter: Reporter) -> Atten
     kind = ""
     for batch in iterate_readable_batches(batches, session, reporter, asked.split):
         with session.accelerator.autocast():
-            found = recorder.look(batch["image"])
+            found = recorder.record(batch["image"])
         kind = found.kind
         numbers.add(found, batch)
     skipped = report_skipped_samples(reporter, **{asked.split: batches})
@@ -147,7 +147,7 @@ def evaluate_attention(asked: AttentionEvalRequest, reporter: Reporter) -> Atten
         ).batches(asked.split)
         for batch in iterate_readable_batches(part, session, reporter, "deletion and insertion"):
             with session.accelerator.autocast():
-                curves.add(recorder.look(batch["image"]), batch["image"])
+                curves.add(recorder.record(batch["image"]), batch["image"])
             curve_names += [few.names[index] for index in batch["index"].tolist()]
     return AttentionEvalResult(
         viewer, numbers, curves, kind, session.data.classes, split.names, describe_masks(split), skipped, curve_names
@@ -224,7 +224,7 @@ def sweep_feedback_strength(
         with session.accelerator.autocast():
             for alpha in alphas:
                 set_feedback_strength(model, alpha)
-                seen = recorder.look(batch["image"])
+                seen = recorder.record(batch["image"])
                 found[alpha].add(seen, batch)
                 if alpha == 0:
                     check_zero_strength(model, batch["image"], seen.logits)

@@ -72,7 +72,7 @@ class RunComparison:
         first, second = getattr(one, what), getattr(other, what)
         return None if first is None or second is None else bootstrap_mean(second - first, together=len(self.pairs()))
 
-    def most_disputed(self, count: int) -> list[int]:
+    def find_most_disputed(self, count: int) -> list[int]:
         """The images on which the runs disagree most, the most disputed first: how far their probabilities are apart.
 
         Total variation, the mean over all pairs of runs; images on which all predict the same class come last.
@@ -151,7 +151,7 @@ def open_run_for_comparison(name: str, asked: AttentionEvalRequest, seed: int | 
         name, session.model.eval(), images, classes, asked.layer, asked.head, recipe=session.recipe
     )
     first, _ = viewer.transform(split.load(0).image)
-    viewer.recorder.look(first[None].to(session.accelerator.device))  # a head that is not there is found by looking
+    viewer.recorder.record(first[None].to(session.accelerator.device))  # a head that is not there is found by looking
     return OpenedRun(viewer, asked, session, split)
 
 
@@ -168,7 +168,7 @@ def measure_run(run: OpenedRun, reporter: Reporter) -> ComparedRun:
     for batch in reporter.track(batches, len(batches), run.viewer.name):
         batch = send_to_device(batch, session.accelerator.device)
         with session.accelerator.autocast():
-            look = run.viewer.recorder.look(batch["image"])
+            look = run.viewer.recorder.record(batch["image"])
         kind = look.kind
         checks.append(look.checks)
         numbers.add(look, batch)

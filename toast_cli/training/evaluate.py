@@ -61,7 +61,7 @@ def evaluate_model(
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with accelerator.autocast():
             if recorder is not None and share is not None:
-                look = recorder.look(objective.inputs(batch))
+                look = recorder.record(objective.inputs(batch))
                 if objective.count(batch):
                     share.add(look, batch["mask"])
                 outputs = look.logits
@@ -74,7 +74,7 @@ def evaluate_model(
         if objective.count(batch):
             meter.add(outputs, batch)
             if answers is not None:
-                answers.add(objective.chosen(outputs), batch)
+                answers.add(objective.predict_classes(outputs), batch)
     model.train(was_training)
     metrics: dict[str, Any] = {**merge_across_processes(meter).result(), **merge_across_processes(parts).result()}
     if share is not None:

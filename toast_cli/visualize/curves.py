@@ -37,11 +37,11 @@ PixelShares = Mapping[str, Sequence[float]]
 def summarize_curves(curves: DeletionInsertionCurves) -> dict[str, Any]:
     """As JSON has it: the areas with their intervals, and what they are areas of."""
     return {
-        "images": len(curves.whole("pass_one", "deletion")),
+        "images": len(curves.get_curves("pass_one", "deletion")),
         "shares_of_pixels": curves.shares(),
         "meaning": CURVE_DESCRIPTIONS,
         "area": curves.result(),
-        "pass_two_less_pass_one": curves.gained(),
+        "pass_two_less_pass_one": curves.compute_area_gain(),
     }
 
 

@@ -29,7 +29,7 @@ def save_attention_figure(
     """Draw what one viewer saw of one image, with the raw maps and a record beside the figure; returns the record."""
     view = compute_image_view(viewer, sample)
     own = compute_source_digest([viewer], [sample.image.tobytes()])
-    name = find_free_name(folder, name + viewer.ending, own)
+    name = find_free_name(folder, name + viewer.file_suffix, own)
     path = folder / f"{name}.{kind}"
     save_figure(draw_figure([build_passes_row(sample, view)], "\n".join(format_title_lines(sample, view))), path)
     return save_maps(sample, [view], folder, name, path, own)
@@ -64,7 +64,7 @@ def get_comparison_name(viewers: Sequence[AttentionViewer]) -> str:
     plain = "".join(character if character.isalnum() or character in "-_." else "-" for character in listed)
     if len(plain) > MAX_NAME_LENGTH:
         plain = f"{plain[:MAX_NAME_LENGTH]}-{hash_bytes(listed.encode()).hex()[:8]}"
-    return plain + viewers[0].ending
+    return plain + viewers[0].file_suffix
 
 
 def save_maps(
@@ -110,7 +110,7 @@ def describe_view(view: ImageView, name: str) -> dict[str, Any]:
         "window": vars(view.window),
         "shape": list(view.maps["pass_one"].shape),
         "prefix_tokens_left_out": backbone.prefix_tokens,
-        "checks": None if view.checks is None else view.checks.told(),
+        "checks": None if view.checks is None else view.checks.to_dict(),
         "pass_one": prediction_to_dict(view.first),
         "pass_two": prediction_to_dict(view.last),
         "share_inside": view.shares,

@@ -65,7 +65,7 @@ def compute_text_view(viewer: AttentionViewer, prompt: str, template: str | None
     inputs = {"input_ids": batch, "attention_mask": torch.ones_like(batch)}
     recorder = viewer.recorder
     assert isinstance(recorder, AttentionRecorder)
-    look = recorder.look(inputs)
+    look = recorder.record(inputs)
     maps = {name: map[0, 0].float().cpu() for name, map in look.maps().items()}
     if "pass_two" in maps:
         maps["difference"] = maps["pass_two"] - maps["pass_one"]

@@ -53,7 +53,7 @@ class AttentionViewer:
     plain: bool = False
 
     @cached_property
-    def ending(self) -> str:
+    def file_suffix(self) -> str:
         """What tells its files from those of other ways to look: `-layer1-head-max-alpha0.5-grad-cam`."""
         steering = self.model.adapted.steering
         strength = 1.0 if steering is None else steering.strength
@@ -140,7 +140,7 @@ def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
     model, transform = viewer.model, viewer.transform
     image, mask = transform(sample.image, sample.mask)
     images = image[None].to(next(model.parameters()).device)
-    look = viewer.recorder.look(images)
+    look = viewer.recorder.record(images)
     maps = {name: map[0].float().cpu() for name, map in look.maps().items()}
     if "pass_two" in maps:
         maps["difference"] = maps["pass_two"] - maps["pass_one"]

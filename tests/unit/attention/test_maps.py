@@ -102,7 +102,7 @@ def test_the_recorder_gives_the_first_pass_as_first() -> None:
     plain = Trace(attention_of=frozenset({2}))
     with torch.no_grad():
         model.backbone.run(model.backbone.enter(images), trace=plain)
-    look = AttentionRecorder(model).look(images)
+    look = AttentionRecorder(model).record(images)
     assert look.last is not None
     expected = compute_attention_map(plain.attention[2], model.backbone, (8, 8))
     assert torch.equal(look.first, expected) and not torch.allclose(look.last, expected, atol=1e-4)

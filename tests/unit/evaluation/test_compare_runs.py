@@ -50,8 +50,8 @@ def test_the_most_disputed_images_come_first_and_those_that_all_answer_alike_las
     one = compared("one", [[0.9, 0.1], [0.9, 0.1], [0.7, 0.3], [0.55, 0.45]])
     other = compared("other", [[0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.45, 0.55]])
     # They are 0.3, 0.7, 0 and 0.1 apart; of the second and the fourth image they say different classes.
-    assert comparison(one, other).most_disputed(4) == [1, 3, 0, 2]
-    assert comparison(one, other).most_disputed(2) == [1, 3]
+    assert comparison(one, other).find_most_disputed(4) == [1, 3, 0, 2]
+    assert comparison(one, other).find_most_disputed(2) == [1, 3]
 
 
 def test_a_difference_is_the_second_run_less_the_first() -> None:
@@ -80,7 +80,7 @@ class Looking:
 
     looks: int = 0
 
-    def look(self, images: Tensor) -> AttentionOutput:
+    def record(self, images: Tensor) -> AttentionOutput:
         self.looks += 1
         first, last = torch.zeros(len(images), 8, 8), torch.zeros(len(images), 8, 8)
         first[:, 0, 0], first[:, 7, 7] = 0.75, 0.25

@@ -59,7 +59,7 @@ def run_compare(
     )
     with TerminalReporter() as reporter:
         found = compared(repeat_request(asked, runs), reporter)
-    disputed = found.most_disputed(images)
+    disputed = found.find_most_disputed(images)
     samples = [found.split.load(index) for index in disputed]
     views = [[compute_image_view(run.viewer, sample) for run in found.runs] for sample in samples]
     own = _hash_comparison(found, split, [sample.image.tobytes() for sample in samples])
@@ -85,7 +85,7 @@ def _hash_comparison(found: RunComparison, split: str, shown: list[bytes]) -> st
     """A digest of what is compared: the same again may be written over."""
     from toast_cli.visualize.output_names import compute_source_digest
 
-    data = repr((found.dataset, split, len(found.split), found.runs[0].viewer.ending)).encode()
+    data = repr((found.dataset, split, len(found.split), found.runs[0].viewer.file_suffix)).encode()
     return compute_source_digest([run.viewer for run in found.runs], [data, *shown])
 
 
@@ -211,7 +211,7 @@ def _build_json_report(found: RunComparison, split: str, disputed: list[str]) ->
                 "maps": run.kind,
                 "layer": run.viewer.recorder.level,
                 "head": run.viewer.head,
-                "checks": None if run.checks is None else run.checks.told(),
+                "checks": None if run.checks is None else run.checks.to_dict(),
                 **run.sizes,
                 "accuracy": as_numbers(bootstrap_mean(run.correct)),
                 "share_inside": None if run.inside is None else as_numbers(bootstrap_mean(run.inside)),

@@ -69,7 +69,7 @@ def run_attention_eval(asked: AttentionEvalRequest, out: Path | None) -> tuple[d
         "images": len(numbers.rows),
         "object": looked.marks,
         "numbers": numbers.result(),
-        "not_measurable": numbers.not_measurable(),
+        "not_measurable": numbers.count_unmeasurable(),
         "skipped": looked.skipped,
         "meaning": METRIC_DESCRIPTIONS,
         "interval": "95%, bootstrap over images",
@@ -145,7 +145,7 @@ def choose_output_folder(asked: AttentionEvalRequest, viewer: AttentionViewer, o
     if out is not None:
         return out.parent / f"{out.stem}-{what}"
     home = asked.path / "attention" if asked.path.is_dir() else Path("attention")
-    return home / f"{what}-{asked.split}{viewer.ending}"
+    return home / f"{what}-{asked.split}{viewer.file_suffix}"
 
 
 def clear_previous_outputs(folder: Path) -> Path:

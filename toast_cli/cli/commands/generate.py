@@ -57,7 +57,7 @@ def generate(
     torch.manual_seed(seed)
 
     if lines is not None:
-        texts = writer.answers([[Turn("user", line)] for line in lines], batch_size, **settings)
+        texts = writer.answer_all([[Turn("user", line)] for line in lines], batch_size, **settings)
         found = [{"prompt": line, "answer": text} for line, text in zip(lines, texts, strict=True)]
         if as_json:
             print_json(found)

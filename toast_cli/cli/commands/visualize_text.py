@@ -42,7 +42,7 @@ def show_text(viewers: list[AttentionViewer], prompt: str, template: str | None,
     meaning, single = build_text_scales(views), len(views) == 1
     own = compute_source_digest(viewers, [prompt.encode(errors="surrogatepass"), str(template).encode()])
     name = find_free_name(
-        folder, f"prompt{viewers[0].ending}" if single else f"prompt-{get_comparison_name(viewers)}", own
+        folder, f"prompt{viewers[0].file_suffix}" if single else f"prompt-{get_comparison_name(viewers)}", own
     )
     page = folder / f"{name}.html"
     write_text(page, render_text_page(views))
@@ -176,7 +176,7 @@ def _build_view_record(view: TextView) -> dict[str, Any]:
         "head": view.viewer.head,
         "alpha": None if steering is None else steering.strength,
         "tokens": view.tokens,
-        "checks": None if view.checks is None else view.checks.told(),
+        "checks": None if view.checks is None else view.checks.to_dict(),
         "pass_one": prediction_to_dict(view.first),
         "pass_two": prediction_to_dict(view.last),
     }
