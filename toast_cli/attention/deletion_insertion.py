@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from toast_cli.attention.bootstrap import MeanEstimate, bootstrap_mean
 from toast_cli.attention.maps import AttentionOutput
 from toast_cli.attention.metrics import is_zero_map
+from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
 
 CURVE_STEPS = 10
 RANDOM_ORDER = "random"

@@ -6,6 +6,7 @@ A map that is zero everywhere looks nowhere: there is nothing to be measured, an
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -34,6 +35,12 @@ def share_inside(map: Tensor, mask: Tensor) -> Tensor:
     The mask is averaged over each cell, so a cell half on the object counts half.
     """
     return (normalize_maps(map) * compute_mask_coverage(mask, map.shape)).sum(dim=(1, 2))
+
+
+def compute_object_shares(maps: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """Return the share of every map on the object, `[B]` by name; NaN where the crop lost the object."""
+    visible = mask.flatten(1).any(1)
+    return {name: share_inside(map, mask).where(visible, torch.nan) for name, map in maps.items()}
 
 
 def pointing_game_hits(map: Tensor, mask: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Steering(BaseSteering):
         return similarity, selected, self.feedback(selected)
 
     def compute_signals_fast(self, first: Readout) -> Sequence[Signal | LazySignal]:
-        """Return the signals by one composed matrix a level, in the weights' precision, if tokens far outnumber channels.
+        """Return the signals by one composed matrix a level, where tokens far outnumber channels.
 
         Tokens are weighed behind the matrices, `m_i (F_l z_i)`: z is not trained, so nothing is propagated back to it.
         That keeps every `F_l z_i` for the backward pass; where memory is worth more than time they are weighed before,

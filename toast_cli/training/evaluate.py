@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from toast_cli.attention.maps import AttentionRecorder
-from toast_cli.attention.object_attention import AttentionShare
+from toast_cli.attention.table import AttentionShare
 from toast_cli.model.model import Model
 from toast_cli.training.distributed.collectives import merge_across_processes
 from toast_cli.training.step import LossPartsMeter, TrainingStep

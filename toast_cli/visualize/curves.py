@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from toast_cli.attention.bootstrap import MeanEstimate
 from toast_cli.attention.deletion_insertion import RANDOM_ORDER, RANDOM_SIMILARITY_ORDER, DeletionInsertionCurves
 from toast_cli.attention.table import format_csv, format_number
+from toast_cli.utils.statistics import MeanEstimate
 
 ORDER_LABELS = {
     "pass_one": "pass one",

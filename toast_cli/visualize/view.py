@@ -13,7 +13,7 @@ from torch import Tensor
 from toast_cli.attention.feature_energy import EnergyRecorder, build_recorder
 from toast_cli.attention.grad_cam import compute_grad_cam
 from toast_cli.attention.maps import AttentionOutput, AttentionRecorder, HeadSelection
-from toast_cli.attention.metrics import share_inside
+from toast_cli.attention.metrics import compute_object_shares
 from toast_cli.attention.predict_segmentation import predict_pixel_classes
 from toast_cli.attention.segments import SegmentationMap
 from toast_cli.attention.validation import AttentionChecks
@@ -140,29 +140,26 @@ def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
     model, transform = viewer.model, viewer.transform
     image, mask = transform(sample.image, sample.mask)
     images = image[None].to(next(model.parameters()).device)
-    look = viewer.recorder.record(images)
-    maps = {name: map[0].float().cpu() for name, map in look.maps().items()}
+    output = viewer.recorder.record(images)
+    maps = {name: map[0].float().cpu() for name, map in output.maps().items()}
     if "pass_two" in maps:
         maps["difference"] = maps["pass_two"] - maps["pass_one"]
     shares: dict[str, float] = {}
     if mask is not None and bool(mask.any()):
-        shares = {
-            name: float(share_inside(maps[name][None], mask[None])[0])
-            for name in ("pass_one", "similarity", "pass_two")
-            if name in maps and bool(maps[name].any())
-        }
+        found = compute_object_shares({name: maps[name][None] for name in output.maps()}, mask[None])
+        shares = {name: float(share) for name, share in found.items() if not share.isnan()}
         shares["even"] = float(mask.float().mean())
-    first, last, segments = predict_passes(viewer, look, sample)
+    first, last, segments = predict_passes(viewer, output, sample)
     if viewer.with_grad_cam:
         maps |= {name: map[0] for name, map in compute_grad_cam(model, images).items()}
     return ImageView(
-        viewer, transform.window(sample.image), look.kind, maps, first, last, look.checks, shares, segments
+        viewer, transform.window(sample.image), output.kind, maps, first, last, output.checks, shares, segments
     )
 
 
 @torch.no_grad()
 def predict_passes(
-    viewer: AttentionViewer, look: AttentionOutput, sample: Sample
+    viewer: AttentionViewer, output: AttentionOutput, sample: Sample
 ) -> tuple[TopPrediction | None, TopPrediction | None, dict[str, SegmentationMap]]:
     """What the first and the last pass say (None of a plain backbone), or how the model labels the pixels."""
     if viewer.classes is None or not viewer.model.objective.class_scores:
@@ -173,12 +170,12 @@ def predict_passes(
         if sample.classes is not None:
             found["labelled"] = SegmentationMap(sample.classes, viewer.classes)
         return None, None, found
-    last = get_top_prediction(look.logits, viewer.classes)
-    if look.last is None:
+    last = get_top_prediction(output.logits, viewer.classes)
+    if output.last is None:
         return last, None, {}
-    assert look.passes.plain is not None  # recorders have the first pass go on to its end
+    assert output.passes.plain is not None  # recorders have the first pass go on to its end
     # What the head, which was trained on the last pass, makes of the plain one.
-    return get_top_prediction(viewer.model.outputs(look.passes.plain.pooled), viewer.classes), last, {}
+    return get_top_prediction(viewer.model.outputs(output.passes.plain.pooled), viewer.classes), last, {}
 
 
 def get_top_prediction(logits: Tensor, classes: tuple[str, ...]) -> TopPrediction:

@@ -9,7 +9,7 @@ from torch import Tensor
 from toast_cli import registry
 from toast_cli.attention.maps import AttentionOutput, AttentionRecorder, compute_attention_map
 from toast_cli.attention.metrics import share_inside
-from toast_cli.attention.object_attention import AttentionShare
+from toast_cli.attention.table import AttentionShare
 from toast_cli.backbones.base import Backbone, Trace
 from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from toast_cli.attention.bootstrap import bootstrap_mean
 from toast_cli.attention.deletion_insertion import DeletionInsertionCurves, count_forward_passes, rank_cells
 from toast_cli.attention.maps import AttentionOutput
 from toast_cli.attention.metrics import (
@@ -24,8 +23,8 @@ from toast_cli.attention.metrics import (
     share_inside,
     total_variation_distance,
 )
-from toast_cli.attention.object_attention import AttentionShare
-from toast_cli.attention.table import AttentionMetricsTable, format_csv
+from toast_cli.attention.table import AttentionMetricsTable, AttentionShare, format_csv
+from toast_cli.utils.statistics import bootstrap_mean
 
 torch.manual_seed(0)
 MAPS = torch.rand(3, 4, 6).softmax(-1)
@@ -133,7 +132,7 @@ class TestBootstrap:
 
     def test_several_that_hold_together_are_wider(self) -> None:
         values = np.random.default_rng(1).normal(0.0, 1.0, 400)
-        alone, one_of_six = bootstrap_mean(values), bootstrap_mean(values, together=6)
+        alone, one_of_six = bootstrap_mean(values), bootstrap_mean(values, intervals=6)
         assert alone is not None and one_of_six is not None
         # 1.96 standard errors alone, 2.64 of one in six.
         widths = (one_of_six.high - one_of_six.low) / (alone.high - alone.low)

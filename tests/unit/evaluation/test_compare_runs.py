@@ -19,7 +19,7 @@ from toast_cli.cli.commands.compare import _build_rows
 from toast_cli.data.base import Sample
 from toast_cli.data.demo.scenes import DemoOptions, open_demo
 from toast_cli.evaluation import compare_runs
-from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
+from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, AttentionRun
 from toast_cli.evaluation.compare_runs import ComparedRun, RunComparison, build_comparison, merge_attention_checks
 from toast_cli.evaluation.same_data import EvaluationImages, check_same_images
 from toast_cli.steering.steering import PassOutputs
@@ -37,8 +37,8 @@ class Named:
 def compared(name: str, probabilities: list[list[float]], **more: Any) -> ComparedRun:
     """A run that says these probabilities of two classes."""
     sizes = {"trained_parameters": 5, "total_parameters": 100, "flops": 3e9, "flops_plain": 2e9}
-    right, asked = np.ones(len(probabilities)), AttentionEvalRequest(Path(name))
-    found = ComparedRun(Named(name), asked, sizes, "attention", torch.tensor(probabilities), right, None, None)  # type: ignore[arg-type]
+    right, request = np.ones(len(probabilities)), AttentionEvalRequest(Path(name))
+    found = ComparedRun(Named(name), request, sizes, "attention", torch.tensor(probabilities), right, None, None)  # type: ignore[arg-type]
     return replace(found, **more)
 
 
@@ -57,7 +57,7 @@ def test_the_most_disputed_images_come_first_and_those_that_all_answer_alike_las
 def test_a_difference_is_the_second_run_less_the_first() -> None:
     one = compared("one", [[1.0, 0.0]] * 4, correct=np.array([1.0, 0, 0, 0]), inside=np.array([0.1, 0.2, 0.3, 0.4]))
     other = compared("other", [[1.0, 0.0]] * 4, correct=np.array([1.0, 1, 1, 0]), inside=np.array([0.3, 0.4, 0.5, 0.6]))
-    accuracy, inside = (comparison(one, other).difference(one, other, what) for what in ("correct", "inside"))
+    accuracy, inside = (comparison(one, other).estimate_difference(one, other, what) for what in ("correct", "inside"))
     assert accuracy is not None and inside is not None
     assert (accuracy.mean, inside.mean) == (0.5, pytest.approx(0.2))
 
@@ -110,14 +110,14 @@ class Corners:
 
 
 def test_what_lies_inside_is_of_the_last_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = compare_runs.open_run
+    opened = compare_runs.open_attention_run
 
-    def with_corners(asked: AttentionEvalRequest, reporter: Reporter) -> tuple[Any, Any, None]:
-        session, _, _ = opened(asked, reporter)
-        session.data = replace(session.data, splits={"test": Corners()})
-        return session, Corners(), None
+    def with_corners(*arguments: Any) -> AttentionRun:
+        run = opened(*arguments)
+        run.session.data = replace(run.session.data, splits={"test": Corners()})
+        return replace(run, split=Corners())
 
-    monkeypatch.setattr(compare_runs, "open_run", with_corners)
+    monkeypatch.setattr(compare_runs, "open_attention_run", with_corners)
     monkeypatch.setattr("toast_cli.visualize.view.build_recorder", lambda *_: Looking())
     path = kept(demo_model("linear"), tmp_path / "run", training={"eval_batch_size": 2})
     run, _ = build_comparison([AttentionEvalRequest(path), AttentionEvalRequest(path)], Reporter()).runs

@@ -10,8 +10,8 @@ import typer
 from toast_cli.cli import options
 
 if TYPE_CHECKING:
-    from toast_cli.attention.bootstrap import MeanEstimate
     from toast_cli.evaluation.compare_runs import ComparedRun, RunComparison
+    from toast_cli.utils.statistics import MeanEstimate
 
 FINGERPRINT_DIGITS = 12
 """Digits of a fingerprint on a page; comparison.json has all."""
@@ -44,8 +44,7 @@ def run_compare(
     from toast_cli.cli.output.console import err, print_json, print_line, print_table
     from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
-    from toast_cli.evaluation.compare_runs import build_comparison as compared
-    from toast_cli.evaluation.compare_runs import repeat_request
+    from toast_cli.evaluation.compare_runs import build_comparison, repeat_request
     from toast_cli.utils.atomic import write_json, write_text
     from toast_cli.visualize.figure import draw_figure, save_figure
     from toast_cli.visualize.html import render_template
@@ -54,11 +53,11 @@ def run_compare(
     from toast_cli.visualize.report import build_report_images
     from toast_cli.visualize.view import compute_image_view
 
-    asked = AttentionEvalRequest(
+    request = AttentionEvalRequest(
         runs[0], dataset, data_dir, split, weights, device, precision, limit, layer, options.parse_head(head)
     )
     with TerminalReporter() as reporter:
-        found = compared(repeat_request(asked, runs), reporter)
+        found = build_comparison(repeat_request(request, runs), reporter)
     disputed = found.find_most_disputed(images)
     samples = [found.split.load(index) for index in disputed]
     views = [[compute_image_view(run.viewer, sample) for run in found.runs] for sample in samples]
@@ -123,7 +122,7 @@ def _format_interval(mean: MeanEstimate | None, sign: str = "") -> dict[str, str
 
 def _build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], list[str], list[dict[str, Any]]]:
     """Headings and lines of what each run has, and of what each pair of runs differs in."""
-    from toast_cli.attention.bootstrap import bootstrap_mean
+    from toast_cli.utils.statistics import bootstrap_mean
 
     masks = all(run.inside is not None for run in found.runs)
     on_it = ["on the object, %", "an even map, %"] if masks else []
@@ -141,9 +140,9 @@ def _build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], 
             even = "–" if run.even is None else f"{100 * run.even:.1f}"  # of chance an interval would say nothing
             cells += [_format_interval(bootstrap_mean(run.inside)), {"value": even, "interval": ""}]
         lines.append({"name": run.viewer.name, "cells": cells})
-    wanted = ["correct", *(["inside"] if masks else [])]
+    measures = ["correct", *(["inside"] if masks else [])]
     for one, other in found.pairs():
-        own = [_format_interval(found.difference(one, other, what), "+") for what in wanted]
+        own = [_format_interval(found.estimate_difference(one, other, what), "+") for what in measures]
         differences.append({"name": f"{other.viewer.name} less {one.viewer.name}", "cells": own})
     return headings, lines, ["accuracy", *(["on the object"] if masks else [])], differences
 
@@ -180,7 +179,7 @@ def _describe_run(run: ComparedRun) -> list[tuple[str, str]]:
 
     made = describe_model(run.viewer, run.viewer.name)
     return [
-        ("folder", run.asked.path.resolve().name),
+        ("folder", run.request.path.resolve().name),
         ("backbone", f"{made['backbone']}, weights {made['weights']}"),
         ("method", f"{made['method']}, seed {made['seed']}"),
         ("maps", describe_maps(run.viewer, run.kind)),
@@ -193,8 +192,8 @@ def _describe_run(run: ComparedRun) -> list[tuple[str, str]]:
 def _build_json_report(found: RunComparison, split: str, disputed: list[str]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from toast_cli.attention.bootstrap import bootstrap_mean
     from toast_cli.data.base import describe_masks
+    from toast_cli.utils.statistics import bootstrap_mean
     from toast_cli.visualize.save_figures import describe_model, get_library_versions
 
     def as_numbers(mean: MeanEstimate | None) -> dict[str, Any] | None:
@@ -207,7 +206,7 @@ def _build_json_report(found: RunComparison, split: str, disputed: list[str]) ->
         "runs": [
             {
                 **describe_model(run.viewer, run.viewer.name),
-                "run": str(run.asked.path),
+                "run": str(run.request.path),
                 "maps": run.kind,
                 "layer": run.viewer.recorder.level,
                 "head": run.viewer.head,
@@ -223,8 +222,8 @@ def _build_json_report(found: RunComparison, split: str, disputed: list[str]) ->
             {
                 "run": other.viewer.name,
                 "less": one.viewer.name,
-                "accuracy": as_numbers(found.difference(one, other, "correct")),
-                "share_inside": as_numbers(found.difference(one, other, "inside")),
+                "accuracy": as_numbers(found.estimate_difference(one, other, "correct")),
+                "share_inside": as_numbers(found.estimate_difference(one, other, "inside")),
             }
             for one, other in found.pairs()
         ],

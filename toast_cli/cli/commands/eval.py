@@ -89,11 +89,11 @@ def run_eval(
         results = run_judge_eval(runs, judge, Judge(judge_model, judge_url), weights, device, max_new_tokens, seed)
         table = build_judge_table(results, judge_model)
     elif attention or sweep:
-        asked = AttentionEvalRequest(
+        request = AttentionEvalRequest(
             runs[0], dataset, data_dir, split, weights, device, precision, limit, layer, options.parse_head(head),
             alpha, curve_images,
         )  # fmt: skip
-        results, table = (run_strength_sweep if sweep else run_attention_eval)(asked, out)
+        results, table = (run_strength_sweep if sweep else run_attention_eval)(request, out)
     else:
         with TerminalReporter() as reporter:
             results = evaluate_run(

@@ -13,7 +13,7 @@ from toast_cli.cli import options
 
 if TYPE_CHECKING:
     from toast_cli.data.base import Sample
-    from toast_cli.recipe.schema import Recipe
+    from toast_cli.evaluation.open_run import OpenedRun
     from toast_cli.visualize.view import AttentionViewer
 
 DEFAULT_PLAIN_BACKBONE = "vit_demo"
@@ -66,7 +66,7 @@ def visualize_attention(
     from toast_cli.attention.feedback_strength import set_feedback_strength
     from toast_cli.cli.output.console import print_json, print_line
 
-    viewers, recipe, folder = _load_viewers(
+    viewers, first, folder = _load_viewers(
         run or [], backbone, weights, data_dir, device, bool(images), prompt is not None
     )
     for viewer in viewers:
@@ -76,12 +76,17 @@ def visualize_attention(
     if prompt is not None:
         from toast_cli.cli.commands.visualize_text import show_text
 
-        show_text(viewers, prompt, None if raw else getattr(recipe.dataset, "template", None), place, as_json)
+        assert viewers[0].recipe is not None
+        template = None if raw else getattr(viewers[0].recipe.dataset, "template", None)
+        show_text(viewers, prompt, template, place, as_json)
         return
     broken: list[str] = []
-    records = _draw_figures(
-        viewers, _load_samples(images or [], test_image or [], recipe, viewers[0], broken), place, format
-    )
+    if test_image:
+        assert first is not None  # a plain backbone has no test images: refused above
+        samples = _load_test_samples(first, test_image)
+    else:
+        samples = _load_files(images or [])
+    records = _draw_figures(viewers, _read_or_skip(samples, broken), place, format)
     if as_json:
         print_json(records)
     else:
@@ -100,12 +105,11 @@ def _load_viewers(
     device: str | None,
     from_files: bool,
     texts: bool,
-) -> tuple[list[AttentionViewer], Recipe, Path]:
-    """Who looks, the first one's recipe, and where pictures go unless told otherwise."""
+) -> tuple[list[AttentionViewer], OpenedRun | None, Path]:
+    """Return the viewers, the first run (None: a plain backbone), and the default folder for pictures."""
     from toast_cli.cli.find_run import resolve_run_path
     from toast_cli.cli.output.console import err, print_line
-    from toast_cli.evaluation.evaluate_run import replace_recipe_fields
-    from toast_cli.storage.load_model import load_model
+    from toast_cli.evaluation.open_run import open_run
     from toast_cli.storage.run_folder import find_newest_run
     from toast_cli.training.distributed.devices import make_accelerator
     from toast_cli.training.session import build_plain_model
@@ -115,15 +119,14 @@ def _load_viewers(
 
     if backbone is None and (runs or find_newest_run() is not None or not (from_files or texts)):
         paths = runs or [resolve_run_path(None)]
-        viewers, recipes = [], []
         names = make_names_unique(path.resolve().name for path in paths)
-        for path, name in zip(paths, names, strict=True):
-            loaded = load_model(path, weights)
-            recipes.append(replace_recipe_fields(loaded.recipe, data_dir=data_dir, device=device))
-            model = loaded.model.to(make_accelerator(recipes[-1]).device)
-            viewers.append(AttentionViewer(name, model, loaded.recipe.images, loaded.classes, recipe=loaded.recipe))
+        opened = [open_run(path, weights, data_dir=data_dir, device=device) for path in paths]
+        viewers = [
+            AttentionViewer(name, each.model, each.recipe.images, each.classes, recipe=each.recipe)
+            for name, each in zip(names, opened, strict=True)
+        ]
         inside = len(paths) == 1 and paths[0].is_dir()
-        return viewers, recipes[0], paths[0] / "attention" if inside else Path("attention")
+        return viewers, opened[0], paths[0] / "attention" if inside else Path("attention")
     if not (from_files or texts):
         raise UsageError("--test-image needs a run.", what_to_do="Name image files, or leave --backbone out.")
     if texts and backbone is None:
@@ -131,15 +134,8 @@ def _load_viewers(
     name = backbone or DEFAULT_PLAIN_BACKBONE
     print_line(f"There is no run{' here' if backbone is None else ''}: showing the plain backbone {name}.", err)
     model, recipe = build_plain_model(name, weights, device)
-    return (
-        [
-            AttentionViewer(
-                name, model.to(make_accelerator(recipe).device), recipe.images, None, recipe=recipe, plain=True
-            )
-        ],
-        recipe,
-        Path("attention"),
-    )
+    model = model.to(make_accelerator(recipe).device)
+    return [AttentionViewer(name, model, recipe.images, None, recipe=recipe, plain=True)], None, Path("attention")
 
 
 def _configure_viewer(viewer: AttentionViewer, layer: int, head: Any, grad_cam: bool) -> AttentionViewer:
@@ -148,27 +144,27 @@ def _configure_viewer(viewer: AttentionViewer, layer: int, head: Any, grad_cam: 
     return replace(viewer, level=layer, head=head, with_grad_cam=grad_cam)
 
 
-def _load_samples(
-    images: list[Path], test_images: list[int], recipe: Recipe, first: AttentionViewer, broken: list[str]
-) -> Any:
-    """What is shown, each under the name that its files get, and read when its turn comes.
+def _load_test_samples(run: OpenedRun, indices: list[int]) -> Iterator[tuple[str, Callable[[], Sample]]]:
+    """Yield the name of every test image's files, and a function that reads it."""
+    from toast_cli.evaluation.open_run import open_run_data
+    from toast_cli.training.reporter import Reporter
+    from toast_cli.visualize.view import load_test_sample
 
-    Why an image could not be read is added to `broken`; the others are shown.
+    data = open_run_data(run, Reporter())
+    yield from ((f"test-{index}", partial(load_test_sample, data, index)) for index in indices)
+
+
+def _load_files(images: list[Path]) -> Iterator[tuple[str, Callable[[], Sample]]]:
+    """Yield the name of every image's files, and a function that reads it; folders are searched.
+
+    Raises:
+        UsageError: there is no image below a folder.
     """
     from toast_cli.data.images.folder_scan import list_images
-    from toast_cli.evaluation.evaluate_run import check_classes
-    from toast_cli.training.session import open_data
     from toast_cli.utils.errors import UsageError
     from toast_cli.visualize.save_figures import make_names_unique
-    from toast_cli.visualize.view import load_image_sample, load_test_sample
+    from toast_cli.visualize.view import load_image_sample
 
-    if test_images:
-        data = open_data(recipe)
-        if first.classes:  # its classes name the labels
-            check_classes(first.classes, data.classes, Path(first.name))
-        found = ((f"test-{index}", partial(load_test_sample, data, index)) for index in test_images)
-        yield from _read_or_skip(found, broken)
-        return
     files = []
     for path in images:
         below = sorted(list_images(path)) if path.is_dir() else [path]
@@ -176,11 +172,11 @@ def _load_samples(
             raise UsageError(f"There is no image below {path}.")
         files += below
     names = make_names_unique(file.stem for file in files)
-    yield from _read_or_skip(zip(names, (partial(load_image_sample, file) for file in files), strict=True), broken)
+    yield from zip(names, (partial(load_image_sample, file) for file in files), strict=True)
 
 
 def _read_or_skip(found: Iterable[tuple[str, Callable[[], Sample]]], broken: list[str]) -> Iterator[tuple[str, Sample]]:
-    """Those that can be read; of the others, what is wrong is added to `broken`."""
+    """Yield the samples that can be read; why the others cannot is added to `broken`."""
     from toast_cli.utils.errors import ToastError, UsageError
 
     for name, read in found:
@@ -206,7 +202,7 @@ def _draw_figures(
 
 
 def _format_records(records: list[dict[str, Any]]) -> list[str]:
-    """What a terminal shows of the records."""
+    """Return the lines that a terminal shows of the records."""
     lines = [f"Figure: {figure}" for figure in dict.fromkeys(record["figure"] for record in records)]
     for record in records:
         for view in record["views"]:
@@ -224,9 +220,9 @@ def _format_view(view: dict[str, Any]) -> list[str]:
     first, last = view["pass_one"], view["pass_two"]
     if first is not None:
         lines.append("Prediction: " + "; ".join(
-            f"{said['prediction']} ({said['confidence']:.1%}){word}"
-            for said, word in ((first, " in pass one" if last else ""), (last, " in pass two"))
-            if said is not None
+            f"{each['prediction']} ({each['confidence']:.1%}){where}"
+            for each, where in ((first, " in pass one" if last else ""), (last, " in pass two"))
+            if each is not None
         ))  # fmt: skip
     lines += [f"Pixels {name}: {covered}" for name, covered in view["segments"].items()]
     inside = view["share_inside"]
