@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from toast_cli import registry
 from toast_cli.attention.maps import AttentionRecorder, HeadSelection
-from toast_cli.attention.predict_segmentation import predict_pixel_classes
+from toast_cli.attention.segmentation import predict_pixel_classes
 from toast_cli.backbones.base import Backbone
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.images.decode import open_image, to_rgb
@@ -154,8 +154,8 @@ class Steered(nn.Module):
         """
         prepared = self.prepare(images)
         with self._evaluation_mode():
-            look = AttentionRecorder(self.model, level, head).record(prepared)
-        return Attention(look.first, look.last, look.similarity)
+            output = AttentionRecorder(self.model, level, head).record(prepared)
+        return Attention(output.first, output.last, output.similarity)
 
     def generate(
         self, prompt: str | Sequence[Message], on_text: Callable[[str], Any] | None = None, **settings: Any

@@ -1,4 +1,4 @@
-"""Which run a verb works on: the one named, or the newest, which is then said."""
+"""The run that a verb works on: the one named, or the newest, which is printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def resolve_run_path(run: Path | None) -> Path:
-    """The run to work on.
+    """Return the run to work on: the one named, or the newest.
 
     Raises:
         UsageError: none was named and there is none.
@@ -32,7 +32,7 @@ def resolve_run_path(run: Path | None) -> Path:
 
 
 def print_message(text: str) -> None:
-    """Say something beside the results."""
+    """Print a line beside the results, on stderr."""
     print_line(text, err)
 
 

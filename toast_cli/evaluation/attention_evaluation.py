@@ -12,13 +12,12 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from toast_cli.attention.deletion_insertion import DeletionInsertionCurves, count_forward_passes
-from toast_cli.attention.feedback_strength import set_feedback_strength
 from toast_cli.attention.maps import HeadSelection
 from toast_cli.attention.table import AttentionMetricsTable
 from toast_cli.data.base import BatchLoader, ImageSplit, describe_masks, get_image_splits
 from toast_cli.data.demo.mosaics import GridSplit
 from toast_cli.data.subset import SplitSubset, draw_subset
-from toast_cli.evaluation.open_run import open_run, open_session
+from toast_cli.evaluation.open_run import open_run, open_session, set_feedback_strength
 from toast_cli.model.model import Model
 from toast_cli.steering.steering import run_one_pass
 from toast_cli.training.notices import report_skipped_samples

@@ -10,7 +10,6 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from toast_cli.attention.feedback_strength import set_feedback_strength
 from toast_cli.data.base import DataSet
 from toast_cli.model.batches import open_data
 from toast_cli.model.model import Model
@@ -61,6 +60,19 @@ def open_run(
     accelerator = make_accelerator(recipe)
     model = loaded.model.to(accelerator.device)
     return OpenedRun(path, model, recipe, loaded.classes, accelerator, dataset is not None)
+
+
+def set_feedback_strength(model: Model, alpha: float | None) -> None:
+    """Scale the signals that a model feeds back by `alpha`; None leaves them alone.
+
+    Raises:
+        UsageError: it has no feedback path.
+    """
+    if alpha is None:
+        return
+    if model.adapted.steering is None:
+        raise UsageError("--alpha scales the feedback, and this model has none.", what_to_do="Leave --alpha out.")
+    model.adapted.steering.strength = alpha
 
 
 def replace_recipe_fields(recipe: Recipe, **fields: Any) -> Recipe:

@@ -147,9 +147,9 @@ class TokenLabels(Objective):
                 by_value = F.binary_cross_entropy_with_logits(image[:, first:], targets[:, first:], reduction="none")
                 total = total + self.options.image_weight * by_value.mean(-1)[labelled].sum()
             else:
-                wanted = targets.masked_fill(~labelled, IGNORE_INDEX)
+                known_targets = targets.masked_fill(~labelled, IGNORE_INDEX)
                 total = total + self.options.image_weight * F.cross_entropy(
-                    image, wanted, ignore_index=IGNORE_INDEX, reduction="sum"
+                    image, known_targets, ignore_index=IGNORE_INDEX, reduction="sum"
                 )
             if self.options.patch_weight > 0:
                 places = self._patch_targets(pixels, attribute)
@@ -191,10 +191,10 @@ class TokenLabels(Objective):
             shape = (-(-height // rows) * rows, -(-width // columns) * columns)
             if shape != (height, width) or len({tuple(size) for size in sizes}) > 1:
                 shape = (rows * 16, columns * 16)
-            whole = one[None, None, :height, :width]
-            cut.append(
-                whole if shape == whole.shape[-2:] else F.interpolate(whole.float(), shape, mode="nearest").long()
-            )
+            labelled = one[None, None, :height, :width]
+            if shape != labelled.shape[-2:]:
+                labelled = F.interpolate(labelled.float(), shape, mode="nearest").long()
+            cut.append(labelled)
         stacked = torch.cat(cut).squeeze(1)
         blocks = stacked.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # [B, rows, h, columns, w]
         return blocks.movedim(3, 2).flatten(3).flatten(1, 2)

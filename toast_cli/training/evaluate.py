@@ -61,10 +61,10 @@ def evaluate_model(
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with accelerator.autocast():
             if recorder is not None and share is not None:
-                look = recorder.record(objective.inputs(batch))
+                recorded = recorder.record(objective.inputs(batch))
                 if objective.count(batch):
-                    share.add(look, batch["mask"])
-                outputs = look.logits
+                    share.add(recorded, batch["mask"])
+                outputs = recorded.logits
             elif step is not None:
                 stepped = step(batch)
                 outputs = stepped.outputs

@@ -1,4 +1,4 @@
-"""Deletion and insertion curves as `toast eval --attention` leaves them: JSON, two tables, a figure."""
+"""Curves of `toast eval`: deletion and insertion as JSON, tables and a figure; numbers over the feedback's strength."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PixelShares = Mapping[str, Sequence[float]]
 
 
 def summarize_curves(curves: DeletionInsertionCurves) -> dict[str, Any]:
-    """As JSON has it: the areas with their intervals, and what they are areas of."""
+    """Return the areas with their intervals, and what they are areas of, as JSON has them."""
     return {
         "images": len(curves.get_curves("pass_one", "deletion")),
         "shares_of_pixels": curves.shares(),
@@ -46,7 +46,7 @@ def summarize_curves(curves: DeletionInsertionCurves) -> dict[str, Any]:
 
 
 def format_curves_csv(shares: PixelShares, means: MeanCurves) -> str:
-    """The mean curves: a line a step, for every order its share of the pixels, each mean with its 95% interval."""
+    """Return the mean curves as a CSV: a line a step, by order the share of pixels, each mean with its interval."""
     columns: dict[str, list[float]] = {}
     for name, kinds in means.items():
         columns[f"{name}/share_of_pixels"] = list(shares[name])
@@ -59,7 +59,7 @@ def format_curves_csv(shares: PixelShares, means: MeanCurves) -> str:
 
 
 def format_areas_csv(curves: DeletionInsertionCurves, names: Iterable[str]) -> str:
-    """The area under every image's curves: a line an image."""
+    """Return the area under every image's curves as a CSV: a line an image."""
     columns = {
         f"{name}/{kind}": curves.areas(name, kind).tolist() for name, kinds in curves.curves.items() for kind in kinds
     }
@@ -68,7 +68,7 @@ def format_areas_csv(curves: DeletionInsertionCurves, names: Iterable[str]) -> s
 
 
 def draw_deletion_insertion_curves(shares: PixelShares, means: MeanCurves) -> Figure:
-    """The mean curves with their intervals, deletion beside insertion."""
+    """Draw the mean curves with their intervals, deletion beside insertion."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     for axis, kind in zip(figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), strict=True):
         for name, kinds in means.items():
@@ -81,4 +81,19 @@ def draw_deletion_insertion_curves(shares: PixelShares, means: MeanCurves) -> Fi
     axis.legend(fontsize=8)
     count = next(mean.images for kinds in means.values() for curve in kinds.values() for mean in curve)
     figure.supylabel(f"probability of the answer\nmean of {count} images, 95%", fontsize=8)
+    return figure
+
+
+def draw_strength_sweep(lines: list[dict[str, Any]], shown: Sequence[str]) -> Figure:
+    """Draw every number over the strength of the feedback, with its interval."""
+    figure = Figure(figsize=(3.6 * len(shown), 3.2), layout="constrained")
+    words = {"accuracy": "accuracy, %", "share_inside": "pass two on the object, %", "shift": "moved between passes, %"}
+    alphas = [line["alpha"] for line in lines]
+    for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        found = [line[name] for line in lines]
+        axis.plot(alphas, [100 * one["mean"] for one in found], marker="o", markersize=3)
+        axis.fill_between(alphas, [100 * one["low"] for one in found], [100 * one["high"] for one in found], alpha=0.2)
+        axis.axvline(1.0, color="grey", linewidth=0.8, linestyle="--")
+        axis.set_title(words[name], fontsize=9)
+        axis.set_xlabel("strength of the feedback (1: as learned)", fontsize=8)
     return figure

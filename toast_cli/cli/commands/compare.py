@@ -61,42 +61,42 @@ def run_compare(
     disputed = found.find_most_disputed(images)
     samples = [found.split.load(index) for index in disputed]
     views = [[compute_image_view(run.viewer, sample) for run in found.runs] for sample in samples]
-    own = _hash_comparison(found, split, [sample.image.tobytes() for sample in samples])
-    place = out or _find_free_folder(own)
+    digest = _hash_comparison(found, split, [sample.image.tobytes() for sample in samples])
+    folder = out or _find_free_folder(digest)
     title = f"Where they disagree most, each run's last pass: {_describe_maps(found)}"
-    save_figure(draw_figure(build_comparison_rows(samples, views), title), place / "comparison.png")
+    save_figure(draw_figure(build_comparison_rows(samples, views), title), folder / "comparison.png")
     shown, bars = build_report_images(samples, views)
     page = render_template(
         "compare.html", title=_format_title(found), split=split, shown=shown, bars=bars, **_build_page_context(found)
     )
-    write_text(place / "report.html", page)
-    numbers = {SOURCE_DIGEST_KEY: own, **_build_json_report(found, split, [sample.name for sample in samples])}
-    write_json(place / "comparison.json", numbers)
+    write_text(folder / "report.html", page)
+    numbers = {SOURCE_DIGEST_KEY: digest, **_build_json_report(found, split, [sample.name for sample in samples])}
+    write_json(folder / "comparison.json", numbers)
     if as_json:
         print_json(numbers)
     else:
         for table in _build_tables(found):
             print_table(table)
-    print_line(f"Report: {place / 'report.html'}", err)
+    print_line(f"Report: {folder / 'report.html'}", err)
 
 
-def _hash_comparison(found: RunComparison, split: str, shown: list[bytes]) -> str:
-    """A digest of what is compared: the same again may be written over."""
+def _hash_comparison(found: RunComparison, split: str, images: list[bytes]) -> str:
+    """Return a digest of what is compared: the same comparison may be overwritten."""
     from toast_cli.visualize.output_names import compute_source_digest
 
     data = repr((found.dataset, split, len(found.split), found.runs[0].viewer.file_suffix)).encode()
-    return compute_source_digest([run.viewer for run in found.runs], [data, *shown])
+    return compute_source_digest([run.viewer for run in found.runs], [data, *images])
 
 
-def _find_free_folder(own: str) -> Path:
-    """The folder `comparison`, or with the first number behind it by which no other comparison is kept there."""
+def _find_free_folder(digest: str) -> Path:
+    """Return the folder `comparison`, or with the first number behind it by which no other comparison is kept there."""
     from toast_cli.visualize.output_names import find_free_name
 
-    return Path(find_free_name(Path(), "comparison", own, "{}/comparison.json"))
+    return Path(find_free_name(Path(), "comparison", digest, "{}/comparison.json"))
 
 
 def _describe_maps(found: RunComparison) -> str:
-    """Which maps they are, each with whose where not all have the same."""
+    """Return which maps they are, with the runs that have them if not all have the same."""
     from toast_cli.visualize.save_figures import describe_maps
 
     whose: dict[str, list[str]] = {}
@@ -121,7 +121,7 @@ def _format_interval(mean: MeanEstimate | None, sign: str = "") -> dict[str, str
 
 
 def _build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], list[str], list[dict[str, Any]]]:
-    """Headings and lines of what each run has, and of what each pair of runs differs in."""
+    """Return headings and lines of what each run has, and of what each pair of runs differs in."""
     from toast_cli.utils.statistics import bootstrap_mean
 
     masks = all(run.inside is not None for run in found.runs)
@@ -148,7 +148,7 @@ def _build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], 
 
 
 def _describe_correction(found: RunComparison) -> str:
-    """How many differences there are, and what that does to their intervals."""
+    """Say how many differences there are, and how their intervals account for that."""
     count = len(found.pairs())
     return "" if count == 1 else f"95% for all {count} of a column together (Bonferroni)"
 
@@ -173,7 +173,7 @@ def _build_page_context(found: RunComparison) -> dict[str, Any]:
 
 
 def _describe_run(run: ComparedRun) -> list[tuple[str, str]]:
-    """Who looks, and of what its maps are, in words."""
+    """Return what a run is and what its maps are of, in words."""
     from toast_cli.visualize.report import format_attention_checks
     from toast_cli.visualize.save_figures import describe_maps, describe_model
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from toast_cli.attention.deletion_insertion import RANDOM_ORDER, RANDOM_SIMILARITY_ORDER
@@ -25,6 +23,7 @@ from toast_cli.utils.atomic import remove_file, write_json, write_text
 from toast_cli.visualize.curves import (
     ORDER_LABELS,
     draw_deletion_insertion_curves,
+    draw_strength_sweep,
     format_areas_csv,
     format_curves_csv,
     summarize_curves,
@@ -101,7 +100,7 @@ def run_strength_sweep(request: AttentionEvalRequest, out: Path | None) -> tuple
         for line in lines
     ]
     write_text(folder / "strength.csv", format_csv([header, *body]))
-    save_figure(draw_sweep(lines, shown), folder / "strength.png")
+    save_figure(draw_strength_sweep(lines, shown), folder / "strength.png")
     images = lines[0]["accuracy"]["images"]
     table = Table(
         title=f"{request.path}, {request.split}: strength of the feedback, {images} images, 95% intervals",
@@ -215,18 +214,3 @@ def build_attention_table(request: AttentionEvalRequest, results: dict[str, Any]
                 row = [format_mean_interval(gained[kind]) if name == "pass_two" else "" for name in maps]
                 table.add_row(f"{kind}, pass two less pass one", *row)
     return table
-
-
-def draw_sweep(lines: list[dict[str, Any]], shown: Sequence[str]) -> Figure:
-    """Draw every number over the strength, with its interval."""
-    figure = Figure(figsize=(3.6 * len(shown), 3.2), layout="constrained")
-    words = {"accuracy": "accuracy, %", "share_inside": "pass two on the object, %", "shift": "moved between passes, %"}
-    alphas = [line["alpha"] for line in lines]
-    for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        found = [line[name] for line in lines]
-        axis.plot(alphas, [100 * one["mean"] for one in found], marker="o", markersize=3)
-        axis.fill_between(alphas, [100 * one["low"] for one in found], [100 * one["high"] for one in found], alpha=0.2)
-        axis.axvline(1.0, color="grey", linewidth=0.8, linestyle="--")
-        axis.set_title(words[name], fontsize=9)
-        axis.set_xlabel("strength of the feedback (1: as learned)", fontsize=8)
-    return figure

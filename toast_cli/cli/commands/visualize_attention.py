@@ -63,8 +63,8 @@ def visualize_attention(
         raise UsageError(f"There is no format '{format}'.", what_to_do=did_you_mean(format, ("png", "svg", "pdf")))
     chosen = options.parse_head(head)
 
-    from toast_cli.attention.feedback_strength import set_feedback_strength
     from toast_cli.cli.output.console import print_json, print_line
+    from toast_cli.evaluation.open_run import set_feedback_strength
 
     viewers, first, folder = _load_viewers(
         run or [], backbone, weights, data_dir, device, bool(images), prompt is not None
