@@ -38,9 +38,9 @@ def print_message(text: str) -> None:
 
 def load_writer(run: Path, weights: str | None, device: str | None, raw: bool = False) -> TextGenerator:
     """Load a run's language model, to answer in the form that it was trained on; `raw` leaves prompts unmarked."""
-    from toast_cli.evaluation.open_run import open_run
+    from toast_cli.evaluation.open_run import RunRequest, open_run
     from toast_cli.model.generation import TextGenerator
 
-    opened = open_run(run, weights, device=device)
+    opened = open_run(RunRequest(run, weights=weights, device=device))
     template = None if raw else getattr(opened.recipe.dataset, "template", None)
     return TextGenerator(opened.model, template, print_message)

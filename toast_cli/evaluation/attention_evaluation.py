@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +13,10 @@ from torch import Tensor
 from toast_cli.attention.deletion_insertion import DeletionInsertionCurves, count_forward_passes
 from toast_cli.attention.maps import HeadSelection
 from toast_cli.attention.table import AttentionMetricsTable
-from toast_cli.data.base import BatchLoader, ImageSplit, describe_masks, get_image_splits
+from toast_cli.data.base import BatchLoader, ImageSplit, get_image_splits
 from toast_cli.data.demo.mosaics import GridSplit
 from toast_cli.data.subset import SplitSubset, draw_subset
-from toast_cli.evaluation.open_run import open_run, open_session, set_feedback_strength
+from toast_cli.evaluation.open_run import RunRequest, open_run, open_session, set_feedback_strength
 from toast_cli.model.model import Model
 from toast_cli.steering.steering import run_one_pass
 from toast_cli.training.notices import report_skipped_samples
@@ -32,20 +31,12 @@ DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 
 @dataclass(frozen=True)
-class AttentionEvalRequest:
-    """Which run is measured, where, and how: what is None comes from the run's own recipe."""
+class AttentionEvalRequest(RunRequest):
+    """Which run's maps are measured, on how many images, and how; curves are drawn for `curve_images` of them."""
 
-    path: Path
-    dataset: str | None = None
-    data_dir: str | None = None
-    split: str = "test"
-    weights: str | None = None
-    device: str | None = None
-    precision: str | None = None
     limit: int | None = None
     layer: int = -1
     head: HeadSelection = "mean"
-    alpha: float | None = None
     curve_images: int = 32
 
 
@@ -69,19 +60,15 @@ class AttentionRun:
 
 @dataclass(frozen=True)
 class AttentionEvalResult:
-    """What was measured: the viewer, numbers of all images, curves of some, and the split's classes and names.
+    """What was measured of a run: numbers of all images, and curves of some, whose names are `curve_names`.
 
-    `curve_names` are the names of the images that the curves are of, in their order. `marks` says what stands for the
-    object; None where nothing does. `skipped` says why an image could not be read, by split and name.
+    `skipped` says why an image could not be read, by split and name.
     """
 
-    viewer: AttentionViewer
+    run: AttentionRun
     numbers: AttentionMetricsTable
     curves: DeletionInsertionCurves | None
     kind: str
-    classes: tuple[str, ...]
-    names: Sequence[str]
-    marks: str | None
     skipped: dict[str, dict[str, str]]
     curve_names: Sequence[str] = ()
 
@@ -110,18 +97,10 @@ def open_attention_run(
         UsageError: there is no such split, or it is made of texts or of labelled pixels.
         ToastError: the data set's classes are not the model's, or nothing can be loaded.
     """
-    run = open_run(
-        request.path,
-        request.weights,
-        dataset=request.dataset,
-        data_dir=request.data_dir,
-        device=request.device,
-        precision=request.precision,
-        alpha=request.alpha,
-    )
+    run = open_run(request)
     if run.accelerator.num_processes > 1:
         raise UsageError("Where a model looks is measured by one process.", what_to_do="Start it without a launcher.")
-    session = open_session(run, request.split, reporter)
+    session = open_session(run, reporter)
     all_images = get_image_splits(session.data, run.recipe.dataset.name)[request.split]
     if run.model.objective.dense:
         raise UsageError("This is for models that label images, and this one labels pixels.")
@@ -170,10 +149,7 @@ def evaluate_attention(request: AttentionEvalRequest, reporter: Reporter) -> Att
             with session.accelerator.autocast():
                 curves.add(recorder.record(batch["image"]), batch["image"])
             curve_names += [few.names[index] for index in batch["index"].tolist()]
-    return AttentionEvalResult(
-        run.viewer, numbers, curves, kind, session.data.classes, split.names, describe_masks(split), skipped,
-        curve_names,
-    )  # fmt: skip
+    return AttentionEvalResult(run, numbers, curves, kind, skipped, curve_names)
 
 
 def iterate_readable_batches(

@@ -189,8 +189,3 @@ def merge_attention_checks(found: Sequence[AttentionChecks | None]) -> Attention
         mismatch=max((checks.mismatch for checks in known if checks.mismatch is not None), default=None),
         difference=max((checks.difference for checks in known if checks.difference is not None), default=None),
     )
-
-
-def repeat_request(request: AttentionEvalRequest, paths: Sequence[Path]) -> list[AttentionEvalRequest]:
-    """Return the same request for every run."""
-    return [replace(request, path=path) for path in paths]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
-from toast_cli.evaluation.open_run import OpenedRun, open_run, open_session, replace_recipe_fields
+from toast_cli.evaluation.open_run import OpenedRun, RunRequest, open_run, open_session, replace_recipe_fields
 from toast_cli.tasks.segmentation import Segmentation
 from toast_cli.training.evaluate import evaluate_model
 from toast_cli.training.notices import report_skipped_samples
@@ -13,43 +12,31 @@ from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import UsageError
 
 
-def evaluate_run(
-    path: Path,
-    dataset: str | None,
-    data_dir: str | None,
-    split: str,
-    weights: str | None,
-    device: str | None,
-    precision: str | None,
-    reporter: Reporter,
-    alpha: float | None = None,
-    evaluation: str | None = None,
-) -> dict[str, Any]:
-    """Return metrics of a saved model on a split, its size and cost; what is None comes from the run's own recipe.
+def evaluate_run(request: RunRequest, reporter: Reporter, evaluation: str | None = None) -> dict[str, Any]:
+    """Return metrics of a saved model on a split, its size and cost.
 
-    With `alpha`, the feedback's signals are sent so many times as strong; `evaluation` says how a model that labels
-    pixels is shown images.
+    `evaluation` says how a model that labels pixels is shown images; None leaves it as the run has it.
 
     Raises:
         UsageError: there is no such split, no feedback to scale, or no such way to show images.
         ToastError: the data set's classes are not the model's, or nothing can be loaded.
     """
-    run = open_run(path, weights, dataset=dataset, data_dir=data_dir, device=device, precision=precision, alpha=alpha)
+    run, split = open_run(request), request.split
     if evaluation is not None:
         apply_evaluation_mode(run, evaluation)
-    session, recipe = open_session(run, split, reporter), run.recipe
+    session, recipe = open_session(run, reporter), run.recipe
     with_attention = session.can_measure_attention(split)
     batches = session.batches(split, with_masks=with_attention)
     metrics = evaluate_model(
         run.model, reporter.track(batches, len(batches), split), run.accelerator, with_attention=with_attention
     )
     return {
-        "run": str(path),
+        "run": str(request.path),
         "backbone": recipe.backbone.name,
         "dataset": recipe.dataset.name,
         "method": recipe.method.name,
         "split": split,
-        **({} if alpha is None else {"alpha": alpha}),
+        **({} if request.alpha is None else {"alpha": request.alpha}),
         **({"evaluation": recipe.task.evaluation} if hasattr(recipe.task, "evaluation") else {}),
         **session.sizes(),
         {"val": "validation"}.get(split, split): metrics,

@@ -22,44 +22,47 @@ from toast_cli.training.session import Session
 from toast_cli.utils.errors import ToastError, UsageError
 
 
-@dataclass
-class OpenedRun:
-    """A finished run: its model on its device, its classes, and its recipe with the caller's fields in place.
+@dataclass(frozen=True)
+class RunRequest:
+    """Which run is opened, on what, and how; what is None comes from the run's own recipe.
 
-    `other_dataset` says that the recipe names another data set than the one that the run was trained on.
+    With `alpha`, the feedback's signals are sent so many times as strong.
     """
 
     path: Path
+    dataset: str | None = None
+    data_dir: str | None = None
+    split: str = "test"
+    weights: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    alpha: float | None = None
+
+
+@dataclass
+class OpenedRun:
+    """A finished run: its model on its device, its classes, and its recipe with the request's fields in place."""
+
+    request: RunRequest
     model: Model
     recipe: Recipe
     classes: tuple[str, ...]
     accelerator: Accelerator
-    other_dataset: bool = False
 
 
-def open_run(
-    path: Path,
-    weights: str | None = None,
-    *,
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    device: str | None = None,
-    precision: str | None = None,
-    alpha: float | None = None,
-) -> OpenedRun:
-    """Load a run's model onto its device; what is None comes from the run's own recipe.
+def open_run(request: RunRequest) -> OpenedRun:
+    """Load a run's model onto its device.
 
     Raises:
         UsageError: there is no run, no such device or precision, or no feedback for `alpha` to scale.
         ToastError: the run is damaged, or its backbone's weights cannot be found.
     """
-    loaded = load_model(path, weights)
-    fields = {"dataset": dataset, "data_dir": data_dir, "device": device, "precision": precision}
+    loaded = load_model(request.path, request.weights)
+    fields = {name: getattr(request, name) for name in ("dataset", "data_dir", "device", "precision")}
     recipe = replace_recipe_fields(loaded.recipe, **fields)
-    set_feedback_strength(loaded.model, alpha)
+    set_feedback_strength(loaded.model, request.alpha)
     accelerator = make_accelerator(recipe)
-    model = loaded.model.to(accelerator.device)
-    return OpenedRun(path, model, recipe, loaded.classes, accelerator, dataset is not None)
+    return OpenedRun(request, loaded.model.to(accelerator.device), recipe, loaded.classes, accelerator)
 
 
 def set_feedback_strength(model: Model, alpha: float | None) -> None:
@@ -81,14 +84,14 @@ def replace_recipe_fields(recipe: Recipe, **fields: Any) -> Recipe:
     return build_recipe(raw, {}, origin="options")
 
 
-def open_session(run: OpenedRun, split: str, reporter: Reporter) -> Session:
-    """Return a session of a run on its data, which has this split.
+def open_session(run: OpenedRun, reporter: Reporter) -> Session:
+    """Return a session of a run on its data, which has the split that is asked for.
 
     Raises:
         UsageError: there is no such split.
         ToastError: the data set's classes are not the model's, or it cannot be opened.
     """
-    data = open_run_data(run, reporter)
+    data, split = open_run_data(run, reporter), run.request.split
     if split not in data.splits:
         raise UsageError(f"This data set has no split '{split}'.", what_to_do=f"It has {', '.join(data.splits)}.")
     return Session(run.recipe, data, run.model, run.accelerator)
@@ -104,10 +107,10 @@ def open_run_data(run: OpenedRun, reporter: Reporter) -> DataSet:
         ToastError: the data set's classes are not the model's, or it cannot be opened.
     """
     data = open_data(run.recipe)
-    if run.other_dataset and data.classes != run.classes and sorted(data.classes) == sorted(run.classes):
+    if run.request.dataset is not None and data.classes != run.classes and sorted(data.classes) == sorted(run.classes):
         data = open_data_in_class_order(run.classes, run.recipe, data)
         reporter.message("The data's classes are the run's in another order: they are taken in the run's.")
-    check_classes(run.classes, data.classes, run.path)
+    check_classes(run.classes, data.classes, run.request.path)
     return data
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.scenes import CLASSES, demo_model, kept, recipe_of
 from toast_cli.attention.maps import AttentionOutput
 from toast_cli.attention.validation import AttentionChecks
-from toast_cli.cli.commands.compare import _build_rows
+from toast_cli.cli.output.comparison import build_rows
 from toast_cli.data.base import Sample
 from toast_cli.data.demo.scenes import DemoOptions, open_demo
 from toast_cli.evaluation import compare_runs
@@ -67,7 +67,7 @@ def test_flops_are_told_against_the_plain_backbone_and_chance_by_run() -> None:
         compared(name, [[1.0, 0.0]] * 2, inside=np.array([0.25, 0.75]), even=even)
         for name, even in (("one", 0.2), ("other", 0.4))
     ]
-    headings, (one, other), _, _ = _build_rows(comparison(*runs))
+    headings, (one, other), _, _ = build_rows(comparison(*runs))
     first, second = (dict(zip(headings, line["cells"], strict=True)) for line in (one, other))
     assert first["FLOPs"]["interval"] == "1.50 × plain" and first["of all"]["value"] == "5.00%"
     assert first["on the object, %"]["value"] == "50.0"

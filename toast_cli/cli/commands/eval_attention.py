@@ -18,6 +18,7 @@ from toast_cli.attention.table import (
 )
 from toast_cli.cli.output.console import err, print_line
 from toast_cli.cli.output.progress import TerminalReporter
+from toast_cli.data.base import describe_masks
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, evaluate_attention, sweep_feedback_strength
 from toast_cli.utils.atomic import remove_file, write_json, write_text
 from toast_cli.visualize.curves import (
@@ -59,23 +60,23 @@ def run_attention_eval(request: AttentionEvalRequest, out: Path | None) -> tuple
     """Measure where a run looks: return numbers and a table; write files per class and per image, and curves."""
     with TerminalReporter() as reporter:
         result = evaluate_attention(request, reporter)
-    numbers, curves = result.numbers, result.curves
-    steering = result.viewer.model.adapted.steering
+    run, numbers, curves = result.run, result.numbers, result.curves
+    classes, steering = run.session.data.classes, run.viewer.model.adapted.steering
     results: dict[str, Any] = {
-        **build_provenance(request, result.viewer),
+        **build_provenance(request, run.viewer),
         "alpha": None if steering is None else steering.strength,
         "maps": result.kind,
         "images": len(numbers.rows),
-        "object": result.marks,
+        "object": describe_masks(run.split),
         "numbers": numbers.result(),
         "not_measurable": numbers.count_unmeasurable(),
         "skipped": result.skipped,
         "meaning": METRIC_DESCRIPTIONS,
         "interval": "95%, bootstrap over images",
     }
-    folder = clear_previous_outputs(choose_output_folder(request, result.viewer, out, "numbers"))
-    write_text(folder / "per_class.csv", numbers.per_class(result.classes))
-    write_text(folder / "per_image.csv", numbers.per_image(result.classes, result.names))
+    folder = clear_previous_outputs(choose_output_folder(request, run.viewer, out, "numbers"))
+    write_text(folder / "per_class.csv", numbers.per_class(classes))
+    write_text(folder / "per_image.csv", numbers.per_image(classes, run.split.names))
     if curves is not None:
         results["curves"] = summarize_curves(curves)
         means = curves.mean_curves()
