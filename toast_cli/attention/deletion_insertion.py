@@ -102,15 +102,15 @@ class DeletionInsertionCurves:
         """Return all images' curves, `[images, steps + 1]`."""
         return torch.cat(self.curves[name][kind])
 
-    def areas(self, name: str, kind: str) -> Tensor:
+    def compute_areas(self, name: str, kind: str) -> Tensor:
         """Return the area under every image's curve, `[images]`: low is good for deletion, high for insertion."""
         return torch.trapezoid(self.get_curves(name, kind), torch.cat(self.taken[name]), dim=1)
 
-    def shares(self) -> dict[str, list[float]]:
+    def compute_pixel_shares(self) -> dict[str, list[float]]:
         """Return, by order, the share of pixels deleted or inserted after every step, 0 to 1: the images' mean."""
         return {name: torch.cat(taken).double().mean(0).tolist() for name, taken in self.taken.items()}
 
-    def mean_curves(self) -> dict[str, dict[str, list[MeanEstimate]]]:
+    def compute_mean_curves(self) -> dict[str, dict[str, list[MeanEstimate]]]:
         """Return, by order and kind, the mean over images at every step, with its 95% interval."""
         found: dict[str, dict[str, list[MeanEstimate]]] = {}
         for name, kinds in self.curves.items():
@@ -125,7 +125,7 @@ class DeletionInsertionCurves:
         found: dict[str, dict[str, Any]] = {}
         for name, kinds in self.curves.items():
             for kind in kinds:
-                mean = bootstrap_mean(self.areas(name, kind).numpy())
+                mean = bootstrap_mean(self.compute_areas(name, kind).numpy())
                 if mean is not None:
                     found.setdefault(name, {})[kind] = asdict(mean)
         return found
@@ -134,7 +134,7 @@ class DeletionInsertionCurves:
         """Return, by kind, the area of pass two less that of pass one, paired over images; empty with a single pass."""
         found = {}
         for kind in self.curves.get("pass_two", {}):
-            mean = bootstrap_mean((self.areas("pass_two", kind) - self.areas("pass_one", kind)).numpy())
+            mean = bootstrap_mean((self.compute_areas("pass_two", kind) - self.compute_areas("pass_one", kind)).numpy())
             if mean is not None:
                 found[kind] = asdict(mean)
         return found

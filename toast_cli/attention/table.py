@@ -132,7 +132,7 @@ class AttentionMetricsTable:
         counts = {map: sum(value != value for value in self.column(f"{map}/entropy")) for map in maps}
         return {map: count for map, count in counts.items() if count}
 
-    def per_class(self, classes: Sequence[str]) -> str:
+    def format_per_class(self, classes: Sequence[str]) -> str:
         """Return a CSV with a line per class: images, accuracy and the mean of every measure."""
         lines = []
         for label, name in enumerate(classes):
@@ -142,7 +142,7 @@ class AttentionMetricsTable:
                 lines.append([name, len(rows), *means])
         return format_csv([["class", "images", "accuracy", *self.names()], *lines])
 
-    def per_image(self, classes: Sequence[str], names: Sequence[str]) -> str:
+    def format_per_image(self, classes: Sequence[str], names: Sequence[str]) -> str:
         """Return a CSV with a line per image: its name, class and every measure."""
         lines = [
             [

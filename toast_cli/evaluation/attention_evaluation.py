@@ -16,7 +16,7 @@ from toast_cli.attention.table import AttentionMetricsTable
 from toast_cli.data.base import BatchLoader, ImageSplit, get_image_splits
 from toast_cli.data.demo.mosaics import GridSplit
 from toast_cli.data.subset import SplitSubset, draw_subset
-from toast_cli.evaluation.open_run import RunRequest, open_run, open_session, set_feedback_strength
+from toast_cli.evaluation.open_run import OpenedRun, RunRequest, open_run, open_session, set_feedback_strength
 from toast_cli.model.model import Model
 from toast_cli.steering.steering import run_one_pass
 from toast_cli.training.notices import report_skipped_samples
@@ -106,17 +106,14 @@ def open_attention_run(
         raise UsageError("This is for models that label images, and this one labels pixels.")
     split = draw_subset(all_images, request.limit, run.recipe.seed if seed is None else seed)
     session.data = replace(session.data, splits={request.split: split})
-    viewer = AttentionViewer(
-        name or request.path.resolve().name,
-        run.model.eval(),
-        run.recipe.images,
-        run.classes,
-        request.layer,
-        request.head,
-        recipe=run.recipe,
-    )
+    viewer = replace(build_viewer(run, name or request.path.resolve().name), level=request.layer, head=request.head)
     cells = all_images.options.cells if isinstance(all_images, GridSplit) else None
     return AttentionRun(request, viewer, session, split, cells)
+
+
+def build_viewer(run: OpenedRun, name: str) -> AttentionViewer:
+    """Return the viewer of a run's model, as figures and records are to name it."""
+    return AttentionViewer(name, run.model.eval(), run.recipe.images, run.classes, recipe=run.recipe)
 
 
 @torch.no_grad()

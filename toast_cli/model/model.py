@@ -94,8 +94,8 @@ class Model(nn.Module):
         passes = self.adapted(inputs, first_trace, last_trace)
         return self._head(passes, counts, inputs), passes
 
-    def plain(self, inputs: Any) -> Tensor:
-        """Outputs of the head for a single pass, whatever the method makes of the backbone."""
+    def forward_plain(self, inputs: Any) -> Tensor:
+        """Return the head's outputs for a single pass, whatever the method makes of the backbone."""
         trace = Trace(levels=True) if self.objective.reads_levels else None
         return self._head(run_one_pass(self.backbone, inputs, trace), trace, inputs)
 
@@ -225,7 +225,7 @@ def count_flops(model: Model) -> dict[str, Any]:
         with FlopCounterMode(display=False) as own:
             model(example)
         with disable_peft_layers(model.backbone.module), FlopCounterMode(display=False) as plain:
-            model.plain(example)
+            model.forward_plain(example)
     finally:
         for weight in trained:
             weight.requires_grad_(True)

@@ -38,7 +38,7 @@ def summarize_curves(curves: DeletionInsertionCurves) -> dict[str, Any]:
     """Return the areas with their intervals, and what they are areas of, as JSON has them."""
     return {
         "images": len(curves.get_curves("pass_one", "deletion")),
-        "shares_of_pixels": curves.shares(),
+        "shares_of_pixels": curves.compute_pixel_shares(),
         "meaning": CURVE_DESCRIPTIONS,
         "area": curves.result(),
         "pass_two_less_pass_one": curves.compute_area_gain(),
@@ -61,7 +61,9 @@ def format_curves_csv(shares: PixelShares, means: MeanCurves) -> str:
 def format_areas_csv(curves: DeletionInsertionCurves, names: Iterable[str]) -> str:
     """Return the area under every image's curves as a CSV: a line an image."""
     columns = {
-        f"{name}/{kind}": curves.areas(name, kind).tolist() for name, kinds in curves.curves.items() for kind in kinds
+        f"{name}/{kind}": curves.compute_areas(name, kind).tolist()
+        for name, kinds in curves.curves.items()
+        for kind in kinds
     }
     lines = [[name, *map(format_number, row)] for name, *row in zip(names, *columns.values(), strict=True)]
     return format_csv([["image", *columns], *lines])

@@ -199,7 +199,7 @@ class TestNumbers:
         numbers = AttentionMetricsTable()
         batch = {"label": torch.tensor([1, 0, 1]), "index": torch.arange(3), "mask": MASK}
         numbers.add(look_of(MAPS), batch)
-        lines = list(csv.DictReader(io.StringIO(numbers.per_class(("a", "b", "never")))))
+        lines = list(csv.DictReader(io.StringIO(numbers.format_per_class(("a", "b", "never")))))
         assert [(line["class"], line["images"]) for line in lines] == [("a", "1"), ("b", "2")]
         shares = share_inside(MAPS, MASK)
         assert float(lines[1]["pass_one/share_inside"]) == pytest.approx(float(shares[[0, 2]].mean()), abs=1e-5)
@@ -257,13 +257,15 @@ class TestCurves:
         curves = DeletionInsertionCurves(lambda images: images.flatten(1)[:, :2], steps=4)
         curves.add(look_of(torch.rand(6, 4, 4), torch.rand(6, 4, 4)), torch.randn(6, 3, 16, 16))
         whole = curves.get_curves("pass_two", "insertion")
-        means = curves.mean_curves()["pass_two"]["insertion"]
+        means = curves.compute_mean_curves()["pass_two"]["insertion"]
         assert [mean.mean for mean in means] == pytest.approx(whole.mean(0).tolist(), abs=1e-6)
         assert all(mean.low < mean.mean < mean.high and mean.images == 6 for mean in means[:-1])
-        assert curves.shares() == {name: [0, 0.25, 0.5, 0.75, 1] for name in ("pass_one", "pass_two", "random")}
-        areas = curves.areas("pass_two", "insertion")
+        assert curves.compute_pixel_shares() == {
+            name: [0, 0.25, 0.5, 0.75, 1] for name in ("pass_one", "pass_two", "random")
+        }
+        areas = curves.compute_areas("pass_two", "insertion")
         assert areas.tolist() == pytest.approx([float((c[1:] + c[:-1]).sum()) / 8 for c in whole], abs=1e-6)
-        difference = areas - curves.areas("pass_one", "insertion")
+        difference = areas - curves.compute_areas("pass_one", "insertion")
         assert curves.compute_area_gain()["insertion"]["mean"] == pytest.approx(float(difference.mean()), abs=1e-6)
         same = torch.rand(6, 4, 4)
         curves = DeletionInsertionCurves(lambda images: images.flatten(1)[:, :2], steps=4)
@@ -287,11 +289,11 @@ class TestCurves:
         look.logits = predict(image)
         curves.add(look, image)
         taken = [0, 0.25, 0.25, 0.5, 0.5, 0.5, 0.75, 0.75, 1, 1, 1]
-        assert curves.shares() == {"pass_one": taken, "random": taken}
+        assert curves.compute_pixel_shares() == {"pass_one": taken, "random": taken}
         falls = curves.get_curves("pass_one", "deletion")[0].tolist()
         assert falls == pytest.approx([1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0], abs=1e-5)
         # All until a quarter is gone, then straight down to nothing at a half.
-        assert curves.areas("pass_one", "deletion").item() == pytest.approx(0.25 + 0.125, abs=1e-5)
+        assert curves.compute_areas("pass_one", "deletion").item() == pytest.approx(0.25 + 0.125, abs=1e-5)
         assert len(asked) == 3 + 2 * 2 * 3, (
             "nothing is asked twice: three ends, three steps of two curves in two orders"
         )
@@ -316,7 +318,7 @@ class TestCurves:
         curves = DeletionInsertionCurves(lambda images: (asked.append(images), images.flatten(1)[:, :2])[1])
         look = look_of(torch.rand(2, 4, 4), torch.rand(2, 4, 4), torch.rand(2, 2, 2))
         curves.add(look, torch.randn(2, 3, 16, 16))
-        shares = curves.shares()
+        shares = curves.compute_pixel_shares()
         assert shares["random_similarity"] == shares["similarity"] != shares["random"] == shares["pass_one"]
         fine = DeletionInsertionCurves(lambda images: (asked.append(images), images.flatten(1)[:, :2])[1])
         asked.clear()

@@ -75,14 +75,14 @@ def run_attention_eval(request: AttentionEvalRequest, out: Path | None) -> tuple
         "interval": "95%, bootstrap over images",
     }
     folder = clear_previous_outputs(choose_output_folder(request, run.viewer, out, "numbers"))
-    write_text(folder / "per_class.csv", numbers.per_class(classes))
-    write_text(folder / "per_image.csv", numbers.per_image(classes, run.split.names))
+    write_text(folder / "per_class.csv", numbers.format_per_class(classes))
+    write_text(folder / "per_image.csv", numbers.format_per_image(classes, run.split.names))
     if curves is not None:
         results["curves"] = summarize_curves(curves)
-        means = curves.mean_curves()
-        write_text(folder / "curves.csv", format_curves_csv(curves.shares(), means))
+        means = curves.compute_mean_curves()
+        write_text(folder / "curves.csv", format_curves_csv(curves.compute_pixel_shares(), means))
         write_text(folder / "curves_per_image.csv", format_areas_csv(curves, result.curve_names))
-        save_figure(draw_deletion_insertion_curves(curves.shares(), means), folder / "curves.png")
+        save_figure(draw_deletion_insertion_curves(curves.compute_pixel_shares(), means), folder / "curves.png")
     write_json(folder / RECORD_FILE, results)
     print_line(f"Numbers, per class, per image, curves: {folder}", err)
     return results, build_attention_table(request, results)

@@ -11,6 +11,7 @@ from toast_cli.cli.find_run import resolve_run_path
 from toast_cli.cli.output.console import err, print_line
 from toast_cli.data.base import Sample
 from toast_cli.data.images.folder_scan import list_images
+from toast_cli.evaluation.attention_evaluation import build_viewer
 from toast_cli.evaluation.open_run import OpenedRun, RunRequest, open_run, open_run_data
 from toast_cli.storage.run_folder import find_newest_run
 from toast_cli.training.distributed.devices import make_accelerator
@@ -38,10 +39,7 @@ def load_viewers(
         paths = runs or [resolve_run_path(None)]
         names = make_names_unique(path.resolve().name for path in paths)
         opened = [open_run(RunRequest(path, None, data_dir, weights=weights, device=device)) for path in paths]
-        viewers = [
-            AttentionViewer(name, each.model, each.recipe.images, each.classes, recipe=each.recipe)
-            for name, each in zip(names, opened, strict=True)
-        ]
+        viewers = [build_viewer(each, name) for each, name in zip(opened, names, strict=True)]
         inside = len(paths) == 1 and paths[0].is_dir()
         return viewers, opened[0], paths[0] / "attention" if inside else Path("attention")
     if not (from_files or texts):
