@@ -60,19 +60,19 @@ def noting(model: Any, parts: Parts) -> Iterator[None]:
     def pass_of() -> str:
         return "second pass, all but its last level" if sent else "first pass and what both share"
 
-    def send(*arguments: Any) -> Any:
+    def send_signals(*arguments: Any) -> Any:
         nonlocal sent
         sent = True
-        return plain_send(*arguments)
+        return compute(*arguments)
 
-    plain_send = steering.send
+    compute = steering.compute_signals_fast
     wrapped = {
         (backbone, "enter"): parts.of("embedding", backbone.enter),
         (backbone, "run"): parts.of(pass_of, backbone.run),
         (backbone, "keep"): parts.of("what both passes keep", backbone.keep),
         (backbone, "leave"): parts.of("end of the first pass", backbone.leave),
         (backbone, "tap"): parts.of("end of the first pass", backbone.tap),
-        (steering, "send"): parts.of("select and feed back", send),
+        (steering, "compute_signals_fast"): parts.of("select and feed back", send_signals),
         (backbone, "conclude"): parts.of("last level of the second pass, and pooling", backbone.conclude),
     }
     patches = [patch.object(owner, name, new) for (owner, name), new in wrapped.items()]

@@ -80,7 +80,7 @@ def inference(given: argparse.Namespace) -> None:
     for name in given.methods:
         model = made(given.backbone, METHODS[name], given.classes, given.device).eval()
         with torch.no_grad():
-            before, seen = model(images), model.look(images)[0]
+            before, seen = model(images), model.forward_passes(images)[0]
             model = fold_model(model)
             one_matrix = model(images)
         largest = max(float((other - seen).abs().max()) for other in (before, one_matrix))

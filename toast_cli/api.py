@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from toast_cli import registry
 from toast_cli.attention.maps import AttentionRecorder, HeadSelection
-from toast_cli.attention.predict_segmentation import predict_pixel_classes
+from toast_cli.attention.segmentation import predict_pixel_classes
 from toast_cli.backbones.base import Backbone
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.images.decode import open_image, to_rgb
@@ -154,8 +154,8 @@ class Steered(nn.Module):
         """
         prepared = self.prepare(images)
         with self._evaluation_mode():
-            look = AttentionRecorder(self.model, level, head).look(prepared)
-        return Attention(look.first, look.last, look.similarity)
+            output = AttentionRecorder(self.model, level, head).record(prepared)
+        return Attention(output.first, output.last, output.similarity)
 
     def generate(
         self, prompt: str | Sequence[Message], on_text: Callable[[str], Any] | None = None, **settings: Any
@@ -189,7 +189,7 @@ class Steered(nn.Module):
         if isinstance(prompts, str):
             raise UsageError("One text is no list of prompts.", what_to_do="'generate' answers one.")
         with self._evaluation_mode():
-            return TextGenerator(self.model, self._template).answers(
+            return TextGenerator(self.model, self._template).answer_all(
                 [_to_turns(one) for one in prompts], batch_size, **settings
             )
 
@@ -319,7 +319,7 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
         where = ".".join(map(str, first["loc"]))
         raise UsageError(f"The method '{method}' does not take {where}: {first['msg']}.") from error
     task = registry.load_entry(registry.TASKS, "language" if text else "classification")
-    stock = BackboneSnapshot.of(backbone)
+    stock = BackboneSnapshot.from_backbone(backbone)
     adapted = chosen.build(settings, backbone)
     objective = task.build(task.options(name="language" if text else "classification"), backbone, names)
     own = next(backbone.module.parameters())

@@ -111,10 +111,10 @@ class ConvNeXtBackbone(Backbone):
 
     def grid(self, inputs: Tensor) -> tuple[int, int]:
         """Rows and columns of the last stage's map."""
-        rows, columns = (self._cells(side) for side in inputs.shape[-2:])
+        rows, columns = (self._count_cells(side) for side in inputs.shape[-2:])
         return rows, columns
 
-    def _cells(self, side: int) -> int:
+    def _count_cells(self, side: int) -> int:
         """What is left of a side of the image at the last stage."""
         for convolution in (part for part in self.module.stem if isinstance(part, nn.Conv2d)):
             reach = convolution.kernel_size[0] - 2 * int(convolution.padding[0])

@@ -142,7 +142,7 @@ def test_a_training_step_changes_what_the_method_declares_and_nothing_else(name:
     torch.manual_seed(0)
     card = registry.load_backbone_card(name)
     backbone = card.build(card.options(name=name, weights="none"))
-    stock = BackboneSnapshot.of(backbone)
+    stock = BackboneSnapshot.from_backbone(backbone)
     registered = registry.load_entry(registry.METHODS, method)
     options = registered.options(**ASKED.get(method, {}))
     if method == "vpt" and not backbone.takes_prompts:
@@ -163,7 +163,7 @@ def test_a_training_step_changes_what_the_method_declares_and_nothing_else(name:
     before = {key: tensor.detach().clone() for key, tensor in tensors.items()}
     additions = model.get_frozen_additions()
     optimizer = torch.optim.SGD(model.trained().values(), lr=1.0)
-    logits, passes = model.look(inputs_of(backbone))
+    logits, passes = model.forward_passes(inputs_of(backbone))
     loss = logits.exp().sum()  # any loss will do: which task follows is not the backbone's business
     if (own := backbone.output()) is not None:
         loss = loss + own(passes.last.pooled).exp().sum()

@@ -49,7 +49,7 @@ def model_of(family: str, weights: Path, classes: tuple[str, ...], method: str =
 def test_the_first_pass_and_the_own_classifier_are_the_model_as_it_came(family: str, stock: Any, weights: Path) -> None:
     model = model_of(family, weights, IMAGENET)
     images = torch.randn(2, 3, *model.backbone.require_preprocessing().image_size)
-    _, passes = model.look(images)
+    _, passes = model.forward_passes(images)
     torch.testing.assert_close(model.head(passes.first.pooled), stock(images))
 
 
@@ -57,7 +57,7 @@ def test_the_first_pass_and_the_own_classifier_are_the_model_as_it_came(family: 
 def test_fewer_classes_are_found_by_their_imagenet_names(family: str, stock: Any, weights: Path) -> None:
     model = model_of(family, weights, ("n01484850", "n01440764"))
     images = torch.randn(2, 3, *model.backbone.require_preprocessing().image_size)
-    _, passes = model.look(images)
+    _, passes = model.forward_passes(images)
     torch.testing.assert_close(model.head(passes.first.pooled), stock(images)[:, [2, 0]])
 
 

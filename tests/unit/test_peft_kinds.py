@@ -63,7 +63,7 @@ def test_every_kind_that_is_said_to_go_in_does_and_can_be_counted_or_is_told_why
     went = set()
     for kind in list_injectable_kinds():
         stock = backbone()
-        before = BackboneSnapshot.of(stock)
+        before = BackboneSnapshot.from_backbone(stock)
         try:
             adapted = METHOD.build(PeftOptions(kind=kind), stock)
         except UsageError as error:

@@ -1,4 +1,4 @@
-"""Deletion and insertion (Petsiuk et al., RISE, BMVC 2018): does the answer hang on what a map marks?"""
+"""Deletion and insertion (Petsiuk et al., RISE, BMVC 2018): does the answer depend on what a map marks?"""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from toast_cli.attention.bootstrap import MeanEstimate, bootstrap_mean
 from toast_cli.attention.maps import AttentionOutput
 from toast_cli.attention.metrics import is_zero_map
+from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
 
 CURVE_STEPS = 10
 RANDOM_ORDER = "random"
-"""The order that says nothing, beside which those of the maps are to be read."""
+"""The order that says nothing: the baseline of the maps' orders."""
 RANDOM_SIMILARITY_ORDER = "random_similarity"
-"""The same in the cells of the similarity, where those are others: of a ConvNeXt's earlier stages."""
+"""The same in the cells of the similarity, if it has other cells than the maps: of a ConvNeXt's earlier stages."""
 
 
 def count_forward_passes(orders: int) -> int:
-    """How often the model is asked about an image at most: the three ends, and both curves' steps in every order."""
+    """Return how often the model sees an image at most: the three ends, and both curves' steps in every order."""
     return 3 + orders * 2 * (CURVE_STEPS - 1)
 
 
@@ -51,44 +51,43 @@ class DeletionInsertionCurves:
         self.taken: dict[str, list[Tensor]] = {}
 
     @torch.no_grad()
-    def add(self, look: AttentionOutput, images: Tensor) -> None:
-        """Add the images of a batch, given how the model looked at them."""
+    def add(self, output: AttentionOutput, images: Tensor) -> None:
+        """Add the images of a batch, given their maps."""
         H, W = images.shape[2:]
-        answer = look.logits.argmax(-1)
+        answer = output.logits.argmax(-1)
         # Of so strong a blur nothing is recognised; normalised images have the mean colour at zero.
         blurred = gaussian_blur(images, [2 * (min(H, W) // 8) + 1] * 2, [min(H, W) / 8.0] * 2)
         full, grey, blur = (
             self._compute_answer_probability(given, answer) for given in (images, torch.zeros_like(images), blurred)
         )
-        for name, map in {**look.maps(), **self._compute_baseline(look)}.items():
-            chosen = self._chosen(map, (H, W))
-            self.taken.setdefault(name, []).append(torch.stack([part.mean((1, 2, 3)) for part in chosen], 1).cpu())
+        for name, map in {**output.maps(), **self._compute_baseline(output)}.items():
+            masks = self._build_pixel_masks(map, (H, W))
+            self.taken.setdefault(name, []).append(torch.stack([mask.mean((1, 2, 3)) for mask in masks], 1).cpu())
             for kind, shown, hidden, ends in (
                 ("deletion", torch.zeros_like(images), images, (full, grey)),
                 ("insertion", images, blurred, (blur, full)),
             ):
-                curve = [ends[0]]  # where every order begins and ends is the same for all
-                for before, part in pairwise(chosen):
-                    if part is before:  # few cells, many steps: nothing more is taken
+                curve = [ends[0]]  # all orders begin and end at the same two images
+                for before, mask in pairwise(masks):
+                    if mask is before:  # few cells, many steps: nothing more is taken
                         curve.append(curve[-1])
-                    elif part is chosen[-1]:
+                    elif mask is masks[-1]:
                         curve.append(ends[1])
                     else:
-                        curve.append(self._compute_answer_probability(part * shown + (1 - part) * hidden, answer))
-                whole = torch.stack(curve, dim=1)
-                # A map that is zero everywhere puts nothing in an order.
-                whole = whole.masked_fill(is_zero_map(map).cpu()[:, None], torch.nan)
-                self.curves.setdefault(name, {}).setdefault(kind, []).append(whole)
+                        curve.append(self._compute_answer_probability(mask * shown + (1 - mask) * hidden, answer))
+                # A map that is zero everywhere gives no order.
+                points = torch.stack(curve, dim=1).masked_fill(is_zero_map(map).cpu()[:, None], torch.nan)
+                self.curves.setdefault(name, {}).setdefault(kind, []).append(points)
 
-    def _compute_baseline(self, look: AttentionOutput) -> dict[str, Tensor]:
-        """Maps that put the cells in a random order, for every grid that there is."""
-        grids = {RANDOM_ORDER: look.first}
-        if look.similarity is not None and look.similarity.shape != look.first.shape:
-            grids[RANDOM_SIMILARITY_ORDER] = look.similarity
+    def _compute_baseline(self, output: AttentionOutput) -> dict[str, Tensor]:
+        """Return maps that put the cells in a random order, one for every grid that there is."""
+        grids = {RANDOM_ORDER: output.first}
+        if output.similarity is not None and output.similarity.shape != output.first.shape:
+            grids[RANDOM_SIMILARITY_ORDER] = output.similarity
         return {name: torch.rand(map.shape, generator=self.generator).to(map.device) for name, map in grids.items()}
 
-    def _chosen(self, map: Tensor, size: tuple[int, int]) -> list[Tensor]:
-        """The pixels taken after every step from none to all, each `[B, 1, H, W]`; the same tensor where none come."""
+    def _build_pixel_masks(self, map: Tensor, size: tuple[int, int]) -> list[Tensor]:
+        """Return the pixels taken after every step, `[B, 1, H, W]` each; the same tensor again if a step takes none."""
         place = rank_cells(map)
         cells = place[0].numel()
         counts = [-(-cells * step // self.steps) for step in range(self.steps + 1)]
@@ -96,53 +95,53 @@ class DeletionInsertionCurves:
         return [parts[count] for count in counts]
 
     def _compute_answer_probability(self, images: Tensor, answer: Tensor) -> Tensor:
-        """How likely each image's own answer is, `[B]`, on the CPU."""
+        """Return the probability of each image's own answer, `[B]`, on the CPU."""
         return self.predict(images).float().softmax(-1).gather(1, answer[:, None])[:, 0].cpu()
 
-    def whole(self, name: str, kind: str) -> Tensor:
-        """All images' curves, `[images, steps + 1]`."""
+    def get_curves(self, name: str, kind: str) -> Tensor:
+        """Return all images' curves, `[images, steps + 1]`."""
         return torch.cat(self.curves[name][kind])
 
-    def areas(self, name: str, kind: str) -> Tensor:
-        """The area under every image's curve, `[images]`: low is good for deletion, high for insertion."""
-        return torch.trapezoid(self.whole(name, kind), torch.cat(self.taken[name]), dim=1)
+    def compute_areas(self, name: str, kind: str) -> Tensor:
+        """Return the area under every image's curve, `[images]`: low is good for deletion, high for insertion."""
+        return torch.trapezoid(self.get_curves(name, kind), torch.cat(self.taken[name]), dim=1)
 
-    def shares(self) -> dict[str, list[float]]:
-        """By order, the share of the pixels that is deleted or inserted after every step, 0 to 1: the images' mean."""
+    def compute_pixel_shares(self) -> dict[str, list[float]]:
+        """Return, by order, the share of pixels deleted or inserted after every step, 0 to 1: the images' mean."""
         return {name: torch.cat(taken).double().mean(0).tolist() for name, taken in self.taken.items()}
 
-    def mean_curves(self) -> dict[str, dict[str, list[MeanEstimate]]]:
-        """By order and kind, the mean over images at every step, with its 95% interval; without orders no image has."""
+    def compute_mean_curves(self) -> dict[str, dict[str, list[MeanEstimate]]]:
+        """Return, by order and kind, the mean over images at every step, with its 95% interval."""
         found: dict[str, dict[str, list[MeanEstimate]]] = {}
         for name, kinds in self.curves.items():
             for kind in kinds:
-                means = [bootstrap_mean(values) for values in self.whole(name, kind).numpy().T]
+                means = [bootstrap_mean(values) for values in self.get_curves(name, kind).numpy().T]
                 if None not in means:
                     found.setdefault(name, {})[kind] = [mean for mean in means if mean is not None]
         return found
 
     def result(self) -> dict[str, dict[str, Any]]:
-        """By order and kind, the mean area with its 95% interval; an order that no image has is left out."""
+        """Return, by order and kind, the mean area with its 95% interval; an order that no image has is left out."""
         found: dict[str, dict[str, Any]] = {}
         for name, kinds in self.curves.items():
             for kind in kinds:
-                mean = bootstrap_mean(self.areas(name, kind).numpy())
+                mean = bootstrap_mean(self.compute_areas(name, kind).numpy())
                 if mean is not None:
                     found.setdefault(name, {})[kind] = asdict(mean)
         return found
 
-    def gained(self) -> dict[str, dict[str, Any]]:
-        """By kind, the area of pass two less that of pass one, paired over images; nothing with a single pass."""
+    def compute_area_gain(self) -> dict[str, dict[str, Any]]:
+        """Return, by kind, the area of pass two less that of pass one, paired over images; empty with a single pass."""
         found = {}
         for kind in self.curves.get("pass_two", {}):
-            mean = bootstrap_mean((self.areas("pass_two", kind) - self.areas("pass_one", kind)).numpy())
+            mean = bootstrap_mean((self.compute_areas("pass_two", kind) - self.compute_areas("pass_one", kind)).numpy())
             if mean is not None:
                 found[kind] = asdict(mean)
         return found
 
 
 def rank_cells(map: Tensor) -> Tensor:
-    """Where each cell of `[B, rows, columns]` stands, from the highest (0) to the lowest (one less than cells)."""
+    """Return the rank of each cell of `[B, rows, columns]`: 0 for the highest."""
     order = map.flatten(1).argsort(stable=True, dim=1, descending=True)
     places = torch.empty_like(order)
     places.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order).contiguous())

@@ -34,10 +34,10 @@ class EnergyRecorder:
         self.level = resolve_level(self.model.backbone, self.level)
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> AttentionOutput:
-        """Logits, passes and maps `[B, rows, columns]` for images `[B, 3, H, W]`; similarity is the last level's."""
+    def record(self, images: Tensor) -> AttentionOutput:
+        """Run the model on images `[B, 3, H, W]`: return logits, passes and maps; similarity is the last level's."""
         first, last = Trace(levels=True), Trace(levels=True)
-        logits, passes = self.model.look(images, first, last)
+        logits, passes = self.model.forward_passes(images, first, last)
         return AttentionOutput(
             logits=logits,
             passes=passes,
@@ -49,13 +49,13 @@ class EnergyRecorder:
 
 
 def compute_feature_energy(features: Tensor) -> Tensor:
-    """The squared length of every cell of `[B, C, H, W]`, as a map `[B, H, W]` that sums to one."""
+    """Return the squared length of every cell of `[B, C, H, W]`, as a map `[B, H, W]` that sums to one."""
     strength = features.float().square().sum(1)
     return strength / strength.sum(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
 def build_recorder(model: Model, level: int = -1, head: HeadSelection = "mean") -> AttentionRecorder | EnergyRecorder:
-    """What shows where this model looks: its attention, or where it has none, the energy of its features.
+    """Return the recorder of a model's attention or, if it has none, of its feature energy.
 
     Raises:
         UsageError: there is no such level or head.

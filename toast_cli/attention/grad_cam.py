@@ -16,7 +16,7 @@ from toast_cli.utils.errors import ToastError, UsageError
 
 
 class FinalLevelModule(nn.Module):
-    """The end of one pass, with `listened` where Grad-CAM listens.
+    """The end of one pass, with `target_layer` where Grad-CAM listens.
 
     That is the last level's input where levels take tokens (a class token reads the others there for the last time, and
     nothing is read from them after it), and its output where they make maps.
@@ -34,7 +34,7 @@ class FinalLevelModule(nn.Module):
         self.inputs, self.outputs, self.signal = inputs, outputs, signal
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logits, again; images are known already."""
+        """Return the logits, again; the images are known already."""
         backbone = self.model.backbone
         if backbone.channel_dim == 1:
             state = State(self.target_layer(self.outputs.detach().requires_grad_()))
@@ -45,7 +45,7 @@ class FinalLevelModule(nn.Module):
 
 
 def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
-    """Maps `[B, H, W]`, 0 to 1, of the likeliest class of the last pass: `grad_cam_one` and, after it, `grad_cam_two`.
+    """Return maps `[B, H, W]`, 0 to 1, of the last pass's likeliest class: `grad_cam_one` and, if any, `grad_cam_two`.
 
     Raises:
         UsageError: the library is not installed, or the model does not label images.
@@ -61,7 +61,7 @@ def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
     backbone = model.backbone
     first, last = Trace(levels=True), Trace(levels=True)
     with torch.no_grad():
-        logits, passes = model.look(images, first, last)
+        logits, passes = model.forward_passes(images, first, last)
     targets = [ClassifierOutputTarget(int(index)) for index in logits.argmax(-1)]
     ends: dict[str, tuple[Trace, Signal | None, Tensor | None]]
     ends = {"grad_cam_one": (first, None, None if last.outputs else logits)}
@@ -70,10 +70,10 @@ def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
     maps = {}
     with disable_gradients(model):
         for name, (trace, signal, expected) in ends.items():
-            ending = FinalLevelModule(model, trace.inputs[-1], trace.outputs[-1], signal)
+            final_level = FinalLevelModule(model, trace.inputs[-1], trace.outputs[-1], signal)
             cam = GradCAM(
-                ending,
-                [ending.target_layer],
+                final_level,
+                [final_level.target_layer],
                 None if backbone.channel_dim == 1 else _build_reshape_transform(model, images),
             )
             try:
@@ -86,10 +86,10 @@ def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
 
 
 def check_final_logits(found: Tensor, expected: Tensor) -> None:
-    """What was listened to is the model.
+    """Check that the end of the pass, run again, gives the model's logits.
 
     Raises:
-        ToastError: its logits are others.
+        ToastError: it gives others.
     """
     difference = float((found - expected).abs().amax() / expected.abs().amax().clamp_min(1e-6))
     if not difference <= MISMATCH_TOLERANCE[expected.dtype]:
@@ -108,15 +108,15 @@ def _build_reshape_transform(model: Model, images: Tensor) -> Callable[[Tensor],
 
 @contextmanager
 def disable_gradients(model: Model) -> Iterator[None]:
-    """Within the block, nothing of the model asks for a gradient; those it has are put back."""
+    """Turn gradients of the model off within the block; restore them, and its training mode, afterwards."""
     before = [(weight, weight.requires_grad, weight.grad) for weight in model.parameters()]
     training = [(part, part.training) for part in model.modules()]
     model.requires_grad_(False)
     try:
         yield
     finally:
-        for weight, wanted, gradient in before:
-            weight.requires_grad_(wanted)
+        for weight, trained, gradient in before:
+            weight.requires_grad_(trained)
             weight.grad = gradient
-        for part, was in training:
-            part.training = was
+        for part, mode in training:
+            part.training = mode

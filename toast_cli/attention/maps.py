@@ -20,7 +20,7 @@ HeadSelection: TypeAlias = "int | Literal['mean', 'max', 'rollout']"
 
 @dataclass
 class AttentionOutput:
-    """One batch seen by the model, with one level's map in each pass; `last` is None with a single pass.
+    """What the model made of one batch, with one level's map in each pass; `last` is None with a single pass.
 
     `kind` says what the maps are of: attention, or the energy of features where there is no attention. `checks` say
     what the maps were held against; None where they were not.
@@ -35,7 +35,7 @@ class AttentionOutput:
     checks: AttentionChecks | None = None
 
     def maps(self) -> dict[str, Tensor]:
-        """Those that there are, by name, each `[B, rows, columns]`."""
+        """Return the maps that there are, by name, each `[B, rows, columns]`."""
         named = {"pass_one": self.first, "similarity": self.similarity, "pass_two": self.last}
         return {name: map for name, map in named.items() if map is not None}
 
@@ -65,8 +65,8 @@ class AttentionRecorder:
         self.levels = frozenset(range(self.level + 1)) if self.head == "rollout" else frozenset({self.level})
 
     @torch.no_grad()
-    def look(self, inputs: object) -> AttentionOutput:
-        """Logits, passes and maps `[B, rows, columns]` for images `[B, 3, H, W]`, or for a batch of texts.
+    def record(self, inputs: object) -> AttentionOutput:
+        """Run the model on images `[B, 3, H, W]` or a batch of texts, and return logits, passes and maps.
 
         Raises:
             ToastError: a map is not what the model attends with.
@@ -75,7 +75,7 @@ class AttentionRecorder:
         steering = model.adapted.steering
         recorded = self.levels | {steering.levels.start} if steering is not None and self.checked else self.levels
         first, last = (Trace(attention_of=recorded) for _ in range(2))
-        logits, passes = model.look(inputs, first, last)
+        logits, passes = model.forward_passes(inputs, first, last)
         checks = None
         if self.checked:
             checks = check_attention_maps(first, last, None if steering is None else steering.levels.start)
@@ -92,14 +92,13 @@ class AttentionRecorder:
 
     def _map(self, trace: Trace, grid: tuple[int, int]) -> Tensor:
         attention = [trace.attention[level].float() for level in sorted(self.levels)]
-        whole = (
-            compute_attention_rollout(attention) if self.head == "rollout" else reduce_heads(attention[-1], self.head)
-        )
-        return compute_attention_map(whole[:, None], self.model.backbone, grid)
+        rolled_out = self.head == "rollout"
+        weights = compute_attention_rollout(attention) if rolled_out else reduce_heads(attention[-1], self.head)
+        return compute_attention_map(weights[:, None], self.model.backbone, grid)
 
 
 def resolve_level(backbone: Backbone, level: int) -> int:
-    """A level counted from 0, given one that may be counted from the end.
+    """Return a level counted from 0, given one that may be counted from the end.
 
     Raises:
         UsageError: there is none.
@@ -114,7 +113,7 @@ def resolve_level(backbone: Backbone, level: int) -> int:
 
 
 def reduce_heads(attention: Tensor, head: HeadSelection) -> Tensor:
-    """Attention `[B, heads, N, N]` of one head, or the mean or maximum over all: `[B, N, N]`.
+    """Return one head of attention `[B, heads, N, N]`, or the mean or maximum over all: `[B, N, N]`.
 
     Raises:
         UsageError: there is no such head.
@@ -132,7 +131,7 @@ def reduce_heads(attention: Tensor, head: HeadSelection) -> Tensor:
 
 
 def compute_attention_rollout(attention: list[Tensor]) -> Tensor:
-    """What each token has of each input token after these levels (first level first), `[B, N, N]`.
+    """Return how much of each input token every token holds after these levels (first level first), `[B, N, N]`.
 
     Attention rollout (Abnar and Zuidema, ACL 2020): a level hands on the mean of its heads and, by its residual
     connection, each token itself, half and half; levels multiply. What an MLP does is not in it.
@@ -147,7 +146,7 @@ def compute_attention_rollout(attention: list[Tensor]) -> Tensor:
 
 
 def compute_attention_map(attention: Tensor, backbone: Backbone, grid: tuple[int, int]) -> Tensor:
-    """Attention `[B, heads, N, N]` as a map `[B, rows, columns]` that sums to one over the image.
+    """Return attention `[B, heads, N, N]` as a map `[B, rows, columns]` that sums to one over the image.
 
     The class token's row (or, without one, every token's), averaged over heads as in the paper's figure 1; what falls
     on prefix tokens has no place in the image and is left out before normalising.

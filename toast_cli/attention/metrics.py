@@ -6,6 +6,7 @@ A map that is zero everywhere looks nowhere: there is nothing to be measured, an
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -13,33 +14,39 @@ from torch.nn import functional as F
 
 
 def compute_mask_coverage(mask: Tensor, shape: torch.Size) -> Tensor:
-    """How much of every cell of a map lies on the object: masks `[B, H, W]` to `[B, rows, columns]`, 0 to 1."""
+    """Return how much of every cell of a map lies on the object: masks `[B, H, W]` to `[B, rows, columns]`, 0 to 1."""
     return F.interpolate(mask[:, None].float(), size=shape[-2:], mode="area")[:, 0]
 
 
 def normalize_maps(map: Tensor) -> Tensor:
-    """Each map `[B, rows, columns]` divided by its sum; NaN where that is nothing."""
+    """Divide each map `[B, rows, columns]` by its sum; NaN where that is zero."""
     total = map.sum(dim=(1, 2), keepdim=True)
     return map / total.where(total > 0, torch.nan)
 
 
 def is_zero_map(map: Tensor) -> Tensor:
-    """Which maps are zero everywhere, `[B]`."""
+    """Return which maps are zero everywhere, `[B]`."""
     return ~map.flatten(1).any(1)
 
 
 def share_inside(map: Tensor, mask: Tensor) -> Tensor:
-    """Share of each map `[B, rows, columns]` that lies inside its object's mask `[B, H, W]`: `[B]`, 0 to 1.
+    """Return the share of each map `[B, rows, columns]` that lies inside its object's mask `[B, H, W]`: `[B]`, 0 to 1.
 
     The mask is averaged over each cell, so a cell half on the object counts half.
     """
     return (normalize_maps(map) * compute_mask_coverage(mask, map.shape)).sum(dim=(1, 2))
 
 
-def pointing_game_hits(map: Tensor, mask: Tensor) -> Tensor:
-    """Pointing game (Zhang et al., ECCV 2016): whether the middle of each map's highest cell is on the object, `[B]`.
+def compute_object_shares(maps: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """Return the share of every map on the object, `[B]` by name; NaN where the crop lost the object."""
+    visible = mask.flatten(1).any(1)
+    return {name: share_inside(map, mask).where(visible, torch.nan) for name, map in maps.items()}
 
-    Nothing beside the object counts, where the authors allow 15 pixels.
+
+def pointing_game_hits(map: Tensor, mask: Tensor) -> Tensor:
+    """Return whether the middle of each map's highest cell is on the object, `[B]`: the pointing game.
+
+    Zhang et al., ECCV 2016, who also allow 15 pixels beside the object.
     """
     rows, columns = map.shape[1:]
     highest = map.flatten(1).argmax(1)
@@ -49,14 +56,14 @@ def pointing_game_hits(map: Tensor, mask: Tensor) -> Tensor:
 
 
 def pointing_game_chance(mask: Tensor, rows: int, columns: int) -> Tensor:
-    """How often the pointing game is won by a cell that is drawn among `rows` by `columns`, `[B]`."""
+    """Return how often the pointing game is won by a cell drawn among `rows` by `columns`, `[B]`."""
     y = ((torch.arange(rows, device=mask.device) + 0.5) * mask.shape[1] / rows).long()
     x = ((torch.arange(columns, device=mask.device) + 0.5) * mask.shape[2] / columns).long()
     return mask[:, y][:, :, x].float().mean(dim=(1, 2))
 
 
 def roc_auc(map: Tensor, mask: Tensor) -> Tensor:
-    """Area under the ROC curve of a map that tells pixels on the object from others, `[B]`; NaN where there are none.
+    """Return the area under the ROC curve of a map as a classifier of object pixels, `[B]`; NaN where there are none.
 
     That is the chance that of two pixels, one on the object and one beside it, the first has more, ties counting half.
     A cell stands for its pixels on the object and for those beside it.
@@ -71,18 +78,18 @@ def roc_auc(map: Tensor, mask: Tensor) -> Tensor:
 
 
 def entropy(map: Tensor) -> Tensor:
-    """How spread out each map is, `[B]`: its entropy as a share of the largest possible, 0 (one cell) to 1 (even)."""
+    """Return each map's entropy as a share of the largest possible, `[B]`: 0 (one cell) to 1 (even)."""
     p = normalize_maps(map.float()).flatten(1)
     return torch.special.entr(p).sum(1) / math.log(p.shape[1])
 
 
 def total_variation_distance(first: Tensor, last: Tensor) -> Tensor:
-    """How much of the attention moved between two maps, `[B]`: total variation, 0 (the same) to 1 (all of it)."""
+    """Return the total variation between two maps, `[B]`: the share that moved, 0 (the same) to 1 (all of it)."""
     return (first - last).abs().sum(dim=(1, 2)) / 2
 
 
 def compute_cell_shares(map: Tensor, cells: int) -> Tensor:
-    """The share of each map in every cell of a grid of `cells` by `cells`, `[B, cells²]`, row by row."""
+    """Return the share of each map in every cell of a grid of `cells` by `cells`, `[B, cells²]`, row by row."""
     rows, columns = map.shape[1:]
     # Each pixel of a common refinement belongs to one patch and to one cell.
     fine = normalize_maps(map).repeat_interleave(cells, 1).repeat_interleave(cells, 2) / cells**2

@@ -1,4 +1,4 @@
-"""Numbers behind the pictures: every measure of every image's maps, then means with intervals, and a line per class."""
+"""Numbers behind the pictures: the measures of every image's maps, and their means over images and per class."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toast_cli.attention.bootstrap import MeanEstimate, bootstrap_mean
 from toast_cli.attention.maps import AttentionOutput
 from toast_cli.attention.metrics import (
     compute_cell_shares,
     compute_mask_coverage,
+    compute_object_shares,
     entropy,
     is_zero_map,
     pointing_game_chance,
     pointing_game_hits,
     roc_auc,
-    share_inside,
     total_variation_distance,
 )
 from toast_cli.utils.formatting import format_csv
+from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
 
 METRIC_DESCRIPTIONS = {
     "share_inside": "share of the map inside the object",
@@ -54,73 +54,69 @@ class AttentionMetricsTable:
         self.cells = cells
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, look: AttentionOutput, batch: dict[str, Tensor]) -> None:
+    def add(self, output: AttentionOutput, batch: dict[str, Tensor]) -> None:
         """Add a batch with its `index` and `label` `[B]` and, where there are masks, `mask` `[B, H, W]`."""
         mask = batch.get("mask")
-        found = {f"{map}/{name}": value for map, name, value in self._compute_measures(look, mask)}
-        found["correct"] = (look.logits.argmax(-1) == batch["label"]).float()
+        found = {f"{map}/{name}": value for map, name, value in self._compute_measures(output, mask)}
+        found["correct"] = (output.logits.argmax(-1) == batch["label"]).float()
         values = {name: value.float().cpu().tolist() for name, value in found.items()}
         for place, (index, label) in enumerate(zip(batch["index"].tolist(), batch["label"].tolist(), strict=True)):
             if label >= 0:
                 row = {name: value[place] for name, value in values.items()}
                 self.rows.append({"index": index, "label": label, **row})
 
-    def _compute_measures(self, look: AttentionOutput, mask: Tensor | None) -> Iterable[tuple[str, str, Tensor]]:
-        for name, map in look.maps().items():
+    def _compute_measures(self, output: AttentionOutput, mask: Tensor | None) -> Iterable[tuple[str, str, Tensor]]:
+        """Yield every measure of every map and of the change between passes; NaN where the crop lost the object."""
+        shares: dict[str, Tensor] = {} if mask is None else compute_object_shares(output.maps(), mask)
+        for name, map in output.maps().items():
             yield name, "entropy", entropy(map)
             if mask is None:
                 continue
-            seen = mask.flatten(1).any(1)
-            nothing = torch.full((len(map),), torch.nan, device=map.device)
-            for measure, value in (
-                ("share_inside", share_inside),
-                ("pointing_hit", pointing_game_hits),
-                ("auc", roc_auc),
-            ):
-                yield name, measure, value(map, mask).where(seen, nothing)
+            visible = mask.flatten(1).any(1)
+            yield name, "share_inside", shares[name]
+            yield name, "pointing_hit", pointing_game_hits(map, mask).where(visible, torch.nan)
+            yield name, "auc", roc_auc(map, mask).where(visible, torch.nan)
             if self.cells is not None:
                 labelled = compute_cell_shares(mask.float(), self.cells).argmax(1)
                 won = (compute_cell_shares(map, self.cells).argmax(1) == labelled).float()
-                yield name, "grid_hit", won.where(seen & ~is_zero_map(map), nothing)
+                yield name, "grid_hit", won.where(visible & ~is_zero_map(map), torch.nan)
         if mask is not None:
-            yield from self._compute_baseline(UNIFORM_MAP, look.first, mask)
-            if look.similarity is not None and look.similarity.shape != look.first.shape:
-                yield from self._compute_baseline(UNIFORM_SIMILARITY_MAP, look.similarity, mask)
-        if look.last is not None:
-            yield "passes", "shift", total_variation_distance(look.first, look.last)
+            yield from self._compute_baseline(UNIFORM_MAP, output.first, mask)
+            if output.similarity is not None and output.similarity.shape != output.first.shape:
+                yield from self._compute_baseline(UNIFORM_SIMILARITY_MAP, output.similarity, mask)
+        if output.last is not None:
+            yield "passes", "shift", total_variation_distance(output.first, output.last)
             if mask is not None:
-                seen = mask.flatten(1).any(1)
-                gained = share_inside(look.last, mask) - share_inside(look.first, mask)
-                yield "passes", "share_gained", gained.where(seen, torch.nan)
+                yield "passes", "share_gained", shares["pass_two"] - shares["pass_one"]
 
     def _compute_baseline(self, name: str, map: Tensor, mask: Tensor) -> Iterable[tuple[str, str, Tensor]]:
-        """What a map of these cells comes to that is the same everywhere: of its mass, the object's own area."""
-        seen = mask.flatten(1).any(1)
+        """Yield the measures of a map of these cells that is the same everywhere: its share is the object's area."""
+        visible = mask.flatten(1).any(1)
         area = compute_mask_coverage(mask, map.shape).mean(dim=(1, 2))
-        found = {
+        measures = {
             "share_inside": area,
             "pointing_hit": pointing_game_chance(mask, *map.shape[1:]),
             "auc": torch.full_like(area, 0.5),
         }
         if self.cells is not None:
-            found["grid_hit"] = torch.full_like(area, 1 / self.cells**2)
-        for measure, value in found.items():
-            yield name, measure, value.where(seen, torch.nan)
+            measures["grid_hit"] = torch.full_like(area, 1 / self.cells**2)
+        for measure, value in measures.items():
+            yield name, measure, value.where(visible, torch.nan)
 
     def merge(self, other: AttentionMetricsTable) -> None:
-        """Take in what another process collected."""
+        """Add what another process collected."""
         self.rows.extend(other.rows)
 
     def column(self, name: str) -> list[float]:
-        """One measure of every image, in the order of the split."""
+        """Return one measure of every image, in the order of the split."""
         return [row[name] for row in sorted(self.rows, key=lambda row: row["index"])]
 
     def names(self) -> list[str]:
-        """`MAP/MEASURE` of all measures."""
+        """Return `MAP/MEASURE` of all measures."""
         return [name for name in self.rows[0] if "/" in name] if self.rows else []
 
     def result(self) -> dict[str, dict[str, Any]]:
-        """By map and measure, the mean over images and its 95% interval."""
+        """Return, by map and measure, the mean over images and its 95% interval."""
         found: dict[str, dict[str, Any]] = {}
         for name in self.names():
             mean = bootstrap_mean(self.column(name))
@@ -129,14 +125,14 @@ class AttentionMetricsTable:
                 found.setdefault(map, {})[measure] = asdict(mean)
         return found
 
-    def not_measurable(self) -> dict[str, int]:
-        """Of how many images a map is zero everywhere, by its name, where there are any: its means are without them."""
+    def count_unmeasurable(self) -> dict[str, int]:
+        """Count, by map, the images of which it is zero everywhere, if any: its means leave them out."""
         maps = [name.split("/")[0] for name in self.names() if name.endswith("/entropy")]
         counts = {map: sum(value != value for value in self.column(f"{map}/entropy")) for map in maps}
         return {map: count for map, count in counts.items() if count}
 
-    def per_class(self, classes: Sequence[str]) -> str:
-        """A CSV with a line per class: images, accuracy and the mean of every measure."""
+    def format_per_class(self, classes: Sequence[str]) -> str:
+        """Return a CSV with a line per class: images, accuracy and the mean of every measure."""
         lines = []
         for label, name in enumerate(classes):
             rows = [row for row in self.rows if row["label"] == label]
@@ -145,8 +141,8 @@ class AttentionMetricsTable:
                 lines.append([name, len(rows), *means])
         return format_csv([["class", "images", "accuracy", *self.names()], *lines])
 
-    def per_image(self, classes: Sequence[str], names: Sequence[str]) -> str:
-        """A CSV with a line per image: its name, class and every measure."""
+    def format_per_image(self, classes: Sequence[str], names: Sequence[str]) -> str:
+        """Return a CSV with a line per image: its name, class and every measure."""
         lines = [
             [
                 names[row["index"]],
@@ -159,18 +155,59 @@ class AttentionMetricsTable:
         return format_csv([["image", "class", "correct", *self.names()], *lines])
 
 
+class AttentionShare:
+    """Collects, over batches, how much of the attention falls on the object.
+
+    Images whose object the crop lost, and maps that are zero everywhere, are counted but not averaged.
+    """
+
+    def __init__(self) -> None:
+        self._areas: list[Tensor] = []
+        self._shares: dict[str, list[Tensor]] = {}
+
+    def add(self, output: AttentionOutput, mask: Tensor) -> None:
+        """Add one batch with its masks `[B, H, W]`."""
+        self._areas.append(mask.float().mean(dim=(1, 2)).cpu())
+        for name, shares in compute_object_shares(output.maps(), mask).items():
+            self._shares.setdefault(name, []).append(shares.cpu())
+
+    def merge(self, other: AttentionShare) -> None:
+        """Add what another process collected."""
+        self._areas.extend(other._areas)
+        for name, shares in other._shares.items():
+            self._shares.setdefault(name, []).extend(shares)
+
+    def result(self) -> dict[str, float | int]:
+        """Return the mean share of every map over all images; `object_area` is what attention spread evenly would have.
+
+        `<map>_not_measurable` counts the images of which the map is zero everywhere; if all are, the map has no mean.
+        """
+        areas = torch.cat(self._areas)
+        visible = areas > 0
+        found: dict[str, float | int] = {}
+        for name, parts in self._shares.items():
+            shares = torch.cat(parts)[visible]
+            if unmeasurable := int(shares.isnan().sum()):
+                found[f"{name}_not_measurable"] = unmeasurable
+            if unmeasurable < len(shares):
+                found[name] = float(shares.nanmean())
+        if visible.any():
+            found["object_area"] = float(areas[visible].mean())
+        return {**found, "images": int(visible.sum()), "images_without_object": int((~visible).sum())}
+
+
 def format_mean(values: Sequence[float]) -> str:
-    """A plain mean of what is a number."""
+    """Return the plain mean of what is a number."""
     known = [value for value in values if value == value]
     return format_number(sum(known) / len(known)) if known else ""
 
 
 def format_number(value: float) -> str:
-    """A number as a table of numbers has it; empty where it is none."""
+    """Return a number as tables write it; empty for NaN."""
     return f"{value:.6g}" if value == value else ""
 
 
 def format_mean_interval(mean: MeanEstimate | dict[str, Any]) -> str:
-    """A mean with its interval, in percent."""
+    """Return a mean with its interval, in percent."""
     found = mean if isinstance(mean, dict) else asdict(mean)
     return f"{found['mean']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"

@@ -42,8 +42,8 @@ class AttentionChecks:
     first_block: int | None = None
     difference: float | None = None
 
-    def told(self) -> dict[str, Any]:
-        """As JSON has it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the checks as JSON has them."""
         found: dict[str, Any] = {
             "layers_held_against_fused_attention": list(self.fused),
             "largest_mismatch_with_fused_attention": self.mismatch,
@@ -73,7 +73,7 @@ def check_attention_maps(first: Trace, last: Trace, start: int | None) -> Attent
 
 
 def check_fused_mismatch(*traces: Trace) -> float | None:
-    """The largest mismatch of all recorded maps with fused attention's output (see `Trace`); None: none was fused.
+    """Return the largest mismatch of recorded maps with fused attention's output (see `Trace`); None: none was fused.
 
     Raises:
         ToastError: one is beyond rounding.
@@ -93,7 +93,7 @@ def check_fused_mismatch(*traces: Trace) -> float | None:
 
 
 def check_first_steered_level(first: Trace, last: Trace, level: int) -> float:
-    """The first steered level has the same q and k in both passes (section 3.1: only values change): the same map.
+    """Check that the first steered level has the same map in both passes: only its values change (section 3.1).
 
     Returns the largest difference, each row's as a share of its largest number: attention is spread over hundreds of
     tokens, and a difference of a hundredth may be all of it.

@@ -140,8 +140,8 @@ class Trace:
     attention: dict[int, Tensor] = field(default_factory=dict)
     mismatch: dict[int, Tensor] = field(default_factory=dict)
 
-    def take(self, other: Trace) -> None:
-        """Remember what another trace saw of earlier levels, as far as it was asked for here too."""
+    def extend_from(self, other: Trace) -> None:
+        """Add what another trace recorded of earlier levels, as far as this trace records it too."""
         if self.levels:
             self.inputs.extend(other.inputs)
             self.outputs.extend(other.outputs)

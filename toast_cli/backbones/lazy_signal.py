@@ -31,8 +31,8 @@ class LazySignal:
     matrix: Tensor
     at_values: bool
 
-    def worked_out(self) -> Signal:
-        """The signal."""
+    def resolve(self) -> Signal:
+        """Compute the signal."""
         from torch.nn.functional import linear
 
         signal = linear(self.sent, self.matrix)
@@ -40,8 +40,8 @@ class LazySignal:
 
 
 def resolve_signal(signal: Signal | LazySignal | None) -> Signal | None:
-    """The signal itself, pending or not."""
-    return signal.worked_out() if isinstance(signal, LazySignal) else signal
+    """Return the signal itself, and compute it first if it is pending."""
+    return signal.resolve() if isinstance(signal, LazySignal) else signal
 
 
 SignalT = TypeVar("SignalT", bound="Signal | LazySignal")

@@ -1,4 +1,4 @@
-"""Which run a verb works on: the one named, or the newest, which is then said."""
+"""The run that a verb works on: the one named, or the newest, which is printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def resolve_run_path(run: Path | None) -> Path:
-    """The run to work on.
+    """Return the run to work on: the one named, or the newest.
 
     Raises:
         UsageError: none was named and there is none.
@@ -32,21 +32,15 @@ def resolve_run_path(run: Path | None) -> Path:
 
 
 def print_message(text: str) -> None:
-    """Say something beside the results."""
+    """Print a line beside the results, on stderr."""
     print_line(text, err)
 
 
 def load_writer(run: Path, weights: str | None, device: str | None, raw: bool = False) -> TextGenerator:
-    """A run's language model, ready to answer in the form that it was trained on; `raw` leaves prompts unmarked."""
-    from toast_cli.evaluation.evaluate_run import replace_recipe_fields
+    """Load a run's language model, to answer in the form that it was trained on; `raw` leaves prompts unmarked."""
+    from toast_cli.evaluation.open_run import RunRequest, open_run
     from toast_cli.model.generation import TextGenerator
-    from toast_cli.storage.load_model import load_model
-    from toast_cli.training.distributed.devices import make_accelerator
 
-    loaded = load_model(run, weights)
-    template = None if raw else getattr(loaded.recipe.dataset, "template", None)
-    return TextGenerator(
-        loaded.model.to(make_accelerator(replace_recipe_fields(loaded.recipe, device=device)).device),
-        template,
-        print_message,
-    )
+    opened = open_run(RunRequest(run, weights=weights, device=device))
+    template = None if raw else getattr(opened.recipe.dataset, "template", None)
+    return TextGenerator(opened.model, template, print_message)

@@ -14,16 +14,14 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from toast_cli.attention.bootstrap import MeanEstimate, bootstrap_mean
 from toast_cli.attention.table import UNIFORM_MAP, AttentionMetricsTable
 from toast_cli.attention.validation import AttentionChecks
 from toast_cli.data.base import ImageSplit
-from toast_cli.data.subset import draw_subset
-from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, open_run
+from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, AttentionRun, open_attention_run
 from toast_cli.evaluation.same_data import EvaluationImages, check_same_images
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import Session
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
 from toast_cli.visualize.save_figures import make_names_unique
 from toast_cli.visualize.view import AttentionViewer
 
@@ -38,7 +36,7 @@ class ComparedRun:
     """
 
     viewer: AttentionViewer
-    asked: AttentionEvalRequest
+    request: AttentionEvalRequest
     sizes: dict[str, Any]
     kind: str
     probabilities: Tensor
@@ -58,11 +56,11 @@ class RunComparison:
     classes: tuple[str, ...]
 
     def pairs(self) -> list[tuple[ComparedRun, ComparedRun]]:
-        """Every run with each one after it."""
+        """Return every run with each one after it."""
         return list(combinations(self.runs, 2))
 
-    def difference(self, one: ComparedRun, other: ComparedRun, what: str) -> MeanEstimate | None:
-        """The second run less the first, in `correct` or `inside`, paired over images.
+    def estimate_difference(self, one: ComparedRun, other: ComparedRun, what: str) -> MeanEstimate | None:
+        """Return the second run less the first, in `correct` or `inside`, paired over images.
 
         The intervals of all pairs hold together with 95%. None where either run has none, or where what lies inside is
         attention of one and feature energy of the other.
@@ -70,12 +68,13 @@ class RunComparison:
         if what == "inside" and one.kind != other.kind:
             return None
         first, second = getattr(one, what), getattr(other, what)
-        return None if first is None or second is None else bootstrap_mean(second - first, together=len(self.pairs()))
+        return None if first is None or second is None else bootstrap_mean(second - first, intervals=len(self.pairs()))
 
-    def most_disputed(self, count: int) -> list[int]:
-        """The images on which the runs disagree most, the most disputed first: how far their probabilities are apart.
+    def find_most_disputed(self, count: int) -> list[int]:
+        """Return the images on which the runs disagree most, the most disputed first.
 
-        Total variation, the mean over all pairs of runs; images on which all predict the same class come last.
+        The measure is the total variation of their probabilities, the mean over all pairs of runs; images on which all
+        predict the same class come last.
         """
         pairs = [(one.probabilities, other.probabilities) for one, other in self.pairs()]
         apart = torch.stack([(one - other).abs().sum(1) / 2 for one, other in pairs]).mean(0)
@@ -84,22 +83,7 @@ class RunComparison:
         return apart.argsort(descending=True, stable=True)[:count].tolist()
 
 
-@dataclass(frozen=True)
-class OpenedRun:
-    """A run before it is measured."""
-
-    viewer: AttentionViewer
-    asked: AttentionEvalRequest
-    session: Session
-    split: ImageSplit
-
-    @property
-    def shown(self) -> EvaluationImages:
-        """What it is shown."""
-        return EvaluationImages(self.asked.path, self.split, self.session.data.classes, self.session.recipe)
-
-
-def build_comparison(asked: Sequence[AttentionEvalRequest], reporter: Reporter) -> RunComparison:
+def build_comparison(requests: Sequence[AttentionEvalRequest], reporter: Reporter) -> RunComparison:
     """Show every run the same images; all are opened and held against each other before any is measured.
 
     Raises:
@@ -107,25 +91,26 @@ def build_comparison(asked: Sequence[AttentionEvalRequest], reporter: Reporter) 
         ToastError: one cannot be opened or has no such split, level or head; the runs do not see the same images with
             the same object marked in them.
     """
-    if len(asked) < 2:
+    if len(requests) < 2:
         raise UsageError("One run has nothing to be compared with.", what_to_do="Name two or more.")
-    names = make_names_unique(one.path.resolve().name for one in asked)
-    runs: list[OpenedRun] = []
-    for one, name in zip(asked, names, strict=True):
-        with name_run_in_errors(one.path):
-            runs.append(open_run_for_comparison(name, one, runs[0].session.recipe.seed if runs else None, reporter))
+    names = make_names_unique(request.path.resolve().name for request in requests)
+    runs: list[AttentionRun] = []
+    for request, name in zip(requests, names, strict=True):
+        with name_run_in_errors(request.path):
+            runs.append(open_run_for_comparison(name, request, runs[0].session.recipe.seed if runs else None, reporter))
+    first = runs[0]
     for other in runs[1:]:
-        check_same_images(runs[0].shown, other.shown, reporter)
-    found = []
+        check_same_images(get_images(first), get_images(other), reporter)
+    measured = []
     for run in runs:
-        with name_run_in_errors(run.asked.path):
-            found.append(measure_run(run, reporter))
-    return RunComparison(tuple(found), runs[0].split, runs[0].session.recipe.dataset.name, runs[0].session.data.classes)
+        with name_run_in_errors(run.request.path):
+            measured.append(measure_run(run, reporter))
+    return RunComparison(tuple(measured), first.split, first.session.recipe.dataset.name, first.session.data.classes)
 
 
 @contextmanager
 def name_run_in_errors(path: Path) -> Iterator[None]:
-    """Of several runs, an error is to say which one it is of."""
+    """Name, in an error raised within the block, the run that it is about."""
     try:
         yield
     except ToastError as error:
@@ -133,9 +118,16 @@ def name_run_in_errors(path: Path) -> Iterator[None]:
         raise ToastError(f"{path} cannot be compared.", reasons, error.what_to_do, exit_code=error.exit_code) from error
 
 
+def get_images(run: AttentionRun) -> EvaluationImages:
+    """Return what a run is shown."""
+    return EvaluationImages(run.request.path, run.split, run.session.data.classes, run.session.recipe)
+
+
 @torch.no_grad()
-def open_run_for_comparison(name: str, asked: AttentionEvalRequest, seed: int | None, reporter: Reporter) -> OpenedRun:
-    """A run with its data, which can look at the first of its images.
+def open_run_for_comparison(
+    name: str, request: AttentionEvalRequest, seed: int | None, reporter: Reporter
+) -> AttentionRun:
+    """Open a run with its data, and check that it can look at the first of its images.
 
     Where only some are asked for, `seed` draws them, the run's own where it is None.
 
@@ -143,36 +135,29 @@ def open_run_for_comparison(name: str, asked: AttentionEvalRequest, seed: int | 
         UsageError: there is no such split, level or head, or it is made of texts or of labelled pixels.
         ToastError: the data set's classes are not the model's, or nothing can be loaded.
     """
-    session, whole, _ = open_run(replace(asked, limit=None), reporter)
-    split = draw_subset(whole, asked.limit, session.recipe.seed if seed is None else seed)
-    session.data = replace(session.data, splits={asked.split: split})
-    images, classes = session.recipe.images, session.data.classes
-    viewer = AttentionViewer(
-        name, session.model.eval(), images, classes, asked.layer, asked.head, recipe=session.recipe
-    )
-    first, _ = viewer.transform(split.load(0).image)
-    viewer.recorder.look(first[None].to(session.accelerator.device))  # a head that is not there is found by looking
-    return OpenedRun(viewer, asked, session, split)
+    run = open_attention_run(request, reporter, name, seed)
+    image, _ = run.viewer.transform(run.split.load(0).image)
+    run.viewer.recorder.record(image[None].to(run.session.accelerator.device))  # a missing head is found only here
+    return run
 
 
 @torch.no_grad()
-def measure_run(run: OpenedRun, reporter: Reporter) -> ComparedRun:
-    """One run's part.
+def measure_run(run: AttentionRun, reporter: Reporter) -> ComparedRun:
+    """Measure one run on all of its images.
 
     Raises:
         ToastError: an image cannot be read, or a map is not what the model attends with.
     """
-    session, split, asked = run.session, run.split, run.asked
+    session, split, batches = run.session, run.split, run.batches()
     numbers, probabilities, kind, checks = AttentionMetricsTable(), [], "", []
-    batches = session.batches(asked.split, with_masks=split.has_masks)
     for batch in reporter.track(batches, len(batches), run.viewer.name):
         batch = send_to_device(batch, session.accelerator.device)
         with session.accelerator.autocast():
-            look = run.viewer.recorder.look(batch["image"])
-        kind = look.kind
-        checks.append(look.checks)
-        numbers.add(look, batch)
-        probabilities.append(look.logits.float().softmax(-1)[batch["label"] >= 0].cpu())
+            output = run.viewer.recorder.record(batch["image"])
+        kind = output.kind
+        checks.append(output.checks)
+        numbers.add(output, batch)
+        probabilities.append(output.logits.float().softmax(-1)[batch["label"] >= 0].cpu())
     if len(numbers.rows) != len(split):
         raise ToastError(
             f"{len(split) - len(numbers.rows):,} images of {session.recipe.dataset.name} could not be read.",
@@ -183,7 +168,7 @@ def measure_run(run: OpenedRun, reporter: Reporter) -> ComparedRun:
     even = bootstrap_mean(numbers.column(f"{UNIFORM_MAP}/share_inside")) if split.has_masks else None
     return ComparedRun(
         run.viewer,
-        asked,
+        run.request,
         session.sizes(),
         kind,
         torch.cat(probabilities),
@@ -195,7 +180,7 @@ def measure_run(run: OpenedRun, reporter: Reporter) -> ComparedRun:
 
 
 def merge_attention_checks(found: Sequence[AttentionChecks | None]) -> AttentionChecks | None:
-    """The checks of all batches as one: the same layers in each, and how far off they were at most."""
+    """Merge the checks of all batches: the same layers in each, and the largest differences."""
     known = [checks for checks in found if checks is not None]
     if not known:
         return None
@@ -204,8 +189,3 @@ def merge_attention_checks(found: Sequence[AttentionChecks | None]) -> Attention
         mismatch=max((checks.mismatch for checks in known if checks.mismatch is not None), default=None),
         difference=max((checks.difference for checks in known if checks.difference is not None), default=None),
     )
-
-
-def repeat_request(asked: AttentionEvalRequest, paths: Sequence[Any]) -> list[AttentionEvalRequest]:
-    """The same question to every run."""
-    return [replace(asked, path=path) for path in paths]

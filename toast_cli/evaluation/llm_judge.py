@@ -56,18 +56,18 @@ class JudgeReply:
 
 @dataclass(frozen=True)
 class Judge:
-    """Whom to ask, and how: any endpoint that speaks OpenAI's chat protocol."""
+    """The model that judges, and its address: any endpoint that speaks OpenAI's chat protocol."""
 
     model: str
     url: str | None = None
     retries: int = 5
 
-    def asked(self) -> dict[str, Any]:
-        """What a judgement depends on besides question and answer: endpoint, model and the words of the task."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a judgement depends on besides question and answer: endpoint, model and prompt."""
         return {"judge": self.model, "url": self.url, "task": JUDGE_PROMPT}
 
-    def replies(self, question: str, answer: str) -> Iterator[JudgeReply]:
-        """The judge's replies, one after another until one holds a score, at most `ATTEMPTS`.
+    def request_replies(self, question: str, answer: str) -> Iterator[JudgeReply]:
+        """Ask the judge until a reply holds a score, at most `MAX_JUDGE_ATTEMPTS` times, and yield every reply.
 
         Raises:
             ToastError: the endpoint cannot be reached or refuses, after all retries.
@@ -76,8 +76,8 @@ class Judge:
             from openai import OpenAI, OpenAIError
         except ImportError as error:
             raise ToastError("The judge needs the openai client.", what_to_do='pip install "openai>=1.60".') from error
-        said = f"[Question]\n{question}\n\n[Answer]\n{answer}"
-        messages: list[Any] = [{"role": "system", "content": JUDGE_PROMPT}, {"role": "user", "content": said}]
+        prompt = f"[Question]\n{question}\n\n[Answer]\n{answer}"
+        messages: list[Any] = [{"role": "system", "content": JUDGE_PROMPT}, {"role": "user", "content": prompt}]
         key = os.environ.get("OPENAI_API_KEY") or (self.url and "none")  # most local servers want no key
         for _ in range(MAX_JUDGE_ATTEMPTS):
             try:
@@ -99,15 +99,15 @@ class Judge:
 
 
 def parse_judge_reply(body: str) -> JudgeReply:
-    """What a successful response says, which need not be a completion at all."""
+    """Parse the body of a successful response, which need not be a completion at all."""
     try:
-        whole = json.loads(body)
+        response = json.loads(body)
     except (ValueError, RecursionError):
         return JudgeReply(body, None, "the response is no JSON")
     try:
-        words = whole["choices"][0]["message"]["content"]
+        words = response["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
-        error = whole.get("error") if isinstance(whole, dict) else None
+        error = response.get("error") if isinstance(response, dict) else None
         return JudgeReply(body, None, f"the response is an error: {error}" if error else "the response holds no reply")
     if not isinstance(words, str):
         return JudgeReply(body, None, "the reply is no text")
@@ -116,14 +116,14 @@ def parse_judge_reply(body: str) -> JudgeReply:
 
 
 def parse_judge_score(reply: str) -> float | None:
-    """The number from 1 to 10 under "score" in a reply, wherever in it the JSON stands; None where there is none."""
+    """Return the number from 1 to 10 under "score" in a reply, wherever its JSON stands; None if there is none."""
     found = re.search(r'"score"\s*:\s*"?(\d+(?:\.\d+)?)', reply)
     score = float(found.group(1)) if found else 0.0
     return score if 1 <= score <= 10 else None
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a JSON-lines file.
+    """Read the questions of a JSON-lines file.
 
     Raises:
         UsageError: there is no such file.
@@ -150,7 +150,7 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def _parse_question(raw: Any) -> Question:
-    """One line as a question; a ValueError says what is wrong with it."""
+    """Return one line as a question; a ValueError says what is wrong with it."""
     if not isinstance(raw, dict):
         raise ValueError("it is no object")
     for name in ("question_id", "text"):
@@ -174,17 +174,17 @@ def answer_questions(
     max_new_tokens: int,
     weights: str | None = None,
 ) -> Iterator[tuple[Question, str]]:
-    """Every question with its answer, in order; those in the file are kept, new ones are added to it.
+    """Yield every question with its answer, in order; those in the file are kept, new ones are added to it.
 
     `writer` is called once, and only where an answer is missing; `weights` is what it takes in its recipe's place.
     """
     import torch
 
-    asked = {"temperature": ANSWER_TEMPERATURE, "max_new_tokens": max_new_tokens, "seed": seed, "weights": weights}
+    settings = {"temperature": ANSWER_TEMPERATURE, "max_new_tokens": max_new_tokens, "seed": seed, "weights": weights}
     kept = {
         line["question_id"]: line["answer"]
         for line in _read_matching_lines(path, questions)
-        if asked.items() <= line.items()
+        if settings.items() <= line.items()
     }
     loaded: TextGenerator | None = None
     for number, question in enumerate(questions):
@@ -196,36 +196,36 @@ def answer_questions(
         answer = loaded.answer(
             [Turn("user", question.text)], do_sample=True, temperature=ANSWER_TEMPERATURE, max_new_tokens=max_new_tokens
         )
-        append_checksummed_line(path, {**vars(question), "answer": answer, **asked})
+        append_checksummed_line(path, {**vars(question), "answer": answer, **settings})
         yield question, answer
 
 
 def judge_answers(
     judge: Judge, answers: Iterable[tuple[Question, str]], path: Path
 ) -> Iterator[tuple[Question, JudgeReply]]:
-    """Every question with the judge's last reply to its answer; the file keeps every reply, those without a score too.
+    """Yield every question with the judge's last reply to its answer; the file keeps all replies, scored or not.
 
     What this judge already gave to the very same answer is not asked again. A reply without a score is the last of all
     attempts.
     """
     answers = list(answers)
-    asked = judge.asked()
+    settings = judge.to_dict()
     kept = {
         (line["question_id"], line["answer"]): JudgeReply(line["reply"], line["score"])
         for line in _read_matching_lines(path, [question for question, _ in answers])
-        if line["score"] is not None and asked.items() <= line.items()
+        if line["score"] is not None and settings.items() <= line.items()
     }
     for question, answer in answers:
         if (question.question_id, answer) not in kept:
-            for reply in judge.replies(question.text, answer):
-                told = {"score": reply.score, "reply": reply.text, "why": reply.why}
-                append_checksummed_line(path, {**vars(question), "answer": answer, **asked, **told})
+            for reply in judge.request_replies(question.text, answer):
+                verdict = {"score": reply.score, "reply": reply.text, "why": reply.why}
+                append_checksummed_line(path, {**vars(question), "answer": answer, **settings, **verdict})
             kept[question.question_id, answer] = reply
         yield question, kept[question.question_id, answer]
 
 
 def average_by_category(scores: Sequence[tuple[Question, JudgeReply]]) -> dict[str, float | None]:
-    """Mean score of every category in the order of the questions, and of all of them under "overall" (table 3)."""
+    """Return the mean score of every category, in the order of the questions, and of all under "overall" (table 3)."""
     found: dict[str, list[float]] = {name: [] for name in (*(question.category for question, _ in scores), "overall")}
     for question, reply in scores:
         if reply.score is not None:
@@ -235,9 +235,9 @@ def average_by_category(scores: Sequence[tuple[Question, JudgeReply]]) -> dict[s
 
 
 def _read_matching_lines(path: Path, questions: Iterable[Question]) -> list[dict[str, Any]]:
-    """What an earlier session kept about these very questions."""
+    """Return what an earlier session kept about these very questions."""
     if not path.is_file():
         return []
-    asked = {question.question_id: question.text for question in questions}
+    texts = {question.question_id: question.text for question in questions}
     kept = read_checksummed_lines(path, "Remove the file: what it held is asked for again.")
-    return [line for line in kept if asked.get(line["question_id"]) == line["text"]]
+    return [line for line in kept if texts.get(line["question_id"]) == line["text"]]

@@ -15,7 +15,7 @@ from toast_cli.utils.errors import ToastError
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """What a run is shown: images, the classes that their labels are of, and the recipe that says how data is opened.
+    """The images of a run, the classes of their labels, and the recipe that says how the data is opened.
 
     `path` is what an error calls the run.
     """
@@ -27,7 +27,7 @@ class EvaluationImages:
 
 
 def check_same_images(first: EvaluationImages, other: EvaluationImages, reporter: Reporter) -> None:
-    """Refuse a run that is not shown what the first one is.
+    """Refuse a run that is not shown the same images as the first one.
 
     The demo calls its images alike in every world, a grid in every layout, and so may two folders: where two recipes
     open data in different ways, every image is read and its pixels are held against the other's. Where they open it in
@@ -57,7 +57,7 @@ def check_same_images(first: EvaluationImages, other: EvaluationImages, reporter
 
 
 def _describe_first_difference(first: EvaluationImages, other: EvaluationImages) -> str | None:
-    """The first difference in names and labels, in words; None: there is none."""
+    """Return the first difference in names and labels, in words; None if there is none."""
     if first.classes != other.classes:
         return "Their classes differ."
     if len(first.split) != len(other.split):
@@ -73,8 +73,8 @@ def _describe_first_difference(first: EvaluationImages, other: EvaluationImages)
     return None
 
 
-def _get_data_settings(shown: EvaluationImages) -> tuple[object, str | None]:
-    return shown.recipe.dataset, shown.recipe.data_dir
+def _get_data_settings(images: EvaluationImages) -> tuple[object, str | None]:
+    return images.recipe.dataset, images.recipe.data_dir
 
 
 def _get_pixels(sample: Sample) -> tuple[str, tuple[int, int], bytes]:

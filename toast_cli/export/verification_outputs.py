@@ -44,11 +44,11 @@ def compute_outputs(model: Model, named: dict[str, Tensor], maps: bool = False) 
     if not maps:
         return {"logits": model(inputs)}
     if model.backbone.has_attention and model.backbone.preprocessing is not None:
-        look = AttentionRecorder(model, checked=False).look(inputs)
-        found = {"similarity": look.similarity, "attention_first": look.first, "attention_last": look.last}
-        logits = look.logits
+        recorded = AttentionRecorder(model, checked=False).record(inputs)
+        found = {"similarity": recorded.similarity, "attention_first": recorded.first, "attention_last": recorded.last}
+        logits = recorded.logits
     else:
-        logits, passes = model.look(inputs)
+        logits, passes = model.forward_passes(inputs)
         found = {"similarity": passes.similarity}
     return {"logits": logits, **{name: tensor for name, tensor in found.items() if tensor is not None}}
 

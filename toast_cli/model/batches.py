@@ -1,18 +1,31 @@
-"""Batches of a split, as a recipe wants them for a backbone."""
+"""The data of a recipe: the data set, opened, and its splits in batches for a backbone."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from toast_cli import registry
 from toast_cli.backbones.image_options import PixelOptions
 from toast_cli.data.base import BatchLoader, BatchOptions, LoaderOptions
 from toast_cli.data.loaders import build_loader
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
+    from toast_cli.data.base import DataSet
     from toast_cli.recipe.schema import Recipe
+
+
+def open_data(recipe: Recipe) -> DataSet:
+    """Open the recipe's data set.
+
+    Raises:
+        ToastError: it is not where it should be, or not what it should be.
+    """
+    source = registry.load_entry(registry.SOURCES, recipe.dataset.name)
+    return source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
 
 
 def build_batches(split: Any, recipe: Recipe, backbone: Backbone, batches: BatchOptions) -> BatchLoader:

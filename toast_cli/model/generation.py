@@ -67,8 +67,8 @@ class TextGenerator:
         return self._generate_texts([self._encode_prompt(turns)], settings)[0]
 
     @torch.no_grad()
-    def answers(self, conversations: Sequence[Sequence[Turn]], batch_size: int = 8, **settings: Any) -> list[str]:
-        """What comes next in each of several conversations, `batch_size` of them written at a time.
+    def answer_all(self, conversations: Sequence[Sequence[Turn]], batch_size: int = 8, **settings: Any) -> list[str]:
+        """Return what comes next in each of several conversations, writing `batch_size` of them at a time.
 
         They are sorted by length, padded on the left, and given back in their own order. Without sampling each is
         answered as it would be alone, but for rounding.
@@ -146,9 +146,9 @@ class TextGenerator:
 def _build_streamer(tokenizer: Any, on_text: Any) -> Any:
     from transformers import TextStreamer
 
-    class Heard(TextStreamer):
+    class CallbackStreamer(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             if text:
                 on_text(text)
 
-    return Heard(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    return CallbackStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -40,8 +40,8 @@ class BackboneSnapshot:
     tensors: frozenset[int]
 
     @classmethod
-    def of(cls, backbone: Backbone) -> BackboneSnapshot:
-        """Take it down."""
+    def from_backbone(cls, backbone: Backbone) -> BackboneSnapshot:
+        """Return the fingerprint and the tensors of a backbone."""
         tensors = (*backbone.module.parameters(), *backbone.module.buffers())
         return cls(compute_fingerprint(backbone.module), frozenset(map(id, tensors)))
 
@@ -76,10 +76,10 @@ class Model(nn.Module):
             return self.head(self.adapted.features(inputs))
         return self._run(inputs)[0]
 
-    def look(
+    def forward_passes(
         self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None
     ) -> tuple[Tensor, PassOutputs]:
-        """Logits, and everything that the passes put out."""
+        """Return the logits, and everything that the passes put out."""
         return self._run(inputs, first_trace, last_trace)
 
     def _run(
@@ -94,8 +94,8 @@ class Model(nn.Module):
         passes = self.adapted(inputs, first_trace, last_trace)
         return self._head(passes, counts, inputs), passes
 
-    def plain(self, inputs: Any) -> Tensor:
-        """Outputs of the head for a single pass, whatever the method makes of the backbone."""
+    def forward_plain(self, inputs: Any) -> Tensor:
+        """Return the head's outputs for a single pass, whatever the method makes of the backbone."""
         trace = Trace(levels=True) if self.objective.reads_levels else None
         return self._head(run_one_pass(self.backbone, inputs, trace), trace, inputs)
 
@@ -103,10 +103,10 @@ class Model(nn.Module):
         levels = trace.outputs if trace is not None else ()
         return self.head(self.objective.features(self.backbone, passes.last, levels, inputs))
 
-    def begin(
+    def initialize_method(
         self, start: Callable[[Any, AdaptedModel, Iterable[Any]], None], options: Any, batches: Iterable[Any]
     ) -> None:
-        """Have a method set its starting weights; like every method here, also where the model is divided."""
+        """Set a method's starting weights with `start`; works on a sharded model too, like every method here."""
         start(options, self.adapted, batches)
 
     def outputs(self, pooled: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, st
         mean, std = recipe.images.normalization(backbone.preprocessing.mean, backbone.preprocessing.std)
         backbone.preprocessing = replace(backbone.preprocessing, mean=mean, std=std)
     backbone.checkpointing = recipe.training.checkpoint_gradients
-    stock = BackboneSnapshot.of(backbone)
+    stock = BackboneSnapshot.from_backbone(backbone)
     adapted = get_method(recipe).build(recipe.method, backbone)
     objective = registry.load_entry(registry.TASKS, recipe.task.name).build(recipe.task, backbone, classes)
     model = Model(adapted, objective, stock)
@@ -225,7 +225,7 @@ def count_flops(model: Model) -> dict[str, Any]:
         with FlopCounterMode(display=False) as own:
             model(example)
         with disable_peft_layers(model.backbone.module), FlopCounterMode(display=False) as plain:
-            model.plain(example)
+            model.forward_plain(example)
     finally:
         for weight in trained:
             weight.requires_grad_(True)

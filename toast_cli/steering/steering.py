@@ -29,8 +29,8 @@ class BaseSteering(nn.Module):
         """The similarity map, what was selected, and a signal for every steered level, first level first."""
         raise NotImplementedError
 
-    def send(self, first: Readout) -> Sequence[Signal | LazySignal]:
-        """The signals alone, in whatever way costs least; but for rounding they do what those of `signals` do."""
+    def compute_signals_fast(self, first: Readout) -> Sequence[Signal | LazySignal]:
+        """Return the signals alone, in the cheapest way; up to rounding they act like those of `signals`."""
         return self.signals(first)[-1]
 
     def expand_to_levels(self, signals: Sequence[SignalT], levels: int) -> list[SignalT | None]:
@@ -67,8 +67,8 @@ class Steering(BaseSteering):
         similarity, selected = self.selection(first)
         return similarity, selected, self.feedback(selected)
 
-    def send(self, first: Readout) -> Sequence[Signal | LazySignal]:
-        """By one matrix a level, composed in the weights' own precision, where tokens far outnumber channels.
+    def compute_signals_fast(self, first: Readout) -> Sequence[Signal | LazySignal]:
+        """Return the signals by one composed matrix a level, where tokens far outnumber channels.
 
         Tokens are weighed behind the matrices, `m_i (F_l z_i)`: z is not trained, so nothing is propagated back to it.
         That keeps every `F_l z_i` for the backward pass; where memory is worth more than time they are weighed before,
@@ -137,7 +137,7 @@ def run_first_pass(
     common = Trace(any(trace.levels for trace in both), frozenset().union(*(trace.attention_of for trace in both)))
     shared = backbone.run(backbone.enter(inputs), last=levels.start, trace=common)
     for trace in both:
-        trace.take(common)
+        trace.extend_from(common)
     end = backbone.run(shared, first=levels.start, last=levels.stop, trace=own)
     if levels.stop == len(backbone.levels):
         first = backbone.leave(end)
@@ -187,6 +187,6 @@ def compute_steered_features(backbone: Backbone, steering: BaseSteering, inputs:
 def run_steered_pass(backbone: Backbone, steering: BaseSteering, first: Readout, state: State) -> Tensor:
     """The second pass's pooled features, from what selection looks at and the state before the first steered level."""
     levels, last = steering.levels, len(backbone.levels) - 1
-    signals = steering.expand_to_levels(steering.send(first), last + 1)
+    signals = steering.expand_to_levels(steering.compute_signals_fast(first), last + 1)
     state = backbone.run(state, signals, first=levels.start, last=last)
     return backbone.conclude(state, signals[last])

@@ -76,12 +76,12 @@ class Objective(ABC):
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """The training loss, summed over the batch."""
 
-    def mixed(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The batch as training looks at it, where samples of a batch are mixed with each other."""
+    def apply_mixup(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the batch that training uses: its samples mixed with each other, where the task does that."""
         return batch
 
-    def chosen(self, outputs: Tensor) -> Tensor | None:
-        """The one class that each sample's outputs choose `[B]`, where there is such a thing."""
+    def predict_classes(self, outputs: Tensor) -> Tensor | None:
+        """Return the class predicted for each sample `[B]`; None for a task that predicts no single class."""
         return None
 
     @abstractmethod

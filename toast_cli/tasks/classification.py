@@ -100,19 +100,19 @@ class Classification(Objective):
         target, smoothing = batch.get("target", batch["label"]), self.options.label_smoothing
         return F.cross_entropy(outputs.float(), target, label_smoothing=smoothing, reduction="sum")
 
-    def mixed(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The batch with its images blended by mixup or cutmix (one of both, where both are on) and soft targets."""
+    def apply_mixup(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the batch with images blended by mixup or cutmix (one of both, if both are on) and soft targets."""
         from torchvision.transforms import v2
 
-        chosen = [(v2.MixUp, self.options.mixup), (v2.CutMix, self.options.cutmix)]
-        mixes = [kind(alpha=alpha, num_classes=self.classes) for kind, alpha in chosen if alpha > 0]
+        kinds = [(v2.MixUp, self.options.mixup), (v2.CutMix, self.options.cutmix)]
+        mixes = [kind(alpha=alpha, num_classes=self.classes) for kind, alpha in kinds if alpha > 0]
         if not mixes or not self.count(batch):
             return batch
         image, target = v2.RandomChoice(mixes)(batch["image"], batch["label"])
         return {**batch, "image": image, "target": target}
 
-    def chosen(self, outputs: Tensor) -> Tensor:
-        """The class of the largest logit."""
+    def predict_classes(self, outputs: Tensor) -> Tensor:
+        """Return the class of the largest logit."""
         return outputs.argmax(-1)
 
     def meter(self) -> ClassificationMeter:

@@ -138,7 +138,7 @@ class TokenLabels(Objective):
         from torch.nn import functional as F
 
         outputs, total = outputs.float(), outputs.new_zeros((), dtype=torch.float32)
-        pixels = self._pixels(batch)
+        pixels = self._get_patch_pixels(batch)
         for scores, attribute in zip(outputs.split(self.sizes, -1), self.attributes, strict=True):
             image, patches = scores[:, 0], scores[:, 1:]
             targets, labelled = self._image_targets(pixels, attribute)
@@ -147,9 +147,9 @@ class TokenLabels(Objective):
                 by_value = F.binary_cross_entropy_with_logits(image[:, first:], targets[:, first:], reduction="none")
                 total = total + self.options.image_weight * by_value.mean(-1)[labelled].sum()
             else:
-                wanted = targets.masked_fill(~labelled, IGNORE_INDEX)
+                known_targets = targets.masked_fill(~labelled, IGNORE_INDEX)
                 total = total + self.options.image_weight * F.cross_entropy(
-                    image, wanted, ignore_index=IGNORE_INDEX, reduction="sum"
+                    image, known_targets, ignore_index=IGNORE_INDEX, reduction="sum"
                 )
             if self.options.patch_weight > 0:
                 places = self._patch_targets(pixels, attribute)
@@ -158,12 +158,12 @@ class TokenLabels(Objective):
                 total = total + self.options.patch_weight * (by_patch.sum(1) / known.clamp_min(1)).sum()
         return total / len(self.attributes)
 
-    def answers(self, outputs: Tensor, batch: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    def count_correct(self, outputs: Tensor, batch: Mapping[str, Any]) -> tuple[int, int, int, int]:
         """Count right answers: images right, images, patches right, patches; an attribute counts once each.
 
         With `image=presence`, an image counts as many times as there are values.
         """
-        pixels, counts = self._pixels(batch), [0, 0, 0, 0]
+        pixels, counts = self._get_patch_pixels(batch), [0, 0, 0, 0]
         for scores, attribute in zip(outputs.split(self.sizes, -1), self.attributes, strict=True):
             targets, labelled = self._image_targets(pixels, attribute)
             if self.options.image == "presence":
@@ -179,7 +179,7 @@ class TokenLabels(Objective):
             counts[3] += int((places != IGNORE_INDEX).sum())
         return counts[0], counts[1], counts[2], counts[3]
 
-    def _pixels(self, batch: Mapping[str, Any]) -> Tensor:
+    def _get_patch_pixels(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the class of the pixels under every patch `[B, N, n]`; labels are first resized to whole patches."""
         import torch
         from torch.nn import functional as F
@@ -191,10 +191,10 @@ class TokenLabels(Objective):
             shape = (-(-height // rows) * rows, -(-width // columns) * columns)
             if shape != (height, width) or len({tuple(size) for size in sizes}) > 1:
                 shape = (rows * 16, columns * 16)
-            whole = one[None, None, :height, :width]
-            cut.append(
-                whole if shape == whole.shape[-2:] else F.interpolate(whole.float(), shape, mode="nearest").long()
-            )
+            labelled = one[None, None, :height, :width]
+            if shape != labelled.shape[-2:]:
+                labelled = F.interpolate(labelled.float(), shape, mode="nearest").long()
+            cut.append(labelled)
         stacked = torch.cat(cut).squeeze(1)
         blocks = stacked.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # [B, rows, h, columns, w]
         return blocks.movedim(3, 2).flatten(3).flatten(1, 2)
@@ -249,7 +249,7 @@ class TokenLabelsMeter:
 
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Count one batch."""
-        found = self._objective.answers(outputs, batch)
+        found = self._objective.count_correct(outputs, batch)
         self._counts = [before + now for before, now in zip(self._counts, found, strict=True)]
         self._loss += self._objective.loss(outputs, batch).item()
         self._images += self._objective.count(batch)

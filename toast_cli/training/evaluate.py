@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from toast_cli.attention.maps import AttentionRecorder
-from toast_cli.attention.object_attention import AttentionShare
+from toast_cli.attention.table import AttentionShare
 from toast_cli.model.model import Model
 from toast_cli.training.distributed.collectives import merge_across_processes
 from toast_cli.training.step import LossPartsMeter, TrainingStep
@@ -61,10 +61,10 @@ def evaluate_model(
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with accelerator.autocast():
             if recorder is not None and share is not None:
-                look = recorder.look(objective.inputs(batch))
+                recorded = recorder.record(objective.inputs(batch))
                 if objective.count(batch):
-                    share.add(look, batch["mask"])
-                outputs = look.logits
+                    share.add(recorded, batch["mask"])
+                outputs = recorded.logits
             elif step is not None:
                 stepped = step(batch)
                 outputs = stepped.outputs
@@ -74,7 +74,7 @@ def evaluate_model(
         if objective.count(batch):
             meter.add(outputs, batch)
             if answers is not None:
-                answers.add(objective.chosen(outputs), batch)
+                answers.add(objective.predict_classes(outputs), batch)
     model.train(was_training)
     metrics: dict[str, Any] = {**merge_across_processes(meter).result(), **merge_across_processes(parts).result()}
     if share is not None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
-from toast_cli import registry
 from toast_cli.data.base import BatchLoader, BatchOptions, DataSet
-from toast_cli.model.batches import build_batches
+from toast_cli.model.batches import build_batches, open_data
 from toast_cli.model.model import Model, build_model, count_elements, count_flops
 from toast_cli.recipe.parse import build_recipe, check_initialization
 from toast_cli.recipe.schema import Recipe
@@ -97,16 +95,6 @@ class Session:
     def memory(self, batches: BatchLoader) -> MemoryEstimate:
         """What a training step on such batches will hold in each process, worked out before the model is placed."""
         return estimate_memory(self.model, self.recipe.training, next(iter(batches)), self.accelerator)
-
-
-def open_data(recipe: Recipe) -> DataSet:
-    """Open the recipe's data set.
-
-    Raises:
-        ToastError: it is not where it should be, or not what it should be.
-    """
-    source = registry.load_entry(registry.SOURCES, recipe.dataset.name)
-    return source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
 
 
 def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False, place: bool = True) -> Session:

@@ -120,7 +120,7 @@ def initialize_feedback(session: Session, reporter: Reporter) -> bool:
         return False
     wanted = min(wanted, len(session.data.splits["train"]))
     batches = -(-wanted // session.batch_size)
-    session.model.begin(
+    session.model.initialize_method(
         method.start,
         session.recipe.method,
         reporter.track(session.sample(wanted), batches, "least-squares start"),

@@ -39,7 +39,7 @@ class TrainingStep(nn.Module):
         """One batch."""
         objective = self.model.objective
         if self.model.training:
-            batch = objective.mixed(batch)
+            batch = objective.apply_mixup(batch)
             outputs = self.model(objective.inputs(batch))
         else:
             outputs = objective.predict(self.model, batch)
@@ -80,10 +80,10 @@ class PretuningStep(TrainingStep):
     def forward(self, batch: Mapping[str, Any]) -> StepOutput:
         """One batch."""
         objective = self.model.objective
-        batch = objective.mixed(batch) if self.model.training else batch
+        batch = objective.apply_mixup(batch) if self.model.training else batch
         trace = Trace(levels=True)
         to_its_end = Trace() if self.needs_first_pass_output else None
-        outputs, passes = self.model.look(objective.inputs(batch), to_its_end, trace)
+        outputs, passes = self.model.forward_passes(objective.inputs(batch), to_its_end, trace)
         losses = torch.stack(compute_reconstruction_losses(self.steering, trace, passes.last.real))
         task, parts = self.task_loss(outputs, passes, batch)
         weighted = self.options.reconstruction * losses.sum() * objective.count(batch)

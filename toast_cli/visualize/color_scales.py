@@ -27,28 +27,28 @@ class ColorScale:
     high: float
     clipped: bool = False
 
-    def ticks(self, say: Callable[[float], str] = "{:.3g}".format) -> list[tuple[float, str]]:
-        """Both ends and the middle with what is written there; `≥` where larger numbers have the same colour."""
+    def ticks(self, write: Callable[[float], str] = "{:.3g}".format) -> list[tuple[float, str]]:
+        """Return both ends and the middle with what is written there; `≥` where larger numbers have the same colour."""
         least, most = ("≤ " if self.clipped and self.low < 0 else ""), ("≥ " if self.clipped else "")
         middle = (self.low + self.high) / 2
-        return [(self.low, least + say(self.low)), (middle, say(middle)), (self.high, most + say(self.high))]
+        return [(self.low, least + write(self.low)), (middle, write(middle)), (self.high, most + write(self.high))]
 
     def hex(self, values: Sequence[float] | np.ndarray) -> list[str]:
-        """A colour for each number, `#rrggbb`."""
+        """Return a colour for each number, `#rrggbb`."""
         numbers = Normalize(self.low, self.high, clip=True)(np.asarray(values, dtype=np.float64))
         return [to_hex(colour) for colour in colormaps[self.colours](numbers)]
 
 
 def build_sequential_scale(label: str, colours: str, maps: Sequence[np.ndarray]) -> ColorScale:
-    """From nothing up to the percentile of the numbers of all maps; the label says so where any lie above it."""
-    high, clipped, told = _compute_limit(np.concatenate([np.ravel(map) for map in maps]))
-    return ColorScale(label + told, colours, 0.0, high, clipped)
+    """Return a scale from zero to the percentile of all maps' numbers; the label says so if any lie above it."""
+    high, clipped, note = _compute_limit(np.concatenate([np.ravel(map) for map in maps]))
+    return ColorScale(label + note, colours, 0.0, high, clipped)
 
 
 def build_diverging_scale(label: str, colours: str, maps: Sequence[np.ndarray]) -> ColorScale:
-    """As far to either side of nothing as the percentile of the numbers' sizes."""
-    high, clipped, told = _compute_limit(np.abs(np.concatenate([np.ravel(map) for map in maps])))
-    return ColorScale(label + told, colours, -high, high, clipped)
+    """Return a scale that reaches the percentile of the numbers' sizes on either side of zero."""
+    high, clipped, note = _compute_limit(np.abs(np.concatenate([np.ravel(map) for map in maps])))
+    return ColorScale(label + note, colours, -high, high, clipped)
 
 
 def _compute_limit(sizes: np.ndarray) -> tuple[float, bool, str]:

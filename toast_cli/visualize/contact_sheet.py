@@ -43,11 +43,11 @@ def draw_contact_sheet(
     """
     split = data.splits[part]
     count = min(count, len(split))
-    wanted = BatchOptions(count, shuffle=True, augment=augment, with_masks=split.has_masks)
-    batch = next(iter(build_batches(split, recipe, backbone, wanted)))
+    options = BatchOptions(count, shuffle=True, augment=augment, with_masks=split.has_masks)
+    batch = next(iter(build_batches(split, recipe, backbone, options)))
     count = len(batch["image"])  # fewer, where images.on_error=skip left some out
-    seen = backbone.require_preprocessing()
-    mean, std = recipe.images.normalization(seen.mean, seen.std)
+    preprocessing = backbone.require_preprocessing()
+    mean, std = recipe.images.normalization(preprocessing.mean, preprocessing.std)
     inverse = [-m / s for m, s in zip(mean, std, strict=True)], [1 / s for s in std]
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

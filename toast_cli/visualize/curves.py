@@ -7,10 +7,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from toast_cli.attention.bootstrap import MeanEstimate
 from toast_cli.attention.deletion_insertion import RANDOM_ORDER, RANDOM_SIMILARITY_ORDER, DeletionInsertionCurves
 from toast_cli.attention.table import format_number
 from toast_cli.utils.formatting import format_csv
+from toast_cli.utils.statistics import MeanEstimate
 
 ORDER_LABELS = {
     "pass_one": "pass one",
@@ -42,18 +42,18 @@ PixelShares = Mapping[str, Sequence[float]]
 
 
 def summarize_curves(curves: DeletionInsertionCurves) -> dict[str, Any]:
-    """As JSON has it: the areas with their intervals, and what they are areas of."""
+    """Return the areas with their intervals, and what they are areas of, as JSON has them."""
     return {
-        "images": len(curves.whole("pass_one", "deletion")),
-        "shares_of_pixels": curves.shares(),
+        "images": len(curves.get_curves("pass_one", "deletion")),
+        "shares_of_pixels": curves.compute_pixel_shares(),
         "meaning": CURVE_DESCRIPTIONS,
         "area": curves.result(),
-        "pass_two_less_pass_one": curves.gained(),
+        "pass_two_less_pass_one": curves.compute_area_gain(),
     }
 
 
 def format_curves_csv(shares: PixelShares, means: MeanCurves) -> str:
-    """The mean curves: a line a step, for every order its share of the pixels, each mean with its 95% interval."""
+    """Return the mean curves as a CSV: a line a step, by order the share of pixels, each mean with its interval."""
     columns: dict[str, list[float]] = {}
     for name, kinds in means.items():
         columns[f"{name}/share_of_pixels"] = list(shares[name])
@@ -66,16 +66,18 @@ def format_curves_csv(shares: PixelShares, means: MeanCurves) -> str:
 
 
 def format_areas_csv(curves: DeletionInsertionCurves, names: Iterable[str]) -> str:
-    """The area under every image's curves: a line an image."""
+    """Return the area under every image's curves as a CSV: a line an image."""
     columns = {
-        f"{name}/{kind}": curves.areas(name, kind).tolist() for name, kinds in curves.curves.items() for kind in kinds
+        f"{name}/{kind}": curves.compute_areas(name, kind).tolist()
+        for name, kinds in curves.curves.items()
+        for kind in kinds
     }
     lines = [[name, *map(format_number, row)] for name, *row in zip(names, *columns.values(), strict=True)]
     return format_csv([["image", *columns], *lines])
 
 
 def draw_deletion_insertion_curves(shares: PixelShares, means: MeanCurves) -> Figure:
-    """The mean curves with their intervals, deletion beside insertion."""
+    """Draw the mean curves with their intervals, deletion beside insertion."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     for axis, kind in zip(figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), strict=True):
         for name, kinds in means.items():

@@ -20,7 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
-from toast_cli.attention.segments import SegmentationMap
+from toast_cli.attention.segmentation import SegmentationMap
 from toast_cli.data.images.transforms import CropWindow
 from toast_cli.utils.atomic import write_atomically
 from toast_cli.visualize.color_scales import ColorScale
@@ -64,7 +64,7 @@ class FigureRow:
 
 
 def draw_figure(rows: Sequence[FigureRow], title: str) -> Figure:
-    """The figure. Every row has as many panels, and those of a column one scale."""
+    """Draw a figure. Every row has as many panels, and those of a column one scale."""
     columns = len(rows[0].panels)
     title = "\n".join(part for line in title.split("\n") for part in wrap(line, int(13 * PANEL_WIDTH * columns)))
     heights = [PANEL_WIDTH * min(max(row.image.height / row.image.width, 0.3), 2.5) for row in rows]
@@ -73,9 +73,9 @@ def draw_figure(rows: Sequence[FigureRow], title: str) -> Figure:
     below = 0.7 + 0.13 * max(
         (len(_wrap_scale_label(panel.scale, 1)) for panel in rows[0].panels if panel.scale), default=0
     )
-    whole = sum(heights) + 0.2 * sum(around) + below + above
-    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - above / whole))  # the title has a place of its own
-    figure = Figure(figsize=(PANEL_WIDTH * columns, whole), layout=layout)
+    total = sum(heights) + 0.2 * sum(around) + below + above
+    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - above / total))  # the title has a place of its own
+    figure = Figure(figsize=(PANEL_WIDTH * columns, total), layout=layout)
     grid = figure.add_gridspec(len(rows) + 1, columns, height_ratios=[*heights, COLORBAR_HEIGHT])
     for number, row in enumerate(rows):
         small = shrink_image(row.image)
@@ -85,12 +85,12 @@ def draw_figure(rows: Sequence[FigureRow], title: str) -> Figure:
         if scale is not None:
             over = list(group)
             draw_colorbar(figure, figure.add_subplot(grid[-1, over[0] : over[-1] + 1]), scale, 7, len(over))
-    figure.text(0.01, 1 - 0.05 / whole, title, fontsize=9, ha="left", va="top", parse_math=False)
+    figure.text(0.01, 1 - 0.05 / total, title, fontsize=9, ha="left", va="top", parse_math=False)
     return figure
 
 
 def draw_colorbar(figure: Figure, place: Axes, scale: ColorScale, size: float, panels: int = 1) -> None:
-    """What the colours of so many panels mean, with numbers; `size` is that of the letters."""
+    """Draw what the colours of so many panels mean, with numbers; `size` is that of the letters."""
     colour = ScalarMappable(Normalize(scale.low, scale.high), blend_colormap_over_gray(colormaps[scale.colours]))
     bar = figure.colorbar(colour, cax=place, orientation="horizontal")
     places, words = zip(*scale.ticks(), strict=True)
@@ -103,56 +103,56 @@ def draw_colorbar(figure: Figure, place: Axes, scale: ColorScale, size: float, p
 
 
 def blend_colormap_over_gray(colours: Colormap) -> ListedColormap:
-    """The colours as they look over a mid-grey image."""
+    """Return the colours as they look over a mid-grey image."""
     opaque = colours(np.linspace(0, 1, colours.N))[:, :3]
     return ListedColormap(OVERLAY_ALPHA * opaque + (1 - OVERLAY_ALPHA) * 0.5)
 
 
 def _wrap_scale_label(scale: ColorScale, panels: int) -> list[str]:
-    """Lines of a scale's label below the bar of so many panels."""
+    """Return the lines of a scale's label below the bar of so many panels."""
     return wrap(scale.label, int(19 * PANEL_WIDTH * panels))
 
 
 def draw_panel(axis: Axes, row: FigureRow, panel: FigurePanel, small: Image.Image) -> None:
-    """One panel, in the original image's pixels: colours where the model looks, grey and dark where it does not see."""
+    """Draw a panel in the original image's pixels: colours where the model looks, grey and dark outside its view."""
     height, width = row.image.height, row.image.width
-    whole = (-0.5, width - 0.5, height - 0.5, -0.5)
+    image_extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     window = panel.window
     left, top = window.left - 0.5, window.top - 0.5
-    seen = (left, left + window.width, top + window.height, top)
+    seen_extent = (left, left + window.width, top + window.height, top)
     if panel.values is None and panel.segments is None:
-        axis.imshow(np.asarray(small), extent=whole, interpolation="nearest")
+        axis.imshow(np.asarray(small), extent=image_extent, interpolation="nearest")
     else:
         axis.imshow(
-            np.asarray(small.convert("L")), extent=whole, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+            np.asarray(small.convert("L")), extent=image_extent, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
         )
     if panel.values is not None and panel.scale is not None:
         axis.imshow(
-            panel.values, extent=seen, cmap=panel.scale.colours, vmin=panel.scale.low, vmax=panel.scale.high,
+            panel.values, extent=seen_extent, cmap=panel.scale.colours, vmin=panel.scale.low, vmax=panel.scale.high,
             alpha=OVERLAY_ALPHA, interpolation="bilinear" if min(panel.values.shape) >= MIN_SMOOTH_CELLS else "nearest",
         )  # fmt: skip
     if panel.segments is not None:
-        draw_segmentation(axis, panel.segments, seen)
+        draw_segmentation(axis, panel.segments, seen_extent)
     if left > -0.25 or top > -0.25 or window.width < width - 0.5 or window.height < height - 0.5:
-        draw_crop(axis, seen, whole)
+        draw_crop(axis, seen_extent, image_extent)
     if row.mask is not None:
         axis.contour(row.mask.astype(float), levels=[0.5], colors="black", linewidths=2.2)
         axis.contour(row.mask.astype(float), levels=[0.5], colors="white", linewidths=1.0)
-    axis.set_xlim(whole[:2])
-    axis.set_ylim(whole[2:])
+    axis.set_xlim(image_extent[:2])
+    axis.set_ylim(image_extent[2:])
     axis.set_title(panel.heading, fontsize=8, parse_math=False)
     axis.set_axis_off()
 
 
-def draw_crop(axis: Axes, seen: tuple[float, ...], whole: tuple[float, ...]) -> None:
+def draw_crop(axis: Axes, seen_extent: tuple[float, ...], image_extent: tuple[float, ...]) -> None:
     """Darken what the model does not see, and mark the edge of what it does."""
-    left, right, bottom, top = seen
+    left, right, bottom, top = seen_extent
     ring: dict[str, Any] = {"facecolor": "black", "alpha": 0.55, "linewidth": 0}
     for x, y, width, height in (
-        (whole[0], whole[3], left - whole[0], whole[2] - whole[3]),
-        (right, whole[3], whole[1] - right, whole[2] - whole[3]),
-        (left, whole[3], right - left, top - whole[3]),
-        (left, bottom, right - left, whole[2] - bottom),
+        (image_extent[0], image_extent[3], left - image_extent[0], image_extent[2] - image_extent[3]),
+        (right, image_extent[3], image_extent[1] - right, image_extent[2] - image_extent[3]),
+        (left, image_extent[3], right - left, top - image_extent[3]),
+        (left, bottom, right - left, image_extent[2] - bottom),
     ):
         if width > 0 and height > 0:
             axis.add_patch(Rectangle((x, y), width, height, **ring))
@@ -163,7 +163,7 @@ def draw_crop(axis: Axes, seen: tuple[float, ...], whole: tuple[float, ...]) -> 
 
 
 def draw_segmentation(axis: Axes, segments: SegmentationMap, extent: tuple[float, float, float, float]) -> None:
-    """Classes over what is seen; what has no class (any number beyond the names) stays plain."""
+    """Draw classes over what the model sees; what has no class (any number beyond the names) stays plain."""
     count = len(segments.names)
     colours = colormaps["hsv"].resampled(count + 1)
     as_seen = blend_colormap_over_gray(colours)

@@ -21,7 +21,7 @@ MAX_HEADING_LENGTH = 30
 
 
 def build_passes_row(sample: Sample, view: ImageView) -> FigureRow:
-    """The image, pass one, similarity, pass two and their difference; then what else there is."""
+    """Return the image, pass one, similarity, pass two and their difference; then whatever else there is."""
     maps, kind, window = to_multiples_of_uniform(view.maps), view.kind, view.window
     both = build_shared_scale(kind, [maps[name] for name in ("pass_one", "pass_two") if name in maps])
     label = get_label_name(sample, view)
@@ -54,7 +54,7 @@ def build_passes_row(sample: Sample, view: ImageView) -> FigureRow:
 
 
 def build_comparison_rows(samples: Sequence[Sample], views: Sequence[Sequence[ImageView]]) -> list[FigureRow]:
-    """A row an image, a column a viewer, each with the map of its last pass, all on one scale per kind of map.
+    """Return a row an image, a column a viewer: the maps of the last pass, all on one scale per kind of map.
 
     The images are the first viewer's, and labelled with its classes. A viewer that labels pixels has a second column
     for them; the labels come last, where all images have some.
@@ -80,7 +80,7 @@ def build_comparison_rows(samples: Sequence[Sample], views: Sequence[Sequence[Im
 
 
 def collect_last_maps(views: Sequence[Sequence[ImageView]]) -> tuple[list[list[np.ndarray]], dict[str, ColorScale]]:
-    """The map of every view's last pass, and one scale for each kind of map: attention and energy do not compare."""
+    """Return the map of every view's last pass, and a scale for each kind: attention and energy do not compare."""
     last = [
         [to_multiples_of_uniform(view.maps)["pass_two" if "pass_two" in view.maps else "pass_one"] for view in row]
         for row in views
@@ -88,7 +88,7 @@ def collect_last_maps(views: Sequence[Sequence[ImageView]]) -> tuple[list[list[n
     kinds = [view.kind for view in views[0]]
     scales = {
         kind: build_shared_scale(
-            kind, [map for row in last for map, its in zip(row, kinds, strict=True) if its == kind]
+            kind, [map for row in last for map, other in zip(row, kinds, strict=True) if other == kind]
         )
         for kind in kinds
     }
@@ -96,12 +96,12 @@ def collect_last_maps(views: Sequence[Sequence[ImageView]]) -> tuple[list[list[n
 
 
 def build_shared_scale(kind: str, maps: Sequence[np.ndarray]) -> ColorScale:
-    """One scale for all of the maps."""
+    """Return one scale for all of the maps."""
     return build_sequential_scale(f"{kind}, {MAP_UNIT}", "inferno", maps)
 
 
 def to_multiples_of_uniform(maps: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Maps that sum to one (and their difference) in multiples of an even map, which has 1 in each cell.
+    """Return maps that sum to one (and their difference) in multiples of an even map, which has 1 in each cell.
 
     A cell's share is the less the more cells there are: as shares, a finer map would be darker. Others are as they are.
     """
@@ -110,7 +110,7 @@ def to_multiples_of_uniform(maps: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def shorten_name(name: str, longest: int = MAX_HEADING_LENGTH) -> str:
-    """A name that fits above a panel: its end is what tells files apart."""
+    """Return a name that fits above a panel: its end is what tells files apart."""
     return name if len(name) <= longest else "…" + name[1 - longest :]
 
 
@@ -123,13 +123,13 @@ def _join_lines(*lines: str) -> str:
 
 
 def get_label_name(sample: Sample, view: ImageView) -> str:
-    """The name of an image's label, from the viewer whose data it is of; nothing where it has none."""
+    """Return the name of an image's label, from the viewer whose data it is of; empty if it has none."""
     classes = view.viewer.classes
     return classes[sample.label] if classes and sample.label >= 0 else ""
 
 
 def _format_prediction(verdict: TopPrediction | None, label: str, view: ImageView) -> str:
-    """A verdict, marked as right or wrong where the viewer could have been right: where it knows the label."""
+    """Return a prediction, marked as right or wrong if the viewer knows the label."""
     if verdict is None:
         return ""
     known = label in (view.viewer.classes or ())

@@ -22,7 +22,7 @@ PICTURE_WIDTH = 2.2
 def build_report_images(
     samples: Sequence[Sample], views: Sequence[Sequence[ImageView]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Every image with where each viewer looks, and the bars of colours with whose they are; all have texts for alt."""
+    """Return every image with where each viewer looks, and color bars with their runs; all with alternative texts."""
     last, scales = collect_last_maps(views)
     images = []
     whose: dict[ColorScale, dict[str, None]] = {}
@@ -48,7 +48,7 @@ def build_report_images(
 
 
 def _describe_picture(sample: Sample, view: ImageView, label: str) -> tuple[str, str, str]:
-    """What stands in a picture's place, what is said below it, and whether that is right."""
+    """Return a picture's alternative text, its caption, and whether the caption is right."""
     verdict = view.last or view.first
     inside = view.shares.get("pass_two", view.shares.get("pass_one"))
     on_it = "" if inside is None else f", {inside:.0%} on the object"
@@ -56,22 +56,22 @@ def _describe_picture(sample: Sample, view: ImageView, label: str) -> tuple[str,
     if verdict is None:
         return alt, on_it.lstrip(", "), ""
     mark = "" if not label else "right" if verdict.label == label else "wrong"
-    said = f"{verdict.label} {verdict.probability:.0%}"
-    return f"{alt}; it says {said}" + f", which is {mark}" * bool(mark), said + on_it, mark
+    answer = f"{verdict.label} {verdict.probability:.0%}"
+    return f"{alt}; it says {answer}" + f", which is {mark}" * bool(mark), answer + on_it, mark
 
 
 def format_attention_checks(checks: AttentionChecks | None) -> str:
-    """What maps were held against, and how far off they were at most."""
+    """Say what maps were compared with, and how far off they were at most."""
     if checks is None:
         return "no attention, nothing to hold it against"
-    said = []
+    parts = []
     if checks.mismatch is not None:
-        said.append(f"{_format_layers(checks.fused)} against fused attention, off by at most {checks.mismatch:.1g}")
+        parts.append(f"{_format_layers(checks.fused)} against fused attention, off by at most {checks.mismatch:.1g}")
     if checks.unfused:
-        said.append(f"{_format_layers(checks.unfused)} not compared, as attention is unfused there")
+        parts.append(f"{_format_layers(checks.unfused)} not compared, as attention is unfused there")
     if checks.difference is not None:
-        said.append(f"layer {checks.first_block} between the passes, off by at most {checks.difference:.1g}")
-    return "; ".join(said)
+        parts.append(f"layer {checks.first_block} between the passes, off by at most {checks.difference:.1g}")
+    return "; ".join(parts)
 
 
 def _format_layers(levels: Sequence[int]) -> str:
@@ -79,26 +79,26 @@ def _format_layers(levels: Sequence[int]) -> str:
 
 
 def render_panel(
-    sample: Sample, panel: FigurePanel, name: str, alt: str, said: str = "", mark: str = ""
+    sample: Sample, panel: FigurePanel, name: str, alt: str, caption: str = "", mark: str = ""
 ) -> dict[str, str]:
-    """One panel as a page has it."""
+    """Return one panel as a page has it."""
     figure = Figure(
         figsize=(PICTURE_WIDTH, PICTURE_WIDTH * min(max(sample.image.height / sample.image.width, 0.3), 2.5))
     )
     axis = figure.add_axes((0, 0, 1, 1))
     draw_panel(axis, FigureRow(sample.image, (panel,), sample.mask), panel, shrink_image(sample.image))
-    return {"source": to_data_uri(to_png_bytes(figure)), "name": name, "alt": alt, "said": said, "mark": mark}
+    return {"source": to_data_uri(to_png_bytes(figure)), "name": name, "alt": alt, "said": caption, "mark": mark}
 
 
 def render_colorbar(scale: ColorScale) -> bytes:
-    """What the colours mean."""
+    """Return the color bar of a scale as a PNG."""
     figure = Figure(figsize=(4, 0.55), layout="constrained")
     draw_colorbar(figure, figure.subplots(), scale, 8, 2)
     return to_png_bytes(figure)
 
 
 def to_png_bytes(figure: Figure) -> bytes:
-    """A figure as bytes, the same each time."""
+    """Return a figure as PNG bytes, the same each time."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
     return file.getvalue()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toast_cli import registry
+from toast_cli.attention.segmentation import format_class_shares
 from toast_cli.data.base import Sample
 from toast_cli.utils.atomic import write_json, write_tensors
 from toast_cli.utils.hashing import hash_bytes, hash_tensors
@@ -15,7 +16,7 @@ from toast_cli.utils.version import __version__
 from toast_cli.visualize.figure import draw_figure, save_figure
 from toast_cli.visualize.layout import build_comparison_rows, build_passes_row, shorten_name
 from toast_cli.visualize.output_names import SOURCE_DIGEST_KEY, compute_source_digest, find_free_name
-from toast_cli.visualize.view import AttentionViewer, ImageView, TopPrediction, compute_image_view, format_class_shares
+from toast_cli.visualize.view import AttentionViewer, ImageView, TopPrediction, compute_image_view
 
 COMPARISON_PREFIX = "comparison"
 """What the figure of several viewers is called, before their names."""
@@ -28,11 +29,11 @@ def save_attention_figure(
 ) -> dict[str, Any]:
     """Draw what one viewer saw of one image, with the raw maps and a record beside the figure; returns the record."""
     view = compute_image_view(viewer, sample)
-    own = compute_source_digest([viewer], [sample.image.tobytes()])
-    name = find_free_name(folder, name + viewer.ending, own)
+    digest = compute_source_digest([viewer], [sample.image.tobytes()])
+    name = find_free_name(folder, name + viewer.file_suffix, digest)
     path = folder / f"{name}.{kind}"
     save_figure(draw_figure([build_passes_row(sample, view)], "\n".join(format_title_lines(sample, view))), path)
-    return save_maps(sample, [view], folder, name, path, own)
+    return save_maps(sample, [view], folder, name, path, digest)
 
 
 def save_comparison_figure(
@@ -46,54 +47,54 @@ def save_comparison_figure(
     if not named:
         return []
     views = [[compute_image_view(viewer, sample) for viewer in viewers] for _, sample in named]
-    own = compute_source_digest(viewers, (sample.image.tobytes() for _, sample in named))
-    whole = find_free_name(folder, get_comparison_name(viewers), own, "*-{}.json")
-    path = folder / f"{whole}.{kind}"
+    digest = compute_source_digest(viewers, (sample.image.tobytes() for _, sample in named))
+    stem = find_free_name(folder, get_comparison_name(viewers), digest, "*-{}.json")
+    path = folder / f"{stem}.{kind}"
     rows = build_comparison_rows([sample for _, sample in named], views)
     described = dict.fromkeys(describe_maps(view.viewer, view.kind) for view in views[0])
     save_figure(draw_figure(rows, f"Where each model looks in its last pass: {'; '.join(described)}"), path)
     return [
-        save_maps(sample, row, folder, f"{name}-{whole}", path, own)
+        save_maps(sample, row, folder, f"{name}-{stem}", path, digest)
         for (name, sample), row in zip(named, views, strict=True)
     ]
 
 
 def get_comparison_name(viewers: Sequence[AttentionViewer]) -> str:
-    """What the files of several viewers are called: who they are, and how they look; long lists end in a digest."""
+    """Return the name of several viewers' files: their names, and how they look; long lists end in a digest."""
     listed = "-".join([COMPARISON_PREFIX, *(viewer.name for viewer in viewers)])
     plain = "".join(character if character.isalnum() or character in "-_." else "-" for character in listed)
     if len(plain) > MAX_NAME_LENGTH:
         plain = f"{plain[:MAX_NAME_LENGTH]}-{hash_bytes(listed.encode()).hex()[:8]}"
-    return plain + viewers[0].ending
+    return plain + viewers[0].file_suffix
 
 
 def save_maps(
-    sample: Sample, views: Sequence[ImageView], folder: Path, name: str, figure: Path, own: str
+    sample: Sample, views: Sequence[ImageView], folder: Path, name: str, figure: Path, digest: str
 ) -> dict[str, Any]:
-    """Write the raw maps (safetensors) and how they were made (JSON), and return the latter; `own` is its `made_of`."""
+    """Write the raw maps (safetensors) and their record (JSON), and return the record; `digest` is its `made_of`."""
     names = make_names_unique([view.viewer.name for view in views])
     tensors = {
-        map if len(views) == 1 else f"{own}/{map}": tensor
-        for own, view in zip(names, views, strict=True)
+        map if len(views) == 1 else f"{viewer_name}/{map}": tensor
+        for viewer_name, view in zip(names, views, strict=True)
         for map, tensor in view.maps.items()
     }
     maps = folder / f"{name}.safetensors"
     write_tensors(maps, tensors)
     record = {
         "image": sample.name,
-        SOURCE_DIGEST_KEY: own,
+        SOURCE_DIGEST_KEY: digest,
         "image_size": [sample.image.height, sample.image.width],
         "figure": str(figure),
         "maps": str(maps),
         "versions": get_library_versions(),
-        "views": [describe_view(view, own) for own, view in zip(names, views, strict=True)],
+        "views": [describe_view(view, viewer_name) for viewer_name, view in zip(names, views, strict=True)],
     }
     write_json(folder / f"{name}.json", record)
     return record
 
 
 def describe_view(view: ImageView, name: str) -> dict[str, Any]:
-    """How a view was made, and what came out besides its maps."""
+    """Return how a view was made, and what came out besides its maps."""
     viewer = view.viewer
     model, recorder = viewer.model, viewer.recorder
     backbone, steering = model.backbone, model.adapted.steering
@@ -110,7 +111,7 @@ def describe_view(view: ImageView, name: str) -> dict[str, Any]:
         "window": vars(view.window),
         "shape": list(view.maps["pass_one"].shape),
         "prefix_tokens_left_out": backbone.prefix_tokens,
-        "checks": None if view.checks is None else view.checks.told(),
+        "checks": None if view.checks is None else view.checks.to_dict(),
         "pass_one": prediction_to_dict(view.first),
         "pass_two": prediction_to_dict(view.last),
         "share_inside": view.shares,
@@ -119,7 +120,7 @@ def describe_view(view: ImageView, name: str) -> dict[str, Any]:
 
 
 def describe_model(viewer: AttentionViewer, name: str) -> dict[str, Any]:
-    """Who looks: which run, trained how, on which backbone with which weights; of paths, the last part alone."""
+    """Return which run this is, trained how, on which backbone with which weights; of paths, the last part alone."""
     model, recipe = viewer.model, viewer.recipe
     found: dict[str, Any] = {"name": name, "run": None, "run_fingerprint": None}
     if not viewer.plain:
@@ -138,23 +139,23 @@ def describe_model(viewer: AttentionViewer, name: str) -> dict[str, Any]:
 
 
 def strip_folders(name: str) -> str:
-    """`KIND:PATH` or a path with the path's last part alone."""
+    """Return `KIND:PATH` or a path with the path's last part alone."""
     kind, colon, path = name.rpartition(":")
     return kind + colon + path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def get_library_versions() -> dict[str, str]:
-    """Of this program and the libraries that maps come from."""
+    """Return the versions of this program and of the libraries that maps come from."""
     return {"toast": __version__, **{name: version(name) for name in ("torch", "torchvision", "timm", "transformers")}}
 
 
 def prediction_to_dict(verdict: TopPrediction | None) -> dict[str, Any] | None:
-    """A verdict as JSON has it."""
+    """Return a prediction as JSON has it."""
     return None if verdict is None else {"prediction": verdict.label, "confidence": verdict.probability}
 
 
 def format_title_lines(sample: Sample, view: ImageView) -> list[str]:
-    """What is said above a figure of one image: of what and whom it is, and how much lies on the outlined object."""
+    """Return the title of a figure of one image: the image, the model, and how much lies on the outlined object."""
     lines = [
         f"{shorten_name(sample.name, MAX_NAME_LENGTH)} · {view.viewer.name}: {describe_maps(view.viewer, view.kind)}"
     ]
@@ -171,7 +172,7 @@ def format_title_lines(sample: Sample, view: ImageView) -> list[str]:
 
 
 def describe_maps(viewer: AttentionViewer, kind: str) -> str:
-    """Which maps these are: `attention of layer 11, mean over heads`."""
+    """Return which maps these are: `attention of layer 11, mean over heads`."""
     heads = {
         "mean": ", mean over heads",
         "max": ", maximum over heads",
@@ -184,7 +185,7 @@ def describe_maps(viewer: AttentionViewer, kind: str) -> str:
 
 
 def make_names_unique(names: Iterable[str]) -> list[str]:
-    """Names with a number behind those that came before."""
+    """Return the names with a number behind those that came before."""
     found: list[str] = []
     for name in names:
         number, free = 1, name

@@ -65,21 +65,21 @@ def compute_text_view(viewer: AttentionViewer, prompt: str, template: str | None
     inputs = {"input_ids": batch, "attention_mask": torch.ones_like(batch)}
     recorder = viewer.recorder
     assert isinstance(recorder, AttentionRecorder)
-    look = recorder.look(inputs)
-    maps = {name: map[0, 0].float().cpu() for name, map in look.maps().items()}
+    recorded = recorder.record(inputs)
+    maps = {name: map[0, 0].float().cpu() for name, map in recorded.maps().items()}
     if "pass_two" in maps:
         maps["difference"] = maps["pass_two"] - maps["pass_one"]
     output = backbone.output()
     assert output is not None
-    assert look.passes.plain is not None  # recorders have the first pass go on to its end
-    first = predict_next_token(output(look.passes.plain.pooled), tokenizer)
-    last = None if look.last is None else predict_next_token(output(look.passes.last.pooled), tokenizer)
+    assert recorded.passes.plain is not None  # recorders have the first pass go on to its end
+    first = predict_next_token(output(recorded.passes.plain.pooled), tokenizer)
+    last = None if recorded.last is None else predict_next_token(output(recorded.passes.last.pooled), tokenizer)
     ordered = {name: maps[name] for name in TEXT_MAP_DESCRIPTIONS if name in maps}
-    return TextView(viewer, align_tokens_to_text(ids, text, tokenizer), ordered, first, last, look.checks)
+    return TextView(viewer, align_tokens_to_text(ids, text, tokenizer), ordered, first, last, recorded.checks)
 
 
 def predict_next_token(logits: Tensor, tokenizer: Any) -> TopPrediction:
-    """The likeliest token after the last of a text, given logits `[1, N, vocabulary]`."""
+    """Return the likeliest token after the last of a text, given logits `[1, N, vocabulary]`."""
     probability, index = logits[0, -1].float().softmax(-1).max(-1)
     # A token that begins a word, and is nothing besides, reads as nothing.
     return TopPrediction(
@@ -88,7 +88,7 @@ def predict_next_token(logits: Tensor, tokenizer: Any) -> TopPrediction:
 
 
 def align_tokens_to_text(ids: list[int], text: str, tokenizer: Any) -> list[str]:
-    """Each token as the part of the text that it stands for; one that stands for none of it by its own name.
+    """Return each token as the part of the text that it stands for; one that stands for none of it, as its own name.
 
     A character of several tokens is read once, with the last of them; the others are dots.
     """
@@ -108,22 +108,22 @@ def align_tokens_to_text(ids: list[int], text: str, tokenizer: Any) -> list[str]
 
 
 def build_text_scales(views: Sequence[TextView]) -> dict[str, ColorScale]:
-    """What colours mean, by the name of a map and the same for all views: attention has one scale in both passes."""
+    """Return the color scale of every map by its name, the same for all views; attention has one in both passes."""
 
-    def of(*names: str) -> list[np.ndarray]:
+    def collect(*names: str) -> list[np.ndarray]:
         return [view.maps[name].numpy() for view in views for name in names if name in view.maps]
 
-    attention = build_sequential_scale("attention of the last token", "Oranges", of("pass_one", "pass_two"))
+    attention = build_sequential_scale("attention of the last token", "Oranges", collect("pass_one", "pass_two"))
     found = {"pass_one": attention, "pass_two": attention}
-    if of("similarity"):
-        found["similarity"] = build_sequential_scale("similarity to ξ", "Greens", of("similarity"))
-    if of("difference"):
-        found["difference"] = build_diverging_scale("pass two less pass one, points", "RdBu_r", of("difference"))
+    if collect("similarity"):
+        found["similarity"] = build_sequential_scale("similarity to ξ", "Greens", collect("similarity"))
+    if collect("difference"):
+        found["difference"] = build_diverging_scale("pass two less pass one, points", "RdBu_r", collect("difference"))
     return found
 
 
 def choose_text_color(colour: str) -> str:
-    """Black or white, whichever is read more easily on a colour (relative luminance of WCAG 2)."""
+    """Return black or white, whichever is read more easily on a colour (relative luminance of WCAG 2)."""
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -131,23 +131,23 @@ def choose_text_color(colour: str) -> str:
 
 
 def get_top_tokens(view: TextView, name: str, count: int = 5) -> list[tuple[str, float]]:
-    """The names of tokens with the largest numbers (of a difference, in either direction), and those numbers."""
+    """Return the names of tokens with the largest numbers (of a difference, in either direction), and those numbers."""
     values = view.maps[name]
     order = values.abs().argsort(descending=True, stable=True)[:count].tolist()
     return [(format_token_name(view.tokens, index), float(values[index])) for index in order]
 
 
 def format_token_name(tokens: Sequence[str], index: int) -> str:
-    """What a list calls a token: as it reads, quoted; a blank one with what is before it, as there are many alike."""
+    """Return a token quoted, as a list calls it; a blank one with what is before it, as there are many alike."""
     blank = not tokens[index].strip()
     return quote_token(tokens[index]) + (f" after {quote_token(tokens[index - 1])}" if blank and index else "")
 
 
 def quote_token(token: str) -> str:
-    """A token between quotation marks, without the blanks around it; punctuation would be lost among a list's own."""
+    """Return a token in quotation marks, without the blanks around it, to tell it from a list's own punctuation."""
     return repr(token.strip() or token)
 
 
 def mark_line_breaks(token: str) -> str:
-    """A token with a mark for each line break, which would have no place for its colour."""
+    """Return a token with a mark for each line break, which has no place for a colour of its own."""
     return token.replace("\n", "↵\n")

@@ -6,16 +6,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from toast_cli.attention.feature_energy import EnergyRecorder, build_recorder
 from toast_cli.attention.grad_cam import compute_grad_cam
 from toast_cli.attention.maps import AttentionOutput, AttentionRecorder, HeadSelection
-from toast_cli.attention.metrics import share_inside
-from toast_cli.attention.predict_segmentation import predict_pixel_classes
-from toast_cli.attention.segments import SegmentationMap
+from toast_cli.attention.metrics import compute_object_shares
+from toast_cli.attention.segmentation import SegmentationMap, predict_pixel_classes
 from toast_cli.attention.validation import AttentionChecks
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import DataSet, ImageSplit, Sample
@@ -53,8 +51,8 @@ class AttentionViewer:
     plain: bool = False
 
     @cached_property
-    def ending(self) -> str:
-        """What tells its files from those of other ways to look: `-layer1-head-max-alpha0.5-grad-cam`."""
+    def file_suffix(self) -> str:
+        """Return what tells its files from those of other ways to look: `-layer1-head-max-alpha0.5-grad-cam`."""
         steering = self.model.adapted.steering
         strength = 1.0 if steering is None else steering.strength
         marks = {
@@ -63,16 +61,16 @@ class AttentionViewer:
             f"alpha{strength:g}": strength != 1,
             "grad-cam": self.with_grad_cam,
         }
-        return "".join(f"-{mark}" for mark, wanted in marks.items() if wanted)
+        return "".join(f"-{mark}" for mark, applies in marks.items() if applies)
 
     @cached_property
     def recorder(self) -> AttentionRecorder | EnergyRecorder:
-        """What shows where it looks."""
+        """Return the recorder of its maps."""
         return build_recorder(self.model, self.level, self.head)
 
     @cached_property
     def transform(self) -> ImageTransform:
-        """How it is shown an image."""
+        """Return the transform that its images go through."""
         return build_transform(self.images, self.model.backbone.require_preprocessing(), train=False)
 
 
@@ -99,7 +97,7 @@ class ImageView:
 
 
 def load_image_sample(path: Path) -> Sample:
-    """An image file as a sample without a label, named by its path as given: folders may have files of one name.
+    """Read an image file as a sample without a label, named by its path as given: folders may have files of one name.
 
     Raises:
         ToastError: it cannot be read as an image.
@@ -108,7 +106,7 @@ def load_image_sample(path: Path) -> Sample:
 
 
 def get_test_split(data: DataSet) -> ImageSplit:
-    """A data set's test images.
+    """Return a data set's test images.
 
     Raises:
         UsageError: it has none.
@@ -119,7 +117,7 @@ def get_test_split(data: DataSet) -> ImageSplit:
 
 
 def load_test_sample(data: DataSet, index: int) -> Sample:
-    """One image of a data set's test split.
+    """Read one image of a data set's test split.
 
     Raises:
         UsageError: there is no test split, or no such image in it.
@@ -140,31 +138,28 @@ def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
     model, transform = viewer.model, viewer.transform
     image, mask = transform(sample.image, sample.mask)
     images = image[None].to(next(model.parameters()).device)
-    look = viewer.recorder.look(images)
-    maps = {name: map[0].float().cpu() for name, map in look.maps().items()}
+    output = viewer.recorder.record(images)
+    maps = {name: map[0].float().cpu() for name, map in output.maps().items()}
     if "pass_two" in maps:
         maps["difference"] = maps["pass_two"] - maps["pass_one"]
     shares: dict[str, float] = {}
     if mask is not None and bool(mask.any()):
-        shares = {
-            name: float(share_inside(maps[name][None], mask[None])[0])
-            for name in ("pass_one", "similarity", "pass_two")
-            if name in maps and bool(maps[name].any())
-        }
+        found = compute_object_shares({name: maps[name][None] for name in output.maps()}, mask[None])
+        shares = {name: float(share) for name, share in found.items() if not share.isnan()}
         shares["even"] = float(mask.float().mean())
-    first, last, segments = predict_passes(viewer, look, sample)
+    first, last, segments = predict_passes(viewer, output, sample)
     if viewer.with_grad_cam:
         maps |= {name: map[0] for name, map in compute_grad_cam(model, images).items()}
     return ImageView(
-        viewer, transform.window(sample.image), look.kind, maps, first, last, look.checks, shares, segments
+        viewer, transform.window(sample.image), output.kind, maps, first, last, output.checks, shares, segments
     )
 
 
 @torch.no_grad()
 def predict_passes(
-    viewer: AttentionViewer, look: AttentionOutput, sample: Sample
+    viewer: AttentionViewer, output: AttentionOutput, sample: Sample
 ) -> tuple[TopPrediction | None, TopPrediction | None, dict[str, SegmentationMap]]:
-    """What the first and the last pass say (None of a plain backbone), or how the model labels the pixels."""
+    """Return what the first and the last pass predict (None of a plain backbone), or the classes of the pixels."""
     if viewer.classes is None or not viewer.model.objective.class_scores:
         return None, None, {}
     if viewer.model.objective.dense:
@@ -173,23 +168,15 @@ def predict_passes(
         if sample.classes is not None:
             found["labelled"] = SegmentationMap(sample.classes, viewer.classes)
         return None, None, found
-    last = get_top_prediction(look.logits, viewer.classes)
-    if look.last is None:
+    last = get_top_prediction(output.logits, viewer.classes)
+    if output.last is None:
         return last, None, {}
-    assert look.passes.plain is not None  # recorders have the first pass go on to its end
+    assert output.passes.plain is not None  # recorders have the first pass go on to its end
     # What the head, which was trained on the last pass, makes of the plain one.
-    return get_top_prediction(viewer.model.outputs(look.passes.plain.pooled), viewer.classes), last, {}
+    return get_top_prediction(viewer.model.outputs(output.passes.plain.pooled), viewer.classes), last, {}
 
 
 def get_top_prediction(logits: Tensor, classes: tuple[str, ...]) -> TopPrediction:
-    """The likeliest class of the first image of a batch."""
+    """Return the likeliest class of the first image of a batch."""
     probability, index = logits.float().softmax(-1)[0].max(-1)
     return TopPrediction(classes[int(index)], float(probability))
-
-
-def format_class_shares(segments: SegmentationMap, most: int = 5) -> str:
-    """Which classes cover how much of what has a class, the largest first: `ground 61%, beetle 9%`."""
-    known = segments.classes[segments.classes < len(segments.names)]
-    shares = np.bincount(known, minlength=len(segments.names)) / max(known.size, 1)
-    largest = [int(index) for index in shares.argsort()[::-1][:most] if shares[index]]
-    return ", ".join(f"{segments.names[index]} {shares[index]:.0%}" for index in largest)

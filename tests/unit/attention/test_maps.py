@@ -9,7 +9,7 @@ from torch import Tensor
 from toast_cli import registry
 from toast_cli.attention.maps import AttentionOutput, AttentionRecorder, compute_attention_map
 from toast_cli.attention.metrics import share_inside
-from toast_cli.attention.object_attention import AttentionShare
+from toast_cli.attention.table import AttentionShare
 from toast_cli.backbones.base import Backbone, Trace
 from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe
@@ -102,7 +102,7 @@ def test_the_recorder_gives_the_first_pass_as_first() -> None:
     plain = Trace(attention_of=frozenset({2}))
     with torch.no_grad():
         model.backbone.run(model.backbone.enter(images), trace=plain)
-    look = AttentionRecorder(model).look(images)
+    look = AttentionRecorder(model).record(images)
     assert look.last is not None
     expected = compute_attention_map(plain.attention[2], model.backbone, (8, 8))
     assert torch.equal(look.first, expected) and not torch.allclose(look.last, expected, atol=1e-4)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from toast_cli.attention.bootstrap import bootstrap_mean
 from toast_cli.attention.deletion_insertion import DeletionInsertionCurves, count_forward_passes, rank_cells
 from toast_cli.attention.maps import AttentionOutput
 from toast_cli.attention.metrics import (
@@ -24,8 +23,8 @@ from toast_cli.attention.metrics import (
     share_inside,
     total_variation_distance,
 )
-from toast_cli.attention.object_attention import AttentionShare
-from toast_cli.attention.table import AttentionMetricsTable
+from toast_cli.attention.table import AttentionMetricsTable, AttentionShare
+from toast_cli.utils.statistics import bootstrap_mean
 
 torch.manual_seed(0)
 MAPS = torch.rand(3, 4, 6).softmax(-1)
@@ -133,7 +132,7 @@ class TestBootstrap:
 
     def test_several_that_hold_together_are_wider(self) -> None:
         values = np.random.default_rng(1).normal(0.0, 1.0, 400)
-        alone, one_of_six = bootstrap_mean(values), bootstrap_mean(values, together=6)
+        alone, one_of_six = bootstrap_mean(values), bootstrap_mean(values, intervals=6)
         assert alone is not None and one_of_six is not None
         # 1.96 standard errors alone, 2.64 of one in six.
         widths = (one_of_six.high - one_of_six.low) / (alone.high - alone.low)
@@ -150,7 +149,7 @@ class TestNumbers:
         area = pytest.approx(float(MASK.float().mean()), abs=1e-6)
         assert found["even"]["share_inside"]["mean"] == area
         assert (found["even"]["auc"]["mean"], found["even"]["grid_hit"]["mean"]) == (0.5, 0.25)
-        assert numbers.not_measurable() == {"similarity": 1}
+        assert numbers.count_unmeasurable() == {"similarity": 1}
         measured = share_inside(similarity[1:], MASK[1:]).mean()
         for measure in ("share_inside", "pointing_hit", "auc", "entropy", "grid_hit"):
             assert found["similarity"][measure]["images"] == 2
@@ -200,7 +199,7 @@ class TestNumbers:
         numbers = AttentionMetricsTable()
         batch = {"label": torch.tensor([1, 0, 1]), "index": torch.arange(3), "mask": MASK}
         numbers.add(look_of(MAPS), batch)
-        lines = list(csv.DictReader(io.StringIO(numbers.per_class(("a", "b", "never")))))
+        lines = list(csv.DictReader(io.StringIO(numbers.format_per_class(("a", "b", "never")))))
         assert [(line["class"], line["images"]) for line in lines] == [("a", "1"), ("b", "2")]
         shares = share_inside(MAPS, MASK)
         assert float(lines[1]["pass_one/share_inside"]) == pytest.approx(float(shares[[0, 2]].mean()), abs=1e-5)
@@ -222,10 +221,10 @@ class TestCurves:
         look = look_of(wrong, right)
         look.logits = predict(image)
         curves.add(look, image)
-        falls, rises = curves.whole("pass_two", "deletion")[0], curves.whole("pass_two", "insertion")[0]
+        falls, rises = curves.get_curves("pass_two", "deletion")[0], curves.get_curves("pass_two", "insertion")[0]
         assert falls[0] > 0.99 and (falls[1:] < 0.01).all()
         assert (rises[1:] > 0.99).all() and rises[0] < rises[1]
-        assert (curves.whole("pass_one", "deletion")[0, :2] > 0.99).all()
+        assert (curves.get_curves("pass_one", "deletion")[0, :2] > 0.99).all()
         area = curves.result()
         assert (
             area["pass_two"]["deletion"]["mean"]
@@ -246,27 +245,29 @@ class TestCurves:
         assert len(asked) == 3 + 3 * 2 * 3, "the image, the mean colour, the blur; then three orders, twice, in between"
         assert sum(torch.equal(given, image) for given in asked) == 1
         for kind in ("deletion", "insertion"):
-            assert curves.whole("pass_two", kind).isnan().all()
-            assert torch.equal(curves.whole("pass_one", kind)[:, 0], curves.whole("random", kind)[:, 0])
+            assert curves.get_curves("pass_two", kind).isnan().all()
+            assert torch.equal(curves.get_curves("pass_one", kind)[:, 0], curves.get_curves("random", kind)[:, 0])
         assert "pass_two" not in curves.result() and "pass_one" in curves.result()
 
     def test_a_mean_curve_has_an_interval_at_every_step_and_areas_are_compared_image_by_image(self) -> None:
         torch.manual_seed(0)
         curves = DeletionInsertionCurves(lambda images: images.flatten(1)[:, :2], steps=4)
         curves.add(look_of(torch.rand(6, 4, 4), torch.rand(6, 4, 4)), torch.randn(6, 3, 16, 16))
-        whole = curves.whole("pass_two", "insertion")
-        means = curves.mean_curves()["pass_two"]["insertion"]
+        whole = curves.get_curves("pass_two", "insertion")
+        means = curves.compute_mean_curves()["pass_two"]["insertion"]
         assert [mean.mean for mean in means] == pytest.approx(whole.mean(0).tolist(), abs=1e-6)
         assert all(mean.low < mean.mean < mean.high and mean.images == 6 for mean in means[:-1])
-        assert curves.shares() == {name: [0, 0.25, 0.5, 0.75, 1] for name in ("pass_one", "pass_two", "random")}
-        areas = curves.areas("pass_two", "insertion")
+        assert curves.compute_pixel_shares() == {
+            name: [0, 0.25, 0.5, 0.75, 1] for name in ("pass_one", "pass_two", "random")
+        }
+        areas = curves.compute_areas("pass_two", "insertion")
         assert areas.tolist() == pytest.approx([float((c[1:] + c[:-1]).sum()) / 8 for c in whole], abs=1e-6)
-        difference = areas - curves.areas("pass_one", "insertion")
-        assert curves.gained()["insertion"]["mean"] == pytest.approx(float(difference.mean()), abs=1e-6)
+        difference = areas - curves.compute_areas("pass_one", "insertion")
+        assert curves.compute_area_gain()["insertion"]["mean"] == pytest.approx(float(difference.mean()), abs=1e-6)
         same = torch.rand(6, 4, 4)
         curves = DeletionInsertionCurves(lambda images: images.flatten(1)[:, :2], steps=4)
         curves.add(look_of(same, same.clone()), torch.randn(6, 3, 16, 16))
-        for gained in curves.gained().values():
+        for gained in curves.compute_area_gain().values():
             assert (gained["mean"], gained["low"], gained["high"]) == (0, 0, 0), "paired, so nothing is left to vary"
 
     def test_coarse_maps_take_whole_cells_and_areas_are_over_what_was_taken(self) -> None:
@@ -285,11 +286,11 @@ class TestCurves:
         look.logits = predict(image)
         curves.add(look, image)
         taken = [0, 0.25, 0.25, 0.5, 0.5, 0.5, 0.75, 0.75, 1, 1, 1]
-        assert curves.shares() == {"pass_one": taken, "random": taken}
-        falls = curves.whole("pass_one", "deletion")[0].tolist()
+        assert curves.compute_pixel_shares() == {"pass_one": taken, "random": taken}
+        falls = curves.get_curves("pass_one", "deletion")[0].tolist()
         assert falls == pytest.approx([1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0], abs=1e-5)
         # All until a quarter is gone, then straight down to nothing at a half.
-        assert curves.areas("pass_one", "deletion").item() == pytest.approx(0.25 + 0.125, abs=1e-5)
+        assert curves.compute_areas("pass_one", "deletion").item() == pytest.approx(0.25 + 0.125, abs=1e-5)
         assert len(asked) == 3 + 2 * 2 * 3, (
             "nothing is asked twice: three ends, three steps of two curves in two orders"
         )
@@ -306,15 +307,15 @@ class TestCurves:
         look = look_of(torch.rand(1, 4, 4))
         look.logits = predict(image)
         curves.add(look, image)
-        assert curves.whole("pass_one", "insertion")[0].tolist() == pytest.approx([1] * 5, abs=1e-5)
-        assert curves.whole("pass_one", "deletion")[0].tolist() == pytest.approx([1, 0.75, 0.5, 0.25, 0], abs=1e-5)
+        assert curves.get_curves("pass_one", "insertion")[0].tolist() == pytest.approx([1] * 5, abs=1e-5)
+        assert curves.get_curves("pass_one", "deletion")[0].tolist() == pytest.approx([1, 0.75, 0.5, 0.25, 0], abs=1e-5)
 
     def test_a_coarser_similarity_has_a_random_order_of_its_own_cells(self) -> None:
         asked: list[Tensor] = []
         curves = DeletionInsertionCurves(lambda images: (asked.append(images), images.flatten(1)[:, :2])[1])
         look = look_of(torch.rand(2, 4, 4), torch.rand(2, 4, 4), torch.rand(2, 2, 2))
         curves.add(look, torch.randn(2, 3, 16, 16))
-        shares = curves.shares()
+        shares = curves.compute_pixel_shares()
         assert shares["random_similarity"] == shares["similarity"] != shares["random"] == shares["pass_one"]
         fine = DeletionInsertionCurves(lambda images: (asked.append(images), images.flatten(1)[:, :2])[1])
         asked.clear()
@@ -328,7 +329,7 @@ class TestCurves:
     def test_with_a_single_pass_there_is_nothing_gained(self) -> None:
         curves = DeletionInsertionCurves(lambda images: images.flatten(1)[:, :2], steps=2)
         curves.add(look_of(torch.rand(2, 4, 4)), torch.randn(2, 3, 16, 16))
-        assert curves.gained() == {}
+        assert curves.compute_area_gain() == {}
 
     def test_ranks_count_from_the_highest(self) -> None:
         assert rank_cells(torch.tensor([[[0.1, 0.4], [0.3, 0.2]]])).tolist() == [[[3, 0], [1, 2]]]

@@ -23,7 +23,7 @@ from toast_cli.utils.errors import ToastError, UsageError
 
 def model_on(name: str, method: str = "toast") -> Model:
     backbone = randomly(BACKBONES[name]())
-    stock = BackboneSnapshot.of(backbone)
+    stock = BackboneSnapshot.from_backbone(backbone)
     steering = None
     if method == "toast":
         steering = Steering(backbone).double()
@@ -45,7 +45,7 @@ def test_a_convnext_shows_the_energy_of_its_features_and_says_so() -> None:
     for level in (1, 3):
         recorder = build_recorder(model, level)
         assert isinstance(recorder, EnergyRecorder)
-        look = recorder.look(inputs)
+        look = recorder.record(inputs)
         trace = Trace(levels=True)
         backbone.run(backbone.enter(inputs), trace=trace)
         by_hand = trace.outputs[level].pow(2).sum(1)
@@ -88,7 +88,7 @@ def test_grad_cam_of_both_passes_is_weights_times_activations(name: str) -> None
     backbone, inputs = model.backbone, example(model.backbone)
     first, last = Trace(levels=True), Trace(levels=True)
     with torch.no_grad():
-        logits, passes = model.look(inputs, first, last)
+        logits, passes = model.forward_passes(inputs, first, last)
     found = compute_grad_cam(model, inputs)
     assert passes.signals is not None
     for map, trace, signal in (("grad_cam_one", first, None), ("grad_cam_two", last, passes.signals[-1])):

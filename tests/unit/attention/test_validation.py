@@ -29,7 +29,7 @@ ATTENTIVE = ["vit", "vit, two attentions a block", "llama"]
 
 def model_on(name: str, levels: range | None = None) -> Model:
     backbone = randomly(BACKBONES[name]())
-    stock = BackboneSnapshot.of(backbone)
+    stock = BackboneSnapshot.from_backbone(backbone)
     steering = Steering(backbone, levels).double()
     for weight in steering.parameters():
         nn.init.normal_(weight, std=0.3)
@@ -48,10 +48,10 @@ def last_level(model: Model) -> int:
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_a_map_agrees_with_fused_attention_far_within_the_tolerance(name: str) -> None:
     model = model_on(name)
-    look = AttentionRecorder(model).look(example(model.backbone))
+    look = AttentionRecorder(model).record(example(model.backbone))
     assert look.checks is not None and look.checks.mismatch is not None
     assert look.checks.mismatch < MISMATCH_TOLERANCE[torch.float64] / 1000
-    assert look.checks.told()["largest_difference_of_its_maps_between_passes"] == look.checks.difference == 0
+    assert look.checks.to_dict()["largest_difference_of_its_maps_between_passes"] == look.checks.difference == 0
     assert (look.checks.fused, look.checks.unfused, look.checks.first_block) == ((0, last_level(model)), (), 0)
 
 
@@ -66,8 +66,8 @@ def test_fused_attention_that_does_something_else_is_an_error(name: str, monkeyp
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", other)
     model = model_on(name)
     with pytest.raises(ToastError, match="not what the model attends with"):
-        AttentionRecorder(model).look(example(model.backbone))
-    AttentionRecorder(model, checked=False).look(example(model.backbone))
+        AttentionRecorder(model).record(example(model.backbone))
+    AttentionRecorder(model, checked=False).record(example(model.backbone))
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
@@ -82,12 +82,12 @@ def test_in_half_precision_scores_that_are_a_fiftieth_larger_are_an_error(
         return fused(query * 1.02, *others, **settings)
 
     with torch.autocast("cpu", kind):
-        checks = viewer.recorder.look(images).checks
+        checks = viewer.recorder.record(images).checks
         assert checks is not None and checks.mismatch is not None
         assert checks.mismatch < MISMATCH_TOLERANCE[kind] / 2, "rounding alone"
         monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", sharper)
         with pytest.raises(ToastError, match="not what the model attends with"):
-            viewer.recorder.look(images)
+            viewer.recorder.record(images)
 
 
 @pytest.mark.parametrize("wrong", [1, 2])
@@ -104,9 +104,9 @@ def test_the_maps_of_both_passes_are_held_against_fused_attention(wrong: int) ->
 def test_the_first_steered_blocks_map_is_the_same_in_both_passes(levels: range | None) -> None:
     model = model_on("vit", levels)
     start = 0 if levels is None else levels.start
-    look = AttentionRecorder(model, start).look(example(model.backbone))
+    look = AttentionRecorder(model, start).record(example(model.backbone))
     assert look.last is not None and torch.allclose(look.first, look.last, atol=1e-12)
-    after = AttentionRecorder(model, start + 1).look(example(model.backbone))
+    after = AttentionRecorder(model, start + 1).record(example(model.backbone))
     assert after.last is not None and not torch.allclose(after.first, after.last, atol=1e-3)
 
 
@@ -116,7 +116,7 @@ def test_a_first_block_that_differs_between_the_passes_is_an_error() -> None:
     again = backbone.again
     backbone.again = lambda state, inputs: again(type(state)(state.hidden.flip(-1)), inputs)  # type: ignore[method-assign]
     with pytest.raises(ToastError, match="differs between the passes"):
-        AttentionRecorder(model).look(example(backbone))
+        AttentionRecorder(model).record(example(backbone))
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
@@ -134,9 +134,9 @@ def test_half_precision_hides_no_other_attention(kind: torch.dtype) -> None:
 def test_attention_that_is_not_fused_is_not_said_to_have_been_compared() -> None:
     model = model_on("llama")
     model.backbone.module.config._attn_implementation = "eager"
-    checks = AttentionRecorder(model).look(example(model.backbone)).checks
+    checks = AttentionRecorder(model).record(example(model.backbone)).checks
     assert checks is not None and (checks.fused, checks.mismatch, checks.unfused) == ((), None, (0, 2))
-    assert checks.told()["layers_not_compared_as_their_attention_is_unfused"] == [0, 2]
+    assert checks.to_dict()["layers_not_compared_as_their_attention_is_unfused"] == [0, 2]
 
 
 @pytest.mark.parametrize("name", ["vit", "llama"])
@@ -145,7 +145,7 @@ def test_looking_leaves_the_model_as_it_was(name: str) -> None:
     inputs = example(model.backbone)
     before = model(inputs)
     hooks = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()]
-    AttentionRecorder(model, head="rollout").look(inputs)
+    AttentionRecorder(model, head="rollout").record(inputs)
     assert torch.equal(model(inputs), before)
     assert [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()] == hooks
 
@@ -158,10 +158,10 @@ class TestHeads:
         backbone.run(backbone.enter(inputs), trace=trace)
         row = trace.attention[3][:, :, 0, 1:]
         for head, wanted in ((2, row[:, 2]), ("mean", row.mean(1)), ("max", row.amax(1))):
-            found = AttentionRecorder(model, head=head).look(inputs).first.flatten(1)  # type: ignore[arg-type]
+            found = AttentionRecorder(model, head=head).record(inputs).first.flatten(1)  # type: ignore[arg-type]
             assert torch.allclose(found, (wanted / wanted.sum(-1, keepdim=True)).float(), atol=1e-6)
         with pytest.raises(UsageError, match="count from 0 to 2"):
-            AttentionRecorder(model, head=3).look(inputs)
+            AttentionRecorder(model, head=3).record(inputs)
 
     def test_rollout_multiplies_the_levels_each_half_itself(self) -> None:
         model = model_on("vit")
@@ -174,7 +174,7 @@ class TestHeads:
         assert torch.allclose(
             compute_attention_rollout([trace.attention[0].float(), trace.attention[1].float()]), by_hand, atol=1e-6
         )
-        found = AttentionRecorder(model, 1, "rollout").look(inputs).first
+        found = AttentionRecorder(model, 1, "rollout").record(inputs).first
         assert torch.allclose(found, compute_attention_map(by_hand[:, None], backbone, (4, 4)), atol=1e-6)
 
 
@@ -202,4 +202,6 @@ def test_strength_scales_what_every_level_receives() -> None:
     stronger = model.adapted(inputs).signals
     for signal, more in zip(one, stronger, strict=True):
         assert torch.allclose(more, 1.5 * signal)
-    assert torch.allclose(model(inputs), model.look(inputs)[0], atol=1e-9), "both ways of running it scale alike"
+    assert torch.allclose(model(inputs), model.forward_passes(inputs)[0], atol=1e-9), (
+        "both ways of running it scale alike"
+    )

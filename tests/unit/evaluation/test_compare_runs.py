@@ -15,11 +15,11 @@ from torch import Tensor
 from tests.scenes import CLASSES, demo_model, kept, recipe_of
 from toast_cli.attention.maps import AttentionOutput
 from toast_cli.attention.validation import AttentionChecks
-from toast_cli.cli.commands.compare import _build_rows
+from toast_cli.cli.output.comparison import build_rows
 from toast_cli.data.base import Sample
 from toast_cli.data.demo.scenes import DemoOptions, open_demo
 from toast_cli.evaluation import compare_runs
-from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
+from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, AttentionRun
 from toast_cli.evaluation.compare_runs import ComparedRun, RunComparison, build_comparison, merge_attention_checks
 from toast_cli.evaluation.same_data import EvaluationImages, check_same_images
 from toast_cli.steering.steering import PassOutputs
@@ -37,8 +37,8 @@ class Named:
 def compared(name: str, probabilities: list[list[float]], **more: Any) -> ComparedRun:
     """A run that says these probabilities of two classes."""
     sizes = {"trained_parameters": 5, "total_parameters": 100, "flops": 3e9, "flops_plain": 2e9}
-    right, asked = np.ones(len(probabilities)), AttentionEvalRequest(Path(name))
-    found = ComparedRun(Named(name), asked, sizes, "attention", torch.tensor(probabilities), right, None, None)  # type: ignore[arg-type]
+    right, request = np.ones(len(probabilities)), AttentionEvalRequest(Path(name))
+    found = ComparedRun(Named(name), request, sizes, "attention", torch.tensor(probabilities), right, None, None)  # type: ignore[arg-type]
     return replace(found, **more)
 
 
@@ -50,14 +50,14 @@ def test_the_most_disputed_images_come_first_and_those_that_all_answer_alike_las
     one = compared("one", [[0.9, 0.1], [0.9, 0.1], [0.7, 0.3], [0.55, 0.45]])
     other = compared("other", [[0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.45, 0.55]])
     # They are 0.3, 0.7, 0 and 0.1 apart; of the second and the fourth image they say different classes.
-    assert comparison(one, other).most_disputed(4) == [1, 3, 0, 2]
-    assert comparison(one, other).most_disputed(2) == [1, 3]
+    assert comparison(one, other).find_most_disputed(4) == [1, 3, 0, 2]
+    assert comparison(one, other).find_most_disputed(2) == [1, 3]
 
 
 def test_a_difference_is_the_second_run_less_the_first() -> None:
     one = compared("one", [[1.0, 0.0]] * 4, correct=np.array([1.0, 0, 0, 0]), inside=np.array([0.1, 0.2, 0.3, 0.4]))
     other = compared("other", [[1.0, 0.0]] * 4, correct=np.array([1.0, 1, 1, 0]), inside=np.array([0.3, 0.4, 0.5, 0.6]))
-    accuracy, inside = (comparison(one, other).difference(one, other, what) for what in ("correct", "inside"))
+    accuracy, inside = (comparison(one, other).estimate_difference(one, other, what) for what in ("correct", "inside"))
     assert accuracy is not None and inside is not None
     assert (accuracy.mean, inside.mean) == (0.5, pytest.approx(0.2))
 
@@ -67,7 +67,7 @@ def test_flops_are_told_against_the_plain_backbone_and_chance_by_run() -> None:
         compared(name, [[1.0, 0.0]] * 2, inside=np.array([0.25, 0.75]), even=even)
         for name, even in (("one", 0.2), ("other", 0.4))
     ]
-    headings, (one, other), _, _ = _build_rows(comparison(*runs))
+    headings, (one, other), _, _ = build_rows(comparison(*runs))
     first, second = (dict(zip(headings, line["cells"], strict=True)) for line in (one, other))
     assert first["FLOPs"]["interval"] == "1.50 × plain" and first["of all"]["value"] == "5.00%"
     assert first["on the object, %"]["value"] == "50.0"
@@ -80,7 +80,7 @@ class Looking:
 
     looks: int = 0
 
-    def look(self, images: Tensor) -> AttentionOutput:
+    def record(self, images: Tensor) -> AttentionOutput:
         self.looks += 1
         first, last = torch.zeros(len(images), 8, 8), torch.zeros(len(images), 8, 8)
         first[:, 0, 0], first[:, 7, 7] = 0.75, 0.25
@@ -110,14 +110,14 @@ class Corners:
 
 
 def test_what_lies_inside_is_of_the_last_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = compare_runs.open_run
+    opened = compare_runs.open_attention_run
 
-    def with_corners(asked: AttentionEvalRequest, reporter: Reporter) -> tuple[Any, Any, None]:
-        session, _, _ = opened(asked, reporter)
-        session.data = replace(session.data, splits={"test": Corners()})
-        return session, Corners(), None
+    def with_corners(*arguments: Any) -> AttentionRun:
+        run = opened(*arguments)
+        run.session.data = replace(run.session.data, splits={"test": Corners()})
+        return replace(run, split=Corners())
 
-    monkeypatch.setattr(compare_runs, "open_run", with_corners)
+    monkeypatch.setattr(compare_runs, "open_attention_run", with_corners)
     monkeypatch.setattr("toast_cli.visualize.view.build_recorder", lambda *_: Looking())
     path = kept(demo_model("linear"), tmp_path / "run", training={"eval_batch_size": 2})
     run, _ = build_comparison([AttentionEvalRequest(path), AttentionEvalRequest(path)], Reporter()).runs

@@ -104,7 +104,7 @@ def test_many_tokens_are_sent_by_one_matrix_a_level_and_few_from_level_to_level(
     for tokens in (enough, enough - 1):
         z = torch.randn(1, tokens, channels, dtype=torch.float64)
         first: Any = type("Readout", (), {"z": z, "compared": z, "real": None})
-        sent = steering.send(first)
+        sent = steering.compute_signals_fast(first)
         assert all(isinstance(signal, kind if tokens == enough else Tensor) for signal in sent)
         assert bool(from_level_to_level) == (tokens < enough)
 

@@ -75,39 +75,46 @@ class TestTargets:
         # Rows 0 to 4 of the first patch row are class 1: five of eight. In the second patch row, three of eight.
         labels = pixels(c1=(0, 0, 5, 64), c3=(13, 0, 16, 64))
         (attribute,) = objective.attributes
-        found = objective._patch_targets(objective._pixels(batch_of(labels)), attribute).unflatten(1, (8, 8))
+        found = objective._patch_targets(objective._get_patch_pixels(batch_of(labels)), attribute).unflatten(1, (8, 8))
         assert (found[0, 0] == 1).all() and (found[0, 1:] == 0).all()
 
     def test_a_patch_without_a_label_is_not_learned(self, backbone: Backbone) -> None:
         objective = task(backbone)
         labels = pixels()
         labels[:8] = IGNORE_INDEX
-        found = objective._patch_targets(objective._pixels(batch_of(labels)), objective.attributes[0])
+        found = objective._patch_targets(objective._get_patch_pixels(batch_of(labels)), objective.attributes[0])
         assert (found[0, :8] == IGNORE_INDEX).all() and (found[0, 8:] == 0).all()
 
     def test_dominant_is_the_class_with_the_most_pixels_background_left_out(self, backbone: Backbone) -> None:
         objective = task(backbone, image="dominant")
         # Two beetles of 200 pixels each against one ball of 300: the ball is the largest thing.
         labels = pixels(c1=(0, 0, 10, 20), c2=(20, 0, 30, 20), c3=(40, 0, 55, 20))
-        got = [objective._image_targets(objective._pixels(batch_of(labels)), one) for one in objective.attributes]
+        got = [
+            objective._image_targets(objective._get_patch_pixels(batch_of(labels)), one) for one in objective.attributes
+        ]
         assert [int(target) for target, _ in got] == [2, 1]  # ball, ringed
 
     def test_an_image_of_background_alone_has_no_dominant_class(self, backbone: Backbone) -> None:
         objective = task(backbone, image="dominant")
-        _, labelled = objective._image_targets(objective._pixels(batch_of(pixels())), objective.attributes[0])
+        _, labelled = objective._image_targets(objective._get_patch_pixels(batch_of(pixels())), objective.attributes[0])
         assert not labelled.any()
 
     def test_presence_names_every_value_in_the_image(self, backbone: Backbone) -> None:
         objective = task(backbone)
         labels = pixels(c2=(0, 0, 10, 10), c3=(20, 20, 30, 30))
-        got = [objective._image_targets(objective._pixels(batch_of(labels)), one)[0] for one in objective.attributes]
+        got = [
+            objective._image_targets(objective._get_patch_pixels(batch_of(labels)), one)[0]
+            for one in objective.attributes
+        ]
         assert got[0][0, 1:].tolist() == [1, 1] and got[1][0, 1:].tolist() == [1, 1]
 
     def test_labels_of_another_size_are_resized_to_whole_patches(self, backbone: Backbone) -> None:
         objective = task(backbone, attributes=False)
         labels = pixels(50, 75, c1=(0, 0, 50, 38))  # the left half
         batch = {**batch_of(labels), "size": torch.tensor([[50, 75]])}
-        found = objective._patch_targets(objective._pixels(batch), objective.attributes[0]).unflatten(1, (8, 8))
+        found = objective._patch_targets(objective._get_patch_pixels(batch), objective.attributes[0]).unflatten(
+            1, (8, 8)
+        )
         assert (found[0, :, :4] == 1).all() and (found[0, :, 4:] == 0).all()
 
 

@@ -24,7 +24,7 @@ def test_images_and_targets_are_mixed_in_the_same_shares(kind: str) -> None:
     objective = model_of(**{kind: 1.0}).objective
     plain = {"image": torch.zeros(2, 3, 96, 96), "label": torch.tensor([0, 1])}
     plain["image"][1] = 1
-    mixed = objective.mixed(plain)
+    mixed = objective.apply_mixup(plain)
     assert torch.equal(plain["label"], mixed["label"])
     bright = mixed["image"].mean(dim=(1, 2, 3))
     torch.testing.assert_close(mixed["target"][:, 1], bright, atol=1e-5, rtol=0)
@@ -42,4 +42,4 @@ def test_training_mixes_and_evaluation_does_not() -> None:
 
 def test_nothing_is_mixed_unless_asked() -> None:
     images = batch()
-    assert model_of().objective.mixed(images) is images
+    assert model_of().objective.apply_mixup(images) is images

@@ -33,7 +33,7 @@ def model_of(family: str, feedback: str = "full") -> Model:
     adapted = METHOD.build(METHOD.options(feedback=feedback), backbone)
     task = language.TASK if family == "llama" else classification.TASK
     model = Model(
-        adapted, task.build(task.options(), backbone, ("a", "b", "c")), BackboneSnapshot.of(backbone)
+        adapted, task.build(task.options(), backbone, ("a", "b", "c")), BackboneSnapshot.from_backbone(backbone)
     ).double()
     for weight in model.trained().values():
         nn.init.normal_(weight, std=0.2)
@@ -57,7 +57,7 @@ def steering_of(model: Model) -> Steering:
 def seen(model: Model, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The task's losses of the second pass and of a plain one, how far apart their features are, reconstructions."""
     objective, steering, trace = model.objective, steering_of(model), Trace(levels=True)
-    outputs, passes = model.look(objective.inputs(batch), last_trace=trace)
+    outputs, passes = model.forward_passes(objective.inputs(batch), last_trace=trace)
     plain = run_one_pass(model.backbone, objective.inputs(batch)).last
     far = 1 - F.cosine_similarity(passes.last.pooled, plain.pooled, dim=-1)
     real = batch.get("attention_mask", torch.ones(far.shape)) == 1

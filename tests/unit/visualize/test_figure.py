@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tests.scenes import CLASSES, demo_model, scenes, viewer_of
 from toast_cli.attention.feature_energy import FEATURE_ENERGY, compute_feature_energy
-from toast_cli.attention.segments import SegmentationMap
+from toast_cli.attention.segmentation import SegmentationMap, format_class_shares
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import Sample
@@ -31,7 +31,7 @@ from toast_cli.visualize.color_scales import build_sequential_scale
 from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_figure, save_figure
 from toast_cli.visualize.layout import build_comparison_rows, build_passes_row
 from toast_cli.visualize.save_figures import save_attention_figure, save_comparison_figure, strip_folders
-from toast_cli.visualize.view import ImageView, TopPrediction, compute_image_view, format_class_shares
+from toast_cli.visualize.view import ImageView, TopPrediction, compute_image_view
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.scenes import demo_model, viewer_of
-from toast_cli.cli.commands.visualize_attention import _format_view
+from toast_cli.cli.commands.visualize_images import _format_view
 from toast_cli.data.base import Sample
 from toast_cli.data.images.transforms import CropWindow
 from toast_cli.visualize.layout import build_comparison_rows, build_passes_row

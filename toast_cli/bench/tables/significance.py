@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from toast_cli.storage.checksums import read_checksummed_json
+from toast_cli.utils.statistics import CONFIDENCE_LEVEL, compute_paired_p_value
 
-SIGNIFICANCE_LEVEL = 0.05
+SIGNIFICANCE_LEVEL = round(1 - CONFIDENCE_LEVEL, 9)
+"""A p below this makes a number bold."""
 PAIRED_IMAGES, PAIRED_QUESTIONS, PAIRED_SEEDS = "test images", "questions", "seeds"
 
 
@@ -48,25 +47,13 @@ def run_paired_test(one: ScoreSample, other: ScoreSample) -> PairedTestResult:
     """
     alike = one.split is not None and one.split == other.split and one.items.keys() == other.items.keys()
     if alike and len(one.items) > 1:
-        return _run_t_test(list(one.items.values()), [other.items[item] for item in one.items], one.over)
+        p = compute_paired_p_value(list(one.items.values()), [other.items[item] for item in one.items])
+        return PairedTestResult(p, len(one.items), one.over)
     seeds = sorted(one.values.keys() & other.values.keys())
     if len(seeds) > 1:
-        return _run_t_test([one.values[seed] for seed in seeds], [other.values[seed] for seed in seeds], PAIRED_SEEDS)
+        p = compute_paired_p_value([one.values[seed] for seed in seeds], [other.values[seed] for seed in seeds])
+        return PairedTestResult(p, len(seeds), PAIRED_SEEDS)
     return PairedTestResult(None)
-
-
-def _run_t_test(one: Sequence[float], other: Sequence[float], over: str) -> PairedTestResult:
-    from scipy.stats import ttest_rel
-
-    difference = np.subtract(one, other)
-    if not difference.any():
-        return PairedTestResult(1.0, len(one), over)
-    if (
-        np.ptp(difference) == 0
-    ):  # the same difference every time: the t-test would divide by zero, the sign test does not
-        return PairedTestResult(2.0 ** (1 - len(one)), len(one), over)
-    p = float(ttest_rel(one, other).pvalue)
-    return PairedTestResult(1.0 if math.isnan(p) else p, len(one), over)
 
 
 def average_over_seeds(seeds: Collection[Mapping[Hashable, float]]) -> dict[Hashable, float]:

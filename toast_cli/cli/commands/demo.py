@@ -115,17 +115,14 @@ def _tune_method(method: str, number: int, seed: int | None, device: str | None,
 
 def _compute_views(before: Path, after: Path) -> tuple[list[Sample], list[ImageView], list[ImageView]]:
     """Show the first test scenes to two runs."""
-    from toast_cli.storage.load_model import load_model
-    from toast_cli.training.session import open_data
-    from toast_cli.visualize.view import AttentionViewer, compute_image_view, load_test_sample
+    from toast_cli.evaluation.attention_evaluation import build_viewer
+    from toast_cli.evaluation.open_run import RunRequest, open_run, open_run_data
+    from toast_cli.training.reporter import Reporter
+    from toast_cli.visualize.view import compute_image_view, load_test_sample
 
-    viewers = []
-    for path in (before, after):
-        loaded = load_model(path)
-        viewers.append(
-            AttentionViewer(path.name, loaded.model, loaded.recipe.images, loaded.classes, recipe=loaded.recipe)
-        )
-    data = open_data(loaded.recipe)
+    runs = [open_run(RunRequest(path)) for path in (before, after)]
+    viewers = [build_viewer(run, run.request.path.name) for run in runs]
+    data = open_run_data(runs[-1], Reporter())
     samples = [load_test_sample(data, index) for index in range(min(SCENE_COUNT, len(data.splits["test"])))]
     first, last = ([compute_image_view(viewer, sample) for sample in samples] for viewer in viewers)
     return samples, first, last

@@ -82,6 +82,7 @@ def run_eval(
     from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
     from toast_cli.evaluation.evaluate_run import evaluate_run
     from toast_cli.evaluation.llm_judge import Judge
+    from toast_cli.evaluation.open_run import RunRequest
     from toast_cli.utils.atomic import write_json
 
     runs = run or [resolve_run_path(None)]
@@ -89,16 +90,15 @@ def run_eval(
         results = run_judge_eval(runs, judge, Judge(judge_model, judge_url), weights, device, max_new_tokens, seed)
         table = build_judge_table(results, judge_model)
     elif attention or sweep:
-        asked = AttentionEvalRequest(
-            runs[0], dataset, data_dir, split, weights, device, precision, limit, layer, options.parse_head(head),
-            alpha, curve_images,
+        request = AttentionEvalRequest(
+            runs[0], dataset, data_dir, split, weights, device, precision, alpha, limit, layer,
+            options.parse_head(head), curve_images,
         )  # fmt: skip
-        results, table = (run_strength_sweep if sweep else run_attention_eval)(asked, out)
+        results, table = (run_strength_sweep if sweep else run_attention_eval)(request, out)
     else:
         with TerminalReporter() as reporter:
-            results = evaluate_run(
-                runs[0], dataset, data_dir, split, weights, device, precision, reporter, alpha, evaluation
-            )
+            run_request = RunRequest(runs[0], dataset, data_dir, split, weights, device, precision, alpha)
+            results = evaluate_run(run_request, reporter, evaluation)
         table = build_results_table(f"{runs[0]}: {results['method']} on {results['dataset']}", results)
     if out is not None:
         write_json(out, results)

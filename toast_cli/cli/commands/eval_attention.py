@@ -16,6 +16,7 @@ from toast_cli.attention.table import (
 )
 from toast_cli.cli.output.console import err, print_line
 from toast_cli.cli.output.progress import TerminalReporter
+from toast_cli.data.base import describe_masks
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, evaluate_attention, sweep_feedback_strength
 from toast_cli.utils.atomic import remove_file, write_json, write_text
 from toast_cli.visualize.curves import (
@@ -55,50 +56,50 @@ MEASURE_LABELS = {
 """The measures as a table has room for; `MEANING` has the whole."""
 
 
-def run_attention_eval(asked: AttentionEvalRequest, out: Path | None) -> tuple[dict[str, Any], Table]:
-    """Where a run looks: the numbers, and a table of them; lines per class and per image and curves go to files."""
+def run_attention_eval(request: AttentionEvalRequest, out: Path | None) -> tuple[dict[str, Any], Table]:
+    """Measure where a run looks: return numbers and a table; write files per class and per image, and curves."""
     with TerminalReporter() as reporter:
-        looked = evaluate_attention(asked, reporter)
-    numbers, curves = looked.numbers, looked.curves
-    steering = looked.viewer.model.adapted.steering
+        result = evaluate_attention(request, reporter)
+    run, numbers, curves = result.run, result.numbers, result.curves
+    classes, steering = run.session.data.classes, run.viewer.model.adapted.steering
     results: dict[str, Any] = {
-        **build_provenance(asked, looked.viewer),
+        **build_provenance(request, run.viewer),
         "alpha": None if steering is None else steering.strength,
-        "maps": looked.kind,
+        "maps": result.kind,
         "images": len(numbers.rows),
-        "object": looked.marks,
+        "object": describe_masks(run.split),
         "numbers": numbers.result(),
-        "not_measurable": numbers.not_measurable(),
-        "skipped": looked.skipped,
+        "not_measurable": numbers.count_unmeasurable(),
+        "skipped": result.skipped,
         "meaning": METRIC_DESCRIPTIONS,
         "interval": "95%, bootstrap over images",
     }
-    folder = clear_previous_outputs(choose_output_folder(asked, looked.viewer, out, "numbers"))
-    write_text(folder / "per_class.csv", numbers.per_class(looked.classes))
-    write_text(folder / "per_image.csv", numbers.per_image(looked.classes, looked.names))
+    folder = clear_previous_outputs(choose_output_folder(request, run.viewer, out, "numbers"))
+    write_text(folder / "per_class.csv", numbers.format_per_class(classes))
+    write_text(folder / "per_image.csv", numbers.format_per_image(classes, run.split.names))
     if curves is not None:
         results["curves"] = summarize_curves(curves)
-        means = curves.mean_curves()
-        write_text(folder / "curves.csv", format_curves_csv(curves.shares(), means))
-        write_text(folder / "curves_per_image.csv", format_areas_csv(curves, looked.curve_names))
-        save_figure(draw_deletion_insertion_curves(curves.shares(), means), folder / "curves.png")
+        means = curves.compute_mean_curves()
+        write_text(folder / "curves.csv", format_curves_csv(curves.compute_pixel_shares(), means))
+        write_text(folder / "curves_per_image.csv", format_areas_csv(curves, result.curve_names))
+        save_figure(draw_deletion_insertion_curves(curves.compute_pixel_shares(), means), folder / "curves.png")
     write_json(folder / RECORD_FILE, results)
     print_line(f"Numbers, per class, per image, curves: {folder}", err)
-    return results, build_attention_table(asked, results)
+    return results, build_attention_table(request, results)
 
 
-def run_strength_sweep(asked: AttentionEvalRequest, out: Path | None) -> tuple[dict[str, Any], Table]:
-    """Accuracy and attention on the object at every strength: the numbers, and a table of them; a figure beside it."""
+def run_strength_sweep(request: AttentionEvalRequest, out: Path | None) -> tuple[dict[str, Any], Table]:
+    """Measure a run at every strength of the feedback: return the numbers and a table of them, and write a figure."""
     with TerminalReporter() as reporter:
-        found = sweep_feedback_strength(asked, reporter)
-    lines = found.lines
-    folder = clear_previous_outputs(choose_output_folder(asked, found.viewer, out, "strength"))
+        result = sweep_feedback_strength(request, reporter)
+    lines = result.lines
+    folder = clear_previous_outputs(choose_output_folder(request, result.viewer, out, "strength"))
     shown = [name for name in SWEEP_LABELS if all(name in line for line in lines)]
     write_text(folder / "strength.csv", format_sweep_csv(lines, shown))
     save_figure(draw_sweep(lines, shown), folder / "strength.png")
     images = lines[0]["accuracy"]["images"]
     table = Table(
-        title=f"{asked.path}, {asked.split}: strength of the feedback, {images} images, 95% intervals",
+        title=f"{request.path}, {request.split}: strength of the feedback, {images} images, 95% intervals",
         title_justify="left",
     )
     table.add_column("alpha")
@@ -107,10 +108,10 @@ def run_strength_sweep(asked: AttentionEvalRequest, out: Path | None) -> tuple[d
     for line in lines:
         table.add_row(f"{line['alpha']:g}", *(format_mean_interval(line[name]) for name in shown))
     results = {
-        **build_provenance(asked, found.viewer),
+        **build_provenance(request, result.viewer),
         "images": images,
         "strengths": lines,
-        "skipped": found.skipped,
+        "skipped": result.skipped,
         "interval": "95%, bootstrap over images",
     }
     write_json(folder / RECORD_FILE, results)
@@ -118,31 +119,31 @@ def run_strength_sweep(asked: AttentionEvalRequest, out: Path | None) -> tuple[d
     return results, table
 
 
-def build_provenance(asked: AttentionEvalRequest, viewer: AttentionViewer) -> dict[str, Any]:
-    """Who looked, how, and at what: the beginning of a record."""
+def build_provenance(request: AttentionEvalRequest, viewer: AttentionViewer) -> dict[str, Any]:
+    """Return who looked, how, and at what: the beginning of a record."""
     assert viewer.recipe is not None
     return {
         **describe_model(viewer, viewer.name),
-        "run": str(asked.path),
-        "split": asked.split,
-        "limit": asked.limit,
+        "run": str(request.path),
+        "split": request.split,
+        "limit": request.limit,
         "layer": viewer.recorder.level,
-        "head": asked.head,
+        "head": request.head,
         "precision": viewer.recipe.precision,
         "versions": get_library_versions(),
     }
 
 
-def choose_output_folder(asked: AttentionEvalRequest, viewer: AttentionViewer, out: Path | None, what: str) -> Path:
-    """The folder of what was measured: beside the JSON file; or in the run, or here, one for every way to look."""
+def choose_output_folder(request: AttentionEvalRequest, viewer: AttentionViewer, out: Path | None, what: str) -> Path:
+    """Return the folder for what was measured: beside the JSON file, or in the run, or here; one per way to look."""
     if out is not None:
         return out.parent / f"{out.stem}-{what}"
-    home = asked.path / "attention" if asked.path.is_dir() else Path("attention")
-    return home / f"{what}-{asked.split}{viewer.ending}"
+    home = request.path / "attention" if request.path.is_dir() else Path("attention")
+    return home / f"{what}-{request.split}{viewer.file_suffix}"
 
 
 def clear_previous_outputs(folder: Path) -> Path:
-    """The folder without what was measured before: curves of other numbers do not stay. Files that are not ours do.
+    """Return the folder without earlier results: curves of other numbers do not stay. Files that are not ours do.
 
     The record goes first and is written last: where there is one, the folder is whole.
     """
@@ -152,7 +153,7 @@ def clear_previous_outputs(folder: Path) -> Path:
 
 
 def format_attention_notes(results: dict[str, Any]) -> list[str]:
-    """What has to be known to read the table: what the object is, what chance is, what is not in it."""
+    """Return what a reader of the table has to know: what the object is, what chance is, what was left out."""
     lines = []
     if results["object"] is not None:
         lines += [f"The object: {results['object']}. An even map is chance: what lies inside it is the object's area."]
@@ -165,15 +166,15 @@ def format_attention_notes(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def build_attention_table(asked: AttentionEvalRequest, results: dict[str, Any]) -> Table:
-    """A row a measure, a column a map, each a mean with its interval."""
+def build_attention_table(request: AttentionEvalRequest, results: dict[str, Any]) -> Table:
+    """Return a table with a row a measure and a column a map, each a mean with its interval."""
     maps = [
         name
         for name in ("pass_one", "similarity", "pass_two", UNIFORM_MAP, UNIFORM_SIMILARITY_MAP)
         if name in results["numbers"]
     ]
     table = Table(
-        title=f"{asked.path}, {asked.split}: {results['maps']} over {results['images']} images, 95% intervals",
+        title=f"{request.path}, {request.split}: {results['maps']} over {results['images']} images, 95% intervals",
         title_justify="left",
         caption="\n".join(format_attention_notes(results)),
         caption_justify="left",
@@ -186,14 +187,14 @@ def build_attention_table(asked: AttentionEvalRequest, results: dict[str, Any]) 
         between = results["numbers"].get("passes", {}).get(measure)
         if any(cells.values()):
             # Of chance an interval would say nothing.
-            cell_told = {
+            words = {
                 name: format_mean_interval(cell)
                 if name not in (UNIFORM_MAP, UNIFORM_SIMILARITY_MAP)
                 else f"{cell['mean']:.1%}"
                 for name, cell in cells.items()
                 if cell
             }
-            table.add_row(meaning, *(cell_told.get(name, "") for name in maps))
+            table.add_row(meaning, *(words.get(name, "") for name in maps))
         elif between is not None:
             table.add_row(meaning, *(format_mean_interval(between) if name == "pass_two" else "" for name in maps))
     for kind, better in (("deletion", "low"), ("insertion", "high")):

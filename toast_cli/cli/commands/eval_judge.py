@@ -24,7 +24,7 @@ def run_judge_eval(
     max_new_tokens: int,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Mean score by category for every run, by the run's path; answers and judgements are kept beside each run."""
+    """Return every run's mean score by category, by its path; answers and judgements are kept beside each run."""
     questions = read_questions(questions_file)
     scores = {}
     for run in runs:
@@ -67,13 +67,13 @@ def run_judge_eval(
 
 
 def get_judge_folder(run: Path, questions_file: Path) -> Path:
-    """Where one run's answers to one questions file are kept: in the run, or beside it where that is a file."""
+    """Return the folder of one run's answers to a questions file: in the run, or beside it if the run is a file."""
     home = run / "judge" if run.is_dir() else run.with_name(f"{run.name}.judge")
     return home / questions_file.stem
 
 
 def build_judge_table(scores: dict[str, dict[str, Any]], judge: str) -> Table:
-    """The paper's table 3."""
+    """Return the paper's table 3."""
     table = Table(title=f"Scores from 1 to 10, judged by {judge}", title_justify="left")
     table.add_column("run")
     categories = list(next(iter(scores.values())))

@@ -57,7 +57,7 @@ def generate(
     torch.manual_seed(seed)
 
     if lines is not None:
-        texts = writer.answers([[Turn("user", line)] for line in lines], batch_size, **settings)
+        texts = writer.answer_all([[Turn("user", line)] for line in lines], batch_size, **settings)
         found = [{"prompt": line, "answer": text} for line, text in zip(lines, texts, strict=True)]
         if as_json:
             print_json(found)
@@ -65,29 +65,29 @@ def generate(
             print_answer(f"> {pair['prompt']}\n{pair['answer']}\n")
         return
 
-    def say(text: str) -> None:
+    def print_text(text: str) -> None:
         print_answer(text, end="")
 
-    def answered(turns: list[Turn]) -> str:
+    def answer(turns: list[Turn]) -> str:
         streamed = beams == 1 and not as_json
-        text = writer.answer(turns, say if streamed else None, **settings)
+        text = writer.answer(turns, print_text if streamed else None, **settings)
         if not as_json:
             print_answer("" if streamed else text)
         return text
 
     if prompt is not None:
-        text = answered([Turn("user", prompt)])
+        text = answer([Turn("user", prompt)])
         if as_json:
             print_json({"prompt": prompt, "answer": text})
         return
     turns: list[Turn] = []
     while line := _read_input_line():
         turns.append(Turn("user", line))
-        turns.append(Turn("assistant", answered(turns)))
+        turns.append(Turn("assistant", answer(turns)))
 
 
 def _read_prompts(path: Path) -> list[str]:
-    """The prompts in a text file, blank lines left out.
+    """Return the prompts in a text file, blank lines left out.
 
     Raises:
         ToastError: it cannot be read, is no text, or holds none.

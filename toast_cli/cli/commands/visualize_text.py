@@ -40,9 +40,9 @@ def show_text(viewers: list[AttentionViewer], prompt: str, template: str | None,
     """Show what each viewer sees in a text, and leave `prompt.html`, the numbers and how they were made in a folder."""
     views = [compute_text_view(viewer, prompt, template) for viewer in viewers]
     meaning, single = build_text_scales(views), len(views) == 1
-    own = compute_source_digest(viewers, [prompt.encode(errors="surrogatepass"), str(template).encode()])
+    digest = compute_source_digest(viewers, [prompt.encode(errors="surrogatepass"), str(template).encode()])
     name = find_free_name(
-        folder, f"prompt{viewers[0].ending}" if single else f"prompt-{get_comparison_name(viewers)}", own
+        folder, f"prompt{viewers[0].file_suffix}" if single else f"prompt-{get_comparison_name(viewers)}", digest
     )
     page = folder / f"{name}.html"
     write_text(page, render_text_page(views))
@@ -52,7 +52,7 @@ def show_text(viewers: list[AttentionViewer], prompt: str, template: str | None,
     )
     record = {
         "prompt": prompt,
-        SOURCE_DIGEST_KEY: own,
+        SOURCE_DIGEST_KEY: digest,
         "template": template,
         "page": str(page),
         "versions": get_library_versions(),
@@ -75,7 +75,7 @@ def show_text(viewers: list[AttentionViewer], prompt: str, template: str | None,
 
 
 def render_text_page(views: Sequence[TextView]) -> str:
-    """All views as one page."""
+    """Return all views as one page."""
     meaning = build_text_scales(views)
     return render_template(
         "visualize/templates/text.html",
@@ -85,7 +85,7 @@ def render_text_page(views: Sequence[TextView]) -> str:
 
 
 def color_text(view: TextView, name: str, scale: ColorScale) -> Text:
-    """The text on the colours of one of its maps."""
+    """Return the text on the colours of one of its maps."""
     text = Text()
     for token, colour in zip(view.tokens, scale.hex(view.maps[name].numpy()), strict=True):
         text.append(mark_line_breaks(token), style=f"{choose_text_color(colour)} on {colour}")
@@ -93,7 +93,7 @@ def color_text(view: TextView, name: str, scale: ColorScale) -> Text:
 
 
 def render_legend(scale: ColorScale, name: str) -> Text:
-    """What the colours mean, in one line: numbers on their own colours, and those between."""
+    """Return the legend of a scale in one line: numbers on their own colours, and those between."""
     text = Text(f"  {scale.label}: ")
     (low, least), (middle, between), (high, greatest) = scale.ticks(_get_formatter(name))
     for first, word, last in ((low, least, middle), (middle, between, high), (high, greatest, None)):
@@ -114,17 +114,17 @@ def _format_points(value: float) -> str:
 
 
 def _get_formatter(name: str) -> Callable[[float], str]:
-    """How numbers of a map are written: a difference of percentages is in points."""
+    """Return the function that writes a map's numbers: a difference of percentages is in points."""
     return _format_points if name == "difference" else _format_percent
 
 
 def _format_value(value: float, name: str) -> str:
-    """A number of a map, with its unit."""
+    """Return a number of a map, with its unit."""
     return _get_formatter(name)(value) + " points" * (name == "difference")
 
 
 def _describe_map(view: TextView, name: str) -> str:
-    """A map in words, for whoever sees no colours."""
+    """Describe a map in words, for readers who see no colours."""
     largest = (f"{token} {_format_value(value, name)}" for token, value in get_top_tokens(view, name))
     return f"Most: {', '.join(largest)}"
 
@@ -164,7 +164,7 @@ def _build_page_view(view: TextView, meaning: dict[str, ColorScale]) -> dict[str
 
 
 def _build_page_legend(scale: ColorScale, name: str) -> dict[str, Any]:
-    """A scale as a page has it: colours from one end to the other, and the numbers at the ends and in the middle."""
+    """Return a scale as a page has it: its colours, and the numbers at the ends and in the middle."""
     words = [word for _, word in scale.ticks(_get_formatter(name))]
     shown = scale.hex([scale.low + (scale.high - scale.low) * part / LEGEND_STEPS for part in range(LEGEND_STEPS + 1)])
     return {"label": scale.label, "words": words, "colours": ",".join(shown)}
@@ -178,7 +178,7 @@ def _build_view_record(view: TextView) -> dict[str, Any]:
         "head": view.viewer.head,
         "alpha": None if steering is None else steering.strength,
         "tokens": view.tokens,
-        "checks": None if view.checks is None else view.checks.told(),
+        "checks": None if view.checks is None else view.checks.to_dict(),
         "pass_one": prediction_to_dict(view.first),
         "pass_two": prediction_to_dict(view.last),
     }

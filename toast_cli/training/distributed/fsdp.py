@@ -68,5 +68,5 @@ def shard_model(model: Model, accelerator: Accelerator) -> None:
         fully_shard(part, mesh=mesh)
     # Put together for each call and let go at its end: evaluation has no backward pass to let it go.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    for method in ("look", "outputs", "begin"):
+    for method in ("forward_passes", "outputs", "initialize_method"):
         register_fsdp_forward_method(model, method)

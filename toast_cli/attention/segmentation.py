@@ -1,0 +1,46 @@
+"""The class of every pixel of a whole image: the image in its own shape, as evaluation shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from toast_cli.backbones.image_options import ImageOptions
+from toast_cli.data.segmentation.loader import build_segmentation_transform
+from toast_cli.model.model import Model
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class SegmentationMap:
+    """Classes for a panel of a figure: `classes` [H, W] of the pixels of its window, and the `names` of all classes."""
+
+    classes: np.ndarray
+    names: tuple[str, ...]
+
+
+@torch.no_grad()
+def predict_pixel_classes(model: Model, images: ImageOptions, image: Image) -> Tensor:
+    """Return classes `[H, W]` at the image's own size; a window slides over it, or it is squeezed, as the task says."""
+    pixels, preprocessing = cast("Any", model.objective).options, model.backbone.require_preprocessing()
+    transform = build_segmentation_transform(images, pixels, preprocessing, train=False)
+    prepared = transform(image).as_subclass(Tensor)[None]
+    batch = {"image": prepared.to(next(model.parameters()).device), "extent": torch.tensor([prepared.shape[-2:]])}
+    scores = model.objective.predict(model, batch).float()
+    scores = F.interpolate(scores, size=(image.height, image.width), mode="bilinear", align_corners=False)
+    return scores.argmax(1)[0].cpu()
+
+
+def format_class_shares(segments: SegmentationMap, most: int = 5) -> str:
+    """Return which classes cover how much of what has a class, the largest first: `ground 61%, beetle 9%`."""
+    known = segments.classes[segments.classes < len(segments.names)]
+    shares = np.bincount(known, minlength=len(segments.names)) / max(known.size, 1)
+    largest = [int(index) for index in shares.argsort()[::-1][:most] if shares[index]]
+    return ", ".join(f"{segments.names[index]} {shares[index]:.0%}" for index in largest)

@@ -1,0 +1,131 @@
+"""`toast visualize-attention` in images: whose attention, in which images, drawn where, and what the terminal shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from toast_cli.cli.find_run import resolve_run_path
+from toast_cli.cli.output.console import err, print_line
+from toast_cli.data.base import Sample
+from toast_cli.data.images.folder_scan import list_images
+from toast_cli.evaluation.attention_evaluation import build_viewer
+from toast_cli.evaluation.open_run import OpenedRun, RunRequest, open_run, open_run_data
+from toast_cli.storage.run_folder import find_newest_run
+from toast_cli.training.distributed.devices import make_accelerator
+from toast_cli.training.reporter import Reporter
+from toast_cli.training.session import build_plain_model
+from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.visualize.save_figures import make_names_unique, save_attention_figure, save_comparison_figure
+from toast_cli.visualize.view import AttentionViewer, load_image_sample, load_test_sample
+
+DEFAULT_PLAIN_BACKBONE = "vit_demo"
+"""The backbone shown when there is no run and none is named."""
+
+
+def load_viewers(
+    runs: list[Path],
+    backbone: str | None,
+    weights: str | None,
+    data_dir: str | None,
+    device: str | None,
+    from_files: bool,
+    texts: bool,
+) -> tuple[list[AttentionViewer], OpenedRun | None, Path]:
+    """Return the viewers, the first run (None: a plain backbone), and the default folder for pictures."""
+    if backbone is None and (runs or find_newest_run() is not None or not (from_files or texts)):
+        paths = runs or [resolve_run_path(None)]
+        names = make_names_unique(path.resolve().name for path in paths)
+        opened = [open_run(RunRequest(path, None, data_dir, weights=weights, device=device)) for path in paths]
+        viewers = [build_viewer(each, name) for each, name in zip(opened, names, strict=True)]
+        inside = len(paths) == 1 and paths[0].is_dir()
+        return viewers, opened[0], paths[0] / "attention" if inside else Path("attention")
+    if not (from_files or texts):
+        raise UsageError("--test-image needs a run.", what_to_do="Name image files, or leave --backbone out.")
+    if texts and backbone is None:
+        raise UsageError("There is no run here to show a text to.", what_to_do="Name one, or a --backbone llama:<...>.")
+    name = backbone or DEFAULT_PLAIN_BACKBONE
+    print_line(f"There is no run{' here' if backbone is None else ''}: showing the plain backbone {name}.", err)
+    model, recipe = build_plain_model(name, weights, device)
+    model = model.to(make_accelerator(recipe).device)
+    return [AttentionViewer(name, model, recipe.images, None, recipe=recipe, plain=True)], None, Path("attention")
+
+
+def load_test_samples(run: OpenedRun, indices: list[int]) -> Iterator[tuple[str, Callable[[], Sample]]]:
+    """Yield the name of every test image's files, and a function that reads it."""
+    data = open_run_data(run, Reporter())
+    yield from ((f"test-{index}", partial(load_test_sample, data, index)) for index in indices)
+
+
+def load_files(images: list[Path]) -> Iterator[tuple[str, Callable[[], Sample]]]:
+    """Yield the name of every image's files, and a function that reads it; folders are searched.
+
+    Raises:
+        UsageError: there is no image below a folder.
+    """
+    files = []
+    for path in images:
+        below = sorted(list_images(path)) if path.is_dir() else [path]
+        if not below:
+            raise UsageError(f"There is no image below {path}.")
+        files += below
+    names = make_names_unique(file.stem for file in files)
+    yield from zip(names, (partial(load_image_sample, file) for file in files), strict=True)
+
+
+def read_or_skip(found: Iterable[tuple[str, Callable[[], Sample]]], broken: list[str]) -> Iterator[tuple[str, Sample]]:
+    """Yield the samples that can be read; why the others cannot is added to `broken`."""
+    for name, read in found:
+        try:
+            sample = read()
+        except UsageError:  # asked for wrongly: nothing is broken
+            raise
+        except ToastError as error:
+            broken.append(" ".join(part for part in (error.what, error.why) if part))
+            continue
+        yield name, sample
+
+
+def draw_figures(
+    viewers: list[AttentionViewer], samples: Iterable[tuple[str, Sample]], folder: Path, format: str
+) -> list[dict[str, Any]]:
+    """Draw a figure an image for one viewer, one figure of all images for several; return a record an image."""
+    if len(viewers) > 1:
+        return save_comparison_figure(viewers, samples, folder, format)
+    (viewer,) = viewers
+    return [save_attention_figure(viewer, sample, folder, name, format) for name, sample in samples]
+
+
+def format_records(records: list[dict[str, Any]]) -> list[str]:
+    """Return the lines that a terminal shows of the records."""
+    lines = [f"Figure: {figure}" for figure in dict.fromkeys(record["figure"] for record in records)]
+    for record in records:
+        for view in record["views"]:
+            who = " ".join(
+                filter(None, [record["image"] * (len(records) > 1), view["name"] * (len(record["views"]) > 1)])
+            )
+            lines += [f"{who}: {line}" if who else line for line in _format_view(view)]
+    if any(view["share_inside"] for record in records for view in record["views"]) and len(records) == 1:
+        lines.append("One image says little; 'toast eval' gives the mean over a split.")
+    return lines
+
+
+def _format_view(view: dict[str, Any]) -> list[str]:
+    lines = []
+    first, last = view["pass_one"], view["pass_two"]
+    if first is not None:
+        lines.append("Prediction: " + "; ".join(
+            f"{each['prediction']} ({each['confidence']:.1%}){where}"
+            for each, where in ((first, " in pass one" if last else ""), (last, " in pass two"))
+            if each is not None
+        ))  # fmt: skip
+    lines += [f"Pixels {name}: {covered}" for name, covered in view["segments"].items()]
+    inside = view["share_inside"]
+    if inside:
+        passes = f" in pass one, {inside['pass_two']:.1%} in pass two" if "pass_two" in inside else ""
+        kind = view["kind"][0].upper() + view["kind"][1:]
+        even = f" (an even map: {inside['even']:.1%})"
+        lines.append(f"{kind} on the object: {inside['pass_one']:.1%}{passes}{even}")
+    return lines

@@ -1,0 +1,169 @@
+"""How `toast compare` shows a comparison: as tables, as the context of its page, and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from toast_cli.data.base import describe_masks
+from toast_cli.evaluation.compare_runs import ComparedRun, RunComparison
+from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
+from toast_cli.visualize.output_names import compute_source_digest
+from toast_cli.visualize.report import format_attention_checks
+from toast_cli.visualize.save_figures import describe_maps, describe_model, get_library_versions
+
+FINGERPRINT_DIGITS = 12
+"""Digits of a fingerprint on a page; comparison.json has all."""
+
+
+def hash_comparison(found: RunComparison, split: str, images: list[bytes]) -> str:
+    """Return a digest of what is compared: the same comparison may be overwritten."""
+    data = repr((found.dataset, split, len(found.split), found.runs[0].viewer.file_suffix)).encode()
+    return compute_source_digest([run.viewer for run in found.runs], [data, *images])
+
+
+def describe_all_maps(found: RunComparison) -> str:
+    """Return which maps they are, with the runs that have them if not all have the same."""
+    whose: dict[str, list[str]] = {}
+    for run in found.runs:
+        whose.setdefault(describe_maps(run.viewer, run.kind), []).append(run.viewer.name)
+    if len(whose) == 1:
+        return next(iter(whose))
+    return "; ".join(f"{maps} ({', '.join(names)})" for maps, names in whose.items())
+
+
+def _format_interval(mean: MeanEstimate | None, sign: str = "") -> dict[str, str]:
+    if mean is None:
+        return {"value": "–", "interval": ""}
+    return {
+        "value": f"{mean.mean * 100:{sign}.1f}",
+        "interval": f"[{mean.low * 100:{sign}.1f}, {mean.high * 100:{sign}.1f}]",
+    }
+
+
+def build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], list[str], list[dict[str, Any]]]:
+    """Return headings and lines of what each run has, and of what each pair of runs differs in."""
+    masks = all(run.inside is not None for run in found.runs)
+    on_it = ["on the object, %", "an even map, %"] if masks else []
+    headings = ["accuracy, %", "trained", "of all", "FLOPs", *on_it]
+    lines, differences = [], []
+    for run in found.runs:
+        sizes = run.sizes
+        cells = [
+            _format_interval(bootstrap_mean(run.correct)),
+            {"value": f"{sizes['trained_parameters']:,}", "interval": ""},
+            {"value": f"{sizes['trained_parameters'] / sizes['total_parameters']:.2%}", "interval": ""},
+            {"value": f"{sizes['flops']:.3g}", "interval": f"{sizes['flops'] / sizes['flops_plain']:.2f} × plain"},
+        ]
+        if run.inside is not None and masks:
+            even = "–" if run.even is None else f"{100 * run.even:.1f}"  # of chance an interval would say nothing
+            cells += [_format_interval(bootstrap_mean(run.inside)), {"value": even, "interval": ""}]
+        lines.append({"name": run.viewer.name, "cells": cells})
+    measures = ["correct", *(["inside"] if masks else [])]
+    for one, other in found.pairs():
+        own = [_format_interval(found.estimate_difference(one, other, what), "+") for what in measures]
+        differences.append({"name": f"{other.viewer.name} less {one.viewer.name}", "cells": own})
+    return headings, lines, ["accuracy", *(["on the object"] if masks else [])], differences
+
+
+def _describe_correction(found: RunComparison) -> str:
+    """Say how many differences there are, and how their intervals account for that."""
+    count = len(found.pairs())
+    return "" if count == 1 else f"95% for all {count} of a column together (Bonferroni)"
+
+
+def build_page_context(found: RunComparison) -> dict[str, Any]:
+    """Return what the page says besides its pictures."""
+    headings, lines, difference_headings, differences = build_rows(found)
+    made = [{"name": run.viewer.name, "facts": _describe_run(run)} for run in found.runs]
+    return {
+        "title": " against ".join(run.viewer.name for run in found.runs),
+        "images": f"{len(found.split):,}",
+        "dataset": found.dataset,
+        "object": describe_masks(found.split),
+        "maps": describe_all_maps(found),
+        "together": _describe_correction(found),
+        "headings": headings,
+        "lines": lines,
+        "difference_headings": difference_headings,
+        "differences": differences,
+        "made": made,
+    }
+
+
+def _describe_run(run: ComparedRun) -> list[tuple[str, str]]:
+    """Return what a run is and what its maps are of, in words."""
+    made = describe_model(run.viewer, run.viewer.name)
+    return [
+        ("folder", run.request.path.resolve().name),
+        ("backbone", f"{made['backbone']}, weights {made['weights']}"),
+        ("method", f"{made['method']}, seed {made['seed']}"),
+        ("maps", describe_maps(run.viewer, run.kind)),
+        ("checked", format_attention_checks(run.checks)),
+        ("fingerprints", f"{made['run_fingerprint'][:FINGERPRINT_DIGITS]} of what was trained, "
+         f"{made['backbone_fingerprint'][:FINGERPRINT_DIGITS]} of the backbone"),
+    ]  # fmt: skip
+
+
+def build_json_report(found: RunComparison, split: str, disputed: list[str]) -> dict[str, Any]:
+    """Return the comparison as JSON has it; `disputed` names the images that the figure shows."""
+
+    def as_numbers(mean: MeanEstimate | None) -> dict[str, Any] | None:
+        return None if mean is None else asdict(mean)
+
+    return {
+        "dataset": found.dataset,
+        "split": split,
+        "images": len(found.split),
+        "runs": [
+            {
+                **describe_model(run.viewer, run.viewer.name),
+                "run": str(run.request.path),
+                "maps": run.kind,
+                "layer": run.viewer.recorder.level,
+                "head": run.viewer.head,
+                "checks": None if run.checks is None else run.checks.to_dict(),
+                **run.sizes,
+                "accuracy": as_numbers(bootstrap_mean(run.correct)),
+                "share_inside": None if run.inside is None else as_numbers(bootstrap_mean(run.inside)),
+                "share_inside_by_chance": run.even,
+            }
+            for run in found.runs
+        ],
+        "differences": [
+            {
+                "run": other.viewer.name,
+                "less": one.viewer.name,
+                "accuracy": as_numbers(found.estimate_difference(one, other, "correct")),
+                "share_inside": as_numbers(found.estimate_difference(one, other, "inside")),
+            }
+            for one, other in found.pairs()
+        ],
+        "differences_interval": _describe_correction(found) or "95%",
+        "object": describe_masks(found.split),
+        "most_disputed": disputed,
+        "versions": get_library_versions(),
+    }
+
+
+def build_comparison_tables(found: RunComparison) -> list[Any]:
+    """Return a table of the runs and one of their differences."""
+    headings, lines, difference_headings, differences = build_rows(found)
+    marks = describe_masks(found.split)
+    notes = "\n".join([*([f"The object: {marks}."] if marks else []), f"Maps: {describe_all_maps(found)}."])
+    tables = []
+    for title, caption, first, names, rows in (
+        (f"{len(found.split):,} images of {found.dataset}, 95% intervals", notes, "run", headings, lines),
+        ("Differences on the same images, in points", _describe_correction(found) or None, "runs", difference_headings,
+         differences),
+    ):  # fmt: skip
+        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+        table.add_column(first)
+        for name in names:
+            table.add_column(name, justify="right")
+        for row in rows:
+            table.add_row(row["name"], *(f"{cell['value']}\n{cell['interval']}".rstrip() for cell in row["cells"]))
+        tables.append(table)
+    return tables
