@@ -107,8 +107,8 @@ def test_the_picture_shows_predicted_and_labelled_classes(run: Path, tmp_path: P
 
 
 def test_the_picture_of_several_runs_shows_what_each_predicts_and_the_labels_once(run: Path) -> None:
+    from toast_cli.model.batches import open_data
     from toast_cli.storage.load_model import load_model
-    from toast_cli.training.session import open_data
     from toast_cli.visualize.layout import build_comparison_rows
     from toast_cli.visualize.view import AttentionViewer, compute_image_view
 

@@ -38,15 +38,11 @@ def print_message(text: str) -> None:
 
 def load_writer(run: Path, weights: str | None, device: str | None, raw: bool = False) -> TextGenerator:
     """A run's language model, ready to answer in the form that it was trained on; `raw` leaves prompts unmarked."""
-    from toast_cli.evaluation.evaluate_run import replace_recipe_fields
     from toast_cli.model.generation import TextGenerator
     from toast_cli.storage.load_model import load_model
     from toast_cli.training.distributed.devices import make_accelerator
 
     loaded = load_model(run, weights)
     template = None if raw else getattr(loaded.recipe.dataset, "template", None)
-    return TextGenerator(
-        loaded.model.to(make_accelerator(replace_recipe_fields(loaded.recipe, device=device)).device),
-        template,
-        print_message,
-    )
+    accelerator = make_accelerator(device or loaded.recipe.device, loaded.recipe.precision)
+    return TextGenerator(loaded.model.to(accelerator.device), template, print_message)

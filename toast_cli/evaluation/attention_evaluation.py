@@ -19,13 +19,14 @@ from toast_cli.attention.table import AttentionMetricsTable
 from toast_cli.data.base import BatchLoader, ImageSplit, describe_masks, get_image_splits
 from toast_cli.data.demo.mosaics import GridSplit
 from toast_cli.data.subset import SplitSubset, draw_subset
-from toast_cli.evaluation.evaluate_run import open_evaluation_data, replace_recipe_fields
+from toast_cli.evaluation.evaluate_run import open_evaluation_data
 from toast_cli.model.model import Model
+from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.steering import run_one_pass
 from toast_cli.storage.load_model import load_model
 from toast_cli.training.distributed.devices import make_accelerator
-from toast_cli.training.notices import report_skipped_samples
+from toast_cli.training.evaluate import report_skipped_samples
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session
 from toast_cli.utils.constants import IGNORE_INDEX
@@ -96,7 +97,7 @@ def open_run(asked: AttentionEvalRequest, reporter: Reporter) -> tuple[Session, 
         device=asked.device,
         precision=asked.precision,
     )
-    accelerator = make_accelerator(recipe)
+    accelerator = make_accelerator(recipe.device, recipe.precision)
     if accelerator.num_processes > 1:
         raise UsageError("Where a model looks is measured by one process.", what_to_do="Start it without a launcher.")
     data = open_evaluation_data(loaded.classes, recipe, asked.path, reporter, another=asked.dataset is not None)

@@ -9,16 +9,16 @@ from typing import Any, cast
 
 from toast_cli.attention.feedback_strength import set_feedback_strength
 from toast_cli.data.base import DataSet
+from toast_cli.model.batches import open_data
 from toast_cli.model.model import Model
-from toast_cli.recipe.parse import build_recipe
+from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.load_model import load_model
 from toast_cli.tasks.segmentation import Segmentation
 from toast_cli.training.distributed.devices import make_accelerator
-from toast_cli.training.evaluate import evaluate_model
-from toast_cli.training.notices import report_skipped_samples
+from toast_cli.training.evaluate import evaluate_model, report_skipped_samples
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import Session, open_data
+from toast_cli.training.session import Session
 from toast_cli.utils.errors import ToastError, UsageError
 
 
@@ -50,7 +50,7 @@ def evaluate_run(
     if evaluation is not None:
         recipe = apply_evaluation_mode(loaded.model, recipe, evaluation)
     set_feedback_strength(loaded.model, alpha)
-    accelerator = make_accelerator(recipe)
+    accelerator = make_accelerator(recipe.device, recipe.precision)
     data = open_evaluation_data(loaded.classes, recipe, path, reporter, another=dataset is not None)
     if split not in data.splits:
         raise UsageError(f"This data set has no split '{split}'.", what_to_do=f"It has {', '.join(data.splits)}.")
@@ -86,12 +86,6 @@ def apply_evaluation_mode(model: Model, recipe: Recipe, evaluation: str) -> Reci
     recipe = replace_recipe_fields(recipe, task=recipe.task.model_dump(mode="json") | {"evaluation": evaluation})
     model.objective = Segmentation(before.head, before.classes, before.window, cast("Any", recipe.task))
     return recipe
-
-
-def replace_recipe_fields(recipe: Recipe, **fields: Any) -> Recipe:
-    """The recipe with some fields replaced and checked again; None leaves a field alone."""
-    raw = recipe.model_dump(mode="json") | {name: value for name, value in fields.items() if value is not None}
-    return build_recipe(raw, {}, origin="options")
 
 
 def open_evaluation_data(

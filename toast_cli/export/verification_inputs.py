@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from toast_cli import registry
 from toast_cli.data.base import BatchOptions, DataSet
 from toast_cli.export.base import ExportFormat
 from toast_cli.export.verification_outputs import has_dynamic_image_size, to_named_inputs
-from toast_cli.model.batches import build_batches
+from toast_cli.model.batches import build_batches, open_data
 from toast_cli.storage.load_model import LoadedModel
 from toast_cli.utils.errors import ToastError
 
@@ -43,10 +40,8 @@ def make_verification_inputs(
     elif form.graph and has_dynamic_image_size(loaded.model):
         height, width = backbone.require_preprocessing().image_size
         inputs["other-size"] = {"image": torch.randn(1, 3, height + EXTRA_PIXELS, width + 2 * EXTRA_PIXELS)}
-    recipe = loaded.recipe
     try:
-        source = registry.load_entry(registry.SOURCES, recipe.dataset.name)
-        data = source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
+        data = open_data(loaded.recipe)
         inputs["real"] = _load_real_samples(loaded, data)
     except ToastError as error:
         return inputs, {"real": " ".join(part for part in (error.what, error.why) if part)}

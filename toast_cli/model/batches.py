@@ -1,18 +1,29 @@
-"""Batches of a split, as a recipe wants them for a backbone."""
+"""The data of a recipe: its data set, and batches of a split as a backbone takes them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from toast_cli.backbones.image_options import PixelOptions
-from toast_cli.data.base import BatchLoader, BatchOptions, LoaderOptions
+from toast_cli.data.base import BatchLoader, BatchOptions, DataSet, LoaderOptions
 from toast_cli.data.loaders import build_loader
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
     from toast_cli.recipe.schema import Recipe
+
+
+def open_data(recipe: Recipe) -> DataSet:
+    """Open the recipe's data set.
+
+    Raises:
+        ToastError: it is not where it should be, or not what it should be.
+    """
+    folder = Path(recipe.data_dir).expanduser() if recipe.data_dir else None
+    return recipe.plugins.dataset.open(recipe.dataset, folder)
 
 
 def build_batches(split: Any, recipe: Recipe, backbone: Backbone, batches: BatchOptions) -> BatchLoader:

@@ -14,7 +14,7 @@ from toast_cli.backbones.image_options import ImageOptions, PixelOptions
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.partial_recipe import SECTIONS, FieldPath, PartialRecipe, expand_shorthand, suggest_source_prefix
 from toast_cli.recipe.safe_yaml import MAX_RECIPE_BYTES, parse_recipe
-from toast_cli.recipe.schema import Recipe, TrainingOptions
+from toast_cli.recipe.schema import Recipe, RecipePlugins, TrainingOptions
 from toast_cli.recipe.validation_errors import RecipeProblem, convert_validation_error, make_recipe_error
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import UsageError
@@ -38,34 +38,42 @@ def build_recipe(values: Mapping[str, Any], places: Mapping[FieldPath, str], ori
     return validate_partial_recipe(PartialRecipe(dict(values), dict(places), origin))
 
 
+def replace_recipe_fields(recipe: Recipe, **fields: Any) -> Recipe:
+    """The recipe with some fields replaced and checked again; None leaves a field alone."""
+    values = recipe.model_dump(mode="json") | {name: value for name, value in fields.items() if value is not None}
+    return build_recipe(values, {}, origin="options")
+
+
 def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
     """The recipe that a draft stands for, or one error with everything that is wrong with it."""
-    task = draft.values.setdefault("task", {})
-    if isinstance(task, dict):
-        task.setdefault("name", _get_default_task(draft.name("dataset")))
     models: dict[str, type[BaseModel]] = {"": Recipe, "images": ImageOptions, "training": TrainingOptions}
+    plugins: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
     problems: list[RecipeProblem] = []
     for section in SECTIONS:
+        if section == "task" and isinstance(task := draft.values.setdefault("task", {}), dict):
+            task.setdefault("name", plugins["dataset"].task if "dataset" in plugins else "classification")
         try:
-            models[section] = _get_options_class(section, draft)
+            plugins[section] = _load_plugin(section, draft)
+            models[section] = plugins[section].options
         except _UnusableSection as unusable:
             problems.append(unusable.problem)
-    sections = {}
-    for section in SECTIONS:
-        if section in models:
-            try:
-                sections[section] = _validate_json(models[section], draft.values[section])
-            except ValidationError as error:
-                problems += convert_validation_error(error, (section,), draft, models)
+    for section in plugins:
+        try:
+            sections[section] = _validate_json(models[section], draft.values[section])
+        except ValidationError as error:
+            problems += convert_validation_error(error, (section,), draft, models)
     try:
         recipe = _validate_json(Recipe, {**draft.values, **_PLACEHOLDERS})
     except ValidationError as error:
         problems += convert_validation_error(error, (), draft, models)
     if not problems:
-        problems += _unfit_task(sections["dataset"].name, sections["task"])
+        problems += _find_unfit_task(plugins["dataset"], sections["dataset"].name, sections["task"])
     if problems:
         raise make_recipe_error(problems, draft)
-    return recipe.model_copy(update=sections)
+    recipe = recipe.model_copy(update=sections)
+    recipe._plugins = RecipePlugins(**plugins)
+    return recipe
 
 
 def check_initialization(recipe: Recipe) -> None:
@@ -74,7 +82,7 @@ def check_initialization(recipe: Recipe) -> None:
     Raises:
         UsageError: so it would.
     """
-    _load_registered("method", recipe.method.name).check(recipe.method, recipe.init_from is not None)
+    recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
 
 
 def build_dataset_options(
@@ -95,7 +103,7 @@ def build_dataset_options(
             f"Only the data set can be changed here, not {others[0]}.", what_to_do="Write dataset.KEY=VALUE."
         )
     try:
-        options = _get_options_class("dataset", draft)
+        options = _load_plugin("dataset", draft).options
         return _validate_json(options, draft.values["dataset"])
     except _UnusableSection as unusable:
         raise make_recipe_error([unusable.problem], draft) from unusable
@@ -130,16 +138,10 @@ class _UnusableSection(Exception):
         self.problem = problem
 
 
-def _get_default_task(dataset: str | None) -> str:
-    """What a data set's samples are for, where nobody says; a name that is not registered is refused elsewhere."""
-    if dataset in registry.list_names(registry.SOURCES):
-        return registry.load_entry(registry.SOURCES, str(dataset)).task
-    return "classification"
-
-
-def _unfit_task(dataset: str, task: NamedOptions) -> list[RecipeProblem]:
+def _find_unfit_task(source: Any, dataset: str, task: NamedOptions) -> list[RecipeProblem]:
     """Return what is wrong with a task that needs a label for every pixel of other data, or the other way round."""
-    source = registry.load_entry(registry.SOURCES, dataset)
+    if task.name == source.task:
+        return []
     labels_pixels = issubclass(registry.load_entry(registry.TASKS, source.task).options, PixelOptions)
     if labels_pixels == isinstance(task, PixelOptions):
         return []
@@ -153,8 +155,8 @@ def _unfit_task(dataset: str, task: NamedOptions) -> list[RecipeProblem]:
     return [RecipeProblem(("task", "name"), text, task.name)]
 
 
-def _get_options_class(section: str, draft: PartialRecipe) -> type[BaseModel]:
-    """The options class that checks a section, found by the section's name."""
+def _load_plugin(section: str, draft: PartialRecipe) -> Any:
+    """The registered object that a section names."""
     content = draft.values.get(section)
     if content is None:
         raise _UnusableSection(RecipeProblem((section,), f"is missing. Write '{section}: NAME'."))
@@ -165,19 +167,12 @@ def _get_options_class(section: str, draft: PartialRecipe) -> type[BaseModel]:
         given = {"value": content["name"]} if "name" in content else {}
         raise _UnusableSection(RecipeProblem((section, "name"), "must be a name." if given else "is missing.", **given))
     try:
-        options = (
-            registry.load_backbone_card(name).options
-            if section == "backbone"
-            else _load_registered(section, name).options
-        )
+        if section == "backbone":
+            return registry.load_backbone_card(name)
+        return registry.load_entry(_GROUPS[section], name)
     except UsageError as error:
         hint = (suggest_source_prefix(name) if section == "dataset" else "") or error.what_to_do
         raise _UnusableSection(RecipeProblem((section, "name"), f"{error.what} {hint}".strip(), name)) from error
-    return options
-
-
-def _load_registered(section: str, name: str) -> Any:
-    return registry.load_entry(_GROUPS[section], name)
 
 
 def _validate_json(model: type[BaseModel], values: Any) -> Any:

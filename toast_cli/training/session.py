@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
-from toast_cli import registry
 from toast_cli.data.base import BatchLoader, BatchOptions, DataSet
-from toast_cli.model.batches import build_batches
+from toast_cli.model.batches import build_batches, open_data
 from toast_cli.model.model import Model, build_model, count_elements, count_flops
 from toast_cli.recipe.parse import build_recipe, check_initialization
 from toast_cli.recipe.schema import Recipe
@@ -22,8 +21,7 @@ from toast_cli.training.distributed.fsdp import check_sharding, check_uniform_fo
 from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
 from toast_cli.training.step import freeze_parameters_for_pretuning
-from toast_cli.training.tensorboard import check_tensorboard
-from toast_cli.utils.errors import UsageError
+from toast_cli.utils.errors import ToastError, UsageError
 
 
 @dataclass
@@ -99,16 +97,6 @@ class Session:
         return estimate_memory(self.model, self.recipe.training, next(iter(batches)), self.accelerator)
 
 
-def open_data(recipe: Recipe) -> DataSet:
-    """Open the recipe's data set.
-
-    Raises:
-        ToastError: it is not where it should be, or not what it should be.
-    """
-    source = registry.load_entry(registry.SOURCES, recipe.dataset.name)
-    return source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
-
-
 def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False, place: bool = True) -> Session:
     """Open the data and build the model; everything random after this point follows from the recipe's seed.
 
@@ -123,8 +111,12 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     """
     check_initialization(recipe)
     check_optimizer(recipe.training)
-    check_tensorboard(recipe.training.tensorboard)
-    accelerator = make_accelerator(recipe)
+    if recipe.training.tensorboard and find_spec("tensorboard") is None:
+        raise ToastError(
+            "TensorBoard is not installed.",
+            what_to_do="pip install 'toast-cli[tensorboard]', or training.tensorboard=false.",
+        )
+    accelerator = make_accelerator(recipe.device, recipe.precision)
     check_sharding(recipe.training, accelerator)
     data = open_data(recipe)
     if recipe.training.patience is not None and "val" not in data.splits:

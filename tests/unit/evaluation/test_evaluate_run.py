@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from toast_cli.evaluation.evaluate_run import open_data_in_class_order
+from toast_cli.model.batches import open_data
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.training.session import open_data
 
 
 def test_data_whose_classes_are_the_runs_in_another_order_are_labelled_as_the_run_has_them(tmp_path: Path) -> None:

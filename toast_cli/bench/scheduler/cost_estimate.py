@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from toast_cli.bench.scheduler.jobs import Experiment, Stage
 from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
+from toast_cli.model.batches import open_data
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.plan.throughput import TimePerSample, measure_time_per_sample
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import open_data, prepare_session
+from toast_cli.training.session import prepare_session
 from toast_cli.utils.errors import ToastError
 
 

@@ -115,8 +115,8 @@ def _tune_method(method: str, number: int, seed: int | None, device: str | None,
 
 def _compute_views(before: Path, after: Path) -> tuple[list[Sample], list[ImageView], list[ImageView]]:
     """Show the first test scenes to two runs."""
+    from toast_cli.model.batches import open_data
     from toast_cli.storage.load_model import load_model
-    from toast_cli.training.session import open_data
     from toast_cli.visualize.view import AttentionViewer, compute_image_view, load_test_sample
 
     viewers = []

@@ -104,7 +104,7 @@ def _load_viewers(
     """Who looks, the first one's recipe, and where pictures go unless told otherwise."""
     from toast_cli.cli.find_run import resolve_run_path
     from toast_cli.cli.output.console import err, print_line
-    from toast_cli.evaluation.evaluate_run import replace_recipe_fields
+    from toast_cli.recipe.parse import replace_recipe_fields
     from toast_cli.storage.load_model import load_model
     from toast_cli.storage.run_folder import find_newest_run
     from toast_cli.training.distributed.devices import make_accelerator
@@ -120,7 +120,7 @@ def _load_viewers(
         for path, name in zip(paths, names, strict=True):
             loaded = load_model(path, weights)
             recipes.append(replace_recipe_fields(loaded.recipe, data_dir=data_dir, device=device))
-            model = loaded.model.to(make_accelerator(recipes[-1]).device)
+            model = loaded.model.to(make_accelerator(recipes[-1].device, recipes[-1].precision).device)
             viewers.append(AttentionViewer(name, model, loaded.recipe.images, loaded.classes, recipe=loaded.recipe))
         inside = len(paths) == 1 and paths[0].is_dir()
         return viewers, recipes[0], paths[0] / "attention" if inside else Path("attention")
@@ -131,15 +131,9 @@ def _load_viewers(
     name = backbone or DEFAULT_PLAIN_BACKBONE
     print_line(f"There is no run{' here' if backbone is None else ''}: showing the plain backbone {name}.", err)
     model, recipe = build_plain_model(name, weights, device)
-    return (
-        [
-            AttentionViewer(
-                name, model.to(make_accelerator(recipe).device), recipe.images, None, recipe=recipe, plain=True
-            )
-        ],
-        recipe,
-        Path("attention"),
-    )
+    model.to(make_accelerator(recipe.device, recipe.precision).device)
+    viewer = AttentionViewer(name, model, recipe.images, None, recipe=recipe, plain=True)
+    return [viewer], recipe, Path("attention")
 
 
 def _configure_viewer(viewer: AttentionViewer, layer: int, head: Any, grad_cam: bool) -> AttentionViewer:
@@ -157,7 +151,7 @@ def _load_samples(
     """
     from toast_cli.data.images.folder_scan import list_images
     from toast_cli.evaluation.evaluate_run import check_classes
-    from toast_cli.training.session import open_data
+    from toast_cli.model.batches import open_data
     from toast_cli.utils.errors import UsageError
     from toast_cli.visualize.save_figures import make_names_unique
     from toast_cli.visualize.view import load_image_sample, load_test_sample

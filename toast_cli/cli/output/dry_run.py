@@ -17,7 +17,7 @@ def print_dry_run(recipe: Any, as_json: bool, *, labels: bool = True) -> None:
     session = prepare_session(recipe, labels=labels, place=False)
     sizes = session.sizes()
     batches = session.batches("train", train=True)
-    notes = describe_schedule(recipe.training, -(-len(batches) // recipe.training.accumulate))
+    notes = describe_schedule(recipe.training, len(batches))
     batch = next(iter(batches))
     shapes = {name: list(tensor.shape) for name, tensor in batch.items() if name not in BATCH_METADATA_KEYS}
     memory = session.memory(batches)
