@@ -54,7 +54,7 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
         if section == "task" and isinstance(task := draft.values.setdefault("task", {}), dict):
             task.setdefault("name", plugins["dataset"].task if "dataset" in plugins else "classification")
         try:
-            plugins[section] = _load_plugin(section, draft)
+            plugins[section] = _load_plugin(section, draft.values.get(section))
             models[section] = plugins[section].options
         except _UnusableSection as unusable:
             problems.append(unusable.problem)
@@ -76,15 +76,6 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
     return recipe
 
 
-def check_initialization(recipe: Recipe) -> None:
-    """Refuse a recipe whose method would begin from nothing; a pre-tuned artifact may still be given to it elsewhere.
-
-    Raises:
-        UsageError: so it would.
-    """
-    recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
-
-
 def build_dataset_options(
     choice: str, fields: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> NamedOptions:
@@ -103,7 +94,7 @@ def build_dataset_options(
             f"Only the data set can be changed here, not {others[0]}.", what_to_do="Write dataset.KEY=VALUE."
         )
     try:
-        options = _load_plugin("dataset", draft).options
+        options = _load_plugin("dataset", draft.values["dataset"]).options
         return _validate_json(options, draft.values["dataset"])
     except _UnusableSection as unusable:
         raise make_recipe_error([unusable.problem], draft) from unusable
@@ -155,17 +146,16 @@ def _find_unfit_task(source: Any, dataset: str, task: NamedOptions) -> list[Reci
     return [RecipeProblem(("task", "name"), text, task.name)]
 
 
-def _load_plugin(section: str, draft: PartialRecipe) -> Any:
+def _load_plugin(section: str, content: Any) -> Any:
     """The registered object that a section names."""
-    content = draft.values.get(section)
     if content is None:
         raise _UnusableSection(RecipeProblem((section,), f"is missing. Write '{section}: NAME'."))
     if not isinstance(content, dict):
         raise _UnusableSection(RecipeProblem((section,), "must be a name, or a mapping that holds one.", content))
-    name = draft.name(section)
-    if name is None:
-        given = {"value": content["name"]} if "name" in content else {}
-        raise _UnusableSection(RecipeProblem((section, "name"), "must be a name." if given else "is missing.", **given))
+    if "name" not in content:
+        raise _UnusableSection(RecipeProblem((section, "name"), "is missing."))
+    if not isinstance(name := content["name"], str):
+        raise _UnusableSection(RecipeProblem((section, "name"), "must be a name.", name))
     try:
         if section == "backbone":
             return registry.load_backbone_card(name)

@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device, set_seed
 from toast_cli.data.base import BatchLoader, BatchOptions, DataSet
 from toast_cli.model.batches import build_batches, open_data
 from toast_cli.model.model import Model, build_model, count_elements, count_flops
-from toast_cli.recipe.parse import build_recipe, check_initialization
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.pretuned import Lineage, initialize_from_artifact, resolve_artifact_path
 from toast_cli.training.distributed.devices import check_compiling, make_accelerator
@@ -109,7 +109,7 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
             pre-tuned path is none.
         ToastError: anything else that a user can mend.
     """
-    check_initialization(recipe)
+    recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
     check_optimizer(recipe.training)
     if recipe.training.tensorboard and find_spec("tensorboard") is None:
         raise ToastError(
@@ -117,7 +117,8 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
             what_to_do="pip install 'toast-cli[tensorboard]', or training.tensorboard=false.",
         )
     accelerator = make_accelerator(recipe.device, recipe.precision)
-    check_sharding(recipe.training, accelerator)
+    if recipe.training.shard:
+        check_sharding(accelerator)
     data = open_data(recipe)
     if recipe.training.patience is not None and "val" not in data.splits:
         raise UsageError(
@@ -133,7 +134,8 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     model = build_model(recipe, data.classes)
     if recipe.pretuning is not None:
         freeze_parameters_for_pretuning(model, recipe.pretuning)
-    check_uniform_forward_calls(recipe.training, model)
+    if recipe.training.shard:
+        check_uniform_forward_calls(model)
     check_compiling(model, accelerator)
     lineage = (
         initialize_from_artifact(resolve_artifact_path(recipe), model, recipe)
