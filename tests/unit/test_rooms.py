@@ -23,18 +23,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods": {"registry", "steering", "backbones", "utils"},
     "tasks": {"backbones", "utils"},
     "data": {"recipe", "registry", "backbones", "utils"},
-    "model": {"data", "methods", "tasks", "steering", "recipe", "registry", "backbones", "utils"},
-    "storage": {"model", "steering", "recipe", "registry", "backbones", "utils"},
+    "model": {"data", "methods", "tasks", "steering", "recipe", "backbones", "utils"},
+    "storage": {"model", "steering", "recipe", "backbones", "utils"},
     "attention": {"model", "data", "steering", "recipe", "backbones", "utils"},
-    "visualize": {"attention", "model", "data", "recipe", "registry", "backbones", "utils"},
+    "visualize": {"attention", "model", "data", "recipe", "backbones", "utils"},
     "training": {
-        *("attention", "storage", "model", "data", "tasks", "steering", "recipe", "registry", "backbones", "utils"),
+        *("attention", "storage", "model", "data", "tasks", "steering", "recipe", "backbones", "utils"),
     },
     "export": {"attention", "storage", "model", "data", "steering", "recipe", "registry", "backbones", "utils"},
     "evaluation": {
         *("visualize", "training", "attention", "storage", "model", "data", "tasks", "steering", "recipe", "utils"),
     },
-    "bench": {"training", "storage", "recipe", "registry", "utils"},
+    "bench": {"training", "storage", "model", "recipe", "registry", "utils"},
     "api": {"attention", "storage", "model", "data", "recipe", "registry", "backbones", "utils"},
     "cli": {
         *("bench", "evaluation", "training", "export", "visualize", "attention", "storage", "model", "data", "recipe"),
