@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from toast_cli.data.base import DataSet
 from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
@@ -26,6 +27,8 @@ from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.loop import TrainingLoop
 from toast_cli.training.optimization import make_optimizer
 from toast_cli.training.reporter import Reporter
+from toast_cli.training.run import Run
+from toast_cli.training.session import Session
 from toast_cli.training.step import TrainingStep
 
 
@@ -61,10 +64,9 @@ def bare(model: Model, recipe: Recipe, batches: list[dict[str, Any]]) -> float:
 
 def ours(model: Model, recipe: Recipe, batches: list[dict[str, Any]], folder: Path) -> tuple[float, float]:
     """Seconds of an epoch's steps, and of what ends it."""
-    accelerator, run = Accelerator(cpu=True), RunFolder.create(folder, "run")
-    fitting = TrainingLoop(
-        TrainingStep(model), Given(batches), None, recipe.training, accelerator, run, Reporter(), lambda line: None
-    )
+    run = Run(Session(recipe, DataSet((), {}), model, Accelerator(cpu=True)), Reporter())
+    run.folder = RunFolder.create(folder, "run")
+    fitting = TrainingLoop(run, TrainingStep(model), Given(batches), None)
     began = time.perf_counter()
     fitting.train_epoch()
     steps = time.perf_counter() - began

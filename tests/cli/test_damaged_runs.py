@@ -89,7 +89,7 @@ def test_a_disk_that_was_full_is_told_with_how_the_run_goes_on(run: Path, monkey
     def full(*_: Any, **__: Any) -> None:
         raise ToastError("a could not be written.") from OSError("No space left on device")
 
-    monkeypatch.setattr("toast_cli.training.tune.fit", full)
+    monkeypatch.setattr("toast_cli.training.tune.TrainingLoop.fit", full)
     said = toast("tune", "--resume", run)
     said.fails(1, "could not be written")
     assert f"it goes on with: toast tune --resume {run}" in " ".join(said.err.split())

@@ -143,7 +143,7 @@ def test_a_run_that_finished_no_epoch_begins_again(here: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(tune, "fit", stops)
+        context.setattr(tune.TrainingLoop, "fit", stops)
         said = toast("tune", "--output-dir", here / "run", *SMALL)
         assert said.code == 130 and f"toast tune --resume {here / 'run'}" in said.err.replace("\n", "")
     assert toast("tune", "--resume", here / "run").code == 0

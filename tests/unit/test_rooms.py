@@ -23,12 +23,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods": {"registry", "steering", "backbones", "utils"},
     "tasks": {"backbones", "utils"},
     "data": {"recipe", "registry", "backbones", "utils"},
-    "model": {"data", "methods", "tasks", "steering", "recipe", "registry", "backbones", "utils"},
-    "storage": {"model", "steering", "recipe", "registry", "backbones", "utils"},
+    "model": {"data", "methods", "tasks", "steering", "recipe", "backbones", "utils"},
+    "storage": {"model", "steering", "recipe", "backbones", "utils"},
     "attention": {"model", "data", "steering", "recipe", "backbones", "utils"},
-    "visualize": {"attention", "model", "data", "recipe", "registry", "backbones", "utils"},
+    "visualize": {"attention", "model", "data", "recipe", "backbones", "utils"},
     "training": {
-        *("attention", "storage", "model", "data", "tasks", "steering", "recipe", "registry", "backbones", "utils"),
+        *("attention", "storage", "model", "data", "tasks", "steering", "recipe", "backbones", "utils"),
     },
     "export": {"attention", "storage", "model", "data", "steering", "recipe", "registry", "backbones", "utils"},
     "evaluation": {

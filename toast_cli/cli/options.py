@@ -77,18 +77,17 @@ def parse_head(head: str) -> int | Literal["mean", "max", "rollout"]:
 
 def apply_recorded_backbone(resolved: ResolvedRecipe, recipe: str | None, backbone: str | None) -> ResolvedRecipe:
     """Give the recipe of an earlier version's run the backbone that its name meant then, and say so."""
-    from toast_cli.storage.legacy_backbones import resolve_recorded_name
+    from toast_cli.recipe.legacy_backbones import resolve_recorded_backbone
     from toast_cli.storage.run_folder import RunFolder
 
     file = None if recipe is None else Path(recipe)
     if file is None or backbone is not None or not (file.parent / "environment.json").is_file():
         return resolved
-    own = resolved.recipe.backbone
-    name = resolve_recorded_name(own.name, RunFolder(file.parent).toast_version())
-    if name == own.name:
+    changed = resolve_recorded_backbone(resolved.recipe, RunFolder(file.parent).toast_version())
+    if changed is resolved.recipe:
         return resolved
-    changed = resolved.recipe.model_copy(update={"backbone": own.model_copy(update={"name": name})})
-    said = f"The backbone '{own.name}' of this run's version of toast is now called '{name}'."
+    before, after = resolved.recipe.backbone.name, changed.backbone.name
+    said = f"The backbone '{before}' of this run's version of toast is now called '{after}'."
     return replace(resolved, recipe=changed, messages=[*resolved.messages, said])
 
 

@@ -19,7 +19,7 @@ from toast_cli.data.subset import SplitSubset, draw_subset
 from toast_cli.evaluation.open_run import OpenedRun, RunRequest, open_run, open_session, set_feedback_strength
 from toast_cli.model.model import Model
 from toast_cli.steering.steering import run_one_pass
-from toast_cli.training.notices import report_skipped_samples
+from toast_cli.training.evaluate import report_skipped_samples
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session
 from toast_cli.utils.constants import IGNORE_INDEX

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from toast_cli.evaluation.open_run import OpenedRun, RunRequest, open_run, open_session, replace_recipe_fields
+from toast_cli.evaluation.open_run import OpenedRun, RunRequest, open_run, open_session
+from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.tasks.segmentation import Segmentation
-from toast_cli.training.evaluate import evaluate_model
-from toast_cli.training.notices import report_skipped_samples
+from toast_cli.training.evaluate import evaluate_model, report_skipped_samples
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import UsageError
 

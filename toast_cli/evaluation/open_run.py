@@ -6,14 +6,13 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
 from toast_cli.data.base import DataSet
 from toast_cli.model.batches import open_data
 from toast_cli.model.model import Model
-from toast_cli.recipe.parse import build_recipe
+from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.load_model import load_model
 from toast_cli.training.distributed.devices import make_accelerator
@@ -61,7 +60,7 @@ def open_run(request: RunRequest) -> OpenedRun:
     fields = {name: getattr(request, name) for name in ("dataset", "data_dir", "device", "precision")}
     recipe = replace_recipe_fields(loaded.recipe, **fields)
     set_feedback_strength(loaded.model, request.alpha)
-    accelerator = make_accelerator(recipe)
+    accelerator = make_accelerator(recipe.device, recipe.precision)
     return OpenedRun(request, loaded.model.to(accelerator.device), recipe, loaded.classes, accelerator)
 
 
@@ -76,12 +75,6 @@ def set_feedback_strength(model: Model, alpha: float | None) -> None:
     if model.adapted.steering is None:
         raise UsageError("--alpha scales the feedback, and this model has none.", what_to_do="Leave --alpha out.")
     model.adapted.steering.strength = alpha
-
-
-def replace_recipe_fields(recipe: Recipe, **fields: Any) -> Recipe:
-    """Return the recipe with some fields replaced, validated again; None leaves a field alone."""
-    raw = recipe.model_dump(mode="json") | {name: value for name, value in fields.items() if value is not None}
-    return build_recipe(raw, {}, origin="options")
 
 
 def open_session(run: OpenedRun, reporter: Reporter) -> Session:

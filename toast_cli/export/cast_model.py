@@ -8,8 +8,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from toast_cli import registry
-from toast_cli.backbones.base import Backbone, Card
+from toast_cli.backbones.base import Backbone
 from toast_cli.export.base import ExportRequest, Outputs
 from toast_cli.export.verification_outputs import ModelGraph, compute_backbone_features, compute_requested_outputs
 from toast_cli.model.model import fold_model, get_merged_state_dict
@@ -57,7 +56,7 @@ def _round_to_dtype(tensor: Tensor, kind: torch.dtype) -> Tensor:
 def _rebuild_backbone(loaded: LoadedModel, network: Mapping[str, Tensor]) -> Backbone:
     """The run's backbone, built anew around other numbers."""
     options = loaded.recipe.backbone.model_dump(mode="json")
-    card: Card = registry.load_backbone_card(options["name"])
+    card = loaded.recipe.plugins.backbone
     backbone = card.build(card.options(**{**options, "weights": "none"}))
     backbone.module.float().load_state_dict(dict(network), strict=False)
     backbone.module.eval()

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from toast_cli import registry
 from toast_cli.backbones.image_options import PixelOptions
-from toast_cli.data.base import BatchLoader, BatchOptions, LoaderOptions
+from toast_cli.data.base import BatchLoader, BatchOptions, DataSet, LoaderOptions
 from toast_cli.data.loaders import build_loader
 
 if TYPE_CHECKING:
@@ -24,8 +23,8 @@ def open_data(recipe: Recipe) -> DataSet:
     Raises:
         ToastError: it is not where it should be, or not what it should be.
     """
-    source = registry.load_entry(registry.SOURCES, recipe.dataset.name)
-    return source.open(recipe.dataset, Path(recipe.data_dir).expanduser() if recipe.data_dir else None)
+    folder = Path(recipe.data_dir).expanduser() if recipe.data_dir else None
+    return recipe.plugins.dataset.open(recipe.dataset, folder)
 
 
 def build_batches(split: Any, recipe: Recipe, backbone: Backbone, batches: BatchOptions) -> BatchLoader:

@@ -13,10 +13,8 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from toast_cli import registry
 from toast_cli.backbones.base import Backbone, Card, Trace
 from toast_cli.methods.adapted_model import AdaptedModel
-from toast_cli.methods.base import Method
 from toast_cli.methods.peft_injection import disable_peft_layers, merge_peft_layers
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.folding import FoldedSteering
@@ -140,15 +138,16 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, st
         ToastError: a name is not registered, or the backbone's weights cannot be had.
     """
     torch.manual_seed(recipe.seed)
-    card = registry.load_backbone_card(recipe.backbone.name)
-    backbone = _rebuild_backbone(card, recipe.backbone, files) if files else card.build(recipe.backbone)
+    plugins = recipe.plugins
+    card, options = plugins.backbone, recipe.backbone
+    backbone = _rebuild_backbone(card, options, files) if files else card.build(options)
     if backbone.preprocessing is not None:
         mean, std = recipe.images.normalization(backbone.preprocessing.mean, backbone.preprocessing.std)
         backbone.preprocessing = replace(backbone.preprocessing, mean=mean, std=std)
     backbone.checkpointing = recipe.training.checkpoint_gradients
     stock = BackboneSnapshot.from_backbone(backbone)
-    adapted = get_method(recipe).build(recipe.method, backbone)
-    objective = registry.load_entry(registry.TASKS, recipe.task.name).build(recipe.task, backbone, classes)
+    adapted = plugins.method.build(recipe.method, backbone)
+    objective = plugins.task.build(recipe.task, backbone, classes)
     model = Model(adapted, objective, stock)
     if not model.trained():
         raise UsageError(
@@ -185,11 +184,6 @@ def fold_model(model: Model) -> Model:
         raise UsageError("There is nothing to fold: this model has no feedback path.")
     path = FoldedSteering(steering, model.backbone)
     return Model(AdaptedModel(model.backbone, path.parameters(), path), model.objective, model.stock).eval()
-
-
-def get_method(recipe: Recipe) -> Method:
-    """The registered method that a recipe names."""
-    return registry.load_entry(registry.METHODS, recipe.method.name)
 
 
 def get_merged_state_dict(model: Model) -> dict[str, Tensor]:

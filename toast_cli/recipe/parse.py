@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,12 +14,13 @@ from toast_cli.backbones.image_options import ImageOptions, PixelOptions
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.partial_recipe import SECTIONS, FieldPath, PartialRecipe, expand_shorthand, suggest_source_prefix
 from toast_cli.recipe.safe_yaml import MAX_RECIPE_BYTES, parse_recipe
-from toast_cli.recipe.schema import Recipe, TrainingOptions
+from toast_cli.recipe.schema import Recipe, RecipePlugins, TrainingOptions
 from toast_cli.recipe.validation_errors import RecipeProblem, convert_validation_error, make_recipe_error
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import UsageError
 
 _GROUPS = {"dataset": registry.SOURCES, "method": registry.METHODS, "task": registry.TASKS}
+ModelT = TypeVar("ModelT", bound=BaseModel)
 _PLACEHOLDERS = {section: {"name": "-"} for section in SECTIONS}
 
 
@@ -38,43 +39,42 @@ def build_recipe(values: Mapping[str, Any], places: Mapping[FieldPath, str], ori
     return validate_partial_recipe(PartialRecipe(dict(values), dict(places), origin))
 
 
+def replace_recipe_fields(recipe: Recipe, **fields: Any) -> Recipe:
+    """The recipe with some fields replaced and checked again; None leaves a field alone."""
+    values = recipe.model_dump(mode="json") | {name: value for name, value in fields.items() if value is not None}
+    return build_recipe(values, {}, origin="options")
+
+
 def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
     """The recipe that a draft stands for, or one error with everything that is wrong with it."""
-    task = draft.values.setdefault("task", {})
-    if isinstance(task, dict):
-        task.setdefault("name", _get_default_task(draft.name("dataset")))
     models: dict[str, type[BaseModel]] = {"": Recipe, "images": ImageOptions, "training": TrainingOptions}
+    plugins: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
     problems: list[RecipeProblem] = []
     for section in SECTIONS:
+        if section == "task" and isinstance(task := draft.values.setdefault("task", {}), dict):
+            task.setdefault("name", plugins["dataset"].task if "dataset" in plugins else "classification")
         try:
-            models[section] = _get_options_class(section, draft)
+            plugins[section] = _load_plugin(section, draft.values.get(section))
+            models[section] = plugins[section].options
         except _UnusableSection as unusable:
             problems.append(unusable.problem)
-    sections = {}
-    for section in SECTIONS:
-        if section in models:
-            try:
-                sections[section] = _validate_json(models[section], draft.values[section])
-            except ValidationError as error:
-                problems += convert_validation_error(error, (section,), draft, models)
+    for section in plugins:
+        try:
+            sections[section] = _validate_json(models[section], draft.values[section])
+        except ValidationError as error:
+            problems += convert_validation_error(error, (section,), draft, models)
     try:
         recipe = _validate_json(Recipe, {**draft.values, **_PLACEHOLDERS})
     except ValidationError as error:
         problems += convert_validation_error(error, (), draft, models)
     if not problems:
-        problems += _unfit_task(sections["dataset"].name, sections["task"])
+        problems += _find_unfit_task(plugins["dataset"], sections["dataset"].name, sections["task"])
     if problems:
         raise make_recipe_error(problems, draft)
-    return recipe.model_copy(update=sections)
-
-
-def check_initialization(recipe: Recipe) -> None:
-    """Refuse a recipe whose method would begin from nothing; a pre-tuned artifact may still be given to it elsewhere.
-
-    Raises:
-        UsageError: so it would.
-    """
-    _load_registered("method", recipe.method.name).check(recipe.method, recipe.init_from is not None)
+    recipe = recipe.model_copy(update=sections)
+    recipe._plugins = RecipePlugins(**plugins)
+    return recipe
 
 
 def build_dataset_options(
@@ -95,7 +95,7 @@ def build_dataset_options(
             f"Only the data set can be changed here, not {others[0]}.", what_to_do="Write dataset.KEY=VALUE."
         )
     try:
-        options = _get_options_class("dataset", draft)
+        options: type[NamedOptions] = _load_plugin("dataset", draft.values["dataset"]).options
         return _validate_json(options, draft.values["dataset"])
     except _UnusableSection as unusable:
         raise make_recipe_error([unusable.problem], draft) from unusable
@@ -130,16 +130,10 @@ class _UnusableSection(Exception):
         self.problem = problem
 
 
-def _get_default_task(dataset: str | None) -> str:
-    """What a data set's samples are for, where nobody says; a name that is not registered is refused elsewhere."""
-    if dataset in registry.list_names(registry.SOURCES):
-        return registry.load_entry(registry.SOURCES, str(dataset)).task
-    return "classification"
-
-
-def _unfit_task(dataset: str, task: NamedOptions) -> list[RecipeProblem]:
+def _find_unfit_task(source: Any, dataset: str, task: NamedOptions) -> list[RecipeProblem]:
     """Return what is wrong with a task that needs a label for every pixel of other data, or the other way round."""
-    source = registry.load_entry(registry.SOURCES, dataset)
+    if task.name == source.task:
+        return []
     labels_pixels = issubclass(registry.load_entry(registry.TASKS, source.task).options, PixelOptions)
     if labels_pixels == isinstance(task, PixelOptions):
         return []
@@ -153,33 +147,25 @@ def _unfit_task(dataset: str, task: NamedOptions) -> list[RecipeProblem]:
     return [RecipeProblem(("task", "name"), text, task.name)]
 
 
-def _get_options_class(section: str, draft: PartialRecipe) -> type[BaseModel]:
-    """The options class that checks a section, found by the section's name."""
-    content = draft.values.get(section)
+def _load_plugin(section: str, content: Any) -> Any:
+    """The registered object that a section names."""
     if content is None:
         raise _UnusableSection(RecipeProblem((section,), f"is missing. Write '{section}: NAME'."))
     if not isinstance(content, dict):
         raise _UnusableSection(RecipeProblem((section,), "must be a name, or a mapping that holds one.", content))
-    name = draft.name(section)
-    if name is None:
-        given = {"value": content["name"]} if "name" in content else {}
-        raise _UnusableSection(RecipeProblem((section, "name"), "must be a name." if given else "is missing.", **given))
+    if "name" not in content:
+        raise _UnusableSection(RecipeProblem((section, "name"), "is missing."))
+    if not isinstance(name := content["name"], str):
+        raise _UnusableSection(RecipeProblem((section, "name"), "must be a name.", name))
     try:
-        options = (
-            registry.load_backbone_card(name).options
-            if section == "backbone"
-            else _load_registered(section, name).options
-        )
+        if section == "backbone":
+            return registry.load_backbone_card(name)
+        return registry.load_entry(_GROUPS[section], name)
     except UsageError as error:
         hint = (suggest_source_prefix(name) if section == "dataset" else "") or error.what_to_do
         raise _UnusableSection(RecipeProblem((section, "name"), f"{error.what} {hint}".strip(), name)) from error
-    return options
 
 
-def _load_registered(section: str, name: str) -> Any:
-    return registry.load_entry(_GROUPS[section], name)
-
-
-def _validate_json(model: type[BaseModel], values: Any) -> Any:
+def _validate_json(model: type[ModelT], values: Any) -> ModelT:
     """Validate by JSON's rules: a list may become a tuple, but "32" is no number and true is not 1."""
     return model.model_validate_json(json.dumps(values, default=str), strict=True)

@@ -109,12 +109,17 @@ def resolve_recipe(
     for section, choice in (("backbone", backbone), ("dataset", dataset), ("method", method)):
         if choice is not None:
             dropped += draft.choose(section, choice, f"from --{section}")
-    _set_option(draft, ("backbone", "weights"), weights, "--weights")
-    _set_option(draft, ("data_dir",), data_dir, "--data-dir")
-    _set_option(draft, ("seed",), seed, "--seed")
-    _set_option(draft, ("device",), device, "--device")
-    _set_option(draft, ("precision",), precision, "--precision")
-    _set_option(draft, ("init_from",), init_from, "--init-from")
+    options: dict[tuple[str, ...], Any] = {
+        ("backbone", "weights"): weights,
+        ("data_dir",): data_dir,
+        ("seed",): seed,
+        ("device",): device,
+        ("precision",): precision,
+        ("init_from",): init_from,
+    }
+    for loc, value in options.items():
+        if value is not None:
+            draft.set(loc, value, f"from --{loc[-1].replace('_', '-')}")
     if "resize" in draft.values.get("images", {}) and draft.name("backbone") != made_on:
         # Pixels that suit one backbone's input suit no other's.
         del draft.values["images"]["resize"]
@@ -194,8 +199,3 @@ def format_changed_notice(recipe: RecipeText) -> str:
 def _find_method_recipe(folder: str, method: str | None, task: str = "") -> RecipeText:
     name = f"{folder}/{task}{method or DEFAULT_METHOD}"
     return find_recipe(name if name in list_recipes() else f"{folder}/{task}{DEFAULT_METHOD}")
-
-
-def _set_option(draft: PartialRecipe, loc: tuple[str, ...], value: Any, option: str) -> None:
-    if value is not None:
-        draft.set(loc, value, f"from {option}")

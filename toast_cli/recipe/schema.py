@@ -6,11 +6,12 @@ also brought the section's own fields. The rest is the same for every run.
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, PrivateAttr, SerializeAsAny
 
-from toast_cli.backbones.base import BackboneOptions
+from toast_cli.backbones.base import BackboneOptions, Card
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.utils.config import BaseOptions, NamedOptions
 
@@ -112,8 +113,21 @@ class PretuningOptions(BaseOptions):
     )
 
 
+@dataclass(frozen=True)
+class RecipePlugins:
+    """The registered objects that the names of a recipe's sections stand for; they take no part in comparisons."""
+
+    backbone: Card = field(compare=False)
+    dataset: Any = field(compare=False)
+    """A `DataSource`."""
+    method: Any = field(compare=False)
+    """A `Method`."""
+    task: Any = field(compare=False)
+    """A `Task`."""
+
+
 class Recipe(BaseOptions):
-    """One run, fully decided."""
+    """One run, fully decided: plain settings, and beside them the plugins that take those of each section."""
 
     backbone: SerializeAsAny[BackboneOptions] = Field(
         description="the frozen network: a name, or a mapping with 'name' and the family's fields"
@@ -146,3 +160,9 @@ class Recipe(BaseOptions):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere"
     )
+    _plugins: RecipePlugins = PrivateAttr()
+
+    @property
+    def plugins(self) -> RecipePlugins:
+        """What the sections' names are registered for, looked up once, when the recipe was checked."""
+        return self._plugins

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from toast_cli import registry
 from toast_cli.model.model import Model
+from toast_cli.recipe.legacy_backbones import resolve_recorded_name
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.feedback import get_base_weight
@@ -27,11 +27,11 @@ from toast_cli.storage.adapter import ARTIFACT_FOLDER as FOLDER
 from toast_cli.storage.adapter import ARTIFACT_METADATA_KEY as ENTRY
 from toast_cli.storage.adapter import build_adapter_config, build_files_metadata, read_backbone_files
 from toast_cli.storage.checksums import add_checksum, parse_checksummed_json
-from toast_cli.storage.legacy_backbones import resolve_recorded_name
 from toast_cli.storage.load_model import LoadedModel, rebuild_model
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.storage.validated_json import check_format_version, validate_dataclass
 from toast_cli.utils.atomic import write_json, write_tensors, write_text
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.dtensor import copy_tensors, gather_full_tensors
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.hashing import compute_fingerprint, hash_tensors
@@ -165,10 +165,10 @@ def load_artifact(path: Path, weights: str | None = None) -> LoadedModel:
         ToastError: it is damaged, or the backbone's weights are gone, or not those it was made for.
     """
     lineage, _ = read_artifact(path)
-    recipe, classes = build_recipe(lineage.recipe, {}, origin=str(path)), tuple[str, ...]()
-    if recipe.task.name != "language":
-        task = registry.load_entry(registry.TASKS, "classification")
-        recipe, classes = recipe.model_copy(update={"task": task.options(name="classification")}), ("none",)
+    values, classes = lineage.recipe, tuple[str, ...]()
+    if values["task"]["name"] != "language":
+        values, classes = {**values, "task": "classification"}, ("none",)
+    recipe = build_recipe(values, {}, origin=str(path))
     model, recipe = rebuild_model(path, recipe, classes, weights, read_backbone_files(path))
     initialize_from_artifact(path, model, recipe)
     return LoadedModel(model.eval(), recipe, classes, build_adapter_config(model, recipe, classes), path)
@@ -183,7 +183,7 @@ def resolve_artifact_path(recipe: Recipe) -> Path:
     assert recipe.init_from is not None
     if recipe.init_from != SHIPPED_ARTIFACT:
         return Path(recipe.init_from).expanduser()
-    shipped = registry.load_backbone_card(recipe.backbone.name).artifact
+    shipped = recipe.plugins.backbone.artifact
     if shipped is None:
         raise UsageError(
             f"No pre-tuned feedback path comes with '{recipe.backbone.name}'.",
@@ -233,13 +233,13 @@ def initialize_from_artifact(path: Path, model: Model, recipe: Recipe) -> Lineag
     return lineage
 
 
-def describe_feedback_mismatch(lineage: Lineage, recipe: Recipe) -> str | None:
+def describe_feedback_mismatch(lineage: Lineage, method: NamedOptions) -> str | None:
     """What to know where an artifact was pre-tuned under another feedback than a run's; None where under the same.
 
     Under early feedback, selection looks at another level's tokens than those that xi and P were pre-tuned on.
     """
     theirs = lineage.recipe["method"].get("feedback")
-    ours = getattr(recipe.method, "feedback", None)
+    ours = getattr(method, "feedback", None)
     if theirs is None or theirs == ours:
         return None
     selects = " and selects earlier than xi and P were pre-tuned to" if ours == "early" else ""
@@ -251,7 +251,7 @@ def describe_feedback_mismatch(lineage: Lineage, recipe: Recipe) -> str | None:
 def _fingerprint_at_artifact_size(lineage: Lineage, recipe: Recipe) -> str | None:
     """The fingerprint of the recipe's backbone, whose position embeddings follow its input, at the artifact's size."""
     own, theirs = recipe.backbone.model_dump(mode="json"), lineage.recipe["backbone"]
-    card = registry.load_backbone_card(recipe.backbone.name)
+    card = recipe.plugins.backbone
     if "image_size" not in card.options.model_fields or own["image_size"] == theirs.get("image_size"):
         return None
     options = card.options(**{**own, "image_size": theirs.get("image_size")})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from toast_cli.utils.config import NamedOptions
 
@@ -15,23 +15,36 @@ if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone, Readout
 
 
-class Meter(Protocol):
-    """Numbers over a split, gathered batch by batch so that no split has to fit into memory."""
+class Meter(ABC):
+    """Numbers over a split, gathered batch by batch so that no split has to fit into memory.
 
+    All that a meter has counted is in `sums`, numbers or tensors of whole numbers by name: what is added up over
+    processes, and kept for a run that is interrupted.
+    """
+
+    def __init__(self, **sums: Any) -> None:
+        self.sums = sums
+
+    @abstractmethod
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Count one batch in."""
 
-    def merge(self, other: Any) -> None:
-        """Count in what another meter of the same kind counted, in another process."""
-
+    @abstractmethod
     def result(self) -> dict[str, Any]:
-        """The numbers so far, the `loss` among them."""
+        """Return the numbers so far, the `loss` among them."""
+
+    def merge(self, other: Meter) -> None:
+        """Count in what another meter of the same kind counted, in another process."""
+        self.sums = {name: value + other.sums[name] for name, value in self.sums.items()}
 
     def state(self) -> dict[str, Any]:
-        """What was counted, as plain values that JSON can hold, for a run that is interrupted."""
+        """Return the sums as plain values that JSON can hold."""
+        return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in self.sums.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what was counted."""
+        """Continue from the sums of `state`."""
+        for name, value in self.sums.items():
+            self.sums[name] = value.new_tensor(state[name]) if hasattr(value, "new_tensor") else state[name]
 
 
 class Objective(ABC):

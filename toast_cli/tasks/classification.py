@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from toast_cli.tasks.base import Objective, Task
+from toast_cli.tasks.base import Meter, Objective, Task
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import UsageError
@@ -32,49 +32,34 @@ class ClassificationOptions(NamedOptions):
     )
 
 
-class ClassificationMeter:
+class ClassificationMeter(Meter):
     """Accuracy over all images, mean of the per-class accuracies, and cross-entropy."""
 
     def __init__(self, classes: int) -> None:
         import torch
 
-        self._total, self._right = (torch.zeros(classes, dtype=torch.int64) for _ in range(2))
-        self._loss = 0.0
+        total, right = (torch.zeros(classes, dtype=torch.int64) for _ in range(2))
+        super().__init__(total=total, right=right, loss=0.0)
 
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Logits `[B, classes]` against `batch["label"]` `[B]`."""
         from torch.nn import functional as F
 
         labels, right = batch["label"].cpu(), (outputs.argmax(-1) == batch["label"]).cpu()
-        self._total += labels.bincount(minlength=len(self._total))
-        self._right += labels[right].bincount(minlength=len(self._right))
-        self._loss += F.cross_entropy(outputs.float(), batch["label"], reduction="sum").item()
-
-    def merge(self, other: ClassificationMeter) -> None:
-        """Count in what another meter counted."""
-        self._total += other._total
-        self._right += other._right
-        self._loss += other._loss
+        self.sums["total"] += labels.bincount(minlength=len(self.sums["total"]))
+        self.sums["right"] += labels[right].bincount(minlength=len(self.sums["right"]))
+        self.sums["loss"] += F.cross_entropy(outputs.float(), batch["label"], reduction="sum").item()
 
     def result(self) -> dict[str, float]:
         """`accuracy`, `class_accuracy` over the classes that occurred, `loss`, and how many `images`."""
-        images, seen = int(self._total.sum()), self._total > 0
-        per_class = self._right[seen].double() / self._total[seen]
+        total, right = self.sums["total"], self.sums["right"]
+        images, seen = int(total.sum()), total > 0
         return {
-            "accuracy": int(self._right.sum()) / images,
-            "class_accuracy": float(per_class.mean()),
-            "loss": self._loss / images,
+            "accuracy": int(right.sum()) / images,
+            "class_accuracy": float((right[seen].double() / total[seen]).mean()),
+            "loss": self.sums["loss"] / images,
             "images": images,
         }
-
-    def state(self) -> dict[str, Any]:
-        """The counts per class and the summed loss."""
-        return {"total": self._total.tolist(), "right": self._right.tolist(), "loss": self._loss}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from them."""
-        self._total, self._right = (self._total.new_tensor(state[name]) for name in ("total", "right"))
-        self._loss = state["loss"]
 
 
 class Classification(Objective):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from toast_cli.tasks.base import Meter
 from toast_cli.tasks.upernet import upsample_logits
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
@@ -34,7 +35,7 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
-class SegmentationMeter:
+class SegmentationMeter(Meter):
     """Counts pixels by labelled and predicted class over a whole split, then divides once.
 
     The counts are integers, so several processes come to exactly what one would. A class that is neither labelled nor
@@ -43,23 +44,17 @@ class SegmentationMeter:
 
     def __init__(self, classes: Sequence[str]) -> None:
         self._classes = tuple(classes)
-        self._counts = torch.zeros(len(self._classes), len(self._classes), dtype=torch.int64)  # [labelled, predicted]
-        self._loss, self._images = 0.0, 0
+        counts = torch.zeros(len(self._classes), len(self._classes), dtype=torch.int64)  # [labelled, predicted]
+        super().__init__(counts=counts, loss=0.0, images=0)
 
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Logits `[B, classes, ...]`, perhaps an auxiliary head's behind them, against `batch["labels"]`."""
         for logits, labels in align_logits_with_labels(outputs[:, : len(self._classes)], batch):
-            self._counts += multiclass_confusion_matrix(
+            self.sums["counts"] += multiclass_confusion_matrix(
                 logits.argmax(1), labels, len(self._classes), ignore_index=IGNORE_INDEX, validate_args=False
             ).cpu()
-            self._loss += pixel_loss(logits, labels).item()
-            self._images += len(labels)
-
-    def merge(self, other: SegmentationMeter) -> None:
-        """Count in what another meter counted."""
-        self._counts += other._counts
-        self._loss += other._loss
-        self._images += other._images
+            self.sums["loss"] += pixel_loss(logits, labels).item()
+            self.sums["images"] += len(labels)
 
     def result(self) -> dict[str, Any]:
         """`mean_iou`, `pixel_accuracy`, `class_accuracy`, `loss` per pixel, `iou` by class; `images` and `pixels`.
@@ -67,7 +62,7 @@ class SegmentationMeter:
         Raises:
             ToastError: no pixel has a class.
         """
-        counts, pixels = self._counts.double(), int(self._counts.sum())
+        counts, pixels = self.sums["counts"].double(), int(self.sums["counts"].sum())
         if not pixels:
             raise ToastError(
                 "There is nothing to measure on: no pixel of this split has a class.",
@@ -79,19 +74,10 @@ class SegmentationMeter:
             "mean_iou": float(iou.nanmean()),
             "pixel_accuracy": float(right.sum() / pixels),
             "class_accuracy": float((right / labelled)[labelled > 0].mean()),
-            "loss": self._loss / pixels,
+            "loss": self.sums["loss"] / pixels,
             "iou": {
                 name: None if value != value else value for name, value in zip(self._classes, iou.tolist(), strict=True)
             },
-            "images": self._images,
+            "images": self.sums["images"],
             "pixels": pixels,
         }
-
-    def state(self) -> dict[str, Any]:
-        """The counts, and the summed loss."""
-        return {"counts": self._counts.tolist(), "loss": self._loss, "images": self._images}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from them."""
-        self._counts = torch.tensor(state["counts"], dtype=torch.int64)
-        self._loss, self._images = state["loss"], state["images"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from toast_cli.tasks.base import Objective, Task
+from toast_cli.tasks.base import Meter, Objective, Task
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.constants import BATCH_METADATA_KEYS, IGNORE_INDEX
 from toast_cli.utils.errors import UsageError
@@ -33,41 +33,27 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1][learned].float(), labels[:, 1:][learned], reduction="sum")
 
 
-class LanguageMeter:
+class LanguageMeter(Meter):
     """Loss per learned token, and its perplexity."""
 
     def __init__(self) -> None:
-        self._loss, self._tokens, self._texts = 0.0, 0, 0
+        super().__init__(loss=0.0, tokens=0, texts=0)
 
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Logits `[B, N, V]` against `batch["labels"]` `[B, N]`."""
-        self._loss += next_token_loss(outputs, batch["labels"]).item()
-        self._tokens += count_target_tokens(batch)
-        self._texts += len(batch["labels"])
-
-    def merge(self, other: LanguageMeter) -> None:
-        """Count in what another meter counted."""
-        self._loss += other._loss
-        self._tokens += other._tokens
-        self._texts += other._texts
+        self.sums["loss"] += next_token_loss(outputs, batch["labels"]).item()
+        self.sums["tokens"] += count_target_tokens(batch)
+        self.sums["texts"] += len(batch["labels"])
 
     def result(self) -> dict[str, float]:
         """`loss`, `perplexity`, and over how many `tokens` of how many `texts`."""
-        loss = self._loss / max(self._tokens, 1)
+        loss = self.sums["loss"] / max(self.sums["tokens"], 1)
         return {
             "perplexity": exp(loss) if loss < 700 else float("inf"),
             "loss": loss,
-            "tokens": self._tokens,
-            "texts": self._texts,
+            "tokens": self.sums["tokens"],
+            "texts": self.sums["texts"],
         }
-
-    def state(self) -> dict[str, Any]:
-        """The summed loss and the counts."""
-        return {"loss": self._loss, "tokens": self._tokens, "texts": self._texts}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from them."""
-        self._loss, self._tokens, self._texts = state["loss"], state["tokens"], state["texts"]
 
 
 def count_target_tokens(batch: Mapping[str, Any]) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from toast_cli.backbones.image_options import PixelOptions
-from toast_cli.tasks.base import Objective, Task
+from toast_cli.tasks.base import Meter, Objective, Task
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
 
@@ -239,26 +239,21 @@ class TokenLabels(Objective):
         return sum(learned) / len(learned)
 
 
-class TokenLabelsMeter:
+class TokenLabelsMeter(Meter):
     """Count image-level and patch accuracy and the loss per image."""
 
     def __init__(self, objective: TokenLabels) -> None:
+        import torch
+
         self._objective = objective
-        self._counts = [0, 0, 0, 0]
-        self._loss, self._images = 0.0, 0
+        super().__init__(counts=torch.zeros(4, dtype=torch.int64), loss=0.0, images=0)
 
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Count one batch."""
-        found = self._objective.count_correct(outputs, batch)
-        self._counts = [before + now for before, now in zip(self._counts, found, strict=True)]
-        self._loss += self._objective.loss(outputs, batch).item()
-        self._images += self._objective.count(batch)
-
-    def merge(self, other: TokenLabelsMeter) -> None:
-        """Add the counts of another process."""
-        self._counts = [own + others for own, others in zip(self._counts, other._counts, strict=True)]
-        self._loss += other._loss
-        self._images += other._images
+        counts = self.sums["counts"]
+        counts += counts.new_tensor(self._objective.count_correct(outputs, batch))
+        self.sums["loss"] += self._objective.loss(outputs, batch).item()
+        self.sums["images"] += self._objective.count(batch)
 
     def result(self) -> dict[str, Any]:
         """Return `accuracy` of the image-level answers, `patch_accuracy`, `loss` per image, and `images`.
@@ -266,26 +261,18 @@ class TokenLabelsMeter:
         Raises:
             ToastError: no pixel has a class.
         """
-        if not self._images:
+        if not self.sums["images"]:
             raise ToastError(
                 "There is nothing to measure: no pixel of this split has a class.",
                 what_to_do="Look at the class maps; 'toast data check' counts images without a labelled pixel.",
             )
-        right, answers, patches_right, patches = self._counts
+        right, answers, patches_right, patches = self.sums["counts"].tolist()
         return {
             "accuracy": right / max(answers, 1),
             "patch_accuracy": patches_right / max(patches, 1),
-            "loss": self._loss / self._images,
-            "images": self._images,
+            "loss": self.sums["loss"] / self.sums["images"],
+            "images": self.sums["images"],
         }
-
-    def state(self) -> dict[str, Any]:
-        """Return the counts as plain values."""
-        return {"counts": list(self._counts), "loss": self._loss, "images": self._images}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from the counts."""
-        self._counts, self._loss, self._images = list(state["counts"]), state["loss"], state["images"]
 
 
 def build_token_labels(options: TokenLabelsOptions, backbone: Backbone, classes: tuple[str, ...]) -> TokenLabels:

@@ -1,4 +1,4 @@
-"""Evaluating a model on a split, in one pass over it."""
+"""Evaluate a model on a split, in one pass over it, and report what could not be read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from toast_cli.attention.maps import AttentionRecorder
 from toast_cli.attention.table import AttentionShare
+from toast_cli.data.base import BatchLoader
 from toast_cli.model.model import Model
-from toast_cli.training.distributed.collectives import merge_across_processes
+from toast_cli.training.distributed.collectives import merge_across_processes, merge_dicts_across_processes
+from toast_cli.training.reporter import Reporter
 from toast_cli.training.step import LossPartsMeter, TrainingStep
 from toast_cli.utils.constants import IGNORE_INDEX
 
@@ -80,3 +82,19 @@ def evaluate_model(
     if share is not None:
         metrics["attention_share"] = merge_across_processes(share).result()
     return metrics
+
+
+def report_skipped_samples(reporter: Reporter, **batches: BatchLoader | None) -> dict[str, dict[str, str]]:
+    """Say how many samples of every split could not be read and were left out; returns all of them, with the reasons.
+
+    All processes must call it.
+    """
+    found = {
+        part: merge_dicts_across_processes(loader.skipped) for part, loader in batches.items() if loader is not None
+    }
+    for part, skipped in found.items():
+        if skipped:
+            named = "; ".join(f"{name} ({why})" for name, why in list(skipped.items())[:3])
+            more = f"; and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
+            reporter.message(f"{part}: {len(skipped):,} could not be read and were skipped: {named}{more}")
+    return {part: skipped for part, skipped in found.items() if skipped}

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
 from toast_cli.data.base import BatchLoader
-from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.storage.checkpoint import load_checkpoint, load_extra_tensors
-from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.distributed.collectives import sum_across_processes
 from toast_cli.training.ema import ExponentialMovingAverage
 from toast_cli.training.epoch_metrics import EpochMetrics
 from toast_cli.training.evaluate import evaluate_model
-from toast_cli.training.interrupt import InterruptHandler
 from toast_cli.training.optimization import count_total_steps, make_optimizer, make_scheduler
-from toast_cli.training.progress_state import BestEpoch, TrainingProgress
-from toast_cli.training.reporter import Reporter
-from toast_cli.training.state import pack_training_state, unpack_training_state, wrap_state_errors
+from toast_cli.training.run import Run
+from toast_cli.training.state import (
+    BestEpoch,
+    TrainingProgress,
+    pack_training_state,
+    unpack_training_state,
+    wrap_state_errors,
+)
 from toast_cli.training.step import TrainingStep
 from toast_cli.utils.dtensor import gather_full_tensors
 from toast_cli.utils.errors import ToastError
@@ -34,68 +37,47 @@ EMA_PREFIX = "ema."
 """What the names of averaged weights begin with in a checkpoint."""
 
 
-def fit(
-    step: TrainingStep,
-    train: BatchLoader,
-    validation: BatchLoader | None,
-    training: TrainingOptions,
-    accelerator: Accelerator,
-    folder: RunFolder,
-    reporter: Reporter,
-    log: Callable[[dict[str, Any]], None],
-    *,
-    resume: bool = False,
-    validate_attention: bool = False,
-) -> BestEpoch:
-    """Train the step's model in place; `checkpoints/best` is the epoch that validation chose (without one: the last).
-
-    With `resume`, goes on after `checkpoints/last` as if it had never stopped.
-
-    Raises:
-        ToastError: the loss is not finite any more. The last good checkpoint stays where it is.
-        KeyboardInterrupt: asked to stop, after the step that was being done; `checkpoints/last` is of that step.
-    """
-    fitting = TrainingLoop(step, train, validation, training, accelerator, folder, reporter, log, validate_attention)
-    if resume:
-        fitting.resume()
-    with fitting.stop.heard():
-        fitting.run()
-    return fitting.best
-
-
 class TrainingLoop:
-    """One call of `fit`: what it works with, and how far it has come."""
+    """The training of one run: what it works with, and how far it has come."""
 
     def __init__(
         self,
+        run: Run,
         step: TrainingStep,
         train: BatchLoader,
         validation: BatchLoader | None,
-        training: TrainingOptions,
-        accelerator: Accelerator,
-        folder: RunFolder,
-        reporter: Reporter,
-        log: Callable[[dict[str, Any]], None],
         validate_attention: bool = False,
     ) -> None:
         self.step, self.model, self.objective = step, step.model, step.model.objective
-        self.train, self.validation, self.training = train, validation, training
-        self.accelerator, self.folder, self.reporter, self.log = accelerator, folder, reporter, log
+        self.train, self.validation, self.validate_attention = train, validation, validate_attention
+        self.folder, self.reporter, self.log, self.resumed = run.folder, run.reporter, run.log, run.resumed
+        self.accelerator, training = run.session.accelerator, run.session.recipe.training
+        self.training = training
         self.steps_per_epoch = -(-len(train) // training.accumulate)
         optimizer = make_optimizer(self.model, training)
         self.schedule = make_scheduler(optimizer, training, self.steps_per_epoch)
-        self.optimizer = accelerator.prepare(optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
         # A divided model gathers gradients by itself.
-        self.forward = step if training.shard else accelerator.prepare(step)
+        self.forward = step if training.shard else self.accelerator.prepare(step)
         self.average = None if training.ema is None else ExponentialMovingAverage(self.model, training.ema)
-        self.at, self.best, self.stop, self.tally = (
-            TrainingProgress(),
-            BestEpoch(),
-            InterruptHandler(),
-            EpochMetrics(step),
-        )
+        self.at, self.best, self.stop = TrainingProgress(), BestEpoch(), InterruptHandler()
+        self.tally = EpochMetrics(step)
         self.kept: TrainingProgress | None = None
-        self.validate_attention = validate_attention
+
+    def fit(self) -> BestEpoch:
+        """Train the model in place; `checkpoints/best` is the epoch that validation chose (without one: the last).
+
+        A run that is `resumed` goes on after `checkpoints/last` as if it had never stopped.
+
+        Raises:
+            ToastError: the loss is not finite any more. The last good checkpoint stays where it is.
+            KeyboardInterrupt: asked to stop, after the step that was being done; `checkpoints/last` is of that step.
+        """
+        if self.resumed:
+            self.resume()
+        with self.stop.heard():
+            self.run()
+        return self.best
 
     def resume(self) -> None:
         """Go back to where `checkpoints/last` stands."""
@@ -114,10 +96,8 @@ class TrainingLoop:
     def run(self) -> None:
         """Train until the last epoch or step is done, or validation has not got better for too long."""
         while self.at.epochs < self.training.epochs and not self._has_exhausted_patience():
-            if (
-                self._has_reached_max_steps() and not self.at.batches
-            ):  # an epoch that was begun is still validated and kept
-                break
+            if self._has_reached_max_steps() and not self.at.batches:
+                break  # an epoch that was begun is still validated and kept
             self.train_epoch()
             self.end_epoch(self.validate() if self._is_validation_due() else None)
         if self.at.epochs < self.training.epochs and not self._has_reached_max_steps():
@@ -277,3 +257,38 @@ def _group_batches(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(batches)
     while group := list(islice(iterator, size)):
         yield group
+
+
+class InterruptHandler:
+    """Whether SIGINT or SIGTERM has `asked` to stop. A second signal does not wait: it raises KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._defers_interrupt = True
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Within, the first signal only sets `asked`. In any thread but the main one nothing changes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = {number: signal.signal(number, self._handle_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within, the first signal raises KeyboardInterrupt too: for work that changes nothing and can be redone."""
+        self._defers_interrupt = False
+        try:
+            yield
+        finally:
+            self._defers_interrupt = True
+
+    def _handle_signal(self, number: int, frame: Any) -> None:
+        if self.asked or not self._defers_interrupt:
+            raise KeyboardInterrupt
+        self.asked = True

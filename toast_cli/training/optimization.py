@@ -83,8 +83,9 @@ def count_total_steps(training: TrainingOptions, steps_per_epoch: int) -> int:
     return steps if training.max_steps is None else min(steps, training.max_steps)
 
 
-def describe_schedule(training: TrainingOptions, steps_per_epoch: int) -> list[str]:
-    """What a user should know of a schedule before it runs."""
+def describe_schedule(training: TrainingOptions, batches: int) -> list[str]:
+    """What a user should know of a schedule before it runs, with so many batches an epoch."""
+    steps_per_epoch = -(-batches // training.accumulate)
     steps = training.epochs * steps_per_epoch
     notes = [f"{steps:,} optimizer steps, {steps_per_epoch:,} an epoch"]
     if count_total_steps(training, steps_per_epoch) < steps:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 from toast_cli.data.splits import get_split_hash
 from toast_cli.recipe.schema import PretuningOptions, Recipe
 from toast_cli.storage.checkpoint import load_checkpoint
-from toast_cli.storage.legacy_backbones import resolve_recorded_backbone
 from toast_cli.storage.pretuned import save_artifact
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.training.evaluate import evaluate_model
-from toast_cli.training.loop import fit
-from toast_cli.training.notices import lock_run_folder, report_run_start, report_skipped_samples
+from toast_cli.training.evaluate import evaluate_model, report_skipped_samples
+from toast_cli.training.loop import TrainingLoop
+from toast_cli.training.optimization import describe_schedule
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import prepare_session
-from toast_cli.training.setup import get_default_run_name, has_checkpoint, open_run_folder, start_or_resume
+from toast_cli.training.run import Run
 from toast_cli.training.step import DistillationStep, PretuningStep
-from toast_cli.training.tensorboard import open_metrics_logger
 from toast_cli.utils.errors import UsageError
 
 
@@ -67,64 +63,46 @@ def pretune_model(
         UsageError: the recipe's method has no feedback path, or leaves nothing to do.
         ToastError: anything else that a user can mend.
     """
-    started = time.perf_counter()
     if resume and recipe.pretuning is None:
         raise UsageError("This run is no pre-tuning.", what_to_do="'toast tune --resume' goes on with it.")
     recipe = to_pretuning_recipe(recipe, gradient)
-    labels = requires_labels(recipe, gradient)
-    if resume and output_dir is not None:
-        recipe = resolve_recorded_backbone(recipe, RunFolder(output_dir).toast_version())
-    assert recipe.pretuning is not None
-    session = prepare_session(recipe, labels=labels, begun=resume and has_checkpoint(output_dir), place=False)
+    run = Run.prepare(recipe, output_dir, reporter, resume, labels=requires_labels(recipe, gradient))
+    session = run.session
+    recipe, model, options = session.recipe, session.model, session.recipe.pretuning
+    assert options is not None
     sizes = session.sizes()
     session.place()
-    model = session.model
-    step = (PretuningStep if recipe.pretuning.target == "labels" else DistillationStep)(model, recipe.pretuning)
+    step = (PretuningStep if options.target == "labels" else DistillationStep)(model, options)
     train = session.batches("train", train=True)
     validation = session.batches("val") if "val" in session.data.splits else None
-    folder = open_run_folder(session, output_dir, f"pretune-{get_default_run_name(recipe)}", resume)
-    report_run_start(session, train, folder, reporter, gradient)
     measured = validation or session.batches("train")
 
     def reconstruction() -> dict[str, float]:
         return evaluate_model(model, measured, session.accelerator, step=step)["reconstruction"]
 
-    with lock_run_folder(folder, reporter, "pretune"):
+    with run.open() as folder:
+        run.announce(train, describe_schedule(recipe.training, len(train)) if gradient else ())
         drawn = {} if gradient else reconstruction()
-        goes_on = start_or_resume(session, folder, reporter, resume)
-        if goes_on:
-            load_checkpoint(folder.checkpoints, "start", model)  # `fit` puts back what the run had come to
+        run.start()
+        if run.resumed:
+            load_checkpoint(folder.checkpoints, "start", model)  # the loop puts back what the run had come to
         # Before the stage: what gradients start from; without them, what was drawn at random.
         before = reconstruction() if gradient else drawn
-    results: dict[str, Any] = {
-        "backbone": recipe.backbone.name,
-        "dataset": recipe.dataset.name,
-        "samples": {name: len(split) for name, split in session.data.splits.items()},
-        "split_hashes": {name: get_split_hash(split) for name, split in session.data.splits.items()},
-        **sizes,
-    }
-    if gradient:
-        with (
-            open_metrics_logger(folder, recipe.training.tensorboard) as log,
-            lock_run_folder(folder, reporter, "pretune"),
-        ):
-            best = fit(
-                step,
-                train,
-                validation,
-                recipe.training,
-                session.accelerator,
-                folder,
-                reporter,
-                log,
-                resume=goes_on,
-            )
-        load_checkpoint(folder.checkpoints, "best", model)
-        results |= {"selected_epoch": best.epoch, "validation": best.metrics}
-    results["before"] = before
-    results["after"] = reconstruction()
-    results["skipped"] = report_skipped_samples(reporter, train=train, val=validation)
-    results["seconds"] = folder.spent + time.perf_counter() - started
-    save_artifact(folder, model, recipe, results)
-    folder.write_results(results)
+        results: dict[str, Any] = {
+            "backbone": recipe.backbone.name,
+            "dataset": recipe.dataset.name,
+            "samples": {name: len(split) for name, split in session.data.splits.items()},
+            "split_hashes": {name: get_split_hash(split) for name, split in session.data.splits.items()},
+            **sizes,
+        }
+        if gradient:
+            best = TrainingLoop(run, step, train, validation).fit()
+            load_checkpoint(folder.checkpoints, "best", model)
+            results |= {"selected_epoch": best.epoch, "validation": best.metrics}
+        results["before"] = before
+        results["after"] = reconstruction()
+        results["skipped"] = report_skipped_samples(reporter, train=train, val=validation)
+        results["seconds"] = run.seconds
+        save_artifact(folder, model, recipe, results)
+        folder.write_results(results)
     return folder, results

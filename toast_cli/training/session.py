@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from accelerate import Accelerator
@@ -12,7 +13,7 @@ from accelerate.utils import send_to_device, set_seed
 from toast_cli.data.base import BatchLoader, BatchOptions, DataSet
 from toast_cli.model.batches import build_batches, open_data
 from toast_cli.model.model import Model, build_model, count_elements, count_flops
-from toast_cli.recipe.parse import build_recipe, check_initialization
+from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.pretuned import Lineage, initialize_from_artifact, resolve_artifact_path
 from toast_cli.training.distributed.devices import check_compiling, make_accelerator
@@ -20,8 +21,7 @@ from toast_cli.training.distributed.fsdp import check_sharding, check_uniform_fo
 from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
 from toast_cli.training.step import freeze_parameters_for_pretuning
-from toast_cli.training.tensorboard import check_tensorboard
-from toast_cli.utils.errors import UsageError
+from toast_cli.utils.errors import ToastError, UsageError
 
 
 @dataclass
@@ -109,11 +109,16 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
             pre-tuned path is none.
         ToastError: anything else that a user can mend.
     """
-    check_initialization(recipe)
+    recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
     check_optimizer(recipe.training)
-    check_tensorboard(recipe.training.tensorboard)
-    accelerator = make_accelerator(recipe)
-    check_sharding(recipe.training, accelerator)
+    if recipe.training.tensorboard and find_spec("tensorboard") is None:
+        raise ToastError(
+            "TensorBoard is not installed.",
+            what_to_do="pip install 'toast-cli[tensorboard]', or training.tensorboard=false.",
+        )
+    accelerator = make_accelerator(recipe.device, recipe.precision)
+    if recipe.training.shard:
+        check_sharding(accelerator)
     data = open_data(recipe)
     if recipe.training.patience is not None and "val" not in data.splits:
         raise UsageError(
@@ -129,7 +134,8 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     model = build_model(recipe, data.classes)
     if recipe.pretuning is not None:
         freeze_parameters_for_pretuning(model, recipe.pretuning)
-    check_uniform_forward_calls(recipe.training, model)
+    if recipe.training.shard:
+        check_uniform_forward_calls(model)
     check_compiling(model, accelerator)
     lineage = (
         initialize_from_artifact(resolve_artifact_path(recipe), model, recipe)

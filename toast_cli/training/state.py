@@ -1,9 +1,11 @@
-"""What a run needs to go on exactly: optimizer, scaler and random numbers, as tensors and JSON, without pickle."""
+"""Where training stands and what it needs to resume exactly: optimizer, scaler, random numbers; without pickle."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,31 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from toast_cli.utils.errors import ToastError
+
+
+@dataclass
+class BestEpoch:
+    """The epoch that validation chose: higher is better, the lower validation loss decides a tie."""
+
+    epoch: int = 0
+    score: list[float] = field(default_factory=lambda: [-sys.float_info.max] * 2)
+    metrics: dict[str, Any] | None = None
+
+    def offer(self, epoch: int, metrics: dict[str, Any], score: float) -> bool:
+        """Take this epoch if it is better than any before."""
+        if [score, -metrics["loss"]] <= self.score:
+            return False
+        self.epoch, self.score, self.metrics = epoch, [score, -metrics["loss"]], metrics
+        return True
+
+
+@dataclass
+class TrainingProgress:
+    """Where training stands: epochs done whole, batches done of the next one, and optimizer steps in all."""
+
+    epochs: int = 0
+    batches: int = 0
+    steps: int = 0
 
 
 def pack_training_state(optimizer: Any, accelerator: Accelerator) -> tuple[dict[str, Tensor], dict[str, Any]]:

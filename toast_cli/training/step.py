@@ -153,25 +153,15 @@ def freeze_parameters_for_pretuning(model: Model, options: PretuningOptions) -> 
             model.adapted.steering.selection.xi.requires_grad_(False)
 
 
-class NullMeter:
+class NullMeter(Meter):
     """Counts nothing."""
 
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Nothing to count."""
 
-    def merge(self, other: NullMeter) -> None:
-        """Nothing to add."""
-
     def result(self) -> dict[str, float]:
         """No numbers."""
         return {}
-
-    def state(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing to go on from."""
 
 
 class LossPartsMeter:

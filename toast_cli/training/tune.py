@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,17 @@ from toast_cli.data.splits import get_split_hash
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_adapter_folder
 from toast_cli.storage.checkpoint import load_checkpoint
-from toast_cli.storage.legacy_backbones import resolve_recorded_backbone
 from toast_cli.storage.model_card import format_adapter_card
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.distributed.collectives import merge_across_processes
-from toast_cli.training.evaluate import SamplePredictions, evaluate_model
+from toast_cli.training.evaluate import SamplePredictions, evaluate_model, report_skipped_samples
 from toast_cli.training.feature_cache import build_cached_step
-from toast_cli.training.loop import fit
-from toast_cli.training.notices import lock_run_folder, report_run_start, report_skipped_samples
+from toast_cli.training.loop import TrainingLoop
+from toast_cli.training.optimization import describe_schedule
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import Session, prepare_session
-from toast_cli.training.setup import get_default_run_name, has_checkpoint, open_run_folder, start_or_resume
+from toast_cli.training.run import Run
+from toast_cli.training.session import Session
 from toast_cli.training.step import TrainingStep
-from toast_cli.training.tensorboard import open_metrics_logger
 from toast_cli.utils.dtensor import gather_full_tensors
 from toast_cli.utils.errors import UsageError
 
@@ -42,76 +39,64 @@ def tune_model(
     Raises:
         ToastError: anything a user can mend; what had been finished stays in the run folder.
     """
-    started = time.perf_counter()
     if recipe.pretuning is not None:
         raise UsageError("This recipe is for pre-tuning.", what_to_do="Give it to 'toast pretune'.")
-    if resume and output_dir is not None:
-        recipe = resolve_recorded_backbone(recipe, RunFolder(output_dir).toast_version())
-    session = prepare_session(recipe, begun=resume and has_checkpoint(output_dir), place=False)
-    model, accelerator, data = session.model, session.accelerator, session.data
+    run = Run.prepare(recipe, output_dir, reporter, resume)
+    session = run.session
+    recipe, model, accelerator, data = session.recipe, session.model, session.accelerator, session.data
     train = session.batches("train", train=True)
     looks = recipe.training.validate_attention and "val" in data.splits and session.can_measure_attention("val")
     validation = session.batches("val", with_masks=looks) if "val" in data.splits else None
     step, notes = build_training_step(session, train, validation)
-    folder = open_run_folder(session, output_dir, get_default_run_name(recipe), resume)
-    report_run_start(session, train, folder, reporter)
-    for note in notes:
-        reporter.message(note)
-    sizes, memory = session.sizes(), session.memory(train)
-    for message in filter(None, (str(memory), memory.warning(accelerator.device))):
-        reporter.message(message)
-    session.place()
-    with lock_run_folder(folder, reporter, "tune"):
-        goes_on = start_or_resume(session, folder, reporter, resume)
-    with open_metrics_logger(folder, recipe.training.tensorboard) as log, lock_run_folder(folder, reporter, "tune"):
-        best = fit(
-            step,
-            train,
-            validation,
-            recipe.training,
-            accelerator,
-            folder,
-            reporter,
-            log,
-            resume=goes_on,
-            validate_attention=looks,
-        )
-    if best.metrics is None:
-        reporter.message("There is no validation split: the last epoch is kept.")
-    load_checkpoint(folder.checkpoints, "best", model)
-    results: dict[str, Any] = {
-        "backbone": recipe.backbone.name,
-        "dataset": recipe.dataset.name,
-        "method": recipe.method.name,
-        "seed": recipe.seed,
-        "classes": len(data.classes),
-        "samples": {name: len(split) for name, split in data.splits.items()},
-        "split_hashes": {name: get_split_hash(split) for name, split in data.splits.items()},
-        **sizes,
-        "attention_can_be_drawn": model.backbone.has_attention and model.backbone.preprocessing is not None,
-        "selected_epoch": best.epoch,
-        "validation": best.metrics,
-        "test": None,
-    }
-    test = None
-    if recipe.test and "test" in data.splits:
-        shows, answers = session.can_measure_attention("test"), SamplePredictions()
-        test = session.batches("test", with_masks=shows)
-        seen = reporter.track(test, len(test), "test")
-        with lock_run_folder(folder, reporter, "tune"):
-            results["test"] = evaluate_model(model, seen, accelerator, with_attention=shows, answers=answers)
-        results["attended_region"] = describe_masks(data.splits["test"]) if shows else None
-        if given := merge_across_processes(answers).given:
-            columns = zip(*((place, *given[place]) for place in sorted(given)), strict=True)
-            folder.write_answers(dict(zip(("index", "label", "chosen"), columns, strict=True)))
-    results["skipped"] = report_skipped_samples(reporter, train=train, val=validation, test=test)
-    results["seconds"] = folder.spent + time.perf_counter() - started
-    config: AdapterConfig = build_adapter_config(model, recipe, data.classes)
-    trained, frozen = gather_full_tensors(model.trained()), gather_full_tensors(model.get_frozen_additions())
-    if folder.writes:
-        save_adapter_folder(folder.adapter, trained, frozen, config, format_adapter_card(config, results))
-    folder.write_results(results)
+    with run.open() as folder:
+        run.announce(train, [*describe_schedule(recipe.training, len(train)), *notes])
+        sizes, memory = session.sizes(), session.memory(train)
+        for message in filter(None, (str(memory), memory.warning(accelerator.device))):
+            reporter.message(message)
+        session.place()
+        run.start()
+        best = TrainingLoop(run, step, train, validation, validate_attention=looks).fit()
+        if best.metrics is None:
+            reporter.message("There is no validation split: the last epoch is kept.")
+        load_checkpoint(folder.checkpoints, "best", model)
+        results: dict[str, Any] = {
+            "backbone": recipe.backbone.name,
+            "dataset": recipe.dataset.name,
+            "method": recipe.method.name,
+            "seed": recipe.seed,
+            "classes": len(data.classes),
+            "samples": {name: len(split) for name, split in data.splits.items()},
+            "split_hashes": {name: get_split_hash(split) for name, split in data.splits.items()},
+            **sizes,
+            "attention_can_be_drawn": model.backbone.has_attention and model.backbone.preprocessing is not None,
+            "selected_epoch": best.epoch,
+            "validation": best.metrics,
+            "test": None,
+        }
+        test = None
+        if recipe.test and "test" in data.splits:
+            test = session.batches("test", with_masks=session.can_measure_attention("test"))
+            results |= evaluate_test_split(run, test)
+        results["skipped"] = report_skipped_samples(reporter, train=train, val=validation, test=test)
+        results["seconds"] = run.seconds
+        config: AdapterConfig = build_adapter_config(model, recipe, data.classes)
+        trained, frozen = gather_full_tensors(model.trained()), gather_full_tensors(model.get_frozen_additions())
+        if folder.writes:
+            save_adapter_folder(folder.adapter, trained, frozen, config, format_adapter_card(config, results))
+        folder.write_results(results)
     return folder, results
+
+
+def evaluate_test_split(run: Run, test: BatchLoader) -> dict[str, Any]:
+    """Return the metrics on the test split, and the region that attention was measured on; keep its answers."""
+    session, predictions = run.session, SamplePredictions()
+    shows = session.can_measure_attention("test")
+    batches = run.reporter.track(test, len(test), "test")
+    metrics = evaluate_model(session.model, batches, session.accelerator, with_attention=shows, answers=predictions)
+    if given := merge_across_processes(predictions).given:
+        columns = zip(*((place, *given[place]) for place in sorted(given)), strict=True)
+        run.folder.write_answers(dict(zip(("index", "label", "chosen"), columns, strict=True)))
+    return {"test": metrics, "attended_region": describe_masks(session.data.splits["test"]) if shows else None}
 
 
 def build_training_step(

@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from toast_cli import registry
 from toast_cli.attention.segmentation import format_class_shares
 from toast_cli.data.base import Sample
 from toast_cli.utils.atomic import write_json, write_tensors
@@ -127,7 +126,7 @@ def describe_model(viewer: AttentionViewer, name: str) -> dict[str, Any]:
         found |= {"run": viewer.name, "run_fingerprint": hash_tensors(model.trained())}
     if recipe is not None:
         weights = recipe.backbone.weights
-        source = registry.load_backbone_card(recipe.backbone.name).source
+        source = recipe.plugins.backbone.source
         if not viewer.plain:
             data = strip_folders(recipe.dataset.name)
             found |= {"method": recipe.method.name, "dataset": data, "seed": recipe.seed}

@@ -15,7 +15,6 @@ from toast_cli import registry
 from toast_cli.backbones.base import Trace
 from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.tasks.iou import SegmentationMeter
 from toast_cli.tasks.segmentation import Segmentation, SegmentationOptions
 from toast_cli.tasks.sliding_window import compute_window_starts, predict_sliding_window
@@ -332,11 +331,9 @@ def test_the_epoch_is_chosen_by_mean_iou_and_not_by_pixels() -> None:
 
 
 def test_a_model_that_windows_slide_over_is_not_divided_among_processes_which_would_wait_for_ever() -> None:
-    divided = TrainingOptions(shard=True)
     with pytest.raises(UsageError, match="as often as the others"):
-        check_uniform_forward_calls(divided, model_of("linear"))
-    check_uniform_forward_calls(divided, model_of("linear", evaluation="whole"))
-    check_uniform_forward_calls(TrainingOptions(), model_of("linear"))
+        check_uniform_forward_calls(model_of("linear"))
+    check_uniform_forward_calls(model_of("linear", evaluation="whole"))
 
 
 @pytest.mark.parametrize("scale", [[0, 1], [2, 0.5], [-1, 1]])

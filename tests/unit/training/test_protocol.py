@@ -16,11 +16,11 @@ from toast_cli.recipe.schema import PretuningOptions, Recipe, TrainingOptions
 from toast_cli.storage.checkpoint import load_checkpoint, save_checkpoint
 from toast_cli.training import session as session_module
 from toast_cli.training import tune as tuning
-from toast_cli.training.loop import BestEpoch
 from toast_cli.training.optimization import describe_schedule, make_optimizer, make_scheduler
 from toast_cli.training.reporter import Reporter
+from toast_cli.training.run import initialize_feedback
 from toast_cli.training.session import Session, prepare_session
-from toast_cli.training.setup import initialize_feedback
+from toast_cli.training.state import BestEpoch
 from toast_cli.training.step import DistillationStep
 from toast_cli.training.tune import tune_model
 from toast_cli.utils.errors import ToastError
@@ -246,7 +246,7 @@ def test_metrics_also_go_to_tensorboard(tmp_path: Path) -> None:
 def test_a_missing_tensorboard_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("toast_cli.training.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("toast_cli.training.session.find_spec", lambda name: None)
     with pytest.raises(ToastError, match="TensorBoard is not installed"):
         tune_model(recipe_of(training={"tensorboard": True}), tmp_path / "run", Reporter())
     assert not (tmp_path / "run").exists()

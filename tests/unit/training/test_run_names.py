@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.training.setup import get_default_run_name
+from toast_cli.training.run import get_default_run_name
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def compute_run_key(
     values = recipe.model_dump(mode="json", exclude=LOCATION_FIELDS | {"training"})
     values["training"] = recipe.training.model_dump(mode="json", exclude=RESULT_NEUTRAL_SETTINGS)
     replace_paths_by_hashes(values, recipe, known or {})
-    if superseded := registry.load_backbone_card(recipe.backbone.name).superseded:
+    if superseded := recipe.plugins.backbone.superseded:
         values["superseded"] = dict(superseded)  # runs on the weights that had this name before are other runs
     return sha256(json.dumps([values, dict(more or {})], sort_keys=True, default=str).encode()).hexdigest()[:16]
 

@@ -127,7 +127,6 @@ def show_dataset(
     force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
 ) -> None:
     """Write a contact sheet of images as the model will see them: resized, cropped, augmented."""
-    from toast_cli import registry
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.data.base import get_image_splits
     from toast_cli.recipe.resolve import resolve_recipe
@@ -147,7 +146,7 @@ def show_dataset(
         print_line(message, err)
     chosen = resolved.recipe
     folder = Path(chosen.data_dir).expanduser() if chosen.data_dir else None
-    opened = registry.load_entry(registry.SOURCES, chosen.dataset.name).open(chosen.dataset, folder)
+    opened = chosen.plugins.dataset.open(chosen.dataset, folder)
     splits = get_image_splits(opened, source)
     _require_outside_data(out, chosen.dataset, folder, opened)
     if split not in splits:
@@ -156,7 +155,7 @@ def show_dataset(
     from toast_cli.utils.atomic import write_atomically
     from toast_cli.visualize.contact_sheet import draw_contact_sheet, save_contact_sheet
 
-    network = registry.load_backbone_card(chosen.backbone.name).build(chosen.backbone)
+    network = chosen.plugins.backbone.build(chosen.backbone)
     sheet = draw_contact_sheet(opened, split, chosen, network, images, augment=split == "train")
     with write_atomically(out) as temporary:
         save_contact_sheet(sheet, temporary)

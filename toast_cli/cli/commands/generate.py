@@ -124,4 +124,4 @@ def _make_writer(run: Path | None, backbone: str | None, weights: str | None, ra
         return load_writer(resolve_run_path(run), weights, device, raw)
     model, recipe = build_plain_model(backbone, weights, device)
     template = None if raw or not getattr(model.backbone.tokenizer, "chat_template", None) else "chat"
-    return TextGenerator(model.to(make_accelerator(recipe).device), template, print_message)
+    return TextGenerator(model.to(make_accelerator(recipe.device, recipe.precision).device), template, print_message)

@@ -51,7 +51,7 @@ def run_plan(
     from toast_cli.training.plan.method_costs import METHOD_VARIANTS, estimate_method_costs
 
     recipe = recipe_of("toast", ())
-    found_on = make_accelerator(recipe).device
+    found_on = make_accelerator(recipe.device, recipe.precision).device
     limit = wanted or get_free_memory(found_on)
     if limit is None:
         from toast_cli.utils.errors import UsageError

@@ -64,18 +64,20 @@ def run_pretune(
     if dry_run:
         from toast_cli.cli.output.dry_run import print_dry_run
         from toast_cli.training.pretune import requires_labels, to_pretuning_recipe
+        from toast_cli.training.session import prepare_session
 
         shown = to_pretuning_recipe(resolved.recipe, gradient=not least_squares)
-        print_dry_run(shown, as_json, labels=requires_labels(shown, gradient=not least_squares))
+        labels = requires_labels(shown, gradient=not least_squares)
+        print_dry_run(prepare_session(shown, labels=labels, place=False), as_json)
         return
 
     from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.cli.output.tables import build_pretuning_table
-    from toast_cli.training.pretune import pretune_model as run
+    from toast_cli.training.pretune import pretune_model
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after training, which waits for a step
     with TerminalReporter() as reporter:
-        folder, results = run(
+        folder, results = pretune_model(
             resolved.recipe, output_dir, reporter, gradient=not least_squares, resume=resume is not None
         )
     if as_json:

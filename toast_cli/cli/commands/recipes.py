@@ -85,7 +85,7 @@ def validate_recipes(
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.recipe.builtin import find_recipe
     from toast_cli.recipe.checksum import is_checksum_valid
-    from toast_cli.recipe.parse import check_initialization, validate_partial_recipe
+    from toast_cli.recipe.parse import validate_partial_recipe
     from toast_cli.recipe.resolve import format_changed_notice
     from toast_cli.recipe.safe_yaml import parse_recipe
     from toast_cli.utils.errors import ToastError
@@ -94,7 +94,8 @@ def validate_recipes(
     for file in files:
         try:
             found = find_recipe(file)
-            check_initialization(validate_partial_recipe(parse_recipe(found.text, found.origin)))
+            recipe = validate_partial_recipe(parse_recipe(found.text, found.origin))
+            recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
         except ToastError as error:
             from toast_cli.cli.output.console import print_error
 

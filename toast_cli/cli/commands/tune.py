@@ -59,18 +59,19 @@ def run_tune(
         print_line(message, err)
     if dry_run:
         from toast_cli.cli.output.dry_run import print_dry_run
+        from toast_cli.training.session import prepare_session
 
-        print_dry_run(resolved.recipe, as_json)
+        print_dry_run(prepare_session(resolved.recipe, place=False), as_json)
         return
 
     from toast_cli.cli.output.console import out, print_json
     from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.cli.output.tables import build_results_table
-    from toast_cli.training.tune import tune_model as run
+    from toast_cli.training.tune import tune_model
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after training, which waits for a step
     with TerminalReporter() as reporter:
-        folder, results = run(resolved.recipe, output_dir, reporter, resume=resume is not None)
+        folder, results = tune_model(resolved.recipe, output_dir, reporter, resume=resume is not None)
     if as_json:
         print_json({"run": str(folder.path), **results})
         return

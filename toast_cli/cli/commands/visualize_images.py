@@ -49,7 +49,7 @@ def load_viewers(
     name = backbone or DEFAULT_PLAIN_BACKBONE
     print_line(f"There is no run{' here' if backbone is None else ''}: showing the plain backbone {name}.", err)
     model, recipe = build_plain_model(name, weights, device)
-    model = model.to(make_accelerator(recipe).device)
+    model = model.to(make_accelerator(recipe.device, recipe.precision).device)
     return [AttentionViewer(name, model, recipe.images, None, recipe=recipe, plain=True)], None, Path("attention")
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toast_cli.training.session import Session
 
 
-def print_dry_run(recipe: Any, as_json: bool, *, labels: bool = True) -> None:
+def print_dry_run(session: Session, as_json: bool) -> None:
     """The resolved recipe, its size and cost, and the first batch, without training or writing anything."""
     from toast_cli.cli.output.console import print_json, print_line
     from toast_cli.recipe.dump import to_yaml
     from toast_cli.training.optimization import describe_schedule
-    from toast_cli.training.session import prepare_session
     from toast_cli.utils.constants import BATCH_METADATA_KEYS
 
-    session = prepare_session(recipe, labels=labels, place=False)
-    sizes = session.sizes()
+    recipe, sizes = session.recipe, session.sizes()
     batches = session.batches("train", train=True)
-    notes = describe_schedule(recipe.training, -(-len(batches) // recipe.training.accumulate))
+    notes = describe_schedule(recipe.training, len(batches))
     batch = next(iter(batches))
     shapes = {name: list(tensor.shape) for name, tensor in batch.items() if name not in BATCH_METADATA_KEYS}
     memory = session.memory(batches)

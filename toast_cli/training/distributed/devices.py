@@ -9,17 +9,15 @@ from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
 
 from toast_cli.model.model import Model
-from toast_cli.recipe.schema import Recipe
 from toast_cli.utils.errors import UsageError
 
 
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    """An Accelerator for the recipe's device and precision.
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """An Accelerator for a device and a precision, both as recipes name them.
 
     Raises:
         UsageError: the device is not there, or cannot compute in that precision, or cannot be all processes'.
     """
-    device = recipe.device
     kind, _, index = device.partition(":")
     if kind not in {"auto", "cpu", "cuda", "mps"} or (index and not (kind == "cuda" and index.isdigit())):
         raise UsageError(f"There is no device '{device}'.", what_to_do="Use auto, cpu, cuda, cuda:N or mps.")
@@ -41,7 +39,6 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     if index:
         torch.cuda.set_device(int(index))
     on_gpu = kind != "cpu" and torch.cuda.is_available()
-    precision = recipe.precision
     if precision == "auto":
         # CPUs without matrix units are slower in bf16 than in fp32, so it is never chosen there.
         precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

@@ -15,7 +15,6 @@ from torch.export import register_dataclass
 
 from toast_cli.backbones.base import Readout
 from toast_cli.model.model import Model
-from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.steering.steering import PassOutputs, Steering
 from toast_cli.utils.errors import UsageError
 
@@ -24,26 +23,26 @@ for kind in (Readout, PassOutputs):
     register_dataclass(kind)
 
 
-def check_sharding(training: TrainingOptions, accelerator: Accelerator) -> None:
+def check_sharding(accelerator: Accelerator) -> None:
     """Refuse to share out a model that only one process works on.
 
     Raises:
         UsageError: there is one process.
     """
-    if training.shard and accelerator.num_processes == 1:
+    if accelerator.num_processes == 1:
         raise UsageError(
             "training.shard divides the model among processes, and there is one.",
             what_to_do="Start several: torchrun --nproc-per-node 2 -m toast_cli tune ..., or leave training.shard out.",
         )
 
 
-def check_uniform_forward_calls(training: TrainingOptions, model: Model) -> None:
+def check_uniform_forward_calls(model: Model) -> None:
     """Refuse to share out a model that one process would run more often than another: the others would wait for ever.
 
     Raises:
         UsageError: what is learned is predicted in that way.
     """
-    if training.shard and model.objective.has_variable_cost:
+    if model.objective.has_variable_cost:
         raise UsageError(
             "training.shard needs every process to run the model as often as the others.",
             "A sliding window does so more often on larger images.",

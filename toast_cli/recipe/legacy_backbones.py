@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from toast_cli import registry
+from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.recipe.schema import Recipe
 
 
@@ -20,7 +21,9 @@ def resolve_recorded_name(name: str, toast_version: str) -> str:
 def resolve_recorded_backbone(recipe: Recipe, toast_version: str) -> Recipe:
     """Return the recipe with the backbone that its name meant in the version of toast that recorded it."""
     name = resolve_recorded_name(recipe.backbone.name, toast_version)
-    return recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"name": name})})
+    if name == recipe.backbone.name:
+        return recipe
+    return replace_recipe_fields(recipe, backbone={**recipe.backbone.model_dump(mode="json"), "name": name})
 
 
 def _parse_release(version: str) -> tuple[int, ...] | None:

@@ -1,0 +1,234 @@
+"""One run: its session, its folder, what its user reads, and the weights it starts from or resumes with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import set_seed
+
+from toast_cli.data.base import BatchLoader
+from toast_cli.recipe.dump import to_yaml
+from toast_cli.recipe.legacy_backbones import resolve_recorded_backbone
+from toast_cli.recipe.schema import Recipe
+from toast_cli.storage.checkpoint import find_checkpoint, is_checkpoint_lost, load_checkpoint_state, load_extra_tensors
+from toast_cli.storage.pretuned import describe_feedback_mismatch
+from toast_cli.storage.run_folder import RunFolder
+from toast_cli.training.distributed.collectives import share_run_folder
+from toast_cli.training.environment import describe_environment
+from toast_cli.training.reporter import Reporter
+from toast_cli.training.session import Session, prepare_session
+from toast_cli.training.state import TrainingProgress, wrap_state_errors
+from toast_cli.utils.dtensor import copy_tensors
+from toast_cli.utils.errors import ToastError, UsageError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclass
+class Run:
+    """A run in progress.
+
+    It has a `folder` once it is open. `resume` is whether it was asked to go on with an interrupted run, `resumed`
+    whether there was a checkpoint to go on from. `writer` also receives the metrics, where there is one.
+    """
+
+    session: Session
+    reporter: Reporter
+    output_dir: Path | None = None
+    resume: bool = False
+    started: float = field(default_factory=time.perf_counter)
+    folder: RunFolder = field(init=False)
+    resumed: bool = field(default=False, init=False)
+    writer: SummaryWriter | None = field(default=None, init=False)
+
+    @classmethod
+    def prepare(
+        cls, recipe: Recipe, output_dir: Path | None, reporter: Reporter, resume: bool, *, labels: bool = True
+    ) -> Run:
+        """Return the run of a recipe with its session, whose model is on the CPU; nothing is written yet.
+
+        Raises:
+            ToastError: see `prepare_session`.
+        """
+        started, begun = time.perf_counter(), False
+        if resume and output_dir is not None:
+            folder = RunFolder(output_dir)
+            recipe = resolve_recorded_backbone(recipe, folder.toast_version())
+            begun = find_checkpoint(folder.checkpoints, "last") is not None
+        session = prepare_session(recipe, labels=labels, begun=begun, place=False)
+        return cls(session, reporter, output_dir, resume, started)
+
+    @contextmanager
+    def open(self) -> Iterator[RunFolder]:
+        """Yield the run's folder: a new one, with recipe and environment in it, or the one to `resume`.
+
+        No other process works on the run meanwhile. If it is interrupted, the user reads how to resume it.
+
+        Raises:
+            ToastError: there is something in the way, nothing to resume, or another process works on the run.
+        """
+        self.folder = folder = self._open_folder()
+        try:
+            with folder.held(), self._open_writer() as self.writer:
+                yield folder
+        except KeyboardInterrupt:
+            self.reporter.stopped(self.command)
+            raise
+        except ToastError as error:
+            if isinstance(error.__cause__, OSError) and find_checkpoint(folder.checkpoints, "last") is not None:
+                self.reporter.message(f"Once that is mended, it goes on with: {self.command}")
+            raise
+
+    @property
+    def command(self) -> str:
+        """The command line that resumes the run."""
+        verb = "tune" if self.session.recipe.pretuning is None else "pretune"
+        return f"toast {verb} --resume {self.folder.path}"
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, with what it took before it was resumed."""
+        return self.folder.spent + time.perf_counter() - self.started
+
+    def announce(self, train: BatchLoader, notes: Iterable[str] = ()) -> None:
+        """Report what a user should read before training: the folder, the data, the backbone, further notes."""
+        session = self.session
+        texts = (*session.data.notes, *train.notes, *session.describe_backbone(), *notes)
+        for text in (f"Run folder: {self.folder.path}", *texts):
+            self.reporter.message(text)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Write one line of metrics."""
+        self.folder.append_metrics(line)
+        if self.writer is not None:
+            for name, value in _iterate_scalars(line):
+                self.writer.add_scalar(name, value, line["step"])
+
+    def start(self) -> None:
+        """Bring the model to where training starts: the method's own start, or what `checkpoints/last` resumes from.
+
+        Raises:
+            ToastError: the start does not fit, or the checkpoint is damaged.
+        """
+        session, folder = self.session, self.folder
+        if self.resume and is_checkpoint_lost(folder.checkpoints, "last"):
+            raise ToastError(
+                f"No whole checkpoint is left in {folder.checkpoints}.",
+                "The last one is damaged, and so is the one before it, if there is one.",
+                f"Make the run again: --recipe {folder.path / 'recipe.yaml'} --output-dir NEW.",
+            )
+        state = load_checkpoint_state(folder.checkpoints, "last") if self.resume else None
+        self.resumed = state is not None
+        if state is not None:
+            self._restore_start(state)
+        else:
+            folder.truncate_metrics_after(-1, -1)
+            self._initialize()
+        if session.accelerator.num_processes > 1:
+            set_seed(session.recipe.seed, device_specific=True)  # what is dropped out differs from process to process
+
+    def _initialize(self) -> None:
+        """Give the method its starting weights, unless it has a pre-tuned artifact's; they are kept in the run."""
+        session, reporter = self.session, self.reporter
+        recipe, model = session.recipe, session.model
+        if session.lineage is not None:
+            reporter.message(f"Start: {recipe.init_from}, pre-tuned on {session.lineage.recipe['dataset']['name']}")
+            if (differs := describe_feedback_mismatch(session.lineage, recipe.method)) is not None:
+                reporter.message(differs)
+        elif initialize_feedback(session, reporter):
+            pass
+        elif model.adapted.steering is not None and recipe.pretuning is None:
+            reporter.message(
+                "The feedback path starts at random. Without pre-tuning the paper falls from 86.2 to 81.9 on FGVC "
+                "(table 7): 'toast pretune' and --init-from, or method.start=least-squares, give it a better start."
+            )
+        if model.adapted.steering is not None:
+            self.folder.save_checkpoint("start", model, {"epoch": 0, "step": 0}, model.get_frozen_additions())
+
+    def _restore_start(self, state: dict[str, Any]) -> None:
+        """Put back what an interrupted run started from but does not train; `fit` puts back the rest.
+
+        Raises:
+            UsageError: it was begun with another number of processes, which would draw other random numbers.
+            ToastError: its state is none that this toast writes.
+        """
+        session, folder = self.session, self.folder
+        processes = session.accelerator.num_processes
+        with wrap_state_errors(folder.checkpoints):
+            at, begun_with = TrainingProgress(**state["at"]), state["processes"]
+            folder.spent = float(state.get("spent", 0.0))
+        if begun_with != processes:
+            raise UsageError(
+                f"The run was begun with {begun_with} processes and cannot go on with {processes}.",
+                what_to_do=f"Start it with {begun_with}.",
+            )
+        folder.truncate_metrics_after(at.steps, at.epochs)
+        copy_tensors(load_extra_tensors(folder.checkpoints, "start"), session.model.state_dict())
+        found = find_checkpoint(folder.checkpoints, "last")
+        if found is not None and found.name != "last":
+            self.reporter.message(
+                f"{folder.checkpoints / 'last'} is damaged; the checkpoint before it is not, and is taken."
+            )
+        self.reporter.message(
+            f"Going on after epoch {at.epochs} of {session.recipe.training.epochs}"
+            + (f" and {at.batches} batches more." if at.batches else ".")
+        )
+
+    def _open_folder(self) -> RunFolder:
+        accelerator, path = self.session.accelerator, self.output_dir
+        if self.resume:
+            assert path is not None
+            return share_run_folder(accelerator, partial(RunFolder.reopen, path))
+        recipe = self.session.recipe
+        folder = share_run_folder(accelerator, partial(RunFolder.create, path, get_default_run_name(recipe)))
+        folder.write_recipe(to_yaml(recipe))
+        folder.write_environment(describe_environment(accelerator))
+        return folder
+
+    def _open_writer(self) -> AbstractContextManager[SummaryWriter | None]:
+        if not (self.session.recipe.training.tensorboard and self.folder.writes):
+            return nullcontext()
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.folder.path / "tensorboard"))
+
+
+def initialize_feedback(session: Session, reporter: Reporter) -> bool:
+    """Let the method set its starting weights from a few plain training samples, if it wants to; whether it did."""
+    method, options = session.recipe.plugins.method, session.recipe.method
+    wanted = method.start_images(options)
+    if method.start is None or not wanted:
+        return False
+    wanted = min(wanted, len(session.data.splits["train"]))
+    batches = -(-wanted // session.batch_size)
+    session.model.initialize_method(
+        method.start, options, reporter.track(session.sample(wanted), batches, "least-squares start")
+    )
+    return True
+
+
+def get_default_run_name(recipe: Recipe) -> str:
+    """`<data set>-<backbone>-<method>-seed<seed>`, safe as a folder name; of a backbone's path its last part alone.
+
+    That of a pre-tuning begins with `pretune-`.
+    """
+    family, colon, which = recipe.backbone.name.rpartition(":")
+    backbone = f"{family}{colon}{PurePath(which).name}"
+    name = f"{recipe.dataset.name}-{backbone}-{recipe.method.name}-seed{recipe.seed}"
+    name = "".join(character if character.isalnum() or character in "-_." else "-" for character in name)
+    return name if recipe.pretuning is None else f"pretune-{name}"
+
+
+def _iterate_scalars(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in line.items():
+        if isinstance(value, dict):
+            yield from _iterate_scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and name not in {"step", "epoch"}:
+            yield f"{prefix}{name}", value
