@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.regular_file import require_regular_file
+from toast_cli.utils.files import require_regular_file
 from toast_llama.backbone import LlamaBackbone
 from toast_llama.options import LlamaOptions
 

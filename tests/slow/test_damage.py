@@ -17,11 +17,10 @@ import torch
 
 from tests.cli.conftest import TINY_DEMO, toast
 from toast_cli.export import verification_worker
-from toast_cli.export.base import ExportRequest
-from toast_cli.export.formats.hf import build_model_card
 from toast_cli.storage.checkpoint import find_checkpoint, load_checkpoint_state, load_extra_tensors
 from toast_cli.storage.checksums import read_checksummed_json
 from toast_cli.storage.load_model import load_model
+from toast_cli.storage.model_card import format_transformers_card
 from toast_cli.storage.pretuned import read_artifact
 from toast_cli.storage.run_folder import ANSWERS_FILE, RunFolder
 from toast_cli.utils.errors import ToastError
@@ -132,7 +131,8 @@ def test_a_card_never_tells_numbers_of_damaged_results(made: Path, tmp_path: Pat
     told["test"]["accuracy"] = 0.99
     results.write_text(json.dumps(told))
     with pytest.raises(ToastError, match=r"results\.json is damaged"):
-        build_model_card(load_model(tmp_path / "run"), ExportRequest("full"))
+        loaded = load_model(tmp_path / "run")
+        format_transformers_card(loaded, loaded.config.recipe, "float32", folded=False)
 
 
 def test_a_changed_recipe_is_not_gone_on_with(made: Path, tmp_path: Path) -> None:

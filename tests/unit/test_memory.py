@@ -12,7 +12,7 @@ from toast_cli.model.model import Model, build_model, count_elements
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
-from toast_cli.utils.formatting import format_bytes
+from toast_cli.utils.files import format_bytes
 
 IMAGES = {"image": torch.zeros(8, 3, 64, 64), "label": torch.zeros(8, dtype=torch.int64)}
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from toast_cli.bench.results import ExperimentResults
-from toast_cli.storage.checksummed_jsonl import read_checksummed_lines
+from toast_cli.storage.checksums import read_checksummed_lines
 
 QuestionScores = dict[Hashable, tuple[str, float]]
 """Category and score of every question that was scored."""

@@ -77,7 +77,7 @@ def parse_head(head: str) -> int | Literal["mean", "max", "rollout"]:
 
 def apply_recorded_backbone(resolved: ResolvedRecipe, recipe: str | None, backbone: str | None) -> ResolvedRecipe:
     """Give the recipe of an earlier version's run the backbone that its name meant then, and say so."""
-    from toast_cli.storage.legacy_backbones import resolve_recorded_name
+    from toast_cli.storage.load_model import resolve_recorded_name
     from toast_cli.storage.run_folder import RunFolder
 
     file = None if recipe is None else Path(recipe)

@@ -1,4 +1,4 @@
-"""Models rebuilt from adapters on disk."""
+"""Models rebuilt from adapters on disk, also where an earlier version gave a backbone's name other weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from toast_cli import registry
 from toast_cli.model.model import Model, build_model, fold_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import FULL_MODEL_FILE, REEXPORT_HINT, AdapterConfig, read_adapter, read_backbone_files
-from toast_cli.storage.legacy_backbones import resolve_recorded_backbone
 from toast_cli.utils.errors import ToastError, UsageError
 
 
@@ -102,6 +102,29 @@ def rebuild_model(
             error.what,
             "Say where they are now: --weights FILE.",
         ) from error
+
+
+def resolve_recorded_name(name: str, toast_version: str) -> str:
+    """Return the present name of the backbone that a version of toast recorded as `name`."""
+    if name not in registry.list_names(registry.BACKBONES):
+        return name
+    release = _parse_release(toast_version)
+    for last, present in registry.load_backbone_card(name).superseded.items():
+        if release is not None and release <= (_parse_release(last) or ()):
+            return str(present)
+    return name
+
+
+def resolve_recorded_backbone(recipe: Recipe, toast_version: str) -> Recipe:
+    """Return the recipe with the backbone that its name meant in the version of toast that recorded it."""
+    name = resolve_recorded_name(recipe.backbone.name, toast_version)
+    return recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"name": name})})
+
+
+def _parse_release(version: str) -> tuple[int, ...] | None:
+    """Return the first two numbers of a version, (0, 1) for 0.1.3; None where it has none."""
+    parts = version.split(".")[:2]
+    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else None
 
 
 def _replace_weights(recipe: Recipe, weights: str | None) -> Recipe:

@@ -20,9 +20,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from toast_cli.utils.atomic import write_json
 from toast_cli.utils.errors import ToastError
-from toast_cli.utils.formatting import format_bytes
+from toast_cli.utils.files import format_bytes, write_json
 from toast_cli.utils.hashing import hash_bytes
 
 DIGEST_BYTES = 16

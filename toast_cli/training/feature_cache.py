@@ -26,11 +26,11 @@ from toast_cli.steering.steering import Steering, run_first_pass, run_steered_pa
 from toast_cli.storage.tensor_cache import TensorCache, count_cache_bytes
 from toast_cli.training.environment import get_package_versions
 from toast_cli.training.step import StepOutput, TrainingStep
-from toast_cli.utils.cache_dir import get_cache_folder
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.formatting import format_bytes
-from toast_cli.utils.hashing import hash_bytes, hash_module_settings
+from toast_cli.utils.files import format_bytes, get_cache_folder
+from toast_cli.utils.hashing import hash_bytes
+from toast_cli.utils.tensors import hash_module_settings
 
 FIRST_PASS_FOLDER = "first-pass"
 

@@ -9,7 +9,7 @@ from typing import Any
 from toast_cli.data.splits import get_split_hash
 from toast_cli.recipe.schema import PretuningOptions, Recipe
 from toast_cli.storage.checkpoint import load_checkpoint
-from toast_cli.storage.legacy_backbones import resolve_recorded_backbone
+from toast_cli.storage.load_model import resolve_recorded_backbone
 from toast_cli.storage.pretuned import save_artifact
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.evaluate import evaluate_model

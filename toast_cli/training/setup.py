@@ -9,7 +9,7 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from toast_cli.model.model import get_method
-from toast_cli.recipe.dump import to_yaml
+from toast_cli.recipe.safe_yaml import to_yaml
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.checkpoint import find_checkpoint, is_checkpoint_lost, load_checkpoint_state, load_extra_tensors
 from toast_cli.storage.pretuned import describe_feedback_mismatch
@@ -20,8 +20,8 @@ from toast_cli.training.progress_state import TrainingProgress
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session
 from toast_cli.training.state import wrap_state_errors
-from toast_cli.utils.dtensor import copy_tensors
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.tensors import copy_tensors
 
 
 def open_run_folder(session: Session, path: Path | None, name: str, resume: bool) -> RunFolder:

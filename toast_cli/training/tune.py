@@ -11,7 +11,7 @@ from toast_cli.data.splits import get_split_hash
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_adapter_folder
 from toast_cli.storage.checkpoint import load_checkpoint
-from toast_cli.storage.legacy_backbones import resolve_recorded_backbone
+from toast_cli.storage.load_model import resolve_recorded_backbone
 from toast_cli.storage.model_card import format_adapter_card
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.distributed.collectives import merge_across_processes
@@ -24,8 +24,8 @@ from toast_cli.training.session import Session, prepare_session
 from toast_cli.training.setup import get_default_run_name, has_checkpoint, open_run_folder, start_or_resume
 from toast_cli.training.step import TrainingStep
 from toast_cli.training.tensorboard import open_metrics_logger
-from toast_cli.utils.dtensor import gather_full_tensors
 from toast_cli.utils.errors import UsageError
+from toast_cli.utils.tensors import gather_full_tensors
 
 
 def tune_model(

@@ -97,7 +97,7 @@ def write_curve_figures(results: ExperimentResults, folder: Path) -> list[str]:
     from matplotlib import rc_context
 
     from toast_cli.bench.tables.render import format_csv_rows
-    from toast_cli.utils.atomic import write_atomically, write_text
+    from toast_cli.utils.files import write_atomically, write_text
 
     parts = []
     for name, curves in results.board.experiment.suite.curves.items():

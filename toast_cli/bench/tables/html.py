@@ -12,7 +12,7 @@ from toast_cli.bench.tables.build import build_tables
 from toast_cli.bench.tables.curves import write_curve_figures
 from toast_cli.bench.tables.figures import draw_table_figures
 from toast_cli.bench.tables.model import Cell, FilledTable, NumberCell, get_cell_runs
-from toast_cli.utils.atomic import write_text
+from toast_cli.utils.files import write_text
 
 PAGE_STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #222 }

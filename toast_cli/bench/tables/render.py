@@ -13,7 +13,7 @@ from toast_cli.bench.results import ExperimentResults
 from toast_cli.bench.tables.build import build_tables
 from toast_cli.bench.tables.latex import format_latex
 from toast_cli.bench.tables.model import Cell, FilledTable, NumberCell, get_cell_runs
-from toast_cli.utils.atomic import write_text
+from toast_cli.utils.files import write_text
 
 
 def write_tables(results: ExperimentResults, out: Path) -> Path:

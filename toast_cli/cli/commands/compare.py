@@ -46,12 +46,12 @@ def run_compare(
     from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
     from toast_cli.evaluation.compare_runs import build_comparison as compared
     from toast_cli.evaluation.compare_runs import repeat_request
-    from toast_cli.utils.atomic import write_json, write_text
+    from toast_cli.utils.files import write_json, write_text
     from toast_cli.visualize.figure import draw_figure, save_figure
     from toast_cli.visualize.html import render_template
     from toast_cli.visualize.layout import build_comparison_rows
-    from toast_cli.visualize.output_names import SOURCE_DIGEST_KEY
     from toast_cli.visualize.report import build_report_images
+    from toast_cli.visualize.save_figures import SOURCE_DIGEST_KEY, find_free_name
     from toast_cli.visualize.view import compute_image_view
 
     asked = AttentionEvalRequest(
@@ -63,7 +63,7 @@ def run_compare(
     samples = [found.split.load(index) for index in disputed]
     views = [[compute_image_view(run.viewer, sample) for run in found.runs] for sample in samples]
     own = _hash_comparison(found, split, [sample.image.tobytes() for sample in samples])
-    place = out or _find_free_folder(own)
+    place = out or Path(find_free_name(Path(), "comparison", own, "{}/comparison.json"))
     title = f"Where they disagree most, each run's last pass: {_describe_maps(found)}"
     save_figure(draw_figure(build_comparison_rows(samples, views), title), place / "comparison.png")
     shown, bars = build_report_images(samples, views)
@@ -83,17 +83,10 @@ def run_compare(
 
 def _hash_comparison(found: RunComparison, split: str, shown: list[bytes]) -> str:
     """A digest of what is compared: the same again may be written over."""
-    from toast_cli.visualize.output_names import compute_source_digest
+    from toast_cli.visualize.save_figures import compute_source_digest
 
     data = repr((found.dataset, split, len(found.split), found.runs[0].viewer.ending)).encode()
     return compute_source_digest([run.viewer for run in found.runs], [data, *shown])
-
-
-def _find_free_folder(own: str) -> Path:
-    """The folder `comparison`, or with the first number behind it by which no other comparison is kept there."""
-    from toast_cli.visualize.output_names import find_free_name
-
-    return Path(find_free_name(Path(), "comparison", own, "{}/comparison.json"))
 
 
 def _describe_maps(found: RunComparison) -> str:

@@ -76,7 +76,7 @@ def _print_plan(found: list[Any], limit: int, device: str, title: str) -> None:
 
     from toast_cli.cli.output.console import print_line, print_table
     from toast_cli.training.plan.method_costs import MEMORY_BATCH_SIZES, MethodCost
-    from toast_cli.utils.formatting import format_bytes
+    from toast_cli.utils.files import format_bytes
 
     heads = (
         "",

@@ -27,9 +27,8 @@ from toast_cli.data.base import Sample, describe_masks
 from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.files import open_file
 from toast_cli.data.images.transforms import ImageTransform, ResizeToCover
-from toast_cli.utils.cache_dir import get_cache_folder
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.formatting import format_bytes
+from toast_cli.utils.files import format_bytes, get_cache_folder
 from toast_cli.utils.hashing import hash_bytes
 
 RESIZED_FOLDER = "resized"

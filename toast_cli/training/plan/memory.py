@@ -21,7 +21,7 @@ from toast_cli.model.model import Model, count_elements
 from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.training.distributed.fsdp import get_sharded_modules
 from toast_cli.training.optimization import make_optimizer
-from toast_cli.utils.formatting import format_bytes
+from toast_cli.utils.files import format_bytes
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -1,12 +1,17 @@
-"""Files that are either written whole or not at all: temporary file, fsync, rename."""
+"""Files: read where they are regular, written whole or not at all, named by the first free number.
+
+A write goes to a temporary file, which is synchronised with the disk and renamed. Torch-free.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +21,44 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def get_cache_folder() -> Path:
+    """Return where things are kept that can be computed again: TOAST_CACHE_DIR, else `toast` in the user's cache."""
+    own = os.environ.get("TOAST_CACHE_DIR")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "toast"
+
+
+def require_regular_file(path: Path) -> Path:
+    """Return the path of a file that has an end: reading a pipe, a socket or a device may never stop.
+
+    Raises:
+        OSError: it is not there, or is a folder, a pipe, a socket or a device.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("It is no regular file: a folder, a pipe, a socket or a device.")
+    return path
+
+
+def number_names(name: str) -> Iterator[str]:
+    """Yield `name`, `name-2`, `name-3` and so on, to take the first that is free."""
+    yield name
+    yield from (f"{name}-{number}" for number in count(2))
+
+
+def format_bytes(size: int) -> str:
+    """Return bytes in the largest decimal unit that leaves at least one."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
 @contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
+def write_atomically(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there replaces `path` at the end, or vanishes on an error.
+
+    Without `sync`, a crash of the whole machine may leave it cut short.
 
     Raises:
         ToastError: the folder cannot be written to, or the disk is full.
@@ -32,8 +72,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_get_umask())  # mkstemp makes private files; what we write is as shared as any other
         temporary.replace(path)
     except OSError as error:
