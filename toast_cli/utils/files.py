@@ -55,10 +55,8 @@ def format_bytes(size: int) -> str:
 
 
 @contextmanager
-def write_atomically(path: Path, *, sync: bool = True) -> Iterator[Path]:
+def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there replaces `path` at the end, or vanishes on an error.
-
-    Without `sync`, a crash of the whole machine may leave it cut short.
 
     Raises:
         ToastError: the folder cannot be written to, or the disk is full.
@@ -72,9 +70,8 @@ def write_atomically(path: Path, *, sync: bool = True) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        if sync:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_get_umask())  # mkstemp makes private files; what we write is as shared as any other
         temporary.replace(path)
     except OSError as error:
