@@ -34,7 +34,6 @@ from toast_cli.training.feature_cache import (
     FilledSlots,
     FirstPassCache,
     compute_first_pass_outputs,
-    count_entry_bytes,
 )
 from toast_cli.training.optimization import make_optimizer
 from toast_cli.training.step import TrainingStep
@@ -119,12 +118,12 @@ class Training:
         assert model.adapted.steering is not None
         with torch.no_grad():
             kept = compute_first_pass_outputs(model, self.batch["image"])
-        shapes, dtype = {name: tensor.shape[1:] for name, tensor in kept.items()}, torch.float16
-        key = {"levels": str(model.adapted.steering.levels)}
-        cache = TensorCache("benchmark", key, count, count_entry_bytes(shapes, dtype), "the benchmark")
+        empty = {name: torch.zeros(tensor.shape[1:], dtype=torch.float16) for name, tensor in kept.items()}
+        key, entry_bytes = {"levels": str(model.adapted.steering.levels)}, sum(zeros.nbytes for zeros in empty.values())
+        cache = TensorCache("benchmark", key, count, entry_bytes, "the benchmark")
         dtypes = {name: tensor.dtype for name, tensor in kept.items()}
         # Nothing else deletes these entries, so no image that was left out is ever read again.
-        passes = FirstPassCache(model, cache, shapes, dtype, FilledSlots(count), None, dtypes)
+        passes = FirstPassCache(model, cache, empty, FilledSlots(count), None, dtypes)
         self.run = CachedStep(model, passes, None)
         numbers = torch.arange(count, device=self.given.device)
         self.batch = {**self.batch, "index": numbers, "view": torch.zeros_like(numbers)}

@@ -7,9 +7,8 @@ before they are used, the first time as well: a run is the same whether it fills
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,7 @@ class FirstPassCache:
     Args:
         model: what runs them.
         cache: where they are kept, each by the digest of its input.
-        shapes: of the tensors of an entry, by name.
-        dtype: what they are kept in.
+        empty: an entry of zeros, in the shapes and the type that tensors are kept in.
         seen: which of them need no looking at any more.
         batches: what reads the split.
         dtypes: what the backbone hands the tensors over in, by name.
@@ -67,13 +65,12 @@ class FirstPassCache:
         self,
         model: Model,
         cache: TensorCache,
-        shapes: Mapping[str, Sequence[int]],
-        dtype: torch.dtype,
+        empty: Mapping[str, Tensor],
         seen: FilledSlots,
         batches: Any,
         dtypes: Mapping[str, torch.dtype],
     ) -> None:
-        self.model, self.cache, self.shapes, self.dtype = model, cache, shapes, dtype
+        self.model, self.cache, self.empty = model, cache, empty
         self.seen, self.batches, self.dtypes = seen, batches, dtypes
         self._digests: dict[int, str] = {}
         """Of the inputs whose first passes this process has read or written, by their number."""
@@ -123,13 +120,13 @@ class FirstPassCache:
         return kept
 
     def _keep(self, number: int, tensors: Mapping[str, Tensor], digest: str) -> dict[str, Tensor]:
-        """Keep tensors, filled up with zeros to the shapes of an entry; return what will be read."""
-        kept = {name: torch.zeros(tuple(self.shapes[name]), dtype=self.dtype) for name in tensors}
+        """Keep tensors, filled up with zeros to an entry's shapes; return what will be read."""
+        kept = {name: zeros.clone() for name, zeros in self.empty.items()}
         for name, tensor in tensors.items():
             kept[name][: len(tensor)] = tensor
             if not kept[name].isfinite().all():
                 raise ToastError(
-                    f"The first pass puts out numbers ({name}) that {self.dtype} cannot hold.",
+                    f"The first pass puts out numbers ({name}) that {kept[name].dtype} cannot hold.",
                     what_to_do="Use training.cache_dtype=float32, or training.cache=false.",
                 )
         self.cache.write(digest, kept)
@@ -234,8 +231,8 @@ def build_cached_step(
     }
     with accelerator.autocast():
         passed = {name: _run_one_sample(model, batches) for name, batches in splits.items()}
-    shapes = {name: _get_slot_shapes(passed[name], batches) for name, batches in splits.items()}
-    entry_bytes = {name: count_entry_bytes(shapes[name], dtype) for name in splits}
+    empty = {name: _make_empty_entry(passed[name], batches, dtype) for name, batches in splits.items()}
+    entry_bytes = {name: sum(tensor.nbytes for tensor in empty[name].values()) for name in splits}
     needed = sum(len(seen[name].slots) * entry_bytes[name] for name in splits)
     if needed > options.cache_gigabytes * 1e9:
         raise ToastError(
@@ -246,24 +243,19 @@ def build_cached_step(
     for name, batches in splits.items():
         key = {
             **_build_cache_key(recipe, model, name, accelerator.mixed_precision),
-            "shapes": {kind: list(shape) for kind, shape in shapes[name].items()},
+            "shapes": {kind: list(tensor.shape) for kind, tensor in empty[name].items()},
             "dtype": str(dtype),
         }
         cache = TensorCache(FIRST_PASS_FOLDER, key, len(seen[name].slots), entry_bytes[name], "training.cache")
         dtypes = {kind: tensor.dtype for kind, tensor in passed[name].items()}
-        kept[name] = FirstPassCache(model, cache, shapes[name], dtype, seen[name], batches, dtypes)
-        if "hidden" in shapes[name] and hasattr(batches, "leave_out"):
+        kept[name] = FirstPassCache(model, cache, empty[name], seen[name], batches, dtypes)
+        if "hidden" in empty[name] and hasattr(batches, "leave_out"):
             batches.leave_out(seen[name].slots)
     place = get_cache_folder() / FIRST_PASS_FOLDER
     note = f"First passes are kept in {place}: {format_bytes(needed)} ({options.cache_dtype})."
     if recipe.images.augment != "none" and options.cache_views == 1:
         note += " Every image is augmented once and for all: training.cache_views=4 gives it four views in turns."
     return CachedStep(model, kept["train"], kept.get("val")), note
-
-
-def count_entry_bytes(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> int:
-    """Return the bytes of the tensors that are kept of one input."""
-    return sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
 
 
 def _run_one_sample(model: Model, batches: Any) -> dict[str, Tensor]:
@@ -275,11 +267,11 @@ def _run_one_sample(model: Model, batches: Any) -> dict[str, Tensor]:
         return compute_first_pass_outputs(model, model.objective.inputs(one))
 
 
-def _get_slot_shapes(passed: Mapping[str, Tensor], batches: Any) -> dict[str, tuple[int, ...]]:
-    """Of what is kept of a sample; texts are kept as long as the longest."""
+def _make_empty_entry(passed: Mapping[str, Tensor], batches: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return zeros in the shapes of what is kept of a sample; texts are kept as long as the longest."""
     longest = getattr(batches, "longest", None)
     return {
-        name: tuple(tensor.shape[1:]) if longest is None else (longest, *tensor.shape[2:])
+        name: torch.zeros(tensor.shape[1:] if longest is None else (longest, *tensor.shape[2:]), dtype=dtype)
         for name, tensor in passed.items()
     }
 
