@@ -27,7 +27,7 @@ from toast_cli.recipe.resolve import resolve_recipe
 from toast_cli.storage.load_model import load_model
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.tune import tune_model
-from toast_cli.utils.atomic import write_tensors
+from toast_cli.utils.files import write_tensors
 from toast_vit.backbone import VitBackbone
 from toast_vit.cards import VIT_DEMO
 from toast_vit.demo import IMAGE_SIDE

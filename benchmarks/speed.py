@@ -11,13 +11,13 @@ sum of what the operations of a step hold at a time, gradients included, beyond 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
 import weakref
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,10 +29,15 @@ from toast_cli.data.base import CACHED_KEY
 from toast_cli.model.model import Model, build_model, fold_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.storage.tensor_cache import TensorCache
-from toast_cli.training.feature_cache import CachedStep, FilledSlots, FirstPassCache, compute_first_pass_outputs
+from toast_cli.training.feature_cache import (
+    CachedStep,
+    FilledSlots,
+    FirstPassCache,
+    compute_first_pass_outputs,
+)
 from toast_cli.training.optimization import make_optimizer
 from toast_cli.training.step import TrainingStep
+from toast_cli.utils.tensor_cache import TensorCache
 
 METHODS: dict[str, Any] = {
     "full": "toast",
@@ -107,17 +112,19 @@ class Training:
         self.run = TrainingStep(model)
         self.optimizer = make_optimizer(model, TrainingOptions(optimizer="adamw", lr=1e-4))
 
-    def cache(self, folder: str) -> Training:
-        """With the batch's first passes kept in the folder, and without its images where nothing needs them."""
+    def cache(self) -> Training:
+        """With the batch's first passes kept in TOAST_CACHE_DIR, and without its images where nothing needs them."""
         model, count = self.run.model, self.given.batch
         assert model.adapted.steering is not None
         with torch.no_grad():
             kept = compute_first_pass_outputs(model, self.batch["image"])
-        shapes = {name: tensor.shape[1:] for name, tensor in kept.items()}
-        slots = TensorCache(Path(folder), {"levels": str(model.adapted.steering.levels)}, count, shapes, torch.float16)
+        empty = {name: torch.zeros(tensor.shape[1:], dtype=torch.float16) for name, tensor in kept.items()}
+        key, entry_bytes = {"levels": str(model.adapted.steering.levels)}, sum(zeros.nbytes for zeros in empty.values())
+        cache = TensorCache("benchmark", key, count, entry_bytes, "the benchmark")
         dtypes = {name: tensor.dtype for name, tensor in kept.items()}
-        # Nothing else writes these slots, so no image that was left out is ever read again.
-        self.run = CachedStep(model, FirstPassCache(model, slots, FilledSlots(count), None, dtypes), None)
+        # Nothing else deletes these entries, so no image that was left out is ever read again.
+        passes = FirstPassCache(model, cache, empty, FilledSlots(count), None, dtypes)
+        self.run = CachedStep(model, passes, None)
         numbers = torch.arange(count, device=self.given.device)
         self.batch = {**self.batch, "index": numbers, "view": torch.zeros_like(numbers)}
         self()
@@ -175,8 +182,9 @@ def training(given: argparse.Namespace) -> None:
     ways = {"LoRA": lora} | {name: Training(given, METHODS[name], lora.batch) for name in given.methods}
     ways["full, checkpointed"] = Training(given, METHODS["full"], lora.batch, checkpointing=True)
     folder = tempfile.TemporaryDirectory()
+    os.environ["TOAST_CACHE_DIR"] = folder.name
     for name in ("full", "late"):
-        ways[f"{name}, cached"] = Training(given, METHODS[name], lora.batch).cache(folder.name)
+        ways[f"{name}, cached"] = Training(given, METHODS[name], lora.batch).cache()
     seconds = in_turns(dict(ways), given.repeats, given.device)
     peaks = {name: way.peak() for name, way in ways.items()}
     counted = {name: flops(way) for name, way in ways.items()}

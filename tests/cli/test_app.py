@@ -10,9 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from toast_cli import __version__
 from toast_cli.cli.app import ToastGroup, app
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.version import __version__
 
 ROOT = Path(__file__).parent.parent.parent
 HEAVY = ("torch", "numpy", "timm", "transformers", "torchvision", "matplotlib")

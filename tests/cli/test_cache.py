@@ -16,7 +16,6 @@ from transformers import LlamaForCausalLM
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast
 from tests.language import instructions, make_model, write_json
 from toast_cli.data.base import CACHED_KEY
-from toast_cli.storage.tensor_cache import TensorCache
 from toast_cli.training import feature_cache
 from toast_cli.training.feature_cache import FirstPassCache
 from toast_cli.training.loop import TrainingLoop
@@ -105,7 +104,7 @@ def test_a_late_run_reads_no_image_twice_and_notices_one_that_changed(
     assert sum(run_again) >= 1 and len(run_again) == 3  # two to see sizes, one batch with another image in it
 
 
-def test_what_another_run_writes_over_is_read_and_computed_again(
+def test_what_is_deleted_meanwhile_is_read_and_computed_again(
     here: Path, pictures: MakePictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [
@@ -120,19 +119,15 @@ def test_what_another_run_writes_over_is_read_and_computed_again(
     alone = tuned(here / "alone", *words)
     of, batches, known = FirstPassCache.of, [], []
 
-    def meddled(self: FirstPassCache, batch: Any) -> dict[str, Tensor]:
+    def delete_and_run(self: FirstPassCache, batch: Any) -> dict[str, Tensor]:
         batches.append(batch)
         known.append(CACHED_KEY in batch)
         if self.model.training and len(batches) == 5:  # in the second epoch, which reads no image any more
-            other = TensorCache(
-                self.slots.path.parent, self.slots.key, self.slots.count, self.slots.shapes, torch.float16
-            )
-            for slot in range(other.count):
-                other.write(slot, {name: torch.ones(shape) for name, shape in other.shapes.items()}, bytes(16))
+            shutil.rmtree(self.cache.path)
         return of(self, batch)
 
-    monkeypatch.setattr(FirstPassCache, "of", meddled)
-    assert same(tuned(here / "beside", *words), alone)
+    monkeypatch.setattr(FirstPassCache, "of", delete_and_run)
+    assert same(tuned(here / "emptied", *words), alone)
     assert known[4]
 
 

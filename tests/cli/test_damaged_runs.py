@@ -15,10 +15,10 @@ from filelock import FileLock
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.language import make_model
 from tests.slow.kills import explained, forked
-from toast_cli.storage.checkpoint import CHECKSUMS_KEY, STATE_FILE
-from toast_cli.storage.checksums import hash_json
+from toast_cli.storage.checkpoint import STATE_FILE
 from toast_cli.storage.run_folder import LOCK_FILE
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.hashing import CHECKSUM_KEY, hash_json
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +100,14 @@ def test_what_is_not_there_is_no_run(tmp_path: Path) -> None:
 
 
 def resealed(state: dict[str, Any], **others: str) -> str:
-    plain = {name: value for name, value in state.items() if name != CHECKSUMS_KEY}
-    return json.dumps(
-        {**plain, CHECKSUMS_KEY: {**state.get(CHECKSUMS_KEY, {}), **others, STATE_FILE: hash_json(plain)}}
-    )
+    plain = {name: value for name, value in state.items() if name != CHECKSUM_KEY}
+    return json.dumps({**plain, CHECKSUM_KEY: {**state.get(CHECKSUM_KEY, {}), **others, STATE_FILE: hash_json(plain)}})
 
 
 STATES: dict[str, Callable[[dict[str, Any]], str]] = {
     "nested deeply": lambda state: "[" * 100_000,
     "a list": lambda state: "[]",
-    "digests that are none": lambda state: json.dumps({**state, CHECKSUMS_KEY: []}),
+    "digests that are none": lambda state: json.dumps({**state, CHECKSUM_KEY: []}),
     "nothing but a seal": lambda state: resealed({}),
     "a device among its files": lambda state: resealed(state, **{"/dev/zero": "0"}),
     "a file outside among its files": lambda state: resealed(state, **{"../../recipe.yaml": "0"}),

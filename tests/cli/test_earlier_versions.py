@@ -20,7 +20,7 @@ from toast_cli import registry
 from toast_cli.recipe.legacy_backbones import resolve_recorded_name
 from toast_cli.storage.checksums import add_checksum
 from toast_cli.storage.pretuned import ARTIFACT_CONFIG_FILE, FEEDBACK_FILE, read_artifact
-from toast_cli.utils.atomic import write_json, write_tensors
+from toast_cli.utils.files import write_json, write_tensors
 
 FIXTURES = ROOT / "tests" / "fixtures"
 EARLIER_RUNS = ("run_0_1", "run_0_2_lora", "run_0_2_toast_lite")

@@ -19,10 +19,11 @@ from transformers import LlamaConfig
 
 from tests.parity.agreement import read, under
 from toast_cli.export.import_authors import import_checkpoint
-from toast_cli.storage.checksums import hash_file, read_checksummed_json
+from toast_cli.storage.checksums import read_checksummed_json
 from toast_cli.storage.load_model import load_model
 from toast_cli.storage.pretuned import initialize_from_artifact
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.hashing import hash_file
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)}

@@ -15,7 +15,7 @@ from toast_cli.bench.experiment_folder import EXPERIMENT_FILE, SUITE_FILE, load_
 from toast_cli.bench.scheduler.jobs import Experiment, Job
 from toast_cli.bench.scheduler.trials import Ledger
 from toast_cli.bench.suite import parse_suite
-from toast_cli.storage.checksummed_jsonl import append_checksummed_line, drop_damaged_lines, read_checksummed_lines
+from toast_cli.storage.checksums import append_checksummed_line, drop_damaged_lines, read_checksummed_lines
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.utils.errors import ToastError
 

@@ -19,17 +19,17 @@ from hypothesis import strategies as st
 from tests.cli.conftest import TINY_DEMO, toast
 from tests.slow.test_fuzz import ANY, for_inputs, works_or_says_why
 from toast_cli.storage.checkpoint import (
-    CHECKSUMS_KEY,
     STATE_FILE,
     find_checkpoint,
     load_checkpoint_state,
     load_extra_tensors,
 )
-from toast_cli.storage.checksums import CHECKSUM_KEY, add_checksum, hash_json, read_checksummed_json
+from toast_cli.storage.checksums import add_checksum, read_checksummed_json
 from toast_cli.storage.load_model import load_model
 from toast_cli.storage.pretuned import read_artifact
 from toast_cli.storage.run_folder import ANSWERS_FILE
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.hashing import CHECKSUM_KEY, hash_json
 
 VALUES = ANY | st.sampled_from([10**400, -1, 2**63, 1e308, "../../x", "/dev/zero", "none", [[]], {"": None}])
 
@@ -77,9 +77,9 @@ def checkpoint(folder: Path) -> None:
 
 
 def state_sealed(state: dict[str, Any]) -> dict[str, Any]:
-    plain = {name: value for name, value in state.items() if name != CHECKSUMS_KEY}
-    digests = state.get(CHECKSUMS_KEY)
-    return {**plain, CHECKSUMS_KEY: {**digests, STATE_FILE: hash_json(plain)} if isinstance(digests, dict) else digests}
+    plain = {name: value for name, value in state.items() if name != CHECKSUM_KEY}
+    digests = state.get(CHECKSUM_KEY)
+    return {**plain, CHECKSUM_KEY: {**digests, STATE_FILE: hash_json(plain)} if isinstance(digests, dict) else digests}
 
 
 FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {

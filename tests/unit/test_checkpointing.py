@@ -15,7 +15,8 @@ from toast_cli.model.model import build_model, count_flops
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.steering.steering import Steering, run_two_passes
 from toast_cli.tasks.classification import Classification, ClassificationOptions
-from toast_cli.tasks.language import IGNORE_INDEX, LanguageModeling
+from toast_cli.tasks.language import LanguageModeling
+from toast_cli.utils.constants import IGNORE_INDEX
 
 
 def gradients(name: str, checkpointing: bool) -> list[Tensor]:

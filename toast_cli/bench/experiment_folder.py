@@ -8,10 +8,10 @@ from typing import Any
 
 from toast_cli.bench.scheduler.jobs import Experiment
 from toast_cli.bench.suite import parse_suite
-from toast_cli.recipe.checksum import add_checksum_line, is_checksum_valid
 from toast_cli.storage.checksums import add_checksum, read_checksummed_json
-from toast_cli.utils.atomic import write_json, write_text
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.files import write_json, write_text
+from toast_cli.utils.hashing import add_checksum_line, is_checksum_valid
 
 DEFAULT_BENCH_DIR = Path("bench")
 """Where experiments lie unless told otherwise, below the current folder."""

@@ -7,13 +7,13 @@ it, so neither the order in which a file system lists files nor the version of P
 from __future__ import annotations
 
 from collections import Counter
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.hashing import hash_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,7 +69,7 @@ def hold_out_indices(numbers: np.ndarray, fraction: float, seed: int) -> tuple[n
     """The same for samples of one class whose names are their numbers `[n]`, in a few bytes of memory each."""
     import numpy as np
 
-    places = (int.from_bytes(_sha256(f"{seed}/{number}").digest()[:8], "big") for number in numbers)
+    places = (int(hash_text(f"{seed}/{number}")[:16], 16) for number in numbers)
     order = np.argsort(np.fromiter(places, np.uint64, len(numbers)))
     count = _count_held_out(len(numbers), fraction)
     return np.sort(numbers[order[count:]]), np.sort(numbers[order[:count]])
@@ -86,7 +86,7 @@ def select_shots(names: Sequence[str], labels: Sequence[int], shots: int, seed: 
 def compute_split_hash(names: Sequence[str], labels: Sequence[int]) -> str:
     """Eight hexadecimal digits that two runs share exactly when they hold the same images under the same labels."""
     lines = sorted(f"{name}\t{label}\n" for name, label in zip(names, labels, strict=True))
-    return _sha256("".join(lines)).hexdigest()[:8]
+    return hash_text("".join(lines))[:8]
 
 
 def get_split_hash(split: Split) -> str | None:
@@ -202,11 +202,6 @@ def _select_per_class(
         classes.setdefault(label, []).append(index)
     drawn = []
     for members in classes.values():
-        members.sort(key=lambda index: _sha256(f"{seed}/{names[index]}").digest())
+        members.sort(key=lambda index: hash_text(f"{seed}/{names[index]}"))
         drawn += members[: how_many(len(members))]
     return drawn
-
-
-def _sha256(text: str) -> Any:
-    # surrogateescape: Linux file names may hold bytes that are no UTF-8
-    return sha256(text.encode(errors="surrogateescape"))

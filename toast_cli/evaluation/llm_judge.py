@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from toast_cli.data.text.conversations import Turn
 from toast_cli.data.text.json_lines import read_json_lines
-from toast_cli.storage.checksummed_jsonl import append_checksummed_line, read_checksummed_lines
+from toast_cli.storage.checksums import append_checksummed_line, read_checksummed_lines
 from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:

@@ -1,8 +1,10 @@
-"""What an export format is, and what can be wanted of it. Torch-free."""
+"""What an export format is, what can be wanted of it, and how it says what it is doing. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,6 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from toast_cli.storage.load_model import LoadedModel
+
+LOGGER = logging.getLogger(__name__)
+"""Takes what an export is doing, so that `ExportFormat.write` needs no argument for it."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +70,26 @@ class ExportFormat:
     tolerance: Mapping[str, float]
     graph: bool = False
     loads: str = "toast"
+
+
+def log_stage(text: str) -> None:
+    """Say what begins now."""
+    LOGGER.info(text)
+
+
+@contextmanager
+def forward_stages(say: Callable[[str], object]) -> Iterator[None]:
+    """Within the block, `say` is called with every stage."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    handler, level = Handler(), LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from toast_cli.storage.adapter import ADAPTER_CONFIG_FILE, ARTIFACT_FOLDER, ARTIFACT_METADATA_KEY, FULL_MODEL_FILE
 from toast_cli.utils.errors import UsageError
-from toast_cli.utils.regular_file import require_regular_file
+from toast_cli.utils.files import require_regular_file
 
 
 def reject_toast_files(path: Path) -> None:

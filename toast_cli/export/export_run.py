@@ -19,15 +19,13 @@ import psutil
 from filelock import FileLock
 
 from toast_cli import registry
-from toast_cli.export.base import ExportFormat, ExportRequest
-from toast_cli.export.progress import log_stage
+from toast_cli.export.base import ExportFormat, ExportRequest, log_stage
 from toast_cli.export.report import REPORT_FILE, read_reports, require_free_target
 from toast_cli.export.verification import VerificationReport, compute_reference, verify_export
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.load_model import LoadedModel
-from toast_cli.utils.atomic import make_write_error, write_json
-from toast_cli.utils.cache_dir import get_cache_folder
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.files import get_cache_folder, make_write_error, write_json
 from toast_cli.utils.hashing import hash_bytes
 from toast_cli.utils.version import __version__
 

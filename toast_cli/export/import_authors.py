@@ -14,18 +14,18 @@ from toast_cli import registry
 from toast_cli.backbones.base import AuthorsCheckpoint, Backbone, Card
 from toast_cli.export.read_checkpoint import hash_checkpoint, read_checkpoint
 from toast_cli.model.model import Model, build_model
-from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.parse import validate_partial_recipe
 from toast_cli.recipe.partial_recipe import PartialRecipe
-from toast_cli.recipe.schema import Recipe
+from toast_cli.recipe.safe_yaml import to_yaml
 from toast_cli.steering.feedback import Deconvolution, get_base_weight
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.adapter import build_adapter_config, save_adapter_folder
+from toast_cli.storage.model_card import format_import_card
 from toast_cli.storage.pretuned import save_artifact
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.utils.atomic import write_tensors
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.files import write_tensors
 from toast_cli.utils.version import __version__
 
 BACKBONE_FILE = "backbone.safetensors"
@@ -118,7 +118,7 @@ def import_checkpoint(
                 trained,
                 frozen,
                 build_adapter_config(model, recipe, names),
-                _format_card(recipe, account),
+                format_import_card(recipe.method.name, recipe.backbone.name, account),
             )
         else:
             save_artifact(folder, model, recipe, account)
@@ -252,21 +252,3 @@ def _load_tensors(model: Model, found: AuthorsCheckpoint, path: Path, *, with_he
     _require_matching_tensors(found.head, head, f"The head of {path} does not fit.", "")
     model.head.load_state_dict(found.head)
     return left
-
-
-def _format_card(recipe: Recipe, account: Mapping[str, Any]) -> str:
-    departures = ", ".join(f"backbone.{name}={value}" for name, value in account["departures"].items())
-    return "\n".join(
-        [
-            f"# {recipe.method.name} adapter for {recipe.backbone.name}, imported",
-            "",
-            f"- From: {account['imported_from']} (SHA-256 `{account['file_sha256'][:16]}…`), of the authors' code",
-            f"- Computed as there: {departures or 'no departure from the paper'}",
-            "- What it was trained on and how well it does is not recorded in it",
-            "",
-            "```",
-            "toast eval --run PATH_OF_THIS_FOLDER --dataset DATA",
-            "```",
-            "",
-        ]
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -14,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from toast_cli.storage.checksums import hash_file
 from toast_cli.storage.file_type import TORCH_FILE_DESCRIPTION, describe_file_type
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.files import require_regular_file
+from toast_cli.utils.hashing import hash_file, hash_text
 from toast_cli.utils.pickle_scan import find_refused_code
-from toast_cli.utils.regular_file import require_regular_file
 
 WRAPPER_KEYS = ("model", "model_state_dict", "state_dict")
 """Under which of these the tensors lie, where they do not lie at the top."""
@@ -112,7 +111,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 def hash_checkpoint(path: Path) -> str:
     """SHA-256 of the file or, of several, of theirs one after the other."""
     digests = [hash_file(file) for file in list_checkpoint_files(path)]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return digests[0] if len(digests) == 1 else hash_text("".join(digests))
 
 
 def _is_dense_cpu(tensor: Tensor) -> bool:

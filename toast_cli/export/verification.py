@@ -12,14 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from toast_cli.export import verification_worker
-from toast_cli.export.base import ExportFormat, ExportRequest, Outputs
+from toast_cli.export.base import ExportFormat, ExportRequest, Outputs, log_stage
 from toast_cli.export.cast_model import make_reference_runner
-from toast_cli.export.progress import log_stage
 from toast_cli.export.verification_inputs import make_verification_inputs
 from toast_cli.export.verification_outputs import compute_requested_outputs
 from toast_cli.storage.load_model import LoadedModel
-from toast_cli.utils.atomic import write_json, write_tensors
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.files import write_json, write_tensors
 
 MAP_OUTPUTS = frozenset({"similarity", "attention_first", "attention_last"})
 """Outputs that `--maps` adds."""

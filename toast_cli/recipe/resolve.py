@@ -9,13 +9,13 @@ from typing import Any
 
 from toast_cli import registry
 from toast_cli.recipe.builtin import RecipeText, find_recipe, list_recipes, read_builtin_recipe
-from toast_cli.recipe.checksum import is_checksum_valid
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.parse import validate_partial_recipe
 from toast_cli.recipe.partial_recipe import SECTIONS, PartialRecipe, expand_shorthand, suggest_source_prefix
 from toast_cli.recipe.safe_yaml import parse_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.utils.errors import UsageError, did_you_mean
+from toast_cli.utils.hashing import is_checksum_valid
 
 DEMO_FOLDER = "demo"
 GENERAL_FOLDER = "general"

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from toast_cli.recipe.partial_recipe import FieldPath, PartialRecipe, format_field_path
+from toast_cli.recipe.partial_recipe import SECTIONS, FieldPath, PartialRecipe, format_field_path
 from toast_cli.utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from toast_cli.recipe.schema import Recipe
 
 MAX_RECIPE_BYTES = 1_000_000
 """Bytes. A recipe has a few hundred; anything larger is some other file."""
@@ -61,6 +64,31 @@ def parse_mapping(text: str, origin: str, kind: str) -> tuple[dict[str, Any], di
 def parse_value(text: str, origin: str) -> Any:
     """One value, as it could stand after a colon in a recipe: `1e-3`, `false`, `[0.5, 0.5, 0.5]`."""
     return _YamlReader(text, origin, numbered=False).document()
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Return a resolved recipe as text that reads back as the same one.
+
+    Every field is there with its value, defaults included: first the sections, then the rest in the schema's order.
+    """
+    values = recipe.model_dump(mode="json")
+    ordered: dict[str, Any] = {section: _put_name_first(values.pop(section)) for section in SECTIONS}
+    return yaml.dump({**ordered, **values}, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def _put_name_first(section: dict[str, Any]) -> dict[str, Any]:
+    return {"name": section["name"], **section}
+
+
+class _RecipeDumper(yaml.SafeDumper):
+    """Quotes whatever text either version of YAML would take for something else."""
+
+
+_RecipeDumper.add_implicit_resolver("tag:yaml.org,2002:int", INTEGER_PATTERN, list("-+0123456789"))
+_RecipeDumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT_PATTERN, list("-+.0123456789"))
+_RecipeDumper.add_representer(
+    list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
+)
 
 
 class _YamlReader:

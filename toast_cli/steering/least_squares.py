@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from toast_cli.backbones.base import Backbone, Level, Trace
 from toast_cli.steering.feedback import get_base_weight
 from toast_cli.steering.steering import Steering, run_first_pass
-from toast_cli.utils.dtensor import copy_tensor
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.tensors import copy_tensor
 
 RIDGE = 1e-3
 """lambda, relative to the mean squared activation of the level's output."""

@@ -14,19 +14,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from toast_cli.backbones.base import Backbone
 from toast_cli.model.model import Model, count_elements
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.checksums import add_checksum, parse_checksummed_json
+from toast_cli.storage.checksums import (
+    add_checksum,
+    dump_checksummed_json,
+    parse_record,
+    read_checksummed_tensors,
+    read_metadata,
+    write_checksummed_tensors,
+)
 from toast_cli.storage.file_type import describe_file_type
-from toast_cli.storage.validated_json import check_format_version, validate_dataclass
-from toast_cli.utils.atomic import write_json, write_tensors, write_text
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.hashing import hash_tensors
-from toast_cli.utils.regular_file import require_regular_file
+from toast_cli.utils.files import write_json, write_tensors, write_text
 from toast_cli.utils.version import __version__
 
 FORMAT = 1
@@ -119,10 +123,8 @@ def save_adapter_file(
         tensors |= model.network_tensors()
         config = replace(config, whole=True)
     tensors = {name: cast(tensor) for name, tensor in tensors.items()}
-    metadata = {"toast": json.dumps(add_checksum(asdict(config)), ensure_ascii=False), "sha256": hash_tensors(tensors)}
-    if config.whole or with_files:
-        metadata |= build_files_metadata(model.backbone)
-    write_tensors(path, tensors, metadata)
+    files = build_files_metadata(model.backbone) if config.whole or with_files else {}
+    write_checksummed_tensors(path, tensors, {"toast": dump_checksummed_json(asdict(config)), **files})
 
 
 def build_files_metadata(backbone: Backbone) -> dict[str, str]:
@@ -139,9 +141,11 @@ def read_backbone_files(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         return {}
-    metadata, _ = _read_tensors(path, with_tensors=False)
     try:
-        return {str(name): str(text) for name, text in json.loads(metadata.get(BACKBONE_FILES_KEY, "{}")).items()}
+        files = json.loads(read_metadata(path).get(BACKBONE_FILES_KEY, "{}"))
+        return {str(name): str(text) for name, text in files.items()}
+    except (SafetensorError, OSError) as error:
+        raise _make_unreadable_error(path, error) from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise _make_damaged_error(path, error) from error
 
@@ -168,20 +172,11 @@ def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         _, frozen = (
             _read_tensors(folder / FROZEN_TENSORS_FILE) if (folder / FROZEN_TENSORS_FILE).is_file() else ({}, {})
         )
-        return _parse_config((folder / ADAPTER_CONFIG_FILE).read_bytes(), folder / ADAPTER_CONFIG_FILE), {
-            **trained,
-            **frozen,
-        }
+        return _parse_config((folder / ADAPTER_CONFIG_FILE).read_bytes(), folder), {**trained, **frozen}
     if not path.is_file():
         there = "It is no regular file: a pipe, a socket or a device." if path.exists() else ""
         raise UsageError(f"There is no run, adapter or exported file at {path}.", there, "Check --run.")
     metadata, tensors = _read_tensors(path)
-    if metadata.get("sha256") not in (None, hash_tensors(tensors)):
-        raise ToastError(
-            f"The weights in {path} are not those that were exported.",
-            "Their digest differs from the one recorded with them.",
-            "Export again, or fetch the file again.",
-        )
     if ARTIFACT_METADATA_KEY in metadata:
         raise _make_not_an_adapter_error(path)
     if BACKBONE_METADATA_KEY in metadata:
@@ -201,9 +196,7 @@ def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
 
 def _parse_config(text: str | bytes, path: Path) -> AdapterConfig:
     try:
-        raw = parse_checksummed_json(text, path.parent if path.name == ADAPTER_CONFIG_FILE else None)
-        check_format_version(raw, FORMAT, path)
-        return validate_dataclass(AdapterConfig, raw)
+        return parse_record(AdapterConfig, text, FORMAT, path)
     except (ValueError, TypeError, OSError, RecursionError) as error:
         raise _make_damaged_error(path, error) from error
 
@@ -216,20 +209,24 @@ def _make_not_an_adapter_error(path: Path) -> UsageError:
 
 
 def _make_damaged_error(path: Path, error: Exception) -> ToastError:
-    what = (
-        path.parent if path.name == ADAPTER_CONFIG_FILE else path
-    )  # the seal in a configuration is on its neighbours, too
-    return ToastError(f"{what} is damaged.", str(error), REEXPORT_HINT)
+    return ToastError(f"{path} is damaged.", str(error), REEXPORT_HINT)
 
 
-def _read_tensors(path: Path, *, with_tensors: bool = True) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+def _make_unreadable_error(path: Path, error: Exception) -> ToastError:
+    if told := describe_file_type(path):
+        what = f"{path} is no run, adapter or exported safetensors file."
+        return UsageError(what, told, "Name the run that it was made from.")
+    return ToastError(f"{path} is missing or damaged.", str(error), REEXPORT_HINT)
+
+
+def _read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     try:
-        with safe_open(require_regular_file(path), framework="pt") as file:
-            names = file.keys() if with_tensors else ()
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+        return read_checksummed_tensors(path)
     except (SafetensorError, OSError) as error:
-        if told := describe_file_type(path):
-            raise UsageError(
-                f"{path} is no run, adapter or exported safetensors file.", told, "Name the run that it was made from."
-            ) from error
-        raise ToastError(f"{path} is missing or damaged.", str(error), REEXPORT_HINT) from error
+        raise _make_unreadable_error(path, error) from error
+    except ValueError as error:
+        raise ToastError(
+            f"The weights in {path} are not those that were exported.",
+            "Their digest differs from the one recorded with them.",
+            "Export again, or fetch the file again.",
+        ) from error

@@ -14,18 +14,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from toast_cli.model.model import Model
-from toast_cli.storage.checksums import hash_file, hash_json
-from toast_cli.utils.atomic import write_json, write_tensors
-from toast_cli.utils.dtensor import copy_tensors
+from toast_cli.storage.checksums import verify_files
 from toast_cli.utils.errors import ToastError
-from toast_cli.utils.regular_file import require_regular_file
+from toast_cli.utils.files import require_regular_file, write_json, write_tensors
+from toast_cli.utils.hashing import CHECKSUM_KEY, hash_file, hash_json
+from toast_cli.utils.tensors import copy_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 STATE_FILE = "state.json"
 EXTRA_TENSORS_FILE = "training.safetensors"
 """What training needs besides the weights to go on as if it had never stopped."""
-CHECKSUMS_KEY = "sha256"
-"""Where the state keeps what its neighbours' bytes, and its own content, come to."""
 
 
 def save_checkpoint(
@@ -48,7 +46,7 @@ def save_checkpoint(
         if besides:
             write_tensors(new / EXTRA_TENSORS_FILE, besides)
         digests = {file.name: hash_file(file) for file in new.iterdir()} | {STATE_FILE: hash_json(state)}
-        write_json(new / STATE_FILE, {**state, CHECKSUMS_KEY: digests})
+        write_json(new / STATE_FILE, {**state, CHECKSUM_KEY: digests})
         final = checkpoints / name
         if final.exists():
             if name == "last" and not _is_intact(final):
@@ -130,13 +128,10 @@ def _replace_folder(folder: Path, old: Path) -> None:
 def _is_intact(folder: Path) -> bool:
     try:
         state = json.loads(require_regular_file(folder / STATE_FILE).read_text(encoding="utf-8"))
-        digests = state.pop(CHECKSUMS_KEY)
-        return (
-            digests.pop(STATE_FILE) == hash_json(state)
-            and {WEIGHTS_FILE}
-            <= digests.keys()
-            <= {WEIGHTS_FILE, EXTRA_TENSORS_FILE}  # no path that a state made up is read
-            and all(hash_file(folder / name) == kept for name, kept in digests.items())
-        )
+        digests = state.pop(CHECKSUM_KEY)
+        if digests.pop(STATE_FILE) != hash_json(state) or WEIGHTS_FILE not in digests:
+            return False
+        verify_files(folder, digests)
+        return digests.keys() <= {WEIGHTS_FILE, EXTRA_TENSORS_FILE}
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return False

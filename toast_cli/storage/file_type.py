@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from toast_cli.utils.regular_file import require_regular_file
+from toast_cli.utils.files import require_regular_file
 
 HEADER_BYTES = 64
 """Bytes that are looked at."""

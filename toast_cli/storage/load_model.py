@@ -1,4 +1,4 @@
-"""Models rebuilt from adapters on disk."""
+"""Models rebuilt from adapters on disk, also where an earlier version gave a backbone's name other weights."""
 
 from __future__ import annotations
 

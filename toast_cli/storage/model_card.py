@@ -1,28 +1,159 @@
-"""The README.md of an adapter: what it is, what it was trained on, how good it is, how to use it."""
+"""Model cards: the README.md of an adapter, an artifact, an imported checkpoint and a folder for transformers."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from toast_cli.storage.adapter import AdapterConfig
+from toast_cli.storage.checksums import read_checksummed_json
+
+if TYPE_CHECKING:
+    from toast_cli.storage.adapter import AdapterConfig
+    from toast_cli.storage.load_model import LoadedModel
+    from toast_cli.storage.pretuned import Lineage
+
+_FRONT_MATTER = """\
+---
+library_name: transformers
+pipeline_tag: {pipeline}
+{licence}tags: [toast]
+---
+
+"""
+_METHOD_SUMMARY = """\
+A frozen backbone that looks twice: TOAST (Shi, Gai, Darrell and Wang, arXiv:2305.15542) selects what matters
+for the task from the first pass, and feeds it back into every layer of the second.
+
+"""
 
 
-def format_adapter_card(config: AdapterConfig, results: dict[str, Any]) -> str:
-    """Markdown with method, backbone, data, numbers and the command that evaluates the adapter."""
+def format_adapter_card(config: AdapterConfig, results: Mapping[str, Any]) -> str:
+    """Return the card of a run's adapter: method, backbone, data, numbers and the command that evaluates it."""
     recipe = config.recipe
-    lines = [
-        f"# {recipe['method']['name']} adapter for {recipe['backbone']['name']} on {recipe['dataset']['name']}",
-        "",
-        f"- Trained parameters: {config.trained_parameters:,}",
-        f"- Backbone fingerprint: `{config.backbone_fingerprint[:16]}…`",
-        *([f"- Classes: {len(config.classes)}"] if config.classes else []),
-        f"- Seed: {recipe['seed']}; epoch {results['selected_epoch']} was kept"
-        + (", chosen on the validation split" if results["validation"] else ", the last one"),
+    chosen = ", chosen on the validation split" if results["validation"] else ", the last one"
+    return _format_card(
+        f"{recipe['method']['name']} adapter for {recipe['backbone']['name']} on {recipe['dataset']['name']}",
+        [
+            f"Trained parameters: {config.trained_parameters:,}",
+            f"Backbone fingerprint: {_format_digest(config.backbone_fingerprint)}",
+            *([f"Classes: {len(config.classes)}"] if config.classes else []),
+            f"Seed: {recipe['seed']}; epoch {results['selected_epoch']} was kept{chosen}",
+            *_format_metrics(results),
+        ],
+        "Evaluate it again:\n\n```\ntoast eval --run PATH_OF_THIS_FOLDER\n```\n",
+    )
+
+
+def format_artifact_card(lineage: Lineage) -> str:
+    """Return the card of a pre-tuned artifact."""
+    backbone, recipe = lineage.backbone, lineage.recipe
+    return _format_card(
+        f"Feedback path for {backbone}, pre-tuned on {recipe['dataset']['name']}",
+        [f"Backbone fingerprint: {_format_digest(lineage.backbone_fingerprint)}", f"Seed: {recipe['seed']}"],
+        f"```\ntoast tune --backbone {backbone} --dataset DATA --init-from PATH_OF_THIS_FOLDER\n```\n",
+    )
+
+
+def format_import_card(method: str, backbone: str, account: Mapping[str, Any]) -> str:
+    """Return the card of an adapter made of the authors' checkpoint, from the account of its import."""
+    return _format_card(
+        f"{method} adapter for {backbone}, imported",
+        [
+            f"From: {_format_origin(account)}",
+            f"Computed as there: {_format_departures(account)}",
+            "What it was trained on and how well it does is not recorded in it",
+        ],
+        "```\ntoast eval --run PATH_OF_THIS_FOLDER --dataset DATA\n```\n",
+    )
+
+
+def format_transformers_card(loaded: LoadedModel, recipe: Mapping[str, Any], dtype: str, *, folded: bool) -> str:
+    """Return the card of a folder for transformers: what it does, how it was made, how good it is and how to use it.
+
+    Args:
+        loaded: what is exported.
+        recipe: as it may be published.
+        dtype: what the weights are stored in.
+        folded: whether one matrix per level stands for the feedback path.
+    """
+    config, model = loaded.config, loaded.model
+    language = model.backbone.preprocessing is None
+    auto, pipeline = "AutoModelForImageClassification", "image-classification"
+    if language:
+        auto, pipeline = "AutoModelForCausalLM", "text-generation"
+    elif model.objective.dense:
+        auto, pipeline = "AutoModelForSemanticSegmentation", "image-segmentation"
+    licence = model.backbone.licence
+    file = loaded.path / "results.json"
+    results = read_checksummed_json(file) if file.is_file() else {}
+    method = {name: value for name, value in recipe["method"].items() if name not in ("start", "start_images")}
+    facts = [
+        f"Task: {recipe['task']['name']}" + (f", {len(config.classes)} classes" if config.classes else ""),
+        f"Method: {_format_section(method)}",
+        f"Trained parameters: {config.trained_parameters:,}",
+        f"Weights: {dtype}" + (", folded: for inference alone" if folded else ""),
+        f"Data: {_format_section(recipe['dataset'])}",
+        f"Backbone: {recipe['backbone']['name']}, fingerprint {_format_digest(config.backbone_fingerprint)}",
+        *_format_lineage(results, recipe),
+        f"Licence of the backbone: {licence or 'not recorded; ask where its weights came from'}",
+        *_format_metrics(results),
     ]
+    usage = (
+        f"```python\nimport toast_cli\nfrom transformers import {auto}\n\n"
+        f'toast_cli.register()\nmodel = {auto}.from_pretrained("THIS_FOLDER")\n```\n'
+    )
+    if model.backbone.has_attention and not language:
+        usage += (
+            "\nWhere it looks, in the first pass and in the last, `[B, rows, columns]` each:\n\n```python\n"
+            'maps = toast_cli.load("THIS_FOLDER").attention("image.jpg")  # .first, .last, .similarity\n```\n'
+        )
+    if config.classes:
+        usage += "\n## Classes\n\n" + "".join(f"{index}. {name}\n" for index, name in enumerate(config.classes))
+    title = f"{recipe['method']['name']} on {recipe['backbone']['name']} for {recipe['dataset']['name']}"
+    head = _FRONT_MATTER.format(pipeline=pipeline, licence=f"license: {licence}\n" if licence else "")
+    return head + _format_card(title, facts, usage, _METHOD_SUMMARY)
+
+
+def _format_card(title: str, facts: Sequence[str], usage: str, summary: str = "") -> str:
+    return f"# {title}\n\n{summary}" + "".join(f"- {fact}\n" for fact in facts) + f"\n{usage}"
+
+
+def _format_digest(digest: str) -> str:
+    return f"`{digest[:16]}…`"
+
+
+def _format_metrics(results: Mapping[str, Any]) -> list[str]:
+    """Return the run's closing numbers, a line a split."""
+    lines = []
     for split in ("validation", "test"):
-        if results[split]:
-            metrics = results[split]
-            numbers = (f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))
-            lines.append(f"- {split.capitalize()}: {', '.join(numbers)}")
-    lines += ["", "Evaluate it again:", "", "```", "toast eval --run PATH_OF_THIS_FOLDER", "```", ""]
-    return "\n".join(lines)
+        metrics = (results.get(split) or {}).items()
+        numbers = [f"{name} {value:.4g}" for name, value in metrics if isinstance(value, int | float)]
+        lines += [f"{split.capitalize()}: {', '.join(numbers)}"] if numbers else []
+    return lines
+
+
+def _format_lineage(results: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+    """Return where what was learned comes from: an imported checkpoint, or what the feedback path started from."""
+    if "imported_from" not in results:
+        start = recipe["init_from"] or recipe["method"].get("start", "no feedback path")
+        return [f"Feedback path from: {start}", f"Seed: {recipe['seed']}"]
+    return [
+        f"Imported from: {_format_origin(results)}",
+        "How it was trained is not recorded there",
+        f"Computed as there: {_format_departures(results)}",
+    ]
+
+
+def _format_origin(account: Mapping[str, Any]) -> str:
+    return f"{account['imported_from']} (SHA-256 {_format_digest(account['file_sha256'])}), of the authors' code"
+
+
+def _format_departures(account: Mapping[str, Any]) -> str:
+    departures = (account.get("departures") or {}).items()
+    return ", ".join(f"backbone.{name}={value}" for name, value in departures) or "no departure from the paper"
+
+
+def _format_section(section: Mapping[str, Any]) -> str:
+    """Return a recipe's section in one line."""
+    fields = ", ".join(f"{name}={value}" for name, value in section.items() if name != "name" and value is not None)
+    return f"{section['name']} ({fields})" if fields else section["name"]

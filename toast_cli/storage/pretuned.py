@@ -7,14 +7,13 @@ same tensors, with what is in `artifact.json` in its metadata.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from toast_cli.model.model import Model
@@ -26,16 +25,21 @@ from toast_cli.steering.steering import Steering
 from toast_cli.storage.adapter import ARTIFACT_FOLDER as FOLDER
 from toast_cli.storage.adapter import ARTIFACT_METADATA_KEY as ENTRY
 from toast_cli.storage.adapter import build_adapter_config, build_files_metadata, read_backbone_files
-from toast_cli.storage.checksums import add_checksum, parse_checksummed_json
+from toast_cli.storage.checksums import (
+    add_checksum,
+    dump_checksummed_json,
+    parse_record,
+    read_checksummed_tensors,
+    read_metadata,
+    write_checksummed_tensors,
+)
 from toast_cli.storage.load_model import LoadedModel, rebuild_model
+from toast_cli.storage.model_card import format_artifact_card
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.storage.validated_json import check_format_version, validate_dataclass
-from toast_cli.utils.atomic import write_json, write_tensors, write_text
 from toast_cli.utils.config import NamedOptions
-from toast_cli.utils.dtensor import copy_tensors, gather_full_tensors
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.hashing import compute_fingerprint, hash_tensors
-from toast_cli.utils.regular_file import require_regular_file
+from toast_cli.utils.files import write_json, write_tensors, write_text
+from toast_cli.utils.tensors import compute_fingerprint, copy_tensors, gather_full_tensors
 from toast_cli.utils.version import __version__
 
 FORMAT = 1
@@ -68,7 +72,7 @@ def save_artifact(run: RunFolder, model: Model, recipe: Recipe, results: dict[st
     if not run.writes:
         return
     write_tensors(folder / FEEDBACK_FILE, tensors)
-    write_text(folder / "README.md", _format_artifact_card(lineage))
+    write_text(folder / "README.md", format_artifact_card(lineage))
     write_json(folder / ARTIFACT_CONFIG_FILE, add_checksum(asdict(lineage), [folder / FEEDBACK_FILE]))
 
 
@@ -86,9 +90,8 @@ def save_artifact_file(
     """
     assert isinstance(model.adapted.steering, Steering)
     tensors = {name: cast(tensor) for name, tensor in get_feedback_tensors(model.adapted.steering).items()}
-    told = json.dumps(add_checksum(asdict(lineage)), ensure_ascii=False)
     files = build_files_metadata(model.backbone) if with_files else {}
-    write_tensors(path, tensors, {ENTRY: told, "sha256": hash_tensors(tensors), **files})
+    write_checksummed_tensors(path, tensors, {ENTRY: dump_checksummed_json(asdict(lineage)), **files})
 
 
 def is_artifact(path: Path) -> bool:
@@ -96,8 +99,7 @@ def is_artifact(path: Path) -> bool:
     if path.is_dir():
         return any((folder / ARTIFACT_CONFIG_FILE).is_file() for folder in (path / FOLDER, path))
     try:
-        with safe_open(require_regular_file(path), framework="pt") as file:
-            return ENTRY in (file.metadata() or {})
+        return ENTRY in read_metadata(path)
     except (SafetensorError, OSError):  # whoever opens it as something else says what it is not
         return False
 
@@ -124,17 +126,11 @@ def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
     tensors_in = find_tensors_file(path)
     folder = tensors_in.parent if path.is_dir() else path
     try:
-        with safe_open(require_regular_file(tensors_in), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if folder.is_file() and ENTRY not in metadata:
-                raise _make_no_artifact_error(path)
-            text = (folder / ARTIFACT_CONFIG_FILE).read_bytes() if folder.is_dir() else metadata[ENTRY]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("sha256") not in (None, hash_tensors(tensors)):
-            raise ValueError("its tensors are not those that were written, by their sha256")
-        raw = parse_checksummed_json(text, folder if folder.is_dir() else None)
-        check_format_version(raw, FORMAT, folder)
-        return _resolve_backbone_name(validate_dataclass(Lineage, raw)), tensors
+        metadata, tensors = read_checksummed_tensors(tensors_in)
+        if folder.is_file() and ENTRY not in metadata:
+            raise _make_no_artifact_error(path)
+        text = (folder / ARTIFACT_CONFIG_FILE).read_bytes() if folder.is_dir() else metadata[ENTRY]
+        return _resolve_backbone_name(parse_record(Lineage, text, FORMAT, folder)), tensors
     except (ValueError, TypeError, OSError, RecursionError, SafetensorError) as error:
         raise ToastError(f"{folder} is damaged.", f"{type(error).__name__}: {error}", "Pre-tune again.") from error
 
@@ -265,20 +261,3 @@ def get_feedback_tensors(steering: Steering) -> dict[str, Tensor]:
     for level, A_l, B_l in zip(steering.levels, steering.feedback.A, steering.feedback.B, strict=True):
         named[f"A.{level}"], named[f"B.{level}"] = get_base_weight(A_l).data, get_base_weight(B_l).data
     return named
-
-
-def _format_artifact_card(lineage: Lineage) -> str:
-    recipe = lineage.recipe
-    return "\n".join(
-        [
-            f"# Feedback path for {lineage.backbone}, pre-tuned on {recipe['dataset']['name']}",
-            "",
-            f"- Backbone fingerprint: `{lineage.backbone_fingerprint[:16]}…`",
-            f"- Seed: {recipe['seed']}",
-            "",
-            "```",
-            f"toast tune --backbone {lineage.backbone} --dataset DATA --init-from PATH_OF_THIS_FOLDER",
-            "```",
-            "",
-        ]
-    )

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from toast_cli.model.model import Model
-from toast_cli.recipe.checksum import add_checksum_line, is_checksum_valid
 from toast_cli.storage.adapter import ADAPTER_CONFIG_FILE
 from toast_cli.storage.checkpoint import save_checkpoint
 from toast_cli.storage.checksums import add_checksum
-from toast_cli.utils.atomic import append_json_line, make_write_error, write_json, write_text
-from toast_cli.utils.dtensor import gather_full_tensors
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.files import append_json_line, make_write_error, number_names, write_json, write_text
+from toast_cli.utils.hashing import add_checksum_line, is_checksum_valid
+from toast_cli.utils.tensors import gather_full_tensors
 from toast_cli.utils.version import __version__
 
 if TYPE_CHECKING:
@@ -191,11 +191,8 @@ def find_newest_run(root: Path = DEFAULT_RUNS_FOLDER) -> Path | None:
 
 def _create_numbered_folder(root: Path, name: str) -> Path:
     root.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        path = root / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()  # fails when another process was quicker, so two runs never share a folder
-            return path
-        except FileExistsError:
-            number += 1
+    for free in number_names(name):
+        with suppress(FileExistsError):  # raised when another process was quicker, so two runs never share a folder
+            (root / free).mkdir()
+            return root / free
+    raise AssertionError("numbers never end")

@@ -23,14 +23,15 @@ from toast_cli.data.paths import get_data_dir, resolve_path
 from toast_cli.model.model import Model
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.steering import Steering, run_first_pass, run_steered_pass
-from toast_cli.storage.tensor_cache import TensorCache, count_cache_bytes
 from toast_cli.training.environment import get_package_versions
 from toast_cli.training.step import StepOutput, TrainingStep
-from toast_cli.utils.cache_dir import get_cache_folder
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.files import get_cache_folder
 from toast_cli.utils.formatting import format_bytes
-from toast_cli.utils.hashing import hash_bytes, hash_module_settings
+from toast_cli.utils.hashing import hash_bytes
+from toast_cli.utils.tensor_cache import TensorCache
+from toast_cli.utils.tensors import hash_module_settings
 
 FIRST_PASS_FOLDER = "first-pass"
 
@@ -54,22 +55,32 @@ class FirstPassCache:
 
     Args:
         model: what runs them.
-        slots: where they are kept.
+        cache: where they are kept, each by the digest of its input.
+        empty: an entry of zeros, in the shapes and the type that tensors are kept in.
         seen: which of them need no looking at any more.
         batches: what reads the split.
         dtypes: what the backbone hands the tensors over in, by name.
     """
 
     def __init__(
-        self, model: Model, slots: TensorCache, seen: FilledSlots, batches: Any, dtypes: Mapping[str, torch.dtype]
+        self,
+        model: Model,
+        cache: TensorCache,
+        empty: Mapping[str, Tensor],
+        seen: FilledSlots,
+        batches: Any,
+        dtypes: Mapping[str, torch.dtype],
     ) -> None:
-        self.model, self.slots, self.seen, self.batches, self.dtypes = model, slots, seen, batches, dtypes
+        self.model, self.cache, self.empty = model, cache, empty
+        self.seen, self.batches, self.dtypes = seen, batches, dtypes
+        self._digests: dict[int, str] = {}
+        """Of the inputs whose first passes this process has read or written, by their number."""
 
     @torch.no_grad()
     def of(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """What the first pass puts out for a batch, `[B, ...]` by name, kept before or computed and kept now."""
         numbers = (batch["index"] + batch["view"] * self.seen.samples).tolist()
-        found = [self.slots.recall(number) for number in numbers]
+        found = [self._recall(number) for number in numbers]
         if any(kept is None for kept in found):
             found = self._looked_at(numbers, found, batch)
         return self._stack_tensors([kept for kept in found if kept is not None], batch, batch["index"].device)
@@ -78,7 +89,7 @@ class FirstPassCache:
         self, numbers: list[int], found: list[dict[str, Tensor] | None], batch: Mapping[str, Any]
     ) -> list[dict[str, Tensor] | None]:
         """What is missing among the `found`: kept by an earlier run, or computed."""
-        # Left out because they were known: another run has written over one of their slots since.
+        # Left out because they were known: an entry has been deleted since.
         whole = send_to_device(self.batches.whole(batch), batch["index"].device) if CACHED_KEY in batch else batch
         inputs = self.model.objective.inputs(whole)
         digests = _compute_input_digests(inputs, len(numbers))
@@ -86,7 +97,7 @@ class FirstPassCache:
         stays = [True] * len(numbers) if "label" not in batch else (batch["label"] != IGNORE_INDEX).tolist()
         asked = list(zip(numbers, digests, stays, strict=True))
         found = [
-            kept or (self.slots.read(number, digest) if keep else None)
+            kept or (self._read(number, digest) if keep else None)
             for kept, (number, digest, keep) in zip(found, asked, strict=True)
         ]
         if any(kept is None for kept in found):
@@ -98,14 +109,30 @@ class FirstPassCache:
         self.seen.slots[[number for number, _, keep in asked if keep]] = True
         return found
 
-    def _keep(self, number: int, tensors: Mapping[str, Tensor], digest: bytes) -> dict[str, Tensor]:
+    def _recall(self, number: int) -> dict[str, Tensor] | None:
+        """Return what is kept for an input that was seen before, without another look at it."""
+        digest = self._digests.get(number)
+        return None if digest is None else self.cache.read(digest, verify=False)
+
+    def _read(self, number: int, digest: str) -> dict[str, Tensor] | None:
+        kept = self.cache.read(digest)
+        if kept is not None:
+            self._digests[number] = digest
+        return kept
+
+    def _keep(self, number: int, tensors: Mapping[str, Tensor], digest: str) -> dict[str, Tensor]:
+        """Keep tensors, filled up with zeros to an entry's shapes; return what will be read."""
+        kept = {name: zeros.clone() for name, zeros in self.empty.items()}
         for name, tensor in tensors.items():
-            if not tensor.to(self.slots.dtype).isfinite().all():
+            kept[name][: len(tensor)] = tensor
+            if not kept[name].isfinite().all():
                 raise ToastError(
-                    f"The first pass puts out numbers ({name}) that {self.slots.dtype} cannot hold.",
+                    f"The first pass puts out numbers ({name}) that {kept[name].dtype} cannot hold.",
                     what_to_do="Use training.cache_dtype=float32, or training.cache=false.",
                 )
-        return self.slots.write(number, tensors, digest)
+        self.cache.write(digest, kept)
+        self._digests[number] = digest
+        return kept
 
     def _stack_tensors(
         self, found: list[dict[str, Tensor]], batch: Mapping[str, Any], device: torch.device
@@ -205,23 +232,28 @@ def build_cached_step(
     }
     with accelerator.autocast():
         passed = {name: _run_one_sample(model, batches) for name, batches in splits.items()}
-    shapes = {name: _get_slot_shapes(passed[name], batches) for name, batches in splits.items()}
-    needed = sum(count_cache_bytes(shapes[name], len(seen[name].slots), dtype) for name in splits)
+    empty = {name: _make_empty_entry(passed[name], batches, dtype) for name, batches in splits.items()}
+    entry_bytes = {name: sum(tensor.nbytes for tensor in empty[name].values()) for name in splits}
+    needed = sum(len(seen[name].slots) * entry_bytes[name] for name in splits)
     if needed > options.cache_gigabytes * 1e9:
         raise ToastError(
             f"The first passes need {format_bytes(needed)}, and {options.cache_gigabytes:g} GB are allowed.",
             what_to_do="Raise training.cache_gigabytes, lower training.cache_views, or leave training.cache out.",
         )
-    kept, folder = {}, get_cache_folder() / FIRST_PASS_FOLDER
+    kept = {}
     for name, batches in splits.items():
-        key = _build_cache_key(recipe, model, name, accelerator.mixed_precision)
-        slots = TensorCache(folder, key, len(seen[name].slots), shapes[name], dtype)
-        kept[name] = FirstPassCache(
-            model, slots, seen[name], batches, {kind: tensor.dtype for kind, tensor in passed[name].items()}
-        )
-        if "hidden" in shapes[name] and hasattr(batches, "leave_out"):
+        key = {
+            **_build_cache_key(recipe, model, name, accelerator.mixed_precision),
+            "shapes": {kind: list(tensor.shape) for kind, tensor in empty[name].items()},
+            "dtype": str(dtype),
+        }
+        cache = TensorCache(FIRST_PASS_FOLDER, key, len(seen[name].slots), entry_bytes[name], "training.cache")
+        dtypes = {kind: tensor.dtype for kind, tensor in passed[name].items()}
+        kept[name] = FirstPassCache(model, cache, empty[name], seen[name], batches, dtypes)
+        if "hidden" in empty[name] and hasattr(batches, "leave_out"):
             batches.leave_out(seen[name].slots)
-    note = f"First passes are kept in {folder}: {format_bytes(needed)} ({options.cache_dtype})."
+    place = get_cache_folder() / FIRST_PASS_FOLDER
+    note = f"First passes are kept in {place}: {format_bytes(needed)} ({options.cache_dtype})."
     if recipe.images.augment != "none" and options.cache_views == 1:
         note += " Every image is augmented once and for all: training.cache_views=4 gives it four views in turns."
     return CachedStep(model, kept["train"], kept.get("val")), note
@@ -236,11 +268,11 @@ def _run_one_sample(model: Model, batches: Any) -> dict[str, Tensor]:
         return compute_first_pass_outputs(model, model.objective.inputs(one))
 
 
-def _get_slot_shapes(passed: Mapping[str, Tensor], batches: Any) -> dict[str, tuple[int, ...]]:
-    """Of what is kept of a sample; texts are kept as long as the longest."""
+def _make_empty_entry(passed: Mapping[str, Tensor], batches: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return zeros in the shapes of what is kept of a sample; texts are kept as long as the longest."""
     longest = getattr(batches, "longest", None)
     return {
-        name: tuple(tensor.shape[1:]) if longest is None else (longest, *tensor.shape[2:])
+        name: torch.zeros(tensor.shape[1:] if longest is None else (longest, *tensor.shape[2:]), dtype=dtype)
         for name, tensor in passed.items()
     }
 
@@ -286,14 +318,14 @@ def _enter_second_pass(backbone: Backbone, inputs: Any, hidden: Tensor | None) -
     return state if hidden is None else replace(state, hidden=hidden)
 
 
-def _compute_input_digests(inputs: Any, count: int) -> list[bytes]:
+def _compute_input_digests(inputs: Any, count: int) -> list[str]:
     """One for each input of a batch, whatever it is padded to."""
     if isinstance(inputs, Tensor):
-        return [hash_bytes(row.cpu().contiguous().numpy().tobytes()) for row in inputs]
+        return [hash_bytes(row.cpu().contiguous().numpy().tobytes()).hex() for row in inputs]
     real = inputs.get("attention_mask", inputs.get("real"))
 
     def parts(row: int) -> list[bytes]:
         whole = [tensor[row].cpu() for _, tensor in sorted(inputs.items())]
         return [(each if real is None else each[real[row].bool().cpu()]).numpy().tobytes() for each in whole]
 
-    return [hash_bytes(*parts(row)) for row in range(count)]
+    return [hash_bytes(*parts(row)).hex() for row in range(count)]

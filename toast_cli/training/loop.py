@@ -30,8 +30,8 @@ from toast_cli.training.state import (
     wrap_state_errors,
 )
 from toast_cli.training.step import TrainingStep
-from toast_cli.utils.dtensor import gather_full_tensors
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.tensors import gather_full_tensors
 
 EMA_PREFIX = "ema."
 """What the names of averaged weights begin with in a checkpoint."""

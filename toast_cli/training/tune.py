@@ -21,8 +21,8 @@ from toast_cli.training.reporter import Reporter
 from toast_cli.training.run import Run
 from toast_cli.training.session import Session
 from toast_cli.training.step import TrainingStep
-from toast_cli.utils.dtensor import gather_full_tensors
 from toast_cli.utils.errors import UsageError
+from toast_cli.utils.tensors import gather_full_tensors
 
 
 def tune_model(

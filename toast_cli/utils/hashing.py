@@ -1,51 +1,60 @@
-"""A fingerprint of a network's weights, so that an adapter is never put on a backbone it was not trained on.
-
-And a short digest of anything else that must be known again.
-"""
+"""Digests of files, JSON, text and bytes, and the checksum on the first line of a YAML text. Torch-free."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+import re
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from toast_cli.utils.files import require_regular_file
+
+CHECKSUM_KEY = "sha256"
+"""What a checksum is called within the JSON or YAML that it is of."""
+_CHECKSUM_LINE = re.compile(rf"# {CHECKSUM_KEY} of all below: ([0-9a-f]+)\n")
 
 
-def compute_fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of every parameter and buffer, in the order of their names."""
-    return hash_tensors(module.state_dict())
+def hash_file(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes.
 
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    with require_regular_file(file).open("rb") as opened:
+        while part := opened.read(1 << 20):
+            digest.update(part)
     return digest.hexdigest()
 
 
-def hash_module_settings(module: nn.Module) -> str:
-    """What a network computes beside its weights: its modules by kind, and every plain value that one of them holds.
+def hash_json(value: Any) -> str:
+    """Return the SHA-256 of plain values, whatever the order of their names."""
+    return hash_text(json.dumps(value, sort_keys=True))
 
-    Heads of attention, an epsilon, a kind of activation: none of them can be told from tensors.
-    """
 
-    def plain(value: object) -> bool:
-        return all(map(plain, value)) if isinstance(value, tuple) else isinstance(value, bool | int | float | str)
-
-    settings = [
-        (name, type(part).__qualname__, sorted((k, v) for k, v in vars(part).items() if plain(v) and k != "training"))
-        for name, part in module.named_modules()
-    ]
-    return hash_bytes(repr(settings).encode()).hex()
+def hash_text(text: str) -> str:
+    """Return the SHA-256 of a text; one with a file's name may hold bytes that are no UTF-8."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def hash_bytes(*parts: bytes) -> bytes:
-    """16 bytes that differ where any of the parts does."""
+    """Return 16 bytes that differ where any of the parts does: a short digest, not a checksum of files."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.digest()
+
+
+def add_checksum_line(text: str) -> str:
+    """Return a YAML text below a comment with its checksum."""
+    return f"# {CHECKSUM_KEY} of all below: {hash_text(text)}\n{text}"
+
+
+def is_checksum_valid(text: str) -> bool:
+    """Return whether a text has a checksum line that fits, or none (it was made by hand) and is not empty."""
+    found = _CHECKSUM_LINE.match(text)
+    if found is None:
+        return bool(text.strip()) and not text.startswith(f"# {CHECKSUM_KEY}")
+    return hash_text(text[found.end() :]) == found[1]

@@ -22,7 +22,7 @@ from PIL import Image
 
 from toast_cli.attention.segmentation import SegmentationMap
 from toast_cli.data.images.transforms import CropWindow
-from toast_cli.utils.atomic import write_atomically
+from toast_cli.utils.files import write_atomically
 from toast_cli.visualize.color_scales import ColorScale
 
 FIGURE_FORMATS = ("png", "svg", "pdf")

@@ -1,7 +1,9 @@
-"""Figures on disk, each with the numbers it was drawn from and how they were made."""
+"""Figures on disk, each with the numbers it was drawn from and how they were made; none is written over by another."""
 
 from __future__ import annotations
 
+import glob
+import json
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -9,14 +11,16 @@ from typing import Any
 
 from toast_cli.attention.segmentation import format_class_shares
 from toast_cli.data.base import Sample
-from toast_cli.utils.atomic import write_json, write_tensors
-from toast_cli.utils.hashing import hash_bytes, hash_tensors
+from toast_cli.utils.files import number_names, write_json, write_tensors
+from toast_cli.utils.hashing import hash_bytes
+from toast_cli.utils.tensors import hash_tensors
 from toast_cli.utils.version import __version__
 from toast_cli.visualize.figure import draw_figure, save_figure
 from toast_cli.visualize.layout import build_comparison_rows, build_passes_row, shorten_name
-from toast_cli.visualize.output_names import SOURCE_DIGEST_KEY, compute_source_digest, find_free_name
 from toast_cli.visualize.view import AttentionViewer, ImageView, TopPrediction, compute_image_view
 
+SOURCE_DIGEST_KEY = "made_of"
+"""Where a record says by a digest what its files were made of."""
 COMPARISON_PREFIX = "comparison"
 """What the figure of several viewers is called, before their names."""
 MAX_NAME_LENGTH = 80
@@ -187,9 +191,31 @@ def make_names_unique(names: Iterable[str]) -> list[str]:
     """Return the names with a number behind those that came before."""
     found: list[str] = []
     for name in names:
-        number, free = 1, name
-        while free in found:
-            number += 1
-            free = f"{name}-{number}"
-        found.append(free)
+        found.append(next(free for free in number_names(name) if free not in found))
     return found
+
+
+def compute_source_digest(viewers: Sequence[AttentionViewer], shown: Iterable[bytes]) -> str:
+    """A digest of who looked and what they were shown: the same again may be written over."""
+    parts = [repr((viewer.name, viewer.model.backbone_fingerprint)).encode() for viewer in viewers]
+    parts += [hash_tensors(viewer.model.trained()).encode() for viewer in viewers]
+    return hash_bytes(*parts, *shown).hex()[:16]
+
+
+def find_free_name(folder: Path, name: str, own: str, records: str = "{}.json") -> str:
+    """Return the name, or with the first number behind it by which no record in the folder is of anything but `own`.
+
+    `records` is a pattern of the records' names, with the name in place of `{}`.
+    """
+
+    def is_free(name: str) -> bool:
+        return all(_read_source_digest(file) == own for file in folder.glob(records.format(glob.escape(name))))
+
+    return next(filter(is_free, number_names(name)))
+
+
+def _read_source_digest(file: Path) -> object:
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get(SOURCE_DIGEST_KEY)
+    except (OSError, ValueError, AttributeError):  # nothing that we wrote
+        return None

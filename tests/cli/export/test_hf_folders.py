@@ -20,9 +20,9 @@ from toast_cli.backbones.base import Backbone, Preprocessing
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.export import verification_worker
-from toast_cli.export.base import ExportRequest
-from toast_cli.export.formats.hf import build_image_processor_config, build_model_card
+from toast_cli.export.formats.hf import build_image_processor_config
 from toast_cli.storage.load_model import load_model
+from toast_cli.storage.model_card import format_transformers_card
 from toast_cli.utils.errors import ToastError
 
 
@@ -147,7 +147,7 @@ def test_a_card_tells_the_licence_of_published_weights_and_of_no_others(
     assert "Licence of the backbone: not recorded" in (here / "hf" / "README.md").read_text()
     loaded = load_model(here / "run")
     monkeypatch.setattr(type(loaded.model.backbone), "licence", published.licence)
-    told = build_model_card(loaded, ExportRequest("full"))
+    told = format_transformers_card(loaded, loaded.config.recipe, "float32", folded=False)
     assert "\nlicense: apache-2.0\n" in told and "Licence of the backbone: apache-2.0" in told
 
 

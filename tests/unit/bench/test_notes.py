@@ -13,7 +13,7 @@ from tests.unit.bench.made_up import accuracy, filled
 from toast_cli.bench.suite import Suite, parse_suite
 from toast_cli.bench.tables.build import build_tables
 from toast_cli.bench.tables.model import FilledTable, NumberCell
-from toast_cli.storage.checksummed_jsonl import append_checksummed_line
+from toast_cli.storage.checksums import append_checksummed_line
 from toast_cli.utils.errors import ToastError
 
 SUITE = """

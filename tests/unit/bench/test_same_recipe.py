@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.bench.conftest import record
 from tests.unit.bench.test_worker import made
+from toast_cli.bench.results import ExperimentResults
 from toast_cli.bench.scheduler import worker
 from toast_cli.bench.scheduler.jobs import Experiment, Job
 from toast_cli.bench.scheduler.lease import JobLease
@@ -18,7 +19,6 @@ from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.bench.scheduler.trials import RECIPE_ATTRIBUTE, Ledger
 from toast_cli.bench.scheduler.worker import run_worker
 from toast_cli.bench.suite import parse_suite
-from toast_cli.bench.tables.build import ExperimentResults
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.reporter import Reporter
 

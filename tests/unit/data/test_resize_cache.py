@@ -19,7 +19,6 @@ from toast_cli.data.images import decode as decoding
 from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.loader import ImageLoader
 from toast_cli.data.images.object_masks import Box
-from toast_cli.data.images.resize_cache import ENTRY_HEADER, _read_entry, _write_entry
 from toast_cli.model.batches import build_batches
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.utils.errors import ToastError, UsageError
@@ -116,18 +115,6 @@ def test_a_damaged_entry_is_written_anew(split: FileSplit, cache: Path, damage: 
         file.write_bytes(damage(content))
     assert same(loader(split), loader(split, cached=False))
     assert {file: file.read_bytes() for file in entries(cache)} == whole
-
-
-@pytest.mark.parametrize("place", range(ENTRY_HEADER.size))
-def test_no_bit_of_an_entrys_header_can_change_unseen(tmp_path: Path, place: int) -> None:
-    """Nor of the size of the file's image, by which its mask is laid out."""
-    kept = tmp_path / "kept"
-    _write_entry(kept, Image.new("RGB", (5, 3), "red"), 30, 50)
-    whole = kept.read_bytes()
-    assert _read_entry(kept) is not None
-    for bit in range(8):
-        kept.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
-        assert _read_entry(kept) is None
 
 
 def test_workers_share_it_and_leave_nothing_half_written(split: FileSplit, cache: Path) -> None:

@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
-from toast_cli.recipe.dump import to_yaml
 from toast_cli.recipe.json_schema import build_recipe_schema
 from toast_cli.recipe.parse import build_recipe, validate_partial_recipe
-from toast_cli.recipe.safe_yaml import parse_recipe
+from toast_cli.recipe.safe_yaml import parse_recipe, to_yaml
 
 RAW: dict[str, Any] = {"backbone": "vit_b", "dataset": "folder:.", "method": "lite"}
 

@@ -26,7 +26,7 @@ from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import Sample
 from toast_cli.data.images.transforms import CropWindow, build_transform
 from toast_cli.model.model import Model
-from toast_cli.utils.hashing import hash_tensors
+from toast_cli.utils.tensors import hash_tensors
 from toast_cli.visualize.color_scales import build_sequential_scale
 from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_figure, save_figure
 from toast_cli.visualize.layout import build_comparison_rows, build_passes_row

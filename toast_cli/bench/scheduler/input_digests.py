@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.checksums import hash_file, hash_json
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.hashing import hash_file, hash_json
 
 BUILTIN_WEIGHT_NAMES = {None, "none", "shipped"}
 """Weights and starts that lie nowhere: the hub's or the plugin's own, random ones, those that come with toast."""

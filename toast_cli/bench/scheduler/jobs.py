@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import sha256
 from typing import Any, Literal
 
 from toast_cli import registry
@@ -18,6 +17,7 @@ from toast_cli.recipe.partial_recipe import expand_shorthand
 from toast_cli.recipe.resolve import resolve_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.hashing import hash_text
 
 Stage = Literal["search", "final"]
 
@@ -228,7 +228,7 @@ def compute_run_key(
     replace_paths_by_hashes(values, recipe, known or {})
     if superseded := recipe.plugins.backbone.superseded:
         values["superseded"] = dict(superseded)  # runs on the weights that had this name before are other runs
-    return sha256(json.dumps([values, dict(more or {})], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hash_text(json.dumps([values, dict(more or {})], sort_keys=True, default=str))[:16]
 
 
 def parse_init_from(given: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,8 @@ from toast_cli.bench.scheduler.job_status import JobStatus
 from toast_cli.bench.scheduler.jobs import Experiment, Job, Stage, format_params
 from toast_cli.bench.scheduler.lease import JobLease
 from toast_cli.bench.scheduler.trials import Ledger
-from toast_cli.storage.checksums import add_checksum, hash_json, parse_checksummed_json
+from toast_cli.storage.checksums import add_checksum, parse_checksummed_json
+from toast_cli.utils.hashing import hash_json
 
 
 class ExperimentScheduler:

@@ -18,7 +18,7 @@ from toast_cli.bench.tables.significance import (
     average_over_seeds,
     read_correct_answers,
 )
-from toast_cli.storage.checksummed_jsonl import read_checksummed_lines
+from toast_cli.storage.checksums import read_checksummed_lines
 from toast_cli.storage.run_folder import ANSWERS_FILE
 
 RunRecord = Mapping[str, Any]

@@ -16,7 +16,7 @@ from toast_cli.bench.results import ExperimentResults
 from toast_cli.bench.suite import CurvesFigureOptions
 from toast_cli.bench.tables.figures import PageFigure, to_svg
 from toast_cli.bench.tables.metrics import get_decisive_metrics, get_scaled_score
-from toast_cli.utils.atomic import write_atomically, write_text
+from toast_cli.utils.files import write_atomically, write_text
 from toast_cli.utils.formatting import format_csv_records
 
 ACCURACY_LABEL, ATTENTION_LABEL = "accuracy, % (or what the task is judged by)", "attention on the object, %"

@@ -13,7 +13,7 @@ from toast_cli.bench.tables.build import build_tables
 from toast_cli.bench.tables.curves import write_curve_figures
 from toast_cli.bench.tables.figures import draw_table_figures
 from toast_cli.bench.tables.model import Cell, FilledTable, NumberCell
-from toast_cli.utils.atomic import write_text
+from toast_cli.utils.files import write_text
 from toast_cli.utils.formatting import format_csv_records
 from toast_cli.utils.templates import TEMPLATES, render_template
 

@@ -80,7 +80,7 @@ def run_data_check(
     from toast_cli.data.images.files import MissingFilesError
     from toast_cli.data.images.folder_scan import to_printable_name
     from toast_cli.recipe.parse import build_dataset_options
-    from toast_cli.utils.atomic import write_json
+    from toast_cli.utils.files import write_json
 
     _require_free_output(out, ".json", force)
     chosen = build_dataset_options(source, overrides=overrides or ())
@@ -152,7 +152,7 @@ def show_dataset(
     if split not in splits:
         raise UsageError(f"{source} has no split '{split}'.", what_to_do=f"It has {', '.join(splits)}.")
 
-    from toast_cli.utils.atomic import write_atomically
+    from toast_cli.utils.files import write_atomically
     from toast_cli.visualize.contact_sheet import draw_contact_sheet, save_contact_sheet
 
     network = chosen.plugins.backbone.build(chosen.backbone)

@@ -60,7 +60,7 @@ def run_demo(
     """Tune a linear probe, LoRA and TOAST on drawn scenes; draw where attention goes before and after."""
     from toast_cli.cli.output.console import err, print_json, print_line
     from toast_cli.cli.output.console import out as console
-    from toast_cli.utils.atomic import make_write_error
+    from toast_cli.utils.files import make_write_error
 
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _write_outputs(
     picture: Path,
     page: Path,
 ) -> None:
-    from toast_cli.utils.atomic import write_text
+    from toast_cli.utils.files import write_text
     from toast_cli.utils.templates import render_template, to_data_uri
     from toast_cli.visualize.before_after import draw_before_after
     from toast_cli.visualize.figure import save_figure

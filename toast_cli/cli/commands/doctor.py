@@ -83,7 +83,7 @@ def _list_devices() -> list[dict[str, Any]]:
 
 def _describe_folders() -> dict[str, str]:
     """Where weights and data are looked for, and the settings that decide it."""
-    from toast_cli.utils.cache_dir import get_cache_folder
+    from toast_cli.utils.files import get_cache_folder
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hub = Path(os.environ.get("HF_HOME") or cache / "huggingface")

@@ -83,7 +83,7 @@ def run_eval(
     from toast_cli.evaluation.evaluate_run import evaluate_run
     from toast_cli.evaluation.llm_judge import Judge
     from toast_cli.evaluation.open_run import RunRequest
-    from toast_cli.utils.atomic import write_json
+    from toast_cli.utils.files import write_json
 
     runs = run or [resolve_run_path(None)]
     if judge is not None:

@@ -18,7 +18,7 @@ from toast_cli.cli.output.console import err, print_line
 from toast_cli.cli.output.progress import TerminalReporter
 from toast_cli.data.base import describe_masks
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, evaluate_attention, sweep_feedback_strength
-from toast_cli.utils.atomic import remove_file, write_json, write_text
+from toast_cli.utils.files import remove_file, write_json, write_text
 from toast_cli.visualize.curves import (
     ORDER_LABELS,
     SWEEP_LABELS,

@@ -12,7 +12,7 @@ from toast_cli.cli import options
 
 if TYPE_CHECKING:
     from toast_cli.export.base import ExportFormat
-    from toast_cli.export.export_run import VerificationReport
+    from toast_cli.export.verification import VerificationReport
 
 
 def run_export(
@@ -65,11 +65,10 @@ def run_export(
     target = _choose_target(out, path, format, part, form)
     require_free_target(target, force)
 
-    from toast_cli.export.base import ExportRequest
+    from toast_cli.export.base import ExportRequest, forward_stages
     from toast_cli.export.export_run import compute_total_size, is_folded_by_default
     from toast_cli.export.export_run import export_model as exported
     from toast_cli.export.hub_upload import check_repository_name, upload_export
-    from toast_cli.export.progress import forward_stages
 
     if push is not None:
         check_repository_name(push)

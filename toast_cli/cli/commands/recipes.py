@@ -64,8 +64,8 @@ def copy_recipe(
 ) -> None:
     """Copy a recipe, to change it."""
     from toast_cli.recipe.builtin import find_recipe
-    from toast_cli.utils.atomic import write_text
     from toast_cli.utils.errors import UsageError
+    from toast_cli.utils.files import write_text
 
     found = find_recipe(name)
     target = dest or Path()
@@ -84,11 +84,11 @@ def validate_recipes(
     """Check recipes; every file is checked, whatever is wrong with the ones before it."""
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.recipe.builtin import find_recipe
-    from toast_cli.recipe.checksum import is_checksum_valid
     from toast_cli.recipe.parse import validate_partial_recipe
     from toast_cli.recipe.resolve import format_changed_notice
     from toast_cli.recipe.safe_yaml import parse_recipe
     from toast_cli.utils.errors import ToastError
+    from toast_cli.utils.hashing import is_checksum_valid
 
     worst = 0
     for file in files:

@@ -9,13 +9,15 @@ from typing import Any
 from rich.text import Text
 
 from toast_cli.cli.output.console import out, print_json, print_line
-from toast_cli.utils.atomic import write_json, write_tensors, write_text
+from toast_cli.utils.files import write_json, write_tensors, write_text
 from toast_cli.utils.templates import render_template
 from toast_cli.visualize.color_scales import ColorScale
-from toast_cli.visualize.output_names import SOURCE_DIGEST_KEY, compute_source_digest, find_free_name
 from toast_cli.visualize.save_figures import (
+    SOURCE_DIGEST_KEY,
+    compute_source_digest,
     describe_maps,
     describe_model,
+    find_free_name,
     get_comparison_name,
     get_library_versions,
     prediction_to_dict,

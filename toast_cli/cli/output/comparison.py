@@ -10,9 +10,8 @@ from rich.table import Table
 from toast_cli.data.base import describe_masks
 from toast_cli.evaluation.compare_runs import ComparedRun, RunComparison
 from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
-from toast_cli.visualize.output_names import compute_source_digest
 from toast_cli.visualize.report import format_attention_checks
-from toast_cli.visualize.save_figures import describe_maps, describe_model, get_library_versions
+from toast_cli.visualize.save_figures import compute_source_digest, describe_maps, describe_model, get_library_versions
 
 FINGERPRINT_DIGITS = 12
 """Digits of a fingerprint on a page; comparison.json has all."""

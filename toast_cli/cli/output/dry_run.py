@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def print_dry_run(session: Session, as_json: bool) -> None:
     """The resolved recipe, its size and cost, and the first batch, without training or writing anything."""
     from toast_cli.cli.output.console import print_json, print_line
-    from toast_cli.recipe.dump import to_yaml
+    from toast_cli.recipe.safe_yaml import to_yaml
     from toast_cli.training.optimization import describe_schedule
     from toast_cli.utils.constants import BATCH_METADATA_KEYS
 

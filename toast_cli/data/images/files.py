@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from toast_cli.utils.errors import ToastError
-from toast_cli.utils.regular_file import require_regular_file
+from toast_cli.utils.files import require_regular_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,18 +1,12 @@
 """Images kept on disk as they are after their first step, the resize, so that a large photograph is decoded once.
 
-What is kept goes by what is in the image's file, not by its name or its date: a file that changes is another image. An
-entry has a checksum and is written whole or not at all; one that is damaged is written anew, never used.
+What is kept goes by what is in the image's file, not by its name or its date: a file that changes is another image.
 """
 
 from __future__ import annotations
 
-import shutil
-import struct
-import tempfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,26 +21,21 @@ from toast_cli.data.base import Sample, describe_masks
 from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.files import open_file
 from toast_cli.data.images.transforms import ImageTransform, ResizeToCover
-from toast_cli.utils.cache_dir import get_cache_folder
-from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.errors import UsageError
 from toast_cli.utils.formatting import format_bytes
 from toast_cli.utils.hashing import hash_bytes
+from toast_cli.utils.tensor_cache import TensorCache
 
 RESIZED_FOLDER = "resized"
-ENTRY_HEADER = struct.Struct("<8sIIIII")
-"""Mark, checksum of all that follows it, height and width of the file's image, and of the resized one; then pixels."""
-ENTRY_MAGIC = b"TOASTRGB"
-CHECKSUM_START = len(ENTRY_MAGIC) + 4
-"""Where what the checksum is of begins: a damaged size would lay the mask of another image over this one."""
 
 
 @dataclass(frozen=True)
 class ResizedSplit:
-    """The images of `split` after `step`, and their masks likewise; `folder` is where they are kept."""
+    """The images of `split` after `step`, and their masks likewise, kept in `cache`."""
 
     split: FileSplit
     step: v2.Transform
-    folder: Path
+    cache: TensorCache
 
     @property
     def labels(self) -> Sequence[int]:
@@ -80,19 +69,21 @@ class ResizedSplit:
         name = self.split.names[index]
         try:
             with open_file(self.split.root / name) as file:
-                kept = self.folder / hash_bytes(file.read()).hex()
+                digest = hash_bytes(file.read()).hex()
         except OSError:
             return self.split.load(index)  # says what is wrong with it
-        found = _read_entry(kept)
-        if found is None:
-            image = self.split.without_masks().load(index).image
-            found = self.step(image), image.height, image.width
-            _write_entry(kept, *found)
-        image, height, width = found
+        kept = self.cache.read(digest)
+        if kept is None:
+            whole = self.split.without_masks().load(index).image
+            resized = torch.from_numpy(np.array(self.step(whole)))
+            kept = {"image": resized, "original_size": torch.tensor([whole.height, whole.width])}
+            self.cache.write(digest, kept)
+        image = Image.fromarray(kept["image"].numpy())
         mask = None
         if self.split.regions is not None:
-            whole = torch.from_numpy(self.split.regions[index].mask(height, width).astype(np.uint8))
-            mask = self.step(tv_tensors.Mask(whole)).numpy().astype(bool)
+            height, width = kept["original_size"].tolist()
+            original = torch.from_numpy(self.split.regions[index].mask(height, width).astype(np.uint8))
+            mask = self.step(tv_tensors.Mask(original)).numpy().astype(bool)
         return Sample(image, self.split.labels[index], name, mask)
 
 
@@ -112,54 +103,9 @@ def cache_resized(split: Any, transform: ImageTransform) -> tuple[ResizedSplit, 
             what_to_do="Leave images.cache out, or use images.augment=crop-flip.",
         )
     versions = f"{PIL.__version__} {torchvision.__version__}"  # whose resizing it is
-    folder = get_cache_folder() / RESIZED_FOLDER / hash_bytes(f"{step} {versions} {ENTRY_HEADER.format}".encode()).hex()
     image = step(split.without_masks().load(0).image)
-    needed = len(split) * (ENTRY_HEADER.size + 3 * image.height * image.width)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise _cannot_write_error(folder, error.strerror or str(error)) from error
-    if needed > free:
-        raise _cannot_write_error(folder, f"It needs {format_bytes(needed)}, and {format_bytes(free)} are free.")
-    note = f"Resized images are kept in {folder}: about {format_bytes(needed)} for {len(split):,} of one size."
-    return ResizedSplit(split, step, folder), note
-
-
-def _read_entry(path: Path) -> tuple[Image.Image, int, int] | None:
-    """What is kept, and the size of what it was made from; None where there is nothing sound."""
-    try:
-        content = path.read_bytes()
-        mark, checksum, height, width, rows, columns = ENTRY_HEADER.unpack_from(content)
-    except (OSError, struct.error):
-        return None
-    pixels = content[ENTRY_HEADER.size :]
-    if mark != ENTRY_MAGIC or zlib.crc32(content[CHECKSUM_START:]) != checksum or len(pixels) != 3 * rows * columns:
-        return None
-    return Image.frombuffer("RGB", (columns, rows), pixels, "raw", "RGB", 0, 1), height, width
-
-
-def _write_entry(path: Path, image: Image.Image, height: int, width: int) -> None:
-    """Keep an image; two that keep the same one at a time write the same."""
-    pixels = image.tobytes()
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            temporary = Path(file.name)
-            checked = (
-                ENTRY_HEADER.pack(ENTRY_MAGIC, 0, height, width, image.height, image.width)[CHECKSUM_START:] + pixels
-            )
-            file.write(ENTRY_MAGIC + zlib.crc32(checked).to_bytes(4, "little") + checked)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise _cannot_write_error(path, error.strerror or str(error)) from error
-
-
-def _cannot_write_error(path: Path, why: str) -> ToastError:
-    return ToastError(
-        f"The cache {path} could not be written.",
-        why,
-        "Free some space, set TOAST_CACHE_DIR to another folder, or use images.cache=false.",
-    )
+    key, entry_bytes = {"step": str(step), "versions": versions}, 3 * image.height * image.width
+    cache = TensorCache(RESIZED_FOLDER, key, len(split), entry_bytes, "images.cache")
+    needed = format_bytes(len(split) * entry_bytes)
+    note = f"Resized images are kept in {cache.path}: about {needed} for {len(split):,} of one size."
+    return ResizedSplit(split, step, cache), note

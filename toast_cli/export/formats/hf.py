@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from toast_cli.export.base import ExportFormat, ExportRequest, ExportRunner, Outputs
 from toast_cli.export.redact_paths import redact_recipe
-from toast_cli.storage.checksums import read_checksummed_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +25,8 @@ def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
     from toast_cli.export.hf_model import WEIGHTS, build_hf_config
     from toast_cli.model.model import fold_model
     from toast_cli.storage.adapter import save_adapter_file
-    from toast_cli.utils.atomic import write_json, write_text
+    from toast_cli.storage.model_card import format_transformers_card
+    from toast_cli.utils.files import write_json, write_text
 
     dtype = getattr(torch, wanted.dtype)
     model = fold_model(loaded.model) if wanted.fold else loaded.model
@@ -52,7 +52,7 @@ def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
         write_json(path / "preprocessor_config.json", spelled)
     if backbone.tokenizer is not None:
         backbone.tokenizer.save_pretrained(path)
-    write_text(path / "README.md", build_model_card(loaded, wanted))
+    write_text(path / "README.md", format_transformers_card(loaded, config.recipe, wanted.dtype, folded=config.folded))
 
 
 def reopen_hf(wanted: ExportRequest, path: Path) -> ExportRunner:
@@ -96,102 +96,6 @@ def build_image_processor_config(seen: Preprocessing, images: ImageOptions, whol
         "image_mean": list(mean),
         "image_std": list(std),
     }
-
-
-def build_model_card(loaded: LoadedModel, wanted: ExportRequest) -> str:
-    """The model card: what it does, how it was made and how good it is, as far as the run recorded that."""
-    recipe, config = redact_recipe(loaded.config.recipe), loaded.config
-    task, language = recipe["task"]["name"], loaded.model.backbone.preprocessing is None
-    auto, pipeline = "AutoModelForImageClassification", "image-classification"
-    if language:
-        auto, pipeline = "AutoModelForCausalLM", "text-generation"
-    elif loaded.model.objective.dense:
-        auto, pipeline = "AutoModelForSemanticSegmentation", "image-segmentation"
-    licence = loaded.model.backbone.licence
-    lines = [
-        "---",
-        "library_name: transformers",
-        f"pipeline_tag: {pipeline}",
-        *([f"license: {licence}"] if licence else []),
-        "tags: [toast]",
-        "---",
-        "",
-        f"# {recipe['method']['name']} on {recipe['backbone']['name']} for {recipe['dataset']['name']}",
-        "",
-        "A frozen backbone that looks twice: TOAST (Shi, Gai, Darrell and Wang, arXiv:2305.15542) selects what matters",
-        "for the task from the first pass, and feeds it back into every layer of the second.",
-        "",
-        f"- Task: {task}" + (f", {len(config.classes)} classes" if config.classes else ""),
-        f"- Method: {_format_section(_omit_keys(recipe['method'], 'start', 'start_images'))}",
-        f"- Trained parameters: {config.trained_parameters:,}",
-        f"- Weights: {wanted.dtype}" + (", folded: for inference alone" if wanted.fold or config.folded else ""),
-        f"- Data: {_format_section(recipe['dataset'])}",
-        f"- Backbone: {recipe['backbone']['name']}, fingerprint `{config.backbone_fingerprint[:16]}…`",
-        *_format_lineage(loaded.path, recipe),
-        f"- Licence of the backbone: {licence or 'not recorded; ask where its weights came from'}",
-        *_format_metrics(loaded.path),
-        "",
-        "```python",
-        "import toast_cli",
-        f"from transformers import {auto}",
-        "",
-        "toast_cli.register()",
-        f'model = {auto}.from_pretrained("THIS_FOLDER")',
-        "```",
-    ]
-    if loaded.model.backbone.has_attention and not language:
-        lines += [
-            "",
-            "Where it looks, in the first pass and in the last, `[B, rows, columns]` each:",
-            "",
-            "```python",
-            'maps = toast_cli.load("THIS_FOLDER").attention("image.jpg")  # .first, .last, .similarity',
-            "```",
-        ]
-    if config.classes:
-        names = [f"{index}. {name}" for index, name in enumerate(config.classes)]
-        lines += ["", "## Classes", "", *names]
-    return "\n".join([*lines, ""])
-
-
-def _format_lineage(run: Path, recipe: dict[str, Any]) -> list[str]:
-    """Where what was learned comes from: an imported checkpoint, or what the feedback path started from."""
-    results = _read_results(run)
-    if "imported_from" not in results:
-        start = recipe["init_from"] or recipe["method"].get("start", "no feedback path")
-        return [f"- Feedback path from: {start}", f"- Seed: {recipe['seed']}"]
-    departures = ", ".join(f"backbone.{name}={value}" for name, value in (results.get("departures") or {}).items())
-    return [
-        f"- Imported from: {results['imported_from']} (SHA-256 `{results['file_sha256'][:16]}…`), of the authors' code",
-        "- How it was trained is not recorded there",
-        f"- Computed as there: {departures or 'no departure from the paper'}",
-    ]
-
-
-def _read_results(run: Path) -> dict[str, Any]:
-    """What is recorded at the end of a run, where that lies with it."""
-    return read_checksummed_json(run / "results.json") if (run / "results.json").is_file() else {}
-
-
-def _omit_keys(section: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in section.items() if name not in names}
-
-
-def _format_section(section: dict[str, Any]) -> str:
-    """A recipe's section in one line."""
-    told = {name: value for name, value in section.items() if value is not None}
-    name = told.pop("name")
-    return f"{name} ({', '.join(f'{key}={value}' for key, value in told.items())})" if told else name
-
-
-def _format_metrics(run: Path) -> list[str]:
-    """The run's closing numbers, where they lie with it."""
-    results, lines = _read_results(run), list[str]()
-    for split in ("validation", "test"):
-        metrics = results.get(split) or {}
-        told = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)]
-        lines += [f"- {split.capitalize()}: {', '.join(told)}"] if told else []
-    return lines
 
 
 FORMAT = ExportFormat(

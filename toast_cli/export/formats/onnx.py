@@ -39,8 +39,8 @@ def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
 
     import torch
 
+    from toast_cli.export.base import log_stage
     from toast_cli.export.graph import build_graph_metadata, suppress_exporter_logs, trace_model
-    from toast_cli.export.progress import log_stage
     from toast_cli.export.verification_outputs import compute_outputs, to_named_inputs
 
     log_stage("Tracing both passes into one graph")

@@ -30,7 +30,7 @@ def write_safetensors(loaded: LoadedModel, wanted: ExportRequest, path: Path) ->
     from toast_cli.model.model import fold_model, get_merged_state_dict
     from toast_cli.storage.adapter import BACKBONE_METADATA_KEY, save_adapter_file
     from toast_cli.storage.pretuned import read_artifact, save_artifact_file
-    from toast_cli.utils.atomic import write_tensors
+    from toast_cli.utils.files import write_tensors
 
     dtype: torch.dtype = getattr(torch, wanted.dtype)
     if wanted.part == "backbone":

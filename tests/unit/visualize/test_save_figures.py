@@ -9,8 +9,7 @@ import pytest
 
 from tests.scenes import demo_model, scenes, viewer_of
 from toast_cli.model.model import Model
-from toast_cli.visualize.output_names import find_free_name
-from toast_cli.visualize.save_figures import save_attention_figure, save_comparison_figure
+from toast_cli.visualize.save_figures import find_free_name, save_attention_figure, save_comparison_figure
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,17 @@
-"""Files that are either written whole or not at all: temporary file, fsync, rename."""
+"""Files: read where they are regular, written whole or not at all, named by the first free number.
+
+A write goes to a temporary file, which is synchronised with the disk and renamed. Torch-free.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +19,29 @@ from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def get_cache_folder() -> Path:
+    """Return where things are kept that can be computed again: TOAST_CACHE_DIR, else `toast` in the user's cache."""
+    own = os.environ.get("TOAST_CACHE_DIR")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "toast"
+
+
+def require_regular_file(path: Path) -> Path:
+    """Return the path of a file that has an end: reading a pipe, a socket or a device may never stop.
+
+    Raises:
+        OSError: it is not there, or is a folder, a pipe, a socket or a device.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("It is no regular file: a folder, a pipe, a socket or a device.")
+    return path
+
+
+def number_names(name: str) -> Iterator[str]:
+    """Yield `name`, `name-2`, `name-3` and so on, to take the first that is free."""
+    yield name
+    yield from (f"{name}-{number}" for number in count(2))
 
 
 @contextmanager

@@ -1,0 +1,113 @@
+"""Named tensors on disk that can be computed again: a file an entry, checked when read, shared by all processes.
+
+An entry is written whole or not at all, and counts only as long as its bytes are those that were written. Anything else
+is an entry that is not there, never an error and never a wrong tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from toast_cli.utils.errors import ToastError
+from toast_cli.utils.files import get_cache_folder
+from toast_cli.utils.formatting import format_bytes
+from toast_cli.utils.hashing import hash_bytes
+
+FORMAT = "crc32, then safetensors"
+"""What an entry's file holds. Entries of another format are in another folder."""
+PREFIX_BYTES = 8
+"""Of the checksum, so that the tensors stay aligned."""
+_DTYPES = {
+    "U8": torch.uint8,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+
+class TensorCache:
+    """A folder of entries; what was kept under the same key before is found again.
+
+    Args:
+        kind: the folder in the user's cache in which the key has one of its own.
+        key: whatever tells these entries from others, as plain values.
+        count: how many entries there will be.
+        entry_bytes: of the tensors of one entry.
+        switch: the setting that turns the cache off, for messages.
+
+    Raises:
+        ToastError: there is not enough room, or the folder cannot be written to.
+    """
+
+    def __init__(self, kind: str, key: Mapping[str, Any], count: int, entry_bytes: int, switch: str) -> None:
+        self.switch = switch
+        self.path = get_cache_folder() / kind / hash_bytes(json.dumps([FORMAT, key], sort_keys=True).encode()).hex()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            missing = max(count - sum(1 for _ in self.path.iterdir()), 0) * entry_bytes
+            free = shutil.disk_usage(self.path).free
+        except OSError as error:
+            raise self._make_error(error.strerror or str(error)) from error
+        if missing > free:
+            raise self._make_error(f"It needs {format_bytes(missing)}, and {format_bytes(free)} are free.")
+
+    def read(self, name: str, *, verify: bool = True) -> dict[str, Tensor] | None:
+        """Return the tensors of an entry, None where it is not there or damaged.
+
+        One that this process has read or written before needs no second look at its checksum: `verify` is false then.
+        """
+        try:
+            with (self.path / name).open("rb", buffering=0) as file:
+                content = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
+                file.readinto(content.data)
+            if verify and int(content[:PREFIX_BYTES].view(np.uint64)[0]) != zlib.crc32(content[PREFIX_BYTES:].data):
+                return None
+            return _view_tensors(content[PREFIX_BYTES:])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):  # cut short, if unverified
+            return None
+
+    def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep an entry; two processes that keep the same one at a time write the same.
+
+        Raises:
+            ToastError: the folder cannot be written to, or the disk is full.
+        """
+        content = save(dict(tensors))
+        temporary = self.path / f".{name}.{os.getpid()}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # Not synchronised with the disk: the checksum tells what a crash of the machine cut short.
+            temporary.write_bytes(zlib.crc32(content).to_bytes(PREFIX_BYTES, "little") + content)
+            temporary.replace(self.path / name)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._make_error(error.strerror or str(error)) from error
+
+    def _make_error(self, why: str) -> ToastError:
+        return ToastError(
+            f"The cache {self.path} could not be written.",
+            why,
+            f"Free some space, set TOAST_CACHE_DIR to another folder, or use {self.switch}=false.",
+        )
+
+
+def _view_tensors(content: np.ndarray) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, not copied out of its bytes as safetensors itself does."""
+    start = 8 + int.from_bytes(content[:8].data, "little")
+    header, data = json.loads(content[8:start].tobytes()), torch.from_numpy(content[start:])
+    return {
+        name: data[slice(*told["data_offsets"])].view(_DTYPES[told["dtype"]]).view(told["shape"])
+        for name, told in header.items()
+    }
