@@ -16,13 +16,10 @@ from toast_cli.export import verification_worker
 from toast_cli.storage.run_folder import LOCK_FILE
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def finished(lite_run: Path) -> Path:
     """One finished run of TOAST-Lite on the demo, to be read by many tests."""
-    folder = tmp_path_factory.mktemp("runs") / "lite"
-    said = toast("tune", "--method", "toast-lite", "--output-dir", folder, "--device", "cpu", *TINY_DEMO)
-    assert said.code == 0, said.err
-    return folder
+    return lite_run
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.conftest import TINY_DEMO, toast
+from tests.cli.conftest import toast
 from toast_cli.export import verification, verification_worker
 from toast_cli.export.verification_inputs import RANDOM_COUNT, REAL_COUNT
 from toast_cli.storage.load_model import load_model
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def run(lite_run: Path) -> Path:
     """A finished run of TOAST-Lite, of which half is trained and half frozen, on the demo."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    assert toast("tune", *TINY_DEMO, "--method", "toast-lite", "--output-dir", run).code == 0
-    return run
+    return lite_run
 
 
 @pytest.fixture(autouse=True)
