@@ -15,7 +15,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 TESTS = Path(__file__).parent
 SMOKE = "cli/test_smoke.py"
 """The only test of commands in the fast tier."""
-E2E = ("cli/", "unit/training/test_plan_memory_measured.py")
+E2E = (
+    "cli/",
+    "unit/bench/test_mutex.py",
+    "unit/bench/test_trials.py",
+    "unit/training/test_plan_memory_measured.py",
+    "unit/visualize/test_output_names.py",
+)
 NIGHTLY = (
     "slow/",
     "cli/test_attacks.py",

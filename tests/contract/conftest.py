@@ -36,7 +36,8 @@ def registered() -> list[object]:
 def marks(name: str) -> list[pytest.MarkDecorator]:
     parameters = registry.load_backbone_card(name).parameters or 0
     if parameters > HUGE:
-        return [pytest.mark.skip(reason="too large to build; small ones of its family stand for it")]
+        too_large = "too large to build; small ones of its family stand for it"
+        return [pytest.mark.e2e, pytest.mark.skip(reason=too_large)]
     if parameters > LARGE:
         return [pytest.mark.slow]
     return [] if name in OF_EACH_FAMILY else [pytest.mark.e2e]

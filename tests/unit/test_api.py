@@ -110,6 +110,7 @@ def test_a_language_model_is_steered_and_writes(tmp_path: Path) -> None:
         toast_cli.steer(mine, classes=2)
 
 
+@pytest.mark.e2e
 def test_a_graph_of_prompts_takes_any_batch() -> None:
     model = toast_cli.steer(timm.create_model(TINY), classes=2, method="vpt", prompts=3).eval().model
     batch = {0: torch.export.Dim("batch")}

@@ -23,6 +23,7 @@ def made(**more: object) -> Experiment:
     return Experiment("small", suite.parse_suite(SUITE, "small.yaml"), **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.e2e
 def test_every_suite_that_comes_with_toast_is_valid_and_says_its_command() -> None:
     for name in list_suites():
         _, found, text = suite.load_suite(name)

@@ -130,6 +130,7 @@ def test_no_bit_of_an_entrys_header_can_change_unseen(tmp_path: Path) -> None:
         assert _read_entry(kept) is None, f"bit {bit} of byte {place}"
 
 
+@pytest.mark.e2e
 def test_workers_share_it_and_leave_nothing_half_written(split: FileSplit, cache: Path) -> None:
     assert same(loader(split, workers=2), loader(split, cached=False))
     assert len(entries(cache)) == COUNT
