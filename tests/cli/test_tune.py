@@ -116,6 +116,7 @@ def test_runs_without_a_named_folder_get_one_each_and_the_newest_is_used_and_sai
     assert (here / "runs" / runs[1] / "export" / f"{runs[1]}-adapter.safetensors").is_file()
 
 
+@pytest.mark.usefixtures("quickly")
 def test_an_exported_model_needs_no_other_file(finished: Path, here: Path) -> None:
     assert toast("export", "--run", finished, "--what", "full", "--out", here / "model.safetensors").code == 0
     said = toast_in_new_process("eval", "--run", here / "model.safetensors", "--json")
