@@ -1,15 +1,25 @@
 # Two commands: 'make demo' and 'make test'. Each sets up .venv from the locked versions first, once.
+# 'make test-fast' is for every commit (2 minutes on two cores), 'make test' for every push (10 minutes),
+# 'make test-all' for every night. tests/conftest.py says which tests are in which.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint lock clean
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+.PHONY: demo test-fast test test-all lint lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/toast demo
 
+test-fast: $(VENV)/installed lint
+	$(PYTEST) -m "not e2e and not nightly and not slow and not gpu"
+
 test: $(VENV)/installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	$(PYTEST) -m "not nightly and not slow and not gpu"
+
+test-all: $(VENV)/installed lint
+	$(PYTEST) -m "not slow and not gpu"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -204,6 +204,7 @@ def test_an_interrupted_suite_says_how_it_goes_on(here: Path, monkeypatch: pytes
     assert "The same command goes on with it" in said.err and "tune --resume" not in said.err
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("server", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_twice(
     here: Path, server: bool, monkeypatch: pytest.MonkeyPatch

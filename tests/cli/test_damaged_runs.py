@@ -21,20 +21,13 @@ from toast_cli.utils.errors import ToastError
 from toast_cli.utils.hashing import CHECKSUM_KEY, hash_json
 
 
-@pytest.fixture(scope="module")
-def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def run(linear_run: Path, tmp_path: Path) -> Path:
     """A run that stopped before its end, with its last two checkpoints."""
-    run = tmp_path_factory.mktemp("made") / "run"
-    assert toast("tune", *TINY_DEMO, "--device", "cpu", "--method", "linear", "--output-dir", run).code == 0
+    run = shutil.copytree(linear_run, tmp_path / "run")
     (run / "results.json").unlink()
     shutil.rmtree(run / "adapter")
     return run
-
-
-@pytest.fixture
-def run(unfinished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(unfinished, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def files(run: Path) -> dict[Path, bytes]:
@@ -69,9 +62,8 @@ def test_a_changed_recipe_is_taken_where_it_is_given_and_said(run: Path) -> None
         assert said.code == 0 and "recipe.yaml is not what a run wrote" in " ".join(said.err.split()), said.err
 
 
-def test_a_damaged_adapter_comes_back_from_the_checkpoints_as_the_error_says(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert toast("tune", *TINY_DEMO, "--device", "cpu", "--method", "linear", "--output-dir", run).code == 0
+def test_a_damaged_adapter_comes_back_from_the_checkpoints_as_the_error_says(linear_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(linear_run, tmp_path / "run")
     adapter = run / "adapter" / "adapter_model.safetensors"
     whole, took = adapter.read_bytes(), json.loads((run / "results.json").read_text())["seconds"]
     adapter.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

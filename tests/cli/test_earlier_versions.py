@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.cli.conftest import ROOT, TINY_DEMO, toast
 from toast_cli import registry
-from toast_cli.recipe.legacy_backbones import resolve_recorded_name
+from toast_cli.recipe.resolve import resolve_recorded_name
 from toast_cli.storage.checksums import add_checksum
 from toast_cli.storage.pretuned import ARTIFACT_CONFIG_FILE, FEEDBACK_FILE, read_artifact
 from toast_cli.utils.files import write_json, write_tensors
@@ -51,6 +51,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_the_finished_one(name: str
     assert json.loads((run / "results.json").read_text())["backbone"] == "vit_demo_3"
 
 
+@pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("name", EARLIER_RUNS)
 def test_a_finished_run_is_exported(name: str, here: Path) -> None:
     said = toast("export", "--run", FIXTURES / name, "--format", "safetensors", "--out", here / "exported")
@@ -65,6 +66,7 @@ def test_its_recipe_given_by_hand_means_the_same_backbone_and_says_so(here: Path
     assert "name: vit_demo\n" in chosen.out and "now called" not in chosen.err
 
 
+@pytest.mark.usefixtures("quickly")
 def test_its_backbone_is_exported_under_the_present_name(here: Path) -> None:
     assert toast("export", "--run", OLD_RUN, "--what", "backbone", "--out", here / "w.safetensors").code == 0
     with safe_open(here / "w.safetensors", framework="pt") as file:

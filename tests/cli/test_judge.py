@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Said, toast
-from tests.language import instructions, make_model, write_json
 
 QUESTIONS = [
     {"question_id": 1, "category": "writing", "text": "Say yes, 1."},
@@ -66,13 +66,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("judged")
-    data = write_json(folder / "data.json", instructions(12))
-    chosen = ["--backbone", f"llama:{make_model(folder / 'model')}", "--dataset", f"alpaca:{data}"]
-    said = toast("tune", *chosen, "--method", "toast", "--output-dir", folder / "run", "training.epochs=1")
-    assert said.code == 0, said.err
-    return folder / "run"
+def run(tmp_path_factory: pytest.TempPathFactory, text_run: Path) -> Path:
+    return shutil.copytree(text_run, tmp_path_factory.mktemp("judged") / "run")
 
 
 @pytest.fixture

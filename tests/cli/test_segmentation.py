@@ -16,7 +16,6 @@ from PIL import Image
 import toast_cli
 from tests.cli.conftest import toast
 from tests.cli.test_processes import TORCHRUN, two_forks, two_processes
-from toast_cli.recipe.resolve import resolve_recipe
 from toast_cli.utils.errors import UsageError
 
 SHORT = ["task.width=16", "training.epochs=1", "training.batch_size=4", "training.warmup_epochs=0", "--device", "cpu"]
@@ -210,6 +209,7 @@ def test_transformers_loads_an_exported_model_and_labels_pixels_with_it(run: Pat
     assert model.config.id2label == dict(enumerate(ours.classes))
 
 
+@pytest.mark.nightly
 def test_two_processes_count_every_pixel_that_one_counts(tmp_path: Path, pairs: Path) -> None:
     words = ["--backbone", "vit_demo_3", "--dataset", f"masks:{pairs}", "--method", "linear", *SHORT]
     # Nine images in batches of four, and a last batch of which the second process has nothing. Weights do not move, so
@@ -298,22 +298,3 @@ def test_pictures_of_data_show_the_classes_of_their_pixels(pairs: Path, tmp_path
         assert said.code == 0, said.err
         with Image.open(sheet) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 100  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("method", ["toast", "toast-lite", "full", "lora", "vpt", "linear"])
-@pytest.mark.parametrize(
-    ("dataset", "name"),
-    [
-        ("voc", "segmentation/voc-vit_b16_in21k-"),
-        ("ade20k", "segmentation/ade20k-vit_b16_in21k-"),
-        ("demo-segmentation", "demo/segmentation-"),
-        ("masks:some", "general/segmentation-"),
-    ],
-)
-def test_every_data_set_has_a_recipe_for_every_method(dataset: str, name: str, method: str) -> None:
-    backbone = "vit_demo_3" if dataset == "demo-segmentation" else "vit_b16_in21k"
-    found = resolve_recipe(backbone=backbone, dataset=dataset, method=method)
-    assert found.name == name + method and found.recipe.method.name == method
-    if method.startswith("toast"):
-        assert found.recipe.method.feedback == "early"  # type: ignore[attr-defined]
-    assert found.recipe.task.name == "segmentation" and found.recipe.training.schedule == "poly"

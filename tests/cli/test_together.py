@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,10 +46,10 @@ def failed(said: Said) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="mounts are of Unix")
 def test_a_disk_that_fills_up_is_told_and_nothing_finished_is_lost(
-    here: Path, mounted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    here: Path, mounted: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, toast_run: Path
 ) -> None:
     monkeypatch.setattr(verification_worker, "run_in_new_process", verification_worker.open_and_run_export)
-    assert toast("tune", *ONE, "--output-dir", "run").code == 0
+    shutil.copytree(toast_run, "run")
     disk = mounted("size=300k")
     failed(toast("tune", *ONE, "--output-dir", disk / "run"))
     again = toast("tune", "--resume", disk / "run")
@@ -64,12 +65,11 @@ def test_a_disk_that_fills_up_is_told_and_nothing_finished_is_lost(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="mounts are of Unix")
-def test_a_folder_that_may_not_be_written_is_told(here: Path, mounted: Callable[[str], Path]) -> None:
+def test_a_folder_that_may_not_be_written_is_told(here: Path, mounted: Callable[[str], Path], toast_run: Path) -> None:
     disk = mounted("ro")
     failed(toast("tune", *ONE, "--output-dir", disk / "run"))
-    assert toast("tune", *ONE, "--output-dir", "run").code == 0
-    failed(toast("export", "--run", "run", "--out", disk / "a"))
-    said = toast("visualize-attention", "--test-image", "0", "--run", "run", "--out", disk / "x")
+    failed(toast("export", "--run", toast_run, "--out", disk / "a"))
+    said = toast("visualize-attention", "--test-image", "0", "--run", toast_run, "--out", disk / "x")
     said.fails(1, "Error: ")
 
 

@@ -32,6 +32,7 @@ def test_a_run_is_evaluated_again(run: Path) -> None:
     }
 
 
+@pytest.mark.usefixtures("quickly")
 def test_its_backbone_is_weights_for_the_next_stage(run: Path, here: Path) -> None:
     assert toast("export", "--run", run, "--what", "backbone", "--out", "stage1.safetensors").code == 0
     said = toast(

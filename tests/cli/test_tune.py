@@ -16,13 +16,10 @@ from toast_cli.export import verification_worker
 from toast_cli.storage.run_folder import LOCK_FILE
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def finished(lite_run: Path) -> Path:
     """One finished run of TOAST-Lite on the demo, to be read by many tests."""
-    folder = tmp_path_factory.mktemp("runs") / "lite"
-    said = toast("tune", "--method", "toast-lite", "--output-dir", folder, "--device", "cpu", *TINY_DEMO)
-    assert said.code == 0, said.err
-    return folder
+    return lite_run
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +98,8 @@ def test_evaluating_again_in_a_new_process_gives_the_same_numbers(finished: Path
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(here: Path) -> None:
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        said = toast("tune", "--method", "toast", "--seed", seed, "--output-dir", name, "--device", "cpu", *TINY_DEMO)
+        short = ["--output-dir", name, "--device", "cpu", *TINY_DEMO, "training.epochs=1"]
+        said = toast("tune", "--method", "toast", "--seed", seed, *short)
         assert said.code == 0, said.err
     a, b, c = ((here / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in "abc")
     assert a == b != c
@@ -118,6 +116,7 @@ def test_runs_without_a_named_folder_get_one_each_and_the_newest_is_used_and_sai
     assert (here / "runs" / runs[1] / "export" / f"{runs[1]}-adapter.safetensors").is_file()
 
 
+@pytest.mark.usefixtures("quickly")
 def test_an_exported_model_needs_no_other_file(finished: Path, here: Path) -> None:
     assert toast("export", "--run", finished, "--what", "full", "--out", here / "model.safetensors").code == 0
     said = toast_in_new_process("eval", "--run", here / "model.safetensors", "--json")

@@ -16,6 +16,9 @@ LARGE, HUGE = 10_000_000, 2_000_000_000
 
 LANGUAGE_MODELS = Path(__file__).parent / "language_models"
 
+OF_EACH_FAMILY = {"vit_demo", "convnext:test_convnext", f"llama:{LANGUAGE_MODELS / 'llama'}"}
+"""Those that are checked before every commit; all others are checked with the commands."""
+
 ANY_OF_A_FAMILY = [
     *("vit:test_vit", "vit:test_vit2", "vit:test_vit3", "vit:test_vit4"),
     *("convnext:test_convnext", "convnext:test_convnext2", "convnext:test_convnext3", "convnext:convnext_atto_ols"),
@@ -27,16 +30,17 @@ ANY_OF_A_FAMILY = [
 def registered() -> list[object]:
     names = registry.list_names(registry.BACKBONES)
     assert "vit_demo_3" in names and "vit_b16" in names
-    return [
-        pytest.param(name, marks=marks(registry.load_backbone_card(name).parameters or 0), id=name.rpartition("/")[2])
-        for name in [*names, *ANY_OF_A_FAMILY]
-    ]
+    return [pytest.param(name, marks=marks(name), id=name.rpartition("/")[2]) for name in [*names, *ANY_OF_A_FAMILY]]
 
 
-def marks(parameters: int) -> list[pytest.MarkDecorator]:
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    parameters = registry.load_backbone_card(name).parameters or 0
     if parameters > HUGE:
-        return [pytest.mark.skip(reason="too large to build; small ones of its family stand for it")]
-    return [pytest.mark.slow] if parameters > LARGE else []
+        too_large = "too large to build; small ones of its family stand for it"
+        return [pytest.mark.e2e, pytest.mark.skip(reason=too_large)]
+    if parameters > LARGE:
+        return [pytest.mark.slow]
+    return [] if name in OF_EACH_FAMILY else [pytest.mark.e2e]
 
 
 @cache

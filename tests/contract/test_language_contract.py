@@ -12,7 +12,7 @@ from toast_cli.backbones.base import Backbone
 KINDS = sorted(folder.name for folder in LANGUAGE_MODELS.iterdir())
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[pytest.param(kind, marks=[] if kind == "llama" else pytest.mark.e2e) for kind in KINDS])
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     return built(f"llama:{LANGUAGE_MODELS / request.param}")
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.conftest import TINY_DEMO, toast
+from tests.cli.conftest import toast
 from toast_cli.export import verification_worker
 from toast_cli.storage.checkpoint import find_checkpoint, load_checkpoint_state, load_extra_tensors
 from toast_cli.storage.checksums import read_checksummed_json
@@ -30,12 +30,11 @@ TIMES = [pytest.param(6), pytest.param(60, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, lite_run: Path, pretuned_run: Path) -> Path:
     """A finished run of Lite, a pre-tuned start, and each as an exported file."""
     here = tmp_path_factory.mktemp("made")
-    small = [*TINY_DEMO, "training.epochs=1", "training.save_every=1", "--device", "cpu"]
-    assert toast("tune", *small, "--method", "toast-lite", "--output-dir", here / "run").code == 0
-    assert toast("pretune", "--least-squares", *TINY_DEMO, "--output-dir", here / "pre").code == 0
+    shutil.copytree(lite_run, here / "run")
+    shutil.copytree(pretuned_run, here / "pre")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(verification_worker, "run_in_new_process", verification_worker.open_and_run_export)
         for run, name in (("run", "one.safetensors"), ("pre", "start.safetensors")):

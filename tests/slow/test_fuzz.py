@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from tests.cli.conftest import TINY_DEMO, toast
+from tests.cli.conftest import toast
 from tests.peak import forget_peak, peak
 from toast_cli.data.images.decode import open_image
 from toast_cli.data.text import alpaca, sharegpt
@@ -195,15 +195,13 @@ def test_a_checkpoint(tmp_path: Path, data: st.DataObject) -> None:
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes, Path]]:
+def adapters(tmp_path_factory: pytest.TempPathFactory, lite_run: Path) -> list[tuple[str, bytes, Path]]:
     """What an adapter consists of, and where the rest of it lies: an exported file, and each file of a folder."""
     here = tmp_path_factory.mktemp("adapters")
-    small = [*TINY_DEMO, "training.epochs=1", "--device", "cpu"]
-    assert toast("tune", *small, "--method", "toast-lite", "--output-dir", here / "run").code == 0
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(verification_worker, "run_in_new_process", verification_worker.open_and_run_export)
-        assert toast("export", "--run", here / "run", "--out", here / "one").code == 0
-    folder, one = here / "run" / "adapter", here / "one.safetensors"
+        assert toast("export", "--run", lite_run, "--out", here / "one").code == 0
+    folder, one = lite_run / "adapter", here / "one.safetensors"
     parts = [(file.name, file.read_bytes(), folder) for file in sorted(folder.iterdir()) if file.suffix != ".md"]
     # Without their seals, too, as whoever means harm would leave them out: what is read is then believed.
     config = json.loads((folder / "adapter_config.json").read_text())

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cli.conftest import TINY_DEMO, toast
 from tests.slow.test_fuzz import ANY, for_inputs, works_or_says_why
 from toast_cli.storage.checkpoint import (
     STATE_FILE,
@@ -35,11 +34,10 @@ VALUES = ANY | st.sampled_from([10**400, -1, 2**63, 1e308, "../../x", "/dev/zero
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, lite_run: Path, pretuned_run: Path) -> Path:
     here = tmp_path_factory.mktemp("made")
-    small = [*TINY_DEMO, "training.epochs=1", "--device", "cpu"]
-    assert toast("tune", *small, "--method", "toast-lite", "--output-dir", here / "run").code == 0
-    assert toast("pretune", "--least-squares", *TINY_DEMO, "--output-dir", here / "pre").code == 0
+    shutil.copytree(lite_run, here / "run")
+    shutil.copytree(pretuned_run, here / "pre")
     shutil.rmtree(here / "run" / "checkpoints" / ".last.old", ignore_errors=True)
     return here
 

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -161,6 +163,7 @@ def test_the_layout_keeps_its_rules() -> None:
     assert list(violations()) == []
 
 
+@pytest.mark.e2e
 def test_a_run_without_peft_imports_neither_it_nor_what_it_brings() -> None:
     """They take as long as torch itself to import."""
     program = (

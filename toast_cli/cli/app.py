@@ -27,7 +27,7 @@ from toast_cli.cli.commands.plan import run_plan
 from toast_cli.cli.commands.pretune import run_pretune
 from toast_cli.cli.commands.tune import run_tune
 from toast_cli.cli.commands.visualize_attention import visualize_attention
-from toast_cli.cli.groups import CommandGroup
+from toast_cli.cli.options import CommandGroup
 from toast_cli.utils.errors import INTERRUPTED, RUNTIME_FAILURE, ToastError, UsageError
 
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]

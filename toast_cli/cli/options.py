@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
+from typer.core import TyperGroup
+
+from toast_cli.utils.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from toast_cli.recipe.resolve import ResolvedRecipe
@@ -77,7 +80,7 @@ def parse_head(head: str) -> int | Literal["mean", "max", "rollout"]:
 
 def apply_recorded_backbone(resolved: ResolvedRecipe, recipe: str | None, backbone: str | None) -> ResolvedRecipe:
     """Give the recipe of an earlier version's run the backbone that its name meant then, and say so."""
-    from toast_cli.recipe.legacy_backbones import resolve_recorded_backbone
+    from toast_cli.recipe.resolve import resolve_recorded_backbone
     from toast_cli.storage.run_folder import RunFolder
 
     file = None if recipe is None else Path(recipe)
@@ -107,3 +110,15 @@ def check_resume_options(run: Path, context: typer.Context) -> None:
     if not all(left_out(value) for name, value in context.params.items() if name not in allowed):
         raise UsageError("--resume goes on with the run as it was begun.", what_to_do="Leave all but --device out.")
     RunFolder.reopen(run)
+
+
+class CommandGroup(TyperGroup):
+    """Commands in the order they were added."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the first argument names."""
+        if args and args[0] not in self.commands:
+            raise UsageError(
+                f"There is no command '{ctx.command_path} {args[0]}'.", what_to_do=did_you_mean(args[0], self.commands)
+            )
+        return super().resolve_command(ctx, args)

@@ -10,7 +10,6 @@ from toast_cli.storage.checksums import read_checksummed_json
 if TYPE_CHECKING:
     from toast_cli.storage.adapter import AdapterConfig
     from toast_cli.storage.load_model import LoadedModel
-    from toast_cli.storage.pretuned import Lineage
 
 _FRONT_MATTER = """\
 ---
@@ -44,12 +43,11 @@ def format_adapter_card(config: AdapterConfig, results: Mapping[str, Any]) -> st
     )
 
 
-def format_artifact_card(lineage: Lineage) -> str:
-    """Return the card of a pre-tuned artifact."""
-    backbone, recipe = lineage.backbone, lineage.recipe
+def format_artifact_card(backbone: str, fingerprint: str, recipe: Mapping[str, Any]) -> str:
+    """Return the card of a pre-tuned artifact, made by `recipe` for the backbone with this fingerprint."""
     return _format_card(
         f"Feedback path for {backbone}, pre-tuned on {recipe['dataset']['name']}",
-        [f"Backbone fingerprint: {_format_digest(lineage.backbone_fingerprint)}", f"Seed: {recipe['seed']}"],
+        [f"Backbone fingerprint: {_format_digest(fingerprint)}", f"Seed: {recipe['seed']}"],
         f"```\ntoast tune --backbone {backbone} --dataset DATA --init-from PATH_OF_THIS_FOLDER\n```\n",
     )
 

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from toast_cli.model.model import Model
-from toast_cli.recipe.legacy_backbones import resolve_recorded_name
 from toast_cli.recipe.parse import build_recipe
+from toast_cli.recipe.resolve import resolve_recorded_name
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.feedback import get_base_weight
 from toast_cli.steering.steering import Steering
@@ -72,7 +72,9 @@ def save_artifact(run: RunFolder, model: Model, recipe: Recipe, results: dict[st
     if not run.writes:
         return
     write_tensors(folder / FEEDBACK_FILE, tensors)
-    write_text(folder / "README.md", format_artifact_card(lineage))
+    write_text(
+        folder / "README.md", format_artifact_card(lineage.backbone, lineage.backbone_fingerprint, lineage.recipe)
+    )
     write_json(folder / ARTIFACT_CONFIG_FILE, add_checksum(asdict(lineage), [folder / FEEDBACK_FILE]))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import set_seed
 
 from toast_cli.data.base import BatchLoader
-from toast_cli.recipe.legacy_backbones import resolve_recorded_backbone
+from toast_cli.recipe.resolve import resolve_recorded_backbone
 from toast_cli.recipe.safe_yaml import to_yaml
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.checkpoint import find_checkpoint, is_checkpoint_lost, load_checkpoint_state, load_extra_tensors

@@ -7,29 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.conftest import TINY_DEMO, toast
-from tests.language import instructions, make_model, write_json
 from toast_cli.storage.load_model import load_model
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of TOAST on the demo."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    said = toast("tune", *TINY_DEMO, "--output-dir", run)
-    assert said.code == 0, said.err
-    return run
-
-
-@pytest.fixture(scope="module")
-def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of TOAST-Lite on a tiny LLaMA."""
-    here = tmp_path_factory.mktemp("text")
-    data = write_json(here / "data.json", instructions(20))
-    chosen = ["--backbone", f"llama:{make_model(here / 'model')}", "--dataset", f"alpaca:{data}"]
-    said = toast("tune", *chosen, "--method", "toast-lite", "--output-dir", here / "run", "training.epochs=1")
-    assert said.code == 0, said.err
-    return here / "run"
+@pytest.fixture
+def run(toast_run: Path) -> Path:
+    """A finished run of TOAST on the demo, to be read."""
+    return toast_run
 
 
 def logits(run: Path, image: torch.Tensor) -> torch.Tensor:

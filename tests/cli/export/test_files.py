@@ -50,19 +50,17 @@ def test_import_says_what_became_of_every_tensor(here: Path) -> None:
 
 
 @pytest.mark.usefixtures("quickly")
-def test_a_pretuned_start_becomes_one_file_that_tuning_starts_from(here: Path) -> None:
+def test_a_pretuned_start_becomes_one_file_that_tuning_starts_from(here: Path, pretuned_run: Path) -> None:
     small = [*TINY_DEMO, "training.epochs=1"]
-    made = toast("pretune", "--least-squares", *TINY_DEMO, "--output-dir", "pre")
-    assert made.code == 0, made.err
-    said = toast("export", "--run", "pre", "--out", "start")
+    said = toast("export", "--run", pretuned_run, "--out", "start")
     assert said.code == 0 and "artifact written: start.safetensors" in said.out, said.err
     report = json.loads((here / "export_report.json").read_text())["start.safetensors"]
     assert {"random.features", "real.A.0", "real.xi"} <= report["differences"].keys()
     tuned = toast("tune", *small, "--init-from", "start.safetensors", "--output-dir", "run")
     assert tuned.code == 0 and "pre-tuned on demo" in tuned.err, tuned.err
-    toast("export", "--run", "pre", "--format", "onnx", "--out", "x").fails(2, "no model")
-    toast("export", "--run", "pre", "--what", "full", "--out", "x").fails(2, "artifact")
-    for path in ("pre", "start.safetensors"):
+    toast("export", "--run", pretuned_run, "--format", "onnx", "--out", "x").fails(2, "no model")
+    toast("export", "--run", pretuned_run, "--what", "full", "--out", "x").fails(2, "artifact")
+    for path in (pretuned_run, "start.safetensors"):
         toast("eval", "--run", path).fails(2, "start for tuning", "--init-from")
     (here / "start.safetensors").write_bytes((here / "start.safetensors").read_bytes()[:-100])
     toast("tune", *small, "--init-from", "start.safetensors", "--output-dir", "y").fails(1, "damaged")

@@ -109,6 +109,7 @@ def test_a_torch_program_takes_any_batch_and_carries_its_labels(here: Path, run:
     assert json.loads(extra["labels"]) == list(load_model(run).classes)
 
 
+@pytest.mark.usefixtures("quickly")
 def test_a_language_models_graph_takes_any_number_of_tokens(here: Path, text_run: Path) -> None:
     target = here / "model.pt2"
     said = toast("export", "--run", text_run, "--format", "torch-export", "--out", target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ from toast_cli.export import verification_worker
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, toast_run: Path, pretuned_run: Path) -> Path:
     """A run, a pre-tuned start, and exports of both."""
     here = tmp_path_factory.mktemp("made")
-    assert toast("tune", *TINY_DEMO, "training.epochs=1", "--output-dir", here / "run").code == 0
-    assert toast("pretune", "--least-squares", *TINY_DEMO, "--output-dir", here / "pre").code == 0
+    shutil.copytree(toast_run, here / "run")
+    shutil.copytree(pretuned_run, here / "pre")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(verification_worker, "run_in_new_process", verification_worker.open_and_run_export)
         for run, words in (
@@ -52,9 +53,9 @@ def test_what_is_advised_works(made: Path, tmp_path: Path) -> None:
     for run in ("run/adapter", "hf"):
         said = toast("eval", "--run", made / run)
         assert said.code == 0, said.err
-    words = ["training.epochs=1", "--output-dir", tmp_path / "run"]
     for number, start in enumerate(("pre/artifact", "start.safetensors")):
-        said = toast("tune", *TINY_DEMO, *words[:-1], tmp_path / str(number), "--init-from", made / start)
+        words = ["training.epochs=1", "--output-dir", tmp_path / str(number), "--init-from", made / start]
+        said = toast("tune", *TINY_DEMO, *words)
         assert said.code == 0, said.err
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.cli.conftest import TINY_DEMO, toast
+from tests.cli.conftest import toast
 from tests.cli.export.conftest import top_down_parts
 from toast_cli.export import export_run
 
@@ -142,9 +142,8 @@ def test_numbers_of_another_kind_are_no_weights(here: Path, run: Path) -> None:
 
 
 @pytest.mark.usefixtures("quickly")
-def test_changed_weights_of_a_whole_file_are_refused(here: Path) -> None:
-    assert toast("tune", "--method", "linear", "--output-dir", "run", *TINY_DEMO).code == 0
-    assert toast("export", "--run", "run", "--what", "full", "--out", "whole.safetensors").code == 0
+def test_changed_weights_of_a_whole_file_are_refused(here: Path, linear_run: Path) -> None:
+    assert toast("export", "--run", linear_run, "--what", "full", "--out", "whole.safetensors").code == 0
     with safe_open("whole.safetensors", framework="pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     name = next(name for name in tensors if name.endswith("mlp.fc1.weight"))

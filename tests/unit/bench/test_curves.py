@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.bench.made_up import accuracy, filled
 from toast_cli.bench.results import ExperimentResults
-from toast_cli.bench.suite import Suite, load_suite, parse_suite
+from toast_cli.bench.suite import Suite, parse_suite
 from toast_cli.bench.tables.curves import (
     ACCURACY_LABEL,
     ATTENTION_LABEL,
@@ -19,7 +19,6 @@ from toast_cli.bench.tables.curves import (
     draw_suite_curves,
 )
 from toast_cli.bench.tables.render import write_experiment_page
-from toast_cli.recipe.builtin import list_suites
 from toast_cli.utils.errors import UsageError
 
 SUITE = """
@@ -101,8 +100,3 @@ def test_the_figure_has_a_line_for_every_row_and_the_files_name_every_run(
 def test_a_name_that_is_not_in_the_suite_is_refused() -> None:
     with pytest.raises(UsageError, match="no data set 'none'"):
         parse_suite(SUITE.replace("steps_on: many", "steps_on: none"), "growth.yaml")
-
-
-@pytest.mark.parametrize("name", list_suites())
-def test_every_built_in_suite_is_valid(name: str) -> None:
-    assert load_suite(name)[1].rows

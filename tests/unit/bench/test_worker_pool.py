@@ -21,12 +21,14 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.nightly
 def test_every_worker_is_the_same_command_and_its_words_are_kept(python: Path) -> None:
     (python / "act").write_text("exit 0")
     assert run_worker_pool(2, ["bench", "demo"], python / "logs", lambda: None) == [0, 0]
     assert [(python / "logs" / f"{n}.log").read_text() for n in (0, 1)] == ["-m toast_cli bench demo\n"] * 2
 
 
+@pytest.mark.nightly
 def test_a_worker_that_was_killed_is_started_again_a_few_times_and_one_that_failed_is_not(python: Path) -> None:
     (python / "act").write_text(f"[ $(wc -l < {python}/starts) -gt 1 ] && exit 0 || kill -9 $$")
     assert run_worker_pool(1, [], python / "logs", lambda: None) == [0]

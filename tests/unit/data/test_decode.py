@@ -158,6 +158,7 @@ class TestErrors:
             warnings.simplefilter("ignore")
             assert "100×100 pixels, and at most 9,999 are read" in self.refused(tmp_path / "a.png").why
 
+    @pytest.mark.e2e
     def test_pillows_warning_without_a_name_is_not_shown(self, tmp_path: Path) -> None:
         Image.new("1", (9_500, 9_500)).save(tmp_path / "a.png")
         script = (

@@ -73,6 +73,7 @@ COUNTS = {
 """As published: classes; training, validation and test images of the official lists, and of the JSON files."""
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("lists", ["official", "json"])
 @pytest.mark.parametrize("name", SETS)
 def test_a_copy_of_the_published_size_is_silent_and_one_image_or_class_less_is_said(

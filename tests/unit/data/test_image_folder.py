@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -290,13 +288,6 @@ class TestErrors:
     def test_test_without_train_is_not_taken_for_a_class(self, make_folder: MakeFolder) -> None:
         with pytest.raises(ToastError, match="but no train folder"):
             opened(make_folder({"val/a": 1, "test/a": 1}))
-
-
-@pytest.mark.parametrize("module", ["images.image_folder", "datasets.cub"])
-def test_a_source_is_imported_without_anything_heavy(module: str) -> None:
-    code = f"import sys, toast_cli.data.{module}; print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_the_source_says_what_it_needs() -> None:

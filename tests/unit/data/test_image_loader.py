@@ -113,11 +113,13 @@ def test_every_image_comes_once_in_batches_of_which_the_last_may_be_short() -> N
     assert [len(batch["label"]) for batch in batches] == [4, 4, 2]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_workers_change_neither_order_nor_augmentation(two_workers: ImageLoader, number: int) -> None:
     assert same(epoch(loader(), number), epoch(two_workers, number))
 
 
+@pytest.mark.e2e
 def test_epochs_differ_in_order_and_in_augmentation(two_workers: ImageLoader) -> None:
     first, second = epoch(two_workers, 1), epoch(two_workers, 2)
     assert order(first) != order(second)
@@ -125,12 +127,14 @@ def test_epochs_differ_in_order_and_in_augmentation(two_workers: ImageLoader) ->
     assert sum(not torch.equal(images[i], later[i]) for i in range(COUNT)) > COUNT // 2
 
 
+@pytest.mark.e2e
 def test_an_epoch_can_be_repeated(two_workers: ImageLoader) -> None:
     first = epoch(two_workers, 1)
     epoch(two_workers, 2)
     assert same(first, epoch(two_workers, 1))
 
 
+@pytest.mark.e2e
 def test_an_epoch_that_was_left_early_does_not_leak_into_the_next(two_workers: ImageLoader) -> None:
     two_workers.set_epoch(3)
     next(iter(two_workers))
@@ -154,7 +158,7 @@ def test_images_of_one_epoch_are_augmented_differently() -> None:
     assert len({tuple(images[i]["image"].flatten().tolist()) for i in range(COUNT)}) > COUNT // 2
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.e2e)])
 def test_loading_leaves_the_models_randomness_alone(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     own = os.getpid()
 
@@ -180,7 +184,7 @@ def error_of(batches: ImageLoader) -> ToastError:
     raise AssertionError("nothing was raised")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.e2e)])
 def test_an_unreadable_image_raises_the_error_it_raised_in_the_worker(workers: int) -> None:
     error = error_of(make_image_loader(Unreadable(), transform(), BatchOptions(4), 0, workers))
     assert type(error) is UsageError
@@ -194,6 +198,7 @@ def test_batches_before_the_unreadable_image_still_come() -> None:
     assert next(seen)["index"].tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.e2e
 def test_a_broken_file_is_named_across_processes(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     split = FileSplit(tmp_path, ("broken.jpg",), (0,))
@@ -202,6 +207,7 @@ def test_a_broken_file_is_named_across_processes(tmp_path: Path) -> None:
     assert error.why
 
 
+@pytest.mark.e2e
 def test_the_workers_stop_with_the_loader_that_failed() -> None:
     gc.collect()
     before = set(multiprocessing.active_children())
@@ -214,7 +220,7 @@ def test_the_workers_stop_with_the_loader_that_failed() -> None:
         gc.enable()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.e2e)])
 def test_an_unreadable_image_can_be_skipped_and_is_listed(workers: int) -> None:
     batches = make_image_loader(Unreadable(), transform(), BatchOptions(4), 0, workers, skip=True)
     assert not batches.skipped

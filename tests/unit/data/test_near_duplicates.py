@@ -48,6 +48,7 @@ def test_four_bits_may_lie_anywhere(bits: list[int]) -> None:
     assert len(find_near_duplicates({"train": seen([0]), "test": seen([turned(0, bits)])}, set())) == 1
 
 
+@pytest.mark.e2e
 def test_a_hundred_thousand_images_are_compared_in_seconds_alike_or_not() -> None:
     rng = np.random.default_rng(1)
     looks = [int(value) for value in rng.integers(0, 2**64, 100_000, dtype=np.uint64)]

@@ -117,6 +117,7 @@ def test_a_damaged_entry_is_written_anew(split: FileSplit, cache: Path, damage: 
     assert {file: file.read_bytes() for file in entries(cache)} == whole
 
 
+@pytest.mark.e2e
 def test_workers_share_it_and_leave_nothing_half_written(split: FileSplit, cache: Path) -> None:
     assert same(loader(split, workers=2), loader(split, cached=False))
     assert len(entries(cache)) == COUNT

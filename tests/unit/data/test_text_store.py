@@ -48,6 +48,7 @@ def peak(count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int
     return most, blocks
 
 
+@pytest.mark.nightly
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toast_cli.data.text.loader.TOKENIZER_BATCH_CHARACTERS", 20_000)
     model = make_model(tmp_path / "model")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -38,19 +39,15 @@ def brightness(image: Tensor) -> Tensor:
     return (image * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]).mean(0)
 
 
-@pytest.mark.parametrize("image_size", [(224, 224), (96, 64), (64, 96)])
-@pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.9])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("photo", [(301, 227), (61, 80)])
-def test_evaluation_sees_the_pixels_that_timm_would_show(
-    image_size: tuple[int, int], crop_pct: float, interpolation: str, photo: tuple[int, int]
-) -> None:
+def test_evaluation_sees_the_pixels_that_timm_would_show(interpolation: str, photo: tuple[int, int]) -> None:
     image = noise(*photo)
-    ours, _ = build_transform(
-        ImageOptions(), preprocessing(image_size, crop_pct=crop_pct, interpolation=interpolation), train=False
-    )(image)
-    timm = create_transform((3, *image_size), mean=MEAN, std=STD, crop_pct=crop_pct, interpolation=interpolation)
-    torch.testing.assert_close(ours, timm(image), rtol=0, atol=1e-6)
+    for image_size, crop_pct in itertools.product([(224, 224), (96, 64), (64, 96)], [1.0, 0.875, 0.9]):
+        given = preprocessing(image_size, crop_pct=crop_pct, interpolation=interpolation)
+        ours, _ = build_transform(ImageOptions(), given, train=False)(image)
+        timm = create_transform((3, *image_size), mean=MEAN, std=STD, crop_pct=crop_pct, interpolation=interpolation)
+        torch.testing.assert_close(ours, timm(image), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -65,19 +62,16 @@ def test_any_image_becomes_normalised_float32_of_the_input_size(augment: str, tr
         torch.testing.assert_close(image, white[:, None, None].expand_as(image))
 
 
-@pytest.mark.parametrize("photo", [(200, 140), (140, 200), (40, 50)])
 @pytest.mark.parametrize(
     ("augment", "squash"),
     [*((augment, False) for augment in AUGMENTS), ("none", True), ("flip", True), ("random-resized-crop", True)],
 )
-@pytest.mark.parametrize("image_size", [(64, 64), (48, 80)])
-def test_the_mask_follows_the_image_through_every_geometry(
-    image_size: tuple[int, int], augment: str, squash: bool, photo: tuple[int, int]
-) -> None:
+def test_the_mask_follows_the_image_through_every_geometry(augment: str, squash: bool) -> None:
     options = ImageOptions(augment=augment, squash=squash)  # type: ignore[arg-type]
-    transform = build_transform(options, preprocessing(image_size, crop_pct=0.8), train=True)
     torch.manual_seed(0)
-    for _ in range(8):
+    photos, sizes = [(200, 140), (140, 200), (40, 50)], [(64, 64), (48, 80)]
+    for photo, image_size, _ in itertools.product(photos, sizes, range(8)):
+        transform = build_transform(options, preprocessing(image_size, crop_pct=0.8), train=True)
         image, mask = transform(*white_square(*photo))
         assert mask is not None
         assert (type(mask), mask.dtype, mask.shape) == (Tensor, torch.bool, image_size)

@@ -87,7 +87,7 @@ def test_epochs_and_seeds_differ_in_order_and_an_epoch_can_be_repeated(tmp_path:
     assert numbers(batches, 1) == first
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.e2e)])
 def test_an_epoch_goes_on_where_it_was_left(tmp_path: Path, workers: int) -> None:
     batches = loader(opened(tmp_path), BatchOptions(4, shuffle=True), workers=workers)
     assert numbers(batches, 3, begin=2) == numbers(batches, 3)[2:]
@@ -100,7 +100,9 @@ def test_what_an_epoch_has_had_is_not_decoded_again(tmp_path: Path, monkeypatch:
     assert len(flat(numbers(batches, 3, begin=4))) == len(opened_now) == 8
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (2, 2), (1, 2)])
+@pytest.mark.parametrize(
+    ("processes", "workers"), [(2, 0), *(pytest.param(*both, marks=pytest.mark.e2e) for both in ((2, 2), (1, 2)))]
+)
 def test_processes_and_workers_read_disjoint_shards_and_together_all(
     tmp_path: Path, processes: int, workers: int
 ) -> None:
@@ -142,6 +144,7 @@ def test_processes_whose_shards_differ_in_size_take_the_same_steps(tmp_path: Pat
         assert [len(batch["label"]) for batch in batches] == [2, 2, 2]
 
 
+@pytest.mark.e2e
 def test_one_process_sees_every_image_once_however_its_workers_come_out(tmp_path: Path) -> None:
     batches = loader(opened(tmp_path, shards(tmp_path, 3, EACH)), BatchOptions(4, shuffle=True), workers=2)
     seen = list(batches)

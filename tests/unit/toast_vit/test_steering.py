@@ -17,7 +17,8 @@ KINDS = [
     "vit:test_vit2",
     "vit:test_vit3",
     "vit:test_vit4",
-    "vit:vit_small_patch16_18x2_224",  # two attentions side by side in every block
+    # Two attentions side by side in every block.
+    pytest.param("vit:vit_small_patch16_18x2_224", marks=pytest.mark.e2e),
 ]
 """Between them: class token or not, registers, average and map pooling, LayerScale, LayerNorm and RMSNorm."""
 

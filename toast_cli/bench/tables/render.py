@@ -14,8 +14,7 @@ from toast_cli.bench.tables.curves import write_curve_figures
 from toast_cli.bench.tables.figures import draw_table_figures
 from toast_cli.bench.tables.model import Cell, FilledTable, NumberCell
 from toast_cli.utils.files import write_text
-from toast_cli.utils.formatting import format_csv_records
-from toast_cli.utils.templates import TEMPLATES, render_template
+from toast_cli.utils.formatting import TEMPLATES, format_csv_records, render_template
 
 MIN_WIDE_COLUMNS = 10
 """Columns from which LaTeX is set as VTAB's tables are: across the page, headings turned, small, spreads below."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toast_cli.cli import options
-from toast_cli.cli.groups import CommandGroup
+from toast_cli.cli.options import CommandGroup
 from toast_cli.utils.errors import RUNTIME_FAILURE, UsageError
 
 if TYPE_CHECKING:

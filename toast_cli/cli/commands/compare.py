@@ -46,7 +46,7 @@ def run_compare(
     from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
     from toast_cli.evaluation.compare_runs import build_comparison
     from toast_cli.utils.files import write_json, write_text
-    from toast_cli.utils.templates import render_template
+    from toast_cli.utils.formatting import render_template
     from toast_cli.visualize.figure import draw_figure, save_figure
     from toast_cli.visualize.layout import build_comparison_rows
     from toast_cli.visualize.report import build_report_images

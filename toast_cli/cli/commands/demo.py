@@ -139,7 +139,7 @@ def _write_outputs(
     page: Path,
 ) -> None:
     from toast_cli.utils.files import write_text
-    from toast_cli.utils.templates import render_template, to_data_uri
+    from toast_cli.utils.formatting import render_template, to_data_uri
     from toast_cli.visualize.before_after import draw_before_after
     from toast_cli.visualize.figure import save_figure
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from toast_cli.cli import options
-from toast_cli.cli.groups import CommandGroup
+from toast_cli.cli.options import CommandGroup
 
 app = typer.Typer(cls=CommandGroup, invoke_without_command=True, rich_markup_mode=None)
 

@@ -59,6 +59,7 @@ def test_what_cannot_be_done_is_said_before_a_run_begins(kind: str, words: str) 
         METHOD.build(PeftOptions(kind=kind), backbone("convnext:test_convnext"))
 
 
+@pytest.mark.e2e
 def test_every_kind_that_is_said_to_go_in_does_and_can_be_counted_or_is_told_why_not_by_its_own_name() -> None:
     went = set()
     for kind in list_injectable_kinds():
