@@ -74,6 +74,7 @@ def _find_root(home: Path) -> Path:
         f"Download ADEChallengeData2016.zip (MIT, scene parsing) and unpack it in {home}, so that "
         f"{home / ADE20K_FOLDER / 'annotations'} exists; or name the folder that holds "
         f"{ADE20K_FOLDER} with --data-dir.",
+        code="data.missing-dataset",
     )
 
 
@@ -81,7 +82,9 @@ def _read_split(root: Path, part: str, classes: int, reduce_zero_label: bool) ->
     images, maps = root / "images" / part, root / "annotations" / part
     pairs = match_images_to_maps(images, maps)
     if not pairs:
-        raise ToastError(f"There is no image in {images}.", what_to_do="Unpack ADEChallengeData2016.zip anew.")
+        raise ToastError(
+            f"There is no image in {images}.", what_to_do="Unpack ADEChallengeData2016.zip anew.", code="data.no-images"
+        )
     return SegmentationSplit(pairs, classes, reduce_zero_label)
 
 
@@ -91,11 +94,16 @@ def _read_class_names(file: Path) -> tuple[str, ...]:
         rows = [line.split("\t") for line in read_text_file(file).splitlines()[1:] if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ToastError(
-            f"{file} cannot be read.", str(error), f"It names the classes; unpack it from {ADE20K_FOLDER}.zip."
+            f"{file} cannot be read.",
+            str(error),
+            f"It names the classes; unpack it from {ADE20K_FOLDER}.zip.",
+            code="data.unreadable-file",
         ) from error
     names = tuple(row[-1].strip() for row in rows)
     if len(names) != CLASS_COUNT:
         raise ToastError(
-            f"{file} names {len(names)} classes, not {CLASS_COUNT}.", what_to_do=f"Unpack {ADE20K_FOLDER}.zip anew."
+            f"{file} names {len(names)} classes, not {CLASS_COUNT}.",
+            what_to_do=f"Unpack {ADE20K_FOLDER}.zip anew.",
+            code="data.wrong-class-count",
         )
     return names

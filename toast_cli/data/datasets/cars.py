@@ -59,6 +59,7 @@ def _read_annotations(root: Path, options: CarsOptions) -> AnnotatedDataset:
             f"There is no {TEST_LABELS_FILE} in {root}.",
             "The development kit holds the test images' boxes, without their labels.",
             f"Download it from {CARS.home} into {root}.",
+            code="data.missing-labels",
         )
     names, labels, boxes, parts = [], [], [], []
     classes = tuple(map(str, flatten_column(_read_variable(root / CARS.marker, "class_names"))))
@@ -87,5 +88,7 @@ def _parse_entry(file: Path, number: int, entry: Any, classes: int) -> tuple[str
         return name, label, Box(left - 1, top - 1, right - left + 1, low - top + 1)
     except (AttributeError, TypeError, ValueError) as error:
         raise ToastError(
-            f"{file}, annotation {number}: {error}.", what_to_do=f"Unpack {CARS.archives} anew."
+            f"{file}, annotation {number}: {error}.",
+            what_to_do=f"Unpack {CARS.archives} anew.",
+            code="data.invalid-annotation",
         ) from error

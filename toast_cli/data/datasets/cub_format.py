@@ -90,6 +90,7 @@ def _build_regions(
             f"There is no folder {places[0]}.",
             "Segmentations come in an archive of their own.",
             f"Unpack segmentations.tgz in {read.root}, or use dataset.mask=box.",
+            code="data.missing-folder",
         )
     return tuple(MaskFile((folder / name).with_suffix(".png"), _threshold_segmentation) for name in names.values())
 
@@ -171,7 +172,10 @@ class _AnnotationReader:
             lines = read_text_file(file).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ToastError(
-                f"The annotation file {file} cannot be read.", str(error), f"Unpack {self.layout.archive} anew."
+                f"The annotation file {file} cannot be read.",
+                str(error),
+                f"Unpack {self.layout.archive} anew.",
+                code="data.unreadable-file",
             ) from error
         parted = [(number, line.strip().partition(" "), line) for number, line in enumerate(lines, start=1)]
         return [(number, first, rest.strip(), line) for number, (first, _, rest), line in parted if first]
@@ -181,6 +185,7 @@ class _AnnotationReader:
         raise ToastError(
             f"{self.root / name}, line {line}: {why}.",
             what_to_do=f"Unpack {self.layout.archive} anew, or mend the line.",
+            code="data.invalid-annotation",
         )
 
 

@@ -59,6 +59,7 @@ def _read_annotations(root: Path, options: DogsOptions) -> AnnotatedDataset:
             raise ToastError(
                 f"{file} lists {len(names[part]):,} files and {len(ids[part]):,} labels.",
                 what_to_do=f"Unpack {DOGS.archives} anew.",
+                code="data.wrong-label-count",
             )
     breeds: dict[int, str] = {}
     for part in names:
@@ -67,6 +68,7 @@ def _read_annotations(root: Path, options: DogsOptions) -> AnnotatedDataset:
                 raise ToastError(
                     f"{root / f'{part}_list.mat'}: label {identifier} is of {breeds[identifier]} and of {name}.",
                     what_to_do=f"Unpack {DOGS.archives} anew.",
+                    code="data.invalid-annotation",
                 )
     label_of = {identifier: label for label, identifier in enumerate(sorted(breeds))}
     boxed = (root / "Annotation").is_dir()
@@ -100,7 +102,16 @@ def read_voc_boxes(file: Path) -> tuple[Box, ...]:
         ]
         boxes = tuple(Box(left - 1, top - 1, right - left + 1, low - top + 1) for left, top, right, low in corners)
     except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise ToastError(f"The annotation {file} cannot be read.", str(error), "Unpack annotation.tar anew.") from error
+        raise ToastError(
+            f"The annotation {file} cannot be read.",
+            str(error),
+            "Unpack annotation.tar anew.",
+            code="data.unreadable-file",
+        ) from error
     if not boxes:
-        raise ToastError(f"The annotation {file} holds no box.", what_to_do="Unpack annotation.tar anew.")
+        raise ToastError(
+            f"The annotation {file} holds no box.",
+            what_to_do="Unpack annotation.tar anew.",
+            code="data.invalid-annotation",
+        )
     return boxes

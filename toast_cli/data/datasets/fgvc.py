@@ -89,6 +89,7 @@ def open_published_dataset(
             f"The annotations of {published.title} are not there.",
             f"{root / published.marker} does not exist.",
             f"Unpack {published.archives} in {root.parent}, or use dataset.lists=json.",
+            code="data.missing-annotations",
         )
     elif (root / "train.json").is_file():
         notes = ("the set's own lists are used; dataset.lists=json takes the JSON files beside them",)
@@ -119,7 +120,7 @@ def _read_annotations(
             return None, (f"the set's own annotations are not used: {error.what}",)
         if options.lists is None and (root / "train.json").is_file():
             hint = f"{error.what_to_do} Or use dataset.lists=json, which does without."
-            raise ToastError(error.what, error.why, hint) from error
+            raise ToastError(error.what, error.why, hint, code=error.code) from error
         raise
 
 
@@ -144,6 +145,7 @@ def _find_root(published: PublishedDataset, home: Path) -> Path:
         f"Neither {wanted} nor {home / published.marker} exists.",
         f"Download {published.archives} from {published.home} and unpack, so that {wanted} exists; "
         f"or name the folder that holds {published.folders[0]} with --data-dir.",
+        code="data.missing-dataset",
     )
 
 
@@ -208,7 +210,9 @@ def _read_json_lists(root: Path) -> dict[str, dict[str, int]]:
     lists = {part: _read_json_list(root / f"{part}.json") for part in FGVC_SPLITS if (root / f"{part}.json").is_file()}
     if "train" not in lists:
         raise ToastError(
-            f"There is no train.json in {root}.", what_to_do="Put it there, or use dataset.lists=official."
+            f"There is no train.json in {root}.",
+            what_to_do="Put it there, or use dataset.lists=official.",
+            code="data.missing-list",
         )
     seen: dict[str, str] = {}
     for part, labels in lists.items():
@@ -218,6 +222,7 @@ def _read_json_lists(root: Path) -> dict[str, dict[str, int]]:
                     f"{root}: {name} is in both {seen[name]}.json and {part}.json.",
                     "A model must not be judged by what it was trained on.",
                     "Mend the lists.",
+                    code="data.overlapping-splits",
                 )
         unknown = sorted(set(labels.values()) - set(lists["train"].values()))
         if unknown:
@@ -225,6 +230,7 @@ def _read_json_lists(root: Path) -> dict[str, dict[str, int]]:
                 f"{root}: {part}.json has {format_class_names([str(identifier) for identifier in unknown])}, "
                 "which train.json does not have.",
                 what_to_do="Mend the lists.",
+                code="data.class-not-in-train",
             )
     return lists
 
@@ -234,14 +240,28 @@ def _read_json_list(file: Path) -> dict[str, int]:
     try:
         found = json.loads(read_text_file(file))
     except (OSError, ValueError) as error:
-        raise ToastError(f"{file} cannot be read.", str(error), "Fetch it anew.") from error
+        raise ToastError(
+            f"{file} cannot be read.", str(error), "Fetch it anew.", code="data.unreadable-file"
+        ) from error
     if not isinstance(found, dict) or not found:
-        raise ToastError(f"{file} is not a JSON object of file name to class id.", what_to_do="Fetch it anew.")
+        raise ToastError(
+            f"{file} is not a JSON object of file name to class id.",
+            what_to_do="Fetch it anew.",
+            code="data.invalid-list",
+        )
     for name, identifier in found.items():
         if isinstance(identifier, bool) or not isinstance(identifier, int):
-            raise ToastError(f"{file}: {name} has the class {identifier!r}, no whole number.", what_to_do="Mend it.")
+            raise ToastError(
+                f"{file}: {name} has the class {identifier!r}, no whole number.",
+                what_to_do="Mend it.",
+                code="data.invalid-list",
+            )
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ToastError(f"{file}: {name} leads out of the data set's folder.", what_to_do="Mend it.")
+            raise ToastError(
+                f"{file}: {name} leads out of the data set's folder.",
+                what_to_do="Mend it.",
+                code="data.path-outside-folder",
+            )
     return found
 
 

@@ -89,4 +89,8 @@ def _is_foreground(pixels: Any) -> Any:
 
 
 def _annotation_error(root: Path, why: str) -> ToastError:
-    return ToastError(f"{root / 'setid.mat'}: {why}.", what_to_do="Fetch setid.mat and imagelabels.mat anew.")
+    return ToastError(
+        f"{root / 'setid.mat'}: {why}.",
+        what_to_do="Fetch setid.mat and imagelabels.mat anew.",
+        code="data.invalid-annotation",
+    )

@@ -81,6 +81,7 @@ def _find_root(home: Path) -> Path:
         f"Neither {home / IMAGENET_FOLDERS[0] / 'train'} nor {home / IMAGENET_FOLDERS[0] / TRAIN_TAR} exists.",
         f"Get it from image-net.org (an account is needed) and put the folders, or {TRAIN_TAR} and {VAL_TAR}, into "
         f"{home / IMAGENET_FOLDERS[0]}; or name the folder that holds it with --data-dir.",
+        code="data.missing-dataset",
     )
 
 
@@ -94,12 +95,15 @@ def _build_labelled_split(
             f"{root}, {what}: '{odd[0]}' is no ImageNet class." if odd else f"{root}, {what}: there is no image.",
             "Expected is a folder per class, called by its WordNet id: n01440764.",
             "For folders of other names, say folder:PATH.",
+            code="data.unknown-class" if odd else "data.no-images",
         )
     known = classes or tuple(sorted(set(class_of.values())))
     unknown = sorted(set(class_of.values()) - set(known))
     if unknown:
         raise ToastError(
-            f"{root}, {what}: {unknown[0]} has no training image.", what_to_do="Fetch the training images anew."
+            f"{root}, {what}: {unknown[0]} has no training image.",
+            what_to_do="Fetch the training images anew.",
+            code="data.class-not-in-train",
         )
     label_of = {name: label for label, name in enumerate(known)}
     ordered = sorted((label_of[identifier], name) for name, identifier in class_of.items())
@@ -123,7 +127,9 @@ def _read_train_tar(file: Path) -> tuple[FileSplit, tuple[str, ...]]:
                         if image.isreg() and is_image_name(image.name) and image.size <= MAX_MEMBER_BYTES
                     }
     except (OSError, tarfile.TarError) as error:
-        raise ToastError(f"{file} cannot be read.", f"{type(error).__name__}: {error}", "Fetch it anew.") from error
+        raise ToastError(
+            f"{file} cannot be read.", f"{type(error).__name__}: {error}", "Fetch it anew.", code="data.unreadable-file"
+        ) from error
     packed = ArchiveIndex(file, members, frozenset(Path(name).parts[0] for name in members))
     return _build_labelled_split(packed, {name: Path(name).parts[0] for name in members}, "train")
 
@@ -148,6 +154,7 @@ def _read_validation(root: Path, classes: tuple[str, ...]) -> FileSplit | None:
             f"Nothing says which classes the validation images of {root} have.",
             f"They lie in one place, and {root / DEVKIT / META_FILE} does not exist.",
             f"Unpack {DEVKIT}.tar.gz in {root}.",
+            code="data.missing-labels",
         )
     wnids = {
         int(each.ILSVRC2012_ID): str(each.WNID)
@@ -157,12 +164,16 @@ def _read_validation(root: Path, classes: tuple[str, ...]) -> FileSplit | None:
         truth = [int(line) for line in read_text_file(kit / VAL_LABELS_FILE).split()]
     except (OSError, ValueError) as error:
         raise ToastError(
-            f"{kit / VAL_LABELS_FILE} cannot be read.", str(error), f"Unpack {DEVKIT}.tar.gz anew."
+            f"{kit / VAL_LABELS_FILE} cannot be read.",
+            str(error),
+            f"Unpack {DEVKIT}.tar.gz anew.",
+            code="data.unreadable-file",
         ) from error
     if len(truth) != len(names) or not set(truth) <= set(wnids):
         raise ToastError(
             f"{kit / VAL_LABELS_FILE} is of {len(truth):,} images, and {root} holds {len(names):,}.",
             what_to_do=f"Fetch {VAL_TAR} and {DEVKIT}.tar.gz anew.",
+            code="data.wrong-label-count",
         )
     class_of = {name: wnids[number] for name, number in zip(sorted(names), truth, strict=True)}
     return _build_labelled_split(tree.root, class_of, "val", classes)[0]

@@ -26,6 +26,7 @@ def read_matlab(file: Path, *wanted: str, archive: str) -> Mapping[str, Any]:
             f"The annotation file {file} cannot be read.",
             f"{type(error).__name__}: {error}",
             f"Unpack {archive} anew.",
+            code="data.unreadable-file",
         ) from error
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -33,6 +34,7 @@ def read_matlab(file: Path, *wanted: str, archive: str) -> Mapping[str, Any]:
             f"{file} does not hold {', '.join(missing)}.",
             f"It holds {', '.join(name for name in found if not name.startswith('__')) or 'nothing'}.",
             f"Unpack {archive} anew.",
+            code="data.invalid-annotation",
         )
     return found
 

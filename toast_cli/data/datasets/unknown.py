@@ -24,7 +24,11 @@ def open_unknown(options: UnknownDataOptions, data_dir: Path | None) -> NoReturn
     Raises:
         UsageError: always.
     """
-    raise UsageError("What this checkpoint was trained on is not known here.", what_to_do="Name data with --dataset.")
+    raise UsageError(
+        "What this checkpoint was trained on is not known here.",
+        what_to_do="Name data with --dataset.",
+        code="data.unknown-source",
+    )
 
 
 SOURCE = DataSource(UnknownDataOptions, open_unknown, "nothing: it stands for the data of an imported checkpoint")

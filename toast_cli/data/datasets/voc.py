@@ -55,6 +55,7 @@ def open_voc(options: VocOptions, data_dir: Path | None) -> DataSet:
                 f"There is no augmented list in {root}.",
                 f"Wanted are {official / AUGMENTED_LISTS[0]} and the class maps in {root / AUGMENTED_MAPS_FOLDER}.",
                 "Put both there (they come from the Semantic Boundaries Dataset), or use dataset.augmented=false.",
+                code="data.missing-list",
             )
         train = _read_split(root, listed, AUGMENTED_MAPS_FOLDER)
     else:
@@ -67,6 +68,7 @@ def open_voc(options: VocOptions, data_dir: Path | None) -> DataSet:
             f"{both:,} training images of {root} are in the validation list too.",
             "A model must not be tested on what it was trained on.",
             "Take the augmented list without the official validation images (trainaug, not trainvalaug).",
+            code="data.overlapping-splits",
         )
     published = (AUGMENTED_TRAIN_SIZE if options.augmented else VOC_SIZES[0], VOC_SIZES[1])
     note = "test: VOC's official validation list, whose labels are public"
@@ -91,6 +93,7 @@ def _find_root(home: Path) -> Path:
         f"Neither {home / VOC_FOLDER / LISTS_FOLDER} nor {home / LISTS_FOLDER} exists.",
         f"Download VOCtrainval_11-May-2012.tar and unpack it in {home}, so that {home / VOC_FOLDER / LISTS_FOLDER} "
         "exists; or name the folder that holds VOCdevkit with --data-dir.",
+        code="data.missing-dataset",
     )
 
 
@@ -99,11 +102,13 @@ def _read_split(root: Path, listed: Path, maps: str) -> SegmentationSplit:
     try:
         lines = read_text_file(listed).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ToastError(f"{listed} cannot be read.", str(error), "Unpack the archive anew.") from error
+        raise ToastError(
+            f"{listed} cannot be read.", str(error), "Unpack the archive anew.", code="data.unreadable-file"
+        ) from error
     ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
     pairs = tuple((root / "JPEGImages" / f"{name}.jpg", root / maps / f"{name}.png") for name in ids)
     if not pairs:
-        raise ToastError(f"{listed} names no image.", what_to_do="Unpack the archive anew.")
+        raise ToastError(f"{listed} names no image.", what_to_do="Unpack the archive anew.", code="data.no-images")
     files = [(str(path), path) for pair in pairs for path in pair]
     require_files(files, f"files that {listed} names", "Unpack the archive anew.")
     return SegmentationSplit(pairs, len(VOC_CLASSES))

@@ -86,7 +86,7 @@ def open_vtab(options: VtabOptions, data_dir: Path | None) -> DataSet:
     if task is None:
         hint = did_you_mean(options.path, VTAB_TASKS)
         known = "" if "Known:" in hint else f" Known: {', '.join(VTAB_TASKS)}."
-        raise UsageError(f"There is no VTAB task '{options.path}'.", what_to_do=hint + known)
+        raise UsageError(f"There is no VTAB task '{options.path}'.", what_to_do=hint + known, code="data.unknown-task")
     root = _find_root(get_data_dir(data_dir), options.path)
     if options.use == "train800":
         lists = {"train": "train800", "val": "val200", "test": "test"}
@@ -127,6 +127,7 @@ def _find_root(home: Path, task: str) -> Path:
         f"Neither {home / VTAB_FOLDER / task} nor {home / task} holds train800val200.txt.",
         "Get VTAB-1k in its file-list layout (a folder per task with train800.txt, val200.txt, train800val200.txt and "
         f"test.txt) and put it there, or name the folder that holds {VTAB_FOLDER} with --data-dir.",
+        code="data.missing-dataset",
     )
 
 
@@ -136,7 +137,9 @@ def _read_split(root: Path, name: str, classes: int) -> FileSplit:
     try:
         lines = read_text_file(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ToastError(f"The list {file} cannot be read.", str(error), "Fetch it anew.") from error
+        raise ToastError(
+            f"The list {file} cannot be read.", str(error), "Fetch it anew.", code="data.unreadable-file"
+        ) from error
     names, labels = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -151,10 +154,12 @@ def _read_split(root: Path, name: str, classes: int) -> FileSplit:
             labels.append(int(label))
             continue
         raise ToastError(
-            f"{file}, line {number}: {why}; found '{line}'.", what_to_do="Fetch the list anew, or mend it."
+            f"{file}, line {number}: {why}; found '{line}'.",
+            what_to_do="Fetch the list anew, or mend it.",
+            code="data.invalid-list",
         )
     if not names:
-        raise ToastError(f"{file} names no image.", what_to_do="Fetch the task anew.")
+        raise ToastError(f"{file} names no image.", what_to_do="Fetch the task anew.", code="data.no-images")
     return FileSplit(root, tuple(names), tuple(labels))
 
 
@@ -168,4 +173,5 @@ def _require_disjoint(root: Path, splits: dict[str, FileSplit]) -> None:
                 f"{both[0]}.",
                 "A model must not be judged by what it was trained on or chosen by.",
                 "Fetch the lists anew.",
+                code="data.overlapping-splits",
             )

@@ -186,7 +186,11 @@ def open_grid(options: GridOptions, data_dir: Path | None) -> DataSet:
     distractors = get_image_splits(unlabelled, others).values()
     classes = labelled.classes[: options.classes]
     if len(classes) < 2:
-        raise UsageError(f"{chosen} has no classes to tell apart.", what_to_do="Name labelled images before the '+'.")
+        raise UsageError(
+            f"{chosen} has no classes to tell apart.",
+            what_to_do="Name labelled images before the '+'.",
+            code="data.too-few-classes",
+        )
     shown = {
         part: tuple(Photo(split, i) for i, label in enumerate(split.labels) if label < len(classes))
         for part, split in get_image_splits(labelled, chosen).items()
@@ -204,6 +208,7 @@ def open_grid(options: GridOptions, data_dir: Path | None) -> DataSet:
             raise ToastError(
                 f"{others} leaves {len(pools[part])} distractors for {part}, and a mosaic needs {needed}.",
                 what_to_do="Give more, or raise dataset.val_fraction or dataset.test_fraction.",
+                code="data.too-few-distractors",
             )
         splits[part] = GridSplit(photos, pools[part], part, options, options.mosaics if part == "train" else 1, own=own)
     used = ", ".join(f"{len(pools[part]):,} for {part} (split {_hash_pool(pools[part])})" for part in splits)
@@ -238,6 +243,7 @@ def _parse_sources(path: str) -> tuple[str, str]:
         f"'grid:{path}' does not name two data sets.",
         "Expected is grid:SOURCE+DISTRACTORS.",
         "For example grid:cub+images:PATH; known are " + ", ".join(registry.list_names(registry.SOURCES)) + ".",
+        code="data.invalid-grid",
     )
 
 

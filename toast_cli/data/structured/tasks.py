@@ -82,7 +82,9 @@ def open_structured(options: StructuredOptions, data_dir: Path | None) -> DataSe
     """
     if options.path not in CLASS_COUNTS:
         raise UsageError(
-            f"There is no structured task '{options.path}'.", what_to_do=did_you_mean(options.path, CLASS_COUNTS)
+            f"There is no structured task '{options.path}'.",
+            what_to_do=did_you_mean(options.path, CLASS_COUNTS),
+            code="data.unknown-task",
         )
     train = TRAIN_IMAGES if options.use == "train800" else TRAIN_IMAGES + VAL_IMAGES
     lists: dict[str, tuple[ListName, int, int]] = {

@@ -32,7 +32,11 @@ def uses_chat_template(tokenizer: Any, template: str) -> bool:
         ToastError: it was asked for and there is none.
     """
     if template == "chat" and not tokenizer.chat_template:
-        raise ToastError("This tokenizer has no chat template.", what_to_do="Use dataset.template=plain.")
+        raise ToastError(
+            "This tokenizer has no chat template.",
+            what_to_do="Use dataset.template=plain.",
+            code="text.no-chat-template",
+        )
     return template in ("auto", "chat") and bool(tokenizer.chat_template)
 
 
@@ -75,6 +79,7 @@ def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) 
             raise ChatTemplateError(
                 "This tokenizer's chat template writes an answer otherwise than it asks for one.",
                 what_to_do="Use dataset.template=plain.",
+                code="text.inconsistent-chat-template",
             )
         if before is None or not head.startswith(before):
             start = [] if chat or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -112,6 +117,7 @@ def _format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
         "This tokenizer's chat template refuses the conversation.",
         f"It says: {refused}",
         "Change the turns, or use dataset.template=plain.",
+        code="text.refused-by-chat-template",
     )
 
 

@@ -96,7 +96,11 @@ def open_conversations(
     path = Path(options.path).expanduser()
     path = path if path.is_absolute() or data_dir is None else data_dir / path
     if not path.is_file():
-        raise UsageError(f"There is no file {path}.", what_to_do="Check the path after the data set's name.")
+        raise UsageError(
+            f"There is no file {path}.",
+            what_to_do="Check the path after the data set's name.",
+            code="data.missing-file",
+        )
     entries, left_out = read_json_list(path), []
     conversations = []
     for number, entry in enumerate(entries, start=1):
@@ -112,13 +116,15 @@ def open_conversations(
             if entries
             else "It is empty."
         )
-        raise ToastError(f"{path} holds no conversation in the format of '{options.name}'.", why)
+        raise ToastError(
+            f"{path} holds no conversation in the format of '{options.name}'.", why, code="text.no-conversations"
+        )
     names, labels = [text.name for text in conversations], [0] * len(conversations)
     kept, test = hold_out(names, labels, options.test_fraction, options.split_seed)
     train, val = hold_out([names[i] for i in kept], [0] * len(kept), options.val_fraction, options.split_seed + 1)
     parts = {"train": [kept[i] for i in train], "val": [kept[i] for i in val], "test": test}
     if not parts["train"]:
-        raise ToastError(f"{path} holds no conversation to train on.")
+        raise ToastError(f"{path} holds no conversation to train on.", code="text.no-training-text")
     said = [repr(text.turns) for text in conversations]  # not the entries' numbers, which an edit leaves as they are
     held = ", ".join(
         f"{len(indices):,} {name} (split {compute_split_hash([said[i] for i in indices], [0] * len(indices))})"

@@ -89,7 +89,7 @@ def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataS
 
     spool = TextStore(_read_texts(options, data_dir))
     if not len(spool):
-        raise ToastError(f"{options.path} holds no text to train on.")
+        raise ToastError(f"{options.path} holds no text to train on.", code="text.no-training-text")
     kept, test = hold_out_indices(np.arange(len(spool)), options.test_fraction, options.split_seed)
     train, val = hold_out_indices(kept, options.val_fraction, options.split_seed + 1)
     numbers = {"train": train, "val": val, "test": test}
@@ -109,7 +109,9 @@ def _read_texts(options: TextDocumentOptions, data_dir: Path | None) -> Iterable
         for number, entry in enumerate(islice(entries, options.documents), start=1):
             text = entry[options.field]
             if not isinstance(text, str):
-                raise ToastError(f"{options.path}, document {number}: '{options.field}' is no text.")
+                raise ToastError(
+                    f"{options.path}, document {number}: '{options.field}' is no text.", code="text.not-a-string"
+                )
             if text.strip():
                 yield text
     except KeyError as error:
@@ -117,10 +119,13 @@ def _read_texts(options: TextDocumentOptions, data_dir: Path | None) -> Iterable
             f"{options.path}, document {number} has no '{options.field}'.",
             f"It has {', '.join(map(str, entry))}.",
             "Name the one that holds the text: dataset.field=NAME.",
+            code="text.missing-field",
         ) from error
     except (OSError, ValueError) as error:  # what pyarrow and datasets raise while they stream is either
         raise ToastError(
-            f"{options.path} cannot be read after document {number}.", f"{type(error).__name__}: {error}"
+            f"{options.path} cannot be read after document {number}.",
+            f"{type(error).__name__}: {error}",
+            code="data.unreadable-file",
         ) from error
 
 
@@ -130,7 +135,9 @@ def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterab
         from datasets import load_dataset
     except ImportError as error:
         raise ToastError(
-            "Running text is read through the datasets library.", what_to_do='pip install "datasets>=4.4".'
+            "Running text is read through the datasets library.",
+            what_to_do='pip install "datasets>=4.4".',
+            code="data.missing-library",
         ) from error
     path = Path(options.path).expanduser()
     path = path if path.is_absolute() or data_dir is None or path.exists() else data_dir / path
@@ -141,18 +148,26 @@ def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterab
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _get_reader(file))
         odd = [file for file in files if not file.is_file()]
         if odd:
-            raise ToastError(f"{odd[0]} is no regular file.", "It is a folder, a pipe or a device.", "Remove it.")
+            raise ToastError(
+                f"{odd[0]} is no regular file.",
+                "It is a folder, a pipe or a device.",
+                "Remove it.",
+                code="data.not-a-regular-file",
+            )
         readers = {_get_reader(file) for file in files}
         if len(readers) != 1 or None in readers:
             found = "several kinds of files" if len(readers) > 1 else "no file that is understood"
             raise ToastError(
                 f"{path} holds {found}." if path.is_dir() else f"{path} is of no kind that is understood.",
                 what_to_do=f"Give files of one kind: {', '.join(READERS_BY_SUFFIX)}.",
+                code="text.unsupported-files",
             )
         named = {"data_files": [str(file) for file in files], "split": "train"}
         where = str(readers.pop())
     elif _get_reader(path) or options.path.startswith((".", "/", "~")):
-        raise UsageError(f"There is no file or folder {path}.", what_to_do="Check the path after 'text:'.")
+        raise UsageError(
+            f"There is no file or folder {path}.", what_to_do="Check the path after 'text:'.", code="data.missing-file"
+        )
     else:
         named = {"name": options.subset, "split": options.split}
         where = options.path
@@ -163,6 +178,7 @@ def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterab
             f"'{options.path}' cannot be opened, as a file or as a Hugging Face data set.",
             f"{type(error).__name__}: {error}",
             "Check the name, dataset.subset and dataset.split, or give a local file.",
+            code="data.cannot-open",
         ) from error
 
 

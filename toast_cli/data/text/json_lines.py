@@ -42,7 +42,9 @@ def read_bytes_without_bom(path: Path) -> bytes:
     try:
         return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise ToastError(f"{path} cannot be read.", error.strerror or str(error)) from error
+        raise ToastError(
+            f"{path} cannot be read.", error.strerror or str(error), code="data.unreadable-file"
+        ) from error
 
 
 def _parse_json(text: bytes, path: Path, first: int) -> Any:
@@ -55,4 +57,4 @@ def _parse_json(text: bytes, path: Path, first: int) -> Any:
         line, what = first + error.lineno - 1, f"is no JSON: {error.msg[:1].lower()}{error.msg[1:]}"
     except RecursionError:
         line, what = first, "is no JSON that can be read: it is nested too deeply"
-    raise ToastError(f"{path} cannot be read.", f"Line {line} {what}.")
+    raise ToastError(f"{path} cannot be read.", f"Line {line} {what}.", code="text.invalid-json")

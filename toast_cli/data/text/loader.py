@@ -125,6 +125,7 @@ def build_conversation_loader(
         raise ToastError(
             f"None of {len(split):,} texts leaves anything to learn within {options.max_tokens} tokens.",
             what_to_do="Raise dataset.max_tokens.",
+            code="text.nothing-to-learn",
         )
     notes = []
     if refused:
@@ -163,6 +164,7 @@ def build_document_loader(
         raise ToastError(
             f"{len(split):,} documents are {len(stream):,} tokens, less than one block of {length}.",
             what_to_do="Lower dataset.block_tokens, or give more text.",
+            code="text.less-than-one-block",
         )
     left = len(stream) - count * length
     note = f"{len(split):,} documents are {count:,} blocks of {length} tokens; the last {left:,} tokens fill none."
