@@ -77,7 +77,9 @@ def test_what_is_cut_and_what_is_left_out_is_said(here: Path, model: Path) -> No
 
 def test_nothing_left_to_learn_is_an_error_before_a_run_folder_is_made(here: Path, model: Path, data: Path) -> None:
     chosen = ["--backbone", f"llama:{model}", "--dataset", f"alpaca:{data}"]
-    toast("tune", *chosen, "--output-dir", here / "run", "dataset.max_tokens=8").fails(1, "leaves anything to learn")
+    toast("tune", *chosen, "--output-dir", here / "run", "dataset.max_tokens=8").fails(
+        1, "8 tokens", error="text.nothing-to-learn"
+    )
     assert not (here / "run").exists()
 
 

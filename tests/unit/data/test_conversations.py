@@ -46,8 +46,9 @@ def test_auto_takes_the_chat_template_where_there_is_one() -> None:
 
 
 def test_a_chat_template_that_is_asked_for_and_missing_is_an_error() -> None:
-    with pytest.raises(ToastError, match="no chat template"):
+    with pytest.raises(ToastError) as refused:
         tokenize_conversation(TALK, make_tokenizer(), "chat")
+    assert refused.value.code == "text.no-chat-template"
 
 
 THINKING = (
@@ -78,8 +79,9 @@ def test_a_chat_template_that_asks_otherwise_than_it_writes_is_refused() -> None
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
     )
-    with pytest.raises(ChatTemplateError, match="writes an answer otherwise"):
+    with pytest.raises(ChatTemplateError) as refused:
         tokenize_conversation(TALK, tokenizer, "chat")
+    assert refused.value.code == "text.inconsistent-chat-template"
 
 
 NO_SYSTEM = (
@@ -97,6 +99,7 @@ def test_what_the_system_says_goes_to_the_user_where_a_template_knows_no_system(
     assert learned(ids, labels, tokenizer) == "Hello</s>"
     with pytest.raises(ChatTemplateError) as refused:
         format_prompt([TALK[0], TALK[0]], tokenizer, "chat")
+    assert refused.value.code == "text.refused-by-chat-template"
     assert "roles must alternate" in refused.value.why
 
 
@@ -153,8 +156,9 @@ def test_an_instruction_that_cannot_be_used_is_left_out_and_named(tmp_path: Path
     assert len(data.splits["train"]) == 4
     assert f"1 of 5 entries of data.json were left out: entry 3 ({words}" in data.notes[-1]
     alone = write_json(tmp_path / "alone.json", [entry])
-    with pytest.raises(ToastError, match="holds no conversation") as refused:
+    with pytest.raises(ToastError) as refused:
         alpaca.open_alpaca(alpaca.AlpacaOptions(path=str(alone)), None)
+    assert refused.value.code == "text.no-conversations"
     assert words in refused.value.why
 
 
@@ -191,19 +195,21 @@ def test_json_lines_are_read_and_a_missing_or_broken_file_is_named(tmp_path: Pat
     lines.write_text('{"instruction": "a", "output": "b"}\n\n{"instruction": "c", "output": "d"}\n')
     split = alpaca.open_alpaca(alpaca.AlpacaOptions(path="data.jsonl", test_fraction=0), tmp_path).splits["train"]
     assert isinstance(split, ConversationSplit)
-    with pytest.raises(UsageError, match="There is no file"):
+    with pytest.raises(UsageError, match=r"none\.json") as refused:
         alpaca.open_alpaca(alpaca.AlpacaOptions(path=str(tmp_path / "none.json")), None)
+    assert refused.value.code == "data.missing-file"
     broken = tmp_path / "broken.json"
-    for text, words in [
-        (b'[\n{"instruction": "a"},\n{', "Line 3 is no JSON"),
-        (b'{"instruction": "a", "output": "b"}\n{"a\n', "Line 2 is no JSON"),
-        (b'[{"instruction": "a",\n"output": "caf\xe9"}]', "Line 2 is no UTF-8 text"),
-        (b"[" * 100_000, "nested too deeply"),
+    for text, line in [
+        (b'[\n{"instruction": "a"},\n{', 3),
+        (b'{"instruction": "a", "output": "b"}\n{"a\n', 2),
+        (b'[{"instruction": "a",\n"output": "caf\xe9"}]', 2),
+        (b"[" * 100_000, 1),
     ]:
         broken.write_bytes(text)
-        with pytest.raises(ToastError, match="cannot be read") as refused:
+        with pytest.raises(ToastError, match=r"broken\.json") as damaged:
             alpaca.open_alpaca(alpaca.AlpacaOptions(path=str(broken)), None)
-        assert words in refused.value.why
+        assert damaged.value.code == "text.invalid-json"
+        assert f"Line {line} " in damaged.value.why
 
 
 def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
@@ -248,8 +254,9 @@ def test_what_a_chat_template_refuses_is_left_out_and_counted() -> None:
     loader = batched(NO_SYSTEM, TALK, twice)
     assert loader.samples == 1
     assert "1 of 2 texts were left out" in loader.notes[0] and "roles must alternate" in loader.notes[0]
-    with pytest.raises(ToastError, match="refuses the conversation"):
+    with pytest.raises(ToastError) as refused:
         batched(NO_SYSTEM, twice)
+    assert refused.value.code == "text.refused-by-chat-template"
 
 
 def test_a_conversation_that_becomes_several_texts_is_said() -> None:

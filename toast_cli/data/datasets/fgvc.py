@@ -230,7 +230,7 @@ def _read_json_lists(root: Path) -> dict[str, dict[str, int]]:
                 f"{root}: {part}.json has {format_class_names([str(identifier) for identifier in unknown])}, "
                 "which train.json does not have.",
                 what_to_do="Mend the lists.",
-                code="data.class-not-in-train",
+                code="data.unknown-class",
             )
     return lists
 
@@ -260,7 +260,7 @@ def _read_json_list(file: Path) -> dict[str, int]:
             raise ToastError(
                 f"{file}: {name} leads out of the data set's folder.",
                 what_to_do="Mend it.",
-                code="data.path-outside-folder",
+                code="data.unsafe-path",
             )
     return found
 

@@ -103,7 +103,7 @@ def _build_labelled_split(
         raise ToastError(
             f"{root}, {what}: {unknown[0]} has no training image.",
             what_to_do="Fetch the training images anew.",
-            code="data.class-not-in-train",
+            code="data.unknown-class",
         )
     label_of = {name: label for label, name in enumerate(known)}
     ordered = sorted((label_of[identifier], name) for name, identifier in class_of.items())

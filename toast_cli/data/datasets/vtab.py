@@ -146,9 +146,9 @@ def _read_split(root: Path, name: str, classes: int) -> FileSplit:
             continue
         path, _, label = line.strip().rpartition(" ")
         if not path or not label.isdecimal() or int(label) >= classes:
-            why = f"expected a path and a class from 0 to {classes - 1}"
+            why, code = f"expected a path and a class from 0 to {classes - 1}", "data.invalid-list"
         elif PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            why = "the path leads out of the task's folder"
+            why, code = "the path leads out of the task's folder", "data.unsafe-path"
         else:
             names.append(path)
             labels.append(int(label))
@@ -156,7 +156,7 @@ def _read_split(root: Path, name: str, classes: int) -> FileSplit:
         raise ToastError(
             f"{file}, line {number}: {why}; found '{line}'.",
             what_to_do="Fetch the list anew, or mend it.",
-            code="data.invalid-list",
+            code=code,
         )
     if not names:
         raise ToastError(f"{file} names no image.", what_to_do="Fetch the task anew.", code="data.no-images")
