@@ -88,7 +88,7 @@ def test_a_box_covers_every_pixel_it_touches_inside_the_image(cub: Path, box: st
 
 def test_a_copy_of_another_size_is_noted_and_used(cub: Path) -> None:
     note = open_cub(CubOptions(), cub).notes[0]
-    assert "This copy holds 12 training and 6 test images of 3 classes" in note
+    assert "This copy has 12 training and 6 test images of 3 classes" in note
     assert "5,994 and 5,794 of 200" in note
 
 

@@ -58,7 +58,7 @@ def test_each_set_keeps_its_official_test_images_and_says_that_this_copy_is_smal
     data = opened(LAYOUTS[name](tmp_path), tmp_path)
     assert data.classes == classes
     assert {part: len(split) for part, split in data.splits.items()} == sizes
-    assert data.notes[0].startswith("This copy holds ")
+    assert data.notes[0].startswith("This copy has ")
     held_out = any("held out per class" in note and "seed 0, split " in note for note in data.notes)
     assert held_out is (name != "flowers")
 
@@ -95,7 +95,7 @@ def test_a_copy_of_the_published_size_is_silent_and_one_image_or_class_less_is_s
         data = fgvc.open_published_dataset(
             published, build_dataset_options(name, {"lists": lists}), tmp_path, lambda *_: own
         )
-        return [note for note in data.notes if note.startswith("This copy holds")]
+        return [note for note in data.notes if note.startswith("This copy has")]
 
     assert said(sizes, classes) == []
     for part in (part for part, size in sizes.items() if size):
@@ -196,7 +196,7 @@ class TestJsonLists:
         data = opened(name, tmp_path)
         assert data.classes == tuple(str(number + 1) for number in range(len(data.classes)))
         assert not data.splits["train"].has_masks
-        assert any("called by the numbers" in note for note in data.notes)
+        assert any("named by the numbers" in note for note in data.notes)
         assert get_image_splits(data, name)["test"].load(0).image.size == SIZE
 
     @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ class TestJsonLists:
         (root / file).unlink()
         data = opened(name, tmp_path, lists="json")
         assert len(data.splits["test"]) > 0 and not data.splits["test"].has_masks
-        assert any("own annotations are not used" in note and Path(file).name in note for note in data.notes)
+        assert any("official annotations are not used" in note and Path(file).name in note for note in data.notes)
         with pytest.raises(ToastError, match=Path(file).name) as refused:
             opened(name, tmp_path)
         assert "dataset.lists=json" in refused.value.what_to_do

@@ -306,7 +306,7 @@ def test_ade20k_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ToastError, match="ADE20K") as refused:
         open_ade20k(Ade(), tmp_path)
     assert refused.value.code == "data.missing-dataset"
-    with pytest.raises(ToastError, match=r"149 .*150|150 .*149") as refused:
+    with pytest.raises(ToastError, match=r"150 .* 149") as refused:
         open_ade20k(Ade(), ade(tmp_path, names=149))
     assert refused.value.code == "data.wrong-class-count"
     (tmp_path / "ADEChallengeData2016/annotations/training/3.png").unlink()

@@ -51,12 +51,12 @@ def test_a_tasks_lists_are_held_against_the_published_ones(task: str, tmp_path: 
     chosen = open_vtab(VtabOptions(path=task), tmp_path)
     assert len(chosen.classes) == classes
     assert [note for note in chosen.notes if "the published list" in note] == [
-        "train800.txt holds 1 images; the published list has 800.",
-        "val200.txt holds 1 images; the published list has 200.",
-        f"test.txt holds 1 images; the published list has {test:,}.",
+        "train800.txt has 1 images; the published list has 800.",
+        "val200.txt has 1 images; the published list has 200.",
+        f"test.txt has 1 images; the published list has {test:,}.",
     ]
     reported = open_vtab(VtabOptions(path=task, use="all1000"), tmp_path)
-    assert "train800val200.txt holds 2 images; the published list has 1,000." in reported.notes
+    assert "train800val200.txt has 2 images; the published list has 1,000." in reported.notes
     (root / "test.txt").write_text(f"2.jpg {classes}\n")
     with pytest.raises(ToastError, match=f"0 to {classes - 1}") as refused:
         open_vtab(VtabOptions(path=task), tmp_path)
@@ -94,10 +94,10 @@ def test_settings_are_chosen_on_800_and_200_and_reported_on_all_1000(kitti: Path
 def test_what_differs_from_what_was_published_is_said(kitti: Path) -> None:
     (kitti / "train800.txt").write_text("images/train/000000.jpg 2\n")
     notes = opened(kitti).notes
-    assert notes[0] == "VTAB-1k, kitti: structured, 4 classes, judged by top-1 accuracy"
-    assert "train800.txt holds 1 images; the published list has 800." in notes
-    assert "test.txt holds 8 images; the published list has 711." in notes
-    assert "train: no image of classes '0', '1', '3'" in notes
+    assert notes[0] == "VTAB-1k, kitti: structured, 4 classes, metric: top-1 accuracy"
+    assert "train800.txt has 1 images; the published list has 800." in notes
+    assert "test.txt has 8 images; the published list has 711." in notes
+    assert "train: no images of classes '0', '1', '3'" in notes
 
 
 @pytest.mark.parametrize(
