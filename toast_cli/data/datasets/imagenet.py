@@ -176,7 +176,7 @@ def _read_validation(root: Path, classes: tuple[str, ...]) -> FileSplit | None:
         ) from error
     if len(truth) != len(names) or not set(truth) <= set(wnids):
         raise ToastError(
-            f"{kit / VAL_LABELS_FILE} contains {len(truth):,} labels, but there are {len(names):,} validation images.",
+            f"{kit / VAL_LABELS_FILE} has {len(truth):,} labels for the {len(names):,} validation images of {root}.",
             what_to_do=f"Download {VAL_TAR} and {DEVKIT}.tar.gz again.",
             code="data.wrong-label-count",
         )
