@@ -83,7 +83,7 @@ class DocumentSplit:
 
 
 def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataSet:
-    """Read all documents into a temporary file and split them. The splits depend only on `split_seed`.
+    """Read all documents into a temporary file and split them, independent of the seed of the run.
 
     Raises:
         UsageError: If the file or folder does not exist.
