@@ -247,18 +247,21 @@ def test_voc_takes_the_augmented_list_by_ids_or_by_paths(tmp_path: Path) -> None
 
 def test_voc_never_trains_on_what_it_is_tested_on(tmp_path: Path) -> None:
     root = voc(tmp_path, ["t0"], ["v1"], ["t0", "v1", "a1"])
-    with pytest.raises(ToastError, match=r"1 training images of .* are in the validation list"):
+    with pytest.raises(ToastError, match="1 training images") as refused:
         open_voc(Voc(augmented=True), root)
+    assert refused.value.code == "data.overlapping-splits"
 
 
 def test_voc_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ToastError, match="VOC 2012 was not found"):
+    with pytest.raises(ToastError, match="VOC 2012") as refused:
         open_voc(Voc(), tmp_path)
+    assert refused.value.code == "data.missing-dataset"
     root = voc(tmp_path, ["t0", "t1"], ["v1"])
-    with pytest.raises(ToastError, match="no augmented list"):
+    with pytest.raises(ToastError) as refused:
         open_voc(Voc(augmented=True), root)
+    assert refused.value.code == "data.missing-list"
     (root / "VOCdevkit/VOC2012/SegmentationClass/t1.png").unlink()
-    with pytest.raises(ToastError, match=r"1 of 4 files that .*train\.txt names are missing"):
+    with pytest.raises(ToastError, match=r"1 of 4 .*train\.txt"):
         open_voc(Voc(), root)
 
 
@@ -300,11 +303,14 @@ def test_ade20k_can_keep_zero_as_a_class_of_its_own(tmp_path: Path) -> None:
 
 
 def test_ade20k_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ToastError, match="ADE20K was not found"):
+    with pytest.raises(ToastError, match="ADE20K") as refused:
         open_ade20k(Ade(), tmp_path)
-    with pytest.raises(ToastError, match="names 149 classes, not 150"):
+    assert refused.value.code == "data.missing-dataset"
+    with pytest.raises(ToastError, match=r"150 .* 149") as refused:
         open_ade20k(Ade(), ade(tmp_path, names=149))
+    assert refused.value.code == "data.wrong-class-count"
     (tmp_path / "ADEChallengeData2016/annotations/training/3.png").unlink()
     (tmp_path / "ADEChallengeData2016/objectInfo150.txt").unlink()
-    with pytest.raises(ToastError, match="cannot be read"):
+    with pytest.raises(ToastError, match=r"objectInfo150\.txt") as refused:
         open_ade20k(Ade(), tmp_path)
+    assert refused.value.code == "data.unreadable-file"
