@@ -184,7 +184,11 @@ def require_images(data: DataSet, where: str) -> None:
         UsageError: it is made of texts.
     """
     if not data.classes:
-        raise UsageError(f"{where} holds texts.", what_to_do="This is for images: 'toast data ls' tells which are.")
+        raise UsageError(
+            f"{where} holds texts.",
+            what_to_do="This is for images: 'toast data ls' tells which are.",
+            code="data.not-images",
+        )
 
 
 def get_image_splits(data: DataSet, where: str) -> dict[str, ImageSplit]:
@@ -199,5 +203,6 @@ def get_image_splits(data: DataSet, where: str) -> dict[str, ImageSplit]:
             f"{where} is read from front to end.",
             "This looks images up, some of them or all against each other.",
             "Give the data unpacked, or in one archive (archive:FILE).",
+            code="data.streamed",
         )
     return dict(data.splits)  # type: ignore[arg-type]

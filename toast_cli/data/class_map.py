@@ -32,7 +32,7 @@ def read_class_file(path: str | None, data_dir: Path | None) -> tuple[str, ...] 
         text = read_text_file(file)
         found: Any = json.loads(text) if file.suffix.lower() == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
-        raise ToastError(f"The class file {file} cannot be read.", str(error)) from error
+        raise ToastError(f"The class file {file} cannot be read.", str(error), code="data.unreadable-file") from error
     found = found.get("classes") if isinstance(found, dict) else found
     names = tuple(str(name).strip() for name in found or () if str(name).strip()) if isinstance(found, list) else ()
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -40,6 +40,7 @@ def read_class_file(path: str | None, data_dir: Path | None) -> tuple[str, ...] 
         raise ToastError(
             f"{file} names {format_class_names(twice)} twice." if twice else f"{file} does not name two classes.",
             what_to_do="Expected is a class on each line, or a JSON list of them.",
+            code="data.duplicate-class" if twice else "data.too-few-classes",
         )
     return names
 
@@ -65,6 +66,7 @@ def require_known_classes(
                 f"{where}: the class name {name!r} cannot be written down.",
                 "It is no UTF-8 text, or holds control characters.",
                 "Rename it.",
+                code="data.unprintable-class",
             )
     for part, labels in found.items():
         unknown = sorted(set(labels) - set(classes))
@@ -79,6 +81,7 @@ def require_known_classes(
             "Labels must be spelled alike in all splits. Add training images of a class that has none, or remove it."
             if origin == "train"
             else "Mend the file or the labels.",
+            code="data.unknown-class",
         )
 
 

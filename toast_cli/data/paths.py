@@ -46,4 +46,5 @@ def find_file(path: str, data_dir: Path | None, shorthand: str) -> Path:
         f"There is no file '{path}'.",
         f"Looked for {' and '.join(map(str, looked))}.",
         f"Give an existing file as {shorthand}, or the folder it lies in as --data-dir.",
+        code="data.missing-file",
     )

@@ -29,6 +29,7 @@ class ShardedBatchSampler(Sampler[list[int]]):
                 f"A batch of {batch_size} cannot be shared by {processes} processes.",
                 "Batch sizes in a recipe are for all processes together.",
                 "Raise training.batch_size and training.eval_batch_size, or start fewer processes.",
+                code="training.batch-too-small",
             )
         self.sampler = sampler
         self.batch_size = batch_size

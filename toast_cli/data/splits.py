@@ -170,6 +170,7 @@ def require_all_classes_in_train(train: FileSplit, classes: Sequence[str], where
             f"{where} holds a single class, '{classes[0]}'." if classes else f"{where} holds no class.",
             "There is nothing to tell apart.",
             "Give images of two classes or more.",
+            code="data.too-few-classes",
         )
     seen = set(train.labels)
     missing = [name for label, name in enumerate(classes) if label not in seen]
@@ -178,6 +179,7 @@ def require_all_classes_in_train(train: FileSplit, classes: Sequence[str], where
             f"No training image of {format_class_names(missing)} in {where}.",
             "Every class needs at least one.",
             "Add images, or remove the class everywhere.",
+            code="data.class-without-images",
         )
 
 

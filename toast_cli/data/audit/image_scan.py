@@ -91,7 +91,10 @@ def _iterate_stream(split: StreamSplit) -> Iterator[UnscannedImage]:
             return
         except Exception as error:  # the library raises whatever a damaged shard or a lost line makes it trip over
             raise ToastError(
-                f"{split.where} breaks off.", f"{type(error).__name__}: {error}", "Fetch it anew."
+                f"{split.where} breaks off.",
+                f"{type(error).__name__}: {error}",
+                "Fetch it anew.",
+                code="data.broken-stream",
             ) from error
         yield UnscannedImage(split.name_of(row), -1, partial(load_stream_sample, split, row))
 
@@ -107,7 +110,7 @@ def _scan_image(image: UnscannedImage) -> ScannedImage:
         outside = image.region is not None and not image.region.fits(shown.height, shown.width)
     except ToastError as error:
         # That it cannot be read is said of all of them; of what fails in another file or otherwise, all is.
-        known = error.why and error.what.endswith("cannot be read.") and Path(image.name).name in error.what
+        known = error.why and error.code == "image.unreadable" and Path(image.name).name in error.what
         return ScannedImage(image.name, image.label, error=error.why if known else f"{error.what} {error.why}".rstrip())
     pixels = blake2b(repr(shown.size).encode() + shown.tobytes(), digest_size=16).digest()
     small = shown.convert("L").resize((32, 32), Resampling.LANCZOS)  # as the perceptual hash begins

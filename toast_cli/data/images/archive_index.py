@@ -143,9 +143,12 @@ def open_archive_index(file: Path) -> ArchiveIndex:
             "Decompress it (gunzip, unxz, ...): images gain nothing from it. Or pack a zip."
             if _is_compressed(file)
             else "Fetch or pack it anew.",
+            code="data.compressed-archive" if _is_compressed(file) else "data.unreadable-archive",
         ) from error
     except OSError as error:
-        raise ToastError(f"{file} cannot be read.", error.strerror or str(error)) from error
+        raise ToastError(
+            f"{file} cannot be read.", error.strerror or str(error), code="data.unreadable-archive"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,9 @@ def _read_zip_entries(file: Path) -> Iterator[_ArchiveEntry]:
         for info in archive.infolist():
             if info.flag_bits & 0x1:
                 raise ToastError(
-                    f"{file} is encrypted: {info.filename}.", what_to_do="Pack it anew without a password."
+                    f"{file} is encrypted: {info.filename}.",
+                    what_to_do="Pack it anew without a password.",
+                    code="data.encrypted-archive",
                 )
             link = (info.external_attr >> 16) & 0o170000 == 0o120000
             kind: Any = "folder" if info.is_dir() else "link" if link else "file"
@@ -195,7 +200,9 @@ def _build_index(file: Path, entries: Iterator[_ArchiveEntry]) -> ArchiveIndex:
         elif is_image_name(name):
             if entry.size > MAX_MEMBER_BYTES:
                 raise ToastError(
-                    f"{file}/{name} is suspiciously large: {entry.size:,} bytes.", what_to_do="Pack it anew without it."
+                    f"{file}/{name} is suspiciously large: {entry.size:,} bytes.",
+                    what_to_do="Pack it anew without it.",
+                    code="data.oversized-file",
                 )
             if name in members:
                 twice.append(name)
@@ -222,6 +229,7 @@ def _require_inner_path(file: Path, name: str) -> PurePosixPath:
             f"{file} is not read: it holds a path that leads out of it, '{name}'.",
             "Unpacked, it would write over files elsewhere; whoever packed it made a mistake, or meant harm.",
             "Pack it anew with paths below one folder.",
+            code="data.unsafe-path",
         )
     return path
 

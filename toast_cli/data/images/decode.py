@@ -95,4 +95,5 @@ def _unreadable_error(path: ImageFile, why: str) -> ToastError:
         why,
         "Replace the file or remove it. 'toast data check' finds all such files; images.on_error=skip leaves them out, "
         "counts and lists them.",
+        code="image.unreadable",
     )

@@ -31,7 +31,12 @@ class MissingFilesError(ToastError):
 
     def __init__(self, names: Sequence[str], total: int, what: str, what_to_do: str) -> None:
         self.names = tuple(names)
-        super().__init__(f"{len(names):,} of {total:,} {what} are missing.", f"The first is {names[0]}.", what_to_do)
+        super().__init__(
+            f"{len(names):,} of {total:,} {what} are missing.",
+            f"The first is {names[0]}.",
+            what_to_do,
+            code="data.missing-files",
+        )
 
 
 def require_files(files: Sequence[tuple[str, Path]], what: str, what_to_do: str) -> None:

@@ -66,12 +66,18 @@ class DiskFolder:
             for entry in found:
                 if entry.is_symlink() and folder.resolve().is_relative_to(entry.resolve()):
                     raise ToastError(
-                        f"{entry} is a link to a folder that holds it.", "It would be read in circles.", "Remove it."
+                        f"{entry} is a link to a folder that holds it.",
+                        "It would be read in circles.",
+                        "Remove it.",
+                        code="data.link-loop",
                     )
             return sorted(entry.name for entry in found)
         except OSError as error:
             raise ToastError(
-                f"{folder} cannot be read.", error.strerror or str(error), "Check its permissions."
+                f"{folder} cannot be read.",
+                error.strerror or str(error),
+                "Check its permissions.",
+                code="data.unreadable-folder",
             ) from error
 
     def files(self, below: str = "") -> list[str]:

@@ -66,6 +66,7 @@ def open_class_folders(options: UnsplitDataOptions, tree: FolderTree, given: tup
             f"There is no class folder in {tree.place()}.",
             f"The folder holds no folders.{loose}",
             EXPECTED_FOLDER_LAYOUTS,
+            code="data.no-class-folders",
         )
     splits = _find_split_folders(tree, folders)
     if splits:
@@ -88,7 +89,9 @@ def _open_split_folders(
     classes = given or sort_class_names(class_folders["train"])
     train = tree.place(folders["train"])
     if not class_folders["train"]:
-        raise ToastError(f"There is no class folder in {train}.", what_to_do=EXPECTED_FOLDER_LAYOUTS)
+        raise ToastError(
+            f"There is no class folder in {train}.", what_to_do=EXPECTED_FOLDER_LAYOUTS, code="data.no-class-folders"
+        )
     require_known_classes(classes, class_folders, tree.place(), "the class file" if given else "train")
     read = {part: _list_class_images(tree, path, classes) for part, path in folders.items()}
     parts = {part: files for part, (files, _) in read.items()}
@@ -122,11 +125,12 @@ def find_folder(path: str, data_dir: Path | None) -> Path:
             return place
     for place in looked:
         if place.exists():
-            raise ToastError(f"{place} is not a folder.", what_to_do=EXPECTED_FOLDER_LAYOUTS)
+            raise ToastError(f"{place} is not a folder.", what_to_do=EXPECTED_FOLDER_LAYOUTS, code="data.not-a-folder")
     raise ToastError(
         f"There is no folder '{path}'.",
         f"Looked for {' and '.join(map(str, looked))}.",
         "Give an existing folder as folder:PATH, or the folder it lies in as --data-dir.",
+        code="data.missing-folder",
     )
 
 
@@ -145,7 +149,9 @@ def _find_split_folders(tree: FolderTree, folders: Sequence[str]) -> dict[str, s
             continue
         if part in found:
             raise ToastError(
-                f"{tree.place()} has two folders for one split: {found[part]} and {name}.", what_to_do="Remove one."
+                f"{tree.place()} has two folders for one split: {found[part]} and {name}.",
+                what_to_do="Remove one.",
+                code="data.duplicate-split",
             )
         found[part] = name
     only_splits = len(found) == len(folders)
@@ -153,7 +159,9 @@ def _find_split_folders(tree: FolderTree, folders: Sequence[str]) -> dict[str, s
         return found if only_splits or tree.folders(found["train"]) else {}
     if only_splits:
         raise ToastError(
-            f"{tree.place()} holds {', '.join(folders)} but no train folder.", what_to_do=EXPECTED_FOLDER_LAYOUTS
+            f"{tree.place()} holds {', '.join(folders)} but no train folder.",
+            what_to_do=EXPECTED_FOLDER_LAYOUTS,
+            code="data.no-train-split",
         )
     return {}
 
@@ -183,4 +191,5 @@ def _require_images(split: FileSplit, place: str) -> None:
             f"There is no image in {place}.",
             f"Read are {' '.join(sorted(get_image_suffixes()))}.",
             EXPECTED_FOLDER_LAYOUTS,
+            code="data.no-images",
         )

@@ -142,6 +142,7 @@ class MaskFile:
                 f"{self.file} is {drawn.width}×{drawn.height} pixels, and its image {width}×{height}.",
                 "It shows the region of another image.",
                 "Unpack both archives anew.",
+                code="data.mask-size-mismatch",
             )
         mask = Image.fromarray(self.inside(np.asarray(drawn)))
         return np.asarray(mask.resize((width, height), Image.Resampling.NEAREST))

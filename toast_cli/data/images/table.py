@@ -58,7 +58,11 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
     file = find_file(options.path, data_dir, "table:FILE")
     rows = list(_read_rows(file))
     if not rows:
-        raise ToastError(f"{file} holds no line.", what_to_do="Expected is a header, and a line for each image.")
+        raise ToastError(
+            f"{file} holds no line.",
+            what_to_do="Expected is a header, and a line for each image.",
+            code="data.empty-table",
+        )
     columns = list(rows[0])
     _require_columns(file, columns, options)
     boxed = all(column in columns for column in options.box_columns)
@@ -74,7 +78,7 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
     for text, part in zip(texts, parts, strict=True):
         found.setdefault(part or "train", set()).add(text)
     if "train" not in found:
-        raise ToastError(f"{file} has no line of train.", what_to_do="Training needs some.")
+        raise ToastError(f"{file} has no line of train.", what_to_do="Training needs some.", code="data.no-train-split")
     named = read_class_file(options.class_file, data_dir)
     classes = named or sort_class_names(found["train"])
     require_known_classes(classes, found, str(file), "the class file" if named else "train")
@@ -102,7 +106,11 @@ def _read_rows(file: Path) -> Iterator[Mapping[str, Any]]:
         return
     separator = SEPARATORS_BY_SUFFIX.get(file.suffix.lower())
     if separator is None:
-        raise ToastError(f"{file} is of no kind that is understood.", what_to_do="Give a .csv, .tsv or .parquet file.")
+        raise ToastError(
+            f"{file} is of no kind that is understood.",
+            what_to_do="Give a .csv, .tsv or .parquet file.",
+            code="data.unknown-table-format",
+        )
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, delimiter=separator, strict=True)
@@ -113,20 +121,24 @@ def _read_rows(file: Path) -> Iterator[Mapping[str, Any]]:
                     )
                 yield row
     except UnicodeDecodeError as error:
-        raise ToastError(f"{file} cannot be read.", "It is not UTF-8 text.", "Save it as UTF-8.") from error
+        raise ToastError(
+            f"{file} cannot be read.", "It is not UTF-8 text.", "Save it as UTF-8.", code="data.unreadable-table"
+        ) from error
     except (OSError, csv.Error) as error:
-        raise ToastError(f"{file} cannot be read.", str(error)) from error
+        raise ToastError(f"{file} cannot be read.", str(error), code="data.unreadable-table") from error
 
 
 def _read_parquet(file: Path) -> Any:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise ToastError("Parquet is read through pyarrow.", what_to_do="pip install pyarrow.") from error
+        raise ToastError(
+            "Parquet is read through pyarrow.", what_to_do="pip install pyarrow.", code="data.missing-library"
+        ) from error
     try:
         return parquet.read_table(file)
     except (ArrowException, OSError) as error:
-        raise ToastError(f"{file} cannot be read as Parquet.", str(error)) from error
+        raise ToastError(f"{file} cannot be read as Parquet.", str(error), code="data.unreadable-table") from error
 
 
 def _get_cell(file: Path, number: int, row: Mapping[str, Any], column: str) -> Any:
@@ -182,6 +194,7 @@ def _require_columns(file: Path, columns: list[str], options: TableOptions) -> N
                 f"It has {', '.join(columns)}.{parted}",
                 "Name yours: dataset.image_column=NAME, dataset.label_column=NAME, dataset.split_column=NAME, "
                 "dataset.box_columns=[X,Y,WIDTH,HEIGHT].",
+                code="data.missing-column",
             )
 
 
@@ -210,8 +223,13 @@ def _require_unique_images(file: Path, names: list[str]) -> None:
                 f"{file} names {name} twice, in rows {before} and {row}.",
                 "One of them might be trained on and the other judged by.",
                 "Leave a line for each image. The header is not counted.",
+                code="data.duplicate-image",
             )
 
 
 def _row_error(file: Path, number: int, why: str) -> ToastError:
-    return ToastError(f"{file}, row {number + 1}: {why}.", what_to_do="Mend the line. The header is not counted.")
+    return ToastError(
+        f"{file}, row {number + 1}: {why}.",
+        what_to_do="Mend the line. The header is not counted.",
+        code="data.invalid-row",
+    )

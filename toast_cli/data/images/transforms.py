@@ -135,16 +135,19 @@ def _check_options(images: ImageOptions, preprocessing: Preprocessing) -> None:
             "images.squash and images.resize exclude each other.",
             f"Squashing resizes straight to the input size, {height}×{width}.",
             "Leave one of them out.",
+            code="image.conflicting-options",
         )
     if images.squash and images.augment == "crop-flip":
         raise UsageError(
             "images.squash leaves nothing for images.augment=crop-flip to crop.",
             f"Squashing resizes straight to the input size, {height}×{width}.",
             "Use images.augment=flip, or squash=false.",
+            code="image.conflicting-options",
         )
     if images.resize is not None and images.resize < max(height, width):
         raise UsageError(
             f"images.resize={images.resize} is too small.",
             f"The backbone's input is {height}×{width}, so the crop would reach beyond the image.",
             f"Use {max(height, width)} or more, or leave images.resize out.",
+            code="image.resize-too-small",
         )

@@ -37,7 +37,7 @@ def open_unlabelled_folder(options: UnlabelledFolderOptions, data_dir: Path | No
     found = DiskFolder(root).found()
     names = sorted(found.images)
     if not names:
-        raise ToastError(f"There is no image below {root}.")
+        raise ToastError(f"There is no image below {root}.", code="data.no-images")
     made, notes = make_train_val_splits(FileSplit(root, tuple(names), (0,) * len(names)), None, options)
     said = ("Images without labels, for pretuning.target=first-pass.", *describe_unread_files(str(root), [found]))
     return DataSet(UNLABELLED_CLASSES, made, (*said, *notes))

@@ -90,6 +90,7 @@ class SegmentationSplit:
                 f"The class map {map_path} does not fit its image {image_path}.",
                 f"It is {classes.shape[1]}×{classes.shape[0]} pixels, the image {image.width}×{image.height}.",
                 "Save the class map at the image's size (and upright, if a camera turned the image), or remove both.",
+                code="data.mask-size-mismatch",
             )
         return Sample(image, -1, image_path.name, classes=classes)
 
@@ -116,24 +117,28 @@ def read_class_map(path: Path, classes: int, reduce_zero_label: bool = False) ->
             f"The class map {path} cannot be read.",
             f"{type(error).__name__}: {error}",
             "Replace the file, or remove it and its image.",
+            code="data.unreadable-class-map",
         ) from error
     if values.ndim != 2:
         raise ToastError(
             f"The class map {path} holds colours (Pillow's mode {mode}).",
             "A class map has one channel, whose values are classes: 0, 1, 2, ..., and 255 for none.",
             "Save it as a grey or palette PNG.",
+            code="data.coloured-class-map",
         )
     if kind in LOSSY_FORMATS:
         raise ToastError(
             f"The class map {path} is a {kind}.",
             "Its compression blurs values: between two classes, others appear that nobody labelled.",
             "Make it again from the source as a PNG.",
+            code="data.lossy-class-map",
         )
     found = values.astype(np.int64)
     if (found != values).any():
         raise ToastError(
             f"The class map {path} has values that are no whole numbers (Pillow's mode {mode}).",
             what_to_do="Save it as a grey or palette PNG whose values are classes.",
+            code="data.fractional-class-map",
         )
     if reduce_zero_label:
         found = np.where((found == 0) | (found == UNLABELLED_PIXEL), UNLABELLED_PIXEL, found - 1)
@@ -147,6 +152,7 @@ def read_class_map(path: Path, classes: int, reduce_zero_label: bool = False) ->
             f"It has {listed}{' and more' if len(odd) > 5 else ''}; there are {classes} classes, {first} to "
             f"{first + classes - 1}, and 255 for none" + (" (0 too: reduce_zero_label)." if reduce_zero_label else "."),
             "Mend the file, or name every class.",
+            code="data.unknown-class",
         )
     return found.astype(np.uint8)
 
@@ -207,6 +213,7 @@ def match_images_to_maps(images: Path, maps: Path) -> tuple[tuple[Path, Path], .
                 f"{named}{' and more' if len(missing) > 3 else ''}.",
                 f"The first is {alone[missing[0]]}; nothing in {place} is called {missing[0]} but for the ending.",
                 f"Add the {other}s, or remove what has none.",
+                code="data.unpaired-files",
             )
     return tuple((of_image[name], of_map[name]) for name in sorted(of_image))
 
@@ -218,7 +225,9 @@ def _index_by_stem(folder: Path) -> dict[str, Path]:
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
             raise ToastError(
-                f"{found[name]} and {path.name} share a name but for the ending.", what_to_do="Remove one."
+                f"{found[name]} and {path.name} share a name but for the ending.",
+                what_to_do="Remove one.",
+                code="data.duplicate-image",
             )
         found[name] = path
     return found

@@ -61,9 +61,12 @@ def build_pixel_loader(
         raise UsageError(
             "images.on_error=skip is for labelled images.",
             what_to_do="Mend the pairs that cannot be read, or remove them.",
+            code="image.unsupported-option",
         )
     if options.images.cache:
-        raise UsageError("images.cache is for labelled images.", what_to_do="Leave it out.")
+        raise UsageError(
+            "images.cache is for labelled images.", what_to_do="Leave it out.", code="image.unsupported-option"
+        )
     assert options.pixels is not None, "recipes whose task labels no pixels are refused for such data"
     transform = build_segmentation_transform(options.images, options.pixels, preprocessing, train=batches.augment)
     dataset = SegmentationDataset(split, transform, options.seed, together=batches.augment)
@@ -92,7 +95,11 @@ def build_evaluation_steps(images: ImageOptions, wishes: PixelOptions, seen: Pre
     """
     interpolation = v2.InterpolationMode(seen.interpolation)
     if images.squash:
-        raise UsageError("images.squash is for labelled images.", what_to_do="Use task.evaluation=whole.")
+        raise UsageError(
+            "images.squash is for labelled images.",
+            what_to_do="Use task.evaluation=whole.",
+            code="image.unsupported-option",
+        )
     if wishes.evaluation == "whole":
         return [v2.Resize(seen.image_size, interpolation)]
     if images.resize is None:
@@ -102,6 +109,7 @@ def build_evaluation_steps(images: ImageOptions, wishes: PixelOptions, seen: Pre
             f"images.resize={images.resize} is too small.",
             f"The backbone's input is {seen.image_size[0]}×{seen.image_size[1]}, and no window would fit.",
             f"Use {max(seen.image_size)} or more, or leave images.resize out.",
+            code="image.resize-too-small",
         )
     return [v2.Resize(images.resize, interpolation)]
 

@@ -57,12 +57,18 @@ def open_mask_folder(options: MaskFolderOptions, data_dir: Path | None) -> DataS
     images, maps = root / options.images, root / options.masks
     for folder in (images, maps):
         if not folder.is_dir():
-            raise ToastError(f"There is no folder {folder}.", what_to_do=EXPECTED_MASK_LAYOUT)
+            raise ToastError(
+                f"There is no folder {folder}.", what_to_do=EXPECTED_MASK_LAYOUT, code="data.missing-folder"
+            )
     parts = [name for name in SPLIT_FOLDERS if (images / name).is_dir() or (maps / name).is_dir()]
     if not parts:
         return _build_unsplit_dataset(options, classes, _read_split(options, images, maps, len(classes)))
     if "train" not in parts:
-        raise ToastError(f"{images} holds {', '.join(parts)} but no train folder.", what_to_do=EXPECTED_MASK_LAYOUT)
+        raise ToastError(
+            f"{images} holds {', '.join(parts)} but no train folder.",
+            what_to_do=EXPECTED_MASK_LAYOUT,
+            code="data.no-train-split",
+        )
     splits = {name: _read_split(options, images / name, maps / name, len(classes)) for name in parts}
     notes = []
     if "val" not in splits:
@@ -100,10 +106,12 @@ def _build_unsplit_dataset(
 def _read_split(options: MaskFolderOptions, images: Path, maps: Path, classes: int) -> SegmentationSplit:
     for folder in (images, maps):
         if not folder.is_dir():
-            raise ToastError(f"There is no folder {folder}.", what_to_do=EXPECTED_MASK_LAYOUT)
+            raise ToastError(
+                f"There is no folder {folder}.", what_to_do=EXPECTED_MASK_LAYOUT, code="data.missing-folder"
+            )
     pairs = match_images_to_maps(images, maps)
     if not pairs:
-        raise ToastError(f"There is no image in {images}.", what_to_do=EXPECTED_MASK_LAYOUT)
+        raise ToastError(f"There is no image in {images}.", what_to_do=EXPECTED_MASK_LAYOUT, code="data.no-images")
     return SegmentationSplit(pairs, classes, options.reduce_zero_label)
 
 
@@ -118,15 +126,20 @@ def _read_class_names(options: MaskFolderOptions, root: Path) -> tuple[str, ...]
                 f"There is no {CLASSES_FILE} in it, and a class map holds numbers alone.",
                 f"Write their names into {file}, a line each in the order of their values; or give "
                 "dataset.classes='[background, cat, dog]'.",
+                code="data.unknown-class-names",
             )
         try:
             text = read_text_file(file)
         except (OSError, UnicodeDecodeError) as error:
-            raise ToastError(f"{file} cannot be read.", str(error)) from error
+            raise ToastError(f"{file} cannot be read.", str(error), code="data.unreadable-file") from error
         names, where = tuple(line.strip() for line in text.splitlines() if line.strip()), str(file)
     double = sorted({name for name in names if names.count(name) > 1})
     if double:
-        raise UsageError(f"{where} names '{double[0]}' twice.")
+        raise UsageError(f"{where} names '{double[0]}' twice.", code="data.duplicate-class")
     if not 2 <= len(names) <= 255:
-        raise UsageError(f"{where} names {len(names)} classes.", "Two to 255 can be told apart in a class map.")
+        raise UsageError(
+            f"{where} names {len(names)} classes.",
+            "Two to 255 can be told apart in a class map.",
+            code="data.too-few-classes" if len(names) < 2 else "data.too-many-classes",
+        )
     return names

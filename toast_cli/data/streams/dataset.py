@@ -45,7 +45,11 @@ class StreamSplit:
         Raises:
             UsageError: always.
         """
-        raise UsageError(f"{self.where} is streamed: no single image can be asked for.", what_to_do="Unpack the data.")
+        raise UsageError(
+            f"{self.where} is streamed: no single image can be asked for.",
+            what_to_do="Unpack the data.",
+            code="data.streamed",
+        )
 
     def name_of(self, row: Mapping[str, Any]) -> str:
         """What an error calls a sample."""
@@ -80,4 +84,5 @@ class StreamSplit:
             f"{name} has the label {value!r}, which is none of {len(self.classes)} classes.",
             what_to_do="Name the column that holds it, and how many classes there are (dataset.label_column, "
             "dataset.classes or dataset.class_file).",
+            code="data.unknown-class",
         )

@@ -62,7 +62,11 @@ def open_hf(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
         SPLIT_ALIASES[name]: table for name, table in _load_splits(options, folder).items() if name in SPLIT_ALIASES
     }
     if "train" not in tables:
-        raise ToastError(f"{options.path} has no train split.", what_to_do="Choose another dataset.subset.")
+        raise ToastError(
+            f"{options.path} has no train split.",
+            what_to_do="Choose another dataset.subset.",
+            code="data.no-train-split",
+        )
     image, label = _find_columns(options, tables["train"])
     texts: dict[str, list[str]] = {}
     notes = []
@@ -74,7 +78,9 @@ def open_hf(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
             what = f"{unlabelled:,} of {len(table):,} images have no label"
             if part == "train":
                 raise ToastError(
-                    f"{options.path}, train: {what}.", what_to_do="Name another: dataset.label_column=NAME."
+                    f"{options.path}, train: {what}.",
+                    what_to_do="Name another: dataset.label_column=NAME.",
+                    code="data.unlabelled-images",
                 )
             notes.append(f"{part}: not read, {what}")
             del texts[part]
@@ -102,17 +108,28 @@ def _open_stream(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
         SPLIT_ALIASES[name]: stream for name, stream in _load_splits(options, folder).items() if name in SPLIT_ALIASES
     }
     if "train" not in streams:
-        raise ToastError(f"{options.path} has no train split.", what_to_do="Choose another dataset.subset.")
+        raise ToastError(
+            f"{options.path} has no train split.",
+            what_to_do="Choose another dataset.subset.",
+            code="data.no-train-split",
+        )
     if not all(hasattr(stream, "num_shards") for stream in streams.values()):
-        raise UsageError(f"{options.path} is on this disk as a table.", what_to_do="Use dataset.streaming=false.")
+        raise UsageError(
+            f"{options.path} is on this disk as a table.",
+            what_to_do="Use dataset.streaming=false.",
+            code="data.not-streamable",
+        )
     if options.shots is not None:
-        raise UsageError("dataset.shots picks images, and a stream has none to pick from.")
+        raise UsageError(
+            "dataset.shots picks images, and a stream has none to pick from.", code="data.not-with-streaming"
+        )
     image, label = _find_columns(options, streams["train"])
     classes = read_class_file(options.class_file, data_dir) or _get_class_names(streams["train"], label)
     if not classes:
         raise UsageError(
             f"{options.path} does not say which classes its column '{label}' has.",
             what_to_do="Name them in a dataset.class_file, or use dataset.streaming=false.",
+            code="data.unknown-class-names",
         )
     splits, notes = {}, ["no hash is recorded of the splits: nothing lists the images of a stream of the hub"]
     for part, stream in streams.items():
@@ -126,6 +143,7 @@ def _open_stream(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
             raise UsageError(
                 f"{options.path} does not say how many images its train split has.",
                 what_to_do="Say dataset.samples=NUMBER, or use dataset.streaming=false.",
+                code="data.unknown-length",
             )
         length = length or sum(1 for _ in stream.select_columns([label]))
         where = f"{options.path} ({part})"
@@ -223,6 +241,7 @@ def _find_columns(options: HuggingFaceOptions, table: Any) -> tuple[str, str]:
                 else f"{options.path} has {len(fitting) or 'no'} columns that may hold the {what}.",
                 f"Its columns are {', '.join(table.features)}.",
                 f"Name one: dataset.{what}_column=NAME.",
+                code="data.missing-column" if given is not None else "data.ambiguous-column",
             )
         chosen += fitting
     return chosen[0], chosen[1]
@@ -234,7 +253,9 @@ def _load_splits(options: HuggingFaceOptions, folder: Path | None) -> Mapping[st
         from datasets import load_dataset, load_from_disk
     except ImportError as error:
         raise ToastError(
-            "Hugging Face data sets are read through the datasets library.", what_to_do='pip install "datasets>=4.4".'
+            "Hugging Face data sets are read through the datasets library.",
+            what_to_do='pip install "datasets>=4.4".',
+            code="data.missing-library",
         ) from error
     try:
         if folder is not None and any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
@@ -252,5 +273,6 @@ def _load_splits(options: HuggingFaceOptions, folder: Path | None) -> Mapping[st
             f"{type(error).__name__}: {error}",
             "Check the name and dataset.subset. Without a network it must be in the cache that HF_HOME names, or be a "
             "local folder.",
+            code="data.cannot-open",
         ) from error
     return found if isinstance(found, Mapping) else {"train": found}

@@ -236,14 +236,20 @@ def build_stream_loader(
         raise UsageError(
             "training.cache keeps what belongs to each image, and a stream has no place for any.",
             what_to_do="Leave training.cache out, or unpack the data.",
+            code="data.not-with-streaming",
         )
     if batches.batch_size < batches.processes:
         raise UsageError(
             f"A batch of {batches.batch_size} cannot be shared by {batches.processes} processes.",
             what_to_do="Raise training.batch_size and training.eval_batch_size, or start fewer processes.",
+            code="training.batch-too-small",
         )
     if options.images.cache:
-        raise UsageError("images.cache keeps image files, and a stream has none.", what_to_do="Leave it out.")
+        raise UsageError(
+            "images.cache keeps image files, and a stream has none.",
+            what_to_do="Leave it out.",
+            code="data.not-with-streaming",
+        )
     transform = build_transform(options.images, preprocessing, train=batches.augment)
     images = ImageDataset(split, transform, options.seed, skip=options.images.on_error == "skip")  # type: ignore[arg-type]
     dataset = StreamDataset(images, split, batches, options.seed)

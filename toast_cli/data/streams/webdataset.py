@@ -73,6 +73,7 @@ def open_shards(options: WebDatasetOptions, data_dir: Path | None) -> DataSet:
                 "dataset.samples counts all training shards, and some of them are held out.",
                 what_to_do="Leave it out, say dataset.validation_samples too, name dataset.validation, or use "
                 "dataset.val_shards=0.",
+                code="data.ambiguous-length",
             )
         if samples is not None and count:
             samples -= validation_samples or 0
@@ -104,6 +105,7 @@ def _get_class_names(options: WebDatasetOptions, data_dir: Path | None) -> tuple
             "It stands in no shard, and reading all of them to find out takes as long as an epoch.",
             "Say dataset.classes=1000, name a dataset.class_file, or use dataset.label_column=null for pre-tuning "
             "without labels.",
+            code="data.unknown-class-names",
         )
     return named or tuple(map(str, range(options.classes or 0)))
 
@@ -118,6 +120,7 @@ def _open_split(
             f"{files[0]} has no '.{options.label_column}' files.",
             f"Its samples have {', '.join(f'.{name}' for name in table.features if not name.startswith('__'))}.",
             "Name the one with the class: dataset.label_column=NAME; null, if there is none.",
+            code="data.missing-column",
         )
     # Which images there are is known where they were counted; else the shards stand for theirs.
     names = [Path(file).name for file in files]
@@ -125,7 +128,9 @@ def _open_split(
         names = [f"{Path(file).name}/{member}" for file in files for member in _list_shard_images(file, image, field)]
         samples = len(names)
     if not samples:
-        raise ToastError(f"The shards {options.path} hold no '.{image}' images.", what_to_do="Pack them anew.")
+        raise ToastError(
+            f"The shards {options.path} hold no '.{image}' images.", what_to_do="Pack them anew.", code="data.no-images"
+        )
     wanted = [name for name in ("__key__", image, options.label_column) if name is not None]
     table = table.select_columns(wanted).cast_column(image, type(table.features[image])(decode=False))
     return StreamSplit(
@@ -147,7 +152,9 @@ def _open_stream(path: str, files: Sequence[str]) -> Any:
         from datasets import load_dataset
     except ImportError as error:
         raise ToastError(
-            "Shards are read through the datasets library.", what_to_do='pip install "datasets>=4.4".'
+            "Shards are read through the datasets library.",
+            what_to_do='pip install "datasets>=4.4".',
+            code="data.missing-library",
         ) from error
     try:
         return load_dataset("webdataset", data_files={"train": list(files)}, split="train", streaming=True)
@@ -156,6 +163,7 @@ def _open_stream(path: str, files: Sequence[str]) -> Any:
             f"The shards {path} cannot be opened.",
             f"{type(error).__name__}: {error}",
             "Expected are tar files of samples, each an image and its class under one name: 0001.jpg, 0001.cls.",
+            code="data.cannot-open",
         ) from error
 
 
@@ -170,6 +178,7 @@ def _find_image_column(options: WebDatasetOptions, table: Any) -> str:
             f"The shards {options.path} have names with dots in them: {summarize_file_names(found)}.",
             "What follows the first dot of a name says what the file is, so every image is of a kind of its own.",
             "Pack them anew under names without dots, other than that before jpg or cls.",
+            code="data.dotted-names",
         )
     if len(found) != 1:
         raise ToastError(
@@ -177,6 +186,7 @@ def _find_image_column(options: WebDatasetOptions, table: Any) -> str:
             + (f" called '.{options.image_column}'." if options.image_column else "."),
             f"Their samples have {', '.join(f'.{name}' for name in table.features if not name.startswith('__'))}.",
             "Name one: dataset.image_column=NAME.",
+            code="data.missing-column" if options.image_column else "data.ambiguous-column",
         )
     return found[0]
 
@@ -189,6 +199,7 @@ def _list_shard_images(file: str, image: str, field: str) -> list[str]:
         raise UsageError(
             "How many images there are has to be said of shards that are not on this disk.",
             what_to_do=f"Say {field}=NUMBER.",
+            code="data.unknown-length",
         )
     # What follows the first dot of a file's name says what it is, to the library too.
     return [name for name in open_archive_index(Path(file)).members if Path(name).name.partition(".")[2] == image]
@@ -211,6 +222,7 @@ def _find_shards(path: str, data_dir: Path | None) -> list[str]:
                 f"{len(missing):,} of {len(patterns):,} shards are missing.",
                 f"The first is {missing[0]}.",
                 "Fetch them, or give a shorter range.",
+                code="data.missing-files",
             )
         odd = [file for file in found if not Path(file).is_file()]
         if odd:
@@ -218,6 +230,7 @@ def _find_shards(path: str, data_dir: Path | None) -> list[str]:
                 f"The shard {odd[0]} is no regular file.",
                 "Reading a folder, a pipe or a device may never come to an end.",
                 "Remove it.",
+                code="data.not-a-regular-file",
             )
         if found:
             return found
@@ -225,6 +238,7 @@ def _find_shards(path: str, data_dir: Path | None) -> list[str]:
         f"There are no shards '{path}'.",
         f"Looked for {' and '.join(map(str, list_candidate_paths(path, data_dir)))}.",
         "Give a folder of .tar files, or a pattern such as train-{0000..0127}.tar.",
+        code="data.missing-files",
     )
 
 
