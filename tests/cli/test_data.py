@@ -229,7 +229,7 @@ class TestCheck:
     def test_a_source_of_texts_is_refused(self, tmp_path: Path) -> None:
         talk = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
         (tmp_path / "talk.json").write_text(json.dumps(talk))
-        toast("data", "check", f"alpaca:{tmp_path / 'talk.json'}").fails(2, "holds texts")
+        toast("data", "check", f"alpaca:{tmp_path / 'talk.json'}").fails(2, error="data.not-images")
 
     def test_fields_of_the_source_can_be_set_and_no_others(self, root: Path) -> None:
         report = json.loads(toast("data", "check", f"folder:{root}", "dataset.shots=2", "--json").out)
