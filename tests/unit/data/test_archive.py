@@ -86,8 +86,8 @@ def test_what_else_is_in_an_archive_is_said(tmp_path: Path, pack: object) -> Non
     extra = {"top/a/photo.heic": b"x", "top/a/noending": b"x", "top/list.txt": b"x"}
     file = pack(tmp_path / "it", {**{f"top/{name}": content for name, content in CLASSES.items()}, **extra})  # type: ignore[operator]
     assert opened(file).notes[:2] == (
-        f"{file}/top: not read, as their endings are none of images: 2 (a/noending, a/photo.heic)",
-        f"{file}/top: not read, as they are in no class folder: 1 (list.txt)",
+        f"{file}/top: not read, no image suffix: 2 (a/noending, a/photo.heic)",
+        f"{file}/top: not read, not in a class folder: 1 (list.txt)",
     )
 
 
@@ -96,7 +96,7 @@ def test_a_member_that_is_packed_twice_is_said(tmp_path: Path) -> None:
         for name, content in [*CLASSES.items(), ("b/3.png", png(200))]:
             archive.writestr(name, content)
     data = opened(tmp_path / "a.zip", val_fraction=0, test_fraction=0)
-    assert data.notes[0].endswith("a.zip: packed more than once, of which the last is read: 1 (b/3.png)")
+    assert data.notes[0].endswith("a.zip: packed more than once, the last copy is read: 1 (b/3.png)")
     assert int(np.asarray(data.splits["train"].load(7).image).max()) == 200
 
 

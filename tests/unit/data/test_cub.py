@@ -142,7 +142,7 @@ def test_a_missing_annotation_file_is_named(cub: Path, file: str) -> None:
         ("bounding_boxes.txt", 6, "6 1.0 2.0 3.0", "expected four numbers"),
         ("bounding_boxes.txt", 6, "6 1.0 2.0 x 3.0", "expected four numbers"),
         ("bounding_boxes.txt", 6, "6 1.0 2.0 nan 3.0", "finite"),
-        ("bounding_boxes.txt", 6, "6 1.0 2.0 0.0 3.0", "above zero"),
+        ("bounding_boxes.txt", 6, "6 1.0 2.0 0.0 3.0", "positive"),
     ],
 )
 def test_an_odd_line_is_named_with_its_file(cub: Path, file: str, line: int, text: str, why: str) -> None:

@@ -307,7 +307,7 @@ class TestOddAnnotations:
         [
             ("<annotation>", "cannot be read"),
             ("<annotation/>", "holds no box"),
-            ("<a><bndbox><xmin>4</xmin><ymin>1</ymin><xmax>2</xmax><ymax>9</ymax></bndbox></a>", "above zero"),
+            ("<a><bndbox><xmin>4</xmin><ymin>1</ymin><xmax>2</xmax><ymax>9</ymax></bndbox></a>", "positive"),
             ("<a><bndbox><xmin>4</xmin></bndbox></a>", "finite"),
         ],
     )

@@ -129,8 +129,8 @@ def test_what_is_not_read_is_said_with_its_name(make_folder: MakeFolder) -> None
         (root / name).touch()
     (root / "train/lost.png").touch()
     assert opened(root).notes == (
-        f"{root}: not read, as their endings are none of images: 2 (train/a/photo.heic, val/a/without an ending)",
-        f"{root}: not read, as they are in no class folder: 1 (train/lost.png)",
+        f"{root}: not read, no image suffix: 2 (train/a/photo.heic, val/a/without an ending)",
+        f"{root}: not read, not in a class folder: 1 (train/lost.png)",
     )
     for number in range(9):
         (root / f"test/a/{number}.txt").touch()
@@ -156,7 +156,7 @@ def test_unlabelled_images_leave_nothing_out_silently_either(make_folder: MakeFo
     (root / "link").symlink_to(root / "a", target_is_directory=True)
     notes = open_unlabelled_folder(Unlabelled(path=str(root)), None).notes
     assert notes[1:3] == (
-        f"{root}: not read, as their endings are none of images: 1 (b.heic)",
+        f"{root}: not read, no image suffix: 1 (b.heic)",
         f"{root}: links to folders are not followed: 1 (link)",
     )
 
@@ -222,7 +222,7 @@ def test_other_folders_beside_the_splits_are_named_in_a_note(make_folder: MakeFo
 def test_an_empty_validation_folder_is_as_good_as_none(make_folder: MakeFolder) -> None:
     data = opened(make_folder({"train/a": 5, "train/b": 5, "val/a": 0, "test/a": 1}))
     assert sizes(data) == {"train": 8, "val": 2, "test": 1}
-    assert "holds no image" in data.notes[0]
+    assert "contains no images" in data.notes[0]
 
 
 def test_a_relative_path_is_looked_up_in_the_data_dir_then_here(
