@@ -116,7 +116,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return {**item, "mask": mask} if self.with_masks else item
 
     def _are_cached(self, indices: Sequence[int]) -> bool:
-        # Not if images may be skipped: a skipped image cannot be told from a known one.
+        # Not if images may be skipped: a skipped image looks like a known one.
         if self.known is None or self.skip:
             return False
         return bool(self.known[[self.view * len(self) + index for index in indices]].all())
