@@ -344,5 +344,7 @@ class TestOddAnnotations:
         Image.new("L", (20, 15), 255).save(tmp_path / "a.png")
         region = MaskFile(tmp_path / "a.png", lambda pixels: pixels[..., 0] > 0)
         assert region.mask(30, 40).all()
-        with pytest.raises(ToastError, match=r"a\.png is 20×15 pixels, and its image 30×40"):
+        with pytest.raises(ToastError) as refused:
             region.mask(40, 30)
+        assert refused.value.code == "data.mask-size-mismatch"
+        assert all(fact in refused.value.what for fact in ("a.png", "20×15", "30×40"))

@@ -131,8 +131,9 @@ class TestErrors:
 
     def test_texts_make_no_grid(self, root: Path) -> None:
         (root / "talk.json").write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]')
-        with pytest.raises(UsageError, match="holds texts"):
+        with pytest.raises(UsageError) as refused:
             open_grid(GridOptions(path="folder:birds+alpaca:talk.json"), root)
+        assert refused.value.code == "data.not-images"
 
     def test_images_without_labels_cannot_be_the_labelled_ones(self, root: Path) -> None:
         with pytest.raises(UsageError, match="images:others") as refused:
