@@ -41,7 +41,11 @@ def load_experiment(out: Path) -> tuple[Experiment, str | None]:
         ToastError: what is kept there is damaged.
     """
     if not (out / EXPERIMENT_FILE).is_file():
-        raise UsageError(f"There is no experiment in {out}.", what_to_do="Begin one with 'toast bench SUITE'.")
+        raise UsageError(
+            f"There is no experiment in {out}.",
+            what_to_do="Begin one with 'toast bench SUITE'.",
+            code="bench.no-experiment",
+        )
     asked: dict[str, Any] = read_checksummed_json(out / EXPERIMENT_FILE, RESTART_HINT)
     ledger = asked.pop("ledger")
     suite = parse_suite(_read_suite_text(out / SUITE_FILE), str(out / SUITE_FILE))
@@ -53,9 +57,16 @@ def _read_suite_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ToastError(f"{path} cannot be read.", str(error), RESTART_HINT) from error
+        raise ToastError(
+            f"{path} cannot be read.", str(error), RESTART_HINT, code="bench.unreadable-experiment"
+        ) from error
     if not is_checksum_valid(text):
-        raise ToastError(f"{path} is damaged.", "It is not what was written, by its sha256.", RESTART_HINT)
+        raise ToastError(
+            f"{path} is damaged.",
+            "It is not what was written, by its sha256.",
+            RESTART_HINT,
+            code="bench.damaged-experiment",
+        )
     return text
 
 
@@ -67,5 +78,9 @@ def find_newest_experiment(root: Path = DEFAULT_BENCH_DIR) -> Path:
     """
     begun = list(root.glob(f"*/{EXPERIMENT_FILE}"))
     if not begun:
-        raise UsageError(f"There is no experiment in {root.absolute()}.", what_to_do="Begin one: 'toast bench SUITE'.")
+        raise UsageError(
+            f"There is no experiment in {root.absolute()}.",
+            what_to_do="Begin one: 'toast bench SUITE'.",
+            code="bench.no-experiment",
+        )
     return max(begun, key=lambda path: path.stat().st_mtime_ns).parent

@@ -187,10 +187,15 @@ class Suite(BaseOptions):
         Raises:
             UsageError: one of them is not in the suite.
         """
-        for word, asked, known in (("data set", datasets, self.datasets), ("row", rows, self.rows)):
+        for word, code, asked, known in (
+            ("data set", "bench.unknown-dataset", datasets, self.datasets),
+            ("row", "bench.unknown-row", rows, self.rows),
+        ):
             for name in asked:
                 if name not in known:
-                    raise UsageError(f"The suite has no {word} '{name}'.", what_to_do=did_you_mean(name, known))
+                    raise UsageError(
+                        f"The suite has no {word} '{name}'.", what_to_do=did_you_mean(name, known), code=code
+                    )
         for row, options in self.rows.items():
             for dataset in options.on or self.datasets:
                 if (not datasets or dataset in datasets) and (not rows or row in rows):
@@ -212,7 +217,11 @@ def load_suite(name_or_path: str) -> tuple[str, Suite, str]:
     if path.suffix not in RECIPE_SUFFIXES or not path.is_file():
         if name_or_path not in list_suites():
             hint = did_you_mean(name_or_path, list_suites())
-            raise UsageError(f"There is no suite '{name_or_path}'.", what_to_do=f"{hint} Or name a YAML file.")
+            raise UsageError(
+                f"There is no suite '{name_or_path}'.",
+                what_to_do=f"{hint} Or name a YAML file.",
+                code="bench.unknown-suite",
+            )
         path = get_suite_path(name_or_path)
     text = read_recipe_text(path)
     return path.stem, parse_suite(text, path.name if path == get_suite_path(path.stem) else str(path)), text
@@ -233,7 +242,9 @@ def parse_suite(text: str, origin: str) -> Suite:
             loc = found["loc"]
             place = next((places[loc[:end]] for end in range(len(loc), 0, -1) if loc[:end] in places), origin)
             lines.append(" ".join(filter(None, (f"{place}:", format_field_path(loc), _format_validation_error(found)))))
-        raise UsageError(f"{origin} is not a valid suite.", list(dict.fromkeys(lines))) from error
+        raise UsageError(
+            f"{origin} is not a valid suite.", list(dict.fromkeys(lines)), code="bench.invalid-suite"
+        ) from error
 
 
 def merge_overrides(*blocks: Mapping[str, Any]) -> list[str]:

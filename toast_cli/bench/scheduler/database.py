@@ -57,6 +57,7 @@ def open_storage(url: str) -> Any:
             f"The ledger {mask_password(url)} could not be opened.",
             f"{type(error).__name__}: {error}".partition("\n")[0],
             "Give sqlite:///FILE, journal:FILE, or the URL of a database whose driver is installed.",
+            code="bench.ledger-not-opened",
         ) from error
 
 
@@ -121,4 +122,5 @@ def _make_ledger_error(url: str, why: str) -> ToastError:
         f"The ledger {mask_password(url)} is damaged or cannot be reached.",
         why,
         "Move it away and start the command again: finished runs are taken from their folders, not made anew.",
+        code="bench.ledger-unreadable",
     )

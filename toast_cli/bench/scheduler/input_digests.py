@@ -62,9 +62,12 @@ def hash_input(field: str, path: str) -> str:
             f"There is no file or folder {place}.",
             f"{field} of the suite's runs names it.",
             "Put it there, or name the place where it is: the same content makes the same runs.",
+            code="bench.missing-input",
         ) from error
     except OSError as error:
-        raise ToastError(f"{place} cannot be read.", error.strerror or str(error)) from error
+        raise ToastError(
+            f"{place} cannot be read.", error.strerror or str(error), code="bench.unreadable-input"
+        ) from error
 
 
 def _hash_input_file(file: Path) -> str:

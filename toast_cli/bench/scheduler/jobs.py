@@ -120,7 +120,9 @@ class Experiment:
             ToastError: a file cannot be read.
         """
         if not self.cells:
-            raise UsageError("There is nothing to run.", " ".join(dict.fromkeys(self.missing.values())))
+            raise UsageError(
+                "There is nothing to run.", " ".join(dict.fromkeys(self.missing.values())), code="bench.nothing-to-run"
+            )
         _ = self.contents
 
     @cached_property
@@ -155,6 +157,7 @@ class Experiment:
                 raise ToastError(
                     f"{path} was changed since the suite was started ({name}).",
                     what_to_do="Start the same command again: runs from the new content are other runs.",
+                    code="bench.input-changed",
                 )
 
     def study(self, dataset: str, row: str, stage: Stage) -> str:

@@ -164,7 +164,9 @@ def _make_run(
     judged = results["validation"] if job.stage == "search" else results["test"] or results["validation"]
     if judged is None:
         missing = "validation" if job.stage == "search" else "test"
-        raise UsageError(f"There is nothing to judge {job.dataset} by: it has no {missing} split.")
+        raise UsageError(
+            f"There is nothing to judge {job.dataset} by: it has no {missing} split.", code="bench.missing-split"
+        )
     return compute_score(judged), _make_run_record(folder, out, results)
 
 

@@ -90,6 +90,7 @@ def run_suite(
         raise UsageError(
             "A worker of a suite is one process, and this one is of several that share a run.",
             what_to_do="Use --workers N; docs/bench.md has the torchrun line.",
+            code="bench.inside-torchrun",
         )
     name, found, text = load_suite(suite)
     experiment = Experiment(
@@ -227,7 +228,9 @@ def _require_optuna() -> None:
 
     if find_spec("optuna") is None:
         raise UsageError(
-            "Suites are kept track of by Optuna, which is not installed.", what_to_do='pip install "optuna>=4.3".'
+            "Suites are kept track of by Optuna, which is not installed.",
+            what_to_do='pip install "optuna>=4.3".',
+            code="bench.missing-package",
         )
 
 
