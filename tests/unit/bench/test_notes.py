@@ -110,9 +110,9 @@ def test_a_damaged_score_is_an_error_and_in_no_mean(tmp_path: Path) -> None:
     append_checksummed_line(file, {"question_id": 2, "category": "fermi", "judge": "judge", "score": 4.0})
     file.write_text(file.read_text().replace('"judge", "score": 4.0, "sha', '"judge", "score": 9.0, "sha'))
     only = with_columns('{Avg: "judge:overall"}')
-    with pytest.raises(ToastError, match="is damaged") as raised:
+    with pytest.raises(ToastError) as raised:
         build_tables(filled(only, tmp_path, lambda *_: accuracy(50)))
-    assert "Line 3" in raised.value.why and "asks again" in raised.value.what_to_do
+    assert "Line 3" in raised.value.why and "toast eval --run" in raised.value.what_to_do
 
 
 def test_columns_without_a_bold_number_say_why(tmp_path: Path) -> None:
