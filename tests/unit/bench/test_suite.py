@@ -210,7 +210,7 @@ def test_starts_are_given_by_backbone_or_for_all() -> None:
         ("seeds: [0, 1]", "seds: [0]", ("x.yaml:7", "seds")),
         ("on: [Markings]", "on: [Marks]", ("row lora", "'Marks'")),
         ("run: lora", "run: lorra", ("LoRA", "'lorra'")),
-        ("[1, 2, 3, 4, 5]", "[1, 2]", ("Theirs", "2", "5 columns")),
+        ("[1, 2, 3, 4, 5]", "[1, 2]", ("Theirs", "2 numbers", "expected 5")),
         ("M: Markings", "M: Marking", ("column M", "'Marking'")),
         ("[0.01, 0.001]", "{low: 0.001, high: 1, log: true}", ("grid", "training.lr")),
         ("method: lora, on", "method: lora, settings_of: all, on", ("lora on Markings", "all on Markings")),
