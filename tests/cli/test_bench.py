@@ -52,7 +52,7 @@ def test_one_command_searches_trains_and_fills_the_table(finished: tuple[Path, A
     folder, said = finished
     assert "3 runs, about" in said.err and "of a device: " in said.err
     assert "The demo" in said.out and "645" in said.out and "TOAST-Lite" in said.out
-    assert "a single seed, 3:" in said.out
+    assert "Single seed, 3:" in said.out
     runs = sorted((folder / "out" / "runs").iterdir())
     assert len(runs) == 3
     assert {path.name for path in (folder / "out").iterdir()} >= {"ledger.db", "tables", "page.html", "suite.yaml"}

@@ -229,19 +229,19 @@ def test_what_is_wrong_with_a_suite_is_said_with_its_place(old: str, new: str, w
 def test_settings_are_not_taken_from_a_row_that_searches_none() -> None:
     rows = "  linear: {method: linear, settings_of: full}\n  full: {method: full, settings_of: lora}"
     text = SUITE.replace("  linear: {method: linear}", rows).replace(", on: [Markings]", "")
-    with pytest.raises(UsageError, match="linear on Markings .* full on Markings") as refused:
+    with pytest.raises(UsageError, match=r"linear on Markings .* full on Markings") as refused:
         suite.parse_suite(text, "x.yaml")
     assert refused.value.code == "bench.invalid-suite"
     searching = text.replace(", settings_of: lora", "")
     head, rest = searching.split("search:\n")
     suite.parse_suite(searching, "x.yaml")
-    with pytest.raises(UsageError, match="linear on Markings .* full on Markings") as refused:
+    with pytest.raises(UsageError, match=r"linear on Markings .* full on Markings") as refused:
         suite.parse_suite(head + rest.partition("\n")[2], "x.yaml")
     assert refused.value.code == "bench.invalid-suite"
 
 
 def test_a_mistyped_field_or_name_is_found_before_anything_runs() -> None:
-    with pytest.raises(UsageError, match="training.lrr"):
+    with pytest.raises(UsageError, match=r"training\.lrr"):
         made(changes=("training.lrr=1",)).check()
     with pytest.raises(UsageError, match="'lora2'") as refused:
         made(rows=("lora2",)).check()
