@@ -201,7 +201,7 @@ def test_an_interrupted_suite_says_how_it_goes_on(here: Path, monkeypatch: pytes
     (here / "small.yaml").write_text(SUITE)
     said = toast("bench", here / "small.yaml", "--out", here / "out", "--join", *TINY_DEMO, "--device", "cpu")
     assert said.code == 130
-    assert "The same command goes on with it" in said.err and "tune --resume" not in said.err
+    assert "Run the same command again to resume" in said.err and "tune --resume" not in said.err
 
 
 @pytest.mark.parametrize("server", [False, pytest.param(True, marks=pytest.mark.slow)])

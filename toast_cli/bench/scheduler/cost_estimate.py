@@ -159,7 +159,7 @@ class _PaceTimer:
             session = prepare_session(recipe)
             session.sizes()
             self._paces[row] = measure_time_per_sample(session, time.perf_counter() - started)
-        return self._paces[row].run(recipe, dict(samples)), "a few steps, timed"
+        return self._paces[row].run(recipe, dict(samples)), "a few timed steps"
 
     def _samples(self, where: str, recipe: Recipe) -> Mapping[str, int]:
         if where not in self._sizes:
