@@ -50,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 def test_one_command_searches_trains_and_fills_the_table(finished: tuple[Path, Any]) -> None:
     folder, said = finished
-    assert "3 runs, about" in said.err and "of a device: " in said.err
+    assert "3 runs, about" in said.err and "of device time: " in said.err
     assert "The demo" in said.out and "645" in said.out and "TOAST-Lite" in said.out
     assert "Single seed, 3:" in said.out
     runs = sorted((folder / "out" / "runs").iterdir())

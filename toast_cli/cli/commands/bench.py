@@ -189,7 +189,7 @@ def print_suites(as_json: options.JsonOption = False) -> None:
 
 @app.command("status")
 def show_status(out: OutOption = None, ledger: LedgerOption = None, as_json: options.JsonOption = False) -> None:
-    """Show the state of an experiment: running and failed runs, reasons, and the remaining time."""
+    """Show running and failed runs and the remaining time."""
     board, folder = _open_scheduler(out, ledger)
     from toast_cli.cli.output.bench_tables import print_status
 

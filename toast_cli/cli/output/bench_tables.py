@@ -57,7 +57,7 @@ def print_costs(costs: Sequence[StageCost], workers: int, console: Console, as_j
 
 
 def _format_device_time(seconds: float) -> str:
-    return f"{seconds / 3600:.2f} device-hours" if seconds >= 360 else f"{format_duration(seconds)} of a device"
+    return f"{seconds / 3600:.2f} device-hours" if seconds >= 360 else f"{format_duration(seconds)} of device time"
 
 
 def print_progress(board: ExperimentScheduler) -> None:
