@@ -114,7 +114,9 @@ class Steered(nn.Module):
             ToastError: a file cannot be read as an image, or the backbone does not look at images.
         """
         if self.model.objective.dense:
-            raise UsageError("This model labels pixels, not images.", what_to_do="Call segment().")
+            raise UsageError(
+                "This model labels pixels, not images.", what_to_do="Call segment().", code="task.labels-pixels"
+            )
         with self._evaluation_mode():
             probabilities = self.model(self.prepare(images)).float().softmax(-1).cpu()
         best = probabilities.max(-1)
@@ -132,9 +134,13 @@ class Steered(nn.Module):
             ToastError: a file cannot be read as an image.
         """
         if not self.model.objective.dense:
-            raise UsageError("This model labels images, not pixels.", what_to_do="Call predict().")
+            raise UsageError(
+                "This model labels images, not pixels.", what_to_do="Call predict().", code="task.labels-images"
+            )
         if not self.model.objective.class_scores:
-            raise UsageError("This model was trained with token labels and predicts no classes.")
+            raise UsageError(
+                "This model was trained with token labels and predicts no classes.", code="task.predicts-no-classes"
+            )
         with self._evaluation_mode():
             return [predict_pixel_classes(self.model, self._images, opened) for opened in _open_images(images)]
 
@@ -187,7 +193,9 @@ class Steered(nn.Module):
             UsageError: as of `generate`; a streamer is given.
         """
         if isinstance(prompts, str):
-            raise UsageError("One text is no list of prompts.", what_to_do="'generate' answers one.")
+            raise UsageError(
+                "One text is no list of prompts.", what_to_do="'generate' answers one.", code="text.not-a-list"
+            )
         with self._evaluation_mode():
             return TextGenerator(self.model, self._template).answer_all(
                 [_to_turns(one) for one in prompts], batch_size, **settings
@@ -206,7 +214,9 @@ def _open_images(images: Any) -> Iterator[Image]:
     """
     many = images if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
     if not many:
-        raise UsageError("There is no image to look at.", what_to_do="Give one, or a list of some.")
+        raise UsageError(
+            "There is no image to look at.", what_to_do="Give one, or a list of some.", code="image.none-given"
+        )
     return map(_to_rgb_image, many)
 
 
@@ -218,11 +228,12 @@ def _to_rgb_image(image: Any) -> Image:
             f"A {type(image).__name__} is no image.",
             "Images are files, by their path, or images of Pillow's.",
             "Make one of an array by PIL.Image.fromarray; prepared tensors [B, 3, H, W] go to model(tensor).",
+            code="image.not-an-image",
         )
     try:
         return to_rgb(image)
     except (ValueError, OSError) as error:  # numbers without a white; a file that ends too soon
-        raise UsageError("The image cannot be looked at.", str(error)) from error
+        raise UsageError("The image cannot be looked at.", str(error), code="image.unreadable") from error
 
 
 def _to_turns(prompt: str | Sequence[Message]) -> list[Turn]:
@@ -232,7 +243,11 @@ def _to_turns(prompt: str | Sequence[Message]) -> list[Turn]:
         UsageError: it is neither.
     """
     if not isinstance(prompt, str | Sequence):
-        raise UsageError(f"A {type(prompt).__name__} is no prompt.", what_to_do="Give a text, or a list of messages.")
+        raise UsageError(
+            f"A {type(prompt).__name__} is no prompt.",
+            what_to_do="Give a text, or a list of messages.",
+            code="text.not-a-prompt",
+        )
     return [Turn("user", prompt)] if isinstance(prompt, str) else [_to_turn(message) for message in prompt]
 
 
@@ -241,10 +256,14 @@ def _to_turn(message: Message) -> Turn:
         role, text = message["role"], message["content"]
     except (KeyError, TypeError) as error:
         raise UsageError(
-            f"{message!r} is no message.", what_to_do='Write it as {"role": "user", "content": "..."}.'
+            f"{message!r} is no message.",
+            what_to_do='Write it as {"role": "user", "content": "..."}.',
+            code="text.not-a-message",
         ) from error
     if role not in get_args(Role):
-        raise UsageError(f"'{role}' is no role.", what_to_do=f"There are {', '.join(get_args(Role))}.")
+        raise UsageError(
+            f"'{role}' is no role.", what_to_do=f"There are {', '.join(get_args(Role))}.", code="text.unknown-role"
+        )
     return Turn(cast("Role", role), text)
 
 
@@ -279,7 +298,9 @@ def load(run: str | Path, weights: str | None = None, device: str | torch.device
     try:
         loaded.model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:  # torch has both for a device that is not there
-        raise UsageError(f"The device '{device}' cannot be used.", str(error).partition("\n")[0]) from error
+        raise UsageError(
+            f"The device '{device}' cannot be used.", str(error).partition("\n")[0], code="device.unavailable"
+        ) from error
     return Steered(loaded.model, loaded.classes, loaded.recipe.images, template).eval()
 
 
@@ -308,6 +329,7 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
         raise UsageError(
             "A language model has its own head and takes no classes." if text else "Of how many classes?",
             what_to_do="" if text else "Give classes=10, or their names in order.",
+            code="task.has-own-head" if text else "task.missing-classes",
         )
     names = () if classes is None else _to_class_names(classes)
     if "start" in chosen.options.model_fields:
@@ -317,7 +339,9 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"The method '{method}' does not take {where}: {first['msg']}.") from error
+        raise UsageError(
+            f"The method '{method}' does not take {where}: {first['msg']}.", code="method.invalid-option"
+        ) from error
     task = registry.load_entry(registry.TASKS, "language" if text else "classification")
     stock = BackboneSnapshot.from_backbone(backbone)
     adapted = chosen.build(settings, backbone)
@@ -332,7 +356,11 @@ def _to_class_names(classes: Any) -> tuple[str, ...]:
     Raises:
         UsageError: they are none, no names, or one is there twice.
     """
-    wrong = UsageError(f"classes={classes!r} is no number or list of classes.", what_to_do="Give classes=10, or names.")
+    wrong = UsageError(
+        f"classes={classes!r} is no number or list of classes.",
+        what_to_do="Give classes=10, or names.",
+        code="task.invalid-classes",
+    )
     if isinstance(classes, int) and not isinstance(classes, bool):
         names = tuple(map(str, range(classes)))
     elif isinstance(classes, Sequence) and not isinstance(classes, str):
@@ -342,7 +370,9 @@ def _to_class_names(classes: Any) -> tuple[str, ...]:
     if not names or not all(isinstance(name, str) for name in names):
         raise wrong
     if len(set(names)) < len(names):
-        raise UsageError("A class is named twice.", what_to_do="Give every class a name of its own.")
+        raise UsageError(
+            "A class is named twice.", what_to_do="Give every class a name of its own.", code="data.duplicate-class"
+        )
     return names
 
 
@@ -354,4 +384,8 @@ def _wrap_backbone(model: Any) -> Backbone:
         if backbone is not None:
             return backbone
     families = ", ".join(registry.list_names(registry.FAMILIES))
-    raise UsageError(f"No family of backbones knows a {type(model).__name__}.", what_to_do=f"There are {families}.")
+    raise UsageError(
+        f"No family of backbones knows a {type(model).__name__}.",
+        what_to_do=f"There are {families}.",
+        code="backbone.unsupported-model",
+    )

@@ -26,6 +26,7 @@ def resolve_run_path(run: Path | None) -> Path:
         raise UsageError(
             f"There is no finished run in {DEFAULT_RUNS_FOLDER.absolute()}.",
             what_to_do="Make one with 'toast tune', or name one with --run.",
+            code="run.none-found",
         )
     print_line(f"Newest run: {newest}", err)
     return newest

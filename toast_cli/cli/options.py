@@ -74,7 +74,11 @@ def parse_head(head: str) -> int | Literal["mean", "max", "rollout"]:
         return int(head)
     known = ("mean", "max", "rollout")
     if head not in known:
-        raise UsageError(f"--head cannot be '{head}'.", what_to_do=did_you_mean(head, known) + " Or a head's number.")
+        raise UsageError(
+            f"--head cannot be '{head}'.",
+            what_to_do=did_you_mean(head, known) + " Or a head's number.",
+            code="cli.invalid-value",
+        )
     return cast("Literal['mean', 'max', 'rollout']", head)
 
 
@@ -108,7 +112,11 @@ def check_resume_options(run: Path, context: typer.Context) -> None:
 
     allowed = {"resume", "device", "as_json"}
     if not all(left_out(value) for name, value in context.params.items() if name not in allowed):
-        raise UsageError("--resume goes on with the run as it was begun.", what_to_do="Leave all but --device out.")
+        raise UsageError(
+            "--resume goes on with the run as it was begun.",
+            what_to_do="Leave all but --device out.",
+            code="resume.conflicting-options",
+        )
     RunFolder.reopen(run)
 
 
@@ -119,6 +127,8 @@ class CommandGroup(TyperGroup):
         """Find the command that the first argument names."""
         if args and args[0] not in self.commands:
             raise UsageError(
-                f"There is no command '{ctx.command_path} {args[0]}'.", what_to_do=did_you_mean(args[0], self.commands)
+                f"There is no command '{ctx.command_path} {args[0]}'.",
+                what_to_do=did_you_mean(args[0], self.commands),
+                code="cli.unknown-command",
             )
         return super().resolve_command(ctx, args)

@@ -25,6 +25,7 @@ def reject_toast_files(path: Path) -> None:
         f"{path} is {kind}, and needs no import.",
         "Imported are checkpoints of the code that the paper's authors released.",
         f"Use it as it is: {use}",
+        code="export.import-not-needed",
     )
 
 

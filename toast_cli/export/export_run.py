@@ -47,6 +47,7 @@ def export_model(
         raise UsageError(
             f"A model of the task '{loaded.recipe.task.name}' predicts no classes, so '{name}' cannot hold it.",
             what_to_do="Export its backbone: --what backbone --format safetensors.",
+            code="task.predicts-no-classes",
         )
     require_free_target(target, replace)
     lock = _make_folder_lock(target.parent)
@@ -111,6 +112,7 @@ def _make_folder_lock(folder: Path) -> FileLock:
             f"The cache folder {locks} cannot be made.",
             error.strerror or str(error),
             "Name another in TOAST_CACHE_DIR, where files can be written.",
+            code="cache.not-writable",
         ) from error
     return FileLock(locks / f"{hash_bytes(str(folder.resolve()).encode()).hex()}.lock")
 

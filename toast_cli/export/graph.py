@@ -58,6 +58,7 @@ def trace_model(loaded: LoadedModel, wanted: ExportRequest) -> ExportedProgram:
             f"A {type(model.backbone.module).__name__} could not be traced into a graph.",
             f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             "Use --format safetensors or hf.",
+            code="export.cannot-trace",
         ) from error
 
 

@@ -41,7 +41,10 @@ class ToastConfig(PreTrainedConfig):
     def __init__(self, toast: dict[str, Any] | None = None, **others: Any) -> None:
         if not isinstance(toast or {}, dict):
             raise ToastError(
-                "The folder's config.json is damaged.", f"'toast' in it is a {type(toast).__name__}.", "Export again."
+                "The folder's config.json is damaged.",
+                f"'toast' in it is a {type(toast).__name__}.",
+                "Export again.",
+                code="export.damaged-config",
             )
         self.toast = toast or {}
         classes = self.toast.get("classes") or ()
@@ -80,7 +83,11 @@ class _ToastPreTrainedModel(PreTrainedModel):
         config = config or ToastConfig.from_pretrained(place, **hub)
         kind = (config.architectures or [cls.__name__])[0]
         if kind != cls.__name__:
-            raise ToastError(f"{place} holds a {kind}.", what_to_do=f"Use {kind.replace('ToastFor', 'AutoModelFor')}.")
+            raise ToastError(
+                f"{place} holds a {kind}.",
+                what_to_do=f"Use {kind.replace('ToastFor', 'AutoModelFor')}.",
+                code="export.wrong-model-class",
+            )
         classes, named = (
             list(config.toast.get("classes") or ()),
             {int(i): n for i, n in (config.id2label or {}).items()},
@@ -90,16 +97,22 @@ class _ToastPreTrainedModel(PreTrainedModel):
                 f"The classes in {place} are not in the order of the model's outputs.",
                 "id2label in config.json differs from the classes that were exported.",
                 "Put id2label right, or export again.",
+                code="export.class-order",
             )
         found = cached_file(place, WEIGHTS, **hub)
         if found is None:
-            raise ToastError(f"There is no {WEIGHTS} in {place}.", what_to_do="Export the folder again.")
+            raise ToastError(
+                f"There is no {WEIGHTS} in {place}.",
+                what_to_do="Export the folder again.",
+                code="export.missing-weights",
+            )
         loaded = load_model(Path(found))
         if list(loaded.classes) != classes:
             raise ToastError(
                 f"The classes in {place} are not those of its weights.",
                 f"'classes' in config.json differs from what is recorded in {WEIGHTS}.",
                 "Export again.",
+                code="export.class-mismatch",
             )
         model = cls(config, loaded.model)
         dtype, device = settings.get("dtype", settings.get("torch_dtype")), settings.get("device_map")

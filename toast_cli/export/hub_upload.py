@@ -19,7 +19,12 @@ def check_repository_name(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UsageError(f"'{name}' cannot be a repository's name.", str(error).split(":")[0], "OWNER/NAME") from error
+        raise UsageError(
+            f"'{name}' cannot be a repository's name.",
+            str(error).split(":")[0],
+            "OWNER/NAME",
+            code="export.invalid-repository",
+        ) from error
 
 
 def upload_export(name: str, paths: Sequence[Path]) -> str:
@@ -43,5 +48,6 @@ def upload_export(name: str, paths: Sequence[Path]) -> str:
             f"{paths[0]} was exported, but could not be uploaded to '{name}'.",
             f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             "Log in with 'hf auth login', or check the network; the file is kept.",
+            code="export.upload-failed",
         ) from error
     return str(repository)

@@ -70,6 +70,7 @@ def import_checkpoint(
             f"{path} holds no top-down parts.",
             f"Nothing is called prompt, top_down_transform or decoders; it begins with {', '.join(list(tensors)[:3])}.",
             "Plain weights of a backbone go to --weights.",
+            code="checkpoint.no-feedback",
         )
     whole = _has_backbone_weights(found, bare, path, weights)
     kind = kind or ("run" if found.head or bare.output() is not None else "artifact")
@@ -88,6 +89,7 @@ def import_checkpoint(
         raise UsageError(
             f"What is in {path} is {values['method']['name']} for {values['task']}.",
             what_to_do="Leave method and task as they are.",
+            code="recipe.wrong-method",
         )
     folder = RunFolder.create(output_dir, f"import-{path.stem}-{''.join(c if c.isalnum() else '-' for c in backbone)}")
     try:
@@ -139,7 +141,9 @@ def _has_backbone_weights(found: AuthorsCheckpoint, bare: Backbone, path: Path, 
     if not found.network:
         return False
     if weights is not None:
-        raise UsageError(f"{path} brings the backbone's weights.", what_to_do="Leave --weights out.")
+        raise UsageError(
+            f"{path} brings the backbone's weights.", what_to_do="Leave --weights out.", code="cli.conflicting-options"
+        )
     state = bare.module.state_dict()
     owned = {name for name, _ in (*bare.module.named_parameters(), *bare.module.named_buffers())} & state.keys()
     _require_matching_tensors(
@@ -153,7 +157,10 @@ def _has_backbone_weights(found: AuthorsCheckpoint, bare: Backbone, path: Path, 
     for name in found.network.keys() - owned:  # a second name of a tensor that the model has once
         own = places.get(state[name].data_ptr())
         if own in found.network and not torch.equal(found.network[name], found.network[own]):
-            raise ToastError(f"{path} holds other numbers under {name} than under {own}, which are one in this model.")
+            raise ToastError(
+                f"{path} holds other numbers under {name} than under {own}, which are one in this model.",
+                code="checkpoint.tied-weights-differ",
+            )
         del found.network[name]
     return True
 
@@ -184,7 +191,7 @@ def _require_matching_tensors(
         f"{word}: {', '.join(names[:3])}{' and more' if names[3:] else ''}" for word, names in wrong.items() if names
     ]
     if told:
-        raise ToastError(what, "; ".join(told), to_do)
+        raise ToastError(what, "; ".join(told), to_do, code="checkpoint.wrong-tensors")
 
 
 def _resolve_class_names(
@@ -196,15 +203,20 @@ def _resolve_class_names(
     rows = 0 if weight is None or not weight.dim() else len(weight)
     if not rows:
         if kind == "run":
-            raise ToastError("There is no head in the checkpoint.", what_to_do="Import it with --as artifact.")
+            raise ToastError(
+                "There is no head in the checkpoint.",
+                what_to_do="Import it with --as artifact.",
+                code="checkpoint.no-head",
+            )
         return ("none",)
     if classes is not None and len(classes) != rows:
         raise UsageError(
             f"The head has {rows} rows, and {len(classes)} classes are named.",
             what_to_do="Name one class a row, in the order of training.",
+            code="data.wrong-class-count",
         )
     if classes is not None and len(set(classes)) != rows:
-        raise UsageError("A class is named twice.")
+        raise UsageError("A class is named twice.", code="data.duplicate-class")
     return tuple(classes) if classes is not None else tuple(str(index) for index in range(rows))
 
 

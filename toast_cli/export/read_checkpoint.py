@@ -38,7 +38,12 @@ def list_checkpoint_files(path: Path) -> list[Path]:
     found = next((files for files in of_kind if files), [])
     if not found:
         why = f"There is no file in it that ends in {', '.join(CHECKPOINT_SUFFIXES)}." if path.is_dir() else ""
-        raise UsageError(f"There is no checkpoint {path}.", why, "Name the file, or the folder that its parts are in.")
+        raise UsageError(
+            f"There is no checkpoint {path}.",
+            why,
+            "Name the file, or the folder that its parts are in.",
+            code="checkpoint.missing",
+        )
     return found
 
 
@@ -58,6 +63,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
                 f"The files in {path} are not parts of one checkpoint.",
                 f"{twice[0]} is in {file.name} and in another one.",
                 "Leave the parts of one checkpoint in the folder.",
+                code="checkpoint.not-one-checkpoint",
             )
         tensors, beside = tensors | part, beside + beside_part
     return tensors, beside
@@ -80,9 +86,12 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             f"{path} was not loaded: it holds more than weights.",
             f"It asks for {code}, and only tensors are read, because anything else could run code.",
             "Ask whoever made it for the state_dict alone, best as safetensors.",
+            code="checkpoint.contains-code",
         ) from error
     if not isinstance(raw, Mapping):
-        raise ToastError(f"{path} holds no tensors by name.", f"It holds a {type(raw).__name__}.")
+        raise ToastError(
+            f"{path} holds no tensors by name.", f"It holds a {type(raw).__name__}.", code="checkpoint.no-tensors"
+        )
     beside: list[str] = []
     for wrapper in WRAPPER_KEYS:
         if isinstance(raw.get(wrapper), Mapping):
@@ -92,7 +101,11 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     tensors = {str(name): value for name, value in raw.items() if isinstance(value, Tensor)}
     beside += [str(name) for name, value in raw.items() if not isinstance(value, Tensor)]
     if not tensors:
-        raise ToastError(f"{path} holds no tensors by name.", f"It holds {', '.join(beside[:5]) or 'nothing'}.")
+        raise ToastError(
+            f"{path} holds no tensors by name.",
+            f"It holds {', '.join(beside[:5]) or 'nothing'}.",
+            code="checkpoint.no-tensors",
+        )
     if all(name.startswith("module.") for name in tensors):  # as saved from several processes
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     strange = [name for name, tensor in tensors.items() if not _is_dense_cpu(tensor)]
@@ -101,10 +114,15 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             f"{path} holds tensors that are no plain numbers (sparse, quantized, complex or without content).",
             f"They are {', '.join(strange[:3])}.",
             "Ask whoever made it for plain ones.",
+            code="checkpoint.unsupported-tensors",
         )
     broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if broken:
-        raise ToastError(f"{path} holds numbers that are none (NaN or infinity).", f"In {', '.join(broken[:3])}.")
+        raise ToastError(
+            f"{path} holds numbers that are none (NaN or infinity).",
+            f"In {', '.join(broken[:3])}.",
+            code="checkpoint.not-finite",
+        )
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}, beside
 
 
@@ -132,6 +150,11 @@ def _load_pickle(path: Path) -> Any:
 
 def _make_damaged_error(path: Path, error: Exception) -> ToastError:
     if told := describe_file_type(path, TORCH_FILE_DESCRIPTION):
-        return ToastError(f"{path} is damaged, or no checkpoint.", told, "Give a .pth, .bin or .safetensors file.")
+        return ToastError(
+            f"{path} is damaged, or no checkpoint.",
+            told,
+            "Give a .pth, .bin or .safetensors file.",
+            code="checkpoint.damaged",
+        )
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return ToastError(f"{path} is damaged, or no checkpoint.", why, "Fetch it again.")
+    return ToastError(f"{path} is damaged, or no checkpoint.", why, "Fetch it again.", code="checkpoint.damaged")

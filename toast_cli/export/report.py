@@ -26,7 +26,9 @@ def read_reports(path: Path) -> dict[str, Any]:
         return {}
     except (ValueError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}"
-    raise ToastError(f"{path} is damaged.", why, "Remove it, or export to another folder.")
+    raise ToastError(
+        f"{path} is damaged.", why, "Remove it, or export to another folder.", code="export.damaged-report"
+    )
 
 
 def is_folder_export(path: Path) -> bool:
@@ -45,6 +47,9 @@ def require_free_target(target: Path, replace: bool) -> None:
             f"{target} is a folder already, and not one that 'toast export' wrote under this name.",
             "It would be gone, with all that is in it.",
             "Choose another --out.",
+            code="export.foreign-folder",
         )
     if target.exists() and not replace:
-        raise UsageError(f"{target} already exists.", what_to_do="Choose another --out, or say --force.")
+        raise UsageError(
+            f"{target} already exists.", what_to_do="Choose another --out, or say --force.", code="disk.already-exists"
+        )

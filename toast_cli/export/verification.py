@@ -130,6 +130,7 @@ def _verify_in_folder(
                 raise ToastError(
                     f"The export to {path.name} has other outputs than the run.",
                     f"It has {', '.join(theirs)}, not {', '.join(run)}.",
+                    code="export.wrong-outputs",
                 )
             ours = run if stored is None else stored(named)
             exact = {} if made is None else made(named)
@@ -198,6 +199,7 @@ def _run_in_worker(
                 f"What the export is checked with could not be written into {scratch.parent}.",
                 error.strerror or str(error),
                 "Make space there, or name another folder in TMPDIR.",
+                code="disk.cannot-write",
             ) from error
     job = scratch / "job.json"
     write_json(
@@ -225,7 +227,7 @@ def _require_within_tolerance(differences: dict[str, float], allowed: dict[str, 
     if beyond:
         worst = max(beyond, key=lambda key: differences[key] / allowed[key] if allowed[key] else 0)
         why = f"On {worst} the largest difference is {differences[worst]:.3g}, {allowed[worst]:.3g} is allowed."
-        raise ToastError(what, why, "Use --dtype float32." if half else "")
+        raise ToastError(what, why, "Use --dtype float32." if half else "", code="export.outputs-differ")
 
 
 def _compute_unit(output: str, tensor: Tensor) -> float:

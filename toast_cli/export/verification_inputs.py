@@ -50,6 +50,7 @@ def make_verification_inputs(
             f"The classes of {loaded.path} are not in the order of its data.",
             "They are the same names in another order, so every prediction would bear a wrong name.",
             "Restore its configuration, or train it again.",
+            code="export.class-order",
         )
     return inputs, {}
 

@@ -71,7 +71,12 @@ def run_in_new_process(job: Path) -> None:
         told = job.parent / ERROR_FILE
         lines = told.read_text(encoding="utf-8") if told.is_file() else done.stderr
         last = (lines.strip().splitlines() or [f"It ended with {done.returncode}."])[-1]
-        raise ToastError("The export could not be opened and run by another process.", last[:400], "No file was left.")
+        raise ToastError(
+            "The export could not be opened and run by another process.",
+            last[:400],
+            "No file was left.",
+            code="export.cannot-open",
+        )
 
 
 def run_verification_job(job: Path) -> int:

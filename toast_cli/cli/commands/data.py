@@ -150,7 +150,9 @@ def show_dataset(
     splits = get_image_splits(opened, source)
     _require_outside_data(out, chosen.dataset, folder, opened)
     if split not in splits:
-        raise UsageError(f"{source} has no split '{split}'.", what_to_do=f"It has {', '.join(splits)}.")
+        raise UsageError(
+            f"{source} has no split '{split}'.", what_to_do=f"It has {', '.join(splits)}.", code="data.unknown-split"
+        )
 
     from toast_cli.utils.files import write_atomically
     from toast_cli.visualize.contact_sheet import draw_contact_sheet, save_contact_sheet
@@ -174,9 +176,15 @@ def _require_free_output(out: Path | None, ending: str, force: bool) -> None:
 
     if out is not None and out.suffix.lower() != ending:
         kind = ending[1:].upper()
-        raise UsageError(f"--out {out}: what is written is {kind}.", what_to_do=f"Give a name that ends in {ending}.")
+        raise UsageError(
+            f"--out {out}: what is written is {kind}.",
+            what_to_do=f"Give a name that ends in {ending}.",
+            code="cli.wrong-suffix",
+        )
     if out is not None and out.exists() and not force:
-        raise UsageError(f"{out} already exists.", what_to_do="Choose another --out, or say --force.")
+        raise UsageError(
+            f"{out} already exists.", what_to_do="Choose another --out, or say --force.", code="disk.already-exists"
+        )
 
 
 def _require_outside_data(out: Path | None, chosen: Any, data_dir: Path | None, opened: DataSet) -> None:
@@ -195,7 +203,11 @@ def _require_outside_data(out: Path | None, chosen: Any, data_dir: Path | None, 
         folders += sorted(folder for split in opened.splits.values() for folder in get_image_folders(split))
     for folder in folders:
         if out is not None and out.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(f"--out {out} lies among the data, in {folder}.", what_to_do="Choose another place.")
+            raise UsageError(
+                f"--out {out} lies among the data, in {folder}.",
+                what_to_do="Choose another place.",
+                code="data.output-inside-data",
+            )
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -62,17 +62,32 @@ def run_eval(
     from toast_cli.utils.errors import UsageError
 
     if judge is not None and dataset is not None:
-        raise UsageError("--judge and --dataset exclude each other: the questions are the data.")
+        raise UsageError(
+            "--judge and --dataset exclude each other: the questions are the data.", code="cli.conflicting-options"
+        )
     if judge is None and run is not None and len(run) > 1:
         raise UsageError(
-            "Several runs are taken with --judge alone.", what_to_do="'toast compare RUN RUN ...' measures several."
+            "Several runs are taken with --judge alone.",
+            what_to_do="'toast compare RUN RUN ...' measures several.",
+            code="cli.too-many-runs",
         )
     if sum((attention, sweep, judge is not None)) > 1 or (sweep and alpha is not None):
-        raise UsageError("Of --attention, --sweep and --judge, choose one; --sweep sets --alpha itself.")
+        raise UsageError(
+            "Of --attention, --sweep and --judge, choose one; --sweep sets --alpha itself.",
+            code="cli.conflicting-options",
+        )
     if evaluation is not None and (attention or sweep or judge is not None):
-        raise UsageError("--evaluation goes with plain measuring.", "What is looked at is the input's own size.")
+        raise UsageError(
+            "--evaluation goes with plain measuring.",
+            "What is looked at is the input's own size.",
+            code="cli.conflicting-options",
+        )
     if limit is not None and not (attention or sweep):
-        raise UsageError("--limit goes with --attention or --sweep.", "Accuracy is told of the whole split.")
+        raise UsageError(
+            "--limit goes with --attention or --sweep.",
+            "Accuracy is told of the whole split.",
+            code="cli.missing-option",
+        )
 
     from toast_cli.cli.commands.eval_attention import run_attention_eval, run_strength_sweep
     from toast_cli.cli.commands.eval_judge import build_judge_table, run_judge_eval

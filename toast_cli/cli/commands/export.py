@@ -142,6 +142,7 @@ def _check_options(
         raise UsageError(
             f"What 'toast pretune' wrote is a start for tuning and no model: there is no {format} of it.",
             what_to_do="Use --format safetensors, or tune from it first.",
+            code="export.unsupported-part",
         )
     parts = tuple(name for name in form.parts if (name == "artifact") == pretuned)
     for option, value, allowed in (
@@ -149,7 +150,11 @@ def _check_options(
         ("--dtype", dtype, tuple(form.tolerance)),
     ):
         if value not in allowed:
-            raise UsageError(f"{option} cannot be '{value}' for {format}.", what_to_do=did_you_mean(value, allowed))
+            raise UsageError(
+                f"{option} cannot be '{value}' for {format}.",
+                what_to_do=did_you_mean(value, allowed),
+                code="cli.invalid-value",
+            )
     for option, chosen in (("--maps", maps), ("--normalize", normalize)):
         if chosen and not form.graph:
             prepares = "Its image processor normalises images" if format == "hf" else "Toast normalises images itself"
@@ -157,10 +162,11 @@ def _check_options(
                 f"{option} is for graphs, and {format} is none.",
                 f"{prepares}, and toast_cli.load(IT).attention(images) gives the maps.",
                 "Use --format onnx or torch-export.",
+                code="export.not-a-graph",
             )
     if fold and part in ("backbone", "artifact"):
         why = "which a backbone alone has not" if part == "backbone" else "and an artifact is to be trained on"
-        raise UsageError(f"--fold folds the feedback path, {why}.")
+        raise UsageError(f"--fold folds the feedback path, {why}.", code="export.nothing-to-fold")
 
 
 def _print_summary(part: str, target: Path, size: int, form: Any, proof: VerificationReport) -> None:

@@ -36,13 +36,15 @@ def generate(
     from toast_cli.utils.errors import UsageError
 
     if (prompt is not None) + interactive + (prompts is not None) != 1:
-        raise UsageError("Give one of a prompt, --prompts and --interactive.")
+        raise UsageError("Give one of a prompt, --prompts and --interactive.", code="cli.choose-one")
     if prompt is not None and not prompt.strip():
-        raise UsageError("The prompt is empty.", what_to_do="Say something to be answered.")
+        raise UsageError("The prompt is empty.", what_to_do="Say something to be answered.", code="text.empty-prompt")
     if interactive and (as_json or raw):
-        raise UsageError("--interactive goes with neither --json nor --raw.")
+        raise UsageError("--interactive goes with neither --json nor --raw.", code="cli.conflicting-options")
     if run is not None and backbone is not None:
-        raise UsageError("--run and --backbone exclude each other: a run brings its own backbone.")
+        raise UsageError(
+            "--run and --backbone exclude each other: a run brings its own backbone.", code="cli.conflicting-options"
+        )
 
     import torch
 
@@ -98,11 +100,13 @@ def _read_prompts(path: Path) -> list[str]:
     try:
         found = [line for line in read_text_file(path).splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ToastError(f"{path} is no UTF-8 text.") from error
+        raise ToastError(f"{path} is no UTF-8 text.", code="data.unreadable-file") from error
     except OSError as error:
-        raise ToastError(f"{path} cannot be read.", error.strerror or str(error)) from error
+        raise ToastError(
+            f"{path} cannot be read.", error.strerror or str(error), code="data.unreadable-file"
+        ) from error
     if not found:
-        raise ToastError(f"{path} holds no prompt.", what_to_do="Write one a line.")
+        raise ToastError(f"{path} holds no prompt.", what_to_do="Write one a line.", code="text.no-prompts")
     return found
 
 

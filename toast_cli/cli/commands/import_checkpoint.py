@@ -37,9 +37,15 @@ def run_import(
 
     reject_toast_files(checkpoint)
     if backbone is None:
-        raise UsageError("Which backbone is it for?", what_to_do="Give --backbone; 'toast backbones' lists them.")
+        raise UsageError(
+            "Which backbone is it for?",
+            what_to_do="Give --backbone; 'toast backbones' lists them.",
+            code="cli.missing-option",
+        )
     if kind not in (None, "run", "artifact"):
-        raise UsageError(f"--as cannot be '{kind}'.", what_to_do=did_you_mean(kind, ("run", "artifact")))
+        raise UsageError(
+            f"--as cannot be '{kind}'.", what_to_do=did_you_mean(kind, ("run", "artifact")), code="cli.invalid-value"
+        )
 
     from toast_cli.export.import_authors import import_checkpoint as imported
 
@@ -79,4 +85,6 @@ def _read_class_names(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The class names in {path} cannot be read.", str(error)) from error
+        raise UsageError(
+            f"The class names in {path} cannot be read.", str(error), code="data.unreadable-file"
+        ) from error

@@ -57,7 +57,9 @@ def run_plan(
         from toast_cli.utils.errors import UsageError
 
         raise UsageError(
-            f"How much memory is free on {found_on.type} cannot be asked.", what_to_do="Add --memory 24GB."
+            f"How much memory is free on {found_on.type} cannot be asked.",
+            what_to_do="Add --memory 24GB.",
+            code="device.unknown-memory",
         )
     with TerminalReporter() as reporter:
         found = list(

@@ -72,7 +72,12 @@ def copy_recipe(
     if target.is_dir():
         target = target / f"{found.name.rpartition('/')[2]}.yaml"
     if target.exists():
-        raise UsageError(f"{target} already exists.", "It was left as it is.", "Name another destination.")
+        raise UsageError(
+            f"{target} already exists.",
+            "It was left as it is.",
+            "Name another destination.",
+            code="disk.already-exists",
+        )
     write_text(target, found.text)
     typer.echo(f"{target}")
 

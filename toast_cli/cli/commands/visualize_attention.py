@@ -45,13 +45,21 @@ def visualize_attention(
     from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
 
     if sum(map(bool, (images, test_image, prompt))) != 1:
-        raise UsageError("Name images, or --test-image N of a run's own test split, or a --prompt.")
+        raise UsageError(
+            "Name images, or --test-image N of a run's own test split, or a --prompt.", code="cli.choose-one"
+        )
     if run and backbone is not None:
-        raise UsageError("--run and --backbone exclude each other: a run brings its own backbone.")
+        raise UsageError(
+            "--run and --backbone exclude each other: a run brings its own backbone.", code="cli.conflicting-options"
+        )
     if prompt is not None and grad_cam:
-        raise UsageError("--grad-cam is for images.")
+        raise UsageError("--grad-cam is for images.", code="cli.conflicting-options")
     if format not in ("png", "svg", "pdf"):
-        raise UsageError(f"There is no format '{format}'.", what_to_do=did_you_mean(format, ("png", "svg", "pdf")))
+        raise UsageError(
+            f"There is no format '{format}'.",
+            what_to_do=did_you_mean(format, ("png", "svg", "pdf")),
+            code="cli.invalid-value",
+        )
     chosen = options.parse_head(head)
 
     from toast_cli.cli.commands.visualize_images import (
@@ -93,4 +101,4 @@ def visualize_attention(
             print_line(line)
     if broken:
         count = f"{len(broken)} of {len(broken) + len(records)} images"
-        raise ToastError(f"{count} could not be shown.", broken)
+        raise ToastError(f"{count} could not be shown.", broken, code="visualize.unreadable-images")

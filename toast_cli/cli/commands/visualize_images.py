@@ -43,9 +43,15 @@ def load_viewers(
         inside = len(paths) == 1 and paths[0].is_dir()
         return viewers, opened[0], paths[0] / "attention" if inside else Path("attention")
     if not (from_files or texts):
-        raise UsageError("--test-image needs a run.", what_to_do="Name image files, or leave --backbone out.")
+        raise UsageError(
+            "--test-image needs a run.", what_to_do="Name image files, or leave --backbone out.", code="cli.missing-run"
+        )
     if texts and backbone is None:
-        raise UsageError("There is no run here to show a text to.", what_to_do="Name one, or a --backbone llama:<...>.")
+        raise UsageError(
+            "There is no run here to show a text to.",
+            what_to_do="Name one, or a --backbone llama:<...>.",
+            code="run.none-found",
+        )
     name = backbone or DEFAULT_PLAIN_BACKBONE
     print_line(f"There is no run{' here' if backbone is None else ''}: showing the plain backbone {name}.", err)
     model, recipe = build_plain_model(name, weights, device)
@@ -69,7 +75,7 @@ def load_files(images: list[Path]) -> Iterator[tuple[str, Callable[[], Sample]]]
     for path in images:
         below = sorted(list_images(path)) if path.is_dir() else [path]
         if not below:
-            raise UsageError(f"There is no image below {path}.")
+            raise UsageError(f"There is no image below {path}.", code="data.no-images")
         files += below
     names = make_names_unique(file.stem for file in files)
     yield from zip(names, (partial(load_image_sample, file) for file in files), strict=True)

@@ -35,6 +35,7 @@ def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
             "ONNX needs packages that are not installed.",
             str(error),
             'pip install "onnx>=1.18" "onnxscript>=0.7" "onnxruntime>=1.21"',
+            code="export.missing-package",
         ) from error
 
     import torch
