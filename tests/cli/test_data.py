@@ -263,7 +263,7 @@ class TestOut:
     def test_a_name_that_ends_like_something_else_is_refused(
         self, root: Path, tmp_path: Path, verb: str, name: str, wanted: str
     ) -> None:
-        toast("data", verb, f"folder:{root}", "--out", tmp_path / name).fails(2, f"ends in {wanted}")
+        toast("data", verb, f"folder:{root}", "--out", tmp_path / name).fails(2, wanted, error="cli.wrong-suffix")
         assert not (tmp_path / name).exists()
 
     def test_nothing_is_written_among_the_data(self, root: Path, tmp_path: Path) -> None:
@@ -273,20 +273,26 @@ class TestOut:
             ("show", root / "new/it.png"),
             ("show", tmp_path / "link/it.png"),
         ):
-            toast("data", verb, f"folder:{root}", "--out", out, "--force").fails(2, "lies among the data", str(root))
+            toast("data", verb, f"folder:{root}", "--out", out, "--force").fails(
+                2, str(root), error="data.output-inside-data"
+            )
             assert not out.exists()
 
     def test_nor_in_the_folder_of_a_set_that_has_a_name_but_beside_it(self, tmp_path: Path) -> None:
         source = LAYOUTS["cub"](tmp_path)
         own = tmp_path / "CUB_200_2011/images"
-        toast("data", "check", source, "--data-dir", tmp_path, "--out", own / "it.json").fails(2, "lies among the data")
+        toast("data", "check", source, "--data-dir", tmp_path, "--out", own / "it.json").fails(
+            2, error="data.output-inside-data"
+        )
         toast("data", "check", source, "--data-dir", tmp_path, "--out", tmp_path / "it.json")
         assert (tmp_path / "it.json").exists() and not (own / "it.json").exists()
 
     @pytest.mark.parametrize("own", ["pets/train", "others"])
     def test_nor_among_the_photographs_or_the_distractors_of_a_grid(self, tmp_path: Path, own: str) -> None:
         source, out = LAYOUTS["grid"](tmp_path), tmp_path / own / "it.json"
-        toast("data", "check", source, "--data-dir", tmp_path, "--out", out).fails(2, "lies among the data", own)
+        toast("data", "check", source, "--data-dir", tmp_path, "--out", out).fails(
+            2, own, error="data.output-inside-data"
+        )
         assert not out.exists()
 
     def test_a_table_says_itself_what_is_read(self, tmp_path: Path) -> None:
@@ -304,7 +310,7 @@ class TestShow:
         before = out.read_bytes()
         (tmp_path / "kept.json").touch()
         for verb, kept in (("show", out), ("check", tmp_path / "kept.json")):
-            toast("data", verb, f"folder:{root}", "--out", kept).fails(2, "already exists", "--force")
+            toast("data", verb, f"folder:{root}", "--out", kept).fails(2, "--force", error="disk.already-exists")
         assert out.read_bytes() == before and not (tmp_path / "kept.json").read_bytes()
         assert np.asarray(Image.open(out).convert("RGB")).std() > 10
 
@@ -320,4 +326,4 @@ class TestShow:
         assert sheet("test", crops) == sheet("test", "images.augment=none")
 
     def test_a_split_that_is_not_there_is_refused(self, root: Path) -> None:
-        toast("data", "show", f"folder:{root}", "--split", "dev").fails(2, "has no split 'dev'")
+        toast("data", "show", f"folder:{root}", "--split", "dev").fails(2, "'dev'", error="data.unknown-split")

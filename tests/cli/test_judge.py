@@ -241,5 +241,5 @@ def test_wrong_questions_are_said(run: Path, server: Server, tmp_path: Path) -> 
     ]:
         bad.write_bytes(b'{"question_id": 1, "text": "Fine."}\n' + line)
         judge(bad, server, run).fails(1, why)
-    toast("eval", "--run", run, "--run", run).fails(2, "--judge alone")
+    toast("eval", "--run", run, "--run", run).fails(2, "toast compare", error="cli.too-many-runs")
     assert not server.asked

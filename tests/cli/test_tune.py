@@ -126,7 +126,9 @@ def test_an_exported_model_needs_no_other_file(finished: Path, here: Path) -> No
 
 def test_an_export_is_never_written_over(finished: Path, here: Path) -> None:
     (here / "mine.safetensors").write_text("precious")
-    toast("export", "--run", finished, "--out", here / "mine.safetensors").fails(2, "already exists", "--force")
+    toast("export", "--run", finished, "--out", here / "mine.safetensors").fails(
+        2, "--force", error="disk.already-exists"
+    )
     assert (here / "mine.safetensors").read_text() == "precious"
 
 

@@ -46,7 +46,7 @@ OWN = {
 @pytest.mark.parametrize("what", OWN)
 def test_what_toast_wrote_is_told_how_it_is_used(made: Path, what: str) -> None:
     kind, use = OWN[what]
-    toast("import", made / what).fails(2, kind, "needs no import", f"toast {use.format(made)}")
+    toast("import", made / what).fails(2, kind, f"toast {use.format(made)}", error="export.import-not-needed")
 
 
 def test_what_is_advised_works(made: Path, tmp_path: Path) -> None:
@@ -60,4 +60,6 @@ def test_what_is_advised_works(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_plain_backbone_is_still_sent_to_weights(made: Path) -> None:
-    toast("import", made / "plain.safetensors", "--backbone", "vit_demo").fails(1, "--weights")
+    toast("import", made / "plain.safetensors", "--backbone", "vit_demo").fails(
+        1, "--weights", error="checkpoint.no-feedback"
+    )
