@@ -51,7 +51,7 @@ class TestCheck:
     def test_a_sound_data_set_passes(self, root: Path) -> None:
         said = toast("data", "check", f"folder:{root}")
         assert said.code == 0
-        assert "Nothing here would spoil a run." in said.out
+        assert "No problems found." in said.out
 
     def test_the_report_counts_what_is_there(self, root: Path, tmp_path: Path) -> None:
         said = toast("data", "check", f"folder:{root}", "--json", "--out", tmp_path / "report.json")
@@ -96,7 +96,7 @@ class TestCheck:
         assert json.loads(machine.out)["splits"]["train"]["unreadable"][0]["name"] == f"train/cat/{evil}.png"
 
     def test_a_line_break_in_a_name_begins_no_line_of_a_report(self, root: Path, tmp_path: Path) -> None:
-        forged = "Nothing here would spoil a run."
+        forged = "No problems found."
         evil, shown = f"0\n{forged}\u2028", rf"0\n{forged}\u2028"
         root = root.rename(tmp_path / evil)
         for ending in ("png", "txt"):
@@ -136,7 +136,7 @@ class TestCheck:
         said = toast("data", "check", f"folder:{root}")
         assert said.code == 1
         assert "1 image shows the same as one of an earlier split" in said.out
-        told = "the same picture, mirrored" if mirrored else "the same picture"
+        told = "same picture, mirrored" if mirrored else "same picture"
         assert f"  {told}: train: train/dog/1.png and val: val/dog/smaller.jpg\n" in said.out
         assert "another class" not in said.out
 
@@ -150,7 +150,7 @@ class TestCheck:
         assert said.code == 0
         assert "1 image looks nearly like one of an earlier split" in said.out
         assert "differ, 1 of another class)" in said.out
-        assert "nearly the same: train: train/dog/2.png and val: val/cat/closer.png (of another class)" in said.out
+        assert "nearly identical: train: train/dog/2.png and val: val/cat/closer.png (different classes)" in said.out
 
     def test_a_duplicate_under_another_class_is_a_problem_within_a_split_too(self, root: Path) -> None:
         shutil.copy(root / "train/cat/0.png", root / "train/dog/cat.png")
@@ -165,7 +165,7 @@ class TestCheck:
         assert said.code == 1
         assert "2 images are in two splits" in said.out
         assert "1 image has another class than the same image in another split" in said.out
-        assert "train: train/cat/0.png and test: test/dog/cat.png (of another class)" in said.out
+        assert "train: train/cat/0.png and test: test/dog/cat.png (different classes)" in said.out
 
     def test_images_of_one_colour_are_said_and_are_nearly_like_no_other(self, root: Path) -> None:
         for shade, part in enumerate(("train", "val", "test")):
@@ -183,7 +183,7 @@ class TestCheck:
         (tmp_path / "it.csv").write_text("\n".join(["path,label,split,x,y,width,height", *rows]))
         said = toast("data", "check", f"table:{tmp_path / 'it.csv'}", "dataset.val_fraction=0")
         assert "train: 2 images have a box or a part that reaches out of it" in said.out
-        assert "reaches out: train: 2.png" in said.out and "reaches out: train: 3.png" in said.out
+        assert "outside the image: train: 2.png" in said.out and "outside the image: train: 3.png" in said.out
 
     def test_all_missing_files_are_listed(self, tmp_path: Path) -> None:
         for name, gone in (("cub", 3), ("vtab", 2), ("table", 2)):
@@ -255,7 +255,7 @@ class TestWarnings:
             photograph(number).save(tmp_path / "it" / name / "0.png")
         told = toast("data", "check", f"folder:{tmp_path / 'it'}").out
         assert "there is no val split" in told and "there is no test split" in told
-        assert "Nothing here would spoil a run" not in told
+        assert "No problems found" not in told
 
 
 class TestOut:

@@ -37,7 +37,7 @@ def test_import_says_what_became_of_every_tensor(here: Path) -> None:
     torch.save({"model": top_down_parts(), "epoch": 3}, here / "theirs.pth")
     said = toast("import", "theirs.pth", "--backbone", "vit_demo_3", "--output-dir", "start")
     assert said.code == 0, said.err
-    assert "8 tensors: 0 of the backbone, 8 of selection and feedback path, 0 of the head" in said.out
+    assert "Tensors: 8 (0 backbone, 8 selection and feedback, 0 head," in said.out
     assert "backbone.value_bias=twice" in said.out and "not read: epoch" in said.out
     tuned = toast(
         "tune", "backbone=vit_demo_3", *TINY_DEMO, "training.epochs=1", "--init-from", "start", "--output-dir", "run"
@@ -55,7 +55,7 @@ def test_import_says_what_became_of_every_tensor(here: Path) -> None:
 def test_a_pretuned_start_becomes_one_file_that_tuning_starts_from(here: Path, pretuned_run: Path) -> None:
     small = [*TINY_DEMO, "training.epochs=1"]
     said = toast("export", "--run", pretuned_run, "--out", "start")
-    assert said.code == 0 and "artifact written: start.safetensors" in said.out, said.err
+    assert said.code == 0 and "Exported artifact: start.safetensors" in said.out, said.err
     report = json.loads((here / "export_report.json").read_text())["start.safetensors"]
     assert {"random.features", "real.A.0", "real.xi"} <= report["differences"].keys()
     tuned = toast("tune", *small, "--init-from", "start.safetensors", "--output-dir", "run")

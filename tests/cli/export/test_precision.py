@@ -71,7 +71,7 @@ def test_rounding_that_moves_an_output_too_far_leaves_no_file(
 ) -> None:
     words: list[Any] = ["export", "--run", run, "--dtype", "bfloat16", "--out", here / "out" / "x"]
     said = toast(*words)
-    assert said.code == 0 and "What bfloat16 changes" in said.out and "likeliest class is the same" in said.out
+    assert said.code == 0 and "Rounding to bfloat16" in said.out and "top-1 prediction is unchanged" in said.out
     assert f"{REAL_COUNT} real and {RANDOM_COUNT} random inputs" in said.out
     monkeypatch.setattr(verification, "MAX_ROUNDING_ULPS", 1e-4)
     toast(*words, "--force").fails(1, "--dtype float32", error="export.outputs-differ")
@@ -80,7 +80,7 @@ def test_rounding_that_moves_an_output_too_far_leaves_no_file(
 def test_other_answers_are_warned_of(here: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "_compute_top1_agreement", lambda *_: 0.75)
     said = toast("export", "--run", run, "--dtype", "float16", "--out", here / "x")
-    assert said.code == 0 and "Warning: stored in float16" in said.err and "25.0% of real input" in said.err
+    assert said.code == 0 and "Warning: float16 changes" in said.err and "25.0% of the real inputs" in said.err
     assert "Warning" not in toast("export", "--run", run, "--out", here / "y").err
 
 
