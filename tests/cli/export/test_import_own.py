@@ -31,15 +31,15 @@ def made(tmp_path_factory: pytest.TempPathFactory, toast_run: Path, pretuned_run
 
 
 OWN = {
-    "run": ("a run or an adapter of toast", "eval --run {}/run"),
-    "run/adapter": ("a run or an adapter of toast", "eval --run {}/run/adapter"),
-    "run/adapter/adapter_model.safetensors": ("part of an adapter", "eval --run {}/run/adapter"),
-    "one.safetensors": ("'toast export' wrote", "eval --run {}/one.safetensors"),
-    "hf": ("'toast export --format hf' wrote", "eval --run {}/hf"),
-    "hf/model.safetensors": ("'toast export' wrote", "eval --run {}/hf/model.safetensors"),
-    "pre": ("a pre-tuned start", "tune --init-from {}/pre"),
-    "pre/artifact/feedback.safetensors": ("part of a pre-tuned start", "tune --init-from {}/pre/artifact"),
-    "start.safetensors": ("a pre-tuned start", "tune --init-from {}/start.safetensors"),
+    "run": ("a toast run or adapter", "eval --run {}/run"),
+    "run/adapter": ("a toast run or adapter", "eval --run {}/run/adapter"),
+    "run/adapter/adapter_model.safetensors": ("part of a toast adapter", "eval --run {}/run/adapter"),
+    "one.safetensors": ("by 'toast export'", "eval --run {}/one.safetensors"),
+    "hf": ("by 'toast export --format hf'", "eval --run {}/hf"),
+    "hf/model.safetensors": ("by 'toast export'", "eval --run {}/hf/model.safetensors"),
+    "pre": ("a pre-tuned toast artifact", "tune --init-from {}/pre"),
+    "pre/artifact/feedback.safetensors": ("part of a pre-tuned toast artifact", "tune --init-from {}/pre/artifact"),
+    "start.safetensors": ("a pre-tuned artifact", "tune --init-from {}/start.safetensors"),
 }
 
 

@@ -95,7 +95,7 @@ def test_the_likeliest_class_is_counted_where_the_mask_says() -> None:
 def test_every_stage_is_told_as_it_begins(here: Path, run: Path) -> None:
     said = toast("export", "--run", run, "--format", "onnx", "--dtype", "float16", "--out", here / "x", "--json")
     assert said.code == 0, said.err
-    order = ("Running the run", "Writing x.onnx", "Tracing", "Translating", "Opening it", "Comparing")
+    order = ("Computing the outputs", "Writing x.onnx", "Tracing", "Converting", "Loading it", "Comparing")
     assert sorted(order, key=said.err.index) == list(order)
     json.loads(said.out)
 
