@@ -61,7 +61,7 @@ def import_checkpoint(
         UsageError: The options contradict each other or the checkpoint.
         ToastError: The checkpoint is damaged or contains code, or its tensors do not match the model.
     """
-    tensors, beside = read_checkpoint(path)
+    tensors, other_entries = read_checkpoint(path)
     card: Card = registry.load_backbone_card(backbone)
     bare = card.build(card.options(**{"name": backbone, "weights": "none"}))
     found = bare.authors(tensors)
@@ -98,7 +98,7 @@ def import_checkpoint(
             write_tensors(own, found.network, {"format": "pt"})
             recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": str(own)})})
         model = build_model(recipe, names).eval()
-        left = _load_tensors(model, found, path, with_head=kind == "run")
+        unused = _load_tensors(model, found, path, with_head=kind == "run")
         account = {
             "imported_from": path.name,
             "file_sha256": hash_checkpoint(path),
@@ -107,8 +107,8 @@ def import_checkpoint(
             "network": len(found.network),
             "feedback": len(found.feedback),
             "head": len(found.head),
-            "left_out": {**found.left_out, **left},
-            "beside": beside,
+            "left_out": {**found.left_out, **unused},
+            "beside": other_entries,
             "departures": {name: getattr(recipe.backbone, name) for name in card.departures},
             "toast_version": __version__,
         }
@@ -255,11 +255,11 @@ def _load_tensors(model: Model, found: AuthorsCheckpoint, path: Path, *, with_he
                     weight = parts["default"].weight
                     assert isinstance(weight, Tensor)
                     places[f"{name}.{level}.{factor}"] = weight.data
-    left = {}
+    unused = {}
     given = dict(found.feedback)
     if "P" not in given:
         given["P"] = torch.eye(len(places["P"]))
-        left["top_down_transform"] = "not in the file; the identity is used"
+        unused["top_down_transform"] = "not in the file; the identity is used"
     _require_matching_tensors(
         given,
         places,
@@ -269,10 +269,10 @@ def _load_tensors(model: Model, found: AuthorsCheckpoint, path: Path, *, with_he
     for name, place in places.items():
         place.copy_(given[name])
     if not found.head:
-        return left
+        return unused
     if not with_head:
-        return left | {f"head.{name}": "an artifact has no head" for name in found.head}
+        return unused | {f"head.{name}": "an artifact has no head" for name in found.head}
     head = dict(model.head.state_dict())
     _require_matching_tensors(found.head, head, f"The head of {path} does not fit the model.", "")
     model.head.load_state_dict(found.head)
-    return left
+    return unused

@@ -55,9 +55,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         ToastError: A file is damaged, contains other objects than weights, or has NaN or infinite values.
     """
     tensors: dict[str, Tensor] = {}
-    beside: list[str] = []
+    other_entries: list[str] = []
     for file in list_checkpoint_files(path):
-        part, beside_part = _read_file(file)
+        part, part_entries = _read_file(file)
         if duplicates := sorted(tensors.keys() & part.keys()):
             raise ToastError(
                 f"The files in {path} are not shards of one checkpoint.",
@@ -65,8 +65,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
                 "Keep only the files of one checkpoint in the folder.",
                 code="checkpoint.not-one-checkpoint",
             )
-        tensors, beside = tensors | part, beside + beside_part
-    return tensors, beside
+        tensors, other_entries = tensors | part, other_entries + part_entries
+    return tensors, other_entries
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -94,18 +94,18 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             f"Expected a mapping, got {type(raw).__name__}.",
             code="checkpoint.no-tensors",
         )
-    beside: list[str] = []
+    other_entries: list[str] = []
     for wrapper in WRAPPER_KEYS:
         if isinstance(raw.get(wrapper), Mapping):
-            beside = [str(name) for name in raw if name != wrapper]
+            other_entries = [str(name) for name in raw if name != wrapper]
             raw = raw[wrapper]
             break
     tensors = {str(name): value for name, value in raw.items() if isinstance(value, Tensor)}
-    beside += [str(name) for name, value in raw.items() if not isinstance(value, Tensor)]
+    other_entries += [str(name) for name, value in raw.items() if not isinstance(value, Tensor)]
     if not tensors:
         raise ToastError(
             f"{path} contains no named tensors.",
-            f"It contains {', '.join(beside[:5]) or 'nothing'}.",
+            f"It contains {', '.join(other_entries[:5]) or 'nothing'}.",
             code="checkpoint.no-tensors",
         )
     if all(name.startswith("module.") for name in tensors):  # saved with DistributedDataParallel
@@ -125,7 +125,9 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             f"In {', '.join(not_finite[:3])}.",
             code="checkpoint.not-finite",
         )
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}, beside
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
+    }, other_entries
 
 
 def hash_checkpoint(path: Path) -> str:

@@ -11,7 +11,9 @@ from toast_cli.cli import options
 
 
 def run_compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders, adapter folders or exported files.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Two or more run folders, adapter folders or exported files.")
+    ],
     dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
     split: Annotated[str, typer.Option(help="Data split: train, val or test.")] = "test",

@@ -64,7 +64,7 @@ def print_sources(as_json: options.JsonOption = False) -> None:
 def run_data_check(
     source: SourceArgument,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[dataset.KEY=VALUE]...", help="Fields of the data source.")
+        list[str] | None, typer.Argument(metavar="dataset.KEY=VALUE", help="Options of the data source to override.")
     ] = None,
     data_dir: options.DataDirOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write the full report to this JSON file.")] = None,
@@ -117,7 +117,7 @@ def show_dataset(
     source: SourceArgument,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields, e.g. images.augment=crop-flip."),
+        typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. images.augment=crop-flip."),
     ] = None,
     backbone: Annotated[
         str, typer.Option(help="Backbone to prepare the images for. Its weights are not loaded.")

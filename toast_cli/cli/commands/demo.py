@@ -50,7 +50,7 @@ class DemoRun:
 def run_demo(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields to override in all three runs."),
+        typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override in all three runs."),
     ] = None,
     out: Annotated[Path, typer.Option(help=f"Output folder for {PICTURE_FILE} and {PAGE_FILE}.")] = Path(),
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,

@@ -11,7 +11,7 @@ from toast_cli.cli import options
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="Prompt to answer.")] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Prompt to answer.")] = None,
     interactive: Annotated[
         bool,
         typer.Option("--interactive", help="Chat in the terminal, one turn per line. An empty line or Ctrl-D quits."),

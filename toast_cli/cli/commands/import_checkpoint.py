@@ -14,10 +14,14 @@ def run_import(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            help="Full model or top-down parameters: .pth, .bin or .safetensors file, or a folder of shards."
+            metavar="CHECKPOINT",
+            help="Full model or top-down parameters: .pth, .bin or .safetensors file, or a folder of shards.",
         ),
     ],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Recipe fields, e.g. backbone.value_bias=once.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. backbone.value_bias=once."),
+    ] = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
     kind: Annotated[

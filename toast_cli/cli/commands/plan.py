@@ -13,7 +13,7 @@ from toast_cli.cli import options
 def run_plan(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields, e.g. training.batch_size=64."),
+        typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. training.batch_size=64."),
     ] = None,
     memory: Annotated[
         str | None, typer.Option(help="Device memory to plan for, e.g. 24GB. [default: free memory of the device]")

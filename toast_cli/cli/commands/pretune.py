@@ -15,7 +15,7 @@ def run_pretune(
     context: typer.Context,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields, e.g. pretuning.reconstruction=0.1."),
+        typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. pretuning.reconstruction=0.1."),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or YAML file.")] = None,
     backbone: options.BackboneOption = None,
@@ -39,7 +39,7 @@ def run_pretune(
 ) -> None:
     """Pre-tune TOAST's feedback path on general data.
 
-    The result initializes later runs with --init-from. Without arguments, pre-tunes on the demo data.
+    The result initializes later runs with --init-from. Without arguments, uses the demo data.
     """
     from toast_cli.cli.output.console import err, out, print_json, print_line
     from toast_cli.recipe.resolve import PRETUNE_FOLDER, resolve_recipe

@@ -12,7 +12,9 @@ from toast_cli.cli.options import CommandGroup
 
 app = typer.Typer(cls=CommandGroup, invoke_without_command=True, rich_markup_mode=None)
 
-RecipeArgument = Annotated[str, typer.Argument(help="Built-in recipe, e.g. demo/toast, or YAML file.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Built-in recipe, e.g. demo/toast, or YAML file.")
+]
 
 
 @app.callback()
@@ -51,7 +53,7 @@ def print_recipes(as_json: options.JsonOption = False) -> None:
 
 @app.command("show")
 def show_recipe(name: RecipeArgument) -> None:
-    """Print a recipe, including comments."""
+    """Print a recipe, including its comments."""
     from toast_cli.recipe.builtin import find_recipe
 
     typer.echo(find_recipe(name).text, nl=False)
@@ -60,7 +62,9 @@ def show_recipe(name: RecipeArgument) -> None:
 @app.command("copy")
 def copy_recipe(
     name: RecipeArgument,
-    dest: Annotated[Path | None, typer.Argument(help="Target file or folder. [default: current folder]")] = None,
+    dest: Annotated[
+        Path | None, typer.Argument(metavar="DEST", help="Target file or folder. [default: current folder]")
+    ] = None,
 ) -> None:
     """Copy a recipe to a file for editing."""
     from toast_cli.recipe.builtin import find_recipe
@@ -84,7 +88,7 @@ def copy_recipe(
 
 @app.command("validate")
 def validate_recipes(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="YAML files or built-in recipes.")],
+    files: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML files or built-in recipes.")],
 ) -> None:
     """Validate recipes.
 
@@ -119,7 +123,10 @@ def validate_recipes(
 
 @app.command("schema")
 def print_schema() -> None:
-    """Print the JSON schema of recipes, e.g. for editors."""
+    """Print the JSON schema of recipes.
+
+    Editors can use it for completion and validation.
+    """
     from toast_cli.cli.output.console import print_json
     from toast_cli.recipe.json_schema import build_recipe_schema
 

@@ -15,7 +15,7 @@ def run_tune(
     context: typer.Context,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields, e.g. training.lr=0.02 method.rank=8."),
+        typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. training.lr=0.02 method.rank=8."),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or YAML file.")] = None,
     backbone: options.BackboneOption = None,

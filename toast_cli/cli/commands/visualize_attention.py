@@ -12,7 +12,9 @@ from toast_cli.cli import options
 
 
 def visualize_attention(
-    images: Annotated[list[Path] | None, typer.Argument(help="Image files, or folders of images.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="IMAGE", help="Image files, or folders of images.")
+    ] = None,
     test_image: Annotated[
         list[int] | None,
         typer.Option(help="Use this image of the test split instead of a file, by index from 0. Can be repeated."),
