@@ -138,7 +138,7 @@ class TestCheck:
         assert "1 image shows the same as one of an earlier split" in said.out
         told = "same picture, mirrored" if mirrored else "same picture"
         assert f"  {told}: train: train/dog/1.png and val: val/dog/smaller.jpg\n" in said.out
-        assert "another class" not in said.out
+        assert "different classes" not in said.out
 
         (root / "val/dog/smaller.jpg").rename(root / "val/cat/smaller.jpg")
         said = toast("data", "check", f"folder:{root}")
