@@ -252,7 +252,7 @@ def _print_report(report: dict[str, Any]) -> None:
     for line in _list_examples(report):
         print_line(line)
     if not report["problems"]:
-        print_line("No problems found." if not report["warnings"] else "No problems found; please review the warnings.")
+        print_line("No problems found." if not report["warnings"] else "The data set has warnings, but no problems.")
 
 
 def _print_missing(report: dict[str, Any], limit: int = 100) -> None:
