@@ -1,7 +1,8 @@
-"""toast: transfer learning via attention steering.
+"""TOAST: transfer learning via attention steering.
 
-`load` opens what toast wrote, `steer` puts TOAST on a model that is there already, `register` teaches transformers what
-'toast export --format hf' writes. Importing this package imports no torch; the first use of one of them does.
+`load` opens a run or an export, `steer` adds TOAST to an existing model, and `register` registers the exports of
+'toast export --format hf' with transformers. Importing this package does not import torch; the first use of one of
+these names does.
 """
 
 from __future__ import annotations

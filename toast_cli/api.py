@@ -1,4 +1,4 @@
-"""The Python API: open what toast wrote, or steer a model that is there already."""
+"""The Python API: load a run or an export, or add TOAST to an existing model."""
 
 from __future__ import annotations
 
@@ -30,27 +30,35 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Picture: TypeAlias = "str | Path | Image"
-"""An image file, or an image that is open."""
+"""A path to an image file, or a PIL image."""
 
 Message: TypeAlias = "Mapping[str, str]"
-"""What one side said, as transformers has it: `role` (system, user or assistant) and `content`."""
+"""A chat message as in transformers: `role` ("system", "user" or "assistant") and `content`."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest class of an image, its probability, and every class's in the model's order, `[classes]`."""
+    """The most likely class of an image.
+
+    Args:
+        label: Name of the class.
+        probability: Probability of the class.
+        probabilities: Probabilities of all classes in the order of `Steered.classes`, `[classes]`.
+    """
 
     label: str
     probability: float
-    probabilities: Tensor = field(compare=False)  # tensors compare one by one
+    probabilities: Tensor = field(compare=False)  # tensors compare elementwise
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Where the model looked, each `[B, rows, columns]` over the image.
+    """Attention maps of a batch, each of shape `[B, rows, columns]` over the image.
 
-    `first` and `last` are a level's attention in either pass and sum to one; `similarity` is that of each patch to xi,
-    0 to 1. The last two are None for a model that looks once.
+    Args:
+        first: Attention in pass one. Sums to one.
+        last: Attention in pass two. Sums to one. None for a model with a single pass.
+        similarity: Similarity of each patch to xi, in [0, 1]. None for a model with a single pass.
     """
 
     first: Tensor
@@ -59,18 +67,19 @@ class Attention:
 
 
 class Steered(nn.Module):
-    """A model that looks twice (or once, if its method has no feedback path), for use in Python.
+    """A backbone adapted by TOAST or by another method, as an `nn.Module`.
 
-    As an `nn.Module` it takes what its backbone takes, `model(images)` or `model(input_ids=..., attention_mask=...)`,
-    and gives logits; `parameters()` that want a gradient are those that its method trains, so any loop can train it.
-    One call at a time: during a call signals are put into the backbone's own modules, so threads that share it must
-    take turns (give each its own, or hold a lock).
+    Call it with the inputs of its backbone, `model(images)` or `model(input_ids=..., attention_mask=...)`, to get
+    logits. Only the parameters that the method trains require a gradient, so any training loop can train it.
+
+    A call adds signals to the modules of the backbone, so the model is not thread-safe. Use one model per thread, or a
+    lock.
 
     Args:
-        model: backbone, method and head.
-        classes: their names in the order of the logits; empty for texts.
-        images: how images are prepared, besides the backbone's own wishes.
-        template: how a language model's turns are marked; None gives prompts as they are.
+        model: Backbone, method and head.
+        classes: Class names in the order of the logits; empty for a language model.
+        images: Image options of the run, in addition to the preprocessing of the backbone.
+        template: Prompt template of a language model; None uses prompts as they are.
     """
 
     def __init__(
@@ -84,11 +93,14 @@ class Steered(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the model's parameters."""
         return next(self.model.parameters()).device
 
     def forward(self, inputs: Any = None, **named: Any) -> Tensor:
-        """Prepared images `[B, 3, H, W]` to logits `[B, classes]`, or token ids `[B, N]` to `[B, N, vocabulary]`."""
+        """Return the logits of prepared images or token ids.
+
+        Images `[B, 3, H, W]` give `[B, classes]`; token ids `[B, N]` give `[B, N, vocabulary]`.
+        """
         if inputs is None:
             inputs = named
         elif self.model.backbone.preprocessing is None and isinstance(inputs, Tensor):
@@ -96,25 +108,29 @@ class Steered(nn.Module):
         return self.model(inputs)
 
     def prepare(self, images: Picture | Sequence[Picture]) -> Tensor:
-        """Images (paths, or images of Pillow's) as the backbone wants them, `[B, 3, H, W]`.
+        """Preprocess images (paths or PIL images) for the backbone, to a tensor `[B, 3, H, W]`.
 
         Raises:
-            UsageError: there is none, or something else is given.
-            ToastError: a file cannot be read as an image, or the backbone does not look at images.
+            UsageError: There are no images, or one is neither a path nor a PIL image.
+            ToastError: An image file cannot be read, or the backbone has no image input.
         """
         transform = build_transform(self._images, self.model.backbone.require_preprocessing(), train=False)
         return torch.stack([transform(image)[0] for image in _open_images(images)]).to(self.device)
 
     @torch.no_grad()
     def predict(self, images: Picture | Sequence[Picture]) -> list[Prediction]:
-        """The likeliest class of each image.
+        """Return the most likely class of each image.
 
         Raises:
-            UsageError: the model labels pixels, not images; there is no image, or something else is given.
-            ToastError: a file cannot be read as an image, or the backbone does not look at images.
+            UsageError: The model classifies pixels, there are no images, or one is neither a path nor a PIL image.
+            ToastError: An image file cannot be read, or the backbone has no image input.
         """
         if self.model.objective.dense:
-            raise UsageError("This model labels pixels, not images.", what_to_do="Call segment().")
+            raise UsageError(
+                "This is a segmentation model: it classifies pixels, not images.",
+                what_to_do="Call segment().",
+                code="task.labels-pixels",
+            )
         with self._evaluation_mode():
             probabilities = self.model(self.prepare(images)).float().softmax(-1).cpu()
         best = probabilities.max(-1)
@@ -125,32 +141,40 @@ class Steered(nn.Module):
 
     @torch.no_grad()
     def segment(self, images: Picture | Sequence[Picture]) -> list[Tensor]:
-        """The likeliest class of every pixel, by its place in `classes`: `[H, W]` at each image's own size.
+        """Return the most likely class of every pixel, as indices into `classes`.
+
+        Each result has the size of its image, `[H, W]`.
 
         Raises:
-            UsageError: the model labels images, not pixels; there is no image, or something else is given.
-            ToastError: a file cannot be read as an image.
+            UsageError: The model classifies images, there are no images, or one is neither a path nor a PIL image.
+            ToastError: An image file cannot be read.
         """
         if not self.model.objective.dense:
-            raise UsageError("This model labels images, not pixels.", what_to_do="Call predict().")
+            raise UsageError(
+                "This model classifies images, not pixels.", what_to_do="Call predict().", code="task.labels-images"
+            )
         if not self.model.objective.class_scores:
-            raise UsageError("This model was trained with token labels and predicts no classes.")
+            raise UsageError(
+                "This model was trained with token labels and does not predict classes.",
+                code="task.predicts-no-classes",
+            )
         with self._evaluation_mode():
             return [predict_pixel_classes(self.model, self._images, opened) for opened in _open_images(images)]
 
     def attention(
         self, images: Picture | Sequence[Picture], level: int = -1, head: HeadSelection = "mean"
     ) -> Attention:
-        """Where the model looks, at one level (the last unless told otherwise).
+        """Return the attention maps of one level, in both passes.
 
         Args:
-            images: what is looked at.
-            level: counted from 0, or from the end as -1, -2, …
-            head: one by its number, `"mean"` or `"max"` over all, or `"rollout"` over the levels so far.
+            images: Paths or PIL images.
+            level: Index of the level; negative indices count from the end.
+            head: Index of an attention head, `"mean"` or `"max"` over the heads, or `"rollout"` over the levels up to
+                `level`.
 
         Raises:
-            UsageError: the backbone has no attention to show, no such level or no such head; there is no image.
-            ToastError: a file cannot be read as an image, or a map is not what the model attends with.
+            UsageError: The backbone has no attention maps, there is no such level or head, or there are no images.
+            ToastError: An image file cannot be read, or a map does not match the attention that the model computes.
         """
         prepared = self.prepare(images)
         with self._evaluation_mode():
@@ -160,17 +184,17 @@ class Steered(nn.Module):
     def generate(
         self, prompt: str | Sequence[Message], on_text: Callable[[str], Any] | None = None, **settings: Any
     ) -> str:
-        """What a language model answers.
+        """Return a language model's answer to a prompt.
 
         Args:
-            prompt: a question, or a conversation so far: `[{"role": "user", "content": "Hi"}, ...]`.
-            on_text: called with every piece of text as it is written.
-            settings: transformers' own, such as `max_new_tokens=50` (256 unless they limit it otherwise), `do_sample`,
+            prompt: A text, or the messages of a conversation: `[{"role": "user", "content": "Hi"}, ...]`.
+            on_text: Called with each piece of text as it is generated.
+            settings: Generation options of transformers, e.g. `max_new_tokens` (default 256), `do_sample`,
                 `temperature`, `num_beams`, `stop_strings`.
 
         Raises:
-            UsageError: the backbone writes no text, there is no tokenizer beside it, the prompt or a message is none,
-                or a setting asks for something else than one text.
+            UsageError: The backbone is not a language model or has no tokenizer, the prompt or a message is invalid,
+                or a setting requests more than one text.
         """
         with self._evaluation_mode():
             return TextGenerator(self.model, self._template).answer(_to_turns(prompt), on_text, **settings)
@@ -178,16 +202,20 @@ class Steered(nn.Module):
     def generate_all(
         self, prompts: Sequence[str | Sequence[Message]], batch_size: int = 8, **settings: Any
     ) -> list[str]:
-        """What a language model answers to each of several prompts, `batch_size` of them at a time.
+        """Return a language model's answers to several prompts, `batch_size` at a time.
 
-        Without sampling each is answered as `generate` would, but for rounding. Prompts and settings are as it takes
-        them.
+        Prompts and settings are as for `generate`. Without sampling, the answers equal those of `generate`, except for
+        rounding.
 
         Raises:
-            UsageError: as of `generate`; a streamer is given.
+            UsageError: As for `generate`, or `prompts` is a single text, or a streamer is given.
         """
         if isinstance(prompts, str):
-            raise UsageError("One text is no list of prompts.", what_to_do="'generate' answers one.")
+            raise UsageError(
+                "Expected a list of prompts, got a single text.",
+                what_to_do="Call generate() for one prompt.",
+                code="text.not-a-list",
+            )
         with self._evaluation_mode():
             return TextGenerator(self.model, self._template).answer_all(
                 [_to_turns(one) for one in prompts], batch_size, **settings
@@ -198,15 +226,19 @@ class Steered(nn.Module):
 
 
 def _open_images(images: Any) -> Iterator[Image]:
-    """Every image in RGB.
+    """Open every image as RGB.
 
     Raises:
-        UsageError: there is none, or something is neither an image file nor an image of Pillow's.
-        ToastError: a file cannot be read as an image.
+        UsageError: There are no images, or one is neither a path nor a PIL image.
+        ToastError: An image file cannot be read.
     """
     many = images if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
     if not many:
-        raise UsageError("There is no image to look at.", what_to_do="Give one, or a list of some.")
+        raise UsageError(
+            "Expected at least one image, got an empty list.",
+            what_to_do="Pass an image or a list of images.",
+            code="image.none-given",
+        )
     return map(_to_rgb_image, many)
 
 
@@ -215,24 +247,28 @@ def _to_rgb_image(image: Any) -> Image:
         return open_image(Path(image))
     if not isinstance(image, PilImage):
         raise UsageError(
-            f"A {type(image).__name__} is no image.",
-            "Images are files, by their path, or images of Pillow's.",
-            "Make one of an array by PIL.Image.fromarray; prepared tensors [B, 3, H, W] go to model(tensor).",
+            f"Expected a path or a PIL image, got {type(image).__name__}.",
+            what_to_do="Convert an array with PIL.Image.fromarray; pass a prepared [B, 3, H, W] tensor to model().",
+            code="image.not-an-image",
         )
     try:
         return to_rgb(image)
-    except (ValueError, OSError) as error:  # numbers without a white; a file that ends too soon
-        raise UsageError("The image cannot be looked at.", str(error)) from error
+    except (ValueError, OSError) as error:  # a mode without a known white level, or a truncated file
+        raise UsageError("Cannot convert the image to RGB.", str(error), code="image.unreadable") from error
 
 
 def _to_turns(prompt: str | Sequence[Message]) -> list[Turn]:
-    """A question, or a conversation so far, as turns.
+    """Convert a text or a list of messages to turns.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: The prompt is neither, or a message is invalid.
     """
     if not isinstance(prompt, str | Sequence):
-        raise UsageError(f"A {type(prompt).__name__} is no prompt.", what_to_do="Give a text, or a list of messages.")
+        raise UsageError(
+            f"Expected a text or a list of messages, got {type(prompt).__name__}.",
+            what_to_do='Pass "..." or [{"role": "user", "content": "..."}].',
+            code="text.not-a-prompt",
+        )
     return [Turn("user", prompt)] if isinstance(prompt, str) else [_to_turn(message) for message in prompt]
 
 
@@ -241,15 +277,19 @@ def _to_turn(message: Message) -> Turn:
         role, text = message["role"], message["content"]
     except (KeyError, TypeError) as error:
         raise UsageError(
-            f"{message!r} is no message.", what_to_do='Write it as {"role": "user", "content": "..."}.'
+            f"Invalid message: {message!r}.",
+            what_to_do='Write it as {"role": "user", "content": "..."}.',
+            code="text.not-a-message",
         ) from error
     if role not in get_args(Role):
-        raise UsageError(f"'{role}' is no role.", what_to_do=f"There are {', '.join(get_args(Role))}.")
+        raise UsageError(
+            f"Unknown role '{role}'.", what_to_do=f"Known roles: {', '.join(get_args(Role))}.", code="text.unknown-role"
+        )
     return Turn(cast("Role", role), text)
 
 
 class _EvaluationMode:
-    """Within the block, a module is in evaluation mode."""
+    """A context manager that puts a module in evaluation mode and restores its mode on exit."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -263,41 +303,44 @@ class _EvaluationMode:
 
 
 def load(run: str | Path, weights: str | None = None, device: str | torch.device = "cpu") -> Steered:
-    """A run folder, an adapter folder, or an exported safetensors file or hf folder, ready to be used.
+    """Load a run or an export, in evaluation mode.
 
     Args:
-        run: what to open.
-        weights: the file, or a language model's folder, in place of the one that the recipe names.
-        device: where to compute.
+        run: A run folder, an adapter folder, an exported safetensors file or an exported hf folder.
+        weights: Backbone weights (a file, or the folder of a language model) to use instead of those in the recipe.
+        device: Device to load the model to.
 
     Raises:
-        UsageError: there is no such device.
-        ToastError: nothing of that kind is there, it is damaged, or the backbone's weights are others.
+        UsageError: The device is not available.
+        ToastError: The path is not a run or an export, it is damaged, or the backbone weights do not match.
     """
     loaded: LoadedModel = load_stored(Path(run), weights)
     template = getattr(loaded.recipe.dataset, "template", None)
     try:
         loaded.model.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:  # torch has both for a device that is not there
-        raise UsageError(f"The device '{device}' cannot be used.", str(error).partition("\n")[0]) from error
+    except (RuntimeError, AssertionError) as error:  # torch raises either for an unavailable device
+        raise UsageError(
+            f"Cannot use the device '{device}'.", str(error).partition("\n")[0], code="device.unavailable"
+        ) from error
     return Steered(loaded.model, loaded.classes, loaded.recipe.images, template).eval()
 
 
 def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = "toast", **options: Any) -> Steered:
-    """Put TOAST on a model that you have already: a timm ViT or ConvNeXt, or a causal language model of transformers.
+    """Add TOAST to an existing model: a timm ViT or ConvNeXt, or a causal language model of transformers.
 
-    The model stays what it is and is frozen; its weights are shared, not copied, but for methods that change weights or
-    put layers into the network (`full`, `lora`, `peft`), which work on a copy. What is trained starts at random; an
-    image model gets a new head. Nothing changes in a plain call of your own model.
+    The model is frozen and its weights are shared, not copied. Only methods that change weights or insert layers
+    (`full`, `lora`, `peft`) work on a copy. Calling the original model gives the same outputs as before.
+
+    The trained parameters are initialized at random. An image model gets a new head.
 
     Args:
-        model: any model that a registered family knows.
-        classes: how many, or their names in order; not for language models, which keep their own head.
-        method: a registered method: `toast`, `toast-lite`, `linear`, ...
-        options: the method's own, such as `rank=8` or `feedback="late"`.
+        model: A model of a registered family.
+        classes: Number of classes, or their names in order. None for a language model, which keeps its own head.
+        method: Name of a registered method: `toast`, `toast-lite`, `linear`, ...
+        options: Options of the method, e.g. `rank=8` or `feedback="late"`.
 
     Raises:
-        UsageError: no family knows the model, the method has no such option, or classes are missing.
+        UsageError: The model is not of a registered family, the method has no such option, or `classes` is missing.
     """
     from pydantic import ValidationError
 
@@ -306,8 +349,11 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
     text = backbone.output() is not None
     if text != (classes is None):
         raise UsageError(
-            "A language model has its own head and takes no classes." if text else "Of how many classes?",
-            what_to_do="" if text else "Give classes=10, or their names in order.",
+            "A language model keeps its own head and takes no classes."
+            if text
+            else "The argument 'classes' is missing.",
+            what_to_do="Remove the argument 'classes'." if text else "Pass classes=10, or the class names in order.",
+            code="task.has-own-head" if text else "task.missing-classes",
         )
     names = () if classes is None else _to_class_names(classes)
     if "start" in chosen.options.model_fields:
@@ -317,7 +363,9 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"The method '{method}' does not take {where}: {first['msg']}.") from error
+        raise UsageError(
+            f"Invalid option '{where}' for the method '{method}': {first['msg']}.", code="method.invalid-option"
+        ) from error
     task = registry.load_entry(registry.TASKS, "language" if text else "classification")
     stock = BackboneSnapshot.from_backbone(backbone)
     adapted = chosen.build(settings, backbone)
@@ -327,31 +375,48 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
 
 
 def _to_class_names(classes: Any) -> tuple[str, ...]:
-    """Names of classes, given those or how many.
+    """Return the class names, given the names or their number.
 
     Raises:
-        UsageError: they are none, no names, or one is there twice.
+        UsageError: `classes` is neither a positive number nor a list of strings, or a name occurs twice.
     """
-    wrong = UsageError(f"classes={classes!r} is no number or list of classes.", what_to_do="Give classes=10, or names.")
+    invalid = UsageError(
+        f"Expected a number of classes or a list of names, got classes={classes!r}.",
+        what_to_do="Pass classes=10, or the class names in order.",
+        code="task.invalid-classes",
+    )
     if isinstance(classes, int) and not isinstance(classes, bool):
         names = tuple(map(str, range(classes)))
     elif isinstance(classes, Sequence) and not isinstance(classes, str):
         names = tuple(classes)
     else:
-        raise wrong
+        raise invalid
     if not names or not all(isinstance(name, str) for name in names):
-        raise wrong
+        raise invalid
     if len(set(names)) < len(names):
-        raise UsageError("A class is named twice.", what_to_do="Give every class a name of its own.")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise UsageError(
+            f"The class name '{duplicate}' occurs twice.",
+            what_to_do="Use unique class names.",
+            code="data.duplicate-class",
+        )
     return names
 
 
 def _wrap_backbone(model: Any) -> Backbone:
-    """The model as a backbone, by the first family that knows it."""
+    """Wrap a model as a backbone, with the first family that supports it.
+
+    Raises:
+        UsageError: No registered family supports the model.
+    """
     for name in registry.list_names(registry.FAMILIES):
         family = registry.load_entry(registry.FAMILIES, name)
         backbone = family.wrap(model) if family.wrap is not None else None
         if backbone is not None:
             return backbone
     families = ", ".join(registry.list_names(registry.FAMILIES))
-    raise UsageError(f"No family of backbones knows a {type(model).__name__}.", what_to_do=f"There are {families}.")
+    raise UsageError(
+        f"No registered backbone family supports a {type(model).__name__}.",
+        what_to_do=f"Registered families: {families}.",
+        code="backbone.unsupported-model",
+    )

@@ -59,7 +59,7 @@ def verb_that_raises() -> typer.Typer:
     [
         ("usage", 2, "Error: Wrong [bold]file[/bold].\nBecause.\nDo this.\n"),
         ("runtime", 1, "Error: It broke.\n"),
-        ("fault", 1, "Error: This is a fault in toast: ZeroDivisionError: by [zero]\nAt "),
+        ("fault", 1, "Error: Internal error in toast: ZeroDivisionError: by [zero]\nAt "),
         ("interrupt", 130, "Interrupted.\n"),
         ("abort", 130, "Interrupted.\n"),
         ("exit", 7, ""),
@@ -97,7 +97,7 @@ def test_a_long_path_in_an_error_is_not_broken(capsys: pytest.CaptureFixture[str
 def test_an_unknown_command_is_answered_with_the_nearest() -> None:
     code, _, err = toast("tuen")
     assert code == 2
-    assert "There is no command" in err
+    assert "Unknown command" in err
     assert "Did you mean 'tune'?" in err
 
 

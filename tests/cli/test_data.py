@@ -51,7 +51,7 @@ class TestCheck:
     def test_a_sound_data_set_passes(self, root: Path) -> None:
         said = toast("data", "check", f"folder:{root}")
         assert said.code == 0
-        assert "Nothing here would spoil a run." in said.out
+        assert "No problems found." in said.out
 
     def test_the_report_counts_what_is_there(self, root: Path, tmp_path: Path) -> None:
         said = toast("data", "check", f"folder:{root}", "--json", "--out", tmp_path / "report.json")
@@ -96,7 +96,7 @@ class TestCheck:
         assert json.loads(machine.out)["splits"]["train"]["unreadable"][0]["name"] == f"train/cat/{evil}.png"
 
     def test_a_line_break_in_a_name_begins_no_line_of_a_report(self, root: Path, tmp_path: Path) -> None:
-        forged = "Nothing here would spoil a run."
+        forged = "No problems found."
         evil, shown = f"0\n{forged}\u2028", rf"0\n{forged}\u2028"
         root = root.rename(tmp_path / evil)
         for ending in ("png", "txt"):
@@ -136,9 +136,9 @@ class TestCheck:
         said = toast("data", "check", f"folder:{root}")
         assert said.code == 1
         assert "1 image shows the same as one of an earlier split" in said.out
-        told = "the same picture, mirrored" if mirrored else "the same picture"
+        told = "same picture, mirrored" if mirrored else "same picture"
         assert f"  {told}: train: train/dog/1.png and val: val/dog/smaller.jpg\n" in said.out
-        assert "another class" not in said.out
+        assert "different classes" not in said.out
 
         (root / "val/dog/smaller.jpg").rename(root / "val/cat/smaller.jpg")
         said = toast("data", "check", f"folder:{root}")
@@ -150,7 +150,7 @@ class TestCheck:
         assert said.code == 0
         assert "1 image looks nearly like one of an earlier split" in said.out
         assert "differ, 1 of another class)" in said.out
-        assert "nearly the same: train: train/dog/2.png and val: val/cat/closer.png (of another class)" in said.out
+        assert "nearly identical: train: train/dog/2.png and val: val/cat/closer.png (different classes)" in said.out
 
     def test_a_duplicate_under_another_class_is_a_problem_within_a_split_too(self, root: Path) -> None:
         shutil.copy(root / "train/cat/0.png", root / "train/dog/cat.png")
@@ -165,7 +165,7 @@ class TestCheck:
         assert said.code == 1
         assert "2 images are in two splits" in said.out
         assert "1 image has another class than the same image in another split" in said.out
-        assert "train: train/cat/0.png and test: test/dog/cat.png (of another class)" in said.out
+        assert "train: train/cat/0.png and test: test/dog/cat.png (different classes)" in said.out
 
     def test_images_of_one_colour_are_said_and_are_nearly_like_no_other(self, root: Path) -> None:
         for shade, part in enumerate(("train", "val", "test")):
@@ -183,7 +183,7 @@ class TestCheck:
         (tmp_path / "it.csv").write_text("\n".join(["path,label,split,x,y,width,height", *rows]))
         said = toast("data", "check", f"table:{tmp_path / 'it.csv'}", "dataset.val_fraction=0")
         assert "train: 2 images have a box or a part outside of the image" in said.out
-        assert "reaches out: train: 2.png" in said.out and "reaches out: train: 3.png" in said.out
+        assert "outside the image: train: 2.png" in said.out and "outside the image: train: 3.png" in said.out
 
     def test_all_missing_files_are_listed(self, tmp_path: Path) -> None:
         for name, gone in (("cub", 3), ("vtab", 2), ("table", 2)):
@@ -255,7 +255,7 @@ class TestWarnings:
             photograph(number).save(tmp_path / "it" / name / "0.png")
         told = toast("data", "check", f"folder:{tmp_path / 'it'}").out
         assert "there is no val split" in told and "there is no test split" in told
-        assert "Nothing here would spoil a run" not in told
+        assert "No problems found" not in told
 
 
 class TestOut:
@@ -263,7 +263,7 @@ class TestOut:
     def test_a_name_that_ends_like_something_else_is_refused(
         self, root: Path, tmp_path: Path, verb: str, name: str, wanted: str
     ) -> None:
-        toast("data", verb, f"folder:{root}", "--out", tmp_path / name).fails(2, f"ends in {wanted}")
+        toast("data", verb, f"folder:{root}", "--out", tmp_path / name).fails(2, wanted, error="cli.wrong-suffix")
         assert not (tmp_path / name).exists()
 
     def test_nothing_is_written_among_the_data(self, root: Path, tmp_path: Path) -> None:
@@ -273,20 +273,26 @@ class TestOut:
             ("show", root / "new/it.png"),
             ("show", tmp_path / "link/it.png"),
         ):
-            toast("data", verb, f"folder:{root}", "--out", out, "--force").fails(2, "lies among the data", str(root))
+            toast("data", verb, f"folder:{root}", "--out", out, "--force").fails(
+                2, str(root), error="data.output-inside-data"
+            )
             assert not out.exists()
 
     def test_nor_in_the_folder_of_a_set_that_has_a_name_but_beside_it(self, tmp_path: Path) -> None:
         source = LAYOUTS["cub"](tmp_path)
         own = tmp_path / "CUB_200_2011/images"
-        toast("data", "check", source, "--data-dir", tmp_path, "--out", own / "it.json").fails(2, "lies among the data")
+        toast("data", "check", source, "--data-dir", tmp_path, "--out", own / "it.json").fails(
+            2, error="data.output-inside-data"
+        )
         toast("data", "check", source, "--data-dir", tmp_path, "--out", tmp_path / "it.json")
         assert (tmp_path / "it.json").exists() and not (own / "it.json").exists()
 
     @pytest.mark.parametrize("own", ["pets/train", "others"])
     def test_nor_among_the_photographs_or_the_distractors_of_a_grid(self, tmp_path: Path, own: str) -> None:
         source, out = LAYOUTS["grid"](tmp_path), tmp_path / own / "it.json"
-        toast("data", "check", source, "--data-dir", tmp_path, "--out", out).fails(2, "lies among the data", own)
+        toast("data", "check", source, "--data-dir", tmp_path, "--out", out).fails(
+            2, own, error="data.output-inside-data"
+        )
         assert not out.exists()
 
     def test_a_table_says_itself_what_is_read(self, tmp_path: Path) -> None:
@@ -304,7 +310,7 @@ class TestShow:
         before = out.read_bytes()
         (tmp_path / "kept.json").touch()
         for verb, kept in (("show", out), ("check", tmp_path / "kept.json")):
-            toast("data", verb, f"folder:{root}", "--out", kept).fails(2, "already exists", "--force")
+            toast("data", verb, f"folder:{root}", "--out", kept).fails(2, "--force", error="disk.already-exists")
         assert out.read_bytes() == before and not (tmp_path / "kept.json").read_bytes()
         assert np.asarray(Image.open(out).convert("RGB")).std() > 10
 
@@ -320,4 +326,4 @@ class TestShow:
         assert sheet("test", crops) == sheet("test", "images.augment=none")
 
     def test_a_split_that_is_not_there_is_refused(self, root: Path) -> None:
-        toast("data", "show", f"folder:{root}", "--split", "dev").fails(2, "has no split 'dev'")
+        toast("data", "show", f"folder:{root}", "--split", "dev").fails(2, "'dev'", error="data.unknown-split")

@@ -117,7 +117,7 @@ def test_a_reply_without_a_score_is_asked_again_and_then_said(run: Path, questio
     said = judge(questions, server, run)
     assert said.code == 0, said.err
     assert json.loads(said.out)[str(run)] == {"writing": 8.0, "maths": 5.0, "overall": 6.5}
-    assert "gave no score to 1 of 3 answers" in " ".join(said.err.split())
+    assert "returned no score for 1 of 3 answers" in " ".join(said.err.split())
     lines = kept(run, questions, "judgements.jsonl")
     assert [(line["question_id"], line["reply"], line["score"]) for line in lines[:3]] == [
         (1, "I cannot say.", None),
@@ -162,7 +162,7 @@ def test_a_damaged_judgement_is_said_and_asked_again(run: Path, questions: Path,
     said = judge(questions, server, run)
     assert said.code == 0, said.err
     assert len(server.asked) == asked + 1
-    assert "1 line was damaged or cut short, and asked for again" in " ".join(said.err.split())
+    assert "dropped 1 damaged or truncated line" in " ".join(said.err.split())
     assert json.loads(said.out)[str(run)]["overall"] == 5.0
 
 
@@ -241,5 +241,5 @@ def test_wrong_questions_are_said(run: Path, server: Server, tmp_path: Path) -> 
     ]:
         bad.write_bytes(b'{"question_id": 1, "text": "Fine."}\n' + line)
         judge(bad, server, run).fails(1, why)
-    toast("eval", "--run", run, "--run", run).fails(2, "--judge alone")
+    toast("eval", "--run", run, "--run", run).fails(2, "toast compare", error="cli.too-many-runs")
     assert not server.asked

@@ -104,7 +104,7 @@ def test_a_plain_model_continues_a_prompt_and_a_seed_repeats_a_draw(here: Path, 
 
 def test_what_a_prompt_leaves_no_room_for_is_said_before(here: Path, model: Path) -> None:
     plain = ["generate", "--backbone", f"llama:{model}", "--raw"]
-    toast(*plain, "").fails(2, "The prompt is empty")
+    toast(*plain, "").fails(2, error="text.empty-prompt")
     toast(*plain, "a" * 300).fails(2, "The prompt is 301 tokens, and the model reads 256 at most")
     said = toast(*plain, "a" * 250, "--max-new-tokens", "20")
     assert said.code == 0 and "the answer is cut at 5 tokens, not 20" in " ".join(said.err.split())
@@ -122,9 +122,9 @@ def test_a_file_of_prompts_is_answered_several_at_a_time_as_one_by_one(here: Pat
     assert json.loads(said.out) == alone and len({each["answer"] for each in alone}) > 1
     assert toast(*plain, *several).out.startswith(f"> {prompts[0]}\n{alone[0]['answer']}\n\n> {prompts[1]}\n")
     (here / "blank.txt").write_text("\n \n")
-    toast(*plain, "--prompts", here / "blank.txt").fails(1, "holds no prompt")
-    toast(*plain, "--prompts", here / "nothing.txt").fails(1, "nothing.txt cannot be read")
-    toast(*plain, "--prompts", here / "blank.txt", "Hello").fails(2, "Give one of")
+    toast(*plain, "--prompts", here / "blank.txt").fails(1, "blank.txt", error="text.no-prompts")
+    toast(*plain, "--prompts", here / "nothing.txt").fails(1, "nothing.txt", error="data.unreadable-file")
+    toast(*plain, "--prompts", here / "blank.txt", "Hello").fails(2, error="cli.choose-one")
 
 
 def test_a_talk_puts_answers_alone_on_stdout(here: Path, model: Path) -> None:

@@ -131,8 +131,10 @@ def test_only_what_was_interrupted_can_be_resumed(here: Path, linear_run: Path) 
     (here / "run" / "results.json").unlink()
     for other in (["training.lr=0.1"], ["--seed", "0"], ["--dry-run"], ["--recipe", "demo/toast"]):
         for command in ("tune", "pretune"):
-            toast(command, "--resume", here / "run", *other).fails(2, "Leave all but --device out")
-    toast("pretune", "--resume", here / "run", "--least-squares").fails(2, "Leave all but --device out")
+            toast(command, "--resume", here / "run", *other).fails(2, "--device", error="resume.conflicting-options")
+    toast("pretune", "--resume", here / "run", "--least-squares").fails(
+        2, "--device", error="resume.conflicting-options"
+    )
 
 
 def test_a_run_that_finished_no_epoch_begins_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,8 +91,9 @@ def test_python_labels_every_pixel_and_counts_as_eval_does(convnext_run: Path, p
         labelled += int((wanted != 255).sum())
     assert labelled == results(convnext_run)["test"]["pixels"]
     assert hits / labelled == pytest.approx(results(convnext_run)["test"]["pixel_accuracy"], abs=1e-3)
-    with pytest.raises(UsageError, match="labels pixels, not images"):
+    with pytest.raises(UsageError) as refused:
         model.predict(files[0])
+    assert refused.value.code == "task.labels-pixels"
 
 
 def test_the_picture_shows_predicted_and_labelled_classes(run: Path, tmp_path: Path) -> None:

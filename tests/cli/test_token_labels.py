@@ -49,7 +49,9 @@ def test_pictures_show_maps_and_no_prediction(run: Path, here: Path) -> None:
 
 
 def test_a_graph_is_refused_with_what_to_do(run: Path, here: Path) -> None:
-    toast("export", "--run", run, "--format", "torch-export").fails(2, "predicts no classes", "--what backbone")
+    toast("export", "--run", run, "--format", "torch-export").fails(
+        2, "--what backbone", error="task.predicts-no-classes"
+    )
 
 
 def test_other_sources_of_labelled_pixels_can_be_used(here: Path) -> None:

@@ -126,7 +126,9 @@ def test_an_exported_model_needs_no_other_file(finished: Path, here: Path) -> No
 
 def test_an_export_is_never_written_over(finished: Path, here: Path) -> None:
     (here / "mine.safetensors").write_text("precious")
-    toast("export", "--run", finished, "--out", here / "mine.safetensors").fails(2, "already exists", "--force")
+    toast("export", "--run", finished, "--out", here / "mine.safetensors").fails(
+        2, "--force", error="disk.already-exists"
+    )
     assert (here / "mine.safetensors").read_text() == "precious"
 
 
@@ -152,7 +154,7 @@ def test_without_a_run_the_plain_backbone_is_shown_and_that_is_said(here: Path) 
     Image.new("RGB", (80, 80), "teal").save("img.jpg")
     said = toast("visualize-attention", "img.jpg")
     assert said.code == 0, said.err
-    assert "no run here: showing the plain backbone vit_demo" in said.err
+    assert "plain backbone vit_demo" in said.err
     assert (here / "attention" / "img.png").is_file()
 
 

@@ -106,8 +106,9 @@ def test_a_language_model_is_steered_and_writes(tmp_path: Path) -> None:
     ids = torch.randint(6, 100, (2, 7))
     assert steered(ids).shape == steered(input_ids=ids).shape == (2, 7, mine.config.vocab_size)
     assert isinstance(steered.generate("Say yes.", max_new_tokens=3), str)
-    with pytest.raises(UsageError, match="no classes"):
+    with pytest.raises(UsageError) as refused:
         toast_cli.steer(mine, classes=2)
+    assert refused.value.code == "task.has-own-head"
 
 
 @pytest.mark.e2e
@@ -169,8 +170,9 @@ def test_several_prompts_are_answered_together_as_each_alone(writing: toast_cli.
     alone = [writing.generate(prompt, max_new_tokens=12) for prompt in prompts]
     assert writing.generate_all(prompts, batch_size=3, max_new_tokens=12) == alone and len(set(alone)) > 1
     assert writing.generate_all([]) == []
-    with pytest.raises(UsageError, match="no list of prompts"):
+    with pytest.raises(UsageError) as refused:
         writing.generate_all("Hm")
+    assert refused.value.code == "text.not-a-list"
 
 
 @pytest.mark.parametrize(
@@ -180,9 +182,9 @@ def test_several_prompts_are_answered_together_as_each_alone(writing: toast_cli.
         ("Hi", {"return_dict_in_generate": True}, "one text"),
         ("Hi", {"on_text": print, "num_beams": 2}, "Beams"),
         ([], {}, "Nothing was said"),
-        ([{"role": "usr", "content": "Hi"}], {}, "no role"),
-        ([{"user": "Hi"}], {}, "no message"),
-        (7, {}, "no prompt"),
+        ([{"role": "usr", "content": "Hi"}], {}, "usr"),
+        ([{"user": "Hi"}], {}, "user"),
+        (7, {}, "int"),
     ],
 )
 def test_what_cannot_be_written_is_said(
@@ -197,13 +199,13 @@ def test_what_cannot_be_written_is_said(
     [
         ({"classes": 2, "method": "tost"}, "toast"),
         ({"classes": 2, "rank": 3}, "rank"),
-        ({}, "how many classes"),
-        ({"classes": 0}, "no number or list"),
-        ({"classes": "cat"}, "no number or list"),
-        ({"classes": 2.5}, "no number or list"),
-        ({"classes": True}, "no number or list"),
-        ({"classes": [1, 2]}, "no number or list"),
-        ({"classes": ["a", "a"]}, "named twice"),
+        ({}, "classes=10"),
+        ({"classes": 0}, "classes="),
+        ({"classes": "cat"}, "classes="),
+        ({"classes": 2.5}, "classes="),
+        ({"classes": True}, "classes="),
+        ({"classes": [1, 2]}, "classes="),
+        ({"classes": ["a", "a"]}, "'a'"),
     ],
 )
 def test_what_cannot_be_is_said(arguments: dict[str, object], words: str) -> None:
@@ -212,7 +214,7 @@ def test_what_cannot_be_is_said(arguments: dict[str, object], words: str) -> Non
 
 
 def test_a_model_of_no_family_and_a_run_that_is_not_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="No family of backbones knows a Linear"):
+    with pytest.raises(UsageError, match="Linear"):
         toast_cli.steer(torch.nn.Linear(2, 2), classes=2)
     with pytest.raises(ToastError, match="no run"):
         toast_cli.load(tmp_path / "nothing")
@@ -225,14 +227,14 @@ def looking() -> toast_cli.Steered:
 
 
 NO_IMAGES: dict[str, tuple[Any, str]] = {
-    "none": ([], "no image"),
-    "array": (np.zeros((9, 9, 3), np.uint8), "ndarray is no image"),
-    "arrays": ([np.zeros((9, 9, 3))], "ndarray is no image"),
-    "tensor": (torch.zeros(2, 3, 160, 160), "Tensor is no image"),
-    "number": (3, "int is no image"),
-    "bytes": (b"abc", "bytes is no image"),
-    "nothing": (None, "NoneType is no image"),
-    "floats": (Image.new("F", (9, 9)), "cannot be looked at"),
+    "none": ([], "image"),
+    "array": (np.zeros((9, 9, 3), np.uint8), "ndarray"),
+    "arrays": ([np.zeros((9, 9, 3))], "ndarray"),
+    "tensor": (torch.zeros(2, 3, 160, 160), "Tensor"),
+    "number": (3, "int"),
+    "bytes": (b"abc", "bytes"),
+    "nothing": (None, "NoneType"),
+    "floats": (Image.new("F", (9, 9)), "image"),
 }
 
 

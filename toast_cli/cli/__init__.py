@@ -1,1 +1,1 @@
-"""The command line: one error boundary, one thin file per verb. Light at import."""
+"""The command line: one error handler, and one module per command. Imports no heavy package."""

@@ -1,6 +1,6 @@
-"""`toast`: the verbs, and the one place where an error becomes a message and an exit code.
+"""The `toast` application: its commands, and the handler that turns errors into messages and exit codes.
 
-The verbs' modules are light: what is heavy (torch, pydantic, rich) is imported inside the functions.
+The commands import heavy packages (torch, pydantic, rich) inside their functions, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from toast_cli.cli.options import CommandGroup
 from toast_cli.utils.errors import INTERRUPTED, RUNTIME_FAILURE, ToastError, UsageError
 
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
-"""Typer's error for wrong options and arguments, which it gives no public name."""
+"""Typer's error for invalid options and arguments. Typer does not export it."""
 
 
 class ToastGroup(CommandGroup):
-    """The top of the command line, around which the error boundary lies."""
+    """The root command group, which handles the errors of every command."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command; what went wrong is explained on stderr, and the exit code says of which kind it was."""
+        """Run a command, print errors on stderr, and exit with the code of the error."""
         arguments = args[0] if args else extra.get("args")
         as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
         sys.exit(_run_for_exit_code(super().main, as_json, *args, **{**extra, "standalone_mode": False}))
@@ -73,9 +73,12 @@ app.command("doctor")(run_doctor)
 @app.callback()
 def toast(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
-    """Transfer learning via attention steering: adapt frozen backbones, and see what they look at."""
+    """TOAST: transfer learning via attention steering.
+
+    Adapt a frozen backbone to a task, and visualize what it attends to.
+    """
     if version:
         from toast_cli.utils.version import __version__
 
@@ -86,24 +89,24 @@ def toast(
 
 
 def main() -> None:
-    """The `toast` command."""
+    """Run the `toast` command."""
     get_command(app)(prog_name="toast")
 
 
 def _run_for_exit_code(run: Any, as_json: bool, *args: Any, **extra: Any) -> int:
     try:
         code = run(*args, **extra)
-        sys.stdout.flush()  # a closed pipe shows here, where it can be dealt with, rather than at interpreter exit
+        sys.stdout.flush()  # raises BrokenPipeError here, where it is handled, and not at interpreter exit
     except ToastError as error:
         return _report_error(error, as_json)
     except _USAGE_ERROR as error:
         command = error.ctx.command_path if error.ctx is not None else "toast"
-        what_to_do = f"'{command} --help' lists what it takes."
+        what_to_do = f"Run '{command} --help' to list the options."
         return _report_error(UsageError(error.format_message(), what_to_do=what_to_do, code="cli.usage"), as_json)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough; point stdout elsewhere so that closing it raises nothing.
+        # The reader closed the pipe. Redirect stdout, so that closing it does not raise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return RUNTIME_FAILURE
     except Exception as error:
@@ -114,7 +117,10 @@ def _run_for_exit_code(run: Any, as_json: bool, *args: Any, **extra: Any) -> int
 
 
 def _report_error(error: ToastError, as_json: bool) -> int:
-    """Explain an error on stderr, with its code where TOAST_DEBUG is set; with `as_json`, also as JSON on stdout."""
+    """Print an error on stderr and return its exit code.
+
+    With TOAST_DEBUG set, the message includes the error's code. `as_json` also prints the error as JSON on stdout.
+    """
     from toast_cli.cli.output.console import print_error, print_json
 
     if _is_debugging():
@@ -127,12 +133,12 @@ def _report_error(error: ToastError, as_json: bool) -> int:
 
 
 def _make_internal_error(error: Exception) -> ToastError:
-    """An error that nobody foresaw: ours to mend, so the message says so and where it happened."""
+    """Wrap an unexpected exception in an error that names the line that raised it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return ToastError(
-        f"This is a fault in toast: {type(error).__name__}: {error}",
+        f"Internal error in toast: {type(error).__name__}: {error}",
         f"At {Path(last.filename)}:{last.lineno}.",
-        "" if _is_debugging() else "TOAST_DEBUG=1 shows the whole traceback; please report it.",
+        "Please report it." if _is_debugging() else "Please report it. Set TOAST_DEBUG=1 to see the full traceback.",
         code="toast.fault",
     )
 

@@ -1,4 +1,4 @@
-"""The run that a verb works on: the one named, or the newest, which is printed."""
+"""Selection of the run that a command works on."""
 
 from __future__ import annotations
 
@@ -14,30 +14,34 @@ if TYPE_CHECKING:
 
 
 def resolve_run_path(run: Path | None) -> Path:
-    """Return the run to work on: the one named, or the newest.
+    """Return `run`, or the newest run if it is None. The path of the newest run is printed on stderr.
 
     Raises:
-        UsageError: none was named and there is none.
+        UsageError: `run` is None and there is no finished run.
     """
     if run is not None:
         return run
     newest = find_newest_run()
     if newest is None:
         raise UsageError(
-            f"There is no finished run in {DEFAULT_RUNS_FOLDER.absolute()}.",
-            what_to_do="Make one with 'toast tune', or name one with --run.",
+            f"No finished run in {DEFAULT_RUNS_FOLDER.absolute()}.",
+            what_to_do="Train one with 'toast tune', or pass --run.",
+            code="run.none-found",
         )
     print_line(f"Newest run: {newest}", err)
     return newest
 
 
 def print_message(text: str) -> None:
-    """Print a line beside the results, on stderr."""
+    """Print a line on stderr."""
     print_line(text, err)
 
 
 def load_writer(run: Path, weights: str | None, device: str | None, raw: bool = False) -> TextGenerator:
-    """Load a run's language model, to answer in the form that it was trained on; `raw` leaves prompts unmarked."""
+    """Load a run's language model for generation.
+
+    Prompts are formatted with the template that the run was trained with, unless `raw` is true.
+    """
     from toast_cli.evaluation.open_run import RunRequest, open_run
     from toast_cli.model.generation import TextGenerator
 

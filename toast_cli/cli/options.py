@@ -1,4 +1,4 @@
-"""The options that several verbs share, spelled once. Torch-free."""
+"""Options that several commands share. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,57 +16,56 @@ if TYPE_CHECKING:
 
 BackboneOption = Annotated[
     str | None,
-    typer.Option(
-        help="Frozen network: a short name (see 'toast backbones'), or vit:MODEL, convnext:MODEL, llama:MODEL."
-    ),
+    typer.Option(help="Backbone: a name from 'toast backbones', or vit:MODEL, convnext:MODEL or llama:MODEL."),
 ]
 WeightsOption = Annotated[
     str | None,
-    typer.Option(help="The backbone's weights: a file, or a language model's folder; 'none' for random ones."),
+    typer.Option(help="Backbone weights: a file, the folder of a language model, or 'none' for random weights."),
 ]
 DatasetOption = Annotated[
-    str | None, typer.Option(help="Data set, such as demo, cub, folder:PATH or alpaca:FILE: see 'toast data ls'.")
+    str | None, typer.Option(help="Data set, e.g. demo, cub, folder:PATH or alpaca:FILE (see 'toast data ls').")
 ]
 DataDirOption = Annotated[
-    str | None, typer.Option(help="Folder that holds the data set. [default: TOAST_DATA_DIR, else ./data]")
+    str | None, typer.Option(help="Root folder of the data sets. [default: $TOAST_DATA_DIR or ./data]")
 ]
 RunOption = Annotated[
-    Path | None, typer.Option(help="Run folder, adapter folder or exported file. [default: the newest run]")
+    Path | None, typer.Option(help="Run folder, adapter folder or exported file. [default: newest run]")
 ]
 RunsOption = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--run", help="Run folder, adapter folder or exported file; may be repeated. [default: the newest run]"
-    ),
+    typer.Option("--run", help="Run folder, adapter folder or exported file. Can be repeated. [default: newest run]"),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-PrecisionOption = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
+DeviceOption = Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda, cuda:N or mps.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="Compute precision: auto, fp32, bf16 or fp16.")]
 InitFromOption = Annotated[
     str | None,
     typer.Option(
-        help="Start selection and feedback path from what 'toast pretune' wrote (run folder, artifact folder or "
-        "exported file), or from what comes with the backbone ('shipped')."
+        help="Initialize the feedback path from the output of 'toast pretune' (run folder, artifact folder or exported "
+        "file), or from the artifact that ships with the backbone ('shipped')."
     ),
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would run, train nothing.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved recipe and its cost without training.")
+]
 AlphaOption = Annotated[
     float | None,
-    typer.Option(min=0.0, max=2.0, help="Send the feedback's signals so many times as strong. [default: 1]"),
+    typer.Option(min=0.0, max=2.0, help="Scale of the feedback signals. [default: 1]"),
 ]
 HeadOption = Annotated[
-    str, typer.Option(help="Mean or max over heads, one by its number from 0, or rollout over the layers.")
+    str, typer.Option(help="Attention head: mean, max, a head index starting at 0, or rollout over the layers.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
 ResumeOption = Annotated[
-    Path | None, typer.Option(help="Go on with the interrupted run in this folder; nothing else but --device fits.")
+    Path | None,
+    typer.Option(help="Resume the interrupted run in this folder. Only --device and --json can be combined with it."),
 ]
 
 
 def parse_head(head: str) -> int | Literal["mean", "max", "rollout"]:
-    """What `--head` names.
+    """Parse the value of `--head`.
 
     Raises:
-        UsageError: it names none.
+        UsageError: The value is neither a number nor a known name.
     """
     from toast_cli.utils.errors import UsageError, did_you_mean
 
@@ -74,12 +73,19 @@ def parse_head(head: str) -> int | Literal["mean", "max", "rollout"]:
         return int(head)
     known = ("mean", "max", "rollout")
     if head not in known:
-        raise UsageError(f"--head cannot be '{head}'.", what_to_do=did_you_mean(head, known) + " Or a head's number.")
+        raise UsageError(
+            f"Invalid value for --head: '{head}'.",
+            what_to_do=did_you_mean(head, known) + " A head index is also valid.",
+            code="cli.invalid-value",
+        )
     return cast("Literal['mean', 'max', 'rollout']", head)
 
 
 def apply_recorded_backbone(resolved: ResolvedRecipe, recipe: str | None, backbone: str | None) -> ResolvedRecipe:
-    """Give the recipe of an earlier version's run the backbone that its name meant then, and say so."""
+    """Replace the backbone of an earlier version's recipe with the one that its name referred to at the time.
+
+    Without a change, `resolved` is returned; otherwise a message is added to it.
+    """
     from toast_cli.recipe.resolve import resolve_recorded_backbone
     from toast_cli.storage.run_folder import RunFolder
 
@@ -90,35 +96,45 @@ def apply_recorded_backbone(resolved: ResolvedRecipe, recipe: str | None, backbo
     if changed is resolved.recipe:
         return resolved
     before, after = resolved.recipe.backbone.name, changed.backbone.name
-    said = f"The backbone '{before}' of this run's version of toast is now called '{after}'."
-    return replace(resolved, recipe=changed, messages=[*resolved.messages, said])
+    message = f"The backbone '{before}' of this run's version of toast is now called '{after}'."
+    return replace(resolved, recipe=changed, messages=[*resolved.messages, message])
 
 
 def check_resume_options(run: Path, context: typer.Context) -> None:
-    """Refuse what would make the rest of an interrupted run another run.
+    """Check that `--resume` is not combined with options that would change the run.
 
     Raises:
-        UsageError: other options are given, or there is nothing to go on with.
+        UsageError: Such an option is given, or the run cannot be resumed.
     """
     from toast_cli.storage.run_folder import RunFolder
     from toast_cli.utils.errors import UsageError
 
-    def left_out(value: Any) -> bool:
+    def is_unset(value: Any) -> bool:
         return value is None or value is False or value in ([], ())
 
     allowed = {"resume", "device", "as_json"}
-    if not all(left_out(value) for name, value in context.params.items() if name not in allowed):
-        raise UsageError("--resume goes on with the run as it was begun.", what_to_do="Leave all but --device out.")
+    if not all(is_unset(value) for name, value in context.params.items() if name not in allowed):
+        raise UsageError(
+            "--resume continues a run with its own options.",
+            what_to_do="Remove the other options and overrides; only --device and --json are allowed.",
+            code="resume.conflicting-options",
+        )
     RunFolder.reopen(run)
 
 
 class CommandGroup(TyperGroup):
-    """Commands in the order they were added."""
+    """A command group that suggests the nearest name for an unknown command."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that the first argument names."""
+        """Return the command that the first argument names.
+
+        Raises:
+            UsageError: There is no such command.
+        """
         if args and args[0] not in self.commands:
             raise UsageError(
-                f"There is no command '{ctx.command_path} {args[0]}'.", what_to_do=did_you_mean(args[0], self.commands)
+                f"Unknown command '{ctx.command_path} {args[0]}'.",
+                what_to_do=did_you_mean(args[0], self.commands),
+                code="cli.unknown-command",
             )
         return super().resolve_command(ctx, args)

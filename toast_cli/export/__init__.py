@@ -1,1 +1,1 @@
-"""Exports: a trained run as files that other programs, and toast itself, can load."""
+"""Export of runs to files for toast and other programs, and import of the authors' checkpoints."""

@@ -1,4 +1,4 @@
-"""What an export format is, what can be wanted of it, and how it says what it is doing. Torch-free."""
+"""Export formats, export requests, and progress messages of an export. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from toast_cli.storage.load_model import LoadedModel
 
 LOGGER = logging.getLogger(__name__)
-"""Takes what an export is doing, so that `ExportFormat.write` needs no argument for it."""
+"""Logger of the export stages. `ExportFormat.write` needs no extra argument for them."""
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What an export is to hold.
+    """Contents and options of an export.
 
     Args:
-        part: `adapter`, `full`, `backbone`, or `artifact`, the only one of what 'toast pretune' wrote.
-        dtype: what weights are stored in: `float32`, `float16` or `bfloat16`.
-        fold: whether everything between the passes becomes one matrix per level (see `steering.folding`).
-        maps: whether similarity and attention maps come out beside the logits.
-        normalize: whether the file takes pixels in 0..1 and normalises them itself.
-        backbone_weights: the file, folder or word that the backbone takes its weights from; None: as the run says.
-        backbone_options: the run's backbone, as its recipe has it.
+        part: `adapter`, `full`, `backbone` or `artifact`. Output of 'toast pretune' can only be exported as `artifact`.
+        dtype: Data type of the stored weights: `float32`, `float16` or `bfloat16`.
+        fold: Whether to merge the feedback path into one matrix per level (see `steering.folding`).
+        maps: Whether to output similarity and attention maps in addition to the logits.
+        normalize: Whether to normalize inside the graph, so that the input is pixels in [0, 1].
+        backbone_weights: Source of the backbone weights (file, folder or keyword); None uses that of the run.
+        backbone_options: Backbone section of the run's recipe.
     """
 
     part: str
@@ -42,10 +42,10 @@ class ExportRequest:
 
 
 Outputs: TypeAlias = "dict[str, Tensor]"
-"""What is compared, by name: `logits` (`features` of a backbone alone) and, with maps, those."""
+"""Outputs to compare by name: `logits` (`features` for a backbone), and the maps if requested."""
 
 ExportRunner: TypeAlias = "Callable[[dict[str, Tensor]], Outputs]"
-"""An export opened again: from inputs by name (`image`; `input_ids` and `attention_mask`) to outputs."""
+"""A loaded export: maps inputs by name (`image`, or `input_ids` and `attention_mask`) to outputs by name."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class ExportFormat:
     """A registered export format.
 
     Args:
-        suffix: of the file it writes; empty for a folder.
-        parts: what it can write (`--what`), the first of them by default (`artifact` of a pre-tuned one).
-        write: puts an export at a path, which lies in an empty folder; a second file beside it is kept, too.
-        reopen: opens it in another process, by whatever means its users have, to be compared with the run.
-        tolerance: the largest difference allowed from the run stored in that type, in standard deviations of the
-            output, by storage type.
-        graph: whether it is a graph of operations: folded always, with maps and normalisation if wanted.
-        loads: what loads it, in words.
+        suffix: Suffix of the file; empty for a folder.
+        parts: Values of `--what` that the format supports. The first one is the default (`artifact` if pre-tuned).
+        write: Writes an export to a path in an empty folder. A second file next to it is also kept.
+        reopen: Loads the export in another process, as its users would, to compare it with the run.
+        tolerance: Largest allowed difference by data type, in standard deviations of the output. The reference is the
+            run with its weights rounded to that type.
+        graph: Whether the format is a graph of operations, which is always folded and supports maps and normalization.
+        loads: Name of the software that loads the export.
     """
 
     suffix: str
@@ -73,17 +73,17 @@ class ExportFormat:
 
 
 def log_stage(text: str) -> None:
-    """Say what begins now."""
+    """Log the start of a stage."""
     LOGGER.info(text)
 
 
 @contextmanager
-def forward_stages(say: Callable[[str], object]) -> Iterator[None]:
-    """Within the block, `say` is called with every stage."""
+def forward_stages(callback: Callable[[str], object]) -> Iterator[None]:
+    """Call `callback` with every stage that is logged within the block."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            say(record.getMessage())
+            callback(record.getMessage())
 
     handler, level = Handler(), LOGGER.level
     LOGGER.addHandler(handler)

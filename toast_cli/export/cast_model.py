@@ -1,4 +1,4 @@
-"""The run as an export stores it, put together in memory: folded if wanted, and rounded to a type."""
+"""The run as an export stores it, built in memory: folded if requested, and rounded to a data type."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from toast_cli.storage.pretuned import get_feedback_tensors
 def make_reference_runner(
     loaded: LoadedModel, wanted: ExportRequest, graph: bool, dtype: str
 ) -> Callable[[dict[str, Tensor]], Outputs]:
-    """The run with everything that an export holds folded, if wanted, and rounded to a type, but never written.
+    """Return a function that runs the model with the weights of an export, without writing it.
 
-    A graph also computes in that type; what other formats hold is computed with in float32.
+    The exported weights are folded if requested and rounded to `dtype`. A graph also computes in `dtype`; other formats
+    compute in float32.
     """
     kind: torch.dtype = getattr(torch, dtype)
     model = loaded.model
@@ -32,8 +33,8 @@ def make_reference_runner(
         return lambda named: {"features": compute_backbone_features(refilled, named)}
     if wanted.fold and isinstance(model.adapted.steering, Steering):
         model = fold_model(model)
-    # Copied last: a model knows what its method added by telling its tensors from the backbone's, and a copy's are
-    # all new, so that folding one would take the whole backbone for part of the adapter.
+    # Copy after folding: a model finds the parameters of its method by tensor identity with the backbone's. In a copy
+    # all tensors are new, so folding it would treat the whole backbone as part of the adapter.
     model = deepcopy(model)
     if graph:
         shell: ModelGraph = ModelGraph(model, kind, wanted.maps, normalize=False)
@@ -54,7 +55,7 @@ def _round_to_dtype(tensor: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def _rebuild_backbone(loaded: LoadedModel, network: Mapping[str, Tensor]) -> Backbone:
-    """The run's backbone, built anew around other numbers."""
+    """Build the run's backbone with the weights `network`."""
     options = loaded.recipe.backbone.model_dump(mode="json")
     card = loaded.recipe.plugins.backbone
     backbone = card.build(card.options(**{**options, "weights": "none"}))

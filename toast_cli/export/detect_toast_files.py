@@ -1,4 +1,4 @@
-"""What toast itself wrote, told apart from the checkpoints that it imports: it is used as it is."""
+"""Detection of toast's own files, which need no import."""
 
 from __future__ import annotations
 
@@ -12,44 +12,45 @@ from toast_cli.utils.files import require_regular_file
 
 
 def reject_toast_files(path: Path) -> None:
-    """Check that this is no run, adapter, start or export of toast's own.
+    """Check that a path is not a run, an adapter, a pre-tuned artifact or an export of toast.
 
     Raises:
-        UsageError: it is; with what it is and what it is for.
+        UsageError: It is one; the message says how to use it.
     """
     kind, place = _detect_kind(path)
     if not kind:
         return
-    use = f"toast tune --init-from {place}" if "start" in kind else f"toast eval --run {place}"
+    use = f"toast tune --init-from {place}" if "artifact" in kind else f"toast eval --run {place}"
     raise UsageError(
-        f"{path} is {kind}, and needs no import.",
-        "Imported are checkpoints of the code that the paper's authors released.",
-        f"Use it as it is: {use}",
+        f"{path} is {kind} and does not need to be imported.",
+        "'toast import' is for checkpoints of the authors' released code.",
+        f"Use it directly: {use}",
+        code="export.import-not-needed",
     )
 
 
 def _detect_kind(path: Path) -> tuple[str, Path]:
-    """What it is, or nothing, and what to name in its place."""
+    """Return a description of toast's own file (empty if it is not one), and the path to pass to other commands."""
     if path.is_dir():
         if (path / "adapter" / ADAPTER_CONFIG_FILE).is_file() or (path / ADAPTER_CONFIG_FILE).is_file():
-            return "a run or an adapter of toast", path
+            return "a toast run or adapter", path
         if (path / ARTIFACT_FOLDER).is_dir() or (path / f"{ARTIFACT_FOLDER}.json").is_file():
-            return "a pre-tuned start of toast", path
+            return "a pre-tuned toast artifact", path
         if (path / "config.json").is_file() and _read_metadata_keys(path / FULL_MODEL_FILE):
-            return "a folder that 'toast export --format hf' wrote", path
+            return "an export by 'toast export --format hf'", path
         return "", path
     if (path.parent / ADAPTER_CONFIG_FILE).is_file():
-        return "part of an adapter of toast", path.parent
+        return "part of a toast adapter", path.parent
     if (path.parent / f"{ARTIFACT_FOLDER}.json").is_file():
-        return "part of a pre-tuned start of toast", path.parent
+        return "part of a pre-tuned toast artifact", path.parent
     entries = _read_metadata_keys(path)
     if ARTIFACT_METADATA_KEY in entries:
-        return "a pre-tuned start that 'toast export' wrote", path
-    return ("a file that 'toast export' wrote", path) if "toast" in entries else ("", path)
+        return "a pre-tuned artifact by 'toast export'", path
+    return ("a file by 'toast export'", path) if "toast" in entries else ("", path)
 
 
 def _read_metadata_keys(path: Path) -> set[str]:
-    """The names in a safetensors file's metadata; none where it is something else."""
+    """Return the metadata keys of a safetensors file; empty for another kind of file."""
     try:
         with safe_open(require_regular_file(path), framework="np") as file:
             return set(file.metadata() or {})

@@ -1,6 +1,6 @@
-"""Exporting: write, open in another process, compare with the run, and only then keep.
+"""Export of a run: write it, verify it in another process, and move it into place.
 
-What fails on the way leaves no file behind.
+If a step fails, no file is left.
 """
 
 from __future__ import annotations
@@ -33,27 +33,28 @@ from toast_cli.utils.version import __version__
 def export_model(
     loaded: LoadedModel, name: str, wanted: ExportRequest, target: Path, replace: bool = False
 ) -> tuple[VerificationReport, tuple[Path, ...]]:
-    """Write `loaded` in a registered format, prove it, and keep it at `target`, with `export_report.json`.
+    """Export a model in a registered format, verify it, and move it to `target` with an `export_report.json`.
 
     Returns:
-        How it stands against its run, and what was written: the target and, maybe, a second file with its weights.
+        The verification report, and the files written: the target and, for some formats, a second file of weights.
 
     Raises:
-        UsageError: the format cannot write what is wanted, or something is there already.
-        ToastError: it cannot be written, cannot be opened, or does not give the run's outputs back; no file is left.
+        UsageError: The format does not support the request, or `target` exists and `replace` is false.
+        ToastError: The export cannot be written or loaded, or its outputs differ from those of the run.
     """
     form: ExportFormat = registry.load_entry(registry.EXPORTS, name)
     if not loaded.model.objective.class_scores and (form.graph or not form.suffix):
         raise UsageError(
-            f"A model of the task '{loaded.recipe.task.name}' predicts no classes, so '{name}' cannot hold it.",
+            f"Cannot export to {name}: a model of the task '{loaded.recipe.task.name}' does not predict classes.",
             what_to_do="Export its backbone: --what backbone --format safetensors.",
+            code="task.predicts-no-classes",
         )
     require_free_target(target, replace)
     lock = _make_folder_lock(target.parent)
     read_reports(target.parent / REPORT_FILE)
     expected = compute_reference(loaded, form, wanted)
     if wanted.part != "adapter":
-        # What brings its own weights computes in one precision, not in the one that a backbone happens to be stored in.
+        # An export with its own weights computes in a single precision, independent of the stored backbone's.
         loaded.model.float()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,12 +84,12 @@ def export_model(
 
 
 def _get_temporary_prefix() -> str:
-    """What the folders of unfinished exports of this machine begin with, before the number of their process."""
+    """Return the name prefix of this machine's temporary export folders. The process ID follows it."""
     return f".export-{platform.node() or 'here'}-"
 
 
 def _remove_stale_folders(folder: Path) -> None:
-    """Remove what killed exports left: folders of processes that are no more."""
+    """Remove the temporary folders of exports whose processes have ended."""
     for left in folder.glob(f"{glob.escape(_get_temporary_prefix())}*"):
         process = left.name.removeprefix(_get_temporary_prefix()).partition("-")[0]
         if process.isdigit() and not psutil.pid_exists(int(process)):
@@ -96,31 +97,32 @@ def _remove_stale_folders(folder: Path) -> None:
 
 
 def _make_folder_lock(folder: Path) -> FileLock:
-    """While it is held, no other export of this machine moves anything into the folder or adds to its report.
+    """Return a lock that serializes exports of this machine into `folder`.
 
-    The lock lies in the cache: a folder of exports holds nothing else than them.
+    The lock file is in the cache folder, so that `folder` contains only exports.
 
     Raises:
-        ToastError: it cannot lie there.
+        ToastError: The cache folder cannot be created.
     """
     locks = get_cache_folder() / "locks"
     try:
         locks.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ToastError(
-            f"The cache folder {locks} cannot be made.",
+            f"Cannot create the cache folder {locks}.",
             error.strerror or str(error),
-            "Name another in TOAST_CACHE_DIR, where files can be written.",
+            "Set TOAST_CACHE_DIR to a writable folder.",
+            code="cache.not-writable",
         ) from error
     return FileLock(locks / f"{hash_bytes(str(folder.resolve()).encode()).hex()}.lock")
 
 
 def _move_into_place(place: Path, folder: Path, before: Path, replace: bool) -> None:
-    """Move everything in `place` into `folder`, or nothing; what stood there waits in `before` until all is done.
+    """Move all files in `place` into `folder`, or none of them. Replaced files are kept in `before` until then.
 
     Raises:
-        UsageError: something other than a report stands there, and is not to be replaced.
-        OSError: it cannot be moved.
+        UsageError: A file exists and `replace` is false. The report is always replaced.
+        OSError: A file cannot be moved.
     """
     names = sorted(path.name for path in place.iterdir())
     for name in names:
@@ -142,18 +144,18 @@ def _move_into_place(place: Path, folder: Path, before: Path, replace: bool) -> 
 
 
 def _back_up(path: Path, before: Path) -> None:
-    """Keep what stands at `path` as `before`, too: a file under both names, so that it is never gone."""
+    """Keep `path` as `before`. A file is hard-linked if possible, so that it always exists at `path`."""
     if path.is_file():
         try:
             before.hardlink_to(path)
             return
-        except OSError:  # a file system that has no second names
+        except OSError:  # the file system has no hard links
             pass
     path.replace(before)
 
 
 def compute_total_size(paths: Iterable[Path]) -> int:
-    """Bytes of all files, and of all in folders."""
+    """Return the bytes of all files, including those in folders."""
     files = (file for path in paths for file in (path.rglob("*") if path.is_dir() else (path,)))
     return sum(file.stat().st_size for file in files if file.is_file())
 
@@ -163,5 +165,5 @@ def _describe_request(wanted: ExportRequest) -> Mapping[str, Any]:
 
 
 def is_folded_by_default(loaded: LoadedModel, form: ExportFormat) -> bool:
-    """Whether an export of this run in this format is folded unasked."""
+    """Return whether an export of this model in this format is folded without `--fold`."""
     return form.graph and isinstance(loaded.model.adapted.steering, Steering)

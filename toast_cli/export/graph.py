@@ -1,4 +1,4 @@
-"""A run as an exported program of torch's: both passes in one graph, folded, with a batch of any size."""
+"""Tracing of a run with torch.export: both passes in one folded graph, with a dynamic batch size."""
 
 from __future__ import annotations
 
@@ -31,38 +31,39 @@ if TYPE_CHECKING:
     from toast_cli.storage.load_model import LoadedModel
 
 EXAMPLE_BATCH_SIZE = 2
-"""A batch of one would be taken for a constant."""
+"""Batch size for tracing. torch.export specializes a size of one to a constant."""
 
 
 def trace_model(loaded: LoadedModel, wanted: ExportRequest) -> ExportedProgram:
-    """The run's graph.
+    """Trace a run to a graph.
 
     Raises:
-        ToastError: something in the backbone cannot be traced.
+        ToastError: The backbone cannot be traced.
     """
     model = fold_model(loaded.model) if isinstance(loaded.model.adapted.steering, Steering) else loaded.model
     model = deepcopy(model).cpu().eval().requires_grad_(False)
     named = to_named_inputs(model.backbone.example(EXAMPLE_BATCH_SIZE))
     kind = ImageGraph if "image" in named else TextGraph
     graph: ModelGraph = kind(model, getattr(torch, wanted.dtype), wanted.maps, wanted.normalize)
-    free: dict[int, Any] = {0: Dim("batch")}
+    dynamic: dict[int, Any] = {0: Dim("batch")}
     if "image" not in named:
-        free[1] = Dim("sequence", min=2)
+        dynamic[1] = Dim("sequence", min=2)
     elif has_dynamic_image_size(model):
-        free |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+        dynamic |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     try:
         with torch.no_grad(), suppress_exporter_logs():
-            return torch.export.export(graph, (), kwargs=named, dynamic_shapes=dict.fromkeys(named, free))
-    except Exception as error:  # a foreign network can defeat tracing in any way
+            return torch.export.export(graph, (), kwargs=named, dynamic_shapes=dict.fromkeys(named, dynamic))
+    except Exception as error:  # tracing an arbitrary network can raise anything
         raise ToastError(
-            f"A {type(model.backbone.module).__name__} could not be traced into a graph.",
+            f"Cannot trace a {type(model.backbone.module).__name__} to a graph.",
             f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             "Use --format safetensors or hf.",
+            code="export.cannot-trace",
         ) from error
 
 
 def build_graph_metadata(loaded: LoadedModel, wanted: ExportRequest) -> dict[str, str]:
-    """What a graph carries besides: labels in the order of the logits, how images are prepared, and its lineage."""
+    """Return the metadata of a graph: labels in the order of the logits, preprocessing, and the run's configuration."""
     config = asdict(loaded.config)
     config["recipe"] = redact_recipe(config["recipe"])
     return {
@@ -76,14 +77,14 @@ def build_graph_metadata(loaded: LoadedModel, wanted: ExportRequest) -> dict[str
 
 
 def _get_resize_options(loaded: LoadedModel) -> dict[str, Any]:
-    """What the run's recipe says of the resizing before the crop, where it is not what `crop_pct` says."""
+    """Return the recipe's resize options, which override `crop_pct`."""
     images = loaded.recipe.images
     return {"resize": images.resize, "squash": images.squash}
 
 
 @contextmanager
 def suppress_exporter_logs() -> Iterator[None]:
-    """Keep what torch's exporters tell their own authors off the terminal."""
+    """Suppress the warnings and log messages of torch's exporters within the block."""
     noisy = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "torch.fx")]
     levels = [logger.level for logger in noisy]
     with warnings.catch_warnings():

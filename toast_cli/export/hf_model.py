@@ -1,6 +1,6 @@
-"""What transformers needs to load an exported folder: a configuration and three models, this package's own code.
+"""The configuration and the model classes with which transformers loads an export.
 
-`toast_cli.register()` names them to transformers' Auto classes, so that no code comes from a hub.
+`toast_cli.register()` registers them with transformers' Auto classes, so no remote code is needed.
 """
 
 from __future__ import annotations
@@ -34,14 +34,25 @@ _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "r
 
 
 class ToastConfig(PreTrainedConfig):
-    """`toast` is the adapter's configuration: recipe, classes, preprocessing, fingerprint."""
+    """Configuration of an exported model.
+
+    Args:
+        toast: Configuration of the adapter: recipe, classes, preprocessing and fingerprint.
+        others: Options of `PreTrainedConfig`.
+
+    Raises:
+        ToastError: `toast` is not a mapping.
+    """
 
     model_type = "toast"
 
     def __init__(self, toast: dict[str, Any] | None = None, **others: Any) -> None:
         if not isinstance(toast or {}, dict):
             raise ToastError(
-                "The folder's config.json is damaged.", f"'toast' in it is a {type(toast).__name__}.", "Export again."
+                "The config.json of the export is damaged.",
+                f"Expected its 'toast' entry to be a mapping, got {type(toast).__name__}.",
+                "Export again.",
+                code="export.damaged-config",
             )
         self.toast = toast or {}
         classes = self.toast.get("classes") or ()
@@ -52,7 +63,7 @@ class ToastConfig(PreTrainedConfig):
 
 
 class _ToastPreTrainedModel(PreTrainedModel):
-    """A backbone with a method on it, whole, as transformers knows models. Made by `from_pretrained` alone."""
+    """A full model (backbone, method and head) as a transformers model. Created only by `from_pretrained`."""
 
     config_class = ToastConfig
     base_model_prefix = "model"
@@ -65,41 +76,50 @@ class _ToastPreTrainedModel(PreTrainedModel):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | Path, *_: Any, config: ToastConfig | None = None, **settings: Any
     ) -> _ToastPreTrainedModel:
-        """Load a folder, or a repository of the hub, that 'toast export --format hf' wrote.
+        """Load an export of 'toast export --format hf' from a folder or a Hub repository.
 
         Args:
-            pretrained_model_name_or_path: the folder or the repository.
-            config: as it lies there, unless given.
-            settings: `dtype`, `device_map` (one device), and where the hub is asked, transformers' own.
+            pretrained_model_name_or_path: The folder or the repository.
+            config: Configuration to use instead of the stored one.
+            settings: `dtype`, `device_map` (a single device), and transformers' options for the Hub.
 
         Raises:
-            ToastError: the weights are damaged or do not fit, or the model is of another kind.
+            ToastError: The weights are missing, damaged or do not match the configuration, or the model is of another
+                class.
         """
         place = str(pretrained_model_name_or_path)
         hub = {name: settings[name] for name in _HUB_ARGUMENTS if name in settings}
         config = config or ToastConfig.from_pretrained(place, **hub)
         kind = (config.architectures or [cls.__name__])[0]
         if kind != cls.__name__:
-            raise ToastError(f"{place} holds a {kind}.", what_to_do=f"Use {kind.replace('ToastFor', 'AutoModelFor')}.")
-        classes, named = (
-            list(config.toast.get("classes") or ()),
-            {int(i): n for i, n in (config.id2label or {}).items()},
-        )
-        if classes and [named.get(index) for index in range(len(classes))] != classes:
             raise ToastError(
-                f"The classes in {place} are not in the order of the model's outputs.",
-                "id2label in config.json differs from the classes that were exported.",
-                "Put id2label right, or export again.",
+                f"{place} is a {kind}, not a {cls.__name__}.",
+                what_to_do=f"Use {kind.replace('ToastFor', 'AutoModelFor')}.",
+                code="export.wrong-model-class",
+            )
+        classes = list(config.toast.get("classes") or ())
+        labels = {int(index): label for index, label in (config.id2label or {}).items()}
+        if classes and [labels.get(index) for index in range(len(classes))] != classes:
+            raise ToastError(
+                f"The classes in {place} are in another order than the model's outputs.",
+                "id2label in config.json does not match the exported classes.",
+                "Correct id2label, or export again.",
+                code="export.class-order",
             )
         found = cached_file(place, WEIGHTS, **hub)
         if found is None:
-            raise ToastError(f"There is no {WEIGHTS} in {place}.", what_to_do="Export the folder again.")
+            raise ToastError(
+                f"{place} contains no {WEIGHTS}.",
+                what_to_do="Export the folder again.",
+                code="export.missing-weights",
+            )
         loaded = load_model(Path(found))
         if list(loaded.classes) != classes:
             raise ToastError(
-                f"The classes in {place} are not those of its weights.",
-                f"'classes' in config.json differs from what is recorded in {WEIGHTS}.",
+                f"The classes in {place} do not match its weights.",
+                f"'classes' in config.json differs from the classes in {WEIGHTS}.",
                 "Export again.",
+                code="export.class-mismatch",
             )
         model = cls(config, loaded.model)
         dtype, device = settings.get("dtype", settings.get("torch_dtype")), settings.get("device_map")
@@ -110,7 +130,7 @@ class _ToastPreTrainedModel(PreTrainedModel):
         return model.eval()
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:  # type: ignore[override]
-        """Write configuration and weights as they were exported."""
+        """Write the configuration and the weights in the format of the export."""
         folder = Path(save_directory)
         config = AdapterConfig(**{**self.config.toast, "classes": tuple(self.config.toast["classes"])})
         save_adapter_file(folder / WEIGHTS, self.model, config, with_backbone=True)
@@ -118,31 +138,31 @@ class _ToastPreTrainedModel(PreTrainedModel):
 
 
 class ToastForImageClassification(_ToastPreTrainedModel):
-    """Images to logits, in the order of `config.id2label`."""
+    """An image classifier. The logits are in the order of `config.id2label`."""
 
     main_input_name = "pixel_values"
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> ImageClassifierOutput:
-        """Normalised images `[B, 3, H, W]` to logits `[B, classes]`."""
+        """Return the logits `[B, classes]` of normalized images `[B, 3, H, W]`."""
         logits = self.model(pixel_values.to(self.dtype))
         loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
 class ToastForSemanticSegmentation(_ToastPreTrainedModel):
-    """Images to logits for every pixel, in the order of `config.id2label`."""
+    """A segmentation model. The logits are in the order of `config.id2label`."""
 
     main_input_name = "pixel_values"
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> SemanticSegmenterOutput:
-        """Normalised images `[B, 3, H, W]` to logits `[B, classes, H, W]`; the label 255 is ignored."""
+        """Return the logits `[B, classes, H, W]` of normalized images `[B, 3, H, W]`. The label 255 is ignored."""
         logits = self.model(pixel_values.to(self.dtype))
         loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels, ignore_index=255)
         return SemanticSegmenterOutput(loss=loss, logits=logits)
 
 
 class ToastForCausalLM(_ToastPreTrainedModel, GenerationMixin):
-    """Token ids to logits; `generate` keeps a cache for either pass."""
+    """A causal language model. `generate` keeps one key-value cache per pass."""
 
     main_input_name = "input_ids"
     _writer: Any
@@ -155,7 +175,7 @@ class ToastForCausalLM(_ToastPreTrainedModel, GenerationMixin):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **others: Any
     ) -> CausalLMOutputWithPast:
-        """Token ids `[B, N]` to logits `[B, N, vocabulary]`."""
+        """Return the logits `[B, N, vocabulary]` of token ids `[B, N]`."""
         out = self._writer(input_ids, attention_mask, **others)
         if labels is not None:
             flat = out.logits[:, :-1].flatten(0, 1)
@@ -163,17 +183,20 @@ class ToastForCausalLM(_ToastPreTrainedModel, GenerationMixin):
         return out
 
     def get_output_embeddings(self) -> Any:
-        """The stock model's output layer."""
+        """Return the output layer of the underlying model."""
         return self.model.backbone.module.get_output_embeddings()
 
     def generate(self, *arguments: Any, **settings: Any) -> Any:
-        """As transformers'."""
-        self._writer.generation_config = self.generation_config  # which a user may have set anew
+        """Generate token ids, as `GenerationMixin.generate`."""
+        self._writer.generation_config = self.generation_config  # the user may have replaced it
         return self._writer.generate(*arguments, **settings)
 
 
 def build_hf_config(model: Model, config: AdapterConfig) -> ToastConfig:
-    """The configuration of a whole model; the language model's own beside it, as transformers' tools ask for it."""
+    """Build the configuration of a full model.
+
+    It includes the sizes and special tokens of a language model, which transformers' tools read.
+    """
     kind: type[_ToastPreTrainedModel] = ToastForImageClassification
     if model.backbone.preprocessing is None:
         kind = ToastForCausalLM
@@ -187,7 +210,7 @@ def build_hf_config(model: Model, config: AdapterConfig) -> ToastConfig:
 
 
 def register() -> None:
-    """Name the architecture `toast` to transformers' Auto classes; doing so twice does no harm."""
+    """Register the architecture `toast` with transformers' Auto classes. Repeated calls have no effect."""
     AutoConfig.register(ToastConfig.model_type, ToastConfig, exist_ok=True)
     AutoModelForImageClassification.register(ToastConfig, ToastForImageClassification, exist_ok=True)
     AutoModelForSemanticSegmentation.register(ToastConfig, ToastForSemanticSegmentation, exist_ok=True)

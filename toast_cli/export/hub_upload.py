@@ -1,4 +1,4 @@
-"""Uploading an export to the Hugging Face hub, or to any endpoint that HF_ENDPOINT names."""
+"""Upload of an export to the Hugging Face Hub, or to the endpoint in HF_ENDPOINT."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ from toast_cli.utils.errors import ToastError, UsageError
 
 
 def check_repository_name(name: str) -> None:
-    """Refuse a name that no repository can have, before anything is exported.
+    """Check a repository name before anything is exported.
 
     Raises:
-        UsageError: it is none.
+        UsageError: The name is invalid.
     """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UsageError(f"'{name}' cannot be a repository's name.", str(error).split(":")[0], "OWNER/NAME") from error
+        raise UsageError(
+            f"Invalid repository name '{name}'.",
+            str(error).split(":")[0],
+            "Use OWNER/NAME.",
+            code="export.invalid-repository",
+        ) from error
 
 
 def upload_export(name: str, paths: Sequence[Path]) -> str:
-    """Upload files, or what is in folders, to a private repository that is made if need be; returns where they lie.
+    """Upload files and the contents of folders to a repository, and return its URL.
 
-    All in one commit: whoever looks meanwhile finds nothing, or everything.
+    A missing repository is created as private. All files are uploaded in a single commit.
 
     Raises:
-        ToastError: the hub cannot be reached, or does not let us; the export stays where it is.
+        ToastError: The Hub cannot be reached or denies access. The local export is kept.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -38,10 +43,11 @@ def upload_export(name: str, paths: Sequence[Path]) -> str:
         files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
         added = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file) for file in files]
         api.create_commit(repo_id=repository.repo_id, operations=added, commit_message="Export by toast")
-    except Exception as error:  # the hub fails in as many ways as there are networks
+    except Exception as error:  # network errors have many types
         raise ToastError(
-            f"{paths[0]} was exported, but could not be uploaded to '{name}'.",
+            f"Cannot upload {paths[0]} to '{name}'.",
             f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            "Log in with 'hf auth login', or check the network; the file is kept.",
+            "The export is kept. Log in with 'hf auth login', or check the network.",
+            code="export.upload-failed",
         ) from error
     return str(repository)

@@ -1,4 +1,4 @@
-"""The way in: a checkpoint of the authors' released code as a run, or as a pre-tuned artifact."""
+"""Import of checkpoints of the authors' released code, as a run or as a pre-tuned artifact."""
 
 from __future__ import annotations
 
@@ -42,34 +42,35 @@ def import_checkpoint(
     overrides: Sequence[str] = (),
     output_dir: Path | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
-    """Make a run (or, with `kind` "artifact", a pre-tuned artifact in a run folder) of a checkpoint.
+    """Import a checkpoint of the authors' released code.
 
     Args:
-        path: full model or top-down parts, as the authors' code saves them: a file, or a folder with its parts.
-        backbone: the short name, or FAMILY:MODEL, that it was made for.
-        weights: the backbone's, where the checkpoint does not bring them.
-        kind: "run" or "artifact"; left out, a run where there is a head to use, else an artifact.
-        classes: names in the order of the head's rows; left out, their numbers.
-        dataset: what it was trained on, to be recorded.
-        overrides: dotted fields of the recipe; the family's departures from the paper are on unless named here.
-        output_dir: the run folder.
+        path: A file, or a folder of shards, with the full model or only the top-down parameters.
+        backbone: The backbone of the checkpoint: a short name, or FAMILY:MODEL.
+        weights: Weights of the backbone, if the checkpoint does not contain them.
+        kind: "run" or "artifact". None imports a run if there is a head, otherwise an artifact.
+        classes: Class names in the order of the head's rows. None uses the indices.
+        dataset: Name of the training data, for the record.
+        overrides: Dotted recipe fields. The authors' deviations from the paper are enabled unless overridden here.
+        output_dir: Folder to create; None creates one in runs/.
 
     Returns:
-        The folder, and an account of every tensor.
+        The run folder (for an artifact, it contains the artifact), and a record of what happened to the tensors.
 
     Raises:
-        UsageError: the options do not go together.
-        ToastError: the file is damaged or hostile, or a tensor has no place or a place no tensor.
+        UsageError: The options contradict each other or the checkpoint.
+        ToastError: The checkpoint is damaged or contains code, or its tensors do not match the model.
     """
-    tensors, beside = read_checkpoint(path)
+    tensors, other_entries = read_checkpoint(path)
     card: Card = registry.load_backbone_card(backbone)
     bare = card.build(card.options(**{"name": backbone, "weights": "none"}))
     found = bare.authors(tensors)
     if not found.feedback:
         raise ToastError(
-            f"{path} holds no top-down parts.",
-            f"Nothing is called prompt, top_down_transform or decoders; it begins with {', '.join(list(tensors)[:3])}.",
-            "Plain weights of a backbone go to --weights.",
+            f"{path} contains no top-down parameters.",
+            f"No tensor is named prompt, top_down_transform or decoders; it has {', '.join(list(tensors)[:3])} ...",
+            "To use it as backbone weights, pass it to --weights.",
+            code="checkpoint.no-feedback",
         )
     whole = _has_backbone_weights(found, bare, path, weights)
     kind = kind or ("run" if found.head or bare.output() is not None else "artifact")
@@ -86,8 +87,9 @@ def import_checkpoint(
     recipe = validate_partial_recipe(draft)
     if recipe.method.name != values["method"]["name"] or recipe.task.name != values["task"]:
         raise UsageError(
-            f"What is in {path} is {values['method']['name']} for {values['task']}.",
-            what_to_do="Leave method and task as they are.",
+            f"{path} was trained with the method {values['method']['name']} for the task {values['task']}.",
+            what_to_do="Remove the overrides of method and task.",
+            code="recipe.wrong-method",
         )
     folder = RunFolder.create(output_dir, f"import-{path.stem}-{''.join(c if c.isalnum() else '-' for c in backbone)}")
     try:
@@ -96,7 +98,7 @@ def import_checkpoint(
             write_tensors(own, found.network, {"format": "pt"})
             recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": str(own)})})
         model = build_model(recipe, names).eval()
-        left = _load_tensors(model, found, path, with_head=kind == "run")
+        unused = _load_tensors(model, found, path, with_head=kind == "run")
         account = {
             "imported_from": path.name,
             "file_sha256": hash_checkpoint(path),
@@ -105,8 +107,8 @@ def import_checkpoint(
             "network": len(found.network),
             "feedback": len(found.feedback),
             "head": len(found.head),
-            "left_out": {**found.left_out, **left},
-            "beside": beside,
+            "left_out": {**found.left_out, **unused},
+            "beside": other_entries,
             "departures": {name: getattr(recipe.backbone, name) for name in card.departures},
             "toast_version": __version__,
         }
@@ -130,30 +132,35 @@ def import_checkpoint(
 
 
 def _has_backbone_weights(found: AuthorsCheckpoint, bare: Backbone, path: Path, weights: str | None) -> bool:
-    """Whether the checkpoint brings the backbone's weights, all of them or none; those of two names are left one.
+    """Return whether the checkpoint contains the backbone's weights. Second names of tied weights are removed.
 
     Raises:
-        UsageError: it brings them, and others are given.
-        ToastError: some are missing, unknown or of another shape.
+        UsageError: The checkpoint contains them, and `weights` is given.
+        ToastError: Some are missing, unknown or of another shape, or tied weights differ.
     """
     if not found.network:
         return False
     if weights is not None:
-        raise UsageError(f"{path} brings the backbone's weights.", what_to_do="Leave --weights out.")
+        raise UsageError(
+            f"{path} contains the backbone's weights.", what_to_do="Remove --weights.", code="cli.conflicting-options"
+        )
     state = bare.module.state_dict()
     owned = {name for name, _ in (*bare.module.named_parameters(), *bare.module.named_buffers())} & state.keys()
     _require_matching_tensors(
         found.network,
         {name: state[name] for name in owned},
         f"{path} does not fit the backbone.",
-        "Give the --backbone that it was made for.",
+        "Pass the --backbone that the checkpoint was trained with.",
         optional=state.keys(),
     )
     places = {state[name].data_ptr(): name for name in owned}
-    for name in found.network.keys() - owned:  # a second name of a tensor that the model has once
+    for name in found.network.keys() - owned:  # a second name of a tied weight
         own = places.get(state[name].data_ptr())
         if own in found.network and not torch.equal(found.network[name], found.network[own]):
-            raise ToastError(f"{path} holds other numbers under {name} than under {own}, which are one in this model.")
+            raise ToastError(
+                f"{name} and {own} in {path} differ, but they are tied in this model.",
+                code="checkpoint.tied-weights-differ",
+            )
         del found.network[name]
     return True
 
@@ -161,30 +168,32 @@ def _has_backbone_weights(found: AuthorsCheckpoint, bare: Backbone, path: Path, 
 def _require_matching_tensors(
     given: Mapping[str, Tensor], places: Mapping[str, Tensor], what: str, to_do: str, optional: Any = ()
 ) -> None:
-    """Refuse unless every tensor has a place of its shape and every place a tensor.
+    """Check that the names, shapes and types of the tensors match those of the model.
 
     Raises:
-        ToastError: naming the first few of each kind.
+        ToastError: Some do not match; the message names the first three of each kind.
     """
-    wrong = {
+    mismatches = {
         "missing": sorted(places.keys() - given.keys()),
         "unknown": sorted(given.keys() - places.keys() - set(optional)),
-        "of another shape": sorted(
+        "wrong shape": sorted(
             f"{name} ({list(given[name].shape)}, not {list(places[name].shape)})"
             for name in given.keys() & places.keys()
             if given[name].shape != places[name].shape
         ),
-        "not of the right type": sorted(
+        "wrong type": sorted(
             f"{name} ({given[name].dtype})"
             for name in given.keys() & places.keys()
             if given[name].is_floating_point() != places[name].is_floating_point()
         ),
     }
-    told = [
-        f"{word}: {', '.join(names[:3])}{' and more' if names[3:] else ''}" for word, names in wrong.items() if names
+    reasons = [
+        f"{word}: {', '.join(names[:3])}{' and more' if names[3:] else ''}"
+        for word, names in mismatches.items()
+        if names
     ]
-    if told:
-        raise ToastError(what, "; ".join(told), to_do)
+    if reasons:
+        raise ToastError(what, "; ".join(reasons), to_do, code="checkpoint.wrong-tensors")
 
 
 def _resolve_class_names(
@@ -196,20 +205,28 @@ def _resolve_class_names(
     rows = 0 if weight is None or not weight.dim() else len(weight)
     if not rows:
         if kind == "run":
-            raise ToastError("There is no head in the checkpoint.", what_to_do="Import it with --as artifact.")
+            raise ToastError(
+                "The checkpoint contains no head.",
+                what_to_do="Import it with --as artifact.",
+                code="checkpoint.no-head",
+            )
         return ("none",)
     if classes is not None and len(classes) != rows:
         raise UsageError(
-            f"The head has {rows} rows, and {len(classes)} classes are named.",
-            what_to_do="Name one class a row, in the order of training.",
+            f"The head has {rows} rows, but {len(classes)} class names were given.",
+            what_to_do="Pass one class name per row, in the order of training.",
+            code="data.wrong-class-count",
         )
     if classes is not None and len(set(classes)) != rows:
-        raise UsageError("A class is named twice.")
+        raise UsageError(
+            f"The class name '{next(name for name in classes if classes.count(name) > 1)}' occurs twice.",
+            code="data.duplicate-class",
+        )
     return tuple(classes) if classes is not None else tuple(str(index) for index in range(rows))
 
 
 def _infer_method(found: AuthorsCheckpoint) -> dict[str, Any]:
-    """The method that the tensors are of: Lite where there are factors, whose rank they show."""
+    """Infer the method: TOAST-Lite with its rank if there are low-rank factors, otherwise TOAST."""
     trains_P = {"train_P": "P" in found.feedback}
     factors = [tensor for name, tensor in found.feedback.items() if name.endswith("lora_A")]
     if factors:
@@ -219,7 +236,11 @@ def _infer_method(found: AuthorsCheckpoint) -> dict[str, Any]:
 
 @torch.no_grad()
 def _load_tensors(model: Model, found: AuthorsCheckpoint, path: Path, *, with_head: bool) -> dict[str, str]:
-    """Put selection, feedback path and head into their places; returns what was left out, and why."""
+    """Load feature selection, feedback path and head into the model.
+
+    Returns:
+        The reason for every tensor that was not used.
+    """
     steering = model.adapted.steering
     assert isinstance(steering, Steering)
     places: dict[str, Tensor] = {"xi": steering.selection.xi.data, "P": steering.selection.P.data}
@@ -234,21 +255,24 @@ def _load_tensors(model: Model, found: AuthorsCheckpoint, path: Path, *, with_he
                     weight = parts["default"].weight
                     assert isinstance(weight, Tensor)
                     places[f"{name}.{level}.{factor}"] = weight.data
-    left = {}
+    unused = {}
     given = dict(found.feedback)
     if "P" not in given:
         given["P"] = torch.eye(len(places["P"]))
-        left["top_down_transform"] = "not in the file: the identity stands for it"
+        unused["top_down_transform"] = "not in the file; the identity is used"
     _require_matching_tensors(
-        given, places, f"The top-down parts of {path} do not fit the backbone.", "Give the --backbone it is of."
+        given,
+        places,
+        f"The top-down parameters of {path} do not fit the backbone.",
+        "Pass the --backbone that the checkpoint was trained with.",
     )
     for name, place in places.items():
         place.copy_(given[name])
     if not found.head:
-        return left
+        return unused
     if not with_head:
-        return left | {f"head.{name}": "an artifact has no head" for name in found.head}
+        return unused | {f"head.{name}": "an artifact has no head" for name in found.head}
     head = dict(model.head.state_dict())
-    _require_matching_tensors(found.head, head, f"The head of {path} does not fit.", "")
+    _require_matching_tensors(found.head, head, f"The head of {path} does not fit the model.", "")
     model.head.load_state_dict(found.head)
-    return left
+    return unused

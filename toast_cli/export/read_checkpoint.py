@@ -1,4 +1,4 @@
-"""Reading a checkpoint that somebody else saved: its tensors by name, from one file or several, and nothing else."""
+"""Reading of untrusted checkpoints: only tensors, from one file or several."""
 
 from __future__ import annotations
 
@@ -20,96 +20,118 @@ from toast_cli.utils.hashing import hash_file, hash_text
 from toast_cli.utils.pickle_scan import find_refused_code
 
 WRAPPER_KEYS = ("model", "model_state_dict", "state_dict")
-"""Under which of these the tensors lie, where they do not lie at the top."""
+"""Keys under which a checkpoint may nest its state dict."""
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pth")
-"""Of checkpoints' files. In a folder with several kinds, those of the first that is there are read."""
+"""Suffixes of checkpoint files, in order of preference within a folder."""
 
 
 def list_checkpoint_files(path: Path) -> list[Path]:
-    """The files of a checkpoint: itself, or the parts that lie in it, as large models are saved.
+    """Return the files of a checkpoint: the file itself, or the shards in a folder.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is no checkpoint file.
     """
     if path.is_file():
         return [path]
-    of_kind = ([file for file in sorted(path.glob(f"*{ending}")) if file.is_file()] for ending in CHECKPOINT_SUFFIXES)
-    found = next((files for files in of_kind if files), [])
-    if not found:
-        why = f"There is no file in it that ends in {', '.join(CHECKPOINT_SUFFIXES)}." if path.is_dir() else ""
-        raise UsageError(f"There is no checkpoint {path}.", why, "Name the file, or the folder that its parts are in.")
-    return found
+    by_suffix = ([file for file in sorted(path.glob(f"*{suffix}")) if file.is_file()] for suffix in CHECKPOINT_SUFFIXES)
+    shards = next((files for files in by_suffix if files), [])
+    if not shards:
+        why = f"The folder has no file with the suffix {', '.join(CHECKPOINT_SUFFIXES)}." if path.is_dir() else ""
+        raise UsageError(
+            f"No checkpoint found at {path}.",
+            why,
+            "Pass a checkpoint file, or the folder of its shards.",
+            code="checkpoint.missing",
+        )
+    return shards
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a `.pth`, `.bin` or `.safetensors` file, or of all in a folder, and the names of what lay beside.
+    """Return the tensors of a checkpoint by name, and the names of its other entries.
 
     Raises:
-        UsageError: there is no such file.
-        ToastError: it is damaged, holds more than weights, or numbers that are none.
+        UsageError: There is no checkpoint file.
+        ToastError: A file is damaged, contains other objects than weights, or has NaN or infinite values.
     """
     tensors: dict[str, Tensor] = {}
-    beside: list[str] = []
+    other_entries: list[str] = []
     for file in list_checkpoint_files(path):
-        part, beside_part = _read_file(file)
-        if twice := sorted(tensors.keys() & part.keys()):
+        part, part_entries = _read_file(file)
+        if duplicates := sorted(tensors.keys() & part.keys()):
             raise ToastError(
-                f"The files in {path} are not parts of one checkpoint.",
-                f"{twice[0]} is in {file.name} and in another one.",
-                "Leave the parts of one checkpoint in the folder.",
+                f"The files in {path} are not shards of one checkpoint.",
+                f"{duplicates[0]} is in {file.name} and in another file.",
+                "Keep only the files of one checkpoint in the folder.",
+                code="checkpoint.not-one-checkpoint",
             )
-        tensors, beside = tensors | part, beside + beside_part
-    return tensors, beside
+        tensors, other_entries = tensors | part, other_entries + part_entries
+    return tensors, other_entries
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     try:
-        # Training scripts keep their command line beside the weights; a Namespace does nothing when it is unpickled.
+        # Training scripts store their arguments with the weights. Unpickling a Namespace runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             raw: Any = (
                 load_file(require_regular_file(path))
                 if path.suffix == ".safetensors"
                 else _load_pickle(require_regular_file(path))
             )
-    except Exception as error:  # a damaged or a hostile file makes readers fail in any way
+    except Exception as error:  # a damaged or malicious file can raise anything
         code = find_refused_code(path, error)
         if code is None:
             raise _make_damaged_error(path, error) from error
         raise ToastError(
-            f"{path} was not loaded: it holds more than weights.",
-            f"It asks for {code}, and only tensors are read, because anything else could run code.",
-            "Ask whoever made it for the state_dict alone, best as safetensors.",
+            f"{path} was not loaded: it contains more than weights.",
+            f"It references {code}. Only tensors are read, because other objects could run code.",
+            "Ask its author for a state_dict only, preferably as safetensors.",
+            code="checkpoint.contains-code",
         ) from error
     if not isinstance(raw, Mapping):
-        raise ToastError(f"{path} holds no tensors by name.", f"It holds a {type(raw).__name__}.")
-    beside: list[str] = []
+        raise ToastError(
+            f"{path} contains no named tensors.",
+            f"Expected a mapping, got {type(raw).__name__}.",
+            code="checkpoint.no-tensors",
+        )
+    other_entries: list[str] = []
     for wrapper in WRAPPER_KEYS:
         if isinstance(raw.get(wrapper), Mapping):
-            beside = [str(name) for name in raw if name != wrapper]
+            other_entries = [str(name) for name in raw if name != wrapper]
             raw = raw[wrapper]
             break
     tensors = {str(name): value for name, value in raw.items() if isinstance(value, Tensor)}
-    beside += [str(name) for name, value in raw.items() if not isinstance(value, Tensor)]
+    other_entries += [str(name) for name, value in raw.items() if not isinstance(value, Tensor)]
     if not tensors:
-        raise ToastError(f"{path} holds no tensors by name.", f"It holds {', '.join(beside[:5]) or 'nothing'}.")
-    if all(name.startswith("module.") for name in tensors):  # as saved from several processes
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    strange = [name for name, tensor in tensors.items() if not _is_dense_cpu(tensor)]
-    if strange:
         raise ToastError(
-            f"{path} holds tensors that are no plain numbers (sparse, quantized, complex or without content).",
-            f"They are {', '.join(strange[:3])}.",
-            "Ask whoever made it for plain ones.",
+            f"{path} contains no named tensors.",
+            f"It contains {', '.join(other_entries[:5]) or 'nothing'}.",
+            code="checkpoint.no-tensors",
         )
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken:
-        raise ToastError(f"{path} holds numbers that are none (NaN or infinity).", f"In {', '.join(broken[:3])}.")
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}, beside
+    if all(name.startswith("module.") for name in tensors):  # saved with DistributedDataParallel
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    unsupported = [name for name, tensor in tensors.items() if not _is_dense_cpu(tensor)]
+    if unsupported:
+        raise ToastError(
+            f"{path} contains unsupported tensors (sparse, quantized, complex or without data).",
+            f"For example {', '.join(unsupported[:3])}.",
+            "Ask its author for dense real tensors.",
+            code="checkpoint.unsupported-tensors",
+        )
+    not_finite = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if not_finite:
+        raise ToastError(
+            f"{path} contains NaN or infinite values.",
+            f"In {', '.join(not_finite[:3])}.",
+            code="checkpoint.not-finite",
+        )
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
+    }, other_entries
 
 
 def hash_checkpoint(path: Path) -> str:
-    """SHA-256 of the file or, of several, of theirs one after the other."""
+    """Return the SHA-256 of the file; for several files, that of their concatenated digests."""
     digests = [hash_file(file) for file in list_checkpoint_files(path)]
     return digests[0] if len(digests) == 1 else hash_text("".join(digests))
 
@@ -120,18 +142,23 @@ def _is_dense_cpu(tensor: Tensor) -> bool:
 
 
 def _load_pickle(path: Path) -> Any:
-    if zipfile.is_zipfile(path):  # torch does not look at the checksums that it writes
+    if zipfile.is_zipfile(path):  # torch does not verify the checksums in the archive
         with zipfile.ZipFile(path) as archive:
-            changed = archive.testzip()
-        if changed is not None:
-            raise ValueError(f"the checksum of {changed} in it is wrong")
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"wrong checksum of {damaged} in the archive")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is refused, we say why ourselves
+        warnings.simplefilter("ignore")  # refused files get our own message
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _make_damaged_error(path: Path, error: Exception) -> ToastError:
-    if told := describe_file_type(path, TORCH_FILE_DESCRIPTION):
-        return ToastError(f"{path} is damaged, or no checkpoint.", told, "Give a .pth, .bin or .safetensors file.")
+    if description := describe_file_type(path, TORCH_FILE_DESCRIPTION):
+        return ToastError(
+            f"{path} is damaged or not a checkpoint.",
+            description,
+            "Pass a .pth, .bin or .safetensors file.",
+            code="checkpoint.damaged",
+        )
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return ToastError(f"{path} is damaged, or no checkpoint.", why, "Fetch it again.")
+    return ToastError(f"{path} is damaged or not a checkpoint.", why, "Download it again.", code="checkpoint.damaged")

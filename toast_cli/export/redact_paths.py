@@ -1,4 +1,4 @@
-"""What an export tells of where it was made: paths of this machine by their last part alone, for they are private."""
+"""Removal of local paths from recipes before an export. Only the last part of a path is kept."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from pathlib import Path, PurePath
 from typing import Any
 
 _PATH_IN_NAME = re.compile(r"(^|[:+])((?:~[^/]*)?/(?!/)[^+]*|[A-Za-z]:\\[^+]*)")
-"""A path of its own, or behind a family's or a source's name: `llama:/models/mine`, `folder:/a+images:/b`."""
+"""A path, alone or after the name of a family or a source: `llama:/models/mine`, `folder:/a+images:/b`."""
 
 
 def redact_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe as it may be published: files and folders by their last part, no folder of data."""
-    told = {name: _redact_paths(value) for name, value in recipe.items()}
+    """Return a recipe without local paths: files and folders are reduced to their names, `data_dir` to None."""
+    redacted = {name: _redact_paths(value) for name, value in recipe.items()}
     for section, field in (("backbone", "weights"), ("dataset", "path")):
-        value = (told.get(section) or {}).get(field)
-        if isinstance(value, str) and ":" not in value:  # relative ones say no more than others, and no less
-            told[section] = {**told[section], field: PurePath(value).name}
+        value = (redacted.get(section) or {}).get(field)
+        if isinstance(value, str) and ":" not in value:  # also if the path is relative
+            redacted[section] = {**redacted[section], field: PurePath(value).name}
     name = recipe["backbone"]["name"]
-    if get_backbone_folder(name) is not None:  # told as a folder, or its readers would look for it on a hub
+    if get_backbone_folder(name) is not None:  # keep it a folder; a bare name would be looked up on the Hub
         family, _, place = name.partition(":")
-        told["backbone"] = {**told["backbone"], "name": f"{family}:./{_get_last_part(place)}"}
-    if isinstance(told.get("init_from"), str):
-        told["init_from"] = PurePath(told["init_from"]).name
-    return {**told, "data_dir": None}
+        redacted["backbone"] = {**redacted["backbone"], "name": f"{family}:./{_get_last_part(place)}"}
+    if isinstance(redacted.get("init_from"), str):
+        redacted["init_from"] = PurePath(redacted["init_from"]).name
+    return {**redacted, "data_dir": None}
 
 
 def get_backbone_folder(name: str) -> str | None:
-    """The folder that a backbone's name is, as in `llama:/models/mine`; such a name is published without its place."""
+    """Return the local folder in a backbone's name, as in `llama:/models/mine`; None if there is none."""
     _, _, place = name.partition(":")
     folder = Path(place).expanduser()
-    of_a_model = _redact_paths(name) != name or (folder / "config.json").is_file()
-    return place if place and of_a_model and folder.is_dir() else None
+    is_path = _redact_paths(name) != name or (folder / "config.json").is_file()
+    return place if place and is_path and folder.is_dir() else None
 
 
 def _redact_paths(value: Any) -> Any:

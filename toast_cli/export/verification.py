@@ -1,4 +1,4 @@
-"""Proving an export: another process opens it and runs it, and what comes out is held against the run."""
+"""Verification of an export: another process loads and runs it, and its outputs are compared with the run's."""
 
 from __future__ import annotations
 
@@ -21,22 +21,29 @@ from toast_cli.utils.errors import ToastError
 from toast_cli.utils.files import write_json, write_tensors
 
 MAP_OUTPUTS = frozenset({"similarity", "attention_first", "attention_last"})
-"""Outputs that `--maps` adds."""
+"""Outputs added by `--maps`."""
 
 MAX_ROUNDING_ULPS = 32
-"""Last places of its type by which rounding may move an output, in the output's unit."""
+"""Allowed effect of rounding on an output, in units in the last place of the data type."""
 
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """How an export stands against its run.
+    """Result of comparing an export with its run.
 
-    `differences` and `allowed` have an entry per input (`random`, `real`, ...) and output, as `random.logits`: in half
-    precision from the run with its numbers stored so. Where the export's precision is not the run's, `rounding` and
-    `rounding_allowed` have the same from the run as it is, and `same_top` the share of each input's images (tokens,
-    pixels) whose likeliest class is the run's. `seconds` is for one batch of `timed_on`, by the export and by the run
-    in PyTorch, on as many threads; `compared_on` says how many images or texts, `missing` what it could not be
-    compared on, and why.
+    The mappings of differences have one entry per input (`random`, `real`, ...) and output, e.g. `random.logits`.
+
+    Args:
+        differences: Largest absolute difference from the run with its weights rounded to the export's data type.
+        allowed: Tolerance of each entry of `differences`.
+        seconds: Time of the export for one batch.
+        seconds_pytorch: Time of the run in PyTorch for the same batch, with the same number of threads.
+        timed_on: Name of the input that was timed.
+        compared_on: Number of images or texts per input.
+        missing: Inputs that could not be compared, with the reason.
+        rounding: Largest absolute difference from the unrounded run, if its precision differs from the export's.
+        rounding_allowed: Tolerance of each entry of `rounding`.
+        same_top: Share of images, tokens or pixels per input whose top-1 prediction is that of the unrounded run.
     """
 
     differences: dict[str, float]
@@ -52,13 +59,13 @@ class VerificationReport:
 
     @property
     def largest(self) -> float:
-        """The largest difference of all."""
+        """The largest of all differences."""
         return max(self.differences.values())
 
 
 @dataclass(frozen=True)
 class ReferenceOutputs:
-    """What an export is held against: inputs, and the outputs of the run as it is, in its own precision."""
+    """Inputs for the verification, and the outputs of the run in its own precision."""
 
     inputs: dict[str, dict[str, Tensor]]
     outputs: dict[str, Outputs]
@@ -68,12 +75,12 @@ class ReferenceOutputs:
 
 @torch.no_grad()
 def compute_reference(loaded: LoadedModel, form: ExportFormat, wanted: ExportRequest) -> ReferenceOutputs:
-    """Run the run, before anything is done to it.
+    """Compute the outputs of the run before the export changes it.
 
     Raises:
-        ToastError: the run's classes are those of its data in another order.
+        ToastError: The run's classes are in another order than those of its data.
     """
-    log_stage("Running the run itself, on random input and its own data")
+    log_stage("Computing the outputs of the run on random inputs and on its own data")
     inputs, missing = make_verification_inputs(loaded, form)
     outputs = {key: compute_requested_outputs(loaded.model, wanted, named) for key, named in inputs.items()}
     kinds = {tensor.dtype for tensor in loaded.model.parameters()}
@@ -83,10 +90,11 @@ def compute_reference(loaded: LoadedModel, form: ExportFormat, wanted: ExportReq
 def verify_export(
     loaded: LoadedModel, name: str, form: ExportFormat, wanted: ExportRequest, expected: ReferenceOutputs, path: Path
 ) -> VerificationReport:
-    """Run the export in another process on the same inputs, and compare.
+    """Run the export in another process on the reference inputs, and compare the outputs.
 
     Raises:
-        ToastError: it cannot be opened, an output differs by more than is allowed, or there is no space for inputs.
+        ToastError: The export cannot be loaded, an output differs by more than its tolerance, or the inputs cannot be
+            written.
     """
     with tempfile.TemporaryDirectory(prefix="toast-proof-") as scratch:
         return _verify_in_folder(loaded, name, form, wanted, expected, path, Path(scratch))
@@ -103,15 +111,15 @@ def _verify_in_folder(
 ) -> VerificationReport:
     inputs = expected.inputs
     timed_on = "real" if "real" in inputs else "random"
-    log_stage(f"Opening it in another process with {form.loads}, and running it")
+    log_stage(f"Loading it with {form.loads} in another process, and running it")
     _run_in_worker(loaded, name, wanted, inputs, timed_on, path, scratch)
-    log_stage("Comparing")
+    log_stage("Comparing the outputs")
     differences: dict[str, float] = {}
     allowed: dict[str, float] = {}
     rounding: dict[str, float] = {}
     rounding_allowed: dict[str, float] = {}
     same_top: dict[str, float] = {}
-    # Of the same stored numbers: what half precision costs is no leeway for an export that is wrong besides.
+    # Compare with the run rounded to the same type, so that rounding errors do not hide a wrong export.
     half = wanted.dtype != "float32"
     stored = make_reference_runner(loaded, wanted, form.graph, wanted.dtype) if half else None
     made = (
@@ -119,7 +127,7 @@ def _verify_in_folder(
         if half and (wanted.fold or wanted.part == "backbone")
         else None
     )
-    # What brings its own weights was made float32 before it was written; an adapter leaves the backbone as it is.
+    # A model with its own weights was cast to float32 before the export; an adapter keeps the backbone's precision.
     cast = wanted.part != "adapter" and expected.precision != torch.float32
     coarser = max(torch.finfo(getattr(torch, wanted.dtype)).eps, torch.finfo(expected.precision).eps if cast else 0.0)
     with torch.no_grad():
@@ -128,8 +136,9 @@ def _verify_in_folder(
             run = compute_requested_outputs(loaded.model, wanted, named) if cast else as_is
             if run.keys() != theirs.keys():
                 raise ToastError(
-                    f"The export to {path.name} has other outputs than the run.",
-                    f"It has {', '.join(theirs)}, not {', '.join(run)}.",
+                    f"The outputs of the export {path.name} are not those of the run.",
+                    f"Expected {', '.join(run)}, got {', '.join(theirs)}.",
+                    code="export.wrong-outputs",
                 )
             ours = run if stored is None else stored(named)
             exact = {} if made is None else made(named)
@@ -152,10 +161,13 @@ def _verify_in_folder(
             lambda named: compute_requested_outputs(loaded.model, wanted, named), inputs[timed_on]
         )
     _require_within_tolerance(
-        differences, allowed, f"The export to {path.name} does not give the run's outputs back.", half
+        differences, allowed, f"The outputs of the export {path.name} differ from those of the run.", half
     )
     _require_within_tolerance(
-        rounding, rounding_allowed, f"{path.name} in {wanted.dtype} is too far from the run as it is.", half
+        rounding,
+        rounding_allowed,
+        f"The outputs of {path.name} in {wanted.dtype} differ too much from those of the unrounded run.",
+        half,
     )
     return VerificationReport(
         differences,
@@ -180,24 +192,25 @@ def _run_in_worker(
     path: Path,
     scratch: Path,
 ) -> None:
-    """Have another process run the export; its outputs lie in `scratch`.
+    """Run the export in another process, which writes the outputs to `scratch`.
 
     Raises:
-        ToastError: it could not, or there is no space for its inputs.
+        ToastError: The export cannot be loaded or run, or the inputs cannot be written.
     """
-    seen = loaded.model.backbone.preprocessing
+    preprocessing = loaded.model.backbone.preprocessing
     for key, named in inputs.items():
         pixels = named
-        if wanted.normalize and seen is not None:  # the export is given what the backbone would see, before that
-            mean, std = (torch.tensor(of)[:, None, None] for of in (seen.mean, seen.std))
+        if wanted.normalize and preprocessing is not None:  # undo the normalization, which the export does itself
+            mean, std = (torch.tensor(of)[:, None, None] for of in (preprocessing.mean, preprocessing.std))
             pixels = {"image": named["image"] * std + mean}
         try:
             write_tensors(scratch / f"{key}.safetensors", pixels)
         except OSError as error:
             raise ToastError(
-                f"What the export is checked with could not be written into {scratch.parent}.",
+                f"Cannot write the inputs of the verification to {scratch.parent}.",
                 error.strerror or str(error),
-                "Make space there, or name another folder in TMPDIR.",
+                "Free some disk space there, or set TMPDIR to another folder.",
+                code="disk.cannot-write",
             ) from error
     job = scratch / "job.json"
     write_json(
@@ -215,21 +228,21 @@ def _run_in_worker(
 
 
 def _require_within_tolerance(differences: dict[str, float], allowed: dict[str, float], what: str, half: bool) -> None:
-    """Check that nothing differs by more than is allowed.
+    """Check that no difference exceeds its tolerance.
 
     Raises:
-        ToastError: something does; it says `what` that means.
+        ToastError: One does; `what` is the first sentence of the message.
     """
-    # Written so that a difference that is no number fails, too.
+    # `not <=` instead of `>`, so that NaN fails.
     beyond = [key for key in differences if not differences[key] <= allowed[key]]
     if beyond:
         worst = max(beyond, key=lambda key: differences[key] / allowed[key] if allowed[key] else 0)
-        why = f"On {worst} the largest difference is {differences[worst]:.3g}, {allowed[worst]:.3g} is allowed."
-        raise ToastError(what, why, "Use --dtype float32." if half else "")
+        why = f"The largest difference is {differences[worst]:.3g} on {worst}; the tolerance is {allowed[worst]:.3g}."
+        raise ToastError(what, why, "Use --dtype float32." if half else "", code="export.outputs-differ")
 
 
 def _compute_unit(output: str, tensor: Tensor) -> float:
-    """What a difference in an output is measured by: its spread; of a map, whose numbers are small, its largest."""
+    """Return the unit of the tolerance of an output: its standard deviation, or the maximum of a map."""
     if output in MAP_OUTPUTS:
         return max(float(tensor.float().abs().max()), 1e-6)
     return max(1.0, float(tensor.float().std())) if tensor.numel() > 1 else 1.0
@@ -242,7 +255,7 @@ def _compute_max_difference(theirs: Tensor, ours: Tensor) -> float:
 
 
 def _compute_top1_agreement(theirs: Tensor, ours: Tensor, dim: int, mask: Tensor | None) -> float:
-    """The share of images, tokens (that the mask counts) or pixels whose likeliest class is the same."""
+    """Return the share of images, tokens (where the mask is set) or pixels with the same top-1 prediction."""
     if theirs.shape != ours.shape:
         return 0.0
     same = theirs.argmax(dim) == ours.argmax(dim)

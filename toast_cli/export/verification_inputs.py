@@ -1,4 +1,4 @@
-"""What an export and its run are compared on: random inputs, and some of the run's own data."""
+"""Inputs for the verification of an export: random inputs, and samples of the run's own data."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from toast_cli.utils.errors import ToastError
 RANDOM_COUNT = 3
 REAL_COUNT = 8
 REAL_DENSE_COUNT = 2
-"""Of texts, and of images whose every pixel is labelled: they are answered by millions of numbers each."""
+"""Number of real texts or segmentation images. Each of them has millions of outputs."""
 
 EXTRA_PIXELS = 32
-"""Pixels that the second random image is wider, where every size can be shown."""
+"""Additional pixels of the second random image, for graphs with a dynamic image size."""
 
 EXTRA_TOKENS = 7
-"""Tokens that the second random texts are longer."""
+"""Additional tokens of the second random texts."""
 
 
 def make_verification_inputs(
     loaded: LoadedModel, form: ExportFormat
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """Random and real inputs as the backbone takes them, and why there are none of a kind.
+    """Return random and real inputs for the backbone, and the reasons for missing ones.
 
     Raises:
-        ToastError: the run's classes are those of its data in another order.
+        ToastError: The run's classes are in another order than those of its data.
     """
     backbone = loaded.model.backbone
     torch.manual_seed(0)
@@ -47,15 +47,16 @@ def make_verification_inputs(
         return inputs, {"real": " ".join(part for part in (error.what, error.why) if part)}
     if data.classes != loaded.classes and sorted(data.classes) == sorted(loaded.classes):
         raise ToastError(
-            f"The classes of {loaded.path} are not in the order of its data.",
-            "They are the same names in another order, so every prediction would bear a wrong name.",
-            "Restore its configuration, or train it again.",
+            f"The classes of {loaded.path} are in another order than those of its data.",
+            "Predictions would have wrong names.",
+            "Restore the original configuration, or train the run again.",
+            code="export.class-order",
         )
     return inputs, {}
 
 
 def _lengthen_texts(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Texts of more tokens, the first of them padded at its end."""
+    """Return two longer texts; the first one is padded at its end."""
     ids = torch.cat([named["input_ids"], named["input_ids"][:, :EXTRA_TOKENS]], dim=1)[:2]
     mask = torch.ones_like(ids)
     mask[0, -EXTRA_TOKENS:] = 0
@@ -63,10 +64,10 @@ def _lengthen_texts(named: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load_real_samples(loaded: LoadedModel, data: DataSet) -> dict[str, Tensor]:
-    """A few samples of the run's own data, from all over its split; of a stream, the first.
+    """Return a few random samples of the run's own data, or the first ones of a stream.
 
     Raises:
-        ToastError: they cannot be read.
+        ToastError: The samples cannot be read.
     """
     recipe = loaded.recipe
     split = data.splits[next(name for name in ("test", "val", "train") if name in data.splits)]

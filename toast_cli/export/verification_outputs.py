@@ -1,4 +1,4 @@
-"""What a run gives for inputs by name: the same, whatever it is exported as."""
+"""Outputs of a run for named inputs, in the form that all export formats share."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from toast_cli.storage.pretuned import get_feedback_tensors
 
 
 def to_backbone_inputs(named: dict[str, Tensor]) -> Any:
-    """Inputs as a backbone takes them: the images themselves, or a mapping of what belongs to texts."""
+    """Convert named inputs to those of a backbone: an image tensor, or a mapping of text inputs."""
     return named.get("image", named)
 
 
 def to_named_inputs(inputs: Any) -> dict[str, Tensor]:
-    """The way back."""
+    """Convert the inputs of a backbone to named inputs."""
     return dict(inputs) if not isinstance(inputs, Tensor) else {"image": inputs}
 
 
 def has_dynamic_image_size(model: Model) -> bool:
-    """Whether a graph of this model is one for images of every size.
+    """Return whether a graph of this model supports images of any size.
 
-    One that labels pixels is for its backbone's input size, the window that slides over larger images: what it pools
-    to a fixed number of cells could not be translated otherwise.
+    A segmentation model has a fixed input size, that of its sliding window: its pooling to a fixed number of cells
+    cannot be exported with a dynamic size.
     """
     return model.backbone.any_image_size and not model.objective.dense
 
 
 def compute_outputs(model: Model, named: dict[str, Tensor], maps: bool = False) -> Outputs:
-    """`logits` and, if asked for, what the model looked at.
+    """Compute the `logits` and, with `maps`, the maps of the model.
 
-    `similarity` is that of every token or cell to xi; where there is attention to show in images, it is laid out as the
-    image's grid, beside `attention_first` and `attention_last`: the last level's, as `attention.maps` draws it.
+    `similarity` is the similarity of every token or cell to xi. For image models with attention, it has the shape of
+    the image grid, and the attention of the last level in both passes is added as `attention_first` and
+    `attention_last` (see `attention.maps`).
     """
     inputs = to_backbone_inputs(named)
     if not maps:
@@ -54,7 +55,10 @@ def compute_outputs(model: Model, named: dict[str, Tensor], maps: bool = False) 
 
 
 def compute_artifact_outputs(model: Model, named: dict[str, Tensor]) -> Outputs:
-    """Of a pre-tuned artifact: the steered `features`, and its own tensors, for a start may well steer nothing yet."""
+    """Compute the steered `features` of a pre-tuned artifact, and add its tensors.
+
+    The tensors are compared too, because the signals of an artifact can be zero.
+    """
     assert isinstance(model.adapted.steering, Steering)
     return {
         "features": model.adapted.features(to_backbone_inputs(named)),
@@ -63,12 +67,12 @@ def compute_artifact_outputs(model: Model, named: dict[str, Tensor]) -> Outputs:
 
 
 def compute_backbone_features(backbone: Backbone, named: dict[str, Tensor]) -> Tensor:
-    """What a plain pass of the backbone puts out for the head."""
+    """Return the pooled features of a single pass of the backbone."""
     return run_one_pass(backbone, to_backbone_inputs(named)).last.pooled
 
 
 def compute_requested_outputs(model: Model, wanted: ExportRequest, named: dict[str, Tensor]) -> Outputs:
-    """What the part of a run that is wanted gives for inputs by name."""
+    """Compute the outputs of the exported part of a run."""
     if wanted.part == "artifact":
         return compute_artifact_outputs(model, named)
     if wanted.part == "backbone":
@@ -77,13 +81,13 @@ def compute_requested_outputs(model: Model, wanted: ExportRequest, named: dict[s
 
 
 class ModelGraph(nn.Module):
-    """A model as one graph: pixels (or token ids) in, logits and maybe maps out, all float32.
+    """A model with named inputs and float32 outputs, for tracing.
 
     Args:
-        model: folded or not; it is cast to `dtype`.
-        dtype: what the graph computes in.
-        maps: whether maps come out, too.
-        normalize: whether pixels come in as 0..1 and are normalised here.
+        model: The model; it is cast to `dtype`.
+        dtype: Data type that the graph computes in.
+        maps: Whether to output the maps.
+        normalize: Whether to normalize images, which are pixels in [0, 1].
     """
 
     mean: Tensor
@@ -95,12 +99,12 @@ class ModelGraph(nn.Module):
         self.dtype, self.maps = dtype, maps
         self.normalize = normalize
         if normalize:
-            seen = model.backbone.require_preprocessing()
-            self.register_buffer("mean", torch.tensor(seen.mean)[:, None, None])
-            self.register_buffer("std", torch.tensor(seen.std)[:, None, None])
+            preprocessing = model.backbone.require_preprocessing()
+            self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None])
+            self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None])
 
     def run(self, named: dict[str, Tensor]) -> Outputs:
-        """Outputs by name."""
+        """Return the outputs by name."""
         if "image" in named:
             image = named["image"]
             if self.normalize:
@@ -110,16 +114,16 @@ class ModelGraph(nn.Module):
 
 
 class ImageGraph(ModelGraph):
-    """A graph over images `[B, 3, H, W]`."""
+    """A graph with images `[B, 3, H, W]` as input."""
 
     def forward(self, image: Tensor) -> Outputs:
-        """Outputs by name."""
+        """Return the outputs by name."""
         return self.run({"image": image})
 
 
 class TextGraph(ModelGraph):
-    """A graph over token ids and their mask, both `[B, N]`."""
+    """A graph with token ids and an attention mask, both `[B, N]`, as input."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Outputs:
-        """Outputs by name."""
+        """Return the outputs by name."""
         return self.run({"input_ids": input_ids, "attention_mask": attention_mask})

@@ -1,6 +1,6 @@
-"""The other process: opens an export as its users would, runs it, and leaves what came out and how long it took.
+"""The verification process, which loads an export as its users would and writes its outputs and its speed.
 
-`python -m toast_cli.export.verification_worker JOB` reads a job of `verification`: format, wanted, path and inputs.
+`python -m toast_cli.export.verification_worker JOB` reads a job file by `verification`: format, request, path, inputs.
 """
 
 from __future__ import annotations
@@ -21,66 +21,71 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TIMING_REPEATS = 5
-ERROR_FILE = "told.txt"
-"""Beside a job: why it could not be done, where toast itself says so."""
+ERROR_FILE = "error.txt"
+"""File next to the job with the message of a `ToastError`."""
 
 
 def open_and_run_export(job: Path) -> None:
-    """Do a job: outputs lie beside the inputs, as `<inputs>.out.safetensors`, seconds in `seconds.json`."""
+    """Run a job: write the outputs to `<inputs>.out.safetensors`, and the time to `seconds.json`."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    asked = json.loads(job.read_text(encoding="utf-8"))
-    torch.set_num_threads(asked["threads"])
-    export_format = registry.load_entry(registry.EXPORTS, asked["format"])
-    run = export_format.reopen(ExportRequest(**asked["wanted"]), Path(asked["path"]))
+    request = json.loads(job.read_text(encoding="utf-8"))
+    torch.set_num_threads(request["threads"])
+    export_format = registry.load_entry(registry.EXPORTS, request["format"])
+    run = export_format.reopen(ExportRequest(**request["wanted"]), Path(request["path"]))
     with torch.no_grad():
-        for name in asked["inputs"]:
+        for name in request["inputs"]:
             inputs = load_file(job.parent / f"{name}.safetensors")
             outputs = run(inputs)
             save_file(
                 {key: tensor.contiguous() for key, tensor in outputs.items()}, job.parent / f"{name}.out.safetensors"
             )
-    seconds = measure_seconds(run, load_file(job.parent / f"{asked['timed_on']}.safetensors"))
+    seconds = measure_seconds(run, load_file(job.parent / f"{request['timed_on']}.safetensors"))
     (job.parent / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
 
 
 def measure_seconds(run: ExportRunner, inputs: dict[str, Tensor]) -> float:
-    """Seconds of the quickest of a few runs, after one that does not count."""
+    """Return the seconds of the fastest of a few runs, after a warm-up."""
     import torch
 
-    found = []
+    seconds = []
     with torch.no_grad():
         for _ in range(TIMING_REPEATS + 1):
             started = time.perf_counter()
             run(inputs)
-            found.append(time.perf_counter() - started)
-    return min(found[1:])
+            seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
 
 
 def run_in_new_process(job: Path) -> None:
-    """Have a job done by a Python that knows nothing of this one.
+    """Run a job in a new Python process.
 
     Raises:
-        ToastError: it could not open or run the export.
+        ToastError: The process failed to load or run the export.
     """
-    # One process: whatever this one is part of (a launcher's group) is not its business.
+    # The new process must not join the process group of a distributed launcher.
     own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     done = subprocess.run([sys.executable, "-m", __name__, str(job)], capture_output=True, text=True, env=own)
     if done.returncode:
-        told = job.parent / ERROR_FILE
-        lines = told.read_text(encoding="utf-8") if told.is_file() else done.stderr
-        last = (lines.strip().splitlines() or [f"It ended with {done.returncode}."])[-1]
-        raise ToastError("The export could not be opened and run by another process.", last[:400], "No file was left.")
+        error_file = job.parent / ERROR_FILE
+        lines = error_file.read_text(encoding="utf-8") if error_file.is_file() else done.stderr
+        last = (lines.strip().splitlines() or [f"The process exited with code {done.returncode}."])[-1]
+        raise ToastError(
+            "Another process could not load and run the export.",
+            last[:400],
+            "No file was written.",
+            code="export.cannot-open",
+        )
 
 
 def run_verification_job(job: Path) -> int:
-    """Do a job; what is wrong is left beside it in the words that a user of the export would see, on one line."""
+    """Run a job and return the exit code. The message of a `ToastError` is written to `ERROR_FILE` on one line."""
     try:
         open_and_run_export(job)
     except ToastError as error:
-        told = " ".join(part for part in (error.what, *error.reasons, error.what_to_do) if part)
-        (job.parent / ERROR_FILE).write_text(" ".join(told.split()), encoding="utf-8")
+        message = " ".join(part for part in (error.what, *error.reasons, error.what_to_do) if part)
+        (job.parent / ERROR_FILE).write_text(" ".join(message.split()), encoding="utf-8")
         return error.exit_code
     return 0
 

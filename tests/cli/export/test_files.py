@@ -37,15 +37,17 @@ def test_import_says_what_became_of_every_tensor(here: Path) -> None:
     torch.save({"model": top_down_parts(), "epoch": 3}, here / "theirs.pth")
     said = toast("import", "theirs.pth", "--backbone", "vit_demo_3", "--output-dir", "start")
     assert said.code == 0, said.err
-    assert "8 tensors: 0 of the backbone, 8 of selection and feedback path, 0 of the head" in said.out
+    assert "Tensors: 8 (0 backbone, 8 selection and feedback, 0 head," in said.out
     assert "backbone.value_bias=twice" in said.out and "not read: epoch" in said.out
     tuned = toast(
         "tune", "backbone=vit_demo_3", *TINY_DEMO, "training.epochs=1", "--init-from", "start", "--output-dir", "run"
     )
     assert tuned.code == 0, tuned.err
-    toast("import", "theirs.pth").fails(2, "--backbone")
-    toast("import", "theirs.pth", "--backbone", "vit_t16", "--weights", "none", "--output-dir", "x").fails(1, "fit")
-    toast("import", "none.pth", "--backbone", "vit_demo").fails(2, "no checkpoint")
+    toast("import", "theirs.pth").fails(2, "--backbone", error="cli.missing-option")
+    toast("import", "theirs.pth", "--backbone", "vit_t16", "--weights", "none", "--output-dir", "x").fails(
+        1, error="checkpoint.wrong-tensors"
+    )
+    toast("import", "none.pth", "--backbone", "vit_demo").fails(2, "none.pth", error="checkpoint.missing")
     assert not (here / "x").exists()
 
 
@@ -53,13 +55,15 @@ def test_import_says_what_became_of_every_tensor(here: Path) -> None:
 def test_a_pretuned_start_becomes_one_file_that_tuning_starts_from(here: Path, pretuned_run: Path) -> None:
     small = [*TINY_DEMO, "training.epochs=1"]
     said = toast("export", "--run", pretuned_run, "--out", "start")
-    assert said.code == 0 and "artifact written: start.safetensors" in said.out, said.err
+    assert said.code == 0 and "Exported artifact: start.safetensors" in said.out, said.err
     report = json.loads((here / "export_report.json").read_text())["start.safetensors"]
     assert {"random.features", "real.A.0", "real.xi"} <= report["differences"].keys()
     tuned = toast("tune", *small, "--init-from", "start.safetensors", "--output-dir", "run")
     assert tuned.code == 0 and "pre-tuned on demo" in tuned.err, tuned.err
-    toast("export", "--run", pretuned_run, "--format", "onnx", "--out", "x").fails(2, "no model")
-    toast("export", "--run", pretuned_run, "--what", "full", "--out", "x").fails(2, "artifact")
+    toast("export", "--run", pretuned_run, "--format", "onnx", "--out", "x").fails(2, error="export.unsupported-part")
+    toast("export", "--run", pretuned_run, "--what", "full", "--out", "x").fails(
+        2, "artifact", error="cli.invalid-value"
+    )
     for path in (pretuned_run, "start.safetensors"):
         toast("eval", "--run", path).fails(2, "start for tuning", "--init-from")
     (here / "start.safetensors").write_bytes((here / "start.safetensors").read_bytes()[:-100])
@@ -100,7 +104,7 @@ def test_a_language_models_file_and_folder_need_no_other(here: Path) -> None:
 def test_a_files_name_ends_as_its_readers_expect_and_nothing_is_overwritten_unasked(here: Path, run: Path) -> None:
     (here / "b.safetensors.old").write_text("mine")
     assert toast("export", "--run", run, "--what", "backbone", "--out", "b").code == 0
-    toast("export", "--run", run, "--what", "backbone", "--out", "b").fails(2, "already exists", "--force")
+    toast("export", "--run", run, "--what", "backbone", "--out", "b").fails(2, "--force", error="disk.already-exists")
     assert toast("export", "--run", run, "--what", "backbone", "--out", "b", "--force").code == 0
     assert sorted(path.name for path in here.iterdir()) == ["b.safetensors", "b.safetensors.old", "export_report.json"]
 
@@ -187,7 +191,7 @@ def test_two_exports_at_once_lose_nothing_of_each_other(
     for thread in threads:
         thread.join()
     assert len(json.loads((here / "export_report.json").read_text())) == kept
-    assert [error.what.endswith("already exists.") for error in errors] == [True] * (2 - kept)
+    assert [error.code for error in errors] == ["disk.already-exists"] * (2 - kept)
 
 
 @pytest.mark.usefixtures("quickly")

@@ -57,8 +57,9 @@ def test_transformers_loads_an_exported_classifier(here: Path, run: Path) -> Non
     first, second = (model.config.id2label[i] for i in range(2))
     swapped = {**json.loads(config), "id2label": {**model.config.id2label, 0: second, 1: first}}
     (here / "again" / "config.json").write_text(json.dumps(swapped))
-    with pytest.raises(ToastError, match="not in the order"):
+    with pytest.raises(ToastError) as refused:
         AutoModelForImageClassification.from_pretrained(here / "again")
+    assert refused.value.code == "export.class-order"
 
 
 @pytest.mark.usefixtures("quickly")
@@ -76,11 +77,13 @@ def test_a_folder_for_transformers_loads_in_half_precision_and_not_with_other_cl
     named = {"id2label": dict(enumerate(turned)), "label2id": {name: index for index, name in enumerate(turned)}}
     changed = {**config, **named, "toast": {**config["toast"], "classes": turned}}
     (here / "hf" / "config.json").write_text(json.dumps(changed))
-    with pytest.raises(ToastError, match="not those of its weights"):
+    with pytest.raises(ToastError) as refused:
         AutoModelForImageClassification.from_pretrained(here / "hf")
+    assert refused.value.code == "export.class-mismatch"
     (here / "hf" / "config.json").write_text(json.dumps({**config, "toast": [1]}))
-    with pytest.raises(ToastError, match="damaged"):
+    with pytest.raises(ToastError) as refused:
         AutoModelForImageClassification.from_pretrained(here / "hf")
+    assert refused.value.code == "export.damaged-config"
 
 
 @pytest.mark.usefixtures("quickly")

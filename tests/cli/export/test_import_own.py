@@ -31,22 +31,22 @@ def made(tmp_path_factory: pytest.TempPathFactory, toast_run: Path, pretuned_run
 
 
 OWN = {
-    "run": ("a run or an adapter of toast", "eval --run {}/run"),
-    "run/adapter": ("a run or an adapter of toast", "eval --run {}/run/adapter"),
-    "run/adapter/adapter_model.safetensors": ("part of an adapter", "eval --run {}/run/adapter"),
-    "one.safetensors": ("'toast export' wrote", "eval --run {}/one.safetensors"),
-    "hf": ("'toast export --format hf' wrote", "eval --run {}/hf"),
-    "hf/model.safetensors": ("'toast export' wrote", "eval --run {}/hf/model.safetensors"),
-    "pre": ("a pre-tuned start", "tune --init-from {}/pre"),
-    "pre/artifact/feedback.safetensors": ("part of a pre-tuned start", "tune --init-from {}/pre/artifact"),
-    "start.safetensors": ("a pre-tuned start", "tune --init-from {}/start.safetensors"),
+    "run": ("a toast run or adapter", "eval --run {}/run"),
+    "run/adapter": ("a toast run or adapter", "eval --run {}/run/adapter"),
+    "run/adapter/adapter_model.safetensors": ("part of a toast adapter", "eval --run {}/run/adapter"),
+    "one.safetensors": ("by 'toast export'", "eval --run {}/one.safetensors"),
+    "hf": ("by 'toast export --format hf'", "eval --run {}/hf"),
+    "hf/model.safetensors": ("by 'toast export'", "eval --run {}/hf/model.safetensors"),
+    "pre": ("a pre-tuned toast artifact", "tune --init-from {}/pre"),
+    "pre/artifact/feedback.safetensors": ("part of a pre-tuned toast artifact", "tune --init-from {}/pre/artifact"),
+    "start.safetensors": ("a pre-tuned artifact", "tune --init-from {}/start.safetensors"),
 }
 
 
 @pytest.mark.parametrize("what", OWN)
 def test_what_toast_wrote_is_told_how_it_is_used(made: Path, what: str) -> None:
     kind, use = OWN[what]
-    toast("import", made / what).fails(2, kind, "needs no import", f"toast {use.format(made)}")
+    toast("import", made / what).fails(2, kind, f"toast {use.format(made)}", error="export.import-not-needed")
 
 
 def test_what_is_advised_works(made: Path, tmp_path: Path) -> None:
@@ -60,4 +60,6 @@ def test_what_is_advised_works(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_plain_backbone_is_still_sent_to_weights(made: Path) -> None:
-    toast("import", made / "plain.safetensors", "--backbone", "vit_demo").fails(1, "--weights")
+    toast("import", made / "plain.safetensors", "--backbone", "vit_demo").fails(
+        1, "--weights", error="checkpoint.no-feedback"
+    )

@@ -71,16 +71,16 @@ def test_rounding_that_moves_an_output_too_far_leaves_no_file(
 ) -> None:
     words: list[Any] = ["export", "--run", run, "--dtype", "bfloat16", "--out", here / "out" / "x"]
     said = toast(*words)
-    assert said.code == 0 and "What bfloat16 changes" in said.out and "likeliest class is the same" in said.out
+    assert said.code == 0 and "Rounding to bfloat16" in said.out and "top-1 prediction is unchanged" in said.out
     assert f"{REAL_COUNT} real and {RANDOM_COUNT} random inputs" in said.out
     monkeypatch.setattr(verification, "MAX_ROUNDING_ULPS", 1e-4)
-    toast(*words, "--force").fails(1, "too far from the run as it is", "--dtype float32")
+    toast(*words, "--force").fails(1, "--dtype float32", error="export.outputs-differ")
 
 
 def test_other_answers_are_warned_of(here: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "_compute_top1_agreement", lambda *_: 0.75)
     said = toast("export", "--run", run, "--dtype", "float16", "--out", here / "x")
-    assert said.code == 0 and "Warning: stored in float16" in said.err and "25.0% of real input" in said.err
+    assert said.code == 0 and "Warning: float16 changes" in said.err and "25.0% of the real inputs" in said.err
     assert "Warning" not in toast("export", "--run", run, "--out", here / "y").err
 
 
@@ -95,7 +95,7 @@ def test_the_likeliest_class_is_counted_where_the_mask_says() -> None:
 def test_every_stage_is_told_as_it_begins(here: Path, run: Path) -> None:
     said = toast("export", "--run", run, "--format", "onnx", "--dtype", "float16", "--out", here / "x", "--json")
     assert said.code == 0, said.err
-    order = ("Running the run", "Writing x.onnx", "Tracing", "Translating", "Opening it", "Comparing")
+    order = ("Computing the outputs", "Writing x.onnx", "Tracing", "Converting", "Loading it", "Comparing")
     assert sorted(order, key=said.err.index) == list(order)
     json.loads(said.out)
 

@@ -31,9 +31,9 @@ from toast_cli.export import export_run
         (["--format", "onnx", "--what", "adapter"], "full"),
         (["--format", "onnx", "--dtype", "bfloat16"], "float16"),
         (["--what", "artifact"], "adapter"),
-        (["--maps"], "graphs"),
-        (["--normalize"], "graphs"),
-        (["--format", "hf", "--maps"], "attention(images) gives the maps"),
+        (["--maps"], "onnx or torch-export"),
+        (["--normalize"], "onnx or torch-export"),
+        (["--format", "hf", "--maps"], ".attention(images)"),
         (["--dtype", "int8"], "float16"),
         (["--what", "backbone", "--fold"], "--fold"),
         (["--push", "a/b/c"], "repository"),
@@ -200,14 +200,14 @@ def test_a_folder_that_no_export_made_is_written_into_and_never_over(here: Path,
     shutil.rmtree(here / "mine" / "own-hf")
     (here / "mine" / "own-hf").mkdir()
     said = toast("export", "--run", own, "--format", "hf", "--out", here / "mine", "--force")
-    said.fails(2, "own-hf is a folder already")
+    said.fails(2, "own-hf", error="export.foreign-folder")
 
 
 @pytest.mark.usefixtures("quickly")
 def test_a_folder_that_an_export_made_is_written_over_when_asked(here: Path, run: Path) -> None:
     words = ["export", "--run", run, "--format", "hf", "--out", here / "hf"]
     assert toast(*words).code == 0
-    toast(*words).fails(2, "already exists", "--force")
+    toast(*words).fails(2, "--force", error="disk.already-exists")
     said = toast(*words, "--force")
     assert said.code == 0 and "Writing over hf" in said.err
 
@@ -216,7 +216,7 @@ def test_a_folder_that_an_export_made_is_written_over_when_asked(here: Path, run
 def test_a_damaged_report_is_said_before_the_work(here: Path, run: Path) -> None:
     for content in ("[]", '{"a.safetens'):
         (here / "export_report.json").write_text(content)
-        toast("export", "--run", run, "--out", here / "b").fails(1, "export_report.json is damaged", "Remove it")
+        toast("export", "--run", run, "--out", here / "b").fails(1, "export_report.json", error="export.damaged-report")
     assert [path.name for path in here.iterdir()] == ["export_report.json"]
 
 
@@ -225,7 +225,7 @@ def test_a_cache_that_cannot_be_made_is_not_blamed_on_the_target(
 ) -> None:
     (here / "file").touch()
     monkeypatch.setenv("TOAST_CACHE_DIR", str(here / "file" / "cache"))
-    toast("export", "--run", run, "--out", here / "b").fails(1, "cache folder", "TOAST_CACHE_DIR")
+    toast("export", "--run", run, "--out", here / "b").fails(1, "TOAST_CACHE_DIR", error="cache.not-writable")
 
 
 def test_no_space_for_what_it_is_checked_with_is_not_blamed_on_the_target(
@@ -235,7 +235,9 @@ def test_no_space_for_what_it_is_checked_with_is_not_blamed_on_the_target(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("toast_cli.export.verification.write_tensors", full)
-    toast("export", "--run", run, "--out", here / "out" / "b").fails(1, "checked with", "No space left", "TMPDIR")
+    toast("export", "--run", run, "--out", here / "out" / "b").fails(
+        1, "No space left", "TMPDIR", error="disk.cannot-write"
+    )
     assert list((here / "out").iterdir()) == []
 
 

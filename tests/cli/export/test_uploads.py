@@ -103,5 +103,5 @@ def test_a_folder_for_transformers_is_uploaded_whole(
 def test_an_upload_that_fails_keeps_the_export(here: Path, run: Path, online: Callable[[str], None]) -> None:
     online("http://127.0.0.1:9")
     said = toast("export", "--run", run, "--out", here / "a.safetensors", "--push", "me/mine")
-    said.fails(1, "could not be uploaded")
+    said.fails(1, error="export.upload-failed")
     assert (here / "a.safetensors").is_file()

@@ -74,7 +74,7 @@ def test_every_pair_is_compared_and_their_intervals_hold_together(runs: tuple[Pa
     assert pairs == [("steered", "linear"), ("steered", "steered-2"), ("linear", "steered-2")]
     same = numbers["differences"][1]["accuracy"]
     assert same == {"mean": 0, "low": 0, "high": 0, "images": 12}
-    assert "all 3 of a column together" in numbers["differences_interval"]
+    assert "over the 3 differences of a column" in numbers["differences_interval"]
     alone = toast("compare", runs[0], runs[1], "--images", "1", "--head", "max", "--json")
     widths = [
         found["differences"][0]["share_inside"]["high"] - found["differences"][0]["share_inside"]["low"]
@@ -83,7 +83,7 @@ def test_every_pair_is_compared_and_their_intervals_hold_together(runs: tuple[Pa
     assert widths[0] > 1.1 * widths[1]
     toast("compare", runs[0], runs[1], runs[0], "--images", "1")
     text = page(here / "comparison/report.html").text
-    assert "steered-2 less linear" in text and "An even map is chance" in text
+    assert "steered-2 minus linear" in text and "An even map is chance" in text
 
 
 def test_what_runs_a_script_elsewhere_is_text_here(here: Path) -> None:

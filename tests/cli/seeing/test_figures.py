@@ -38,11 +38,11 @@ def test_what_cannot_be_read_is_left_out_and_listed_at_the_end(
     (here / "more/1.png").write_bytes(b"no image")
     chosen = [part for run in runs[: 1 + several] for part in ("--run", run)]
     said = toast("visualize-attention", "more", "gone.png", *chosen, "--out", "seen", "--json")
-    assert said.code == 1 and "2 of 4 images could not be shown." in said.err
+    assert said.code == 1 and "2 of 4 images" in said.err
     assert "more/1.png" in said.err and "gone.png" in said.err
     assert [record["image"] for record in json.loads(said.out)] == ["more/0.png", "more/2.png"]
     assert len(list((here / "seen").glob("*.png"))) == (1 if several else 2)
-    toast("visualize-attention", "gone.png", *chosen).fails(1, "1 of 1 images could not be shown.")
+    toast("visualize-attention", "gone.png", *chosen).fails(1, "1 of 1 images", error="visualize.unreadable-images")
 
 
 def test_several_runs_are_one_figure(runs: tuple[Path, Path], here: Path) -> None:
@@ -93,8 +93,8 @@ def test_strength_zero_shows_the_plain_backbone_twice(runs: tuple[Path, Path], h
         (["--head", "men"], "mean"),
         (["--head", "9"], "There is no head 9."),
         (["--layer", "7"], "There is no layer 7."),
-        (["--format", "gif"], "There is no format 'gif'."),
-        (["--prompt", "and a text"], "Name images, or --test-image"),
+        (["--format", "gif"], "'gif'"),
+        (["--prompt", "and a text"], "--test-image"),
     ],
 )
 def test_what_is_not_there_is_said(runs: tuple[Path, Path], here: Path, arguments: list[str], words: str) -> None:

@@ -61,7 +61,7 @@ def test_numbers_curves_and_classes(runs: tuple[Path, Path], here: Path) -> None
     assert plain["object_area"] == pytest.approx(even, abs=1e-6)
     table = toast("eval", "--run", runs[0], "--attention", "--curve-images", "0", "--head", "1")
     assert "an even map" in table.out and f"{even:.1%}" in table.out and "its exact pixels" in table.out
-    assert lies_under("pass two", "inside, pass two less pass one", table.out)
+    assert lies_under("pass two", "inside, pass two minus pass one", table.out)
     toast("eval", "--run", runs[0], "--attention", "--head", "9").fails(2, "There is no head 9.")
     toast("eval", "--run", runs[0], "--evaluation", "whole").fails(2, "for models that label pixels")
 

@@ -1,1 +1,1 @@
-"""Commands of `toast`, one file each."""
+"""Commands of `toast`, one module each."""

@@ -1,4 +1,4 @@
-"""`toast backbones`: which frozen networks can be named, and who brought them."""
+"""`toast backbones`: list the available backbones and the packages that provide them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from toast_cli.cli import options
 
 
 def print_backbones(as_json: options.JsonOption = False) -> None:
-    """List the backbones; a plugin that fails is named, and the others are listed all the same."""
+    """List the available backbones.
+
+    A plugin that fails to load is reported; the others are still listed.
+    """
     from toast_cli.cli.output.console import err, print_json, print_line, print_table
 
     known, families, failures = _collect_backbones()
@@ -57,5 +60,5 @@ def _collect_backbones() -> tuple[list[dict[str, Any]], list[dict[str, Any]], li
 
 
 def _format_millions(parameters: int | None) -> str:
-    """85798656 as 85.8M; nothing where the count is known only once the network is built."""
+    """Format a parameter count, e.g. 85798656 as "85.8M". An unknown count (None) gives an empty string."""
     return "" if parameters is None else f"{parameters / 1e6:.1f}M"

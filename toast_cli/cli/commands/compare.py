@@ -1,4 +1,4 @@
-"""`toast compare`: several runs on the same images, in a table, in a figure and as one HTML page."""
+"""`toast compare`: compare runs on the same images in a table, a figure and an HTML page."""
 
 from __future__ import annotations
 
@@ -11,29 +11,36 @@ from toast_cli.cli import options
 
 
 def run_compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders, adapter folders or exported files.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Two or more run folders, adapter folders or exported files.")
+    ],
     dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Data split: train, val or test.")] = "test",
     weights: options.WeightsOption = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
-    layer: Annotated[int, typer.Option(help="Layer whose map is shown; -1 is the last.")] = -1,
+    layer: Annotated[int, typer.Option(help="Layer whose attention is shown; -1 is the last one.")] = -1,
     head: options.HeadOption = "mean",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many images, drawn by the first run's seed.")
+        int | None, typer.Option(min=1, help="Evaluate a random subset of this many images (seed of the first run).")
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="How many of the most disputed images are shown.")] = 6,
+    images: Annotated[
+        int, typer.Option(min=1, help="Number of images to show, starting with those the runs disagree on most.")
+    ] = 6,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for report.html, comparison.png and comparison.json. [default: comparison/, with a number "
-            "behind it where another comparison is kept there]"
+            help="Output folder for report.html, comparison.png and comparison.json. [default: comparison/, or a "
+            "numbered folder if it holds another comparison]"
         ),
     ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Measure runs on the same images, say how sure their differences are, and show where they disagree most."""
+    """Compare runs on the same images.
+
+    Reports every difference with a confidence interval, and shows the images on which the runs disagree most.
+    """
     from toast_cli.cli.output.comparison import (
         build_comparison_tables,
         build_json_report,
@@ -67,7 +74,7 @@ def run_compare(
     views = [[compute_image_view(run.viewer, sample) for run in found.runs] for sample in samples]
     digest = hash_comparison(found, split, [sample.image.tobytes() for sample in samples])
     folder = out or Path(find_free_name(Path(), "comparison", digest, "{}/comparison.json"))
-    title = f"Where they disagree most, each run's last pass: {describe_all_maps(found)}"
+    title = f"Images with the most disagreement, last pass of each run: {describe_all_maps(found)}"
     save_figure(draw_figure(build_comparison_rows(samples, views), title), folder / "comparison.png")
     shown, bars = build_report_images(samples, views)
     page = render_template(

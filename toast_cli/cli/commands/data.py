@@ -1,4 +1,4 @@
-"""`toast data`: list the sources of data, check a data set before a run, and show what a model will see of it."""
+"""`toast data`: list data sources, check a data set, and preview the images as a model sees them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 app = typer.Typer(cls=CommandGroup, invoke_without_command=True, rich_markup_mode=None)
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A data set as --dataset takes it: cub, folder:PATH, ...")
+    str, typer.Argument(metavar="SOURCE", help="Data set, as for --dataset, e.g. cub or folder:PATH.")
 ]
 
 
 @app.callback()
 def data(context: typer.Context) -> None:
-    """List sources of data; check and show a data set."""
+    """List, check and preview data sets."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
 @app.command("ls")
 def print_sources(as_json: options.JsonOption = False) -> None:
-    """List every source, what it needs on disk and where its official home is."""
+    """List the data sources, the files they need and their home pages."""
     from toast_cli import registry
     from toast_cli.cli.output.console import err, print_json, print_line, print_table
     from toast_cli.utils.errors import ToastError
@@ -64,14 +64,18 @@ def print_sources(as_json: options.JsonOption = False) -> None:
 def run_data_check(
     source: SourceArgument,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[dataset.KEY=VALUE]...", help="The source's own fields.")
+        list[str] | None, typer.Argument(metavar="dataset.KEY=VALUE", help="Options of the data source to override.")
     ] = None,
     data_dir: options.DataDirOption = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the whole report to this JSON file.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the full report to this JSON file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Read every image once: what cannot be read, duplicates, balance, sizes. Exit code 1 if it would spoil a run."""
+    """Check a data set for unreadable images and duplicates.
+
+    Reads every image once and also reports class balance and image sizes. Exits with code 1 if there is a problem that
+    would invalidate a run.
+    """
     from toast_cli import registry
     from toast_cli.cli.output.console import print_json, print_line
     from toast_cli.cli.output.progress import TerminalReporter
@@ -88,7 +92,7 @@ def run_data_check(
     report: dict[str, Any] = {"source": source}
     try:
         opened = registry.load_entry(registry.SOURCES, chosen.name).open(chosen, folder)
-    except MissingFilesError as error:  # nothing else can be said before they are there; but all of them can
+    except MissingFilesError as error:  # nothing else can be checked yet, but all missing files can be listed
         missing = [to_printable_name(name) for name in error.names]
         report |= {"missing": missing, "problems": [error.what.removesuffix(".")], "what_to_do": error.what_to_do}
     else:
@@ -113,20 +117,25 @@ def show_dataset(
     source: SourceArgument,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Any field of the recipe: images.augment=crop-flip."),
+        typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. images.augment=crop-flip."),
     ] = None,
     backbone: Annotated[
-        str, typer.Option(help="Backbone for which images are prepared; its weights are not loaded.")
+        str, typer.Option(help="Backbone to prepare the images for. Its weights are not loaded.")
     ] = "vit_b16",
-    recipe: Annotated[str | None, typer.Option(help="Built-in recipe or YAML file; its data set is replaced.")] = None,
-    split: Annotated[str, typer.Option(help="train (augmented as in training), val or test.")] = "train",
-    images: Annotated[int, typer.Option(min=1, max=400, help="How many images.")] = 25,
-    seed: Annotated[int | None, typer.Option(help="Seed that draws and augments them.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Built-in recipe or YAML file. Its data set is replaced by SOURCE.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Data split: train (with training augmentation), val or test.")] = "train",
+    images: Annotated[int, typer.Option(min=1, max=400, help="Number of images.")] = 25,
+    seed: Annotated[int | None, typer.Option(help="Random seed for selection and augmentation.")] = None,
     data_dir: options.DataDirOption = None,
-    out: Annotated[Path, typer.Option(help="The picture.")] = Path("contact-sheet.png"),
-    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+    out: Annotated[Path, typer.Option(help="Output image (PNG).")] = Path("contact-sheet.png"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a contact sheet of images as the model will see them: resized, cropped, augmented."""
+    """Write a contact sheet of images as the model sees them.
+
+    The images are resized, cropped, and augmented if the split is train.
+    """
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.data.base import get_image_splits
     from toast_cli.recipe.resolve import resolve_recipe
@@ -150,7 +159,11 @@ def show_dataset(
     splits = get_image_splits(opened, source)
     _require_outside_data(out, chosen.dataset, folder, opened)
     if split not in splits:
-        raise UsageError(f"{source} has no split '{split}'.", what_to_do=f"It has {', '.join(splits)}.")
+        raise UsageError(
+            f"Data set '{source}' has no split '{split}'.",
+            what_to_do=f"Available splits: {', '.join(splits)}.",
+            code="data.unknown-split",
+        )
 
     from toast_cli.utils.files import write_atomically
     from toast_cli.visualize.contact_sheet import draw_contact_sheet, save_contact_sheet
@@ -165,25 +178,33 @@ def show_dataset(
 
 
 def _require_free_output(out: Path | None, ending: str, force: bool) -> None:
-    """A file that is there may be part of the data.
+    """Check that `out` has the suffix `ending` and does not overwrite a file, which may be part of the data.
 
     Raises:
-        UsageError: it is there, and nobody said that it may go; or its name ends like something else.
+        UsageError: The suffix differs, or the file exists and `force` is false.
     """
     from toast_cli.utils.errors import UsageError
 
     if out is not None and out.suffix.lower() != ending:
         kind = ending[1:].upper()
-        raise UsageError(f"--out {out}: what is written is {kind}.", what_to_do=f"Give a name that ends in {ending}.")
+        raise UsageError(
+            f"The output is a {kind} file, got --out {out}.",
+            what_to_do=f"Use a name that ends in {ending}.",
+            code="cli.wrong-suffix",
+        )
     if out is not None and out.exists() and not force:
-        raise UsageError(f"{out} already exists.", what_to_do="Choose another --out, or say --force.")
+        raise UsageError(
+            f"{out} already exists.",
+            what_to_do="Choose another --out, or add --force to overwrite it.",
+            code="disk.already-exists",
+        )
 
 
 def _require_outside_data(out: Path | None, chosen: Any, data_dir: Path | None, opened: DataSet) -> None:
-    """What is written among the data would be read as data next time.
+    """Check that `out` is outside the data set's folders, where it would be read as data.
 
     Raises:
-        UsageError: `out` lies in a folder that the data set is read from.
+        UsageError: `out` is in a folder that the data set is read from.
     """
     from toast_cli.data.base import get_image_folders
     from toast_cli.data.paths import list_candidate_paths
@@ -191,11 +212,15 @@ def _require_outside_data(out: Path | None, chosen: Any, data_dir: Path | None, 
 
     named = list_candidate_paths(chosen.path, data_dir) if getattr(chosen, "path", None) else []
     folders = [place for place in named if place.is_dir()]
-    if not any(place.is_file() for place in named):  # a table may lie anywhere, and says itself what is read
+    if not any(place.is_file() for place in named):  # a table can be anywhere; it lists the files to read
         folders += sorted(folder for split in opened.splits.values() for folder in get_image_folders(split))
     for folder in folders:
         if out is not None and out.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(f"--out {out} lies among the data, in {folder}.", what_to_do="Choose another place.")
+            raise UsageError(
+                f"--out {out} is inside the data folder {folder}.",
+                what_to_do="Choose an --out outside it.",
+                code="data.output-inside-data",
+            )
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -217,8 +242,8 @@ def _print_report(report: dict[str, Any]) -> None:
         "width": lambda found: _format_spread(found["width"]),
         "height": lambda found: _format_spread(found["height"]),
     }
-    for name, told in rows.items():
-        table.add_row(name, *map(told, report["splits"].values()))
+    for name, format_cell in rows.items():
+        table.add_row(name, *map(format_cell, report["splits"].values()))
     print_table(table)
     for note in report["notes"]:
         print_line(note)
@@ -227,20 +252,18 @@ def _print_report(report: dict[str, Any]) -> None:
     for line in _list_examples(report):
         print_line(line)
     if not report["problems"]:
-        print_line(
-            "Nothing here would spoil a run." if not report["warnings"] else "No problem; the warnings are for you."
-        )
+        print_line("No problems found." if not report["warnings"] else "The data set has warnings, but no problems.")
 
 
-def _print_missing(report: dict[str, Any], most: int = 100) -> None:
+def _print_missing(report: dict[str, Any], limit: int = 100) -> None:
     from toast_cli.cli.output.console import print_line
 
     _print_sentences(report, "problems", "bold red")
-    for name in report["missing"][:most]:
+    for name in report["missing"][:limit]:
         print_line(f"  missing: {name}")
-    if len(report["missing"]) > most:
-        print_line("  --out FILE writes them all.")
-    print_line(f"{report['what_to_do']} The rest is checked when they are there.")
+    if len(report["missing"]) > limit:
+        print_line("  Add --out FILE to write the full list.")
+    print_line(f"{report['what_to_do']} The images are checked once all files exist.")
 
 
 def _print_sentences(report: dict[str, Any], kind: str, style: str) -> None:
@@ -251,34 +274,34 @@ def _print_sentences(report: dict[str, Any], kind: str, style: str) -> None:
         print_line(sentence)
 
 
-def _list_examples(report: dict[str, Any], most: int = 5) -> list[str]:
-    """A few of the files behind the sentences."""
+def _list_examples(report: dict[str, Any], limit: int = 5) -> list[str]:
+    """Return lines that name up to `limit` files for each kind of problem and warning."""
     lines = []
     for part, found in report["splits"].items():
-        lines += [f"  cannot be read: {part}: {file['name']} ({file['why']})" for file in found["unreadable"][:most]]
-        lines += [f"  reaches out: {part}: {name}" for name in found["outside"][:most]]
+        lines += [f"  cannot be read: {part}: {file['name']} ({file['why']})" for file in found["unreadable"][:limit]]
+        lines += [f"  outside the image: {part}: {name}" for name in found["outside"][:limit]]
     words = {
-        "across_splits": "the same",
-        "changed_across_splits": "the same picture",
-        "within_a_split": "the same",
-        "nearly_across_splits": "nearly the same",
+        "across_splits": "identical",
+        "changed_across_splits": "same picture",
+        "within_a_split": "identical",
+        "nearly_across_splits": "nearly identical",
     }
     for kind, word in words.items():
-        for pair in report["duplicates"][kind]["pairs"][:most]:
+        for pair in report["duplicates"][kind]["pairs"][:limit]:
             mirrored = ", mirrored" if pair["mirrored"] else ""
-            other = "" if pair["same_class"] else " (of another class)"
+            other = "" if pair["same_class"] else " (different classes)"
             lines.append(f"  {word}{mirrored}: {pair['first']} and {pair['second']}{other}")
-    left = any(len(report["duplicates"][kind]["pairs"]) > most for kind in words) or any(
-        len(found[kind]) > most for found in report["splits"].values() for kind in ("unreadable", "outside")
+    truncated = any(len(report["duplicates"][kind]["pairs"]) > limit for kind in words) or any(
+        len(found[kind]) > limit for found in report["splits"].values() for kind in ("unreadable", "outside")
     )
-    spoilt = report["duplicates"]["across_splits"]["count"] + report["duplicates"]["changed_across_splits"]["count"]
-    if spoilt:
-        lines.append("  Remove one image of each pair that two splits share, of training rather than of test.")
-    return [*lines, "  --out FILE writes them all."] if left else lines
+    leaked = report["duplicates"]["across_splits"]["count"] + report["duplicates"]["changed_across_splits"]["count"]
+    if leaked:
+        lines.append("  Remove one image of each pair that is in two splits, preferably from train.")
+    return [*lines, "  Add --out FILE to write the full list."] if truncated else lines
 
 
 def _format_spread(values: dict[str, float] | None) -> str:
-    """Least, median and most."""
+    """Format minimum, median and maximum, or one number if they are equal."""
     if values is None:
         return ""
     least, middle, most = (f"{values[key]:,g}" for key in ("least", "median", "most"))

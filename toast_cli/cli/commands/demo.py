@@ -1,4 +1,4 @@
-"""`toast demo`: tune three methods on the drawn scenes and show what TOAST changes."""
+"""`toast demo`: train three methods on generated scenes and show what TOAST changes."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from toast_cli.visualize.view import ImageView
 
 DEMO_METHODS = {"linear": "linear probe", "lora": "LoRA", "toast": "TOAST"}
-"""The methods in the order in which they run, and what a table calls them. The last one stays the newest run."""
+"""Methods in the order they run, with their names in tables. The last one becomes the newest run."""
 SCENE_COUNT = 4
-"""How many test scenes are drawn: the first ones, not chosen."""
+"""Number of test scenes to draw. The first ones are used, without selection."""
 TABLE_COLUMNS = ("accuracy", "attention on the object, pass one", "pass two", "trained parameters", "seconds")
 PICTURE_FILE, PAGE_FILE = "demo.png", "demo.html"
 
 
 @dataclass(frozen=True)
 class DemoRun:
-    """One finished run of the demo."""
+    """A finished run of the demo."""
 
     name: str
     path: Path
     results: dict[str, Any]
 
     def cells(self) -> list[str]:
-        """Return the run's line of the table."""
+        """Return the run's cells, in the order of `TABLE_COLUMNS`."""
         test = self.results["test"]
         share = test.get("attention_share", {})
         return [
@@ -50,14 +50,17 @@ class DemoRun:
 def run_demo(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Any field of the recipes demo/*, for all three runs."),
+        typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override in all three runs."),
     ] = None,
-    out: Annotated[Path, typer.Option(help=f"Folder for {PICTURE_FILE} and {PAGE_FILE}.")] = Path(),
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    out: Annotated[Path, typer.Option(help=f"Output folder for {PICTURE_FILE} and {PAGE_FILE}.")] = Path(),
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     device: options.DeviceOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Tune a linear probe, LoRA and TOAST on drawn scenes; draw where attention goes before and after."""
+    """Train and compare three methods on a toy data set.
+
+    Trains a linear probe, LoRA and TOAST on generated scenes, then draws the attention before and after tuning.
+    """
     from toast_cli.cli.output.console import err, print_json, print_line
     from toast_cli.cli.output.console import out as console
     from toast_cli.utils.files import make_write_error
@@ -67,7 +70,7 @@ def run_demo(
     except OSError as error:
         raise make_write_error(out, error) from error
     print_line(
-        "Each scene holds a small dull beetle among three brighter things. The class is the beetle's marking.", err
+        "Each scene contains a small, dull beetle among three brighter objects. The class is the beetle's marking.", err
     )
     runs = [
         _tune_method(method, number, seed, device, overrides or [])
@@ -75,19 +78,19 @@ def run_demo(
     ]
     samples, before, after = _compute_views(runs[0].path, runs[-1].path)
     training = runs[-1].results["samples"]["train"]
-    title = "TOAST steers a frozen model's attention to the task"
+    title = "TOAST steers the attention of a frozen model to the task"
     subtitle = (
         f"Task: name the marking on the beetle (outlined in white). {training} training scenes; the first "
         f"{SCENE_COUNT} test scenes.\n"
-        "Both columns have the same frozen backbone. TOAST runs it twice: what matters in the first pass\n"
-        "is fed back into the second. Test accuracy: " + ", ".join(f"{run.name} {run.cells()[0]}" for run in runs) + "."
+        "Both columns use the same frozen backbone. TOAST runs it twice: features relevant to the task in pass one\n"
+        "are fed back into pass two. Test accuracy: " + ", ".join(f"{run.name} {run.cells()[0]}" for run in runs) + "."
     )
     headings = ("test scene", "before: linear probe", "after: TOAST")
     picture, page = out / PICTURE_FILE, out / PAGE_FILE
     _write_outputs(samples, before, after, (title, subtitle), headings, runs, picture, page)
     if as_json:
-        found = {run.name: {"run": str(run.path), **run.results} for run in runs}
-        print_json({"picture": str(picture), "page": str(page), "runs": found})
+        records = {run.name: {"run": str(run.path), **run.results} for run in runs}
+        print_json({"picture": str(picture), "page": str(page), "runs": records})
         return
     console.print(_build_table(runs, training))
     print_line(f"Picture: {picture}")
@@ -100,7 +103,7 @@ def run_demo(
 
 
 def _tune_method(method: str, number: int, seed: int | None, device: str | None, overrides: list[str]) -> DemoRun:
-    """Run one recipe of the demo."""
+    """Train the demo recipe of one method."""
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.cli.output.progress import ProgressReporter
     from toast_cli.recipe.resolve import resolve_recipe
@@ -114,7 +117,7 @@ def _tune_method(method: str, number: int, seed: int | None, device: str | None,
 
 
 def _compute_views(before: Path, after: Path) -> tuple[list[Sample], list[ImageView], list[ImageView]]:
-    """Show the first test scenes to two runs."""
+    """Return the first test scenes, and the views of two runs on them."""
     from toast_cli.evaluation.attention_evaluation import build_viewer
     from toast_cli.evaluation.open_run import RunRequest, open_run, open_run_data
     from toast_cli.training.reporter import Reporter
@@ -132,7 +135,7 @@ def _write_outputs(
     samples: list[Sample],
     before: list[ImageView],
     after: list[ImageView],
-    words: tuple[str, str],
+    titles: tuple[str, str],
     headings: tuple[str, str, str],
     runs: list[DemoRun],
     picture: Path,
@@ -143,7 +146,7 @@ def _write_outputs(
     from toast_cli.visualize.before_after import draw_before_after
     from toast_cli.visualize.figure import save_figure
 
-    title, subtitle = words
+    title, subtitle = titles
     save_figure(draw_before_after(samples, before, after, title, subtitle, headings), picture)
     lines = [{"name": run.name, "cells": run.cells(), "path": str(run.path)} for run in runs]
     text = render_template(

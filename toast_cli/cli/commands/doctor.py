@@ -1,4 +1,4 @@
-"""`toast doctor`: what is installed, which devices there are, where things are kept, which plugins work."""
+"""`toast doctor`: report package versions, devices, folders and plugins."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ OPTIONAL_PACKAGES = ("transformers", "tensorboard")
 
 
 def run_doctor(as_json: options.JsonOption = False) -> None:
-    """Check the installation; exit code 1 when a package is missing or a plugin fails."""
+    """Check the installation.
+
+    Exits with code 1 if a required package is missing or a plugin fails to load.
+    """
     from toast_cli.cli.output.console import print_json, print_line
 
     report: dict[str, Any] = {
@@ -48,26 +51,26 @@ def run_doctor(as_json: options.JsonOption = False) -> None:
 
 
 def _collect_versions() -> dict[str, Any]:
-    """Versions as installed, without importing anything; None for what is not there."""
+    """Return the installed versions without importing the packages; None for a missing package."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
     from toast_cli.utils.version import __version__
 
-    found: dict[str, Any] = {"toast": __version__, "python": platform.python_version()}
+    versions: dict[str, Any] = {"toast": __version__, "python": platform.python_version()}
     for name in (*CORE_PACKAGES, *OPTIONAL_PACKAGES):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def _list_devices() -> list[dict[str, Any]]:
-    """The processor, every CUDA device with its memory, and Apple's GPU."""
+    """Return the CPU, every CUDA device with its memory, and the Apple GPU."""
     try:
         import torch
-    except Exception as error:  # a torch that cannot load its libraries fails in many ways; that is the finding
+    except Exception as error:  # a broken torch can raise anything; report it
         return [{"device": "none", "note": f"torch could not be imported: {type(error).__name__}: {error}"}]
     devices: list[dict[str, Any]] = [{"device": "cpu", "note": f"{torch.get_num_threads()} threads"}]
     if torch.cuda.is_available():
@@ -82,7 +85,7 @@ def _list_devices() -> list[dict[str, Any]]:
 
 
 def _describe_folders() -> dict[str, str]:
-    """Where weights and data are looked for, and the settings that decide it."""
+    """Return the folders of weights, caches and data, and the variables that set them."""
     from toast_cli.utils.files import get_cache_folder
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -97,25 +100,25 @@ def _describe_folders() -> dict[str, str]:
     found = {}
     for name, path in places.items():
         how = "set" if os.environ.get(name) else "default"
-        # Data may be millions of files on a network disk, and none of it is ours to clear, so it is not counted.
-        held = "" if name == "TOAST_DATA_DIR" else f", {_compute_folder_size(path) / 1e6:,.1f} MB"
-        found[name] = f"{path} ({how}{held if path.is_dir() else ', not there yet'})"
+        # The data folder can hold millions of files on a network disk, so its size is not computed.
+        size = "" if name == "TOAST_DATA_DIR" else f", {_compute_folder_size(path) / 1e6:,.1f} MB"
+        found[name] = f"{path} ({how}{size if path.is_dir() else ', does not exist yet'})"
     return {**found, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE") or "not set"}
 
 
 def _compute_folder_size(folder: Path) -> int:
-    """Bytes in all files below a folder; a link counts as itself, since the hub's cache links every file twice."""
+    """Return the bytes of all files below a folder. Links are not followed: the hub cache links every file."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            # A file that another process has just removed holds nothing.
+            # Another process may have removed the file.
             with contextlib.suppress(OSError):
                 total += (Path(parent) / name).lstat().st_size
     return total
 
 
 def _check_plugins() -> list[dict[str, Any]]:
-    """Every registered name of every group, with the reason where it does not load."""
+    """Return every registered name of every group, with the error if it does not load."""
     from toast_cli import registry
     from toast_cli.utils.errors import ToastError
 
@@ -131,7 +134,7 @@ def _check_plugins() -> list[dict[str, Any]]:
         for name, claims in sorted(registry.list_entries(group).items()):
             error = None
             try:
-                # A card also says which contract it was written for, so backbones are asked for theirs.
+                # Loading a backbone's card also checks the plugin API version it was written for.
                 registry.load_backbone_card(name) if group == registry.BACKBONES else registry.load_entry(group, name)
             except ToastError as failure:
                 error = " ".join(part for part in (failure.what, failure.why) if part)

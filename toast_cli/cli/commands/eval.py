@@ -1,4 +1,4 @@
-"""`toast eval`: measure a run on a split, or where it looks there, or have its answers judged."""
+"""`toast eval`: evaluate a run's accuracy, its attention, or its answers."""
 
 from __future__ import annotations
 
@@ -14,65 +14,101 @@ def run_eval(
     run: options.RunsOption = None,
     dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Data split: train, val or test.")] = "test",
     weights: options.WeightsOption = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
     attention: Annotated[
         bool,
         typer.Option(
-            "--attention", help="Measure where it looks: against masks where there are any, in curves, between passes."
+            "--attention",
+            help="Evaluate the attention maps: overlap with object masks (if available), deletion and insertion "
+            "curves, and the shift between passes.",
         ),
     ] = False,
     alpha: options.AlphaOption = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Measure at strengths of the feedback from 0 to 2.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Evaluate at feedback scales from 0 to 2.")] = False,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="--attention, --sweep: only so many images, drawn by the run's seed.")
+        int | None,
+        typer.Option(
+            min=1, help="With --attention or --sweep: evaluate a random subset of this many images (seed of the run)."
+        ),
     ] = None,
     curve_images: Annotated[
-        int, typer.Option(min=0, help="--attention: images for the deletion and insertion curves; 0 leaves them out.")
+        int,
+        typer.Option(
+            min=0, help="With --attention: number of images for the deletion and insertion curves; 0 skips them."
+        ),
     ] = 32,
-    layer: Annotated[int, typer.Option(help="--attention, --sweep: layer whose map is measured; -1 is the last.")] = -1,
+    layer: Annotated[
+        int, typer.Option(help="With --attention or --sweep: layer to evaluate; -1 is the last one.")
+    ] = -1,
     head: options.HeadOption = "mean",
     evaluation: Annotated[
         str | None,
         typer.Option(
-            help="Of a model that labels pixels: slide (a window over the image in its own shape) or whole (the image "
-            "squeezed to the input size). [default: the run's own]"
+            help="Segmentation inference: slide (sliding window, aspect ratio kept) or whole (image resized to the "
+            "input size). [default: as in the run's recipe]"
         ),
     ] = None,
     judge: Annotated[
         Path | None,
-        typer.Option(help="Answer these questions (JSON lines: question_id, category, text) and have them scored."),
+        typer.Option(
+            help="Answer the questions in this JSON Lines file (question_id, category, text), scored by an LLM."
+        ),
     ] = None,
-    judge_model: Annotated[str, typer.Option(help="Model that scores.")] = "gpt-4",
+    judge_model: Annotated[str, typer.Option(help="With --judge: model that scores the answers.")] = "gpt-4",
     judge_url: Annotated[
-        str | None, typer.Option(help="Any endpoint that speaks OpenAI's protocol. [default: OpenAI's]")
+        str | None, typer.Option(help="With --judge: URL of an OpenAI-compatible API. [default: OpenAI]")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to a judged question.")] = 512,
-    seed: Annotated[int, typer.Option(help="Seed of the answers that are judged.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="With --judge: maximum number of tokens per answer.")
+    ] = 512,
+    seed: Annotated[int, typer.Option(help="With --judge: random seed of the answers.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Also write the numbers to this JSON file; tables and curves of --attention go beside it."),
+        typer.Option(
+            help="Also write the results to this JSON file. Tables and curves of --attention are written next to it."
+        ),
     ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Measure a run on a split of its own data set, or of another one with the same classes; or judge its answers."""
+    """Evaluate a run on a data split.
+
+    By default, reports the task's metrics on the run's own data set; --dataset selects another one with the same
+    classes. --attention evaluates the attention maps, --sweep varies the strength of the feedback, and --judge has an
+    LLM score the run's answers.
+    """
     from toast_cli.cli.find_run import resolve_run_path
     from toast_cli.utils.errors import UsageError
 
     if judge is not None and dataset is not None:
-        raise UsageError("--judge and --dataset exclude each other: the questions are the data.")
+        raise UsageError(
+            "--judge and --dataset cannot be combined: the questions are the data.", code="cli.conflicting-options"
+        )
     if judge is None and run is not None and len(run) > 1:
         raise UsageError(
-            "Several runs are taken with --judge alone.", what_to_do="'toast compare RUN RUN ...' measures several."
+            "Only --judge accepts several runs.",
+            what_to_do="Run 'toast compare RUN RUN ...' to compare runs.",
+            code="cli.too-many-runs",
         )
     if sum((attention, sweep, judge is not None)) > 1 or (sweep and alpha is not None):
-        raise UsageError("Of --attention, --sweep and --judge, choose one; --sweep sets --alpha itself.")
+        raise UsageError(
+            "--attention, --sweep and --judge cannot be combined, and --sweep sets --alpha itself.",
+            code="cli.conflicting-options",
+        )
     if evaluation is not None and (attention or sweep or judge is not None):
-        raise UsageError("--evaluation goes with plain measuring.", "What is looked at is the input's own size.")
+        raise UsageError(
+            "--evaluation cannot be combined with --attention, --sweep or --judge.",
+            "They always use the backbone's input size.",
+            code="cli.conflicting-options",
+        )
     if limit is not None and not (attention or sweep):
-        raise UsageError("--limit goes with --attention or --sweep.", "Accuracy is told of the whole split.")
+        raise UsageError(
+            "--limit needs --attention or --sweep.",
+            "Accuracy is always computed on the full split.",
+            code="cli.missing-option",
+        )
 
     from toast_cli.cli.commands.eval_attention import run_attention_eval, run_strength_sweep
     from toast_cli.cli.commands.eval_judge import build_judge_table, run_judge_eval

@@ -1,4 +1,4 @@
-"""`toast eval --attention` and `--sweep`: their tables, and the files they leave."""
+"""`toast eval --attention` and `--sweep`: tables and output files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from toast_cli.visualize.save_figures import describe_model, get_library_version
 from toast_cli.visualize.view import AttentionViewer
 
 RECORD_FILE = "numbers.json"
-"""What was measured and how, beside its tables and figures."""
+"""Record of the results and settings, next to the tables and figures."""
 TABLE_FILES = ("per_class.csv", "per_image.csv", "curves.csv", "curves_per_image.csv", "strength.csv")
 FIGURE_FILES = ("curves.png", "strength.png")
 
@@ -46,18 +46,24 @@ MAP_LABELS = {
 
 MEASURE_LABELS = {
     "share_inside": "inside the object",
-    "pointing_hit": "highest cell on it",
-    "auc": "AUC against it",
-    "entropy": "entropy, 1 is even",
-    "grid_hit": "most in its cell of the grid",
+    "pointing_hit": "highest cell on object",
+    "auc": "AUC against object",
+    "entropy": "entropy (1: uniform)",
+    "grid_hit": "labelled grid cell is highest",
     "shift": SWEEP_LABELS["shift"],
-    "share_gained": "inside, pass two less pass one",
+    "share_gained": "inside, pass two minus pass one",
 }
-"""The measures as a table has room for; `MEANING` has the whole."""
+"""Short names of the metrics for tables; `METRIC_DESCRIPTIONS` has the full ones."""
 
 
 def run_attention_eval(request: AttentionEvalRequest, out: Path | None) -> tuple[dict[str, Any], Table]:
-    """Measure where a run looks: return numbers and a table; write files per class and per image, and curves."""
+    """Evaluate a run's attention maps.
+
+    Writes results per class and per image, and curves.
+
+    Returns:
+        The results as JSON, and a table of them.
+    """
     with TerminalReporter() as reporter:
         result = evaluate_attention(request, reporter)
     run, numbers, curves = result.run, result.numbers, result.curves
@@ -84,12 +90,16 @@ def run_attention_eval(request: AttentionEvalRequest, out: Path | None) -> tuple
         write_text(folder / "curves_per_image.csv", format_areas_csv(curves, result.curve_names))
         save_figure(draw_deletion_insertion_curves(curves.compute_pixel_shares(), means), folder / "curves.png")
     write_json(folder / RECORD_FILE, results)
-    print_line(f"Numbers, per class, per image, curves: {folder}", err)
+    print_line(f"Results per class and per image, and curves: {folder}", err)
     return results, build_attention_table(request, results)
 
 
 def run_strength_sweep(request: AttentionEvalRequest, out: Path | None) -> tuple[dict[str, Any], Table]:
-    """Measure a run at every strength of the feedback: return the numbers and a table of them, and write a figure."""
+    """Evaluate a run at several strengths of the feedback, and write a figure.
+
+    Returns:
+        The results as JSON, and a table of them.
+    """
     with TerminalReporter() as reporter:
         result = sweep_feedback_strength(request, reporter)
     lines = result.lines
@@ -115,12 +125,12 @@ def run_strength_sweep(request: AttentionEvalRequest, out: Path | None) -> tuple
         "interval": "95%, bootstrap over images",
     }
     write_json(folder / RECORD_FILE, results)
-    print_line(f"Numbers, figure and table: {folder}", err)
+    print_line(f"Results, figure and table: {folder}", err)
     return results, table
 
 
 def build_provenance(request: AttentionEvalRequest, viewer: AttentionViewer) -> dict[str, Any]:
-    """Return who looked, how, and at what: the beginning of a record."""
+    """Return the model, the data and the settings of an evaluation, as the first fields of its record."""
     assert viewer.recipe is not None
     return {
         **describe_model(viewer, viewer.name),
@@ -135,7 +145,10 @@ def build_provenance(request: AttentionEvalRequest, viewer: AttentionViewer) -> 
 
 
 def choose_output_folder(request: AttentionEvalRequest, viewer: AttentionViewer, out: Path | None, what: str) -> Path:
-    """Return the folder for what was measured: beside the JSON file, or in the run, or here; one per way to look."""
+    """Return the output folder: next to the JSON file `out`, else in the run folder, else in the current folder.
+
+    Evaluations with other settings (layer, head, strength) get other folders.
+    """
     if out is not None:
         return out.parent / f"{out.stem}-{what}"
     home = request.path / "attention" if request.path.is_dir() else Path("attention")
@@ -143,9 +156,9 @@ def choose_output_folder(request: AttentionEvalRequest, viewer: AttentionViewer,
 
 
 def clear_previous_outputs(folder: Path) -> Path:
-    """Return the folder without earlier results: curves of other numbers do not stay. Files that are not ours do.
+    """Remove the files of an earlier evaluation from a folder and return it. Other files are kept.
 
-    The record goes first and is written last: where there is one, the folder is whole.
+    The record is removed first and written last, so a folder with a record is complete.
     """
     for name in (RECORD_FILE, *TABLE_FILES, *FIGURE_FILES):
         remove_file(folder / name)
@@ -153,21 +166,23 @@ def clear_previous_outputs(folder: Path) -> Path:
 
 
 def format_attention_notes(results: dict[str, Any]) -> list[str]:
-    """Return what a reader of the table has to know: what the object is, what chance is, what was left out."""
+    """Return the notes below the table: what the object is, the chance level, and what was not measurable."""
     lines = []
     if results["object"] is not None:
-        lines += [f"The object: {results['object']}. An even map is chance: what lies inside it is the object's area."]
+        lines += [
+            f"Object: {results['object']}. An even map is the chance level: its share inside is the object's area."
+        ]
     if "curves" in results:
         curves = results["curves"]
         steps = len(curves["shares_of_pixels"][RANDOM_ORDER]) - 1
         lines += [f"Deletion and insertion: area under the curve, {curves['images']} images, {steps} steps."]
     for name, count in results["not_measurable"].items():
-        lines += [f"Not measurable, and left out: {MAP_LABELS[name]} of {count} images, which is zero everywhere."]
+        lines += [f"Excluded as not measurable: {MAP_LABELS[name]} of {count} images, which is zero everywhere."]
     return lines
 
 
 def build_attention_table(request: AttentionEvalRequest, results: dict[str, Any]) -> Table:
-    """Return a table with a row a measure and a column a map, each a mean with its interval."""
+    """Return a table of means with 95% intervals, one row per metric and one column per map."""
     maps = [
         name
         for name in ("pass_one", "similarity", "pass_two", UNIFORM_MAP, UNIFORM_SIMILARITY_MAP)
@@ -186,26 +201,26 @@ def build_attention_table(request: AttentionEvalRequest, results: dict[str, Any]
         cells = {name: results["numbers"][name].get(measure) for name in maps}
         between = results["numbers"].get("passes", {}).get(measure)
         if any(cells.values()):
-            # Of chance an interval would say nothing.
-            words = {
+            # The chance level has no interval.
+            texts = {
                 name: format_mean_interval(cell)
                 if name not in (UNIFORM_MAP, UNIFORM_SIMILARITY_MAP)
                 else f"{cell['mean']:.1%}"
                 for name, cell in cells.items()
                 if cell
             }
-            table.add_row(meaning, *(words.get(name, "") for name in maps))
+            table.add_row(meaning, *(texts.get(name, "") for name in maps))
         elif between is not None:
             table.add_row(meaning, *(format_mean_interval(between) if name == "pass_two" else "" for name in maps))
-    for kind, better in (("deletion", "low"), ("insertion", "high")):
+    for kind, better in (("deletion", "lower"), ("insertion", "higher")):
         if "curves" in results:
             area, gained = results["curves"]["area"], results["curves"]["pass_two_less_pass_one"]
             row = [format_mean_interval(area[name][kind]) if name in area else "" for name in maps]
-            chance = f"at random {format_mean_interval(area[RANDOM_ORDER][kind])}"
+            chance = f"random order {format_mean_interval(area[RANDOM_ORDER][kind])}"
             if RANDOM_SIMILARITY_ORDER in area:
-                chance += f", in similarity's cells {format_mean_interval(area[RANDOM_SIMILARITY_ORDER][kind])}"
-            table.add_row(f"{kind}, {better} is good; {chance}", *row)
+                chance += f", random cells of similarity {format_mean_interval(area[RANDOM_SIMILARITY_ORDER][kind])}"
+            table.add_row(f"{kind}, {better} is better; {chance}", *row)
             if kind in gained:
                 row = [format_mean_interval(gained[kind]) if name == "pass_two" else "" for name in maps]
-                table.add_row(f"{kind}, pass two less pass one", *row)
+                table.add_row(f"{kind}, pass two minus pass one", *row)
     return table

@@ -1,4 +1,4 @@
-"""`toast eval --judge`: table 3 of the paper, a row per run and a column per category."""
+"""`toast eval --judge`: scores by an LLM judge, as in table 3 of the paper."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ def run_judge_eval(
     max_new_tokens: int,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Return every run's mean score by category, by its path; answers and judgements are kept beside each run."""
+    """Return the mean score per category of every run, keyed by the run's path.
+
+    Answers and judgements are stored with each run, so an interrupted evaluation continues where it stopped.
+    """
     questions = read_questions(questions_file)
     scores = {}
     for run in runs:
         kept = get_judge_folder(run, questions_file)
         for file in (kept / "answers.jsonl", kept / "judgements.jsonl"):
             if dropped := drop_damaged_lines(file):
-                lines = "1 line was" if dropped == 1 else f"{dropped} lines were"
-                print_line(f"{file}: {lines} damaged or cut short, and asked for again.", err)
+                lines = "1 damaged or truncated line" if dropped == 1 else f"{dropped} damaged or truncated lines"
+                print_line(f"{file}: dropped {lines}; requesting again.", err)
         with TerminalReporter() as reporter:
             answers = list(
                 reporter.track(
@@ -57,8 +60,8 @@ def run_judge_eval(
         if unscored:
             more = f" and {len(unscored) - 3} more" if len(unscored) > 3 else ""
             print_line(
-                f"{run}: {judge.model} gave no score to {len(unscored)} of {len(questions)} answers; they count "
-                f"nowhere: {', '.join(unscored[:3])}{more}.",
+                f"{run}: {judge.model} returned no score for {len(unscored)} of {len(questions)} answers, which are "
+                f"excluded: {', '.join(unscored[:3])}{more}.",
                 err,
             )
         print_line(f"Answers and judgements: {kept}", err)
@@ -67,13 +70,13 @@ def run_judge_eval(
 
 
 def get_judge_folder(run: Path, questions_file: Path) -> Path:
-    """Return the folder of one run's answers to a questions file: in the run, or beside it if the run is a file."""
+    """Return the folder for a run's answers to a questions file: in the run folder, or next to an exported file."""
     home = run / "judge" if run.is_dir() else run.with_name(f"{run.name}.judge")
     return home / questions_file.stem
 
 
 def build_judge_table(scores: dict[str, dict[str, Any]], judge: str) -> Table:
-    """Return the paper's table 3."""
+    """Return a table with one row per run and one column per category (table 3)."""
     table = Table(title=f"Scores from 1 to 10, judged by {judge}", title_justify="left")
     table.add_column("run")
     categories = list(next(iter(scores.values())))

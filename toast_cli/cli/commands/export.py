@@ -1,4 +1,4 @@
-"""`toast export`: a trained run for other programs, proved before it is kept."""
+"""`toast export`: write a run in a format for other programs, and verify it."""
 
 from __future__ import annotations
 
@@ -16,38 +16,53 @@ if TYPE_CHECKING:
 
 
 def run_export(
-    format: Annotated[str, typer.Option(help="safetensors, onnx, torch-export or hf.")] = "safetensors",
+    format: Annotated[str, typer.Option(help="Export format: safetensors, onnx, torch-export or hf.")] = "safetensors",
     run: options.RunOption = None,
     what: Annotated[
         str | None,
         typer.Option(
-            help="adapter, full (with the backbone), or backbone alone. [default: adapter; else full]. What 'toast "
-            "pretune' wrote is an artifact, and nothing else."
+            help="Part to export: adapter, full (adapter and backbone), backbone, or artifact (output of "
+            "'toast pretune'). [default: adapter for safetensors, otherwise full]"
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="How weights are stored: float32, float16 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Data type of the stored weights: float32, float16 or bfloat16.")
+    ] = "float32",
     fold: Annotated[
-        bool, typer.Option("--fold", help="One matrix per level, for inference alone; graphs are always folded.")
+        bool,
+        typer.Option(
+            "--fold",
+            help="Merge the feedback path into one matrix per level, for inference only. Always on for graph formats.",
+        ),
     ] = False,
-    maps: Annotated[bool, typer.Option("--maps", help="Graphs: similarity and attention come out, too.")] = False,
+    maps: Annotated[
+        bool, typer.Option("--maps", help="Graph formats: also output similarity and attention maps.")
+    ] = False,
     normalize: Annotated[
-        bool, typer.Option("--normalize", help="Graphs: take pixels in 0..1 and normalise them inside.")
+        bool,
+        typer.Option(
+            "--normalize", help="Graph formats: normalize inside the graph, so that the input is pixels in [0, 1]."
+        ),
     ] = False,
     out: Annotated[
         str | None,
         typer.Option(
             metavar="PATH",
-            help="What to write, or a folder (one that is there, or ends in /). [default: export/ in the run folder]",
+            help="Output file, or folder (existing, or with a trailing /). [default: export/ in the run folder]",
         ),
     ] = None,
     weights: options.WeightsOption = None,
     push: Annotated[
-        str | None, typer.Option(help="Also upload it to this repository (OWNER/NAME) of the Hugging Face hub.")
+        str | None, typer.Option(help="Also upload the export to this Hugging Face Hub repository (OWNER/NAME).")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing export.")] = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Write a run as a file that proves itself: another process gets the run's outputs from it, or none is left."""
+    """Export a run to a file for other programs.
+
+    Before the export is kept, another process loads it and compares its outputs with those of the run. If they differ,
+    no file is written.
+    """
     from toast_cli import registry
     from toast_cli.cli.find_run import resolve_run_path
     from toast_cli.cli.output.console import err, print_json, print_line
@@ -86,15 +101,15 @@ def run_export(
         proof, written = exported(loaded, format, wanted, target, force)
     pushed = upload_export(push, written) if push is not None else None
     if as_json:
-        told = {
+        record = {
             "run": str(path),
             "file": str(target),
             "bytes": compute_total_size(written),
             "largest_difference": proof.largest,
         }
-        told |= {"seconds": proof.seconds, "seconds_pytorch": proof.seconds_pytorch, "missing": proof.missing}
-        told |= {"compared_on": proof.compared_on, "dtype": dtype, "rounding": proof.rounding}
-        print_json({**told, "same_top": proof.same_top, "pushed": pushed})
+        record |= {"seconds": proof.seconds, "seconds_pytorch": proof.seconds_pytorch, "missing": proof.missing}
+        record |= {"compared_on": proof.compared_on, "dtype": dtype, "rounding": proof.rounding}
+        print_json({**record, "same_top": proof.same_top, "pushed": pushed})
     else:
         _print_summary(part, target, compute_total_size(written), form, proof)
         _print_rounding(dtype, proof)
@@ -104,16 +119,16 @@ def run_export(
 
 
 def _get_backbone_path(backbone: Any) -> str | None:
-    """Where the other process finds the backbone, of which the export tells no path."""
+    """Return where the verification process finds the backbone. The export itself contains no local path."""
     from toast_cli.export.redact_paths import get_backbone_folder
 
     return backbone.weights or get_backbone_folder(backbone.name)
 
 
 def _choose_target(given: str | None, run: Path, format: str, part: str, form: ExportFormat) -> Path:
-    """What to write: a file always has its format's suffix, for readers go by it.
+    """Return the path to write. A file always gets the suffix of its format.
 
-    A folder that is there is one to write into, unless it is itself what an export wrote.
+    The export is written into an existing folder, unless that folder is itself an export.
     """
     from toast_cli.export.report import is_folder_export
 
@@ -131,17 +146,18 @@ def _choose_target(given: str | None, run: Path, format: str, part: str, form: E
 def _check_options(
     format: str, form: ExportFormat, part: str, dtype: str, fold: bool, maps: bool, normalize: bool, pretuned: bool
 ) -> None:
-    """Refuse what the format does not have, or the run has not.
+    """Check that the format and the run support the options.
 
     Raises:
-        UsageError: with what it has.
+        UsageError: An option is not supported; the message lists the supported values.
     """
     from toast_cli.utils.errors import UsageError, did_you_mean
 
     if pretuned and "artifact" not in form.parts:
         raise UsageError(
-            f"What 'toast pretune' wrote is a start for tuning and no model: there is no {format} of it.",
-            what_to_do="Use --format safetensors, or tune from it first.",
+            f"Cannot export a pre-tuned artifact as {format}: it initializes tuning and is not a model.",
+            what_to_do="Use --format safetensors, or tune from the artifact first.",
+            code="export.unsupported-part",
         )
     parts = tuple(name for name in form.parts if (name == "artifact") == pretuned)
     for option, value, allowed in (
@@ -149,35 +165,44 @@ def _check_options(
         ("--dtype", dtype, tuple(form.tolerance)),
     ):
         if value not in allowed:
-            raise UsageError(f"{option} cannot be '{value}' for {format}.", what_to_do=did_you_mean(value, allowed))
+            raise UsageError(
+                f"Invalid value for {option} with format {format}: '{value}'.",
+                what_to_do=did_you_mean(value, allowed),
+                code="cli.invalid-value",
+            )
     for option, chosen in (("--maps", maps), ("--normalize", normalize)):
         if chosen and not form.graph:
-            prepares = "Its image processor normalises images" if format == "hf" else "Toast normalises images itself"
+            prepares = "The image processor normalizes images" if format == "hf" else "toast normalizes images"
             raise UsageError(
-                f"{option} is for graphs, and {format} is none.",
-                f"{prepares}, and toast_cli.load(IT).attention(images) gives the maps.",
+                f"{option} needs a graph format, got {format}.",
+                f"{prepares}, and toast_cli.load(PATH).attention(images) returns the maps.",
                 "Use --format onnx or torch-export.",
+                code="export.not-a-graph",
             )
     if fold and part in ("backbone", "artifact"):
-        why = "which a backbone alone has not" if part == "backbone" else "and an artifact is to be trained on"
-        raise UsageError(f"--fold folds the feedback path, {why}.")
+        why = "a backbone has none" if part == "backbone" else "an artifact must stay trainable"
+        raise UsageError(
+            f"--fold cannot be used with --what {part}.",
+            f"It merges the feedback path: {why}.",
+            code="export.nothing-to-fold",
+        )
 
 
 def _print_summary(part: str, target: Path, size: int, form: Any, proof: VerificationReport) -> None:
     from toast_cli.cli.output.console import print_line
 
-    print_line(f"{part} written: {target} ({size / 1e6:.2f} MB)")
+    print_line(f"Exported {part}: {target} ({size / 1e6:.2f} MB)")
     on = " and ".join(f"{proof.compared_on[kind]} {kind}" for kind in sorted(proof.compared_on, reverse=True))
     print_line(
-        f"Opened by another process with {form.loads} and compared on {on} inputs: "
-        f"largest difference of outputs {proof.largest:.1e}"
+        f"Verified: loaded with {form.loads} in another process and compared on {on} inputs; "
+        f"largest difference {proof.largest:.1e}"
     )
     for kind, why in proof.missing.items():
-        print_line(f"Not compared on {kind} input: {why}")
+        print_line(f"Not compared on {kind} inputs: {why}")
     faster = proof.seconds_pytorch / proof.seconds
     print_line(
-        f"Speed: {proof.seconds * 1e3:.1f} ms a batch of {proof.timed_on} input, the run in PyTorch "
-        f"{proof.seconds_pytorch * 1e3:.1f} ms ({faster:.2f} × as fast)"
+        f"Speed: {proof.seconds * 1e3:.1f} ms per batch of {proof.timed_on} inputs, "
+        f"{proof.seconds_pytorch * 1e3:.1f} ms in PyTorch ({faster:.2f} × as fast)"
     )
 
 
@@ -187,11 +212,11 @@ def _print_rounding(dtype: str, proof: VerificationReport) -> None:
     if not proof.rounding:
         return
     worst = max(proof.rounding, key=lambda key: proof.rounding[key] / proof.rounding_allowed[key])
-    text = f"What {dtype} changes: at most {proof.rounding[worst]:.1e} of the run's own {worst.partition('.')[2]} "
-    text += f"({proof.rounding_allowed[worst]:.1e} is allowed)"
+    text = f"Rounding to {dtype}: {worst.partition('.')[2]} differ by at most {proof.rounding[worst]:.1e} from the run "
+    text += f"(tolerance {proof.rounding_allowed[worst]:.1e})"
     if proof.same_top:
-        same = (f"{share:.1%} of {kind}" for kind, share in sorted(proof.same_top.items(), reverse=True))
-        text += f"; the likeliest class is the same for {' and '.join(same)} input"
+        same = (f"{share:.1%} of the {kind}" for kind, share in sorted(proof.same_top.items(), reverse=True))
+        text += f"; the top-1 prediction is unchanged for {' and '.join(same)} inputs"
     print_line(text)
 
 
@@ -201,7 +226,8 @@ def _warn_changed_predictions(dtype: str, proof: VerificationReport) -> None:
     kind = "real" if "real" in proof.same_top else "random"
     if proof.same_top.get(kind, 1.0) < 1:
         print_line(
-            f"Warning: stored in {dtype}, the likeliest class is another than the run's for "
-            f"{1 - proof.same_top[kind]:.1%} of {kind} input. Measure it by toast eval, or use --dtype float32.",
+            f"Warning: {dtype} changes the top-1 prediction for "
+            f"{1 - proof.same_top[kind]:.1%} of the {kind} inputs. Check the accuracy with 'toast eval', or use "
+            "--dtype float32.",
             err,
         )

@@ -1,4 +1,4 @@
-"""`toast generate`: let a tuned language model answer."""
+"""`toast generate`: generate text with a tuned language model."""
 
 from __future__ import annotations
 
@@ -11,38 +11,53 @@ from toast_cli.cli import options
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="What to answer.")] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Prompt to answer.")] = None,
     interactive: Annotated[
-        bool, typer.Option("--interactive", help="Talk: every line is a turn; an empty one or Ctrl-D ends.")
+        bool,
+        typer.Option("--interactive", help="Chat in the terminal, one turn per line. An empty line or Ctrl-D quits."),
     ] = False,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Answer every line of this text file, several at a time."),
+        typer.Option(help="Text file with one prompt per line, answered in batches."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="--prompts: how many are answered at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="With --prompts: batch size.")] = 8,
     run: options.RunOption = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, unmarked, to be continued.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; higher is freer.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this mass.")] = 1.0,
-    beams: Annotated[int, typer.Option(min=1, help="Search this many beams; nothing is streamed then.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is, without the prompt template.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to generate.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature. 0 selects greedy decoding.")] = 0.0,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Nucleus sampling: keep the most likely tokens whose probabilities add up to this value.",
+        ),
+    ] = 1.0,
+    beams: Annotated[int, typer.Option(min=1, help="Number of beams. Beam search does not stream the answer.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
     device: options.DeviceOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Answer prompts with a tuned language model (the newest run unless one is named), or with a plain one."""
+    """Generate text with a tuned language model.
+
+    Uses the newest run, unless --run selects another one or --backbone an untuned model.
+    """
     from toast_cli.utils.errors import UsageError
 
     if (prompt is not None) + interactive + (prompts is not None) != 1:
-        raise UsageError("Give one of a prompt, --prompts and --interactive.")
+        raise UsageError("Expected exactly one of PROMPT, --prompts and --interactive.", code="cli.choose-one")
     if prompt is not None and not prompt.strip():
-        raise UsageError("The prompt is empty.", what_to_do="Say something to be answered.")
+        raise UsageError("The prompt is empty.", what_to_do="Pass a text to answer.", code="text.empty-prompt")
     if interactive and (as_json or raw):
-        raise UsageError("--interactive goes with neither --json nor --raw.")
+        raise UsageError("--interactive cannot be combined with --json or --raw.", code="cli.conflicting-options")
     if run is not None and backbone is not None:
-        raise UsageError("--run and --backbone exclude each other: a run brings its own backbone.")
+        raise UsageError(
+            "--run and --backbone cannot be combined: a run has its own backbone.", code="cli.conflicting-options"
+        )
 
     import torch
 
@@ -58,10 +73,10 @@ def generate(
 
     if lines is not None:
         texts = writer.answer_all([[Turn("user", line)] for line in lines], batch_size, **settings)
-        found = [{"prompt": line, "answer": text} for line, text in zip(lines, texts, strict=True)]
+        pairs = [{"prompt": line, "answer": text} for line, text in zip(lines, texts, strict=True)]
         if as_json:
-            print_json(found)
-        for pair in () if as_json else found:
+            print_json(pairs)
+        for pair in () if as_json else pairs:
             print_answer(f"> {pair['prompt']}\n{pair['answer']}\n")
         return
 
@@ -87,27 +102,27 @@ def generate(
 
 
 def _read_prompts(path: Path) -> list[str]:
-    """Return the prompts in a text file, blank lines left out.
+    """Return the lines of a text file that are not blank.
 
     Raises:
-        ToastError: it cannot be read, is no text, or holds none.
+        ToastError: The file cannot be read, is not UTF-8 text, or has no such line.
     """
     from toast_cli.data.images.files import read_text_file
     from toast_cli.utils.errors import ToastError
 
     try:
-        found = [line for line in read_text_file(path).splitlines() if line.strip()]
+        prompts = [line for line in read_text_file(path).splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ToastError(f"{path} is no UTF-8 text.") from error
+        raise ToastError(f"{path} is not UTF-8 text.", code="data.unreadable-file") from error
     except OSError as error:
-        raise ToastError(f"{path} cannot be read.", error.strerror or str(error)) from error
-    if not found:
-        raise ToastError(f"{path} holds no prompt.", what_to_do="Write one a line.")
-    return found
+        raise ToastError(f"Cannot read {path}.", error.strerror or str(error), code="data.unreadable-file") from error
+    if not prompts:
+        raise ToastError(f"{path} contains no prompt.", what_to_do="Write one prompt per line.", code="text.no-prompts")
+    return prompts
 
 
 def _read_input_line() -> str:
-    typer.echo("> ", nl=False, err=True)  # stdout has the answers alone
+    typer.echo("> ", nl=False, err=True)  # stdout has only the answers
     try:
         return input().strip()
     except EOFError:

@@ -1,4 +1,4 @@
-"""`toast import`: the authors' released checkpoints, as runs or as starts."""
+"""`toast import`: convert a checkpoint of the authors' released code to a run or a pre-tuned artifact."""
 
 from __future__ import annotations
 
@@ -12,34 +12,52 @@ from toast_cli.cli import options
 
 def run_import(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Full model or top-down parts: .pth, .bin, .safetensors, or a folder of them.")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Full model or top-down parameters: .pth, .bin or .safetensors file, or a folder of shards.",
+        ),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Fields of the recipe, such as backbone.value_bias=once.")
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. backbone.value_bias=once."),
     ] = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
     kind: Annotated[
         str | None,
-        typer.Option("--as", help="run, or artifact (for --init-from). [default: run, where there is a head]"),
+        typer.Option(
+            "--as", help="Import as a run or as an artifact for --init-from. [default: run if there is a head]"
+        ),
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="Class names, one a line, in the order of training. [default: their numbers]")
+        Path | None, typer.Option(help="File with one class name per line, in training order. [default: class indices]")
     ] = None,
     dataset: options.DatasetOption = None,
-    output_dir: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/import-...]")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Output folder. [default: runs/import-...]")] = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Read a checkpoint of the authors' released code; only tensors are read, and every one is accounted for."""
+    """Import a checkpoint of the paper's authors.
+
+    Reads only tensors, never code, and reports what happened to each of them.
+    """
     from toast_cli.cli.output.console import print_json, print_line
     from toast_cli.export.detect_toast_files import reject_toast_files
     from toast_cli.utils.errors import UsageError, did_you_mean
 
     reject_toast_files(checkpoint)
     if backbone is None:
-        raise UsageError("Which backbone is it for?", what_to_do="Give --backbone; 'toast backbones' lists them.")
+        raise UsageError(
+            "--backbone is missing.",
+            what_to_do="Pass the backbone that the checkpoint was trained with ('toast backbones' lists them).",
+            code="cli.missing-option",
+        )
     if kind not in (None, "run", "artifact"):
-        raise UsageError(f"--as cannot be '{kind}'.", what_to_do=did_you_mean(kind, ("run", "artifact")))
+        raise UsageError(
+            f"Invalid value for --as: '{kind}'.",
+            what_to_do=did_you_mean(kind, ("run", "artifact")),
+            code="cli.invalid-value",
+        )
 
     from toast_cli.export.import_authors import import_checkpoint as imported
 
@@ -57,20 +75,20 @@ def run_import(
         print_json({"run": str(folder.path), **account})
         return
     print_line(
-        f"{account['tensors']} tensors: {account['network']} of the backbone, {account['feedback']} of selection and "
-        f"feedback path, {account['head']} of the head, {len(account['left_out'])} left out."
+        f"Tensors: {account['tensors']} ({account['network']} backbone, {account['feedback']} selection and feedback, "
+        f"{account['head']} head, {len(account['left_out'])} not used)"
     )
     for name, why in account["left_out"].items():
-        print_line(f"Left out: {name}: {why}")
+        print_line(f"Not used: {name}: {why}")
     if account["beside"]:
-        print_line(f"Beside the weights, not read: {', '.join(account['beside'][:10])}")
+        print_line(f"Other entries, not read: {', '.join(account['beside'][:10])}")
     for name, value in account["departures"].items():
-        print_line(f"As the authors' code computes: backbone.{name}={value}")
+        print_line(f"To match the authors' code: backbone.{name}={value}")
     print_line(f"{account['kind'].capitalize()}: {folder.path}")
     if account["kind"] == "artifact":
         own = folder.path / "backbone.safetensors"
         at = f" --weights {own}" if own.is_file() else ""
-        print_line(f"Start from it: toast tune --backbone {backbone}{at} --dataset DATA --init-from {folder.path}")
+        print_line(f"To use it: toast tune --backbone {backbone}{at} --dataset DATA --init-from {folder.path}")
 
 
 def _read_class_names(path: Path) -> list[str]:
@@ -79,4 +97,4 @@ def _read_class_names(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The class names in {path} cannot be read.", str(error)) from error
+        raise UsageError(f"Cannot read the class names in {path}.", str(error), code="data.unreadable-file") from error

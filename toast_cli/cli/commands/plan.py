@@ -1,4 +1,4 @@
-"""`toast plan`: what fits into a memory, and what it costs, before anything is tuned."""
+"""`toast plan`: estimate the cost of each tuning method, and which ones fit into memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from toast_cli.cli import options
 def run_plan(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Any field of the recipe: training.batch_size=64."),
+        typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. training.batch_size=64."),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Memory of the device, such as 24GB. [default: what is free on this one]")
+        str | None, typer.Option(help="Device memory to plan for, e.g. 24GB. [default: free memory of the device]")
     ] = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
@@ -26,11 +26,14 @@ def run_plan(
     precision: options.PrecisionOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Compare ways of adapting before a run: parameters, FLOPs, memory by batch size, time, and which of them fit."""
+    """Estimate the cost of each method before training.
+
+    Reports trained parameters, FLOPs, memory per batch size and time per epoch, and which methods fit into memory.
+    """
     from toast_cli.recipe.resolve import resolve_recipe
     from toast_cli.training.plan.method_costs import parse_memory
 
-    wanted = None if memory is None else parse_memory(memory)
+    memory_option = None if memory is None else parse_memory(memory)
 
     def recipe_of(method: str, fields: tuple[str, ...]) -> Any:
         return resolve_recipe(
@@ -51,22 +54,24 @@ def run_plan(
     from toast_cli.training.plan.method_costs import METHOD_VARIANTS, estimate_method_costs
 
     recipe = recipe_of("toast", ())
-    found_on = make_accelerator(recipe.device, recipe.precision).device
-    limit = wanted or get_free_memory(found_on)
+    used_device = make_accelerator(recipe.device, recipe.precision).device
+    limit = memory_option or get_free_memory(used_device)
     if limit is None:
         from toast_cli.utils.errors import UsageError
 
         raise UsageError(
-            f"How much memory is free on {found_on.type} cannot be asked.", what_to_do="Add --memory 24GB."
+            f"Cannot query the free memory of the device '{used_device.type}'.",
+            what_to_do="Pass it, e.g. --memory 24GB.",
+            code="device.unknown-memory",
         )
     with TerminalReporter() as reporter:
         found = list(
             reporter.track(estimate_method_costs(recipe_of, limit, reporter.message), len(METHOD_VARIANTS), "measuring")
         )
     if as_json:
-        print_json({"memory": limit, "device": str(found_on), "ways": [asdict(each) for each in found]})
+        print_json({"memory": limit, "device": str(used_device), "ways": [asdict(each) for each in found]})
         return
-    _print_plan(found, limit, str(found_on), f"{recipe.dataset.name} on {recipe.backbone.name}")
+    _print_plan(found, limit, str(used_device), f"{recipe.dataset.name} on {recipe.backbone.name}")
 
 
 def _print_plan(found: list[Any], limit: int, device: str, title: str) -> None:
@@ -83,8 +88,8 @@ def _print_plan(found: list[Any], limit: int, device: str, title: str) -> None:
         "trained",
         "FLOPs",
         *(f"batch {size}" for size in MEMORY_BATCH_SIZES),
-        "largest that fits",
-        "an epoch here",
+        "largest batch",
+        "time per epoch",
     )
     table = Table(*heads, title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in table.columns[1:]:
@@ -103,7 +108,7 @@ def _print_plan(found: list[Any], limit: int, device: str, title: str) -> None:
     fitting = [each for each in offered if each.fits]
     names = "; ".join(each.way + _format_accumulation(each) for each in fitting)
     print_line(
-        f"Into {format_bytes(limit)} fit, with the recipe's batch of {offered[0].batch_size}: {names or 'none'}."
+        f"Fits into {format_bytes(limit)} with the recipe's batch size of {offered[0].batch_size}: {names or 'none'}."
     )
     for each in offered:
         if not each.fits:
@@ -112,13 +117,13 @@ def _print_plan(found: list[Any], limit: int, device: str, title: str) -> None:
         if not isinstance(each, MethodCost):
             print_line(f"{each.way}: {each.why}")
     print_line(
-        f"Times are those of {device}, from a few steps, with random weights where none were given; "
-        "memory is counted, without what kernels need for a moment."
+        f"Times were measured on {device} over a few steps, with random weights unless --weights was given. "
+        "Memory is an estimate and excludes temporary kernel workspace."
     )
 
 
 def _format_accumulation(offer: Any) -> str:
-    """What to write where the recipe's batch fits only a part at a time."""
+    """Return the overrides that make the recipe's batch fit by gradient accumulation; empty if it fits as it is."""
     if offer.accumulate == 1:
         return ""
     return f" (training.batch_size={offer.largest} training.accumulate={offer.accumulate})"

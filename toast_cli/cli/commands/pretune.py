@@ -1,4 +1,4 @@
-"""`toast pretune`: give a backbone's feedback path its start, once, for every later tuning."""
+"""`toast pretune`: pre-tune the feedback path of a backbone, once for all later runs."""
 
 from __future__ import annotations
 
@@ -15,34 +15,39 @@ def run_pretune(
     context: typer.Context,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Any field of the recipe, dotted: pretuning.reconstruction=0.1."),
+        typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. pretuning.reconstruction=0.1."),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or a YAML file.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or YAML file.")] = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
     dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
-    method: Annotated[str | None, typer.Option(help="toast: no other method is pre-tuned.")] = None,
+    method: Annotated[str | None, typer.Option(help="Method to pre-tune; only toast is supported.")] = None,
     least_squares: Annotated[
-        bool, typer.Option("--least-squares", help="No gradients: the closed-form start is the artifact.")
+        bool, typer.Option("--least-squares", help="Solve for the feedback path in closed form, without training.")
     ] = False,
     init_from: options.InitFromOption = None,
-    output_dir: Annotated[Path | None, typer.Option(help="The run's folder. [default: a new one in runs/]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Output folder of the run. [default: a new folder in runs/]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
     resume: options.ResumeOption = None,
     dry_run: options.DryRunOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Pre-tune selection and feedback path on a backbone's general data. Without arguments, on the demo's."""
+    """Pre-tune TOAST's feedback path on general data.
+
+    The result initializes later runs with --init-from. Without arguments, uses the demo data.
+    """
     from toast_cli.cli.output.console import err, out, print_json, print_line
     from toast_cli.recipe.resolve import PRETUNE_FOLDER, resolve_recipe
 
     if resume is not None:
         options.check_resume_options(resume, context)
         recipe, output_dir = str(resume / "recipe.yaml"), resume
-    # Its recipe 'toast' is the demo's.
+    # The recipe 'pretune/toast' is for the demo data.
     chosen = recipe or (f"{PRETUNE_FOLDER}/general" if dataset is not None else None)
     resolved = resolve_recipe(
         recipe=chosen,
@@ -75,7 +80,7 @@ def run_pretune(
     from toast_cli.cli.output.tables import build_pretuning_table
     from toast_cli.training.pretune import pretune_model
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after training, which waits for a step
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside training, which handles SIGTERM itself
     with TerminalReporter() as reporter:
         folder, results = pretune_model(
             resolved.recipe, output_dir, reporter, gradient=not least_squares, resume=resume is not None
@@ -87,4 +92,4 @@ def run_pretune(
     print_line(f"Artifact: {folder.path / 'artifact'}")
     given = resolved.recipe.backbone.weights
     same = f" --weights {given}" if given is not None else ""
-    print_line(f"Use it: toast tune --backbone {results['backbone']}{same} --dataset DATA --init-from {folder.path}")
+    print_line(f"To use it: toast tune --backbone {results['backbone']}{same} --dataset DATA --init-from {folder.path}")

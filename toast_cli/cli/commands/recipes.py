@@ -1,4 +1,4 @@
-"""`toast recipes`: list, show, copy and check recipes, and print their JSON schema."""
+"""`toast recipes`: list, show, copy and validate recipes, and print their JSON schema."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from toast_cli.cli.options import CommandGroup
 
 app = typer.Typer(cls=CommandGroup, invoke_without_command=True, rich_markup_mode=None)
 
-RecipeArgument = Annotated[str, typer.Argument(help="A built-in recipe, such as demo/toast, or a YAML file.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Built-in recipe, e.g. demo/toast, or YAML file.")
+]
 
 
 @app.callback()
 def recipes(context: typer.Context) -> None:
-    """List, show, copy and check recipes."""
+    """List, show, copy and validate recipes."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -51,7 +53,7 @@ def print_recipes(as_json: options.JsonOption = False) -> None:
 
 @app.command("show")
 def show_recipe(name: RecipeArgument) -> None:
-    """Print a recipe as it is written, comments included."""
+    """Print a recipe, including its comments."""
     from toast_cli.recipe.builtin import find_recipe
 
     typer.echo(find_recipe(name).text, nl=False)
@@ -60,9 +62,11 @@ def show_recipe(name: RecipeArgument) -> None:
 @app.command("copy")
 def copy_recipe(
     name: RecipeArgument,
-    dest: Annotated[Path | None, typer.Argument(help="A file or a folder. [default: the current folder]")] = None,
+    dest: Annotated[
+        Path | None, typer.Argument(metavar="DEST", help="Target file or folder. [default: current folder]")
+    ] = None,
 ) -> None:
-    """Copy a recipe, to change it."""
+    """Copy a recipe to a file for editing."""
     from toast_cli.recipe.builtin import find_recipe
     from toast_cli.utils.errors import UsageError
     from toast_cli.utils.files import write_text
@@ -72,16 +76,24 @@ def copy_recipe(
     if target.is_dir():
         target = target / f"{found.name.rpartition('/')[2]}.yaml"
     if target.exists():
-        raise UsageError(f"{target} already exists.", "It was left as it is.", "Name another destination.")
+        raise UsageError(
+            f"{target} already exists.",
+            "It was not changed.",
+            "Choose another destination.",
+            code="disk.already-exists",
+        )
     write_text(target, found.text)
     typer.echo(f"{target}")
 
 
 @app.command("validate")
 def validate_recipes(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="YAML files or built-in names.")],
+    files: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML files or built-in recipes.")],
 ) -> None:
-    """Check recipes; every file is checked, whatever is wrong with the ones before it."""
+    """Validate recipes.
+
+    Validates every file, also after an invalid one. The exit code is that of the worst error.
+    """
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.recipe.builtin import find_recipe
     from toast_cli.recipe.parse import validate_partial_recipe
@@ -111,7 +123,10 @@ def validate_recipes(
 
 @app.command("schema")
 def print_schema() -> None:
-    """Print the JSON schema of recipes, for an editor's completion."""
+    """Print the JSON schema of recipes.
+
+    Editors can use it for completion and validation.
+    """
     from toast_cli.cli.output.console import print_json
     from toast_cli.recipe.json_schema import build_recipe_schema
 

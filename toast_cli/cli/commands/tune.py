@@ -15,26 +15,31 @@ def run_tune(
     context: typer.Context,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Any field of the recipe, dotted: training.lr=0.02 method.rank=8."
-        ),
+        typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. training.lr=0.02 method.rank=8."),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or a YAML file.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or YAML file.")] = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
     dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
-    method: Annotated[str | None, typer.Option(help="toast, toast-lite, linear, full, lora, vpt or peft:KIND.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Method: toast, toast-lite, linear, full, lora, vpt or peft:KIND.")
+    ] = None,
     init_from: options.InitFromOption = None,
-    output_dir: Annotated[Path | None, typer.Option(help="The run's folder. [default: a new one in runs/]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Output folder of the run. [default: a new folder in runs/]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
     resume: options.ResumeOption = None,
     dry_run: options.DryRunOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Adapt a backbone to a data set: TOAST, TOAST-Lite or a baseline. Without arguments, runs the demo."""
+    """Adapt a frozen backbone to a data set.
+
+    The method is TOAST, TOAST-Lite or a baseline such as LoRA. Without arguments, runs TOAST on the demo data.
+    """
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.recipe.resolve import resolve_recipe
 
@@ -69,7 +74,7 @@ def run_tune(
     from toast_cli.cli.output.tables import build_results_table
     from toast_cli.training.tune import tune_model
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after training, which waits for a step
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside training, which handles SIGTERM itself
     with TerminalReporter() as reporter:
         folder, results = tune_model(resolved.recipe, output_dir, reporter, resume=resume is not None)
     if as_json:
@@ -79,4 +84,4 @@ def run_tune(
     out.print(build_results_table(title, results))
     print_line(f"Run folder: {folder.path}")
     if results["attention_can_be_drawn"] and results["test"] is not None:
-        print_line(f"Look: toast visualize-attention --test-image 0 --run {folder.path}")
+        print_line(f"To see its attention: toast visualize-attention --test-image 0 --run {folder.path}")

@@ -1,4 +1,4 @@
-"""`toast visualize-attention`: pictures of where a model looks in each pass, in images or in a text."""
+"""`toast visualize-attention`: draw the attention of each pass over images or a text."""
 
 from __future__ import annotations
 
@@ -12,46 +12,61 @@ from toast_cli.cli import options
 
 
 def visualize_attention(
-    images: Annotated[list[Path] | None, typer.Argument(help="Image files, or folders of them.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="IMAGE", help="Image files, or folders of images.")
+    ] = None,
     test_image: Annotated[
         list[int] | None,
-        typer.Option(help="Instead of files: this image of the (first) run's own test split; may be repeated."),
+        typer.Option(help="Use this image of the test split instead of a file, by index from 0. Can be repeated."),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="For language models, instead of images: a text.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to visualize, for language models.")] = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="--prompt: give it as it is, not marked as the run was trained on.")
+        bool, typer.Option("--raw", help="With --prompt: use the text as it is, without the prompt template.")
     ] = False,
     run: options.RunsOption = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
-    layer: Annotated[int, typer.Option(help="Layer whose map is shown; -1 is the last.")] = -1,
+    layer: Annotated[int, typer.Option(help="Layer whose attention is shown; -1 is the last one.")] = -1,
     head: options.HeadOption = "mean",
     alpha: options.AlphaOption = None,
     grad_cam: Annotated[
-        bool, typer.Option("--grad-cam", help='Also show Grad-CAM of both passes (pip install "grad-cam>=1.5.5").')
+        bool,
+        typer.Option("--grad-cam", help='Also draw Grad-CAM of both passes (needs: pip install "grad-cam>=1.5.5").'),
     ] = False,
-    format: Annotated[str, typer.Option(help="png, svg or pdf.")] = "png",
+    format: Annotated[str, typer.Option(help="Figure format: png, svg or pdf.")] = "png",
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for figures, raw maps and how they were made. [default: attention/ in the run folder, or here]"
+            help="Output folder for figures, maps and metadata. [default: attention/, in the run folder if possible]"
         ),
     ] = None,
     data_dir: options.DataDirOption = None,
     device: options.DeviceOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Draw image, attention in pass one, similarity to xi, attention in pass two and what changed, side by side."""
+    """Draw the attention maps of both passes.
+
+    Each figure shows the image, the attention in pass one, the similarity to xi, the attention in pass two, and the
+    difference between the passes.
+    """
     from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
 
     if sum(map(bool, (images, test_image, prompt))) != 1:
-        raise UsageError("Name images, or --test-image N of a run's own test split, or a --prompt.")
+        raise UsageError("Expected exactly one of image files, --test-image and --prompt.", code="cli.choose-one")
     if run and backbone is not None:
-        raise UsageError("--run and --backbone exclude each other: a run brings its own backbone.")
+        raise UsageError(
+            "--run and --backbone cannot be combined: a run has its own backbone.", code="cli.conflicting-options"
+        )
     if prompt is not None and grad_cam:
-        raise UsageError("--grad-cam is for images.")
+        raise UsageError(
+            "--grad-cam needs images and cannot be combined with --prompt.", code="cli.conflicting-options"
+        )
     if format not in ("png", "svg", "pdf"):
-        raise UsageError(f"There is no format '{format}'.", what_to_do=did_you_mean(format, ("png", "svg", "pdf")))
+        raise UsageError(
+            f"Invalid value for --format: '{format}'.",
+            what_to_do=did_you_mean(format, ("png", "svg", "pdf")),
+            code="cli.invalid-value",
+        )
     chosen = options.parse_head(head)
 
     from toast_cli.cli.commands.visualize_images import (
@@ -81,7 +96,7 @@ def visualize_attention(
         return
     broken: list[str] = []
     if test_image:
-        assert first is not None  # a plain backbone has no test images: refused above
+        assert first is not None  # load_viewers rejects --test-image without a run
         samples = load_test_samples(first, test_image)
     else:
         samples = load_files(images or [])
@@ -93,4 +108,4 @@ def visualize_attention(
             print_line(line)
     if broken:
         count = f"{len(broken)} of {len(broken) + len(records)} images"
-        raise ToastError(f"{count} could not be shown.", broken)
+        raise ToastError(f"Could not draw {count}.", broken, code="visualize.unreadable-images")

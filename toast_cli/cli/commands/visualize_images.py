@@ -1,4 +1,4 @@
-"""`toast visualize-attention` in images: whose attention, in which images, drawn where, and what the terminal shows."""
+"""`toast visualize-attention` for images: load models and images, draw figures, and format the summary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from toast_cli.visualize.save_figures import make_names_unique, save_attention_f
 from toast_cli.visualize.view import AttentionViewer, load_image_sample, load_test_sample
 
 DEFAULT_PLAIN_BACKBONE = "vit_demo"
-"""The backbone shown when there is no run and none is named."""
+"""Backbone to visualize if there is no run and no --backbone."""
 
 
 def load_viewers(
@@ -34,7 +34,11 @@ def load_viewers(
     from_files: bool,
     texts: bool,
 ) -> tuple[list[AttentionViewer], OpenedRun | None, Path]:
-    """Return the viewers, the first run (None: a plain backbone), and the default folder for pictures."""
+    """Return the viewers, the first run (None for a plain backbone), and the default output folder.
+
+    Raises:
+        UsageError: A run is needed and there is none.
+    """
     if backbone is None and (runs or find_newest_run() is not None or not (from_files or texts)):
         paths = runs or [resolve_run_path(None)]
         names = make_names_unique(path.resolve().name for path in paths)
@@ -43,44 +47,52 @@ def load_viewers(
         inside = len(paths) == 1 and paths[0].is_dir()
         return viewers, opened[0], paths[0] / "attention" if inside else Path("attention")
     if not (from_files or texts):
-        raise UsageError("--test-image needs a run.", what_to_do="Name image files, or leave --backbone out.")
+        raise UsageError(
+            "--test-image needs a run, not a plain backbone.",
+            what_to_do="Pass image files, or remove --backbone.",
+            code="cli.missing-run",
+        )
     if texts and backbone is None:
-        raise UsageError("There is no run here to show a text to.", what_to_do="Name one, or a --backbone llama:<...>.")
+        raise UsageError(
+            "--prompt needs a run or a backbone, and there is no run here.",
+            what_to_do="Pass --run or --backbone llama:MODEL.",
+            code="run.none-found",
+        )
     name = backbone or DEFAULT_PLAIN_BACKBONE
-    print_line(f"There is no run{' here' if backbone is None else ''}: showing the plain backbone {name}.", err)
+    print_line(f"{'No run found. ' if backbone is None else ''}Using the plain backbone {name}.", err)
     model, recipe = build_plain_model(name, weights, device)
     model = model.to(make_accelerator(recipe.device, recipe.precision).device)
     return [AttentionViewer(name, model, recipe.images, None, recipe=recipe, plain=True)], None, Path("attention")
 
 
 def load_test_samples(run: OpenedRun, indices: list[int]) -> Iterator[tuple[str, Callable[[], Sample]]]:
-    """Yield the name of every test image's files, and a function that reads it."""
+    """Yield an output name and a load function for every test image."""
     data = open_run_data(run, Reporter())
     yield from ((f"test-{index}", partial(load_test_sample, data, index)) for index in indices)
 
 
 def load_files(images: list[Path]) -> Iterator[tuple[str, Callable[[], Sample]]]:
-    """Yield the name of every image's files, and a function that reads it; folders are searched.
+    """Yield an output name and a load function for every image file. Folders are searched recursively.
 
     Raises:
-        UsageError: there is no image below a folder.
+        UsageError: A folder contains no image.
     """
     files = []
     for path in images:
         below = sorted(list_images(path)) if path.is_dir() else [path]
         if not below:
-            raise UsageError(f"There is no image below {path}.")
+            raise UsageError(f"No images found in {path}.", code="data.no-images")
         files += below
     names = make_names_unique(file.stem for file in files)
     yield from zip(names, (partial(load_image_sample, file) for file in files), strict=True)
 
 
 def read_or_skip(found: Iterable[tuple[str, Callable[[], Sample]]], broken: list[str]) -> Iterator[tuple[str, Sample]]:
-    """Yield the samples that can be read; why the others cannot is added to `broken`."""
+    """Yield the samples that can be read. The errors of the others are appended to `broken`."""
     for name, read in found:
         try:
             sample = read()
-        except UsageError:  # asked for wrongly: nothing is broken
+        except UsageError:  # invalid request, not a broken file
             raise
         except ToastError as error:
             broken.append(" ".join(part for part in (error.what, error.why) if part))
@@ -91,7 +103,11 @@ def read_or_skip(found: Iterable[tuple[str, Callable[[], Sample]]], broken: list
 def draw_figures(
     viewers: list[AttentionViewer], samples: Iterable[tuple[str, Sample]], folder: Path, format: str
 ) -> list[dict[str, Any]]:
-    """Draw a figure an image for one viewer, one figure of all images for several; return a record an image."""
+    """Draw one figure per image for a single viewer, or one figure of all images for several viewers.
+
+    Returns:
+        A record per image.
+    """
     if len(viewers) > 1:
         return save_comparison_figure(viewers, samples, folder, format)
     (viewer,) = viewers
@@ -99,7 +115,7 @@ def draw_figures(
 
 
 def format_records(records: list[dict[str, Any]]) -> list[str]:
-    """Return the lines that a terminal shows of the records."""
+    """Return the lines to print for the records."""
     lines = [f"Figure: {figure}" for figure in dict.fromkeys(record["figure"] for record in records)]
     for record in records:
         for view in record["views"]:
@@ -108,7 +124,7 @@ def format_records(records: list[dict[str, Any]]) -> list[str]:
             )
             lines += [f"{who}: {line}" if who else line for line in _format_view(view)]
     if any(view["share_inside"] for record in records for view in record["views"]) and len(records) == 1:
-        lines.append("One image says little; 'toast eval' gives the mean over a split.")
+        lines.append("A single image is anecdotal; run 'toast eval' for the mean over a split.")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""`toast visualize-attention --prompt`: a text coloured by where the model looks, in the terminal and as a page."""
+"""`toast visualize-attention --prompt`: color a text by attention, in the terminal and in an HTML page."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from toast_cli.visualize.text import (
 from toast_cli.visualize.view import AttentionViewer
 
 LEGEND_STEPS = 8
-"""Colours between two numbers of a legend."""
+"""Color steps between two numbers of a legend."""
 
 
 def show_text(viewers: list[AttentionViewer], prompt: str, template: str | None, folder: Path, as_json: bool) -> None:
-    """Show what each viewer sees in a text, and leave `prompt.html`, the numbers and how they were made in a folder."""
+    """Print the attention of each viewer over a text, and write `prompt.html`, the maps and a record to a folder."""
     views = [compute_text_view(viewer, prompt, template) for viewer in viewers]
     meaning, single = build_text_scales(views), len(views) == 1
     digest = compute_source_digest(viewers, [prompt.encode(errors="surrogatepass"), str(template).encode()])
@@ -77,17 +77,17 @@ def show_text(viewers: list[AttentionViewer], prompt: str, template: str | None,
 
 
 def render_text_page(views: Sequence[TextView]) -> str:
-    """Return all views as one page."""
+    """Render all views as one HTML page."""
     meaning = build_text_scales(views)
     return render_template(
         "visualize/templates/text.html",
-        title="Where it looks",
+        title="Attention over the text",
         views=[_build_page_view(view, meaning) for view in views],
     )
 
 
 def color_text(view: TextView, name: str, scale: ColorScale) -> Text:
-    """Return the text on the colours of one of its maps."""
+    """Return the text, with the colors of one of its maps as background."""
     text = Text()
     for token, colour in zip(view.tokens, scale.hex(view.maps[name].numpy()), strict=True):
         text.append(mark_line_breaks(token), style=f"{choose_text_color(colour)} on {colour}")
@@ -95,10 +95,10 @@ def color_text(view: TextView, name: str, scale: ColorScale) -> Text:
 
 
 def render_legend(scale: ColorScale, name: str) -> Text:
-    """Return the legend of a scale in one line: numbers on their own colours, and those between."""
+    """Return a one-line legend of a color scale: low, middle and high values, with colors between them."""
     text = Text(f"  {scale.label}: ")
-    (low, least), (middle, between), (high, greatest) = scale.ticks(_get_formatter(name))
-    for first, word, last in ((low, least, middle), (middle, between, high), (high, greatest, None)):
+    (low, low_text), (middle, middle_text), (high, high_text) = scale.ticks(_get_formatter(name))
+    for first, word, last in ((low, low_text, middle), (middle, middle_text, high), (high, high_text, None)):
         shown = [(f" {word} ", first)]
         if last is not None:
             shown += [(" ", first + (last - first) * part / LEGEND_STEPS) for part in range(1, LEGEND_STEPS)]
@@ -116,17 +116,17 @@ def _format_points(value: float) -> str:
 
 
 def _get_formatter(name: str) -> Callable[[float], str]:
-    """Return the function that writes a map's numbers: a difference of percentages is in points."""
+    """Return the number format of a map: percentage points for a difference, percent otherwise."""
     return _format_points if name == "difference" else _format_percent
 
 
 def _format_value(value: float, name: str) -> str:
-    """Return a number of a map, with its unit."""
+    """Format a value of a map with its unit."""
     return _get_formatter(name)(value) + " points" * (name == "difference")
 
 
 def _describe_map(view: TextView, name: str) -> str:
-    """Describe a map in words, for readers who see no colours."""
+    """Describe a map in words, for readers who cannot see the colors."""
     largest = (f"{token} {_format_value(value, name)}" for token, value in get_top_tokens(view, name))
     return f"Most: {', '.join(largest)}"
 
@@ -166,7 +166,7 @@ def _build_page_view(view: TextView, meaning: dict[str, ColorScale]) -> dict[str
 
 
 def _build_page_legend(scale: ColorScale, name: str) -> dict[str, Any]:
-    """Return a scale as a page has it: its colours, and the numbers at the ends and in the middle."""
+    """Return a legend for the page: the colors, and the numbers at both ends and in the middle."""
     words = [word for _, word in scale.ticks(_get_formatter(name))]
     shown = scale.hex([scale.low + (scale.high - scale.low) * part / LEGEND_STEPS for part in range(LEGEND_STEPS + 1)])
     return {"label": scale.label, "words": words, "colours": ",".join(shown)}

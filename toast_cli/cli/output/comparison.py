@@ -1,4 +1,4 @@
-"""How `toast compare` shows a comparison: as tables, as the context of its page, and as JSON."""
+"""Output of `toast compare`: tables, the context of the HTML page, and JSON."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from toast_cli.visualize.report import format_attention_checks
 from toast_cli.visualize.save_figures import compute_source_digest, describe_maps, describe_model, get_library_versions
 
 FINGERPRINT_DIGITS = 12
-"""Digits of a fingerprint on a page; comparison.json has all."""
+"""Digits of a fingerprint on the page; comparison.json has the full value."""
 
 
 def hash_comparison(found: RunComparison, split: str, images: list[bytes]) -> str:
-    """Return a digest of what is compared: the same comparison may be overwritten."""
+    """Return a digest of the runs and images. The same comparison may overwrite its own output."""
     data = repr((found.dataset, split, len(found.split), found.runs[0].viewer.file_suffix)).encode()
     return compute_source_digest([run.viewer for run in found.runs], [data, *images])
 
 
 def describe_all_maps(found: RunComparison) -> str:
-    """Return which maps they are, with the runs that have them if not all have the same."""
+    """Describe the maps of the runs; with the names of the runs if they differ."""
     whose: dict[str, list[str]] = {}
     for run in found.runs:
         whose.setdefault(describe_maps(run.viewer, run.kind), []).append(run.viewer.name)
@@ -43,7 +43,7 @@ def _format_interval(mean: MeanEstimate | None, sign: str = "") -> dict[str, str
 
 
 def build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], list[str], list[dict[str, Any]]]:
-    """Return headings and lines of what each run has, and of what each pair of runs differs in."""
+    """Return the headings and rows of the runs, and those of the pairwise differences."""
     masks = all(run.inside is not None for run in found.runs)
     on_it = ["on the object, %", "an even map, %"] if masks else []
     headings = ["accuracy, %", "trained", "of all", "FLOPs", *on_it]
@@ -57,28 +57,28 @@ def build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], l
             {"value": f"{sizes['flops']:.3g}", "interval": f"{sizes['flops'] / sizes['flops_plain']:.2f} × plain"},
         ]
         if run.inside is not None and masks:
-            even = "–" if run.even is None else f"{100 * run.even:.1f}"  # of chance an interval would say nothing
+            even = "–" if run.even is None else f"{100 * run.even:.1f}"  # the chance level has no interval
             cells += [_format_interval(bootstrap_mean(run.inside)), {"value": even, "interval": ""}]
         lines.append({"name": run.viewer.name, "cells": cells})
     measures = ["correct", *(["inside"] if masks else [])]
     for one, other in found.pairs():
         own = [_format_interval(found.estimate_difference(one, other, what), "+") for what in measures]
-        differences.append({"name": f"{other.viewer.name} less {one.viewer.name}", "cells": own})
+        differences.append({"name": f"{other.viewer.name} minus {one.viewer.name}", "cells": own})
     return headings, lines, ["accuracy", *(["on the object"] if masks else [])], differences
 
 
 def _describe_correction(found: RunComparison) -> str:
-    """Say how many differences there are, and how their intervals account for that."""
+    """Describe the correction for multiple comparisons; empty for a single difference."""
     count = len(found.pairs())
-    return "" if count == 1 else f"95% for all {count} of a column together (Bonferroni)"
+    return "" if count == 1 else f"95% simultaneous intervals over the {count} differences of a column (Bonferroni)"
 
 
 def build_page_context(found: RunComparison) -> dict[str, Any]:
-    """Return what the page says besides its pictures."""
+    """Return the template variables of the page, except its images."""
     headings, lines, difference_headings, differences = build_rows(found)
     made = [{"name": run.viewer.name, "facts": _describe_run(run)} for run in found.runs]
     return {
-        "title": " against ".join(run.viewer.name for run in found.runs),
+        "title": " vs. ".join(run.viewer.name for run in found.runs),
         "images": f"{len(found.split):,}",
         "dataset": found.dataset,
         "object": describe_masks(found.split),
@@ -93,7 +93,7 @@ def build_page_context(found: RunComparison) -> dict[str, Any]:
 
 
 def _describe_run(run: ComparedRun) -> list[tuple[str, str]]:
-    """Return what a run is and what its maps are of, in words."""
+    """Return labelled facts about a run and its maps."""
     made = describe_model(run.viewer, run.viewer.name)
     return [
         ("folder", run.request.path.resolve().name),
@@ -101,13 +101,13 @@ def _describe_run(run: ComparedRun) -> list[tuple[str, str]]:
         ("method", f"{made['method']}, seed {made['seed']}"),
         ("maps", describe_maps(run.viewer, run.kind)),
         ("checked", format_attention_checks(run.checks)),
-        ("fingerprints", f"{made['run_fingerprint'][:FINGERPRINT_DIGITS]} of what was trained, "
+        ("fingerprints", f"{made['run_fingerprint'][:FINGERPRINT_DIGITS]} of the trained parameters, "
          f"{made['backbone_fingerprint'][:FINGERPRINT_DIGITS]} of the backbone"),
     ]  # fmt: skip
 
 
 def build_json_report(found: RunComparison, split: str, disputed: list[str]) -> dict[str, Any]:
-    """Return the comparison as JSON has it; `disputed` names the images that the figure shows."""
+    """Return the comparison as JSON. `disputed` names the images in the figure."""
 
     def as_numbers(mean: MeanEstimate | None) -> dict[str, Any] | None:
         return None if mean is None else asdict(mean)
@@ -148,15 +148,15 @@ def build_json_report(found: RunComparison, split: str, disputed: list[str]) -> 
 
 
 def build_comparison_tables(found: RunComparison) -> list[Any]:
-    """Return a table of the runs and one of their differences."""
+    """Return a table of the runs and a table of their differences."""
     headings, lines, difference_headings, differences = build_rows(found)
     marks = describe_masks(found.split)
-    notes = "\n".join([*([f"The object: {marks}."] if marks else []), f"Maps: {describe_all_maps(found)}."])
+    notes = "\n".join([*([f"Object: {marks}."] if marks else []), f"Maps: {describe_all_maps(found)}."])
     tables = []
     for title, caption, first, names, rows in (
         (f"{len(found.split):,} images of {found.dataset}, 95% intervals", notes, "run", headings, lines),
-        ("Differences on the same images, in points", _describe_correction(found) or None, "runs", difference_headings,
-         differences),
+        ("Differences on the same images, in percentage points", _describe_correction(found) or None, "runs",
+         difference_headings, differences),
     ):  # fmt: skip
         table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
         table.add_column(first)

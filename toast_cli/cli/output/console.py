@@ -1,6 +1,6 @@
-"""The two consoles: results on stdout, everything else on stderr. rich respects NO_COLOR by itself.
+"""Consoles for results (stdout) and messages (stderr).
 
-Names of files and classes, and what models write, are text of strangers: what would command a terminal is spelled out.
+Names of files and classes, and generated text, are untrusted, so control characters in them are escaped.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from rich.text import Text
 from toast_cli.utils.errors import ToastError
 
 PIPED_WIDTH = 200
-"""Columns of a table that no terminal shows: enough that nothing is cut before it reaches a file or grep."""
+"""Width of a table that is not printed to a terminal, so that cells are not truncated."""
 
 SILENT = int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
-"""Whether this is one of several processes and not the first, which speaks for all."""
+"""True in all but the first of several processes. Only the first one prints."""
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal would obey and not show, what ends or turns a line, and what is no text; for `\\n` see `say`."""
+"""Characters to escape: control characters, bidirectional marks, line separators and surrogates (not `\\n`)."""
 
 
 class SafeConsole(Console):
-    """A console that shows as `\\x1b` what it would otherwise obey: names of files and classes come from strangers."""
+    """A console that escapes control characters, e.g. as `\\x1b`."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The pieces of what is printed; colours and the like are apart from their texts."""
+        """Yield the segments of a renderable with escaped text. Styles and control segments are unchanged."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else escape_control_characters(text), style, control)
 
 
 def escape_control_characters(text: str) -> str:
-    """The text with its control characters written out."""
+    """Return the text with its control characters escaped."""
     return CONTROL_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -48,22 +48,22 @@ err = SafeConsole(stderr=True, highlight=False, quiet=SILENT)
 
 
 def print_line(text: str, console: Console = out) -> None:
-    """Print one line as it is: brackets are no markup, long paths and commands are not broken.
+    """Print one line without markup and without wrapping.
 
-    A line break in it is that of a name, and is written out: the rest of the name could pass for a line of ours.
+    Line breaks are escaped, so that a name cannot imitate another line of output.
     """
     console.print(Text(escape_newlines(text)), soft_wrap=True)
 
 
 def escape_newlines(text: str) -> str:
-    """A text, perhaps with names of strangers in it, for a place where a line break would begin something of ours."""
+    """Return the text with its line breaks escaped."""
     return text.replace("\n", "\\n")
 
 
 def print_error(error: ToastError, with_code: bool = False) -> None:
-    """Print what went wrong, why, and what to do: plain lines, so that a path or a command can be copied whole.
+    """Print an error on stderr: the problem, its reasons, and what to do, on unwrapped lines.
 
-    Of several processes the first speaks, unless another met an error alone.
+    Of several processes only the first one prints, unless the error occurred in another process only.
     """
     console = SafeConsole(stderr=True, highlight=False) if error.process else err
     title = f"Error [{error.code}]: " if with_code else "Error: "
@@ -74,7 +74,7 @@ def print_error(error: ToastError, with_code: bool = False) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a listing on stdout: a terminal wraps the widest column alone, so names stay whole; a pipe nothing."""
+    """Print a table on stdout. A terminal wraps only the widest column; a pipe or file wraps none."""
     widths = [max((len(str(cell)) for cell in column.cells), default=0) for column in table.columns]
     for column, width in zip(table.columns, widths, strict=True):
         column.no_wrap = width < max(widths)
@@ -83,12 +83,12 @@ def print_table(table: Table) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a result for machines on stdout: indented JSON, never wrapped, never coloured."""
+    """Print indented JSON on stdout, without colors or wrapping."""
     if not SILENT:
         text = json.dumps(value, indent=2, ensure_ascii=False)
         print(CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def print_answer(text: str, end: str = "\n") -> None:
-    """Print what a model writes, as it is, but for what would command a terminal that shows it."""
+    """Print generated text. Control characters are escaped only if stdout is a terminal."""
     print(escape_control_characters(text) if sys.stdout.isatty() else text, end=end, flush=True)

@@ -1,4 +1,4 @@
-"""What `--dry-run` prints, of tuning and of pre-tuning."""
+"""Output of `--dry-run`, for tuning and pre-tuning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def print_dry_run(session: Session, as_json: bool) -> None:
-    """The resolved recipe, its size and cost, and the first batch, without training or writing anything."""
+    """Print the resolved recipe, its size and cost, and the shapes of the first batch. Nothing is written."""
     from toast_cli.cli.output.console import print_json, print_line
     from toast_cli.recipe.safe_yaml import to_yaml
     from toast_cli.training.optimization import describe_schedule
@@ -24,8 +24,8 @@ def print_dry_run(session: Session, as_json: bool) -> None:
     memory = session.memory(batches)
     samples = {name: len(split) for name, split in session.data.splits.items()}
     if as_json:
-        found = {**sizes, "memory": asdict(memory), "first_batch": shapes, "samples": samples}
-        print_json({"recipe": recipe.model_dump(mode="json"), **found})
+        facts = {**sizes, "memory": asdict(memory), "first_batch": shapes, "samples": samples}
+        print_json({"recipe": recipe.model_dump(mode="json"), **facts})
         return
     for line in to_yaml(recipe).split("\n"):
         print_line(line)
@@ -33,21 +33,21 @@ def print_dry_run(session: Session, as_json: bool) -> None:
     lines = [
         "samples: " + ", ".join(f"{count:,} {name}" for name, count in samples.items()),
         *([f"classes: {len(session.data.classes)}"] if session.data.classes else []),
-        *([steered] if (steered := _describe_steering(session.model)) else []),
+        *([signals] if (signals := _describe_steering(session.model)) else []),
         f"trainable parameters: {sizes['trained_parameters']:,} of {sizes['total_parameters']:,}",
         f"FLOPs per {sizes['flops_per']}: {own:.4g}, {own / plain:.2f} × the plain backbone's {plain:.4g}",
         str(memory),
         *([warning] if (warning := memory.warning(session.accelerator.device)) else []),
         f"first batch: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}",
-        "Nothing was trained or written (--dry-run).",
+        "Dry run: nothing was trained or written.",
     ]
     for line in [*session.data.notes, *batches.notes, *session.describe_backbone(), *notes, *lines]:
         print_line(line)
 
 
 def _describe_steering(model: Any) -> str | None:
-    """Which levels the method sends signals to, and after which one it looks."""
+    """Describe which levels receive feedback signals; None for a method without feedback."""
     if model.adapted.steering is None:
         return None
     levels, count = model.adapted.steering.levels, len(model.backbone.levels)
-    return f"signals go from the end of level {levels.stop} to levels {levels.start + 1} to {levels.stop} of {count}"
+    return f"feedback: from level {levels.stop} to levels {levels.start + 1}-{levels.stop} of {count}"

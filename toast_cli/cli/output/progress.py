@@ -1,4 +1,4 @@
-"""A run drawn in the terminal: messages, progress with time left, loss and accuracy. Everything goes to stderr."""
+"""Progress of a run on stderr: messages, progress bars, loss and accuracy."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from toast_cli.training.reporter import Reporter
 T = TypeVar("T")
 
 MESSAGE_INTERVAL_SECONDS = 60.0
-"""Seconds between lines about progress where there is no terminal to draw a bar in."""
+"""Seconds between progress lines if stderr is not a terminal."""
 
 
 class TerminalReporter(Reporter):
-    """Prints a line per epoch and, on a terminal, a live bar above it; elsewhere now and then a line."""
+    """A reporter that prints one line per epoch, and a progress bar (on a terminal) or periodic progress lines."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -35,7 +35,7 @@ class TerminalReporter(Reporter):
             transient=True,
         )
         self._training: Any = None
-        self._told = time.monotonic()
+        self._last_printed = time.monotonic()
 
     def __enter__(self) -> TerminalReporter:
         self._progress.start()
@@ -45,24 +45,24 @@ class TerminalReporter(Reporter):
         self._progress.stop()
 
     def message(self, text: str) -> None:
-        """Print one sentence."""
+        """Print a message."""
         print_line(text, err)
 
     def track(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
-        """Show a bar while items pass."""
+        """Yield the items and show a progress bar."""
         if self._training is not None:
             self._progress.remove_task(self._training)
             self._training = None
         task = self._progress.add_task(what, total=total, note="")
-        began = self._told = time.monotonic()
+        start = self._last_printed = time.monotonic()
         for done, item in enumerate(items, start=1):
             yield item
             self._progress.advance(task)
-            self._print_progress_periodically(what, done, total, (time.monotonic() - began) / done)
+            self._print_progress_periodically(what, done, total, (time.monotonic() - start) / done)
         self._progress.remove_task(task)
 
     def step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
-        """Move the training bar."""
+        """Update the training bar."""
         if self._training is None:
             self._training = self._progress.add_task("training", total=total, note="")
         note = f"loss {metrics['loss']:.3f}  {format_headline(metrics)}"
@@ -70,7 +70,7 @@ class TerminalReporter(Reporter):
         self._print_progress_periodically(f"training: {note}", step, total)
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
-        """Print one line about the epoch."""
+        """Print the results of an epoch on one line."""
         train, validation = metrics["train"], metrics.get("validation")
         text = f"epoch {epoch:>3}/{epochs}  train loss {train['loss']:.4f}  {format_headline(train)}"
         if validation is not None:
@@ -79,16 +79,19 @@ class TerminalReporter(Reporter):
         self.message(text)
 
     def _print_progress_periodically(self, what: str, done: int, total: int, seconds: float | None = None) -> None:
-        """Where no bar is seen, say how far it is, and how long it still takes if each takes so many seconds."""
-        if err.is_terminal or done >= total or time.monotonic() - self._told < MESSAGE_INTERVAL_SECONDS:
+        """Print a progress line if there is no progress bar and the last line is old enough.
+
+        `seconds` is the mean time per item; None omits the remaining time.
+        """
+        if err.is_terminal or done >= total or time.monotonic() - self._last_printed < MESSAGE_INTERVAL_SECONDS:
             return
-        self._told = time.monotonic()
+        self._last_printed = time.monotonic()
         left = "" if seconds is None else f", about {timedelta(seconds=round(seconds * (total - done)))} left"
         self.message(f"{what}, {done:,} of {total:,}{left}")
 
 
 class ProgressReporter(TerminalReporter):
-    """Shows progress alone: no messages, no line per epoch."""
+    """A reporter that shows only progress, without messages and epochs."""
 
     def message(self, text: str) -> None:
         """Print nothing."""

@@ -1,4 +1,4 @@
-"""The tables that close a run."""
+"""Tables that summarize a run."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Any
 from rich.table import Table
 
 MAX_LISTED_CLASSES = 30
-"""Classes that a table lists one by one; results.json has all of them."""
+"""Maximum number of classes to list in a table; results.json has all of them."""
 
 
 def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
-    """What a run or an evaluation came to: size, cost, accuracy, and where it looks."""
+    """Build the table of a run or an evaluation: size, cost, metrics and attention."""
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     if "evaluation" in results:
-        table.add_row("images are shown", results["evaluation"])
+        table.add_row("inference", results["evaluation"])
     if "trained_parameters" in results:
         table.add_row("trained parameters", f"{results['trained_parameters']:,}")
-        table.add_row("of all parameters", f"{results['trained_parameters'] / results['total_parameters']:.2%}")
+        table.add_row("share of all parameters", f"{results['trained_parameters'] / results['total_parameters']:.2%}")
         own, plain = results["flops"], results["flops_plain"]
         table.add_row(f"FLOPs per {results['flops_per']}", f"{own:.3g} ({own / plain:.2f} × plain)")
     if results.get("selected_epoch") is not None:
-        table.add_row("epoch kept", str(results["selected_epoch"]))
+        table.add_row("selected epoch", str(results["selected_epoch"]))
     for split in ("train", "validation", "test"):
         if results.get(split):
             add_metric_rows(table, split, results[split])
     if "selected_epoch" in results and results.get("test") is None:
         has_one = "test" in results.get("samples", {})
-        table.add_row("test", "not looked at (test: false)" if has_one else "there is no test split")
+        table.add_row("test", "not evaluated (test: false)" if has_one else "no test split")
     if "seconds" in results:
         minutes, seconds = divmod(round(results["seconds"]), 60)
         table.add_row("time", f"{minutes} min {seconds:02d} s")
@@ -38,7 +38,7 @@ def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
 
 
 def build_pretuning_table(title: str, results: Mapping[str, Any]) -> Table:
-    """How well each level's input is rebuilt from its output, before and after."""
+    """Build the table of the reconstruction loss per level, before and after pre-tuning."""
     table = Table(title=f"Pre-tuned: {title}", title_justify="left")
     table.add_column("level")
     for name in ("before", "after"):
@@ -47,45 +47,46 @@ def build_pretuning_table(title: str, results: Mapping[str, Any]) -> Table:
     for level in before:
         table.add_row(level, *(f"{losses[level]:.4g}" for losses in (before, after)))
     if any(after[level] > before[level] for level in before):
-        # What least squares begins with; a reader takes it for a failure.
+        # Expected with a least-squares start, but it looks like a failure.
         table.caption = (
-            "Higher after than before: what is minimised is above all the task loss, of which this loss is a small "
-            "companion, and a least-squares start begins at its minimum."
+            "The loss can increase: it is a small auxiliary term next to the task loss, and a least-squares start "
+            "begins at its minimum."
         )
         table.caption_justify = "left"
     return table
 
 
 def add_metric_rows(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
-    """Rows for one evaluated split."""
+    """Add the rows of one evaluated split."""
     if "mean_iou" in metrics:
         table.add_row(f"mean IoU, {split}", f"{metrics['mean_iou']:.2%} over {metrics['images']} images")
         table.add_row(f"pixel accuracy, {split}", f"{metrics['pixel_accuracy']:.2%}")
         if len(metrics["iou"]) > MAX_LISTED_CLASSES:
-            table.add_row(f"  IoU of {len(metrics['iou'])} classes", "in the run's results.json; 'eval --out FILE'")
+            table.add_row(f"  IoU of {len(metrics['iou'])} classes", "see results.json, or 'toast eval --out FILE'")
         for name, value in metrics["iou"].items() if len(metrics["iou"]) <= MAX_LISTED_CLASSES else ():
             table.add_row(f"  IoU of {name}", "not in this split" if value is None else f"{value:.2%}")
     elif "accuracy" in metrics:
         table.add_row(f"accuracy, {split}", f"{metrics['accuracy']:.2%} of {metrics['images']}")
     else:
-        table.add_row(f"loss a token, {split}", f"{metrics['loss']:.4f} over {metrics['tokens']:,}")
+        table.add_row(f"loss per token, {split}", f"{metrics['loss']:.4f} over {metrics['tokens']:,}")
         table.add_row(f"perplexity, {split}", f"{metrics['perplexity']:.3f}")
     share = metrics.get("attention_share")
     if share:
-        words = {
-            "object_area": "area of the object (chance)",
-            "pass_one": "attention on it, pass one",
-            "similarity": "similarity on it",
+        labels = {
+            "object_area": "object area (chance)",
+            "pass_one": "attention on object, pass one",
+            "similarity": "similarity on object",
+            "pass_two": "attention on object, pass two",
         }
-        for name, word in {**words, "pass_two": "attention on it, pass two"}.items():
+        for name, label in labels.items():
             if name in share:
-                table.add_row(word, f"{share[name]:.1%}")
+                table.add_row(label, f"{share[name]:.1%}")
             if f"{name}_not_measurable" in share:
-                table.add_row("", f"without {share[f'{name}_not_measurable']} images whose map is zero")
+                table.add_row("", f"excludes {share[f'{name}_not_measurable']} images whose map is zero")
 
 
 def format_headline(metrics: Mapping[str, Any]) -> str:
-    """The one number of a progress line beside the loss."""
+    """Format the main metric of a progress line."""
     if "mean_iou" in metrics:
         return f"mean IoU {metrics['mean_iou']:.2%}"
     if "accuracy" in metrics:

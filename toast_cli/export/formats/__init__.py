@@ -1,1 +1,1 @@
-"""Export formats, one file each."""
+"""Export formats, one module each."""

@@ -1,4 +1,4 @@
-"""`hf`: a folder that transformers loads, once `toast_cli.register()` has told it what 'toast' is."""
+"""`hf`: a folder that transformers loads after `toast_cli.register()`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
-    """Configuration, weights, what prepares the inputs, and a model card."""
+    """Write the configuration, the weights, the image processor or tokenizer, and a model card."""
     import torch
 
     from toast_cli.export.hf_model import WEIGHTS, build_hf_config
@@ -46,17 +46,17 @@ def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
     build_hf_config(model, config).save_pretrained(path)
     backbone = model.backbone
     if backbone.preprocessing is not None:
-        spelled = build_image_processor_config(
+        processor = build_image_processor_config(
             backbone.preprocessing, loaded.recipe.images, whole=model.objective.dense
         )
-        write_json(path / "preprocessor_config.json", spelled)
+        write_json(path / "preprocessor_config.json", processor)
     if backbone.tokenizer is not None:
         backbone.tokenizer.save_pretrained(path)
     write_text(path / "README.md", format_transformers_card(loaded, config.recipe, wanted.dtype, folded=config.folded))
 
 
 def reopen_hf(wanted: ExportRequest, path: Path) -> ExportRunner:
-    """With transformers' Auto classes."""
+    """Load the export with transformers' Auto classes."""
     import transformers
 
     from toast_cli.export.hf_model import register
@@ -67,27 +67,27 @@ def reopen_hf(wanted: ExportRequest, path: Path) -> ExportRunner:
     model = auto.from_pretrained(path)
 
     def run(named: dict[str, Tensor]) -> Outputs:
-        given = {{"image": "pixel_values"}.get(name, name): tensor for name, tensor in named.items()}
-        return {"logits": model(**given).logits}
+        inputs = {{"image": "pixel_values"}.get(name, name): tensor for name, tensor in named.items()}
+        return {"logits": model(**inputs).logits}
 
     return run
 
 
-def build_image_processor_config(seen: Preprocessing, images: ImageOptions, whole: bool) -> dict[str, Any]:
-    """How a run prepares images as transformers' image processors spell it: cover, cut out the centre, normalise.
+def build_image_processor_config(preprocessing: Preprocessing, images: ImageOptions, whole: bool) -> dict[str, Any]:
+    """Return the image processor configuration of transformers: resize the shorter edge, center-crop, normalize.
 
-    With `whole`, or where the run squashes its images, nothing is cut away: they are resized to the input size.
+    With `whole`, or if the run squashes images, they are resized to the input size without cropping.
     """
-    height, width = seen.image_size
-    shorter = images.resize or int(min(height, width) / seen.crop_pct)
-    mean, std = images.normalization(seen.mean, seen.std)
+    height, width = preprocessing.image_size
+    shorter = images.resize or int(min(height, width) / preprocessing.crop_pct)
+    mean, std = images.normalization(preprocessing.mean, preprocessing.std)
     whole = whole or images.squash
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": height, "width": width} if whole else {"shortest_edge": shorter},
-        "resample": {"nearest": 0, "bilinear": 2, "bicubic": 3}[seen.interpolation],
+        "resample": {"nearest": 0, "bilinear": 2, "bicubic": 3}[preprocessing.interpolation],
         "do_center_crop": not whole,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
@@ -103,6 +103,6 @@ FORMAT = ExportFormat(
     ("full",),
     write_hf,
     reopen_hf,
-    dict.fromkeys(("float32", "float16", "bfloat16"), 1e-5),  # whatever it is stored in, float32 is computed with
+    dict.fromkeys(("float32", "float16", "bfloat16"), 1e-5),  # computes in float32, whatever the stored type
     loads="transformers",
 )

@@ -1,4 +1,4 @@
-"""`onnx`: a graph that onnxruntime and its like run without torch."""
+"""`onnx`: a graph for ONNX Runtime and other engines, without torch."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ IMAGE_AXES = ("batch", "channel", "height", "width")
 TEXT_AXES = ("batch", "sequence")
 
 MAX_INLINE_BYTES = 1_800_000_000
-"""Bytes beyond which weights go into a second file: an ONNX file itself ends at two gigabytes."""
+"""Size above which the weights are written to a second file. An ONNX file is limited to two gigabytes."""
 
 
 def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
-    """Trace the run and translate it.
+    """Trace the run and convert the graph to ONNX.
 
     Raises:
-        UsageError: what translates is not installed.
+        UsageError: A required package is not installed.
     """
     try:
-        import onnxruntime  # noqa: F401  # whoever cannot check the file should hear it before it is made
+        import onnxruntime  # noqa: F401  # needed for the verification; fail before the export
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            "ONNX needs packages that are not installed.",
+            "ONNX export needs packages that are not installed.",
             str(error),
             'pip install "onnx>=1.18" "onnxscript>=0.7" "onnxruntime>=1.21"',
+            code="export.missing-package",
         ) from error
 
     import torch
@@ -45,7 +46,7 @@ def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
 
     log_stage("Tracing both passes into one graph")
     program = trace_model(loaded, wanted)
-    log_stage("Translating the graph into ONNX: half a minute for a ViT, longer for what is deeper")
+    log_stage("Converting the graph to ONNX (half a minute for a ViT, longer for deeper models)")
     with torch.no_grad():
         names = list(compute_outputs(loaded.model, to_named_inputs(loaded.model.backbone.example(1)), wanted.maps))
     with suppress_exporter_logs():
@@ -59,10 +60,10 @@ def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
 
 
 def _simplify_graph(model: Any) -> None:
-    """Compute what is constant, drop what nothing uses, and name everything once: torch 2.8 names twice.
+    """Fold constants, remove unused nodes, and make names unique (torch 2.8 has duplicates).
 
-    In place of torch's own `optimize`, whose rewriting rules take longer than all the rest and gain nothing: what
-    opens the file rewrites the graph for its own kernels (ViT-Ti in onnxruntime: 24 s, and as quick to run without).
+    This replaces torch's `optimize`, which is slow (24 s for ViT-Ti) and does not make the graph faster: ONNX Runtime
+    optimizes it on loading anyway.
     """
     from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
     from onnxscript.optimizer import fold_constants
@@ -73,7 +74,7 @@ def _simplify_graph(model: Any) -> None:
 
 
 def _name_axes(model: Any) -> None:
-    """Call what is free by its name, where torch writes `s77`: in the inputs and in every shape that follows."""
+    """Name the dynamic axes of the inputs and of all shapes, instead of torch's `s77`."""
     import onnx_ir
 
     known: dict[str, str] = {}
@@ -90,7 +91,7 @@ def _name_axes(model: Any) -> None:
 
 
 def reopen_onnx(wanted: ExportRequest, path: Path) -> ExportRunner:
-    """With onnxruntime, on as many threads as torch has."""
+    """Load the export with ONNX Runtime, with as many threads as torch."""
     import onnxruntime
     import torch
 
@@ -98,11 +99,11 @@ def reopen_onnx(wanted: ExportRequest, path: Path) -> ExportRunner:
     settings.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    taken = {wanted_input.name for wanted_input in session.get_inputs()}
+    input_names = {session_input.name for session_input in session.get_inputs()}
 
     def run(named: dict[str, Tensor]) -> Outputs:
-        found = session.run(names, {name: tensor.numpy() for name, tensor in named.items() if name in taken})
-        return {name: torch.from_numpy(tensor) for name, tensor in zip(names, found, strict=True)}
+        outputs = session.run(names, {name: tensor.numpy() for name, tensor in named.items() if name in input_names})
+        return {name: torch.from_numpy(tensor) for name, tensor in zip(names, outputs, strict=True)}
 
     return run
 
@@ -112,7 +113,7 @@ FORMAT = ExportFormat(
     ("full",),
     write_onnx,
     reopen_onnx,
-    # Kernels of its own: about twenty last places of float16. Of bfloat16 it computes little on a CPU.
+    # Different kernels: about 20 ULP in float16. ONNX Runtime has few bfloat16 kernels for CPUs.
     {"float32": 1e-4, "float16": 1e-2},
     graph=True,
     loads="onnxruntime",

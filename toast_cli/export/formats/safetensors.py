@@ -1,4 +1,4 @@
-"""`safetensors`: one file with the adapter, the whole model, the backbone's weights alone, or a pre-tuned artifact."""
+"""`safetensors`: one file with the adapter, the full model, the backbone, or a pre-tuned artifact."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def write_safetensors(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
-    """Write `adapter`, `full`, `backbone` or `artifact` in a storage type.
+    """Write the requested part of a run in the requested data type.
 
-    `backbone` holds the network's own names, to be given to `--weights`, with low-rank factors worked into its weights;
-    `artifact` is for `--init-from`; the other two load with `--run`.
+    `adapter` and `full` are for `--run`, `artifact` is for `--init-from`. `backbone` is for `--weights`: it has the
+    parameter names of the network, and low-rank factors are merged into its weights.
 
     Raises:
-        UsageError: what PEFT put into the backbone cannot be worked into its weights; there is nothing to fold.
+        UsageError: PEFT's changes to the backbone cannot be merged, or there is nothing to fold.
     """
     import torch
 
@@ -35,8 +35,8 @@ def write_safetensors(loaded: LoadedModel, wanted: ExportRequest, path: Path) ->
     dtype: torch.dtype = getattr(torch, wanted.dtype)
     if wanted.part == "backbone":
         tensors = get_merged_state_dict(loaded.model)
-        told = {"format": "pt", BACKBONE_METADATA_KEY: redact_recipe(loaded.config.recipe)["backbone"]["name"]}
-        write_tensors(path, {name: _cast_floating_point(tensor, dtype) for name, tensor in tensors.items()}, told)
+        metadata = {"format": "pt", BACKBONE_METADATA_KEY: redact_recipe(loaded.config.recipe)["backbone"]["name"]}
+        write_tensors(path, {name: _cast_floating_point(tensor, dtype) for name, tensor in tensors.items()}, metadata)
         return
     if wanted.part == "artifact":
         lineage, _ = read_artifact(loaded.path)
@@ -58,7 +58,7 @@ def write_safetensors(loaded: LoadedModel, wanted: ExportRequest, path: Path) ->
             loaded.config,
             recipe=redact_recipe(loaded.config.recipe),
             folded=wanted.fold or loaded.config.folded,
-            # The adapter alone of a file that is whole is so no longer, unless all of it was trained.
+            # An adapter is a full model only if all parameters of the network were trained.
             whole=model.network_tensors().keys() <= {*model.trained(), *model.get_frozen_additions()},
         ),
         with_backbone=wanted.part == "full",
@@ -68,16 +68,18 @@ def write_safetensors(loaded: LoadedModel, wanted: ExportRequest, path: Path) ->
 
 
 def _has_unnamed_backbone(loaded: LoadedModel) -> bool:
-    """Whether readers learn nowhere else what the backbone is.
+    """Return whether the export must include the backbone's own files, because its name does not identify it.
 
-    Its name was that of a folder here, and its weights, a file or random ones, do not tell it either; or it came from a
-    file that had to tell it.
+    This is the case if the name is a local folder and the weights are a file or random, or if the run itself was loaded
+    from such an export.
     """
     from toast_cli.storage.adapter import read_backbone_files
 
     named = loaded.recipe.backbone
-    weights_tell = named.weights is None or Path(named.weights).expanduser().is_dir()
-    return bool(read_backbone_files(loaded.path)) or (get_backbone_folder(named.name) is not None and not weights_tell)
+    weights_identify_it = named.weights is None or Path(named.weights).expanduser().is_dir()
+    return bool(read_backbone_files(loaded.path)) or (
+        get_backbone_folder(named.name) is not None and not weights_identify_it
+    )
 
 
 def _cast_floating_point(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -85,7 +87,7 @@ def _cast_floating_point(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def reopen_safetensors(wanted: ExportRequest, path: Path) -> ExportRunner:
-    """With toast: the whole model as `--run`, the backbone as `--weights`, a start as `--init-from`."""
+    """Load the export with toast, as `--run`, `--weights` or `--init-from` does."""
     from toast_cli import registry
     from toast_cli.export.verification_outputs import compute_artifact_outputs, compute_outputs, to_backbone_inputs
     from toast_cli.steering.steering import run_one_pass
@@ -114,5 +116,5 @@ FORMAT = ExportFormat(
     ("adapter", "full", "backbone", "artifact"),
     write_safetensors,
     reopen_safetensors,
-    dict.fromkeys(("float32", "float16", "bfloat16"), 1e-5),  # whatever it is stored in, float32 is computed with
+    dict.fromkeys(("float32", "float16", "bfloat16"), 1e-5),  # computes in float32, whatever the stored type
 )

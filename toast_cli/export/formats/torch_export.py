@@ -1,4 +1,4 @@
-"""`torch-export`: a .pt2 file that `torch.export.load` opens without toast."""
+"""`torch-export`: a .pt2 file that `torch.export.load` loads without toast."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def write_torch_export(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
-    """Trace the run and save the program, its metadata as extra files in it."""
+    """Trace the run and save the program, with the metadata as extra files."""
     import torch
 
     from toast_cli.export.graph import build_graph_metadata, suppress_exporter_logs, trace_model
 
-    program, whole = trace_model(loaded, wanted), BytesIO()
+    program, buffer = trace_model(loaded, wanted), BytesIO()
     with suppress_exporter_logs():
-        torch.export.save(program, whole, extra_files=build_graph_metadata(loaded, wanted))
-    # Not by torch itself: its writer ends the whole process where the disk is full.
-    path.write_bytes(whole.getbuffer())
+        torch.export.save(program, buffer, extra_files=build_graph_metadata(loaded, wanted))
+    # torch's own file writer aborts the process if the disk is full.
+    path.write_bytes(buffer.getbuffer())
 
 
 def reopen_torch_export(wanted: ExportRequest, path: Path) -> ExportRunner:
-    """With torch alone."""
+    """Load the export with torch only."""
     import torch
 
     program = torch.export.load(path).module()
@@ -44,7 +44,7 @@ FORMAT = ExportFormat(
     ("full",),
     write_torch_export,
     reopen_torch_export,
-    {"float32": 1e-4, "float16": 4 * 2**-11, "bfloat16": 4 * 2**-8},  # the same kernels: a few last places
+    {"float32": 1e-4, "float16": 4 * 2**-11, "bfloat16": 4 * 2**-8},  # same kernels: a few ULP
     graph=True,
     loads="torch.export.load",
 )
