@@ -30,7 +30,7 @@ class EnergyRecorder:
 
     def __post_init__(self) -> None:
         if self.model.backbone.channel_dim != 1:
-            raise UsageError("This backbone makes no maps of features.")
+            raise UsageError("This backbone makes no maps of features.", code="attention.no-maps")
         self.level = resolve_level(self.model.backbone, self.level)
 
     @torch.no_grad()
@@ -63,5 +63,9 @@ def build_recorder(model: Model, level: int = -1, head: HeadSelection = "mean") 
     if model.backbone.has_attention:
         return AttentionRecorder(model, level, head)
     if head != "mean":
-        raise UsageError("This backbone has no attention, so it has no heads.", what_to_do="Leave --head out.")
+        raise UsageError(
+            "This backbone has no attention, so it has no heads.",
+            what_to_do="Leave --head out.",
+            code="attention.unknown-head",
+        )
     return EnergyRecorder(model, level)

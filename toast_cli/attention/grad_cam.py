@@ -55,9 +55,13 @@ def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     except ImportError as error:
-        raise UsageError("Grad-CAM needs the library grad-cam.", what_to_do='pip install "grad-cam>=1.5.5"') from error
+        raise UsageError(
+            "Grad-CAM needs the library grad-cam.",
+            what_to_do='pip install "grad-cam>=1.5.5"',
+            code="attention.missing-package",
+        ) from error
     if model.objective.dense or model.backbone.preprocessing is None:
-        raise UsageError("Grad-CAM is for models that label images.")
+        raise UsageError("Grad-CAM is for models that label images.", code="attention.unsupported-task")
     backbone = model.backbone
     first, last = Trace(levels=True), Trace(levels=True)
     with torch.no_grad():
@@ -98,6 +102,7 @@ def check_final_logits(found: Tensor, expected: Tensor) -> None:
             f"The end of the pass, run again, gives logits that differ by {difference:.1%}: the method adds something "
             "between the levels.",
             "Leave --grad-cam out.",
+            code="attention.grad-cam-mismatch",
         )
 
 

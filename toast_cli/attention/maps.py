@@ -60,7 +60,7 @@ class AttentionRecorder:
     def __post_init__(self) -> None:
         backbone = self.model.backbone
         if not backbone.has_attention:
-            raise UsageError("This backbone has no attention to show.")
+            raise UsageError("This backbone has no attention to show.", code="attention.no-maps")
         self.level = resolve_level(backbone, self.level)
         self.levels = frozenset(range(self.level + 1)) if self.head == "rollout" else frozenset({self.level})
 
@@ -108,6 +108,7 @@ def resolve_level(backbone: Backbone, level: int) -> int:
         raise UsageError(
             f"There is no layer {level}.",
             what_to_do=f"Layers count from 0 to {depth - 1}, or from the end as -1, -2, …",
+            code="attention.unknown-layer",
         )
     return level % depth
 
@@ -125,7 +126,9 @@ def reduce_heads(attention: Tensor, head: HeadSelection) -> Tensor:
     heads = attention.shape[1]
     if not isinstance(head, int) or not 0 <= head < heads:
         raise UsageError(
-            f"There is no head {head}.", what_to_do=f"Heads count from 0 to {heads - 1}; or say mean, max or rollout."
+            f"There is no head {head}.",
+            what_to_do=f"Heads count from 0 to {heads - 1}; or say mean, max or rollout.",
+            code="attention.unknown-head",
         )
     return attention[:, head]
 

@@ -87,6 +87,7 @@ def check_fused_mismatch(*traces: Trace) -> float | None:
                     f"Map times values differs from fused attention's output by {float(found):.1%} of its largest "
                     f"number; rounding explains {MISMATCH_TOLERANCE[found.dtype]:.1%}.",
                     "This attention does something that toast does not know of; please report which model it is.",
+                    code="attention.map-mismatch",
                 )
             largest = max(largest or 0.0, float(found))
     return largest
@@ -112,5 +113,6 @@ def check_first_steered_level(first: Trace, last: Trace, level: int) -> float:
             f"It should be the same, as only its values are steered; the largest difference is {difference:.1%} of a "
             f"row's largest number, and rounding explains {SAME_MAP_TOLERANCE[computed]:.3%}.",
             "The passes did not see the same input, or something besides the values was changed; please report it.",
+            code="attention.map-mismatch",
         )
     return difference

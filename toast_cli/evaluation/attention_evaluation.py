@@ -99,11 +99,17 @@ def open_attention_run(
     """
     run = open_run(request)
     if run.accelerator.num_processes > 1:
-        raise UsageError("Where a model looks is measured by one process.", what_to_do="Start it without a launcher.")
+        raise UsageError(
+            "Where a model looks is measured by one process.",
+            what_to_do="Start it without a launcher.",
+            code="attention.several-processes",
+        )
     session = open_session(run, reporter)
     all_images = get_image_splits(session.data, run.recipe.dataset.name)[request.split]
     if run.model.objective.dense:
-        raise UsageError("This is for models that label images, and this one labels pixels.")
+        raise UsageError(
+            "This is for models that label images, and this one labels pixels.", code="attention.unsupported-task"
+        )
     split = draw_subset(all_images, request.limit, run.recipe.seed if seed is None else seed)
     session.data = replace(session.data, splits={request.split: split})
     viewer = replace(build_viewer(run, name or request.path.resolve().name), level=request.layer, head=request.head)
@@ -174,7 +180,9 @@ def check_any_readable(numbers: AttentionMetricsTable, request: AttentionEvalReq
     """
     if not numbers.rows:
         raise ToastError(
-            f"No image of {request.split} could be read.", what_to_do="'toast data check' says what is wrong with each."
+            f"No image of {request.split} could be read.",
+            what_to_do="'toast data check' says what is wrong with each.",
+            code="data.no-readable-image",
         )
 
 
@@ -241,4 +249,5 @@ def check_zero_strength(model: Model, images: Tensor, logits: Tensor) -> None:
             "With steering strength 0 this model is not the plain backbone.",
             f"Logits differ by up to {difference:.3g}.",
             "Please report which model it is.",
+            code="attention.not-the-plain-backbone",
         )

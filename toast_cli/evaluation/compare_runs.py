@@ -92,7 +92,9 @@ def build_comparison(requests: Sequence[AttentionEvalRequest], reporter: Reporte
             the same object marked in them.
     """
     if len(requests) < 2:
-        raise UsageError("One run has nothing to be compared with.", what_to_do="Name two or more.")
+        raise UsageError(
+            "One run has nothing to be compared with.", what_to_do="Name two or more.", code="run.too-few-runs"
+        )
     names = make_names_unique(request.path.resolve().name for request in requests)
     runs: list[AttentionRun] = []
     for request, name in zip(requests, names, strict=True):
@@ -115,7 +117,9 @@ def name_run_in_errors(path: Path) -> Iterator[None]:
         yield
     except ToastError as error:
         reasons = (error.what, *filter(None, error.reasons))
-        raise ToastError(f"{path} cannot be compared.", reasons, error.what_to_do, exit_code=error.exit_code) from error
+        raise ToastError(
+            f"{path} cannot be compared.", reasons, error.what_to_do, exit_code=error.exit_code, code=error.code
+        ) from error
 
 
 def get_images(run: AttentionRun) -> EvaluationImages:
@@ -162,6 +166,7 @@ def measure_run(run: AttentionRun, reporter: Reporter) -> ComparedRun:
         raise ToastError(
             f"{len(split) - len(numbers.rows):,} images of {session.recipe.dataset.name} could not be read.",
             what_to_do="Mend or remove them: runs are compared on the same images.",
+            code="data.unreadable-image",
         )
     last = "pass_two" if "pass_two/share_inside" in numbers.names() else "pass_one"
     inside = np.array(numbers.column(f"{last}/share_inside")) if split.has_masks else None

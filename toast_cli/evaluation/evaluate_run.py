@@ -52,7 +52,9 @@ def apply_evaluation_mode(run: OpenedRun, evaluation: str) -> None:
     """
     before = run.model.objective
     if not isinstance(before, Segmentation):
-        raise UsageError("--evaluation is for models that label pixels.", what_to_do="Leave it out.")
+        raise UsageError(
+            "--evaluation is for models that label pixels.", what_to_do="Leave it out.", code="task.not-segmentation"
+        )
     task = run.recipe.task.model_dump(mode="json") | {"evaluation": evaluation}
     run.recipe = replace_recipe_fields(run.recipe, task=task)
     run.model.objective = Segmentation(before.head, before.classes, before.window, cast("Any", run.recipe.task))

@@ -75,7 +75,11 @@ class Judge:
         try:
             from openai import OpenAI, OpenAIError
         except ImportError as error:
-            raise ToastError("The judge needs the openai client.", what_to_do='pip install "openai>=1.60".') from error
+            raise ToastError(
+                "The judge needs the openai client.",
+                what_to_do='pip install "openai>=1.60".',
+                code="judge.missing-package",
+            ) from error
         prompt = f"[Question]\n{question}\n\n[Answer]\n{answer}"
         messages: list[Any] = [{"role": "system", "content": JUDGE_PROMPT}, {"role": "user", "content": prompt}]
         key = os.environ.get("OPENAI_API_KEY") or (self.url and "none")  # most local servers want no key
@@ -91,6 +95,7 @@ class Judge:
                     f"The judge '{self.model}' could not be asked.",
                     f"{type(error).__name__}: {error}",
                     "Check OPENAI_API_KEY and --judge-url, then run again: what was judged is kept.",
+                    code="judge.not-reachable",
                 ) from error
             reply = parse_judge_reply(raw.http_response.text)
             yield reply
@@ -130,7 +135,7 @@ def read_questions(path: Path) -> list[Question]:
         ToastError: it is no JSON lines, a line is not a question, or an id occurs twice.
     """
     if not path.is_file():
-        raise UsageError(f"There is no questions file {path}.", what_to_do="Check --judge.")
+        raise UsageError(f"There is no questions file {path}.", what_to_do="Check --judge.", code="judge.missing-file")
     questions: dict[int | str, Question] = {}
     for number, raw in read_json_lines(path):
         try:
@@ -142,10 +147,11 @@ def read_questions(path: Path) -> list[Question]:
                 f"{path}, line {number} is not a question: {error}.",
                 what_to_do="Every line is a JSON object with question_id (a number or a text, once each), category "
                 "and text.",
+                code="judge.invalid-question",
             ) from error
         questions[question.question_id] = question
     if not questions:
-        raise ToastError(f"{path} holds no question.")
+        raise ToastError(f"{path} holds no question.", code="judge.no-questions")
     return list(questions.values())
 
 

@@ -73,7 +73,11 @@ def set_feedback_strength(model: Model, alpha: float | None) -> None:
     if alpha is None:
         return
     if model.adapted.steering is None:
-        raise UsageError("--alpha scales the feedback, and this model has none.", what_to_do="Leave --alpha out.")
+        raise UsageError(
+            "--alpha scales the feedback, and this model has none.",
+            what_to_do="Leave --alpha out.",
+            code="method.no-feedback-path",
+        )
     model.adapted.steering.strength = alpha
 
 
@@ -86,7 +90,11 @@ def open_session(run: OpenedRun, reporter: Reporter) -> Session:
     """
     data, split = open_run_data(run, reporter), run.request.split
     if split not in data.splits:
-        raise UsageError(f"This data set has no split '{split}'.", what_to_do=f"It has {', '.join(data.splits)}.")
+        raise UsageError(
+            f"This data set has no split '{split}'.",
+            what_to_do=f"It has {', '.join(data.splits)}.",
+            code="data.missing-split",
+        )
     return Session(run.recipe, data, run.model, run.accelerator)
 
 
@@ -136,4 +144,5 @@ def check_classes(model: tuple[str, ...], data: tuple[str, ...], path: Path) -> 
         f"The data set's classes are not those that {path} was trained on.",
         found or "They are the same names in another order.",
         "Evaluate on data with the same classes.",
+        code="data.wrong-classes",
     )

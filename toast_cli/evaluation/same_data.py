@@ -86,6 +86,7 @@ def _make_image_mismatch_error(first: EvaluationImages, other: EvaluationImages,
         f"{other.path} is not measured on the same images as {first.path}.",
         why,
         "Name one data set for all with --dataset.",
+        code="data.different-images",
     )
 
 
@@ -94,4 +95,5 @@ def _make_mask_mismatch_error(first: EvaluationImages, other: EvaluationImages, 
         f"What marks the object is not the same for {other.path} as for {first.path}.",
         (why, "Shares inside the one and inside the other are different numbers."),
         "Name one data set for all with --dataset.",
+        code="data.different-masks",
     )

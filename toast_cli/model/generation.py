@@ -39,7 +39,11 @@ class TextGenerator:
         if generator is None or backbone.tokenizer is None:
             name = type(backbone.module).__name__
             why = f"A {name} writes no text." if generator is None else "There is no tokenizer beside the model."
-            raise UsageError(why, what_to_do="Name a run, or a --backbone, of a language model: llama:<model>.")
+            raise UsageError(
+                why,
+                what_to_do="Name a run, or a --backbone, of a language model: llama:<model>.",
+                code="text.not-a-language-model",
+            )
         self.tokenizer = backbone.tokenizer
         self.template = template
         self.notice = notice
@@ -61,7 +65,11 @@ class TextGenerator:
         """
         streamed = on_text is not None or settings.get("streamer") is not None
         if streamed and settings.get("num_beams", 1) > 1:
-            raise UsageError("Beams cannot be streamed: the best is known at the end.", what_to_do="Use num_beams=1.")
+            raise UsageError(
+                "Beams cannot be streamed: the best is known at the end.",
+                what_to_do="Use num_beams=1.",
+                code="text.cannot-stream",
+            )
         if on_text is not None:
             settings["streamer"] = _build_streamer(self.tokenizer, on_text)
         return self._generate_texts([self._encode_prompt(turns)], settings)[0]
@@ -82,7 +90,9 @@ class TextGenerator:
             UsageError: as of `answer`; a streamer is given.
         """
         if settings.get("streamer") is not None:
-            raise UsageError("Several answers cannot be streamed.", what_to_do="Ask one after another.")
+            raise UsageError(
+                "Several answers cannot be streamed.", what_to_do="Ask one after another.", code="text.cannot-stream"
+            )
         prompts = [self._encode_prompt(turns) for turns in conversations]
         order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         found: dict[int, str] = {}
@@ -95,11 +105,11 @@ class TextGenerator:
     def _encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
         """The tokens of what was said so far, marked as the model was trained on it."""
         if not turns:
-            raise UsageError("Nothing was said that could be answered.")
+            raise UsageError("Nothing was said that could be answered.", code="text.empty-prompt")
         text = turns[-1].whole if self.template is None else format_prompt(turns, self.tokenizer, self.template)
         ids = prepend_bos(self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer)
         if not ids:
-            raise UsageError("The prompt is empty.")
+            raise UsageError("The prompt is empty.", code="text.empty-prompt")
         return ids
 
     def _generate_texts(self, prompts: Sequence[list[int]], chosen: dict[str, Any]) -> list[str]:
@@ -109,6 +119,7 @@ class TextGenerator:
                 raise UsageError(
                     f"{name}={chosen[name]} asks for something else than one text.",
                     what_to_do="Call several times, or export with --format hf and use transformers' generate.",
+                    code="text.unsupported-setting",
                 )
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         pad = next(number for number in known if number is not None)
@@ -135,6 +146,7 @@ class TextGenerator:
             raise UsageError(
                 f"The prompt is {prompt:,} tokens, and the model reads {window:,} at most, its answer included.",
                 what_to_do="Shorten it.",
+                code="text.prompt-too-long",
             )
         self.notice(
             f"The prompt is {prompt:,} tokens and the model reads {window:,} at most: the answer is cut at "

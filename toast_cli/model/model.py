@@ -154,6 +154,7 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, st
             f"The method '{recipe.method.name}' trains nothing on {recipe.backbone.name} for {recipe.task.name}.",
             "Its only trained part is a new head, and this task uses the model's own.",
             "Choose toast, toast-lite, lora, peft:KIND or full.",
+            code="method.trains-nothing",
         )
     return model
 
@@ -164,6 +165,7 @@ def _rebuild_backbone(card: Card, options: Any, files: Mapping[str, str]) -> Bac
             "The exported file is damaged, or made by another toast.",
             f"'{card.name}' is not built from {', '.join(list(files)[:3])}.",
             "Export it again.",
+            code="export.damaged",
         )
     with tempfile.TemporaryDirectory(prefix="toast-") as folder:
         for name, text in files.items():
@@ -181,7 +183,7 @@ def fold_model(model: Model) -> Model:
     """
     steering = model.adapted.steering
     if not isinstance(steering, Steering):
-        raise UsageError("There is nothing to fold: this model has no feedback path.")
+        raise UsageError("There is nothing to fold: this model has no feedback path.", code="method.no-feedback-path")
     path = FoldedSteering(steering, model.backbone)
     return Model(AdaptedModel(model.backbone, path.parameters(), path), model.objective, model.stock).eval()
 

@@ -129,6 +129,7 @@ class FirstPassCache:
                 raise ToastError(
                     f"The first pass puts out numbers ({name}) that {kept[name].dtype} cannot hold.",
                     what_to_do="Use training.cache_dtype=float32, or training.cache=false.",
+                    code="cache.value-out-of-range",
                 )
         self.cache.write(digest, kept)
         self._digests[number] = digest
@@ -192,20 +193,25 @@ def check_cache(recipe: Recipe, model: Model) -> None:
         raise UsageError(
             f"training.cache keeps the first of two passes, and '{recipe.method.name}' has one.",
             what_to_do="Leave training.cache out, or use toast or toast-lite.",
+            code="training.nothing-to-cache",
         )
     if model.objective.reads_levels:
         raise UsageError(
             "training.cache runs the second pass for what it puts out at its end, and this task reads every level.",
             what_to_do="Leave training.cache out.",
+            code="training.nothing-to-cache",
         )
     if recipe.training.shard:
         raise UsageError(
-            "training.cache and training.shard exclude each other.", what_to_do="Leave one of them out of the recipe."
+            "training.cache and training.shard exclude each other.",
+            what_to_do="Leave one of them out of the recipe.",
+            code="training.conflicting-options",
         )
     if getattr(recipe.task, "mixup", 0) or getattr(recipe.task, "cutmix", 0):
         raise UsageError(
             "training.cache keeps the first pass of every image, and mixup and cutmix make new ones in each step.",
             what_to_do="Leave one of them out.",
+            code="training.conflicting-options",
         )
 
 
@@ -239,6 +245,7 @@ def build_cached_step(
         raise ToastError(
             f"The first passes need {format_bytes(needed)}, and {options.cache_gigabytes:g} GB are allowed.",
             what_to_do="Raise training.cache_gigabytes, lower training.cache_views, or leave training.cache out.",
+            code="cache.too-small",
         )
     kept = {}
     for name, batches in splits.items():

@@ -249,6 +249,7 @@ class TrainingLoop:
             if kept is not None
             else "Nothing had been finished, so there is no checkpoint yet.",
             "A smaller training.lr, a longer warm-up, training.clip_grad=1 or fp32 usually helps.",
+            code="training.non-finite",
         )
 
 

@@ -27,11 +27,13 @@ def check_optimizer(training: TrainingOptions) -> None:
         raise UsageError(
             f"There is no optimizer '{training.optimizer}' (training.optimizer).",
             what_to_do=did_you_mean(training.optimizer, list_optimizers()),
+            code="training.unknown-optimizer",
         )
     if training.optimizer in {"sgd", "nesterov"} and training.momentum == 0:
         raise UsageError(
             f"The optimizer '{training.optimizer}' is timm's, with Nesterov momentum, which cannot be zero.",
             what_to_do="Use training.optimizer=momentum for plain SGD, whose training.momentum may be 0.",
+            code="training.invalid-momentum",
         )
 
 

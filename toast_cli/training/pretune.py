@@ -28,19 +28,25 @@ def to_pretuning_recipe(recipe: Recipe, gradient: bool = True) -> Recipe:
     options = recipe.pretuning or PretuningOptions()
     if recipe.method.name != "toast":
         raise UsageError(
-            "Pre-tuning is of the whole feedback path.", what_to_do="Leave the method out, or set method.name=toast."
+            "Pre-tuning is of the whole feedback path.",
+            what_to_do="Leave the method out, or set method.name=toast.",
+            code="training.no-feedback-path",
         )
     if not gradient and getattr(recipe.method, "start", None) != "least-squares":
-        raise UsageError("Without gradients, only method.start=least-squares makes an artifact.")
+        raise UsageError(
+            "Without gradients, only method.start=least-squares makes an artifact.", code="training.nothing-to-do"
+        )
     if recipe.training.cache:
         raise UsageError(
             "Pre-tuning rebuilds every level of both passes, and training.cache keeps the end of the first alone.",
             what_to_do="Leave training.cache out.",
+            code="training.conflicting-options",
         )
     if options.target == "first-pass" and options.passes == "both":
         raise UsageError(
             "With pretuning.target=first-pass there is no task loss of the first pass to average.",
             what_to_do="Leave pretuning.passes out.",
+            code="training.conflicting-options",
         )
     method = recipe.method.model_copy(update={"train_P": options.train_P})
     return recipe.model_copy(update={"pretuning": options, "method": method})
@@ -64,7 +70,11 @@ def pretune_model(
         ToastError: anything else that a user can mend.
     """
     if resume and recipe.pretuning is None:
-        raise UsageError("This run is no pre-tuning.", what_to_do="'toast tune --resume' goes on with it.")
+        raise UsageError(
+            "This run is no pre-tuning.",
+            what_to_do="'toast tune --resume' goes on with it.",
+            code="resume.not-a-pretuning",
+        )
     recipe = to_pretuning_recipe(recipe, gradient)
     run = Run.prepare(recipe, output_dir, reporter, resume, labels=requires_labels(recipe, gradient))
     session = run.session

@@ -123,6 +123,7 @@ class Run:
                 f"No whole checkpoint is left in {folder.checkpoints}.",
                 "The last one is damaged, and so is the one before it, if there is one.",
                 f"Make the run again: --recipe {folder.path / 'recipe.yaml'} --output-dir NEW.",
+                code="checkpoint.damaged",
             )
         state = load_checkpoint_state(folder.checkpoints, "last") if self.resume else None
         self.resumed = state is not None
@@ -168,6 +169,7 @@ class Run:
             raise UsageError(
                 f"The run was begun with {begun_with} processes and cannot go on with {processes}.",
                 what_to_do=f"Start it with {begun_with}.",
+                code="resume.wrong-process-count",
             )
         folder.truncate_metrics_after(at.steps, at.epochs)
         copy_tensors(load_extra_tensors(folder.checkpoints, "start"), session.model.state_dict())

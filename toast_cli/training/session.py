@@ -115,6 +115,7 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
         raise ToastError(
             "TensorBoard is not installed.",
             what_to_do="pip install 'toast-cli[tensorboard]', or training.tensorboard=false.",
+            code="training.missing-package",
         )
     accelerator = make_accelerator(recipe.device, recipe.precision)
     if recipe.training.shard:
@@ -124,11 +125,13 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
         raise UsageError(
             "training.patience needs a validation split, and the data has none.",
             what_to_do="Leave training.patience out, or hold images out with dataset.val_fraction.",
+            code="data.missing-split",
         )
     if labels and len(data.classes) == 1:
         raise UsageError(
             "These images have no labels to learn from.",
             what_to_do="Pre-tune on them: 'toast pretune' with pretuning.target=first-pass, or with --least-squares.",
+            code="data.missing-labels",
         )
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)

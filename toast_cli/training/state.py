@@ -72,6 +72,7 @@ def wrap_state_errors(checkpoints: Path) -> Iterator[None]:
             f"The state in {checkpoints / 'last'} cannot be gone on from.",
             f"It was written by another version of toast: {type(error).__name__}, {error}.",
             "Go on with that version, or make the run again.",
+            code="resume.incompatible-state",
         ) from error
 
 

@@ -66,11 +66,16 @@ class PretuningStep(TrainingStep):
     def __init__(self, model: Model, options: PretuningOptions) -> None:
         super().__init__(model)
         if not isinstance(model.adapted.steering, Steering):
-            raise UsageError("Only a feedback path can be pre-tuned.", what_to_do="Use --method toast.")
+            raise UsageError(
+                "Only a feedback path can be pre-tuned.",
+                what_to_do="Use --method toast.",
+                code="training.no-feedback-path",
+            )
         if model.objective.reads_levels and options.target == "labels":
             raise UsageError(
                 "Pre-tuning learns from what the backbone puts out at its end, and this task's head reads every level.",
                 what_to_do="Pre-tune on labelled images, or with pretuning.target=first-pass.",
+                code="training.unsupported-task",
             )
         self.steering = model.adapted.steering
         self.options = options

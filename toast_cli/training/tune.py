@@ -40,7 +40,9 @@ def tune_model(
         ToastError: anything a user can mend; what had been finished stays in the run folder.
     """
     if recipe.pretuning is not None:
-        raise UsageError("This recipe is for pre-tuning.", what_to_do="Give it to 'toast pretune'.")
+        raise UsageError(
+            "This recipe is for pre-tuning.", what_to_do="Give it to 'toast pretune'.", code="recipe.for-pretuning"
+        )
     run = Run.prepare(recipe, output_dir, reporter, resume)
     session = run.session
     recipe, model, accelerator, data = session.recipe, session.model, session.accelerator, session.data

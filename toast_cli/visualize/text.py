@@ -58,6 +58,7 @@ def compute_text_view(viewer: AttentionViewer, prompt: str, template: str | None
             if tokenizer is None and backbone.preprocessing is not None
             else "There is no tokenizer beside the model.",
             what_to_do="Name a run, or a --backbone, of a language model.",
+            code="text.not-a-language-model",
         )
     text = prompt if template is None else format_prompt([Turn("user", prompt)], tokenizer, template)
     ids = prepend_bos(tokenizer(text, add_special_tokens=False).input_ids, tokenizer)

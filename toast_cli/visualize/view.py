@@ -112,7 +112,9 @@ def get_test_split(data: DataSet) -> ImageSplit:
         UsageError: it has none.
     """
     if "test" not in data.splits:
-        raise UsageError("This data set has no test split.", what_to_do="Name image files instead.")
+        raise UsageError(
+            "This data set has no test split.", what_to_do="Name image files instead.", code="data.missing-split"
+        )
     return data.splits["test"]  # type: ignore[return-value]
 
 
@@ -124,7 +126,11 @@ def load_test_sample(data: DataSet, index: int) -> Sample:
     """
     split = get_test_split(data)
     if not 0 <= index < len(split):
-        raise UsageError(f"There is no test image {index}.", what_to_do=f"They count from 0 to {len(split) - 1}.")
+        raise UsageError(
+            f"There is no test image {index}.",
+            what_to_do=f"They count from 0 to {len(split) - 1}.",
+            code="data.unknown-index",
+        )
     return split.load(index)
 
 

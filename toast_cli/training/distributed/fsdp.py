@@ -33,6 +33,7 @@ def check_sharding(accelerator: Accelerator) -> None:
         raise UsageError(
             "training.shard divides the model among processes, and there is one.",
             what_to_do="Start several: torchrun --nproc-per-node 2 -m toast_cli tune ..., or leave training.shard out.",
+            code="training.single-process",
         )
 
 
@@ -47,6 +48,7 @@ def check_uniform_forward_calls(model: Model) -> None:
             "training.shard needs every process to run the model as often as the others.",
             "A sliding window does so more often on larger images.",
             "Use task.evaluation=whole, or leave training.shard out.",
+            code="training.uneven-forward-calls",
         )
 
 

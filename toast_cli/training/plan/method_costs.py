@@ -131,5 +131,7 @@ def parse_memory(text: str) -> int:
     units |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kKMGT]i?B)", text.strip())
     if match is None or match[2] not in units or float(match[1]) == 0:
-        raise UsageError(f"'{text}' is no amount of memory.", what_to_do="Write --memory 24GB.")
+        raise UsageError(
+            f"'{text}' is no amount of memory.", what_to_do="Write --memory 24GB.", code="cli.invalid-memory"
+        )
     return int(float(match[1]) * units[match[2]])
