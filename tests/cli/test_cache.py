@@ -186,10 +186,12 @@ def test_an_interrupted_run_with_a_cache_goes_on_to_the_same_weights(
 
 
 def test_what_cannot_be_kept_is_refused(here: Path) -> None:
-    toast("tune", "--method", "lora", *TINY_DEMO, *CACHE).fails(2, "keeps the first of two passes")
-    toast("tune", *TINY_DEMO, *CACHE, "task.mixup=0.2").fails(2, "mixup and cutmix")
-    toast("tune", *TINY_DEMO, *CACHE, "training.cache_gigabytes=0.0001").fails(1, "cache_gigabytes")
-    toast("pretune", *TINY_DEMO[:0], *CACHE).fails(2, "Leave training.cache out")
+    toast("tune", "--method", "lora", *TINY_DEMO, *CACHE).fails(2, error="training.nothing-to-cache")
+    toast("tune", *TINY_DEMO, *CACHE, "task.mixup=0.2").fails(2, "mixup", error="training.conflicting-options")
+    toast("tune", *TINY_DEMO, *CACHE, "training.cache_gigabytes=0.0001").fails(
+        1, "cache_gigabytes", error="cache.too-small"
+    )
+    toast("pretune", *TINY_DEMO[:0], *CACHE).fails(2, error="training.conflicting-options")
     assert not (here / "runs").exists() or not any((here / "runs").iterdir())
 
 

@@ -39,7 +39,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_in_silence(run: Path
         with (run / "checkpoints" / name / "model.safetensors").open("ab") as file:
             file.write(b"x")
     before = files(run)
-    toast("tune", "--resume", run).fails(1, "No whole checkpoint is left", "--recipe")
+    toast("tune", "--resume", run).fails(1, "--recipe", error="checkpoint.damaged")
     assert files(run) == before
 
 

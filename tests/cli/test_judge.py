@@ -190,7 +190,7 @@ def test_no_model_is_loaded_where_every_answer_is_kept(
 
 def test_an_interrupted_session_goes_on_where_it_stopped(run: Path, questions: Path, server: Server) -> None:
     server.replies = ['{"score": 9}', 401]
-    judge(questions, server, run).fails(1, "could not be asked", "--judge-url", "what was judged is kept")
+    judge(questions, server, run).fails(1, "--judge-url", error="judge.not-reachable")
     answers = kept(run, questions, "answers.jsonl")
     (run / "judge" / questions.stem / "answers.jsonl").open("a").write('{"question_id": 1, "cut sho')
     said = judge(questions, server, run)
@@ -224,12 +224,12 @@ def test_several_runs_are_rows_of_one_table(run: Path, questions: Path, server: 
 
 
 def test_wrong_questions_are_said(run: Path, server: Server, tmp_path: Path) -> None:
-    judge(tmp_path / "none.jsonl", server, run).fails(2, "no questions file")
+    judge(tmp_path / "none.jsonl", server, run).fails(2, "none.jsonl", error="judge.missing-file")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question_id": 1, "text": "Fine."}\n{"question_id": 2}\n')
-    judge(bad, server, run).fails(1, "line 2 is not a question")
+    judge(bad, server, run).fails(1, "line 2", error="judge.invalid-question")
     bad.write_text('{"question_id": 1, "text": "a"}\n{"question_id": 1, "text": "b"}\n')
-    judge(bad, server, run).fails(1, "line 2 is not a question: its question_id 1 occurs before")
+    judge(bad, server, run).fails(1, "line 2", "question_id 1", error="judge.invalid-question")
     for line, why in [
         (b'{"question_id": [1], "text": "a"}', "line 2 is not a question: its question_id is neither"),
         (b'{"question_id": 2, "text": 5}', "line 2 is not a question: its text is no text"),

@@ -79,7 +79,7 @@ def test_the_table_says_what_fits_and_how(monkeypatch: pytest.MonkeyPatch) -> No
     assert said.code == 0, said.err
     assert "largest that fits" in said.out and "115,461" in said.out
     assert "training.accumulate=" in said.out and "linear" in said.out
-    toast("plan", "--memory", "lots").fails(2, "no amount of memory", "24GB")
+    toast("plan", "--memory", "lots").fails(2, "lots", "24GB", error="cli.invalid-memory")
     toast("plan", "--dataset", "folder:nowhere", "--backbone", "vit_demo", "--memory", "1GB").fails(1, "nowhere")
 
 

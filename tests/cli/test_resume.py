@@ -103,7 +103,7 @@ def test_pretuning_goes_on_as_well(here: Path) -> None:
     words = ["pretune", "--device", "cpu", *SMALL, "training.accumulate=1"]
     assert toast_in_new_process(*words, "--output-dir", here / "whole").code == 0
     assert stopped(here / "cut", words, by=signal.SIGTERM).code == 130
-    toast("tune", "--resume", here / "cut").fails(2, "is for pre-tuning")
+    toast("tune", "--resume", here / "cut").fails(2, error="recipe.for-pretuning")
     assert toast_in_new_process("pretune", "--resume", here / "cut").code == 0
     same_weights(*(here / run / "artifact" / "feedback.safetensors" for run in ("cut", "whole")))
     assert metrics(here / "cut") == metrics(here / "whole")
