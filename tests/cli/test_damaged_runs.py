@@ -84,7 +84,7 @@ def test_a_disk_that_was_full_is_told_with_how_the_run_goes_on(run: Path, monkey
     monkeypatch.setattr("toast_cli.training.tune.TrainingLoop.fit", full)
     said = toast("tune", "--resume", run)
     said.fails(1, "could not be written")
-    assert f"it goes on with: toast tune --resume {run}" in " ".join(said.err.split())
+    assert f"resume with: toast tune --resume {run}" in " ".join(said.err.split())
 
 
 def test_what_is_not_there_is_no_run(tmp_path: Path) -> None:

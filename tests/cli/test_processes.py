@@ -106,7 +106,7 @@ def test_two_processes_tune_as_one_does_and_speak_as_one(here: Path, launcher: l
     toast("tune", "--resume", here / "two").fails(2, "2 processes", error="resume.wrong-process-count")
     resumed = two_forks("tune", "--resume", here / "two")
     assert resumed.code == 0, resumed.err
-    assert "Going on after epoch 2 of 2" in resumed.err
+    assert "Resuming after epoch 2 of 2" in resumed.err
     same_run(here / "two", here / "one", "adapter/adapter_model.safetensors")
 
 

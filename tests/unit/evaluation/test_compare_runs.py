@@ -186,11 +186,11 @@ class TestTheSameImages:
         assert "fine/test/000000" in refused.value.why
 
     def test_other_names_and_numbers_of_images_are_refused(self) -> None:
-        with pytest.raises(ToastError, match="has 5.*one has 6"):
+        with pytest.raises(ToastError, match=r"has 5.*one has 6"):
             check_same_images(shown("one"), shown("other", test_images=5), Reporter())
         one, other = shown("one"), shown("other")
         renamed = replace(other, split=Changed(other.split, renamed=3))
-        with pytest.raises(ToastError, match="another.*one has fine/test/000003"):
+        with pytest.raises(ToastError, match=r"another.*one has fine/test/000003"):
             check_same_images(one, renamed, Reporter())
 
     def test_other_marks_of_the_object_are_refused(self) -> None:
