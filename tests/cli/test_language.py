@@ -105,7 +105,7 @@ def test_what_a_prompt_leaves_no_room_for_is_said_before(here: Path, model: Path
     toast(*plain, "").fails(2, error="text.empty-prompt")
     toast(*plain, "a" * 300).fails(2, "301 tokens", "256", error="text.prompt-too-long")
     said = toast(*plain, "a" * 250, "--max-new-tokens", "20")
-    assert said.code == 0 and "the answer is cut at 5 tokens, not 20" in " ".join(said.err.split())
+    assert said.code == 0 and "limited to 5 tokens instead of 20" in " ".join(said.err.split())
     assert "cut" not in toast(*plain, "a" * 200, "--max-new-tokens", "5").err
 
 

@@ -176,10 +176,10 @@ def test_several_prompts_are_answered_together_as_each_alone(writing: toast_cli.
 @pytest.mark.parametrize(
     ("prompt", "settings", "words"),
     [
-        ("Hi", {"num_return_sequences": 2}, "one text"),
-        ("Hi", {"return_dict_in_generate": True}, "one text"),
-        ("Hi", {"on_text": print, "num_beams": 2}, "Beams"),
-        ([], {}, "Nothing was said"),
+        ("Hi", {"num_return_sequences": 2}, "num_return_sequences=2"),
+        ("Hi", {"return_dict_in_generate": True}, "return_dict_in_generate=True"),
+        ("Hi", {"on_text": print, "num_beams": 2}, "num_beams=1"),
+        ([], {}, "conversation is empty"),
         ([{"role": "usr", "content": "Hi"}], {}, "no role"),
         ([{"user": "Hi"}], {}, "no message"),
         (7, {}, "no prompt"),
