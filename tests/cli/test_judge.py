@@ -132,10 +132,10 @@ def test_a_reply_without_a_score_is_asked_again_and_then_said(run: Path, questio
     [
         (b'{"choices": []}', "the response holds no reply"),
         (b"null", "the response holds no reply"),
-        (b'{"choices": [{"message": {"content": null}}]}', "the reply is no text"),
+        (b'{"choices": [{"message": {"content": null}}]}', "the reply is not a string"),
         (b'{"error": {"message": "overloaded"}}', "the response is an error: {'message': 'overloaded'}"),
-        (b"<html>Bad gateway</html>", "the response is no JSON"),
-        (b'{"choices": [', "the response is no JSON"),
+        (b"<html>Bad gateway</html>", "the response is not JSON"),
+        (b'{"choices": [', "the response is not JSON"),
     ],
 )
 def test_a_response_that_is_no_completion_is_asked_again_and_recorded(
@@ -148,7 +148,7 @@ def test_a_response_that_is_no_completion_is_asked_again_and_recorded(
     assert f"1 of 3 answers; they count nowhere: question 2 ({why})" in " ".join(said.err.split())
     lines = kept(run, questions, "judgements.jsonl")
     assert [line["why"] for line in lines] == [why, "", why, why, why, ""]
-    assert lines[0]["reply"] == body.decode() or why == "the reply is no text"
+    assert lines[0]["reply"] == body.decode() or why == "the reply is not a string"
 
 
 def test_a_damaged_judgement_is_said_and_asked_again(run: Path, questions: Path, server: Server) -> None:
@@ -227,15 +227,15 @@ def test_wrong_questions_are_said(run: Path, server: Server, tmp_path: Path) -> 
     judge(tmp_path / "none.jsonl", server, run).fails(2, "none.jsonl", error="judge.missing-file")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question_id": 1, "text": "Fine."}\n{"question_id": 2}\n')
-    judge(bad, server, run).fails(1, "line 2", error="judge.invalid-question")
+    judge(bad, server, run).fails(1, "Line 2", error="judge.invalid-question")
     bad.write_text('{"question_id": 1, "text": "a"}\n{"question_id": 1, "text": "b"}\n')
-    judge(bad, server, run).fails(1, "line 2", "question_id 1", error="judge.invalid-question")
+    judge(bad, server, run).fails(1, "Line 2", "question_id 1", error="judge.invalid-question")
     for line, why in [
-        (b'{"question_id": [1], "text": "a"}', "line 2 is not a question: its question_id is neither"),
-        (b'{"question_id": 2, "text": 5}', "line 2 is not a question: its text is no text"),
-        (b'{"question_id": 2, "text": " "}', "line 2 is not a question: its text is empty"),
-        (b'{"question_id": 2, "category": [], "text": "a"}', "line 2 is not a question: its category is no text"),
-        (b"[1, 2]", "line 2 is not a question: it is no object"),
+        (b'{"question_id": [1], "text": "a"}', "its question_id is not an integer"),
+        (b'{"question_id": 2, "text": 5}', "its text is not a string"),
+        (b'{"question_id": 2, "text": " "}', "its text is empty"),
+        (b'{"question_id": 2, "category": [], "text": "a"}', "its category is not a string"),
+        (b"[1, 2]", "it is not an object"),
         (b'{"question_id": 2, "text": "caf\xe9"}', "Line 2 is no UTF-8 text"),
         (b'{"question_id": 2', "Line 2 is no JSON"),
     ]:

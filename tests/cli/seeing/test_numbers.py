@@ -24,7 +24,7 @@ def lies_under(heading: str, row: str, table: str) -> bool:
 def test_numbers_curves_and_classes(runs: tuple[Path, Path], here: Path) -> None:
     said = toast("eval", "--run", runs[0], "--attention", "--curve-images", "2", "--out", "n.json", "--json")
     assert said.code == 0, said.err
-    assert "Looking at 12 images of test; then curves of 2 of them, for which each is shown up to 75" in said.err
+    assert "12 images of test; then curves of 2 of them, with up to 75 forward passes" in said.err
     found = json.loads(said.out)
     assert found == json.loads((here / "n.json").read_text())
     inside = found["numbers"]["pass_two"]["share_inside"]
