@@ -90,8 +90,8 @@ class FirstPassCache:
     ) -> list[dict[str, Tensor] | None]:
         """Return `found` with its missing entries read from an earlier run's cache, or computed."""
         # The loader left inputs out because they were cached, and an entry has been deleted since.
-        whole = send_to_device(self.batches.whole(batch), batch["index"].device) if CACHED_KEY in batch else batch
-        inputs = self.model.objective.inputs(whole)
+        full = send_to_device(self.batches.whole(batch), batch["index"].device) if CACHED_KEY in batch else batch
+        inputs = self.model.objective.inputs(full)
         digests = _compute_input_digests(inputs, len(numbers))
         # A sample with an ignored label may stand for an image that cannot be read now but can be later.
         storable = [True] * len(numbers) if "label" not in batch else (batch["label"] != IGNORE_INDEX).tolist()
