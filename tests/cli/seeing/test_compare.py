@@ -83,7 +83,7 @@ def test_every_pair_is_compared_and_their_intervals_hold_together(runs: tuple[Pa
     assert widths[0] > 1.1 * widths[1]
     toast("compare", runs[0], runs[1], runs[0], "--images", "1")
     text = page(here / "comparison/report.html").text
-    assert "steered-2 less linear" in text and "An even map is chance" in text
+    assert "steered-2 less linear" in text and "An even map is the chance level" in text
 
 
 def test_what_runs_a_script_elsewhere_is_text_here(here: Path) -> None:
