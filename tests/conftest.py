@@ -17,10 +17,10 @@ SMOKE = "cli/test_smoke.py"
 """The only test of commands in the fast tier."""
 E2E = (
     "cli/",
-    "unit/bench/test_mutex.py",
+    "unit/bench/test_same_recipe.py",
     "unit/bench/test_trials.py",
     "unit/training/test_plan_memory_measured.py",
-    "unit/visualize/test_output_names.py",
+    "unit/visualize/test_save_figures.py",
 )
 NIGHTLY = (
     "slow/",

@@ -50,9 +50,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 def test_one_command_searches_trains_and_fills_the_table(finished: tuple[Path, Any]) -> None:
     folder, said = finished
-    assert "3 runs, about" in said.err and "of a device: " in said.err
+    assert "3 runs, about" in said.err and "of device time: " in said.err
     assert "The demo" in said.out and "645" in said.out and "TOAST-Lite" in said.out
-    assert "a single seed, 3:" in said.out
+    assert "Single seed, 3:" in said.out
     runs = sorted((folder / "out" / "runs").iterdir())
     assert len(runs) == 3
     assert {path.name for path in (folder / "out").iterdir()} >= {"ledger.db", "tables", "page.html", "suite.yaml"}
@@ -80,7 +80,7 @@ def test_workers_that_leave_runs_undone_are_said_and_are_a_failure(
 ) -> None:
     monkeypatch.setattr("toast_cli.bench.scheduler.worker_pool.run_worker_pool", lambda *_: [1, -15])
     said = toast(*DEMO, "--workers", "2", "--out", tmp_path / "out")
-    said.fails(1, "3 runs are not done", "ended with 1, -15", "out/workers", "Start the same command again")
+    said.fails(1, "3 runs", "1, -15", "out/workers")
 
 
 def test_only_final_runs_look_at_the_test_split_and_each_does_once(finished: tuple[Path, Any]) -> None:
@@ -131,9 +131,9 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(here: Path) -> None:
     assert (search["runs"], final["runs"]) == (2, 1)
     assert 0 < search["seconds"] < 60 and search["total"] == 2 * search["seconds"]
     assert [path.name for path in here.iterdir()] == ["small.yaml"]
-    toast("bench", "small.yaml", "--row", "lorra").fails(2, "no row 'lorra'", "lora")
-    toast("bench", "nosuch").fails(2, "no suite 'nosuch'")
-    toast("bench", "status").fails(2, "no experiment")
+    toast("bench", "small.yaml", "--row", "lorra").fails(2, "'lorra'", "'lora'", error="bench.unknown-row")
+    toast("bench", "nosuch").fails(2, "'nosuch'", error="bench.unknown-suite")
+    toast("bench", "status").fails(2, error="bench.no-experiment")
     assert "vtab1k" in toast("bench", "ls").out
 
 
@@ -201,7 +201,7 @@ def test_an_interrupted_suite_says_how_it_goes_on(here: Path, monkeypatch: pytes
     (here / "small.yaml").write_text(SUITE)
     said = toast("bench", here / "small.yaml", "--out", here / "out", "--join", *TINY_DEMO, "--device", "cpu")
     assert said.code == 130
-    assert "The same command goes on with it" in said.err and "tune --resume" not in said.err
+    assert "Run the same command again to resume" in said.err and "tune --resume" not in said.err
 
 
 @pytest.mark.nightly

@@ -37,7 +37,7 @@ def run_the_main_job(birds: Path, weights: str) -> None:
     )  # fmt: skip
     assert said.code == 0, said.err
     assert "Recipe: fgvc/cub-vit_b16-toast-lite" in said.err
-    assert "This copy holds 12 training and 6 test images of 3 classes" in " ".join(said.err.split())
+    assert "This copy has 12 training and 6 test images of 3 classes" in " ".join(said.err.split())
     run = birds / "runs/cub-vit_b16-toast-lite-seed0"
     results = json.loads((run / "results.json").read_text())
     assert (results["classes"], results["samples"]) == (3, {"train": 9, "val": 3, "test": 6})

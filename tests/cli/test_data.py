@@ -182,7 +182,7 @@ class TestCheck:
             photograph(number).save(tmp_path / f"{number}.png")
         (tmp_path / "it.csv").write_text("\n".join(["path,label,split,x,y,width,height", *rows]))
         said = toast("data", "check", f"table:{tmp_path / 'it.csv'}", "dataset.val_fraction=0")
-        assert "train: 2 images have a box or a part that reaches out of it" in said.out
+        assert "train: 2 images have a box or a part outside of the image" in said.out
         assert "reaches out: train: 2.png" in said.out and "reaches out: train: 3.png" in said.out
 
     def test_all_missing_files_are_listed(self, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ class TestCheck:
         assert said.code == 1
         assert report["problems"] == [
             "train: 2 of 27 images cannot be read",
-            "train: 27 images are there, where 25 were said to be",
+            "train: 27 images found, 25 expected",
         ]
         assert [file["name"] for file in report["splits"]["train"]["unreadable"]] == ["shards: a1", "shards: a2"]
         assert "1 image is in a split more than once" in report["warnings"]
@@ -229,7 +229,7 @@ class TestCheck:
     def test_a_source_of_texts_is_refused(self, tmp_path: Path) -> None:
         talk = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
         (tmp_path / "talk.json").write_text(json.dumps(talk))
-        toast("data", "check", f"alpaca:{tmp_path / 'talk.json'}").fails(2, "holds texts")
+        toast("data", "check", f"alpaca:{tmp_path / 'talk.json'}").fails(2, error="data.not-images")
 
     def test_fields_of_the_source_can_be_set_and_no_others(self, root: Path) -> None:
         report = json.loads(toast("data", "check", f"folder:{root}", "dataset.shots=2", "--json").out)

@@ -236,8 +236,8 @@ def test_wrong_questions_are_said(run: Path, server: Server, tmp_path: Path) -> 
         (b'{"question_id": 2, "text": " "}', "its text is empty"),
         (b'{"question_id": 2, "category": [], "text": "a"}', "its category is not a string"),
         (b"[1, 2]", "it is not an object"),
-        (b'{"question_id": 2, "text": "caf\xe9"}', "Line 2 is no UTF-8 text"),
-        (b'{"question_id": 2', "Line 2 is no JSON"),
+        (b'{"question_id": 2, "text": "caf\xe9"}', "Line 2 is not UTF-8 text"),
+        (b'{"question_id": 2', "Line 2 is not valid JSON"),
     ]:
         bad.write_bytes(b'{"question_id": 1, "text": "Fine."}\n' + line)
         judge(bad, server, run).fails(1, why)

@@ -70,14 +70,16 @@ def test_what_is_cut_and_what_is_left_out_is_said(here: Path, model: Path) -> No
     limit = toast(
         "tune", *chosen, "--dry-run", "dataset.test_fraction=0", "dataset.val_fraction=0", "dataset.max_tokens=128"
     )
-    assert "10 of 30 texts were longer than 128 tokens and were cut." in limit.out
+    assert "10 of 30 texts were truncated to 128 tokens." in limit.out
     assert "5 of 30 texts were left out" in limit.out
-    assert "were cut" not in said.out
+    assert "truncated" not in said.out
 
 
 def test_nothing_left_to_learn_is_an_error_before_a_run_folder_is_made(here: Path, model: Path, data: Path) -> None:
     chosen = ["--backbone", f"llama:{model}", "--dataset", f"alpaca:{data}"]
-    toast("tune", *chosen, "--output-dir", here / "run", "dataset.max_tokens=8").fails(1, "leaves anything to learn")
+    toast("tune", *chosen, "--output-dir", here / "run", "dataset.max_tokens=8").fails(
+        1, "8 tokens", error="text.nothing-to-learn"
+    )
     assert not (here / "run").exists()
 
 

@@ -251,9 +251,9 @@ class TestWhatIsWrongIsSaid:
         checked = toast("data", "check", f"masks:{root}")
         assert checked.code == 1
         flat = " ".join(checked.out.split())
-        assert f"3.jpg (The class map {root / 'masks/3.png'} does not fit its image" in flat.replace("- ", "-")
-        assert "It is 30×20 pixels, the image 80×66.)" in flat
-        assert "masks/4.png has values that are no class. It has 7 (8400 pixels)" in flat.replace(",", "")
+        assert f"3.jpg (The class map {root / 'masks/3.png'} does not match" in flat.replace("- ", "-")
+        assert "30×20" in flat and "80×66" in flat
+        assert "masks/4.png" in flat and "7 (8400 pixels)" in flat.replace(",", "")
         chosen = ["--backbone", "vit_demo_3", "--dataset", f"masks:{root}", "--method", "linear"]
         said = toast("tune", *chosen, "--output-dir", tmp_path / "run", *SHORT, "dataset.val_fraction=0")
         said.fails(1, "The class map", "masks/")

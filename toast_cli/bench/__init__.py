@@ -1,1 +1,1 @@
-"""Many runs as one experiment: suites, their ledger, their workers, and tables of what came out."""
+"""Suites of runs: the ledger that tracks them, the workers that make them, and the tables of their results."""

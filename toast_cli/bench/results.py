@@ -1,4 +1,4 @@
-"""What an experiment's final runs left, as its tables need it."""
+"""Results of an experiment's final runs, in the form that its tables need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from toast_cli.storage.checksums import read_checksummed_json
 
 
 class ExperimentResults:
-    """Every final run of an experiment."""
+    """Results of every final run of an experiment.
+
+    Args:
+        board: the scheduler of the experiment.
+        out: the experiment folder; paths of runs are relative to it.
+    """
 
     def __init__(self, board: ExperimentScheduler, out: Path) -> None:
         self.board, self.out = board, out
@@ -25,12 +30,12 @@ class ExperimentResults:
             self.finals[dataset, row] = {job: standing.with_run_path_from(out) for job, standing in standings.items()}
 
     def records(self, dataset: str, row: str) -> dict[int, Mapping[str, Any]]:
-        """What the finished final runs of a cell left, by seed."""
+        """Return the records of the finished final runs of a cell, by seed."""
         standings = self.finals.get((dataset, row), {})
         return {job.seed: standing.record for job, standing in standings.items() if standing.state == "done"}
 
     def failures(self) -> list[tuple[Job, str]]:
-        """Every failed run, of searches too, with its reason."""
+        """Return every failed run with its reason, including runs of searches."""
         found = []
         for where in self.board.stages():
             for job, standing in (self.board.stage(*where) or {}).items():
@@ -39,16 +44,16 @@ class ExperimentResults:
         return found
 
     def datasets(self, row: str) -> tuple[str, ...]:
-        """The data sets that a row is run on here."""
+        """Return the data sets on which this experiment runs a row."""
         return tuple(dataset for dataset, name in self.finals if name == row)
 
     def region(self, record: Mapping[str, Any]) -> str:
-        """What the share of attention on the object was measured in: a box, an outline, ..."""
+        """Return the kind of region in which attention was measured, such as a box or an outline."""
         file = self.out / record["run"] / "results.json"
         return (read_checksummed_json(file).get("attended_region") if file.is_file() else None) or "its masks"
 
     def runs(self) -> Iterator[dict[str, Any]]:
-        """One flat mapping a final run: where it lies and what decided it."""
+        """Yield a flat mapping for each finished final run: its folder, score, settings and environment."""
         for (dataset, row), standings in self.finals.items():
             for job, standing in standings.items():
                 if standing.state != "done":

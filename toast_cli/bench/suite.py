@@ -1,7 +1,7 @@
-"""A suite: data sets × rows × seeds, perhaps with a search before, and the tables that they fill. Torch-free.
+"""Suites: data sets × rows × seeds, an optional search, and the tables that they fill. Does not import PyTorch.
 
-A suite is a YAML file as recipes are. `set` blocks hold dotted fields of the recipe; of two that name the same field
-the more special one counts: suite, row, data set, stage, command line.
+A suite is a YAML file. Its `set` blocks contain dotted fields of the recipe. If several blocks set the same field, the
+last of these takes precedence: suite, row, data set, stage, command line.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ HyperparameterValue = float | int | bool | str | None
 
 
 BUILTIN_COLUMNS = ("parameters", "flops", "minutes", "validation", "attention:pass_one", "attention:pass_two")
-"""What a column may show beside data sets, their average and a judge's scores."""
+"""Values of `columns` other than data sets, `average` and `judge:CATEGORY`."""
 
 
 class SuiteDataset(BaseOptions):
-    """One data set of a suite."""
+    """A data set of a suite."""
 
-    source: str = Field(description="as --dataset takes it")
-    set: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe on this data set")
+    source: str = Field(description="data source, in the format of --dataset")
+    set: dict[str, Any] = Field(default_factory=dict, description="recipe fields for this data set")
     settings_of: str | None = Field(
         None,
-        description="data set whose rows' settings, as found there, are taken here; nothing is searched on this one",
+        description="data set whose selected hyper-parameters are used here; no search is run on this data set",
     )
 
 
 class SuiteRow(BaseOptions):
-    """One way of adapting: a method on a backbone, with its changes."""
+    """A row of a suite: a method on a backbone, with its changes to the recipe."""
 
-    method: str = Field(description="as --method takes it")
-    backbone: str | None = Field(None, description="instead of the suite's")
-    recipe: str | None = Field(None, description="recipe to start from, instead of the suite's")
-    set: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe in this row")
-    on: tuple[str, ...] | None = Field(None, description="data sets of this row; left out: all of the suite")
+    method: str = Field(description="method, in the format of --method")
+    backbone: str | None = Field(None, description="backbone of this row; default: the suite's")
+    recipe: str | None = Field(None, description="base recipe of this row; default: the suite's")
+    set: dict[str, Any] = Field(default_factory=dict, description="recipe fields for this row")
+    on: tuple[str, ...] | None = Field(None, description="data sets of this row; default: all")
     pretuned: bool = Field(
-        False, description="starts from the artifact that --init-from gives for its backbone, if any"
+        False, description="start from the artifact that --init-from gives for the row's backbone, if any"
     )
     settings_of: str | None = Field(
-        None, description="row whose settings, as found on the same data set, it takes; it searches none of its own"
+        None, description="row whose selected hyper-parameters on the same data set are used; this row runs no search"
     )
 
 
 class ValueRange(BaseOptions):
-    """Numbers from `low` to `high`, for samplers that draw them."""
+    """A range of numbers from `low` to `high`, for the random samplers."""
 
     low: float
     high: float
@@ -63,81 +63,86 @@ class ValueRange(BaseOptions):
 
 
 class SearchOptions(BaseOptions):
-    """How hyper-parameters are found, on validation alone, before the final runs."""
+    """Options of the search that selects hyper-parameters on the validation split before the final runs."""
 
     space: dict[str, tuple[HyperparameterValue, ...] | ValueRange] = Field(
-        min_length=1, description="dotted fields and what to try: a list, or low, high and log"
+        min_length=1, description="dotted fields and their values: a list, or low, high and log"
     )
     sampler: Literal["grid", "random", "tpe", "qmc"] = Field(
-        "grid", description="every combination, or one of Optuna's samplers"
+        "grid", description="every combination (grid), or a sampler of Optuna"
     )
-    trials: int | None = Field(None, ge=1, description="how many runs a sampler gets; a grid has as many as it has")
+    trials: int | None = Field(None, ge=1, description="number of runs of a sampler; not for grid")
     pruner: Literal["none", "median", "hyperband"] = Field(
-        "none", description="which runs are stopped early for doing worse than others did after as many epochs"
+        "none",
+        description="pruner that stops runs early if they validate worse than others after the same number of epochs",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the runs among which is chosen, and of the sampler")
-    set: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe while searching")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the search's runs and of the sampler")
+    set: dict[str, Any] = Field(default_factory=dict, description="recipe fields for the search's runs")
 
     @model_validator(mode="after")
     def _check_sampler(self) -> SearchOptions:
-        drawn = [key for key, values in self.space.items() if isinstance(values, ValueRange)]
-        if self.sampler == "grid" and (drawn or self.trials is not None):
-            raise ValueError(f"a grid takes lists alone, and no trials (here: {', '.join(drawn) or 'trials'})")
+        ranges = [key for key, values in self.space.items() if isinstance(values, ValueRange)]
+        if self.sampler == "grid" and (ranges or self.trials is not None):
+            raise ValueError(f"sampler grid accepts lists only, and no trials; got {', '.join(ranges) or 'trials'}")
         if self.sampler != "grid" and self.trials is None:
-            raise ValueError(f"sampler {self.sampler} needs trials")
+            raise ValueError(f"sampler {self.sampler} requires trials")
         return self
 
 
 class TableLayoutRow(BaseOptions):
-    """One line of a table: whose runs it shows, and what the paper has there."""
+    """A row of a table: the row of the suite that it shows, and the paper's numbers."""
 
-    run: str | None = Field(None, description="row of the suite; left out: the paper's numbers alone")
-    group: str = Field("", description="heading above this and the following rows")
-    paper: tuple[float | str | None, ...] = Field((), description="the paper's numbers, a column each")
+    run: str | None = Field(None, description="row of the suite; default: show only the paper's numbers")
+    group: str = Field("", description="group heading above this row and the rows that follow")
+    paper: tuple[float | str | None, ...] = Field((), description="the paper's numbers, one per column")
 
 
 class TableLayout(BaseOptions):
-    """A table of the paper: columns, rows, and its numbers."""
+    """Layout of a table: its columns, its rows, and the paper's numbers."""
 
     title: str
     columns: dict[str, str] = Field(
-        description="heading and what it shows: a data set, average, validation, parameters, flops, minutes, "
-        "judge:CATEGORY, or attention:pass_one and attention:pass_two, the share on the object where there are masks"
+        description="heading and content: a data set, average, validation, parameters, flops, minutes, judge:CATEGORY, "
+        "or attention:pass_one and attention:pass_two, the share of attention on the object if the data has masks"
     )
-    spans: dict[str, int] = Field(default_factory=dict, description="headings above so many columns each")
+    spans: dict[str, int] = Field(
+        default_factory=dict, description="headings that span columns, with their number of columns"
+    )
     rows: dict[str, TableLayoutRow]
 
     @model_validator(mode="after")
     def _check_paper_numbers(self) -> TableLayout:
         for name, row in self.rows.items():
             if row.paper and len(row.paper) != len(self.columns):
-                raise ValueError(f"{name} has {len(row.paper)} numbers of the paper for {len(self.columns)} columns")
+                raise ValueError(
+                    f"row {name}: paper has {len(row.paper)} numbers, expected {len(self.columns)}, one per column"
+                )
         if self.spans and sum(self.spans.values()) != len(self.columns):
-            raise ValueError(f"spans cover {sum(self.spans.values())} of {len(self.columns)} columns")
+            raise ValueError(f"spans cover {sum(self.spans.values())} columns, expected {len(self.columns)}")
         return self
 
 
 class CurvesFigureOptions(BaseOptions):
-    """A figure of accuracy and attention against training images, steps and seconds."""
+    """Layout of a figure of accuracy and attention over training images, steps and seconds."""
 
     title: str
-    images: dict[str, int] = Field(min_length=2, description="data set and its number of training images")
-    steps_on: str = Field(description="data set whose validation is drawn step by step")
-    rows: dict[str, str] = Field(min_length=1, description="name in the legend and row of the suite")
+    images: dict[str, int] = Field(min_length=2, description="data sets and their number of training images")
+    steps_on: str = Field(description="data set whose validation is drawn over optimizer steps")
+    rows: dict[str, str] = Field(min_length=1, description="names in the legend and rows of the suite")
 
 
 class Suite(BaseOptions):
-    """Everything that decides an experiment but the machine it runs on."""
+    """A suite: everything that determines an experiment except the machine."""
 
-    recipe: str | None = Field(None, description="recipe that every run starts from; left out: the data set's own")
-    backbone: str = Field(description="frozen network of rows that name none")
-    datasets: dict[str, str | SuiteDataset] = Field(min_length=1, description="data sets by the name that tables use")
-    rows: dict[str, SuiteRow] = Field(min_length=1, description="what is compared, by name")
+    recipe: str | None = Field(None, description="base recipe of every run; default: the data set's own")
+    backbone: str = Field(description="default backbone of the rows")
+    datasets: dict[str, str | SuiteDataset] = Field(min_length=1, description="data sets, by the name that tables use")
+    rows: dict[str, SuiteRow] = Field(min_length=1, description="rows to compare, by name")
     seeds: tuple[int, ...] = Field(min_length=1, description="seeds of the final runs")
-    set: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe in all runs")
-    search: SearchOptions | None = Field(None, description="left out: the recipe's own settings are taken")
-    final: dict[str, Any] = Field(default_factory=dict, description="fields of the recipe in the final runs alone")
-    tables: dict[str, TableLayout] = Field(default_factory=dict, description="what is shown, by file name")
+    set: dict[str, Any] = Field(default_factory=dict, description="recipe fields for all runs")
+    search: SearchOptions | None = Field(None, description="default: no search, the recipe's settings are used")
+    final: dict[str, Any] = Field(default_factory=dict, description="recipe fields for the final runs")
+    tables: dict[str, TableLayout] = Field(default_factory=dict, description="tables, by file name")
     curves: dict[str, CurvesFigureOptions] = Field(default_factory=dict, description="figures of curves, by file name")
 
     @model_validator(mode="after")
@@ -146,22 +151,22 @@ class Suite(BaseOptions):
         for name, row in self.rows.items():
             for dataset in row.on or ():
                 if dataset not in self.datasets:
-                    raise ValueError(f"row {name}: there is no data set '{dataset}'")
+                    raise ValueError(f"row {name}: unknown data set '{dataset}'")
         cells = list(self.cells())
         for dataset, name in cells:
             lender = self.get_search_cell(dataset, name)
-            takes = f"{name} on {dataset} takes the settings of {lender[1]} on {lender[0]}"
+            uses = f"{name} on {dataset} uses the settings of {lender[1]} on {lender[0]}"
             if lender not in cells:
-                raise ValueError(f"{takes}, which is not run")
+                raise ValueError(f"{uses}, which the suite does not run")
             if self.get_search_cell(*lender) != lender or (lender != (dataset, name) and self.search is None):
-                raise ValueError(f"{takes}, which searches none")
+                raise ValueError(f"{uses}, which has no search")
         for table in self.tables.values():
-            for heading, what in table.columns.items():
-                if what not in shown and not what.startswith("judge:"):
-                    raise ValueError(f"table '{table.title}', column {heading}: there is no '{what}'")
+            for heading, content in table.columns.items():
+                if content not in shown and not content.startswith("judge:"):
+                    raise ValueError(f"table '{table.title}', column {heading}: unknown content '{content}'")
             for name, line in table.rows.items():
                 if line.run is not None and line.run not in self.rows:
-                    raise ValueError(f"table '{table.title}', {name}: there is no row '{line.run}'")
+                    raise ValueError(f"table '{table.title}', row {name}: the suite has no row '{line.run}'")
         for curves in self.curves.values():
             for kind, names, known in (
                 ("data set", (*curves.images, curves.steps_on), self.datasets),
@@ -169,28 +174,33 @@ class Suite(BaseOptions):
             ):
                 for name in names:
                     if name not in known:
-                        raise ValueError(f"curves '{curves.title}': there is no {kind} '{name}'")
+                        raise ValueError(f"curves '{curves.title}': unknown {kind} '{name}'")
         return self
 
     def source(self, dataset: str) -> SuiteDataset:
-        """A data set, spelled out."""
+        """Return a data set's options, also if the suite gives only its source."""
         given = self.datasets[dataset]
         return SuiteDataset(source=given) if isinstance(given, str) else given
 
     def get_search_cell(self, dataset: str, row: str) -> tuple[str, str]:
-        """The (data set, row) whose search a cell's settings come from: its own, unless it takes another's."""
+        """Return the (data set, row) whose search selects a cell's settings: itself unless `settings_of` is set."""
         return self.source(dataset).settings_of or dataset, self.rows[row].settings_of or row
 
     def cells(self, datasets: Sequence[str] = (), rows: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-        """Every (data set, row), or those of the names given.
+        """Yield every (data set, row), restricted to `datasets` and `rows` unless they are empty.
 
         Raises:
-            UsageError: one of them is not in the suite.
+            UsageError: the suite has no data set or row of a given name.
         """
-        for word, asked, known in (("data set", datasets, self.datasets), ("row", rows, self.rows)):
-            for name in asked:
+        for kind, code, names, known in (
+            ("data set", "bench.unknown-dataset", datasets, self.datasets),
+            ("row", "bench.unknown-row", rows, self.rows),
+        ):
+            for name in names:
                 if name not in known:
-                    raise UsageError(f"The suite has no {word} '{name}'.", what_to_do=did_you_mean(name, known))
+                    raise UsageError(
+                        f"The suite has no {kind} '{name}'.", what_to_do=did_you_mean(name, known), code=code
+                    )
         for row, options in self.rows.items():
             for dataset in options.on or self.datasets:
                 if (not datasets or dataset in datasets) and (not rows or row in rows):
@@ -198,31 +208,35 @@ class Suite(BaseOptions):
 
 
 def read_suite_summary(name: str) -> str:
-    """The first line of a built-in suite's header."""
+    """Return the first line of a built-in suite's header."""
     return get_header_comment(read_recipe_text(get_suite_path(name))).partition("\n")[0]
 
 
 def load_suite(name_or_path: str) -> tuple[str, Suite, str]:
-    """A suite by built-in name or by file: what it is called, the suite, and its text.
+    """Load a suite by built-in name or by path; return its name, the suite and its text.
 
     Raises:
-        UsageError: there is none, or it is not valid; every problem is named with its line.
+        UsageError: the suite does not exist, or it is not valid; the error lists every problem with its line.
     """
     path = Path(name_or_path)
     if path.suffix not in RECIPE_SUFFIXES or not path.is_file():
         if name_or_path not in list_suites():
             hint = did_you_mean(name_or_path, list_suites())
-            raise UsageError(f"There is no suite '{name_or_path}'.", what_to_do=f"{hint} Or name a YAML file.")
+            raise UsageError(
+                f"Unknown suite '{name_or_path}'.",
+                what_to_do=f"{hint} Or give the path of a YAML file.",
+                code="bench.unknown-suite",
+            )
         path = get_suite_path(name_or_path)
     text = read_recipe_text(path)
     return path.stem, parse_suite(text, path.name if path == get_suite_path(path.stem) else str(path)), text
 
 
 def parse_suite(text: str, origin: str) -> Suite:
-    """The suite that a YAML text holds.
+    """Parse the YAML text of a suite; `origin` names it in errors.
 
     Raises:
-        UsageError: it is not valid; every problem is named with its line.
+        UsageError: the suite is not valid; the error lists every problem with its line.
     """
     values, places = parse_mapping(text, origin, "suite")
     try:
@@ -233,11 +247,13 @@ def parse_suite(text: str, origin: str) -> Suite:
             loc = found["loc"]
             place = next((places[loc[:end]] for end in range(len(loc), 0, -1) if loc[:end] in places), origin)
             lines.append(" ".join(filter(None, (f"{place}:", format_field_path(loc), _format_validation_error(found)))))
-        raise UsageError(f"{origin} is not a valid suite.", list(dict.fromkeys(lines))) from error
+        raise UsageError(
+            f"{origin} is not a valid suite.", list(dict.fromkeys(lines)), code="bench.invalid-suite"
+        ) from error
 
 
 def merge_overrides(*blocks: Mapping[str, Any]) -> list[str]:
-    """`KEY=VALUE` of every field that some block sets, the last block's value."""
+    """Return `KEY=VALUE` for every field of the blocks; later blocks take precedence."""
     fields: dict[str, Any] = {}
     for block in blocks:
         fields |= block
@@ -245,6 +261,6 @@ def merge_overrides(*blocks: Mapping[str, Any]) -> list[str]:
 
 
 def _format_validation_error(found: Mapping[str, Any]) -> str:
-    return (
-        "is no field of a suite" if found["type"] == "extra_forbidden" else found["msg"].removeprefix("Value error, ")
-    )
+    if found["type"] == "extra_forbidden":
+        return "is not a field of a suite"
+    return found["msg"].removeprefix("Value error, ")

@@ -1,1 +1,1 @@
-"""Data: sources that name labelled images, and the way from a file to a batch."""
+"""Data sources, their splits, and the loaders that turn samples into batches."""

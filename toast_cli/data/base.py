@@ -1,4 +1,4 @@
-"""What every data source owes the rest of the house: splits of samples, their classes, and batches of them."""
+"""Interfaces of data sources: samples, splits, batch loaders and data sets."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image as it lies on disk, before any transform.
+    """A labelled image as stored, before any transform.
 
-    `mask` is `[H, W]` bool at the image's own size, True on the labelled object (a bounding box becomes
-    a filled rectangle), None where the source has neither. `name` is what an error or a table calls the image.
-    Where pixels are labelled and not images, `label` is -1 and `classes` `[H, W]` uint8 has a class for every pixel,
-    255 where there is none.
+    Attributes:
+        image: the image at its original size.
+        label: class index; -1 if the labels belong to pixels.
+        name: name of the image in messages and tables.
+        mask: `[H, W]` bool at the image's size, True on the labelled object. A bounding box becomes a filled
+            rectangle. None if the source has neither masks nor boxes.
+        classes: `[H, W]` uint8, the class of every pixel, 255 for none. None if the label belongs to the image.
     """
 
     image: Image
@@ -35,25 +38,29 @@ class Sample:
 
 
 SplitKind = Literal["images", "pixels", "stream", "conversations", "documents"]
-"""What a split holds, which decides its loader: images with a label, or with one for every pixel; images that can only
-be read from front to end; conversations; running text."""
+"""Contents of a split, which decide its loader: labelled images, images with a label for every pixel, images that can
+only be read in sequence, conversations, or running text."""
 
 
 class Split(Protocol):
-    """An ordered set of samples. A split of anything but labelled images says so by an attribute `kind`."""
+    """An ordered set of samples. A split of anything except labelled images has an attribute `kind`."""
 
     @property
     def has_masks(self) -> bool:
-        """Whether every sample brings a mask."""
+        """Whether every sample has a mask."""
 
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> Any:
-        """Read one sample; raises a ToastError that names it when it cannot be read."""
+        """Read one sample.
+
+        Raises:
+            ToastError: the sample cannot be read; the message names it.
+        """
 
 
 class ImageSplit(Split, Protocol):
-    """An ordered set of images whose labels are known without opening a single one."""
+    """An ordered set of images whose labels are known without opening them."""
 
     @property
     def labels(self) -> Sequence[int]:
@@ -61,63 +68,67 @@ class ImageSplit(Split, Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """What an error or a table calls every sample."""
+        """Name of every sample in messages and tables."""
 
     def load(self, index: int) -> Sample:
-        """Read one image; raises a ToastError that names it when it cannot be read."""
+        """Read one image.
+
+        Raises:
+            ToastError: the image cannot be read; the message names it.
+        """
 
 
 def kind_of(split: Split) -> SplitKind:
-    """Return what a split holds; labelled images, where it does not say."""
+    """Return the `kind` of a split; `images` if it has none."""
     return getattr(split, "kind", "images")
 
 
 def describe_masks(split: Split) -> str | None:
-    """What a split's masks are, in words (its `marks`, where it says so); None where it has none.
+    """Return a description of a split's masks (its `marks`), or None if it has no masks.
 
-    A share inside a box and one inside an outline are different numbers.
+    Shares of attention are comparable only between masks of the same kind: a box covers more than an outline.
     """
     return getattr(split, "marks", "masks") if split.has_masks else None
 
 
 def get_image_folders(split: Split) -> frozenset[Path]:
-    """The folders that a split's images are read from (its `folders`); none where it reads from something else."""
+    """Return the folders that a split reads images from (its `folders`); empty if it reads from something else."""
     return getattr(split, "folders", frozenset())
 
 
 class BatchLoader(Protocol):
-    """Batches of a split, over and over: mappings of tensors whose first dimension is the batch."""
+    """An iterable of the batches of a split. A batch maps names to tensors whose first dimension is the batch."""
 
     notes: tuple[str, ...]
 
     @property
     def skipped(self) -> Mapping[str, str]:
-        """Samples that could not be read and were left out so far: why, by name."""
+        """Samples left out so far because they could not be read: the reason, by name."""
 
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
     def set_epoch(self, epoch: int, begin: int = 0) -> None:
-        """Shuffle and augment as in this epoch, from the next iteration on, which leaves `begin` batches out."""
+        """Set the epoch for shuffling and augmentation. The next iteration skips the first `begin` batches."""
 
 
 CACHED_KEY = "known"
-"""Is in a batch whose inputs were left out, being known already."""
+"""Key of a batch that has no inputs because their first pass is already cached."""
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """Which batches are wanted.
+    """Size, order and contents of the batches of a loader.
 
     Attributes:
-        batch_size: samples that all `processes` see together; each process gets its share.
-        shuffle: draw samples in a random order that the seed and the epoch decide.
+        batch_size: samples per batch, over all `processes` together.
+        shuffle: draw samples in a random order given by the seed and the epoch.
         augment: apply the random transforms of training.
         with_masks: include the mask of the labelled object.
         process: index of this process.
-        processes: number of processes that share the batches.
-        views: number of fixed augmentations, which take turns from epoch to epoch; None for a new one each time.
+        processes: number of processes that share every batch.
+        views: number of fixed augmentations of each image, one per epoch in turn; None for new ones in every epoch.
     """
 
     batch_size: int
@@ -131,14 +142,14 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How every loader of a run works, whatever its batches.
+    """Settings shared by all loaders of a run.
 
     Attributes:
         seed: seed of order and augmentation.
         workers: worker processes that decode images; 0 decodes in the main process.
         pin_memory: put batches into page-locked memory, which a GPU can copy from while it computes.
-        images: how an image becomes the backbone's input.
-        pixels: the same for tasks with a label for every pixel; None for other tasks.
+        images: transforms from an image to the backbone's input.
+        pixels: options of tasks with a label for every pixel; None for other tasks.
     """
 
     seed: int = 0
@@ -150,10 +161,12 @@ class LoaderOptions:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Splits that share one class map (empty for texts).
+    """Splits that share one class map.
 
-    `splits` maps `train`, `val` and `test` to their samples; a source that has no `val` or `test` leaves it out.
-    `notes` are sentences a user should read before trusting a number (a split we made, a count that differs).
+    Attributes:
+        classes: class names in the order of the labels; empty for texts.
+        splits: samples of `train` and, if the source has them, `val` and `test`.
+        notes: sentences to read before trusting a result, for example about a split made here or an unexpected count.
     """
 
     classes: tuple[str, ...]
@@ -163,11 +176,14 @@ class DataSet:
 
 @dataclass(frozen=True)
 class DataSource:
-    """A registered data source: its settings, how it is opened, what it needs on disk and where that is published.
+    """A registered data source.
 
-    `open(options, data_dir)` returns the `DataSet`; `data_dir` is what the user gave as `--data-dir`, or None. `task`
-    is what its data are for where a recipe does not say. `home` is the address of the data set's own site, where there
-    is one.
+    Attributes:
+        options: its settings, a section of a recipe.
+        open: a function of (options, data_dir) that returns the `DataSet`; `data_dir` is `--data-dir`, or None.
+        needs: what the source needs on disk, for listings.
+        task: the task of a recipe that names none.
+        home: address of the data set's own site; may be empty.
     """
 
     options: type[NamedOptions]
@@ -178,26 +194,31 @@ class DataSource:
 
 
 def require_images(data: DataSet, where: str) -> None:
-    """Check that a data set is made of images.
+    """Check that a data set contains images.
 
     Raises:
-        UsageError: it is made of texts.
+        UsageError: it contains texts.
     """
     if not data.classes:
-        raise UsageError(f"{where} holds texts.", what_to_do="This is for images: 'toast data ls' tells which are.")
+        raise UsageError(
+            f"{where} contains texts, not images.",
+            what_to_do="Give a data set of images; 'toast data ls' lists all sources.",
+            code="data.not-images",
+        )
 
 
 def get_image_splits(data: DataSet, where: str) -> dict[str, ImageSplit]:
-    """The splits of a data set that is made of images.
+    """Return the splits of a data set of images.
 
     Raises:
-        UsageError: it is made of texts, or is streamed.
+        UsageError: the data set contains texts, or is streamed.
     """
     require_images(data, where)
     if any(not hasattr(split, "names") for split in data.splits.values()):
         raise UsageError(
-            f"{where} is read from front to end.",
-            "This looks images up, some of them or all against each other.",
-            "Give the data unpacked, or in one archive (archive:FILE).",
+            f"{where} is streamed.",
+            "This command needs random access to images; a stream can only be read in sequence.",
+            "Unpack the data, or pack it in one archive (archive:FILE).",
+            code="data.streamed",
         )
     return dict(data.splits)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""One class map for all splits: what the training split holds, or what a file says, and every label in it."""
+"""The class map shared by all splits: the classes of the training split, or those that a file lists."""
 
 from __future__ import annotations
 
@@ -18,53 +18,65 @@ if TYPE_CHECKING:
 
 
 def read_class_file(path: str | None, data_dir: Path | None) -> tuple[str, ...] | None:
-    """The classes that a file names, in the order of the logits; None where no file is given.
+    """Return the classes that a file lists, in the order of the logits; None if `path` is None.
 
-    A class stands on each line; a JSON file holds a list, or an object with `classes`, as an adapter's configuration.
+    A text file has one class per line. A JSON file contains a list, or an object with the key `classes`, such as the
+    configuration of an adapter.
 
     Raises:
-        ToastError: there is no such file, it holds no classes, or one twice.
+        ToastError: the file does not exist, cannot be read, lists fewer than two classes, or lists a class twice.
     """
     if path is None:
         return None
     file = find_file(path, data_dir, "dataset.class_file=FILE")
     try:
         text = read_text_file(file)
-        found: Any = json.loads(text) if file.suffix.lower() == ".json" else text.splitlines()
+        content: Any = json.loads(text) if file.suffix.lower() == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
-        raise ToastError(f"The class file {file} cannot be read.", str(error)) from error
-    found = found.get("classes") if isinstance(found, dict) else found
-    names = tuple(str(name).strip() for name in found or () if str(name).strip()) if isinstance(found, list) else ()
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if len(names) < 2 or twice:
+        raise ToastError(f"Cannot read the class file {file}.", str(error), code="data.unreadable-file") from error
+    listed = content.get("classes") if isinstance(content, dict) else content
+    names = tuple(str(name).strip() for name in listed or () if str(name).strip()) if isinstance(listed, list) else ()
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if len(names) < 2 or repeated:
         raise ToastError(
-            f"{file} names {format_class_names(twice)} twice." if twice else f"{file} does not name two classes.",
-            what_to_do="Expected is a class on each line, or a JSON list of them.",
+            f"{file} lists {format_class_names(repeated)} more than once."
+            if repeated
+            else f"{file} lists fewer than two classes.",
+            what_to_do="List each class once: one per line, or as a JSON list.",
+            code="data.duplicate-class" if repeated else "data.too-few-classes",
         )
     return names
 
 
 def sort_class_names(labels: Collection[str]) -> tuple[str, ...]:
-    """The class map of the names that labels have: sorted, as numbers where all are numbers."""
+    """Return the distinct labels in sorted order; numerically if all of them are numbers."""
     if all(map(str.isdecimal, labels)):
-        return tuple(sorted(set(labels), key=lambda name: (int(name), name)))  # '01' is another class than '1'
+        return tuple(sorted(set(labels), key=lambda name: (int(name), name)))  # '01' and '1' are different classes
     return tuple(sorted(set(labels)))
 
 
 def require_known_classes(
     classes: Collection[str], found: Mapping[str, Collection[str]], where: str, origin: str = "train"
 ) -> None:
-    """Check that no split has a label that the class map does not have; `origin` is what the map was made from.
+    """Check that every label of every split is in the class map.
+
+    Args:
+        classes: the class map.
+        found: the labels of each split.
+        where: the data set, for messages.
+        origin: where the class map comes from, for messages.
 
     Raises:
-        ToastError: one has; the difference is shown, both ways. Or a class name is no printable text.
+        ToastError: a split has an unknown label (the message lists the differences in both directions), or a class
+            name is not printable.
     """
     for name in classes:
         if not name.isprintable():
             raise ToastError(
-                f"{where}: the class name {name!r} cannot be written down.",
-                "It is no UTF-8 text, or holds control characters.",
-                "Rename it.",
+                f"{where}: the class name {name!r} is not printable.",
+                "It is not valid UTF-8, or contains control characters.",
+                "Rename the class.",
+                code="data.unprintable-class",
             )
     for part, labels in found.items():
         unknown = sorted(set(labels) - set(classes))
@@ -72,25 +84,26 @@ def require_known_classes(
             continue
         missing = sorted(set(classes) - set(labels))
         raise ToastError(
-            f"{where}: {part} holds {format_class_names(unknown)}, which {origin} does not have.",
-            f"{origin} has {format_class_names(missing)} beside what both have."
+            f"{where}: {part} has {format_class_names(unknown)}, missing from {origin}.",
+            f"{part} does not have {format_class_names(missing)}."
             if missing
-            else f"{part} has all of {origin}'s.",
-            "Labels must be spelled alike in all splits. Add training images of a class that has none, or remove it."
+            else f"{part} has all classes of {origin}.",
+            "Spell labels alike in all splits, and add training images of every class or remove the class."
             if origin == "train"
-            else "Mend the file or the labels.",
+            else "Correct the class file or the labels.",
+            code="data.unknown-class",
         )
 
 
 def check_trainable_classes(train: FileSplit, classes: Sequence[str], where: str, given: bool) -> list[str]:
-    """What should be said about classes without a training image: nothing may miss one, unless a file `given` names it.
+    """Return notes about classes without a training image, which are allowed only if a class file is `given`.
 
     Raises:
-        ToastError: a class cannot be learned.
+        ToastError: no class file is given, and there is a single class or a class without a training image.
     """
     if not given:
         require_all_classes_in_train(train, classes, where)
         return []
-    seen = set(train.labels)
-    missing = [name for label, name in enumerate(classes) if label not in seen]
-    return [f"train: no image of {format_class_names(missing)}, which the class file names"] if missing else []
+    present = set(train.labels)
+    missing = [name for label, name in enumerate(classes) if label not in present]
+    return [f"train: no image of {format_class_names(missing)}, which the class file lists"] if missing else []

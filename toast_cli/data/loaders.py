@@ -1,4 +1,4 @@
-"""The loader of a split, chosen by what the split holds."""
+"""The loader of a split, chosen by the kind of the split."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def build_loader(split: Any, backbone: Backbone, batches: BatchOptions, options: LoaderOptions) -> BatchLoader:
-    """Return the batches of a split as the backbone takes them.
+    """Return a loader of a split's batches, preprocessed for the backbone.
 
     Raises:
-        UsageError: the backbone takes no such input, or the options do not fit it.
-        ToastError: the split cannot be read, or holds nothing to learn from.
+        UsageError: the backbone does not accept this kind of input, or the options do not fit it.
+        ToastError: the split cannot be read, or has nothing to learn from.
     """
     kind = kind_of(split)
     if kind == "conversations":

@@ -1,4 +1,4 @@
-"""Where data sets lie: `--data-dir`, else the environment, else `./data`."""
+"""Lookup of data sets: in `--data-dir`, or in the folder that the environment names, or in `./data`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ DATA_DIR_VARIABLE = "TOAST_DATA_DIR"
 
 
 def get_data_dir(given: Path | None) -> Path:
-    """The folder that holds data sets: what the user gave, else `TOAST_DATA_DIR`, else `data` in the current folder.
+    """Return the folder of data sets: `given`, or `TOAST_DATA_DIR`, or `data` in the current folder.
 
-    The folder need not exist; whoever looks into it says what is missing there.
+    The folder need not exist.
     """
     if given is not None:
         return given
@@ -21,29 +21,37 @@ def get_data_dir(given: Path | None) -> Path:
 
 
 def list_candidate_paths(path: str, data_dir: Path | None) -> list[Path]:
-    """Where a path may lie: --data-dir goes first where it was given, TOAST_DATA_DIR or ./data last."""
+    """Return the absolute paths where `path` is looked up, in order.
+
+    With a `data_dir`: in it, then in the current folder. Without: in the current folder, then in the default folder
+    of data sets.
+    """
     here = Path(path).expanduser()
-    found = [data_dir / here, here] if data_dir is not None else [here, get_data_dir(None) / here]
-    return list(dict.fromkeys(place.absolute() for place in found))
+    candidates = [data_dir / here, here] if data_dir is not None else [here, get_data_dir(None) / here]
+    return list(dict.fromkeys(candidate.absolute() for candidate in candidates))
 
 
 def resolve_path(path: str, data_dir: Path | None) -> str:
-    """The same for one place from whatever folder it is named; a path that is nowhere (a hub's id) stays as it is."""
-    return next((str(place.resolve()) for place in list_candidate_paths(path, data_dir) if place.exists()), path)
+    """Return the resolved path of an existing file or folder; return `path` itself if there is none (a hub's id)."""
+    candidates = list_candidate_paths(path, data_dir)
+    return next((str(candidate.resolve()) for candidate in candidates if candidate.exists()), path)
 
 
 def find_file(path: str, data_dir: Path | None, shorthand: str) -> Path:
-    """The file that `path` means; `shorthand` is how a user names one, for example `archive:FILE`.
+    """Return the first existing file among the candidate paths of `path`.
+
+    `shorthand` is the form in which a user names such a file, for example `archive:FILE`.
 
     Raises:
-        ToastError: there is none.
+        ToastError: there is no such file.
     """
-    looked = list_candidate_paths(path, data_dir)
-    for place in looked:
-        if place.is_file():
-            return place
+    candidates = list_candidate_paths(path, data_dir)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
     raise ToastError(
         f"There is no file '{path}'.",
-        f"Looked for {' and '.join(map(str, looked))}.",
-        f"Give an existing file as {shorthand}, or the folder it lies in as --data-dir.",
+        f"Looked for {' and '.join(map(str, candidates))}.",
+        f"Give an existing file as {shorthand}, or its folder as --data-dir.",
+        code="data.missing-file",
     )

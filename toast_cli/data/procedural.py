@@ -1,4 +1,4 @@
-"""Splits of procedurally generated images: an image is drawn when it is asked for, and nothing is stored."""
+"""Splits of procedurally generated images, drawn on demand and never stored."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProceduralSplit:
-    """A fixed number of drawn images.
+    """A split of a fixed number of drawn images.
 
     Args:
-        prefix: what every image's name begins with.
-        length: how many images there are.
-        draw: draws the image of `first + index`; must not depend on anything but the index.
-        classes: labels are `(first + index) % classes`, so they are balanced and known without drawing; None: labels
-            belong to pixels, and every image has label -1.
-        first: where the split begins in a longer list that `draw` counts from.
-        has_masks: whether samples bring the mask of the object.
-        marks: what the masks are of.
+        prefix: prefix of every image's name.
+        length: number of images.
+        draw: function that draws the image of `first + index`; it must depend only on its argument.
+        classes: number of classes; labels are `(first + index) % classes`, balanced and known without drawing. None if
+            labels belong to pixels; every image then has the label -1.
+        first: offset of the split in the sequence of `draw`.
+        has_masks: whether samples have the mask of the object.
+        marks: description of the masks.
     """
 
     prefix: str
@@ -58,5 +58,5 @@ class ProceduralSplit:
     def load(self, index: int) -> Sample:
         """Draw the image at `index`."""
         if not 0 <= index < self.length:
-            raise IndexError(f"{self.prefix} has {self.length} images, there is no image {index}")
+            raise IndexError(f"index {index} is out of range: {self.prefix} has {self.length} images")
         return self.draw(self.first + index)

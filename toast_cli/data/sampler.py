@@ -1,4 +1,4 @@
-"""Batches shared out among the processes of a run: every sample in one of them, none twice."""
+"""Batches of indices, sharded over the processes of a run: every sample goes to exactly one process."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from toast_cli.utils.errors import UsageError
 
 
 class ShardedBatchSampler(Sampler[list[int]]):
-    """One process's part of every batch of indices.
+    """A sampler of one process's share of every batch.
 
-    Batches are those that a single process would see; each process takes a stretch of every one, so that together they
-    see the same samples in the same steps. Where a last batch is too small to go round, a process without a part is
-    given one sample whose labels are to be ignored (`fill`): all processes then take the same number of steps.
+    Global batches do not depend on the number of processes. Each process takes a contiguous range of every batch, so
+    all processes together see the same samples in the same steps as a single one. If the last batch has fewer samples
+    than there are processes, a process without a share takes one sample, and `fill` sets its labels to `IGNORE_INDEX`.
+    All processes therefore take the same number of steps.
 
     Raises:
-        UsageError: a whole batch is too small to go round.
+        UsageError: `batch_size` is smaller than `processes`.
     """
 
     def __init__(self, sampler: Sampler[int], batch_size: int, process: int = 0, processes: int = 1) -> None:
         if batch_size < processes:
             raise UsageError(
-                f"A batch of {batch_size} cannot be shared by {processes} processes.",
-                "Batch sizes in a recipe are for all processes together.",
+                f"A batch size of {batch_size} is too small for {processes} processes.",
+                "Batch sizes in a recipe are totals over all processes.",
                 "Raise training.batch_size and training.eval_batch_size, or start fewer processes.",
+                code="training.batch-too-small",
             )
         self.sampler = sampler
         self.batch_size = batch_size
@@ -37,7 +39,7 @@ class ShardedBatchSampler(Sampler[list[int]]):
         self._begin = 0
 
     def set_epoch(self, epoch: int, begin: int = 0) -> None:
-        """Shuffle as in this epoch, if anything is shuffled, and leave its first `begin` batches out."""
+        """Set the epoch for shuffling. The next iteration skips the first `begin` batches."""
         self._begin = begin
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
@@ -53,26 +55,26 @@ class ShardedBatchSampler(Sampler[list[int]]):
         for index in self.sampler:
             batch.append(index)
             if len(batch) == self.batch_size:
-                yield self._part(batch)
+                yield self._share(batch)
                 batch = []
         if batch:
-            yield self._part(batch)
+            yield self._share(batch)
 
     def fill(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The batches made of these indices, with labels ignored where there was no part for this process."""
+        """Yield `batches`; set labels to `IGNORE_INDEX` in a batch of which this process has no share."""
         for number, batch in enumerate(batches, self._begin):
             size = min(self.batch_size, len(self.sampler) - number * self.batch_size)  # type: ignore[arg-type]
-            begin, end = self._stretch(size)
+            begin, end = self._share_bounds(size)
             if begin == end:
                 for name in ("label", "labels"):
                     if name in batch:
                         batch[name].fill_(IGNORE_INDEX)
             yield batch
 
-    def _part(self, batch: list[int]) -> list[int]:
-        begin, end = self._stretch(len(batch))
+    def _share(self, batch: list[int]) -> list[int]:
+        begin, end = self._share_bounds(len(batch))
         return batch[begin:end] or batch[:1]
 
-    def _stretch(self, size: int) -> tuple[int, int]:
-        # Rounded up, so that the first process, which speaks for all, always has something to speak of.
+    def _share_bounds(self, size: int) -> tuple[int, int]:
+        # Rounded up: the first process, which reports for all, always has a share.
         return -(-size * self.process // self.processes), -(-size * (self.process + 1) // self.processes)

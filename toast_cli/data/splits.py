@@ -1,7 +1,7 @@
-"""Splits that we have to make ourselves: held out per class, from a fixed seed, the same on every machine.
+"""Splits for data sets that come without them, held out per class, reproducible on every machine.
 
-Each class is put in one random order, by a hash of the seed and the image's name. Parts are cut from the front of
-it, so neither the order in which a file system lists files nor the version of Python has a say.
+The images of each class are ordered by a hash of the seed and the image's name, and splits are taken from the front.
+The result depends neither on the order in which a file system lists files nor on the version of Python.
 """
 
 from __future__ import annotations
@@ -25,48 +25,47 @@ if TYPE_CHECKING:
 
 
 class SplitOptions(NamedOptions):
-    """What a source on disk can be told about the splits it has to make itself."""
+    """Options of the splits that a source on disk makes itself."""
 
     val_fraction: float = Field(
-        0.1, ge=0, lt=1, description="share of each class's training images held out where there is no validation split"
+        0.1, ge=0, lt=1, description="fraction of each class's training images held out if there is no validation split"
     )
-    split_seed: int = Field(0, ge=0, description="seed of every split that is made, apart from the run's own seed")
+    split_seed: int = Field(0, ge=0, description="seed of the splits made here, independent of the run's seed")
     shots: int | None = Field(
-        None, ge=1, description="keep this many training images per class, drawn after validation was held out"
+        None, ge=1, description="keep only this many training images per class, drawn after validation is held out"
     )
 
 
 class UnsplitDataOptions(SplitOptions):
-    """The same for a source that may not be split at all."""
+    """Options of the splits of a source that may come without any."""
 
     test_fraction: float = Field(
-        0.2, ge=0, lt=1, description="share of each class held out for test where the data is not split at all"
+        0.2, ge=0, lt=1, description="fraction of each class held out for test if the data has no splits"
     )
     class_file: str | None = Field(
         None,
-        description="file with a class on each line, in the order of the logits; left out: those of train, sorted",
+        description="file with one class per line, in the order of the logits; default: the classes of train, sorted",
     )
 
 
 SPLIT_ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""What a split is called here, by the lower case of what folders, tables and hubs call it."""
+"""Canonical names of splits, by the lower-case names used in folders, tables and on hubs."""
 
 
 def hold_out(
     names: Sequence[str], labels: Sequence[int], fraction: float, seed: int, leave: int = 1
 ) -> tuple[list[int], list[int]]:
-    """Indices that stay and indices that are held out, each in their old order.
+    """Return the indices that are kept and those that are held out, both in increasing order.
 
-    Of a class of n images, `fraction * n` rounded are held out: at least one (unless `fraction` is 0) and never so
-    many that fewer than `leave` stay. A class of `leave` images or fewer stays whole.
+    Of a class of n images, `round(fraction * n)` are held out: at least one (unless `fraction` is 0), and never so many
+    that fewer than `leave` remain. Nothing is held out of a class of `leave` images or fewer.
     """
-
     held = set(_select_per_class(names, labels, seed, lambda count: _count_held_out(count, fraction, leave)))
     return [i for i in range(len(names)) if i not in held], sorted(held)
 
 
 def hold_out_indices(numbers: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same for samples of one class whose names are their numbers `[n]`, in a few bytes of memory each."""
+    """Split the samples `numbers` `[n]` of a single class as `hold_out` does, using only a few bytes per sample."""
     import numpy as np
 
     places = (int(hash_text(f"{seed}/{number}")[:16], 16) for number in numbers)
@@ -76,21 +75,24 @@ def hold_out_indices(numbers: np.ndarray, fraction: float, seed: int) -> tuple[n
 
 
 def select_shots(names: Sequence[str], labels: Sequence[int], shots: int, seed: int) -> list[int]:
-    """Indices of `shots` images per class (of all, in a class that has fewer), in their old order.
+    """Return the indices of `shots` images per class (all images of a smaller class), in increasing order.
 
-    Fewer shots are always a subset of more.
+    A smaller number of shots selects a subset of a larger one.
     """
     return sorted(_select_per_class(names, labels, seed, lambda count: shots))
 
 
 def compute_split_hash(names: Sequence[str], labels: Sequence[int]) -> str:
-    """Eight hexadecimal digits that two runs share exactly when they hold the same images under the same labels."""
+    """Return a hash of a split's names and labels: eight hexadecimal digits, independent of the order of the images."""
     lines = sorted(f"{name}\t{label}\n" for name, label in zip(names, labels, strict=True))
     return hash_text("".join(lines))[:8]
 
 
 def get_split_hash(split: Split) -> str | None:
-    """The `split_hash` of any split whose samples have names, or a stream's own; texts count as unlabelled."""
+    """Return the hash of a split whose samples have names, or a stream's own `digest`; None if there is neither.
+
+    Samples without labels count as having the label 0.
+    """
     names = getattr(split, "names", None)
     return (
         getattr(split, "digest", None)
@@ -102,9 +104,9 @@ def get_split_hash(split: Split) -> str | None:
 def make_train_val_splits(
     train: FileSplit, val: FileSplit | None, options: SplitOptions
 ) -> tuple[dict[str, FileSplit], list[str]]:
-    """`train` and, if there is one, `val`, and the notes that say what was made here.
+    """Return `train` and, if not empty, `val`, with notes on what was made here.
 
-    Where the source has no validation split it is held out of train; only then are shots drawn.
+    Validation is held out of train if the source has no validation split. Shots are drawn after that.
     """
     notes = []
     seed = options.split_seed
@@ -127,8 +129,8 @@ def make_train_val_splits(
 def make_train_val_test_splits(
     images: FileSplit, options: UnsplitDataOptions
 ) -> tuple[dict[str, FileSplit], list[str]]:
-    """The splits of images that nobody has divided: test and validation are both made here; and the notes about it."""
-    # A class of three or more images keeps two here, so that validation and train get one each.
+    """Split images that come without splits into train, val and test, and return notes on what was made."""
+    # Keep at least two images of a class, so that train and validation get one each.
     kept, held = hold_out(images.names, images.labels, options.test_fraction, options.split_seed, leave=2)
     train, test = images.take(kept), images.take(held)
     made, notes = make_train_val_splits(train, None, options)
@@ -140,7 +142,7 @@ def make_train_val_test_splits(
 def complete_splits(
     parts: dict[str, FileSplit], options: SplitOptions, where: str
 ) -> tuple[dict[str, FileSplit], list[str]]:
-    """The splits of images of which `train` and perhaps others are given, and the notes about what was made."""
+    """Return all splits of a source that has `train` and possibly others, with notes on what was made."""
     made, notes = make_train_val_splits(parts["train"], parts.get("val"), options)
     if "test" in parts:
         made["test"] = parts["test"]
@@ -150,7 +152,7 @@ def complete_splits(
 
 
 def format_held_out_note(part: str, source: str, fraction: float, seed: int, held: FileSplit) -> str:
-    """The sentence about a split that was made here."""
+    """Return a note on a split that was made here."""
     if not len(held):
         return f"{part}: none was held out (fraction {fraction:g}, or a single image per class)"
     return (
@@ -160,43 +162,45 @@ def format_held_out_note(part: str, source: str, fraction: float, seed: int, hel
 
 
 def require_all_classes_in_train(train: FileSplit, classes: Sequence[str], where: str) -> None:
-    """Check that each class can be learned.
+    """Check that there are two or more classes, each with a training image.
 
     Raises:
-        ToastError: there is one class only, or some have no training image; they are named.
+        ToastError: there are fewer than two classes, or some have no training image; the message names them.
     """
     if len(classes) < 2:
         raise ToastError(
-            f"{where} holds a single class, '{classes[0]}'." if classes else f"{where} holds no class.",
-            "There is nothing to tell apart.",
-            "Give images of two classes or more.",
+            f"{where} has a single class, '{classes[0]}'." if classes else f"{where} has no classes.",
+            "Classification needs at least two classes.",
+            "Add images of other classes.",
+            code="data.too-few-classes",
         )
-    seen = set(train.labels)
-    missing = [name for label, name in enumerate(classes) if label not in seen]
+    present = set(train.labels)
+    missing = [name for label, name in enumerate(classes) if label not in present]
     if missing:
         raise ToastError(
-            f"No training image of {format_class_names(missing)} in {where}.",
-            "Every class needs at least one.",
-            "Add images, or remove the class everywhere.",
+            f"{where} has no training image of {format_class_names(missing)}.",
+            "Every class needs at least one training image.",
+            "Add images, or remove the class from all splits.",
+            code="data.class-without-images",
         )
 
 
 def format_class_names(names: Sequence[str], most: int = 5) -> str:
-    """`class 'a'`, or `classes 'a', 'b' and 7 more`, for a message."""
+    """Format class names for a message: `class 'a'`, or `classes 'a', 'b' and 7 more`."""
     shown = ", ".join(f"'{name}'" for name in names[:most])
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{'class' if len(names) == 1 else 'classes'} {shown}{more}"
 
 
 def _count_held_out(count: int, fraction: float, leave: int = 1) -> int:
-    """How many of a class of so many are held out."""
+    """Return how many of `count` images of a class are held out."""
     return min(max(1, int(fraction * count + 0.5)), max(0, count - leave)) if fraction > 0 else 0
 
 
 def _select_per_class(
     names: Sequence[str], labels: Sequence[int], seed: int, how_many: Callable[[int], int]
 ) -> list[int]:
-    """The first `how_many(size of the class)` of each class's random order."""
+    """Return the indices of the first `how_many(class size)` images of each class in hash order."""
     classes: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         classes.setdefault(label, []).append(index)

@@ -1,4 +1,4 @@
-"""A part of a split: the images of some indices, as a split of their own."""
+"""A subset of a split, by indices."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class SplitSubset:
 
     @property
     def kind(self) -> SplitKind:
-        """Return what the split holds."""
+        """The kind of the split."""
         return kind_of(self.split)
 
     @property
     def has_masks(self) -> bool:
-        """Whether every sample brings a mask."""
+        """Whether every sample has a mask."""
         return self.split.has_masks
 
     @property
     def marks(self) -> str | None:
-        """What the masks are."""
+        """Description of the masks."""
         return describe_masks(self.split)
 
     @property
@@ -44,7 +44,7 @@ class SplitSubset:
 
     @property
     def names(self) -> Sequence[str]:
-        """What an error or a table calls every sample."""
+        """Name of every sample in messages and tables."""
         names = self.split.names
         return [names[index] for index in self.indices]
 
@@ -57,12 +57,16 @@ class SplitSubset:
         return len(self.indices)
 
     def load(self, index: int) -> Sample:
-        """Read one image; raises a ToastError that names it when it cannot be read."""
+        """Read one image.
+
+        Raises:
+            ToastError: the image cannot be read; the message names it.
+        """
         return self.split.load(self.indices[index])
 
 
 def draw_subset(split: ImageSplit, count: int | None, seed: int = 0) -> ImageSplit:
-    """So many images that the seed draws, in the split's order; None, or no more than there are: all of them."""
+    """Return `count` randomly drawn images, in the split's order; the whole split if `count` is None or too large."""
     import numpy as np
 
     if count is None or count >= len(split):

@@ -98,5 +98,6 @@ def test_the_figure_has_a_line_for_every_row_and_the_files_name_every_run(
 
 
 def test_a_name_that_is_not_in_the_suite_is_refused() -> None:
-    with pytest.raises(UsageError, match="no data set 'none'"):
+    with pytest.raises(UsageError, match="'none'") as refused:
         parse_suite(SUITE.replace("steps_on: many", "steps_on: none"), "growth.yaml")
+    assert refused.value.code == "bench.invalid-suite"

@@ -122,4 +122,4 @@ def test_where_no_data_can_be_read_no_time_is_made_up(capsys: pytest.CaptureFixt
 
     print_costs([StageCost("Dogs", "linear", "final", 3, None, "Stanford Dogs was not found.")], 1, out, as_json=False)
     told = capsys.readouterr().out
-    assert "3 runs; their data cannot be read here, so no time is known." in told and "about" not in told
+    assert "3 runs; no time estimate" in told and "about" not in told

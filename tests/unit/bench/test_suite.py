@@ -180,6 +180,13 @@ def test_a_missing_file_is_said_before_anything_runs(experiment: Experiment) -> 
         experiment.check()
 
 
+def test_a_missing_input_is_named_with_its_field() -> None:
+    with pytest.raises(UsageError) as refused:
+        made(changes=("backbone.weights=gone",)).check()
+    assert refused.value.code == "bench.missing-input"
+    assert "gone" in refused.value.what and "backbone.weights" in refused.value.why
+
+
 def test_a_file_that_changes_while_a_suite_runs_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_text("weights")
@@ -188,8 +195,9 @@ def test_a_file_that_changes_while_a_suite_runs_is_refused(tmp_path: Path) -> No
     recipe = experiment.recipe("Markings", "linear", "final", job.seed)
     experiment.check_unchanged(recipe)
     file.write_text("other weights")
-    with pytest.raises(ToastError, match="was changed since the suite was started"):
+    with pytest.raises(ToastError) as refused:
         experiment.check_unchanged(recipe)
+    assert refused.value.code == "bench.input-changed" and str(file) in refused.value.what
 
 
 def test_starts_are_given_by_backbone_or_for_all() -> None:
@@ -200,49 +208,48 @@ def test_starts_are_given_by_backbone_or_for_all() -> None:
     ("old", "new", "words"),
     [
         ("seeds: [0, 1]", "seeds: []", ("x.yaml:7", "seeds")),
-        ("seeds: [0, 1]", "seds: [0]", ("x.yaml:7", "seds is no field of a suite")),
-        ("on: [Markings]", "on: [Marks]", ("there is no data set 'Marks'",)),
-        ("run: lora", "run: lorra", ("there is no row 'lorra'",)),
-        ("[1, 2, 3, 4, 5]", "[1, 2]", ("Theirs has 2 numbers of the paper for 5 columns",)),
-        ("M: Markings", "M: Marking", ("there is no 'Marking'",)),
-        ("[0.01, 0.001]", "{low: 0.001, high: 1, log: true}", ("a grid takes lists alone",)),
-        (
-            "method: lora, on",
-            "method: lora, settings_of: all, on",
-            ("takes the settings of all on Markings, which is no",),
-        ),
-        ("{method: linear", "{settings_of: lora, method: linear", ("of lora on More, which is not run",)),
-        ("More: demo", "More: {source: demo, settings_of: Elsewhere}", ("of linear on Elsewhere, which is not run",)),
+        ("seeds: [0, 1]", "seds: [0]", ("x.yaml:7", "seds")),
+        ("on: [Markings]", "on: [Marks]", ("row lora", "'Marks'")),
+        ("run: lora", "run: lorra", ("LoRA", "'lorra'")),
+        ("[1, 2, 3, 4, 5]", "[1, 2]", ("Theirs", "2 numbers", "expected 5")),
+        ("M: Markings", "M: Marking", ("column M", "'Marking'")),
+        ("[0.01, 0.001]", "{low: 0.001, high: 1, log: true}", ("grid", "training.lr")),
+        ("method: lora, on", "method: lora, settings_of: all, on", ("lora on Markings", "all on Markings")),
+        ("{method: linear", "{settings_of: lora, method: linear", ("lora on More",)),
+        ("More: demo", "More: {source: demo, settings_of: Elsewhere}", ("linear on Elsewhere",)),
     ],
 )
 def test_what_is_wrong_with_a_suite_is_said_with_its_place(old: str, new: str, words: tuple[str, ...]) -> None:
     with pytest.raises(UsageError) as refused:
         suite.parse_suite(SUITE.replace(old, new), "x.yaml")
+    assert refused.value.code == "bench.invalid-suite"
     for word in words:
-        assert word in str(refused.value)
+        assert word in refused.value.why
 
 
 def test_settings_are_not_taken_from_a_row_that_searches_none() -> None:
     rows = "  linear: {method: linear, settings_of: full}\n  full: {method: full, settings_of: lora}"
     text = SUITE.replace("  linear: {method: linear}", rows).replace(", on: [Markings]", "")
-    none = "linear on Markings takes the settings of full on Markings, which searches none"
-    with pytest.raises(UsageError, match=none):
+    with pytest.raises(UsageError, match=r"linear on Markings .* full on Markings") as refused:
         suite.parse_suite(text, "x.yaml")
+    assert refused.value.code == "bench.invalid-suite"
     searching = text.replace(", settings_of: lora", "")
     head, rest = searching.split("search:\n")
     suite.parse_suite(searching, "x.yaml")
-    with pytest.raises(UsageError, match=none):
+    with pytest.raises(UsageError, match=r"linear on Markings .* full on Markings") as refused:
         suite.parse_suite(head + rest.partition("\n")[2], "x.yaml")
+    assert refused.value.code == "bench.invalid-suite"
 
 
 def test_a_mistyped_field_or_name_is_found_before_anything_runs() -> None:
-    with pytest.raises(UsageError, match="no such field"):
+    with pytest.raises(UsageError, match=r"training\.lrr"):
         made(changes=("training.lrr=1",)).check()
-    with pytest.raises(UsageError, match="no row 'lora2'"):
+    with pytest.raises(UsageError, match="'lora2'") as refused:
         made(rows=("lora2",)).check()
-    with pytest.raises(UsageError, match="no suite 'fgv'") as refused:
+    assert refused.value.code == "bench.unknown-row" and "'lora'" in refused.value.what_to_do
+    with pytest.raises(UsageError, match="'fgv'") as refused:
         suite.load_suite("fgv")
-    assert "fgvc" in refused.value.what_to_do
+    assert refused.value.code == "bench.unknown-suite" and "'fgvc'" in refused.value.what_to_do
 
 
 def test_data_sets_whose_source_is_not_installed_are_left_out_by_name() -> None:

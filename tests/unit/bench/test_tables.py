@@ -138,8 +138,8 @@ def test_counts_are_short() -> None:
 @pytest.mark.parametrize(
     ("given", "start"),
     [
-        ({"set": {"init_from": None}}, "least-squares start, for want of an --init-from"),
-        ({"set": {"init_from": None, "method.start": "random"}}, "random start, for want of an --init-from"),
+        ({"set": {"init_from": None}}, "least-squares start, no --init-from given"),
+        ({"set": {"init_from": None, "method.start": "random"}}, "random start, no --init-from given"),
         ({"starts": {"vit_demo_3": "runs/general"}}, "runs/general"),
     ],
 )

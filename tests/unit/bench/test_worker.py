@@ -222,7 +222,7 @@ def test_what_validates_better_after_test_was_looked_at_is_said_and_not_taken(
     assert seen == [0.2], "the test split was looked at with one setting"
     assert again.counts() == {"done": 4}
     (said,) = again.overtaken()
-    assert "training.lr=0.3 validated better than training.lr=0.2" in said and "kept" in said
+    assert "training.lr=0.3 validated better than training.lr=0.2" in said and "training.lr=0.2 stays" in said
     more = ExperimentScheduler(replace(board.experiment, seeds=(0, 1)), board.ledger)
     run_worker(more, tmp_path, Reporter())
     assert seen == [0.2, 0.2], "a further seed has the same setting"

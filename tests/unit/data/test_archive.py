@@ -86,8 +86,8 @@ def test_what_else_is_in_an_archive_is_said(tmp_path: Path, pack: object) -> Non
     extra = {"top/a/photo.heic": b"x", "top/a/noending": b"x", "top/list.txt": b"x"}
     file = pack(tmp_path / "it", {**{f"top/{name}": content for name, content in CLASSES.items()}, **extra})  # type: ignore[operator]
     assert opened(file).notes[:2] == (
-        f"{file}/top: not read, as their endings are none of images: 2 (a/noending, a/photo.heic)",
-        f"{file}/top: not read, as they are in no class folder: 1 (list.txt)",
+        f"{file}/top: not read, no image suffix: 2 (a/noending, a/photo.heic)",
+        f"{file}/top: not read, not in a class folder: 1 (list.txt)",
     )
 
 
@@ -96,7 +96,7 @@ def test_a_member_that_is_packed_twice_is_said(tmp_path: Path) -> None:
         for name, content in [*CLASSES.items(), ("b/3.png", png(200))]:
             archive.writestr(name, content)
     data = opened(tmp_path / "a.zip", val_fraction=0, test_fraction=0)
-    assert data.notes[0].endswith("a.zip: packed more than once, of which the last is read: 1 (b/3.png)")
+    assert data.notes[0].endswith("a.zip: packed more than once, the last copy is read: 1 (b/3.png)")
     assert int(np.asarray(data.splits["train"].load(7).image).max()) == 200
 
 
@@ -131,36 +131,43 @@ class TestErrors:
         "name", ["../evil/0.png", "a/../../0.png", "/etc/0.png", "C:/evil/0.png", "..\\evil\\0.png"]
     )
     def test_a_path_that_leads_outside_is_named(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(ToastError, match="leads out of it") as error:
+        with pytest.raises(ToastError) as error:
             opened(zipped(tmp_path / "a.zip", {**CLASSES, name: png()}))
+        assert error.value.code == "data.unsafe-path"
         assert name.replace("\\", "/") in error.value.what
         if "\\" not in name:
-            with pytest.raises(ToastError, match="leads out of it"):
+            with pytest.raises(ToastError) as refused:
                 opened(tarred(tmp_path / "a.tar", {**CLASSES, name: png()}))
+            assert refused.value.code == "data.unsafe-path"
 
     @pytest.mark.parametrize("mode", ["w:gz", "w:xz", "w:bz2"])
     def test_a_compressed_tar_is_told_what_to_do(self, tmp_path: Path, mode: str) -> None:
-        with pytest.raises(ToastError, match="not a zip or tar") as error:
+        with pytest.raises(ToastError) as refused:
             opened(tarred(tmp_path / "a.tar", CLASSES, mode))
-        assert "front to end" in error.value.why and "Decompress" in error.value.what_to_do
+        assert refused.value.code == "data.compressed-archive" and refused.value.what_to_do
 
     def test_an_encrypted_zip_is_refused(self, tmp_path: Path) -> None:
         file = zipped(tmp_path / "a.zip", CLASSES)
         content = bytearray(file.read_bytes())
         content[content.index(b"PK\x01\x02") + 8] |= 1
         file.write_bytes(bytes(content))
-        with pytest.raises(ToastError, match="encrypted"):
+        with pytest.raises(ToastError) as refused:
             opened(file)
+        assert refused.value.code == "data.encrypted-archive"
 
     @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 broken"])
     def test_what_is_no_archive_is_named(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.zip").write_bytes(content)
-        with pytest.raises(ToastError, match=r"a\.zip"):
+        with pytest.raises(ToastError) as refused:
             opened(tmp_path / "a.zip")
+        assert refused.value.code == "data.unreadable-archive"
+        assert "a.zip" in str(refused.value)
 
     def test_a_missing_archive_is_named_with_the_places_looked_at(self, tmp_path: Path) -> None:
-        with pytest.raises(ToastError, match=r"no file 'gone\.zip'") as error:
+        with pytest.raises(ToastError) as error:
             open_archive(ArchiveOptions(path="gone.zip"), tmp_path)
+        assert error.value.code == "data.missing-file"
+        assert "'gone.zip'" in str(error.value)
         assert str(tmp_path / "gone.zip") in error.value.why
 
     def test_a_truncated_tar_names_the_image_that_is_cut(self, tmp_path: Path) -> None:
@@ -177,15 +184,19 @@ class TestErrors:
         content[45] ^= 0xFF
         file.write_bytes(bytes(content))
         split = opened(file, test_fraction=0, val_fraction=0).splits["train"]
-        with pytest.raises(ToastError, match=r"a\.zip/a/0\.png cannot be read"):
+        with pytest.raises(ToastError) as refused:
             split.load(0)
+        assert refused.value.code == "image.unreadable"
+        assert "a.zip/a/0.png" in str(refused.value)
 
     def test_a_decompression_bomb_in_an_archive_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         split = opened(zipped(tmp_path / "a.zip", CLASSES), test_fraction=0, val_fraction=0).splits["train"]
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-        with pytest.raises(ToastError, match=r"a\.zip/a/0\.png cannot be read") as refused:
+        with pytest.raises(ToastError) as refused:
             split.load(0)
-        assert "suspiciously large" in refused.value.why
+        assert refused.value.code == "image.unreadable"
+        assert "a.zip/a/0.png" in str(refused.value)
+        assert "pixels" in refused.value.why
 
     def test_a_zip_that_lies_about_a_size_is_read_no_further_than_it_said(self, tmp_path: Path) -> None:
         file = zipped(tmp_path / "a.zip", {**CLASSES, "b/bomb.png": png() + bytes(5_000_000)})
@@ -194,10 +205,13 @@ class TestErrors:
         content[entry + 24 : entry + 28] = (100).to_bytes(4, "little")
         file.write_bytes(bytes(content))
         split = opened(file, test_fraction=0, val_fraction=0).splits["train"]
-        with pytest.raises(ToastError, match=r"bomb\.png cannot be read"):
+        with pytest.raises(ToastError) as refused:
             split.load(len(split) - 1)
+        assert refused.value.code == "image.unreadable"
+        assert "bomb.png" in str(refused.value)
 
     def test_a_member_that_claims_to_be_huge_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(archive_index, "MAX_MEMBER_BYTES", 10)
-        with pytest.raises(ToastError, match="suspiciously large"):
+        with pytest.raises(ToastError) as refused:
             opened(zipped(tmp_path / "a.zip", CLASSES))
+        assert refused.value.code == "data.oversized-file"

@@ -117,6 +117,7 @@ class TestErrors:
     def refused(self, path: Path) -> ToastError:
         with pytest.raises(ToastError) as error:
             open_image(path)
+        assert error.value.code == "image.unreadable"
         assert str(path) in error.value.what
         assert error.value.what_to_do
         return error.value
@@ -147,7 +148,7 @@ class TestErrors:
     def test_a_decompression_bomb_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-        assert "large" in self.refused(tmp_path / "a.png").why
+        assert "pixels" in self.refused(tmp_path / "a.png").why
 
     def test_so_is_an_image_of_which_pillow_only_warns(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
@@ -156,7 +157,8 @@ class TestErrors:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_999)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            assert "100×100 pixels, and at most 9,999 are read" in self.refused(tmp_path / "a.png").why
+            why = self.refused(tmp_path / "a.png").why
+            assert "100×100" in why and "9,999" in why
 
     @pytest.mark.e2e
     def test_pillows_warning_without_a_name_is_not_shown(self, tmp_path: Path) -> None:
@@ -167,12 +169,12 @@ class TestErrors:
         )
         command = [sys.executable, "-c", script, tmp_path / "a.png"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert "a.png cannot be read" in done.stderr and "Warning" not in done.stderr
+        assert "a.png" in done.stderr and "Warning" not in done.stderr
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
     def test_a_pipe_is_refused_and_not_waited_for(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "a.jpg")
-        assert "no regular file" in self.refused(tmp_path / "a.jpg").why
+        assert "regular file" in self.refused(tmp_path / "a.jpg").why
 
     @pytest.mark.parametrize("values", [np.array([[0.5]], np.float32), np.array([[70_000]], np.int32)])
     def test_pixels_of_unknown_range_are_refused_and_not_guessed(self, tmp_path: Path, values: np.ndarray) -> None:

@@ -127,8 +127,8 @@ def test_what_is_not_read_is_said_with_its_name(make_folder: MakeFolder) -> None
         (root / name).touch()
     (root / "train/lost.png").touch()
     assert opened(root).notes == (
-        f"{root}: not read, as their endings are none of images: 2 (train/a/photo.heic, val/a/without an ending)",
-        f"{root}: not read, as they are in no class folder: 1 (train/lost.png)",
+        f"{root}: not read, no image suffix: 2 (train/a/photo.heic, val/a/without an ending)",
+        f"{root}: not read, not in a class folder: 1 (train/lost.png)",
     )
     for number in range(9):
         (root / f"test/a/{number}.txt").touch()
@@ -154,7 +154,7 @@ def test_unlabelled_images_leave_nothing_out_silently_either(make_folder: MakeFo
     (root / "link").symlink_to(root / "a", target_is_directory=True)
     notes = open_unlabelled_folder(Unlabelled(path=str(root)), None).notes
     assert notes[1:3] == (
-        f"{root}: not read, as their endings are none of images: 1 (b.heic)",
+        f"{root}: not read, no image suffix: 1 (b.heic)",
         f"{root}: links to folders are not followed: 1 (link)",
     )
 
@@ -163,16 +163,20 @@ def test_unlabelled_images_leave_nothing_out_silently_either(make_folder: MakeFo
 def test_a_class_folder_that_links_to_a_folder_around_it_is_refused(make_folder: MakeFolder, target: str) -> None:
     root = make_folder({"inner/a": 2, "inner/b": 2}) / "inner"
     (root / "again").symlink_to(target, target_is_directory=True)
-    with pytest.raises(ToastError, match="again is a link to a folder that holds it"):
+    with pytest.raises(ToastError) as refused:
         opened(root)
+    assert refused.value.code == "data.link-loop"
+    assert "again" in refused.value.what
 
 
 def test_a_link_to_itself_is_named_when_it_is_read(make_folder: MakeFolder) -> None:
     root = make_folder({"train/a": 1, "train/b": 1, "val/a": 1})
     (root / "train/a/1.png").symlink_to("1.png")
     split = opened(root).splits["train"]
-    with pytest.raises(ToastError, match=r"train/a/1\.png cannot be read"):
+    with pytest.raises(ToastError) as refused:
         split.load(1)
+    assert refused.value.code == "image.unreadable"
+    assert "train/a/1.png" in str(refused.value)
 
 
 def test_names_of_any_length_and_script_are_read(make_folder: MakeFolder) -> None:
@@ -192,8 +196,9 @@ def test_a_file_name_that_is_no_text_is_read_and_a_class_name_refused(make_folde
         pytest.skip("this file system takes UTF-8 alone")
     assert opened(root).splits["train"].load(0).image.size == (12, 10)
     (root / "b").rename(root / os.fsdecode(b"\xfe"))
-    with pytest.raises(ToastError, match=r"class name .* cannot be written down"):
+    with pytest.raises(ToastError) as refused:
         opened(root)
+    assert refused.value.code == "data.unprintable-class"
 
 
 def test_a_class_folder_may_be_a_link(make_folder: MakeFolder) -> None:
@@ -215,7 +220,7 @@ def test_other_folders_beside_the_splits_are_named_in_a_note(make_folder: MakeFo
 def test_an_empty_validation_folder_is_as_good_as_none(make_folder: MakeFolder) -> None:
     data = opened(make_folder({"train/a": 5, "train/b": 5, "val/a": 0, "test/a": 1}))
     assert sizes(data) == {"train": 8, "val": 2, "test": 1}
-    assert "holds no image" in data.notes[0]
+    assert "contains no images" in data.notes[0]
 
 
 def test_a_relative_path_is_looked_up_in_the_data_dir_then_here(
@@ -238,56 +243,77 @@ def test_a_relative_path_is_found_in_the_folder_of_the_environment(
 
 class TestErrors:
     def test_a_missing_folder_is_named_with_the_places_looked_at(self, tmp_path: Path) -> None:
-        with pytest.raises(ToastError, match="no folder 'nowhere'") as error:
+        with pytest.raises(ToastError) as error:
             open_image_folder(ImageFolderOptions(path="nowhere"), tmp_path)
+        assert error.value.code == "data.missing-folder"
+        assert "'nowhere'" in str(error.value)
         assert str(tmp_path / "nowhere") in error.value.why
         assert "--data-dir" in error.value.what_to_do
 
     def test_a_file_is_not_a_folder(self, tmp_path: Path) -> None:
         (tmp_path / "file.zip").touch()
-        with pytest.raises(ToastError, match=r"file\.zip is not a folder"):
+        with pytest.raises(ToastError) as refused:
             opened(tmp_path / "file.zip")
+        assert refused.value.code == "data.not-a-folder"
+        assert "file.zip" in str(refused.value)
 
     def test_an_empty_folder_is_told_the_layouts(self, tmp_path: Path) -> None:
-        with pytest.raises(ToastError, match="no class folder") as error:
+        with pytest.raises(ToastError) as error:
             opened(tmp_path)
+        assert error.value.code == "data.no-class-folders"
         assert "PATH/CLASS" in error.value.what_to_do
 
     def test_images_outside_of_class_folders_are_mentioned(self, make_folder: MakeFolder) -> None:
-        with pytest.raises(ToastError, match="no class folder") as error:
+        with pytest.raises(ToastError) as error:
             opened(make_folder({"a": 2}) / "a")
-        assert "directly" in error.value.why
+        assert error.value.code == "data.no-class-folders"
+        assert "Images" in error.value.why
 
     def test_a_train_folder_without_class_folders_is_named(self, make_folder: MakeFolder) -> None:
-        with pytest.raises(ToastError, match=r"no class folder in .*train"):
+        with pytest.raises(ToastError) as refused:
             opened(make_folder({"train": 2, "test": 2}))
+        assert refused.value.code == "data.no-class-folders"
+        assert "pictures/train" in refused.value.what
 
     def test_class_folders_without_any_image_are_named(self, make_folder: MakeFolder) -> None:
-        with pytest.raises(ToastError, match=r"no image in .*pictures"):
+        with pytest.raises(ToastError) as refused:
             opened(make_folder({"a": 0, "b": 0}))
+        assert refused.value.code == "data.no-images"
+        assert "pictures" in str(refused.value)
 
     def test_a_class_without_a_training_image_is_named(self, make_folder: MakeFolder) -> None:
-        with pytest.raises(ToastError, match="No training image of class 'empty'"):
+        with pytest.raises(ToastError) as refused:
             opened(make_folder({"train/a": 2, "train/b": 2, "train/empty": 0, "val/a": 1}))
-        with pytest.raises(ToastError, match="No training image of class 'none'"):
+        assert refused.value.code == "data.class-without-images"
+        assert "'empty'" in str(refused.value)
+        with pytest.raises(ToastError) as refused:
             opened(make_folder({"split/a": 2, "split/b": 2, "split/none": 0}) / "split")
+        assert refused.value.code == "data.class-without-images"
+        assert "'none'" in str(refused.value)
 
     @pytest.mark.parametrize("part", ["val", "test"])
     def test_a_class_missing_from_train_is_named_in_its_own_spelling(self, make_folder: MakeFolder, part: str) -> None:
-        with pytest.raises(ToastError, match=rf"{part} holds classes 'Emu', 'fox'"):
+        with pytest.raises(ToastError) as refused:
             opened(make_folder({"train/a": 2, "train/b": 2, f"{part}/Emu": 1, f"{part}/fox": 1, f"{part}/a": 1}))
+        assert refused.value.code == "data.unknown-class"
+        assert "'Emu', 'fox'" in str(refused.value) and part in str(refused.value)
 
     def test_a_single_class_is_named(self, make_folder: MakeFolder) -> None:
-        with pytest.raises(ToastError, match="single class, 'cat'"):
+        with pytest.raises(ToastError) as refused:
             opened(make_folder({"train/cat": 3, "val/cat": 1}))
+        assert refused.value.code == "data.too-few-classes"
+        assert "'cat'" in str(refused.value)
 
     def test_two_folders_for_one_split_are_named(self, make_folder: MakeFolder) -> None:
-        with pytest.raises(ToastError, match="two folders for one split: val and valid"):
+        with pytest.raises(ToastError) as refused:
             opened(make_folder({"train/a": 1, "val/a": 1, "valid/a": 1}))
+        assert refused.value.code == "data.duplicate-split"
+        assert "val and valid" in str(refused.value)
 
     def test_test_without_train_is_not_taken_for_a_class(self, make_folder: MakeFolder) -> None:
-        with pytest.raises(ToastError, match="but no train folder"):
+        with pytest.raises(ToastError) as refused:
             opened(make_folder({"val/a": 1, "test/a": 1}))
+        assert refused.value.code == "data.no-train-split"
 
 
 def test_the_source_says_what_it_needs() -> None:

@@ -125,22 +125,26 @@ def test_a_plus_in_a_folders_name_parts_nothing(make_folder: MakeFolder) -> None
 class TestErrors:
     @pytest.mark.parametrize("path", ["cub", "cub+nothing-known:here", "+images:x", "cub+"])
     def test_what_does_not_name_two_data_sets_is_told_the_form(self, path: str) -> None:
-        with pytest.raises(UsageError, match=r"grid:SOURCE\+DISTRACTORS"):
+        with pytest.raises(UsageError, match=r"grid:SOURCE\+DISTRACTORS") as refused:
             open_grid(GridOptions(path=path.ljust(3)), None)
+        assert refused.value.code == "data.invalid-grid"
 
     def test_texts_make_no_grid(self, root: Path) -> None:
         (root / "talk.json").write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]')
-        with pytest.raises(UsageError, match="holds texts"):
+        with pytest.raises(UsageError) as refused:
             open_grid(GridOptions(path="folder:birds+alpaca:talk.json"), root)
+        assert refused.value.code == "data.not-images"
 
     def test_images_without_labels_cannot_be_the_labelled_ones(self, root: Path) -> None:
-        with pytest.raises(UsageError, match="no classes"):
+        with pytest.raises(UsageError, match="images:others") as refused:
             open_grid(GridOptions(path="images:others+folder:birds"), root)
+        assert refused.value.code == "data.too-few-classes"
 
     def test_too_few_distractors_are_counted(self, make_folder: MakeFolder) -> None:
         root = make_folder({"birds/a": 12, "birds/b": 12, "others": 6})
-        with pytest.raises(ToastError, match=r"leaves \d distractors .* needs 3"):
+        with pytest.raises(ToastError, match=r"\d distractors .* 3") as refused:
             opened(root)
+        assert refused.value.code == "data.too-few-distractors"
 
     def test_a_wrong_field_of_a_source_is_named(self, root: Path) -> None:
         with pytest.raises(UsageError, match="shotss"):

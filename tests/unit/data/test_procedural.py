@@ -111,4 +111,5 @@ class TestStructured:
     def test_an_unknown_task_names_the_nearest(self) -> None:
         with pytest.raises(UsageError, match="dsprites-locaton") as refused:
             task("dsprites-locaton")
+        assert refused.value.code == "data.unknown-task"
         assert "dsprites-location" in refused.value.what_to_do

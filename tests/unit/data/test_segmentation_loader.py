@@ -124,10 +124,14 @@ def test_a_process_without_a_part_of_the_last_batch_has_nothing_to_count() -> No
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(UsageError, match="too small"):
+    with pytest.raises(UsageError) as refused:
         batches([(64, 64)], BatchOptions(1), resize=32)
-    with pytest.raises(UsageError, match=r"images\.squash"):
+    assert refused.value.code == "image.resize-too-small"
+    assert "images.resize=32" in str(refused.value)
+    with pytest.raises(UsageError) as refused:
         batches([(64, 64)], BatchOptions(1), squash=True)
+    assert refused.value.code == "image.unsupported-option"
+    assert "images.squash" in str(refused.value)
     raw = {"backbone": "vit_demo_3", "dataset": "demo-segmentation", "method": "linear", "task": "classification"}
     with pytest.raises(UsageError) as refused:
         build_recipe(raw, {}, origin="a test")

@@ -51,15 +51,16 @@ def test_a_tasks_lists_are_held_against_the_published_ones(task: str, tmp_path: 
     chosen = open_vtab(VtabOptions(path=task), tmp_path)
     assert len(chosen.classes) == classes
     assert [note for note in chosen.notes if "the published list" in note] == [
-        "train800.txt holds 1 images; the published list has 800.",
-        "val200.txt holds 1 images; the published list has 200.",
-        f"test.txt holds 1 images; the published list has {test:,}.",
+        "train800.txt has 1 images; the published list has 800.",
+        "val200.txt has 1 images; the published list has 200.",
+        f"test.txt has 1 images; the published list has {test:,}.",
     ]
     reported = open_vtab(VtabOptions(path=task, use="all1000"), tmp_path)
-    assert "train800val200.txt holds 2 images; the published list has 1,000." in reported.notes
+    assert "train800val200.txt has 2 images; the published list has 1,000." in reported.notes
     (root / "test.txt").write_text(f"2.jpg {classes}\n")
-    with pytest.raises(ToastError, match=f"a class from 0 to {classes - 1}"):
+    with pytest.raises(ToastError, match=f"0 to {classes - 1}") as refused:
         open_vtab(VtabOptions(path=task), tmp_path)
+    assert refused.value.code == "data.invalid-list"
 
 
 def test_a_task_of_the_published_size_says_no_difference(tmp_path: Path) -> None:
@@ -93,26 +94,27 @@ def test_settings_are_chosen_on_800_and_200_and_reported_on_all_1000(kitti: Path
 def test_what_differs_from_what_was_published_is_said(kitti: Path) -> None:
     (kitti / "train800.txt").write_text("images/train/000000.jpg 2\n")
     notes = opened(kitti).notes
-    assert notes[0] == "VTAB-1k, kitti: structured, 4 classes, judged by top-1 accuracy"
-    assert "train800.txt holds 1 images; the published list has 800." in notes
-    assert "test.txt holds 8 images; the published list has 711." in notes
-    assert "train: no image of classes '0', '1', '3'" in notes
+    assert notes[0] == "VTAB-1k, kitti: structured, 4 classes, metric: top-1 accuracy"
+    assert "train800.txt has 1 images; the published list has 800." in notes
+    assert "test.txt has 8 images; the published list has 711." in notes
+    assert "train: no images of classes '0', '1', '3'" in notes
 
 
 @pytest.mark.parametrize(
-    ("line", "why"),
+    ("line", "code"),
     [
-        ("images/train/000000.jpg", "expected a path and a class from 0 to 3"),
-        ("images/train/000000.jpg 4", "expected a path and a class from 0 to 3"),
-        ("images/train/000000.jpg -1", "expected a path and a class from 0 to 3"),
-        ("../kitti/images/train/000000.jpg 0", "leads out"),
-        ("/images/train/000000.jpg 0", "leads out"),
+        ("images/train/000000.jpg", "data.invalid-list"),
+        ("images/train/000000.jpg 4", "data.invalid-list"),
+        ("images/train/000000.jpg -1", "data.invalid-list"),
+        ("../kitti/images/train/000000.jpg 0", "data.unsafe-path"),
+        ("/images/train/000000.jpg 0", "data.unsafe-path"),
     ],
 )
-def test_an_odd_line_is_named_with_its_list(kitti: Path, line: str, why: str) -> None:
+def test_an_odd_line_is_named_with_its_list(kitti: Path, line: str, code: str) -> None:
     (kitti / "val200.txt").write_text(f"images/val/000000.jpg 0\n{line}\n")
-    with pytest.raises(ToastError, match=rf"val200\.txt, line 2: .*{why}"):
+    with pytest.raises(ToastError, match=rf"val200\.txt, line 2: .*'{line}'") as refused:
         opened(kitti)
+    assert refused.value.code == code
 
 
 @pytest.mark.parametrize(
@@ -122,14 +124,16 @@ def test_an_image_that_is_learned_from_or_chosen_by_and_judged_by_is_an_error(
     kitti: Path, part: str, image: str
 ) -> None:
     (kitti / f"{part}.txt").write_text(f"images/{image} 3\n")
-    with pytest.raises(ToastError, match=f"1 images of the {image[:3]}.* are in the {part[:3]}.* list") as refused:
+    with pytest.raises(ToastError, match=f"1 images .* {image[:3]}.* {part[:3]}.*") as refused:
         opened(kitti)
+    assert refused.value.code == "data.overlapping-splits"
     assert image in refused.value.what
 
 
 def test_an_unknown_task_is_answered_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no VTAB task 'kiti'") as refused:
+    with pytest.raises(UsageError, match="'kiti'") as refused:
         open_vtab(VtabOptions(path="kiti"), tmp_path)
+    assert refused.value.code == "data.unknown-task"
     assert "Did you mean 'kitti'?" in refused.value.what_to_do and "smallnorb_ele" in refused.value.what_to_do
 
 
@@ -141,8 +145,9 @@ def test_the_tasks_are_listed_once(name: str, tmp_path: Path) -> None:
 
 
 def test_the_task_that_is_asked_for_is_not_mistaken_for_another(kitti: Path) -> None:
-    with pytest.raises(ToastError, match="svhn was not found"):
+    with pytest.raises(ToastError, match="svhn") as refused:
         open_vtab(VtabOptions(path="svhn"), kitti)
+    assert refused.value.code == "data.missing-dataset"
     assert open_vtab(VtabOptions(path="kitti"), kitti).classes == opened(kitti).classes
 
 

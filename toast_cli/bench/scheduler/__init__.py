@@ -1,1 +1,1 @@
-"""Which runs a suite needs, which are done, and the workers that do the rest."""
+"""The runs of a suite, their state in the ledger, and the workers that make them."""

@@ -1,4 +1,4 @@
-"""What an experiment takes: before it starts by finished runs or a few timed steps, later by finished runs alone."""
+"""Time estimates: before a start from finished runs or a few timed steps, later from finished runs only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ StageKey = tuple[str, str, Stage]
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage of a cell still takes: runs, seconds of each (None: unknown, and why), and how that is known."""
+    """Remaining cost of a stage of a cell.
+
+    `runs` are left, each takes `seconds` (None if unknown). `source` says how the time is known or why it is not.
+    """
 
     dataset: str
     row: str
@@ -34,14 +37,14 @@ class StageCost:
 
     @property
     def total(self) -> float:
-        """Seconds of one device; 0 where unknown."""
+        """Device-seconds of all runs; 0 if the time of a run is unknown."""
         return self.runs * (self.seconds or 0)
 
 
 def estimate_costs(board: ExperimentScheduler, reporter: Reporter) -> list[StageCost]:
-    """Return what is left to do, and how long it takes on one device like this one.
+    """Return the unfinished stages with the time of their runs on one device like this one.
 
-    A row is measured once, on the first data set that can be opened; on others its pace is the same, and sizes differ.
+    A row is timed once, on the first data set that can be opened. On other data sets, the pace is scaled by their size.
     """
     clock, costs = _PaceTimer(board.experiment, reporter), []
     for where, statuses in _list_stages(board).items():
@@ -55,7 +58,7 @@ def estimate_costs(board: ExperimentScheduler, reporter: Reporter) -> list[Stage
             )
         except ToastError as error:
             seconds, source = None, error.what
-        except RuntimeError as error:  # PyTorch's word for too little memory, and for much else
+        except RuntimeError as error:  # PyTorch raises it for a lack of memory, among others
             seconds, source = None, f"{type(error).__name__}: {error}".partition("\n")[0]
         costs.append(StageCost(*where, runs, seconds, source))
     return costs
@@ -63,9 +66,10 @@ def estimate_costs(board: ExperimentScheduler, reporter: Reporter) -> list[Stage
 
 @dataclass(frozen=True)
 class RemainingTime:
-    """Seconds until all is done; of `runs` left, `alike` are of a row, data set and stage that has finished runs.
+    """Estimate of the time until all runs are finished.
 
-    `workers` run now; where none does, the time is that of one.
+    `seconds` is the time with the `workers` that run now, or with one worker if none runs. `runs` are left; for `alike`
+    of these, a run of the same row, data set and stage has finished.
     """
 
     seconds: float
@@ -75,10 +79,11 @@ class RemainingTime:
 
 
 def estimate_remaining_time(board: ExperimentScheduler) -> RemainingTime | None:
-    """Return the time left by the runs that are done, None where nothing is done yet or nothing is left.
+    """Return the remaining time, or None if no run has finished or none is left.
 
-    A run takes as long as the finished ones of its data set, row and stage; else as those of its row and data set, its
-    row, its data set, or any. What a running one has been at is taken off. Workers end no sooner than the longest run.
+    The time of a run is the mean of the finished runs of its data set, row and stage. If there are none, it is the mean
+    of its data set and row, of its row, of its data set, or of all runs. The time that a running run has already taken
+    is subtracted. The result is at least the time of the longest run that is left.
     """
     stages = _list_stages(board)
     known = {where: _collect_run_seconds(statuses) for where, statuses in stages.items()}
@@ -96,7 +101,7 @@ def estimate_remaining_time(board: ExperimentScheduler) -> RemainingTime | None:
 
 
 def _list_stages(board: ExperimentScheduler) -> dict[StageKey, list[JobStatus]]:
-    """Every stage with how far each of its runs has come; those that wait for a search are wanted."""
+    """Return the status of each run of every stage; runs that wait for a search are `wanted`."""
     waiting = [JobStatus("wanted")] * len(board.experiment.final_seeds)
     found = {where: board.stage(*where) for where in board.stages()}
     return {where: waiting if runs is None else list(runs.values()) for where, runs in found.items()}
@@ -111,7 +116,7 @@ def _collect_run_seconds(statuses: Iterable[JobStatus]) -> list[float]:
 
 
 def _predict_run_seconds(where: StageKey, known: Mapping[StageKey, list[float]]) -> float:
-    """Mean seconds of the finished runs that are most like those of a stage."""
+    """Return the mean seconds of the finished runs that are most similar to those of a stage."""
     dataset, row, _ = where
     for like in (
         lambda other: other == where,
@@ -126,13 +131,13 @@ def _predict_run_seconds(where: StageKey, known: Mapping[StageKey, list[float]])
 
 
 def _compute_elapsed_seconds(status: JobStatus) -> float:
-    """Seconds since an attempt that is running was begun; 0 for any other."""
-    begun = status.trial.datetime_start if status.state == "running" and status.trial is not None else None
-    return 0.0 if begun is None else max((datetime.now() - begun).total_seconds(), 0.0)
+    """Return the seconds since the start of a running attempt, 0 if the run is not running."""
+    start = status.trial.datetime_start if status.state == "running" and status.trial is not None else None
+    return 0.0 if start is None else max((datetime.now() - start).total_seconds(), 0.0)
 
 
 class _PaceTimer:
-    """Paces of rows, each measured once, and sizes of data sets, each opened once."""
+    """Cache of the pace of each row and of the size of each data set."""
 
     def __init__(self, experiment: Experiment, reporter: Reporter) -> None:
         self.experiment, self.reporter = experiment, reporter
@@ -140,10 +145,10 @@ class _PaceTimer:
         self._sizes: dict[str, Mapping[str, int] | ToastError] = {}
 
     def time_run(self, dataset: str, row: str, stage: Stage) -> tuple[float, str]:
-        """Seconds of one run, and how that is known.
+        """Return the estimated seconds of a run, and how the time is known.
 
         Raises:
-            ToastError: the data set cannot be opened, or the row not be built.
+            ToastError: the data set cannot be opened, or the model cannot be built.
         """
         suite = self.experiment.suite
         seed = suite.search.seed if suite.search is not None and stage == "search" else suite.seeds[0]
@@ -155,7 +160,7 @@ class _PaceTimer:
             session = prepare_session(recipe)
             session.sizes()
             self._paces[row] = measure_time_per_sample(session, time.perf_counter() - started)
-        return self._paces[row].run(recipe, dict(samples)), "a few steps, timed"
+        return self._paces[row].run(recipe, dict(samples)), "a few timed steps"
 
     def _samples(self, where: str, recipe: Recipe) -> Mapping[str, int]:
         if where not in self._sizes:
@@ -170,7 +175,7 @@ class _PaceTimer:
 
 
 def format_duration(seconds: float) -> str:
-    """90 as '1 min 30 s', 7500 as '2 h 05 min', 200000 as '2 d 7 h'."""
+    """Format seconds: 90 as '1 min 30 s', 7500 as '2 h 05 min', 200000 as '2 d 7 h'."""
     whole = round(seconds)
     minutes, hours, days = whole // 60, whole // 3600, whole // 86400
     if days:

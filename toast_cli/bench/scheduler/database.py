@@ -1,4 +1,4 @@
-"""The database of a ledger: how it is opened, and that damage is found out, so that no number is a wrong one."""
+"""The database of a ledger: open it, and detect damaged records."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from toast_cli.storage.checksums import add_checksum, parse_checksummed_json
 from toast_cli.utils.errors import ToastError
 
 MAX_OPEN_ATTEMPTS, RETRY_DELAY_SECONDS = 4, 0.5
-"""How often a database is tried to be opened, and the seconds in between."""
+"""Attempts to open a database, and the seconds between two attempts."""
 OBJECTIVE_KEY = "value"
-"""What the number that decides is called within a sealed record."""
+"""Key of the trial's value in a checksummed record."""
 
 
 def open_storage(url: str) -> Any:
-    """The Optuna storage that a ledger's URL means.
+    """Return the Optuna storage of a ledger's URL.
 
     Raises:
-        ToastError: it cannot be opened.
+        ToastError: the storage cannot be opened.
     """
     kind, _, place = url.partition(":")
     if kind == "memory":
@@ -40,77 +40,78 @@ def open_storage(url: str) -> Any:
             Path(place).parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(place))
         check_database_file(url)
-        # SQLite lets one process write at a time; the others wait for it rather than fail.
+        # SQLite allows one writer at a time. The timeout makes the others wait instead of fail.
         wait = {"connect_args": {"timeout": 120}} if kind.startswith("sqlite") else {}
         for left in reversed(range(MAX_OPEN_ATTEMPTS)):
             try:
                 return optuna.storages.RDBStorage(url, engine_kwargs={**wait, "pool_pre_ping": True})
             except Exception as error:
-                # Of two workers that meet an empty database, one finds the other's half-made tables.
+                # If two workers open an empty database at once, one sees the incomplete tables of the other.
                 if not left or isinstance(error, ImportError):
                     raise
                 time.sleep(RETRY_DELAY_SECONDS)
     except ToastError:
         raise
-    except Exception as error:  # whatever the database's driver raises
+    except Exception as error:  # the type depends on the database driver
         raise ToastError(
-            f"The ledger {mask_password(url)} could not be opened.",
+            f"Cannot open the ledger {mask_password(url)}.",
             f"{type(error).__name__}: {error}".partition("\n")[0],
-            "Give sqlite:///FILE, journal:FILE, or the URL of a database whose driver is installed.",
+            "Use sqlite:///FILE, journal:FILE, or the URL of a database whose driver is installed.",
+            code="bench.ledger-not-opened",
         ) from error
 
 
 def check_database_file(url: str) -> None:
-    """Have SQLite look through a ledger's file, where it is one that is there.
+    """Run SQLite's integrity check on the file of a ledger, if it is an existing SQLite file.
 
     Raises:
-        ToastError: it is damaged.
+        ToastError: the file is damaged.
     """
     file = Path(url.removeprefix("sqlite:///"))
     if not url.startswith("sqlite:///") or not file.is_file():
         return
     with convert_read_errors(url), contextlib.closing(sqlite3.connect(file, timeout=120)) as database:
-        found = [row[0] for row in database.execute("PRAGMA quick_check")]
-        if found != ["ok"]:
-            raise sqlite3.DatabaseError(found[0])
+        problems = [row[0] for row in database.execute("PRAGMA quick_check")]
+        if problems != ["ok"]:
+            raise sqlite3.DatabaseError(problems[0])
 
 
 @contextlib.contextmanager
 def convert_read_errors(url: str) -> Iterator[None]:
-    """Within the block, a ledger is read; what goes wrong is told as what it is.
+    """Convert any exception of the block, which reads the ledger, to a `ToastError`.
 
     Raises:
-        ToastError: it cannot be read.
+        ToastError: the ledger cannot be read.
     """
     try:
         yield
     except (ToastError, DuplicatedStudyError):
         raise
-    except Exception as error:  # whatever the database's driver makes of bytes that nobody wrote
+    except Exception as error:  # a driver may raise any type for damaged bytes
         raise _make_ledger_error(url, f"{type(error).__name__}: {error}".partition("\n")[0]) from error
 
 
 def make_checksummed_record(record: Mapping[str, Any], value: float | None) -> dict[str, Any]:
-    """What a run left, as a ledger keeps it: sealed, with the number that decides."""
+    """Return the record of a run with its value and a checksum, in the form that the ledger stores."""
     return add_checksum({**record, OBJECTIVE_KEY: value})
 
 
 def read_trial_record(trial: FrozenTrial, url: str) -> dict[str, Any]:
-    """What the run of a trial left; one of an older toast has no seal and is taken as it is.
+    """Return the record of a trial's run. A record of an earlier version has no checksum and is not verified.
 
     Raises:
-        ToastError: it is not what was written.
+        ToastError: the record or its value differs from what was written.
     """
     with convert_read_errors(url):
         record = parse_checksummed_json(json.dumps(trial.user_attrs["record"]))
-        # Optuna gives a pruned trial the last value that was reported; nothing is decided by it.
+        # Optuna sets the value of a pruned trial to the last reported one, which is not used.
         if record.pop(OBJECTIVE_KEY, trial.value) != trial.value and trial.state == TrialState.COMPLETE:
-            raise ValueError("a run's number is not the one in its record")
+            raise ValueError("the value of a run differs from the one in its record")
         return record
 
 
 def mask_password(url: str) -> str:
-    """A database's URL as it may be shown."""
+    """Return a database URL without its password."""
     server, at, rest = url.rpartition("@")
     scheme, slashes, user = server.partition("://")
     return f"{scheme}{slashes}{user.partition(':')[0]}{at}{rest}"
@@ -118,7 +119,8 @@ def mask_password(url: str) -> str:
 
 def _make_ledger_error(url: str, why: str) -> ToastError:
     return ToastError(
-        f"The ledger {mask_password(url)} is damaged or cannot be reached.",
+        f"The ledger {mask_password(url)} is damaged or unreachable.",
         why,
-        "Move it away and start the command again: finished runs are taken from their folders, not made anew.",
+        "Move it away and run the command again: results of finished runs are read from their folders.",
+        code="bench.ledger-unreadable",
     )

@@ -1,4 +1,4 @@
-"""What a run starts from that lies in a file or a folder, by content: a key holds no paths. Torch-free."""
+"""Digests of the files that a run reads: keys of runs contain digests instead of paths. Does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.hashing import hash_file, hash_json
 
 BUILTIN_WEIGHT_NAMES = {None, "none", "shipped"}
-"""Weights and starts that lie nowhere: the hub's or the plugin's own, random ones, those that come with toast."""
+"""Values that name no file: default weights, random weights, and the artifact that comes with toast."""
 
 
 def list_input_files(recipe: Recipe, known: Mapping[str, str]) -> dict[str, str]:
-    """The paths that a recipe starts from, as they were given, by field; those of `known` may be gone meanwhile."""
-    given = {"backbone.weights": recipe.backbone.weights, "init_from": recipe.init_from}
+    """Return the input paths of a recipe by field, as given; paths in `known` need not exist any more."""
+    paths = {"backbone.weights": recipe.backbone.weights, "init_from": recipe.init_from}
     model = recipe.backbone.name.partition(":")[2]
     if model in known or (model and (Path(model).expanduser() / "config.json").is_file()):
-        given["backbone.name"] = model  # as in llama:FOLDER
-    return {field: path for field, path in given.items() if path is not None and path not in BUILTIN_WEIGHT_NAMES}
+        paths["backbone.name"] = model  # as in llama:FOLDER
+    return {field: path for field, path in paths.items() if path is not None and path not in BUILTIN_WEIGHT_NAMES}
 
 
 def replace_paths_by_hashes(values: dict[str, Any], recipe: Recipe, known: Mapping[str, str]) -> None:
-    """Put what lies at its paths in place of them, into a recipe's plain values; `known` are digests by path.
+    """Replace the input paths in `values`, a recipe as plain data, by digests of their content.
+
+    Args:
+        values: changed in place.
+        recipe: the same recipe, parsed.
+        known: digests by path; other paths are read.
 
     Raises:
-        UsageError: nothing lies there.
-        ToastError: it cannot be read.
+        UsageError: a path does not exist.
+        ToastError: a file cannot be read.
     """
     for field, path in list_input_files(recipe, known).items():
         *above, last = field.split(".")
@@ -38,33 +43,34 @@ def replace_paths_by_hashes(values: dict[str, Any], recipe: Recipe, known: Mappi
 
 
 def hash_input(field: str, path: str) -> str:
-    """A digest of what lies at a path that a recipe's field names; of a pre-tuned start, of its tensors.
+    """Return a digest of the file or folder that a recipe's field names; for `init_from`, of its tensors.
 
     Raises:
-        UsageError: nothing lies there.
-        ToastError: it cannot be read.
+        UsageError: the path does not exist.
+        ToastError: a file cannot be read.
     """
     place = Path(path).expanduser()
     if field == "init_from":
-        from toast_cli.storage.pretuned import (
-            find_tensors_file,  # imports torch, which a suite without does not need yet
-        )
+        from toast_cli.storage.pretuned import find_tensors_file  # imports PyTorch, which other suites do not need
 
         place = find_tensors_file(place)
     try:
         if not place.is_dir():
             return _hash_input_file(place)
-        # Directly in it lies a model; what describes it decides no number.
+        # The files of a model lie directly in its folder. Model cards and hidden files do not affect results.
         files = [file for file in place.iterdir() if file.is_file() and file.suffix != ".md" and file.name[0] != "."]
         return hash_json({file.name: _hash_input_file(file) for file in files})
     except FileNotFoundError as error:
         raise UsageError(
-            f"There is no file or folder {place}.",
-            f"{field} of the suite's runs names it.",
-            "Put it there, or name the place where it is: the same content makes the same runs.",
+            f"No such file or folder: {place}.",
+            f"It is {field} of the suite's runs.",
+            "Put it there, or give its path: if the content is the same, so are the runs.",
+            code="bench.missing-input",
         ) from error
     except OSError as error:
-        raise ToastError(f"{place} cannot be read.", error.strerror or str(error)) from error
+        raise ToastError(
+            f"Cannot read {place}.", error.strerror or str(error), code="bench.unreadable-input"
+        ) from error
 
 
 def _hash_input_file(file: Path) -> str:
@@ -74,5 +80,5 @@ def _hash_input_file(file: Path) -> str:
 
 @cache
 def _hash_file_cached(file: Path, written: int, size: int) -> str:
-    """A large file is read once, unless it was written since."""
+    """Return the digest of a file, which is read again only if its modification time or size changes."""
     return hash_file(file)

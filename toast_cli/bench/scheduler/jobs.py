@@ -1,4 +1,4 @@
-"""From a suite to its runs: each is a recipe, and a key that two runs share exactly when they are the same run."""
+"""Runs of a suite. Each has a recipe and a key; two runs are the same if and only if their keys are equal."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from toast_cli.utils.hashing import hash_text
 Stage = Literal["search", "final"]
 
 LOCATION_FIELDS = {"device", "data_dir"}
-"""What says where a run happens, not what it is."""
+"""Recipe fields that determine where a run takes place, not its results."""
 RESULT_NEUTRAL_SETTINGS = {"workers", "log_every", "tensorboard", "eval_batch_size"}
-"""Training's settings that change no number."""
+"""Training fields that do not affect results."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run that a suite wants.
+    """A run of a suite.
 
-    `params` are its hyper-parameters by dotted field; None: the sampler draws them, and `slot` counts its draws.
+    `params` are its hyper-parameters by dotted field. If None, the sampler draws them, and `slot` numbers the draws.
     """
 
     dataset: str
@@ -44,7 +44,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What its folder is called: what it is, and its key, for what does not show in a name."""
+        """Name of the run's folder: data set, row, stage or seed, and the first digits of the key."""
         words = [
             self.dataset,
             self.row,
@@ -56,17 +56,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A suite as it is to run here.
+    """A suite with the options of the command line.
 
     Args:
-        name: what the suite is called.
+        name: name of the suite.
         suite: the suite.
-        changes: `KEY=VALUE` for every run, from the command line.
+        changes: `KEY=VALUE` for every run.
         data_dir, device, precision: as for `toast tune`.
-        starts: pre-tuned artifacts by backbone; "" is for any.
-        datasets, rows: names to restrict it to; empty: all.
-        seeds: instead of the suite's.
-        known: digests of the files that runs start from, by path, as they were when it was begun; None: to be found.
+        starts: pre-tuned artifacts by backbone; the key "" applies to any backbone.
+        datasets, rows: names to restrict the suite to; if empty, all are run.
+        seeds: seeds of the final runs; if empty, the suite's.
+        known: digests of the input files by path, from the start of the experiment; if None, the files are read.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Experiment:
 
     @cached_property
     def missing(self) -> dict[str, str]:
-        """Data sets whose source is not registered here, and what was said about it: their cells are left out."""
+        """Data sets whose source is not registered, with the error message. Their cells are not run."""
         found = {}
         for name in self.suite.datasets:
             try:
@@ -96,9 +96,9 @@ class Experiment:
 
     @cached_property
     def cells(self) -> list[tuple[str, str]]:
-        """Every (data set, row) of it that there is a data source for."""
-        asked = self.suite.cells(self.datasets, self.rows)
-        return [(dataset, row) for dataset, row in asked if dataset not in self.missing]
+        """Every (data set, row) whose data source is registered."""
+        cells = self.suite.cells(self.datasets, self.rows)
+        return [(dataset, row) for dataset, row in cells if dataset not in self.missing]
 
     @property
     def final_seeds(self) -> tuple[int, ...]:
@@ -107,25 +107,27 @@ class Experiment:
 
     @property
     def search_cells(self) -> list[tuple[str, str]]:
-        """Every (data set, row) whose search some cell waits for."""
+        """Every (data set, row) whose search selects the settings of some cell."""
         if self.suite.search is None:
             return []
         return list(dict.fromkeys(self.suite.get_search_cell(*cell) for cell in self.cells))
 
     def check(self) -> None:
-        """Make a recipe of every cell and read the files that it names, before anything is run.
+        """Build the recipe of every cell and read its input files.
 
         Raises:
-            UsageError: one is not valid, a file is missing, or there is no cell at all.
+            UsageError: a recipe is not valid, a file is missing, or there is no cell to run.
             ToastError: a file cannot be read.
         """
         if not self.cells:
-            raise UsageError("There is nothing to run.", " ".join(dict.fromkeys(self.missing.values())))
+            raise UsageError(
+                "Nothing to run.", " ".join(dict.fromkeys(self.missing.values())), code="bench.nothing-to-run"
+            )
         _ = self.contents
 
     @cached_property
     def contents(self) -> Mapping[str, str]:
-        """Digests of the files that its runs start from, by path as it was given.
+        """Digests of the input files of all runs, by path as given.
 
         Raises:
             UsageError, ToastError: as `check`.
@@ -140,34 +142,35 @@ class Experiment:
         }
 
     def key(self, recipe: Recipe, more: Mapping[str, Any] | None = None) -> str:
-        """The key of one of its runs."""
+        """Return the key of a run of this experiment."""
         return compute_run_key(recipe, more, self.contents)
 
     def check_unchanged(self, recipe: Recipe) -> None:
-        """Make sure that what a run starts from is still what its key was made of.
+        """Check that the input files of a run are unchanged since its key was computed.
 
         Raises:
-            ToastError: it is not.
+            ToastError: a file has changed.
         """
         for name, path in list_input_files(recipe, self.contents).items():
             now = hash_input(name, path)
             if now != self.contents.get(path, now):
                 raise ToastError(
-                    f"{path} was changed since the suite was started ({name}).",
-                    what_to_do="Start the same command again: runs from the new content are other runs.",
+                    f"{path} ({name}) has changed since the suite was started.",
+                    what_to_do="Run the same command again: it makes new runs from the new content.",
+                    code="bench.input-changed",
                 )
 
     def study(self, dataset: str, row: str, stage: Stage) -> str:
-        """The name of the study that holds a cell's runs."""
+        """Return the name of the study that contains a cell's runs."""
         return f"{self.name}/{dataset}/{row}/{stage}"
 
     def recipe(
         self, dataset: str, row: str, stage: Stage, seed: int, params: Mapping[str, Any] | None = None
     ) -> Recipe:
-        """The recipe of one run; a search never looks at the test split.
+        """Return the recipe of a run. Runs of a search have `test: false`.
 
         Raises:
-            UsageError: a name in it is not registered, or a field is wrong.
+            UsageError: a name is not registered, or a field is not valid.
         """
         suite, options, source = self.suite, self.suite.rows[row], self.suite.source(dataset)
         backbone = options.backbone or suite.backbone
@@ -191,7 +194,7 @@ class Experiment:
         ).recipe
 
     def make_search_jobs(self, dataset: str, row: str) -> list[Job]:
-        """The runs among which a cell's hyper-parameters are chosen; none where the suite has no search."""
+        """Return the runs of a cell's search, an empty list if the suite has no search."""
         search = self.suite.search
         if search is None:
             return []
@@ -207,7 +210,7 @@ class Experiment:
         ]
 
     def finals(self, dataset: str, row: str, params: Mapping[str, Any]) -> list[Job]:
-        """A cell's final runs with the chosen hyper-parameters, one a seed."""
+        """Return a cell's final runs with the selected hyper-parameters, one per seed."""
         return [self._make_job(dataset, row, "final", seed, params) for seed in self.final_seeds]
 
     def _make_job(self, dataset: str, row: str, stage: Stage, seed: int, params: Mapping[str, Any]) -> Job:
@@ -218,25 +221,28 @@ class Experiment:
 def compute_run_key(
     recipe: Recipe, more: Mapping[str, Any] | None = None, known: Mapping[str, str] | None = None
 ) -> str:
-    """Sixteen hexadecimal digits of what decides a run's numbers; of files, their contents (or digests in `known`).
+    """Return 16 hexadecimal digits that identify everything that affects a run's results.
+
+    Input files count by their content, for which `known` may give digests by path.
 
     Raises:
-        UsageError, ToastError: a file is missing, or cannot be read.
+        UsageError: a file is missing.
+        ToastError: a file cannot be read.
     """
     values = recipe.model_dump(mode="json", exclude=LOCATION_FIELDS | {"training"})
     values["training"] = recipe.training.model_dump(mode="json", exclude=RESULT_NEUTRAL_SETTINGS)
     replace_paths_by_hashes(values, recipe, known or {})
     if superseded := recipe.plugins.backbone.superseded:
-        values["superseded"] = dict(superseded)  # runs on the weights that had this name before are other runs
+        values["superseded"] = dict(superseded)  # runs with the earlier weights of this name are different
     return hash_text(json.dumps([values, dict(more or {})], sort_keys=True, default=str))[:16]
 
 
 def parse_init_from(given: Sequence[str]) -> dict[str, str]:
-    """`BACKBONE=ARTIFACT`, or `ARTIFACT` for any backbone, by backbone."""
+    """Parse `BACKBONE=ARTIFACT`, or `ARTIFACT` for any backbone; return the artifacts by backbone."""
     pairs = (text.rpartition("=") for text in given)
     return {backbone: artifact for backbone, _, artifact in pairs}
 
 
 def format_params(params: Mapping[str, Any]) -> str:
-    """Hyper-parameters as a sentence has them."""
+    """Format hyper-parameters for a message."""
     return ", ".join(f"{name}={value}" for name, value in params.items()) or "the recipe's settings"

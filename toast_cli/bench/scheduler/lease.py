@@ -1,4 +1,4 @@
-"""A lease: a run that one worker has taken, until it tells how the run ended. Nobody else works on it meanwhile."""
+"""Leases: while a worker holds the lease of a run, no other worker makes that run."""
 
 from __future__ import annotations
 
@@ -20,36 +20,37 @@ from toast_cli.bench.scheduler.jobs import Job
 from toast_cli.bench.suite import SearchOptions, ValueRange
 
 HEARTBEAT_SECONDS = 10.0
-"""Seconds between two signs of life of a running trial."""
+"""Seconds between two heartbeats of a running trial."""
 
 
 class LeaseLostError(Exception):
-    """Another worker took this one for dead, and the run from it."""
+    """Another worker considered this one dead and took over its run."""
 
 
 class JobLease:
     """A run that this worker has taken.
 
     Args:
-        study, trial: the attempt.
+        study: the study of the run.
+        trial: the attempt at the run.
         job: the run.
-        lock: held while the run is worked on; the attempt says where it lies.
+        lock: held until the lease ends; the attempt records its path.
     """
 
     def __init__(self, study: optuna.Study, trial: Trial, job: Job, lock: FileLock) -> None:
         self.study, self.trial, self.job = study, trial, job
         self.lost = threading.Event()
-        """Set when another worker took this one for dead: what goes on here counts no more."""
+        """Set if another worker took over the run. Its result here is then discarded."""
         self._lock, self._more_locks = lock, contextlib.ExitStack()
         self._over = threading.Event()
 
     def params(self, search: SearchOptions | None) -> dict[str, Any]:
-        """The run's hyper-parameters: the job's own, or what the search's sampler draws."""
+        """Return the run's hyper-parameters: the job's own, or those that the sampler of `search` draws."""
         if self.job.params is not None:
             return dict(self.job.params)
         assert search is not None
         if search.sampler != "qmc":
-            # Drawn by the run's own seed: workers that draw from one and the same seed would draw the same.
+            # Each run has its own seed; with a shared seed, workers would draw the same values.
             self.study.sampler = make_sampler(search, search.seed * 100_003 + (self.job.slot or 0))
         return {
             name: self.trial.suggest_float(name, values.low, values.high, log=values.log)
@@ -59,26 +60,26 @@ class JobLease:
         }
 
     def begin(self, machine: str) -> bool:
-        """Lock the run and say whose it is, on which machine; whether nobody else holds it."""
+        """Lock the run and record the worker and its machine; return False if another worker holds the lock."""
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            self._end_trial("stopped", "another worker holds its lock")
+            self._end_trial("stopped", "another worker holds the lock")
             time.sleep(1)
             return False
         worker = f"process {os.getpid()} on {platform.node()}"
-        # The machine comes last: whoever finds it named finds the lock named, too.
+        # The machine is set last, so that a trial with a machine also has a lock.
         for name, value in {"worker": worker, "beat": 1, "lock": self._lock.lock_file, "machine": machine}.items():
             self.trial.set_user_attr(name, value)
         return True
 
     def wait_for_lock(self, lock: FileLock) -> None:
-        """Wait for a further lock, and hold it until the run is free."""
+        """Acquire another lock and hold it until the lease ends."""
         self._more_locks.enter_context(lock)
 
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
-        """Within, show signs of life; afterwards the run is free."""
+        """Send heartbeats within the block; release the locks after it."""
         thread = threading.Thread(target=self._send_heartbeats, daemon=True)
         thread.start()
         try:
@@ -90,26 +91,26 @@ class JobLease:
             self._lock.release()
 
     def done(self, value: float, record: Mapping[str, Any]) -> None:
-        """The run got to its end."""
+        """Record the result of a finished run."""
         self._tell(TrialState.COMPLETE, record, [value])
 
     def pruned(self, record: Mapping[str, Any]) -> None:
-        """The run was stopped early, being worse than others."""
+        """Record that the pruner stopped the run."""
         self._tell(TrialState.PRUNED, record)
 
     def failed(self, reason: str) -> None:
-        """The run cannot be made; it waits for someone to ask for it again."""
+        """Record that the run failed. It is made again only after `--retry`."""
         self._end_trial("failed", reason)
 
-    def stopped(self, why: str = "its worker was asked to stop") -> None:
-        """This worker goes no further; any other may go on with the run."""
+    def stopped(self, why: str = "the worker was asked to stop") -> None:
+        """Record that this worker stopped. Any worker may resume the run."""
         self._end_trial("stopped", why)
 
     def _end_trial(self, fate: str, reason: str) -> None:
         fail_trial(self.study, self.trial, fate, reason)
 
     def _tell(self, state: TrialState, record: Mapping[str, Any], values: list[float] | None = None) -> None:
-        # Refused where another worker took the run over: then that one's word counts.
+        # Optuna refuses this if another worker took over the run, whose result counts.
         with contextlib.suppress(UpdateFinishedTrialError):
             self.trial.set_user_attr("record", make_checksummed_record(record, values[0] if values else None))
             self.study.tell(self.trial, values, state, skip_if_finished=True)
@@ -124,12 +125,12 @@ class JobLease:
                 self.lost.set()
                 return
             except Exception:
-                # A storage that cannot be reached for a moment; if it stays so, telling the end will say it.
+                # The storage may be unreachable for a moment. If it stays so, recording the result raises.
                 continue
 
 
 def fail_trial(study: optuna.Study, trial: Trial, fate: str, reason: str) -> None:
-    """End one's own attempt that came to nothing, unless someone else was quicker."""
+    """Record that an attempt ended without a result, unless another worker has ended it already."""
     with contextlib.suppress(UpdateFinishedTrialError):
         for name, value in {"fate": fate, "reason": reason}.items():
             trial.set_user_attr(name, value)
@@ -137,18 +138,18 @@ def fail_trial(study: optuna.Study, trial: Trial, fate: str, reason: str) -> Non
 
 
 def make_sampler(search: SearchOptions | None, seed: int = 0) -> optuna.samplers.BaseSampler:
-    """The sampler of a search."""
+    """Return the Optuna sampler of a search."""
     if search is None or search.sampler in ("grid", "random"):
-        # A grid's points are put in as they are, so nothing is left to draw.
+        # The points of a grid are enqueued, so this sampler draws nothing.
         return optuna.samplers.RandomSampler(seed)
     if search.sampler == "qmc":
         return optuna.samplers.QMCSampler(seed=search.seed)
-    # Liar: what others are trying at this moment counts as tried.
+    # constant_liar: trials that other workers are running count as tried.
     return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
 def make_pruner(search: SearchOptions | None) -> optuna.pruners.BasePruner:
-    """The pruner of a search."""
+    """Return the Optuna pruner of a search."""
     if search is None or search.pruner == "none":
         return optuna.pruners.NopPruner()
     return optuna.pruners.MedianPruner() if search.pruner == "median" else optuna.pruners.HyperbandPruner()

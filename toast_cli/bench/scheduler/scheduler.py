@@ -1,4 +1,4 @@
-"""The board: what an experiment wants, how far it has come, and what is to be done next."""
+"""The scheduler: the status of an experiment's runs, and the next run to make."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from toast_cli.utils.hashing import hash_json
 
 
 class ExperimentScheduler:
-    """What an experiment wants, and how far it has come by the ledger.
+    """The runs of an experiment and their status in the ledger.
 
-    A stage whose runs are all settled is remembered as it is; nothing about it can change any more. So is the setting
-    with which a cell first looked at its test split: what validates better later comes too late for it.
+    A stage is cached once all its runs are done or pruned. The setting with which a cell evaluated its test split is
+    also cached, since it never changes: a setting that validates better later is not used.
     """
 
     def __init__(self, experiment: Experiment, ledger: Ledger) -> None:
@@ -33,15 +33,15 @@ class ExperimentScheduler:
         self._test_params: dict[tuple[str, str], dict[str, Any]] = {}
 
     def study(self, dataset: str, row: str, stage: Stage) -> optuna.Study:
-        """The study of a stage."""
+        """Return the study of a stage."""
         search = self.experiment.suite.search if stage == "search" else None
         return self.ledger.study(self.experiment.study(dataset, row, stage), search)
 
     def stage(self, dataset: str, row: str, stage: Stage) -> dict[Job, JobStatus] | None:
-        """How far every run of a stage has come; None where it waits for the search before it.
+        """Return the status of every run of a stage, or None if the stage waits for its search.
 
         Raises:
-            UsageError: no recipe can be made for the cell.
+            UsageError: the recipe of the cell is not valid.
         """
         where = dataset, row, stage
         if where in self._settled_stages:
@@ -56,10 +56,11 @@ class ExperimentScheduler:
         return standings
 
     def chosen(self, dataset: str, row: str) -> dict[str, Any] | None:
-        """The hyper-parameters of a cell's final runs, empty without a search; None: it is not over, or all failed.
+        """Return the hyper-parameters of a cell's final runs, empty if the suite has no search.
 
-        Those that validated best, and once a run with them looked at the test split, those. Runs that failed do not
-        hold it up: they are shown, and the best of the others is taken.
+        These are the ones that validated best. Once a run has evaluated the test split, its hyper-parameters stay
+        selected. Failed runs of the search are ignored. Returns None if the search is not finished or all its runs
+        failed.
         """
         standings = self.stage(*self.experiment.suite.get_search_cell(dataset, row), "search")
         if not standings:
@@ -73,7 +74,7 @@ class ExperimentScheduler:
         return None if best is None else best.record["params"]
 
     def fixed(self, dataset: str, row: str) -> dict[str, Any] | None:
-        """The setting with which a cell looked at its test split; None: it did not yet, or there is no search."""
+        """Return the setting with which a cell evaluated its test split; None if it has not, or without a search."""
         if self.experiment.suite.search is None:
             return None
         if (dataset, row) not in self._test_params:
@@ -85,7 +86,7 @@ class ExperimentScheduler:
         return self._test_params[dataset, row]
 
     def lock_test_params(self, job: Job) -> bool:
-        """Called before a final run looks at the test split: whether it may, as no other setting of its cell did."""
+        """Record a final run's setting before its test evaluation; return False if its cell has another setting."""
         if self.experiment.suite.search is None:
             return True
         if self.fixed(job.dataset, job.row) is None:
@@ -96,7 +97,7 @@ class ExperimentScheduler:
         return self.fixed(job.dataset, job.row) == job.params
 
     def overtaken(self) -> list[str]:
-        """What to say of every cell for which a better setting was found after it had looked at its test split."""
+        """Return a message for each cell for which a better setting was found after its test evaluation."""
         found = []
         for dataset, row in self.experiment.cells:
             standings = self.stage(*self.experiment.suite.get_search_cell(dataset, row), "search") or {}
@@ -107,20 +108,20 @@ class ExperimentScheduler:
             if not kept or _compute_rank(best) > max(map(_compute_rank, kept)):
                 found.append(
                     f"{row} on {dataset}: {format_params(best.record['params'])} validated better than "
-                    f"{format_params(fixed)}, but after test had been looked at; kept. Another ledger "
-                    "(without --ledger: another --out) begins anew."
+                    f"{format_params(fixed)}, but the test split had already been evaluated, so "
+                    f"{format_params(fixed)} stays selected. To search again, use a new --ledger (or a new --out)."
                 )
         return found
 
     def count_unrequested_runs(self) -> int:
-        """Finished final runs of this suite in the ledger that are of other seeds, rows or settings than asked for."""
+        """Return the number of finished final runs in the ledger with seeds, rows or settings not requested here."""
         finals = [where for where in self.stages() if where[2] == "final"]
-        asked = {(self.experiment.study(*where), job.key) for where in finals for job in self.stage(*where) or {}}
+        requested = {(self.experiment.study(*where), job.key) for where in finals for job in self.stage(*where) or {}}
         done = self.ledger.list_trials(TrialState.COMPLETE, begins=f"{self.experiment.name}/", ends="/final")
-        return len({(study, trial.user_attrs.get("key", "")) for study, trial in done} - asked)
+        return len({(study, trial.user_attrs.get("key", "")) for study, trial in done} - requested)
 
     def _make_setting_key(self, dataset: str, row: str) -> str:
-        """What the setting that came out of a cell's search is called; of another search, it is another."""
+        """Return the attribute that stores the setting of a cell; it depends on the runs of the search."""
         jobs = self._list_jobs(*self.experiment.suite.get_search_cell(dataset, row), "search", {})
         return f"setting of search {hash_json([job.key for job in jobs])[:16]}"
 
@@ -136,14 +137,14 @@ class ExperimentScheduler:
         return self._jobs[known]
 
     def stages(self) -> Iterator[tuple[str, str, Stage]]:
-        """Every stage of every cell, in the order in which they are worked on."""
+        """Yield every stage of every cell, in the order of execution."""
         for dataset, row in self.experiment.search_cells:
             yield dataset, row, "search"
         for dataset, row in self.experiment.cells:
             yield dataset, row, "final"
 
     def counts(self) -> Counter[str]:
-        """How many runs stand where; those that wait for a search are `wanted`."""
+        """Return the number of runs by state; runs that wait for a search are `wanted`."""
         found: Counter[str] = Counter()
         for where in self.stages():
             standings = self.stage(*where)
@@ -154,16 +155,16 @@ class ExperimentScheduler:
         return found
 
     def retry(self) -> None:
-        """Ask again for every run that failed."""
+        """Enqueue every failed run again."""
         for where in self.stages():
             standings = self.stage(*where)
             if any(standing.state == "failed" for standing in (standings or {}).values()):
                 self.ledger.fill(self.study(*where), standings or {}, retry=True)
 
     def take(self) -> tuple[JobLease | None, int]:
-        """A run for this worker, if there is one; and how many others are working on.
+        """Return the lease of a run, None if there is no run to make, and the number of runs of other workers.
 
-        A dead worker's run is wanted again at once.
+        The run of a dead worker becomes available immediately.
         """
         others = 0
         for where in self.stages():
@@ -182,11 +183,11 @@ class ExperimentScheduler:
 
 
 def _find_best_status(standings: Mapping[Job, JobStatus]) -> JobStatus | None:
-    """The finished run that validated best."""
+    """Return the finished run that validated best."""
     return max((each for each in standings.values() if each.state == "done"), key=_compute_rank, default=None)
 
 
 def _compute_rank(standing: JobStatus) -> tuple[float, float]:
-    """Higher is better; of equals, the one with the lower validation loss, as within a run."""
+    """Return the rank of a finished run: its score, then its negative validation loss. Higher is better."""
     assert standing.trial is not None
     return standing.trial.value or 0.0, -standing.record["validation"]["loss"]

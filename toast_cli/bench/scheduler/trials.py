@@ -1,8 +1,8 @@
-"""The ledger: which runs were made, are being made, or failed, in an Optuna storage that any number of workers share.
+"""The ledger: an Optuna storage, shared by any number of workers, that records the state of every run.
 
-A study holds the runs of one (data set, row, stage), a trial is one attempt at one run. What is wanted is put in as
-waiting trials, and a worker takes one by setting it to running, which a storage lets one worker do. Two workers may put
-the same run in at the same moment; of its trials the lowest number then counts, which all workers see alike.
+A study contains the runs of one (data set, row, stage). A trial is one attempt at one run. Runs to make are enqueued as
+waiting trials. A worker takes a trial by setting it to running, which the storage allows only one worker to do. If two
+workers enqueue the same run at the same time, the trial with the lowest number counts.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from toast_cli.bench.scheduler.lease import JobLease, fail_trial, make_pruner, m
 from toast_cli.bench.suite import SearchOptions
 
 DEFAULT_GRACE_SECONDS = 90.0
-"""Seconds without a sign of life after which a worker on another machine is taken for dead."""
+"""Seconds without a heartbeat after which a worker on another machine is considered dead."""
 
 RECIPE_ATTRIBUTE = "recipe"
-"""What an attempt says of itself once it begins: the key of the recipe that it makes or has made."""
+"""Attribute of an attempt, set when it starts: the key of its recipe."""
 
 
 class Ledger:
-    """All studies of one suite.
+    """The studies of a ledger.
 
     Args:
-        url: `sqlite:///FILE` or any database URL that SQLAlchemy knows, or `journal:FILE`; `memory:` keeps nothing.
-        locks: folder of a lock per run, held while it is worked on; beside the runs, which it guards.
-        grace: seconds without a sign of life after which a worker elsewhere is taken for dead.
+        url: `sqlite:///FILE`, another database URL of SQLAlchemy, `journal:FILE`, or `memory:`.
+        locks: folder of the lock files, one per run; in the experiment folder, whose runs they protect.
+        grace: seconds without a heartbeat after which a worker on another machine is considered dead.
 
     Raises:
-        ToastError: it cannot be opened.
+        ToastError: the ledger cannot be opened.
     """
 
     def __init__(self, url: str, locks: Path, grace: float = DEFAULT_GRACE_SECONDS) -> None:
@@ -53,7 +53,7 @@ class Ledger:
         self._last_heartbeats: dict[tuple[str, int], tuple[int, float]] = {}
 
     def study(self, name: str, search: SearchOptions | None = None) -> optuna.Study:
-        """A study by name, made if need be; with a `search`, with its sampler and pruner."""
+        """Return a study by name, created if missing, with the sampler and pruner of `search`."""
         if name not in self._studies:
             with convert_read_errors(self.url), contextlib.suppress(DuplicatedStudyError):
                 optuna.create_study(storage=self.storage, study_name=name, direction="maximize")
@@ -64,21 +64,21 @@ class Ledger:
         return self._studies[name]
 
     def compute_job_statuses(self, study: optuna.Study, jobs: Iterable[Job]) -> dict[Job, JobStatus]:
-        """How far each wanted run has come."""
+        """Return the status of each job."""
         by_key: dict[str, list[FrozenTrial]] = {}
         with convert_read_errors(self.url):
             for trial in study.get_trials(deepcopy=False):
                 by_key.setdefault(trial.user_attrs.get("key", ""), []).append(trial)
-        found = {job: compute_job_status(by_key.get(job.key, ())) for job in jobs}
+        statuses = {job: compute_job_status(by_key.get(job.key, ())) for job in jobs}
         return {
             job: replace(standing, record=read_trial_record(standing.trial, self.url))
             if standing.state in ("done", "pruned") and standing.trial is not None
             else standing
-            for job, standing in found.items()
+            for job, standing in statuses.items()
         }
 
     def list_trials(self, *states: TrialState, begins: str = "", ends: str = "") -> list[tuple[str, FrozenTrial]]:
-        """Return the trials in these states of all studies whose names begin and end so, each with its study's name."""
+        """Return (study name, trial) for the trials in `states` of all studies with this prefix and suffix."""
         with convert_read_errors(self.url):
             return [
                 (name, trial)
@@ -88,7 +88,7 @@ class Ledger:
             ]
 
     def find_recipe(self, recipe: str) -> tuple[str, FrozenTrial] | None:
-        """Return a finished attempt at a recipe, else one that a living worker is at, with its study's name."""
+        """Return (study name, trial) of a finished attempt at a recipe, else of a running one whose worker is alive."""
         found = None
         for study, trial in self.list_trials(TrialState.COMPLETE, TrialState.RUNNING):
             done = trial.state == TrialState.COMPLETE
@@ -99,17 +99,17 @@ class Ledger:
         return found
 
     def fill(self, study: optuna.Study, jobs: Iterable[Job], retry: bool = False) -> None:
-        """Put in what is wanted and neither there nor failed; with `retry`, what failed too."""
+        """Enqueue the jobs in the state `wanted`; with `retry`, also the failed ones."""
         again = {"wanted", "failed"} if retry else {"wanted"}
         for job, standing in self.compute_job_statuses(study, jobs).items():
             if standing.state in again:
                 params = job.params
-                if params is None:  # an attempt that was cut short had drawn its own, and goes on with them
+                if params is None:  # an interrupted attempt keeps the parameters that it drew
                     params = standing.trial.params if standing.trial is not None else {}
                 study.enqueue_trial(dict(params), user_attrs={"key": job.key, "seed": job.seed, "retry": retry})
 
     def take(self, study: optuna.Study, jobs: Iterable[Job]) -> JobLease | None:
-        """One of the waiting runs, which is this worker's from now on; None: there is none."""
+        """Take one of the waiting runs; return its lease, or None if there is no such run."""
         wanted = {job.key: job for job in jobs}
         while any(trial.user_attrs.get("key") in wanted for trial in _list_waiting_trials(study)):
             trial = study.ask()
@@ -122,7 +122,7 @@ class Ledger:
                 and other.state in JOB_STATE_BY_TRIAL_STATE
             ]
             if key not in wanted or earlier:
-                why = "another trial is this run, or nobody wants it any more"
+                why = "another trial has the same run, or the run is no longer requested"
                 fail_trial(study, trial, "duplicate", why)
                 continue
             claim = JobLease(study, trial, wanted[key], self.lock(key))
@@ -131,7 +131,7 @@ class Ledger:
         return None
 
     def fail_dead_trials(self, study: optuna.Study) -> int:
-        """Give up the trials whose worker is dead; how many others are being worked on."""
+        """Mark the trials of dead workers as failed; return the number of trials that are still running."""
         alive = 0
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if self.is_dead(study.study_name, trial):
@@ -142,33 +142,33 @@ class Ledger:
         return alive
 
     def lock(self, key: str) -> FileLock:
-        """The lock of a run: of the workers that share its folder, one holds it."""
+        """Return the lock of a run, for the workers that share its folder."""
         self.locks.mkdir(parents=True, exist_ok=True)
         return FileLock(self.locks.absolute() / f"{key}.lock")
 
     def is_dead(self, study: str, trial: FrozenTrial) -> bool:
-        """Whether the worker of a running trial is no more."""
+        """Return whether the worker of a running trial is dead."""
         attrs = trial.user_attrs
         if attrs.get("machine") == self.machine and Path(attrs.get("lock", "")).is_file():
-            # The system lets go of a dead process's locks, so here nothing has to be waited for. The lock is the one
-            # that the worker named: it may share this ledger from another folder.
+            # The system releases the locks of a dead process, so there is no need to wait for heartbeats. The worker
+            # recorded the path of its lock, which may be in another experiment folder on this ledger.
             try:
                 with FileLock(attrs["lock"]).acquire(timeout=0):
                     return True
             except Timeout:
                 return False
             except OSError:
-                pass  # another user's, which cannot be opened; signs of life can be read all the same
+                pass  # the lock of another user cannot be opened; use the heartbeats
         beat, now = attrs.get("beat", 0), time.monotonic()
-        seen, since = self._last_heartbeats.setdefault((study, trial.number), (beat, now))
-        if beat != seen:
+        last_beat, since = self._last_heartbeats.setdefault((study, trial.number), (beat, now))
+        if beat != last_beat:
             self._last_heartbeats[study, trial.number] = beat, now
             return False
         return now - since > self.grace
 
 
 def open_ledger(out: Path, url: str | None, grace: float = DEFAULT_GRACE_SECONDS) -> Ledger:
-    """The ledger of the experiment in a folder: the one named, else SQLite in the folder."""
+    """Open the ledger at `url`, by default SQLite in the experiment folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     return Ledger(url or f"sqlite:///{out.absolute() / 'ledger.db'}", out / "locks", grace)
 
@@ -178,6 +178,6 @@ def _list_waiting_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _get_machine_id() -> str:
-    """What two processes share that the same kernel runs, so that a lock of one is seen by the other."""
+    """Return an id that is equal for processes on the same running kernel, which see each other's locks."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{platform.node()}/{boot.read_text().strip() if boot.is_file() else ''}"

@@ -1,4 +1,4 @@
-"""A worker: takes one run after another from the ledger until nothing is left to do."""
+"""Workers: take runs from the ledger and make them until none is left."""
 
 from __future__ import annotations
 
@@ -30,38 +30,38 @@ from toast_cli.training.tune import tune_model
 from toast_cli.utils.errors import ToastError, UsageError
 
 POLL_SECONDS = 2.0
-"""Seconds between two looks at the ledger where all that is left is being done by others."""
+"""Seconds between two queries of the ledger while other workers make the remaining runs."""
 
 
 class SettingMismatchError(Exception):
-    """A cell looks at its test split with one setting, and this run has another."""
+    """Another setting of the cell has already evaluated the test split."""
 
 
 class LeaseReporter(Reporter):
-    """Passes a run on to another reporter; stops it where it was lost, may not see the test split, or is pruned."""
+    """A reporter that forwards to another, and stops the run if it is taken over, pruned, or may not be tested."""
 
     def __init__(self, board: ExperimentScheduler, claim: JobLease, inner: Reporter) -> None:
         self.board, self.claim, self.inner = board, claim, inner
         self.message = inner.message  # type: ignore[method-assign]
 
     def track(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
-        """Pass items through; before the test split is looked at, make sure that it may be."""
+        """Forward the items; before the test evaluation, check that the run may be tested."""
         if what == "test":
             _claim_test_split(self.board, self.claim.job)
         return self.inner.track(items, total, what)
 
     def step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
-        """One step is done."""
+        """Forward a step; stop if another worker took over the run."""
         if self.claim.lost.is_set():
             raise LeaseLostError
         self.inner.step(step, total, metrics)
 
     def stopped(self, command: str) -> None:
-        """The run was interrupted; alone, by its own command, it would go on past the ledger."""
-        self.inner.message(f"Stopped, and kept what was done of {self.claim.job.name}. It goes on with its suite.")
+        """Report an interruption without the run's own resume command, which would bypass the ledger."""
+        self.inner.message(f"Stopped {self.claim.job.name}; its progress is saved. The suite resumes it.")
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
-        """One epoch is done; while searching, its validation is reported to the sampler."""
+        """Forward an epoch; in a search, report its validation to the pruner."""
         self.inner.epoch(epoch, epochs, metrics, best)
         if self.claim.job.stage == "search" and "validation" in metrics:
             self.claim.trial.report(compute_score(metrics["validation"]), epoch)
@@ -70,10 +70,10 @@ class LeaseReporter(Reporter):
 
 
 def run_worker(board: ExperimentScheduler, out: Path, reporter: Reporter) -> None:
-    """Make runs until none is left that this worker could make; waits while others work on what it waits for.
+    """Make runs until none is left, and wait while other workers make runs that later ones depend on.
 
     Raises:
-        KeyboardInterrupt: asked to stop; what the current run had done is kept and goes on later.
+        KeyboardInterrupt: the worker was asked to stop; the progress of the current run is saved.
     """
     while True:
         claim, others = board.take()
@@ -81,7 +81,7 @@ def run_worker(board: ExperimentScheduler, out: Path, reporter: Reporter) -> Non
             with claim.alive():
                 run_job(board, claim, out, reporter)
             if torch.cuda.is_available():
-                release_memory()  # of the model that is gone, before the next one comes
+                release_memory()  # before the next model is allocated
         elif others:
             time.sleep(POLL_SECONDS)
         else:
@@ -89,7 +89,7 @@ def run_worker(board: ExperimentScheduler, out: Path, reporter: Reporter) -> Non
 
 
 def run_job(board: ExperimentScheduler, claim: JobLease, out: Path, reporter: Reporter) -> None:
-    """Make one run, go on with it, or take it from where it was made, and tell the ledger how it ended."""
+    """Make a run, resume it, or reuse the result of an equal run, and record the outcome in the ledger."""
     job, experiment = claim.job, board.experiment
     try:
         params = claim.params(experiment.suite.search)
@@ -98,7 +98,7 @@ def run_job(board: ExperimentScheduler, claim: JobLease, out: Path, reporter: Re
         key = experiment.key(recipe)
         reporter.message(f"{job.row} on {job.dataset}, {job.stage}, seed {job.seed}: {format_params(params)}")
         folder = out / "runs" / replace(job, key=key).name
-        if key != job.key:  # a setting that was drawn again shares the folder of the first
+        if key != job.key:  # equal settings drawn twice share a folder
             claim.wait_for_lock(board.ledger.lock(key))
         found = _reuse_result(board.ledger, claim, key, reporter)
         value, record = found or _make_run(board, claim, recipe, folder, out, reporter)
@@ -111,16 +111,16 @@ def run_job(board: ExperimentScheduler, claim: JobLease, out: Path, reporter: Re
         _remove_temporary_files(RunFolder(folder), job.stage)
         reporter.message(f"Pruned: {job.name}")
     except LeaseLostError:
-        reporter.message(f"Left to the worker that took it over: {job.name}")
+        reporter.message(f"Abandoned, another worker took over: {job.name}")
     except SettingMismatchError:
-        claim.stopped("another setting of its cell has looked at the test split")
-        reporter.message(f"Left, as another setting has looked at the test split: {job.name}")
+        claim.stopped("another setting of its cell has evaluated the test split")
+        reporter.message(f"Abandoned, another setting has evaluated the test split: {job.name}")
     except KeyboardInterrupt:
         claim.stopped()
         raise
     except ToastError as error:
         _report_failure(claim, reporter, " ".join(part for part in (error.what, error.why) if part))
-    except Exception as error:  # one run's fault must not end the others
+    except Exception as error:  # an error in one run must not stop the others
         where = traceback.extract_tb(error.__traceback__)[-1]
         _report_failure(claim, reporter, f"{type(error).__name__}: {error} (at {where.name}, line {where.lineno})")
 
@@ -128,18 +128,19 @@ def run_job(board: ExperimentScheduler, claim: JobLease, out: Path, reporter: Re
 def _reuse_result(
     ledger: Ledger, claim: JobLease, recipe: str, reporter: Reporter
 ) -> tuple[float, dict[str, Any]] | None:
-    """Return value and record of a finished run of a recipe, once one that is under way has ended; None: make it.
+    """Return the value and record of a finished run of the same recipe, or None if the run must be made.
 
-    Workers of two folders that look at the same moment both make it. That costs a run; both results stand.
+    If another worker is making the recipe, wait for it. Workers of two experiment folders that query the ledger at the
+    same moment both make the run, and both results are kept.
 
     Raises:
-        LeaseLostError: another worker took this one for dead meanwhile.
+        LeaseLostError: another worker took over the run while this one waited.
     """
     while found := ledger.find_recipe(recipe):
         study, trial = found
         if trial.state == TrialState.COMPLETE:
             same_as = f"{study}, attempt {trial.number}"
-            reporter.message(f"The same recipe as {same_as}: taken from there.")
+            reporter.message(f"Reusing the result of {same_as}, which has the same recipe.")
             return trial.values[0], {**read_trial_record(trial, ledger.url), "same_as": same_as}
         if claim.lost.wait(POLL_SECONDS):
             raise LeaseLostError
@@ -150,22 +151,22 @@ def _reuse_result(
 def _make_run(
     board: ExperimentScheduler, claim: JobLease, recipe: Recipe, folder: Path, out: Path, reporter: Reporter
 ) -> tuple[float, dict[str, Any]]:
-    """Make a run or go on with it, unless its folder has its results; return its value and record."""
+    """Make or resume a run unless its folder contains results; return its value and record."""
     job = claim.job
     if not (folder / "results.json").is_file():
-        goes_on = (folder / "recipe.yaml").is_file()
-        if goes_on and is_checkpoint_lost(RunFolder(folder).checkpoints, "last"):
-            reporter.message(f"No whole checkpoint of {job.name} is left: it is begun anew.")
-            goes_on = False
-        if not goes_on and folder.exists():
-            shutil.rmtree(folder)  # ours: a worker died before it had written anything, or what it wrote is damaged
-        tune_model(recipe, folder, LeaseReporter(board, claim, reporter), resume=goes_on)
+        resume = (folder / "recipe.yaml").is_file()
+        if resume and is_checkpoint_lost(RunFolder(folder).checkpoints, "last"):
+            reporter.message(f"Restarting {job.name}: it has no intact checkpoint.")
+            resume = False
+        if not resume and folder.exists():
+            shutil.rmtree(folder)  # left by a worker that died before it saved anything, or damaged
+        tune_model(recipe, folder, LeaseReporter(board, claim, reporter), resume=resume)
     results = read_checksummed_json(folder / "results.json")
-    judged = results["validation"] if job.stage == "search" else results["test"] or results["validation"]
-    if judged is None:
+    metrics = results["validation"] if job.stage == "search" else results["test"] or results["validation"]
+    if metrics is None:
         missing = "validation" if job.stage == "search" else "test"
-        raise UsageError(f"There is nothing to judge {job.dataset} by: it has no {missing} split.")
-    return compute_score(judged), _make_run_record(folder, out, results)
+        raise UsageError(f"Cannot score runs on {job.dataset}: it has no {missing} split.", code="bench.missing-split")
+    return compute_score(metrics), _make_run_record(folder, out, results)
 
 
 def _claim_test_split(board: ExperimentScheduler, job: Job) -> None:
@@ -179,7 +180,7 @@ def _report_failure(claim: JobLease, reporter: Reporter, reason: str) -> None:
 
 
 def _make_run_record(folder: Path, out: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """What a table and an estimate need of a run, so that they need no file of it but the answers."""
+    """Return what tables and time estimates need of a run, so that they read only its answers from the folder."""
     environment = read_checksummed_json(folder / "environment.json")
     taken = ("seed", "split_hashes", "trained_parameters", "flops", "flops_plain", "selected_epoch", "seconds")
     short = {"validation": _select_scalars(results["validation"]), "test": _select_scalars(results["test"])}
@@ -190,12 +191,12 @@ def _make_run_record(folder: Path, out: Path, results: Mapping[str, Any]) -> dic
 
 
 def _select_scalars(metrics: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The numbers alone, without those of every class."""
+    """Return the scalar metrics, without values per class."""
     return metrics and {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def _remove_temporary_files(folder: RunFolder, stage: Stage) -> None:
-    """Drop what only an unfinished run needs; of a search, the adapter too: its numbers are what it was for."""
+    """Delete the checkpoints of a finished run; after a search, also the adapter."""
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     if stage == "search":
         shutil.rmtree(folder.adapter, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Several workers on one machine: processes of their own, each with a GPU of its own where there are some."""
+"""A pool of worker processes on one machine, which share its GPUs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 MAX_RESTARTS = 3
-"""How often a worker that something killed is started again."""
+"""How often a worker that was killed by a signal is restarted."""
 
 
 class WorkerProcess:
-    """One worker's process; what it says goes to a file."""
+    """The process of a worker, with its output in a log file."""
 
     def __init__(self, number: int, command: Sequence[str], log: Path) -> None:
         self.number, self.command, self.log = number, command, log
@@ -36,7 +36,7 @@ class WorkerProcess:
             )
 
     def poll_or_restart(self) -> int | None:
-        """Its exit code, or None while it works; one that was killed is started again."""
+        """Return the exit code, or None while the process runs; restart it if a signal killed it."""
         code = self.process.poll()
         if code is not None and code < 0 and self.restarts < MAX_RESTARTS:
             self.restarts += 1
@@ -46,9 +46,12 @@ class WorkerProcess:
 
 
 def run_worker_pool(count: int, arguments: Sequence[str], logs: Path, watch: Callable[[], None]) -> list[int]:
-    """Start `count` workers as `python -m toast_cli ARGUMENTS` and wait for them; `watch` is called meanwhile.
+    """Start `count` workers as `python -m toast_cli ARGUMENTS`, wait for them and return their exit codes.
 
-    Returns their exit codes. Asked to stop, they are asked to stop.
+    `watch` is called once a second.
+
+    Raises:
+        KeyboardInterrupt: the pool was interrupted; the workers received the same signal and have ended.
     """
     command = [sys.executable, "-m", "toast_cli", *arguments]
     workers = [WorkerProcess(number, command, logs / f"{number}.log") for number in range(count)]
@@ -67,10 +70,10 @@ def run_worker_pool(count: int, arguments: Sequence[str], logs: Path, watch: Cal
 
 
 def get_device_environment(number: int) -> dict[str, str]:
-    """The environment that gives worker `number` one of the GPUs, taken in turns; empty where there is none."""
+    """Return environment variables that assign a GPU to worker `number`, in turn; empty without GPUs."""
     count = torch.cuda.device_count()
     if not count:
         return {}
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    devices = seen.split(",") if seen else [str(index) for index in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = visible.split(",") if visible else [str(index) for index in range(count)]
     return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]}

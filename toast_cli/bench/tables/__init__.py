@@ -1,1 +1,1 @@
-"""Tables, figures and pages of a suite's results."""
+"""Tables, figures and the HTML page of a suite's results."""

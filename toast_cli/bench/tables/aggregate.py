@@ -1,4 +1,4 @@
-"""What one row has to show in one column: a value for every seed, and what of it a test can pair."""
+"""Aggregation of runs into cells: a value per seed, and values per test item for paired tests."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from toast_cli.storage.run_folder import ANSWERS_FILE
 
 RunRecord = Mapping[str, Any]
 QuestionScores = dict[Hashable, tuple[str, float]]
-"""Category and score of every question that was scored."""
+"""Category and score by question."""
 
 
 class JudgeScores:
-    """The scores of all final runs; where several judges scored them, or several files, those of one alone.
+    """The scores that one judge gave to all final runs on one file of questions.
 
-    Scores of different judges, or on different questions, are no numbers of one table: that with most scores is taken
-    (of equals, the first by name), and `others` names the rest.
+    Scores of different judges or on different files are not comparable. The judge and file with the most scores are
+    used, the first by name if several have as many. `others` names the rest.
     """
 
     def __init__(self, results: ExperimentResults) -> None:
@@ -38,21 +38,21 @@ class JudgeScores:
         counted: Counter[str] = Counter()
         for dataset, row in results.finals:
             for record in results.records(dataset, row).values():
-                found = self._scores[record["run"]] = _read_scores(results, record)
-                counted.update({judge: len(scores) for judge, scores in found.items()})
+                by_judge = self._scores[record["run"]] = _read_scores(results, record)
+                counted.update({judge: len(scores) for judge, scores in by_judge.items()})
         ranked = sorted(counted, key=lambda judge: (-counted[judge], judge))
         self.judge: str | None = ranked[0] if ranked else None
         self.others: tuple[str, ...] = tuple(ranked[1:])
 
     def of(self, record: Mapping[str, Any], category: str) -> dict[Hashable, float]:
-        """A run's scores by question, of one category or, as `overall`, of all."""
+        """Return a run's scores by question, of one category, or of all if `category` is `overall`."""
         scores = self._scores[record["run"]].get(self.judge or "", {})
         return {number: score for number, (kind, score) in scores.items() if category in ("overall", kind)}
 
 
 @dataclass(frozen=True)
 class AggregatedCell:
-    """A row's sample in a column, the runs that it is made of and the data sets that each value is a mean over."""
+    """A cell: its sample, the runs behind it, and the data sets that each of its values averages."""
 
     sample: ScoreSample
     runs: tuple[RunRecord, ...]
@@ -60,13 +60,13 @@ class AggregatedCell:
 
 
 class ResultAggregator:
-    """Reads columns off an experiment's results."""
+    """Aggregates an experiment's results by row and column."""
 
     def __init__(self, results: ExperimentResults) -> None:
         self.results, self.judge_scores = results, JudgeScores(results)
 
     def of(self, row: str, column: TableColumn) -> AggregatedCell | None:
-        """A row's values, those of a seed averaged over the column's data sets; None: no seed has them all yet."""
+        """Return a row's value for each seed, averaged over the column's data sets; None if no seed has all of them."""
         shows, name = column.shows, column.shows.partition(":")[2]
         if shows.startswith("judge:"):
             return self._aggregate_judge_scores(row, name)
@@ -83,53 +83,53 @@ class ResultAggregator:
         return self._tested(row, shows)
 
     def list_records(self, row: str) -> list[RunRecord]:
-        """Every finished final run of a row."""
+        """Return the records of a row's finished final runs."""
         datasets = self.results.datasets(row)
         return [record for dataset in datasets for record in self.results.records(dataset, row).values()]
 
     def _mean(
         self, row: str, datasets: Sequence[str], value: Callable[[RunRecord], float | None]
     ) -> AggregatedCell | None:
-        found = [
+        by_dataset = [
             {seed: (record, number) for seed, record in records.items() if (number := value(record)) is not None}
             for records in (self.results.records(dataset, row) for dataset in datasets)
         ]
-        seeds = sorted(set.intersection(*(set(each) for each in found))) if found else []
+        seeds = sorted(set.intersection(*(set(each) for each in by_dataset))) if by_dataset else []
         if not seeds:
             return None
-        values = {seed: statistics.fmean(each[seed][1] for each in found) for seed in seeds}
+        values = {seed: statistics.fmean(each[seed][1] for each in by_dataset) for seed in seeds}
         return AggregatedCell(
-            ScoreSample(values), tuple(each[seed][0] for each in found for seed in seeds), tuple(datasets)
+            ScoreSample(values), tuple(each[seed][0] for each in by_dataset for seed in seeds), tuple(datasets)
         )
 
     def _tested(self, row: str, dataset: str) -> AggregatedCell | None:
-        """On one data set, with the test images that all seeds left answers to."""
-        found = self._mean(row, (dataset,), _get_test_score)
-        if found is None:
+        """Return a row's test scores on a data set, with the test images that all seeds have answers to."""
+        cell = self._mean(row, (dataset,), _get_test_score)
+        if cell is None:
             return None
-        files = [self.results.out / record["run"] / ANSWERS_FILE for record in found.runs]
-        splits = {record["split_hashes"].get("test") for record in found.runs}
+        files = [self.results.out / record["run"] / ANSWERS_FILE for record in cell.runs]
+        splits = {record["split_hashes"].get("test") for record in cell.runs}
         if len(splits) > 1 or not all(file.is_file() for file in files):
-            return found
+            return cell
         items = average_over_seeds([read_correct_answers(file) for file in files])
         return AggregatedCell(
-            ScoreSample(found.sample.values, items, PAIRED_IMAGES, splits.pop()), found.runs, found.datasets
+            ScoreSample(cell.sample.values, items, PAIRED_IMAGES, splits.pop()), cell.runs, cell.datasets
         )
 
     def _aggregate_judge_scores(self, row: str, category: str) -> AggregatedCell | None:
-        """A judge's scores, averaged over questions, with the questions that every seed has a score for."""
+        """Return the judge's scores, averaged over questions, with the questions for which every seed has a score."""
         datasets, scores = self.results.datasets(row), self.judge_scores
 
         def mean(record: RunRecord) -> float | None:
-            found = scores.of(record, category)
-            return statistics.fmean(found.values()) if found else None
+            by_question = scores.of(record, category)
+            return statistics.fmean(by_question.values()) if by_question else None
 
-        found = self._mean(row, datasets, mean)
-        if found is None or len(datasets) > 1:  # an answer of a model of other data is another answer
-            return found
-        items = average_over_seeds([scores.of(record, category) for record in found.runs])
+        cell = self._mean(row, datasets, mean)
+        if cell is None or len(datasets) > 1:  # answers of models trained on different data are not paired
+            return cell
+        items = average_over_seeds([scores.of(record, category) for record in cell.runs])
         return AggregatedCell(
-            ScoreSample(found.sample.values, items, PAIRED_QUESTIONS, scores.judge), found.runs, found.datasets
+            ScoreSample(cell.sample.values, items, PAIRED_QUESTIONS, scores.judge), cell.runs, cell.datasets
         )
 
 
@@ -147,14 +147,14 @@ def _get_attention_percent(record: RunRecord, which: str) -> float | None:
 
 
 def _read_scores(results: ExperimentResults, record: Mapping[str, Any]) -> dict[str, QuestionScores]:
-    """By judge and file of questions; a question that was scored again counts by its last score."""
-    found: dict[str, QuestionScores] = {}
+    """Return a run's scores by judge and file of questions; the last score of a question counts."""
+    scores: dict[str, QuestionScores] = {}
     run = results.out / record["run"]
     for file in sorted(run.glob("judge/*/judgements.jsonl")):
         for line in read_checksummed_lines(
-            file, f"'toast eval --run {run} --judge QUESTIONS' asks again for what is damaged."
+            file, f"'toast eval --run {run} --judge QUESTIONS' requests the damaged scores again."
         ):
             if line["score"] is not None:
                 judge = f"{line['judge']} on {file.parent.name}"
-                found.setdefault(judge, {})[line["question_id"]] = line["category"], line["score"]
-    return found
+                scores.setdefault(judge, {})[line["question_id"]] = line["category"], line["score"]
+    return scores

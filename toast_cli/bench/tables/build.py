@@ -1,4 +1,4 @@
-"""Tables in the paper's layout: what was measured, the paper's numbers below, and which run each number is from."""
+"""Tables in the paper's layout: measured numbers with their runs, and the paper's numbers below them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COLUMN_METRICS = {
 
 
 def build_tables(results: ExperimentResults) -> list[FilledTable]:
-    """The tables of an experiment's suite, filled as far as its runs have come."""
+    """Return the tables of an experiment's suite, filled with the results of the runs that have finished."""
     measures = ResultAggregator(results)
     return [
         _TableBuilder(measures, layout).table(name) for name, layout in results.board.experiment.suite.tables.items()
@@ -56,38 +56,39 @@ class _TableBuilder:
             )
             for place, (heading, group) in enumerate(zip(self.layout.rows, self._groups(), strict=True))
         )
-        told = tuple(format_table_notes(self.measures, self.layout, columns, lines))
-        return FilledTable(name, self.layout.title, tuple(columns), lines, told)
+        notes = tuple(format_table_notes(self.measures, self.layout, columns, lines))
+        return FilledTable(name, self.layout.title, tuple(columns), lines, notes)
 
     def _columns(self) -> Iterator[tuple[TableColumn, int | None]]:
-        """Every column, with its place in the layout; None: it has none, being one of several that stand for one.
+        """Yield every column with its index in the layout.
 
-        A share of attention in a box and one in an outline are no numbers of one mean: they get a column a data set.
+        A column of attention measured on several data sets becomes one column per data set, without an index, since
+        shares in a box and in an outline cannot be averaged.
         """
         spans = [name for name, count in self.layout.spans.items() for _ in range(count)]
         for at, (heading, shows) in enumerate(self.layout.columns.items()):
             span, unit = spans[at] if spans else "", self._select_column_metric(shows).words
-            looked = self._looked_at(shows) if shows.startswith("attention:") else []
-            if len(looked) > 1:
-                for dataset in looked:
+            datasets = self._looked_at(shows) if shows.startswith("attention:") else []
+            if len(datasets) > 1:
+                for dataset in datasets:
                     yield TableColumn(dataset, heading, shows, unit, dataset), None
             else:
-                yield TableColumn(heading, span, shows, unit, looked[0] if looked else None), at
+                yield TableColumn(heading, span, shows, unit, datasets[0] if datasets else None), at
 
     def _looked_at(self, shows: str) -> list[str]:
-        """Data sets on which attention was measured."""
+        """Return the data sets on which attention was measured."""
         results, which = self.measures.results, shows.partition(":")[2]
-        found = {
+        measured = {
             dataset
             for row in self.layout.rows.values()
             for dataset in results.datasets(row.run or "")
             for record in results.records(dataset, row.run or "").values()
             if which in (record["attention"] or {})
         }
-        return [dataset for dataset in results.board.experiment.suite.datasets if dataset in found]
+        return [dataset for dataset in results.board.experiment.suite.datasets if dataset in measured]
 
     def _select_column_metric(self, shows: str) -> TableMetric:
-        """What a column's numbers are, by a run that has them; the first of all metrics until there is one."""
+        """Return the metric of a column, from a finished run; the first task metric if there is no such run."""
         kind = shows.partition(":")[0]
         if kind in COLUMN_METRICS:
             return COLUMN_METRICS[kind]
@@ -100,23 +101,23 @@ class _TableBuilder:
         return TASK_METRICS[0]
 
     def _groups(self) -> list[str]:
-        """The group of every row: its own, or that of the row above."""
+        """Return the group of every row: its own, or that of the row above."""
         groups = [""]
         for row in self.layout.rows.values():
             groups.append(row.group or groups[-1])
         return groups[1:]
 
     def _format_paper_numbers(self, at: int) -> list[str]:
-        """The paper's numbers of a column, with the digits that the most precise of them has."""
-        given = [row.paper[at] if row.paper else None for row in self.layout.rows.values()]
-        digits = max((_count_decimals(value) for value in given), default=0)
+        """Return the paper's numbers in a column, with the digits of the most precise one."""
+        values = [row.paper[at] if row.paper else None for row in self.layout.rows.values()]
+        digits = max((_count_decimals(value) for value in values), default=0)
         return [
             "" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-            for value in given
+            for value in values
         ]
 
     def _count_paper_digits(self, at: int | None) -> int:
-        """Digits that the paper has in a column."""
+        """Return the number of decimals in the paper's column."""
         return (
             0
             if at is None
@@ -124,7 +125,7 @@ class _TableBuilder:
         )
 
     def _cells(self, column: TableColumn, digits: int) -> list[Cell]:
-        """One column from top to bottom, its best row marked within each group."""
+        """Return the cells of a column from top to bottom, with the best row of each group marked."""
         rows = [row.run for row in self.layout.rows.values()]
         if column.shows in ("parameters", "flops"):
             return [EMPTY_CELL if run is None else self._size(run, column.shows) for run in rows]
@@ -153,11 +154,11 @@ class _TableBuilder:
         found: AggregatedCell,
         rivals: Mapping[str, AggregatedCell],
     ) -> NumberCell:
-        """A row's cell, compared with its rivals by name where the column is one to be judged by."""
-        values, wanted = found.sample.values.values(), len(self.measures.results.board.experiment.final_seeds)
-        judging = column.shows.partition(":")[0] not in ("minutes", "validation", "attention")
+        """Return a row's cell, compared with its rivals if the column's numbers can be tested."""
+        values, expected = found.sample.values.values(), len(self.measures.results.board.experiment.final_seeds)
+        testable = column.shows.partition(":")[0] not in ("minutes", "validation", "attention")
         against = (
-            {name: run_paired_test(found.sample, rival.sample) for name, rival in rivals.items()} if judging else {}
+            {name: run_paired_test(found.sample, rival.sample) for name, rival in rivals.items()} if testable else {}
         )
         leads = all(
             metric.sign * _compute_mean(found) > metric.sign * _compute_mean(rival) for rival in rivals.values()
@@ -167,7 +168,7 @@ class _TableBuilder:
             _compute_mean(found),
             statistics.stdev(values) if len(values) > 1 else None,
             len(values),
-            wanted,
+            expected,
             digits,
             found.runs,
             bool(against) and leads and clear,
@@ -175,7 +176,7 @@ class _TableBuilder:
         )
 
     def _size(self, run: str, shows: str) -> Cell:
-        """What a row trains or computes, averaged over its data sets: heads differ by their classes."""
+        """Return a row's parameters or FLOPs, averaged over its data sets, whose heads differ in size."""
         records = self.measures.list_records(run)
         if not records:
             return EMPTY_CELL
@@ -187,7 +188,7 @@ class _TableBuilder:
 
 
 def _find_rivals(name: str, found: Mapping[str, tuple[str, AggregatedCell]]) -> dict[str, AggregatedCell]:
-    """The other rows of a row's group."""
+    """Return the other rows of a row's group."""
     return {other: values for other, (group, values) in found.items() if other != name and group == found[name][0]}
 
 

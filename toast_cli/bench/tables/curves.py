@@ -1,4 +1,4 @@
-"""Accuracy and attention on the object against training images, steps and seconds: what `Suite.curves` describes."""
+"""Figures of `Suite.curves`: accuracy and attention on the object over training images, steps and seconds."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from toast_cli.bench.tables.metrics import get_decisive_metrics, get_scaled_scor
 from toast_cli.utils.files import write_atomically, write_text
 from toast_cli.utils.formatting import format_csv_records
 
-ACCURACY_LABEL, ATTENTION_LABEL = "accuracy, % (or what the task is judged by)", "attention on the object, %"
+ACCURACY_LABEL, ATTENTION_LABEL = "accuracy, % (or the metric of the task)", "attention on the object, %"
 AXIS_LABELS = {"images": "training images", "steps": "optimizer steps", "seconds": "seconds of a run, test included"}
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One point of a curve: the mean over seeds, its sample standard deviation (0 for one seed), and its runs."""
+    """A point of a curve: mean over seeds, sample standard deviation (0 for one seed), and runs."""
 
     x: float
     mean: float
@@ -36,7 +36,7 @@ class CurvePoint:
 def compute_curve_points(
     results: ExperimentResults, curves: CurvesFigureOptions, row: str
 ) -> dict[tuple[str, str], list[CurvePoint]]:
-    """Return a row's curves by (unit, axis); an axis without a finished run has no point."""
+    """Return a row's points by (unit, axis), for axes with finished runs."""
     found: dict[tuple[str, str], list[CurvePoint]] = {}
     for dataset, images in curves.images.items():
         records = list(results.records(dataset, row).values())
@@ -64,7 +64,7 @@ def compute_curve_points(
 
 
 def draw_suite_curves(results: ExperimentResults, curves: CurvesFigureOptions) -> Figure:
-    """Draw a panel for each unit and axis, and a line for each row."""
+    """Draw a panel for each unit and axis, with a line for each row."""
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     grid = figure.subplots(2, 3, sharex="col", sharey="row")
     for number, (name, row) in enumerate(curves.rows.items()):
@@ -92,7 +92,7 @@ def draw_suite_curves(results: ExperimentResults, curves: CurvesFigureOptions) -
 
 
 def write_curve_figures(results: ExperimentResults, folder: Path) -> list[tuple[str, PageFigure]]:
-    """Write every figure of curves as PNG and CSV; return them with their titles."""
+    """Write every figure of curves as PNG and CSV; return the figures with their titles."""
     figures = []
     for name, curves in results.board.experiment.suite.curves.items():
         with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
@@ -103,7 +103,7 @@ def write_curve_figures(results: ExperimentResults, folder: Path) -> list[tuple[
                 figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
         write_text(folder / f"{name}.csv", format_csv_records(_iterate_rows(results, curves)))
         shown = f"{ACCURACY_LABEL} and {ATTENTION_LABEL} by method"
-        alt = f"{curves.title}: {shown}; {name}.csv has the numbers and their runs."
+        alt = f"{curves.title}: {shown}; {name}.csv contains the numbers and their runs."
         caption = "Mean over seeds with the sample standard deviation."
         figures.append((curves.title, PageFigure(svg, alt, caption)))
     return figures
@@ -130,13 +130,13 @@ def _make_point(x: float, values: Sequence[float], records: Sequence[Mapping[str
 
 
 def _get_attention_percents(records: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return the attention share of the pass that counts, of every run; empty where one has none."""
+    """Return the attention share of every run's last pass, an empty list if a run has none."""
     shares = [_get_last_percent(record["attention"]) for record in records]
     return [share for share in shares if share is not None] if None not in shares else []
 
 
 def _get_last_percent(shares: Mapping[str, float] | None) -> float | None:
-    """Return the share of the pass that counts, in percent."""
+    """Return the share of the last pass in percent."""
     share = (shares or {}).get("pass_two", (shares or {}).get("pass_one"))
     return None if share is None else 100 * share
 

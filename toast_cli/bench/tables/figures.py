@@ -1,4 +1,4 @@
-"""Figures of a table: for every scale one, a panel a column, a line a row, what was measured and what the paper has."""
+"""Figures of a table: one per unit, with a panel per column and a line per row, and the paper's numbers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from toast_cli.bench.tables.model import FilledTable, NumberCell, TableColumn
 
 MAX_PANELS_PER_ROW = 5
-"""Panels beside each other."""
+"""Panels in a row of a figure."""
 
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A figure as a page has it: the drawing, what stands for it where it cannot be seen, and what is below it."""
+    """A figure of the page: SVG, alternative text and caption."""
 
     svg: str
     alt: str
@@ -24,10 +24,9 @@ class PageFigure:
 
 
 def draw_table_figures(table: FilledTable) -> list[PageFigure]:
-    """One figure for every unit in which there are numbers.
+    """Draw one figure for every unit that has numbers.
 
-    Numbers of different units share no axis, and those of different columns none either: rows are compared within a
-    column. Rows are told apart by their names, which stand beside them, so no colour has to be looked up.
+    Each column has its own axis, since rows are compared within a column. Rows are labelled by name, not by colour.
     """
     units: dict[str, list[int]] = {}
     for place, column in enumerate(table.columns):
@@ -37,7 +36,7 @@ def draw_table_figures(table: FilledTable) -> list[PageFigure]:
 
 
 def to_svg(figure: Figure) -> str:
-    """Return a figure as SVG text; the same figure gives the same text if `svg.hashsalt` is set around the drawing."""
+    """Return a figure as SVG text; the text is reproducible if `svg.hashsalt` is set while drawing."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
@@ -48,7 +47,7 @@ def _draw_figure(table: FilledTable, unit: str, places: list[int]) -> PageFigure
     lines = [line for line in table.lines if any(isinstance(line.cells[place], NumberCell) for place in places)]
     across = min(MAX_PANELS_PER_ROW, len(places))
     down = -(-len(places) // across)
-    # No date in the file, and ids that do not change: the same runs give the same page. Text stays text.
+    # Fixed ids and no date, so that the same runs give the same page. Text is not converted to paths.
     with rc_context({"svg.hashsalt": f"{table.name} {unit}", "svg.fonttype": "none"}):
         drawn = Figure(figsize=(2.4 * across + 1.6, down * (0.24 * len(lines) + 1.0)), layout="constrained")
         grid = drawn.subplots(down, across, sharey=True, squeeze=False)
@@ -72,7 +71,7 @@ def _draw_figure(table: FilledTable, unit: str, places: list[int]) -> PageFigure
         drawn.supxlabel(unit, fontsize="medium")
         svg = to_svg(drawn)
     named = ", ".join(_format_title(table.columns[place]) for place in places)
-    alt = f"{table.title}: {unit}, by row, a panel for each of {named}; the table above has the numbers."
+    alt = f"{table.title}: {unit}, by row, a panel for each of {named}; the table above contains the numbers."
     legend = "Dots: measured, with the standard deviation over seeds." + (" Diamonds: the paper." if papers else "")
     return PageFigure(svg, alt, f"{unit}. {legend}")
 

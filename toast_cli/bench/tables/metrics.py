@@ -1,4 +1,4 @@
-"""The one number of a run that a table shows, what decides a search, and how sizes are written."""
+"""The metric that scores a run, in searches and in tables, and the format of parameter counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TableMetric:
-    """A number of a split's metrics: its name, in words, whether higher is better, its scale and digits in a table."""
+    """A metric: its key, its label, whether higher is better, and its scale and decimals in a table."""
 
     name: str
     words: str
@@ -19,7 +19,7 @@ class TableMetric:
 
     @property
     def sign(self) -> int:
-        """1 where higher is better, else -1."""
+        """1 if higher is better, else -1."""
         return 1 if self.higher else -1
 
 
@@ -28,33 +28,33 @@ TASK_METRICS = (
     TableMetric("accuracy", "accuracy, %"),
     TableMetric("loss", "loss a token", higher=False, scale=1.0, digits=3),
 )
-"""The first that a split has is what its task is judged by."""
+"""Metrics that score a task, in order of precedence."""
 
 
 def select_metric(metrics: Mapping[str, Any]) -> TableMetric:
-    """What these metrics are judged by."""
+    """Return the metric that scores these results."""
     return next(metric for metric in TASK_METRICS if metric.name in metrics)
 
 
 def compute_score(metrics: Mapping[str, Any]) -> float:
-    """The number that decides, turned so that higher is better."""
+    """Return the score, with its sign chosen so that higher is better."""
     metric = select_metric(metrics)
     return metric.sign * metrics[metric.name]
 
 
 def get_scaled_score(metrics: Mapping[str, Any]) -> float:
-    """The number that decides, in the unit of a table."""
+    """Return the score in the unit of a table."""
     metric = select_metric(metrics)
     return metric.scale * metrics[metric.name]
 
 
 def get_decisive_metrics(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a finished run is judged by: its test, or its validation where it has none."""
+    """Return the metrics that score a finished run: those of the test split, else of the validation split."""
     return record["test"] or record["validation"]
 
 
 def format_parameter_count(count: float) -> str:
-    """14310168 as 14.3M, 150000 as 0.15M, 645 as 645: two significant digits at least, from a tenth of a million on."""
+    """Format a count: 14310168 as 14.3M, 150000 as 0.15M, 645 as 645."""
     for least, size, unit in ((1e9, 1e9, "B"), (1e5, 1e6, "M")):
         if count >= least:
             value = count / size

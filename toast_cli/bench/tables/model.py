@@ -1,4 +1,4 @@
-"""What a table is made of, before anything is drawn: numbers with their runs, rows, columns, and blocks of columns."""
+"""Tables independent of a format: cells with their runs, rows, columns, and blocks of columns."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from toast_cli.bench.tables.significance import PairedTestResult
 
 @dataclass(frozen=True)
 class NumberCell:
-    """One cell: a mean over seeds in its column's unit, its spread, and how many of the wanted seeds are in it.
+    """A cell with a mean over seeds, in its column's unit.
 
-    `std` is the sample standard deviation over seeds; None: there is one seed. `runs` are the records that it is made
-    of, `against` how it compares with every other row, by name.
+    `std` is the sample standard deviation over seeds, None for a single seed. The mean is over `count` of the `wanted`
+    seeds. `runs` are the records behind it, `against` the results of the paired tests by name of the other row.
     """
 
     mean: float
@@ -32,28 +32,28 @@ class NumberCell:
 
     @property
     def middle(self) -> str:
-        """The mean alone."""
+        """The mean, formatted."""
         return f"{self.mean:.{self.digits}f}"
 
     @property
     def spread(self) -> str:
-        """The spread alone, empty where there is none."""
+        """The standard deviation, formatted; empty for a single seed."""
         return "" if self.std is None else f"{self.std:.{self.digits}f}"
 
     @property
     def part(self) -> str:
-        """Of how many seeds it is, where some are wanting."""
+        """The number of seeds, if some are missing."""
         return "" if self.count == self.wanted else f" ({self.count} of {self.wanted})"
 
     @property
     def rest(self) -> str:
-        """What stands below the mean where it has no room beside it."""
+        """The text below the mean in tables that are too wide to have it beside the mean."""
         return (f"±{self.spread}" if self.spread else "") + self.part
 
 
 @dataclass(frozen=True)
 class PlainCell:
-    """One cell without a spread: what a row costs, as a number of its column's unit and in words, with its runs."""
+    """A cell without a standard deviation: parameters or FLOPs, as a number and as text, with its runs."""
 
     mean: float | str
     middle: str
@@ -71,9 +71,9 @@ EMPTY_CELL = PlainCell("–", "–")
 
 @dataclass(frozen=True)
 class TableColumn:
-    """One column: its heading, the heading that it shares with its neighbours (empty: none), what it shows, its unit.
+    """A column: its heading, the heading that it shares with its neighbours (or an empty text), its content and unit.
 
-    `dataset` is the data set that it is restricted to; None: what it shows says it.
+    `dataset` restricts the column to a data set; if None, `shows` determines the data sets.
     """
 
     heading: str
@@ -85,7 +85,7 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class FilledRow:
-    """One row: what was measured, and what the paper has, a text a column (empty where it has nothing), if anything."""
+    """A row: its cells, and the paper's numbers as text, one per column, or an empty tuple."""
 
     name: str
     group: str
@@ -95,7 +95,7 @@ class FilledRow:
 
 @dataclass(frozen=True)
 class FilledTable:
-    """A table of the paper, filled as far as the runs have come."""
+    """A table filled with the results of the finished runs."""
 
     name: str
     title: str
@@ -109,11 +109,11 @@ class FilledTable:
         return any(column.span for column in self.columns)
 
     def blocks(self) -> Iterator[tuple[str, list[int]]]:
-        """Neighbouring columns that share a heading, by place, and that heading."""
+        """Yield each shared heading with the indices of its columns."""
         for span, places in groupby(range(len(self.columns)), key=lambda place: self.columns[place].span):
             yield span, list(places)
 
     def iterate_row_groups(self) -> Iterator[tuple[str, list[FilledRow]]]:
-        """Neighbouring rows of one group, and its heading (empty: none)."""
+        """Yield the heading of each group (or an empty text) with its rows."""
         for group, lines in groupby(self.lines, key=lambda line: line.group):
             yield group, list(lines)

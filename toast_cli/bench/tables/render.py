@@ -1,4 +1,4 @@
-"""Tables as files: Markdown, LaTeX as papers set it, CSV, and one HTML page that needs nothing beside it."""
+"""Tables as Markdown, LaTeX and CSV files, and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from toast_cli.utils.files import write_text
 from toast_cli.utils.formatting import TEMPLATES, format_csv_records, render_template
 
 MIN_WIDE_COLUMNS = 10
-"""Columns from which LaTeX is set as VTAB's tables are: across the page, headings turned, small, spreads below."""
+"""Number of columns from which a LaTeX table spans the page, with rotated headings and ± below the means."""
 
 
 def write_tables(results: ExperimentResults, out: Path) -> Path:
-    """Write every table of an experiment as Markdown, LaTeX and CSV, and its runs; return the folder."""
+    """Write the tables as Markdown, LaTeX and CSV, and the runs and failures as CSV; return the folder."""
     folder = out / "tables"
     for table in build_tables(results):
         write_text(folder / f"{table.name}.md", format_markdown(table))
@@ -34,7 +34,7 @@ def write_tables(results: ExperimentResults, out: Path) -> Path:
 
 
 def write_experiment_page(results: ExperimentResults, out: Path) -> Path:
-    """Write tables, figures and the run behind every number as `page.html`; return its path."""
+    """Write `page.html` with the tables, the figures and the runs behind every number; return its path."""
     counts = sorted(results.board.counts().items())
     failures = [
         {"data set": job.dataset, "row": job.row, "stage": job.stage, "seed": job.seed, "why": why}
@@ -54,9 +54,10 @@ def write_experiment_page(results: ExperimentResults, out: Path) -> Path:
 
 
 def format_markdown(table: FilledTable) -> str:
-    """Pipe tables, groups as lines of their own, the paper's numbers below each row.
+    """Format a table as Markdown, with groups as separate lines and the paper's numbers below each row.
 
-    A pipe table has one line of headings: columns that share a heading are a table of their own, with it in the corner.
+    Markdown allows a single line of headings. Columns that share a heading therefore form a separate table, with the
+    shared heading in its first cell.
     """
     parts = [f"**{table.title}**"]
     for span, places in table.blocks():
@@ -76,7 +77,7 @@ def format_markdown(table: FilledTable) -> str:
 
 
 def format_latex(table: FilledTable) -> str:
-    """A `table` for booktabs, the best in bold, the paper's numbers in grey, notes below. No wider than the text."""
+    """Format a table as a LaTeX `table` with booktabs, no wider than the text, with the paper's numbers in grey."""
     columns = len(table.columns)
     wide = columns >= MIN_WIDE_COLUMNS
     return render_template(
@@ -90,7 +91,7 @@ def format_latex(table: FilledTable) -> str:
 
 
 def _list_cell_records(table: FilledTable) -> list[dict[str, Any]]:
-    """One cell a line, with everything that it is made of."""
+    """Return one record per cell, with its runs, seeds, test split and versions."""
     records = []
     for line in table.lines:
         papers = line.paper or ("",) * len(table.columns)
@@ -119,7 +120,7 @@ def _list_cell_records(table: FilledTable) -> list[dict[str, Any]]:
 
 
 def _describe_runs(cell: Cell) -> str:
-    """The runs that a cell is made of, and how it compares, a line each."""
+    """Return the runs behind a cell and its comparisons, one per line."""
     lines = [
         f"{run['run']}, seed {run['seed']}, test split {run['split_hashes'].get('test')}, "
         + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
@@ -129,14 +130,18 @@ def _describe_runs(cell: Cell) -> str:
 
 
 def _describe_rivals(cell: Cell, before: str) -> list[str]:
-    return [f"{before}{name}: {found}" for name, found in cell.against.items()] if isinstance(cell, NumberCell) else []
+    return (
+        [f"{before}{name}: {result}" for name, result in cell.against.items()] if isinstance(cell, NumberCell) else []
+    )
 
 
 _LATEX_ESCAPES = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
         **{character: f"${character}$" for character in "<>"},
-        **{character: f"{{{character}}}" for character in "[*"},  # else arguments of the line break before them
+        **{
+            character: f"{{{character}}}" for character in "[*"
+        },  # otherwise parsed as arguments of a preceding line break
         "~": r"\textasciitilde{}",
         "^": r"\^{}",
         "|": r"\textbar{}",
@@ -163,4 +168,4 @@ _LATEX_TEMPLATES = TEMPLATES.overlay(
     keep_trailing_newline=True,
     finalize=_escape_latex,
 )
-"""Braces and percent signs are LaTeX's own; values are text there, too."""
+"""Template delimiters that do not conflict with LaTeX's braces and percent signs; values are escaped."""

@@ -1,4 +1,4 @@
-"""Whether one row is better than another: a paired test, over the same test items where their answers are there."""
+"""Paired significance tests between rows, over test items if both have answers to the same ones, else over seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAIRED_IMAGES, PAIRED_QUESTIONS, PAIRED_SEEDS = "test images", "questions", "see
 
 @dataclass(frozen=True)
 class PairedTestResult:
-    """The probability of a difference at least this large between equals, and what was paired; None: nothing was."""
+    """Result of a paired test: the p-value (None if nothing could be paired), and what was paired."""
 
     p: float | None
     pairs: int = 0
@@ -29,9 +29,9 @@ class PairedTestResult:
 
 @dataclass(frozen=True)
 class ScoreSample:
-    """What is known of one row in one column: a value a seed, and one for every test item, averaged over seeds.
+    """Scores of a row in a column: a value per seed, and a value per test item, averaged over seeds.
 
-    `over` says what the items are, `split` of which set: items of other sets are not compared.
+    `over` names the kind of items. Items are paired only if `split` is equal.
     """
 
     values: Mapping[int, float]
@@ -41,12 +41,12 @@ class ScoreSample:
 
 
 def run_paired_test(one: ScoreSample, other: ScoreSample) -> PairedTestResult:
-    """A paired t-test, two-sided.
+    """Run a two-sided paired t-test.
 
-    Over test items, if both rows have the same ones. Else over the seeds that both have, if there are two at least.
+    Pairs are test items if both rows have the same ones, else the seeds that both have, if there are at least two.
     """
-    alike = one.split is not None and one.split == other.split and one.items.keys() == other.items.keys()
-    if alike and len(one.items) > 1:
+    same_items = one.split is not None and one.split == other.split and one.items.keys() == other.items.keys()
+    if same_items and len(one.items) > 1:
         p = compute_paired_p_value(list(one.items.values()), [other.items[item] for item in one.items])
         return PairedTestResult(p, len(one.items), one.over)
     seeds = sorted(one.values.keys() & other.values.keys())
@@ -57,7 +57,7 @@ def run_paired_test(one: ScoreSample, other: ScoreSample) -> PairedTestResult:
 
 
 def average_over_seeds(seeds: Collection[Mapping[Hashable, float]]) -> dict[Hashable, float]:
-    """Every item's mean over seeds, of the items that every seed has."""
+    """Return the mean over seeds of each item that every seed has."""
     first = next(iter(seeds), {})
     return {
         item: sum(each[item] for each in seeds) / len(seeds) for item in first if all(item in each for each in seeds)
@@ -66,9 +66,9 @@ def average_over_seeds(seeds: Collection[Mapping[Hashable, float]]) -> dict[Hash
 
 @cache
 def read_correct_answers(path: Path) -> Mapping[Hashable, float]:
-    """Whether each test image was given its class, 1 or 0, by its place in the split, from a file of answers."""
-    found = read_checksummed_json(path)
+    """Return 1 or 0 for each test image that was classified correctly or not, by index in the split."""
+    answers = read_checksummed_json(path)
     return {
         place: float(label == chosen)
-        for place, label, chosen in zip(found["index"], found["label"], found["chosen"], strict=True)
+        for place, label, chosen in zip(answers["index"], answers["label"], answers["chosen"], strict=True)
     }

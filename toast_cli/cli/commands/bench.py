@@ -1,4 +1,4 @@
-"""`toast bench`: a whole suite of runs and its tables from one command, on one machine or many."""
+"""The command `toast bench`: run a suite on one machine or many, and fill its tables."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 RUN_COMMAND = "run"
 LEDGER_VARIABLE = "TOAST_BENCH_LEDGER"
-"""What names the ledger where a command line, which every run keeps, should not: its URL may hold a password."""
+"""Environment variable for --ledger. Run folders record command lines, which should not contain a password."""
 
 
 class BenchGroup(CommandGroup):
-    """The verbs of `toast bench`; what is none of them is the name of a suite to run."""
+    """The subcommands of `toast bench`. Any other first argument is the suite to run."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the verb, or run the suite."""
+        """Resolve a subcommand, or the hidden one that runs a suite."""
         return super().resolve_command(ctx, args if args and args[0] in self.commands else [RUN_COMMAND, *args])
 
 
@@ -34,14 +34,14 @@ app = typer.Typer(
     cls=BenchGroup, invoke_without_command=True, rich_markup_mode=None, subcommand_metavar="SUITE|COMMAND [ARGS]..."
 )
 
-OutOption = Annotated[Path | None, typer.Option(help="Folder of the experiment. [default: bench/SUITE, or the newest]")]
+OutOption = Annotated[Path | None, typer.Option(help="Experiment folder. [default: bench/SUITE, or the newest]")]
 LedgerOption = Annotated[
     str | None,
     typer.Option(
         "--ledger",
         envvar=LEDGER_VARIABLE,
-        help="Where runs are kept track of: sqlite:///FILE, journal:FILE, postgresql://..., mysql://... "
-        "[default: SQLite in the folder]",
+        help="Where the state of runs is stored: sqlite:///FILE, journal:FILE, postgresql://..., mysql://... "
+        "[default: SQLite in the experiment folder]",
     ),
 ]
 
@@ -57,39 +57,44 @@ def bench(context: typer.Context) -> None:
 def run_suite(
     suite: Annotated[str, typer.Argument(help="A built-in suite (see 'toast bench ls') or a YAML file.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields of every run's recipe.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe fields for every run.")
     ] = None,
     out: OutOption = None,
     ledger: LedgerOption = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that work on it here, a GPU each if there are any.")
+        int, typer.Option(min=1, help="Worker processes on this machine; each uses one GPU if there are any.")
     ] = 1,
-    dataset: Annotated[list[str] | None, typer.Option(help="Only this data set of the suite; may be repeated.")] = None,
-    row: Annotated[list[str] | None, typer.Option(help="Only this row of the suite; may be repeated.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="This seed instead of the suite's; may be repeated.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Run only this data set; may be repeated.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Run only this row; may be repeated.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Use this seed instead of the suite's; may be repeated.")
+    ] = None,
     init_from: Annotated[
         list[str] | None,
-        typer.Option(help="Pre-tuned start of the rows that have one: [BACKBONE=]ARTIFACT; may be repeated."),
+        typer.Option(help="Artifact from which pre-tuned rows start: [BACKBONE=]ARTIFACT; may be repeated."),
     ] = None,
     data_dir: options.DataDirOption = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Also try again what failed.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Also run failed runs again.")] = False,
     join: Annotated[
-        bool, typer.Option("--join", help="Start working at once: no estimate before, no tables after.")
+        bool, typer.Option("--join", help="Start immediately, without an estimate before and tables after.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show runs, time and device-hours; run nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the runs, their time and device-hours, without running them.")
+    ] = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Run a suite: what is done is not done again, what was interrupted goes on. Start it as often as you like."""
+    """Run a suite. Run the same command again to resume: finished runs are not repeated."""
     from toast_cli.bench.experiment_folder import DEFAULT_BENCH_DIR, EXPERIMENT_FILE, save_experiment
     from toast_cli.bench.scheduler.jobs import Experiment, parse_init_from
     from toast_cli.bench.suite import load_suite
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
-            "A worker of a suite is one process, and this one is of several that share a run.",
-            what_to_do="Use --workers N; docs/bench.md has the torchrun line.",
+            "'toast bench' cannot run as one of several distributed processes (WORLD_SIZE > 1).",
+            what_to_do="Use --workers N, or the torchrun command in docs/bench.md.",
+            code="bench.inside-torchrun",
         )
     name, found, text = load_suite(suite)
     experiment = Experiment(
@@ -130,7 +135,7 @@ def run_suite(
             expected = estimate_costs(board, reporter)
         print_costs(expected, workers, stdout if dry_run else err, as_json and dry_run)
     for missing in dict.fromkeys(experiment.missing.values()):
-        print_line(f"Left out: {missing}", err)
+        print_line(f"Not run: {missing}", err)
     if dry_run:
         return
     if not (join and (folder / EXPERIMENT_FILE).exists()):
@@ -141,25 +146,24 @@ def run_suite(
             with TerminalReporter() as reporter:
                 run_worker(board, folder, reporter)
         else:
-            print_line(f"{workers} workers; what they say is in {folder / 'workers'}", err)
+            print_line(f"{workers} workers; their logs are in {folder / 'workers'}", err)
             if ledger is not None:
                 os.environ[LEDGER_VARIABLE] = ledger
             joining = _build_worker_arguments(folder, suite, experiment)
             codes = run_worker_pool(workers, joining, folder / "workers", lambda: print_progress(board))
     except KeyboardInterrupt:
-        print_line("Stopped, and kept what was done. The same command goes on with it.", err)
+        print_line("Stopped; progress is saved. Run the same command again to resume.", err)
         raise
     if not join:
         print_results(board, folder, as_json)
     _print_overtaken(board)
     counts = board.counts()
-    undone = sum(counts[state] for state in ("waiting", "running", "wanted")) if any(codes) else 0
-    if undone:
-        ended = f"The workers ended with {', '.join(map(str, codes))}: see {folder / 'workers'}."
-        print_line(
-            f"{undone} {'run is' if undone == 1 else 'runs are'} not done. {ended} Start the same command again.", err
-        )
-    if undone or counts["failed"]:
+    unfinished = sum(counts[state] for state in ("waiting", "running", "wanted")) if any(codes) else 0
+    if unfinished:
+        exits = f"The workers exited with {', '.join(map(str, codes))}; their logs are in {folder / 'workers'}."
+        runs = "run is" if unfinished == 1 else "runs are"
+        print_line(f"{unfinished} {runs} not finished. {exits} Run the same command again.", err)
+    if unfinished or counts["failed"]:
         raise typer.Exit(RUNTIME_FAILURE)
 
 
@@ -185,7 +189,7 @@ def print_suites(as_json: options.JsonOption = False) -> None:
 
 @app.command("status")
 def show_status(out: OutOption = None, ledger: LedgerOption = None, as_json: options.JsonOption = False) -> None:
-    """Say how far an experiment has come: what runs where, what failed and why, and the time left."""
+    """Show running and failed runs and the remaining time."""
     board, folder = _open_scheduler(out, ledger)
     from toast_cli.cli.output.bench_tables import print_status
 
@@ -195,7 +199,7 @@ def show_status(out: OutOption = None, ledger: LedgerOption = None, as_json: opt
 
 @app.command("tables")
 def show_tables(out: OutOption = None, ledger: LedgerOption = None, as_json: options.JsonOption = False) -> None:
-    """Show and write the tables of an experiment, as far as it has come."""
+    """Print and write the tables of an experiment, also while it runs."""
     board, folder = _open_scheduler(out, ledger)
     from toast_cli.cli.output.bench_tables import print_results
 
@@ -227,13 +231,15 @@ def _require_optuna() -> None:
 
     if find_spec("optuna") is None:
         raise UsageError(
-            "Suites are kept track of by Optuna, which is not installed.", what_to_do='pip install "optuna>=4.3".'
+            "'toast bench' requires Optuna, which is not installed.",
+            what_to_do='Run: pip install "optuna>=4.3"',
+            code="bench.missing-package",
         )
 
 
 def _build_worker_arguments(folder: Path, suite: str, experiment: Experiment) -> list[str]:
-    """The arguments of a further worker of this experiment."""
-    words = ["bench", suite, "--join", "--out", str(folder), *experiment.changes]
+    """Return the arguments that start another worker of this experiment."""
+    arguments = ["bench", suite, "--join", "--out", str(folder), *experiment.changes]
     options: list[tuple[str, Any]] = [
         ("--data-dir", experiment.data_dir),
         ("--device", experiment.device),
@@ -243,4 +249,4 @@ def _build_worker_arguments(folder: Path, suite: str, experiment: Experiment) ->
         *(("--seed", seed) for seed in experiment.seeds),
         *(("--init-from", f"{backbone}={path}" if backbone else path) for backbone, path in experiment.starts.items()),
     ]
-    return [*words, *(word for name, value in options if value is not None for word in (name, str(value)))]
+    return [*arguments, *(text for name, value in options if value is not None for text in (name, str(value)))]

@@ -1,4 +1,4 @@
-"""What `toast bench` prints: the cost before, how far it has come, and the tables."""
+"""Output of `toast bench`: time estimates, status and tables."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _last_progress: list[str] = []
 
 
 def print_costs(costs: Sequence[StageCost], workers: int, console: Console, as_json: bool) -> None:
-    """What is left to do, how long it takes, and how that is known."""
+    """Print the remaining runs, their estimated time, and how it is known."""
     if as_json:
         print_json([{**vars(cost), "total": cost.total} for cost in costs])
         return
     if not costs:
         print_line("Nothing is left to run.", console)
         return
-    heads = ("data set", "row", "stage", "runs", "each", "together", "known from")
+    heads = ("data set", "row", "stage", "runs", "per run", "total", "source")
     table = Table(*heads, box=box.SIMPLE_HEAD)
     for cost in costs:
         each = "?" if cost.seconds is None else format_duration(cost.seconds)
@@ -45,23 +45,23 @@ def print_costs(costs: Sequence[StageCost], workers: int, console: Console, as_j
     total, unknown = sum(cost.total for cost in costs), sum(cost.runs for cost in costs if cost.seconds is None)
     runs = sum(cost.runs for cost in costs)
     if unknown == runs:
-        print_line(f"{runs:,} runs; their data cannot be read here, so no time is known.", console)
+        print_line(f"{runs:,} runs; no time estimate, since their data cannot be read here.", console)
         return
     print_line(
         f"{runs:,} runs, about {_format_device_time(total)}: {format_duration(total / workers)} with "
         + ("1 worker" if workers == 1 else f"{workers} workers, if each has a device of its own")
-        + (f"; {unknown:,} runs are not in it, their data cannot be read here" if unknown else "")
+        + (f"; without {unknown:,} runs whose data cannot be read here" if unknown else "")
         + ".",
         console,
     )
 
 
 def _format_device_time(seconds: float) -> str:
-    return f"{seconds / 3600:.2f} device-hours" if seconds >= 360 else f"{format_duration(seconds)} of a device"
+    return f"{seconds / 3600:.2f} device-hours" if seconds >= 360 else f"{format_duration(seconds)} of device time"
 
 
 def print_progress(board: ExperimentScheduler) -> None:
-    """Say how far everything has come, whenever that has changed."""
+    """Print the number of runs by state if it has changed."""
     line = _format_counts(board)
     if _last_progress != [line]:
         _last_progress[:] = [line]
@@ -69,21 +69,21 @@ def print_progress(board: ExperimentScheduler) -> None:
 
 
 def print_status(board: ExperimentScheduler, folder: Path, as_json: bool) -> None:
-    """How far an experiment has come."""
+    """Print the state of an experiment, its running and failed runs, and the remaining time."""
     results = ExperimentResults(board, folder)
     running = []
     for where in board.stages():
         for job, standing in (board.stage(*where) or {}).items():
             if standing.state == "running" and standing.trial is not None:
                 since = standing.trial.datetime_start or datetime.now()
-                worker = standing.trial.user_attrs.get("worker", "someone")
+                worker = standing.trial.user_attrs.get("worker", "unknown worker")
                 running.append({"run": job.name, "worker": worker, "since": since.isoformat(" ", "seconds")})
     failed = [{"run": job.name, "reason": reason} for job, reason in results.failures()]
     counts = board.counts()
     left = estimate_remaining_time(board)
     if as_json:
-        found = {"runs": dict(counts), "running": running, "failed": failed, "seconds_left": left and left.seconds}
-        print_json({"experiment": board.experiment.name, "folder": str(folder), **found})
+        status = {"runs": dict(counts), "running": running, "failed": failed, "seconds_left": left and left.seconds}
+        print_json({"experiment": board.experiment.name, "folder": str(folder), **status})
         return
     print_line(f"{board.experiment.name} in {folder}: {_format_counts(board)}")
     for run in running:
@@ -91,17 +91,17 @@ def print_status(board: ExperimentScheduler, folder: Path, as_json: bool) -> Non
     for run in failed:
         print_line(f"failed: {run['run']}: {run['reason']}")
     if failed:
-        print_line("What failed is tried again with 'toast bench SUITE --retry'.")
+        print_line("To run them again: toast bench SUITE --retry")
     if left is not None:
         worker = "1 worker" if left.workers <= 1 else f"{left.workers} workers"
-        known = f"{left.alike:,} of {left.runs:,} runs by finished ones of the same row, data set and stage"
-        rest = ", the others by what is most like them" if left.alike < left.runs else ""
-        idle = "; nothing runs now" if not left.workers else ""
+        known = f"{left.alike:,} of {left.runs:,} runs from finished runs of the same row, data set and stage"
+        rest = ", the others from the most similar runs" if left.alike < left.runs else ""
+        idle = "; no worker is running" if not left.workers else ""
         print_line(f"About {format_duration(left.seconds)} left with {worker}{idle} ({known}{rest}).")
 
 
 def print_results(board: ExperimentScheduler, folder: Path, as_json: bool) -> None:
-    """Write the tables and the page, and print the tables."""
+    """Write the tables and the HTML page, and print the tables."""
     results = ExperimentResults(board, folder)
     written, page = write_tables(results, folder), write_experiment_page(results, folder)
     if as_json:
@@ -114,15 +114,15 @@ def print_results(board: ExperimentScheduler, folder: Path, as_json: bool) -> No
     for job, reason in results.failures():
         print_line(f"failed: {job.name}: {reason}", err)
     for missing in dict.fromkeys(board.experiment.missing.values()):
-        print_line(f"left out: {missing}", err)
+        print_line(f"not run: {missing}", err)
     print_line(f"Tables (Markdown, LaTeX, CSV): {written}")
     print_line(f"Page: {page}")
 
 
 def print_filled_table(filled: Filled, console: Console) -> None:
-    """Print a table in as many pieces below each other as the console's width asks for, so that nothing is cut.
+    """Print a table, split into parts that fit the width of the console.
 
-    Columns that share a heading stay together as far as they fit; it stands in the corner of each piece.
+    Columns that share a heading stay together if they fit. The shared heading is in the first cell of each part.
     """
     console.print(Text(filled.title, style="italic"))
     for span, places in filled.blocks():
@@ -137,7 +137,7 @@ def print_filled_table(filled: Filled, console: Console) -> None:
 
 
 def _measure_width(table: Table, console: Console) -> int:
-    """Columns of the terminal that a table would take if it could have them all."""
+    """Return the width of a table in an unlimited console."""
     return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
 
 
@@ -162,9 +162,9 @@ def _format_cell(cell: Cell) -> str:
 
 def _format_counts(board: ExperimentScheduler) -> str:
     counts = board.counts()
-    return ", ".join(f"{counts[state]:,} {state}" for state in STATE_ORDER if counts[state]) or "nothing yet"
+    return ", ".join(f"{counts[state]:,} {state}" for state in STATE_ORDER if counts[state]) or "no runs yet"
 
 
 def _widen_console(console: Console) -> Console:
-    """The console, or where nobody looks at it, one that cuts nothing."""
+    """Return the console if it is a terminal, else one that is wide enough for every table."""
     return console if console.is_terminal else SafeConsole(stderr=console.stderr, highlight=False, width=PIPED_WIDTH)

@@ -1,4 +1,4 @@
-"""Every image of a split, or of a stream, read once: its size, what it shows, or why it cannot be read."""
+"""A scan of all images of a split or a stream: size, hashes, and errors of images that cannot be read."""
 
 from __future__ import annotations
 
@@ -20,20 +20,29 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PLAIN_STD = 2
-"""Standard deviation, in grey levels of 256, below which a thumbnail shows nothing to compare."""
+"""Standard deviation, in grey levels of 256, below which a thumbnail is too uniform to compare."""
 
 THUMBNAIL_SIDE = 16
-"""Pixels of a side of the thumbnail by which images that look alike are told from copies."""
+"""Side, in pixels, of the thumbnail that distinguishes copies from similar images."""
 
 
 @dataclass(frozen=True)
 class ScannedImage:
-    """What one image came to: its size, a hash of its pixels, a perceptual hash; or `error`, why it cannot be read.
+    """The result of scanning an image.
 
-    `look` is None where the image is of one colour, or nearly: its perceptual hash would be that of rounding.
-    `mirrored` is the perceptual hash of its mirror image, left to right; `thumbnail` `[SIDE, SIDE]` grey levels.
-    `outside` says that what marks its object reaches out of it. `classes` are those of its pixels; None where it is
-    the image that is labelled. `label` is -1 where it is not known.
+    Attributes:
+        name: name of the image.
+        label: class index; -1 if unknown.
+        width: width in pixels.
+        height: height in pixels.
+        pixels: hash of the pixels.
+        look: perceptual hash; None for a nearly uniform image, whose hash would depend only on rounding.
+        mirrored: perceptual hash of the horizontally flipped image; None as for `look`.
+        thumbnail: `[THUMBNAIL_SIDE, THUMBNAIL_SIDE]` grey levels.
+        empty_mask: whether the mask marks no pixel.
+        outside: whether the region of the object exceeds the image.
+        classes: classes of the pixels; None if the label belongs to the image.
+        error: the reason why the image cannot be read; empty if it can.
     """
 
     name: str
@@ -52,7 +61,7 @@ class ScannedImage:
 
 @dataclass(frozen=True)
 class UnscannedImage:
-    """An image before it is read."""
+    """An image to scan."""
 
     name: str
     label: int
@@ -61,15 +70,15 @@ class UnscannedImage:
 
 
 def scan_images(split: Any) -> Iterator[ScannedImage]:
-    """Read every image of a split once, in order, on all cores.
+    """Scan every image of a split, in order, on all CPU cores.
 
     Raises:
-        ToastError: it is a stream that breaks off.
+        ToastError: the split is a stream that ends with an error.
     """
     workers = os.cpu_count() or 1
     images = _iterate_stream(split) if isinstance(split, StreamSplit) else _iterate_files(split)
     with ThreadPoolExecutor(workers) as pool:
-        # A window at a time: a pool's own map would take in every image before the first is asked for.
+        # In windows, because `map` reads all of its input before it yields the first result.
         while window := list(islice(images, 16 * workers)):
             yield from pool.map(_scan_image, window)
 
@@ -89,9 +98,12 @@ def _iterate_stream(split: StreamSplit) -> Iterator[UnscannedImage]:
             row = next(rows)
         except StopIteration:
             return
-        except Exception as error:  # the library raises whatever a damaged shard or a lost line makes it trip over
+        except Exception as error:  # the library raises arbitrary exceptions on damaged shards and lost connections
             raise ToastError(
-                f"{split.where} breaks off.", f"{type(error).__name__}: {error}", "Fetch it anew."
+                f"Cannot read {split.where} to its end.",
+                f"{type(error).__name__}: {error}",
+                "Download it again.",
+                code="data.broken-stream",
             ) from error
         yield UnscannedImage(split.name_of(row), -1, partial(load_stream_sample, split, row))
 
@@ -103,20 +115,20 @@ def _scan_image(image: UnscannedImage) -> ScannedImage:
 
     try:
         sample = image.load()
-        shown = sample.image
-        outside = image.region is not None and not image.region.fits(shown.height, shown.width)
+        picture = sample.image
+        outside = image.region is not None and not image.region.fits(picture.height, picture.width)
     except ToastError as error:
-        # That it cannot be read is said of all of them; of what fails in another file or otherwise, all is.
-        known = error.why and error.what.endswith("cannot be read.") and Path(image.name).name in error.what
+        # The report says that the image cannot be read. Keep the whole message only for other files and errors.
+        known = error.why and error.code == "image.unreadable" and Path(image.name).name in error.what
         return ScannedImage(image.name, image.label, error=error.why if known else f"{error.what} {error.why}".rstrip())
-    pixels = blake2b(repr(shown.size).encode() + shown.tobytes(), digest_size=16).digest()
-    small = shown.convert("L").resize((32, 32), Resampling.LANCZOS)  # as the perceptual hash begins
+    pixels = blake2b(repr(picture.size).encode() + picture.tobytes(), digest_size=16).digest()
+    small = picture.convert("L").resize((32, 32), Resampling.LANCZOS)  # the first step of the perceptual hash
     plain = np.asarray(small).std() < PLAIN_STD
     return ScannedImage(
         image.name,
         sample.label,
-        shown.width,
-        shown.height,
+        picture.width,
+        picture.height,
         pixels,
         None if plain else _compute_phash(small),
         None if plain else _compute_phash(ImageOps.mirror(small)),
@@ -128,7 +140,7 @@ def _scan_image(image: UnscannedImage) -> ScannedImage:
 
 
 def _compute_phash(small: Image) -> int:
-    """The perceptual hash of a thumbnail, 64 bits."""
+    """Return the 64-bit perceptual hash of a thumbnail."""
     import numpy as np
     from imagehash import phash
 

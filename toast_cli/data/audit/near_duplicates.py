@@ -1,4 +1,4 @@
-"""Images that show the same, or nearly: found among as many as a data set has."""
+"""Search for exact and near duplicates among all images of a data set."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_HASH_DISTANCE = 4
-"""Bits of 64 by which the perceptual hashes of two images may differ for them to count as nearly the same."""
+"""Maximum number of bits, of 64, in which the perceptual hashes of near duplicates differ."""
 
 MAX_GREY_DIFFERENCE = 8
-"""Grey levels of 256 that two thumbnails of the same picture may lie apart at most, in any pixel.
+"""Maximum difference, in grey levels of 256, between two thumbnails of the same picture, at any pixel.
 
-Measured: of 3,003 photographs, all 69 pairs that are one picture lie within 8, and no other pair; of drawn sprites that
-are a step of turning, moving or growing apart, and whose hashes are near, one pair in a thousand does.
+Measured: among 3,003 photographs, exactly the 69 pairs of the same picture differ by at most 8. Among drawn sprites
+with near hashes, one step of rotation, position or scale apart, one pair in a thousand does.
 """
 
 MAX_CANDIDATES = 200
-"""Images of near hashes that one is compared with, the nearest first: drawn shapes share their hashes by thousands."""
+"""Maximum number of candidates per image, nearest first: thousands of drawn shapes may share a hash."""
 
 HASH_BANDS = ((0, 21), (21, 21), (42, 22))
-"""First bit and number of bits of the stretches by which hashes are looked up."""
+"""First bit and width of the bands by which hashes are looked up."""
 
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two images that look alike, of which the later split holds the second; `mirrored`, if turned left to right.
+    """Two images that are equal or similar, as (split, index).
 
-    `distance` is the number of bits in which their perceptual hashes differ. `copies` says that they are one picture,
-    perhaps scaled, compressed or brightened, and not two that resemble each other.
+    Attributes:
+        first: the earlier image.
+        second: the later image.
+        distance: number of bits in which their perceptual hashes differ.
+        mirrored: whether one is flipped horizontally.
+        copies: whether they are the same picture, possibly scaled, compressed or brightened, or only similar.
     """
 
     first: tuple[str, int]
@@ -44,11 +48,11 @@ class DuplicatePair:
     copies: bool = True
 
 
-def find_exact_duplicates(seen: Mapping[str, Sequence[ScannedImage]]) -> list[DuplicatePair]:
-    """Images whose pixels are those of one before them."""
+def find_exact_duplicates(scans: Mapping[str, Sequence[ScannedImage]]) -> list[DuplicatePair]:
+    """Return the images with the same pixels as an earlier image."""
     first: dict[bytes, tuple[str, int]] = {}
     found = []
-    for part, images in seen.items():
+    for part, images in scans.items():
         for index, image in enumerate(images):
             if image.error:
                 continue
@@ -60,34 +64,34 @@ def find_exact_duplicates(seen: Mapping[str, Sequence[ScannedImage]]) -> list[Du
 
 
 def find_near_duplicates(
-    seen: Mapping[str, Sequence[ScannedImage]], known: Collection[tuple[str, int]]
+    scans: Mapping[str, Sequence[ScannedImage]], known: Collection[tuple[str, int]]
 ) -> list[DuplicatePair]:
-    """Images that look like one of an earlier split or its mirror image; none in `known`.
+    """Return the images that look like one of an earlier split, or its mirror image, except those in `known`.
 
-    Each is told with the nearest of those that show the same picture, else with the nearest of all: where hashes agree
-    and pictures do not, the copy need not be the first of them.
+    An image is paired with the nearest copy in the earlier splits, or with the nearest similar image if there is no
+    copy.
     """
     import numpy as np
 
     earlier = _EarlierImages()
     found = []
-    for part, images in seen.items():
+    for part, images in scans.items():
         looks = [(index, image.look, image.mirrored) for index, image in enumerate(images) if image.look is not None]
         new = [each for each in looks if (part, each[0]) not in known]
-        asked = sorted({look for _, *both in new for look in both if look is not None})
-        if earlier.rows and asked:
+        queries = sorted({look for _, *both in new for look in both if look is not None})
+        if earlier.rows and queries:
             hashes = np.array(list(earlier.rows), dtype=np.uint64)
-            near = dict(zip(asked, _find_near_hashes(np.array(asked, dtype=np.uint64), hashes), strict=True))
+            near = dict(zip(queries, _find_near_hashes(np.array(queries, dtype=np.uint64), hashes), strict=True))
             for index, *both in new:
-                alike = [[] if look is None else near[look] for look in both]
-                if any(alike):
-                    found.append(earlier.nearest((part, index), images[index], alike))
+                matches = [[] if look is None else near[look] for look in both]
+                if any(matches):
+                    found.append(earlier.nearest((part, index), images[index], matches))
         earlier.add(part, images, [(index, look) for index, look, _ in looks])
     return found
 
 
 class _EarlierImages:
-    """The images that later ones are held against: the rows of each hash, and every row's place and thumbnail."""
+    """The images of earlier splits: rows by hash, with the (split, index) and thumbnail of every row."""
 
     def __init__(self) -> None:
         self.rows: dict[int, list[int]] = {}
@@ -101,28 +105,28 @@ class _EarlierImages:
             self.thumbnails.append(images[index].thumbnail)
 
     def nearest(
-        self, second: tuple[str, int], image: ScannedImage, alike: Sequence[Sequence[tuple[int, int]]]
+        self, second: tuple[str, int], image: ScannedImage, matches: Sequence[Sequence[tuple[int, int]]]
     ) -> DuplicatePair:
-        """What an image is told with; `alike` are the (bits, hash) near it as it is, and near its mirror image."""
+        """Return an image's pair; `matches` are the (bits, hash) near it, and those near its mirror image."""
         best: tuple[bool, int, int, int] | None = None
-        for mirrored, near in enumerate(alike):
-            taken = list(islice(((bits, row) for bits, look in near for row in self.rows[look]), MAX_CANDIDATES))
-            if not taken:
+        for mirrored, near in enumerate(matches):
+            candidates = list(islice(((bits, row) for bits, look in near for row in self.rows[look]), MAX_CANDIDATES))
+            if not candidates:
                 continue
-            copies = match_thumbnails([self.thumbnails[row] for _, row in taken], image.thumbnail, bool(mirrored))
-            place = int(copies.argmax())  # the first of them, or 0: nearer ones stand before
-            this = (not copies[place], taken[place][0], mirrored, taken[place][1])
-            best = this if best is None else min(best, this)
+            copies = match_thumbnails([self.thumbnails[row] for _, row in candidates], image.thumbnail, bool(mirrored))
+            nearest = int(copies.argmax())  # candidates are sorted: the nearest copy, or 0 if there is none
+            candidate = (not copies[nearest], candidates[nearest][0], mirrored, candidates[nearest][1])
+            best = candidate if best is None else min(best, candidate)
         assert best is not None
-        other, bits, mirrored, row = best
-        return DuplicatePair(self.places[row], second, bits, bool(mirrored), copies=not other)
+        differs, bits, mirrored, row = best
+        return DuplicatePair(self.places[row], second, bits, bool(mirrored), copies=not differs)
 
 
 def match_thumbnails(others: Sequence[bytes], thumbnail: bytes, mirrored: bool = False) -> np.ndarray:
-    """Whether each of other thumbnails [N] differs from one in no more than brightness, contrast and `CLOSE` grey
-    levels: `[N]` bool.
+    """Return `[N]` bool: whether each of N thumbnails is the same picture as `thumbnail`.
 
-    Perceptual hashes alone do not tell: those of drawn shapes, or of digits, often agree where the shapes do not.
+    Two thumbnails are the same picture if they differ by at most `MAX_GREY_DIFFERENCE` after a linear change of
+    brightness and contrast. Perceptual hashes are not sufficient: those of different shapes or digits often agree.
     """
     import numpy as np
 
@@ -136,11 +140,11 @@ def match_thumbnails(others: Sequence[bytes], thumbnail: bytes, mirrored: bool =
 
 
 def _find_near_hashes(looks: np.ndarray, earlier: np.ndarray) -> list[list[tuple[int, int]]]:
-    """For each of `looks` [N] all (bits, hash) of `earlier` [E] that differ in at most `NEAR` bits, nearest first.
+    """Return, for each of `looks` [N], the (bits, hash) of `earlier` [E] within `MAX_HASH_DISTANCE`, nearest first.
 
-    Two hashes that differ in at most 4 bits differ in at most one of one of three stretches. So each stretch is looked
-    up as it is and with each of its bits turned, in the sorted stretches of the others: no pair is compared that does
-    not agree in about 20 bits.
+    If two hashes differ in at most 4 bits, they differ in at most one bit in at least one of three bands. Each band is
+    therefore looked up as it is, and with each of its bits flipped, in the sorted bands of `earlier`. Only pairs that
+    agree in about 20 bits are compared.
     """
     import numpy as np
 
@@ -149,16 +153,16 @@ def _find_near_hashes(looks: np.ndarray, earlier: np.ndarray) -> list[list[tuple
         mine, theirs = ((hashes >> np.uint64(start)) & np.uint64((1 << width) - 1) for hashes in (looks, earlier))
         order = np.argsort(theirs, kind="stable")
         theirs = theirs[order]
-        for turned in (0, *(1 << bit for bit in range(width))):
-            wanted = mine ^ np.uint64(turned)
-            begin, end = (np.searchsorted(theirs, wanted, side) for side in ("left", "right"))
+        for flipped in (0, *(1 << bit for bit in range(width))):
+            query = mine ^ np.uint64(flipped)
+            begin, end = (np.searchsorted(theirs, query, side) for side in ("left", "right"))
             rows = np.flatnonzero(begin < end)
             step = 0
             while len(rows):
                 candidates = order[begin[rows] + step]
                 bits = np.unpackbits((looks[rows] ^ earlier[candidates]).view(np.uint8).reshape(-1, 8), axis=1).sum(1)
-                for place in np.flatnonzero(bits <= MAX_HASH_DISTANCE):
-                    found[rows[place]][int(earlier[candidates[place]])] = int(bits[place])
+                for match in np.flatnonzero(bits <= MAX_HASH_DISTANCE):
+                    found[rows[match]][int(earlier[candidates[match]])] = int(bits[match])
                 step += 1
                 rows = rows[begin[rows] + step < end[rows]]
     return [sorted((bits, look) for look, bits in each.items()) for each in found]

@@ -1,1 +1,1 @@
-"""Published data sets, one file each."""
+"""Published data sets, one module each."""

@@ -1,4 +1,4 @@
-"""ADE20K as of the scene parsing challenge: 150 classes, in the official layout of `ADEChallengeData2016`."""
+"""ADE20K in the version of the scene parsing challenge: 150 classes, official layout (`ADEChallengeData2016`)."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ CLASS_TABLE = "objectInfo150.txt"
 CLASS_COUNT = 150
 OTHER_CLASS = "other"
 ADE20K_SIZES = (20_210, 2_000)
-"""Training and validation images of the published data set."""
+"""Number of training and validation images in the published data set."""
 
 
 class Ade20kOptions(SegmentationDataOptions):
-    """What of the class maps counts; the official validation split is the test."""
+    """Options of ADE20K. The official validation split is the test split."""
 
     name: Literal["ade20k"] = Field("ade20k", description="the data set")
     reduce_zero_label: bool = Field(
-        True, description="0 ('other') is no class, as everybody reports; false: it is the first of 151"
+        True,
+        description="ignore value 0 ('other'), as published results do; false: count it as the first of 151 classes",
     )
 
 
 def open_ade20k(options: Ade20kOptions, data_dir: Path | None) -> DataSet:
-    """Read the class names and the file names; no image is opened.
+    """Read the class names and the file names, without opening any image.
 
-    The labels of the challenge's own test are not public: its validation split is what everybody reports, and the test
-    here. Validation, which chooses the epoch, is held out of train.
+    The labels of the official test split are not public. Published results are on the official validation split, so it
+    is the test split here. The validation split, which selects the epoch, is held out from the training images.
 
     Raises:
-        ToastError: the data is not there, an image or a class map has no other, or the classes have no names.
+        ToastError: If the data is missing, an image has no class map (or the reverse), or the class names cannot be
+            read.
     """
     root = _find_root(get_data_dir(data_dir))
     classes = _read_class_names(root / CLASS_TABLE)
@@ -51,7 +53,7 @@ def open_ade20k(options: Ade20kOptions, data_dir: Path | None) -> DataSet:
     train, test = (
         _read_split(root, part, len(classes), options.reduce_zero_label) for part in ("training", "validation")
     )
-    note = "test: ADE20K's official validation split, whose labels are public"
+    note = "test: ADE20K's official validation split; the labels of the official test split are not public"
     return build_official_dataset(classes, train, test, ADE20K_SIZES, options, note)
 
 
@@ -71,9 +73,9 @@ def _find_root(home: Path) -> Path:
     raise ToastError(
         "ADE20K was not found.",
         f"Neither {home / ADE20K_FOLDER / 'annotations'} nor {home / 'annotations'} exists.",
-        f"Download ADEChallengeData2016.zip (MIT, scene parsing) and unpack it in {home}, so that "
-        f"{home / ADE20K_FOLDER / 'annotations'} exists; or name the folder that holds "
-        f"{ADE20K_FOLDER} with --data-dir.",
+        f"Download ADEChallengeData2016.zip (MIT, scene parsing) and unpack it in {home} to create "
+        f"{home / ADE20K_FOLDER / 'annotations'}, or pass the folder that contains {ADE20K_FOLDER} as --data-dir.",
+        code="data.missing-dataset",
     )
 
 
@@ -81,21 +83,28 @@ def _read_split(root: Path, part: str, classes: int, reduce_zero_label: bool) ->
     images, maps = root / "images" / part, root / "annotations" / part
     pairs = match_images_to_maps(images, maps)
     if not pairs:
-        raise ToastError(f"There is no image in {images}.", what_to_do="Unpack ADEChallengeData2016.zip anew.")
+        raise ToastError(
+            f"{images} contains no images.", what_to_do="Unpack ADEChallengeData2016.zip again.", code="data.no-images"
+        )
     return SegmentationSplit(pairs, classes, reduce_zero_label)
 
 
 def _read_class_names(file: Path) -> tuple[str, ...]:
-    """The last column of the table of classes, a class a line after its heading, as long as it is: "screen" is two."""
+    """Return the last column of the class table: all synonyms of a class, since two classes begin with "screen"."""
     try:
         rows = [line.split("\t") for line in read_text_file(file).splitlines()[1:] if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ToastError(
-            f"{file} cannot be read.", str(error), f"It names the classes; unpack it from {ADE20K_FOLDER}.zip."
+            f"Cannot read the class names in {file}.",
+            str(error),
+            f"Unpack {ADE20K_FOLDER}.zip again.",
+            code="data.unreadable-file",
         ) from error
     names = tuple(row[-1].strip() for row in rows)
     if len(names) != CLASS_COUNT:
         raise ToastError(
-            f"{file} names {len(names)} classes, not {CLASS_COUNT}.", what_to_do=f"Unpack {ADE20K_FOLDER}.zip anew."
+            f"Expected {CLASS_COUNT} class names in {file}, got {len(names)}.",
+            what_to_do=f"Unpack {ADE20K_FOLDER}.zip again.",
+            code="data.wrong-class-count",
         )
     return names

@@ -1,4 +1,4 @@
-"""Stanford Cars: 196 makes, models and years with a box per image, in the official layout: a MATLAB development kit."""
+"""Stanford Cars: 196 classes (make, model, year) with a bounding box per image, in the official MATLAB layout."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ BOX_CORNER_FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
 
 class CarsOptions(FgvcOptions):
-    """How the cars' images are divided; their test split is the official one."""
+    """Options of Stanford Cars. The test split is the official one."""
 
     name: Literal["cars"] = Field("cars", description="the data set")
 
 
 def open_cars(options: CarsOptions, data_dir: Path | None) -> DataSet:
-    """Read the annotation files; no image is opened. A sample's mask is its bounding box.
+    """Read the annotation files, without opening any image. The mask of a sample is its bounding box.
 
     Raises:
-        ToastError: the data is not there, the test labels are not, or an annotation is odd.
+        ToastError: If the data or the test labels are missing, or an annotation is invalid.
     """
     return open_published_dataset(CARS, options, data_dir, _read_annotations)
 
@@ -56,9 +56,10 @@ def _read_annotations(root: Path, options: CarsOptions) -> AnnotatedDataset:
     test = next((file for file in (root / TEST_LABELS_FILE, devkit / TEST_LABELS_FILE) if file.is_file()), None)
     if test is None:
         raise ToastError(
-            f"There is no {TEST_LABELS_FILE} in {root}.",
-            "The development kit holds the test images' boxes, without their labels.",
+            f"{root} contains no {TEST_LABELS_FILE}.",
+            "The development kit contains the boxes of the test images, but not their labels.",
             f"Download it from {CARS.home} into {root}.",
+            code="data.missing-labels",
         )
     names, labels, boxes, parts = [], [], [], []
     classes = tuple(map(str, flatten_column(_read_variable(root / CARS.marker, "class_names"))))
@@ -78,14 +79,19 @@ def _read_variable(file: Path, variable: str) -> Any:
 
 
 def _parse_entry(file: Path, number: int, entry: Any, classes: int) -> tuple[str, int, Box]:
-    """File name, label from 0 and box of one annotation, whose corners count from 1 and are both inside."""
+    """Return the file name, the label (from 0) and the box of an annotation.
+
+    In the file, coordinates start at 1 and both corners belong to the box.
+    """
     try:
         name, label = str(entry.fname), int(getattr(entry, "class")) - 1
         left, top, right, low = (float(getattr(entry, corner)) for corner in BOX_CORNER_FIELDS)
         if not 0 <= label < classes:
-            raise ValueError(f"class {label + 1} is none of {classes}")
+            raise ValueError(f"class {label + 1} is not between 1 and {classes}")
         return name, label, Box(left - 1, top - 1, right - left + 1, low - top + 1)
     except (AttributeError, TypeError, ValueError) as error:
         raise ToastError(
-            f"{file}, annotation {number}: {error}.", what_to_do=f"Unpack {CARS.archives} anew."
+            f"{file}, annotation {number}: {error}.",
+            what_to_do=f"Unpack {CARS.archives} again.",
+            code="data.invalid-annotation",
         ) from error

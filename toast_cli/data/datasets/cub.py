@@ -1,4 +1,4 @@
-"""CUB-200-2011: 200 bird species with a box, 15 parts and (apart) a segmentation per image, in the official layout."""
+"""CUB-200-2011: 200 bird species, official layout; each image has a box, 15 parts and, optionally, a segmentation."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ CUB = PublishedDataset(
 
 
 class CubOptions(FgvcOptions):
-    """How CUB's images are divided, and what marks the bird in them."""
+    """Options of CUB-200-2011: its splits and its masks."""
 
     name: Literal["cub"] = Field("cub", description="the data set")
     mask: Literal["box", "parts", "segmentation"] = Field(
         "box",
-        description="what marks the bird: its bounding box, discs around its visible parts, or its outline "
-        "(segmentations.tgz, an archive of its own)",
+        description="the mask of the bird: its bounding box, discs around its visible parts, or its outline "
+        "(from a separate archive, segmentations.tgz)",
     )
 
 
 def open_cub(options: CubOptions, data_dir: Path | None) -> DataSet:
-    """Read the annotation files; no image is opened.
+    """Read the annotation files, without opening any image.
 
     Raises:
-        ToastError: the data is not there, or an annotation file is missing or has an odd line.
+        ToastError: If the data or an annotation file is missing, or a line is invalid.
     """
     return open_published_dataset(CUB, options, data_dir, _read_annotations)
 

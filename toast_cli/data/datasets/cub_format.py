@@ -1,4 +1,4 @@
-"""The text files that CUB-200-2011 and NABirds share: a line per image, its id and what is said of it."""
+"""The text files that CUB-200-2011 and NABirds share: one line per image, with its id and a value."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from toast_cli.data.images.object_masks import Box, Discs, MaskFile, Region
 from toast_cli.utils.errors import ToastError
 
 PART_RADIUS_RATIO = 0.1
-"""Radius of a part's disc as a share of the box's longer side (ours): the sets give the middle of a part alone."""
+"""Radius of the disc around a part, relative to the longer side of the box.
+
+The data sets only give the center of a part; the radius is our choice.
+"""
 
 
 @dataclass(frozen=True)
 class BirdLayout:
-    """How one set fills the files.
+    """Differences between the data sets that use this format.
 
-    `archive` is what is to be unpacked anew when one is damaged. With `numbered` ids are numbers and give the order of
-    the images; else they are any word, in the order of their lines. With `every_class`, all of `classes.txt` are
-    classes of the data; else those that have images.
+    Args:
+        archive: The archive that contains the files, for error messages.
+        numbered: Whether image ids are numbers that give the order of the images. Otherwise an id is any word, and
+            images are in the order of their lines.
+        every_class: Whether every entry of `classes.txt` is a class. Otherwise only entries with images are classes.
     """
 
     archive: str
@@ -34,7 +39,7 @@ class BirdLayout:
 
 @dataclass(frozen=True)
 class AnnotationLine:
-    """What an annotation file says about one id, and on which line."""
+    """The value of one id in an annotation file, and its line number."""
 
     line: int
     value: Any
@@ -43,10 +48,15 @@ class AnnotationLine:
 def read_bird_annotations(
     root: Path, layout: BirdLayout, mask: Literal["box", "parts", "segmentation"]
 ) -> AnnotatedDataset:
-    """The annotations below `root`; no image is opened. `mask` says what of them marks the bird.
+    """Read the annotations below `root`, without opening any image.
+
+    Args:
+        root: The folder that contains `images.txt`.
+        layout: The variant of the format.
+        mask: The annotation that becomes the mask of a sample.
 
     Raises:
-        ToastError: an annotation file is missing or has an odd line.
+        ToastError: If an annotation file is missing or a line is invalid.
     """
     read = _AnnotationReader(root, layout)
     images = read.file("images.txt", "a path", str)
@@ -57,10 +67,10 @@ def read_bird_annotations(
             raise ValueError(f"class {text} is not in classes.txt")
         return text
 
-    given = read.read_per_image("image_class_labels.txt", "a class id", class_id, images)
+    class_of = read.read_per_image("image_class_labels.txt", "a class id", class_id, images)
     in_train = read.read_per_image("train_test_split.txt", "1 for train or 0 for test", _parse_flag, images)
     boxes = read.read_per_image("bounding_boxes.txt", "x, y, width and height", _parse_box, images)
-    used = {entry.value for entry in given.values()}
+    used = {entry.value for entry in class_of.values()}
     class_ids = sorted(named if layout.every_class else used, key=int)
     label_of = {identifier: label for label, identifier in enumerate(class_ids)}
     ids = sorted(images, key=int) if layout.numbered else list(images)
@@ -68,7 +78,7 @@ def read_bird_annotations(
     everything = FileSplit(
         root / "images",
         tuple(names),
-        tuple(label_of[given[i].value] for i in ids),
+        tuple(label_of[class_of[i].value] for i in ids),
         _build_regions(read, mask, dict(zip(ids, names, strict=True)), {i: boxes[i].value for i in ids}),
     )
     splits = group_by_split(everything, ["train" if in_train[i].value else "test" for i in ids])
@@ -87,51 +97,57 @@ def _build_regions(
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
         raise ToastError(
-            f"There is no folder {places[0]}.",
-            "Segmentations come in an archive of their own.",
+            f"The folder {places[0]} does not exist.",
+            "Segmentations are in a separate archive.",
             f"Unpack segmentations.tgz in {read.root}, or use dataset.mask=box.",
+            code="data.missing-folder",
         )
     return tuple(MaskFile((folder / name).with_suffix(".png"), _threshold_segmentation) for name in names.values())
 
 
 def _threshold_segmentation(pixels: Any) -> Any:
-    """CUB's segmentations are grey, brighter the more of the annotators took a pixel for bird."""
+    """Return the pixels that most annotators marked. A pixel is brighter the more annotators marked it as bird."""
     return pixels[..., 0] >= 128
 
 
 class _AnnotationReader:
-    """Reads annotation files line by line, and says which line is odd."""
+    """Reader of annotation files that reports the file and line of an invalid entry."""
 
     def __init__(self, root: Path, layout: BirdLayout) -> None:
         self.root, self.layout = root, layout
 
     def file(self, name: str, what: str, parse: Callable[[str], Any]) -> dict[str, AnnotationLine]:
-        """A file by id; each line is an id, a space and `what`, which `parse` understands or refuses.
+        """Return the entries of a file by id. Each line is an id, a space and a value that `parse` converts.
+
+        Args:
+            name: The file, relative to the root.
+            what: A description of the value, for error messages.
+            parse: Converts the value; raises ValueError if it is invalid.
 
         Raises:
-            ToastError: there is no such file, or one of its lines is not like that.
+            ToastError: If the file cannot be read or a line is invalid.
         """
         entries: dict[str, AnnotationLine] = {}
         for number, identifier, rest, line in self._lines(name):
             try:
-                # The ids of classes are numbers in both sets, those of images in one of them.
+                # Class ids are numbers in both data sets, image ids only in CUB.
                 numeric = self.layout.numbered or name == "classes.txt"
                 if not rest or (numeric and not identifier.isdecimal()):
                     raise ValueError(f"expected an id and {what}")
                 if identifier in entries:
-                    raise ValueError(f"id {identifier} was on line {entries[identifier].line} already")
+                    raise ValueError(f"id {identifier} already appears on line {entries[identifier].line}")
                 entries[identifier] = AnnotationLine(number, parse(rest))
             except ValueError as error:
-                self.refuse(name, number, f"{error}; found '{line}'")
+                self.refuse(name, number, f"{error}; got '{line}'")
         return entries
 
     def read_per_image(
         self, name: str, what: str, parse: Callable[[str], Any], images: Mapping[str, AnnotationLine]
     ) -> dict[str, AnnotationLine]:
-        """A file that says one thing about every image.
+        """Return the entries of a file that has exactly one line per image.
 
         Raises:
-            ToastError: as `file`, or an image has no line, or a line no image.
+            ToastError: If the file cannot be read, a line is invalid, an image has no line or a line has no image.
         """
         entries = self.file(name, what, parse)
         for identifier, entry in entries.items():
@@ -143,49 +159,53 @@ class _AnnotationReader:
         return entries
 
     def parts(self, images: Mapping[str, Any]) -> dict[str, tuple[tuple[float, float], ...]]:
-        """The visible parts of every image.
+        """Return the centers (x, y) of the visible parts of every image.
 
         Raises:
-            ToastError: there is no such file, or one of its lines is odd.
+            ToastError: If the file cannot be read or a line is invalid.
         """
         name = "parts/part_locs.txt"
-        found: dict[str, list[tuple[float, float]]] = {identifier: [] for identifier in images}
+        centers: dict[str, list[tuple[float, float]]] = {identifier: [] for identifier in images}
         for number, identifier, rest, line in self._lines(name):
             try:
-                if identifier not in found:
+                if identifier not in centers:
                     raise ValueError(f"image {identifier} is not in images.txt")
                 _, x, y, visible = rest.split()
                 if _parse_flag(visible):
                     point = float(x), float(y)
                     if not all(map(math.isfinite, point)):
-                        raise ValueError("a part needs finite numbers")
-                    found[identifier].append(point)
+                        raise ValueError("the center of a part must be finite")
+                    centers[identifier].append(point)
             except ValueError as error:
-                self.refuse(name, number, f"expected an image, a part, x, y and 0 or 1 ({error}); found '{line}'")
-        return {identifier: tuple(points) for identifier, points in found.items()}
+                self.refuse(name, number, f"expected an image id, a part id, x, y and 0 or 1 ({error}); got '{line}'")
+        return {identifier: tuple(points) for identifier, points in centers.items()}
 
     def _lines(self, name: str) -> list[tuple[int, str, str, str]]:
-        """Number, id, rest and all of every line that is not empty."""
+        """Return number, id, value and full text of every line that is not blank."""
         file = self.root / name
         try:
             lines = read_text_file(file).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ToastError(
-                f"The annotation file {file} cannot be read.", str(error), f"Unpack {self.layout.archive} anew."
+                f"Cannot read the annotation file {file}.",
+                str(error),
+                f"Unpack {self.layout.archive} again.",
+                code="data.unreadable-file",
             ) from error
-        parted = [(number, line.strip().partition(" "), line) for number, line in enumerate(lines, start=1)]
-        return [(number, first, rest.strip(), line) for number, (first, _, rest), line in parted if first]
+        split = [(number, line.strip().partition(" "), line) for number, line in enumerate(lines, start=1)]
+        return [(number, first, rest.strip(), line) for number, (first, _, rest), line in split if first]
 
     def refuse(self, name: str, line: int, why: str) -> NoReturn:
-        """A line is odd."""
+        """Raise a ToastError about an invalid line."""
         raise ToastError(
             f"{self.root / name}, line {line}: {why}.",
-            what_to_do=f"Unpack {self.layout.archive} anew, or mend the line.",
+            what_to_do=f"Unpack {self.layout.archive} again, or correct the line.",
+            code="data.invalid-annotation",
         )
 
 
 def _get_unique_class_names(class_ids: list[str], named: Mapping[str, AnnotationLine]) -> tuple[str, ...]:
-    """The names of the classes; where two share one, each with its id."""
+    """Return the names of the classes. A name that several classes share is followed by the id of the class."""
     names = [named[identifier].value for identifier in class_ids]
     return tuple(
         name if names.count(name) == 1 else f"{name} ({identifier})"

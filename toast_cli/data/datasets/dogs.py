@@ -1,4 +1,4 @@
-"""Stanford Dogs: 120 breeds with a box around every dog, in the official layout: MATLAB lists, boxes in XML."""
+"""Stanford Dogs: 120 breeds with a box around every dog, official layout: lists in MATLAB files, boxes in XML."""
 
 from __future__ import annotations
 
@@ -29,16 +29,18 @@ DOGS = PublishedDataset(
 
 
 class DogsOptions(FgvcOptions):
-    """How the dogs' images are divided; their test split is the official one."""
+    """Options of Stanford Dogs. The test split is the official one."""
 
     name: Literal["dogs"] = Field("dogs", description="the data set")
 
 
 def open_dogs(options: DogsOptions, data_dir: Path | None) -> DataSet:
-    """Read the lists; no image is opened. A sample's mask is all its dogs' boxes, where `Annotation` is unpacked.
+    """Read the lists, without opening any image.
+
+    If the folder `Annotation` exists, the mask of a sample is the union of its dogs' boxes.
 
     Raises:
-        ToastError: the data is not there, or the lists and folders do not agree.
+        ToastError: If the data is missing, or the labels in the lists contradict the folders.
     """
     return open_published_dataset(DOGS, options, data_dir, _read_annotations)
 
@@ -50,23 +52,25 @@ def _read_annotations(root: Path, options: DogsOptions) -> AnnotatedDataset:
     names, ids = {}, {}
     for part in ("train", "test"):
         file = root / f"{part}_list.mat"
-        found = read_matlab(file, "file_list", "labels", archive=DOGS.archives)
+        variables = read_matlab(file, "file_list", "labels", archive=DOGS.archives)
         names[part], ids[part] = (
-            list(map(str, flatten_column(found["file_list"]))),
-            list(map(int, flatten_column(found["labels"]))),
+            list(map(str, flatten_column(variables["file_list"]))),
+            list(map(int, flatten_column(variables["labels"]))),
         )
         if len(names[part]) != len(ids[part]):
             raise ToastError(
                 f"{file} lists {len(names[part]):,} files and {len(ids[part]):,} labels.",
-                what_to_do=f"Unpack {DOGS.archives} anew.",
+                what_to_do=f"Unpack {DOGS.archives} again.",
+                code="data.wrong-label-count",
             )
     breeds: dict[int, str] = {}
     for part in names:
         for name, identifier in zip(names[part], ids[part], strict=True):
             if breeds.setdefault(identifier, name.partition("/")[0]) != name.partition("/")[0]:
                 raise ToastError(
-                    f"{root / f'{part}_list.mat'}: label {identifier} is of {breeds[identifier]} and of {name}.",
-                    what_to_do=f"Unpack {DOGS.archives} anew.",
+                    f"{root / f'{part}_list.mat'}: label {identifier} stands for both {breeds[identifier]} and {name}.",
+                    what_to_do=f"Unpack {DOGS.archives} again.",
+                    code="data.invalid-annotation",
                 )
     label_of = {identifier: label for label, identifier in enumerate(sorted(breeds))}
     boxed = (root / "Annotation").is_dir()
@@ -81,26 +85,37 @@ def _read_annotations(root: Path, options: DogsOptions) -> AnnotatedDataset:
         )
         for part in names
     }
-    notes = () if boxed else (f"no masks: unpack annotation.tar in {root} for the dogs' boxes",)
+    notes = () if boxed else (f"no masks: unpack annotation.tar in {root} to get the boxes of the dogs",)
     return AnnotatedDataset(tuple(breeds[identifier] for identifier in label_of), splits, notes)
 
 
 def read_voc_boxes(file: Path) -> tuple[Box, ...]:
-    """The boxes of an annotation in PASCAL VOC's XML: corners counted from 1, both of them inside.
+    """Return the boxes of an annotation file in the XML format of PASCAL VOC.
+
+    In the file, coordinates start at 1 and both corners belong to the box.
 
     Raises:
-        ToastError: it cannot be read, or holds no box.
+        ToastError: If the file cannot be read or contains no box.
     """
     try:
         with open_file(file) as stream:
-            found = ElementTree.fromstring(stream.read())
+            root = ElementTree.fromstring(stream.read())
         corners = [
             [float(box.findtext(side) or "nan") for side in ("xmin", "ymin", "xmax", "ymax")]
-            for box in found.iter("bndbox")
+            for box in root.iter("bndbox")
         ]
         boxes = tuple(Box(left - 1, top - 1, right - left + 1, low - top + 1) for left, top, right, low in corners)
     except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise ToastError(f"The annotation {file} cannot be read.", str(error), "Unpack annotation.tar anew.") from error
+        raise ToastError(
+            f"Cannot read the annotation {file}.",
+            str(error),
+            "Unpack annotation.tar again.",
+            code="data.unreadable-file",
+        ) from error
     if not boxes:
-        raise ToastError(f"The annotation {file} holds no box.", what_to_do="Unpack annotation.tar anew.")
+        raise ToastError(
+            f"The annotation {file} contains no box.",
+            what_to_do="Unpack annotation.tar again.",
+            code="data.invalid-annotation",
+        )
     return boxes

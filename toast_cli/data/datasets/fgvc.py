@@ -1,7 +1,7 @@
-"""What the five fine-grained sets (FGVC) share: where each lies, whose lists split it, and whether it is all there.
+"""Shared code of the five fine-grained (FGVC) data sets: finding the folder, choosing the lists, checking the files.
 
-A set's own annotations say what is in it. In common use beside them are three JSON files, `train.json`, `val.json` and
-`test.json`, each of file name to class id: the same test images, and a validation split that others have held out.
+Every data set has official annotations. Many papers instead use three JSON files, `train.json`, `val.json` and
+`test.json`, which map file names to class ids. They have the official test images and a published validation split.
 """
 
 from __future__ import annotations
@@ -26,23 +26,29 @@ FGVC_SPLITS = ("train", "val", "test")
 
 
 class FgvcOptions(SplitOptions):
-    """Whose lists split a set, and how what they leave open is divided."""
+    """Options of an FGVC data set: which lists define the splits, and how validation images are held out."""
 
     lists: Literal["official", "json"] | None = Field(
         None,
-        description="official: the set's own lists; json: train.json, val.json and test.json, file name to class id; "
-        "left out: the official ones where they are there",
+        description="official: the official lists; json: train.json, val.json and test.json, which map file names to "
+        "class ids; default: official if they exist, else json",
     )
 
 
 @dataclass(frozen=True)
 class PublishedDataset:
-    """A set as it was published.
+    """Facts about a data set as it was published.
 
-    `folders` are what its folder may be called (the first by default), `marker` the file in it that shows its own
-    annotations to be there, `archives` what is to be unpacked. `images` is the folder below which the names of images
-    stand, `inner` where a JSON file may leave a folder out of them. `sizes` are the images of `official` and of `json`
-    lists, by split; `classes` how many there are.
+    Args:
+        title: Name of the data set in messages.
+        folders: Accepted names of its folder. The first is the default.
+        marker: A file that exists if the official annotations do, relative to the folder.
+        archives: The archives to unpack, for messages.
+        home: URL of the data set.
+        sizes: Number of images per split, for the `official` and the `json` lists.
+        classes: Number of classes.
+        images: The folder that image names are relative to.
+        inner: A folder that the image names in the JSON files may omit.
     """
 
     title: str
@@ -57,13 +63,13 @@ class PublishedDataset:
 
     @property
     def needs(self) -> str:
-        """What a user has to put where, in a line."""
+        """One line that says which archives to unpack, and where."""
         return f"{self.archives} unpacked in the data folder ({self.folders[0]}/{self.marker})"
 
 
 @dataclass(frozen=True)
 class AnnotatedDataset:
-    """What a set's own annotations say: its classes, and its images by split (`train`, `test`, perhaps `val`)."""
+    """The annotations of a data set: its classes, and its images by split (`train`, `test`, optionally `val`)."""
 
     classes: tuple[str, ...]
     splits: Mapping[str, FileSplit]
@@ -73,10 +79,16 @@ class AnnotatedDataset:
 def open_published_dataset(
     published: PublishedDataset, options: Any, data_dir: Path | None, read: Callable[[Path, Any], AnnotatedDataset]
 ) -> DataSet:
-    """Read annotations, by `read(root, options)`, and lists; no image is opened.
+    """Read annotations and lists, without opening any image.
+
+    Args:
+        published: The data set.
+        options: The options of the data set.
+        data_dir: The data folder; None for the default.
+        read: Reads the official annotations, given the folder and the options.
 
     Raises:
-        ToastError: the set is not there or not whole, or its annotations are not as published.
+        ToastError: If the data set is missing or incomplete, or its annotations are invalid.
     """
     root = _find_root(published, get_data_dir(data_dir))
     own, notes = _read_annotations(root, published, options, read)
@@ -86,12 +98,13 @@ def open_published_dataset(
         notes = (*notes, *more)
     elif own is None:
         raise ToastError(
-            f"The annotations of {published.title} are not there.",
+            f"The official annotations of {published.title} are missing.",
             f"{root / published.marker} does not exist.",
             f"Unpack {published.archives} in {root.parent}, or use dataset.lists=json.",
+            code="data.missing-annotations",
         )
     elif (root / "train.json").is_file():
-        notes = ("the set's own lists are used; dataset.lists=json takes the JSON files beside them",)
+        notes = ("using the official lists; dataset.lists=json selects the JSON files in the same folder",)
     _require_files(own, published)
     require_all_classes_in_train(own.splits["train"], own.classes, str(root))
     made, divided = make_train_val_splits(own.splits["train"], own.splits.get("val"), options)
@@ -105,10 +118,12 @@ def open_published_dataset(
 def _read_annotations(
     root: Path, published: PublishedDataset, options: Any, read: Callable[[Path, Any], AnnotatedDataset]
 ) -> tuple[AnnotatedDataset | None, tuple[str, ...]]:
-    """The set's own annotations, None where they are not there; JSON files that are asked for do without damaged ones.
+    """Return the official annotations (None if they do not exist) and notes.
+
+    With `lists=json`, damaged annotations are ignored and a note says so.
 
     Raises:
-        ToastError: they are there, and are not as published.
+        ToastError: If the annotations exist but are invalid.
     """
     if not (root / published.marker).is_file():
         return None, ()
@@ -116,17 +131,17 @@ def _read_annotations(
         return read(root, options), ()
     except ToastError as error:
         if options.lists == "json":
-            return None, (f"the set's own annotations are not used: {error.what}",)
+            return None, (f"the official annotations are not used: {error.what}",)
         if options.lists is None and (root / "train.json").is_file():
-            hint = f"{error.what_to_do} Or use dataset.lists=json, which does without."
-            raise ToastError(error.what, error.why, hint) from error
+            hint = f"{error.what_to_do} Or use dataset.lists=json, which does not need this file."
+            raise ToastError(error.what, error.why, hint, code=error.code) from error
         raise
 
 
 def group_by_split(everything: FileSplit, parts: list[str]) -> dict[str, FileSplit]:
-    """The images of each split, when `parts` says of every image which it is in."""
+    """Return the images of each split. `parts` contains the split of every image."""
     return {
-        part: everything.take([index for index, said in enumerate(parts) if said == part])
+        part: everything.take([index for index, other in enumerate(parts) if other == part])
         for part in FGVC_SPLITS
         if part in parts
     }
@@ -138,22 +153,23 @@ def _find_root(published: PublishedDataset, home: Path) -> Path:
         for place in places:
             if (place / name).is_file():
                 return place
-    wanted = home / published.folders[0] / published.marker
+    expected = home / published.folders[0] / published.marker
     raise ToastError(
         f"{published.title} was not found.",
-        f"Neither {wanted} nor {home / published.marker} exists.",
-        f"Download {published.archives} from {published.home} and unpack, so that {wanted} exists; "
-        f"or name the folder that holds {published.folders[0]} with --data-dir.",
+        f"Neither {expected} nor {home / published.marker} exists.",
+        f"Download {published.archives} from {published.home} and unpack them to create {expected}, "
+        f"or pass the folder that contains {published.folders[0]} as --data-dir.",
+        code="data.missing-dataset",
     )
 
 
 def _split_by_json_lists(
     root: Path, published: PublishedDataset, own: AnnotatedDataset | None
 ) -> tuple[AnnotatedDataset, tuple[str, ...]]:
-    """The set as the JSON files split it; class names and masks are those of its own annotations, where it has them."""
+    """Split the data set by the JSON files, with class names and masks from the official annotations if available."""
     lists = _read_json_lists(root)
     known = (
-        {} if own is None else {name: what for split in own.splits.values() for name, what in _iterate_labels(split)}
+        {} if own is None else {name: pair for split in own.splits.values() for name, pair in _iterate_labels(split)}
     )
     base = root / published.images if own is None else own.splits["train"].root
     left_out = published.inner and not (root / published.images / next(iter(lists["train"]))).is_file()
@@ -173,14 +189,16 @@ def _split_by_json_lists(
     classes = _match_class_names(splits, known, own)
     if classes is None:
         classes = tuple(map(str, ids))
-        notes.append("classes are called by the numbers of the JSON files: their names are not there, or differ")
+        notes.append(
+            "classes are named by the numbers in the JSON files, because the official names are missing or do not match"
+        )
     if any(split.regions is None for split in splits.values()):
-        notes.append("masks are missing: the set's own annotations do not have them for all of these images")
+        notes.append("no masks: the official annotations do not have one for every image")
     return AnnotatedDataset(classes, splits), tuple(notes)
 
 
 def _iterate_labels(split: FileSplit) -> Iterator[tuple[str, tuple[int, Any]]]:
-    """Label and region (None where there are none) of every image."""
+    """Yield the name of every image with its label and region (None if it has no region)."""
     regions = split.regions or (None,) * len(split)
     return zip(split.names, zip(split.labels, regions, strict=True), strict=True)
 
@@ -188,7 +206,7 @@ def _iterate_labels(split: FileSplit) -> Iterator[tuple[str, tuple[int, Any]]]:
 def _match_class_names(
     splits: Mapping[str, FileSplit], known: Mapping[str, tuple[int, Any]], own: AnnotatedDataset | None
 ) -> tuple[str, ...] | None:
-    """The set's own names, if its annotations and the JSON files agree on which images share a class."""
+    """Return the official class names, or None if official annotations and JSON files group the images differently."""
     named: dict[int, int] = {}
     for split in splits.values():
         for name, label in zip(split.names, split.labels, strict=True):
@@ -200,70 +218,88 @@ def _match_class_names(
 
 
 def _read_json_lists(root: Path) -> dict[str, dict[str, int]]:
-    """File names and class ids by split.
+    """Return a mapping from file names to class ids for every split.
 
     Raises:
-        ToastError: there is no train.json, an image is in two lists, or a class is not among those of train.
+        ToastError: If train.json is missing, an image is in two lists, or train.json lacks a class of another list.
     """
     lists = {part: _read_json_list(root / f"{part}.json") for part in FGVC_SPLITS if (root / f"{part}.json").is_file()}
     if "train" not in lists:
         raise ToastError(
-            f"There is no train.json in {root}.", what_to_do="Put it there, or use dataset.lists=official."
+            f"{root} contains no train.json.",
+            what_to_do="Put it there, or use dataset.lists=official.",
+            code="data.missing-list",
         )
-    seen: dict[str, str] = {}
+    part_of: dict[str, str] = {}
     for part, labels in lists.items():
         for name in labels:
-            if seen.setdefault(name, part) != part:
+            if part_of.setdefault(name, part) != part:
                 raise ToastError(
-                    f"{root}: {name} is in both {seen[name]}.json and {part}.json.",
-                    "A model must not be judged by what it was trained on.",
-                    "Mend the lists.",
+                    f"{root}: {name} is in both {part_of[name]}.json and {part}.json.",
+                    "A model must not be evaluated on images that it was trained on.",
+                    "Correct the lists.",
+                    code="data.overlapping-splits",
                 )
         unknown = sorted(set(labels.values()) - set(lists["train"].values()))
         if unknown:
             raise ToastError(
                 f"{root}: {part}.json has {format_class_names([str(identifier) for identifier in unknown])}, "
-                "which train.json does not have.",
-                what_to_do="Mend the lists.",
+                "which is not in train.json.",
+                what_to_do="Correct the lists.",
+                code="data.unknown-class",
             )
     return lists
 
 
 def _read_json_list(file: Path) -> dict[str, int]:
-    """File names and class ids."""
+    """Return the mapping from file names to class ids in a JSON file."""
     try:
-        found = json.loads(read_text_file(file))
+        labels = json.loads(read_text_file(file))
     except (OSError, ValueError) as error:
-        raise ToastError(f"{file} cannot be read.", str(error), "Fetch it anew.") from error
-    if not isinstance(found, dict) or not found:
-        raise ToastError(f"{file} is not a JSON object of file name to class id.", what_to_do="Fetch it anew.")
-    for name, identifier in found.items():
+        raise ToastError(
+            f"Cannot read {file}.", str(error), "Download it again.", code="data.unreadable-file"
+        ) from error
+    if not isinstance(labels, dict) or not labels:
+        raise ToastError(
+            f"{file} is not a JSON object that maps file names to class ids.",
+            what_to_do="Download it again.",
+            code="data.invalid-list",
+        )
+    for name, identifier in labels.items():
         if isinstance(identifier, bool) or not isinstance(identifier, int):
-            raise ToastError(f"{file}: {name} has the class {identifier!r}, no whole number.", what_to_do="Mend it.")
+            raise ToastError(
+                f"{file}: the class id of {name} must be an integer, got {identifier!r}.",
+                what_to_do="Correct the file.",
+                code="data.invalid-list",
+            )
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ToastError(f"{file}: {name} leads out of the data set's folder.", what_to_do="Mend it.")
-    return found
+            raise ToastError(
+                f"{file}: the path {name} is outside the folder of the data set.",
+                what_to_do="Correct the file.",
+                code="data.unsafe-path",
+            )
+    return labels
 
 
 def _require_files(own: AnnotatedDataset, published: PublishedDataset) -> None:
     images = [split.root / name for split in own.splits.values() for name in split.names]
     drawn = [region for split in own.splits.values() for region in split.regions or ()]
-    besides = [region.file for region in drawn if isinstance(region, BoxFile | MaskFile)]
-    files = [(str(file), file) for file in (*images, *besides)]
-    what = f"{'images and annotations' if besides else 'images'} of {published.title}"
-    require_files(files, what, f"Unpack {published.archives} anew.")
+    extra = [region.file for region in drawn if isinstance(region, BoxFile | MaskFile)]
+    files = [(str(file), file) for file in (*images, *extra)]
+    what = f"{'images and annotations' if extra else 'images'} of {published.title}"
+    require_files(files, what, f"Unpack {published.archives} again.")
 
 
 def _describe_size_difference(own: AnnotatedDataset, published: PublishedDataset, lists: str) -> list[str]:
-    """A sentence if the copy is not of the published size."""
+    """Return a note if the copy does not have the published size, else an empty list."""
     sizes = published.sizes[lists]
     here = {part: len(own.splits.get(part, ())) for part in sizes}
     if here == dict(sizes) and len(own.classes) == published.classes:
         return []
     words = {"train": "training", "val": "validation", "test": "test"}
-    had = " and ".join(f"{here[part]:,} {words[part]}" for part in sizes)
-    wanted = " and ".join(f"{size:,}" for size in sizes.values())
+    counted = " and ".join(f"{here[part]:,} {words[part]}" for part in sizes)
+    expected = " and ".join(f"{size:,}" for size in sizes.values())
     return [
-        f"This copy holds {had} images of {len(own.classes)} classes; "
-        f"the published {published.title} has {wanted} of {published.classes}."
+        f"This copy has {counted} images of {len(own.classes)} classes; "
+        f"the published {published.title} has {expected} of {published.classes}."
     ]

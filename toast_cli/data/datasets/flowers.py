@@ -1,4 +1,4 @@
-"""Oxford Flowers-102: 102 kinds of flowers with a segmentation per image, in the official layout."""
+"""Oxford Flowers-102: 102 flower categories with a segmentation per image, in the official layout."""
 
 from __future__ import annotations
 
@@ -36,16 +36,18 @@ SPLIT_VARIABLES = {"trnid": "train", "valid": "val", "tstid": "test"}
 
 
 class FlowersOptions(FgvcOptions):
-    """How the flowers are divided: their official lists have a validation split."""
+    """Options of Oxford Flowers-102. The official lists include a validation split."""
 
     name: Literal["flowers"] = Field("flowers", description="the data set")
 
 
 def open_flowers(options: FlowersOptions, data_dir: Path | None) -> DataSet:
-    """Read the annotation files; no image is opened. A sample's mask is its segmentation, where they are unpacked.
+    """Read the annotation files, without opening any image.
+
+    If the folder `segmim` exists, the mask of a sample is its segmentation.
 
     Raises:
-        ToastError: the data is not there, or its annotations do not say a class and a split for every image.
+        ToastError: If the data is missing, or the annotations are invalid.
     """
     return open_published_dataset(FLOWERS, options, data_dir, _read_annotations)
 
@@ -60,9 +62,11 @@ def _read_annotations(root: Path, options: FlowersOptions) -> AnnotatedDataset:
     for variable, part in SPLIT_VARIABLES.items():
         for number in map(int, flatten_column(lists[variable])):
             if not 1 <= number <= len(labels):
-                raise _annotation_error(root, f"{variable} names image {number}, and there are {len(labels):,}")
+                raise _annotation_error(
+                    root, f"{variable} lists image {number}, but there are only {len(labels):,} images"
+                )
             if number in part_of:
-                raise _annotation_error(root, f"image {number} is in two splits, {part_of[number]} and {part}")
+                raise _annotation_error(root, f"image {number} is in two splits: {part_of[number]} and {part}")
             part_of[number] = part
     numbers = sorted(part_of)
     ids = sorted({int(labels[number - 1]) for number in numbers})
@@ -76,17 +80,23 @@ def _read_annotations(root: Path, options: FlowersOptions) -> AnnotatedDataset:
         if segmented
         else None,
     )
-    notes = () if segmented else (f"no masks: unpack 102segmentations.tgz in {root} for the flowers' outlines",)
+    notes = (
+        () if segmented else (f"no masks: unpack 102segmentations.tgz in {root} to get the outlines of the flowers",)
+    )
     return AnnotatedDataset(
         tuple(map(str, ids)), group_by_split(everything, [part_of[number] for number in numbers]), notes
     )
 
 
 def _is_foreground(pixels: Any) -> Any:
-    """The segmentations show the flower on pure blue, which JPEG has blurred a little."""
+    """Return the pixels that are not background. The background is pure blue, slightly changed by JPEG compression."""
     red, green, blue = (pixels[..., channel].astype(int) for channel in range(3))
     return ~((blue > 150) & (red < 90) & (green < 90))
 
 
 def _annotation_error(root: Path, why: str) -> ToastError:
-    return ToastError(f"{root / 'setid.mat'}: {why}.", what_to_do="Fetch setid.mat and imagelabels.mat anew.")
+    return ToastError(
+        f"{root / 'setid.mat'}: {why}.",
+        what_to_do="Download setid.mat and imagelabels.mat again.",
+        code="data.invalid-annotation",
+    )

@@ -1,6 +1,6 @@
-"""`imagenet`: ImageNet-1k (ILSVRC 2012) as folders, or in its official tar files, which are read in place.
+"""`imagenet`: ImageNet-1k (ILSVRC 2012) as folders or as the official tar files, which are read without unpacking.
 
-Streamed, it is `shards:` (WebDataset) or `hf:ILSVRC/imagenet-1k dataset.streaming=true`.
+To stream ImageNet, use `shards:` (WebDataset) or `hf:ILSVRC/imagenet-1k dataset.streaming=true`.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
 VAL_LABELS_FILE, META_FILE = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
 IMAGENET_SIZES = (1_281_167, 50_000, 1_000)
-"""Training images, validation images and classes as published."""
+"""Published number of training images, validation images and classes."""
 WNID_PATTERN = re.compile(r"n\d{8}")
-"""A class: the WordNet id of a noun, which sorts as ImageNet's models count."""
+"""Pattern of a class name: the WordNet id of a noun. Sorted ids give the label order of ImageNet models."""
 
 
 class ImageNetOptions(SplitOptions):
-    """ImageNet's own validation images are what validation uses: nothing is held out, and there is no test."""
+    """Options of ImageNet-1k. Validation uses the official validation images; there is no test split."""
 
     name: Literal["imagenet"] = Field("imagenet", description="the data set")
 
 
 def open_imagenet(options: ImageNetOptions, data_dir: Path | None) -> DataSet:
-    """Read the folders, or the tars' headers (about a minute for all of them); no image is opened.
+    """List the folders or read the headers of the tar files (about one minute), without opening any image.
 
     Raises:
-        ToastError: the data is not there, or not in a layout that is understood.
+        ToastError: If the data is missing or its layout is not supported.
     """
     root = _find_root(get_data_dir(data_dir))
     if (root / "train").is_dir():
@@ -52,11 +52,11 @@ def open_imagenet(options: ImageNetOptions, data_dir: Path | None) -> DataSet:
     classes = train[1]
     val = _read_validation(root, classes)
     require_all_classes_in_train(train[0], classes, str(root))
-    notes = ["validation: ImageNet's official validation images"] if val is not None else []
+    notes = ["validation: the official validation images of ImageNet"] if val is not None else []
     sizes = len(train[0]), len(val or ()), len(classes)
     if sizes != IMAGENET_SIZES:
         notes.append(
-            f"This copy holds {sizes[0]:,} training and {sizes[1]:,} validation images of {sizes[2]:,} classes; "
+            f"This copy has {sizes[0]:,} training and {sizes[1]:,} validation images of {sizes[2]:,} classes; "
             f"the published ImageNet-1k has {IMAGENET_SIZES[0]:,} and {IMAGENET_SIZES[1]:,} of {IMAGENET_SIZES[2]:,}."
         )
     made, more = make_train_val_splits(train[0], val, options)
@@ -66,8 +66,8 @@ def open_imagenet(options: ImageNetOptions, data_dir: Path | None) -> DataSet:
 SOURCE = DataSource(
     ImageNetOptions,
     open_imagenet,
-    f"imagenet/train/n.../ and imagenet/val/ in the data folder, or {TRAIN_TAR} and {VAL_TAR} as they come (with "
-    f"{DEVKIT} unpacked beside them); streamed: see shards and hf",
+    f"imagenet/train/n.../ and imagenet/val/ in the data folder, or {TRAIN_TAR} and {VAL_TAR} without unpacking (and "
+    f"{DEVKIT} unpacked in the same folder); to stream it, see shards and hf",
     home="https://image-net.org/challenges/LSVRC/2012",
 )
 
@@ -79,27 +79,33 @@ def _find_root(home: Path) -> Path:
     raise ToastError(
         "ImageNet-1k was not found.",
         f"Neither {home / IMAGENET_FOLDERS[0] / 'train'} nor {home / IMAGENET_FOLDERS[0] / TRAIN_TAR} exists.",
-        f"Get it from image-net.org (an account is needed) and put the folders, or {TRAIN_TAR} and {VAL_TAR}, into "
-        f"{home / IMAGENET_FOLDERS[0]}; or name the folder that holds it with --data-dir.",
+        f"Download it from image-net.org (requires an account) and put the folders, or {TRAIN_TAR} and {VAL_TAR}, into "
+        f"{home / IMAGENET_FOLDERS[0]}, or pass the folder that contains it as --data-dir.",
+        code="data.missing-dataset",
     )
 
 
 def _build_labelled_split(
     root: Any, class_of: dict[str, str], what: str, classes: tuple[str, ...] | None = None
 ) -> tuple[FileSplit, tuple[str, ...]]:
-    """Images by class, and the classes: those of the images where none are given."""
-    odd = sorted({name for name in class_of.values() if not WNID_PATTERN.fullmatch(name)})
-    if odd or not class_of:
+    """Return the images sorted by label, and the classes. Without `classes`, the images define the classes."""
+    invalid = sorted({name for name in class_of.values() if not WNID_PATTERN.fullmatch(name)})
+    if invalid or not class_of:
         raise ToastError(
-            f"{root}, {what}: '{odd[0]}' is no ImageNet class." if odd else f"{root}, {what}: there is no image.",
-            "Expected is a folder per class, called by its WordNet id: n01440764.",
-            "For folders of other names, say folder:PATH.",
+            f"{root}, {what}: '{invalid[0]}' is not an ImageNet class."
+            if invalid
+            else f"{root}, {what}: found no images.",
+            "Expected one folder per class, named by its WordNet id, such as n01440764.",
+            "For folders with other names, use folder:PATH.",
+            code="data.unknown-class" if invalid else "data.no-images",
         )
     known = classes or tuple(sorted(set(class_of.values())))
     unknown = sorted(set(class_of.values()) - set(known))
     if unknown:
         raise ToastError(
-            f"{root}, {what}: {unknown[0]} has no training image.", what_to_do="Fetch the training images anew."
+            f"{root}, {what}: the class {unknown[0]} has no training images.",
+            what_to_do="Download the training images again.",
+            code="data.unknown-class",
         )
     label_of = {name: label for label, name in enumerate(known)}
     ordered = sorted((label_of[identifier], name) for name, identifier in class_of.items())
@@ -107,7 +113,7 @@ def _build_labelled_split(
 
 
 def _read_train_tar(file: Path) -> tuple[FileSplit, tuple[str, ...]]:
-    """The training tar: in it a tar for each class, in which the images lie."""
+    """Index the training tar file, which contains one tar file of images per class."""
     from toast_cli.data.images.archive_index import MAX_MEMBER_BYTES, ArchiveIndex
 
     members: dict[str, tuple[int, int]] = {}
@@ -123,13 +129,18 @@ def _read_train_tar(file: Path) -> tuple[FileSplit, tuple[str, ...]]:
                         if image.isreg() and is_image_name(image.name) and image.size <= MAX_MEMBER_BYTES
                     }
     except (OSError, tarfile.TarError) as error:
-        raise ToastError(f"{file} cannot be read.", f"{type(error).__name__}: {error}", "Fetch it anew.") from error
+        raise ToastError(
+            f"Cannot read {file}.",
+            f"{type(error).__name__}: {error}",
+            "Download it again.",
+            code="data.unreadable-archive",
+        ) from error
     packed = ArchiveIndex(file, members, frozenset(Path(name).parts[0] for name in members))
     return _build_labelled_split(packed, {name: Path(name).parts[0] for name in members}, "train")
 
 
 def _read_validation(root: Path, classes: tuple[str, ...]) -> FileSplit | None:
-    """The validation images: a folder per class, or all in one place with the development kit to say their classes."""
+    """Return the validation images: one folder per class, or a single folder with labels from the development kit."""
     from toast_cli.data.images.archive_index import open_archive_index
 
     if (root / "val").is_dir():
@@ -145,9 +156,10 @@ def _read_validation(root: Path, classes: tuple[str, ...]) -> FileSplit | None:
     kit = next((place for place in (root / DEVKIT, root) if (place / META_FILE).is_file()), None)
     if kit is None:
         raise ToastError(
-            f"Nothing says which classes the validation images of {root} have.",
-            f"They lie in one place, and {root / DEVKIT / META_FILE} does not exist.",
+            f"The labels of the validation images of {root} are missing.",
+            f"The images are not in class folders, and {root / DEVKIT / META_FILE} does not exist.",
             f"Unpack {DEVKIT}.tar.gz in {root}.",
+            code="data.missing-labels",
         )
     wnids = {
         int(each.ILSVRC2012_ID): str(each.WNID)
@@ -157,12 +169,16 @@ def _read_validation(root: Path, classes: tuple[str, ...]) -> FileSplit | None:
         truth = [int(line) for line in read_text_file(kit / VAL_LABELS_FILE).split()]
     except (OSError, ValueError) as error:
         raise ToastError(
-            f"{kit / VAL_LABELS_FILE} cannot be read.", str(error), f"Unpack {DEVKIT}.tar.gz anew."
+            f"Cannot read {kit / VAL_LABELS_FILE}.",
+            str(error),
+            f"Unpack {DEVKIT}.tar.gz again.",
+            code="data.unreadable-file",
         ) from error
     if len(truth) != len(names) or not set(truth) <= set(wnids):
         raise ToastError(
-            f"{kit / VAL_LABELS_FILE} is of {len(truth):,} images, and {root} holds {len(names):,}.",
-            what_to_do=f"Fetch {VAL_TAR} and {DEVKIT}.tar.gz anew.",
+            f"{kit / VAL_LABELS_FILE} has {len(truth):,} labels for the {len(names):,} validation images of {root}.",
+            what_to_do=f"Download {VAL_TAR} and {DEVKIT}.tar.gz again.",
+            code="data.wrong-label-count",
         )
     class_of = {name: wnids[number] for name, number in zip(sorted(names), truth, strict=True)}
     return _build_labelled_split(tree.root, class_of, "val", classes)[0]

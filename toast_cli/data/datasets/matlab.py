@@ -1,4 +1,7 @@
-"""MATLAB files: what the annotations of the older data sets are kept in. Holds numbers and texts; runs nothing."""
+"""MATLAB files, which contain the annotations of older data sets.
+
+Reading a MATLAB file executes no code: it only contains numbers and strings.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +13,42 @@ from toast_cli.data.images.files import open_file
 from toast_cli.utils.errors import ToastError
 
 
-def read_matlab(file: Path, *wanted: str, archive: str) -> Mapping[str, Any]:
-    """The variables of a file, as SciPy gives them with single values taken out of their arrays.
+def read_matlab(file: Path, *names: str, archive: str) -> Mapping[str, Any]:
+    """Return the variables of a MATLAB file, loaded by SciPy with `squeeze_me=True`.
+
+    Args:
+        file: The file.
+        names: Variables that the file must contain.
+        archive: The archive that contains the file, for error messages.
 
     Raises:
-        ToastError: it cannot be read, or one of `wanted` is not in it; `archive` is then to be unpacked anew.
+        ToastError: If the file cannot be read or a variable is missing.
     """
     from scipy.io import loadmat
 
     try:
         with open_file(file) as stream:
-            found = loadmat(stream, squeeze_me=True, struct_as_record=False)
-    except Exception as error:  # SciPy raises whatever a damaged file makes it trip over
+            variables = loadmat(stream, squeeze_me=True, struct_as_record=False)
+    except Exception as error:  # a damaged file makes SciPy raise errors of many types
         raise ToastError(
-            f"The annotation file {file} cannot be read.",
+            f"Cannot read the annotation file {file}.",
             f"{type(error).__name__}: {error}",
-            f"Unpack {archive} anew.",
+            f"Unpack {archive} again.",
+            code="data.unreadable-file",
         ) from error
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in names if name not in variables]
     if missing:
         raise ToastError(
-            f"{file} does not hold {', '.join(missing)}.",
-            f"It holds {', '.join(name for name in found if not name.startswith('__')) or 'nothing'}.",
-            f"Unpack {archive} anew.",
+            f"{file} does not contain {', '.join(missing)}.",
+            f"It contains {', '.join(name for name in variables if not name.startswith('__')) or 'no variables'}.",
+            f"Unpack {archive} again.",
+            code="data.invalid-annotation",
         )
-    return found
+    return variables
 
 
 def flatten_column(values: Any) -> list[Any]:
-    """A MATLAB row or column as a list, one of a single value too."""
+    """Return a MATLAB row or column as a list, also if it is a single value."""
     import numpy as np
 
     return list(np.atleast_1d(values).ravel())

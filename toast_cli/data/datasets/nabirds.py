@@ -1,4 +1,4 @@
-"""NABirds: 555 kinds of North American birds with a box and 11 parts per image, in the official layout."""
+"""NABirds: 555 classes of North American birds with a box and 11 parts per image, in the official layout."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ NABIRDS = PublishedDataset(
 
 
 class NABirdsOptions(FgvcOptions):
-    """How NABirds' images are divided, and what marks the bird in them."""
+    """Options of NABirds: its splits and its masks."""
 
     name: Literal["nabirds"] = Field("nabirds", description="the data set")
     mask: Literal["box", "parts"] = Field(
-        "box", description="what marks the bird: its bounding box, or discs around its visible parts"
+        "box", description="the mask of the bird: its bounding box, or discs around its visible parts"
     )
 
 
 def open_nabirds(options: NABirdsOptions, data_dir: Path | None) -> DataSet:
-    """Read the annotation files; no image is opened.
+    """Read the annotation files, without opening any image.
 
-    `classes.txt` names the whole tree of kinds: classes are those that have images.
+    `classes.txt` lists the whole hierarchy of species. Only the entries that have images are classes.
 
     Raises:
-        ToastError: the data is not there, or an annotation file is missing or has an odd line.
+        ToastError: If the data or an annotation file is missing, or a line is invalid.
     """
     return open_published_dataset(NABIRDS, options, data_dir, _read_annotations)
 

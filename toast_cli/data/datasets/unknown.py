@@ -1,4 +1,4 @@
-"""`unknown`: what an imported checkpoint was trained on, when nobody said."""
+"""`unknown`: a placeholder for the unknown training data of an imported checkpoint."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from toast_cli.utils.errors import UsageError
 
 
 class UnknownDataOptions(NamedOptions):
-    """There is nothing to choose."""
+    """Options of the placeholder. There are none."""
 
     name: Literal["unknown"] = Field("unknown", description="the data of an imported checkpoint")
 
 
 def open_unknown(options: UnknownDataOptions, data_dir: Path | None) -> NoReturn:
-    """There is nothing to open.
+    """Refuse to open the placeholder.
 
     Raises:
-        UsageError: always.
+        UsageError: Always.
     """
-    raise UsageError("What this checkpoint was trained on is not known here.", what_to_do="Name data with --dataset.")
+    raise UsageError(
+        "The training data of this imported checkpoint is unknown.",
+        what_to_do="Choose a data set with --dataset.",
+        code="data.unknown-source",
+    )
 
 
-SOURCE = DataSource(UnknownDataOptions, open_unknown, "nothing: it stands for the data of an imported checkpoint")
+SOURCE = DataSource(
+    UnknownDataOptions, open_unknown, "nothing: a placeholder for the unknown data of an imported checkpoint"
+)

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012, segmentation: 20 classes and the background, in the official layout, augmented or not."""
+"""PASCAL VOC 2012 segmentation: 20 classes and the background, official layout, with or without augmented list."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ LISTS_FOLDER = "ImageSets/Segmentation"
 AUGMENTED_MAPS_FOLDER = "SegmentationClassAug"
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
 VOC_SIZES = (1_464, 1_449)
-"""Training and validation images of the published lists."""
+"""Number of training and validation images in the published lists."""
 AUGMENTED_TRAIN_SIZE = 10_582
 
 
 class VocOptions(SegmentationDataOptions):
-    """Which training list; the official validation list is the test."""
+    """Options of PASCAL VOC 2012. The official validation list is the test split."""
 
     name: Literal["voc"] = Field("voc", description="the data set")
     augmented: bool = Field(
         False,
-        description=f"train on the augmented list (10,582 images), whose class maps lie in {AUGMENTED_MAPS_FOLDER}; "
-        "false: the official 1,464",
+        description=f"train on the augmented list (10,582 images) with the class maps in {AUGMENTED_MAPS_FOLDER}; "
+        "false: on the official 1,464 images",
     )
 
 
 def open_voc(options: VocOptions, data_dir: Path | None) -> DataSet:
-    """Read the lists; no image is opened.
+    """Read the lists, without opening any image.
 
-    The labels of VOC's own test are not public: its validation list is what everybody reports, and the test here.
-    Validation, which chooses the epoch, is held out of train.
+    The labels of the official test split are not public. Published results are on the official validation list, so it
+    is the test split here. The validation split, which selects the epoch, is held out from the training images.
 
     Raises:
-        ToastError: the data is not there, or a list names an image that is not.
+        ToastError: If the data or an image of a list is missing, or the training list contains test images.
     """
     root = _find_root(get_data_dir(data_dir))
     official = root / LISTS_FOLDER
@@ -52,9 +52,10 @@ def open_voc(options: VocOptions, data_dir: Path | None) -> DataSet:
         listed = next((official / name for name in AUGMENTED_LISTS if (official / name).is_file()), None)
         if listed is None or not (root / AUGMENTED_MAPS_FOLDER).is_dir():
             raise ToastError(
-                f"There is no augmented list in {root}.",
-                f"Wanted are {official / AUGMENTED_LISTS[0]} and the class maps in {root / AUGMENTED_MAPS_FOLDER}.",
-                "Put both there (they come from the Semantic Boundaries Dataset), or use dataset.augmented=false.",
+                f"{root} has no augmented training list.",
+                f"Expected {official / AUGMENTED_LISTS[0]} and class maps in {root / AUGMENTED_MAPS_FOLDER}.",
+                "Add both (from the Semantic Boundaries Dataset), or use dataset.augmented=false.",
+                code="data.missing-list",
             )
         train = _read_split(root, listed, AUGMENTED_MAPS_FOLDER)
     else:
@@ -64,12 +65,13 @@ def open_voc(options: VocOptions, data_dir: Path | None) -> DataSet:
     both = sum(image in tested for image, _ in train.pairs)
     if both:
         raise ToastError(
-            f"{both:,} training images of {root} are in the validation list too.",
-            "A model must not be tested on what it was trained on.",
-            "Take the augmented list without the official validation images (trainaug, not trainvalaug).",
+            f"{both:,} training images of {root} are also in the validation list.",
+            "A model must not be evaluated on images that it was trained on.",
+            "Use the augmented list without the official validation images (trainaug, not trainvalaug).",
+            code="data.overlapping-splits",
         )
     published = (AUGMENTED_TRAIN_SIZE if options.augmented else VOC_SIZES[0], VOC_SIZES[1])
-    note = "test: VOC's official validation list, whose labels are public"
+    note = "test: VOC's official validation list; the labels of the official test list are not public"
     return build_official_dataset(VOC_CLASSES, train, test, published, options, note)
 
 
@@ -89,21 +91,24 @@ def _find_root(home: Path) -> Path:
     raise ToastError(
         "PASCAL VOC 2012 was not found.",
         f"Neither {home / VOC_FOLDER / LISTS_FOLDER} nor {home / LISTS_FOLDER} exists.",
-        f"Download VOCtrainval_11-May-2012.tar and unpack it in {home}, so that {home / VOC_FOLDER / LISTS_FOLDER} "
-        "exists; or name the folder that holds VOCdevkit with --data-dir.",
+        f"Download VOCtrainval_11-May-2012.tar and unpack it in {home} to create {home / VOC_FOLDER / LISTS_FOLDER}, "
+        "or pass the folder that contains VOCdevkit as --data-dir.",
+        code="data.missing-dataset",
     )
 
 
 def _read_split(root: Path, listed: Path, maps: str) -> SegmentationSplit:
-    """The images that a list names, one a line: by id, or (augmented lists) as a path to image and class map."""
+    """Return the images of a list. A line contains an id or, in augmented lists, the paths of image and class map."""
     try:
         lines = read_text_file(listed).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ToastError(f"{listed} cannot be read.", str(error), "Unpack the archive anew.") from error
+        raise ToastError(
+            f"Cannot read {listed}.", str(error), "Unpack the archive again.", code="data.unreadable-file"
+        ) from error
     ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
     pairs = tuple((root / "JPEGImages" / f"{name}.jpg", root / maps / f"{name}.png") for name in ids)
     if not pairs:
-        raise ToastError(f"{listed} names no image.", what_to_do="Unpack the archive anew.")
+        raise ToastError(f"{listed} lists no images.", what_to_do="Unpack the archive again.", code="data.no-images")
     files = [(str(path), path) for pair in pairs for path in pair]
-    require_files(files, f"files that {listed} names", "Unpack the archive anew.")
+    require_files(files, f"files listed in {listed}", "Unpack the archive again.")
     return SegmentationSplit(pairs, len(VOC_CLASSES))

@@ -1,9 +1,9 @@
-"""VTAB-1k: 19 tasks of 1,000 training images each, in the file-list layout in common use; needs no TensorFlow.
+"""VTAB-1k: 19 tasks with 1,000 training images each, in the common file-list layout. TensorFlow is not required.
 
 Zhai et al., *A Large-scale Study of Representation Learning with the Visual Task Adaptation Benchmark* (2019). A task
-is a folder of images and four lists: `train800.txt`, `val200.txt`, both in `train800val200.txt`, and `test.txt`; a line
-is a path below the folder, a space and a class number. Settings are chosen on 800 + 200; then a model is trained on
-all 1,000 and tested once (the paper's appendix A.3).
+is a folder with images and four lists: `train800.txt`, `val200.txt`, `train800val200.txt` (the union of the first two)
+and `test.txt`. Each line is a path relative to the folder, a space and a class number. Hyperparameters are chosen by
+training on 800 images and validating on 200; the final model is trained on all 1,000 and tested once (appendix A.3).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VTAB_URL = "https://google-research.github.io/task_adaptation"
 
 @dataclass(frozen=True)
 class VtabTask:
-    """One task as published: its group, how many classes it has and how many test images, and what it is judged by."""
+    """A task as published: its group, the number of classes and test images, and its metric."""
 
     group: Literal["natural", "specialized", "structured"]
     classes: int
@@ -58,35 +58,37 @@ VTAB_TASKS = {
     "smallnorb_azi": VtabTask("structured", 18, 12_150),
     "smallnorb_ele": VtabTask("structured", 9, 12_150),
 }
-"""By the names of their folders, in the order of the paper's table 2. VTAB judges every task by top-1 accuracy."""
+"""Tasks by folder name, in the order of table 2 of the paper. The metric of every task is top-1 accuracy."""
 
 LIST_SIZES = {"train800": 800, "val200": 200, "train800val200": 1_000}
 
 
 class VtabOptions(NamedOptions):
-    """Which task, and which of its lists are trained on."""
+    """Options of VTAB-1k: the task and the lists to train on."""
 
     name: Literal["vtab"] = Field("vtab", description="the data set")
     path: str = Field(description="the task: " + ", ".join(VTAB_TASKS))
     use: Literal["train800", "all1000"] = Field(
         "train800",
-        description="train800: validated on val200, to choose settings; all1000: on both lists, without validation, "
-        "for the run that is reported",
+        description="train800: train on train800 and validate on val200, to choose hyperparameters; all1000: train on "
+        "both lists without validation, for the result to report",
     )
 
 
 def open_vtab(options: VtabOptions, data_dir: Path | None) -> DataSet:
-    """Read a task's lists; no image is opened. Classes are called by their numbers, which is all that is published.
+    """Read the lists of a task, without opening any image.
+
+    Classes are named by their numbers, because the lists contain no names.
 
     Raises:
-        UsageError: there is no such task.
-        ToastError: its lists are not there, or one has an odd line or names an image that is not there.
+        UsageError: If the task is unknown.
+        ToastError: If a list or an image is missing, a line is invalid, or two lists share an image.
     """
     task = VTAB_TASKS.get(options.path)
     if task is None:
         hint = did_you_mean(options.path, VTAB_TASKS)
         known = "" if "Known:" in hint else f" Known: {', '.join(VTAB_TASKS)}."
-        raise UsageError(f"There is no VTAB task '{options.path}'.", what_to_do=hint + known)
+        raise UsageError(f"Unknown VTAB task '{options.path}'.", what_to_do=hint + known, code="data.unknown-task")
     root = _find_root(get_data_dir(data_dir), options.path)
     if options.use == "train800":
         lists = {"train": "train800", "val": "val200", "test": "test"}
@@ -94,17 +96,17 @@ def open_vtab(options: VtabOptions, data_dir: Path | None) -> DataSet:
         lists = {"train": "train800val200", "test": "test"}
     splits = {part: _read_split(root, name, task.classes) for part, name in lists.items()}
     images = [root / name for split in splits.values() for name in split.names]
-    require_files([(str(file), file) for file in images], f"images of {root}", "Fetch the task anew.")
+    require_files([(str(file), file) for file in images], f"images of {root}", "Download the task again.")
     _require_disjoint(root, splits)
-    notes = [f"VTAB-1k, {options.path}: {task.group}, {task.classes} classes, judged by top-1 {task.metric}"]
+    notes = [f"VTAB-1k, {options.path}: {task.group}, {task.classes} classes, metric: top-1 {task.metric}"]
     for part, name in lists.items():
-        wanted = LIST_SIZES.get(name, task.test)
-        if len(splits[part]) != wanted:
-            notes.append(f"{name}.txt holds {len(splits[part]):,} images; the published list has {wanted:,}.")
-    seen = set(splits["train"].labels)
-    missing = [str(label) for label in range(task.classes) if label not in seen]
+        expected = LIST_SIZES.get(name, task.test)
+        if len(splits[part]) != expected:
+            notes.append(f"{name}.txt has {len(splits[part]):,} images; the published list has {expected:,}.")
+    trained = set(splits["train"].labels)
+    missing = [str(label) for label in range(task.classes) if label not in trained]
     if missing:
-        notes.append(f"train: no image of {format_class_names(missing)}")
+        notes.append(f"train: no images of {format_class_names(missing)}")
     train = splits["train"]
     notes.append(f"train: {lists['train']}.txt, split {compute_split_hash(train.names, train.labels)}")
     return DataSet(tuple(map(str, range(task.classes))), splits, tuple(notes))
@@ -113,7 +115,7 @@ def open_vtab(options: VtabOptions, data_dir: Path | None) -> DataSet:
 SOURCE = DataSource(
     VtabOptions,
     open_vtab,
-    f"a folder per task in the data folder ({VTAB_FOLDER}/cifar/train800.txt, ...): vtab:TASK",
+    f"one folder per task in the data folder ({VTAB_FOLDER}/cifar/train800.txt, ...): vtab:TASK",
     home=VTAB_URL,
 )
 
@@ -123,49 +125,54 @@ def _find_root(home: Path, task: str) -> Path:
         if (place / "train800val200.txt").is_file() and place.name == task:
             return place
     raise ToastError(
-        f"VTAB-1k's {task} was not found.",
-        f"Neither {home / VTAB_FOLDER / task} nor {home / task} holds train800val200.txt.",
-        "Get VTAB-1k in its file-list layout (a folder per task with train800.txt, val200.txt, train800val200.txt and "
-        f"test.txt) and put it there, or name the folder that holds {VTAB_FOLDER} with --data-dir.",
+        f"The VTAB-1k task {task} was not found.",
+        f"Neither {home / VTAB_FOLDER / task} nor {home / task} contains train800val200.txt.",
+        "Put VTAB-1k there in the file-list layout (one folder per task with train800.txt, val200.txt, "
+        f"train800val200.txt and test.txt), or pass the folder that contains {VTAB_FOLDER} as --data-dir.",
+        code="data.missing-dataset",
     )
 
 
 def _read_split(root: Path, name: str, classes: int) -> FileSplit:
-    """The images of one list."""
+    """Read the images of a list."""
     file = root / f"{name}.txt"
     try:
         lines = read_text_file(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ToastError(f"The list {file} cannot be read.", str(error), "Fetch it anew.") from error
+        raise ToastError(
+            f"Cannot read the list {file}.", str(error), "Download it again.", code="data.unreadable-file"
+        ) from error
     names, labels = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         path, _, label = line.strip().rpartition(" ")
         if not path or not label.isdecimal() or int(label) >= classes:
-            why = f"expected a path and a class from 0 to {classes - 1}"
+            why, code = f"expected a path and a class from 0 to {classes - 1}", "data.invalid-list"
         elif PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            why = "the path leads out of the task's folder"
+            why, code = "the path is outside the folder of the task", "data.unsafe-path"
         else:
             names.append(path)
             labels.append(int(label))
             continue
         raise ToastError(
-            f"{file}, line {number}: {why}; found '{line}'.", what_to_do="Fetch the list anew, or mend it."
+            f"{file}, line {number}: {why}; got '{line}'.",
+            what_to_do="Download the list again, or correct the line.",
+            code=code,
         )
     if not names:
-        raise ToastError(f"{file} names no image.", what_to_do="Fetch the task anew.")
+        raise ToastError(f"{file} lists no images.", what_to_do="Download the task again.", code="data.no-images")
     return FileSplit(root, tuple(names), tuple(labels))
 
 
 def _require_disjoint(root: Path, splits: dict[str, FileSplit]) -> None:
-    """An image that is trained on, or that settings are chosen by, is not judged by."""
+    """Check that no image is in more than one of the train, validation and test lists."""
     for first, second in combinations(splits, 2):
         both = sorted(set(splits[first].names).intersection(splits[second].names))
         if both:
             raise ToastError(
-                f"{root}: {len(both):,} images of the {first} list are in the {second} list too, the first is "
-                f"{both[0]}.",
-                "A model must not be judged by what it was trained on or chosen by.",
-                "Fetch the lists anew.",
+                f"{root}: {len(both):,} images of the {first} list are also in the {second} list, such as {both[0]}.",
+                "A model must not be evaluated on images that it was trained or selected on.",
+                "Download the lists again.",
+                code="data.overlapping-splits",
             )

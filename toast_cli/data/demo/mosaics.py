@@ -1,11 +1,11 @@
-"""Grids: mosaics of one labelled photograph among distractors, a real-image task in which looking is the task.
+"""Grids: mosaics of one labelled photograph among distractors. The model has to find the cell that matters.
 
-After the grid pointing game of Böhle, Fritz and Schiele (*Convolutional Dynamic Alignment Networks for Interpretable
-Classifications*, CVPR 2021), which measures explanations on such mosaics; here they are trained and tested on. Ours
-differ in that one cell alone carries a label: the others show photographs of another data set.
+The mosaics are modelled on the grid pointing game of Böhle, Fritz and Schiele (*Convolutional Dynamic Alignment
+Networks for Interpretable Classifications*, CVPR 2021), which evaluates explanations on such images. Here they are a
+classification task. Unlike in the paper, only one cell has a label; the other cells show another data set.
 
-A mosaic depends on the grid's seed, its split and the labelled photograph's name alone. Every distractor belongs to
-one split, so none that was seen in training returns in a test.
+A mosaic depends only on the grid seed, the split and the name of the labelled photograph. Every distractor belongs to
+exactly one split, so the test split shows none of the training distractors.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ if TYPE_CHECKING:
     from toast_cli.data.base import ImageSplit
 
 MAX_CACHED_CELL_BYTES = 512_000_000
-"""Cells are kept for the next epoch, up to this size per split."""
+"""Maximum size of the cells that a split caches for the next epoch."""
 
 
 class GridOptions(NamedOptions):
-    """Which photographs, among which distractors, in which grid."""
+    """Options of a grid: labelled photographs, distractors and layout."""
 
     name: Literal["grid"] = Field("grid", description="the data set")
     path: str = Field(
         min_length=3,
-        description="SOURCE+DISTRACTORS, each a data set as --dataset takes it: cub+images:PATH; classes, splits and "
-        "labels are those of SOURCE",
+        description="SOURCE+DISTRACTORS, two data sets in the syntax of --dataset: cub+images:PATH; SOURCE defines "
+        "classes, splits and labels",
     )
     photographs: dict[str, Any] = Field(
-        default_factory=dict, description="further fields of SOURCE, such as shots or val_fraction"
+        default_factory=dict, description="other fields of SOURCE, such as shots or val_fraction"
     )
-    distractors: dict[str, Any] = Field(default_factory=dict, description="further fields of DISTRACTORS")
-    cells: Literal[2, 3] = Field(2, description="cells along each side: 2 is a 2×2 grid, 3 a 3×3 one")
+    distractors: dict[str, Any] = Field(default_factory=dict, description="other fields of DISTRACTORS")
+    cells: Literal[2, 3] = Field(2, description="cells per side: 2 for a 2×2 grid, 3 for a 3×3 grid")
     cell_side: int = Field(
-        112, ge=8, description="height and width of a cell in pixels; photographs are cut square in their middle"
+        112, ge=8, description="height and width of a cell in pixels; photographs are center-cropped to a square"
     )
-    classes: int | None = Field(None, ge=2, description="use the first so many classes of SOURCE; left out: all")
+    classes: int | None = Field(None, ge=2, description="use only the first N classes of SOURCE; default: all")
     mosaics: int = Field(
-        1, ge=1, description="training mosaics of each photograph, at other places among other distractors"
+        1, ge=1, description="training mosaics per photograph, with different positions and distractors"
     )
-    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of the distractors that validation alone uses")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of the distractors that the test alone uses")
-    grid_seed: int = Field(0, ge=0, description="seed of places and distractors, apart from the run's own seed")
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of the distractors reserved for validation")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of the distractors reserved for testing")
+    grid_seed: int = Field(0, ge=0, description="seed of positions and distractors, independent of the seed of the run")
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,29 @@ class Photo:
 
     @property
     def name(self) -> str:
-        """What the split calls it."""
+        """Name of the image in its split."""
         return self.split.names[self.index]
 
     def place(self, source: str) -> str:
-        """Where it is read from: the same of two data sets that share it. `source` is the choice that it is of."""
+        """Return the location of the image, equal for two data sets that share the file.
+
+        Args:
+            source: The data set of the image, used if its split has no root folder.
+        """
         return f"{getattr(self.split, 'root', source)}/{self.name}"
 
 
 @dataclass(frozen=True)
 class GridSplit:
-    """Mosaics, each put together when it is asked for. A sample's mask is the cell that holds the labelled photograph.
+    """Mosaics, composed on access. The mask of a sample is the cell of the labelled photograph.
 
-    `photos` are the labelled ones, `pool` the distractors of this split; `part` is the split's name. `own` says which
-    of the pool a photograph is itself, where it is one: in its own mosaic it is seen once.
+    Args:
+        photos: The labelled photographs.
+        pool: The distractors of this split.
+        part: The name of the split.
+        options: The options of the grid.
+        repeats: Number of mosaics per photograph.
+        own: Index in `pool` of every photograph that is also a distractor. It is excluded from its own mosaics.
     """
 
     photos: tuple[Photo, ...]
@@ -98,17 +107,17 @@ class GridSplit:
 
     @property
     def labels(self) -> list[int]:
-        """Class of every labelled photograph."""
+        """Class of every mosaic."""
         return [photo.split.labels[photo.index] for photo in self.photos] * self.repeats
 
     @property
     def names(self) -> list[str]:
-        """The labelled photograph's name; after it, which of several mosaics."""
+        """Name of every mosaic: that of its labelled photograph and, for further mosaics of it, a number."""
         return [self._name(index) for index in range(len(self))]
 
     @property
     def folders(self) -> frozenset[Path]:
-        """The folders that photographs and distractors are read from."""
+        """Folders that contain the photographs and distractors."""
         splits = {id(photo.split): photo.split for photo in (*self.photos, *self.pool)}
         return frozenset(folder for split in splits.values() for folder in get_image_folders(split))
 
@@ -116,14 +125,14 @@ class GridSplit:
         return len(self.photos) * self.repeats
 
     def layout(self, index: int) -> tuple[int, tuple[int, ...]]:
-        """The cell of the labelled photograph, row by row from 0, and the distractors of the other cells in order."""
+        """Return the cell of the labelled photograph (row-major, from 0) and the distractors of the other cells."""
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.part} has {len(self)} mosaics, there is no mosaic {index}")
+            raise IndexError(f"mosaic {index} is out of range: {self.part} has {len(self)} mosaics")
         turn, place = divmod(index, len(self.photos))
         numbers = _generate_numbers(f"{self.options.grid_seed}/{self.part}/{turn}/{self.photos[place].name}")
         cells = self.options.cells**2
         target = next(numbers) % cells
-        drawn: dict[int, None] = {}  # a set in the order of drawing
+        drawn: dict[int, None] = {}  # an ordered set
         while len(drawn) < cells - 1:
             other = next(numbers) % len(self.pool)
             if other != self.own.get(place):
@@ -131,10 +140,10 @@ class GridSplit:
         return target, tuple(drawn)
 
     def load(self, index: int) -> Sample:
-        """Put one mosaic together.
+        """Compose a mosaic.
 
         Raises:
-            ToastError: one of its photographs cannot be read.
+            ToastError: If a photograph cannot be read.
         """
         import numpy as np
         from PIL import Image
@@ -159,7 +168,7 @@ class GridSplit:
         return self.photos[place].name + (f"#{turn}" if turn else "")
 
     def _cell(self, photo: Photo) -> np.ndarray:
-        """A photograph as a cell: `[side, side, 3]` uint8."""
+        """Return a photograph as a cell, `[side, side, 3]` uint8."""
         import numpy as np
         from PIL import Image, ImageOps
 
@@ -174,11 +183,11 @@ class GridSplit:
 
 
 def open_grid(options: GridOptions, data_dir: Path | None) -> DataSet:
-    """Open both data sets and divide the distractors among the splits; no image is opened.
+    """Open both data sets and assign the distractors to splits, without opening any image.
 
     Raises:
-        UsageError: `path` does not name two data sets of images.
-        ToastError: either cannot be opened, or the distractors are too few.
+        UsageError: If `path` does not name two image data sets, or SOURCE has fewer than two classes.
+        ToastError: If a data set cannot be opened, or there are too few distractors.
     """
     chosen, others = _parse_sources(options.path)
     labelled = _open_dataset(chosen, options.photographs, data_dir)
@@ -186,7 +195,11 @@ def open_grid(options: GridOptions, data_dir: Path | None) -> DataSet:
     distractors = get_image_splits(unlabelled, others).values()
     classes = labelled.classes[: options.classes]
     if len(classes) < 2:
-        raise UsageError(f"{chosen} has no classes to tell apart.", what_to_do="Name labelled images before the '+'.")
+        raise UsageError(
+            f"{chosen} has fewer than two classes.",
+            what_to_do="Name a data set with labels before the '+'.",
+            code="data.too-few-classes",
+        )
     shown = {
         part: tuple(Photo(split, i) for i, label in enumerate(split.labels) if label < len(classes))
         for part, split in get_image_splits(labelled, chosen).items()
@@ -202,20 +215,20 @@ def open_grid(options: GridOptions, data_dir: Path | None) -> DataSet:
         needed = options.cells**2 - 1 + bool(own)
         if len(pools[part]) < needed:
             raise ToastError(
-                f"{others} leaves {len(pools[part])} distractors for {part}, and a mosaic needs {needed}.",
-                what_to_do="Give more, or raise dataset.val_fraction or dataset.test_fraction.",
+                f"{others} provides {len(pools[part])} distractors for {part}, but a mosaic needs {needed}.",
+                what_to_do="Add distractors, or raise dataset.val_fraction or dataset.test_fraction.",
+                code="data.too-few-distractors",
             )
         splits[part] = GridSplit(photos, pools[part], part, options, options.mosaics if part == "train" else 1, own=own)
     used = ", ".join(f"{len(pools[part]):,} for {part} (split {_hash_pool(pools[part])})" for part in splits)
     notes.append(
         f"Grids of {options.cells}×{options.cells}: photographs of {chosen} among distractors of {others}, {used}, "
-        f"seed {options.grid_seed}. Chance is one in {len(classes)}; a cell is {1 / options.cells**2:.0%} of the image."
+        f"seed {options.grid_seed}. Chance: 1 in {len(classes)}. A cell is {1 / options.cells**2:.0%} of the image."
     )
     shared = [name for name in classes if name in unlabelled.classes]
     if shared:
         notes.append(
-            f"The distractors hold {format_class_names(shared)} too: a mosaic may show a class beside the one "
-            "asked for."
+            f"The distractors also contain {format_class_names(shared)}: a mosaic may show a class other than its own."
         )
     return DataSet(classes, splits, (*labelled.notes, *notes))
 
@@ -223,12 +236,12 @@ def open_grid(options: GridOptions, data_dir: Path | None) -> DataSet:
 SOURCE = DataSource(
     GridOptions,
     open_grid,
-    "nothing of its own: mosaics of two other data sets, grid:SOURCE+DISTRACTORS (cub+images:PATH)",
+    "two other data sets to compose mosaics from: grid:SOURCE+DISTRACTORS (cub+images:PATH)",
 )
 
 
 def _parse_sources(path: str) -> tuple[str, str]:
-    """The two data sets; a '+' within a folder's name does not part them."""
+    """Split `path` into two data sets at the first '+' that is not part of a folder name."""
     places = [place for place, character in enumerate(path) if character == "+"]
     for place in places:
         first, second = path[:place], path[place + 1 :]
@@ -236,8 +249,9 @@ def _parse_sources(path: str) -> tuple[str, str]:
             return first, second
     raise UsageError(
         f"'grid:{path}' does not name two data sets.",
-        "Expected is grid:SOURCE+DISTRACTORS.",
-        "For example grid:cub+images:PATH; known are " + ", ".join(registry.list_names(registry.SOURCES)) + ".",
+        "Expected grid:SOURCE+DISTRACTORS.",
+        "Example: grid:cub+images:PATH. Known: " + ", ".join(registry.list_names(registry.SOURCES)) + ".",
+        code="data.invalid-grid",
     )
 
 
@@ -251,17 +265,17 @@ def _open_dataset(choice: str, fields: dict[str, Any], data_dir: Path | None) ->
 def _assign_distractors(
     photos: Sequence[Photo], part_of: Mapping[str, str], source: str, options: GridOptions
 ) -> dict[str, tuple[Photo, ...]]:
-    """Distractors by split, each in one of them: one that is a labelled photograph too, in that one's (`part_of`)."""
-    given = [part_of.get(photo.place(source)) for photo in photos]
-    free = [i for i, part in enumerate(given) if part is None]
+    """Assign every distractor to a split. One that is also a labelled photograph keeps its split (`part_of`)."""
+    assigned = [part_of.get(photo.place(source)) for photo in photos]
+    free = [i for i, part in enumerate(assigned) if part is None]
     names = [photos[i].name for i in free]
     rest, test = hold_out(names, [0] * len(names), options.test_fraction, options.grid_seed)
     train, val = hold_out([names[i] for i in rest], [0] * len(rest), options.val_fraction, options.grid_seed + 1)
     for part, places in (("train", [rest[i] for i in train]), ("val", [rest[i] for i in val]), ("test", test)):
         for i in places:
-            given[free[i]] = part
+            assigned[free[i]] = part
     return {
-        part: tuple(photo for photo, where in zip(photos, given, strict=True) if where == part)
+        part: tuple(photo for photo, where in zip(photos, assigned, strict=True) if where == part)
         for part in ("train", "val", "test")
     }
 
@@ -271,7 +285,7 @@ def _hash_pool(pool: Sequence[Photo]) -> str:
 
 
 def _generate_numbers(key: str) -> Iterator[int]:
-    """Random numbers of 64 bits, the same for a key with every version of every library."""
+    """Yield random 64-bit integers that depend only on `key`, not on library versions."""
     digest = sha256(key.encode(errors="surrogateescape")).digest()
     while True:
         yield from (int.from_bytes(digest[i : i + 8], "little") for i in range(0, len(digest), 8))

@@ -1,11 +1,11 @@
-"""The drawn scenes that `vit_demo` is pre-trained on, with kind and marking of every pixel.
+"""Drawn scenes for pre-training `vit_demo`, labelled with object kind and marking at every pixel.
 
-Every thing is one of 14 kinds, wears one of 10 markings and has any color. The beetle and its marking are nothing
-special here. A *several* scene holds two to seven things of similar size. A *dominant* scene holds two to four things,
-one of which covers the most pixels.
+An object has one of 14 kinds, one of 10 markings and a random color. The beetle is one kind among others. A *several*
+scene contains two to seven objects of similar size. A *dominant* scene contains two to four objects, one of which
+covers the most pixels.
 
-An image depends on (world seed, scenes, split, index) alone. The random streams differ from those of the demo's
-other tasks, so no scene of the fine task is ever drawn here.
+An image depends only on (world seed, scenes, split, index). The random streams differ from those of the other demo
+tasks, so no scene of the fine task occurs here.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
 
 PRETRAINING_GROUND_CLASS = "ground"
 
-# Numbers 1 to 3 belong to the tasks of `demo`.
+# Numbers 1 to 3 are the streams of `demo`.
 _SCENES_STREAM: dict[str, int] = {"several": 11, "dominant": 12}
 _SPLIT_STREAM: dict[SplitName, int] = {"train": 1, "val": 2, "test": 3}
 
 
 class DemoPretrainingOptions(NamedOptions):
-    """Which scenes, and how many."""
+    """Options of the pre-training scenes."""
 
     name: Literal["demo-pretraining"] = "demo-pretraining"
     scenes: Literal["several", "dominant"] = Field(
-        "several", description="several: two to seven things of similar size; dominant: one thing is the largest"
+        "several", description="several: two to seven objects of similar size; dominant: one object is the largest"
     )
     train_images: int = Field(100_000, ge=1, le=MAX_IMAGES, description="images in the train split")
     val_images: int = Field(1000, ge=1, le=MAX_IMAGES, description="images in the val split")
     test_images: int = Field(1000, ge=1, le=MAX_IMAGES, description="images in the test split")
     side: int = Field(64, ge=32, le=MAX_IMAGE_SIDE, multiple_of=8, description="height and width of an image in pixels")
-    world_seed: int = Field(0, ge=0, description="another seed draws other images")
+    world_seed: int = Field(0, ge=0, description="seed of the images")
 
 
 def draw_pretraining_sample(options: DemoPretrainingOptions, split: SplitName, index: int) -> Sample:
-    """Draw one scene with the class of every pixel."""
+    """Draw a scene with the class of every pixel."""
     import numpy as np
     from PIL import Image
 
@@ -58,7 +58,7 @@ def draw_pretraining_sample(options: DemoPretrainingOptions, split: SplitName, i
 
 
 def get_pretraining_classes() -> tuple[str, ...]:
-    """Return the ground and every "kind, marking"."""
+    """Return the class names: the ground and every "kind, marking"."""
     from toast_cli.data.demo.shapes import PRETRAINING_KINDS
     from toast_cli.data.demo.world import MARKINGS
 
@@ -66,7 +66,7 @@ def get_pretraining_classes() -> tuple[str, ...]:
 
 
 def draw_several_scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw two to seven things of similar size.
+    """Draw two to seven objects of similar size.
 
     Returns:
         The image `[H, W, 3]` uint8 and the class of every pixel `[H, W]` uint8, 0 on the ground.
@@ -77,14 +77,18 @@ def draw_several_scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray,
 
 
 def draw_dominant_scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw two to four things; all but one have 0.55 to 0.82 of its size. Returns as `several_scene`."""
+    """Draw two to four objects. All but the largest have 0.55 to 0.82 times its size.
+
+    Returns:
+        The same as `draw_several_scene`.
+    """
     largest = side * rng.uniform(0.19, 0.235)
     shares = [1.0, *rng.uniform(0.55, 0.82, int(rng.integers(1, 4)))]
     return _draw_scene(rng, side, 2, largest * rng.permutation(shares))
 
 
 def _draw_scene(rng: np.random.Generator, side: int, across: int, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one thing of each size: the radius in pixels of the disc that has the thing's area."""
+    """Draw one object per entry of `sizes`: the radius, in pixels, of the disc with the same area."""
     import numpy as np
 
     from toast_cli.data.demo.shapes import PRETRAINING_KINDS, compute_relative_area
@@ -109,7 +113,7 @@ def _draw_scene(rng: np.random.Generator, side: int, across: int, sizes: np.ndar
 
 
 def open_demo_pretraining(options: DemoPretrainingOptions, data_dir: Path | None) -> DataSet:
-    """Open the scenes; `data_dir` is not read."""
+    """Return the scenes as a data set. `data_dir` is not used."""
     lengths: dict[SplitName, int] = {
         "train": options.train_images,
         "val": options.val_images,
@@ -119,13 +123,13 @@ def open_demo_pretraining(options: DemoPretrainingOptions, data_dir: Path | None
         split: ProceduralSplit(f"{options.scenes}/{split}", length, partial(draw_pretraining_sample, options, split))
         for split, length in lengths.items()
     }
-    note = "These scenes are drawn, not photographed. They are for pre-training vit_demo."
+    note = "These scenes are drawn, not photographed. They are meant for pre-training vit_demo."
     return DataSet(get_pretraining_classes(), splits, (note,))
 
 
 SOURCE = DataSource(
     DemoPretrainingOptions,
     open_demo_pretraining,
-    "nothing: vit_demo's pre-training scenes, kind and marking of every pixel",
+    "nothing: drawn scenes for pre-training vit_demo, with a class for every pixel",
     "token-labels",
 )

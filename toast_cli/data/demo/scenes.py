@@ -1,17 +1,17 @@
-"""The built-in demo data: a drawn world in which looking at the right object is the whole task.
+"""The built-in demo data: drawn scenes whose class depends on one object that the model has to find.
 
-Every scene of the *fine* task holds one beetle, small and dull, among three bigger and brighter things
-of other kinds. The class is the beetle's marking. The others wear markings from the same pool, drawn
-independently, so counting markings says next to nothing: only the one on the beetle does, and only a model
-that finds the beetle can read it.
+A scene of the *fine* task contains one small, dull beetle and three larger, brighter objects of other kinds. The class
+is the marking of the beetle. The other objects have independent random markings from the same pool, so only a model
+that finds the beetle can predict the class.
 
-Two coarser tasks of the same world are for pre-training a backbone; their class is a kind and a family of markings.
-A *coarse* scene holds things of that kind and family alone, so a backbone learns outlines and patterns from it.
-A *crowded* scene adds smaller things of any kind and marking, so a backbone must keep what belongs to which
-thing apart. Nothing in either singles out the beetle or tells the two markings of a family apart.
+Two coarser tasks are meant for pre-training a backbone. Their class is an object kind and a marking family. A *coarse*
+scene contains only objects of that kind and family, which teaches outlines and patterns. A *crowded* scene adds smaller
+objects of any kind and marking, so the backbone must keep the features of different objects apart. Neither task gives
+the beetle a special role or distinguishes the two markings of a family.
 
-Nothing is stored or downloaded. An image depends on (world seed, task, split, index) alone, each task and split
-has a random stream of its own, and labels go round by index, so they are balanced and known without drawing.
+Nothing is stored or downloaded. An image depends only on (world seed, task, split, index), and every task and split has
+its own random stream. The label is the index modulo the number of classes, so classes are balanced and labels are known
+without drawing.
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ if TYPE_CHECKING:
 DemoTask = Literal["fine", "coarse", "crowded"]
 SplitName = Literal["train", "val", "test"]
 
-# Part of what seeds an image: changing a number changes every picture.
+# These numbers are part of the seed of an image: changing one changes every image.
 _TASK_STREAM: dict[str, int] = {"fine": 1, "coarse": 2, "crowded": 3}
 _SPLIT_STREAM: dict[str, int] = {"train": 1, "val": 2, "test": 3}
 
 MAX_IMAGES = 10_000_000
 MAX_IMAGE_SIDE = 1024
-"""Beyond these a slip of the pen, or a recipe of somebody else's, would draw for days or fill all memory."""
+"""Upper limits, so that a typing error or an untrusted recipe cannot draw for days or exhaust memory."""
 
 
 class DemoOptions(NamedOptions):
-    """Which task of the demo world, and how much of it."""
+    """Options of the demo data: the task and the number of images."""
 
     name: Literal["demo"] = "demo"
     task: DemoTask = Field(
-        "fine", description="fine: the beetle's marking; coarse and crowded: kind and marking family, for pre-training"
+        "fine", description="fine: marking of the beetle; coarse and crowded: kind and marking family, for pre-training"
     )
     train_images: int = Field(3000, ge=1, le=MAX_IMAGES, description="images in the train split")
     val_images: int = Field(600, ge=1, le=MAX_IMAGES, description="images in the val split")
     test_images: int = Field(1000, ge=1, le=MAX_IMAGES, description="images in the test split")
     side: int = Field(64, ge=32, le=MAX_IMAGE_SIDE, multiple_of=8, description="height and width of an image in pixels")
-    classes: int = Field(5, ge=2, le=10, description="how many markings the fine task uses; the coarse task uses all")
-    world_seed: int = Field(0, ge=0, description="which world: another seed draws other images of the same tasks")
+    classes: int = Field(5, ge=2, le=10, description="number of markings in the fine task; the other tasks use all")
+    world_seed: int = Field(0, ge=0, description="seed of the images; the tasks stay the same")
 
 
 MAX_CACHED_SCENE_BYTES = 512_000_000
-"""Drawn scenes are kept for the next epoch, up to this size per split."""
+"""Maximum size of the scenes that a split caches for the next epoch."""
 
 
 @dataclass(frozen=True)
 class DemoSplit:
-    """One stream of scenes, drawn when first asked for."""
+    """A split of scenes, each drawn on first access."""
 
     options: DemoOptions
     split: SplitName
@@ -73,13 +73,13 @@ class DemoSplit:
 
     @property
     def labels(self) -> list[int]:
-        """Class of every image, round by index."""
+        """Class of every image: its index modulo the number of classes."""
         count = len(get_demo_classes(self.options))
         return [index % count for index in range(self.length)]
 
     @property
     def names(self) -> list[str]:
-        """What an error or a table calls every image."""
+        """Name of every image in messages and tables."""
         return [self._name(index) for index in range(self.length)]
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class DemoSplit:
         from PIL import Image
 
         if not 0 <= index < self.length:
-            raise IndexError(f"{self.split} has {self.length} images, there is no image {index}")
+            raise IndexError(f"image {index} is out of range: {self.split} has {self.length} images")
         label = index % len(get_demo_classes(self.options))
         pixels, mask = self._kept.get(index) or draw_demo_scene(self.options, self.split, index, label)
         if len(self._kept) * (pixels.nbytes + mask.nbytes) < MAX_CACHED_SCENE_BYTES:
@@ -102,7 +102,7 @@ class DemoSplit:
 
 
 def get_demo_classes(options: DemoOptions) -> tuple[str, ...]:
-    """Marking names (fine), or "kind, family" (coarse and crowded)."""
+    """Return the class names: markings (fine) or "kind, family" (coarse and crowded)."""
     from toast_cli.data.demo.world import MARKING_FAMILIES, MARKINGS, OBJECT_KINDS
 
     if options.task == "fine":
@@ -111,14 +111,18 @@ def get_demo_classes(options: DemoOptions) -> tuple[str, ...]:
 
 
 def create_image_rng(options: DemoOptions, split: SplitName, index: int) -> np.random.Generator:
-    """Where the random numbers of one image come from."""
+    """Return the random generator of an image."""
     import numpy as np
 
     return np.random.default_rng([options.world_seed, _TASK_STREAM[options.task], _SPLIT_STREAM[split], index])
 
 
 def draw_demo_scene(options: DemoOptions, split: SplitName, index: int, label: int) -> tuple[np.ndarray, np.ndarray]:
-    """The scene at `index` of a split: `[H, W, 3]` uint8 and the mask `[H, W]` of what carries the label."""
+    """Draw the scene at `index` of a split.
+
+    Returns:
+        The image `[H, W, 3]` uint8, and the mask `[H, W]` bool of the objects that determine the label.
+    """
     from toast_cli.data.demo.world import draw_coarse_scene, draw_crowded_scene, draw_fine_scene
 
     rng = create_image_rng(options, split, index)
@@ -131,7 +135,7 @@ def draw_demo_scene(options: DemoOptions, split: SplitName, index: int, label: i
 
 
 def open_demo(options: DemoOptions, data_dir: Path | None) -> DataSet:
-    """The demo world as a data set; `data_dir` is not needed and not read."""
+    """Return the demo data as a data set. `data_dir` is not used."""
     splits = {
         "train": DemoSplit(options, "train", options.train_images),
         "val": DemoSplit(options, "val", options.val_images),
@@ -140,8 +144,8 @@ def open_demo(options: DemoOptions, data_dir: Path | None) -> DataSet:
     return DataSet(
         classes=get_demo_classes(options),
         splits=splits,
-        notes=("The demo world is drawn, not photographed: its numbers show the method at work, nothing more.",),
+        notes=("The demo images are drawn. Results on them only illustrate the method; they are not a benchmark.",),
     )
 
 
-SOURCE = DataSource(DemoOptions, open_demo, "nothing: every image is drawn when it is asked for")
+SOURCE = DataSource(DemoOptions, open_demo, "nothing: images are drawn on access")

@@ -1,4 +1,4 @@
-"""The demo's fine scenes with a class for every pixel: what kind of thing it shows, or the ground between them."""
+"""Scenes of the fine demo task with a class for every pixel: the kind of object, or the ground."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ GROUND_CLASS = "ground"
 
 
 class DemoSegmentationOptions(NamedOptions):
-    """How much of the demo world."""
+    """Options of the demo segmentation data."""
 
     name: Literal["demo-segmentation"] = "demo-segmentation"
     train_images: int = Field(1000, ge=1, le=MAX_IMAGES, description="images in the train split")
     val_images: int = Field(200, ge=1, le=MAX_IMAGES, description="images in the val split")
     test_images: int = Field(500, ge=1, le=MAX_IMAGES, description="images in the test split")
     side: int = Field(64, ge=32, le=MAX_IMAGE_SIDE, multiple_of=8, description="height and width of an image in pixels")
-    world_seed: int = Field(0, ge=0, description="which world: another seed draws other images")
+    world_seed: int = Field(0, ge=0, description="seed of the images")
 
 
 @dataclass(frozen=True)
 class DemoSegmentationSplit:
-    """The scenes of the demo's fine task, pixel by pixel, drawn when first asked for."""
+    """A split of labelled scenes, each drawn on first access."""
 
     kind: ClassVar[SplitKind] = "pixels"
 
@@ -46,12 +46,12 @@ class DemoSegmentationSplit:
 
     @property
     def labels(self) -> list[int]:
-        """No image has a label of its own: -1."""
+        """Label of every image: always -1, because only pixels have labels."""
         return [-1] * len(self)
 
     @property
     def names(self) -> list[str]:
-        """As in the fine task."""
+        """Name of every image, as in the fine task."""
         return self.scenes.names
 
     def load(self, index: int) -> Sample:
@@ -59,12 +59,12 @@ class DemoSegmentationSplit:
         from PIL import Image
 
         name = self.scenes.names[index]
-        pixels, classes = self._kept.get(index) or self._drawn(index)
+        pixels, classes = self._kept.get(index) or self._draw(index)
         if len(self._kept) * (pixels.nbytes + classes.nbytes) < demo.MAX_CACHED_SCENE_BYTES:
             self._kept[index] = pixels, classes
         return Sample(Image.fromarray(pixels), -1, name, classes=classes)
 
-    def _drawn(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
 
         from toast_cli.data.demo.world import draw_fine_objects
@@ -72,22 +72,22 @@ class DemoSegmentationSplit:
         options, kinds = self.scenes.options, get_segmentation_classes()
         markings = demo.get_demo_classes(options)
         rng = demo.create_image_rng(options, self.scenes.split, index)
-        pixels, things = draw_fine_objects(rng, options.side, markings[self.scenes.labels[index]], markings)
+        pixels, objects = draw_fine_objects(rng, options.side, markings[self.scenes.labels[index]], markings)
         classes = np.zeros(pixels.shape[:2], np.uint8)
-        for kind, mask in things:  # in the order of painting: what lies over something hides it here, too
+        for kind, mask in objects:  # in painting order, so that an object on top also hides the class below it
             classes[mask] = kinds.index(kind)
         return pixels, classes
 
 
 def get_segmentation_classes() -> tuple[str, ...]:
-    """The ground, and every kind of thing."""
+    """Return the class names: the ground and every kind of object."""
     from toast_cli.data.demo.world import OBJECT_KINDS
 
     return (GROUND_CLASS, *OBJECT_KINDS)
 
 
 def open_demo_segmentation(options: DemoSegmentationOptions, data_dir: Path | None) -> DataSet:
-    """The demo world, labelled pixel by pixel; `data_dir` is not needed and not read."""
+    """Return the demo scenes with pixel labels as a data set. `data_dir` is not used."""
     fine = demo.DemoOptions(**options.model_dump(exclude={"name"}))
     scenes = demo.open_demo(fine, data_dir)
     splits = {name: DemoSegmentationSplit(split) for name, split in scenes.splits.items()}  # type: ignore[arg-type]
@@ -95,5 +95,8 @@ def open_demo_segmentation(options: DemoSegmentationOptions, data_dir: Path | No
 
 
 SOURCE = DataSource(
-    DemoSegmentationOptions, open_demo_segmentation, "nothing: the demo's scenes, every pixel labelled", "segmentation"
+    DemoSegmentationOptions,
+    open_demo_segmentation,
+    "nothing: drawn demo scenes with a class for every pixel",
+    "segmentation",
 )

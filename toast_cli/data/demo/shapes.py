@@ -1,7 +1,7 @@
-"""Outlines of the demo's pre-training scenes: the six kinds of the fine task and eight more.
+"""Outlines of the objects in the demo's pre-training scenes: the six kinds of the fine task and eight more.
 
-Each outline is a signed field as in `demo_world`: negative inside, positive outside, in units of the thing's radius.
-Every outline is its own mirror image, so a horizontal flip never changes a label.
+An outline is a signed field as in `world`: negative inside, positive outside, in units of the object's radius. Every
+outline is symmetric, so a horizontal flip never changes a label.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _hourglass(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _flower(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Six round petals around a disc."""
+    """Return the field of six round petals around a disc."""
     turns = np.pi / 3 * np.arange(6)
     petals = [disc(u, v, 0.62 * float(np.sin(turn)), -0.62 * float(np.cos(turn)), 0.36) for turn in turns]
     return np.minimum.reduce([*petals, disc(u, v, 0.0, 0.0, 0.55)])
@@ -65,7 +65,7 @@ PRETRAINING_KINDS: dict[str, SignedField] = {
 
 @cache
 def compute_relative_area(kind: str) -> float:
-    """Return the area inside an outline as a share of a disc of radius 1."""
+    """Return the area inside an outline, relative to a disc of radius 1."""
     at = np.linspace(-1.3, 1.3, 261, dtype=np.float32)
     inside = PRETRAINING_KINDS[kind](*np.meshgrid(at, at)) < 0
     return float(inside.mean()) * 2.6**2 / np.pi

@@ -1,10 +1,10 @@
-"""Draws the demo world: small scenes of marked things, from nothing but numpy and a random generator.
+"""Drawing of the demo scenes with NumPy and a random generator.
 
-A thing is a kind (its outline) times a marking (the pattern on it). Any kind can wear any marking, so neither
-says anything about the other. Shapes are signed fields over the thing's own coordinates, `u` to the right and
-`v` downwards in units of its radius: negative inside, positive outside. A soft step one pixel wide turns a
-field into coverage, which gives smooth edges and an exact mask. Every shape is its own mirror image, or mirrors
-into one of the same class, so that flipping a picture never changes its label.
+An object has a kind (its outline) and a marking (the pattern on it). Every kind can have every marking, so one does not
+predict the other. Shapes are signed fields over the coordinates of the object: negative inside, positive outside, with
+`u` to the right and `v` downwards in units of its radius. A soft step, one pixel wide, turns a field into coverage,
+which gives smooth edges and an exact mask. A horizontal flip maps every shape to itself or to a shape of the same
+class, so flipping an image never changes its label.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ ValueRange = tuple[float, float]
 
 TARGET_KIND = "beetle"
 OUTLINE_HALF_WIDTH = 0.07
-"""Half the width of the inked outline, in units of a thing's radius."""
+"""Half the width of the dark outline, in units of the radius of an object."""
 
 
 def disc(u: np.ndarray, v: np.ndarray, x: float, y: float, radius: float) -> np.ndarray:
-    """A disc around (x, y)."""
+    """Return the field of a disc around (x, y)."""
     return np.hypot(u - np.float32(x), v - np.float32(y)) - np.float32(radius)
 
 
 def _beetle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """An oval body, a head on top and three pairs of legs."""
+    """Return the field of an oval body with a head and three pairs of legs."""
     body = np.hypot(u / 0.74, v / 0.9) * 0.8 - 0.8
     slanted = v - 0.25 * np.abs(u)
     legs = np.minimum.reduce([np.abs(slanted - at) for at in (-0.5, 0.0, 0.5)]) - 0.06
@@ -52,12 +52,12 @@ def _kite(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Five round arms."""
+    """Return the field of a star with five round arms."""
     return np.hypot(u, v) - (0.86 + 0.22 * np.cos(5.0 * np.arctan2(u, -v)))
 
 
 def _fish(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """An oval lying on its side with a fin at either end."""
+    """Return the field of a horizontal oval with a fin at each end."""
     body = np.hypot(u / 0.9, v / 0.7) * 0.78 - 0.78
     fins = np.maximum(np.abs(v) - (np.abs(u) - 0.62) * 1.1, np.abs(u) - 1.15)
     return np.minimum(body, fins)
@@ -99,13 +99,13 @@ def _saltire(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Marking:
-    """A pattern and the coarse family that it shares with one other."""
+    """A pattern and its family. Every family has two patterns."""
 
     family: str
     shape: SignedField
 
 
-# The first five are one of each family, so that a task with few classes is not also a task of close relatives.
+# The first five come from five families, so tasks with few classes do not contain two markings of a family.
 MARKINGS: dict[str, Marking] = {
     "two-spotted": Marking("spotted", _spots(0.24, (0.0, -0.42), (0.0, 0.42))),
     "one-barred": Marking("barred", _bars(0.16, 0.0)),
@@ -123,7 +123,7 @@ MARKING_FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(marking.family for marki
 
 @dataclass(frozen=True)
 class ColourRange:
-    """How strong and how light a thing's colour may be, both from 0 to 1."""
+    """Ranges of saturation and value (brightness) of a colour, from 0 to 1."""
 
     saturation: ValueRange
     value: ValueRange
@@ -136,7 +136,7 @@ ALL_COLOURS = ColourRange((0.1, 1.0), (0.45, 1.0))
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object of a scene: centre (x, y) and radius in pixels, angle in radians, colours from 0 to 1."""
+    """An object of a scene: centre (x, y) and radius in pixels, angle in radians, colours from 0 to 1."""
 
     kind: str
     marking: str
@@ -150,23 +150,23 @@ class SceneObject:
 def sample_object(
     rng: np.random.Generator, kind: str, marking: str, centre: tuple[float, float], radius: float, paint: ColourRange
 ) -> SceneObject:
-    """A thing whose tilt and colours are left to chance; at most half a radian, so that bars stay across."""
+    """Return an object with random colours and a random tilt of at most 0.5 rad, so that bars stay horizontal."""
     hue, saturation, value = rng.uniform(), rng.uniform(*paint.saturation), rng.uniform(*paint.value)
     body = colorsys.hsv_to_rgb(hue, saturation, value)
-    # Ink is the body's own hue made much darker: a marking shows by brightness, never by a colour of its own.
+    # Ink is a much darker version of the body colour: a marking differs in brightness, not in hue.
     ink = colorsys.hsv_to_rgb(hue, saturation, value * rng.uniform(0.1, 0.35))
     return SceneObject(kind, marking, centre, radius, rng.uniform(-0.5, 0.5), body, ink)
 
 
 @cache
 def _build_upsampling_weights(cells: int, side: int) -> np.ndarray:
-    """`[side, cells]` weights that stretch a coarse grid linearly over a side of the image."""
+    """Return the weights `[side, cells]` of linear interpolation from `cells` values to `side` pixels."""
     at = np.linspace(0, cells - 1, side, dtype=np.float32)[:, None]
     return np.clip(1 - np.abs(at - np.arange(cells, dtype=np.float32)), 0, 1)
 
 
 def draw_background(rng: np.random.Generator, side: int) -> np.ndarray:
-    """`[H, W, 3]` float32: a tint, coloured clouds of two sizes, and noise on every pixel."""
+    """Return a background `[H, W, 3]` float32: a tint, coloured clouds of two sizes, and noise."""
     image = 0.03 * rng.standard_normal((3, side, side), np.float32)
     image += rng.uniform(0.3, 0.6, (3, 1, 1)).astype(np.float32)
     for cells, strength in ((5, 0.07), (17, 0.05)):
@@ -176,7 +176,7 @@ def draw_background(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def paint_object(image: np.ndarray, thing: SceneObject, kinds: Mapping[str, SignedField] = OBJECT_KINDS) -> np.ndarray:
-    """Paint a thing onto `[H, W, 3]` in place and return its mask, `[H, W]` bool."""
+    """Paint an object onto `image` `[H, W, 3]` in place and return its mask `[H, W]` bool."""
     side, (x, y), reach = image.shape[0], thing.centre, 1.3 * thing.radius
     top, bottom = max(0, int(y - reach)), min(side, int(y + reach) + 2)
     left, right = max(0, int(x - reach)), min(side, int(x + reach) + 2)
@@ -187,8 +187,8 @@ def paint_object(image: np.ndarray, thing: SceneObject, kinds: Mapping[str, Sign
 
     outline = kinds[thing.kind](u, v)
     cover = np.clip(0.5 - outline * thing.radius, 0, 1)
-    # The marking stays clear of the outline, so that no marking changes a silhouette. The outline is inked too:
-    # what a thing is must be as plain to see as what it wears, however dull its colour.
+    # The marking keeps a distance from the outline and so does not change the silhouette. The outline is also dark,
+    # which makes the kind of an object as visible as its marking.
     marking = np.maximum(MARKINGS[thing.marking].shape(u, v), np.hypot(u, v) - 0.72)
     inked = np.minimum(marking, np.abs(outline) - OUTLINE_HALF_WIDTH)
     ink = np.clip(0.5 - inked * thing.radius, 0, 1)[..., None]
@@ -201,7 +201,7 @@ def paint_object(image: np.ndarray, thing: SceneObject, kinds: Mapping[str, Sign
 
 
 def sample_positions(rng: np.random.Generator, side: int, count: int, across: int) -> list[tuple[float, float]]:
-    """Centres near those of different cells of a grid with `across` cells a side, so that things hardly overlap."""
+    """Return `count` centres, each near the centre of its own cell of an `across` × `across` grid."""
     pitch = side / across
     shifts = rng.uniform(-0.09, 0.09, (count, 2))
     return [
@@ -211,16 +211,17 @@ def sample_positions(rng: np.random.Generator, side: int, count: int, across: in
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Convert colors from 0..1 to uint8."""
+    """Convert colours from [0, 1] to uint8."""
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
 def draw_fine_scene(
     rng: np.random.Generator, side: int, marking: str, pool: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A dull little beetle that wears `marking` among three bright things that wear any of `pool`.
+    """Draw a small, dull beetle with `marking` among three bright objects with markings from `pool`.
 
-    Returns `[H, W, 3]` uint8 and the beetle's mask.
+    Returns:
+        The image `[H, W, 3]` uint8 and the mask `[H, W]` bool of the beetle.
     """
     image, painted = draw_fine_objects(rng, side, marking, pool)
     return image, painted[-1][1]
@@ -229,26 +230,31 @@ def draw_fine_scene(
 def draw_fine_objects(
     rng: np.random.Generator, side: int, marking: str, pool: Sequence[str]
 ) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:
-    """The fine scene, and kind and mask of everything in it in the order of painting, the beetle last."""
+    """Draw a fine scene.
+
+    Returns:
+        The image `[H, W, 3]` uint8, and kind and mask of every object in painting order, with the beetle last.
+    """
     image, painted = draw_background(rng, side), []
     beetle_at, *places = sample_positions(rng, side, 4, across=2)
     others = [kind for kind in OBJECT_KINDS if kind != TARGET_KIND]
     for place in places:
-        kind, worn = others[int(rng.integers(len(others)))], pool[int(rng.integers(len(pool)))]
-        thing = sample_object(rng, kind, worn, place, side * rng.uniform(0.19, 0.24), BRIGHT_COLOURS)
+        kind, other_marking = others[int(rng.integers(len(others)))], pool[int(rng.integers(len(pool)))]
+        thing = sample_object(rng, kind, other_marking, place, side * rng.uniform(0.19, 0.24), BRIGHT_COLOURS)
         painted.append((kind, paint_object(image, thing)))
-    # Painted last, so that nothing ever covers the beetle and its mask is exact.
+    # The beetle is painted last, so that no other object covers it and its mask is exact.
     beetle = sample_object(rng, TARGET_KIND, marking, beetle_at, side * rng.uniform(0.17, 0.21), MUTED_COLOURS)
     painted.append((TARGET_KIND, paint_object(image, beetle)))
     return to_uint8(image), painted
 
 
 def draw_crowded_scene(rng: np.random.Generator, side: int, kind: str, family: str) -> tuple[np.ndarray, np.ndarray]:
-    """One to three large things of one kind and family among up to three small ones of any kind and marking.
+    """Draw one to three large objects of one kind and family and up to three small ones of any kind and marking.
 
-    Kind and marking of the large things can only be told together with their place, so a backbone that
-    learns this keeps what it knows of each thing where the thing is. Returns `[H, W, 3]` uint8 and the large
-    things' mask.
+    To predict kind and marking of the large objects, a backbone must keep the features of an object at its position.
+
+    Returns:
+        The image `[H, W, 3]` uint8 and the mask `[H, W]` bool of the large objects.
     """
     image, mask = draw_background(rng, side), np.zeros((side, side), bool)
     members = [name for name, marking in MARKINGS.items() if marking.family == family]
@@ -265,9 +271,10 @@ def draw_crowded_scene(rng: np.random.Generator, side: int, kind: str, family: s
 
 
 def draw_coarse_scene(rng: np.random.Generator, side: int, kind: str, family: str) -> tuple[np.ndarray, np.ndarray]:
-    """One to seven things of one kind, each with a marking of one family, in any colour.
+    """Draw one to seven objects of one kind in any colour, with markings of one family.
 
-    Returns `[H, W, 3]` uint8 and the mask of all of them.
+    Returns:
+        The image `[H, W, 3]` uint8 and the mask `[H, W]` bool of all objects.
     """
     image, mask = draw_background(rng, side), np.zeros((side, side), bool)
     members = [name for name, marking in MARKINGS.items() if marking.family == family]

@@ -1,1 +1,1 @@
-"""Images: files, folders, archives and tables, their transforms, and their loader."""
+"""Image data sets (folders, archives and tables), their transforms and their loader."""

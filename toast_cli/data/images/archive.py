@@ -1,4 +1,4 @@
-"""`archive`: a folder of images packed in one zip or tar file, read in place."""
+"""`archive`: a folder of images packed in one zip or tar file, read without unpacking."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 class ArchiveOptions(UnsplitDataOptions):
-    """An archive of images and how it is split."""
+    """Options of an archive of images."""
 
     name: Literal["archive"] = Field("archive", description="the data set")
     path: str = Field(
         min_length=1,
-        description="a .zip or .tar file; a relative one is looked up in --data-dir, then in the current folder",
+        description="a .zip or .tar file; a relative path is looked up in --data-dir, then in the current folder",
     )
 
 
 def open_archive(options: ArchiveOptions, data_dir: Path | None) -> DataSet:
-    """Read the index, in the layouts of `folder`; nothing is unpacked and no image is opened.
+    """Open an archive with one of the layouts of `folder`. Read only its index; unpack nothing and open no image.
 
     Raises:
-        ToastError: there is no such file, it is no archive that can be read, or its folders are not as expected.
+        ToastError: the file does not exist, is not a readable archive, or has an unexpected layout.
     """
     from toast_cli.data.images.archive_index import open_archive_index
 
@@ -48,7 +48,7 @@ SOURCE = DataSource(ArchiveOptions, open_archive, "a zip or uncompressed tar of 
 
 
 def _find_top_folder(packed: ArchiveIndex) -> str:
-    """The folder that holds everything: most archives have one around what was packed."""
+    """Return the path of the innermost folder that contains everything; most archives have one."""
     top = ""
     while True:
         folders = packed.folders(top)

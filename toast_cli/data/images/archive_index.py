@@ -1,4 +1,4 @@
-"""Zip and tar files read in place: their index once, then any file in it, by any number of processes and threads."""
+"""Random access to the files in a zip or tar archive, from any number of processes and threads."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from toast_cli.data.images.folder_scan import FolderContents, is_image_name, sum
 from toast_cli.utils.errors import ToastError
 
 MAX_MEMBER_BYTES = 300_000_000
-"""Bytes of the largest image file that is read out of an archive: what claims more would fill the memory."""
+"""Maximum size in bytes of an image in an archive; protects against entries that would fill the memory."""
 
 
 @dataclass(frozen=True)
 class ArchiveIndex:
-    """One archive as a `Tree` and, at the same time, as the root of the files in it.
+    """The index of an archive. It is both a `FolderTree` and the `FileRoot` of the images in it.
 
-    `members` are its images by path; the value is what finds the bytes (a zip's own name, a tar's offset and size).
-    `inner` are all its folders, `others` its other files. `notes` say what was left out. `top` is the folder in the
-    archive that all of this lies below.
+    Attributes:
+        file: the archive.
+        members: location of every image, by path: its name in a zip, or its offset and size in a tar.
+        inner: paths of all folders.
+        others: paths of all other files.
+        notes: entries that were left out.
+        top: the folder in the archive that all paths are relative to.
     """
 
     file: Path
@@ -39,7 +43,7 @@ class ArchiveIndex:
 
     @property
     def root(self) -> ArchiveIndex:
-        """Itself: its members lie below it."""
+        """The index itself, which opens its members."""
         return self
 
     def __str__(self) -> str:
@@ -47,38 +51,36 @@ class ArchiveIndex:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in vars(self).items() if name != "_sorted"}
-        return {**kept, "_handles": {}}  # an open file cannot go to another process
+        return {**kept, "_handles": {}}  # an open file cannot be sent to another process
 
     def __truediv__(self, name: str) -> ArchiveMember:
         return ArchiveMember(self, name)
 
     def place(self, below: str = "") -> str:
-        """The archive's path, and in it the folder's."""
+        """Return the path of the archive followed by that of a folder in it."""
         return "/".join(part for part in (str(self.file), self.top, below) if part)
 
     def below(self, top: str) -> ArchiveIndex:
-        """What lies below a folder of it, by the paths from there: whether it was packed with a folder around decides
-        nothing.
-        """
+        """Return the index of a folder in the archive, with paths relative to that folder."""
         cut, start = len(top) + 1, f"{top}/"
         return replace(
             self,
-            members={name[cut:]: where for name, where in self.members.items() if name.startswith(start)},
+            members={name[cut:]: location for name, location in self.members.items() if name.startswith(start)},
             inner=frozenset(name[cut:] for name in self.inner if name.startswith(start)),
             others=tuple(name[cut:] for name in self.others if name.startswith(start)),
             top=top,
         )
 
     def folders(self, below: str = "") -> list[str]:
-        """Sorted names of the folders directly in a folder."""
+        """Return the sorted names of the folders directly in a folder."""
         return sorted(PurePosixPath(folder).name for folder in self.inner if _get_parent(folder) == below)
 
     def files(self, below: str = "") -> list[str]:
-        """Paths of the files directly in a folder."""
+        """Return the paths of the files directly in a folder."""
         return sorted(name for name in (*self.members, *self.others) if _get_parent(name) == below)
 
     def found(self, below: str = "") -> FolderContents:
-        """Paths of all files anywhere below a folder."""
+        """Return the paths of all files below a folder."""
         images, others = self._sorted
         return FolderContents(_select_below(images, below), _select_below(others, below))
 
@@ -87,21 +89,21 @@ class ArchiveIndex:
         return sorted(self.members), sorted(self.others)
 
     def read(self, name: str) -> bytes:
-        """The bytes of one member.
+        """Return the bytes of a member.
 
         Raises:
-            OSError: there is no such member, or it cannot be read.
+            OSError: the member does not exist or cannot be read.
         """
         if name not in self.members:
             raise FileNotFoundError(2, "No such file in the archive", name)
-        # One handle a process: two that share one would move each other's place in the file.
+        # One handle per process: processes that share one would move each other's file position.
         handle = self._handles.get(os.getpid())
         if handle is None:
             handle = self._handles[os.getpid()] = self._open()
-        where = self.members[name]
+        location = self.members[name]
         if isinstance(handle, zipfile.ZipFile):
-            return handle.read(where)
-        offset, size = where
+            return handle.read(location)
+        offset, size = location
         return os.pread(handle.fileno(), size, offset)
 
     def _open(self) -> Any:
@@ -110,7 +112,7 @@ class ArchiveIndex:
 
 @dataclass(frozen=True)
 class ArchiveMember:
-    """One image file within an archive, as `open_image` takes it."""
+    """An image file in an archive."""
 
     archive: ArchiveIndex
     name: str
@@ -119,15 +121,15 @@ class ArchiveMember:
         return f"{self.archive}/{self.name}"
 
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
-        """Its bytes."""
+        """Return a stream of its bytes."""
         return BytesIO(self.archive.read(self.name))
 
 
 def open_archive_index(file: Path) -> ArchiveIndex:
-    """The index of a zip or an uncompressed tar; no image is opened.
+    """Read the index of a zip or an uncompressed tar, without opening any image.
 
     Raises:
-        ToastError: it is neither, is damaged or encrypted, or holds a path that leads out of it.
+        ToastError: the file is neither, is damaged or encrypted, or has a path that leads out of the archive.
     """
     try:
         if _is_zip(file):
@@ -135,27 +137,33 @@ def open_archive_index(file: Path) -> ArchiveIndex:
         with tarfile.open(file, "r:") as tar:
             return _build_index(file, _read_tar_entries(tar))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        if _is_compressed(file):
+            raise ToastError(
+                f"Cannot read {file}: it is compressed.",
+                "A compressed tar does not allow random access.",
+                "Decompress it (gunzip, unxz, ...); compression does not make images smaller. Or pack a zip.",
+                code="data.compressed-archive",
+            ) from error
         raise ToastError(
-            f"{file} is not a zip or tar file that can be read.",
-            "A compressed tar can only be read from front to end."
-            if _is_compressed(file)
-            else f"{type(error).__name__}: {error}",
-            "Decompress it (gunzip, unxz, ...): images gain nothing from it. Or pack a zip."
-            if _is_compressed(file)
-            else "Fetch or pack it anew.",
+            f"Cannot read {file} as a zip or tar file.",
+            f"{type(error).__name__}: {error}",
+            "Download or pack it again.",
+            code="data.unreadable-archive",
         ) from error
     except OSError as error:
-        raise ToastError(f"{file} cannot be read.", error.strerror or str(error)) from error
+        raise ToastError(
+            f"Cannot read {file}.", error.strerror or str(error), code="data.unreadable-archive"
+        ) from error
 
 
 @dataclass(frozen=True)
 class _ArchiveEntry:
-    """What an index says about one entry."""
+    """An entry of an archive: its path, kind, size in bytes, and location."""
 
     path: str
     kind: Literal["file", "folder", "link"]
     size: int
-    where: Any
+    location: Any
 
 
 def _read_zip_entries(file: Path) -> Iterator[_ArchiveEntry]:
@@ -163,7 +171,9 @@ def _read_zip_entries(file: Path) -> Iterator[_ArchiveEntry]:
         for info in archive.infolist():
             if info.flag_bits & 0x1:
                 raise ToastError(
-                    f"{file} is encrypted: {info.filename}.", what_to_do="Pack it anew without a password."
+                    f"Cannot read {file}: {info.filename} is encrypted.",
+                    what_to_do="Pack it again without a password.",
+                    code="data.encrypted-archive",
                 )
             link = (info.external_attr >> 16) & 0o170000 == 0o120000
             kind: Any = "folder" if info.is_dir() else "link" if link else "file"
@@ -181,7 +191,7 @@ def _build_index(file: Path, entries: Iterator[_ArchiveEntry]) -> ArchiveIndex:
     folders: set[str] = set()
     others: list[str] = []
     links: list[str] = []
-    twice: list[str] = []
+    repeated: list[str] = []
     for entry in entries:
         path = _require_inner_path(file, entry.path)
         if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
@@ -195,39 +205,43 @@ def _build_index(file: Path, entries: Iterator[_ArchiveEntry]) -> ArchiveIndex:
         elif is_image_name(name):
             if entry.size > MAX_MEMBER_BYTES:
                 raise ToastError(
-                    f"{file}/{name} is suspiciously large: {entry.size:,} bytes.", what_to_do="Pack it anew without it."
+                    f"{file}/{name} is too large: {entry.size:,} bytes.",
+                    f"An image may have at most {MAX_MEMBER_BYTES:,} bytes.",
+                    "Pack the archive again without it.",
+                    code="data.oversized-file",
                 )
             if name in members:
-                twice.append(name)
-            members[name] = entry.where
+                repeated.append(name)
+            members[name] = entry.location
         else:
             others.append(name)
         folders.update(parent.as_posix() for parent in path.parents)
     folders.discard(".")
     notes = [f"{file}: links are not followed: {summarize_file_names(links)}"] if links else []
-    if twice:
-        notes.append(f"{file}: packed more than once, of which the last is read: {summarize_file_names(twice)}")
+    if repeated:
+        notes.append(f"{file}: packed more than once, the last copy is read: {summarize_file_names(repeated)}")
     return ArchiveIndex(file, members, frozenset(folders), tuple(others), tuple(notes))
 
 
 def _require_inner_path(file: Path, name: str) -> PurePosixPath:
-    """A member's path.
+    """Return the path of a member.
 
     Raises:
-        ToastError: it leads out of the archive.
+        ToastError: the path leads out of the archive.
     """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
         raise ToastError(
-            f"{file} is not read: it holds a path that leads out of it, '{name}'.",
-            "Unpacked, it would write over files elsewhere; whoever packed it made a mistake, or meant harm.",
-            "Pack it anew with paths below one folder.",
+            f"{file} is not safe to read: its path '{name}' leads out of the archive.",
+            "Unpacking it could overwrite files elsewhere. It was packed by mistake, or with malicious intent.",
+            "Pack it again with paths below one folder.",
+            code="data.unsafe-path",
         )
     return path
 
 
 def _select_below(names: list[str], folder: str) -> list[str]:
-    """Those of sorted paths that lie below a folder; a thousand classes ask among a million images."""
+    """Return the sorted paths that are below a folder, by bisection: there may be a million paths."""
     if not folder:
         return names
     return names[bisect_left(names, f"{folder}/") : bisect_left(names, f"{folder}0")]  # '0' comes after '/'
@@ -238,12 +252,12 @@ def _get_parent(folder: str) -> str:
 
 
 def _is_zip(file: Path) -> bool:
-    """By its beginning, too: a tar that ends in a packed zip has that one's index at its end."""
-    with file.open("rb") as opened:
-        begins = opened.read(4).startswith((b"PK\x03\x04", b"PK\x05\x06"))
-    return zipfile.is_zipfile(file) and (begins or not tarfile.is_tarfile(file))
+    """Return whether a file is a zip. A tar whose last member is a zip ends with a zip index, but is not one."""
+    with file.open("rb") as stream:
+        has_signature = stream.read(4).startswith((b"PK\x03\x04", b"PK\x05\x06"))
+    return zipfile.is_zipfile(file) and (has_signature or not tarfile.is_tarfile(file))
 
 
 def _is_compressed(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+    with file.open("rb") as stream:
+        return stream.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))

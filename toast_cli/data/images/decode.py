@@ -1,4 +1,4 @@
-"""From an image file to upright RGB pixels, whatever the file holds; or one clear error that names it."""
+"""Decoding of image files to upright RGB images."""
 
 from __future__ import annotations
 
@@ -19,58 +19,61 @@ if TYPE_CHECKING:
 
 WHITE_16_BIT = 65_535
 
-# Pillow warns of a large image without saying of which file; here it is refused by name, see `pillow_file`.
+# Pillow's warning about a large image does not name the file; `open_pillow_file` raises an error that does.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# Likewise; an image whose EXIF cannot be read is shown as it lies there.
+# This warning does not name the file either; an image whose EXIF data cannot be read is not rotated.
 warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 
 
 def open_image(path: ImageFile) -> PilImage:
-    """The image as RGB, turned upright as its EXIF orientation says; of an animation, the first frame.
+    """Decode an image to RGB and apply its EXIF orientation. Decode only the first frame of an animation.
 
-    Transparent pixels are shown on white.
+    Transparent pixels are composited over white.
 
     Raises:
-        ToastError: the file is missing, not an image, damaged, too large to be safe, or of unknown brightness range.
+        ToastError: the file is missing, is not an image, is damaged, is too large to decode safely, or has an unknown
+            brightness range.
     """
     try:
         with open_pillow_file(path) as file:
-            ImageOps.exif_transpose(file, in_place=True)  # else it copies what is upright already
+            ImageOps.exif_transpose(file, in_place=True)  # not in place, it copies upright images too
             return to_rgb(file)
     except UnidentifiedImageError as error:
-        raise _unreadable_error(path, "It is not an image, or of a format that this Pillow cannot decode.") from error
+        raise _unreadable_error(
+            path, "It is not an image, or has a format that this version of Pillow cannot decode."
+        ) from error
     except Image.DecompressionBombError as error:
-        raise _unreadable_error(path, f"It is suspiciously large: {error}") from error
+        raise _unreadable_error(path, f"It is too large: {error}") from error
     except OSError as error:
         raise _unreadable_error(path, error.strerror or str(error)) from error
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
+    except Exception as error:  # Pillow's decoders raise arbitrary exceptions on damaged files
         raise _unreadable_error(path, f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager
 def open_pillow_file(path: ImageFile) -> Iterator[PilImage]:
-    """The file as Pillow has it; its pixels are not decoded yet.
+    """Open an image file with Pillow, without decoding its pixels.
 
     Raises:
-        OSError: it is not there, no regular file, or not an image.
-        DecompressionBombError: it has more pixels than `Image.MAX_IMAGE_PIXELS`, from where on Pillow itself warns.
+        OSError: the file does not exist, is not a regular file, or is not an image.
+        DecompressionBombError: it has more pixels than `Image.MAX_IMAGE_PIXELS`, where Pillow itself only warns.
     """
     with open_file(path) as stream, Image.open(stream, formats=get_image_formats()) as file:
         if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(
-                f"{file.width:,}×{file.height:,} pixels, and at most {Image.MAX_IMAGE_PIXELS:,} are read; "
-                "save it smaller"
+                f"it has {file.width:,}×{file.height:,} pixels, the maximum is {Image.MAX_IMAGE_PIXELS:,}; "
+                "save it at a smaller size"
             )
         yield file
 
 
 def to_rgb(image: PilImage) -> PilImage:
-    """Any Pillow mode as RGB.
+    """Convert an image of any Pillow mode to RGB.
 
-    16-bit greys are scaled to 8 bits (Pillow's own conversion clips them), transparency is laid over white.
+    Scale 16-bit grey values to 8 bits (Pillow's own conversion clips them). Composite transparency over white.
 
     Raises:
-        ValueError: 32-bit pixels beyond 16 bits, or floats: nothing says which value is white.
+        ValueError: pixels are floats, or integers outside of 16 bits, so the value of white is unknown.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_eight_bits(image)
@@ -78,21 +81,22 @@ def to_rgb(image: PilImage) -> PilImage:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy it
 
 
 def _to_eight_bits(image: PilImage) -> PilImage:
-    """Grey values 0..65535 scaled to 0..255."""
+    """Scale grey values from 0..65535 to 0..255."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > WHITE_16_BIT:
-        raise ValueError("its 32-bit pixels do not say which value is white; save it with 8 or 16 bits")
+        raise ValueError("its 32-bit pixels do not define the value of white; save it with 8 or 16 bits")
     return Image.fromarray(np.rint(values / (WHITE_16_BIT / 255)).astype(np.uint8))
 
 
 def _unreadable_error(path: ImageFile, why: str) -> ToastError:
     return ToastError(
-        f"The image {path} cannot be read.",
+        f"Cannot read the image {path}.",
         why,
-        "Replace the file or remove it. 'toast data check' finds all such files; images.on_error=skip leaves them out, "
-        "counts and lists them.",
+        "Replace the file or remove it. 'toast data check' finds all such files; images.on_error=skip leaves them out "
+        "and lists them.",
+        code="image.unreadable",
     )

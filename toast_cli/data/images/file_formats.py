@@ -1,16 +1,16 @@
-"""Which kinds of image files are read: what the installed Pillow decodes by itself."""
+"""Supported image formats: those that the installed Pillow decodes by itself."""
 
 from __future__ import annotations
 
 from functools import cache
 
 UNREADABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-"""Formats that Pillow only recognises, or hands to another program (EPS, to Ghostscript)."""
+"""Formats that Pillow only identifies, or decodes with another program (EPS, with Ghostscript)."""
 
 
 @cache
 def get_image_formats() -> tuple[str, ...]:
-    """Pillow's names of them."""
+    """Return Pillow's names of the supported formats."""
     from PIL import Image
 
     Image.init()
@@ -19,7 +19,7 @@ def get_image_formats() -> tuple[str, ...]:
 
 @cache
 def get_image_suffixes() -> frozenset[str]:
-    """What their files' names end in: `.jpg`, ..., in lower case."""
+    """Return the file suffixes of the supported formats, in lower case: `.jpg`, ..."""
     from PIL import Image
 
-    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in get_image_formats())
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in get_image_formats())

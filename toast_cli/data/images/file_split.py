@@ -1,4 +1,4 @@
-"""Labelled image files: the `Split` that most sources return. Opens nothing until asked for an image."""
+"""`FileSplit`: labelled image files, the split of most sources. Files are opened on demand."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Image files with their labels and, where the source has them, what marks the labelled object in each.
+    """Image files with their labels.
 
-    `names` are paths below `root` with forward slashes, so that they, and whatever is drawn from them, are the same
-    on every machine.
+    Attributes:
+        root: container of the files.
+        names: paths below `root`, with forward slashes on every platform.
+        labels: class index of every image.
+        regions: region of the labelled object in every image, or None.
     """
 
     root: FileRoot
@@ -30,38 +33,38 @@ class FileSplit:
 
     @property
     def has_masks(self) -> bool:
-        """Whether every sample carries a mask."""
+        """Whether every sample has a mask."""
         return self.regions is not None
 
     @property
     def marks(self) -> str | None:
-        """What the masks are: boxes, outlines, ..."""
+        """Description of the masks, or None."""
         return self.regions[0].what if self.regions else None
 
     @property
     def folders(self) -> frozenset[Path]:
-        """The folder that the images are read from, unless they lie in something else."""
+        """The folder of the images; empty if they are not stored in a folder."""
         return frozenset({self.root} if isinstance(self.root, Path) else ())
 
     def __len__(self) -> int:
         return len(self.names)
 
     def take(self, indices: Sequence[int]) -> FileSplit:
-        """The samples at `indices`, in that order."""
+        """Return the split of the samples at `indices`, in that order."""
         regions = None if self.regions is None else tuple(self.regions[i] for i in indices)
         return FileSplit(
             self.root, tuple(self.names[i] for i in indices), tuple(self.labels[i] for i in indices), regions
         )
 
     def without_masks(self) -> FileSplit:
-        """The same images alone: a mask may be a file of its own, which takes time to read."""
+        """Return the same split without masks, which take time to read if they are separate files."""
         return replace(self, regions=None)
 
     def load(self, index: int) -> Sample:
-        """Read one image, and its mask.
+        """Read one image and its mask.
 
         Raises:
-            ToastError: the file is not there or is not an image that can be read.
+            ToastError: the image or the mask does not exist or cannot be read.
         """
         from toast_cli.data.images.decode import open_image
 

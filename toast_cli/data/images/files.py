@@ -1,4 +1,4 @@
-"""Files that a data set names: what can be opened and read, and an error for those that are missing."""
+"""Files of a data set: interfaces to open them, and a check for missing ones."""
 
 from __future__ import annotations
 
@@ -13,32 +13,42 @@ if TYPE_CHECKING:
 
 
 class ImageFile(Protocol):
-    """Something that can be opened and read: a `Path`, or a file within an archive. Its text is its name."""
+    """A file that can be opened for reading: a `Path`, or a file in an archive. `str()` of it is its name."""
 
     def open(self, mode: Literal["rb"], /) -> IO[bytes]:
-        """Open it for reading."""
+        """Open the file for reading."""
 
 
 class FileRoot(Protocol):
-    """What image files lie below: a `Path`, an archive, the rows of a table."""
+    """A container of image files: a `Path`, an archive, or the rows of a table."""
 
     def __truediv__(self, name: str, /) -> Any:
-        """The file of a name, as `open_image` takes it."""
+        """Return the `ImageFile` of a name."""
 
 
 class MissingFilesError(ToastError):
-    """Files that are named somewhere and are not there, by `names`."""
+    """Files that a data set lists and that do not exist; `names` has all of them."""
 
     def __init__(self, names: Sequence[str], total: int, what: str, what_to_do: str) -> None:
         self.names = tuple(names)
-        super().__init__(f"{len(names):,} of {total:,} {what} are missing.", f"The first is {names[0]}.", what_to_do)
+        super().__init__(
+            f"{len(names):,} of {total:,} {what} are missing.",
+            f"The first is {names[0]}.",
+            what_to_do,
+            code="data.missing-files",
+        )
 
 
 def require_files(files: Sequence[tuple[str, Path]], what: str, what_to_do: str) -> None:
-    """A missing file is said now, not in the middle of a training run; `files` are what to call each, and where it is.
+    """Check that all files exist, so that a missing one does not end a run in the middle of training.
+
+    Args:
+        files: name, for the message, and path of every file.
+        what: description of the files, for the message.
+        what_to_do: the next step for the user.
 
     Raises:
-        MissingFiles: some are not there.
+        MissingFilesError: some files do not exist.
     """
     missing = [name for name, file in files if not file.is_file()]
     if missing:
@@ -49,17 +59,17 @@ def open_file(file: ImageFile) -> IO[bytes]:
     """Open a file for reading.
 
     Raises:
-        OSError: it is not there, or is a folder, a pipe or a device: reading those may never come to an end.
+        OSError: the file does not exist, or is a folder, a pipe or a device; reading those may never end.
     """
     return (require_regular_file(file) if isinstance(file, Path) else file).open("rb")
 
 
 def read_text_file(file: Path) -> str:
-    """A text file of a data set: lists, annotations, names of classes.
+    """Return the content of a UTF-8 text file.
 
     Raises:
-        OSError: as `open_file`.
-        UnicodeDecodeError: it is no UTF-8 text.
+        OSError: as in `open_file`.
+        UnicodeDecodeError: the file is not UTF-8 text.
     """
     with open_file(file) as stream:
         return stream.read().decode("utf-8-sig")

@@ -1,4 +1,4 @@
-"""Images in folders: what a source with folders sees of a disk, an archive, or whatever else holds files by path."""
+"""Folder trees, on disk or in an archive, and the images in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toast_cli.utils.errors import ToastError
 
 
 class FolderContents(NamedTuple):
-    """What lies anywhere below a folder, by path, in any order: images, other files, and links that lead to folders."""
+    """Paths of all images, other files and links to folders below a folder, in any order."""
 
     images: Sequence[str]
     others: Sequence[str] = ()
@@ -21,44 +21,44 @@ class FolderContents(NamedTuple):
 
 
 class FolderTree(Protocol):
-    """Folders and the images in them, by their path below the root, with forward slashes; hidden ones are left out."""
+    """A tree of folders and files, without hidden ones. Paths are relative to its root, with forward slashes."""
 
     @property
     def root(self) -> Any:
-        """What the images lie below, as a `FileSplit` takes it."""
+        """The root of the images, for a `FileSplit`."""
 
     def place(self, below: str = "") -> str:
-        """What a message calls a folder."""
+        """Return the name of a folder for messages."""
 
     def folders(self, below: str = "") -> list[str]:
-        """Sorted names of the folders directly in a folder.
+        """Return the sorted names of the folders directly in a folder.
 
         Raises:
             ToastError: the folder cannot be read.
         """
 
     def files(self, below: str = "") -> list[str]:
-        """Paths of the files directly in a folder."""
+        """Return the paths of the files directly in a folder."""
 
     def found(self, below: str = "") -> FolderContents:
-        """Paths of all files anywhere below a folder."""
+        """Return the paths of all files below a folder."""
 
 
 @dataclass(frozen=True)
 class DiskFolder:
-    """A folder on disk. Links to files are taken; links to folders only where a class is expected, as they may loop."""
+    """A folder on disk. Links to files are followed; links to folders, which may loop, only for class folders."""
 
     root: Path
 
     def place(self, below: str = "") -> str:
-        """Its whole path."""
+        """Return the full path of a folder."""
         return str(self.root / below)
 
     def folders(self, below: str = "") -> list[str]:
-        """Sorted names of the folders directly in a folder.
+        """Return the sorted names of the folders directly in a folder.
 
         Raises:
-            ToastError: it cannot be read, or one of them is a link to a folder around it.
+            ToastError: the folder cannot be read, or contains a link to a folder that contains the link.
         """
         folder = self.root / below
         try:
@@ -66,21 +66,27 @@ class DiskFolder:
             for entry in found:
                 if entry.is_symlink() and folder.resolve().is_relative_to(entry.resolve()):
                     raise ToastError(
-                        f"{entry} is a link to a folder that holds it.", "It would be read in circles.", "Remove it."
+                        f"{entry} links to a folder that contains the link.",
+                        "Reading it would never end.",
+                        "Remove the link.",
+                        code="data.link-loop",
                     )
             return sorted(entry.name for entry in found)
         except OSError as error:
             raise ToastError(
-                f"{folder} cannot be read.", error.strerror or str(error), "Check its permissions."
+                f"Cannot read {folder}.",
+                error.strerror or str(error),
+                "Check its permissions.",
+                code="data.unreadable-folder",
             ) from error
 
     def files(self, below: str = "") -> list[str]:
-        """Paths of the files directly in a folder."""
+        """Return the paths of the files directly in a folder."""
         names = sorted(entry.name for entry in (self.root / below).iterdir() if not entry.is_dir())
         return [f"{below}/{name}" if below else name for name in names if not name.startswith(".")]
 
     def found(self, below: str = "") -> FolderContents:
-        """Paths of all files anywhere below a folder; what a link to a folder leads to is left out."""
+        """Return the paths of all files below a folder, without following links to folders."""
         images: list[str] = []
         others: list[str] = []
         links: list[str] = []
@@ -95,34 +101,34 @@ class DiskFolder:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name is that of an image, and not of a hidden file."""
+    """Return whether a name has the suffix of an image and is not hidden."""
     return Path(name).suffix.lower() in get_image_suffixes() and not Path(name).name.startswith(".")
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Images anywhere below a folder on disk."""
+    """Return the paths of all images below a folder on disk."""
     return [folder / name for name in DiskFolder(folder).found().images]
 
 
 def describe_unread_files(place: str, found: Iterable[FolderContents]) -> list[str]:
-    """The sentences about files that were met in folders and are not read."""
+    """Return notes on files and links that are not read."""
     found = list(found)
     others = sorted(name for each in found for name in each.others)
     links = sorted(name for each in found for name in each.links)
     notes = []
     if others:
-        notes.append(f"{place}: not read, as their endings are none of images: {summarize_file_names(others)}")
+        notes.append(f"{place}: not read, no image suffix: {summarize_file_names(others)}")
     if links:
         notes.append(f"{place}: links to folders are not followed: {summarize_file_names(links)}")
     return notes
 
 
 def summarize_file_names(names: Sequence[str], most: int = 5) -> str:
-    """How many files, and the first few of them, for a message."""
+    """Return the number of files and the first few names, for a message."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return f"{len(names):,} ({', '.join(map(to_printable_name, names[:most]))}{more})"
 
 
 def to_printable_name(name: str) -> str:
-    """A file's name for a message or a report: bytes that are no UTF-8 become question marks."""
+    """Return a file name with bytes that are not valid UTF-8 replaced, for a message or a report."""
     return name.encode(errors="surrogateescape").decode(errors="replace")

@@ -1,7 +1,7 @@
-"""Batches of images, the same whatever number of processes decodes them.
+"""Batches of images, independent of the number of worker processes.
 
-What an epoch shows depends on (seed, epoch) and what augmentation does to an image on (seed, epoch, index): neither
-on a worker's random state. Nothing here draws from the generators that the model's own randomness comes from.
+The order of an epoch depends on (seed, epoch), and the augmentation of an image on (seed, epoch, index). Neither
+depends on a worker's random state. Nothing here draws from the generators of the model's own randomness.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ if TYPE_CHECKING:
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """A split through a transform: `image` [3, H, W], `label`, `index`, `view` and, if asked for, `mask` [H, W] bool.
+    """A split with a transform.
 
-    With `views`, augmentation goes by the view instead of the epoch. With `known`, an entry per sample and view, a
-    batch of samples that are all known has `known` in place of `image`. With `skip`, an image that cannot be read is
-    left out of its batch.
+    An item has `image` [3, H, W], `label`, `index`, `view` and, if `with_masks`, `mask` [H, W] bool. With `views`,
+    augmentation depends on the view instead of the epoch. With `skip`, an image that cannot be read is left out of its
+    batch. If `known` is set (an entry per sample and view), a batch whose samples are all known has the key `known`
+    instead of `image`.
 
     Raises:
-        ValueError: masks are asked of a split that has none.
+        ValueError: `with_masks` is set and the split has no masks.
     """
 
     def __init__(
@@ -63,16 +64,16 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.views = views
         self.skip = skip
         self.known: Tensor | None = None
-        # In shared memory, so that workers that live on from epoch to epoch see it change.
+        # In shared memory, because persistent workers must see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Augment as in this epoch from now on."""
+        """Set the epoch for augmentation."""
         self._epoch.fill_(epoch)
 
     @property
     def view(self) -> int:
-        """Which of the fixed ways of augmentation this epoch takes; 0 where there are none."""
+        """The fixed augmentation used in this epoch; 0 if there are none."""
         return max(int(self._epoch) - 1, 0) % self.views if self.views else 0
 
     def __len__(self) -> int:
@@ -82,7 +83,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return self.item(self.split.load(index), index)
 
     def __getitems__(self, indices: Sequence[int]) -> FetchedBatch | ToastError:
-        """A batch for the loader. An error is handed on: raised in a worker, it would arrive as a traceback's text."""
+        """Return a batch, or the error that prevents it: an error raised in a worker would lose its type."""
         if self._are_cached(indices):
             return FetchedBatch([self._known(index) for index in indices], {})
         items, skipped = [], {}
@@ -93,12 +94,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 if not self.skip:
                     return error
                 skipped[self.split.names[index]] = error.why or error.what
-        # A batch cannot be empty: where nothing could be read, a black image stands there whose label is ignored.
+        # A batch cannot be empty: if no image can be read, it has a black one whose label is ignored.
         return FetchedBatch(items or [self.blank(indices[0])], skipped)
 
     def item(self, sample: Sample, index: int) -> dict[str, Any]:
-        """A sample as it goes into a batch; `index` is what its augmentation is drawn by."""
-        # Not torch.manual_seed: that one would reseed the GPU too.
+        """Return a sample as an item of a batch; `index` is part of the seed of its augmentation."""
+        # Not torch.manual_seed, which would also reseed the GPU.
         generator = torch.default_generator
         before = generator.get_state()
         turn = self.view if self.views else int(self._epoch)
@@ -109,13 +110,13 @@ class ImageDataset(Dataset[dict[str, Any]]):
             generator.set_state(before)
 
     def shown(self, sample: Sample) -> dict[str, Any]:
-        """A sample as training and evaluation see it."""
+        """Return the transformed image, the label and, if `with_masks`, the mask of a sample."""
         image, mask = self.transform(sample.image, sample.mask if self.with_masks else None)
         item = {"image": image, "label": sample.label}
         return {**item, "mask": mask} if self.with_masks else item
 
     def _are_cached(self, indices: Sequence[int]) -> bool:
-        # Not where images may be left out: one that could not be read looks like one that is known.
+        # Not if images may be skipped: a skipped image looks like a known one.
         if self.known is None or self.skip:
             return False
         return bool(self.known[[self.view * len(self) + index for index in indices]].all())
@@ -124,26 +125,26 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return {CACHED_KEY: True, "label": self.split.labels[index], "index": index, "view": self.view}
 
     def blank(self, index: int) -> dict[str, Any]:
-        """What stands in a batch of which nothing could be read: its label is to be ignored."""
+        """Return a black image with an ignored label, for a batch in which no image can be read."""
         image = Image.new("RGB", (64, 64))
         return self.item(Sample(image, IGNORE_INDEX, "", np.zeros((64, 64), dtype=bool)), index)
 
 
 def drop_masks(split: ImageSplit) -> ImageSplit:
-    """The same images, without reading masks that are files of their own."""
+    """Return the split without masks, if they would be read from separate files."""
     return split.without_masks() if isinstance(split, FileSplit) else split
 
 
 @dataclass(frozen=True)
 class FetchedBatch:
-    """The samples of a batch, and those that were left out: why, by name."""
+    """The items of a batch, and the samples that were left out: the reason, by name."""
 
     items: list[dict[str, Any]]
     skipped: dict[str, str]
 
 
 class SeededShuffleSampler(Sampler[int]):
-    """All indices in an order that depends on (seed, epoch) alone."""
+    """A sampler of all indices in an order that depends only on (seed, epoch)."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count = count
@@ -151,7 +152,7 @@ class SeededShuffleSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle as in this epoch from the next iteration on."""
+        """Set the epoch for shuffling, from the next iteration on."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -163,7 +164,7 @@ class SeededShuffleSampler(Sampler[int]):
 
 
 class ImageLoader(DataLoader[dict[str, Any]]):
-    """A DataLoader whose workers' errors are raised here as they were."""
+    """A DataLoader that raises the `ToastError` of a worker with its type and fields."""
 
     notes: tuple[str, ...] = ()
     dataset: ImageDataset
@@ -171,28 +172,28 @@ class ImageLoader(DataLoader[dict[str, Any]]):
 
     @cached_property
     def skipped(self) -> dict[str, str]:
-        """Images that could not be read and were left out so far: why, by name."""
+        """Images left out so far because they could not be read: the reason, by name."""
         return {}
 
     def set_epoch(self, epoch: int, begin: int = 0) -> None:
-        """Shuffle and augment as in this epoch, from the next iteration on, which leaves `begin` batches out."""
+        """Set the epoch for shuffling and augmentation. The next iteration skips the first `begin` batches."""
         self.dataset.set_epoch(epoch)
         self.batch_sampler.set_epoch(epoch, begin)
 
     @property
     def samples(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.dataset)
 
     def leave_out(self, known: Tensor) -> None:
-        """From now on, leave out images that are known: an entry per image and view, in shared memory."""
+        """Load no images of batches that are all `known`, a shared-memory tensor with an entry per image and view."""
         self.dataset.known = known
 
     def whole(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch of this epoch with what was left out of it, read here and now.
+        """Load the images that were left out of a batch of this epoch, in this process.
 
         Raises:
-            ToastError: an image cannot be read any more.
+            ToastError: an image can no longer be read.
         """
         fetched: Any = FetchedBatch([self.dataset[index] for index in batch["index"].tolist()], {})
         return self.collate_fn(fetched)[0]
@@ -207,8 +208,8 @@ class ImageLoader(DataLoader[dict[str, Any]]):
                 try:
                     raise batch
                 finally:
-                    # Error, traceback and this frame would hold each other, and with them the workers: collected as
-                    # a cycle, each of those takes five seconds to stop.
+                    # Break the reference cycle of error, traceback and this frame, which keeps the workers alive:
+                    # each of them takes five seconds to stop when collected as part of a cycle.
                     del batch
             tensors, skipped = batch
             self.skipped.update(skipped)
@@ -218,11 +219,11 @@ class ImageLoader(DataLoader[dict[str, Any]]):
 def build_image_loader(
     split: ImageSplit, preprocessing: Preprocessing, batches: BatchOptions, options: LoaderOptions
 ) -> ImageLoader:
-    """Return batches of labelled images, transformed for the backbone.
+    """Return a loader of labelled images, transformed for the backbone.
 
     Raises:
-        UsageError: sizes do not fit, or resized images cannot be kept.
-        ToastError: resized images are to be kept, and there is no room.
+        UsageError: image sizes do not fit, or the split does not support `images.cache`.
+        ToastError: `images.cache` is set and there is not enough disk space.
     """
     transform = build_transform(options.images, preprocessing, train=batches.augment)
     notes: tuple[str, ...] = ()
@@ -246,13 +247,13 @@ def make_image_loader(
     skip: bool = False,
     pin: bool = False,
 ) -> ImageLoader:
-    """A loader of batches: `image` [B, 3, H, W], `label` [B], `index` [B] and perhaps `mask` [B, H, W].
+    """Return a loader of batches with `image` [B, 3, H, W], `label` [B], `index` [B] and optionally `mask` [B, H, W].
 
-    Iterating raises the `ToastError` of an image that cannot be read, with any number of workers; or, with `skip`,
-    leaves it out.
+    Iterating raises the `ToastError` of an image that cannot be read, with any number of workers. With `skip`, it
+    leaves the image out.
 
     Raises:
-        ValueError: masks are asked of a split that has none.
+        ValueError: `batches.with_masks` is set and the split has no masks.
     """
     images = ImageDataset(split, transform, seed, batches.with_masks, batches.views, skip)
     return build_data_loader(images, batches, workers, pin=pin)
@@ -265,7 +266,7 @@ def build_data_loader(
     together: Callable[[list[dict[str, Any]]], dict[str, Any]] = default_collate,
     pin: bool = False,
 ) -> ImageLoader:
-    """A loader of a data set's batches, its items put `together` into one; with `pin`, in page-locked memory."""
+    """Return a loader of a dataset; `together` collates items into a batch, `pin` puts it in page-locked memory."""
     seed = dataset.seed
     order = SeededShuffleSampler(len(dataset), seed) if batches.shuffle else SequentialSampler(dataset)
     return ImageLoader(
@@ -276,21 +277,21 @@ def build_data_loader(
         worker_init_fn=ignore_interrupts,
         collate_fn=partial(collate_fetched, together=together),
         pin_memory=pin,
-        # Its own, because a DataLoader draws its workers' seeds from the global one otherwise.
+        # Without its own generator, a DataLoader draws the seeds of its workers from the global one.
         generator=torch.Generator().manual_seed(derive_seed(seed)),
     )
 
 
 def collate_fetched(fetched: Any, together: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:
-    """A batch's tensors, put `together`, and what was left out of it; an error as it is."""
+    """Return the collated tensors of a batch and its skipped samples; return an error unchanged."""
     return fetched if isinstance(fetched, ToastError) else (together(fetched.items), fetched.skipped)
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed of 64 bits; neighbouring numbers give unrelated ones."""
+    """Return a 64-bit seed hashed from the numbers, so that nearby numbers give unrelated seeds."""
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches workers as well; the run that reads from them ends its step first."""
+    """Ignore Ctrl-C in a worker, so that the main process can finish its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

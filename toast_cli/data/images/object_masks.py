@@ -1,4 +1,4 @@
-"""What marks the labelled object in an image: a box, its parts, or a file of its own. Becomes a mask when asked for."""
+"""Regions that mark the labelled object in an image: a box, discs around its parts, or a file. Rendered on demand."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ if TYPE_CHECKING:
     import numpy as np
 
 BOUNDS_TOLERANCE = 1
-"""Pixels by which what is annotated may reach out of its image: sets count from 0 or 1, inside or beyond the edge."""
+"""Pixels by which an annotation may exceed its image: data sets count from 0 or 1, with or without the last pixel."""
 
 ASPECT_RATIO_TOLERANCE = 0.02
-"""How far the aspect ratios of an image and its mask may lie apart: a scaled copy is rounded, another image is not."""
+"""Maximum relative difference between the aspect ratios of an image and its mask; allows for rounding of a resize."""
 
 
 class Region(Protocol):
-    """A part of an image; `what` says in words what such regions are."""
+    """A region of an image; `what` describes the kind of region."""
 
     what: ClassVar[str]
 
     def mask(self, height: int, width: int) -> np.ndarray:
-        """`[height, width]` bool, True in the region, for an image of this size.
+        """Return a `[height, width]` bool mask, True in the region, for an image of this size.
 
         Raises:
-            ToastError: the region lies in a file, which cannot be read or is not of this image.
+            ToastError: the file of the region cannot be read, or belongs to another image.
         """
 
     def fits(self, height: int, width: int) -> bool:
-        """Whether all of it lies in an image of this size, give or take `SLACK`.
+        """Return whether the region is inside an image of this size, within `BOUNDS_TOLERANCE`.
 
         Raises:
-            ToastError: as `mask`.
+            ToastError: as in `mask`.
         """
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle: x, y of the upper left corner, width, height, in pixels of the image, fractions allowed.
+    """A rectangle: x, y of the upper left corner, width and height, in pixels of the image; may be fractional.
 
     Raises:
-        ValueError: a number is not finite, or width or height not above zero.
+        ValueError: a number is not finite, or the width or height is not positive.
     """
 
     what: ClassVar[str] = "its box, which holds more than the object"
@@ -58,10 +58,10 @@ class Box:
     def __post_init__(self) -> None:
         numbers = (self.x, self.y, self.width, self.height)
         if not all(map(math.isfinite, numbers)) or self.width <= 0 or self.height <= 0:
-            raise ValueError("a box needs finite numbers, its width and height above zero")
+            raise ValueError("a box needs finite numbers and a positive width and height")
 
     def mask(self, height: int, width: int) -> np.ndarray:
-        """Filled: True on every pixel that the box touches."""
+        """Return a mask that is True on every pixel that the box touches."""
         import numpy as np
 
         rows = slice(max(math.floor(self.y), 0), max(math.ceil(self.y + self.height), 0))
@@ -71,14 +71,14 @@ class Box:
         return mask
 
     def fits(self, height: int, width: int) -> bool:
-        """Whether its corners lie in the image."""
+        """Return whether the corners are inside the image."""
         corners = ((self.x, self.y), (self.x + self.width, self.y + self.height))
         return all(_is_in_image(x, y, height, width) for x, y in corners)
 
 
 @dataclass(frozen=True)
 class Discs:
-    """A disc around each point (x, y); where there is no point, nothing."""
+    """A disc around each point (x, y); empty without points."""
 
     what: ClassVar[str] = "discs around its parts"
 
@@ -86,7 +86,7 @@ class Discs:
     radius: float
 
     def mask(self, height: int, width: int) -> np.ndarray:
-        """True on every pixel whose middle lies in a disc."""
+        """Return a mask that is True on every pixel whose centre is in a disc."""
         import numpy as np
 
         rows, columns = np.ogrid[:height, :width]
@@ -96,13 +96,13 @@ class Discs:
         return mask
 
     def fits(self, height: int, width: int) -> bool:
-        """Whether the points lie in the image; the discs are ours."""
+        """Return whether the points are inside the image; the discs may exceed it."""
         return all(_is_in_image(x, y, height, width) for x, y in self.points)
 
 
 @dataclass(frozen=True)
 class BoxFile:
-    """Rectangles that a file holds, which `read` takes out of it."""
+    """Boxes in a file, parsed by `read`."""
 
     what: ClassVar[str] = Box.what
 
@@ -110,19 +110,19 @@ class BoxFile:
     read: Callable[[Path], tuple[Box, ...]]
 
     def mask(self, height: int, width: int) -> np.ndarray:
-        """True in any of them."""
+        """Return the union of the masks of all boxes."""
         import numpy as np
 
         return np.any([box.mask(height, width) for box in self.read(self.file)], axis=0)
 
     def fits(self, height: int, width: int) -> bool:
-        """Whether all of them lie in the image."""
+        """Return whether all boxes are inside the image."""
         return all(box.fits(height, width) for box in self.read(self.file))
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A picture of the region; `inside` takes its RGB pixels `[H, W, 3]` and returns `[H, W]` bool."""
+    """An image file of the region; `inside` maps its RGB pixels `[H, W, 3]` to a `[H, W]` bool mask."""
 
     what: ClassVar[str] = "its outline"
 
@@ -130,24 +130,25 @@ class MaskFile:
     inside: Callable[[np.ndarray], np.ndarray]
 
     def mask(self, height: int, width: int) -> np.ndarray:
-        """The picture at the image's size."""
+        """Return the mask in the file, resized to the image's size."""
         import numpy as np
         from PIL import Image
 
         from toast_cli.data.images.decode import open_image
 
-        drawn = open_image(self.file)
-        if abs(drawn.width * height / (drawn.height * width) - 1) > ASPECT_RATIO_TOLERANCE:
+        picture = open_image(self.file)
+        if abs(picture.width * height / (picture.height * width) - 1) > ASPECT_RATIO_TOLERANCE:
             raise ToastError(
-                f"{self.file} is {drawn.width}×{drawn.height} pixels, and its image {width}×{height}.",
-                "It shows the region of another image.",
-                "Unpack both archives anew.",
+                f"The mask {self.file} has {picture.width}×{picture.height} pixels, its image {width}×{height}.",
+                "The aspect ratios differ, so the mask belongs to another image.",
+                "Unpack both archives again.",
+                code="data.mask-size-mismatch",
             )
-        mask = Image.fromarray(self.inside(np.asarray(drawn)))
+        mask = Image.fromarray(self.inside(np.asarray(picture)))
         return np.asarray(mask.resize((width, height), Image.Resampling.NEAREST))
 
     def fits(self, height: int, width: int) -> bool:
-        """It is a picture of the whole image, or `mask` refuses it."""
+        """Return True: the file covers the whole image, otherwise `mask` raises an error."""
         return True
 
 

@@ -1,4 +1,4 @@
-"""`images`: every image below a folder, without labels; what pre-tuning can use where nobody has named anything."""
+"""`images`: all images below a folder, without labels, for pre-tuning."""
 
 from __future__ import annotations
 
@@ -15,32 +15,35 @@ from toast_cli.data.splits import SplitOptions, make_train_val_splits
 from toast_cli.utils.errors import ToastError
 
 UNLABELLED_CLASSES = ("an image",)
-"""The one class of all: a task that needs labels has nothing to learn from it."""
+"""The single class of unlabelled images."""
 
 
 class UnlabelledFolderOptions(SplitOptions):
-    """A folder of images."""
+    """Options of a folder of unlabelled images."""
 
     name: Literal["images"] = Field("images", description="the data set")
     path: str = Field(
-        min_length=1, description="the folder; a relative one is looked up in --data-dir, then in the current folder"
+        min_length=1, description="the folder; a relative path is looked up in --data-dir, then in the current folder"
     )
 
 
 def open_unlabelled_folder(options: UnlabelledFolderOptions, data_dir: Path | None) -> DataSet:
-    """Read the file names; no image is opened.
+    """Read the file names below a folder, without opening any image.
 
     Raises:
-        ToastError: no such folder, or no image below it.
+        ToastError: the folder does not exist or contains no images.
     """
     root = find_folder(options.path, data_dir)
     found = DiskFolder(root).found()
     names = sorted(found.images)
     if not names:
-        raise ToastError(f"There is no image below {root}.")
+        raise ToastError(f"{root} contains no images.", code="data.no-images")
     made, notes = make_train_val_splits(FileSplit(root, tuple(names), (0,) * len(names)), None, options)
-    said = ("Images without labels, for pretuning.target=first-pass.", *describe_unread_files(str(root), [found]))
-    return DataSet(UNLABELLED_CLASSES, made, (*said, *notes))
+    folder_notes = (
+        "Images without labels, for pretuning.target=first-pass.",
+        *describe_unread_files(str(root), [found]),
+    )
+    return DataSet(UNLABELLED_CLASSES, made, (*folder_notes, *notes))
 
 
 SOURCE = DataSource(

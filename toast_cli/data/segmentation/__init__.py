@@ -1,1 +1,1 @@
-"""Images with a class for every pixel, and their loader."""
+"""Segmentation data sets (images with a class for every pixel) and their loader."""

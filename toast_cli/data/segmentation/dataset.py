@@ -1,7 +1,7 @@
-"""Images and class maps, file by file: what the sources of labelled pixels on disk share.
+"""Images paired with class maps: the split of all segmentation data sets on disk.
 
-A class map is a picture of one channel (a palette's colours do not count) whose values are classes. Nothing is opened
-until asked for.
+A class map is an image file with one channel whose values are classes; in a palette image, these are the indices.
+Files are opened on demand.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     import numpy as np
 
 UNLABELLED_PIXEL = 255
-"""The value of a pixel without a class."""
+"""Value of a pixel without a class."""
 
 
 class SegmentationDataOptions(NamedOptions):
-    """What a source of class maps can be told about the validation split it has to make itself."""
+    """Options of the validation split that a segmentation source makes itself."""
 
     val_fraction: float = Field(
-        0.1, ge=0, lt=1, description="share of the training images held out where there is no validation split"
+        0.1, ge=0, lt=1, description="fraction of the training images held out if there is no validation split"
     )
-    split_seed: int = Field(0, ge=0, description="seed of every split that is made, apart from the run's own seed")
+    split_seed: int = Field(0, ge=0, description="seed of the splits made here, independent of the run's seed")
 
 
 @dataclass(frozen=True)
 class SegmentationSplit:
-    """Image files, each with its class map.
+    """Image files, each with a class map.
 
     Args:
-        pairs: image and class map, in order.
-        classes: how many there are; every other value but 255 is an error.
-        reduce_zero_label: 0 means no class, and 1 is the first.
+        pairs: paths of the image and the class map of every sample.
+        classes: number of classes; any other value except 255 is an error.
+        reduce_zero_label: the value 0 means no class, and 1 is the first class.
     """
 
     kind: ClassVar[SplitKind] = "pixels"
@@ -57,28 +57,28 @@ class SegmentationSplit:
 
     @property
     def labels(self) -> list[int]:
-        """No image has a label of its own: -1."""
+        """The label -1 for every image: labels belong to pixels."""
         return [-1] * len(self)
 
     @property
     def names(self) -> list[str]:
-        """The images' file names."""
+        """File names of the images."""
         return [image.name for image, _ in self.pairs]
 
     @property
     def folders(self) -> frozenset[Path]:
-        """The folders of the images and of the class maps."""
+        """Folders of the images and of the class maps."""
         return frozenset(file.parent for pair in self.pairs for file in pair)
 
     def take(self, indices: Sequence[int]) -> SegmentationSplit:
-        """The samples at `indices`, in that order."""
+        """Return the split of the samples at `indices`, in that order."""
         return replace(self, pairs=tuple(self.pairs[i] for i in indices))
 
     def load(self, index: int) -> Sample:
         """Read one image and its class map.
 
         Raises:
-            ToastError: either cannot be read, they differ in size, or a value is no class.
+            ToastError: a file cannot be read, the sizes differ, or a value is not a class.
         """
         from toast_cli.data.images.decode import open_image
 
@@ -87,22 +87,23 @@ class SegmentationSplit:
         classes = read_class_map(map_path, self.classes, self.reduce_zero_label)
         if classes.shape != (image.height, image.width):
             raise ToastError(
-                f"The class map {map_path} does not fit its image {image_path}.",
-                f"It is {classes.shape[1]}×{classes.shape[0]} pixels, the image {image.width}×{image.height}.",
-                "Save the class map at the image's size (and upright, if a camera turned the image), or remove both.",
+                f"The class map {map_path} does not match the size of its image {image_path}.",
+                f"The map has {classes.shape[1]}×{classes.shape[0]} pixels, the image {image.width}×{image.height}.",
+                "Save the class map at the size of the image, after its EXIF orientation, or remove both.",
+                code="data.mask-size-mismatch",
             )
         return Sample(image, -1, image_path.name, classes=classes)
 
 
 LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
-"""Pillow's formats that do not keep values as they are."""
+"""Pillow's names of lossy formats, which change values."""
 
 
 def read_class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.ndarray:
-    """The classes in a file: `[H, W]` uint8, 255 where there is none.
+    """Read a class map as `[H, W]` uint8, 255 for no class.
 
     Raises:
-        ToastError: it cannot be read, holds colours, or holds a value that is no class.
+        ToastError: the file cannot be read, has several channels or a lossy format, or has a value that is not a class.
     """
     import numpy as np
 
@@ -111,29 +112,33 @@ def read_class_map(path: Path, classes: int, reduce_zero_label: bool = False) ->
     try:
         with open_pillow_file(path) as file:
             kind, mode, values = file.format, file.mode, np.asarray(file)
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
+    except Exception as error:  # Pillow's decoders raise arbitrary exceptions on damaged files
         raise ToastError(
-            f"The class map {path} cannot be read.",
+            f"Cannot read the class map {path}.",
             f"{type(error).__name__}: {error}",
             "Replace the file, or remove it and its image.",
+            code="data.unreadable-class-map",
         ) from error
     if values.ndim != 2:
         raise ToastError(
-            f"The class map {path} holds colours (Pillow's mode {mode}).",
-            "A class map has one channel, whose values are classes: 0, 1, 2, ..., and 255 for none.",
-            "Save it as a grey or palette PNG.",
+            f"The class map {path} has several channels (Pillow mode {mode}).",
+            "A class map has one channel whose values are classes: 0, 1, 2, ..., and 255 for none.",
+            "Save it as a greyscale or palette PNG.",
+            code="data.coloured-class-map",
         )
     if kind in LOSSY_FORMATS:
         raise ToastError(
-            f"The class map {path} is a {kind}.",
-            "Its compression blurs values: between two classes, others appear that nobody labelled.",
-            "Make it again from the source as a PNG.",
+            f"The class map {path} is a {kind} file.",
+            "Lossy compression changes values, so that wrong classes appear between regions.",
+            "Export it again as a PNG from its source.",
+            code="data.lossy-class-map",
         )
     found = values.astype(np.int64)
     if (found != values).any():
         raise ToastError(
-            f"The class map {path} has values that are no whole numbers (Pillow's mode {mode}).",
-            what_to_do="Save it as a grey or palette PNG whose values are classes.",
+            f"The class map {path} has values that are not integers (Pillow mode {mode}).",
+            what_to_do="Save it as a greyscale or palette PNG whose values are classes.",
+            code="data.fractional-class-map",
         )
     if reduce_zero_label:
         found = np.where((found == 0) | (found == UNLABELLED_PIXEL), UNLABELLED_PIXEL, found - 1)
@@ -143,10 +148,11 @@ def read_class_map(path: Path, classes: int, reduce_zero_label: bool = False) ->
         listed = ", ".join(f"{value} ({count:,} pixels)" for value, count in zip(odd[:5], counts[:5], strict=True))
         first = 1 if reduce_zero_label else 0
         raise ToastError(
-            f"The class map {path} has values that are no class.",
+            f"The class map {path} has values that are not classes.",
             f"It has {listed}{' and more' if len(odd) > 5 else ''}; there are {classes} classes, {first} to "
             f"{first + classes - 1}, and 255 for none" + (" (0 too: reduce_zero_label)." if reduce_zero_label else "."),
-            "Mend the file, or name every class.",
+            "Correct the file, or list all classes.",
+            code="data.unknown-class",
         )
     return found.astype(np.uint8)
 
@@ -154,11 +160,12 @@ def read_class_map(path: Path, classes: int, reduce_zero_label: bool = False) ->
 def hold_out_validation(
     train: SegmentationSplit, options: SegmentationDataOptions
 ) -> tuple[dict[str, SegmentationSplit], str]:
-    """`train` and, held out of it, `val`, and the note that says so."""
+    """Split `train` into `train` and `val`, and return a note on it."""
     names, labels = train.names, [0] * len(train)
     kept, held = hold_out(names, labels, options.val_fraction, options.split_seed)
     if not held:
-        return {"train": train}, f"validation: none was held out (fraction {options.val_fraction:g}, or a single image)"
+        note = f"validation: none was held out (fraction {options.val_fraction:g}, or a single image)"
+        return {"train": train}, note
     digest = compute_split_hash([names[i] for i in held], [0] * len(held))
     return {"train": train.take(kept), "val": train.take(held)}, (
         f"validation: {100 * options.val_fraction:g}% of train held out ({len(held):,} images), "
@@ -174,9 +181,9 @@ def build_official_dataset(
     options: SegmentationDataOptions,
     note: str,
 ) -> DataSet:
-    """A published set whose test labels are not public, so that its official validation images are the `test`.
+    """Build a published data set whose test labels are not public; its official validation images become `test`.
 
-    `published` are how many images the two official lists have, `note` names the second.
+    `published` are the sizes of the two official lists. `note` describes the second one.
     """
     notes = [note]
     if (len(train), len(test)) != published:
@@ -189,36 +196,39 @@ def build_official_dataset(
 
 
 def match_images_to_maps(images: Path, maps: Path) -> tuple[tuple[Path, Path], ...]:
-    """The images below a folder and the class maps below another, paired by their path in it but for the ending.
+    """Pair the images below a folder with the class maps below another by their relative paths without suffix.
 
     Raises:
-        ToastError: one has no other, or two share a name; they are named.
+        ToastError: a file has no counterpart, or two files differ only in their suffix; the message names them.
     """
     of_image, of_map = _index_by_stem(images), _index_by_stem(maps)
-    for alone, others, words, other, place in (
+    for files, others, description, other, folder in (
         (of_image, of_map, f"images in {images}", "class map", maps),
         (of_map, of_image, f"class maps in {maps}", "image", images),
     ):
-        missing = [name for name in sorted(alone) if name not in others]
+        missing = [name for name in sorted(files) if name not in others]
         if missing:
-            named = ", ".join(alone[name].name for name in missing[:3])
+            listed = ", ".join(files[name].name for name in missing[:3])
             raise ToastError(
-                f"{len(missing):,} of {len(alone):,} {words} have no {other}: "
-                f"{named}{' and more' if len(missing) > 3 else ''}.",
-                f"The first is {alone[missing[0]]}; nothing in {place} is called {missing[0]} but for the ending.",
-                f"Add the {other}s, or remove what has none.",
+                f"{len(missing):,} of {len(files):,} {description} have no {other}: "
+                f"{listed}{' and more' if len(missing) > 3 else ''}.",
+                f"The first is {files[missing[0]]}; {folder} has no file {missing[0]} with any suffix.",
+                f"Add the missing {other}s, or remove the files without one.",
+                code="data.unpaired-files",
             )
     return tuple((of_image[name], of_map[name]) for name in sorted(of_image))
 
 
 def _index_by_stem(folder: Path) -> dict[str, Path]:
-    """The images below a folder by their path in it without the ending."""
+    """Return the images below a folder by their relative path without suffix."""
     found: dict[str, Path] = {}
     for path in list_images(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
             raise ToastError(
-                f"{found[name]} and {path.name} share a name but for the ending.", what_to_do="Remove one."
+                f"{found[name]} and {path.name} differ only in their suffix.",
+                what_to_do="Remove one.",
+                code="data.duplicate-image",
             )
         found[name] = path
     return found
@@ -227,5 +237,5 @@ def _index_by_stem(folder: Path) -> dict[str, Path]:
 def build_segmentation_dataset(
     classes: tuple[str, ...], splits: Mapping[str, SegmentationSplit], notes: Sequence[str]
 ) -> DataSet:
-    """A data set whose pixels are labelled."""
+    """Build a data set with labels for pixels."""
     return DataSet(classes, splits, tuple(notes))

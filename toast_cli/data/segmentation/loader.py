@@ -1,4 +1,4 @@
-"""Batches of images and class maps: changed together for training; for evaluation, labels stay at their own size."""
+"""Batches of images and class maps. Training transforms both; evaluation keeps labels at their original size."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 
 class SegmentationDataset(ImageDataset):
-    """A split through a transform.
+    """A segmentation split with a transform.
 
-    `image` is [3, h, w] and `labels` [H, W], the class of every pixel or `IGNORED`. Both have one size in training; in
-    evaluation labels keep the image's own, and `extent` is (h, w), `size` (H, W).
+    An item has `image` [3, h, w] and `labels` [H, W], the class of every pixel or `IGNORE_INDEX`. If transformed
+    `together`, for training, both have the same size. Otherwise labels keep the original size of the image, and the
+    item also has `extent`, (h, w), and `size`, (H, W).
     """
 
     def __init__(self, split: ImageSplit, transform: v2.Transform, seed: int, together: bool) -> None:
@@ -35,11 +36,11 @@ class SegmentationDataset(ImageDataset):
         self.together = together
 
     def shown(self, sample: Sample) -> dict[str, Any]:
-        """Image and labels."""
+        """Return the transformed image and the labels of a sample."""
         classes = torch.from_numpy(sample.classes)
         if self.together:
-            image, cut = self.steps(sample.image, tv_tensors.Mask(classes))
-            return {"image": image.as_subclass(Tensor), "labels": _to_labels(cut.as_subclass(Tensor))}
+            image, cropped = self.steps(sample.image, tv_tensors.Mask(classes))
+            return {"image": image.as_subclass(Tensor), "labels": _to_labels(cropped.as_subclass(Tensor))}
         image = self.steps(sample.image).as_subclass(Tensor)
         return {
             "image": image,
@@ -52,74 +53,90 @@ class SegmentationDataset(ImageDataset):
 def build_pixel_loader(
     split: ImageSplit, preprocessing: Preprocessing, batches: BatchOptions, options: LoaderOptions
 ) -> ImageLoader:
-    """Return batches of images with a label for every pixel, transformed for the backbone.
+    """Return a loader of images with a label for every pixel, transformed for the backbone.
 
     Raises:
-        UsageError: sizes do not fit, or an option is for labelled images alone.
+        UsageError: image sizes do not fit, or an option supports only labelled images.
     """
     if options.images.on_error == "skip":
         raise UsageError(
-            "images.on_error=skip is for labelled images.",
-            what_to_do="Mend the pairs that cannot be read, or remove them.",
+            "images.on_error=skip does not support segmentation.",
+            what_to_do="Replace or remove the pairs that cannot be read.",
+            code="image.unsupported-option",
         )
     if options.images.cache:
-        raise UsageError("images.cache is for labelled images.", what_to_do="Leave it out.")
-    assert options.pixels is not None, "recipes whose task labels no pixels are refused for such data"
+        raise UsageError(
+            "images.cache does not support segmentation.",
+            what_to_do="Remove images.cache.",
+            code="image.unsupported-option",
+        )
+    assert options.pixels is not None, "recipes of other tasks are rejected for such data"
     transform = build_segmentation_transform(options.images, options.pixels, preprocessing, train=batches.augment)
     dataset = SegmentationDataset(split, transform, options.seed, together=batches.augment)
     return build_data_loader(dataset, batches, options.workers, _pad_batch, options.pin_memory)
 
 
 def build_segmentation_transform(
-    images: ImageOptions, wishes: PixelOptions, seen: Preprocessing, train: bool
+    images: ImageOptions, pixels: PixelOptions, preprocessing: Preprocessing, train: bool
 ) -> v2.Transform:
-    """From an image, and in training its class map as a `Mask`, to what the backbone sees.
+    """Build the transform to the backbone's input, of an image and, in training, its class map as a `Mask`.
 
     Raises:
-        UsageError: sizes do not fit.
+        UsageError: image sizes do not fit.
     """
     steps = build_training_steps if train else build_evaluation_steps
-    mean, std = images.normalization(seen.mean, seen.std)
-    numbers = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
-    return v2.Compose([*steps(images, wishes, seen), *numbers])
+    mean, std = images.normalization(preprocessing.mean, preprocessing.std)
+    normalize = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    return v2.Compose([*steps(images, pixels, preprocessing), *normalize])
 
 
-def build_evaluation_steps(images: ImageOptions, wishes: PixelOptions, seen: Preprocessing) -> list[v2.Transform]:
-    """`whole`: straight to the input size; `slide`: in its own shape, so that it covers the input size.
+def build_evaluation_steps(
+    images: ImageOptions, pixels: PixelOptions, preprocessing: Preprocessing
+) -> list[v2.Transform]:
+    """Return the geometric steps of evaluation.
+
+    `whole` resizes an image to the input size. `slide` resizes it to cover the input size, keeping its aspect ratio.
 
     Raises:
-        UsageError: the images asked for would be smaller than the input.
+        UsageError: resized images would be smaller than the input, or `images.squash` is set.
     """
-    interpolation = v2.InterpolationMode(seen.interpolation)
+    interpolation = v2.InterpolationMode(preprocessing.interpolation)
     if images.squash:
-        raise UsageError("images.squash is for labelled images.", what_to_do="Use task.evaluation=whole.")
-    if wishes.evaluation == "whole":
-        return [v2.Resize(seen.image_size, interpolation)]
+        raise UsageError(
+            "images.squash does not support segmentation.",
+            what_to_do="Use task.evaluation=whole.",
+            code="image.unsupported-option",
+        )
+    if pixels.evaluation == "whole":
+        return [v2.Resize(preprocessing.image_size, interpolation)]
     if images.resize is None:
-        return [ResizeToCover(seen.image_size, interpolation)]
-    if images.resize < max(seen.image_size):
+        return [ResizeToCover(preprocessing.image_size, interpolation)]
+    if images.resize < max(preprocessing.image_size):
         raise UsageError(
             f"images.resize={images.resize} is too small.",
-            f"The backbone's input is {seen.image_size[0]}×{seen.image_size[1]}, and no window would fit.",
-            f"Use {max(seen.image_size)} or more, or leave images.resize out.",
+            f"It is smaller than the backbone's input, {preprocessing.image_size[0]}×{preprocessing.image_size[1]}.",
+            f"Use {max(preprocessing.image_size)} or more, or remove images.resize.",
+            code="image.resize-too-small",
         )
     return [v2.Resize(images.resize, interpolation)]
 
 
-def build_training_steps(images: ImageOptions, wishes: PixelOptions, seen: Preprocessing) -> list[v2.Transform]:
-    """Random scale, crop and mirror, as far as the recipe wants them; what comes out has the input size."""
-    size, interpolation = seen.image_size, v2.InterpolationMode(seen.interpolation)
+def build_training_steps(
+    images: ImageOptions, pixels: PixelOptions, preprocessing: Preprocessing
+) -> list[v2.Transform]:
+    """Return the geometric steps of training, as in the recipe: random scale, crop and flip to the input size."""
+    size, interpolation = preprocessing.image_size, v2.InterpolationMode(preprocessing.interpolation)
     if images.augment == "random-resized-crop":
         return [v2.RandomResizedCrop(size, interpolation=interpolation), v2.RandomHorizontalFlip()]
-    plain = build_evaluation_steps(images, wishes, seen)
+    plain = build_evaluation_steps(images, pixels, preprocessing)
     if images.augment != "crop-flip":
         return [*plain, v2.CenterCrop(size), *([v2.RandomHorizontalFlip()] if images.augment == "flip" else [])]
-    if wishes.scale is not None:
+    if pixels.scale is not None:
         side = images.resize or max(size)
-        least, most = (round(side * factor) for factor in wishes.scale)
+        least, most = (round(side * factor) for factor in pixels.scale)
         plain = [v2.RandomResize(least, most + 1, interpolation)]
-    mean, _ = images.normalization(seen.mean, seen.std)
-    grey = [round(255 * value) for value in mean]  # nothing, once normalised
+    mean, _ = images.normalization(preprocessing.mean, preprocessing.std)
+    grey = [round(255 * value) for value in mean]  # zero after normalization
     fill: dict[Any, Any] = {tv_tensors.Image: grey, tv_tensors.Mask: UNLABELLED_PIXEL}
     return [*plain, v2.ToImage(), v2.RandomCrop(size, pad_if_needed=True, fill=fill), v2.RandomHorizontalFlip()]
 
@@ -129,13 +146,13 @@ def _to_labels(classes: Tensor) -> Tensor:
 
 
 def _pad_batch(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch, images and labels filled up to the largest of it at the bottom and the right."""
+    """Collate a batch, with images and labels padded at the bottom and right to the largest size."""
     batch: dict[str, Any] = {name: torch.tensor([item[name] for item in items]) for name in ("index", "view")}
     for name, filler in (("image", 0.0), ("labels", IGNORE_INDEX)):
         tensors = [item[name] for item in items]
         height, width = (max(tensor.shape[side] for tensor in tensors) for side in (-2, -1))
         batch[name] = torch.stack(
-            [F.pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2]), value=filler) for one in tensors]
+            [F.pad(t, (0, width - t.shape[-1], 0, height - t.shape[-2]), value=filler) for t in tensors]
         )
     for name in ("extent", "size"):
         if name in items[0]:

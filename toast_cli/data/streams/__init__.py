@@ -1,1 +1,1 @@
-"""Image data sets that are read from front to end, and their loader."""
+"""Streamed image data sets and their loader."""

@@ -1,4 +1,4 @@
-"""What a streamed split is, known before anything is read: imported by sources, so it is light."""
+"""`StreamSplit`: a split that is streamed. Sources import this module, so it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ from toast_cli.utils.errors import ToastError, UsageError
 
 @dataclass(frozen=True)
 class StreamSplit:
-    """A split that can be read from front to end alone.
+    """A split that can only be read in sequence.
 
-    `table` is the library's stream, images undecoded; `image` and `label` are its columns (no label: all are of class
-    0). `classes` are the names that a label may have, or may count from 0; `numbered` are those that its numbers stand
-    for, where the column says so itself. `key` is the column that names a sample, where there is one. `length` is how
-    many there are, `where` what a message calls the stream. `digest` is the `split_hash` of what it is read from, None
-    where nothing lists it.
+    Attributes:
+        table: the stream of the `datasets` library, with undecoded images.
+        image: column of the images.
+        label: column of the labels; None: every sample has the class 0.
+        classes: class names. A label is one of them, or an index.
+        length: number of samples.
+        where: name of the stream in messages.
+        key: column with the name of a sample, or None.
+        shuffle_buffer: number of samples that each reader shuffles at a time.
+        has_masks: whether samples have masks.
+        digest: the `split_hash` of the files of the stream; None if they are not listed anywhere.
+        numbered: class names of a label column that stores indices into its own list; empty for others.
     """
 
     kind: ClassVar[SplitKind] = "stream"
@@ -40,32 +47,36 @@ class StreamSplit:
         return self.length
 
     def load(self, index: int) -> Any:
-        """A stream has no places.
+        """Raise an error: a stream has no random access.
 
         Raises:
             UsageError: always.
         """
-        raise UsageError(f"{self.where} is streamed: no single image can be asked for.", what_to_do="Unpack the data.")
+        raise UsageError(
+            f"{self.where} is streamed, so single images cannot be read.",
+            what_to_do="Unpack the data.",
+            code="data.streamed",
+        )
 
     def name_of(self, row: Mapping[str, Any]) -> str:
-        """What an error calls a sample."""
+        """Return the name of a sample for messages."""
         if self.key is not None:
             return f"{self.where}: {row[self.key]}"
         cell = row[self.image] or {}
         content = cell.get("bytes")
-        # Nothing else tells images without a name apart.
-        told = (
+        # Images without a name are distinguished by their content.
+        description = (
             "no image"
             if content is None
             else f"an image of {len(content):,} bytes, {blake2b(content, digest_size=4).hexdigest()}"
         )
-        return f"{self.where}: {cell.get('path') or told}"
+        return f"{self.where}: {cell.get('path') or description}"
 
     def label_of(self, row: Mapping[str, Any], name: str) -> int:
-        """The class of a sample.
+        """Return the class index of a sample.
 
         Raises:
-            ToastError: it has none, or one that is not known.
+            ToastError: the label is missing or is not a known class.
         """
         if self.label is None:
             return 0
@@ -77,7 +88,8 @@ class StreamSplit:
         if isinstance(value, str) and value in self.classes:
             return self.classes.index(value)
         raise ToastError(
-            f"{name} has the label {value!r}, which is none of {len(self.classes)} classes.",
-            what_to_do="Name the column that holds it, and how many classes there are (dataset.label_column, "
-            "dataset.classes or dataset.class_file).",
+            f"{name} has the label {value!r}, which is not one of the {len(self.classes)} classes.",
+            what_to_do="Check the column of labels and the classes (dataset.label_column, dataset.classes or "
+            "dataset.class_file).",
+            code="data.unknown-class",
         )

@@ -1,8 +1,8 @@
-"""Images that are read from front to end, because there are too many to look up: shards, and data sets of the hub.
+"""The loader of streamed images: tar shards, and data sets of the Hugging Face hub.
 
-The `datasets` library opens them, shuffles their shards and a buffer of samples, and deals shards out to processes and
-to the workers of each, so that no two read the same one. What is added here: batches as everywhere else, the same
-number of steps for every process, and an epoch that can be gone on with in its middle.
+The `datasets` library opens a stream, shuffles its shards and a buffer of samples, and assigns shards to processes and
+to their workers, so that no two read the same shard. This module adds batches, the same number of steps for every
+process, and resuming in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StreamedImageFile:
-    """One image of a stream, as `open_image` takes it: its bytes, or where they are."""
+    """An image of a stream: its bytes, or the path or URL of its file."""
 
     name: str
     content: bytes | None
@@ -44,10 +44,10 @@ class StreamedImageFile:
         return self.name
 
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
-        """Its bytes.
+        """Return a stream of its bytes.
 
         Raises:
-            OSError: there are none.
+            OSError: the sample has no image, or its file cannot be read.
         """
         if self.content is not None:
             return BytesIO(self.content)
@@ -62,26 +62,23 @@ class StreamedImageFile:
 
 @dataclass(frozen=True)
 class StreamedImageKey:
-    """Where a row's image comes from: its name, and a number that goes with name and content alone.
-
-    Names may repeat from shard to shard, or be missing.
-    """
+    """The identity of an image of a stream: its name and content, as names may repeat between shards or be missing."""
 
     name: str
     content: bytes
 
     @property
     def number(self) -> int:
-        """What the augmentation of the image is drawn by, whoever reads it and when."""
-        told = self.name.encode(errors="surrogateescape") + b"\0" + self.content
-        return int.from_bytes(blake2b(told, digest_size=7).digest(), "big")
+        """Seed of the image's augmentation, independent of worker and position."""
+        key = self.name.encode(errors="surrogateescape") + b"\0" + self.content
+        return int.from_bytes(blake2b(key, digest_size=7).digest(), "big")
 
 
 class StreamDataset(IterableDataset[Any]):
-    """What one process reads of a stream, by its workers, in pieces of `size` images.
+    """One process's share of a stream, read by its workers in pieces of `size` images.
 
-    Pieces that are sure to be left out are counted and not decoded: of W workers, number w's piece number j comes to
-    the loader as number j W + w, or before.
+    Pieces that are certain to be skipped are counted, not decoded. With W workers, the loader receives piece j of
+    worker w at position j W + w or earlier.
     """
 
     def __init__(self, images: ImageDataset, split: StreamSplit, batches: BatchOptions, seed: int) -> None:
@@ -89,11 +86,11 @@ class StreamDataset(IterableDataset[Any]):
         self.images, self.split = images, split
         self.size = _count_process_samples(batches, batches.batch_size)
         self.table = _shard_stream(split, batches, seed)
-        # In shared memory, so that workers that live on from epoch to epoch see them change.
+        # In shared memory, because persistent workers must see them change.
         self._epoch_and_offset = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int, leave_out: int) -> None:
-        """Shuffle and augment as in this epoch from now on; its first so many images need not be decoded."""
+        """Set the epoch for shuffling and augmentation. Its first `leave_out` images need not be decoded."""
         self.images.set_epoch(epoch)
         self._epoch_and_offset[0], self._epoch_and_offset[1] = epoch, leave_out
 
@@ -108,29 +105,29 @@ class StreamDataset(IterableDataset[Any]):
             number += workers
 
     def _fetch_batch(self, rows: list[Mapping[str, Any]], before: Counter[str]) -> FetchedBatch | ToastError:
-        """A batch; `before` counts what was left out in this epoch, by name: of one name, each is another image.
+        """Return a batch, or the error that prevents it: an error raised in a worker would lose its type.
 
-        An error is handed on: raised in a worker, it would arrive as a traceback's text.
+        `before` counts the skipped images of this epoch by name, to distinguish images of the same name.
         """
         items, skipped = [], {}
         for row in rows:
-            place = StreamedImageKey(self.split.name_of(row), (row[self.split.image] or {}).get("bytes") or b"")
+            key = StreamedImageKey(self.split.name_of(row), (row[self.split.image] or {}).get("bytes") or b"")
             try:
-                items.append(self.images.item(load_stream_sample(self.split, row), place.number))
+                items.append(self.images.item(load_stream_sample(self.split, row), key.number))
             except ToastError as error:
                 if not self.images.skip:
                     return error
-                before[place.name] += 1
-                more = f" (number {before[place.name]} of that name)" if before[place.name] > 1 else ""
-                skipped[place.name + more] = error.why or error.what
+                before[key.name] += 1
+                suffix = f" (number {before[key.name]} of that name)" if before[key.name] > 1 else ""
+                skipped[key.name + suffix] = error.why or error.what
         return FetchedBatch(items or [self.images.blank(0)], skipped)
 
 
 def load_stream_sample(split: StreamSplit, row: Mapping[str, Any]) -> Sample:
-    """The image of a row, decoded, and its class.
+    """Return the decoded image of a row and its class.
 
     Raises:
-        ToastError: it cannot be read, or has no class that is known.
+        ToastError: the image cannot be read, or its label is not a known class.
     """
     name = split.name_of(row)
     label = split.label_of(row, name)
@@ -139,10 +136,11 @@ def load_stream_sample(split: StreamSplit, row: Mapping[str, Any]) -> Sample:
 
 
 class StreamLoader:
-    """Batches of a stream; `notes` say how shards go round.
+    """Batches of a stream; `notes` describe how shards are distributed.
 
-    An epoch has the same number of steps for every process. One alone sees each image once in it; of several, one that
-    comes to the end of its shards before the others starts over. To be measured on, a stream is read once by all.
+    A training epoch has the same number of steps in every process. A single process sees each image once. With several
+    processes, one that reaches the end of its shards before the others starts again. For evaluation, every process
+    reads its share once.
     """
 
     def __init__(
@@ -173,11 +171,11 @@ class StreamLoader:
 
     @property
     def samples(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.dataset.split)
 
     def set_epoch(self, epoch: int, begin: int = 0) -> None:
-        """Shuffle and augment as in this epoch, from the next iteration on, which leaves `begin` batches out."""
+        """Set the epoch for shuffling and augmentation. The next iteration skips the first `begin` batches."""
         self._epoch, self._begin = epoch, begin
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -201,13 +199,13 @@ class StreamLoader:
                 kept = {name: tensor[size:] for name, tensor in kept.items()} if len(kept["label"]) > size else {}
 
     def _size(self, number: int) -> int:
-        """Of this process's part of a batch. Where one is too small to go round, a process without a part takes one."""
+        """Return the size of this process's share of a batch; at least one."""
         return _count_process_samples(
             self.batches, min(self.batches.batch_size, self.samples - number * self.batches.batch_size)
         )
 
     def _iterate_pieces(self, leave_out: int) -> Iterator[dict[str, Any]]:
-        """Images in the order of the stream, without the first so many."""
+        """Yield pieces in the order of the stream, without the first `leave_out` images."""
         self.dataset.set_epoch(self._epoch, leave_out)
         for piece in self._loader:
             if isinstance(piece, ToastError):
@@ -227,23 +225,29 @@ class StreamLoader:
 def build_stream_loader(
     split: StreamSplit, preprocessing: Preprocessing, batches: BatchOptions, options: LoaderOptions
 ) -> StreamLoader:
-    """Return batches of a stream's images in the order of the stream, transformed for the backbone.
+    """Return a loader of a stream's images, transformed for the backbone.
 
     Raises:
-        UsageError: an option needs images that can be looked up, or sizes do not fit.
+        UsageError: an option needs random access to images, or the batch size is too small.
     """
     if batches.views is not None:
         raise UsageError(
-            "training.cache keeps what belongs to each image, and a stream has no place for any.",
-            what_to_do="Leave training.cache out, or unpack the data.",
+            "training.cache does not support streams, which have no random access to images.",
+            what_to_do="Remove training.cache, or unpack the data.",
+            code="data.not-with-streaming",
         )
     if batches.batch_size < batches.processes:
         raise UsageError(
-            f"A batch of {batches.batch_size} cannot be shared by {batches.processes} processes.",
+            f"A batch size of {batches.batch_size} is too small for {batches.processes} processes.",
             what_to_do="Raise training.batch_size and training.eval_batch_size, or start fewer processes.",
+            code="training.batch-too-small",
         )
     if options.images.cache:
-        raise UsageError("images.cache keeps image files, and a stream has none.", what_to_do="Leave it out.")
+        raise UsageError(
+            "images.cache does not support streams.",
+            what_to_do="Remove images.cache.",
+            code="data.not-with-streaming",
+        )
     transform = build_transform(options.images, preprocessing, train=batches.augment)
     images = ImageDataset(split, transform, options.seed, skip=options.images.on_error == "skip")  # type: ignore[arg-type]
     dataset = StreamDataset(images, split, batches, options.seed)
@@ -251,7 +255,7 @@ def build_stream_loader(
 
 
 def _shard_stream(split: StreamSplit, batches: BatchOptions, seed: int) -> Any:
-    """What this process reads of the stream, shuffled where that is batches for."""
+    """Return this process's share of the stream, shuffled if `batches.shuffle`."""
     from datasets.distributed import split_dataset_by_node
 
     table = split.table
@@ -261,7 +265,7 @@ def _shard_stream(split: StreamSplit, batches: BatchOptions, seed: int) -> Any:
 
 
 def _count_process_samples(batches: BatchOptions, whole: int) -> int:
-    """How many of a whole batch are this process's; at least one."""
+    """Return how many samples of a global batch belong to this process; at least one."""
     begin, end = (-(-whole * process // batches.processes) for process in (batches.process, batches.process + 1))
     return max(end - begin, 1)
 
@@ -279,6 +283,6 @@ def _format_shard_note(split: StreamSplit, processes: int, workers: int, apart: 
     if apart:
         return note
     return (
-        f"{note}; {shards:,} shards do not go evenly into {processes} processes, so each reads all of them and keeps "
-        "its part: slower, and still none sees an image of another"
+        f"{note}; {shards:,} shards are not divisible by {processes} processes, so each reads all of them and keeps "
+        "its share of the images, which is slower"
     )

@@ -1,6 +1,7 @@
-"""`shards`: WebDataset tar files, streamed: images in the number of ImageNet, which nobody wants to unpack.
+"""`shards`: streamed WebDataset tar files, for data sets that are too large to unpack.
 
-A shard is a tar of samples, each a few files of one name: the image (`jpg`, `png`, ...) and its class (`cls`).
+A shard is a tar of samples. A sample consists of files that share a name: the image (`jpg`, `png`, ...) and its class
+(`cls`).
 """
 
 from __future__ import annotations
@@ -25,38 +26,46 @@ from toast_cli.utils.errors import ToastError, UsageError
 
 
 class WebDatasetOptions(NamedOptions):
-    """Which shards, what their files are called, and how many samples they hold."""
+    """Options of WebDataset shards: their paths, the suffixes of their files, and the number of samples."""
 
     name: Literal["shards"] = Field("shards", description="the data set")
     path: str = Field(
         min_length=1,
-        description="training shards: a folder, or a pattern with *, ? or {000..127}; relative ones are looked up in "
-        "--data-dir, then in the current folder; addresses (https://..., hf://...) are read from there",
+        description="training shards: a folder, or a pattern with *, ? or {000..127}; relative paths are looked up in "
+        "--data-dir, then in the current folder; URLs (https://..., hf://...) are streamed",
     )
-    validation: str | None = Field(None, description="validation shards, likewise; left out: val_shards of the others")
+    validation: str | None = Field(
+        None, description="validation shards, likewise; default: val_shards of the training shards"
+    )
     val_shards: int = Field(
-        1, ge=0, description="shards held out for validation where there are none of its own; 0: no validation"
+        1, ge=0, description="training shards held out if there are no validation shards; 0: no validation"
     )
-    split_seed: int = Field(0, ge=0, description="seed that draws them, apart from the run's own seed")
-    image_column: str | None = Field(None, description="ending of the images; left out: the only one there is")
-    label_column: str | None = Field("cls", description="ending of the files with the class; null: there are no labels")
-    classes: int | None = Field(None, ge=2, description="how many classes, where no class_file names them")
-    class_file: str | None = Field(None, description="file with a class on each line, in the order of the numbers")
+    split_seed: int = Field(0, ge=0, description="seed of the held-out shards, independent of the run's seed")
+    image_column: str | None = Field(None, description="suffix of the images; default: the only one in the shards")
+    label_column: str | None = Field("cls", description="suffix of the files with the class; null: no labels")
+    classes: int | None = Field(None, ge=2, description="number of classes, if there is no class_file")
+    class_file: str | None = Field(None, description="file with one class per line, in the order of the labels")
     samples: int | None = Field(
-        None, ge=1, description="images in all training shards; left out: those on disk are counted from the tars"
+        None, ge=1, description="number of images in all training shards; default: counted, if the shards are on disk"
     )
-    validation_samples: int | None = Field(None, ge=1, description="images in the validation shards, likewise")
+    validation_samples: int | None = Field(
+        None, ge=1, description="number of images in the validation shards, likewise"
+    )
     shuffle_buffer: int = Field(
-        1000, ge=1, description="each reader shuffles its shards, and so many undecoded images at a time"
+        1000,
+        ge=1,
+        description="number of undecoded images that each reader shuffles at a time, in addition to its shards",
     )
 
 
 def open_shards(options: WebDatasetOptions, data_dir: Path | None) -> DataSet:
-    """Find the shards, count their images where nobody says how many, and look at the first few; none is decoded.
+    """Find the shards, read their first samples, and count their images if the options do not give their number.
+
+    No image is decoded.
 
     Raises:
-        ToastError: there are no shards, one cannot be read, or its files are not as named.
-        UsageError: how many images or classes there are has to be said.
+        ToastError: there are no shards, a shard cannot be read, or it has no files of the expected suffixes.
+        UsageError: the number of images or classes is unknown or ambiguous.
     """
     train = _find_shards(options.path, data_dir)
     samples, validation_samples = options.samples, options.validation_samples
@@ -70,9 +79,10 @@ def open_shards(options: WebDatasetOptions, data_dir: Path | None) -> DataSet:
         )
         if count and samples is not None and validation_samples is None:
             raise UsageError(
-                "dataset.samples counts all training shards, and some of them are held out.",
-                what_to_do="Leave it out, say dataset.validation_samples too, name dataset.validation, or use "
+                "dataset.samples is ambiguous: it counts all training shards, but some of them are held out.",
+                what_to_do="Remove it, add dataset.validation_samples, set dataset.validation, or use "
                 "dataset.val_shards=0.",
+                code="data.ambiguous-length",
             )
         if samples is not None and count:
             samples -= validation_samples or 0
@@ -100,10 +110,11 @@ def _get_class_names(options: WebDatasetOptions, data_dir: Path | None) -> tuple
     named = read_class_file(options.class_file, data_dir)
     if named is None and options.classes is None:
         raise UsageError(
-            "How many classes the shards have has to be said.",
-            "It stands in no shard, and reading all of them to find out takes as long as an epoch.",
-            "Say dataset.classes=1000, name a dataset.class_file, or use dataset.label_column=null for pre-tuning "
+            "The number of classes in the shards is unknown.",
+            "Shards do not store it, and counting the classes would take as long as an epoch.",
+            "Set dataset.classes=1000 or dataset.class_file=FILE, or use dataset.label_column=null for pre-tuning "
             "without labels.",
+            code="data.unknown-class-names",
         )
     return named or tuple(map(str, range(options.classes or 0)))
 
@@ -117,17 +128,22 @@ def _open_split(
         raise ToastError(
             f"{files[0]} has no '.{options.label_column}' files.",
             f"Its samples have {', '.join(f'.{name}' for name in table.features if not name.startswith('__'))}.",
-            "Name the one with the class: dataset.label_column=NAME; null, if there is none.",
+            "Give the suffix of the class files, dataset.label_column=NAME, or null if there are no labels.",
+            code="data.missing-column",
         )
-    # Which images there are is known where they were counted; else the shards stand for theirs.
+    # The hash covers image names if they were counted here, and shard names otherwise.
     names = [Path(file).name for file in files]
     if samples is None:
         names = [f"{Path(file).name}/{member}" for file in files for member in _list_shard_images(file, image, field)]
         samples = len(names)
     if not samples:
-        raise ToastError(f"The shards {options.path} hold no '.{image}' images.", what_to_do="Pack them anew.")
-    wanted = [name for name in ("__key__", image, options.label_column) if name is not None]
-    table = table.select_columns(wanted).cast_column(image, type(table.features[image])(decode=False))
+        raise ToastError(
+            f"The shards {options.path} contain no '.{image}' images.",
+            what_to_do="Pack them again.",
+            code="data.no-images",
+        )
+    columns = [name for name in ("__key__", image, options.label_column) if name is not None]
+    table = table.select_columns(columns).cast_column(image, type(table.features[image])(decode=False))
     return StreamSplit(
         table,
         image,
@@ -142,20 +158,23 @@ def _open_split(
 
 
 def _open_stream(path: str, files: Sequence[str]) -> Any:
-    """The shards as the library's stream."""
+    """Return the shards as a stream of the `datasets` library."""
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise ToastError(
-            "Shards are read through the datasets library.", what_to_do='pip install "datasets>=4.4".'
+            "Reading shards requires the datasets library.",
+            what_to_do='Run: pip install "datasets>=4.4"',
+            code="data.missing-library",
         ) from error
     try:
         return load_dataset("webdataset", data_files={"train": list(files)}, split="train", streaming=True)
-    except Exception as error:  # the library raises whatever a damaged tar or a missing address makes it trip over
+    except Exception as error:  # the library raises arbitrary exceptions on damaged tars and missing URLs
         raise ToastError(
-            f"The shards {path} cannot be opened.",
+            f"Cannot open the shards {path}.",
             f"{type(error).__name__}: {error}",
-            "Expected are tar files of samples, each an image and its class under one name: 0001.jpg, 0001.cls.",
+            "Expected tar files of samples, each with an image and a class of the same name: 0001.jpg, 0001.cls.",
+            code="data.cannot-open",
         ) from error
 
 
@@ -167,38 +186,41 @@ def _find_image_column(options: WebDatasetOptions, table: Any) -> str:
         found = [name for name in found if name == options.image_column]
     if options.image_column is None and len(found) > 1 and all("." in name for name in found):
         raise ToastError(
-            f"The shards {options.path} have names with dots in them: {summarize_file_names(found)}.",
-            "What follows the first dot of a name says what the file is, so every image is of a kind of its own.",
-            "Pack them anew under names without dots, other than that before jpg or cls.",
+            f"The shards {options.path} have file names with dots: {summarize_file_names(found)}.",
+            "WebDataset takes everything after the first dot as the suffix, so every image has a suffix of its own.",
+            "Pack them again under names without dots, except before jpg or cls.",
+            code="data.dotted-names",
         )
     if len(found) != 1:
         raise ToastError(
-            f"The shards {options.path} have {len(found) or 'no'} kinds of images"
-            + (f" called '.{options.image_column}'." if options.image_column else "."),
+            f"The shards {options.path} have {len(found) or 'no'} image suffixes"
+            + (f" '.{options.image_column}'." if options.image_column else "."),
             f"Their samples have {', '.join(f'.{name}' for name in table.features if not name.startswith('__'))}.",
-            "Name one: dataset.image_column=NAME.",
+            "Give the suffix of the images: dataset.image_column=NAME.",
+            code="data.missing-column" if options.image_column else "data.ambiguous-column",
         )
     return found[0]
 
 
 def _list_shard_images(file: str, image: str, field: str) -> list[str]:
-    """Names of the images in a shard, from the headers in it alone."""
+    """Return the names of the images in a shard, by reading only its headers."""
     from toast_cli.data.images.archive_index import open_archive_index
 
     if "://" in file:
         raise UsageError(
-            "How many images there are has to be said of shards that are not on this disk.",
-            what_to_do=f"Say {field}=NUMBER.",
+            f"The number of images in {file} is unknown, because it is not on this disk.",
+            what_to_do=f"Set {field}=NUMBER.",
+            code="data.unknown-length",
         )
-    # What follows the first dot of a file's name says what it is, to the library too.
+    # As in the library, everything after the first dot is the suffix.
     return [name for name in open_archive_index(Path(file)).members if Path(name).name.partition(".")[2] == image]
 
 
 def _find_shards(path: str, data_dir: Path | None) -> list[str]:
-    """The shards that a folder or a pattern means, in the order of their names.
+    """Return the sorted paths of the shards in a folder or matching a pattern.
 
     Raises:
-        ToastError: there is none.
+        ToastError: there are none, a shard of a range is missing, or one is not a regular file.
     """
     if "://" in path:
         return list(_expand_braces(path))
@@ -210,14 +232,16 @@ def _find_shards(path: str, data_dir: Path | None) -> list[str]:
             raise ToastError(
                 f"{len(missing):,} of {len(patterns):,} shards are missing.",
                 f"The first is {missing[0]}.",
-                "Fetch them, or give a shorter range.",
+                "Download them, or give a shorter range.",
+                code="data.missing-files",
             )
         odd = [file for file in found if not Path(file).is_file()]
         if odd:
             raise ToastError(
-                f"The shard {odd[0]} is no regular file.",
-                "Reading a folder, a pipe or a device may never come to an end.",
+                f"The shard {odd[0]} is not a regular file.",
+                "Reading a folder, a pipe or a device may never end.",
                 "Remove it.",
+                code="data.not-a-regular-file",
             )
         if found:
             return found
@@ -225,11 +249,12 @@ def _find_shards(path: str, data_dir: Path | None) -> list[str]:
         f"There are no shards '{path}'.",
         f"Looked for {' and '.join(map(str, list_candidate_paths(path, data_dir)))}.",
         "Give a folder of .tar files, or a pattern such as train-{0000..0127}.tar.",
+        code="data.missing-files",
     )
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
-    """Every name that a range in braces stands for: `a-{08..10}` is a-08, a-09 and a-10."""
+    """Yield every name of a pattern with ranges in braces: `a-{08..10}` is a-08, a-09 and a-10."""
     found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if found is None:
         yield pattern

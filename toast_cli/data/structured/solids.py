@@ -14,18 +14,18 @@ SOLID_COLORS = (
 SOLID_SIZES = (0.35, 0.7)
 """Half the height of a solid, in units of the plane."""
 DISTANCE_BIN_EDGES = (6.0, 7.5, 9.0, 10.5, 12.0, 13.5, 15.0)
-"""Edges of the distance bins: from the point below the camera to a solid's middle, along the plane."""
+"""Edges of the distance bins. Distances are measured in the plane, from the camera to the center of a solid."""
 CAMERA_HEIGHT, HORIZON, FOCAL_LENGTH = 4.0, 0.12, 1.15
-"""The camera's height above the plane; the horizon and the focal length as shares of the image's side."""
+"""Height of the camera above the plane; horizon and focal length relative to the side of the image."""
 MIN_SEPARATION = 1.25
-"""The least distance between two solids, in units of the sum of their half heights."""
+"""Minimum distance between two solids, in units of the sum of their half heights."""
 LIGHT_DIRECTION = np.array([-0.5, -0.75, -0.45])
 MAX_PLACEMENT_TRIES = 2000
 
 
 @dataclass(frozen=True)
 class Solid:
-    """One solid: where it stands on the plane, what it is, and its color."""
+    """A solid: its kind, position on the plane, half height, rotation (radians), color and material."""
 
     kind: str
     x: float
@@ -37,24 +37,30 @@ class Solid:
 
     @property
     def distance(self) -> float:
-        """Distance to the camera along the plane."""
+        """Distance to the camera in the plane."""
         return float(np.hypot(self.x, self.depth))
 
 
 def draw_solids_scene(rng: np.random.Generator, side: int, count: int | None, nearest: int | None) -> np.ndarray:
-    """Draw `count` solids (None: three to ten), the nearest of them in distance bin `nearest` (None: anywhere).
+    """Draw a scene of solids.
+
+    Args:
+        rng: The random generator.
+        side: Height and width of the image in pixels.
+        count: Number of solids; None for a random number from three to ten.
+        nearest: Distance bin of the nearest solid; None for any distance.
 
     Returns:
         The image `[side, side, 3]` uint8.
     """
-    wanted = int(rng.integers(3, 11)) if count is None else count
+    number = int(rng.integers(3, 11)) if count is None else count
     bin_index = int(rng.integers(len(DISTANCE_BIN_EDGES) - 1)) if nearest is None else nearest
-    solids = place_solids(rng, wanted, bin_index, fixed=nearest is not None)
+    solids = place_solids(rng, number, bin_index, fixed=nearest is not None)
     return draw_solids(rng, solids, side)
 
 
 def place_solids(rng: np.random.Generator, count: int, bin_index: int, fixed: bool) -> list[Solid]:
-    """Place solids on the plane, apart from each other; with `fixed`, the first is the nearest and lies in the bin."""
+    """Place solids on the plane without overlap. With `fixed`, the first is the nearest and is in bin `bin_index`."""
     while True:
         solids: list[Solid] = []
         for _ in range(MAX_PLACEMENT_TRIES):
@@ -86,7 +92,7 @@ def place_solids(rng: np.random.Generator, count: int, bin_index: int, fixed: bo
 
 
 def are_apart(one: Solid, two: Solid) -> bool:
-    """Whether two solids stand apart on the plane, and the nearer one leaves most of the other in sight."""
+    """Return whether two solids keep the minimum distance and the nearer one leaves most of the other visible."""
     near, far = sorted((one, two), key=lambda solid: solid.depth)
     if np.hypot(one.x - two.x, one.depth - two.depth) <= MIN_SEPARATION * (one.size + two.size):
         return False
@@ -95,7 +101,7 @@ def are_apart(one: Solid, two: Solid) -> bool:
 
 
 def draw_solids(rng: np.random.Generator, solids: list[Solid], side: int) -> np.ndarray:
-    """Draw at twice the size, farthest first, and reduce."""
+    """Draw solids at twice the size, farthest first, and downsample to `[side, side, 3]` uint8."""
     large = 2 * side
     ground = np.linspace(150, 190, large)[:, None] + rng.normal(0, 2, (large, large))
     image = Image.fromarray(np.repeat(np.clip(ground, 0, 255).astype(np.uint8)[..., None], 3, axis=2))
@@ -107,12 +113,12 @@ def draw_solids(rng: np.random.Generator, solids: list[Solid], side: int) -> np.
 
 
 def project_point(x: float, height: float, depth: float, side: int) -> tuple[float, float]:
-    """Project a point of the scene into the image: (right, down) in pixels."""
+    """Project a point of the scene into the image and return (right, down) in pixels."""
     return side * (0.5 + FOCAL_LENGTH * x / depth), side * (HORIZON + FOCAL_LENGTH * (CAMERA_HEIGHT - height) / depth)
 
 
 def shade_color(color: tuple[int, int, int], amount: float) -> tuple[int, int, int]:
-    """Make a color lighter (above 1) or darker."""
+    """Scale the brightness of a color: lighter if `amount` is above 1, else darker."""
     red, green, blue = (int(min(255, max(0, part * amount))) for part in color)
     return red, green, blue
 

@@ -1,4 +1,4 @@
-"""One white sprite on black, as in dSprites: a square, an ellipse or a heart."""
+"""A white sprite on black, as in dSprites: a square, an ellipse or a heart."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import numpy as np
 
 SPRITE_SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 POSITION_COUNT, ORIENTATION_COUNT, BIN_COUNT = 32, 40, 16
-"""Values of dSprites' positions and orientations, and the classes that VTAB makes of them."""
+"""Number of positions and orientations in dSprites, and number of classes that VTAB bins them into."""
 SPRITE_RADIUS = 0.17
-"""Half the width of the largest sprite, as a share of the image's side."""
+"""Half the width of the largest sprite, relative to the side of the image."""
 
 
 def square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return a signed field: negative inside, in units of the sprite's radius."""
+    """Return a signed field: negative inside, in units of the radius of the sprite."""
     return np.maximum(np.abs(u), np.abs(v)) - 0.75
 
 
 def ellipse(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return a signed field: negative inside, in units of the sprite's radius."""
+    """Return a signed field: negative inside, in units of the radius of the sprite."""
     return (np.hypot(u / 0.55, v) - 1) * 0.55
 
 
 def heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return a signed field: negative inside, in units of the sprite's radius."""
+    """Return a signed field: negative inside, in units of the radius of the sprite."""
     lobes = np.hypot(np.abs(u) - 0.43, v + 0.3) - 0.52
     point = np.maximum(0.71 * (np.abs(u) + v) - 0.62, -0.1 - v)
     return np.minimum(lobes, point)
@@ -34,9 +34,13 @@ SPRITE_SHAPES = (square, ellipse, heart)
 def draw_sprite_scene(
     rng: np.random.Generator, side: int, column: int | None, turn: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one sprite; its horizontal position lies in bin `column` or its orientation in bin `turn`, of 16 each.
+    """Draw a sprite with random shape, size and vertical position.
 
-    Whatever is None is drawn from all values. Shape, size and the other position are random.
+    Args:
+        rng: The random generator.
+        side: Height and width of the image in pixels.
+        column: Bin (of 16) of the horizontal position; None for any position.
+        turn: Bin (of 16) of the orientation; None for any orientation.
 
     Returns:
         The image `[side, side, 3]` uint8 and the sprite's mask `[side, side]` bool.
@@ -61,6 +65,6 @@ def draw_sprite_scene(
 
 
 def _sample_value(rng: np.random.Generator, values: int, bin_index: int | None) -> int:
-    """Draw one of `values` that falls into a bin of 16; any of them where there is no bin."""
+    """Draw one of `range(values)` from a bin (of 16); from all values if `bin_index` is None."""
     members = [value for value in range(values) if bin_index is None or value * BIN_COUNT // values == bin_index]
     return members[int(rng.integers(len(members)))]

@@ -1,14 +1,14 @@
-"""Structured tasks drawn as four tasks of VTAB-1k are described; nothing is downloaded.
+"""Structured tasks: procedural versions of four VTAB-1k tasks that need no download.
 
 VTAB: Zhai et al., *A Large-scale Study of Representation Learning with the Visual Task Adaptation Benchmark* (2019).
 `dsprites-location` and `dsprites-orientation` show one white sprite (square, ellipse or heart, six sizes) on black, as
-dSprites (Matthey et al., 2017) does; the horizontal position or the orientation is binned into 16 classes. `count` and
-`distance` show three to ten solids on a plane, as CLEVR (Johnson et al., CVPR 2017) does; the class is how many there
-are (8 classes), or the bin of the distance from the camera to the nearest one (6 classes).
+in dSprites (Matthey et al., 2017). The class is the horizontal position or the orientation, in 16 bins. `count` and
+`distance` show three to ten solids on a plane, as in CLEVR (Johnson et al., CVPR 2017). The class is the number of
+solids (8 classes) or the distance from the camera to the nearest one (6 bins).
 
-As in dSprites, a square turned by a quarter and an ellipse turned by half look as before, so orientation cannot be
-told perfectly. The images are ours, so no number on them is one of VTAB's. An image depends on (seed, task, list,
-index) alone.
+As in dSprites, a square looks the same after a quarter turn and an ellipse after a half turn, so the orientation cannot
+be predicted perfectly. The images differ from those of VTAB, so results are not comparable with VTAB results. An image
+depends only on (seed, task, list, index).
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ ListName = Literal["train", "test"]
 CLASS_COUNTS = {"dsprites-location": 16, "dsprites-orientation": 16, "count": 8, "distance": 6}
 """Number of classes of every task."""
 TRAIN_IMAGES, VAL_IMAGES = 800, 200
-"""VTAB-1k's training and validation images: the first and the last of one list of 1,000."""
+"""Training and validation images in VTAB-1k: the first 800 and the last 200 of a list of 1,000."""
 
-# Part of what seeds an image: changing a number changes every picture.
+# These numbers are part of the seed of an image: changing one changes every image.
 _TASK_STREAM = {name: number for number, name in enumerate(CLASS_COUNTS, start=21)}
 _LIST_STREAM: dict[str, int] = {"train": 1, "test": 3}
 
 
 class StructuredOptions(NamedOptions):
-    """Which task, and which of its images are trained on."""
+    """Options of a structured task: the task and the images to train on."""
 
     name: Literal["structured"] = Field("structured", description="the data set")
     path: str = Field(description="the task: " + ", ".join(CLASS_COUNTS))
     use: Literal["train800", "all1000"] = Field(
         "train800",
-        description="train800: validated on 200 more images, to choose settings; all1000: trained on all 1,000, "
-        "without validation, for the run that is reported",
+        description="train800: train on 800 images and validate on 200, to choose hyperparameters; all1000: train on "
+        "all 1,000 without validation, for the result to report",
     )
     test_images: int = Field(2000, ge=1, le=1_000_000, description="images in the test split")
     side: int = Field(64, ge=32, le=1024, description="height and width of an image in pixels")
-    draw_seed: int = Field(0, ge=0, description="another seed draws other images")
+    draw_seed: int = Field(0, ge=0, description="seed of the images")
 
 
 def draw_structured_sample(options: StructuredOptions, split: ListName, index: int) -> Sample:
-    """Draw one image of a list; its class is `index % classes`."""
+    """Draw an image of a list. Its class is `index` modulo the number of classes."""
     import numpy as np
     from PIL import Image
 
@@ -75,14 +75,16 @@ def draw_structured_sample(options: StructuredOptions, split: ListName, index: i
 
 
 def open_structured(options: StructuredOptions, data_dir: Path | None) -> DataSet:
-    """Open a task; `data_dir` is not read.
+    """Return a task as a data set. `data_dir` is not used.
 
     Raises:
-        UsageError: there is no such task.
+        UsageError: If the task is unknown.
     """
     if options.path not in CLASS_COUNTS:
         raise UsageError(
-            f"There is no structured task '{options.path}'.", what_to_do=did_you_mean(options.path, CLASS_COUNTS)
+            f"Unknown structured task '{options.path}'.",
+            what_to_do=did_you_mean(options.path, CLASS_COUNTS),
+            code="data.unknown-task",
         )
     train = TRAIN_IMAGES if options.use == "train800" else TRAIN_IMAGES + VAL_IMAGES
     lists: dict[str, tuple[ListName, int, int]] = {
@@ -103,7 +105,7 @@ def open_structured(options: StructuredOptions, data_dir: Path | None) -> DataSe
         for split, (name, first, length) in lists.items()
     }
     names = _get_class_names(options.path)
-    note = f"Drawn as VTAB-1k's {options.path} is described. Numbers on it are not comparable with published ones."
+    note = f"A procedural version of VTAB-1k's {options.path}. Results are not comparable with published results."
     return DataSet(names, splits, (note,))
 
 
@@ -119,5 +121,5 @@ def _get_class_names(task: str) -> tuple[str, ...]:
 
 
 SOURCE = DataSource(
-    StructuredOptions, open_structured, "nothing: drawn as four of VTAB-1k's structured tasks are: structured:TASK"
+    StructuredOptions, open_structured, "nothing: drawn versions of four structured VTAB-1k tasks: structured:TASK"
 )

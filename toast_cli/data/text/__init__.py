@@ -1,1 +1,1 @@
-"""Texts: conversations and documents, chat templates, and their loader."""
+"""Text data: conversations, documents, chat templates and loaders."""

@@ -1,4 +1,4 @@
-"""`alpaca`: instructions with answers, in the layout of Stanford Alpaca."""
+"""`alpaca`: instructions with answers, in the format of Stanford Alpaca."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from toast_cli.data.text.conversations import ConversationOptions, Turn, open_co
 
 
 class AlpacaOptions(ConversationOptions):
-    """A file of instructions."""
+    """Options of an Alpaca file."""
 
     name: Literal["alpaca"] = Field("alpaca", description="the data set")
 
 
 def parse_alpaca_entry(entry: dict[str, Any]) -> list[Turn]:
-    """`instruction`, perhaps `input`, and `output`, as one question and its answer."""
+    """Convert an entry (`instruction`, optional `input`, `output`) to a user turn and an assistant turn.
+
+    Raises:
+        ValueError: If a field is missing, empty or not a string.
+    """
     material = "" if entry.get("input") in (None, "") else require_text(entry, "input")
     return [
         Turn("user", require_text(entry, "instruction"), material),
@@ -27,10 +31,13 @@ def parse_alpaca_entry(entry: dict[str, Any]) -> list[Turn]:
 
 
 def open_alpaca(options: AlpacaOptions, data_dir: Path | None) -> DataSet:
-    """The file as a data set."""
+    """Read the file as a data set."""
     return open_conversations(options, data_dir, parse_alpaca_entry)
 
 
 SOURCE = DataSource(
-    AlpacaOptions, open_alpaca, "alpaca:FILE, a JSON list of instruction, input, output", task="language"
+    AlpacaOptions,
+    open_alpaca,
+    "alpaca:FILE, a JSON list of objects with instruction, input and output",
+    task="language",
 )

@@ -1,4 +1,4 @@
-"""Conversations as the text a model reads, and which of its tokens are to be learned: the answers alone."""
+"""Formatting of conversations as text, and training labels for the answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 
 TURN_HEADINGS = {"system": "### System:\n", "user": "### Instruction:\n", "assistant": "### Response:\n"}
-"""What marks a turn where there is no chat template."""
+"""Headings of the turns in the plain template."""
 
 STANFORD_PREAMBLES = {
     True: "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -18,50 +18,57 @@ STANFORD_PREAMBLES = {
     False: "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n",
 }
-"""The words of Stanford Alpaca's protocol, with and without an input; models tuned by it expect them to the letter."""
+"""Preambles of Stanford Alpaca, with and without an input. Models tuned with them expect exactly this text."""
 
 
 class ChatTemplateError(ToastError):
-    """A conversation that the tokenizer's chat template cannot write."""
+    """A conversation that the chat template of the tokenizer cannot format."""
 
 
 def uses_chat_template(tokenizer: Any, template: str) -> bool:
-    """Whether turns are marked by the tokenizer's chat template.
+    """Return whether conversations are formatted by the chat template of the tokenizer.
 
     Raises:
-        ToastError: it was asked for and there is none.
+        ToastError: If `template` is "chat" and the tokenizer has no chat template.
     """
     if template == "chat" and not tokenizer.chat_template:
-        raise ToastError("This tokenizer has no chat template.", what_to_do="Use dataset.template=plain.")
+        raise ToastError(
+            "This tokenizer has no chat template.",
+            what_to_do="Use dataset.template=plain.",
+            code="text.no-chat-template",
+        )
     return template in ("auto", "chat") and bool(tokenizer.chat_template)
 
 
 def format_prompt(turns: Sequence[Turn], tokenizer: Any, template: str) -> str:
-    """Everything up to where the next answer begins.
+    """Return the text before the next answer of the assistant.
 
     Raises:
-        Unrendered: the chat template refuses the turns.
+        ChatTemplateError: If the chat template rejects the turns.
     """
     return _format_turns(turns, tokenizer, template, prompt=True)
 
 
 def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) -> list[tuple[list[int], list[int]]]:
-    """Token ids of a conversation and their labels, which are `IGNORED` outside the assistant's answers.
+    """Return the token ids and labels of a conversation, one pair per training sample.
 
-    Every answer is learned after the very prompt that it is asked for with when the model writes, and tokenized by
-    itself, as it is then. Mostly that is one sample for a whole conversation. A chat template that writes earlier turns
-    otherwise once others follow (some drop what was thought before an answer) gives as many as are needed: an answer
-    that the text so far does not lead up to begins a sample of its own, with the turns before it as its prompt.
+    Labels are `IGNORE_INDEX` outside the answers of the assistant. Every answer follows the same prompt as during
+    generation, and prompt and answer are tokenized separately, also as during generation.
+
+    A conversation usually gives one sample. Some chat templates format earlier turns differently once others follow;
+    for example, they drop the reasoning in earlier answers. If the prompt of an answer does not continue the text so
+    far, the answer starts a new sample, with the turns before it as its prompt.
 
     Raises:
-        Unrendered: the chat template refuses the turns, or writes an answer otherwise than it asks for one.
+        ChatTemplateError: If the chat template rejects the turns, or its generation prompt is not the prefix of a
+            formatted answer.
     """
     chat = uses_chat_template(tokenizer, template)
-    found: list[tuple[list[int], list[int]]] = []
+    samples: list[tuple[list[int], list[int]]] = []
     before: str | None = None
 
     def write(text: str, learned: bool) -> None:
-        ids, labels = found[-1]
+        ids, labels = samples[-1]
         new = tokenizer(text, add_special_tokens=False).input_ids
         ids.extend(new)
         labels.extend(new if learned else [IGNORE_INDEX] * len(new))
@@ -73,17 +80,19 @@ def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) 
         whole = _format_turns(turns[: index + 1], tokenizer, template)
         if not whole.startswith(head):
             raise ChatTemplateError(
-                "This tokenizer's chat template writes an answer otherwise than it asks for one.",
-                what_to_do="Use dataset.template=plain.",
+                "The chat template of this tokenizer does not begin answers with its generation prompt.",
+                "Prompt and answer cannot be separated.",
+                "Use dataset.template=plain.",
+                code="text.inconsistent-chat-template",
             )
         if before is None or not head.startswith(before):
             start = [] if chat or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-            found.append((start, [IGNORE_INDEX] * len(start)))
+            samples.append((start, [IGNORE_INDEX] * len(start)))
             before = ""
         write(head[len(before) :], learned=False)
         write(whole[len(head) :], learned=True)
         before = whole
-    return found
+    return samples
 
 
 def _format_turns(turns: Sequence[Turn], tokenizer: Any, template: str, prompt: bool = False) -> str:
@@ -93,7 +102,7 @@ def _format_turns(turns: Sequence[Turn], tokenizer: Any, template: str, prompt: 
 
 
 def prepend_bos(ids: list[int], tokenizer: Any) -> list[int]:
-    """A prompt's tokens behind the one that begins a text, where the tokenizer has one and it is not there yet."""
+    """Return `ids` with the BOS token of the tokenizer, if it has one and `ids` does not start with it."""
     bos = tokenizer.bos_token_id
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
@@ -101,51 +110,52 @@ def prepend_bos(ids: list[int], tokenizer: Any) -> list[int]:
 def _format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
     from jinja2 import TemplateError
 
-    refused = None
+    first_error = None
     for attempt in (turns, merge_system_turns(turns)):
         messages = [{"role": turn.role, "content": turn.whole} for turn in attempt]
         try:
             return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         except TemplateError as error:
-            refused = refused or error
+            first_error = first_error or error
     raise ChatTemplateError(
-        "This tokenizer's chat template refuses the conversation.",
-        f"It says: {refused}",
+        "The chat template of this tokenizer rejects the conversation.",
+        f"{type(first_error).__name__}: {first_error}",
         "Change the turns, or use dataset.template=plain.",
+        code="text.refused-by-chat-template",
     )
 
 
 def merge_system_turns(turns: Sequence[Turn]) -> list[Turn]:
-    """What the system said put before what the user says next, for templates that know no system."""
-    found: list[Turn] = []
-    said: list[str] = []
+    """Prepend system turns to the next user turn, for chat templates without a system role."""
+    merged: list[Turn] = []
+    system: list[str] = []
     for turn in turns:
         if turn.role == "system":
-            said.append(turn.text)
-        elif turn.role == "user" and said:
-            found.append(Turn("user", "\n\n".join([*said, turn.text]), turn.material))
-            said = []
+            system.append(turn.text)
+        elif turn.role == "user" and system:
+            merged.append(Turn("user", "\n\n".join([*system, turn.text]), turn.material))
+            system = []
         else:
-            found.append(turn)
-    return found
+            merged.append(turn)
+    return merged
 
 
 def _format_plain(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
     ends = {"assistant": _get_end_text(tokenizer)}
-    said = "".join(f"{TURN_HEADINGS[turn.role]}{turn.whole}{ends.get(turn.role, chr(10) * 2)}" for turn in turns)
-    return said + TURN_HEADINGS["assistant"] if prompt else said
+    text = "".join(f"{TURN_HEADINGS[turn.role]}{turn.whole}{ends.get(turn.role, chr(10) * 2)}" for turn in turns)
+    return text + TURN_HEADINGS["assistant"] if prompt else text
 
 
 def _format_stanford(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
-    """Stanford Alpaca's form, in which an answer follows its heading at once."""
-    said = STANFORD_PREAMBLES[any(turn.material for turn in turns)]
+    """Format turns as Stanford Alpaca does: an answer follows its heading without a line break."""
+    text = STANFORD_PREAMBLES[any(turn.material for turn in turns)]
     for turn in turns:
         if turn.role == "assistant":
-            said += f"### Response:{turn.text}{_get_end_text(tokenizer)}"
+            text += f"### Response:{turn.text}{_get_end_text(tokenizer)}"
         else:
             material = f"### Input:\n{turn.material}\n\n" if turn.material else ""
-            said += f"{TURN_HEADINGS[turn.role]}{turn.text}\n\n{material}"
-    return f"{said}### Response:" if prompt else said
+            text += f"{TURN_HEADINGS[turn.role]}{turn.text}\n\n{material}"
+    return f"{text}### Response:" if prompt else text
 
 
 def _get_end_text(tokenizer: Any) -> str:

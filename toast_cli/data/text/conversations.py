@@ -1,4 +1,4 @@
-"""Texts as data: conversations read from a JSON file, divided once, and written out as a model is to read them."""
+"""Conversations from a JSON file, and their splits."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ Role = Literal["system", "user", "assistant"]
 
 
 class ConversationOptions(NamedOptions):
-    """What a source of conversations can be told."""
+    """Options of a file of conversations."""
 
     path: str = Field(
-        min_length=1, description="the file: a JSON list, or JSON lines; relative to the data folder, or absolute"
+        min_length=1, description="the file: a JSON list or JSON lines; relative to the data folder, or absolute"
     )
-    val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the file held out to choose the epoch by")
-    test_fraction: float = Field(0.05, ge=0, lt=1, description="share of the file held out to be measured once")
-    split_seed: int = Field(0, ge=0, description="seed of both, apart from the run's own seed")
-    max_tokens: int = Field(512, ge=8, description="longer texts are cut here, and counted")
+    val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the conversations held out to select the epoch")
+    test_fraction: float = Field(0.05, ge=0, lt=1, description="share of the conversations held out for testing")
+    split_seed: int = Field(0, ge=0, description="seed of the splits, independent of the seed of the run")
+    max_tokens: int = Field(512, ge=8, description="maximum number of tokens; longer texts are truncated and counted")
     template: Literal["auto", "chat", "plain", "stanford"] = Field(
         "auto",
-        description="how turns are marked: the tokenizer's chat template, plain headings, or Stanford Alpaca's words; "
-        "auto: chat if there is one, else plain",
+        description="format of the turns: chat for the tokenizer's chat template, plain for headings, stanford for "
+        "Stanford Alpaca's text; auto: chat if the tokenizer has a chat template, else plain",
     )
-    packing: bool = Field(False, description="fill blocks of max_tokens with several texts that do not see each other")
+    packing: bool = Field(
+        False, description="pack several texts into blocks of max_tokens; texts do not attend to each other"
+    )
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side said; `material` is what an instruction is about, where that is given apart from it."""
+    """A turn of a conversation. `material` is the separate input of an instruction, if it has one."""
 
     role: Role
     text: str
@@ -46,13 +48,13 @@ class Turn:
 
     @property
     def whole(self) -> str:
-        """Text and material."""
+        """Text and material, separated by a blank line."""
         return "\n\n".join(part for part in (self.text, self.material) if part)
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns in order; `name` is what an error calls it."""
+    """Turns in order. `name` identifies the conversation in messages."""
 
     turns: tuple[Turn, ...]
     name: str
@@ -60,7 +62,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class ConversationSplit:
-    """Conversations in order, and the options by which they are written out."""
+    """A split of conversations, with the options of their format."""
 
     kind: ClassVar[SplitKind] = "conversations"
 
@@ -70,58 +72,66 @@ class ConversationSplit:
 
     @property
     def names(self) -> list[str]:
-        """What an error calls every conversation."""
+        """Name of every conversation in messages."""
         return [conversation.name for conversation in self.conversations]
 
     def __len__(self) -> int:
         return len(self.conversations)
 
     def load(self, index: int) -> Conversation:
-        """One conversation."""
+        """Return a conversation."""
         return self.conversations[index]
 
 
 def open_conversations(
     options: ConversationOptions, data_dir: Path | None, read: Callable[[dict[str, Any]], Sequence[Turn]]
 ) -> DataSet:
-    """A file of conversations as a data set.
+    """Read a file of conversations as a data set.
 
-    `read` turns one entry into turns, or raises a ValueError that says why it cannot be used: it is then left out,
-    counted and named in the notes.
+    Args:
+        options: The options of the file.
+        data_dir: The folder that a relative path refers to; None for the current folder.
+        read: Converts an entry to turns. If it raises ValueError, the entry is left out and counted in the notes.
 
     Raises:
-        UsageError: there is no such file.
-        ToastError: it is not JSON, no entry can be used, or too few are left to train on.
+        UsageError: If the file does not exist.
+        ToastError: If the file is not valid JSON, or has no valid entry or no training conversation.
     """
     path = Path(options.path).expanduser()
     path = path if path.is_absolute() or data_dir is None else data_dir / path
     if not path.is_file():
-        raise UsageError(f"There is no file {path}.", what_to_do="Check the path after the data set's name.")
+        raise UsageError(
+            f"The file {path} does not exist.",
+            what_to_do="Check the path after the name of the data set.",
+            code="data.missing-file",
+        )
     entries, left_out = read_json_list(path), []
     conversations = []
     for number, entry in enumerate(entries, start=1):
         try:
             if not isinstance(entry, dict):
-                raise ValueError("it is no object")
+                raise ValueError("it is not a JSON object")
             conversations.append(Conversation(tuple(read(entry)), f"{path.name}, entry {number}"))
         except ValueError as error:
             left_out.append(f"entry {number} ({error})")
     if not conversations:
         why = (
-            f"None of {len(entries):,} entries can be used: {_summarize_left_out(left_out)}."
+            f"None of {len(entries):,} entries is valid: {_summarize_left_out(left_out)}."
             if entries
-            else "It is empty."
+            else "The file is empty."
         )
-        raise ToastError(f"{path} holds no conversation in the format of '{options.name}'.", why)
+        raise ToastError(
+            f"{path} contains no conversation in the format '{options.name}'.", why, code="text.no-conversations"
+        )
     names, labels = [text.name for text in conversations], [0] * len(conversations)
     kept, test = hold_out(names, labels, options.test_fraction, options.split_seed)
     train, val = hold_out([names[i] for i in kept], [0] * len(kept), options.val_fraction, options.split_seed + 1)
     parts = {"train": [kept[i] for i in train], "val": [kept[i] for i in val], "test": test}
     if not parts["train"]:
-        raise ToastError(f"{path} holds no conversation to train on.")
-    said = [repr(text.turns) for text in conversations]  # not the entries' numbers, which an edit leaves as they are
+        raise ToastError(f"{path} contains no conversation to train on.", code="text.no-training-text")
+    contents = [repr(text.turns) for text in conversations]  # not the entry numbers, which do not change with an edit
     held = ", ".join(
-        f"{len(indices):,} {name} (split {compute_split_hash([said[i] for i in indices], [0] * len(indices))})"
+        f"{len(indices):,} {name} (split {compute_split_hash([contents[i] for i in indices], [0] * len(indices))})"
         for name, indices in parts.items()
     )
     notes = [f"{path.name}: {held}, seed {options.split_seed}"]
@@ -142,17 +152,21 @@ def open_conversations(
 
 
 def require_text(entry: dict[str, Any], name: str) -> str:
-    """A text that an entry must hold; a ValueError says what is there instead."""
+    """Return the text of a field.
+
+    Raises:
+        ValueError: If the field is missing, empty, not a string or not valid Unicode.
+    """
     if name not in entry:
-        raise ValueError(f"there is no '{name}'")
+        raise ValueError(f"'{name}' is missing")
     if not isinstance(entry[name], str):
-        raise ValueError(f"'{name}' is no text")
+        raise ValueError(f"'{name}' is not a string")
     if not entry[name].strip():
         raise ValueError(f"'{name}' is empty")
     try:
         entry[name].encode()
     except UnicodeEncodeError:
-        raise ValueError(f"'{name}' holds half a character (a lone surrogate)") from None
+        raise ValueError(f"'{name}' contains a lone surrogate, which is not valid Unicode") from None
     return entry[name]
 
 

@@ -1,4 +1,4 @@
-"""`text`: running text in blocks, every token of which is learned; what a language model is pre-tuned on (3.2)."""
+"""`text`: documents, joined and cut into blocks of tokens, to pre-tune a language model on (section 3.2)."""
 
 from __future__ import annotations
 
@@ -28,33 +28,37 @@ READERS_BY_SUFFIX = {
     ".parquet": "parquet",
     ".csv": "csv",
 }
-"""What `datasets` calls the reader of a file, by its ending before any .gz, .xz or .zst."""
+"""Name of the reader in `datasets` by file suffix, without compression suffixes such as .gz."""
 
 COMPRESSED_SUFFIXES = {".gz", ".xz", ".zst", ".bz2"}
 
 
 class TextDocumentOptions(NamedOptions):
-    """Running text: a file, a folder of files, or a Hugging Face data set."""
+    """Options of documents from a file, a folder of files or a Hugging Face data set."""
 
     name: Literal["text"] = Field("text", description="the data set")
     path: str = Field(
         min_length=1,
-        description="a .txt, .jsonl, .json, .csv or .parquet file (.gz, .xz, .zst too), a folder of such, or the id "
-        "of a Hugging Face data set, of which no more is fetched than is used",
+        description="a .txt, .jsonl, .json, .csv or .parquet file (also .gz, .xz, .zst), a folder of such files, or "
+        "the id of a Hugging Face data set, which is streamed",
     )
-    subset: str | None = Field(None, description="the part of a Hugging Face data set, where it has several")
+    subset: str | None = Field(None, description="the subset (configuration) of a Hugging Face data set")
     split: str = Field("train", description="the split of a Hugging Face data set")
-    field: str = Field("text", description="the column or key that holds the text; plain text has a document a line")
-    documents: int | None = Field(None, ge=2, description="use the first so many documents; left out: all there are")
-    val_fraction: float = Field(0.01, ge=0, lt=1, description="share of the documents held out to validate on")
-    test_fraction: float = Field(0.0, ge=0, lt=1, description="share of the documents held out to be measured once")
-    split_seed: int = Field(0, ge=0, description="seed of both, apart from the run's own seed")
-    block_tokens: int = Field(512, ge=8, description="documents are joined and cut into blocks of so many tokens")
+    field: str = Field(
+        "text", description="the column or key that contains the text; in plain text, every line is a document"
+    )
+    documents: int | None = Field(None, ge=2, description="use only the first N documents; default: all")
+    val_fraction: float = Field(0.01, ge=0, lt=1, description="share of the documents held out for validation")
+    test_fraction: float = Field(0.0, ge=0, lt=1, description="share of the documents held out for testing")
+    split_seed: int = Field(0, ge=0, description="seed of the splits, independent of the seed of the run")
+    block_tokens: int = Field(
+        512, ge=8, description="number of tokens per block; documents are joined and cut into blocks"
+    )
 
 
 @dataclass(frozen=True)
 class DocumentSplit:
-    """Texts in order, by their numbers `[n]` in a spool; joined, they are cut into blocks of `block_tokens`."""
+    """A split of documents, given by their numbers `[n]` in `spool`. They are cut into blocks of `block_tokens`."""
 
     kind: ClassVar[SplitKind] = "documents"
 
@@ -67,11 +71,11 @@ class DocumentSplit:
         return len(self.numbers)
 
     def load(self, index: int) -> str:
-        """One text."""
+        """Return the text of a document."""
         return self.spool.read(int(self.numbers[index]))
 
     def hash(self) -> str:
-        """Eight hexadecimal digits that two runs share exactly when they hold the same texts."""
+        """Return a hash of the texts, independent of their order: eight hexadecimal digits."""
         import numpy as np
 
         hashes = np.frombuffer(self.spool.hashes, np.uint64)[self.numbers]
@@ -79,17 +83,17 @@ class DocumentSplit:
 
 
 def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataSet:
-    """Read the documents through, keeping them on disk, and divide them, once and for all runs alike.
+    """Read all documents into a temporary file and split them, independent of the seed of the run.
 
     Raises:
-        UsageError: there is no such file.
-        ToastError: nothing can be read there, a document has no such field, or too few are left to train on.
+        UsageError: If the file or folder does not exist.
+        ToastError: If the data cannot be read, a document has no such field, or there is no text.
     """
     import numpy as np
 
     spool = TextStore(_read_texts(options, data_dir))
     if not len(spool):
-        raise ToastError(f"{options.path} holds no text to train on.")
+        raise ToastError(f"{options.path} contains no text to train on.", code="text.no-training-text")
     kept, test = hold_out_indices(np.arange(len(spool)), options.test_fraction, options.split_seed)
     train, val = hold_out_indices(kept, options.val_fraction, options.split_seed + 1)
     numbers = {"train": train, "val": val, "test": test}
@@ -98,7 +102,7 @@ def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataS
     held = ", ".join(f"{len(documents):,} {name} (split {documents.hash()})" for name, documents in splits.items())
     notes = [f"documents of {options.path}: {held}, seed {options.split_seed}"]
     if options.documents is not None and len(spool) < options.documents:
-        notes.append(f"{options.path} has {len(spool):,} documents; {options.documents:,} were asked for.")
+        notes.append(f"{options.path} has only {len(spool):,} documents, not {options.documents:,}.")
     return DataSet(classes=(), splits=splits, notes=tuple(notes))
 
 
@@ -109,60 +113,78 @@ def _read_texts(options: TextDocumentOptions, data_dir: Path | None) -> Iterable
         for number, entry in enumerate(islice(entries, options.documents), start=1):
             text = entry[options.field]
             if not isinstance(text, str):
-                raise ToastError(f"{options.path}, document {number}: '{options.field}' is no text.")
+                raise ToastError(
+                    f"{options.path}, document {number}: '{options.field}' is not a string.", code="text.not-a-string"
+                )
             if text.strip():
                 yield text
     except KeyError as error:
         raise ToastError(
             f"{options.path}, document {number} has no '{options.field}'.",
             f"It has {', '.join(map(str, entry))}.",
-            "Name the one that holds the text: dataset.field=NAME.",
+            "Set dataset.field to the field that contains the text.",
+            code="text.missing-field",
         ) from error
-    except (OSError, ValueError) as error:  # what pyarrow and datasets raise while they stream is either
+    except (OSError, ValueError) as error:  # pyarrow and datasets raise either while streaming
         raise ToastError(
-            f"{options.path} cannot be read after document {number}.", f"{type(error).__name__}: {error}"
+            f"Cannot read {options.path} after document {number}.",
+            f"{type(error).__name__}: {error}",
+            code="data.unreadable-file",
         ) from error
 
 
 def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterable[dict[str, Any]]:
-    """Documents as mappings, read as they are asked for."""
+    """Return an iterable over the documents as mappings, which reads them lazily."""
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise ToastError(
-            "Running text is read through the datasets library.", what_to_do='pip install "datasets>=4.4".'
+            "Reading documents requires the datasets library.",
+            what_to_do='Install it with: pip install "datasets>=4.4"',
+            code="data.missing-library",
         ) from error
     path = Path(options.path).expanduser()
     path = path if path.is_absolute() or data_dir is None or path.exists() else data_dir / path
-    if (path / "README.md").is_file():  # a data set of the hub, as it was downloaded: its card tells what is what
+    if (path / "README.md").is_file():  # a downloaded Hub data set, whose card describes subsets and splits
         named: dict[str, Any] = {"name": options.subset, "split": options.split}
         where = str(path)
     elif path.exists():
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _get_reader(file))
-        odd = [file for file in files if not file.is_file()]
-        if odd:
-            raise ToastError(f"{odd[0]} is no regular file.", "It is a folder, a pipe or a device.", "Remove it.")
+        irregular = [file for file in files if not file.is_file()]
+        if irregular:
+            raise ToastError(
+                f"{irregular[0]} is not a regular file.",
+                "It is a folder, a pipe or a device.",
+                "Remove it.",
+                code="data.not-a-regular-file",
+            )
         readers = {_get_reader(file) for file in files}
         if len(readers) != 1 or None in readers:
-            found = "several kinds of files" if len(readers) > 1 else "no file that is understood"
+            content = "files of several formats" if len(readers) > 1 else "no file in a supported format"
             raise ToastError(
-                f"{path} holds {found}." if path.is_dir() else f"{path} is of no kind that is understood.",
-                what_to_do=f"Give files of one kind: {', '.join(READERS_BY_SUFFIX)}.",
+                f"{path} contains {content}." if path.is_dir() else f"The format of {path} is not supported.",
+                what_to_do=f"Use files of one format: {', '.join(READERS_BY_SUFFIX)}.",
+                code="text.unsupported-files",
             )
         named = {"data_files": [str(file) for file in files], "split": "train"}
         where = str(readers.pop())
     elif _get_reader(path) or options.path.startswith((".", "/", "~")):
-        raise UsageError(f"There is no file or folder {path}.", what_to_do="Check the path after 'text:'.")
+        raise UsageError(
+            f"The file or folder {path} does not exist.",
+            what_to_do="Check the path after 'text:'.",
+            code="data.missing-file",
+        )
     else:
         named = {"name": options.subset, "split": options.split}
         where = options.path
     try:
         return load_dataset(where, streaming=True, **named)
-    except Exception as error:  # the hub's client raises anything from a timeout to a missing split
+    except Exception as error:  # the Hub client raises many types, such as timeouts
         raise ToastError(
-            f"'{options.path}' cannot be opened, as a file or as a Hugging Face data set.",
+            f"Cannot open '{options.path}' as a file or as a Hugging Face data set.",
             f"{type(error).__name__}: {error}",
-            "Check the name, dataset.subset and dataset.split, or give a local file.",
+            "Check the name, dataset.subset and dataset.split, or use a local file.",
+            code="data.cannot-open",
         ) from error
 
 
@@ -174,6 +196,6 @@ def _get_reader(path: Path) -> str | None:
 SOURCE = DataSource(
     TextDocumentOptions,
     open_documents,
-    "text:FILE, .txt, .jsonl or .parquet, a folder, or a Hugging Face data set",
+    "text:PATH, a .txt, .jsonl or .parquet file, a folder, or a Hugging Face data set",
     task="language",
 )

@@ -1,4 +1,4 @@
-"""JSON files that users write: errors name the line, never the parser."""
+"""JSON files written by users. Errors name the line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from toast_cli.utils.errors import ToastError
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """The values of a JSON-lines file with their line numbers, from 1; blank lines are passed over.
+    """Yield line number (from 1) and value of every line of a JSON Lines file. Blank lines are skipped.
 
     Raises:
-        ToastError: the file cannot be read, or a line is no UTF-8 or no JSON.
+        ToastError: If the file cannot be read, or a line is not UTF-8 or not valid JSON.
     """
     for number, line in enumerate(read_bytes_without_bom(path).split(b"\n"), start=1):
         if line.strip():
@@ -22,37 +22,37 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_json_list(path: Path) -> list[Any]:
-    """The entries of a JSON list, or of JSON lines.
+    """Return the entries of a file that contains a JSON list or JSON Lines.
 
     Raises:
-        ToastError: as above.
+        ToastError: If the file cannot be read, or is not UTF-8 or not valid JSON.
     """
-    whole = read_bytes_without_bom(path)
-    if whole.lstrip()[:1] == b"[":
-        return list(_parse_json(whole, path, 1))
+    content = read_bytes_without_bom(path)
+    if content.lstrip()[:1] == b"[":
+        return list(_parse_json(content, path, 1))
     return [value for _, value in read_json_lines(path)]
 
 
 def read_bytes_without_bom(path: Path) -> bytes:
-    """A file's bytes, without the mark that some editors put before UTF-8.
+    """Return the bytes of a file without the byte order mark that some editors add.
 
     Raises:
-        ToastError: it cannot be read.
+        ToastError: If the file cannot be read.
     """
     try:
         return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise ToastError(f"{path} cannot be read.", error.strerror or str(error)) from error
+        raise ToastError(f"Cannot read {path}.", error.strerror or str(error), code="data.unreadable-file") from error
 
 
 def _parse_json(text: bytes, path: Path, first: int) -> Any:
-    """The value of a text whose first line has this number."""
+    """Parse JSON text that starts at line `first` of a file."""
     try:
         return json.loads(text.decode())
     except UnicodeDecodeError as error:
-        line, what = first + text.count(b"\n", 0, error.start), "is no UTF-8 text"
+        line, what = first + text.count(b"\n", 0, error.start), "is not UTF-8 text"
     except json.JSONDecodeError as error:
-        line, what = first + error.lineno - 1, f"is no JSON: {error.msg[:1].lower()}{error.msg[1:]}"
+        line, what = first + error.lineno - 1, f"is not valid JSON: {error.msg[:1].lower()}{error.msg[1:]}"
     except RecursionError:
-        line, what = first, "is no JSON that can be read: it is nested too deeply"
-    raise ToastError(f"{path} cannot be read.", f"Line {line} {what}.")
+        line, what = first, "is not supported: the JSON is nested too deeply"
+    raise ToastError(f"Cannot read {path}.", f"Line {line} {what}.", code="text.invalid-json")

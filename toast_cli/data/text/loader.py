@@ -1,4 +1,4 @@
-"""Batches of texts: token ids padded to the longest of their batch, packed, or running on in equal blocks."""
+"""Loaders of tokenized texts: padded to the longest of the batch, packed, or cut into blocks of equal length."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from toast_cli.data.text.documents import DocumentSplit
 
 TOKENIZER_BATCH_DOCUMENTS, TOKENIZER_BATCH_CHARACTERS = 1000, 1_000_000
-"""Given to the tokenizer together, until either is reached: fast ones then use every core."""
+"""Limits of the documents per tokenizer call. Fast tokenizers process the documents of a call in parallel."""
 
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """One text, or one block of several: ids, labels, and each token's place in its own text."""
+    """A text or a block of packed texts: ids, labels, and the position of each token in its own text."""
 
     ids: list[int]
     labels: list[int]
@@ -39,7 +39,7 @@ class TokenizedText:
 
 
 class TokenizedTextDataset(Dataset[tuple[int, TokenizedText]]):
-    """Texts with their places in the split."""
+    """Texts with their index in the split."""
 
     def __init__(self, texts: Sequence[TokenizedText]) -> None:
         self.texts = texts
@@ -52,20 +52,20 @@ class TokenizedTextDataset(Dataset[tuple[int, TokenizedText]]):
 
 
 def collate_indexed_texts(items: Sequence[tuple[int, TokenizedText]], pad: int) -> dict[str, Tensor]:
-    """A batch with `index` `[B]`, and `view` `[B]`, which is 0: texts are looked at in one way only."""
+    """Collate texts and add `index` `[B]` and `view` `[B]`, which is always 0 because texts are not augmented."""
     index = torch.tensor([number for number, _ in items])
     return {**collate_texts([text for _, text in items], pad), "index": index, "view": torch.zeros_like(index)}
 
 
 class TextLoader:
-    """Batches of tokenized texts; `notes` say what was cut and what was left out."""
+    """Loader of tokenized texts. `notes` report truncated texts and texts that were left out."""
 
     def __init__(
         self, texts: Sequence[TokenizedText], notes: tuple[str, ...], pad: int, seed: int, batches: BatchOptions
     ) -> None:
         self.notes = notes
         self._texts = texts
-        self.skipped: dict[str, str] = {}  # a text that cannot be read was refused before
+        self.skipped: dict[str, str] = {}  # unreadable texts raise an error earlier
         order = SeededShuffleSampler(len(texts), seed) if batches.shuffle else SequentialSampler(texts)
         self._share = ShardedBatchSampler(order, batches.batch_size, batches.process, batches.processes)
         self._loader: DataLoader[Any] = DataLoader(
@@ -79,66 +79,70 @@ class TextLoader:
 
     @property
     def samples(self) -> int:
-        """Texts, or blocks of text."""
+        """Number of texts or blocks."""
         return len(self._texts)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest."""
+        """Number of tokens of the longest text."""
         return max(len(text.ids) for text in self._texts)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self._share.fill(self._loader)
 
     def set_epoch(self, epoch: int, begin: int = 0) -> None:
-        """Shuffle as in this epoch, and leave its first `begin` batches out."""
+        """Use the order of an epoch, and skip its first `begin` batches."""
         self._share.set_epoch(epoch, begin)
 
 
 def build_conversation_loader(
     split: ConversationSplit, tokenizer: Any, batches: BatchOptions, loader: LoaderOptions
 ) -> TextLoader:
-    """`input_ids`, `attention_mask` and `labels`, all `[B, N]`; packed blocks have `position_ids` and `real` besides.
+    """Build a loader of conversations.
+
+    Batches have `input_ids`, `attention_mask` and `labels`, all `[B, N]`. Batches of packed blocks have `position_ids`
+    and `real` instead of `attention_mask`.
 
     Raises:
-        ToastError: no text leaves anything to learn.
+        ToastError: If the chat template rejects all texts, or no text has a token to learn.
     """
     options = split.options
-    texts, cut, empty, total, refused = [], 0, 0, 0, []
+    texts, truncated, empty, total, rejected = [], 0, 0, 0, []
     for index in range(len(split)):
         try:
-            found = tokenize_conversation(split.load(index).turns, tokenizer, options.template)
+            samples = tokenize_conversation(split.load(index).turns, tokenizer, options.template)
         except ChatTemplateError as error:
-            refused.append(error)
+            rejected.append(error)
             continue
-        total += len(found)
-        for ids, labels in found:
-            cut += len(ids) > options.max_tokens
+        total += len(samples)
+        for ids, labels in samples:
+            truncated += len(ids) > options.max_tokens
             ids, labels = ids[: options.max_tokens], labels[: options.max_tokens]
             if all(label == IGNORE_INDEX for label in labels[1:]):
                 empty += 1
             else:
                 texts.append(TokenizedText(ids, labels, list(range(len(ids)))))
-    if len(refused) == len(split):
-        raise refused[0]
+    if len(rejected) == len(split):
+        raise rejected[0]
     if not texts:
         raise ToastError(
-            f"None of {len(split):,} texts leaves anything to learn within {options.max_tokens} tokens.",
+            f"None of {len(split):,} texts has a token to learn within the first {options.max_tokens} tokens.",
             what_to_do="Raise dataset.max_tokens.",
+            code="text.nothing-to-learn",
         )
     notes = []
-    if refused:
-        why = f"{refused[0].what} {refused[0].why}".rstrip(". ")
-        notes.append(f"{len(refused):,} of {len(split):,} texts were left out: {why}.")
-    if total > len(split) - len(refused):
+    if rejected:
+        why = f"{rejected[0].what} {rejected[0].why}".rstrip(". ")
+        notes.append(f"{len(rejected):,} of {len(split):,} texts were left out: {why}.")
+    if total > len(split) - len(rejected):
         notes.append(
-            f"{len(split) - len(refused):,} conversations are {total:,} texts: the chat template writes earlier turns "
-            "otherwise once others follow, so what is learned of an answer is learned as it will be asked for."
+            f"{len(split) - len(rejected):,} conversations became {total:,} texts, because the chat template formats "
+            "earlier turns differently once others follow. Every answer is learned after the prompt used in generation."
         )
-    if cut:
-        notes.append(f"{cut:,} of {total:,} texts were longer than {options.max_tokens} tokens and were cut.")
+    if truncated:
+        notes.append(f"{truncated:,} of {total:,} texts were truncated to {options.max_tokens} tokens.")
     if empty:
-        notes.append(f"{empty:,} of {total:,} texts were left out: no token to be learned was left in them.")
+        notes.append(f"{empty:,} of {total:,} texts were left out, because they had no token to learn.")
     if options.packing and batches.augment:
         texts = pack_texts(texts, options.max_tokens)
         notes.append(f"Packed into {len(texts):,} blocks of at most {options.max_tokens} tokens.")
@@ -149,28 +153,30 @@ def build_conversation_loader(
 def build_document_loader(
     split: DocumentSplit, tokenizer: Any, batches: BatchOptions, loader: LoaderOptions
 ) -> TextLoader:
-    """`input_ids`, `attention_mask` and `labels`, all `[B, block_tokens]`: running text, every token learned.
+    """Build a loader of blocks of documents, in which every token is learned.
 
-    Documents follow one another with the tokenizer's end between them, and see each other within a block.
+    Batches have `input_ids`, `attention_mask` and `labels`, all `[B, block_tokens]`. Documents are separated by the EOS
+    token of the tokenizer. Documents in the same block attend to each other.
 
     Raises:
-        ToastError: there is less text than one block.
+        ToastError: If there is less text than one block.
     """
     length = split.block_tokens
     stream = memory_map_tokens(_tokenize_documents(split, tokenizer))
     count = len(stream) // length
     if not count:
         raise ToastError(
-            f"{len(split):,} documents are {len(stream):,} tokens, less than one block of {length}.",
-            what_to_do="Lower dataset.block_tokens, or give more text.",
+            f"{len(split):,} documents have {len(stream):,} tokens, less than one block of {length}.",
+            what_to_do="Lower dataset.block_tokens, or use more text.",
+            code="text.less-than-one-block",
         )
     left = len(stream) - count * length
-    note = f"{len(split):,} documents are {count:,} blocks of {length} tokens; the last {left:,} tokens fill none."
+    note = f"{len(split):,} documents make {count:,} blocks of {length} tokens; the last {left:,} tokens are not used."
     return TextLoader(TokenBlocks(stream, length, count), (note,), 0, loader.seed, batches)
 
 
 def _tokenize_documents(split: DocumentSplit, tokenizer: Any) -> Iterator[array[int]]:
-    """The documents' tokens in order, each document between the tokenizer's begin and end, several at a time."""
+    """Yield the tokens of every document, with BOS and EOS. Several documents are tokenized per call."""
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     texts: list[str] = []
@@ -191,7 +197,7 @@ def _tokenize_documents(split: DocumentSplit, tokenizer: Any) -> Iterator[array[
 
 @dataclass(frozen=True)
 class TokenBlocks(Sequence[TokenizedText]):
-    """Equal stretches of one long row of tokens, cut out when they are asked for."""
+    """Blocks of equal length, cut from a stream of tokens on access."""
 
     stream: np.ndarray
     length: int
@@ -208,9 +214,9 @@ class TokenBlocks(Sequence[TokenizedText]):
 
 
 def pack_texts(texts: Sequence[TokenizedText], length: int) -> list[TokenizedText]:
-    """Texts in order, as many to a block as fit in whole; the first token of each is not learned any more.
+    """Pack texts in order into blocks of at most `length` tokens, without splitting a text.
 
-    What comes before it would be another text.
+    The first token of a text is not learned, because the token before it belongs to another text.
     """
     blocks: list[TokenizedText] = []
     for text in texts:
@@ -224,10 +230,10 @@ def pack_texts(texts: Sequence[TokenizedText], length: int) -> list[TokenizedTex
 
 
 def collate_texts(texts: Sequence[TokenizedText], pad: int) -> dict[str, Tensor]:
-    """A batch, padded on the right.
+    """Collate texts into a batch, padded on the right.
 
-    Several texts in one block are kept apart by their positions, which begin again: transformers builds their mask from
-    that, where no other mask is given. Padding then counts as one more text.
+    In packed blocks, positions restart at every text. If no attention mask is given, transformers derives one from the
+    positions that separates the texts. Padding then counts as another text.
     """
     longest = max(len(text.ids) for text in texts)
 

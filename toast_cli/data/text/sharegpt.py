@@ -1,4 +1,4 @@
-"""`sharegpt`: conversations of several turns, in the layout of ShareGPT's exports."""
+"""`sharegpt`: conversations with several turns, in the format of ShareGPT exports."""
 
 from __future__ import annotations
 
@@ -21,30 +21,36 @@ ROLES_BY_SPEAKER: dict[str, Role] = {
 
 
 class ShareGptOptions(ConversationOptions):
-    """A file of conversations."""
+    """Options of a ShareGPT file."""
 
     name: Literal["sharegpt"] = Field("sharegpt", description="the data set")
 
 
 def parse_sharegpt_entry(entry: dict[str, Any]) -> list[Turn]:
-    """`conversations`, a list of `from` and `value`; what an answer comes before is not learned, and left out."""
-    said = entry.get("conversations")
-    if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
-        raise ValueError("there is no list of 'conversations'")
+    """Convert an entry (`conversations`, a list of `from` and `value`) to turns.
+
+    Answers before the first question are dropped.
+
+    Raises:
+        ValueError: If the entry has another structure, a speaker is unknown or there is no answer.
+    """
+    messages = entry.get("conversations")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise ValueError("'conversations' is not a list of objects")
     turns = []
-    for turn in said:
-        if (speaker := require_text(turn, "from")) not in ROLES_BY_SPEAKER:
-            raise ValueError(f"'{speaker}' is nobody; speakers are {', '.join(ROLES_BY_SPEAKER)}")
-        turns.append(Turn(ROLES_BY_SPEAKER[speaker], require_text(turn, "value")))
-    while turns and turns[0].role == "assistant":  # an export that begins in the middle
+    for message in messages:
+        if (speaker := require_text(message, "from")) not in ROLES_BY_SPEAKER:
+            raise ValueError(f"unknown speaker '{speaker}'; known: {', '.join(ROLES_BY_SPEAKER)}")
+        turns.append(Turn(ROLES_BY_SPEAKER[speaker], require_text(message, "value")))
+    while turns and turns[0].role == "assistant":  # the export begins in the middle of a conversation
         turns.pop(0)
     if not any(turn.role == "assistant" for turn in turns):
-        raise ValueError("it has no answer to learn from")
+        raise ValueError("it has no answer to learn")
     return turns
 
 
 def open_sharegpt(options: ShareGptOptions, data_dir: Path | None) -> DataSet:
-    """The file as a data set."""
+    """Read the file as a data set."""
     return open_conversations(options, data_dir, parse_sharegpt_entry)
 
 

@@ -60,4 +60,4 @@ tables:
 def test_a_value_that_is_not_measured_is_an_empty_cell() -> None:
     numbers = AttentionMetricsTable()
     numbers.rows.append({"index": 0, "label": 0, "correct": 1.0, "pass_one/auc": float("nan")})
-    assert numbers.per_image(["a"], ["=a.png"]) == "image,class,correct,pass_one/auc\n'=a.png,a,1,\n"
+    assert numbers.format_per_image(["a"], ["=a.png"]) == "image,class,correct,pass_one/auc\n'=a.png,a,1,\n"
