@@ -244,12 +244,12 @@ def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_tw
     further = [start(2), start(3)]
     until(lambda: any(count >= 2 for count in epochs("*-seed3-*")))
     kill(*further)
-    assert said(2, 3).count("Going on after epoch") == 2, "what was begun went on, and did not start anew"
+    assert said(2, 3).count("Resuming after epoch") == 2, "what was begun went on, and did not start anew"
     last = [start(4), start(5)]
     for process in last:
         process.join(240)
         assert process.exitcode == 0
-    assert "Going on after epoch" in said(4, 5)
+    assert "Resuming after epoch" in said(4, 5)
     board = ExperimentScheduler(*_opened(out))
     assert board.counts() == {"done": 6}, "of two rows, two settings searched and one final run"
     trials = [trial for where in board.stages() for trial in board.study(*where).get_trials()]

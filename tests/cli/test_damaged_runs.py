@@ -39,7 +39,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_in_silence(run: Path
         with (run / "checkpoints" / name / "model.safetensors").open("ab") as file:
             file.write(b"x")
     before = files(run)
-    toast("tune", "--resume", run).fails(1, "No whole checkpoint is left", "--recipe")
+    toast("tune", "--resume", run).fails(1, "--recipe", error="checkpoint.damaged")
     assert files(run) == before
 
 
@@ -84,7 +84,7 @@ def test_a_disk_that_was_full_is_told_with_how_the_run_goes_on(run: Path, monkey
     monkeypatch.setattr("toast_cli.training.tune.TrainingLoop.fit", full)
     said = toast("tune", "--resume", run)
     said.fails(1, "could not be written")
-    assert f"it goes on with: toast tune --resume {run}" in " ".join(said.err.split())
+    assert f"resume with: toast tune --resume {run}" in " ".join(said.err.split())
 
 
 def test_what_is_not_there_is_no_run(tmp_path: Path) -> None:

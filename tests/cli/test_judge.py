@@ -132,10 +132,10 @@ def test_a_reply_without_a_score_is_asked_again_and_then_said(run: Path, questio
     [
         (b'{"choices": []}', "the response holds no reply"),
         (b"null", "the response holds no reply"),
-        (b'{"choices": [{"message": {"content": null}}]}', "the reply is no text"),
+        (b'{"choices": [{"message": {"content": null}}]}', "the reply is not a string"),
         (b'{"error": {"message": "overloaded"}}', "the response is an error: {'message': 'overloaded'}"),
-        (b"<html>Bad gateway</html>", "the response is no JSON"),
-        (b'{"choices": [', "the response is no JSON"),
+        (b"<html>Bad gateway</html>", "the response is not JSON"),
+        (b'{"choices": [', "the response is not JSON"),
     ],
 )
 def test_a_response_that_is_no_completion_is_asked_again_and_recorded(
@@ -148,7 +148,7 @@ def test_a_response_that_is_no_completion_is_asked_again_and_recorded(
     assert f"1 of 3 answers; they count nowhere: question 2 ({why})" in " ".join(said.err.split())
     lines = kept(run, questions, "judgements.jsonl")
     assert [line["why"] for line in lines] == [why, "", why, why, why, ""]
-    assert lines[0]["reply"] == body.decode() or why == "the reply is no text"
+    assert lines[0]["reply"] == body.decode() or why == "the reply is not a string"
 
 
 def test_a_damaged_judgement_is_said_and_asked_again(run: Path, questions: Path, server: Server) -> None:
@@ -190,7 +190,7 @@ def test_no_model_is_loaded_where_every_answer_is_kept(
 
 def test_an_interrupted_session_goes_on_where_it_stopped(run: Path, questions: Path, server: Server) -> None:
     server.replies = ['{"score": 9}', 401]
-    judge(questions, server, run).fails(1, "could not be asked", "--judge-url", "what was judged is kept")
+    judge(questions, server, run).fails(1, "--judge-url", error="judge.not-reachable")
     answers = kept(run, questions, "answers.jsonl")
     (run / "judge" / questions.stem / "answers.jsonl").open("a").write('{"question_id": 1, "cut sho')
     said = judge(questions, server, run)
@@ -224,18 +224,18 @@ def test_several_runs_are_rows_of_one_table(run: Path, questions: Path, server: 
 
 
 def test_wrong_questions_are_said(run: Path, server: Server, tmp_path: Path) -> None:
-    judge(tmp_path / "none.jsonl", server, run).fails(2, "no questions file")
+    judge(tmp_path / "none.jsonl", server, run).fails(2, "none.jsonl", error="judge.missing-file")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question_id": 1, "text": "Fine."}\n{"question_id": 2}\n')
-    judge(bad, server, run).fails(1, "line 2 is not a question")
+    judge(bad, server, run).fails(1, "Line 2", error="judge.invalid-question")
     bad.write_text('{"question_id": 1, "text": "a"}\n{"question_id": 1, "text": "b"}\n')
-    judge(bad, server, run).fails(1, "line 2 is not a question: its question_id 1 occurs before")
+    judge(bad, server, run).fails(1, "Line 2", "question_id 1", error="judge.invalid-question")
     for line, why in [
-        (b'{"question_id": [1], "text": "a"}', "line 2 is not a question: its question_id is neither"),
-        (b'{"question_id": 2, "text": 5}', "line 2 is not a question: its text is no text"),
-        (b'{"question_id": 2, "text": " "}', "line 2 is not a question: its text is empty"),
-        (b'{"question_id": 2, "category": [], "text": "a"}', "line 2 is not a question: its category is no text"),
-        (b"[1, 2]", "line 2 is not a question: it is no object"),
+        (b'{"question_id": [1], "text": "a"}', "its question_id is not an integer"),
+        (b'{"question_id": 2, "text": 5}', "its text is not a string"),
+        (b'{"question_id": 2, "text": " "}', "its text is empty"),
+        (b'{"question_id": 2, "category": [], "text": "a"}', "its category is not a string"),
+        (b"[1, 2]", "it is not an object"),
         (b'{"question_id": 2, "text": "caf\xe9"}', "Line 2 is not UTF-8 text"),
         (b'{"question_id": 2', "Line 2 is not valid JSON"),
     ]:

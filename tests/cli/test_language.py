@@ -85,13 +85,13 @@ def test_nothing_left_to_learn_is_an_error_before_a_run_folder_is_made(here: Pat
 
 def test_a_linear_head_has_nothing_to_train_on_a_language_model(model: Path, data: Path, here: Path) -> None:
     chosen = ["--backbone", f"llama:{model}", "--dataset", f"alpaca:{data}", "--method", "linear"]
-    toast("tune", *chosen, "--output-dir", here / "run").fails(2, "trains nothing")
+    toast("tune", *chosen, "--output-dir", here / "run").fails(2, error="method.trains-nothing")
 
 
 def test_images_and_texts_are_not_mixed_up(model: Path, data: Path, here: Path) -> None:
     toast("tune", "--backbone", f"llama:{model}", "--dataset", "demo").fails(2, "does not look at images")
     toast("tune", "--backbone", "vit_demo", "--dataset", f"alpaca:{data}").fails(2, "writes no text")
-    toast("generate", "--backbone", "vit_demo", "hello").fails(2, "writes no text")
+    toast("generate", "--backbone", "vit_demo", "hello").fails(2, error="text.not-a-language-model")
 
 
 def test_a_plain_model_continues_a_prompt_and_a_seed_repeats_a_draw(here: Path, model: Path) -> None:
@@ -105,9 +105,9 @@ def test_a_plain_model_continues_a_prompt_and_a_seed_repeats_a_draw(here: Path, 
 def test_what_a_prompt_leaves_no_room_for_is_said_before(here: Path, model: Path) -> None:
     plain = ["generate", "--backbone", f"llama:{model}", "--raw"]
     toast(*plain, "").fails(2, error="text.empty-prompt")
-    toast(*plain, "a" * 300).fails(2, "The prompt is 301 tokens, and the model reads 256 at most")
+    toast(*plain, "a" * 300).fails(2, "301 tokens", "256", error="text.prompt-too-long")
     said = toast(*plain, "a" * 250, "--max-new-tokens", "20")
-    assert said.code == 0 and "the answer is cut at 5 tokens, not 20" in " ".join(said.err.split())
+    assert said.code == 0 and "limited to 5 tokens instead of 20" in " ".join(said.err.split())
     assert "cut" not in toast(*plain, "a" * 200, "--max-new-tokens", "5").err
 
 

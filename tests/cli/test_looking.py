@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_skipped_and_said_and_has_no_numbers_and_no_curve
     for file in files:
         file.write_text("no image")
     for what in ("--attention", "--sweep"):
-        toast("eval", *data, what).fails(1, "No image of test could be read", "toast data check")
+        toast("eval", *data, what).fails(1, "toast data check", error="data.no-readable-image")
 
 
 def test_numbers_are_kept_with_how_they_were_made_and_never_mixed_with_others(run: Path, here: Path) -> None:
@@ -143,9 +143,7 @@ def test_a_sweep_tells_of_pass_two_what_measuring_at_that_strength_tells(run: Pa
 
 def test_a_sweep_whose_strength_zero_still_steers_is_an_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toast_cli.evaluation.attention_evaluation.set_feedback_strength", lambda model, alpha: None)
-    toast("eval", "--run", run, "--sweep", "--limit", "4").fails(
-        1, "With steering strength 0", "not the plain backbone"
-    )
+    toast("eval", "--run", run, "--sweep", "--limit", "4").fails(1, error="attention.not-the-plain-backbone")
 
 
 def test_on_grids_the_labelled_cell_wins_that_has_most_of_the_map(here: Path) -> None:

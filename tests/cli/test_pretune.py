@@ -113,7 +113,7 @@ def test_images_without_labels_will_do(here: Path, pictures: MakePictures) -> No
     chosen = ["--backbone", "vit_demo_3", "--dataset", f"images:{folder}", "--output-dir", here / "run"]
     fast = ["training.epochs=4", "training.batch_size=20", "training.accumulate=1", "training.lr=0.01"]
     for command in "pretune", "tune":
-        toast(command, *chosen, *fast).fails(2, "no labels", "pretuning.target=first-pass")
+        toast(command, *chosen, *fast).fails(2, "pretuning.target=first-pass", error="data.missing-labels")
     said = toast("pretune", *chosen, *fast, "pretuning.target=first-pass")
     assert said.code == 0, said.err
     line = json.loads((here / "run" / "metrics.jsonl").read_text().splitlines()[-1])
@@ -161,7 +161,9 @@ def test_a_dry_run_shows_what_would_be_pre_tuned_and_writes_nothing(here: Path) 
     assert said.code == 0, said.err
     assert "train_P: false" in said.out and "trainable parameters" in said.out
     assert list(here.iterdir()) == []
-    toast("pretune", "--dry-run", "pretuning.target=first-pass", "pretuning.passes=both").fails(2, "no task loss")
+    toast("pretune", "--dry-run", "pretuning.target=first-pass", "pretuning.passes=both").fails(
+        2, error="training.conflicting-options"
+    )
 
 
 def test_a_wrong_start_is_refused_before_anything_is_written(here: Path) -> None:
@@ -200,9 +202,9 @@ def test_a_start_that_does_not_fit_is_refused(pretuned: Path, here: Path) -> Non
     toast("tune", "--method", "linear", "--init-from", pretuned, *TINY_DEMO).fails(2, "no feedback path")
     other = toast("tune", "--backbone", "vit_demo_3", "--weights", "none", "--init-from", pretuned, *TINY_DEMO)
     other.fails(1, "pre-tuned on other weights")
-    toast("tune", "--recipe", "pretune/toast", *TINY).fails(2, "Give it to 'toast pretune'")
-    toast("pretune", "--method", "toast-lite", *TINY).fails(2, "whole feedback path", "method.name=toast")
-    toast("pretune", "method=linear", *TINY).fails(2, "whole feedback path", "method.name=toast")
+    toast("tune", "--recipe", "pretune/toast", *TINY).fails(2, "toast pretune", error="recipe.for-pretuning")
+    toast("pretune", "--method", "toast-lite", *TINY).fails(2, "method.name=toast", error="training.no-feedback-path")
+    toast("pretune", "method=linear", *TINY).fails(2, "method.name=toast", error="training.no-feedback-path")
 
 
 def test_a_random_start_is_said_with_what_it_costs(here: Path) -> None:

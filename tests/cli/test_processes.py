@@ -103,10 +103,10 @@ def test_two_processes_tune_as_one_does_and_speak_as_one(here: Path, launcher: l
     assert json.loads((here / "two" / "environment.json").read_text())["processes"] == 2
 
     (here / "two" / "results.json").unlink()
-    toast("tune", "--resume", here / "two").fails(2, "begun with 2 processes and cannot go on with 1")
+    toast("tune", "--resume", here / "two").fails(2, "2 processes", error="resume.wrong-process-count")
     resumed = two_forks("tune", "--resume", here / "two")
     assert resumed.code == 0, resumed.err
-    assert "Going on after epoch 2 of 2" in resumed.err
+    assert "Resuming after epoch 2 of 2" in resumed.err
     same_run(here / "two", here / "one", "adapter/adapter_model.safetensors")
 
 
@@ -233,5 +233,7 @@ def test_a_language_model_with_tied_weights_is_divided_too(here: Path) -> None:
 
 
 def test_a_model_is_divided_among_several_processes_only(here: Path) -> None:
-    toast("tune", "--output-dir", here / "run", *UNEVEN, "training.shard=true").fails(2, "and there is one", "torchrun")
+    toast("tune", "--output-dir", here / "run", *UNEVEN, "training.shard=true").fails(
+        2, "torchrun", error="training.single-process"
+    )
     assert not (here / "run").exists()

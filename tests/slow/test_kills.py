@@ -57,7 +57,7 @@ def test_a_killed_run_is_resumed_or_begun_again_to_the_same_weights(tmp_path: Pa
             done = (run / "results.json").is_file()
             again = forked(tmp_path, words[0], "--resume", run)
             explained(again)
-            assert ("Going on after epoch" in again.said) == (saved and not done), again.said
+            assert ("Resuming after epoch" in again.said) == (saved and not done), again.said
             if again.code:  # too early to go on, or at its end already
                 assert "is no run folder" in again.said or "got to its end" in again.said
         if not (run / "results.json").is_file():

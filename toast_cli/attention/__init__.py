@@ -1,1 +1,1 @@
-"""Where the model looks: capturing maps, measuring them, drawing them."""
+"""Attention maps: recording, validation and metrics."""

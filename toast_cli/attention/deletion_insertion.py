@@ -1,4 +1,4 @@
-"""Deletion and insertion (Petsiuk et al., RISE, BMVC 2018): does the answer depend on what a map marks?"""
+"""Deletion and insertion (Petsiuk et al., RISE, BMVC 2018): does the prediction depend on the pixels a map marks?"""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
 
 CURVE_STEPS = 10
 RANDOM_ORDER = "random"
-"""The order that says nothing: the baseline of the maps' orders."""
+"""Name of the random order of cells, the baseline."""
 RANDOM_SIMILARITY_ORDER = "random_similarity"
-"""The same in the cells of the similarity, if it has other cells than the maps: of a ConvNeXt's earlier stages."""
+"""Name of the random order on the similarity's grid, if it differs from the maps' (earlier stages of a ConvNeXt)."""
 
 
 def count_forward_passes(orders: int) -> int:
-    """Return how often the model sees an image at most: the three ends, and both curves' steps in every order."""
+    """Return the largest number of forward passes per image: three end points, and both curves of every order."""
     return 3 + orders * 2 * (CURVE_STEPS - 1)
 
 
 class DeletionInsertionCurves:
-    """The probability of a model's own answer as pixels are taken away or put back, those that a map marks most first.
+    """The probability of the predicted class as pixels are deleted or inserted, in decreasing order of the map.
 
-    Deletion replaces them by the mean colour, insertion puts them into a strongly blurred image. A good map has a
-    deletion curve that falls at once and an insertion curve that rises at once.
+    Deletion replaces pixels with the mean colour. Insertion adds them to a strongly blurred image. With a good map, the
+    deletion curve falls early and the insertion curve rises early.
 
-    A step takes whole cells of the map, so many that the step's share of the image is reached: where cells are few,
-    that is more, and the area under a curve is taken over what was taken.
+    A step takes whole cells of the map, as many as are needed to reach the step's share of the image. With few cells,
+    this can be more than that share, so the area under a curve is integrated over the share of pixels actually taken.
 
     Args:
-        predict: images `[B, 3, H, W]` to logits `[B, classes]`.
-        steps: steps from nothing to the whole image.
-        seed: of the random order.
+        predict: a function of images `[B, 3, H, W]` that returns logits `[B, classes]`.
+        steps: the number of steps from none to all of the pixels.
+        seed: the seed of the random order.
     """
 
     def __init__(self, predict: Callable[[Tensor], Tensor], steps: int = CURVE_STEPS, seed: int = 0) -> None:
@@ -52,13 +52,13 @@ class DeletionInsertionCurves:
 
     @torch.no_grad()
     def add(self, output: AttentionOutput, images: Tensor) -> None:
-        """Add the images of a batch, given their maps."""
+        """Add a batch of images with its recorded maps."""
         H, W = images.shape[2:]
         answer = output.logits.argmax(-1)
-        # Of so strong a blur nothing is recognised; normalised images have the mean colour at zero.
+        # The blur is strong enough to remove all objects. The mean colour of normalized images is zero.
         blurred = gaussian_blur(images, [2 * (min(H, W) // 8) + 1] * 2, [min(H, W) / 8.0] * 2)
         full, grey, blur = (
-            self._compute_answer_probability(given, answer) for given in (images, torch.zeros_like(images), blurred)
+            self._compute_answer_probability(inputs, answer) for inputs in (images, torch.zeros_like(images), blurred)
         )
         for name, map in {**output.maps(), **self._compute_baseline(output)}.items():
             masks = self._build_pixel_masks(map, (H, W))
@@ -67,82 +67,82 @@ class DeletionInsertionCurves:
                 ("deletion", torch.zeros_like(images), images, (full, grey)),
                 ("insertion", images, blurred, (blur, full)),
             ):
-                curve = [ends[0]]  # all orders begin and end at the same two images
+                curve = [ends[0]]  # all orders have the same first and last image
                 for before, mask in pairwise(masks):
-                    if mask is before:  # few cells, many steps: nothing more is taken
+                    if mask is before:  # with few cells, a step may take none
                         curve.append(curve[-1])
                     elif mask is masks[-1]:
                         curve.append(ends[1])
                     else:
                         curve.append(self._compute_answer_probability(mask * shown + (1 - mask) * hidden, answer))
-                # A map that is zero everywhere gives no order.
+                # A map that is zero everywhere defines no order.
                 points = torch.stack(curve, dim=1).masked_fill(is_zero_map(map).cpu()[:, None], torch.nan)
                 self.curves.setdefault(name, {}).setdefault(kind, []).append(points)
 
     def _compute_baseline(self, output: AttentionOutput) -> dict[str, Tensor]:
-        """Return maps that put the cells in a random order, one for every grid that there is."""
+        """Return a random map for each grid of cells."""
         grids = {RANDOM_ORDER: output.first}
         if output.similarity is not None and output.similarity.shape != output.first.shape:
             grids[RANDOM_SIMILARITY_ORDER] = output.similarity
         return {name: torch.rand(map.shape, generator=self.generator).to(map.device) for name, map in grids.items()}
 
     def _build_pixel_masks(self, map: Tensor, size: tuple[int, int]) -> list[Tensor]:
-        """Return the pixels taken after every step, `[B, 1, H, W]` each; the same tensor again if a step takes none."""
-        place = rank_cells(map)
-        cells = place[0].numel()
+        """Return masks `[B, 1, H, W]` of the pixels after each step; the same tensor again if a step takes none."""
+        ranks = rank_cells(map)
+        cells = ranks[0].numel()
         counts = [-(-cells * step // self.steps) for step in range(self.steps + 1)]
-        parts = {count: F.interpolate((place < count).float()[:, None], size=size) for count in counts}
+        parts = {count: F.interpolate((ranks < count).float()[:, None], size=size) for count in counts}
         return [parts[count] for count in counts]
 
     def _compute_answer_probability(self, images: Tensor, answer: Tensor) -> Tensor:
-        """Return the probability of each image's own answer, `[B]`, on the CPU."""
+        """Return the probability of each image's predicted class, `[B]`, on the CPU."""
         return self.predict(images).float().softmax(-1).gather(1, answer[:, None])[:, 0].cpu()
 
     def get_curves(self, name: str, kind: str) -> Tensor:
-        """Return all images' curves, `[images, steps + 1]`."""
+        """Return the curves of all images, `[images, steps + 1]`."""
         return torch.cat(self.curves[name][kind])
 
     def compute_areas(self, name: str, kind: str) -> Tensor:
-        """Return the area under every image's curve, `[images]`: low is good for deletion, high for insertion."""
+        """Return the area under each image's curve, `[images]`: lower is better for deletion, higher for insertion."""
         return torch.trapezoid(self.get_curves(name, kind), torch.cat(self.taken[name]), dim=1)
 
     def compute_pixel_shares(self) -> dict[str, list[float]]:
-        """Return, by order, the share of pixels deleted or inserted after every step, 0 to 1: the images' mean."""
+        """Return, by order, the mean share of pixels (0 to 1) taken after each step."""
         return {name: torch.cat(taken).double().mean(0).tolist() for name, taken in self.taken.items()}
 
     def compute_mean_curves(self) -> dict[str, dict[str, list[MeanEstimate]]]:
-        """Return, by order and kind, the mean over images at every step, with its 95% interval."""
-        found: dict[str, dict[str, list[MeanEstimate]]] = {}
+        """Return, by order and kind, the mean curve over images with 95% intervals."""
+        curves: dict[str, dict[str, list[MeanEstimate]]] = {}
         for name, kinds in self.curves.items():
             for kind in kinds:
                 means = [bootstrap_mean(values) for values in self.get_curves(name, kind).numpy().T]
                 if None not in means:
-                    found.setdefault(name, {})[kind] = [mean for mean in means if mean is not None]
-        return found
+                    curves.setdefault(name, {})[kind] = [mean for mean in means if mean is not None]
+        return curves
 
     def result(self) -> dict[str, dict[str, Any]]:
-        """Return, by order and kind, the mean area with its 95% interval; an order that no image has is left out."""
-        found: dict[str, dict[str, Any]] = {}
+        """Return, by order and kind, the mean area with its 95% interval, without orders that no image has."""
+        areas: dict[str, dict[str, Any]] = {}
         for name, kinds in self.curves.items():
             for kind in kinds:
                 mean = bootstrap_mean(self.compute_areas(name, kind).numpy())
                 if mean is not None:
-                    found.setdefault(name, {})[kind] = asdict(mean)
-        return found
+                    areas.setdefault(name, {})[kind] = asdict(mean)
+        return areas
 
     def compute_area_gain(self) -> dict[str, dict[str, Any]]:
-        """Return, by kind, the area of pass two less that of pass one, paired over images; empty with a single pass."""
-        found = {}
+        """Return, by kind, the area of pass two minus that of pass one, paired over images; empty with one pass."""
+        gains = {}
         for kind in self.curves.get("pass_two", {}):
             mean = bootstrap_mean((self.compute_areas("pass_two", kind) - self.compute_areas("pass_one", kind)).numpy())
             if mean is not None:
-                found[kind] = asdict(mean)
-        return found
+                gains[kind] = asdict(mean)
+        return gains
 
 
 def rank_cells(map: Tensor) -> Tensor:
-    """Return the rank of each cell of `[B, rows, columns]`: 0 for the highest."""
+    """Return the rank of each cell of maps `[B, rows, columns]`, 0 for the highest."""
     order = map.flatten(1).argsort(stable=True, dim=1, descending=True)
-    places = torch.empty_like(order)
-    places.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order).contiguous())
-    return places.view_as(map)
+    ranks = torch.empty_like(order)
+    ranks.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order).contiguous())
+    return ranks.view_as(map)

@@ -1,4 +1,4 @@
-"""Where features are strong: the maps of a backbone that has no attention."""
+"""Feature energy: the maps of a backbone without attention."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FEATURE_ENERGY = "feature energy"
 
 @dataclass
 class EnergyRecorder:
-    """Runs a model so that the feature energy of one level's output (default: the last) is kept in both passes.
+    """A recorder of the feature energy of one level's output (default: the last) in both passes.
 
-    This is no attention: it says where a map of features is strong, not what was read from where.
+    Feature energy is not attention: it shows where features are strong, not which positions were read.
 
     Raises:
-        UsageError: the backbone makes no maps, or has no such level.
+        UsageError: the backbone has no feature maps, or the level does not exist.
     """
 
     model: Model
@@ -30,12 +30,12 @@ class EnergyRecorder:
 
     def __post_init__(self) -> None:
         if self.model.backbone.channel_dim != 1:
-            raise UsageError("This backbone makes no maps of features.")
+            raise UsageError("The backbone has no feature maps.", code="attention.no-maps")
         self.level = resolve_level(self.model.backbone, self.level)
 
     @torch.no_grad()
     def record(self, images: Tensor) -> AttentionOutput:
-        """Run the model on images `[B, 3, H, W]`: return logits, passes and maps; similarity is the last level's."""
+        """Run the model on images `[B, 3, H, W]`; return logits, passes, maps, and the similarity of the last level."""
         first, last = Trace(levels=True), Trace(levels=True)
         logits, passes = self.model.forward_passes(images, first, last)
         return AttentionOutput(
@@ -49,19 +49,23 @@ class EnergyRecorder:
 
 
 def compute_feature_energy(features: Tensor) -> Tensor:
-    """Return the squared length of every cell of `[B, C, H, W]`, as a map `[B, H, W]` that sums to one."""
+    """Return the squared norm of every cell of features `[B, C, H, W]` as a map `[B, H, W]` that sums to one."""
     strength = features.float().square().sum(1)
     return strength / strength.sum(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
 def build_recorder(model: Model, level: int = -1, head: HeadSelection = "mean") -> AttentionRecorder | EnergyRecorder:
-    """Return the recorder of a model's attention or, if it has none, of its feature energy.
+    """Return a recorder of the model's attention or, without attention, of its feature energy.
 
     Raises:
-        UsageError: there is no such level or head.
+        UsageError: the level or head does not exist.
     """
     if model.backbone.has_attention:
         return AttentionRecorder(model, level, head)
     if head != "mean":
-        raise UsageError("This backbone has no attention, so it has no heads.", what_to_do="Leave --head out.")
+        raise UsageError(
+            "The backbone has no attention and therefore no heads.",
+            what_to_do="Leave --head out.",
+            code="attention.unknown-head",
+        )
     return EnergyRecorder(model, level)

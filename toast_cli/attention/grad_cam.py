@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al., ICCV 2017) by the library `grad-cam`: which cells of a pass speak for the answer."""
+"""Grad-CAM (Selvaraju et al., ICCV 2017) of either pass, with the library `grad-cam`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from toast_cli.utils.errors import ToastError, UsageError
 
 
 class FinalLevelModule(nn.Module):
-    """The end of one pass, with `target_layer` where Grad-CAM listens.
+    """The last level of a pass and the head, with `target_layer` as the target layer of Grad-CAM.
 
-    That is the last level's input where levels take tokens (a class token reads the others there for the last time, and
-    nothing is read from them after it), and its output where they make maps.
+    For levels of tokens, the target is the input of the last level: this is the last time that the class token reads
+    the other tokens. For levels of feature maps, the target is the output of the last level.
 
     Args:
-        model: what is shown images.
-        inputs, outputs: those of the pass's last level.
-        signal: what steered that level.
+        model: the model.
+        inputs, outputs: the input and output of the last level in this pass.
+        signal: the feedback signal of that level, if any.
     """
 
     def __init__(self, model: Model, inputs: Tensor, outputs: Tensor, signal: Signal | None) -> None:
@@ -34,7 +34,7 @@ class FinalLevelModule(nn.Module):
         self.inputs, self.outputs, self.signal = inputs, outputs, signal
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits, again; the images are known already."""
+        """Return the logits, computed from the stored tensors; the images are not used."""
         backbone = self.model.backbone
         if backbone.channel_dim == 1:
             state = State(self.target_layer(self.outputs.detach().requires_grad_()))
@@ -45,19 +45,25 @@ class FinalLevelModule(nn.Module):
 
 
 def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
-    """Return maps `[B, H, W]`, 0 to 1, of the last pass's likeliest class: `grad_cam_one` and, if any, `grad_cam_two`.
+    """Return Grad-CAM maps `[B, H, W]`, 0 to 1, of the class that the last pass predicts, one for each pass.
+
+    The names are `grad_cam_one` and, with two passes, `grad_cam_two`.
 
     Raises:
-        UsageError: the library is not installed, or the model does not label images.
-        ToastError: the end of a pass, run again, is not what it was.
+        UsageError: the library is not installed, or the model does not classify images.
+        ToastError: the recomputed last level gives other logits than the model.
     """
     try:
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     except ImportError as error:
-        raise UsageError("Grad-CAM needs the library grad-cam.", what_to_do='pip install "grad-cam>=1.5.5"') from error
+        raise UsageError(
+            "Grad-CAM needs the package grad-cam.",
+            what_to_do='pip install "grad-cam>=1.5.5"',
+            code="attention.missing-package",
+        ) from error
     if model.objective.dense or model.backbone.preprocessing is None:
-        raise UsageError("Grad-CAM is for models that label images.")
+        raise UsageError("Grad-CAM needs a model that classifies images.", code="attention.unsupported-task")
     backbone = model.backbone
     first, last = Trace(levels=True), Trace(levels=True)
     with torch.no_grad():
@@ -85,19 +91,20 @@ def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
     return maps
 
 
-def check_final_logits(found: Tensor, expected: Tensor) -> None:
-    """Check that the end of the pass, run again, gives the model's logits.
+def check_final_logits(logits: Tensor, expected: Tensor) -> None:
+    """Check that the recomputed last level gives the model's logits.
 
     Raises:
-        ToastError: it gives others.
+        ToastError: the logits differ.
     """
-    difference = float((found - expected).abs().amax() / expected.abs().amax().clamp_min(1e-6))
+    difference = float((logits - expected).abs().amax() / expected.abs().amax().clamp_min(1e-6))
     if not difference <= MISMATCH_TOLERANCE[expected.dtype]:
         raise ToastError(
-            "Grad-CAM cannot listen to this model.",
-            f"The end of the pass, run again, gives logits that differ by {difference:.1%}: the method adds something "
-            "between the levels.",
+            "Grad-CAM is not supported for this model.",
+            f"The recomputed last level gives logits that differ by {difference:.1%}, because the method adds "
+            "something between the levels.",
             "Leave --grad-cam out.",
+            code="attention.grad-cam-mismatch",
         )
 
 
@@ -108,9 +115,9 @@ def _build_reshape_transform(model: Model, images: Tensor) -> Callable[[Tensor],
 
 @contextmanager
 def disable_gradients(model: Model) -> Iterator[None]:
-    """Turn gradients of the model off within the block; restore them, and its training mode, afterwards."""
+    """Turn off the gradients of the model within the block; restore gradients and training mode afterwards."""
     before = [(weight, weight.requires_grad, weight.grad) for weight in model.parameters()]
-    training = [(part, part.training) for part in model.modules()]
+    training = [(module, module.training) for module in model.modules()]
     model.requires_grad_(False)
     try:
         yield
@@ -118,5 +125,5 @@ def disable_gradients(model: Model) -> Iterator[None]:
         for weight, trained, gradient in before:
             weight.requires_grad_(trained)
             weight.grad = gradient
-        for part, mode in training:
-            part.training = mode
+        for module, mode in training:
+            module.training = mode

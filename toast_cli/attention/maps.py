@@ -1,4 +1,4 @@
-"""Maps over what a model looks at: a level's attention in either pass, and the similarity that selection used."""
+"""Attention maps: the attention of one level in both passes, and the similarity that selection uses."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from toast_cli.steering.steering import PassOutputs
 from toast_cli.utils.errors import UsageError
 
 HeadSelection: TypeAlias = "int | Literal['mean', 'max', 'rollout']"
-"""One head by its number, the mean or the maximum over heads, or what all levels so far hand on (`rollout`)."""
+"""The number of a head, the mean or maximum over heads, or attention rollout over all levels up to this one."""
 
 
 @dataclass
 class AttentionOutput:
-    """What the model made of one batch, with one level's map in each pass; `last` is None with a single pass.
+    """The outputs of a model for a batch, with the maps of one level in each pass; `last` is None with a single pass.
 
-    `kind` says what the maps are of: attention, or the energy of features where there is no attention. `checks` say
-    what the maps were held against; None where they were not.
+    `kind` is attention or, for a backbone without attention, feature energy. `checks` describes the validation of the
+    maps; None if they were not validated.
     """
 
     logits: Tensor
@@ -35,20 +35,20 @@ class AttentionOutput:
     checks: AttentionChecks | None = None
 
     def maps(self) -> dict[str, Tensor]:
-        """Return the maps that there are, by name, each `[B, rows, columns]`."""
+        """Return the available maps by name, each `[B, rows, columns]`."""
         named = {"pass_one": self.first, "similarity": self.similarity, "pass_two": self.last}
         return {name: map for name, map in named.items() if map is not None}
 
 
 @dataclass
 class AttentionRecorder:
-    """Runs a model so that the attention of one level (default: the last) is kept in both passes.
+    """A recorder of the attention of one level (default: the last) in both passes.
 
-    Maps are checked, unless `checked` is off (where a graph is traced): each against what fused attention puts out, and
-    that of the first steered level against the other pass's, which has the same q and k.
+    Unless `checked` is False (as for tracing a graph), maps are validated: each map against the output of fused
+    attention, and the map of the first steered level against that of the other pass, which has the same q and k.
 
     Raises:
-        UsageError: the backbone has no attention, no such level, or no such head.
+        UsageError: the backbone has no attention, or the level or head does not exist.
     """
 
     model: Model
@@ -60,16 +60,16 @@ class AttentionRecorder:
     def __post_init__(self) -> None:
         backbone = self.model.backbone
         if not backbone.has_attention:
-            raise UsageError("This backbone has no attention to show.")
+            raise UsageError("The backbone has no attention.", code="attention.no-maps")
         self.level = resolve_level(backbone, self.level)
         self.levels = frozenset(range(self.level + 1)) if self.head == "rollout" else frozenset({self.level})
 
     @torch.no_grad()
     def record(self, inputs: object) -> AttentionOutput:
-        """Run the model on images `[B, 3, H, W]` or a batch of texts, and return logits, passes and maps.
+        """Run the model on images `[B, 3, H, W]` or a batch of texts; return logits, passes and maps.
 
         Raises:
-            ToastError: a map is not what the model attends with.
+            ToastError: a map differs from the attention that the model uses.
         """
         model, backbone = self.model, self.model.backbone
         steering = model.adapted.steering
@@ -98,25 +98,26 @@ class AttentionRecorder:
 
 
 def resolve_level(backbone: Backbone, level: int) -> int:
-    """Return a level counted from 0, given one that may be counted from the end.
+    """Return the index of a level from 0; a negative `level` counts from the end.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the level does not exist.
     """
     depth = len(backbone.levels)
     if not -depth <= level < depth:
         raise UsageError(
             f"There is no layer {level}.",
-            what_to_do=f"Layers count from 0 to {depth - 1}, or from the end as -1, -2, …",
+            what_to_do=f"Use 0 to {depth - 1}, or -1, -2, … from the end.",
+            code="attention.unknown-layer",
         )
     return level % depth
 
 
 def reduce_heads(attention: Tensor, head: HeadSelection) -> Tensor:
-    """Return one head of attention `[B, heads, N, N]`, or the mean or maximum over all: `[B, N, N]`.
+    """Reduce attention `[B, heads, N, N]` to `[B, N, N]`: one head, or the mean or maximum over heads.
 
     Raises:
-        UsageError: there is no such head.
+        UsageError: the head does not exist.
     """
     if head == "mean":
         return attention.mean(1)
@@ -125,31 +126,33 @@ def reduce_heads(attention: Tensor, head: HeadSelection) -> Tensor:
     heads = attention.shape[1]
     if not isinstance(head, int) or not 0 <= head < heads:
         raise UsageError(
-            f"There is no head {head}.", what_to_do=f"Heads count from 0 to {heads - 1}; or say mean, max or rollout."
+            f"There is no head {head}.",
+            what_to_do=f"Use 0 to {heads - 1}, mean, max or rollout.",
+            code="attention.unknown-head",
         )
     return attention[:, head]
 
 
 def compute_attention_rollout(attention: list[Tensor]) -> Tensor:
-    """Return how much of each input token every token holds after these levels (first level first), `[B, N, N]`.
+    """Return the attention rollout over levels, first level first: the share of each input in every token, `[B, N, N]`.
 
-    Attention rollout (Abnar and Zuidema, ACL 2020): a level hands on the mean of its heads and, by its residual
-    connection, each token itself, half and half; levels multiply. What an MLP does is not in it.
+    Abnar and Zuidema (ACL 2020): the matrix of a level is half the mean of its heads and half the identity, for the
+    residual connection, and the matrices of the levels are multiplied. MLPs are ignored.
     """
     N = attention[0].shape[-1]
     identity = torch.eye(N, device=attention[0].device)
     rolled = identity
     for heads in attention:
-        handed = (heads.mean(1) + identity) / 2
-        rolled = (handed / handed.sum(-1, keepdim=True)) @ rolled
+        level = (heads.mean(1) + identity) / 2
+        rolled = (level / level.sum(-1, keepdim=True)) @ rolled
     return rolled
 
 
 def compute_attention_map(attention: Tensor, backbone: Backbone, grid: tuple[int, int]) -> Tensor:
     """Return attention `[B, heads, N, N]` as a map `[B, rows, columns]` that sums to one over the image.
 
-    The class token's row (or, without one, every token's), averaged over heads as in the paper's figure 1; what falls
-    on prefix tokens has no place in the image and is left out before normalising.
+    The map is the class token's row (or, without a class token, the mean of all rows), averaged over heads as in the
+    paper's figure 1. Attention to prefix tokens is removed before normalization.
     """
     rows = attention.float()[:, :, backbone.query_tokens()].mean(dim=(1, 2))
     patches = rows[:, backbone.prefix_tokens :]

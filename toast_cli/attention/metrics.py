@@ -1,6 +1,6 @@
-"""How well a map lies on an object: one number an image, for maps and masks in batches.
+"""Metrics of how well a map matches an object: one number per image, for batches of maps and masks.
 
-A map that is zero everywhere looks nowhere: there is nothing to be measured, and its numbers are none (NaN).
+A map that is zero everywhere cannot be measured; its metrics are NaN.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from torch.nn import functional as F
 
 
 def compute_mask_coverage(mask: Tensor, shape: torch.Size) -> Tensor:
-    """Return how much of every cell of a map lies on the object: masks `[B, H, W]` to `[B, rows, columns]`, 0 to 1."""
+    """Return the share of each cell that is on the object, 0 to 1: masks `[B, H, W]` to `[B, rows, columns]`."""
     return F.interpolate(mask[:, None].float(), size=shape[-2:], mode="area")[:, 0]
 
 
 def normalize_maps(map: Tensor) -> Tensor:
-    """Divide each map `[B, rows, columns]` by its sum; NaN where that is zero."""
+    """Divide each map `[B, rows, columns]` by its sum; NaN if the sum is zero."""
     total = map.sum(dim=(1, 2), keepdim=True)
     return map / total.where(total > 0, torch.nan)
 
 
 def is_zero_map(map: Tensor) -> Tensor:
-    """Return which maps are zero everywhere, `[B]`."""
+    """Return whether each map is zero everywhere, `[B]`."""
     return ~map.flatten(1).any(1)
 
 
 def share_inside(map: Tensor, mask: Tensor) -> Tensor:
     """Return the share of each map `[B, rows, columns]` that lies inside its object's mask `[B, H, W]`: `[B]`, 0 to 1.
 
-    The mask is averaged over each cell, so a cell half on the object counts half.
+    The mask is averaged over each cell, so a cell that is half on the object counts half.
     """
     return (normalize_maps(map) * compute_mask_coverage(mask, map.shape)).sum(dim=(1, 2))
 
 
 def compute_object_shares(maps: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-    """Return the share of every map on the object, `[B]` by name; NaN where the crop lost the object."""
+    """Return the share of each map on the object, `[B]` by name; NaN if the crop lost the object."""
     visible = mask.flatten(1).any(1)
     return {name: share_inside(map, mask).where(visible, torch.nan) for name, map in maps.items()}
 
 
 def pointing_game_hits(map: Tensor, mask: Tensor) -> Tensor:
-    """Return whether the middle of each map's highest cell is on the object, `[B]`: the pointing game.
+    """Return whether the centre of each map's highest cell is on the object, `[B]`: the pointing game.
 
-    Zhang et al., ECCV 2016, who also allow 15 pixels beside the object.
+    Zhang et al. (ECCV 2016) also accept points within 15 pixels of the object.
     """
     rows, columns = map.shape[1:]
     highest = map.flatten(1).argmax(1)
@@ -56,41 +56,41 @@ def pointing_game_hits(map: Tensor, mask: Tensor) -> Tensor:
 
 
 def pointing_game_chance(mask: Tensor, rows: int, columns: int) -> Tensor:
-    """Return how often the pointing game is won by a cell drawn among `rows` by `columns`, `[B]`."""
+    """Return the chance that a random cell of `rows` by `columns` hits the object in the pointing game, `[B]`."""
     y = ((torch.arange(rows, device=mask.device) + 0.5) * mask.shape[1] / rows).long()
     x = ((torch.arange(columns, device=mask.device) + 0.5) * mask.shape[2] / columns).long()
     return mask[:, y][:, :, x].float().mean(dim=(1, 2))
 
 
 def roc_auc(map: Tensor, mask: Tensor) -> Tensor:
-    """Return the area under the ROC curve of a map as a classifier of object pixels, `[B]`; NaN where there are none.
+    """Return the area under the ROC curve of a map as a classifier of object pixels, `[B]`; NaN without object pixels.
 
-    That is the chance that of two pixels, one on the object and one beside it, the first has more, ties counting half.
-    A cell stands for its pixels on the object and for those beside it.
+    This is the probability that a random pixel on the object has a larger value than a random pixel outside it, where
+    ties count half. The value of a cell applies to all of its pixels.
     """
     value, on = map.flatten(1).double(), compute_mask_coverage(mask, map.shape).flatten(1).double()
-    rising, order = value.sort(1)
-    beside = F.pad((1 - on).gather(1, order).cumsum(1), (1, 0))
-    below = beside.gather(1, torch.searchsorted(rising, value))
-    up_to = beside.gather(1, torch.searchsorted(rising, value, right=True))
+    ascending, order = value.sort(1)
+    outside = F.pad((1 - on).gather(1, order).cumsum(1), (1, 0))
+    below = outside.gather(1, torch.searchsorted(ascending, value))
+    up_to = outside.gather(1, torch.searchsorted(ascending, value, right=True))
     pairs = (on * (below + up_to) / 2).sum(1)
-    return (pairs / (on.sum(1) * beside[:, -1])).float().masked_fill(is_zero_map(map), torch.nan)
+    return (pairs / (on.sum(1) * outside[:, -1])).float().masked_fill(is_zero_map(map), torch.nan)
 
 
 def entropy(map: Tensor) -> Tensor:
-    """Return each map's entropy as a share of the largest possible, `[B]`: 0 (one cell) to 1 (even)."""
+    """Return the normalized entropy of each map, `[B]`: 0 (one cell) to 1 (uniform)."""
     p = normalize_maps(map.float()).flatten(1)
     return torch.special.entr(p).sum(1) / math.log(p.shape[1])
 
 
 def total_variation_distance(first: Tensor, last: Tensor) -> Tensor:
-    """Return the total variation between two maps, `[B]`: the share that moved, 0 (the same) to 1 (all of it)."""
+    """Return the total variation distance of two maps, `[B]`: 0 (equal) to 1 (disjoint)."""
     return (first - last).abs().sum(dim=(1, 2)) / 2
 
 
 def compute_cell_shares(map: Tensor, cells: int) -> Tensor:
-    """Return the share of each map in every cell of a grid of `cells` by `cells`, `[B, cells²]`, row by row."""
+    """Return the share of each map in every cell of a grid of `cells` by `cells`, `[B, cells²]`, in row order."""
     rows, columns = map.shape[1:]
-    # Each pixel of a common refinement belongs to one patch and to one cell.
+    # On a common refinement of both grids, each pixel belongs to one patch and one cell.
     fine = normalize_maps(map).repeat_interleave(cells, 1).repeat_interleave(cells, 2) / cells**2
     return fine.unflatten(2, (cells, columns)).unflatten(1, (cells, rows)).sum(dim=(2, 4)).flatten(1)

@@ -1,4 +1,4 @@
-"""The class of every pixel of a whole image: the image in its own shape, as evaluation shows it."""
+"""Predicted classes of the pixels of an image, at its own size, as in evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SegmentationMap:
-    """Classes for a panel of a figure: `classes` [H, W] of the pixels of its window, and the `names` of all classes."""
+    """Pixel classes for a panel of a figure: `classes` `[H, W]` in its window, and the `names` of all classes."""
 
     classes: np.ndarray
     names: tuple[str, ...]
@@ -28,7 +28,7 @@ class SegmentationMap:
 
 @torch.no_grad()
 def predict_pixel_classes(model: Model, images: ImageOptions, image: Image) -> Tensor:
-    """Return classes `[H, W]` at the image's own size; a window slides over it, or it is squeezed, as the task says."""
+    """Return classes `[H, W]` at the image's own size, from a sliding window or the whole image, as the task says."""
     pixels, preprocessing = cast("Any", model.objective).options, model.backbone.require_preprocessing()
     transform = build_segmentation_transform(images, pixels, preprocessing, train=False)
     prepared = transform(image).as_subclass(Tensor)[None]
@@ -39,7 +39,7 @@ def predict_pixel_classes(model: Model, images: ImageOptions, image: Image) -> T
 
 
 def format_class_shares(segments: SegmentationMap, most: int = 5) -> str:
-    """Return which classes cover how much of what has a class, the largest first: `ground 61%, beetle 9%`."""
+    """Return the shares of the largest classes among pixels with a class, as text: `ground 61%, beetle 9%`."""
     known = segments.classes[segments.classes < len(segments.names)]
     shares = np.bincount(known, minlength=len(segments.names)) / max(known.size, 1)
     largest = [int(index) for index in shares.argsort()[::-1][:most] if shares[index]]

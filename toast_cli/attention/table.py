@@ -1,4 +1,4 @@
-"""Numbers behind the pictures: the measures of every image's maps, and their means over images and per class."""
+"""Tables of attention metrics: values of each image, and means over images and by class."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
 
 METRIC_DESCRIPTIONS = {
     "share_inside": "share of the map inside the object",
-    "pointing_hit": "pointing game: the highest cell's middle is on the object",
-    "auc": "area under the ROC curve against what marks the object",
+    "pointing_hit": "pointing game: the centre of the highest cell is on the object",
+    "auc": "area under the ROC curve as a classifier of object pixels",
     "entropy": "entropy, 1 is even",
-    "grid_hit": "grid pointing game: the labelled cell has more than any other",
+    "grid_hit": "grid pointing game: the labelled cell has the largest share",
     "shift": "share of the map that moved between the passes",
     "share_gained": "share inside the object, pass two less pass one",
 }
-"""What each measure is; on grids, `share_inside` is the localisation score of the grid pointing game."""
+"""Descriptions of the metrics; on grids, `share_inside` is the localization score of the grid pointing game."""
 
 UNIFORM_MAP = "even"
-"""The map that is the same everywhere, beside which the others are to be read: chance."""
+"""Name of the uniform map, the chance level of the other maps."""
 
 UNIFORM_SIMILARITY_MAP = "even_similarity"
-"""The same in the cells of the similarity, where those are others: of a ConvNeXt's earlier stages."""
+"""Name of the uniform map on the similarity's grid, if it differs from the maps' (earlier stages of a ConvNeXt)."""
 
 
 class AttentionMetricsTable:
-    """Collects measures image by image.
+    """A table of the metrics of each image.
 
     Args:
-        cells: of images that are grids of `cells` by `cells` photographs, the mask being the labelled one's; None: the
-            images are no grids.
+        cells: cells per side, for images that are grids of photographs with a mask of the labelled one; None for other
+            images.
     """
 
     def __init__(self, cells: int | None = None) -> None:
@@ -55,18 +55,18 @@ class AttentionMetricsTable:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, output: AttentionOutput, batch: dict[str, Tensor]) -> None:
-        """Add a batch with its `index` and `label` `[B]` and, where there are masks, `mask` `[B, H, W]`."""
+        """Add a batch with its `index` and `label` `[B]` and, if there are masks, `mask` `[B, H, W]`."""
         mask = batch.get("mask")
-        found = {f"{map}/{name}": value for map, name, value in self._compute_measures(output, mask)}
-        found["correct"] = (output.logits.argmax(-1) == batch["label"]).float()
-        values = {name: value.float().cpu().tolist() for name, value in found.items()}
-        for place, (index, label) in enumerate(zip(batch["index"].tolist(), batch["label"].tolist(), strict=True)):
+        metrics = {f"{map}/{name}": value for map, name, value in self._compute_measures(output, mask)}
+        metrics["correct"] = (output.logits.argmax(-1) == batch["label"]).float()
+        values = {name: value.float().cpu().tolist() for name, value in metrics.items()}
+        for position, (index, label) in enumerate(zip(batch["index"].tolist(), batch["label"].tolist(), strict=True)):
             if label >= 0:
-                row = {name: value[place] for name, value in values.items()}
+                row = {name: value[position] for name, value in values.items()}
                 self.rows.append({"index": index, "label": label, **row})
 
     def _compute_measures(self, output: AttentionOutput, mask: Tensor | None) -> Iterable[tuple[str, str, Tensor]]:
-        """Yield every measure of every map and of the change between passes; NaN where the crop lost the object."""
+        """Yield the metrics of each map and of the change between passes; NaN if the crop lost the object."""
         shares: dict[str, Tensor] = {} if mask is None else compute_object_shares(output.maps(), mask)
         for name, map in output.maps().items():
             yield name, "entropy", entropy(map)
@@ -90,7 +90,7 @@ class AttentionMetricsTable:
                 yield "passes", "share_gained", shares["pass_two"] - shares["pass_one"]
 
     def _compute_baseline(self, name: str, map: Tensor, mask: Tensor) -> Iterable[tuple[str, str, Tensor]]:
-        """Yield the measures of a map of these cells that is the same everywhere: its share is the object's area."""
+        """Yield the metrics of a uniform map, whose share inside is the area of the object."""
         visible = mask.flatten(1).any(1)
         area = compute_mask_coverage(mask, map.shape).mean(dim=(1, 2))
         measures = {
@@ -104,35 +104,35 @@ class AttentionMetricsTable:
             yield name, measure, value.where(visible, torch.nan)
 
     def merge(self, other: AttentionMetricsTable) -> None:
-        """Add what another process collected."""
+        """Add the values of another process."""
         self.rows.extend(other.rows)
 
     def column(self, name: str) -> list[float]:
-        """Return one measure of every image, in the order of the split."""
+        """Return one metric of all images, in the order of the split."""
         return [row[name] for row in sorted(self.rows, key=lambda row: row["index"])]
 
     def names(self) -> list[str]:
-        """Return `MAP/MEASURE` of all measures."""
+        """Return the names of all metrics, as `MAP/METRIC`."""
         return [name for name in self.rows[0] if "/" in name] if self.rows else []
 
     def result(self) -> dict[str, dict[str, Any]]:
-        """Return, by map and measure, the mean over images and its 95% interval."""
-        found: dict[str, dict[str, Any]] = {}
+        """Return, by map and metric, the mean over images and its 95% interval."""
+        means: dict[str, dict[str, Any]] = {}
         for name in self.names():
             mean = bootstrap_mean(self.column(name))
             if mean is not None:
                 map, measure = name.split("/")
-                found.setdefault(map, {})[measure] = asdict(mean)
-        return found
+                means.setdefault(map, {})[measure] = asdict(mean)
+        return means
 
     def count_unmeasurable(self) -> dict[str, int]:
-        """Count, by map, the images of which it is zero everywhere, if any: its means leave them out."""
+        """Return, by map, the number of images whose map is zero everywhere, if any; means leave them out."""
         maps = [name.split("/")[0] for name in self.names() if name.endswith("/entropy")]
         counts = {map: sum(value != value for value in self.column(f"{map}/entropy")) for map in maps}
         return {map: count for map, count in counts.items() if count}
 
     def format_per_class(self, classes: Sequence[str]) -> str:
-        """Return a CSV with a line per class: images, accuracy and the mean of every measure."""
+        """Return a CSV with a line per class: images, accuracy and the mean of each metric."""
         lines = []
         for label, name in enumerate(classes):
             rows = [row for row in self.rows if row["label"] == label]
@@ -142,7 +142,7 @@ class AttentionMetricsTable:
         return format_csv([["class", "images", "accuracy", *self.names()], *lines])
 
     def format_per_image(self, classes: Sequence[str], names: Sequence[str]) -> str:
-        """Return a CSV with a line per image: its name, class and every measure."""
+        """Return a CSV with a line per image: name, class and each metric."""
         lines = [
             [
                 names[row["index"]],
@@ -156,7 +156,7 @@ class AttentionMetricsTable:
 
 
 class AttentionShare:
-    """Collects, over batches, how much of the attention falls on the object.
+    """A meter of the share of attention on the object.
 
     Images whose object the crop lost, and maps that are zero everywhere, are counted but not averaged.
     """
@@ -166,48 +166,48 @@ class AttentionShare:
         self._shares: dict[str, list[Tensor]] = {}
 
     def add(self, output: AttentionOutput, mask: Tensor) -> None:
-        """Add one batch with its masks `[B, H, W]`."""
+        """Add a batch with its masks `[B, H, W]`."""
         self._areas.append(mask.float().mean(dim=(1, 2)).cpu())
         for name, shares in compute_object_shares(output.maps(), mask).items():
             self._shares.setdefault(name, []).append(shares.cpu())
 
     def merge(self, other: AttentionShare) -> None:
-        """Add what another process collected."""
+        """Add the values of another process."""
         self._areas.extend(other._areas)
         for name, shares in other._shares.items():
             self._shares.setdefault(name, []).extend(shares)
 
     def result(self) -> dict[str, float | int]:
-        """Return the mean share of every map over all images; `object_area` is what attention spread evenly would have.
+        """Return the mean share of each map over images; `object_area` is the share of a uniform map.
 
-        `<map>_not_measurable` counts the images of which the map is zero everywhere; if all are, the map has no mean.
+        `<map>_not_measurable` counts the images whose map is zero everywhere. If all are, the map has no mean.
         """
         areas = torch.cat(self._areas)
         visible = areas > 0
-        found: dict[str, float | int] = {}
+        means: dict[str, float | int] = {}
         for name, parts in self._shares.items():
             shares = torch.cat(parts)[visible]
             if unmeasurable := int(shares.isnan().sum()):
-                found[f"{name}_not_measurable"] = unmeasurable
+                means[f"{name}_not_measurable"] = unmeasurable
             if unmeasurable < len(shares):
-                found[name] = float(shares.nanmean())
+                means[name] = float(shares.nanmean())
         if visible.any():
-            found["object_area"] = float(areas[visible].mean())
-        return {**found, "images": int(visible.sum()), "images_without_object": int((~visible).sum())}
+            means["object_area"] = float(areas[visible].mean())
+        return {**means, "images": int(visible.sum()), "images_without_object": int((~visible).sum())}
 
 
 def format_mean(values: Sequence[float]) -> str:
-    """Return the plain mean of what is a number."""
-    known = [value for value in values if value == value]
-    return format_number(sum(known) / len(known)) if known else ""
+    """Return the formatted mean of the values that are not NaN; empty if all are."""
+    valid = [value for value in values if value == value]
+    return format_number(sum(valid) / len(valid)) if valid else ""
 
 
 def format_number(value: float) -> str:
-    """Return a number as tables write it; empty for NaN."""
+    """Return a number formatted for a table; empty for NaN."""
     return f"{value:.6g}" if value == value else ""
 
 
 def format_mean_interval(mean: MeanEstimate | dict[str, Any]) -> str:
     """Return a mean with its interval, in percent."""
-    found = mean if isinstance(mean, dict) else asdict(mean)
-    return f"{found['mean']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
+    values = mean if isinstance(mean, dict) else asdict(mean)
+    return f"{values['mean']:.1%} [{values['low']:.1%}, {values['high']:.1%}]"

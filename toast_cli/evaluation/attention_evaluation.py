@@ -1,4 +1,4 @@
-"""Measuring where a model looks, over a split: numbers of its maps, curves, and what stronger steering does."""
+"""Evaluation of attention over a split: metrics of the maps, deletion and insertion curves, feedback strength."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 @dataclass(frozen=True)
 class AttentionEvalRequest(RunRequest):
-    """Which run's maps are measured, on how many images, and how; curves are drawn for `curve_images` of them."""
+    """A request to evaluate the attention of a run.
+
+    `limit` is the number of images (None: all), and `curve_images` the number of those with curves.
+    """
 
     limit: int | None = None
     layer: int = -1
@@ -42,9 +45,9 @@ class AttentionEvalRequest(RunRequest):
 
 @dataclass(frozen=True)
 class AttentionRun:
-    """A run in evaluation mode with the images to measure it on, which are the session's only split.
+    """A run in evaluation mode, with its images as the session's only split.
 
-    `grid_cells` is the number of cells a side where images are grids of photographs, else None.
+    `grid_cells` is the number of cells per side if the images are grids of photographs, else None.
     """
 
     request: AttentionEvalRequest
@@ -54,15 +57,15 @@ class AttentionRun:
     grid_cells: int | None
 
     def batches(self) -> BatchLoader:
-        """Return the images in batches, with their masks where there are any."""
+        """Return a loader of the images, with masks if there are any."""
         return self.session.batches(self.request.split, with_masks=self.split.has_masks)
 
 
 @dataclass(frozen=True)
 class AttentionEvalResult:
-    """What was measured of a run: numbers of all images, and curves of some, whose names are `curve_names`.
+    """The attention metrics of a run: `numbers` of all images, and curves of the images in `curve_names`.
 
-    `skipped` says why an image could not be read, by split and name.
+    `skipped` holds the reason for each image that could not be read, by split and name.
     """
 
     run: AttentionRun
@@ -75,7 +78,7 @@ class AttentionEvalResult:
 
 @dataclass(frozen=True)
 class StrengthSweepResult:
-    """What was measured at every strength, and of which viewer; `skipped` says why images could not be read."""
+    """The metrics at every feedback strength; `skipped` holds the reason for each unreadable image."""
 
     viewer: AttentionViewer
     lines: list[dict[str, Any]]
@@ -85,25 +88,32 @@ class StrengthSweepResult:
 def open_attention_run(
     request: AttentionEvalRequest, reporter: Reporter, name: str | None = None, seed: int | None = None
 ) -> AttentionRun:
-    """Open a run with the images that a request asks for.
+    """Open a run with the images of a request.
 
     Args:
-        request: the run, its data and how many images.
-        reporter: told if the data's classes had to be put in order.
-        name: what figures and records call the run; None for the name of its folder.
-        seed: draws the images where only some are asked for; None for the run's own seed.
+        request: the run, its data and the number of images.
+        reporter: receives a message if the classes of the data had to be reordered.
+        name: the name of the run in figures and records; None for the name of its folder.
+        seed: the seed that draws images with a `limit`; None for the run's own seed.
 
     Raises:
-        UsageError: there is no such split, or it is made of texts or of labelled pixels.
-        ToastError: the data set's classes are not the model's, or nothing can be loaded.
+        UsageError: the split does not exist, or does not hold images with class labels.
+        ToastError: the classes of the data set differ from the model's, or the run or its data cannot be loaded.
     """
     run = open_run(request)
     if run.accelerator.num_processes > 1:
-        raise UsageError("Where a model looks is measured by one process.", what_to_do="Start it without a launcher.")
+        raise UsageError(
+            "Attention is evaluated in a single process.",
+            what_to_do="Start it without a launcher.",
+            code="attention.several-processes",
+        )
     session = open_session(run, reporter)
     all_images = get_image_splits(session.data, run.recipe.dataset.name)[request.split]
     if run.model.objective.dense:
-        raise UsageError("This is for models that label images, and this one labels pixels.")
+        raise UsageError(
+            "Attention evaluation needs a model that classifies images, and this one labels pixels.",
+            code="attention.unsupported-task",
+        )
     split = draw_subset(all_images, request.limit, run.recipe.seed if seed is None else seed)
     session.data = replace(session.data, splits={request.split: split})
     viewer = replace(build_viewer(run, name or request.path.resolve().name), level=request.layer, head=request.head)
@@ -112,17 +122,17 @@ def open_attention_run(
 
 
 def build_viewer(run: OpenedRun, name: str) -> AttentionViewer:
-    """Return the viewer of a run's model, as figures and records are to name it."""
+    """Return the viewer of a run's model; `name` is its name in figures and records."""
     return AttentionViewer(name, run.model.eval(), run.recipe.images, run.classes, recipe=run.recipe)
 
 
 @torch.no_grad()
 def evaluate_attention(request: AttentionEvalRequest, reporter: Reporter) -> AttentionEvalResult:
-    """Measure where a run looks; curves are drawn for the first `curve_images` of the images, which the seed draws.
+    """Evaluate the attention of a run; the seed draws the `curve_images` images for the curves.
 
     Raises:
-        UsageError: there is no such split, level or head.
-        ToastError: a map is not what the model attends with, nothing can be loaded, or no image can be read.
+        UsageError: the split, level or head does not exist.
+        ToastError: a map differs from the model's attention, the run cannot be loaded, or no image can be read.
     """
     run = open_attention_run(request, reporter)
     session, split, recorder = run.session, run.split, run.viewer.recorder
@@ -152,7 +162,7 @@ def evaluate_attention(request: AttentionEvalRequest, reporter: Reporter) -> Att
 def iterate_readable_batches(
     batches: BatchLoader, session: Session, reporter: Reporter, what: str
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield batches on the device, without the black images that stand where nothing could be read."""
+    """Yield batches on the device, without the black images that replace unreadable ones."""
     for batch in reporter.track(batches, len(batches), what):
         readable = batch["label"] != IGNORE_INDEX
         if readable.any():
@@ -167,53 +177,55 @@ def select_readable_images(split: ImageSplit, numbers: AttentionMetricsTable) ->
 
 
 def check_any_readable(numbers: AttentionMetricsTable, request: AttentionEvalRequest) -> None:
-    """Refuse a split of which no image could be read.
+    """Check that at least one image could be read.
 
     Raises:
-        ToastError: none could.
+        ToastError: no image could be read.
     """
     if not numbers.rows:
         raise ToastError(
-            f"No image of {request.split} could be read.", what_to_do="'toast data check' says what is wrong with each."
+            f"No image of {request.split} could be read.",
+            what_to_do="Run 'toast data check' to see what is wrong with each.",
+            code="data.no-readable-image",
         )
 
 
 def describe_workload(request: AttentionEvalRequest, images: int, model: Model) -> str:
-    """Say what is going to be done, and which part of it takes long."""
-    # Three maps and a random order; where a stage has other cells than the similarity, a random order of those too.
+    """Return a message about the work ahead, with the number of forward passes of the slow part."""
+    # Three maps and a random order, and another random order if the similarity has other cells than the maps.
     times = count_forward_passes(4 if model.backbone.has_attention else 5)
     few = min(request.curve_images, images)
-    curves = f"; then curves of {few:,} of them, for which each is shown up to {times} times" if few else ""
-    return f"Looking at {images:,} images of {request.split}{curves}."
+    curves = f"; then curves of {few:,} of them, with up to {times} forward passes each" if few else ""
+    return f"Evaluating attention on {images:,} images of {request.split}{curves}."
 
 
 @torch.no_grad()
 def sweep_feedback_strength(
     request: AttentionEvalRequest, reporter: Reporter, alphas: Sequence[float] = DEFAULT_ALPHAS
 ) -> StrengthSweepResult:
-    """Measure accuracy and, with masks, the share of pass two inside the object at every strength of the feedback.
+    """Measure accuracy and, with masks, the share of pass two inside the object at each feedback strength.
 
     Raises:
-        UsageError: the model has no feedback path, or there is no such split.
-        ToastError: without signals the model is not the plain backbone, or no image can be read.
+        UsageError: the model has no feedback path, or the split does not exist.
+        ToastError: with strength 0 the model differs from the plain backbone, or no image can be read.
     """
     run = open_attention_run(replace(request, alpha=1.0), reporter)
     session, model, recorder = run.session, run.session.model, run.viewer.recorder
-    found = {alpha: AttentionMetricsTable() for alpha in alphas}
+    tables = {alpha: AttentionMetricsTable() for alpha in alphas}
     batches = run.batches()
     for batch in iterate_readable_batches(batches, session, reporter, request.split):
         with session.accelerator.autocast():
             for alpha in alphas:
                 set_feedback_strength(model, alpha)
                 output = recorder.record(batch["image"])
-                found[alpha].add(output, batch)
+                tables[alpha].add(output, batch)
                 if alpha == 0:
                     check_zero_strength(model, batch["image"], output.logits)
     set_feedback_strength(model, 1.0)
     skipped = report_skipped_samples(reporter, **{request.split: batches})
-    check_any_readable(found[alphas[0]], request)
+    check_any_readable(tables[alphas[0]], request)
     lines = []
-    for alpha, numbers in found.items():
+    for alpha, numbers in tables.items():
         measured: dict[str, Any] = {"alpha": alpha}
         for name, column in (
             ("accuracy", "correct"),
@@ -229,16 +241,17 @@ def sweep_feedback_strength(
 
 
 def check_zero_strength(model: Model, images: Tensor, logits: Tensor) -> None:
-    """Check that without signals the second pass is the plain backbone's only one.
+    """Check that with strength 0 the second pass gives the logits of the plain backbone.
 
     Raises:
-        ToastError: it is not.
+        ToastError: the logits differ.
     """
     plain = model.outputs(run_one_pass(model.backbone, images).last.pooled)
     difference = float((plain - logits).abs().amax())
     if not difference <= 1e-3 * float(plain.abs().amax()):
         raise ToastError(
-            "With steering strength 0 this model is not the plain backbone.",
+            "With feedback strength 0, this model differs from the plain backbone.",
             f"Logits differ by up to {difference:.3g}.",
-            "Please report which model it is.",
+            "Please report this with the name of the model.",
+            code="attention.not-the-plain-backbone",
         )

@@ -1,4 +1,4 @@
-"""Several runs on the same images: what each says and where it looks, and how sure a difference between them is."""
+"""Comparison of several runs on the same images: predictions, attention, and confidence intervals of differences."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ from toast_cli.visualize.view import AttentionViewer
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run: `probabilities` `[images, classes]` of its last pass, whether each was `correct` (1 or 0), and `inside`.
+    """The measurements of one run.
 
-    That is the share of the last pass's map inside the object, for every image, NaN where the crop lost it, and `even`
-    the mean of what a map that is the same everywhere has there; None where there are no masks. `checks` say what the
-    maps were held against, over all images; None where they were not.
+    Attributes:
+        probabilities: of the last pass, `[images, classes]`.
+        correct: 1 for each correct prediction, else 0, `[images]`.
+        inside: the share of the last pass's map inside the object, `[images]`; NaN if the crop lost the object. None
+            without masks.
+        even: the mean share of a uniform map inside the object; None without masks.
+        checks: the validation of the maps over all images; None if they were not validated.
     """
 
     viewer: AttentionViewer
@@ -48,7 +52,7 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Several runs on one split."""
+    """A comparison of runs on one split."""
 
     runs: tuple[ComparedRun, ...]
     split: ImageSplit
@@ -56,14 +60,14 @@ class RunComparison:
     classes: tuple[str, ...]
 
     def pairs(self) -> list[tuple[ComparedRun, ComparedRun]]:
-        """Return every run with each one after it."""
+        """Return all pairs of runs, in order."""
         return list(combinations(self.runs, 2))
 
     def estimate_difference(self, one: ComparedRun, other: ComparedRun, what: str) -> MeanEstimate | None:
-        """Return the second run less the first, in `correct` or `inside`, paired over images.
+        """Return the mean of `other` minus `one` in `correct` or `inside`, paired over images.
 
-        The intervals of all pairs hold together with 95%. None where either run has none, or where what lies inside is
-        attention of one and feature energy of the other.
+        The 95% intervals hold for all pairs together. Return None if either run has no such values, or if the maps of
+        one run are attention and those of the other are feature energy.
         """
         if what == "inside" and one.kind != other.kind:
             return None
@@ -71,10 +75,10 @@ class RunComparison:
         return None if first is None or second is None else bootstrap_mean(second - first, intervals=len(self.pairs()))
 
     def find_most_disputed(self, count: int) -> list[int]:
-        """Return the images on which the runs disagree most, the most disputed first.
+        """Return the indices of the images on which the runs disagree most, in decreasing order.
 
-        The measure is the total variation of their probabilities, the mean over all pairs of runs; images on which all
-        predict the same class come last.
+        The measure is the total variation distance of the probabilities, averaged over all pairs of runs. Images for
+        which all runs predict the same class come last.
         """
         pairs = [(one.probabilities, other.probabilities) for one, other in self.pairs()]
         apart = torch.stack([(one - other).abs().sum(1) / 2 for one, other in pairs]).mean(0)
@@ -84,15 +88,17 @@ class RunComparison:
 
 
 def build_comparison(requests: Sequence[AttentionEvalRequest], reporter: Reporter) -> RunComparison:
-    """Show every run the same images; all are opened and held against each other before any is measured.
+    """Measure several runs on the same images. All runs are opened and checked before the first is measured.
 
     Raises:
-        UsageError: fewer than two runs.
-        ToastError: one cannot be opened or has no such split, level or head; the runs do not see the same images with
-            the same object marked in them.
+        UsageError: there are fewer than two runs.
+        ToastError: a run cannot be opened, the split, level or head does not exist, or the images or object masks of
+            the runs differ.
     """
     if len(requests) < 2:
-        raise UsageError("One run has nothing to be compared with.", what_to_do="Name two or more.")
+        raise UsageError(
+            "A comparison needs at least two runs.", what_to_do="Name two or more runs.", code="run.too-few-runs"
+        )
     names = make_names_unique(request.path.resolve().name for request in requests)
     runs: list[AttentionRun] = []
     for request, name in zip(requests, names, strict=True):
@@ -110,16 +116,18 @@ def build_comparison(requests: Sequence[AttentionEvalRequest], reporter: Reporte
 
 @contextmanager
 def name_run_in_errors(path: Path) -> Iterator[None]:
-    """Name, in an error raised within the block, the run that it is about."""
+    """Add the path of the run to errors raised within the block."""
     try:
         yield
     except ToastError as error:
         reasons = (error.what, *filter(None, error.reasons))
-        raise ToastError(f"{path} cannot be compared.", reasons, error.what_to_do, exit_code=error.exit_code) from error
+        raise ToastError(
+            f"Cannot compare {path}.", reasons, error.what_to_do, exit_code=error.exit_code, code=error.code
+        ) from error
 
 
 def get_images(run: AttentionRun) -> EvaluationImages:
-    """Return what a run is shown."""
+    """Return the evaluation images of a run."""
     return EvaluationImages(run.request.path, run.split, run.session.data.classes, run.session.recipe)
 
 
@@ -127,26 +135,26 @@ def get_images(run: AttentionRun) -> EvaluationImages:
 def open_run_for_comparison(
     name: str, request: AttentionEvalRequest, seed: int | None, reporter: Reporter
 ) -> AttentionRun:
-    """Open a run with its data, and check that it can look at the first of its images.
+    """Open a run with its data, and check that its attention can be recorded on the first image.
 
-    Where only some are asked for, `seed` draws them, the run's own where it is None.
+    `seed` draws the images with a `limit`; None for the run's own seed.
 
     Raises:
-        UsageError: there is no such split, level or head, or it is made of texts or of labelled pixels.
-        ToastError: the data set's classes are not the model's, or nothing can be loaded.
+        UsageError: the split, level or head does not exist, or the split does not hold images with class labels.
+        ToastError: the classes of the data set differ from the model's, or the run or its data cannot be loaded.
     """
     run = open_attention_run(request, reporter, name, seed)
     image, _ = run.viewer.transform(run.split.load(0).image)
-    run.viewer.recorder.record(image[None].to(run.session.accelerator.device))  # a missing head is found only here
+    run.viewer.recorder.record(image[None].to(run.session.accelerator.device))  # a missing head is detected here
     return run
 
 
 @torch.no_grad()
 def measure_run(run: AttentionRun, reporter: Reporter) -> ComparedRun:
-    """Measure one run on all of its images.
+    """Measure a run on all of its images.
 
     Raises:
-        ToastError: an image cannot be read, or a map is not what the model attends with.
+        ToastError: an image cannot be read, or a map differs from the model's attention.
     """
     session, split, batches = run.session, run.split, run.batches()
     numbers, probabilities, kind, checks = AttentionMetricsTable(), [], "", []
@@ -161,7 +169,8 @@ def measure_run(run: AttentionRun, reporter: Reporter) -> ComparedRun:
     if len(numbers.rows) != len(split):
         raise ToastError(
             f"{len(split) - len(numbers.rows):,} images of {session.recipe.dataset.name} could not be read.",
-            what_to_do="Mend or remove them: runs are compared on the same images.",
+            what_to_do="Fix or remove them: all runs must be compared on the same images.",
+            code="data.unreadable-image",
         )
     last = "pass_two" if "pass_two/share_inside" in numbers.names() else "pass_one"
     inside = np.array(numbers.column(f"{last}/share_inside")) if split.has_masks else None
@@ -179,9 +188,9 @@ def measure_run(run: AttentionRun, reporter: Reporter) -> ComparedRun:
     )
 
 
-def merge_attention_checks(found: Sequence[AttentionChecks | None]) -> AttentionChecks | None:
-    """Merge the checks of all batches: the same layers in each, and the largest differences."""
-    known = [checks for checks in found if checks is not None]
+def merge_attention_checks(batches: Sequence[AttentionChecks | None]) -> AttentionChecks | None:
+    """Merge the checks of all batches, which have the same layers, with the largest differences."""
+    known = [checks for checks in batches if checks is not None]
     if not known:
         return None
     return replace(

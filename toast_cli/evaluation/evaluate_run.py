@@ -1,4 +1,4 @@
-"""Measuring a trained model again: the same numbers as at the end of its run, or on other data."""
+"""Evaluation of a finished run, on its own test split or on other data."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from toast_cli.utils.errors import UsageError
 
 
 def evaluate_run(request: RunRequest, reporter: Reporter, evaluation: str | None = None) -> dict[str, Any]:
-    """Return metrics of a saved model on a split, its size and cost.
+    """Return the metrics of a saved model on a split, with its size and cost.
 
-    `evaluation` says how a model that labels pixels is shown images; None leaves it as the run has it.
+    `evaluation` is how a segmentation model is applied to images, `whole` or `slide`; None keeps the run's setting.
 
     Raises:
-        UsageError: there is no such split, no feedback to scale, or no such way to show images.
-        ToastError: the data set's classes are not the model's, or nothing can be loaded.
+        UsageError: the split does not exist, `alpha` is set for a model without feedback, or `evaluation` is not valid.
+        ToastError: the classes of the data set differ from the model's, or the run or its data cannot be loaded.
     """
     run, split = open_run(request), request.split
     if evaluation is not None:
@@ -45,14 +45,18 @@ def evaluate_run(request: RunRequest, reporter: Reporter, evaluation: str | None
 
 
 def apply_evaluation_mode(run: OpenedRun, evaluation: str) -> None:
-    """Show a model that labels pixels whole images, or windows that slide over them.
+    """Apply a segmentation model to whole images or with a sliding window.
 
     Raises:
-        UsageError: the model does not label pixels, or there is no such way.
+        UsageError: the model is not a segmentation model, or there is no such mode.
     """
     before = run.model.objective
     if not isinstance(before, Segmentation):
-        raise UsageError("--evaluation is for models that label pixels.", what_to_do="Leave it out.")
+        raise UsageError(
+            "--evaluation is only for models that label pixels.",
+            what_to_do="Leave it out.",
+            code="task.not-segmentation",
+        )
     task = run.recipe.task.model_dump(mode="json") | {"evaluation": evaluation}
     run.recipe = replace_recipe_fields(run.recipe, task=task)
     run.model.objective = Segmentation(before.head, before.classes, before.window, cast("Any", run.recipe.task))

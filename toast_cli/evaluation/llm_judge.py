@@ -1,7 +1,7 @@
 """The paper's judge protocol for language models (section 4.3): a strong model scores answers to a questions file.
 
-Answers and judgements are kept line by line beside the run as they come, so whatever stops a long session loses
-nothing: the next one asks only for what is missing.
+Each answer and judgement is written to a file beside the run as soon as it arrives. An interrupted session loses
+nothing, and the next one requests only what is missing.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from toast_cli.model.generation import TextGenerator
 
 ANSWER_TEMPERATURE = 0.7
-"""Of the answers (appendix A.3)."""
+"""Sampling temperature of the answers (appendix A.3)."""
 
 MAX_JUDGE_ATTEMPTS = 3
-"""How often a judge is asked whose replies hold no score."""
+"""Number of requests for one answer, if the replies hold no score."""
 
 JUDGE_PROMPT = (
     "You grade answers given by an assistant. Weigh how helpful, how relevant, how accurate and how detailed the "
@@ -38,7 +38,7 @@ JUDGE_PROMPT = (
 
 @dataclass(frozen=True)
 class Question:
-    """One line of a questions file in Vicuna's layout."""
+    """A line of a questions file in the format of Vicuna."""
 
     question_id: int | str
     category: str
@@ -47,7 +47,7 @@ class Question:
 
 @dataclass(frozen=True)
 class JudgeReply:
-    """One reply of a judge: its words as they came, the score in them, and why there is none."""
+    """A reply of the judge: its unmodified text, the score in it, and the reason if there is no score."""
 
     text: str
     score: float | None
@@ -56,41 +56,46 @@ class JudgeReply:
 
 @dataclass(frozen=True)
 class Judge:
-    """The model that judges, and its address: any endpoint that speaks OpenAI's chat protocol."""
+    """A judge model at an endpoint with OpenAI's chat API."""
 
     model: str
     url: str | None = None
     retries: int = 5
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a judgement depends on besides question and answer: endpoint, model and prompt."""
+        """Return the settings of a judgement: model, endpoint and prompt."""
         return {"judge": self.model, "url": self.url, "task": JUDGE_PROMPT}
 
     def request_replies(self, question: str, answer: str) -> Iterator[JudgeReply]:
-        """Ask the judge until a reply holds a score, at most `MAX_JUDGE_ATTEMPTS` times, and yield every reply.
+        """Yield the judge's replies until one holds a score, at most `MAX_JUDGE_ATTEMPTS`.
 
         Raises:
-            ToastError: the endpoint cannot be reached or refuses, after all retries.
+            ToastError: the endpoint cannot be reached or refuses the request, after all retries.
         """
         try:
             from openai import OpenAI, OpenAIError
         except ImportError as error:
-            raise ToastError("The judge needs the openai client.", what_to_do='pip install "openai>=1.60".') from error
+            raise ToastError(
+                "The judge needs the package openai.",
+                what_to_do='pip install "openai>=1.60".',
+                code="judge.missing-package",
+            ) from error
         prompt = f"[Question]\n{question}\n\n[Answer]\n{answer}"
         messages: list[Any] = [{"role": "system", "content": JUDGE_PROMPT}, {"role": "user", "content": prompt}]
-        key = os.environ.get("OPENAI_API_KEY") or (self.url and "none")  # most local servers want no key
+        key = os.environ.get("OPENAI_API_KEY") or (self.url and "none")  # most local servers need no key
         for _ in range(MAX_JUDGE_ATTEMPTS):
             try:
                 client = OpenAI(api_key=key, base_url=self.url, max_retries=self.retries)
-                # As it came: what servers and proxies call a success is not always a completion.
+                # The raw response, because a successful response of servers and proxies is not always a completion.
                 raw = client.chat.completions.with_raw_response.create(
                     model=self.model, messages=messages, temperature=0.0
                 )
             except (OpenAIError, ValueError) as error:  # a malformed address is a ValueError or the client's own
                 raise ToastError(
-                    f"The judge '{self.model}' could not be asked.",
+                    f"The request to the judge '{self.model}' failed.",
                     f"{type(error).__name__}: {error}",
-                    "Check OPENAI_API_KEY and --judge-url, then run again: what was judged is kept.",
+                    "Check OPENAI_API_KEY and --judge-url, then run again. Finished judgements are kept.",
+                    code="judge.not-reachable",
                 ) from error
             reply = parse_judge_reply(raw.http_response.text)
             yield reply
@@ -99,26 +104,26 @@ class Judge:
 
 
 def parse_judge_reply(body: str) -> JudgeReply:
-    """Parse the body of a successful response, which need not be a completion at all."""
+    """Parse the body of a successful response, which may not be a completion."""
     try:
         response = json.loads(body)
     except (ValueError, RecursionError):
-        return JudgeReply(body, None, "the response is no JSON")
+        return JudgeReply(body, None, "the response is not JSON")
     try:
-        words = response["choices"][0]["message"]["content"]
+        text = response["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
         error = response.get("error") if isinstance(response, dict) else None
         return JudgeReply(body, None, f"the response is an error: {error}" if error else "the response holds no reply")
-    if not isinstance(words, str):
-        return JudgeReply(body, None, "the reply is no text")
-    score = parse_judge_score(words)
-    return JudgeReply(words, score, "" if score is not None else "the reply holds no score from 1 to 10")
+    if not isinstance(text, str):
+        return JudgeReply(body, None, "the reply is not a string")
+    score = parse_judge_score(text)
+    return JudgeReply(text, score, "" if score is not None else "the reply holds no score from 1 to 10")
 
 
 def parse_judge_score(reply: str) -> float | None:
-    """Return the number from 1 to 10 under "score" in a reply, wherever its JSON stands; None if there is none."""
-    found = re.search(r'"score"\s*:\s*"?(\d+(?:\.\d+)?)', reply)
-    score = float(found.group(1)) if found else 0.0
+    """Return the value of "score" in a reply, if it is from 1 to 10; else None. Text around the JSON is ignored."""
+    match = re.search(r'"score"\s*:\s*"?(\d+(?:\.\d+)?)', reply)
+    score = float(match.group(1)) if match else 0.0
     return score if 1 <= score <= 10 else None
 
 
@@ -126,43 +131,50 @@ def read_questions(path: Path) -> list[Question]:
     """Read the questions of a JSON-lines file.
 
     Raises:
-        UsageError: there is no such file.
-        ToastError: it is no JSON lines, a line is not a question, or an id occurs twice.
+        UsageError: the file does not exist.
+        ToastError: the file is not JSON lines, a line is not a question, or an id occurs twice.
     """
     if not path.is_file():
-        raise UsageError(f"There is no questions file {path}.", what_to_do="Check --judge.")
+        raise UsageError(
+            f"The questions file {path} does not exist.", what_to_do="Check --judge.", code="judge.missing-file"
+        )
     questions: dict[int | str, Question] = {}
     for number, raw in read_json_lines(path):
         try:
             question = _parse_question(raw)
             if question.question_id in questions:
-                raise ValueError(f"its question_id {question.question_id!r} occurs before")
+                raise ValueError(f"its question_id {question.question_id!r} occurs twice")
         except ValueError as error:
             raise ToastError(
-                f"{path}, line {number} is not a question: {error}.",
-                what_to_do="Every line is a JSON object with question_id (a number or a text, once each), category "
+                f"Line {number} of {path} is not a question: {error}.",
+                what_to_do="Write each line as a JSON object with question_id (a unique number or string), category "
                 "and text.",
+                code="judge.invalid-question",
             ) from error
         questions[question.question_id] = question
     if not questions:
-        raise ToastError(f"{path} holds no question.")
+        raise ToastError(f"The questions file {path} is empty.", code="judge.no-questions")
     return list(questions.values())
 
 
 def _parse_question(raw: Any) -> Question:
-    """Return one line as a question; a ValueError says what is wrong with it."""
+    """Return a line as a question.
+
+    Raises:
+        ValueError: the line is not a question; the message gives the reason.
+    """
     if not isinstance(raw, dict):
-        raise ValueError("it is no object")
+        raise ValueError("it is not an object")
     for name in ("question_id", "text"):
         if name not in raw:
-            raise ValueError(f"there is no {name}")
+            raise ValueError(f"it has no {name}")
     number, category, text = raw["question_id"], raw.get("category", "all"), raw["text"]
     if isinstance(number, bool) or not isinstance(number, int | str):
-        raise ValueError("its question_id is neither a whole number nor a text")
+        raise ValueError("its question_id is not an integer or a string")
     if not isinstance(category, str):
-        raise ValueError("its category is no text")
+        raise ValueError("its category is not a string")
     if not isinstance(text, str) or not text.strip():
-        raise ValueError("its text is empty" if isinstance(text, str) else "its text is no text")
+        raise ValueError("its text is empty" if isinstance(text, str) else "its text is not a string")
     return Question(number, category, text)
 
 
@@ -174,9 +186,15 @@ def answer_questions(
     max_new_tokens: int,
     weights: str | None = None,
 ) -> Iterator[tuple[Question, str]]:
-    """Yield every question with its answer, in order; those in the file are kept, new ones are added to it.
+    """Yield every question with its answer, in order; reuse the answers in the file, and append new ones.
 
-    `writer` is called once, and only where an answer is missing; `weights` is what it takes in its recipe's place.
+    Args:
+        writer: loads the model; called once, and only if an answer is missing.
+        questions: the questions.
+        path: the file of answers.
+        seed: the seed of sampling.
+        max_new_tokens: the largest length of an answer.
+        weights: the weights that replace those of the recipe, if any; recorded with the answers.
     """
     import torch
 
@@ -192,7 +210,7 @@ def answer_questions(
             yield question, kept[question.question_id]
             continue
         loaded = loaded or writer()
-        torch.manual_seed(seed + number)  # each has its own, so that an interrupted session goes on as it would have
+        torch.manual_seed(seed + number)  # one seed per question, so that a resumed session gives the same answers
         answer = loaded.answer(
             [Turn("user", question.text)], do_sample=True, temperature=ANSWER_TEMPERATURE, max_new_tokens=max_new_tokens
         )
@@ -203,10 +221,10 @@ def answer_questions(
 def judge_answers(
     judge: Judge, answers: Iterable[tuple[Question, str]], path: Path
 ) -> Iterator[tuple[Question, JudgeReply]]:
-    """Yield every question with the judge's last reply to its answer; the file keeps all replies, scored or not.
+    """Yield every question with the judge's last reply to its answer; append all replies to the file.
 
-    What this judge already gave to the very same answer is not asked again. A reply without a score is the last of all
-    attempts.
+    A score in the file of the same judge for the same answer is reused. The last reply has no score if all attempts
+    failed.
     """
     answers = list(answers)
     settings = judge.to_dict()
@@ -225,19 +243,21 @@ def judge_answers(
 
 
 def average_by_category(scores: Sequence[tuple[Question, JudgeReply]]) -> dict[str, float | None]:
-    """Return the mean score of every category, in the order of the questions, and of all under "overall" (table 3)."""
-    found: dict[str, list[float]] = {name: [] for name in (*(question.category for question, _ in scores), "overall")}
+    """Return the mean score of each category, in the order of the questions, and of all as "overall" (table 3)."""
+    scores_by_category: dict[str, list[float]] = {
+        name: [] for name in (*(question.category for question, _ in scores), "overall")
+    }
     for question, reply in scores:
         if reply.score is not None:
-            found[question.category].append(reply.score)
-            found["overall"].append(reply.score)
-    return {category: fmean(values) if values else None for category, values in found.items()}
+            scores_by_category[question.category].append(reply.score)
+            scores_by_category["overall"].append(reply.score)
+    return {category: fmean(values) if values else None for category, values in scores_by_category.items()}
 
 
 def _read_matching_lines(path: Path, questions: Iterable[Question]) -> list[dict[str, Any]]:
-    """Return what an earlier session kept about these very questions."""
+    """Return the lines of a file that belong to these questions with the same texts."""
     if not path.is_file():
         return []
     texts = {question.question_id: question.text for question in questions}
-    kept = read_checksummed_lines(path, "Remove the file: what it held is asked for again.")
+    kept = read_checksummed_lines(path, "Remove the file; its contents are then requested again.")
     return [line for line in kept if texts.get(line["question_id"]) == line["text"]]

@@ -1,4 +1,4 @@
-"""Finished runs, opened to be measured: the model on its device, and the data that it is measured on."""
+"""Opening of finished runs for evaluation: the model on its device, and the data."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from toast_cli.utils.errors import ToastError, UsageError
 
 @dataclass(frozen=True)
 class RunRequest:
-    """Which run is opened, on what, and how; what is None comes from the run's own recipe.
+    """A request to open a run; fields that are None come from the run's recipe.
 
-    With `alpha`, the feedback's signals are sent so many times as strong.
+    `alpha` scales the feedback signals.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class RunRequest:
 
 @dataclass
 class OpenedRun:
-    """A finished run: its model on its device, its classes, and its recipe with the request's fields in place."""
+    """A finished run: its model on the device, its classes, and its recipe with the fields of the request."""
 
     request: RunRequest
     model: Model
@@ -53,7 +53,7 @@ def open_run(request: RunRequest) -> OpenedRun:
     """Load a run's model onto its device.
 
     Raises:
-        UsageError: there is no run, no such device or precision, or no feedback for `alpha` to scale.
+        UsageError: there is no run, the device or precision is not available, or `alpha` is set without feedback.
         ToastError: the run is damaged, or its backbone's weights cannot be found.
     """
     loaded = load_model(request.path, request.weights)
@@ -65,50 +65,58 @@ def open_run(request: RunRequest) -> OpenedRun:
 
 
 def set_feedback_strength(model: Model, alpha: float | None) -> None:
-    """Scale the signals that a model feeds back by `alpha`; None leaves them alone.
+    """Scale the feedback signals of a model by `alpha`; None leaves them unchanged.
 
     Raises:
-        UsageError: it has no feedback path.
+        UsageError: the model has no feedback path.
     """
     if alpha is None:
         return
     if model.adapted.steering is None:
-        raise UsageError("--alpha scales the feedback, and this model has none.", what_to_do="Leave --alpha out.")
+        raise UsageError(
+            "--alpha scales the feedback, and this model has no feedback path.",
+            what_to_do="Leave --alpha out.",
+            code="method.no-feedback-path",
+        )
     model.adapted.steering.strength = alpha
 
 
 def open_session(run: OpenedRun, reporter: Reporter) -> Session:
-    """Return a session of a run on its data, which has the split that is asked for.
+    """Return a session of a run, and check that its data has the requested split.
 
     Raises:
-        UsageError: there is no such split.
-        ToastError: the data set's classes are not the model's, or it cannot be opened.
+        UsageError: the split does not exist.
+        ToastError: the classes of the data set differ from the model's, or it cannot be opened.
     """
     data, split = open_run_data(run, reporter), run.request.split
     if split not in data.splits:
-        raise UsageError(f"This data set has no split '{split}'.", what_to_do=f"It has {', '.join(data.splits)}.")
+        raise UsageError(
+            f"The data set has no split '{split}'.",
+            what_to_do=f"Use one of: {', '.join(data.splits)}.",
+            code="data.missing-split",
+        )
     return Session(run.recipe, data, run.model, run.accelerator)
 
 
 def open_run_data(run: OpenedRun, reporter: Reporter) -> DataSet:
-    """Open the data set that a run is measured on, with its classes in the model's order.
+    """Open the data set to evaluate a run on, with its classes in the model's order.
 
-    Another data set than the run's own may have the same classes in another order: it is opened in the model's order,
-    and a message says so. In the run's own, another order means that model and data do not belong together.
+    A data set other than the run's own may have the same classes in another order; it is reordered, with a message. In
+    the run's own data set, another order means that the model and the data do not belong together.
 
     Raises:
-        ToastError: the data set's classes are not the model's, or it cannot be opened.
+        ToastError: the classes of the data set differ from the model's, or it cannot be opened.
     """
     data = open_data(run.recipe)
     if run.request.dataset is not None and data.classes != run.classes and sorted(data.classes) == sorted(run.classes):
         data = open_data_in_class_order(run.classes, run.recipe, data)
-        reporter.message("The data's classes are the run's in another order: they are taken in the run's.")
+        reporter.message("The data has the classes of the run in another order; they were reordered to match the run.")
     check_classes(run.classes, data.classes, run.request.path)
     return data
 
 
 def open_data_in_class_order(classes: tuple[str, ...], recipe: Recipe, data: DataSet) -> DataSet:
-    """Open the data set again with these classes; return `data` if it takes no list of classes."""
+    """Open the data set again with these classes; return `data` if it does not support a list of classes."""
     if getattr(recipe.dataset, "class_file", "none") is not None:
         return data
     with tempfile.TemporaryDirectory() as folder:
@@ -119,21 +127,22 @@ def open_data_in_class_order(classes: tuple[str, ...], recipe: Recipe, data: Dat
 
 
 def check_classes(model: tuple[str, ...], data: tuple[str, ...], path: Path) -> None:
-    """Refuse data whose classes are not the model's, in the model's order.
+    """Check that the data has the classes of the model, in the same order.
 
     Raises:
-        ToastError: they are not.
+        ToastError: the classes or their order differ.
     """
     if model == data:
         return
     missing, extra = sorted(set(model) - set(data)), sorted(set(data) - set(model))
-    found = "; ".join(
+    differences = "; ".join(
         f"{word}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
         for word, names in (("not in the data", missing), ("only in the data", extra))
         if names
     )
     raise ToastError(
-        f"The data set's classes are not those that {path} was trained on.",
-        found or "They are the same names in another order.",
+        f"The classes of the data set differ from those that {path} was trained on.",
+        differences or "They are the same names in another order.",
         "Evaluate on data with the same classes.",
+        code="data.wrong-classes",
     )

@@ -1,4 +1,4 @@
-"""The data of a recipe: the data set, opened, and its splits in batches for a backbone."""
+"""The data set of a recipe, and loaders of its splits for a backbone."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def open_data(recipe: Recipe) -> DataSet:
     """Open the recipe's data set.
 
     Raises:
-        ToastError: it is not where it should be, or not what it should be.
+        ToastError: the data set is missing, or has another structure than expected.
     """
     folder = Path(recipe.data_dir).expanduser() if recipe.data_dir else None
     return recipe.plugins.dataset.open(recipe.dataset, folder)
 
 
 def build_batches(split: Any, recipe: Recipe, backbone: Backbone, batches: BatchOptions) -> BatchLoader:
-    """Return batches of a split, with the recipe's seed, workers and image options.
+    """Return a loader of a split, with the recipe's seed, workers and image options.
 
     Raises:
-        UsageError: the backbone takes no such input, or the recipe's options do not fit it.
-        ToastError: the split cannot be read, or holds nothing to learn from.
+        UsageError: the backbone does not accept this kind of input, or the recipe's options do not fit it.
+        ToastError: the split cannot be read, or has nothing to learn from.
     """
     options = LoaderOptions(
         seed=recipe.seed,

@@ -1,4 +1,4 @@
-"""Text from a tuned language model, or from a plain one: transformers' own generation over two passes."""
+"""Text generation with a tuned or plain language model, through `generate` of transformers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from toast_cli.model.model import Model
 from toast_cli.utils.errors import UsageError
 
 DEFAULT_MAX_NEW_TOKENS = 256
-"""New tokens in an answer, unless its length is limited in another way."""
+"""Largest number of new tokens, unless the settings limit the length in another way."""
 
 _LENGTH_SETTINGS = frozenset({"max_new_tokens", "max_length", "max_time", "stopping_criteria", "generation_config"})
 _SINGLE_TEXT_SETTINGS = {"return_dict_in_generate": (None, False), "num_return_sequences": (None, 1)}
-"""Settings with which transformers' `generate` gives something else than one text, and their values that do not."""
+"""Settings that can make `generate` return something other than one text, with the values that are allowed."""
 
 
 class TextGenerator:
-    """A model that answers.
+    """A language model that answers prompts and conversations.
 
     Args:
-        model: with a backbone that writes.
-        template: how turns are marked, as the run was trained on them; None gives a prompt to the model as it is.
-        notice: hears what should be known before an answer.
+        model: a model whose backbone is a language model.
+        template: the chat template of the run; None passes the prompt to the model unchanged.
+        notice: called with each notice for the user, before the answer.
 
     Raises:
-        UsageError: the backbone writes no text, or has no tokenizer.
+        UsageError: the backbone is not a language model, or has no tokenizer.
     """
 
     def __init__(self, model: Model, template: str | None, notice: Callable[[str], object] = warnings.warn) -> None:
@@ -38,8 +38,12 @@ class TextGenerator:
         generator = backbone.generator(lambda inputs: model.adapted(inputs).last.pooled)
         if generator is None or backbone.tokenizer is None:
             name = type(backbone.module).__name__
-            why = f"A {name} writes no text." if generator is None else "There is no tokenizer beside the model."
-            raise UsageError(why, what_to_do="Name a run, or a --backbone, of a language model: llama:<model>.")
+            reason = f"A {name} is not a language model." if generator is None else "The model has no tokenizer files."
+            raise UsageError(
+                reason,
+                what_to_do="Give a --run or a --backbone of a language model with its tokenizer: llama:<model>.",
+                code="text.not-a-language-model",
+            )
         self.tokenizer = backbone.tokenizer
         self.template = template
         self.notice = notice
@@ -48,67 +52,77 @@ class TextGenerator:
 
     @torch.no_grad()
     def answer(self, turns: Sequence[Turn], on_text: Callable[[str], Any] | None = None, **settings: Any) -> str:
-        """What comes next; `on_text(text)` hears it as it is written.
+        """Return the answer to a conversation.
 
         Args:
-            turns: what was said so far, the last by the user.
-            on_text: called with every piece of finished text; not with beams, which are finished at the end alone.
-            settings: transformers' own generation settings; at most 256 new tokens unless they limit it otherwise.
+            turns: the conversation so far; the last turn is the user's.
+            on_text: called with each piece of text as it is generated. Not available with beam search, which selects
+                the text at the end.
+            settings: generation settings of transformers. By default, an answer has at most 256 new tokens.
 
         Raises:
-            UsageError: there is nothing to answer, no room for an answer in what the model can read at once, a setting
-                asks for something else than one text, or beams would be streamed.
+            UsageError: the prompt is empty or too long, a setting would return something other than one text, or
+                beam search would be streamed.
         """
         streamed = on_text is not None or settings.get("streamer") is not None
         if streamed and settings.get("num_beams", 1) > 1:
-            raise UsageError("Beams cannot be streamed: the best is known at the end.", what_to_do="Use num_beams=1.")
+            raise UsageError(
+                "Beam search cannot be streamed: it selects the text at the end.",
+                what_to_do="Use num_beams=1.",
+                code="text.cannot-stream",
+            )
         if on_text is not None:
             settings["streamer"] = _build_streamer(self.tokenizer, on_text)
         return self._generate_texts([self._encode_prompt(turns)], settings)[0]
 
     @torch.no_grad()
     def answer_all(self, conversations: Sequence[Sequence[Turn]], batch_size: int = 8, **settings: Any) -> list[str]:
-        """Return what comes next in each of several conversations, writing `batch_size` of them at a time.
+        """Return the answers to several conversations, in their order, generated in batches.
 
-        They are sorted by length, padded on the left, and given back in their own order. Without sampling each is
-        answered as it would be alone, but for rounding.
+        Prompts are sorted by length and padded on the left. Without sampling, an answer is the same as from `answer`,
+        up to rounding.
 
         Args:
-            conversations: each as `answer` takes it.
-            batch_size: conversations that are written together.
-            settings: as `answer` takes them.
+            conversations: the conversations, each as in `answer`.
+            batch_size: the number of answers to generate together.
+            settings: generation settings, as in `answer`.
 
         Raises:
-            UsageError: as of `answer`; a streamer is given.
+            UsageError: see `answer`; also if a streamer is given.
         """
         if settings.get("streamer") is not None:
-            raise UsageError("Several answers cannot be streamed.", what_to_do="Ask one after another.")
+            raise UsageError(
+                "Several answers cannot be streamed.",
+                what_to_do="Generate them one at a time.",
+                code="text.cannot-stream",
+            )
         prompts = [self._encode_prompt(turns) for turns in conversations]
         order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-        found: dict[int, str] = {}
+        answers: dict[int, str] = {}
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
             texts = self._generate_texts([prompts[number] for number in numbers], dict(settings))
-            found |= dict(zip(numbers, texts, strict=True))
-        return [found[number] for number in range(len(prompts))]
+            answers |= dict(zip(numbers, texts, strict=True))
+        return [answers[number] for number in range(len(prompts))]
 
     def _encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """The tokens of what was said so far, marked as the model was trained on it."""
+        """Return the token ids of a conversation, formatted with the run's chat template."""
         if not turns:
-            raise UsageError("Nothing was said that could be answered.")
+            raise UsageError("The conversation is empty.", code="text.empty-prompt")
         text = turns[-1].whole if self.template is None else format_prompt(turns, self.tokenizer, self.template)
         ids = prepend_bos(self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer)
         if not ids:
-            raise UsageError("The prompt is empty.")
+            raise UsageError("The prompt is empty.", code="text.empty-prompt")
         return ids
 
     def _generate_texts(self, prompts: Sequence[list[int]], chosen: dict[str, Any]) -> list[str]:
-        """What is written after each of these tokens, all at a time."""
+        """Return the text generated after each prompt, in one batch."""
         for name, allowed in _SINGLE_TEXT_SETTINGS.items():
             if chosen.get(name) not in allowed:
                 raise UsageError(
-                    f"{name}={chosen[name]} asks for something else than one text.",
-                    what_to_do="Call several times, or export with --format hf and use transformers' generate.",
+                    f"The setting {name}={chosen[name]} is not supported: it does not return a single text.",
+                    what_to_do="Generate several times, or export with --format hf and use generate of transformers.",
+                    code="text.unsupported-setting",
                 )
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         pad = next(number for number in known if number is not None)
@@ -123,22 +137,23 @@ class TextGenerator:
             chosen["max_new_tokens"] = self._limit_new_tokens(longest, chosen["max_new_tokens"])
         if chosen.get("stop_strings") is not None:
             chosen["tokenizer"] = self.tokenizer
-        written = self._generator.generate(ids, attention_mask=real.to(self._device), **chosen)
-        return [self.tokenizer.decode(row[longest:], skip_special_tokens=True) for row in written]
+        generated = self._generator.generate(ids, attention_mask=real.to(self._device), **chosen)
+        return [self.tokenizer.decode(row[longest:], skip_special_tokens=True) for row in generated]
 
-    def _limit_new_tokens(self, prompt: int, wanted: int) -> int:
-        """How many tokens an answer may have after a prompt of so many."""
+    def _limit_new_tokens(self, prompt: int, limit: int) -> int:
+        """Return the largest number of new tokens after a prompt of `prompt` tokens: `limit`, or what fits."""
         window = getattr(self._generator.config.get_text_config(), "max_position_embeddings", None)
-        if window is None or prompt + wanted <= window:
-            return wanted
+        if window is None or prompt + limit <= window:
+            return limit
         if prompt >= window:
             raise UsageError(
-                f"The prompt is {prompt:,} tokens, and the model reads {window:,} at most, its answer included.",
-                what_to_do="Shorten it.",
+                f"The prompt has {prompt:,} tokens, and the model accepts {window:,} at most, including the answer.",
+                what_to_do="Shorten the prompt.",
+                code="text.prompt-too-long",
             )
         self.notice(
-            f"The prompt is {prompt:,} tokens and the model reads {window:,} at most: the answer is cut at "
-            f"{window - prompt:,} tokens, not {wanted:,}."
+            f"The prompt has {prompt:,} tokens and the model accepts {window:,} at most: the answer is limited to "
+            f"{window - prompt:,} tokens instead of {limit:,}."
         )
         return window - prompt
 

@@ -1,4 +1,4 @@
-"""Backbone, method and task put together as a recipe says: the thing that is trained, saved, measured and drawn."""
+"""The model of a recipe: backbone, method and task head."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ NETWORK_PREFIX = "adapted.network."
 
 @dataclass(frozen=True)
 class BackboneSnapshot:
-    """A backbone before anything was put on it: its fingerprint, and which tensors are its own."""
+    """The fingerprint of a backbone without a method, and the ids of its tensors."""
 
     fingerprint: str
     tensors: frozenset[int]
 
     @classmethod
     def from_backbone(cls, backbone: Backbone) -> BackboneSnapshot:
-        """Return the fingerprint and the tensors of a backbone."""
+        """Return the snapshot of a backbone."""
         tensors = (*backbone.module.parameters(), *backbone.module.buffers())
         return cls(compute_fingerprint(backbone.module), frozenset(map(id, tensors)))
 
 
 class Model(nn.Module):
-    """An adapted backbone and the head of what it learns.
+    """An adapted backbone with a task head.
 
     Args:
-        adapted: the backbone with a method on it.
-        objective: what it learns.
-        stock: the backbone as it was before the method was put on it.
+        adapted: the backbone with a method.
+        objective: the task's head, loss and metrics.
+        stock: the snapshot of the backbone before the method was added.
     """
 
     def __init__(self, adapted: AdaptedModel, objective: Objective, stock: BackboneSnapshot) -> None:
@@ -65,11 +65,11 @@ class Model(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """The network underneath."""
+        """Return the backbone."""
         return self.adapted.backbone
 
     def forward(self, inputs: Any) -> Tensor:
-        """Outputs of the head: logits."""
+        """Return the logits."""
         if not self.objective.reads_levels:
             return self.head(self.adapted.features(inputs))
         return self._run(inputs)[0]
@@ -77,7 +77,7 @@ class Model(nn.Module):
     def forward_passes(
         self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None
     ) -> tuple[Tensor, PassOutputs]:
-        """Return the logits, and everything that the passes put out."""
+        """Return the logits and the outputs of both passes."""
         return self._run(inputs, first_trace, last_trace)
 
     def _run(
@@ -93,7 +93,7 @@ class Model(nn.Module):
         return self._head(passes, counts, inputs), passes
 
     def forward_plain(self, inputs: Any) -> Tensor:
-        """Return the head's outputs for a single pass, whatever the method makes of the backbone."""
+        """Return the logits of a single pass without feedback."""
         trace = Trace(levels=True) if self.objective.reads_levels else None
         return self._head(run_one_pass(self.backbone, inputs, trace), trace, inputs)
 
@@ -104,38 +104,38 @@ class Model(nn.Module):
     def initialize_method(
         self, start: Callable[[Any, AdaptedModel, Iterable[Any]], None], options: Any, batches: Iterable[Any]
     ) -> None:
-        """Set a method's starting weights with `start`; works on a sharded model too, like every method here."""
+        """Compute a method's initial weights with `start`, also on a sharded model."""
         start(options, self.adapted, batches)
 
     def outputs(self, pooled: Tensor) -> Tensor:
-        """Outputs of the head for pooled features."""
+        """Return the logits of pooled features."""
         return self.head(pooled)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name."""
+        """Return the trained parameters by name."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
     def get_frozen_additions(self) -> dict[str, Tensor]:
-        """What the method added but does not train; without it an adapter could not be rebuilt (Lite's path)."""
+        """Return the tensors that the method added but does not train, such as Lite's path; an adapter needs them."""
         state, trained = self.state_dict(), self.trained()
         return {name: state[name] for name in sorted(self._added) if name in state and name not in trained}
 
     def network_tensors(self) -> dict[str, Tensor]:
-        """The backbone's weights and buffers by their name in the model, each once even where two names are tied."""
+        """Return the backbone's weights and buffers by their name in the model; tied weights appear once."""
         state = self.state_dict()
         names = (name for name, _ in (*self.named_parameters(), *self.named_buffers()))
         return {name: state[name] for name in names if name.startswith(NETWORK_PREFIX) and name in state}
 
 
 def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, str] | None = None) -> Model:
-    """Build backbone, method and head; where there are `files` (`Backbone.files`), the backbone from them.
+    """Build the backbone, the method and the head of a recipe.
 
-    Random weights follow from the recipe's seed, those of a backbone that asks for them included: an adapter that
-    was trained on such a backbone finds it again.
+    With `files` (see `Backbone.files`), the backbone is built from them. Random weights follow from the recipe's seed.
+    This includes the weights of a randomly initialized backbone, so an adapter trained on one can be loaded again.
 
     Raises:
-        UsageError: nothing would be trained.
-        ToastError: a name is not registered, or the backbone's weights cannot be had.
+        UsageError: the method trains nothing.
+        ToastError: a name is not registered, or the backbone's weights cannot be found.
     """
     torch.manual_seed(recipe.seed)
     plugins = recipe.plugins
@@ -152,8 +152,9 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, st
     if not model.trained():
         raise UsageError(
             f"The method '{recipe.method.name}' trains nothing on {recipe.backbone.name} for {recipe.task.name}.",
-            "Its only trained part is a new head, and this task uses the model's own.",
+            "It trains only a new head, and this task uses the head of the model.",
             "Choose toast, toast-lite, lora, peft:KIND or full.",
+            code="method.trains-nothing",
         )
     return model
 
@@ -161,9 +162,10 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, st
 def _rebuild_backbone(card: Card, options: Any, files: Mapping[str, str]) -> Backbone:
     if card.rebuild is None or any(Path(name).name != name or name.startswith(".") for name in files):
         raise ToastError(
-            "The exported file is damaged, or made by another toast.",
-            f"'{card.name}' is not built from {', '.join(list(files)[:3])}.",
+            "The exported file is damaged, or was written by another version of toast.",
+            f"'{card.name}' cannot be built from {', '.join(list(files)[:3])}.",
             "Export it again.",
+            code="export.damaged",
         )
     with tempfile.TemporaryDirectory(prefix="toast-") as folder:
         for name, text in files.items():
@@ -172,25 +174,25 @@ def _rebuild_backbone(card: Card, options: Any, files: Mapping[str, str]) -> Bac
 
 
 def fold_model(model: Model) -> Model:
-    """The same model for inference alone: everything between the passes is one matrix per level (see `folding`).
+    """Return the model for inference, with one matrix per level between the passes (see `steering.folding`).
 
-    The two share every weight that folding leaves as it is.
+    It shares the weights that folding does not change with the given model.
 
     Raises:
         UsageError: the model has no feedback path.
     """
     steering = model.adapted.steering
     if not isinstance(steering, Steering):
-        raise UsageError("There is nothing to fold: this model has no feedback path.")
+        raise UsageError("The model has no feedback path, so it cannot be folded.", code="method.no-feedback-path")
     path = FoldedSteering(steering, model.backbone)
     return Model(AdaptedModel(model.backbone, path.parameters(), path), model.objective, model.stock).eval()
 
 
 def get_merged_state_dict(model: Model) -> dict[str, Tensor]:
-    """The backbone's tensors under its library's own names, each once; what PEFT put in is worked into the weights.
+    """Return the backbone's tensors by their names in its library, with PEFT layers merged; tied weights appear once.
 
     Raises:
-        UsageError: what PEFT put in cannot be.
+        UsageError: the PEFT layers cannot be merged.
     """
     network = merge_peft_layers(model.backbone.module)
     state = network.state_dict()
@@ -199,26 +201,29 @@ def get_merged_state_dict(model: Model) -> dict[str, Tensor]:
 
 
 def count_elements(tensors: Iterable[Tensor]) -> int:
-    """Number of elements in all tensors together."""
+    """Return the total number of elements of the tensors."""
     return sum(tensor.numel() for tensor in tensors)
 
 
 @torch.no_grad()
 def count_flops(model: Model) -> dict[str, Any]:
-    """Floating-point operations per image (or token), counted: the model's, and one plain pass's with the same head.
+    """Return the counted FLOPs per image (or token) of the model, and of one plain pass with the same head.
 
-    The plain pass is the library's own forward, without what the method added and without this package's short cuts.
+    The plain pass is the library's own forward pass, without the layers that the method added.
     """
     was_training, trained = model.training, list(model.trained().values())
     model.eval()
-    checkpointed, model.backbone.checkpointing = model.backbone.checkpointing, False  # which costs in training alone
+    checkpointed, model.backbone.checkpointing = (
+        model.backbone.checkpointing,
+        False,
+    )  # recomputation costs FLOPs in training only
     example = send_to_device(model.backbone.example(1), next(model.parameters()).device)
-    for weight in trained:  # the counter hooks into gradients, and fails at a module that hands out a weight of its own
+    for weight in trained:  # the counter hooks into gradients, and fails on a module that returns one of its weights
         weight.requires_grad_(False)
     try:
-        with FlopCounterMode(display=False) as own:
+        with FlopCounterMode(display=False) as adapted_flops:
             model(example)
-        with disable_peft_layers(model.backbone.module), FlopCounterMode(display=False) as plain:
+        with disable_peft_layers(model.backbone.module), FlopCounterMode(display=False) as plain_flops:
             model.forward_plain(example)
     finally:
         for weight in trained:
@@ -227,7 +232,7 @@ def count_flops(model: Model) -> dict[str, Any]:
     model.train(was_training)
     unit, units = ("token", example["input_ids"].numel()) if model.backbone.preprocessing is None else ("image", 1)
     return {
-        "flops": own.get_total_flops() // units,
-        "flops_plain": plain.get_total_flops() // units,
+        "flops": adapted_flops.get_total_flops() // units,
+        "flops_plain": plain_flops.get_total_flops() // units,
         "flops_per": unit,
     }

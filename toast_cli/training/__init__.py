@@ -1,1 +1,1 @@
-"""Training: one readable loop, its schedule, evaluation, and the run around them."""
+"""The training loop, its schedule and evaluation, and the run that contains them."""

@@ -1,4 +1,4 @@
-"""An exponential moving average of what is trained."""
+"""Exponential moving average of the trained weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from toast_cli.utils.tensors import copy_tensors
 
 
 class ExponentialMovingAverage:
-    """The average of a model's trained weights; the frozen rest is the model's own and not copied."""
+    """An exponential moving average of a model's trained weights. Frozen weights are not copied."""
 
     def __init__(self, model: Model, decay: float) -> None:
         self._trained = model.trained()
@@ -23,12 +23,12 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after one more step."""
+        """Update the average with the current weights; call after every optimizer step."""
         self._average(list(self._averaged.values()), [weight.detach() for weight in self._trained.values()], 1)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Within, the model has the average's weights."""
+        """Give the model the averaged weights within the block."""
         self._swap()
         try:
             yield
@@ -36,17 +36,17 @@ class ExponentialMovingAverage:
             self._swap()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averaged weights by name."""
+        """Return the averaged weights by name."""
         return self._averaged
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from averaged weights."""
+        """Load averaged weights from a checkpoint."""
         copy_tensors(tensors, self._averaged)
 
     @torch.no_grad()
     def _swap(self) -> None:
         for name, weight in self._trained.items():
-            shown = weight.detach().clone()
+            current = weight.detach().clone()
             weight.copy_(self._averaged[name])
-            self._averaged[name].copy_(shown)
+            self._averaged[name].copy_(current)

@@ -1,4 +1,4 @@
-"""What a run ran on, for whoever wants to know why another one came out differently."""
+"""Description of the machine and software of a run, to explain why results differ between runs."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ RECORDED_PACKAGES = (
     "numpy",
     "pillow",
 )
-"""What has a part in the numbers."""
+"""Packages whose versions can change results."""
 
 
 def get_package_versions() -> dict[str, str]:
-    """Of toast, Python and all that has a part in the numbers."""
-    found = {"toast": __version__, "python": platform.python_version()}
+    """Return the versions of toast, Python and `RECORDED_PACKAGES`."""
+    versions = {"toast": __version__, "python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What the run ran on: versions, device, precision, threads, and the command that started it."""
+    """Return the versions, device, precision, thread and process counts, and command line of the run."""
     device = accelerator.device
     return {
         "versions": get_package_versions(),

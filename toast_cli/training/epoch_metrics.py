@@ -1,4 +1,4 @@
-"""What an epoch of training has counted so far."""
+"""Running metrics of a training epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from toast_cli.training.step import LossPartsMeter, StepOutput, TrainingStep
 
 
 class EpochMetrics:
-    """Metrics, the loss's parts, and the mean loss over everything `seen`, of one process or of all together."""
+    """Running metrics, loss parts and mean loss of an epoch.
+
+    Metrics and loss parts are those of this process until `closing` merges them. The loss is over all processes, and
+    `seen` counts the samples (or tokens) in it.
+    """
 
     def __init__(self, step: TrainingStep) -> None:
         self._count = step.model.objective.count
@@ -21,37 +25,37 @@ class EpochMetrics:
         self._loss = 0.0
 
     def add(self, stepped: StepOutput, batch: Mapping[str, Any]) -> None:
-        """Count this process's part of a batch in."""
+        """Add this process's share of a batch."""
         if count := self._count(batch):
             self.meter.add(stepped.outputs.detach(), batch)
             self.parts.add(stepped.parts, count)
 
     def add_loss(self, mean: float, count: float) -> None:
-        """Count in the mean loss over `count` things that all processes had together."""
+        """Add the mean loss over `count` samples (or tokens) of all processes."""
         self.seen += count
         self._loss += mean * count
 
     def result(self) -> dict[str, Any]:
-        """This process's metrics so far, with the loss of all."""
+        """Return this process's metrics so far, with the loss of all processes."""
         return {**self.meter.result(), **self.parts.result(), "loss": self._loss / max(self.seen, 1)}
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs, as plain values; of all processes together."""
-        counted = {"seen": self.seen, "seconds": self.seconds, "loss": self._loss}
+        """Return the state of all processes for `restore`, as plain values."""
+        totals = {"seen": self.seen, "seconds": self.seconds, "loss": self._loss}
         return {
-            **counted,
+            **totals,
             "meter": merge_across_processes(self.meter).state(),
             "parts": merge_across_processes(self.parts).state(),
         }
 
     def restore(self, state: Mapping[str, Any], *, first: bool) -> None:
-        """Go on counting; what all processes had counted goes to the `first` of them."""
+        """Restore a state of `state()`. The merged counts go to the `first` process alone."""
         self.seen, self.seconds, self._loss = state["seen"], state["seconds"], state["loss"]
         if first:
             self.meter.restore(state["meter"])
             self.parts.restore(state["parts"])
 
     def closing(self) -> dict[str, Any]:
-        """The metrics of all processes together."""
-        whole = {**merge_across_processes(self.meter).result(), **merge_across_processes(self.parts).result()}
-        return {**whole, "loss": self._loss / max(self.seen, 1), "seconds": self.seconds}
+        """Return the metrics of all processes, at the end of the epoch."""
+        merged = {**merge_across_processes(self.meter).result(), **merge_across_processes(self.parts).result()}
+        return {**merged, "loss": self._loss / max(self.seen, 1), "seconds": self.seconds}

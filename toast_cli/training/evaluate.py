@@ -1,4 +1,4 @@
-"""Evaluate a model on a split, in one pass over it, and report what could not be read."""
+"""Evaluation of a model in one pass over a split, and the report of unreadable samples."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from toast_cli.utils.constants import IGNORE_INDEX
 
 
 class SamplePredictions:
-    """Which class each sample was given, by its place in the split, where the task gives one: `(label, chosen)`."""
+    """The label and predicted class of every sample, by index in the split; empty if the task predicts no class."""
 
     def __init__(self) -> None:
         self.given: dict[int, tuple[int, int]] = {}
 
     def add(self, chosen: Tensor | None, batch: dict[str, Any]) -> None:
-        """Keep a batch's; those that are ignored are left out."""
+        """Add the predictions of a batch, without samples whose label is ignored."""
         if chosen is not None:
-            places, labels = batch["index"].tolist(), batch["label"].tolist()
-            for place, label, answer in zip(places, labels, chosen.tolist(), strict=True):
+            indices, labels = batch["index"].tolist(), batch["label"].tolist()
+            for index, label, prediction in zip(indices, labels, chosen.tolist(), strict=True):
                 if label != IGNORE_INDEX:
-                    self.given[place] = label, answer
+                    self.given[index] = label, prediction
 
     def merge(self, other: SamplePredictions) -> None:
-        """Take in another process's."""
+        """Add the predictions of another process."""
         self.given |= other.given
 
 
@@ -48,10 +48,10 @@ def evaluate_model(
     step: TrainingStep | None = None,
     answers: SamplePredictions | None = None,
 ) -> dict[str, Any]:
-    """The metrics over all batches, those of other processes included.
+    """Return the metrics over all batches of all processes.
 
-    With masks in the batches and `with_attention`, the attention shares too; with a `step`, the parts of its loss.
-    This process's `answers` are kept where they are asked for.
+    With `with_attention`, batches must have masks, and the result includes the attention shares. With a `step`, it
+    includes the parts of its loss. `answers` receives this process's predictions.
     """
     was_training = model.training
     model.eval()
@@ -85,16 +85,16 @@ def evaluate_model(
 
 
 def report_skipped_samples(reporter: Reporter, **batches: BatchLoader | None) -> dict[str, dict[str, str]]:
-    """Say how many samples of every split could not be read and were left out; returns all of them, with the reasons.
+    """Report how many samples of each split could not be read, and return them with the reasons by split and name.
 
-    All processes must call it.
+    This is a collective call: all processes must make it.
     """
-    found = {
+    skipped_by_split = {
         part: merge_dicts_across_processes(loader.skipped) for part, loader in batches.items() if loader is not None
     }
-    for part, skipped in found.items():
+    for part, skipped in skipped_by_split.items():
         if skipped:
             named = "; ".join(f"{name} ({why})" for name, why in list(skipped.items())[:3])
             more = f"; and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
             reporter.message(f"{part}: {len(skipped):,} could not be read and were skipped: {named}{more}")
-    return {part: skipped for part, skipped in found.items() if skipped}
+    return {part: skipped for part, skipped in skipped_by_split.items() if skipped}

@@ -1,8 +1,8 @@
-"""The first pass, kept: what selection looks at depends on nothing that is trained, so each input is run once.
+"""A cache of first passes, which do not depend on trained weights, so that each input runs through them once.
 
-For feedback from the last level to all of them that is z; where both passes share the first levels (late feedback), it
-is their output, too, and an input that was seen once is not read again. All tensors go through the cache's precision
-before they are used, the first time as well: a run is the same whether it fills the cache, finds it full, or both.
+The cache holds z. Where both passes share the first levels (late feedback), it also holds the output of those levels,
+and a cached input is not read again. Tensors are converted to the cache's precision before every use, including the
+first, so a run gives the same result whether the cache is empty, partly filled or full.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ FIRST_PASS_FOLDER = "first-pass"
 
 @dataclass
 class FilledSlots:
-    """Which slots of a split were filled, or found sound, in this run.
+    """The slots of a split that this run has filled or verified.
 
-    A slot is a sample under one of `views` augmentations. In shared memory, for the workers that read data.
+    A slot is one sample under one of `views` augmentations. The flags are in shared memory, for the data workers.
     """
 
     samples: int
@@ -51,15 +51,15 @@ class FilledSlots:
 
 
 class FirstPassCache:
-    """The first passes over one split.
+    """The cached first passes of one split.
 
     Args:
-        model: what runs them.
-        cache: where they are kept, each by the digest of its input.
-        empty: an entry of zeros, in the shapes and the type that tensors are kept in.
-        seen: which of them need no looking at any more.
-        batches: what reads the split.
-        dtypes: what the backbone hands the tensors over in, by name.
+        model: the model that computes them.
+        cache: the cache on disk; the key of an entry is the digest of its input.
+        empty: an entry of zeros, with the shapes and data type of stored tensors.
+        seen: the slots that are already filled or verified.
+        batches: the loader of the split.
+        dtypes: the data types of the backbone's tensors, by name.
     """
 
     def __init__(
@@ -74,43 +74,43 @@ class FirstPassCache:
         self.model, self.cache, self.empty = model, cache, empty
         self.seen, self.batches, self.dtypes = seen, batches, dtypes
         self._digests: dict[int, str] = {}
-        """Of the inputs whose first passes this process has read or written, by their number."""
+        """Digests of the inputs whose entries this process has read or written, by slot number."""
 
     @torch.no_grad()
     def of(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What the first pass puts out for a batch, `[B, ...]` by name, kept before or computed and kept now."""
+        """Return the first-pass tensors of a batch, `[B, ...]` by name; compute and store those that are missing."""
         numbers = (batch["index"] + batch["view"] * self.seen.samples).tolist()
         found = [self._recall(number) for number in numbers]
         if any(kept is None for kept in found):
-            found = self._looked_at(numbers, found, batch)
+            found = self._fill_missing(numbers, found, batch)
         return self._stack_tensors([kept for kept in found if kept is not None], batch, batch["index"].device)
 
-    def _looked_at(
+    def _fill_missing(
         self, numbers: list[int], found: list[dict[str, Tensor] | None], batch: Mapping[str, Any]
     ) -> list[dict[str, Tensor] | None]:
-        """What is missing among the `found`: kept by an earlier run, or computed."""
-        # Left out because they were known: an entry has been deleted since.
-        whole = send_to_device(self.batches.whole(batch), batch["index"].device) if CACHED_KEY in batch else batch
-        inputs = self.model.objective.inputs(whole)
+        """Return `found` with its missing entries read from an earlier run's cache, or computed."""
+        # The loader left inputs out because they were cached, and an entry has been deleted since.
+        full = send_to_device(self.batches.whole(batch), batch["index"].device) if CACHED_KEY in batch else batch
+        inputs = self.model.objective.inputs(full)
         digests = _compute_input_digests(inputs, len(numbers))
-        # What is to be ignored may stand in for an image that could not be read, and can be the next time.
-        stays = [True] * len(numbers) if "label" not in batch else (batch["label"] != IGNORE_INDEX).tolist()
-        asked = list(zip(numbers, digests, stays, strict=True))
+        # A sample with an ignored label may stand for an image that cannot be read now but can be later.
+        storable = [True] * len(numbers) if "label" not in batch else (batch["label"] != IGNORE_INDEX).tolist()
+        slots = list(zip(numbers, digests, storable, strict=True))
         found = [
             kept or (self._read(number, digest) if keep else None)
-            for kept, (number, digest, keep) in zip(found, asked, strict=True)
+            for kept, (number, digest, keep) in zip(found, slots, strict=True)
         ]
         if any(kept is None for kept in found):
             passed = compute_first_pass_outputs(self.model, inputs)
-            for row, (number, digest, keep) in enumerate(asked):
+            for row, (number, digest, keep) in enumerate(slots):
                 if found[row] is None:
                     own = {name: tensor[row] for name, tensor in passed.items()}
                     found[row] = self._keep(number, own, digest) if keep else own
-        self.seen.slots[[number for number, _, keep in asked if keep]] = True
+        self.seen.slots[[number for number, _, keep in slots if keep]] = True
         return found
 
     def _recall(self, number: int) -> dict[str, Tensor] | None:
-        """Return what is kept for an input that was seen before, without another look at it."""
+        """Return the entry of an input that this process knows, without verifying it again; None if there is none."""
         digest = self._digests.get(number)
         return None if digest is None else self.cache.read(digest, verify=False)
 
@@ -121,14 +121,15 @@ class FirstPassCache:
         return kept
 
     def _keep(self, number: int, tensors: Mapping[str, Tensor], digest: str) -> dict[str, Tensor]:
-        """Keep tensors, filled up with zeros to an entry's shapes; return what will be read."""
+        """Store tensors, padded with zeros to the shapes of an entry, and return the entry."""
         kept = {name: zeros.clone() for name, zeros in self.empty.items()}
         for name, tensor in tensors.items():
             kept[name][: len(tensor)] = tensor
             if not kept[name].isfinite().all():
                 raise ToastError(
-                    f"The first pass puts out numbers ({name}) that {kept[name].dtype} cannot hold.",
+                    f"The first pass produces values ({name}) that {kept[name].dtype} cannot represent.",
                     what_to_do="Use training.cache_dtype=float32, or training.cache=false.",
+                    code="cache.value-out-of-range",
                 )
         self.cache.write(digest, kept)
         self._digests[number] = digest
@@ -140,20 +141,20 @@ class FirstPassCache:
         stacked = {
             name: torch.stack([kept[name].to(device, dtype) for kept in found]) for name, dtype in self.dtypes.items()
         }
-        if "input_ids" in batch:  # texts are kept as long as the longest, and batches are not
+        if "input_ids" in batch:  # entries have the length of the longest text, and batches do not
             stacked = {name: tensor[:, : batch["input_ids"].shape[1]] for name, tensor in stacked.items()}
         return stacked
 
 
 class CachedStep(TrainingStep):
-    """Tuning with the first passes kept: the second alone is run."""
+    """A tuning step with cached first passes, which runs the second pass only."""
 
     def __init__(self, model: Model, train: FirstPassCache, validation: FirstPassCache | None) -> None:
         super().__init__(model)
         self.train_passes, self.validation_passes = train, validation
 
     def forward(self, batch: Mapping[str, Any]) -> StepOutput:
-        """One batch; without inputs where they are not needed."""
+        """Return the outputs and loss of a batch, which has no inputs if the cache replaces them."""
         passes = self.train_passes if self.model.training else self.validation_passes
         steering = self.model.adapted.steering
         assert passes is not None and isinstance(steering, Steering)
@@ -169,7 +170,10 @@ class CachedStep(TrainingStep):
 
 
 def compute_first_pass_outputs(model: Model, inputs: Any) -> dict[str, Tensor]:
-    """What of the first pass is kept: `z`, `compared` where it is another, `hidden` where levels are shared."""
+    """Return the first-pass tensors to cache.
+
+    These are `z`, `compared` if it is another tensor than z, and `hidden` if the passes share levels.
+    """
     steering = model.adapted.steering
     assert isinstance(steering, Steering)
     shared, first, _ = run_first_pass(model.backbone, steering.levels, inputs)
@@ -182,47 +186,52 @@ def compute_first_pass_outputs(model: Model, inputs: Any) -> dict[str, Tensor]:
 
 
 def check_cache(recipe: Recipe, model: Model) -> None:
-    """Refuse to keep first passes where there are none, or where each is another.
+    """Check that a recipe's first passes can be cached.
 
     Raises:
-        UsageError: the method has no feedback path, the images of a batch are mixed, the task reads more than the end
-            of the second pass, or the model is divided.
+        UsageError: the method has no feedback path, mixup or cutmix is on, the task reads the output of every level,
+            or the model is sharded.
     """
     if not isinstance(model.adapted.steering, Steering):
         raise UsageError(
-            f"training.cache keeps the first of two passes, and '{recipe.method.name}' has one.",
+            f"training.cache needs a method with two passes, and '{recipe.method.name}' has one.",
             what_to_do="Leave training.cache out, or use toast or toast-lite.",
+            code="training.nothing-to-cache",
         )
     if model.objective.reads_levels:
         raise UsageError(
-            "training.cache runs the second pass for what it puts out at its end, and this task reads every level.",
+            "training.cache supports only tasks that read the final output, and this task reads every level.",
             what_to_do="Leave training.cache out.",
+            code="training.nothing-to-cache",
         )
     if recipe.training.shard:
         raise UsageError(
-            "training.cache and training.shard exclude each other.", what_to_do="Leave one of them out of the recipe."
+            "training.cache and training.shard cannot be combined.",
+            what_to_do="Leave one of them out of the recipe.",
+            code="training.conflicting-options",
         )
     if getattr(recipe.task, "mixup", 0) or getattr(recipe.task, "cutmix", 0):
         raise UsageError(
-            "training.cache keeps the first pass of every image, and mixup and cutmix make new ones in each step.",
+            "training.cache cannot be combined with mixup or cutmix, which make new images in each step.",
             what_to_do="Leave one of them out.",
+            code="training.conflicting-options",
         )
 
 
 def build_cached_step(
     recipe: Recipe, model: Model, splits: Mapping[str, Any], accelerator: Accelerator
 ) -> tuple[CachedStep, str]:
-    """The step that keeps first passes, and a sentence about what that takes.
+    """Return the step that caches first passes, and a message about the size and location of the cache.
 
     Args:
-        recipe: of the run.
-        model: on its device.
-        splits: batches of `train`, and of `val` if there is one, which will leave out what is known.
-        accelerator: which says in what precision the run computes.
+        recipe: the recipe of the run.
+        model: the model, on its device.
+        splits: the loaders of `train` and, if there is one, `val`; they leave out cached inputs.
+        accelerator: the accelerator, which knows the run's precision.
 
     Raises:
-        UsageError: there is no first pass to keep, or it is not always the same.
-        ToastError: more is needed than allowed, or than there is room for.
+        UsageError: the first pass cannot be cached; see `check_cache`.
+        ToastError: the cache would exceed `training.cache_gigabytes` or the free disk space.
     """
     check_cache(recipe, model)
     options = recipe.training
@@ -237,8 +246,10 @@ def build_cached_step(
     needed = sum(len(seen[name].slots) * entry_bytes[name] for name in splits)
     if needed > options.cache_gigabytes * 1e9:
         raise ToastError(
-            f"The first passes need {format_bytes(needed)}, and {options.cache_gigabytes:g} GB are allowed.",
+            f"The cache of first passes needs {format_bytes(needed)}, and training.cache_gigabytes allows "
+            f"{options.cache_gigabytes:g} GB.",
             what_to_do="Raise training.cache_gigabytes, lower training.cache_views, or leave training.cache out.",
+            code="cache.too-small",
         )
     kept = {}
     for name, batches in splits.items():
@@ -252,15 +263,15 @@ def build_cached_step(
         kept[name] = FirstPassCache(model, cache, empty[name], seen[name], batches, dtypes)
         if "hidden" in empty[name] and hasattr(batches, "leave_out"):
             batches.leave_out(seen[name].slots)
-    place = get_cache_folder() / FIRST_PASS_FOLDER
-    note = f"First passes are kept in {place}: {format_bytes(needed)} ({options.cache_dtype})."
+    folder = get_cache_folder() / FIRST_PASS_FOLDER
+    note = f"First passes are cached in {folder}: {format_bytes(needed)} ({options.cache_dtype})."
     if recipe.images.augment != "none" and options.cache_views == 1:
-        note += " Every image is augmented once and for all: training.cache_views=4 gives it four views in turns."
+        note += " Each image has one fixed augmentation; training.cache_views=4 gives it four, used in turn."
     return CachedStep(model, kept["train"], kept.get("val")), note
 
 
 def _run_one_sample(model: Model, batches: Any) -> dict[str, Tensor]:
-    """What is kept of one sample."""
+    """Return the first-pass tensors of one sample."""
     batch = next(iter(batches))
     device = next(model.parameters()).device
     one = send_to_device({name: tensor[:1] for name, tensor in batch.items()}, device)
@@ -269,7 +280,7 @@ def _run_one_sample(model: Model, batches: Any) -> dict[str, Tensor]:
 
 
 def _make_empty_entry(passed: Mapping[str, Tensor], batches: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return zeros in the shapes of what is kept of a sample; texts are kept as long as the longest."""
+    """Return zeros with the shapes of one sample's tensors; texts are padded to the longest."""
     longest = getattr(batches, "longest", None)
     return {
         name: torch.zeros(tensor.shape[1:] if longest is None else (longest, *tensor.shape[2:]), dtype=dtype)
@@ -278,9 +289,9 @@ def _make_empty_entry(passed: Mapping[str, Tensor], batches: Any, dtype: torch.d
 
 
 def _build_cache_key(recipe: Recipe, model: Model, split: str, precision: str) -> dict[str, Any]:
-    """What tells one split's first passes from another's; that an image is the same is told by its own digest.
+    """Return the key of a split's cache: everything its entries depend on, except for the inputs.
 
-    Another version of what computes them makes them anew.
+    Each input has a digest of its own. Other versions of the packages that compute the first pass use a new cache.
     """
     steering = model.adapted.steering
     assert isinstance(steering, Steering)
@@ -301,7 +312,7 @@ def _build_cache_key(recipe: Recipe, model: Model, split: str, precision: str) -
 
 
 def _describe_dataset(recipe: Recipe) -> dict[str, Any]:
-    """The data set, wherever the run was started."""
+    """Return the data set's options with absolute paths, so that they do not depend on the working directory."""
     given = Path(recipe.data_dir).expanduser() if recipe.data_dir else None
     dataset = recipe.dataset.model_dump(mode="json")
     if path := dataset.get("path"):
@@ -310,7 +321,7 @@ def _describe_dataset(recipe: Recipe) -> dict[str, Any]:
 
 
 def _enter_second_pass(backbone: Backbone, inputs: Any, hidden: Tensor | None) -> State:
-    """Where the second pass begins: at the embedded input, or with what comes out of the shared levels in its place."""
+    """Return the initial state of the second pass: the embedded input, or the output of the shared levels."""
     if inputs is None:
         assert hidden is not None
         return State(hidden)
@@ -319,13 +330,13 @@ def _enter_second_pass(backbone: Backbone, inputs: Any, hidden: Tensor | None) -
 
 
 def _compute_input_digests(inputs: Any, count: int) -> list[str]:
-    """One for each input of a batch, whatever it is padded to."""
+    """Return a digest for each input of a batch, which does not depend on padding."""
     if isinstance(inputs, Tensor):
         return [hash_bytes(row.cpu().contiguous().numpy().tobytes()).hex() for row in inputs]
     real = inputs.get("attention_mask", inputs.get("real"))
 
     def parts(row: int) -> list[bytes]:
-        whole = [tensor[row].cpu() for _, tensor in sorted(inputs.items())]
-        return [(each if real is None else each[real[row].bool().cpu()]).numpy().tobytes() for each in whole]
+        tensors = [tensor[row].cpu() for _, tensor in sorted(inputs.items())]
+        return [(each if real is None else each[real[row].bool().cpu()]).numpy().tobytes() for each in tensors]
 
     return [hash_bytes(*parts(row)).hex() for row in range(count)]

@@ -1,4 +1,4 @@
-"""The training loop: every epoch trains, validates, and keeps the last and the best checkpoint."""
+"""The training loop: each epoch trains, validates, and saves the last and the best checkpoint."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from toast_cli.utils.errors import ToastError
 from toast_cli.utils.tensors import gather_full_tensors
 
 EMA_PREFIX = "ema."
-"""What the names of averaged weights begin with in a checkpoint."""
+"""Prefix of the averaged weights' names in a checkpoint."""
 
 
 class TrainingLoop:
-    """The training of one run: what it works with, and how far it has come."""
+    """The training of one run, with its progress."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class TrainingLoop:
         optimizer = make_optimizer(self.model, training)
         self.schedule = make_scheduler(optimizer, training, self.steps_per_epoch)
         self.optimizer = self.accelerator.prepare(optimizer)
-        # A divided model gathers gradients by itself.
+        # A sharded model reduces gradients by itself.
         self.forward = step if training.shard else self.accelerator.prepare(step)
         self.average = None if training.ema is None else ExponentialMovingAverage(self.model, training.ema)
         self.at, self.best, self.stop = TrainingProgress(), BestEpoch(), InterruptHandler()
@@ -65,13 +65,14 @@ class TrainingLoop:
         self.kept: TrainingProgress | None = None
 
     def fit(self) -> BestEpoch:
-        """Train the model in place; `checkpoints/best` is the epoch that validation chose (without one: the last).
+        """Train the model in place and return the best epoch.
 
-        A run that is `resumed` goes on after `checkpoints/last` as if it had never stopped.
+        `checkpoints/best` holds the epoch that validation selects, or the last epoch if there is no validation split.
+        A `resumed` run continues from `checkpoints/last` exactly as if it had not been interrupted.
 
         Raises:
-            ToastError: the loss is not finite any more. The last good checkpoint stays where it is.
-            KeyboardInterrupt: asked to stop, after the step that was being done; `checkpoints/last` is of that step.
+            ToastError: the loss or a weight is not finite. The last good checkpoint is kept.
+            KeyboardInterrupt: a signal asked to stop. The current step is finished and saved as `checkpoints/last`.
         """
         if self.resumed:
             self.resume()
@@ -80,32 +81,32 @@ class TrainingLoop:
         return self.best
 
     def resume(self) -> None:
-        """Go back to where `checkpoints/last` stands."""
+        """Restore the model, the optimizer and the progress from `checkpoints/last`."""
         state = load_checkpoint(self.folder.checkpoints, "last", self.model)
-        besides = load_extra_tensors(self.folder.checkpoints, "last")
+        extra = load_extra_tensors(self.folder.checkpoints, "last")
         with wrap_state_errors(self.folder.checkpoints):
-            unpack_training_state(besides, state["training"], self.optimizer, self.accelerator)
+            unpack_training_state(extra, state["training"], self.optimizer, self.accelerator)
             if self.average is not None:
                 self.average.load(
-                    {name.removeprefix(EMA_PREFIX): besides[name] for name in besides if name.startswith(EMA_PREFIX)}
+                    {name.removeprefix(EMA_PREFIX): extra[name] for name in extra if name.startswith(EMA_PREFIX)}
                 )
             self.at, self.kept = TrainingProgress(**state["at"]), TrainingProgress(**state["at"])
             self.best = BestEpoch(**state["best"])
             self.tally.restore(state["tally"], first=self.accelerator.is_main_process)
 
     def run(self) -> None:
-        """Train until the last epoch or step is done, or validation has not got better for too long."""
+        """Train until the last epoch or step, or until validation has not improved for `training.patience` epochs."""
         while self.at.epochs < self.training.epochs and not self._has_exhausted_patience():
             if self._has_reached_max_steps() and not self.at.batches:
-                break  # an epoch that was begun is still validated and kept
+                break  # an epoch that has started is still validated and saved
             self.train_epoch()
             self.end_epoch(self.validate() if self._is_validation_due() else None)
         if self.at.epochs < self.training.epochs and not self._has_reached_max_steps():
-            self.reporter.message(f"Stopped early: no better validation since epoch {self.best.epoch}.")
-        self.accelerator.wait_for_everyone()  # until the checkpoints that all will read are written
+            self.reporter.message(f"Stopped early: validation has not improved since epoch {self.best.epoch}.")
+        self.accelerator.wait_for_everyone()  # all of them read the checkpoints that the first one writes
 
     def train_epoch(self) -> None:
-        """Train from where this epoch stands to its end."""
+        """Train the rest of the current epoch."""
         training, at, tally = self.training, self.at, self.tally
         self.model.train()
         self.train.set_epoch(at.epochs + 1, at.batches)
@@ -113,38 +114,38 @@ class TrainingLoop:
         for group in _group_batches(self.train, training.accumulate):
             if self._has_reached_max_steps():
                 break
-            stops = self.train_step(group)
+            should_stop = self.train_step(group)
             tally.seconds = time.perf_counter() - started
             at.batches += len(group)
             self.reporter.step(at.steps, count_total_steps(training, self.steps_per_epoch), tally.result())
-            if stops or (training.save_every is not None and at.steps % training.save_every == 0):
+            if should_stop or (training.save_every is not None and at.steps % training.save_every == 0):
                 self.save()
-            if stops:
+            if should_stop:
                 raise KeyboardInterrupt
 
     def train_step(self, group: list[Any]) -> bool:
-        """One optimizer step over a group of batches; whether this or another process was asked to stop."""
+        """Run one optimizer step over a group of batches; return whether any process was asked to stop."""
         at, accelerator, processes = self.at, self.accelerator, self.accelerator.num_processes
         batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in group]
-        # One mean over the whole step, however its parts differ in size: images, or tokens to be learned.
+        # The loss is the mean over all samples (or tokens) of the step, whatever the sizes of its batches.
         count = sum(self.objective.count(batch) for batch in batches)
-        whole, stops = sum_across_processes([count, float(self.stop.asked)], accelerator)
+        total, stop_requests = sum_across_processes([count, float(self.stop.asked)], accelerator)
         self.schedule.step_update(at.steps)
         at.steps += 1
         self.optimizer.zero_grad(set_to_none=True)
         value = 0.0
         for number, batch in enumerate(batches, 1):
-            waits: AbstractContextManager[Any] = nullcontext()
+            sync: AbstractContextManager[Any] = nullcontext()
             if number < len(batches):
-                waits = accelerator.no_sync(self.forward)
-            with waits:
+                sync = accelerator.no_sync(self.forward)
+            with sync:
                 with accelerator.autocast():
                     stepped = self.forward(batch)
-                    loss = stepped.loss / max(whole, 1)
+                    loss = stepped.loss / max(total, 1)
                 value += sum_across_processes([loss.item()], accelerator)[0]
                 if not math.isfinite(value):
                     raise self._make_non_finite_error("training loss", value)
-                # Gradients are averaged over processes; each process's loss is its part of the sum.
+                # Gradients are averaged over processes, and each process's loss is its share of the sum.
                 accelerator.backward(loss * processes)
             self.tally.add(stepped, batch)
         if self.training.clip_grad is not None:
@@ -152,22 +153,24 @@ class TrainingLoop:
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
-        self.tally.add_loss(value, whole)
+        self.tally.add_loss(value, total)
         if at.steps % self.training.log_every == 0:
             lr = self.optimizer.param_groups[0]["lr"]
             self.log({"kind": "step", "step": at.steps, "epoch": at.epochs + 1, "loss": value, "lr": lr})
-        return bool(stops)
+        return bool(stop_requests)
 
     def validate(self) -> dict[str, Any] | None:
-        """The validation metrics of what this epoch came to, if there is a validation split."""
+        """Return the validation metrics of the current weights, or None without a validation split."""
         if self.validation is None:
             return None
-        # Nothing changes here, so one process stops at once; several must first have met at the end.
+        # Validation changes nothing, so a single process can stop at once. Several must finish it together.
         alone = self.accelerator.num_processes == 1
         try:
             with self.shown(), self.stop.at_once() if alone else nullcontext():
-                step, looks = (None, True) if self.validate_attention else (self.step, False)
-                metrics = evaluate_model(self.model, self.validation, self.accelerator, step=step, with_attention=looks)
+                step, attention = (None, True) if self.validate_attention else (self.step, False)
+                metrics = evaluate_model(
+                    self.model, self.validation, self.accelerator, step=step, with_attention=attention
+                )
         except KeyboardInterrupt:
             self.save()
             raise
@@ -176,7 +179,7 @@ class TrainingLoop:
         return metrics
 
     def end_epoch(self, metrics: dict[str, Any] | None) -> None:
-        """Judge the epoch, log it and keep its checkpoints."""
+        """Compare the epoch with the best one, log it and save its checkpoints."""
         at, epoch = self.at, self.at.epochs + 1
         line = {"kind": "epoch", "step": at.steps, "epoch": epoch, "train": self.tally.closing()}
         is_best = self.validation is None
@@ -186,7 +189,7 @@ class TrainingLoop:
         elif is_best:
             self.best.epoch = epoch
         self._check_weights()
-        # The last checkpoint comes last: whatever is cut off before it is done again, from the one before.
+        # `last` is saved last: a run that is killed before then repeats this work from the previous checkpoint.
         if is_best:
             with self.shown():
                 self.folder.save_checkpoint("best", self.model, {"epoch": epoch, "step": at.steps})
@@ -196,10 +199,10 @@ class TrainingLoop:
         self.reporter.epoch(epoch, self.training.epochs, line, is_best)
 
     def save(self) -> None:
-        """Keep where training stands as `checkpoints/last`.
+        """Save the model and the training state as `checkpoints/last`.
 
         Raises:
-            ToastError: a trained weight is not finite; the checkpoint before stays.
+            ToastError: a trained weight is not finite. The previous checkpoint is kept.
         """
         self._check_weights()
         tensors, plain = pack_training_state(self.optimizer, self.accelerator)
@@ -216,11 +219,11 @@ class TrainingLoop:
         self.kept = replace(self.at)
 
     def shown(self) -> AbstractContextManager[None]:
-        """Within, the model has the weights that are judged and kept: the trained ones, or their average."""
+        """Give the model, within the block, the weights that are validated and saved: trained or averaged."""
         return nullcontext() if self.average is None else self.average.shown()
 
     def _is_validation_due(self) -> bool:
-        """Whether the epoch that was just trained is validated."""
+        """Return whether to validate after the epoch that was just trained."""
         epoch = self.at.epochs + 1
         is_last = epoch == self.training.epochs or self._has_reached_max_steps()
         return is_last or epoch % self.training.validate_every == 0
@@ -229,14 +232,14 @@ class TrainingLoop:
         return self.training.max_steps is not None and self.at.steps >= self.training.max_steps
 
     def _has_exhausted_patience(self) -> bool:
-        """Whether the epoch that was just validated, and so many before it, were no better than the best one."""
+        """Return whether the last `training.patience` epochs, up to the one just validated, were not better."""
         patience, validated = self.training.patience, self.at.epochs % self.training.validate_every == 0
         if patience is None or self.best.metrics is None or not validated:
             return False
         return self.at.epochs - self.best.epoch >= patience
 
     def _check_weights(self) -> None:
-        """Refuse to keep weights that a step with a finite loss, but without a finite gradient, has ruined."""
+        """Refuse to save weights that are not finite: a step with a finite loss can have a gradient that is not."""
         for name, weight in self.model.trained().items():
             if not gather_full_tensors({name: weight.isfinite().all()})[name]:
                 raise self._make_non_finite_error(f"weight {name}", float("nan"))
@@ -247,20 +250,21 @@ class TrainingLoop:
             f"The {what} became {value} at step {at.steps} (epoch {at.epochs + 1}).",
             f"The last good checkpoint is kept: {last} (epoch {kept.epochs}, step {kept.steps})."
             if kept is not None
-            else "Nothing had been finished, so there is no checkpoint yet.",
-            "A smaller training.lr, a longer warm-up, training.clip_grad=1 or fp32 usually helps.",
+            else "No epoch had been finished, so there is no checkpoint yet.",
+            "Try a lower training.lr, a longer warm-up, training.clip_grad=1 or fp32.",
+            code="training.non-finite",
         )
 
 
 def _group_batches(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Consecutive batches in groups of `size`, the last one perhaps smaller."""
+    """Yield consecutive batches in groups of `size`; the last group may be smaller."""
     iterator = iter(batches)
     while group := list(islice(iterator, size)):
         yield group
 
 
 class InterruptHandler:
-    """Whether SIGINT or SIGTERM has `asked` to stop. A second signal does not wait: it raises KeyboardInterrupt."""
+    """A handler of SIGINT and SIGTERM: the first signal sets `asked`, the second raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -268,20 +272,20 @@ class InterruptHandler:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Within, the first signal only sets `asked`. In any thread but the main one nothing changes."""
+        """Defer the first signal within the block. Does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        former = {number: signal.signal(number, self._handle_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, self._handle_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            for number, handler in former.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within, the first signal raises KeyboardInterrupt too: for work that changes nothing and can be redone."""
+        """Let the first signal raise KeyboardInterrupt within the block, for work that can be repeated."""
         self._defers_interrupt = False
         try:
             yield

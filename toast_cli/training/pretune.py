@@ -1,4 +1,4 @@
-"""`toast pretune`: give the feedback path its start, once per backbone (section 3.2)."""
+"""Pre-tuning (`toast pretune`): train the initial weights of the feedback path once per backbone (section 3.2)."""
 
 from __future__ import annotations
 
@@ -20,51 +20,61 @@ from toast_cli.utils.errors import UsageError
 
 
 def to_pretuning_recipe(recipe: Recipe, gradient: bool = True) -> Recipe:
-    """The recipe as pre-tuning takes it: P stays the identity (section 3.2) unless `pretuning.train_P` says otherwise.
+    """Return the recipe for pre-tuning: P stays the identity (section 3.2) unless `pretuning.train_P` is set.
 
     Raises:
-        UsageError: it asks for what cannot be pre-tuned.
+        UsageError: the method has no full feedback path, or the options of the recipe exclude each other.
     """
     options = recipe.pretuning or PretuningOptions()
     if recipe.method.name != "toast":
         raise UsageError(
-            "Pre-tuning is of the whole feedback path.", what_to_do="Leave the method out, or set method.name=toast."
+            f"The method '{recipe.method.name}' cannot be pre-tuned: it does not train the whole feedback path.",
+            what_to_do="Leave the method out, or set method.name=toast.",
+            code="training.no-feedback-path",
         )
     if not gradient and getattr(recipe.method, "start", None) != "least-squares":
-        raise UsageError("Without gradients, only method.start=least-squares makes an artifact.")
+        raise UsageError(
+            "Pre-tuning without gradients needs method.start=least-squares.", code="training.nothing-to-do"
+        )
     if recipe.training.cache:
         raise UsageError(
-            "Pre-tuning rebuilds every level of both passes, and training.cache keeps the end of the first alone.",
+            "training.cache cannot be used for pre-tuning, which reconstructs levels that the cache does not keep.",
             what_to_do="Leave training.cache out.",
+            code="training.conflicting-options",
         )
     if options.target == "first-pass" and options.passes == "both":
         raise UsageError(
-            "With pretuning.target=first-pass there is no task loss of the first pass to average.",
+            "pretuning.passes=both cannot be combined with pretuning.target=first-pass, which has no task loss.",
             what_to_do="Leave pretuning.passes out.",
+            code="training.conflicting-options",
         )
     method = recipe.method.model_copy(update={"train_P": options.train_P})
     return recipe.model_copy(update={"pretuning": options, "method": method})
 
 
 def requires_labels(recipe: Recipe, gradient: bool = True) -> bool:
-    """Whether pre-tuning needs labelled data."""
+    """Return whether pre-tuning needs labelled data."""
     return gradient and recipe.pretuning is not None and recipe.pretuning.target == "labels"
 
 
 def pretune_model(
     recipe: Recipe, output_dir: Path | None, reporter: Reporter, gradient: bool = True, resume: bool = False
 ) -> tuple[RunFolder, dict[str, Any]]:
-    """Pre-tune as the recipe says and return the run folder, which holds the artifact, and its results.
+    """Pre-tune according to a recipe; return the run folder, which holds the artifact, and the results.
 
-    Without `gradient`, the least-squares start is the artifact. With `resume`, `output_dir` is the folder of an
-    interrupted run of this recipe, which goes on exactly.
+    Without `gradient`, the artifact is the least-squares start. With `resume`, `output_dir` is the folder of an
+    interrupted run of this recipe, which is resumed exactly.
 
     Raises:
-        UsageError: the recipe's method has no feedback path, or leaves nothing to do.
-        ToastError: anything else that a user can mend.
+        UsageError: the method has no full feedback path, or the recipe's options exclude each other.
+        ToastError: any other error that the user can fix.
     """
     if resume and recipe.pretuning is None:
-        raise UsageError("This run is no pre-tuning.", what_to_do="'toast tune --resume' goes on with it.")
+        raise UsageError(
+            "This is not a pre-tuning run.",
+            what_to_do="Use 'toast tune --resume' to resume it.",
+            code="resume.not-a-pretuning",
+        )
     recipe = to_pretuning_recipe(recipe, gradient)
     run = Run.prepare(recipe, output_dir, reporter, resume, labels=requires_labels(recipe, gradient))
     session = run.session
@@ -82,12 +92,12 @@ def pretune_model(
 
     with run.open() as folder:
         run.announce(train, describe_schedule(recipe.training, len(train)) if gradient else ())
-        drawn = {} if gradient else reconstruction()
+        random_losses = {} if gradient else reconstruction()
         run.start()
         if run.resumed:
-            load_checkpoint(folder.checkpoints, "start", model)  # the loop puts back what the run had come to
-        # Before the stage: what gradients start from; without them, what was drawn at random.
-        before = reconstruction() if gradient else drawn
+            load_checkpoint(folder.checkpoints, "start", model)  # the loop restores `last` later
+        # With gradients, `before` is of the start they train from; without them, of the random initial weights.
+        before = reconstruction() if gradient else random_losses
         results: dict[str, Any] = {
             "backbone": recipe.backbone.name,
             "dataset": recipe.dataset.name,

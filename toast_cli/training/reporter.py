@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it; the command line draws progress bars from it, a script may ignore it."""
+"""The interface through which a run reports progress: the command line draws progress bars, a script can ignore it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ T = TypeVar("T")
 
 
 class Reporter:
-    """Says nothing. Subclass it to watch a run."""
+    """A reporter that prints nothing. Subclass it to follow a run."""
 
     def message(self, text: str) -> None:
-        """One sentence that the user should read."""
+        """Report a message to the user."""
 
     def track(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
-        """Pass items through while `what` makes progress."""
+        """Yield the items, and report the progress of `what`."""
         return items
 
     def step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
-        """One optimizer step is done; the metrics are this epoch's so far."""
+        """Report an optimizer step, with the metrics of the epoch so far."""
 
     def stopped(self, command: str) -> None:
-        """The run was interrupted; what was done is kept, and it goes on with this command."""
-        self.message(f"Stopped, and kept what was done. It goes on with: {command}")
+        """Report that the run was interrupted and can be resumed with `command`."""
+        self.message(f"Stopped; the work so far is saved. Resume with: {command}")
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
-        """One epoch is done and was evaluated."""
+        """Report the end of an epoch, with its metrics."""

@@ -1,4 +1,4 @@
-"""One run: its session, its folder, what its user reads, and the weights it starts from or resumes with."""
+"""A training run: its session, folder, messages and initial or resumed weights."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class Run:
     """A run in progress.
 
-    It has a `folder` once it is open. `resume` is whether it was asked to go on with an interrupted run, `resumed`
-    whether there was a checkpoint to go on from. `writer` also receives the metrics, where there is one.
+    `folder` is set by `open`. `resume` is True if the user asked to resume an interrupted run, and `resumed` is True if
+    there was a checkpoint to resume from. `writer` also receives the metrics, if TensorBoard is on.
     """
 
     session: Session
@@ -52,7 +52,7 @@ class Run:
     def prepare(
         cls, recipe: Recipe, output_dir: Path | None, reporter: Reporter, resume: bool, *, labels: bool = True
     ) -> Run:
-        """Return the run of a recipe with its session, whose model is on the CPU; nothing is written yet.
+        """Build the run of a recipe, with its model on the CPU. Nothing is written.
 
         Raises:
             ToastError: see `prepare_session`.
@@ -67,12 +67,12 @@ class Run:
 
     @contextmanager
     def open(self) -> Iterator[RunFolder]:
-        """Yield the run's folder: a new one, with recipe and environment in it, or the one to `resume`.
+        """Create the run folder, with recipe and environment, or open the one to resume; yield it, locked.
 
-        No other process works on the run meanwhile. If it is interrupted, the user reads how to resume it.
+        On interruption, report the command that resumes the run.
 
         Raises:
-            ToastError: there is something in the way, nothing to resume, or another process works on the run.
+            ToastError: the folder already exists, there is nothing to resume, or another process has locked the run.
         """
         self.folder = folder = self._open_folder()
         try:
@@ -83,46 +83,47 @@ class Run:
             raise
         except ToastError as error:
             if isinstance(error.__cause__, OSError) and find_checkpoint(folder.checkpoints, "last") is not None:
-                self.reporter.message(f"Once that is mended, it goes on with: {self.command}")
+                self.reporter.message(f"After fixing this, resume with: {self.command}")
             raise
 
     @property
     def command(self) -> str:
-        """The command line that resumes the run."""
+        """Return the command line that resumes the run."""
         verb = "tune" if self.session.recipe.pretuning is None else "pretune"
         return f"toast {verb} --resume {self.folder.path}"
 
     @property
     def seconds(self) -> float:
-        """How long the run has taken, with what it took before it was resumed."""
+        """Return the seconds that the run has taken, including those before it was resumed."""
         return self.folder.spent + time.perf_counter() - self.started
 
     def announce(self, train: BatchLoader, notes: Iterable[str] = ()) -> None:
-        """Report what a user should read before training: the folder, the data, the backbone, further notes."""
+        """Report the run folder and the notes on data, backbone and training."""
         session = self.session
         texts = (*session.data.notes, *train.notes, *session.describe_backbone(), *notes)
         for text in (f"Run folder: {self.folder.path}", *texts):
             self.reporter.message(text)
 
     def log(self, line: dict[str, Any]) -> None:
-        """Write one line of metrics."""
+        """Append a line to the metrics file, and to TensorBoard if it is on."""
         self.folder.append_metrics(line)
         if self.writer is not None:
             for name, value in _iterate_scalars(line):
                 self.writer.add_scalar(name, value, line["step"])
 
     def start(self) -> None:
-        """Bring the model to where training starts: the method's own start, or what `checkpoints/last` resumes from.
+        """Initialize the model with the method's initial weights, or prepare it to resume from `checkpoints/last`.
 
         Raises:
-            ToastError: the start does not fit, or the checkpoint is damaged.
+            ToastError: the initial weights do not fit, or the checkpoint is damaged.
         """
         session, folder = self.session, self.folder
         if self.resume and is_checkpoint_lost(folder.checkpoints, "last"):
             raise ToastError(
-                f"No whole checkpoint is left in {folder.checkpoints}.",
-                "The last one is damaged, and so is the one before it, if there is one.",
-                f"Make the run again: --recipe {folder.path / 'recipe.yaml'} --output-dir NEW.",
+                f"Cannot resume: no intact checkpoint in {folder.checkpoints}.",
+                "The last checkpoint and the one before it, if there is one, are damaged.",
+                f"Start the run again: --recipe {folder.path / 'recipe.yaml'} --output-dir NEW.",
+                code="checkpoint.damaged",
             )
         state = load_checkpoint_state(folder.checkpoints, "last") if self.resume else None
         self.resumed = state is not None
@@ -132,53 +133,52 @@ class Run:
             folder.truncate_metrics_after(-1, -1)
             self._initialize()
         if session.accelerator.num_processes > 1:
-            set_seed(session.recipe.seed, device_specific=True)  # what is dropped out differs from process to process
+            set_seed(session.recipe.seed, device_specific=True)  # so that dropout differs between processes
 
     def _initialize(self) -> None:
-        """Give the method its starting weights, unless it has a pre-tuned artifact's; they are kept in the run."""
+        """Initialize the method, unless a pre-tuned artifact did, and save the result as `checkpoints/start`."""
         session, reporter = self.session, self.reporter
         recipe, model = session.recipe, session.model
         if session.lineage is not None:
             reporter.message(f"Start: {recipe.init_from}, pre-tuned on {session.lineage.recipe['dataset']['name']}")
-            if (differs := describe_feedback_mismatch(session.lineage, recipe.method)) is not None:
-                reporter.message(differs)
+            if (mismatch := describe_feedback_mismatch(session.lineage, recipe.method)) is not None:
+                reporter.message(mismatch)
         elif initialize_feedback(session, reporter):
             pass
         elif model.adapted.steering is not None and recipe.pretuning is None:
             reporter.message(
-                "The feedback path starts at random. Without pre-tuning the paper falls from 86.2 to 81.9 on FGVC "
-                "(table 7): 'toast pretune' and --init-from, or method.start=least-squares, give it a better start."
+                "The feedback path starts at random. In the paper, accuracy on FGVC drops from 86.2 to 81.9 without "
+                "pre-tuning (table 7). Use 'toast pretune' and --init-from, or method.start=least-squares."
             )
         if model.adapted.steering is not None:
             self.folder.save_checkpoint("start", model, {"epoch": 0, "step": 0}, model.get_frozen_additions())
 
     def _restore_start(self, state: dict[str, Any]) -> None:
-        """Put back what an interrupted run started from but does not train; `fit` puts back the rest.
+        """Restore the frozen weights that an interrupted run started from; `TrainingLoop.fit` restores the rest.
 
         Raises:
-            UsageError: it was begun with another number of processes, which would draw other random numbers.
-            ToastError: its state is none that this toast writes.
+            UsageError: the run was started with another number of processes, whose random numbers would differ.
+            ToastError: another version of toast wrote the state.
         """
         session, folder = self.session, self.folder
         processes = session.accelerator.num_processes
         with wrap_state_errors(folder.checkpoints):
-            at, begun_with = TrainingProgress(**state["at"]), state["processes"]
+            at, original_processes = TrainingProgress(**state["at"]), state["processes"]
             folder.spent = float(state.get("spent", 0.0))
-        if begun_with != processes:
+        if original_processes != processes:
             raise UsageError(
-                f"The run was begun with {begun_with} processes and cannot go on with {processes}.",
-                what_to_do=f"Start it with {begun_with}.",
+                f"Cannot resume with {processes} processes: the run was started with {original_processes} processes.",
+                what_to_do=f"Resume it with {original_processes}.",
+                code="resume.wrong-process-count",
             )
         folder.truncate_metrics_after(at.steps, at.epochs)
         copy_tensors(load_extra_tensors(folder.checkpoints, "start"), session.model.state_dict())
         found = find_checkpoint(folder.checkpoints, "last")
         if found is not None and found.name != "last":
-            self.reporter.message(
-                f"{folder.checkpoints / 'last'} is damaged; the checkpoint before it is not, and is taken."
-            )
+            self.reporter.message(f"{folder.checkpoints / 'last'} is damaged; resuming from the checkpoint before it.")
         self.reporter.message(
-            f"Going on after epoch {at.epochs} of {session.recipe.training.epochs}"
-            + (f" and {at.batches} batches more." if at.batches else ".")
+            f"Resuming after epoch {at.epochs} of {session.recipe.training.epochs}"
+            + (f" and {at.batches} more batches." if at.batches else ".")
         )
 
     def _open_folder(self) -> RunFolder:
@@ -201,23 +201,23 @@ class Run:
 
 
 def initialize_feedback(session: Session, reporter: Reporter) -> bool:
-    """Let the method set its starting weights from a few plain training samples, if it wants to; whether it did."""
+    """Let the method compute its initial weights from training samples without augmentation; return whether it did."""
     method, options = session.recipe.plugins.method, session.recipe.method
-    wanted = method.start_images(options)
-    if method.start is None or not wanted:
+    count = method.start_images(options)
+    if method.start is None or not count:
         return False
-    wanted = min(wanted, len(session.data.splits["train"]))
-    batches = -(-wanted // session.batch_size)
+    count = min(count, len(session.data.splits["train"]))
+    batches = -(-count // session.batch_size)
     session.model.initialize_method(
-        method.start, options, reporter.track(session.sample(wanted), batches, "least-squares start")
+        method.start, options, reporter.track(session.sample(count), batches, "least-squares start")
     )
     return True
 
 
 def get_default_run_name(recipe: Recipe) -> str:
-    """`<data set>-<backbone>-<method>-seed<seed>`, safe as a folder name; of a backbone's path its last part alone.
+    """Return `<data set>-<backbone>-<method>-seed<seed>`, with the characters allowed in a folder name.
 
-    That of a pre-tuning begins with `pretune-`.
+    A backbone's path is shortened to its last part. The name of a pre-tuning run begins with `pretune-`.
     """
     family, colon, which = recipe.backbone.name.rpartition(":")
     backbone = f"{family}{colon}{PurePath(which).name}"

@@ -1,4 +1,4 @@
-"""A recipe made real: its data, its model, its device."""
+"""A session: the data, model and device of a recipe."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from toast_cli.utils.errors import ToastError, UsageError
 
 @dataclass
 class Session:
-    """A recipe made real: the data opened, the model built, the device chosen; nothing trained or written yet.
+    """The opened data, the model and the accelerator of a recipe, before anything is trained or written.
 
-    `lineage` is where the feedback path comes from, if the model has been given a pre-tuned one.
+    `lineage` describes the pre-tuned feedback path of the model, if it has one.
     """
 
     recipe: Recipe
@@ -39,34 +39,34 @@ class Session:
 
     @property
     def batch_size(self) -> int:
-        """Samples per forward pass where nothing is trained."""
+        """Return the number of samples in a forward pass without training."""
         return self.recipe.training.eval_batch_size or self.recipe.training.batch_size
 
     def batches(self, split: str, *, train: bool = False, with_masks: bool = False) -> BatchLoader:
-        """A split in batches: shuffled and augmented for training, in order and plain otherwise."""
+        """Return a loader of a split, which shuffles and augments only with `train`."""
         size = self.recipe.training.batch_size if train else self.batch_size
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         views = self.recipe.training.cache_views if self.recipe.training.cache and train else None
         return self._batches(split, BatchOptions(size, train, train, with_masks, process, processes, views))
 
-    def sample(self, wanted: int) -> Iterator[Any]:
-        """What the backbone looks at in `wanted` plain training samples that the seed draws, a batch at a time."""
+    def sample(self, count: int) -> Iterator[Any]:
+        """Yield the inputs of `count` training samples, drawn by the seed and not augmented, in batches."""
         for batch in self._batches("train", BatchOptions(self.batch_size, shuffle=True)):
-            batch = {name: tensor[:wanted] for name, tensor in batch.items()}
-            wanted -= len(next(iter(batch.values())))
+            batch = {name: tensor[:count] for name, tensor in batch.items()}
+            count -= len(next(iter(batch.values())))
             yield send_to_device(self.model.objective.inputs(batch), self.accelerator.device)
-            if wanted <= 0:
+            if count <= 0:
                 return
 
-    def _batches(self, split: str, wanted: BatchOptions) -> BatchLoader:
-        return build_batches(self.data.splits[split], self.recipe, self.model.backbone, wanted)
+    def _batches(self, split: str, options: BatchOptions) -> BatchLoader:
+        return build_batches(self.data.splits[split], self.recipe, self.model.backbone, options)
 
     def can_measure_attention(self, split: str) -> bool:
-        """Whether attention can be held against masks on this split."""
+        """Return whether attention can be compared with masks on this split."""
         return self.model.backbone.has_attention and self.data.splits[split].has_masks
 
     def sizes(self) -> dict[str, Any]:
-        """Trainable and total parameters, and counted FLOPs against the plain backbone."""
+        """Return the trained and total parameters, and the FLOPs of the model and the plain backbone."""
         return {
             "trained_parameters": count_elements(self.model.trained().values()),
             "total_parameters": count_elements(self.model.parameters()),
@@ -74,47 +74,53 @@ class Session:
         }
 
     def describe_backbone(self) -> list[str]:
-        """What the backbone has to say, and how images are normalised where a weights file does not say it."""
-        weights, seen = self.recipe.backbone.weights, self.model.backbone.preprocessing
-        if weights in (None, "none") or seen is None:
+        """Return the backbone's notes and, for a weights file, how images are normalized."""
+        weights, preprocessing = self.recipe.backbone.weights, self.model.backbone.preprocessing
+        if weights in (None, "none") or preprocessing is None:
             return list(self.model.backbone.notes)
-        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (seen.mean, seen.std))
+        mean, std = (
+            ", ".join(f"{value:.3g}" for value in values) for values in (preprocessing.mean, preprocessing.std)
+        )
         return [
             *self.model.backbone.notes,
-            f"Weights of {weights}; images are normalised by mean ({mean}) and std ({std}), as for the published "
-            f"weights of {self.recipe.backbone.name}: images.normalize, or images.mean and images.std, change that.",
+            f"Weights from {weights}. Images are normalized with mean ({mean}) and std ({std}), as for the published "
+            f"weights of {self.recipe.backbone.name}; images.normalize, or images.mean and images.std, change this.",
         ]
 
     def place(self) -> None:
-        """Bring the model to where it is trained: divided among the processes part by part, or whole on the device."""
+        """Move the model to the device, or shard it over the processes with `training.shard`."""
         if self.recipe.training.shard:
             shard_model(self.model, self.accelerator)
         else:
             self.model.to(self.accelerator.device)
 
     def memory(self, batches: BatchLoader) -> MemoryEstimate:
-        """What a training step on such batches will hold in each process, worked out before the model is placed."""
+        """Estimate the memory of a training step in each process; call before `place`."""
         return estimate_memory(self.model, self.recipe.training, next(iter(batches)), self.accelerator)
 
 
 def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False, place: bool = True) -> Session:
-    """Open the data and build the model; everything random after this point follows from the recipe's seed.
+    """Open the data and build the model of a recipe. All randomness follows from the recipe's seed.
 
-    A pre-tuned feedback path that the recipe names is put in here, so that a wrong one is refused before anything is
-    written; not where the run has `begun` before and goes on from a checkpoint of its own. Without `place` the model
-    stays on the CPU. What a pre-tuning cannot teach is frozen.
+    Args:
+        recipe: the recipe.
+        labels: the run needs labels.
+        begun: the run resumes from its own checkpoint, so `init_from` is not loaded. Otherwise it is loaded here, so
+            that an artifact that does not fit is refused before anything is written.
+        place: move the model to the device; else it stays on the CPU.
 
     Raises:
-        UsageError: the method would begin from nothing; `labels` are to be learned, and the data has none; the
-            pre-tuned path is none.
-        ToastError: anything else that a user can mend.
+        UsageError: the method needs `init_from`, the data has no labels or lacks a split, or `init_from` is not an
+            artifact.
+        ToastError: any other error that the user can fix.
     """
     recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
     check_optimizer(recipe.training)
     if recipe.training.tensorboard and find_spec("tensorboard") is None:
         raise ToastError(
             "TensorBoard is not installed.",
-            what_to_do="pip install 'toast-cli[tensorboard]', or training.tensorboard=false.",
+            what_to_do="Run pip install 'toast-cli[tensorboard]', or set training.tensorboard=false.",
+            code="training.missing-package",
         )
     accelerator = make_accelerator(recipe.device, recipe.precision)
     if recipe.training.shard:
@@ -122,13 +128,15 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     data = open_data(recipe)
     if recipe.training.patience is not None and "val" not in data.splits:
         raise UsageError(
-            "training.patience needs a validation split, and the data has none.",
+            "training.patience needs a validation split, and the data set has none.",
             what_to_do="Leave training.patience out, or hold images out with dataset.val_fraction.",
+            code="data.missing-split",
         )
     if labels and len(data.classes) == 1:
         raise UsageError(
-            "These images have no labels to learn from.",
-            what_to_do="Pre-tune on them: 'toast pretune' with pretuning.target=first-pass, or with --least-squares.",
+            "The images have no labels, which this run needs.",
+            what_to_do="To pre-tune on them, use 'toast pretune' with pretuning.target=first-pass or --least-squares.",
+            code="data.missing-labels",
         )
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)
@@ -149,7 +157,7 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
 
 
 def build_plain_model(backbone: str, weights: str | None, device: str | None) -> tuple[Model, Recipe]:
-    """A backbone with nothing on it but an untrained head of one class, and the recipe that stands for it."""
+    """Build a backbone without a method, with an untrained head of one class, and a recipe that describes it."""
     raw = {
         "backbone": {"name": backbone, "weights": weights},
         "dataset": "demo",

@@ -1,4 +1,4 @@
-"""Where training stands and what it needs to resume exactly: optimizer, scaler, random numbers; without pickle."""
+"""The training state that an exact resume needs: progress, optimizer, scaler and random numbers; without pickle."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from toast_cli.utils.errors import ToastError
 
 @dataclass
 class BestEpoch:
-    """The epoch that validation chose: higher is better, the lower validation loss decides a tie."""
+    """The best epoch by validation score, where higher is better. The lower validation loss breaks a tie."""
 
     epoch: int = 0
     score: list[float] = field(default_factory=lambda: [-sys.float_info.max] * 2)
     metrics: dict[str, Any] | None = None
 
     def offer(self, epoch: int, metrics: dict[str, Any], score: float) -> bool:
-        """Take this epoch if it is better than any before."""
+        """Record an epoch if it is better than the best so far; return whether it is."""
         if [score, -metrics["loss"]] <= self.score:
             return False
         self.epoch, self.score, self.metrics = epoch, [score, -metrics["loss"]], metrics
@@ -36,7 +36,7 @@ class BestEpoch:
 
 @dataclass
 class TrainingProgress:
-    """Where training stands: epochs done whole, batches done of the next one, and optimizer steps in all."""
+    """The number of finished epochs, of batches in the current epoch, and of optimizer steps in total."""
 
     epochs: int = 0
     batches: int = 0
@@ -44,41 +44,42 @@ class TrainingProgress:
 
 
 def pack_training_state(optimizer: Any, accelerator: Accelerator) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and plain values that `unpack` puts back."""
-    whole = optimizer.state_dict()
+    """Return the tensors and the plain values that `unpack_training_state` restores."""
+    state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
-    for index, entries in whole["state"].items():
+    for index, entries in state["state"].items():
         for name, value in entries.items():
             kind = tensors if isinstance(value, Tensor) else values
             kind[f"{index}.{name}"] = value
     for process, states in enumerate(gather_object([_get_rng_states(accelerator)])):
         tensors |= {f"rng.{process}.{name}": rng for name, rng in states.items()}
     scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
-    return tensors, {"optimizer": values, "groups": whole["param_groups"], "scaler": scaler}
+    return tensors, {"optimizer": values, "groups": state["param_groups"], "scaler": scaler}
 
 
 @contextmanager
 def wrap_state_errors(checkpoints: Path) -> Iterator[None]:
-    """Within the block a checkpoint's state is taken apart, which fails in many ways where another toast wrote it.
+    """Convert errors in unpacking a checkpoint's state, which another version of toast may have written.
 
     Raises:
-        ToastError: so it does.
+        ToastError: the state has another structure.
     """
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ToastError(
-            f"The state in {checkpoints / 'last'} cannot be gone on from.",
+            f"Cannot resume from the state in {checkpoints / 'last'}.",
             f"It was written by another version of toast: {type(error).__name__}, {error}.",
-            "Go on with that version, or make the run again.",
+            "Resume with that version, or start the run again.",
+            code="resume.incompatible-state",
         ) from error
 
 
 def unpack_training_state(
     tensors: dict[str, Tensor], plain: dict[str, Any], optimizer: Any, accelerator: Accelerator
 ) -> None:
-    """Put back what `pack` took."""
+    """Restore what `pack_training_state` returned."""
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **plain["optimizer"]}.items():
         index, _, entry = name.partition(".")

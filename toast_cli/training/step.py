@@ -1,4 +1,4 @@
-"""One training step's forward half: what goes through the model, and the loss it comes out with."""
+"""The forward part of a training step: the model's outputs and the loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from toast_cli.utils.errors import UsageError
 
 @dataclass
 class StepOutput:
-    """Outputs of the head, the loss summed over the batch, and named parts of its mean, logged beside it."""
+    """The head's outputs, the loss summed over the batch, and named parts of its mean, which are logged."""
 
     outputs: Tensor
     loss: Tensor
@@ -29,14 +29,14 @@ class StepOutput:
 
 
 class TrainingStep(nn.Module):
-    """Tuning: the task's loss and nothing else (section 3.2)."""
+    """A tuning step: the task's loss alone (section 3.2)."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Mapping[str, Any]) -> StepOutput:
-        """One batch."""
+        """Return the outputs and the loss of a batch."""
         objective = self.model.objective
         if self.model.training:
             batch = objective.apply_mixup(batch)
@@ -46,44 +46,49 @@ class TrainingStep(nn.Module):
         return StepOutput(outputs, objective.loss(outputs, batch))
 
     def meter(self) -> Meter:
-        """What counts metrics beside the loss and its parts."""
+        """Return the meter of the task's metrics."""
         return self.model.objective.meter()
 
     def score(self, metrics: Mapping[str, Any]) -> float:
-        """What decides which epoch is kept: higher is better."""
+        """Return the score that selects the best epoch; higher is better."""
         return self.model.objective.score(metrics)
 
 
 class PretuningStep(TrainingStep):
-    """Pre-tuning: the task's loss plus the reconstruction losses of the second pass (section 3.2, appendix A.2).
+    """A pre-tuning step: the task's loss plus the reconstruction losses of the second pass (section 3.2, appendix A.2).
 
-    `reconstruction/2` among the parts is that of the backbone's second level, unweighted; every steered level has one.
+    Every steered level has an unweighted reconstruction loss: `reconstruction/2` is that of the second level.
 
     Raises:
-        UsageError: the method has no feedback path.
+        UsageError: the method has no feedback path, or the head reads every level and the target is labels.
     """
 
     def __init__(self, model: Model, options: PretuningOptions) -> None:
         super().__init__(model)
         if not isinstance(model.adapted.steering, Steering):
-            raise UsageError("Only a feedback path can be pre-tuned.", what_to_do="Use --method toast.")
+            raise UsageError(
+                "Only a method with a feedback path can be pre-tuned.",
+                what_to_do="Use --method toast.",
+                code="training.no-feedback-path",
+            )
         if model.objective.reads_levels and options.target == "labels":
             raise UsageError(
-                "Pre-tuning learns from what the backbone puts out at its end, and this task's head reads every level.",
-                what_to_do="Pre-tune on labelled images, or with pretuning.target=first-pass.",
+                "Pre-tuning on labels uses the backbone's final output, and this task's head reads every level.",
+                what_to_do="Pre-tune on images with class labels, or use pretuning.target=first-pass.",
+                code="training.unsupported-task",
             )
         self.steering = model.adapted.steering
         self.options = options
-        # Early feedback has the first pass stop before it puts out what a loss could be taken of.
+        # With early feedback, the first pass would stop before the output that these losses need.
         self.needs_first_pass_output = options.passes == "both" or options.target == "first-pass"
 
     def forward(self, batch: Mapping[str, Any]) -> StepOutput:
-        """One batch."""
+        """Return the outputs and the loss of a batch."""
         objective = self.model.objective
         batch = objective.apply_mixup(batch) if self.model.training else batch
         trace = Trace(levels=True)
-        to_its_end = Trace() if self.needs_first_pass_output else None
-        outputs, passes = self.model.forward_passes(objective.inputs(batch), to_its_end, trace)
+        first_trace = Trace() if self.needs_first_pass_output else None
+        outputs, passes = self.model.forward_passes(objective.inputs(batch), first_trace, trace)
         losses = torch.stack(compute_reconstruction_losses(self.steering, trace, passes.last.real))
         task, parts = self.task_loss(outputs, passes, batch)
         weighted = self.options.reconstruction * losses.sum() * objective.count(batch)
@@ -94,7 +99,7 @@ class PretuningStep(TrainingStep):
     def task_loss(
         self, outputs: Tensor, passes: PassOutputs, batch: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The task's loss summed over the batch, and parts of its mean."""
+        """Return the task's loss summed over the batch, and named parts of its mean."""
         objective = self.model.objective
         task = objective.loss(outputs, batch)
         if self.options.passes == "both":
@@ -103,18 +108,18 @@ class PretuningStep(TrainingStep):
         return task, {}
 
     def score(self, metrics: Mapping[str, Any]) -> float:
-        """The lower the whole loss, the better."""
+        """Return the negative total loss."""
         return -(metrics["loss"] + self.options.reconstruction * sum(metrics["reconstruction"].values()))
 
 
 class DistillationStep(PretuningStep):
-    """Pre-tuning without labels: second-pass features are to stay those of the first pass (ours, not the paper's).
+    """A pre-tuning step without labels: keep second-pass features close to those of the first pass (not in the paper).
 
-    The parts have the mean `distance` of the features and the whole `loss`.
+    The parts are the mean feature `distance` and the total `loss`.
     """
 
     def forward(self, batch: Mapping[str, Any]) -> StepOutput:
-        """One batch."""
+        """Return the outputs and the loss of a batch."""
         stepped = super().forward(batch)
         stepped.parts["loss"] = stepped.loss.detach() / max(self.model.objective.count(batch), 1)
         return stepped
@@ -122,9 +127,9 @@ class DistillationStep(PretuningStep):
     def task_loss(
         self, outputs: Tensor, passes: PassOutputs, batch: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One minus the cosine of the two passes' features: compared in direction, as selection compares them.
+        """Return one minus the cosine similarity of the two passes' features, summed over the batch.
 
-        Of texts, padding does not count.
+        Padding tokens of texts are left out.
         """
         assert passes.plain is not None
         distances = 1 - F.cosine_similarity(passes.last.pooled, passes.plain.pooled, dim=-1)
@@ -133,19 +138,19 @@ class DistillationStep(PretuningStep):
         return distance * self.model.objective.count(batch), {"distance": distance.detach()}
 
     def meter(self) -> Meter:
-        """Only the parts say anything here."""
+        """Return a meter without metrics: the loss parts are the only numbers."""
         return NullMeter()
 
     def score(self, metrics: Mapping[str, Any]) -> float:
-        """The lower the whole loss, the better."""
+        """Return the negative total loss."""
         return -metrics["loss"]
 
 
 def freeze_parameters_for_pretuning(model: Model, options: PretuningOptions) -> None:
-    """Freeze what a pre-tuning without labels cannot teach anything: the head, which has no part in it, and xi.
+    """Freeze the head, which is not used, and xi in a pre-tuning without labels.
 
-    The two passes agree best where nothing is sent, and xi could come to that by being unlike every token. Similarities
-    are cut off at zero (section 3.1), so no later gradient would bring it back.
+    The two passes agree best without any signal, which a trained xi could reach by being unlike every token.
+    Similarities are clipped at zero (section 3.1), so no later gradient could undo that.
     """
     if options.target == "first-pass":
         model.head.requires_grad_(False)
@@ -154,37 +159,37 @@ def freeze_parameters_for_pretuning(model: Model, options: PretuningOptions) -> 
 
 
 class NullMeter(Meter):
-    """Counts nothing."""
+    """A meter without metrics."""
 
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
-        """Nothing to count."""
+        """Ignore the batch."""
 
     def result(self) -> dict[str, float]:
-        """No numbers."""
+        """Return no metrics."""
         return {}
 
 
 class LossPartsMeter:
-    """Means of a step's named parts over many batches."""
+    """Running means of the named loss parts."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._count = 0
 
     def add(self, parts: Mapping[str, Tensor], count: int) -> None:
-        """Count one batch in; a part is a mean over `count` things."""
+        """Add a batch, whose parts are means over `count` samples (or tokens)."""
         for name, value in parts.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value) * count
         self._count += count
 
     def merge(self, other: LossPartsMeter) -> None:
-        """Count in what another process counted."""
+        """Add the sums of another process."""
         for name, total in other._sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + total
         self._count += other._count
 
     def result(self) -> dict[str, Any]:
-        """The means; that of a part `group/member` lies under its group."""
+        """Return the means; a part named `group/member` is nested under `group`."""
         means: dict[str, Any] = {}
         for name, total in self._sums.items():
             group, _, member = name.rpartition("/")
@@ -192,10 +197,10 @@ class LossPartsMeter:
         return means
 
     def state(self) -> dict[str, Any]:
-        """The sums and the count."""
+        """Return the sums and the count, for `restore`."""
         return {"sums": dict(self._sums), "count": self._count}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from them."""
+        """Restore a state of `state()`."""
         self._sums = dict(state["sums"])
         self._count = state["count"]

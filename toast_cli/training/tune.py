@@ -1,4 +1,4 @@
-"""A run from recipe to results: start, training, and one look at the test split."""
+"""Tuning (`toast tune`): a run from recipe to results, which evaluates the test split once."""
 
 from __future__ import annotations
 
@@ -28,25 +28,29 @@ from toast_cli.utils.tensors import gather_full_tensors
 def tune_model(
     recipe: Recipe, output_dir: Path | None, reporter: Reporter, resume: bool = False
 ) -> tuple[RunFolder, dict[str, Any]]:
-    """Train as the recipe says and return the run folder and its results.
+    """Train according to a recipe; return the run folder and the results.
 
-    With `resume`, `output_dir` is the folder of an interrupted run of this recipe, which goes on exactly: on a CPU it
-    ends with the weights, bit for bit, of a run that was never interrupted.
+    With `resume`, `output_dir` is the folder of an interrupted run of this recipe, which is resumed exactly: on a CPU
+    the final weights are bit for bit those of a run without interruption.
 
-    Selection is by validation alone; the test split is seen once, at the end, by the model that was selected; with
-    `test: false` in the recipe, never.
+    Validation selects the model. The test split is evaluated once, at the end, with the selected model; with
+    `test: false` in the recipe it is not evaluated.
 
     Raises:
-        ToastError: anything a user can mend; what had been finished stays in the run folder.
+        ToastError: any error that the user can fix. Finished work stays in the run folder.
     """
     if recipe.pretuning is not None:
-        raise UsageError("This recipe is for pre-tuning.", what_to_do="Give it to 'toast pretune'.")
+        raise UsageError(
+            "This recipe is for pre-tuning.", what_to_do="Use it with 'toast pretune'.", code="recipe.for-pretuning"
+        )
     run = Run.prepare(recipe, output_dir, reporter, resume)
     session = run.session
     recipe, model, accelerator, data = session.recipe, session.model, session.accelerator, session.data
     train = session.batches("train", train=True)
-    looks = recipe.training.validate_attention and "val" in data.splits and session.can_measure_attention("val")
-    validation = session.batches("val", with_masks=looks) if "val" in data.splits else None
+    with_attention = (
+        recipe.training.validate_attention and "val" in data.splits and session.can_measure_attention("val")
+    )
+    validation = session.batches("val", with_masks=with_attention) if "val" in data.splits else None
     step, notes = build_training_step(session, train, validation)
     with run.open() as folder:
         run.announce(train, [*describe_schedule(recipe.training, len(train)), *notes])
@@ -55,9 +59,9 @@ def tune_model(
             reporter.message(message)
         session.place()
         run.start()
-        best = TrainingLoop(run, step, train, validation, validate_attention=looks).fit()
+        best = TrainingLoop(run, step, train, validation, validate_attention=with_attention).fit()
         if best.metrics is None:
-            reporter.message("There is no validation split: the last epoch is kept.")
+            reporter.message("There is no validation split, so the last epoch is kept.")
         load_checkpoint(folder.checkpoints, "best", model)
         results: dict[str, Any] = {
             "backbone": recipe.backbone.name,
@@ -88,24 +92,26 @@ def tune_model(
 
 
 def evaluate_test_split(run: Run, test: BatchLoader) -> dict[str, Any]:
-    """Return the metrics on the test split, and the region that attention was measured on; keep its answers."""
+    """Return the metrics on the test split and the region of the attention shares; write the predictions."""
     session, predictions = run.session, SamplePredictions()
-    shows = session.can_measure_attention("test")
+    with_attention = session.can_measure_attention("test")
     batches = run.reporter.track(test, len(test), "test")
-    metrics = evaluate_model(session.model, batches, session.accelerator, with_attention=shows, answers=predictions)
+    metrics = evaluate_model(
+        session.model, batches, session.accelerator, with_attention=with_attention, answers=predictions
+    )
     if given := merge_across_processes(predictions).given:
-        columns = zip(*((place, *given[place]) for place in sorted(given)), strict=True)
+        columns = zip(*((index, *given[index]) for index in sorted(given)), strict=True)
         run.folder.write_answers(dict(zip(("index", "label", "chosen"), columns, strict=True)))
-    return {"test": metrics, "attended_region": describe_masks(session.data.splits["test"]) if shows else None}
+    return {"test": metrics, "attended_region": describe_masks(session.data.splits["test"]) if with_attention else None}
 
 
 def build_training_step(
     session: Session, train: BatchLoader, validation: BatchLoader | None
 ) -> tuple[TrainingStep, list[str]]:
-    """What a step of tuning does, and what a user should read about it.
+    """Return the training step, cached with `training.cache`, and notes for the user.
 
     Raises:
-        ToastError: first passes are to be kept, and cannot be.
+        ToastError: the first passes cannot be cached.
     """
     if not session.recipe.training.cache:
         return TrainingStep(session.model), []

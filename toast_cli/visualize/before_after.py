@@ -1,4 +1,4 @@
-"""One figure of what tuning changed: each image, where the frozen backbone looks, where the tuned model looks."""
+"""A figure of the attention before and after tuning: image, frozen backbone, tuned model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from toast_cli.visualize.layout import build_shared_scale, get_label_name, to_mu
 from toast_cli.visualize.view import ImageView
 
 PANEL_SIDE = 2.1
-"""Inches of a panel."""
+"""Side of a panel, in inches."""
 HEADER_HEIGHT, FOOTER_HEIGHT, CAPTION_HEIGHT = 1.15, 0.75, 0.42
-"""Inches above the first row, below the last, and below every panel."""
+"""Space above the first row, below the last row, and below each panel, in inches."""
 CORRECT_COLOR, WRONG_COLOR = "#1d6b2a", "#a3161b"
 
 
@@ -28,15 +28,15 @@ def draw_before_after(
     subtitle: str,
     headings: tuple[str, str, str],
 ) -> Figure:
-    """Draw a row for every image: the image, the map before and the map after, with both predictions.
+    """Draw a row for each image: the image, the map before and the map after, with both predictions.
 
     Args:
         samples: the images, with labels and masks.
-        before: the view of the frozen backbone; its only pass is shown.
-        after: the view of the tuned model; its last pass is shown.
+        before: the views of the frozen backbone, which has one pass.
+        after: the views of the tuned model, whose last pass is shown.
         title: the first line.
-        subtitle: the lines below it.
-        headings: what the three columns are called.
+        subtitle: the lines below the title.
+        headings: the headings of the three columns.
     """
     views = [
         [to_multiples_of_uniform(one.maps)["pass_one"], _get_last_map(two)]
@@ -62,14 +62,14 @@ def draw_before_after(
             *(FigurePanel("", one.window, values, scale) for values in views[number]),
         ]
         bottom = height - HEADER_HEIGHT - number * pitch - PANEL_SIDE
-        for column, (panel, (words, color)) in enumerate(zip(panels, captions, strict=True)):
+        for column, (panel, (text, color)) in enumerate(zip(panels, captions, strict=True)):
             left = 0.15 + column * (PANEL_SIDE + 0.15)
             axis = figure.add_axes((left / width, bottom / height, PANEL_SIDE / width, PANEL_SIDE / height))
             draw_panel(axis, FigureRow(sample.image, tuple(panels), sample.mask), panel, small)
             if number == 0:
                 axis.set_title(headings[column], fontsize=9, fontweight="bold", parse_math=False)
             figure.text(
-                (left + PANEL_SIDE / 2) / width, (bottom - 0.06) / height, words,
+                (left + PANEL_SIDE / 2) / width, (bottom - 0.06) / height, text,
                 fontsize=8.5, ha="center", va="top", color=color, parse_math=False,
             )  # fmt: skip
     left = 0.15 + (PANEL_SIDE + 0.15) * 1.25
@@ -84,11 +84,11 @@ def _get_last_map(view: ImageView) -> np.ndarray:
 
 
 def _format_caption(view: ImageView, label: str, name: str) -> tuple[str, str]:
-    """Say what a view predicts, whether that is right, and how much attention lies on the object."""
-    verdict = view.last or view.first
-    assert verdict is not None
-    right = verdict.label == label
-    words = f"{'✓' if right else '✗'} {verdict.label}"
+    """Return the caption, with the prediction and the share of attention on the object, and its colour."""
+    prediction = view.last or view.first
+    assert prediction is not None
+    correct = prediction.label == label
+    text = f"{'✓' if correct else '✗'} {prediction.label}"
     if name in view.shares:
-        words += f"\n{view.shares[name]:.0%} of attention on the object"
-    return words, CORRECT_COLOR if right else WRONG_COLOR
+        text += f"\n{view.shares[name]:.0%} of attention on the object"
+    return text, CORRECT_COLOR if correct else WRONG_COLOR

@@ -1,4 +1,4 @@
-"""What colours mean: one scale for all that is to be compared, from numbers that hardly depend on a few outliers."""
+"""Colour scales: one scale for all maps that are compared, with limits that are robust to outliers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from matplotlib import colormaps
 from matplotlib.colors import Normalize, to_hex
 
 SCALE_PERCENTILE = 95.0
-"""Where a scale ends. Of a trained ViT, single tokens (in corners, mostly) draw many times what all others do, as the
-first token of a text does; a scale that reached up to them would show nothing else."""
+"""Percentile at which a scale ends. In a trained ViT, single tokens (mostly in corners) get many times the attention
+of all others, and so does the first token of a text. A scale up to their values would show nothing else."""
 
 
 @dataclass(frozen=True)
 class ColorScale:
-    """Numbers as colours: the panels, or texts, of one scale have the same numbers in the same colours, and one bar.
+    """A colour scale, shared by the panels or texts that have one colour bar.
 
-    `clipped`: there are numbers beyond the ends, which have the colour of the end.
+    `clipped` is True if some numbers lie outside the scale; they get the colour of its end.
     """
 
     label: str
@@ -28,25 +28,25 @@ class ColorScale:
     clipped: bool = False
 
     def ticks(self, write: Callable[[float], str] = "{:.3g}".format) -> list[tuple[float, str]]:
-        """Return both ends and the middle with what is written there; `≥` where larger numbers have the same colour."""
-        least, most = ("≤ " if self.clipped and self.low < 0 else ""), ("≥ " if self.clipped else "")
+        """Return the values and labels of both ends and the middle, with `≥` or `≤` at the ends of a clipped scale."""
+        below, above = ("≤ " if self.clipped and self.low < 0 else ""), ("≥ " if self.clipped else "")
         middle = (self.low + self.high) / 2
-        return [(self.low, least + write(self.low)), (middle, write(middle)), (self.high, most + write(self.high))]
+        return [(self.low, below + write(self.low)), (middle, write(middle)), (self.high, above + write(self.high))]
 
     def hex(self, values: Sequence[float] | np.ndarray) -> list[str]:
-        """Return a colour for each number, `#rrggbb`."""
+        """Return the colour of each number as `#rrggbb`."""
         numbers = Normalize(self.low, self.high, clip=True)(np.asarray(values, dtype=np.float64))
         return [to_hex(colour) for colour in colormaps[self.colours](numbers)]
 
 
 def build_sequential_scale(label: str, colours: str, maps: Sequence[np.ndarray]) -> ColorScale:
-    """Return a scale from zero to the percentile of all maps' numbers; the label says so if any lie above it."""
+    """Return a scale from zero to `SCALE_PERCENTILE` of all numbers; the label notes if some are larger."""
     high, clipped, note = _compute_limit(np.concatenate([np.ravel(map) for map in maps]))
     return ColorScale(label + note, colours, 0.0, high, clipped)
 
 
 def build_diverging_scale(label: str, colours: str, maps: Sequence[np.ndarray]) -> ColorScale:
-    """Return a scale that reaches the percentile of the numbers' sizes on either side of zero."""
+    """Return a scale that is symmetric about zero and ends at `SCALE_PERCENTILE` of the absolute values."""
     high, clipped, note = _compute_limit(np.abs(np.concatenate([np.ravel(map) for map in maps])))
     return ColorScale(label + note, colours, -high, high, clipped)
 

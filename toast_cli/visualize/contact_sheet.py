@@ -1,4 +1,4 @@
-"""A contact sheet: images of a split as the model will see them, after resizing, cropping and augmentation."""
+"""Contact sheets: images of a split as the model sees them, after resizing, cropping and augmentation."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
     from toast_cli.recipe.schema import Recipe
 
 SHEET_IMAGE_SIDE = 1.6
-"""Width and height of one image on the sheet."""
+"""Width and height of an image on the sheet, in inches."""
 
 
 def draw_contact_sheet(
     data: DataSet, part: str, recipe: Recipe, backbone: Backbone, count: int, augment: bool
 ) -> Figure:
-    """`count` images of a split that the recipe's seed draws, each under its class, with the outline of a mask.
+    """Draw `count` images of a split, drawn by the recipe's seed, each with its class and the outline of its mask.
 
-    Where pixels are labelled, each class has a colour, and images are under those that cover most of them.
+    For a segmentation data set, each class has a colour, and the title of an image lists its largest classes.
 
     Raises:
-        UsageError: the backbone does not look at images, or the recipe's task is not for this data set.
+        UsageError: the backbone does not accept images, or the recipe's task does not fit the data set.
         ToastError: an image cannot be read.
     """
     split = data.splits[part]
     count = min(count, len(split))
     options = BatchOptions(count, shuffle=True, augment=augment, with_masks=split.has_masks)
     batch = next(iter(build_batches(split, recipe, backbone, options)))
-    count = len(batch["image"])  # fewer, where images.on_error=skip left some out
+    count = len(batch["image"])  # fewer than requested if images.on_error=skip left some out
     preprocessing = backbone.require_preprocessing()
     mean, std = recipe.images.normalization(preprocessing.mean, preprocessing.std)
     inverse = [-m / s for m, s in zip(mean, std, strict=True)], [1 / s for s in std]
@@ -68,12 +68,12 @@ def draw_contact_sheet(
 
 
 def save_contact_sheet(figure: Figure, path: Path) -> None:
-    """Write it as a PNG."""
+    """Write the figure as a PNG file."""
     figure.savefig(path, format="png", dpi=140)
 
 
 def _get_image_and_labels(batch: Mapping[str, Any], number: int) -> tuple[Tensor, Tensor | None]:
-    """An image without its padding, and the classes of its pixels `[h, w]` where they are labelled."""
+    """Return an image without padding, and its pixel classes `[h, w]` if it has them."""
     image, labels = batch["image"][number], batch.get("labels")
     if labels is None:
         return image, None
@@ -87,7 +87,7 @@ def _get_image_and_labels(batch: Mapping[str, Any], number: int) -> tuple[Tensor
 
 
 def _overlay_classes(axes: Axes, labels: Tensor, classes: Sequence[str]) -> str:
-    """Lay a colour for every class over an image; the names of those that cover most of it."""
+    """Draw pixel classes over an image, and return the names of its classes, the largest first."""
     shown = np.ma.masked_equal(labels.numpy(), IGNORE_INDEX)
     axes.imshow(shown, cmap="hsv", vmin=0, vmax=len(classes), alpha=0.5, interpolation="nearest")
     covered = torch.bincount(labels[labels != IGNORE_INDEX], minlength=len(classes))

@@ -1,4 +1,4 @@
-"""Curves as `toast eval --attention` and `--sweep` leave them: JSON, tables and figures."""
+"""JSON, CSV and figures of the curves of `toast eval --attention` and `--sweep`."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ BASELINE_STYLES = {
     RANDOM_ORDER: {"color": "grey", "linestyle": "--"},
     RANDOM_SIMILARITY_ORDER: {"color": "grey", "linestyle": ":"},
 }
-"""How orders are drawn that no map made."""
+"""Line styles of the random orders."""
 CURVE_DESCRIPTIONS = {
-    "deletion": "area under the curve as the pixels that a map marks most become the mean colour; low is good",
-    "insertion": "area under the curve as they come back into a blurred image; high is good",
-    "answer": "probability of the class that the model gives the whole image, in its last pass",
+    "deletion": "area under the curve as the highest pixels of the map become the mean colour; lower is better",
+    "insertion": "area under the curve as the highest pixels of the map are added to a blurred image; higher is better",
+    "answer": "probability of the class that the model predicts for the original image, in its last pass",
 }
 SWEEP_LABELS = {
     "accuracy": "accuracy",
     "share_inside": "pass two on the object",
     "shift": "moved between passes",
 }
-"""What a sweep over strengths shows."""
+"""Headings of the metrics of a sweep."""
 
 MeanCurves = dict[str, dict[str, list[MeanEstimate]]]
 PixelShares = Mapping[str, Sequence[float]]
-"""By order, the share of the pixels taken after every step: coarse maps take whole cells."""
+"""By order, the share of pixels taken after each step. Orders differ, because maps are taken in whole cells."""
 
 
 def summarize_curves(curves: DeletionInsertionCurves) -> dict[str, Any]:
-    """Return the areas with their intervals, and what they are areas of, as JSON has them."""
+    """Return the areas with their intervals and descriptions, for a JSON record."""
     return {
         "images": len(curves.get_curves("pass_one", "deletion")),
         "shares_of_pixels": curves.compute_pixel_shares(),
@@ -53,7 +53,7 @@ def summarize_curves(curves: DeletionInsertionCurves) -> dict[str, Any]:
 
 
 def format_curves_csv(shares: PixelShares, means: MeanCurves) -> str:
-    """Return the mean curves as a CSV: a line a step, by order the share of pixels, each mean with its interval."""
+    """Return the mean curves as CSV: a line per step, with the share of pixels and each mean with its interval."""
     columns: dict[str, list[float]] = {}
     for name, kinds in means.items():
         columns[f"{name}/share_of_pixels"] = list(shares[name])
@@ -66,7 +66,7 @@ def format_curves_csv(shares: PixelShares, means: MeanCurves) -> str:
 
 
 def format_areas_csv(curves: DeletionInsertionCurves, names: Iterable[str]) -> str:
-    """Return the area under every image's curves as a CSV: a line an image."""
+    """Return the areas under the curves as CSV: a line per image."""
     columns = {
         f"{name}/{kind}": curves.compute_areas(name, kind).tolist()
         for name, kinds in curves.curves.items()
@@ -77,7 +77,7 @@ def format_areas_csv(curves: DeletionInsertionCurves, names: Iterable[str]) -> s
 
 
 def draw_deletion_insertion_curves(shares: PixelShares, means: MeanCurves) -> Figure:
-    """Draw the mean curves with their intervals, deletion beside insertion."""
+    """Draw the mean deletion and insertion curves with their intervals."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     for axis, kind in zip(figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), strict=True):
         for name, kinds in means.items():
@@ -94,7 +94,7 @@ def draw_deletion_insertion_curves(shares: PixelShares, means: MeanCurves) -> Fi
 
 
 def format_sweep_csv(points: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> str:
-    """Return a row for each strength of the feedback: every measure's mean and 95% interval."""
+    """Return a sweep as CSV: a line per feedback strength, with the mean and 95% interval of each metric."""
     header = ["alpha", *(f"{name}{part}" for name in measures for part in ("", "_low", "_high"))]
     rows = [
         [point["alpha"], *(format_number(point[name][part]) for name in measures for part in ("mean", "low", "high"))]
@@ -104,7 +104,7 @@ def format_sweep_csv(points: Sequence[Mapping[str, Any]], measures: Sequence[str
 
 
 def draw_sweep(points: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> Figure:
-    """Draw every measure over the strength of the feedback, with its interval."""
+    """Draw each metric against the feedback strength, with its interval."""
     figure = Figure(figsize=(3.6 * len(measures), 3.2), layout="constrained")
     alphas = [point["alpha"] for point in points]
     for axis, name in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):

@@ -1,4 +1,4 @@
-"""Attention figures: rows are images, columns what is shown of them (the paper's figures 1, 3 and 4)."""
+"""Attention figures, with a row per image and a column per panel (as in the paper's figures 1, 3 and 4)."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from toast_cli.visualize.color_scales import ColorScale
 
 FIGURE_FORMATS = ("png", "svg", "pdf")
 PANEL_WIDTH = 2.7
-"""Inches of a panel."""
+"""Width of a panel, in inches."""
 COLORBAR_HEIGHT = 0.1
-"""Inches that a bar of colours is high."""
+"""Height of a colour bar, in inches."""
 FIGURE_IMAGE_SIDE = 640
-"""Longest side of an image in a figure; larger ones are shown smaller."""
+"""Longest side of an image in a figure, in pixels; larger images are shrunk."""
 OVERLAY_ALPHA = 0.65
-"""How much of a pixel is the map's colour; the rest is the grey image below it."""
+"""Opacity of the map over the grey image."""
 MIN_SMOOTH_CELLS = 7
-"""Cells a side from which a map is drawn smoothly; of fewer, what lies between two cells would be made up."""
+"""Cells per side from which a map is interpolated. With fewer cells, interpolation would invent detail."""
 MAX_LEGEND_CLASSES = 8
-"""Classes that a panel's legend has room for, those that cover most first."""
+"""Largest number of classes in a legend."""
 
 
 @dataclass(frozen=True)
 class FigurePanel:
-    """One picture of a row: the image alone, or a map `[rows, columns]` over what is seen of it, in a scale's colours.
+    """A panel of a row: the image alone, or with a map `[rows, columns]` or pixel classes over its visible window.
 
-    `heading` is above it, as it is: nothing in it is markup.
+    `heading` is plain text, without markup.
     """
 
     heading: str
@@ -56,7 +56,7 @@ class FigurePanel:
 
 @dataclass(frozen=True)
 class FigureRow:
-    """An image with its panels; `mask` `[H, W]` at the image's own size is outlined on all of them."""
+    """An image with its panels; `mask` `[H, W]`, at the image's own size, is outlined on each panel."""
 
     image: Image.Image
     panels: tuple[FigurePanel, ...]
@@ -64,7 +64,7 @@ class FigureRow:
 
 
 def draw_figure(rows: Sequence[FigureRow], title: str) -> Figure:
-    """Draw a figure. Every row has as many panels, and those of a column one scale."""
+    """Draw a figure. All rows have the same number of panels, and the panels of a column share a scale."""
     columns = len(rows[0].panels)
     title = "\n".join(part for line in title.split("\n") for part in wrap(line, int(13 * PANEL_WIDTH * columns)))
     heights = [PANEL_WIDTH * min(max(row.image.height / row.image.width, 0.3), 2.5) for row in rows]
@@ -74,7 +74,7 @@ def draw_figure(rows: Sequence[FigureRow], title: str) -> Figure:
         (len(_wrap_scale_label(panel.scale, 1)) for panel in rows[0].panels if panel.scale), default=0
     )
     total = sum(heights) + 0.2 * sum(around) + below + above
-    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - above / total))  # the title has a place of its own
+    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - above / total))  # reserve space for the title
     figure = Figure(figsize=(PANEL_WIDTH * columns, total), layout=layout)
     grid = figure.add_gridspec(len(rows) + 1, columns, height_ratios=[*heights, COLORBAR_HEIGHT])
     for number, row in enumerate(rows):
@@ -90,31 +90,31 @@ def draw_figure(rows: Sequence[FigureRow], title: str) -> Figure:
 
 
 def draw_colorbar(figure: Figure, place: Axes, scale: ColorScale, size: float, panels: int = 1) -> None:
-    """Draw what the colours of so many panels mean, with numbers; `size` is that of the letters."""
+    """Draw the colour bar of `panels` panels; `size` is the font size."""
     colour = ScalarMappable(Normalize(scale.low, scale.high), blend_colormap_over_gray(colormaps[scale.colours]))
     bar = figure.colorbar(colour, cax=place, orientation="horizontal")
-    places, words = zip(*scale.ticks(), strict=True)
-    bar.set_ticks(list(places), labels=list(words))
+    positions, labels = zip(*scale.ticks(), strict=True)
+    bar.set_ticks(list(positions), labels=list(labels))
     bar.ax.tick_params(labelsize=size)
-    least, _, most = bar.ax.get_xticklabels()
-    least.set_horizontalalignment("left")  # within its own bar: a neighbour's begins where this one ends
-    most.set_horizontalalignment("right")
+    first, _, last = bar.ax.get_xticklabels()
+    first.set_horizontalalignment("left")  # keep the labels within the bar, next to which another one starts
+    last.set_horizontalalignment("right")
     bar.set_label("\n".join(_wrap_scale_label(scale, panels)), fontsize=size)
 
 
 def blend_colormap_over_gray(colours: Colormap) -> ListedColormap:
-    """Return the colours as they look over a mid-grey image."""
+    """Return the colours of the map as they appear over a mid-grey image."""
     opaque = colours(np.linspace(0, 1, colours.N))[:, :3]
     return ListedColormap(OVERLAY_ALPHA * opaque + (1 - OVERLAY_ALPHA) * 0.5)
 
 
 def _wrap_scale_label(scale: ColorScale, panels: int) -> list[str]:
-    """Return the lines of a scale's label below the bar of so many panels."""
+    """Return the lines of a scale's label, wrapped to the width of `panels` panels."""
     return wrap(scale.label, int(19 * PANEL_WIDTH * panels))
 
 
 def draw_panel(axis: Axes, row: FigureRow, panel: FigurePanel, small: Image.Image) -> None:
-    """Draw a panel in the original image's pixels: colours where the model looks, grey and dark outside its view."""
+    """Draw a panel in the pixels of the original image: the map over a grey image, darkened outside the crop."""
     height, width = row.image.height, row.image.width
     image_extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     window = panel.window
@@ -145,7 +145,7 @@ def draw_panel(axis: Axes, row: FigureRow, panel: FigurePanel, small: Image.Imag
 
 
 def draw_crop(axis: Axes, seen_extent: tuple[float, ...], image_extent: tuple[float, ...]) -> None:
-    """Darken what the model does not see, and mark the edge of what it does."""
+    """Darken the image outside the model's crop, and outline the crop."""
     left, right, bottom, top = seen_extent
     ring: dict[str, Any] = {"facecolor": "black", "alpha": 0.55, "linewidth": 0}
     for x, y, width, height in (
@@ -163,40 +163,40 @@ def draw_crop(axis: Axes, seen_extent: tuple[float, ...], image_extent: tuple[fl
 
 
 def draw_segmentation(axis: Axes, segments: SegmentationMap, extent: tuple[float, float, float, float]) -> None:
-    """Draw classes over what the model sees; what has no class (any number beyond the names) stays plain."""
+    """Draw pixel classes over the model's crop. Pixels whose number has no name are left as they are."""
     count = len(segments.names)
     colours = colormaps["hsv"].resampled(count + 1)
-    as_seen = blend_colormap_over_gray(colours)
+    blended = blend_colormap_over_gray(colours)
     known = np.where(segments.classes < count, segments.classes, count)
-    shown = np.ma.masked_equal(known, count)
-    axis.imshow(shown, extent=extent, cmap=colours, vmin=0, vmax=count, alpha=OVERLAY_ALPHA, interpolation="nearest")
+    visible = np.ma.masked_equal(known, count)
+    axis.imshow(visible, extent=extent, cmap=colours, vmin=0, vmax=count, alpha=OVERLAY_ALPHA, interpolation="nearest")
     axis.legend(
-        handles=[Patch(color=as_seen(index), label=segments.names[index]) for index in get_largest_classes(segments)],
+        handles=[Patch(color=blended(index), label=segments.names[index]) for index in get_largest_classes(segments)],
         loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, fontsize=7, frameon=False,
     )  # fmt: skip
 
 
 def get_largest_classes(segments: SegmentationMap) -> list[int]:
-    """The classes that a legend names, those that cover most first."""
+    """Return the classes of a legend, the largest first."""
     count = len(segments.names)
     covered = np.bincount(segments.classes[segments.classes < count].ravel(), minlength=count)
     return [int(index) for index in covered.argsort()[::-1][:MAX_LEGEND_CLASSES] if covered[index]]
 
 
 def count_legend_lines(panel: FigurePanel) -> int:
-    """Lines that a panel's legend takes, two classes in each."""
+    """Return the lines of a panel's legend, which has two classes per line."""
     return 0 if panel.segments is None else -(-len(get_largest_classes(panel.segments)) // 2)
 
 
 def shrink_image(image: Image.Image) -> Image.Image:
-    """An image no larger than a figure needs."""
+    """Return the image, shrunk to `FIGURE_IMAGE_SIDE` if it is larger."""
     small = image.copy()
     small.thumbnail((FIGURE_IMAGE_SIDE, FIGURE_IMAGE_SIDE))
     return small
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write it in the format that the path ends with, the same bytes each time."""
+    """Write the figure in the format of the path's suffix, with reproducible bytes."""
     kind = path.suffix.lstrip(".")
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     if kind == "svg":

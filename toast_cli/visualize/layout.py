@@ -1,4 +1,4 @@
-"""Which panels a figure has: one viewer's passes side by side (figure 4), or several viewers' (figures 1 and 3)."""
+"""The panels of figures: both passes of one viewer (figure 4), or several viewers (figures 1 and 3)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from toast_cli.visualize.view import ImageView, TopPrediction
 
 GRAD_CAM_SCALE = ColorScale("Grad-CAM, share of its largest", "magma", 0.0, 1.0)
 MAP_UNIT = "times an even map"
-"""What numbers of attention and energy are in, whatever the grid."""
+"""Unit of attention and feature energy, which does not depend on the grid."""
 MAX_HEADING_LENGTH = 30
-"""Characters of a class name that a heading has room for."""
+"""Largest number of characters of a class name in a heading."""
 
 
 def build_passes_row(sample: Sample, view: ImageView) -> FigureRow:
-    """Return the image, pass one, similarity, pass two and their difference; then whatever else there is."""
+    """Return a row with the image, pass one, similarity, pass two, their difference, pixel classes and Grad-CAM."""
     maps, kind, window = to_multiples_of_uniform(view.maps), view.kind, view.window
     both = build_shared_scale(kind, [maps[name] for name in ("pass_one", "pass_two") if name in maps])
     label = get_label_name(sample, view)
@@ -47,17 +47,17 @@ def build_passes_row(sample: Sample, view: ImageView) -> FigureRow:
         scale = build_diverging_scale(f"pass two less pass one, {MAP_UNIT}", "RdBu_r", [maps["difference"]])
         panels.append(FigurePanel("difference", window, maps["difference"], scale))
     panels += [FigurePanel(name, _get_full_window(sample), segments=found) for name, found in view.segments.items()]
-    for name, word in (("grad_cam_one", f"Grad-CAM{one}"), ("grad_cam_two", "Grad-CAM, pass two")):
+    for name, heading in (("grad_cam_one", f"Grad-CAM{one}"), ("grad_cam_two", "Grad-CAM, pass two")):
         if name in maps:
-            panels.append(FigurePanel(word, window, maps[name], GRAD_CAM_SCALE))
+            panels.append(FigurePanel(heading, window, maps[name], GRAD_CAM_SCALE))
     return FigureRow(sample.image, tuple(panels), sample.mask)
 
 
 def build_comparison_rows(samples: Sequence[Sample], views: Sequence[Sequence[ImageView]]) -> list[FigureRow]:
-    """Return a row an image, a column a viewer: the maps of the last pass, all on one scale per kind of map.
+    """Return a row per image and a column per viewer, with the maps of the last pass on one scale per kind of map.
 
-    The images are the first viewer's, and labelled with its classes. A viewer that labels pixels has a second column
-    for them; the labels come last, where all images have some.
+    The images are those that the first viewer sees, with its class names. A viewer that labels pixels has a second
+    column for them. The labelled pixels are the last column, if all images have them.
     """
     last, scales = collect_last_maps(views)
     labels = [found for row in views if (found := next(filter(None, (v.segments.get("labelled") for v in row)), None))]
@@ -80,7 +80,7 @@ def build_comparison_rows(samples: Sequence[Sample], views: Sequence[Sequence[Im
 
 
 def collect_last_maps(views: Sequence[Sequence[ImageView]]) -> tuple[list[list[np.ndarray]], dict[str, ColorScale]]:
-    """Return the map of every view's last pass, and a scale for each kind: attention and energy do not compare."""
+    """Return the last map of each view, and a scale for each kind of map, as attention and energy differ in meaning."""
     last = [
         [to_multiples_of_uniform(view.maps)["pass_two" if "pass_two" in view.maps else "pass_one"] for view in row]
         for row in views
@@ -96,21 +96,21 @@ def collect_last_maps(views: Sequence[Sequence[ImageView]]) -> tuple[list[list[n
 
 
 def build_shared_scale(kind: str, maps: Sequence[np.ndarray]) -> ColorScale:
-    """Return one scale for all of the maps."""
+    """Return one scale for all maps of a kind."""
     return build_sequential_scale(f"{kind}, {MAP_UNIT}", "inferno", maps)
 
 
 def to_multiples_of_uniform(maps: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Return maps that sum to one (and their difference) in multiples of an even map, which has 1 in each cell.
+    """Convert attention maps and their difference to multiples of a uniform map, which is 1 in each cell.
 
-    A cell's share is the less the more cells there are: as shares, a finer map would be darker. Others are as they are.
+    As shares, which sum to one, the cells of a finer map would be darker. Other maps are not converted.
     """
     shares = ("pass_one", "pass_two", "difference")
     return {name: (map * map.numel() if name in shares else map).numpy() for name, map in maps.items()}
 
 
 def shorten_name(name: str, longest: int = MAX_HEADING_LENGTH) -> str:
-    """Return a name that fits above a panel: its end is what tells files apart."""
+    """Return the end of a name, at most `longest` characters: the ends of file names differ."""
     return name if len(name) <= longest else "…" + name[1 - longest :]
 
 
@@ -123,13 +123,13 @@ def _join_lines(*lines: str) -> str:
 
 
 def get_label_name(sample: Sample, view: ImageView) -> str:
-    """Return the name of an image's label, from the viewer whose data it is of; empty if it has none."""
+    """Return the name of an image's label among the viewer's classes; empty if there is none."""
     classes = view.viewer.classes
     return classes[sample.label] if classes and sample.label >= 0 else ""
 
 
 def _format_prediction(verdict: TopPrediction | None, label: str, view: ImageView) -> str:
-    """Return a prediction, marked as right or wrong if the viewer knows the label."""
+    """Return a prediction as text, marked as right or wrong if the viewer has the class of the label."""
     if verdict is None:
         return ""
     known = label in (view.viewer.classes or ())

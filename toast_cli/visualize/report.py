@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML page, its pictures inside."""
+"""Images and texts of the HTML report of a comparison."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PICTURE_WIDTH = 2.2
 def build_report_images(
     samples: Sequence[Sample], views: Sequence[Sequence[ImageView]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Return every image with where each viewer looks, and color bars with their runs; all with alternative texts."""
+    """Return the panels of each image, with a map per viewer, and the colour bars; all with alternative texts."""
     last, scales = collect_last_maps(views)
     images = []
-    whose: dict[ColorScale, dict[str, None]] = {}
+    names_by_scale: dict[ColorScale, dict[str, None]] = {}
     for sample, row, maps in zip(samples, views, last, strict=True):
         label = row[0].viewer.classes[sample.label] if row[0].viewer.classes and sample.label >= 0 else ""
         panels = [
@@ -35,12 +35,12 @@ def build_report_images(
         ]
         for view, map in zip(row, maps, strict=True):
             scale = scales[view.kind]
-            whose.setdefault(scale, {})[view.viewer.name] = None
+            names_by_scale.setdefault(scale, {})[view.viewer.name] = None
             panel = FigurePanel("", view.window, map, scale)
             panels.append(render_panel(sample, panel, view.viewer.name, *_describe_picture(sample, view, label)))
         images.append({"name": sample.name, "label": label, "panels": panels})
     bars = []
-    for scale, names in whose.items():
+    for scale, names in names_by_scale.items():
         runs = ", ".join(names)
         alt = f"Colours from 0 to {scale.ticks()[-1][1]}, dark to bright: {scale.label}, of {runs}"
         bars.append({"source": to_data_uri(render_colorbar(scale)), "runs": runs, "alt": alt})
@@ -48,7 +48,7 @@ def build_report_images(
 
 
 def _describe_picture(sample: Sample, view: ImageView, label: str) -> tuple[str, str, str]:
-    """Return a picture's alternative text, its caption, and whether the caption is right."""
+    """Return the alternative text and the caption of a panel, and whether its prediction is right or wrong."""
     verdict = view.last or view.first
     inside = view.shares.get("pass_two", view.shares.get("pass_one"))
     on_it = "" if inside is None else f", {inside:.0%} on the object"
@@ -57,13 +57,13 @@ def _describe_picture(sample: Sample, view: ImageView, label: str) -> tuple[str,
         return alt, on_it.lstrip(", "), ""
     mark = "" if not label else "right" if verdict.label == label else "wrong"
     answer = f"{verdict.label} {verdict.probability:.0%}"
-    return f"{alt}; it says {answer}" + f", which is {mark}" * bool(mark), answer + on_it, mark
+    return f"{alt}; it predicts {answer}" + f", which is {mark}" * bool(mark), answer + on_it, mark
 
 
 def format_attention_checks(checks: AttentionChecks | None) -> str:
-    """Say what maps were compared with, and how far off they were at most."""
+    """Return a sentence on the validation of maps, with the largest differences."""
     if checks is None:
-        return "no attention, nothing to hold it against"
+        return "no attention, so nothing was compared"
     parts = []
     if checks.mismatch is not None:
         parts.append(f"{_format_layers(checks.fused)} against fused attention, off by at most {checks.mismatch:.1g}")
@@ -81,7 +81,7 @@ def _format_layers(levels: Sequence[int]) -> str:
 def render_panel(
     sample: Sample, panel: FigurePanel, name: str, alt: str, caption: str = "", mark: str = ""
 ) -> dict[str, str]:
-    """Return one panel as a page has it."""
+    """Return a panel as an image with its texts, for a page."""
     figure = Figure(
         figsize=(PICTURE_WIDTH, PICTURE_WIDTH * min(max(sample.image.height / sample.image.width, 0.3), 2.5))
     )
@@ -91,14 +91,14 @@ def render_panel(
 
 
 def render_colorbar(scale: ColorScale) -> bytes:
-    """Return the color bar of a scale as a PNG."""
+    """Return the colour bar of a scale as PNG bytes."""
     figure = Figure(figsize=(4, 0.55), layout="constrained")
     draw_colorbar(figure, figure.subplots(), scale, 8, 2)
     return to_png_bytes(figure)
 
 
 def to_png_bytes(figure: Figure) -> bytes:
-    """Return a figure as PNG bytes, the same each time."""
+    """Return a figure as reproducible PNG bytes."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
     return file.getvalue()

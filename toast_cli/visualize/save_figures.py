@@ -1,4 +1,4 @@
-"""Figures on disk, each with the numbers it was drawn from and how they were made; none is written over by another."""
+"""Attention figures on disk, each with its maps and a record; a figure never overwrites another one."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from toast_cli.visualize.layout import build_comparison_rows, build_passes_row, 
 from toast_cli.visualize.view import AttentionViewer, ImageView, TopPrediction, compute_image_view
 
 SOURCE_DIGEST_KEY = "made_of"
-"""Where a record says by a digest what its files were made of."""
+"""Key of the digest of models and images in a record."""
 COMPARISON_PREFIX = "comparison"
-"""What the figure of several viewers is called, before their names."""
+"""Prefix of the file name of a figure of several viewers."""
 MAX_NAME_LENGTH = 80
-"""Characters of viewers' names in the name of a file, and of an image's above a figure."""
+"""Largest number of characters of viewers' names in a file name, and of an image's name in a title."""
 
 
 def save_attention_figure(
     viewer: AttentionViewer, sample: Sample, folder: Path, name: str, kind: str = "png"
 ) -> dict[str, Any]:
-    """Draw what one viewer saw of one image, with the raw maps and a record beside the figure; returns the record."""
+    """Save the figure of one viewer and image, with the raw maps and a record; return the record."""
     view = compute_image_view(viewer, sample)
     digest = compute_source_digest([viewer], [sample.image.tobytes()])
     name = find_free_name(folder, name + viewer.file_suffix, digest)
@@ -42,9 +42,9 @@ def save_attention_figure(
 def save_comparison_figure(
     viewers: Sequence[AttentionViewer], samples: Iterable[tuple[str, Sample]], folder: Path, kind: str = "png"
 ) -> Any:
-    """Draw several viewers side by side, a row an image; returns a record an image, with all of its views.
+    """Save a figure of several viewers, with a row per image; return a record per image, with all of its views.
 
-    Of no images there is no figure.
+    Without images, save nothing.
     """
     named = list(samples)
     if not named:
@@ -63,7 +63,7 @@ def save_comparison_figure(
 
 
 def get_comparison_name(viewers: Sequence[AttentionViewer]) -> str:
-    """Return the name of several viewers' files: their names, and how they look; long lists end in a digest."""
+    """Return the file name of several viewers: their names and settings; a long name ends in a digest."""
     listed = "-".join([COMPARISON_PREFIX, *(viewer.name for viewer in viewers)])
     plain = "".join(character if character.isalnum() or character in "-_." else "-" for character in listed)
     if len(plain) > MAX_NAME_LENGTH:
@@ -74,7 +74,7 @@ def get_comparison_name(viewers: Sequence[AttentionViewer]) -> str:
 def save_maps(
     sample: Sample, views: Sequence[ImageView], folder: Path, name: str, figure: Path, digest: str
 ) -> dict[str, Any]:
-    """Write the raw maps (safetensors) and their record (JSON), and return the record; `digest` is its `made_of`."""
+    """Write the raw maps (safetensors) and the record (JSON); return the record, whose `made_of` is `digest`."""
     names = make_names_unique([view.viewer.name for view in views])
     tensors = {
         map if len(views) == 1 else f"{viewer_name}/{map}": tensor
@@ -97,7 +97,7 @@ def save_maps(
 
 
 def describe_view(view: ImageView, name: str) -> dict[str, Any]:
-    """Return how a view was made, and what came out besides its maps."""
+    """Return the settings and the results of a view, except for its maps."""
     viewer = view.viewer
     model, recorder = viewer.model, viewer.recorder
     backbone, steering = model.backbone, model.adapted.steering
@@ -123,89 +123,92 @@ def describe_view(view: ImageView, name: str) -> dict[str, Any]:
 
 
 def describe_model(viewer: AttentionViewer, name: str) -> dict[str, Any]:
-    """Return which run this is, trained how, on which backbone with which weights; of paths, the last part alone."""
+    """Return the run, method, data, backbone and weights of a viewer; paths are shortened to their last part."""
     model, recipe = viewer.model, viewer.recipe
-    found: dict[str, Any] = {"name": name, "run": None, "run_fingerprint": None}
+    described: dict[str, Any] = {"name": name, "run": None, "run_fingerprint": None}
     if not viewer.plain:
-        found |= {"run": viewer.name, "run_fingerprint": hash_tensors(model.trained())}
+        described |= {"run": viewer.name, "run_fingerprint": hash_tensors(model.trained())}
     if recipe is not None:
         weights = recipe.backbone.weights
         source = recipe.plugins.backbone.source
         if not viewer.plain:
             data = strip_folders(recipe.dataset.name)
-            found |= {"method": recipe.method.name, "dataset": data, "seed": recipe.seed}
-        found |= {
+            described |= {"method": recipe.method.name, "dataset": data, "seed": recipe.seed}
+        described |= {
             "backbone": strip_folders(recipe.backbone.name),
             "weights": f"{source} (no file was named)" if weights is None else strip_folders(weights),
         }
-    return found | {"network": type(model.backbone.module).__name__, "backbone_fingerprint": model.backbone_fingerprint}
+    return described | {
+        "network": type(model.backbone.module).__name__,
+        "backbone_fingerprint": model.backbone_fingerprint,
+    }
 
 
 def strip_folders(name: str) -> str:
-    """Return `KIND:PATH` or a path with the path's last part alone."""
+    """Return `KIND:PATH` or a path, with the path shortened to its last part."""
     kind, colon, path = name.rpartition(":")
     return kind + colon + path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def get_library_versions() -> dict[str, str]:
-    """Return the versions of this program and of the libraries that maps come from."""
+    """Return the versions of toast and of the libraries that affect maps."""
     return {"toast": __version__, **{name: version(name) for name in ("torch", "torchvision", "timm", "transformers")}}
 
 
-def prediction_to_dict(verdict: TopPrediction | None) -> dict[str, Any] | None:
-    """Return a prediction as JSON has it."""
-    return None if verdict is None else {"prediction": verdict.label, "confidence": verdict.probability}
+def prediction_to_dict(prediction: TopPrediction | None) -> dict[str, Any] | None:
+    """Return a prediction for a JSON record."""
+    return None if prediction is None else {"prediction": prediction.label, "confidence": prediction.probability}
 
 
 def format_title_lines(sample: Sample, view: ImageView) -> list[str]:
-    """Return the title of a figure of one image: the image, the model, and how much lies on the outlined object."""
+    """Return the title lines of a figure of one image: the image, the model, and the shares on the object."""
     lines = [
         f"{shorten_name(sample.name, MAX_NAME_LENGTH)} · {view.viewer.name}: {describe_maps(view.viewer, view.kind)}"
     ]
     if view.viewer.plain:
-        lines[0] += " · plain backbone, no run: one pass, nothing selected"
+        lines[0] += " · plain backbone without a run: one pass, no selection"
     lines += [f"{name}: {format_class_shares(found)}" for name, found in view.segments.items()]
     if view.shares:
-        words = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", "even": "an even map"}
+        labels = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", "even": "an even map"}
         if "pass_two" not in view.maps:
-            words["pass_one"] = ""
-        inside = ", ".join(f"{words[name]} {share:.0%}".lstrip() for name, share in view.shares.items())
+            labels["pass_one"] = ""
+        inside = ", ".join(f"{labels[name]} {share:.0%}".lstrip() for name, share in view.shares.items())
         lines.append(f"{view.kind} on the outlined object: {inside}")
     return lines
 
 
 def describe_maps(viewer: AttentionViewer, kind: str) -> str:
-    """Return which maps these are: `attention of layer 11, mean over heads`."""
+    """Return a description of the maps, such as `attention of layer 11, mean over heads`."""
     heads = {
         "mean": ", mean over heads",
         "max": ", maximum over heads",
         "rollout": ", rolled out over all layers so far",
     }
-    of = heads.get(str(viewer.head), f", head {viewer.head}") if kind == "attention" else ""
+    head = heads.get(str(viewer.head), f", head {viewer.head}") if kind == "attention" else ""
     steering = viewer.model.adapted.steering
     strength = "" if steering is None or steering.strength == 1 else f", signals × {steering.strength:g}"
-    return f"{kind} of layer {viewer.recorder.level}{of}{strength}"
+    return f"{kind} of layer {viewer.recorder.level}{head}{strength}"
 
 
 def make_names_unique(names: Iterable[str]) -> list[str]:
-    """Return the names with a number behind those that came before."""
-    found: list[str] = []
+    """Return the names, with a number after each repeated one."""
+    unique: list[str] = []
     for name in names:
-        found.append(next(free for free in number_names(name) if free not in found))
-    return found
+        unique.append(next(free for free in number_names(name) if free not in unique))
+    return unique
 
 
-def compute_source_digest(viewers: Sequence[AttentionViewer], shown: Iterable[bytes]) -> str:
-    """A digest of who looked and what they were shown: the same again may be written over."""
+def compute_source_digest(viewers: Sequence[AttentionViewer], images: Iterable[bytes]) -> str:
+    """Return a digest of the models and images of a figure; a figure may overwrite one with the same digest."""
     parts = [repr((viewer.name, viewer.model.backbone_fingerprint)).encode() for viewer in viewers]
     parts += [hash_tensors(viewer.model.trained()).encode() for viewer in viewers]
-    return hash_bytes(*parts, *shown).hex()[:16]
+    return hash_bytes(*parts, *images).hex()[:16]
 
 
 def find_free_name(folder: Path, name: str, own: str, records: str = "{}.json") -> str:
-    """Return the name, or with the first number behind it by which no record in the folder is of anything but `own`.
+    """Return the name, with a number if a record of that name in the folder has another digest than `own`.
 
-    `records` is a pattern of the records' names, with the name in place of `{}`.
+    `records` is the pattern of the records' file names, where `{}` stands for the name.
     """
 
     def is_free(name: str) -> bool:
@@ -217,5 +220,5 @@ def find_free_name(folder: Path, name: str, own: str, records: str = "{}.json") 
 def _read_source_digest(file: Path) -> object:
     try:
         return json.loads(file.read_text(encoding="utf-8")).get(SOURCE_DIGEST_KEY)
-    except (OSError, ValueError, AttributeError):  # nothing that we wrote
+    except (OSError, ValueError, AttributeError):  # not a record of toast
         return None

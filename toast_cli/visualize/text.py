@@ -1,4 +1,4 @@
-"""Where a language model looks in a text: a number for each token, in either pass, and what it would write next."""
+"""Attention of a language model over a text: a number per token in both passes, and the next token."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from toast_cli.visualize.color_scales import ColorScale, build_diverging_scale, 
 from toast_cli.visualize.view import AttentionViewer, TopPrediction
 
 TEXT_MAP_DESCRIPTIONS = {
-    "similarity": "similarity to ξ: what selection keeps of each token",
+    "similarity": "similarity to ξ: the share of each token that selection keeps",
     "pass_one": "attention of the last token, pass one",
     "pass_two": "attention of the last token, pass two",
     "difference": "pass two less pass one",
 }
-"""The maps of a text, in the order they are shown."""
+"""Descriptions of the maps of a text, in display order."""
 
 
 @dataclass(frozen=True)
 class TextView:
-    """A text as one viewer saw it: its tokens as they read, `maps` `[tokens]` of each name, and the next token.
+    """The maps of a text for one viewer: the tokens as text, and `maps` `[tokens]` by name.
 
-    `first` and `last` are the likeliest next tokens of the passes; `last` is None with a single pass.
+    `first` and `last` are the most likely next tokens of the passes; `last` is None with a single pass.
     """
 
     viewer: AttentionViewer
@@ -44,20 +44,21 @@ class TextView:
 
 @torch.no_grad()
 def compute_text_view(viewer: AttentionViewer, prompt: str, template: str | None) -> TextView:
-    """Show a language model a text, marked as the run was trained on it; None gives it as it is.
+    """Run a language model on a text, formatted with a chat template; None leaves the text unchanged.
 
     Raises:
-        UsageError: it reads no texts, has no tokenizer, or no such level or head.
-        ToastError: its maps are not what it attends with.
+        UsageError: the model is not a language model, has no tokenizer, or the level or head does not exist.
+        ToastError: a map differs from the attention that the model uses.
     """
     model, backbone = viewer.model, viewer.model.backbone
     tokenizer = backbone.tokenizer
     if backbone.preprocessing is not None or tokenizer is None:
         raise UsageError(
-            f"A {type(backbone.module).__name__} reads no texts."
+            f"A {type(backbone.module).__name__} is not a language model."
             if tokenizer is None and backbone.preprocessing is not None
-            else "There is no tokenizer beside the model.",
-            what_to_do="Name a run, or a --backbone, of a language model.",
+            else "The model has no tokenizer files.",
+            what_to_do="Give a --run or a --backbone of a language model with its tokenizer.",
+            code="text.not-a-language-model",
         )
     text = prompt if template is None else format_prompt([Turn("user", prompt)], tokenizer, template)
     ids = prepend_bos(tokenizer(text, add_special_tokens=False).input_ids, tokenizer)
@@ -71,7 +72,7 @@ def compute_text_view(viewer: AttentionViewer, prompt: str, template: str | None
         maps["difference"] = maps["pass_two"] - maps["pass_one"]
     output = backbone.output()
     assert output is not None
-    assert recorded.passes.plain is not None  # recorders have the first pass go on to its end
+    assert recorded.passes.plain is not None  # recorders run the first pass to its end
     first = predict_next_token(output(recorded.passes.plain.pooled), tokenizer)
     last = None if recorded.last is None else predict_next_token(output(recorded.passes.last.pooled), tokenizer)
     ordered = {name: maps[name] for name in TEXT_MAP_DESCRIPTIONS if name in maps}
@@ -79,51 +80,51 @@ def compute_text_view(viewer: AttentionViewer, prompt: str, template: str | None
 
 
 def predict_next_token(logits: Tensor, tokenizer: Any) -> TopPrediction:
-    """Return the likeliest token after the last of a text, given logits `[1, N, vocabulary]`."""
+    """Return the most likely next token, given logits `[1, N, vocabulary]`."""
     probability, index = logits[0, -1].float().softmax(-1).max(-1)
-    # A token that begins a word, and is nothing besides, reads as nothing.
+    # A token that only marks the start of a word decodes to an empty string.
     return TopPrediction(
         tokenizer.decode([int(index)]) or tokenizer.convert_ids_to_tokens(int(index)), float(probability)
     )
 
 
 def align_tokens_to_text(ids: list[int], text: str, tokenizer: Any) -> list[str]:
-    """Return each token as the part of the text that it stands for; one that stands for none of it, as its own name.
+    """Return the part of the text of each token, or the token's own name if it has no part of the text.
 
-    A character of several tokens is read once, with the last of them; the others are dots.
+    A character that consists of several tokens appears at the last of them; the others are shown as dots.
     """
     names: list[str] = tokenizer.convert_ids_to_tokens(ids)
     if not tokenizer.is_fast:
         return names
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
     offsets = [(0, 0)] * (len(ids) - len(offsets)) + offsets
-    read, known = [], len(text)
+    parts, covered = [], len(text)
     for name, (start, end) in reversed(list(zip(names, offsets, strict=True))):
         if start == end:
-            read.append(name)
+            parts.append(name)
             continue
-        read.append(text[start:end] if end <= known else "·")
-        known = min(known, start)
-    return read[::-1]
+        parts.append(text[start:end] if end <= covered else "·")
+        covered = min(covered, start)
+    return parts[::-1]
 
 
 def build_text_scales(views: Sequence[TextView]) -> dict[str, ColorScale]:
-    """Return the color scale of every map by its name, the same for all views; attention has one in both passes."""
+    """Return the colour scale of each map by name, shared by all views; both passes share the scale of attention."""
 
     def collect(*names: str) -> list[np.ndarray]:
         return [view.maps[name].numpy() for view in views for name in names if name in view.maps]
 
     attention = build_sequential_scale("attention of the last token", "Oranges", collect("pass_one", "pass_two"))
-    found = {"pass_one": attention, "pass_two": attention}
+    scales = {"pass_one": attention, "pass_two": attention}
     if collect("similarity"):
-        found["similarity"] = build_sequential_scale("similarity to ξ", "Greens", collect("similarity"))
+        scales["similarity"] = build_sequential_scale("similarity to ξ", "Greens", collect("similarity"))
     if collect("difference"):
-        found["difference"] = build_diverging_scale("pass two less pass one, points", "RdBu_r", collect("difference"))
-    return found
+        scales["difference"] = build_diverging_scale("pass two less pass one, points", "RdBu_r", collect("difference"))
+    return scales
 
 
 def choose_text_color(colour: str) -> str:
-    """Return black or white, whichever is read more easily on a colour (relative luminance of WCAG 2)."""
+    """Return black or white, whichever has more contrast to a colour (relative luminance of WCAG 2)."""
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -131,23 +132,23 @@ def choose_text_color(colour: str) -> str:
 
 
 def get_top_tokens(view: TextView, name: str, count: int = 5) -> list[tuple[str, float]]:
-    """Return the names of tokens with the largest numbers (of a difference, in either direction), and those numbers."""
+    """Return the names and values of the tokens with the largest absolute values."""
     values = view.maps[name]
     order = values.abs().argsort(descending=True, stable=True)[:count].tolist()
     return [(format_token_name(view.tokens, index), float(values[index])) for index in order]
 
 
 def format_token_name(tokens: Sequence[str], index: int) -> str:
-    """Return a token quoted, as a list calls it; a blank one with what is before it, as there are many alike."""
+    """Return a quoted token; a blank token also names the one before it, because there are many blanks."""
     blank = not tokens[index].strip()
     return quote_token(tokens[index]) + (f" after {quote_token(tokens[index - 1])}" if blank and index else "")
 
 
 def quote_token(token: str) -> str:
-    """Return a token in quotation marks, without the blanks around it, to tell it from a list's own punctuation."""
+    """Return a token in quotation marks, without surrounding blanks."""
     return repr(token.strip() or token)
 
 
 def mark_line_breaks(token: str) -> str:
-    """Return a token with a mark for each line break, which has no place for a colour of its own."""
+    """Return a token with a visible mark for each line break, which would have no colour otherwise."""
     return token.replace("\n", "↵\n")

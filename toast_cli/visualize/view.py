@@ -1,4 +1,4 @@
-"""What one model sees in one image: its maps, where in the image they lie, and what each pass says the image is."""
+"""Views of an image by a model: its maps, their window in the image, and the prediction of each pass."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from toast_cli.utils.errors import UsageError
 
 @dataclass(frozen=True)
 class TopPrediction:
-    """What a pass says an image is, and how sure it is, 0 to 1."""
+    """The most likely class and its probability."""
 
     label: str
     probability: float
@@ -34,10 +34,10 @@ class TopPrediction:
 
 @dataclass(frozen=True)
 class AttentionViewer:
-    """A model, ready to be shown images; `classes` is None for a plain backbone, whose head means nothing.
+    """A model with the settings to record its attention on images.
 
-    `recipe` is what it was made by, where that is known; of a `plain` one, a backbone without a run, it is a stand-in
-    of which only the backbone is meant.
+    `classes` is None for a plain backbone, whose head is not trained. `recipe` is the model's recipe, if it is known.
+    For a `plain` backbone without a run, only the backbone of the recipe has a meaning.
     """
 
     name: str
@@ -52,7 +52,7 @@ class AttentionViewer:
 
     @cached_property
     def file_suffix(self) -> str:
-        """Return what tells its files from those of other ways to look: `-layer1-head-max-alpha0.5-grad-cam`."""
+        """Return the file name suffix of settings that are not the default: `-layer1-head-max-alpha0.5-grad-cam`."""
         steering = self.model.adapted.steering
         strength = 1.0 if steering is None else steering.strength
         marks = {
@@ -65,24 +65,29 @@ class AttentionViewer:
 
     @cached_property
     def recorder(self) -> AttentionRecorder | EnergyRecorder:
-        """Return the recorder of its maps."""
+        """Return the recorder of the maps."""
         return build_recorder(self.model, self.level, self.head)
 
     @cached_property
     def transform(self) -> ImageTransform:
-        """Return the transform that its images go through."""
+        """Return the transform of the images."""
         return build_transform(self.images, self.model.backbone.require_preprocessing(), train=False)
 
 
 @dataclass(frozen=True)
 class ImageView:
-    """What a viewer saw, on the CPU.
+    """The view of an image by a model, on the CPU.
 
-    `maps` are `[rows, columns]` each, over `window` of the image: `pass_one`, `similarity`, `pass_two`, `difference`
-    (pass two less pass one), `grad_cam_one`, `grad_cam_two`, as far as there are any. `first` and `last` are what the
-    passes say, None of a plain backbone; of a model that labels pixels, `segments` say it, over the whole image.
-    `shares` are those of every map that lie inside the object, where there is a mask; `even` is that of a map that is
-    the same everywhere.
+    Attributes:
+        viewer: the viewer.
+        window: the part of the image that the model sees.
+        kind: the kind of the maps, attention or feature energy.
+        maps: the available ones of `pass_one`, `similarity`, `pass_two`, `difference` (pass two minus pass one),
+            `grad_cam_one` and `grad_cam_two`, each `[rows, columns]` over `window`.
+        first, last: the predictions of the passes; None for a plain backbone or a model that labels pixels.
+        checks: the validation of the maps, if any.
+        shares: with a mask, the share of each map inside the object; `even` is that of a uniform map.
+        segments: for a model that labels pixels, the classes of the whole image.
     """
 
     viewer: AttentionViewer
@@ -97,22 +102,24 @@ class ImageView:
 
 
 def load_image_sample(path: Path) -> Sample:
-    """Read an image file as a sample without a label, named by its path as given: folders may have files of one name.
+    """Read an image file as a sample without a label. Its name is the path as given, which is unique.
 
     Raises:
-        ToastError: it cannot be read as an image.
+        ToastError: the file cannot be read as an image.
     """
     return Sample(image=open_image(path), label=-1, name=str(path))
 
 
 def get_test_split(data: DataSet) -> ImageSplit:
-    """Return a data set's test images.
+    """Return the test split of a data set.
 
     Raises:
-        UsageError: it has none.
+        UsageError: there is no test split.
     """
     if "test" not in data.splits:
-        raise UsageError("This data set has no test split.", what_to_do="Name image files instead.")
+        raise UsageError(
+            "The data set has no test split.", what_to_do="Give image files instead.", code="data.missing-split"
+        )
     return data.splits["test"]  # type: ignore[return-value]
 
 
@@ -120,20 +127,24 @@ def load_test_sample(data: DataSet, index: int) -> Sample:
     """Read one image of a data set's test split.
 
     Raises:
-        UsageError: there is no test split, or no such image in it.
+        UsageError: there is no test split, or the index is out of range.
     """
     split = get_test_split(data)
     if not 0 <= index < len(split):
-        raise UsageError(f"There is no test image {index}.", what_to_do=f"They count from 0 to {len(split) - 1}.")
+        raise UsageError(
+            f"There is no test image {index}.",
+            what_to_do=f"Use 0 to {len(split) - 1}.",
+            code="data.unknown-index",
+        )
     return split.load(index)
 
 
 def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
-    """Show a model one image.
+    """Compute the view of an image.
 
     Raises:
-        ToastError: its maps are not what it attends with.
-        UsageError: it has no such level or head.
+        ToastError: a map differs from the attention that the model uses.
+        UsageError: the level or head does not exist.
     """
     model, transform = viewer.model, viewer.transform
     image, mask = transform(sample.image, sample.mask)
@@ -144,8 +155,8 @@ def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
         maps["difference"] = maps["pass_two"] - maps["pass_one"]
     shares: dict[str, float] = {}
     if mask is not None and bool(mask.any()):
-        found = compute_object_shares({name: maps[name][None] for name in output.maps()}, mask[None])
-        shares = {name: float(share) for name, share in found.items() if not share.isnan()}
+        object_shares = compute_object_shares({name: maps[name][None] for name in output.maps()}, mask[None])
+        shares = {name: float(share) for name, share in object_shares.items() if not share.isnan()}
         shares["even"] = float(mask.float().mean())
     first, last, segments = predict_passes(viewer, output, sample)
     if viewer.with_grad_cam:
@@ -159,24 +170,24 @@ def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
 def predict_passes(
     viewer: AttentionViewer, output: AttentionOutput, sample: Sample
 ) -> tuple[TopPrediction | None, TopPrediction | None, dict[str, SegmentationMap]]:
-    """Return what the first and the last pass predict (None of a plain backbone), or the classes of the pixels."""
+    """Return the predictions of the first and last pass (None for a plain backbone), or the predicted pixel classes."""
     if viewer.classes is None or not viewer.model.objective.class_scores:
         return None, None, {}
     if viewer.model.objective.dense:
         predicted = predict_pixel_classes(viewer.model, viewer.images, sample.image)
-        found = {"predicted": SegmentationMap(predicted.numpy(), viewer.classes)}
+        segments = {"predicted": SegmentationMap(predicted.numpy(), viewer.classes)}
         if sample.classes is not None:
-            found["labelled"] = SegmentationMap(sample.classes, viewer.classes)
-        return None, None, found
+            segments["labelled"] = SegmentationMap(sample.classes, viewer.classes)
+        return None, None, segments
     last = get_top_prediction(output.logits, viewer.classes)
     if output.last is None:
         return last, None, {}
-    assert output.passes.plain is not None  # recorders have the first pass go on to its end
-    # What the head, which was trained on the last pass, makes of the plain one.
+    assert output.passes.plain is not None  # recorders run the first pass to its end
+    # The prediction of pass one uses the head that was trained on the last pass.
     return get_top_prediction(viewer.model.outputs(output.passes.plain.pooled), viewer.classes), last, {}
 
 
 def get_top_prediction(logits: Tensor, classes: tuple[str, ...]) -> TopPrediction:
-    """Return the likeliest class of the first image of a batch."""
+    """Return the most likely class of the first image of a batch."""
     probability, index = logits.float().softmax(-1)[0].max(-1)
     return TopPrediction(classes[int(index)], float(probability))

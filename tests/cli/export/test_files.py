@@ -30,7 +30,9 @@ def test_a_folded_file_loads_as_any_other_and_is_for_inference_alone(here: Path,
     assert torch.allclose(logits(target, image), logits(run, image), atol=1e-5)
     with safe_open(target, "pt") as file:
         assert not any(".feedback." in name for name in file.keys())  # noqa: SIM118
-    toast("export", "--run", target, "--fold", "--out", here / "twice.safetensors").fails(2, "nothing to fold")
+    toast("export", "--run", target, "--fold", "--out", here / "twice.safetensors").fails(
+        2, error="method.no-feedback-path"
+    )
 
 
 def test_import_says_what_became_of_every_tensor(here: Path) -> None:

@@ -75,8 +75,8 @@ def test_permuted_classes_are_refused(here: Path, run: Path) -> None:
         del config["sha256"]
     config["classes"] = config["classes"][::-1]
     save_file(tensors, here / "b.safetensors", {"toast": json.dumps(config)})
-    toast("eval", "--run", here / "b.safetensors").fails(1, "classes", "another order")
-    toast("export", "--run", here / "b.safetensors", "--out", "c").fails(1, "classes", "another order")
+    toast("eval", "--run", here / "b.safetensors").fails(1, error="data.wrong-classes")
+    toast("export", "--run", here / "b.safetensors", "--out", "c").fails(1, error="data.wrong-classes")
 
 
 @contextmanager

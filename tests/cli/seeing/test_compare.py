@@ -83,7 +83,7 @@ def test_every_pair_is_compared_and_their_intervals_hold_together(runs: tuple[Pa
     assert widths[0] > 1.1 * widths[1]
     toast("compare", runs[0], runs[1], runs[0], "--images", "1")
     text = page(here / "comparison/report.html").text
-    assert "steered-2 minus linear" in text and "An even map is chance" in text
+    assert "steered-2 minus linear" in text and "An even map is the chance level" in text
 
 
 def test_what_runs_a_script_elsewhere_is_text_here(here: Path) -> None:
@@ -108,10 +108,10 @@ def test_what_runs_a_script_elsewhere_is_text_here(here: Path) -> None:
 
 
 def test_other_images_and_one_run_alone_are_refused(runs: tuple[Path, Path], here: Path) -> None:
-    toast("compare", runs[0]).fails(2, "nothing to be compared with")
+    toast("compare", runs[0]).fails(2, error="run.too-few-runs")
     small = {"name": "demo", "test_images": 7, "train_images": 5, "val_images": 5}
     other = kept(demo_model("linear"), here / "other", dataset=small)
-    toast("compare", runs[0], other).fails(1, "not measured on the same images", "--dataset")
+    toast("compare", runs[0], other).fails(1, "--dataset", error="data.different-images")
 
 
 def test_runs_are_held_against_each_other_before_any_is_measured(
@@ -121,11 +121,11 @@ def test_runs_are_held_against_each_other_before_any_is_measured(
         raise AssertionError("a run was measured")
 
     monkeypatch.setattr("toast_cli.evaluation.compare_runs.measure_run", never)
-    toast("compare", runs[1], tuned_on_texts(here, "texts")).fails(2, "texts cannot be compared", "none.json")
+    toast("compare", runs[1], tuned_on_texts(here, "texts")).fails(2, "texts", "none.json")
     elsewhere = {"name": "demo", "test_images": 12, "train_images": 5, "val_images": 5, "world_seed": 1}
     other = kept(demo_model("linear"), here / "elsewhere", dataset=elsewhere)
-    toast("compare", runs[1], other).fails(1, "elsewhere is not measured on the same", "fine/test/000000")
-    toast("compare", *runs, "--head", "9").fails(2, "steered cannot be compared", "There is no head 9.")
+    toast("compare", runs[1], other).fails(1, "elsewhere", "fine/test/000000", error="data.different-images")
+    toast("compare", *runs, "--head", "9").fails(2, "steered", "head 9", error="attention.unknown-head")
 
 
 def test_runs_of_other_seeds_are_shown_the_same_few_images(runs: tuple[Path, Path], here: Path) -> None:

@@ -84,7 +84,9 @@ def test_strength_zero_shows_the_plain_backbone_twice(runs: tuple[Path, Path], h
         shown[alpha] = load_file(f"{alpha}/test-0{'-alpha0' if alpha == '0' else ''}.safetensors")
     assert torch.equal(shown["0"]["pass_one"], shown["0"]["pass_two"])
     assert not torch.allclose(shown["1"]["pass_one"], shown["1"]["pass_two"], atol=1e-3)
-    toast("visualize-attention", "--run", runs[1], "--test-image", "0", "--alpha", "1").fails(2, "has none")
+    toast("visualize-attention", "--run", runs[1], "--test-image", "0", "--alpha", "1").fails(
+        2, error="method.no-feedback-path"
+    )
 
 
 @pytest.mark.parametrize(

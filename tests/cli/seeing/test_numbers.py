@@ -24,7 +24,7 @@ def lies_under(heading: str, row: str, table: str) -> bool:
 def test_numbers_curves_and_classes(runs: tuple[Path, Path], here: Path) -> None:
     said = toast("eval", "--run", runs[0], "--attention", "--curve-images", "2", "--out", "n.json", "--json")
     assert said.code == 0, said.err
-    assert "Looking at 12 images of test; then curves of 2 of them, for which each is shown up to 75" in said.err
+    assert "12 images of test; then curves of 2 of them, with up to 75 forward passes" in said.err
     found = json.loads(said.out)
     assert found == json.loads((here / "n.json").read_text())
     inside = found["numbers"]["pass_two"]["share_inside"]
@@ -62,8 +62,8 @@ def test_numbers_curves_and_classes(runs: tuple[Path, Path], here: Path) -> None
     table = toast("eval", "--run", runs[0], "--attention", "--curve-images", "0", "--head", "1")
     assert "an even map" in table.out and f"{even:.1%}" in table.out and "its exact pixels" in table.out
     assert lies_under("pass two", "inside, pass two minus pass one", table.out)
-    toast("eval", "--run", runs[0], "--attention", "--head", "9").fails(2, "There is no head 9.")
-    toast("eval", "--run", runs[0], "--evaluation", "whole").fails(2, "for models that label pixels")
+    toast("eval", "--run", runs[0], "--attention", "--head", "9").fails(2, "head 9", error="attention.unknown-head")
+    toast("eval", "--run", runs[0], "--evaluation", "whole").fails(2, error="task.not-segmentation")
 
 
 def test_a_sweep_begins_at_the_plain_backbone(runs: tuple[Path, Path], here: Path) -> None:
@@ -75,4 +75,4 @@ def test_a_sweep_begins_at_the_plain_backbone(runs: tuple[Path, Path], here: Pat
     assert list(lines) == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
     assert lines[0.0]["shift"]["mean"] == 0 and lines[2.0]["shift"]["mean"] > lines[1.0]["shift"]["mean"] > 0
     assert (here / "s-strength/strength.png").is_file()
-    toast("eval", "--run", runs[1], "--sweep").fails(2, "this model has none")
+    toast("eval", "--run", runs[1], "--sweep").fails(2, error="method.no-feedback-path")

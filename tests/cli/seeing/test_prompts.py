@@ -30,7 +30,9 @@ def test_a_prompt_is_coloured_in_the_terminal_and_as_a_page(here: Path) -> None:
     assert torch.allclose(maps["difference"], maps["pass_two"] - maps["pass_one"])
     said = toast("visualize-attention", "--prompt", "hello", "--backbone", f"llama:{here / 'llama'}", "--out", "plain")
     assert said.code == 0 and "plain backbone" in said.err
-    toast("visualize-attention", "--prompt", "hello", "--backbone", "vit_demo").fails(2, "reads no texts")
+    toast("visualize-attention", "--prompt", "hello", "--backbone", "vit_demo").fails(
+        2, error="text.not-a-language-model"
+    )
 
 
 def test_prompts_in_one_folder_are_never_written_over_by_another(here: Path) -> None:

@@ -65,8 +65,9 @@ def test_fused_attention_that_does_something_else_is_an_error(name: str, monkeyp
 
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", other)
     model = model_on(name)
-    with pytest.raises(ToastError, match="not what the model attends with"):
+    with pytest.raises(ToastError) as refused:
         AttentionRecorder(model).record(example(model.backbone))
+    assert refused.value.code == "attention.map-mismatch"
     AttentionRecorder(model, checked=False).record(example(model.backbone))
 
 
@@ -86,8 +87,9 @@ def test_in_half_precision_scores_that_are_a_fiftieth_larger_are_an_error(
         assert checks is not None and checks.mismatch is not None
         assert checks.mismatch < MISMATCH_TOLERANCE[kind] / 2, "rounding alone"
         monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", sharper)
-        with pytest.raises(ToastError, match="not what the model attends with"):
+        with pytest.raises(ToastError) as refused:
             viewer.recorder.record(images)
+        assert refused.value.code == "attention.map-mismatch"
 
 
 @pytest.mark.parametrize("wrong", [1, 2])
@@ -96,8 +98,10 @@ def test_the_maps_of_both_passes_are_held_against_fused_attention(wrong: int) ->
         Trace(attention={0: torch.eye(2)[None, None]}, mismatch={0: torch.tensor(0.5 if number == wrong else 0.0)})
         for number in (1, 2)
     ]
-    with pytest.raises(ToastError, match=f"layer 0 in pass {wrong} is not"):
+    with pytest.raises(ToastError) as refused:
         check_attention_maps(*traces, start=None)
+    assert refused.value.code == "attention.map-mismatch"
+    assert f"layer 0 in pass {wrong}" in refused.value.what
 
 
 @pytest.mark.parametrize("levels", [None, range(2, 4)], ids=["full", "late"])
@@ -115,8 +119,10 @@ def test_a_first_block_that_differs_between_the_passes_is_an_error() -> None:
     backbone = model.backbone
     again = backbone.again
     backbone.again = lambda state, inputs: again(type(state)(state.hidden.flip(-1)), inputs)  # type: ignore[method-assign]
-    with pytest.raises(ToastError, match="differs between the passes"):
+    with pytest.raises(ToastError) as refused:
         AttentionRecorder(model).record(example(backbone))
+    assert refused.value.code == "attention.map-mismatch"
+    assert "layer 0" in refused.value.what
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
@@ -127,8 +133,10 @@ def test_half_precision_hides_no_other_attention(kind: torch.dtype) -> None:
     maps = [(scores + change * torch.randn_like(scores)).softmax(-1).to(kind) for change in (0.0, 0.001, 0.2)]
     traces = [Trace(attention={0: map}, mismatch={0: torch.zeros((), dtype=kind)}) for map in maps]
     assert check_first_steered_level(traces[0], traces[1], 0) <= SAME_MAP_TOLERANCE[kind], "what rounding does passes"
-    with pytest.raises(ToastError, match="differs between the passes"):
+    with pytest.raises(ToastError) as refused:
         check_first_steered_level(traces[0], traces[2], 0)
+    assert refused.value.code == "attention.map-mismatch"
+    assert "layer 0" in refused.value.what
 
 
 def test_attention_that_is_not_fused_is_not_said_to_have_been_compared() -> None:
@@ -160,8 +168,10 @@ class TestHeads:
         for head, wanted in ((2, row[:, 2]), ("mean", row.mean(1)), ("max", row.amax(1))):
             found = AttentionRecorder(model, head=head).record(inputs).first.flatten(1)  # type: ignore[arg-type]
             assert torch.allclose(found, (wanted / wanted.sum(-1, keepdim=True)).float(), atol=1e-6)
-        with pytest.raises(UsageError, match="count from 0 to 2"):
+        with pytest.raises(UsageError) as refused:
             AttentionRecorder(model, head=3).record(inputs)
+        assert refused.value.code == "attention.unknown-head"
+        assert "0 to 2" in refused.value.what_to_do
 
     def test_rollout_multiplies_the_levels_each_half_itself(self) -> None:
         model = model_on("vit")

@@ -175,28 +175,32 @@ class TestTheSameImages:
         check_same_images(shown("one"), shown("other", train_images=7), Reporter())
 
     def test_images_of_one_name_and_other_pixels_are_refused_by_the_first_of_them(self) -> None:
-        with pytest.raises(ToastError, match="not measured on the same images") as found:
+        with pytest.raises(ToastError) as found:
             check_same_images(shown("one"), shown("other", world_seed=1), Reporter())
+        assert found.value.code == "data.different-images"
         assert "fine/test/000000" in found.value.why and "other" in found.value.what
         smaller = shown("other", side=32)
-        with pytest.raises(ToastError, match="fine/test/000000"):
+        with pytest.raises(ToastError) as refused:
             check_same_images(shown("one"), smaller, Reporter())
+        assert refused.value.code == "data.different-images"
+        assert "fine/test/000000" in refused.value.why
 
     def test_other_names_and_numbers_of_images_are_refused(self) -> None:
-        with pytest.raises(ToastError, match="It has 5, and one has 6"):
+        with pytest.raises(ToastError, match=r"has 5.*one has 6"):
             check_same_images(shown("one"), shown("other", test_images=5), Reporter())
         one, other = shown("one"), shown("other")
         renamed = replace(other, split=Changed(other.split, renamed=3))
-        with pytest.raises(ToastError, match="is another, where one has fine/test/000003"):
+        with pytest.raises(ToastError, match=r"another.*one has fine/test/000003"):
             check_same_images(one, renamed, Reporter())
 
     def test_other_marks_of_the_object_are_refused(self) -> None:
         one, other = shown("one"), shown("other", train_images=7)
         boxed = replace(other, split=Changed(other.split, marks="its box"))
-        with pytest.raises(ToastError, match="What marks the object") as found:
+        with pytest.raises(ToastError) as found:
             check_same_images(one, boxed, Reporter())
+        assert found.value.code == "data.different-masks"
         assert "its exact pixels in one, its box in other" in found.value.why
         with pytest.raises(ToastError, match="its exact pixels in one, nothing in other"):
             check_same_images(one, replace(other, split=Changed(other.split, has_masks=False)), Reporter())
-        with pytest.raises(ToastError, match=r"The first in which it differs is fine/test/000002\."):
+        with pytest.raises(ToastError, match=r"fine/test/000002\."):
             check_same_images(one, replace(other, split=Changed(other.split, other_mask=2)), Reporter())

@@ -91,5 +91,6 @@ def test_patience_needs_something_to_wait_for(tmp_path: Path) -> None:
     recipe = build_recipe(
         {"backbone": "vit_demo_3", "dataset": raw, "method": "linear", "training": {"patience": 2}}, {}, origin="a test"
     )
-    with pytest.raises(UsageError, match="needs a validation split"):
+    with pytest.raises(UsageError) as refused:
         tune_model(recipe, tmp_path / "run", Reporter())
+    assert refused.value.code == "data.missing-split"

@@ -125,7 +125,7 @@ def test_a_warm_up_longer_than_the_run_is_cut_and_said() -> None:
     assert any("does not fit into 2" in note for note in notes)
     assert any("So few steps" in note for note in describe_schedule(TrainingOptions(epochs=1), 2))
     assert describe_schedule(TrainingOptions(epochs=100, warmup_epochs=10), 10) == [
-        "1,000 optimizer steps, 10 an epoch"
+        "1,000 optimizer steps, 10 per epoch"
     ]
 
 
@@ -210,8 +210,10 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(
         "toast_cli.training.loop.evaluate_model", lambda *_, **__: {"accuracy": 0.5, "loss": 1.0, "images": 10}
     )
-    with pytest.raises(ToastError, match=r"became nan at step 12 \(epoch 3\)"):
+    with pytest.raises(ToastError) as refused:
         tune_model(recipe, tmp_path / "run", Reporter())
+    assert refused.value.code == "training.non-finite"
+    assert "nan at step 12 (epoch 3)" in refused.value.what
     model = prepare_session(recipe).model
     assert load_checkpoint(tmp_path / "run" / "checkpoints", "last", model)["at"]["epochs"] == 2
     assert all(weight.isfinite().all() for weight in model.trained().values())
@@ -247,8 +249,10 @@ def test_a_missing_tensorboard_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("toast_cli.training.session.find_spec", lambda name: None)
-    with pytest.raises(ToastError, match="TensorBoard is not installed"):
+    with pytest.raises(ToastError) as refused:
         tune_model(recipe_of(training={"tensorboard": True}), tmp_path / "run", Reporter())
+    assert refused.value.code == "training.missing-package"
+    assert "TensorBoard" in refused.value.what
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,4 @@
-"""Several processes as one run: they share out the batches, add up what they counted, and one of them writes."""
+"""Collectives of a distributed run: each process has its own batches, counts are merged, the first process writes."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from toast_cli.utils.errors import ToastError
 
 
 class Mergeable(Protocol):
-    """Something that counts, and can take in what another one counted."""
+    """A counter to which another one can be added."""
 
     def merge(self, other: Any) -> None:
-        """Count in what the other counted."""
+        """Add the counts of another counter."""
 
 
 M = TypeVar("M", bound=Mergeable)
 
 
 def merge_across_processes(counter: M) -> M:
-    """What all processes counted together, the same in each of them."""
+    """Return the merged counter of all processes; every process gets the same."""
     first, *others = gather_object([counter])
     for other in others:
         first.merge(other)
     return first
 
 
-def merge_dicts_across_processes(found: Mapping[str, str]) -> dict[str, str]:
-    """What any process found, by name, the same in each of them."""
-    return {name: why for one in gather_object([dict(found)]) for name, why in sorted(one.items())}
+def merge_dicts_across_processes(entries: Mapping[str, str]) -> dict[str, str]:
+    """Return the union of the dictionaries of all processes; every process gets the same."""
+    return {name: value for one in gather_object([dict(entries)]) for name, value in sorted(one.items())}
 
 
 def sum_across_processes(values: list[float], accelerator: Accelerator) -> list[float]:
-    """Each value summed over all processes."""
+    """Return each value summed over all processes."""
     if accelerator.num_processes == 1:
         return values
     total = torch.tensor(values, dtype=torch.float64)
@@ -45,18 +45,18 @@ def sum_across_processes(values: list[float], accelerator: Accelerator) -> list[
 
 
 def share_run_folder(accelerator: Accelerator, make: Callable[[], RunFolder]) -> RunFolder:
-    """The run folder that the first process makes, or the error it met; the other processes read it and write nothing.
+    """Return, in every process, the run folder that the first process makes; only the first process writes to it.
 
     Raises:
-        ToastError: it could not be made.
+        ToastError: the first process could not make it. Every process raises the same error.
     """
-    found: list[Any] = [None]
+    result: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            found = [make()]
+            result = [make()]
         except ToastError as error:
-            found = [error]
-    broadcast_object_list(found)
-    if isinstance(found[0], ToastError):
-        raise found[0]
-    return RunFolder(found[0].path, writes=accelerator.is_main_process)
+            result = [error]
+    broadcast_object_list(result)
+    if isinstance(result[0], ToastError):
+        raise result[0]
+    return RunFolder(result[0].path, writes=accelerator.is_main_process)

@@ -1,4 +1,4 @@
-"""Devices and precision, by way of Accelerate."""
+"""The device and the precision of a run, through Accelerate."""
 
 from __future__ import annotations
 
@@ -13,50 +13,62 @@ from toast_cli.utils.errors import UsageError
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
-    """An Accelerator for a device and a precision, both as recipes name them.
+    """Build the Accelerator for a recipe's device and precision.
 
     Raises:
-        UsageError: the device is not there, or cannot compute in that precision, or cannot be all processes'.
+        UsageError: the device is unknown or not available, does not support the precision, or cannot be shared by
+            several processes.
     """
     kind, _, index = device.partition(":")
     if kind not in {"auto", "cpu", "cuda", "mps"} or (index and not (kind == "cuda" and index.isdigit())):
-        raise UsageError(f"There is no device '{device}'.", what_to_do="Use auto, cpu, cuda, cuda:N or mps.")
+        raise UsageError(
+            f"Unknown device '{device}'.",
+            what_to_do="Use auto, cpu, cuda, cuda:N or mps.",
+            code="device.unknown-device",
+        )
     if kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
         raise UsageError(
             f"The device '{device}' is not available.",
             f"PyTorch sees {torch.cuda.device_count()} CUDA devices.",
             "Use auto or cpu.",
+            code="device.not-available",
         )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("The device 'mps' is not available.", what_to_do="Use auto or cpu.")
+        raise UsageError(
+            "The device 'mps' is not available.", what_to_do="Use auto or cpu.", code="device.not-available"
+        )
     on_cpu = kind == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and (index or not (on_cpu or torch.cuda.is_available())):
         raise UsageError(
-            f"Several processes cannot all use '{device}'.",
-            what_to_do="Use auto, where each takes a CUDA device of its own, or cpu.",
+            f"Several processes cannot share the device '{device}'.",
+            what_to_do="Use auto, which gives each process its own CUDA device, or cpu.",
+            code="device.not-shareable",
         )
     if index:
         torch.cuda.set_device(int(index))
     on_gpu = kind != "cpu" and torch.cuda.is_available()
     if precision == "auto":
-        # CPUs without matrix units are slower in bf16 than in fp32, so it is never chosen there.
+        # CPUs without matrix units are slower in bf16 than in fp32, so auto never selects it on a CPU.
         precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if precision == "fp16" and not on_gpu:
-        raise UsageError("fp16 needs a CUDA device.", what_to_do="Use fp32 or bf16.")
+        raise UsageError(
+            "fp16 needs a CUDA device.", what_to_do="Use fp32 or bf16.", code="device.unsupported-precision"
+        )
     return Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
 
 
 def check_compiling(model: Model, accelerator: Accelerator) -> None:
-    """Refuse Accelerate's `--dynamo_backend` where signals go into the frozen network's own attention.
+    """Check that Accelerate's `--dynamo_backend` is not used with a steered model.
 
     Raises:
-        UsageError: the model is to be compiled and is steered.
+        UsageError: a dynamo backend is set and the model is steered.
     """
     backend = accelerator.state.dynamo_plugin.backend
     if backend != DynamoBackend.NO and model.adapted.steering is not None:
         raise UsageError(
             f"A steered model cannot be compiled (Accelerate's dynamo backend is {backend.value.lower()}).",
-            "torch.compile cannot follow how signals are put into the frozen network's attention.",
-            "Leave --dynamo_backend and ACCELERATE_DYNAMO_BACKEND out.",
+            "torch.compile cannot trace the signals that steering adds inside the frozen attention.",
+            "Do not set --dynamo_backend or ACCELERATE_DYNAMO_BACKEND.",
+            code="device.cannot-compile",
         )

@@ -1,8 +1,8 @@
-"""Parameters, gradients and optimizer state divided among processes, so that a model trains that fits on no device.
+"""Sharding of parameters, gradients and optimizer state, to train models that do not fit on one device.
 
-Every process holds a part of every tensor; a level's are put together for as long as the level runs. PyTorch's own
-`fully_shard` (FSDP2) does it. Accelerate's plugin calls the same, but does nothing on CPUs, so that nothing of it could
-be tested here; it also takes parts by their class, and knows of no way into a model but `forward`.
+Every process holds a shard of every tensor, and the tensors of a level are gathered while the level runs, with
+PyTorch's `fully_shard` (FSDP2). Accelerate's plugin is not used for three reasons: it does nothing on CPUs, so it could
+not be tested there; it selects modules by class; and it supports no entry point of a model except `forward`.
 """
 
 from __future__ import annotations
@@ -18,54 +18,56 @@ from toast_cli.model.model import Model
 from toast_cli.steering.steering import PassOutputs, Steering
 from toast_cli.utils.errors import UsageError
 
-# So that PyTorch finds the tensors in them whose gradients tell when parameters are needed again.
+# FSDP hooks into the gradients of output tensors, and finds them in registered classes only.
 for kind in (Readout, PassOutputs):
     register_dataclass(kind)
 
 
 def check_sharding(accelerator: Accelerator) -> None:
-    """Refuse to share out a model that only one process works on.
+    """Check that there are processes to shard the model over.
 
     Raises:
         UsageError: there is one process.
     """
     if accelerator.num_processes == 1:
         raise UsageError(
-            "training.shard divides the model among processes, and there is one.",
-            what_to_do="Start several: torchrun --nproc-per-node 2 -m toast_cli tune ..., or leave training.shard out.",
+            "training.shard needs several processes, and this run has one.",
+            what_to_do="Use torchrun --nproc-per-node 2 -m toast_cli tune ..., or leave training.shard out.",
+            code="training.single-process",
         )
 
 
 def check_uniform_forward_calls(model: Model) -> None:
-    """Refuse to share out a model that one process would run more often than another: the others would wait for ever.
+    """Check that all processes run a sharded model equally often; otherwise the collectives would deadlock.
 
     Raises:
-        UsageError: what is learned is predicted in that way.
+        UsageError: the number of forward passes depends on the image, as with a sliding window.
     """
     if model.objective.has_variable_cost:
         raise UsageError(
-            "training.shard needs every process to run the model as often as the others.",
-            "A sliding window does so more often on larger images.",
+            "training.shard needs the same number of forward passes in every process.",
+            "A sliding window runs the model more often on larger images.",
             "Use task.evaluation=whole, or leave training.shard out.",
+            code="training.uneven-forward-calls",
         )
 
 
 def get_sharded_modules(model: Model) -> list[nn.Module]:
-    """What is put together for its own call alone; all that is in none of them, for every call of the model."""
+    """Return the modules that are gathered for their own call only; the rest is gathered for every model call."""
     steering = model.adapted.steering
     own = [steering.selection, *steering.feedback.A, *steering.feedback.B] if isinstance(steering, Steering) else []
     return [*model.backbone.level_modules, *own]
 
 
 def shard_model(model: Model, accelerator: Accelerator) -> None:
-    """Divide every parameter of the model among the processes, in place.
+    """Shard every parameter of the model over the processes, in place.
 
-    A model on the CPU comes to the device one part at a time: no device ever holds it whole.
+    A model on the CPU is moved to the device one module at a time, so no device ever holds all of it.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for part in get_sharded_modules(model):
-        fully_shard(part, mesh=mesh)
-    # Put together for each call and let go at its end: evaluation has no backward pass to let it go.
+    for module in get_sharded_modules(model):
+        fully_shard(module, mesh=mesh)
+    # Reshard after the forward pass, because evaluation has no backward pass that would do so.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     for method in ("forward_passes", "outputs", "initialize_method"):
         register_fsdp_forward_method(model, method)

@@ -1,1 +1,1 @@
-"""Cost of a run before it starts: memory, throughput, price of each method."""
+"""Estimates before a run: memory, throughput and the cost of each method."""

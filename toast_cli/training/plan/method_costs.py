@@ -1,4 +1,4 @@
-"""Advice before a run: what each way of adapting trains, costs, needs and takes, and which fit into a memory."""
+"""A comparison of methods before a run: trained parameters, FLOPs, memory, time, and which fit into a given memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from toast_cli.training.session import Session, prepare_session
 from toast_cli.utils.errors import ToastError, UsageError
 
 MEMORY_BATCH_SIZES = (1, 4, 16, 64, 256)
-"""Batch sizes whose memory is told."""
+"""Batch sizes for which memory is reported."""
 MAX_TIMED_BATCH_SIZE = 32
-"""Batch size that is timed at most: more changes the time of a sample little, and fits into fewer machines."""
+"""Largest batch size that is timed: larger ones hardly change the time per sample, and fit on fewer machines."""
 
 METHOD_VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "TOAST": ("toast", ()),
@@ -33,15 +33,15 @@ METHOD_VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vpt": ("vpt", ()),
     "full": ("full", ()),
 }
-"""Ways of adapting that are compared: method, and the fields that make it this one."""
+"""The compared variants, each a method and its recipe fields."""
 
 
 @dataclass(frozen=True)
 class MethodCost:
-    """One way of adapting on this backbone and data.
+    """The cost of one method variant on a backbone and data set.
 
-    `memory` is in bytes by batch size, `largest` the largest batch that fits, `seconds_per_epoch` are this device's,
-    or None where it has too little memory itself.
+    `memory` is in bytes by batch size, and `largest` is the largest batch size that fits. `seconds_per_epoch` is
+    measured on this device, and None if the device has too little memory.
     """
 
     way: str
@@ -55,18 +55,18 @@ class MethodCost:
 
     @property
     def fits(self) -> bool:
-        """Whether one sample at least fits."""
+        """Return whether at least one sample fits."""
         return self.largest > 0
 
     @property
     def accumulate(self) -> int:
-        """Forward passes a step that make the recipe's batch of what fits."""
+        """Return the forward passes per step that give the recipe's batch size with batches that fit."""
         return -(-self.batch_size // max(self.largest, 1))
 
 
 @dataclass(frozen=True)
 class UnsupportedMethod:
-    """A way of adapting that this backbone or data does not take."""
+    """A method variant that the backbone or the data set does not support."""
 
     way: str
     why: str
@@ -75,12 +75,15 @@ class UnsupportedMethod:
 def estimate_method_costs(
     recipe_of: Callable[[str, tuple[str, ...]], Recipe], memory: int, tell: Callable[[str], object]
 ) -> Iterator[MethodCost | UnsupportedMethod]:
-    """Each way of adapting in turn; `recipe_of(method, overrides)` is the recipe that it would be tuned by.
+    """Yield the cost of each method variant.
 
-    `tell` is told of each before it is measured, which takes a while.
+    Args:
+        recipe_of: `recipe_of(method, overrides)` returns the recipe of a variant.
+        memory: the memory to fit into, in bytes.
+        tell: called with a message before each variant is measured.
 
     Raises:
-        ToastError: the data set or the backbone cannot be had, which no way of adapting mends.
+        ToastError: the first variant fails, because the data set or the backbone cannot be opened.
     """
     for number, (way, (method, fields)) in enumerate(METHOD_VARIANTS.items()):
         tell(f"Measuring {way} …")
@@ -98,11 +101,11 @@ def estimate_method_costs(
 def _estimate_method_cost(way: str, session: Session, memory: int, before: float) -> MethodCost:
     training = session.recipe.training
     sizes = session.sizes()
-    found: MemoryByBatchSize = estimate_memory_by_batch_size(
+    step_memory: MemoryByBatchSize = estimate_memory_by_batch_size(
         session.model, training, next(iter(session.batches("train", train=True))), session.accelerator
     )
     session.place()
-    largest = found.largest(memory)
+    largest = step_memory.largest(memory)
     timed = max(1, min(training.batch_size, largest, MAX_TIMED_BATCH_SIZE))
     session.recipe = session.recipe.model_copy(update={"training": training.model_copy(update={"batch_size": timed})})
     try:
@@ -114,7 +117,7 @@ def _estimate_method_cost(way: str, session: Session, memory: int, before: float
         sizes["trained_parameters"],
         sizes["flops"],
         sizes["flops_plain"],
-        {size: found.at(size).total for size in MEMORY_BATCH_SIZES},
+        {size: step_memory.at(size).total for size in MEMORY_BATCH_SIZES},
         training.batch_size,
         largest,
         seconds,
@@ -122,14 +125,18 @@ def _estimate_method_cost(way: str, session: Session, memory: int, before: float
 
 
 def parse_memory(text: str) -> int:
-    """Bytes of `24GB`, `24GiB`, `800 MB`.
+    """Return the bytes of an amount such as `24GB`, `24GiB` or `800 MB`.
 
     Raises:
-        UsageError: it is nothing like that.
+        UsageError: the text is not such an amount.
     """
     units: dict[str, Any] = {"kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
     units |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kKMGT]i?B)", text.strip())
     if match is None or match[2] not in units or float(match[1]) == 0:
-        raise UsageError(f"'{text}' is no amount of memory.", what_to_do="Write --memory 24GB.")
+        raise UsageError(
+            f"Expected an amount of memory, got '{text}'.",
+            what_to_do="Write it as in --memory 24GB.",
+            code="cli.invalid-memory",
+        )
     return int(float(match[1]) * units[match[2]])

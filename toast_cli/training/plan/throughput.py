@@ -1,4 +1,4 @@
-"""How fast a recipe trains here: a few steps, timed, decoding and moving included."""
+"""The throughput of a recipe on this machine, measured over a few steps including decoding and transfer."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from toast_cli.training.session import Session
 from toast_cli.training.tune import build_training_step
 
 MAX_TIMING_SECONDS = 5.0
-"""Seconds after which no further step is begun."""
+"""Seconds after which no further step is timed."""
 MAX_TIMED_STEPS = 5
-"""Steps that are timed at most; one more goes before them, in which memory is had and kernels are chosen."""
+"""Largest number of timed steps, after one that allocates memory and selects kernels."""
 
 
 @dataclass(frozen=True)
 class TimePerSample:
-    """Seconds for a sample while training and while measuring, and before the first one: opening, building."""
+    """Seconds per sample in training and evaluation, and seconds `before` the first one: opening data, building."""
 
     train: float
     evaluate: float
     before: float = 0.0
 
     def epoch(self, train: int) -> float:
-        """Seconds of one epoch over so many samples, validation left out."""
+        """Return the seconds of an epoch over `train` samples, without validation."""
         return train * self.train
 
     def run(self, recipe: Recipe, samples: dict[str, int]) -> float:
-        """Seconds of a whole run: every epoch trains and validates, and test is looked at once, if at all."""
+        """Return the seconds of a run: training, validation and, unless it is off, one evaluation of the test split."""
         training = recipe.training
         epochs: float = training.epochs
         if training.max_steps is not None:
@@ -52,7 +52,7 @@ class TimePerSample:
 
 
 def measure_time_per_sample(session: Session, before: float = 0.0) -> TimePerSample:
-    """Time a few steps of training, then of measuring; the session's model is changed and of no more use."""
+    """Time a few steps of training and evaluation. The session's model is changed and must not be used afterwards."""
     return TimePerSample(_time_training(session), _time_evaluation(session), before)
 
 
@@ -72,30 +72,30 @@ def _time_training(session: Session) -> float:
         _synchronize(accelerator.device)
 
     seconds = _measure_seconds_per_sample(batches, train)
-    # With a cache, the first epoch alone is that slow: the same batches again are what the others take.
+    # With a cache, only the first epoch is that slow, so time the same batches again.
     return _measure_seconds_per_sample(batches, train) if session.recipe.training.cache else seconds
 
 
 def _time_evaluation(session: Session) -> float:
     split = next(name for name in ("val", "test", "train") if name in session.data.splits)
-    shows = session.can_measure_attention(split)
+    with_attention = session.can_measure_attention(split)
 
-    def look(batch: dict[str, Any]) -> None:
-        evaluate_model(session.model, [batch], session.accelerator, with_attention=shows)
+    def evaluate(batch: dict[str, Any]) -> None:
+        evaluate_model(session.model, [batch], session.accelerator, with_attention=with_attention)
 
-    return _measure_seconds_per_sample(session.batches(split, with_masks=shows), look)
+    return _measure_seconds_per_sample(session.batches(split, with_masks=with_attention), evaluate)
 
 
 def _measure_seconds_per_sample(batches: Any, do: Callable[[dict[str, Any]], None]) -> float:
-    """Over the first few batches, fewer where they take long; the first is left out where there are others."""
+    """Time the first few batches, without the first one if there are others; stop early if they are slow."""
     timed: list[tuple[float, int]] = []
-    started = begun = time.perf_counter()
+    started = first = time.perf_counter()
     for batch in islice(batches, MAX_TIMED_STEPS + 1):
         do(batch)
         now = time.perf_counter()
         timed.append((now - started, _get_batch_size(batch)))
         started = now
-        if now - begun > MAX_TIMING_SECONDS:
+        if now - first > MAX_TIMING_SECONDS:
             break
     counted = timed[1:] or timed
     return sum(seconds for seconds, _ in counted) / sum(size for _, size in counted)
