@@ -81,13 +81,18 @@ def load_entry(group: str, name: str) -> Any:
     word = _GROUP_LABELS[group]
     claims = list_entries(group).get(name)
     if not claims:
-        raise UsageError(f"There is no {word} '{name}'.", what_to_do=did_you_mean(name, list_names(group)))
+        raise UsageError(
+            f"There is no {word} '{name}'.",
+            what_to_do=did_you_mean(name, list_names(group)),
+            code="plugin.unknown-name",
+        )
     if len(claims) > 1:
         packages = " and ".join(f"{claim.package} ({claim.value})" for claim in claims)
         raise ToastError(
             f"The {word} '{name}' is registered twice.",
             f"Both {packages} claim the name.",
             "Uninstall one of the two packages.",
+            code="plugin.registered-twice",
         )
     (entry,) = claims
     try:
@@ -99,6 +104,7 @@ def load_entry(group: str, name: str) -> Any:
             f"The {word} '{name}' of package {entry.package} could not be loaded.",
             f"{entry.value}: {type(error).__name__}: {error}",
             "Reinstall or remove that package; 'toast doctor' lists every plugin and why one fails.",
+            code="plugin.cannot-load",
         ) from error
 
 
@@ -122,11 +128,13 @@ def load_backbone_card(name: str) -> Any:
             f"There is no backbone '{name}'.",
             what_to_do=f"{did_you_mean(name, list_names(BACKBONES))} "
             f"A family takes any model of its library: {families}.",
+            code="backbone.unknown-name",
         )
     if card.contract != CONTRACT_VERSION:
         raise ToastError(
             f"The backbone '{name}' was written for version {card.contract} of the backbone contract.",
             f"This toast speaks version {CONTRACT_VERSION}.",
             "Install matching versions of toast and of the plugin.",
+            code="plugin.wrong-contract",
         )
     return card

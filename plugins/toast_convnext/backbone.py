@@ -47,6 +47,7 @@ class ConvNeXtBackbone(Backbone):
             raise ToastError(
                 f"{type(module).__name__} is not a timm ConvNeXt.",
                 what_to_do="Choose a ConvNeXt or ConvNeXtV2 model, or the plugin of its family.",
+                code="backbone.wrong-family",
             )
         self.module = module
         self.width, self.head_width = module.num_features, module.head_hidden_size

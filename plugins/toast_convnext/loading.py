@@ -39,5 +39,6 @@ def build_convnext(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:
             f"{height} × {width} pixels are too few for '{model}'.",
             f"Its stages divide the image by {backbone.stride}.",
             f"Set backbone.image_size to {backbone.stride} or more.",
+            code="backbone.image-too-small",
         )
     return backbone

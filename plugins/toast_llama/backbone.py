@@ -69,7 +69,10 @@ class LayerInputs:
 
 def _build_unsteerable_error(module: nn.Module, why: str) -> ToastError:
     return ToastError(
-        f"{type(module).__name__} cannot be steered.", why, "Choose a model of the LLaMA, Mistral, Qwen or Gemma kind."
+        f"{type(module).__name__} cannot be steered.",
+        why,
+        "Choose a model of the LLaMA, Mistral, Qwen or Gemma kind.",
+        code="backbone.cannot-steer",
     )
 
 

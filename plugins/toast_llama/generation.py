@@ -61,6 +61,7 @@ class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
                 f"Two passes cannot keep their keys and values in a '{asked}' cache.",
                 "They need a cache each, which grows with the text.",
                 "Leave cache_implementation out.",
+                code="backbone.unsupported-cache",
             )
         if settings.get(CACHE_ARGUMENT) is None and settings.get("use_cache", config.use_cache) is not False:
             settings[CACHE_ARGUMENT] = TwoPassCache(self.config)

@@ -61,6 +61,7 @@ def build_llama(source: str, architecture: Mapping[str, Any] | None, options: Ll
                 f"There is no model in {folder}.",
                 "It holds no config.json.",
                 "Give the folder that transformers' save_pretrained wrote, or a download of the model's repository.",
+                code="weights.missing-model",
             )
         place = str(folder)
     _load_config(place)
@@ -85,12 +86,15 @@ def _load_weights_file(source: str, file: Path, dtype: Any) -> PreTrainedModel:
     try:
         load_model(module, require_regular_file(file))
     except FileNotFoundError as error:
-        raise UsageError(f"There is no weights file {file}.", what_to_do="Check --weights.") from error
+        raise UsageError(
+            f"There is no weights file {file}.", what_to_do="Check --weights.", code="weights.missing-file"
+        ) from error
     except (SafetensorError, RuntimeError, OSError) as error:
         raise ToastError(
             f"{file} does not hold the weights of '{source}'.",
             " ".join(str(error).split())[:300],
             "Give the file that was exported from this model.",
+            code="weights.wrong-model",
         ) from error
     return module
 
@@ -109,6 +113,7 @@ def _load_config(source: str) -> Any:
         raise ToastError(
             f"'{source}' is a model of the kind {config.model_type}, and no decoder-only causal language model.",
             what_to_do="Choose a model of the LLaMA, Mistral, Qwen or Gemma kind.",
+            code="backbone.wrong-family",
         )
     return config
 
@@ -131,10 +136,15 @@ def _load_tokenizer(place: str) -> Any:
 def _build_unavailable_error(place: str, error: Exception) -> ToastError:
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if Path(place).is_dir():
-        return ToastError(f"The model in {place} could not be loaded.", why, "Fetch it again, whole.")
+        return ToastError(
+            f"The model in {place} could not be loaded.", why, "Fetch it again, whole.", code="weights.cannot-load"
+        )
     if place.startswith(("/", ".", "~")) or place.count("/") > 1:  # no repository is called so
         return ToastError(
-            f"There is no model in {place}.", "There is no such folder.", "Say where it is: --weights FOLDER."
+            f"There is no model in {place}.",
+            "There is no such folder.",
+            "Say where it is: --weights FOLDER.",
+            code="weights.missing-model",
         )
     return ToastError(
         f"The model '{place}' could not be fetched.",
@@ -142,4 +152,5 @@ def _build_unavailable_error(place: str, error: Exception) -> ToastError:
         f"There is no folder {place} here either: a run that was made of one is given it by --weights FOLDER. With a "
         "network, run again (a gated model needs 'hf auth login'). Without one, --weights FOLDER or --backbone "
         "llama:FOLDER names a folder that holds it; --weights none starts from random weights.",
+        code="weights.cannot-download",
     )

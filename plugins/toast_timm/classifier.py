@@ -30,7 +30,9 @@ def load_pretrained_classifier(
     whole: Any = build_module(model, weights, {"num_classes": None}, family, named)
     layer = whole.get_classifier()
     if not isinstance(layer, nn.Linear):
-        raise UsageError(f"'{model}' has no classifier of its own.", what_to_do="Use task.head=new.")
+        raise UsageError(
+            f"'{model}' has no classifier of its own.", what_to_do="Use task.head=new.", code="task.no-classifier"
+        )
     if len(classes) == layer.out_features:
         return layer
     subset = infer_imagenet_subset(whole)
@@ -42,6 +44,7 @@ def load_pretrained_classifier(
             f"These are none of its classes by name: {', '.join(unknown[:MAX_LISTED_CLASSES])}"
             f"{', …' * (len(unknown) > MAX_LISTED_CLASSES)}.",
             "Use task.head=new.",
+            code="task.classifier-mismatch",
         )
     rows = [names.index(name) for name in classes]
     cut = nn.Linear(layer.in_features, len(rows), bias=layer.bias is not None)

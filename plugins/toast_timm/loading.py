@@ -42,7 +42,9 @@ def build_module(
     """
     if not timm.is_model(model.split(".")[0]):
         known = [name for pattern in named for name in timm.list_models(pattern)]
-        raise UsageError(f"timm has no model '{model}'.", what_to_do=did_you_mean(model, known))
+        raise UsageError(
+            f"timm has no model '{model}'.", what_to_do=did_you_mean(model, known), code="backbone.unknown-model"
+        )
     arguments = {"num_classes": 0, **arguments}
     if arguments["num_classes"] is None:
         del arguments["num_classes"]
@@ -77,14 +79,19 @@ def _create_model(model: str, arguments: dict[str, Any], family: str, **weights:
         return timm.create_model(model, **weights, **arguments)
     except TypeError as error:
         raise ToastError(
-            f"'{model}' cannot be built as {family}.", str(error), "Choose the plugin of its family."
+            f"'{model}' cannot be built as {family}.",
+            str(error),
+            "Choose the plugin of its family.",
+            code="backbone.wrong-family",
         ) from error
 
 
 def _load_from_file(model: str, path: Path, arguments: dict[str, Any], family: str) -> nn.Module:
     if not path.is_file():
         what = f"{path} is no weights file." if path.exists() else f"There is no weights file {path}."
-        raise UsageError(what, what_to_do="Check --weights (or backbone.weights in the recipe).")
+        raise UsageError(
+            what, what_to_do="Check --weights (or backbone.weights in the recipe).", code="weights.missing-file"
+        )
     overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
     try:
         with _record_state_dict_keys() as (missing, unexpected):
@@ -99,11 +106,13 @@ def _load_from_file(model: str, path: Path, arguments: dict[str, Any], family: s
                 f"{path} was not loaded: it holds more than weights.",
                 f"It asks for {code}, and only tensors are read, because anything else could run code.",
                 "Save the model's state_dict alone, best as safetensors.",
+                code="weights.unsafe-file",
             ) from error
         raise ToastError(
             f"{path} does not hold the weights of '{model}', or is damaged.",
             _truncate(str(error)),
             "Give the --backbone that the file was made for, or fetch the file again.",
+            code="weights.wrong-model",
         ) from error
 
 
@@ -158,6 +167,7 @@ def _load_from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Mod
             raise ToastError(
                 f"timm publishes no weights for '{model}'.",
                 what_to_do="Give your own: --weights FILE. --weights none starts from random weights.",
+                code="weights.not-published",
             ) from error
         where = getattr(config, "hf_hub_id", None) or getattr(config, "url", None) or "the hub"
         raise ToastError(
@@ -166,6 +176,7 @@ def _load_from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Mod
             f"With a network, run again. Without one, fetch model.safetensors of {where} elsewhere and give it as "
             "--weights FILE (safetensors, .pth or .npz), or put it into the cache that HF_HOME names. "
             "--weights none starts from random weights.",
+            code="weights.cannot-download",
         ) from error
 
 

@@ -211,6 +211,7 @@ class VitBackbone(Backbone):
             raise ToastError(
                 f"{name} is not a timm VisionTransformer.",
                 what_to_do="Choose a ViT or DeiT model, or the plugin of its family.",
+                code="backbone.wrong-family",
             )
         self.attentions = [[part for part in block.modules() if isinstance(part, Attention)] for block in module.blocks]
         if not all(self.attentions):
@@ -218,6 +219,7 @@ class VitBackbone(Backbone):
                 f"The blocks of this {name} have no q, k, v projection of their own.",
                 "TOAST adds its signal to the values, and these blocks fuse them with something else.",
                 "Choose a ViT with ordinary attention blocks.",
+                code="backbone.cannot-steer",
             )
         self.module = module
         self.width = self.head_width = module.embed_dim

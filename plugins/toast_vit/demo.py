@@ -45,12 +45,17 @@ def build_demo(name: str, depth: int, options: VitOptions) -> VitBackbone:
         path = shipped if options.weights is None else Path(options.weights).expanduser()
         if not path.is_file():
             what = f"{path} is no weights file." if path.exists() else f"There is no weights file {path}."
-            raise UsageError(what, what_to_do="Reinstall toast." if path == shipped else "Check --weights.")
+            raise UsageError(
+                what,
+                what_to_do="Reinstall toast." if path == shipped else "Check --weights.",
+                code="weights.missing-file",
+            )
         if path.suffix != ".safetensors":
             raise UsageError(
                 f"Expected a .safetensors file for '{name}', got {path}.",
                 "No other format is read for this backbone.",
                 "Give what 'toast export --what backbone' wrote, or the --backbone that the file was made for.",
+                code="weights.unsupported-format",
             )
         try:
             module.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
@@ -59,6 +64,7 @@ def build_demo(name: str, depth: int, options: VitOptions) -> VitBackbone:
                 f"{path} does not hold the weights of '{name}' (a safetensors file).",
                 " ".join(str(error).split())[:300],
                 "Give the --backbone that the file was made for.",
+                code="weights.wrong-model",
             ) from error
     check_image_size(module, options)
     if options.image_size is not None:

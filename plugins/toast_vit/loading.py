@@ -30,6 +30,7 @@ def check_image_size(module: Any, options: VitOptions) -> None:
             raise UsageError(
                 f"backbone.image_size={side} is not a multiple of the patch of {patch} pixels.",
                 what_to_do=f"The nearest that is: {nearest}.",
+                code="backbone.wrong-image-size",
             )
 
 

@@ -257,6 +257,7 @@ class Backbone(ABC):
             raise UsageError(
                 f"A {type(self.module).__name__} does not look at images.",
                 what_to_do="Choose a vision backbone, or a data set of text.",
+                code="backbone.not-for-images",
             )
         return self.preprocessing
 
@@ -270,6 +271,7 @@ class Backbone(ABC):
             raise ToastError(
                 f"There is no tokenizer beside this {type(self.module).__name__}.",
                 what_to_do="Give a folder that holds model and tokenizer.",
+                code="backbone.no-tokenizer",
             )
         return self.tokenizer
 

@@ -52,11 +52,16 @@ def build_steering(options: FeedbackOptions, backbone: Backbone) -> Steering:
     count = len(backbone.levels)
     middle = options.feedback_level or count // 2
     if options.feedback == "full" and options.feedback_level is not None:
-        raise UsageError("feedback_level goes with feedback: early or late.", what_to_do="Leave one of them out.")
+        raise UsageError(
+            "feedback_level goes with feedback: early or late.",
+            what_to_do="Leave one of them out.",
+            code="method.incomplete-feedback",
+        )
     if options.feedback != "full" and not 0 < middle < count:
         raise UsageError(
             f"There is no {options.feedback} feedback at level {middle} of {count}.",
             what_to_do=f"Give method.feedback_level from 1 to {count - 1}.",
+            code="method.feedback-level-out-of-range",
         )
     levels = {"full": range(count), "early": range(middle), "late": range(middle, count)}[options.feedback]
     return Steering(backbone, levels, token_selection=options.token_selection)

@@ -52,12 +52,14 @@ def inject_peft_layers(backbone: Backbone, config: PeftConfig) -> AdaptedModel:
             f"PEFT cannot put {kind} into a {type(network).__name__}.",
             f"{type(error).__name__}: {error}",
             "Change method.options, or choose one of toast, toast-lite, lora and full.",
+            code="method.peft-not-injected",
         ) from error
     parts = [part for part in network.modules() if isinstance(part, BaseTunerLayer)]
     if not parts:
         raise UsageError(
             f"PEFT's {kind} puts no layers into a {type(network).__name__}.",
             what_to_do="Choose one of toast, toast-lite, lora and full.",
+            code="method.peft-no-layers",
         )
     if kind == "ln_tuning":  # which trains a copy of a layer in its place; all others take what comes and give it back
         for part in parts:
@@ -86,6 +88,7 @@ def check_forward_runs(adapted: AdaptedModel, kind: str) -> None:
             f"PEFT's {kind} went into a {type(backbone.module).__name__} and does not run in it.",
             f"{type(error).__name__}: {error}",
             "Choose other targets, or one of toast, toast-lite, lora and full.",
+            code="method.peft-not-runnable",
         ) from error
 
 
@@ -114,7 +117,9 @@ def build_peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
     known = {str(each.value).lower(): each for each in PeftType}
     names = sorted({*list_injectable_kinds(), "dora"})
     if kind not in known:
-        raise UsageError(f"There is no method 'peft:{kind}'.", what_to_do=did_you_mean(kind, names))
+        raise UsageError(
+            f"There is no method 'peft:{kind}'.", what_to_do=did_you_mean(kind, names), code="method.unknown-peft-kind"
+        )
     tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(known[kind])
     if kind not in names and _has_independent_layers(kind, tuner):
         raise UsageError(
@@ -122,12 +127,14 @@ def build_peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
             "It also wants a call at every step of training or a term of the loss, which PEFT leaves to the loop; "
             "without them it would be another method under this name.",
             f"Kinds that are nothing but layers: {', '.join(names)}.",
+            code="method.unsupported-peft-kind",
         )
     if kind not in names:
         raise UsageError(
             f"'peft:{kind}' cannot be used here: it does not put layers of its own into a network, each for itself.",
             "It works by further tokens or inputs, or by weights that its layers share.",
             f"For learned tokens beside an image's there is vpt. Kinds that do: {', '.join(names)}.",
+            code="method.unsupported-peft-kind",
         )
     config = PEFT_TYPE_TO_CONFIG_MAPPING[known[kind]]
     fields = {field.name: "" for field in dataclasses.fields(config)}
@@ -136,17 +143,21 @@ def build_peft_config(kind: str, options: dict[str, Any]) -> PeftConfig:
             raise UsageError(
                 f"method.options.{option}: PEFT's {config.__name__} has no such option.",
                 what_to_do=did_you_mean(option, fields),
+                code="method.unknown-peft-option",
             )
         if option in _UNSUPPORTED_OPTIONS and options[option]:
             raise UsageError(
                 f"method.options.{option} cannot be used here.",
                 "It wants a call at every step of training or a term of the loss, which PEFT leaves to the loop.",
                 "Leave it out.",
+                code="method.unsupported-peft-option",
             )
     try:
         return config(**options)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"PEFT's {config.__name__} refuses method.options.", str(error)) from error
+        raise UsageError(
+            f"PEFT's {config.__name__} refuses method.options.", str(error), code="method.invalid-peft-options"
+        ) from error
 
 
 def list_injectable_kinds() -> set[str]:
@@ -201,7 +212,9 @@ def merge_peft_layers(network: nn.Module) -> nn.Module:
             part.merge()
         except (AttributeError, NotImplementedError, ValueError) as error:
             raise UsageError(
-                f"{type(part).__name__} of PEFT cannot be worked into the backbone's weights.", str(error)
+                f"{type(part).__name__} of PEFT cannot be worked into the backbone's weights.",
+                str(error),
+                code="method.cannot-merge",
             ) from error
         parent, _, last = name.rpartition(".")
         setattr(copy.get_submodule(parent), last, part.get_base_layer())

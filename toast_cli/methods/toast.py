@@ -62,6 +62,7 @@ def check_frozen_path(options: ToastOptions, pretuned: bool) -> None:
         raise UsageError(
             "channel_selection: false freezes the feedback path, and the least-squares start leaves it at zero.",
             what_to_do="Give a pre-tuned path with --init-from, or method.start=random.",
+            code="method.frozen-zero-feedback",
         )
 
 

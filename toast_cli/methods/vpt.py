@@ -38,6 +38,7 @@ def build_vpt(options: VptOptions, backbone: Backbone) -> AdaptedModel:
         raise UsageError(
             f"vpt adds tokens, and a {type(backbone.module).__name__} takes none.",
             what_to_do=f"Use one of {', '.join(others)}; vpt is for ViTs.",
+            code="method.not-a-vit",
         )
     return PromptedModel(backbone, options.prompts, options.deep)
 

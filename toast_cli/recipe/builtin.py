@@ -66,7 +66,11 @@ def find_recipe(name_or_path: str) -> RecipeText:
     if path.is_file():
         return RecipeText(path.stem, read_recipe_text(path), name_or_path, built_in=False)
     if path.exists() and path.suffix in RECIPE_SUFFIXES:
-        raise UsageError(f"{path} is no recipe.", "It is no regular file: a folder, a pipe or a device.")
+        raise UsageError(
+            f"{path} is no recipe.",
+            "It is no regular file: a folder, a pipe or a device.",
+            code="recipe.not-a-regular-file",
+        )
     known = list_recipes()
     name = name_or_path
     for ending in RECIPE_SUFFIXES:
@@ -75,7 +79,7 @@ def find_recipe(name_or_path: str) -> RecipeText:
         return RecipeText(name, read_builtin_recipe(name), f"{name}.yaml", built_in=True)
     what = f"There is no file {path}." if path.suffix in RECIPE_SUFFIXES else f"There is no recipe '{name_or_path}'."
     listing = "" if len(known) <= 12 else "'toast recipes ls' lists all of them."
-    raise UsageError(what, what_to_do=f"{did_you_mean(name, known)} {listing}".strip())
+    raise UsageError(what, what_to_do=f"{did_you_mean(name, known)} {listing}".strip(), code="recipe.unknown-recipe")
 
 
 def get_header_comment(text: str) -> str:

@@ -31,7 +31,9 @@ def apply_overrides(draft: PartialRecipe, overrides: Sequence[str]) -> list[str]
         try:
             draft.set(key, value, place)
         except TypeError as error:
-            raise UsageError(f"{text}: {error} is a plain value and has no fields.") from error
+            raise UsageError(
+                f"{text}: {error} is a plain value and has no fields.", code="recipe.not-a-section"
+            ) from error
     return dropped
 
 
@@ -43,14 +45,18 @@ def _parse_key(text: str) -> tuple[str, ...]:
     key, equals, _ = text.partition("=")
     parts = tuple(key.split("."))
     if not equals:
-        raise UsageError(f"'{text}' is not of the form KEY=VALUE.", what_to_do=_HINT)
+        raise UsageError(f"'{text}' is not of the form KEY=VALUE.", what_to_do=_HINT, code="recipe.invalid-override")
     if not all(parts) or any(part != part.strip() for part in parts):
-        raise UsageError(f"'{key}' in '{text}' is no field.", what_to_do=_HINT)
+        raise UsageError(f"'{key}' in '{text}' is no field.", what_to_do=_HINT, code="recipe.invalid-override")
     return parts
 
 
 def _parse_override_value(text: str) -> Any:
     key, _, value = text.partition("=")
     if not value.strip():
-        raise UsageError(f"'{text}' has no value.", what_to_do=f"Write {key}=null to set it to nothing.")
+        raise UsageError(
+            f"'{text}' has no value.",
+            what_to_do=f"Write {key}=null to set it to nothing.",
+            code="recipe.invalid-override",
+        )
     return parse_value(value, origin=text)

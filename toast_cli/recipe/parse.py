@@ -92,7 +92,9 @@ def build_dataset_options(
     others = sorted(set(draft.values) - {"dataset"})
     if others:
         raise UsageError(
-            f"Only the data set can be changed here, not {others[0]}.", what_to_do="Write dataset.KEY=VALUE."
+            f"Only the data set can be changed here, not {others[0]}.",
+            what_to_do="Write dataset.KEY=VALUE.",
+            code="recipe.only-data-set",
         )
     try:
         options: type[NamedOptions] = _load_plugin("dataset", draft.values["dataset"]).options
@@ -114,13 +116,19 @@ def read_recipe_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise UsageError(
-                f"{path} is larger than {MAX_RECIPE_BYTES // 1_000_000} MB.", "A recipe is a short YAML file."
+                f"{path} is larger than {MAX_RECIPE_BYTES // 1_000_000} MB.",
+                "A recipe is a short YAML file.",
+                code="recipe.oversized-file",
             )
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UsageError(f"The recipe {path} cannot be read.", error.strerror or str(error)) from error
+        raise UsageError(
+            f"The recipe {path} cannot be read.", error.strerror or str(error), code="recipe.unreadable-file"
+        ) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"The recipe {path} cannot be read.", "It is not UTF-8 text.") from error
+        raise UsageError(
+            f"The recipe {path} cannot be read.", "It is not UTF-8 text.", code="recipe.unreadable-file"
+        ) from error
 
 
 class _UnusableSection(Exception):
@@ -144,26 +152,32 @@ def _find_unfit_task(source: Any, dataset: str, task: NamedOptions) -> list[Reci
             f"it needs a label for every pixel, and {dataset} has none. "
             "Use voc, ade20k, masks:PATH or demo-segmentation, or leave task.name out."
         )
-    return [RecipeProblem(("task", "name"), text, task.name)]
+    return [RecipeProblem(("task", "name"), text, task.name, code="recipe.unfit-task")]
 
 
 def _load_plugin(section: str, content: Any) -> Any:
     """The registered object that a section names."""
     if content is None:
-        raise _UnusableSection(RecipeProblem((section,), f"is missing. Write '{section}: NAME'."))
+        raise _UnusableSection(
+            RecipeProblem((section,), f"is missing. Write '{section}: NAME'.", code="recipe.missing")
+        )
     if not isinstance(content, dict):
-        raise _UnusableSection(RecipeProblem((section,), "must be a name, or a mapping that holds one.", content))
+        raise _UnusableSection(
+            RecipeProblem((section,), "must be a name, or a mapping that holds one.", content, code="recipe.wrong-type")
+        )
     if "name" not in content:
-        raise _UnusableSection(RecipeProblem((section, "name"), "is missing."))
+        raise _UnusableSection(RecipeProblem((section, "name"), "is missing.", code="recipe.missing"))
     if not isinstance(name := content["name"], str):
-        raise _UnusableSection(RecipeProblem((section, "name"), "must be a name.", name))
+        raise _UnusableSection(RecipeProblem((section, "name"), "must be a name.", name, code="recipe.wrong-type"))
     try:
         if section == "backbone":
             return registry.load_backbone_card(name)
         return registry.load_entry(_GROUPS[section], name)
     except UsageError as error:
         hint = (suggest_source_prefix(name) if section == "dataset" else "") or error.what_to_do
-        raise _UnusableSection(RecipeProblem((section, "name"), f"{error.what} {hint}".strip(), name)) from error
+        raise _UnusableSection(
+            RecipeProblem((section, "name"), f"{error.what} {hint}".strip(), name, code="recipe.unknown-name")
+        ) from error
 
 
 def _validate_json(model: type[ModelT], values: Any) -> ModelT:

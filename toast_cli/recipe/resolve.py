@@ -177,11 +177,14 @@ def _choose_base_recipe(
     source = expand_shorthand("dataset", dataset)["name"]
     if source not in registry.list_names(registry.SOURCES):
         hint = suggest_source_prefix(dataset) or did_you_mean(source, registry.list_names(registry.SOURCES))
-        raise UsageError(f"There is no data set '{source}' (from --dataset).", what_to_do=hint)
+        raise UsageError(
+            f"There is no data set '{source}' (from --dataset).", what_to_do=hint, code="recipe.unknown-name"
+        )
     if backbone is None:
         raise UsageError(
             f"There is no built-in recipe for {dataset}, so the backbone must be named.",
             what_to_do="Add --backbone; 'toast backbones' lists them.",
+            code="recipe.missing-backbone",
         )
     task = registry.load_entry(registry.SOURCES, source).task
     found = _find_method_recipe(GENERAL_FOLDER, method, "" if task == DEFAULT_TASK else f"{task}-")

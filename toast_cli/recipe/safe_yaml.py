@@ -51,13 +51,19 @@ def parse_mapping(text: str, origin: str, kind: str) -> tuple[dict[str, Any], di
     """
     if len(text.encode()) > MAX_RECIPE_BYTES:
         raise UsageError(
-            f"{origin} is larger than {MAX_RECIPE_BYTES // 1_000_000} MB.", f"A {kind} is a short YAML file."
+            f"{origin} is larger than {MAX_RECIPE_BYTES // 1_000_000} MB.",
+            f"A {kind} is a short YAML file.",
+            code="recipe.oversized-file",
         )
     reader = _YamlReader(text, origin)
     values = reader.document()
     if not isinstance(values, dict):
         found = "nothing" if values is None else "a list" if isinstance(values, list) else "a single value"
-        raise UsageError(f"{origin} is not a {kind}.", f"A {kind} holds 'key: value' lines; this file holds {found}.")
+        raise UsageError(
+            f"{origin} is not a {kind}.",
+            f"A {kind} holds 'key: value' lines; this file holds {found}.",
+            code="recipe.not-a-mapping",
+        )
     return values, reader.places
 
 
@@ -118,7 +124,7 @@ class _YamlReader:
             mark = getattr(error, "problem_mark", None)
             why = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
             place = self._place(mark.line) if mark else self.origin
-            raise UsageError(f"{place}: this is not valid YAML.", f"{why}.") from error
+            raise UsageError(f"{place}: this is not valid YAML.", f"{why}.", code="recipe.invalid-yaml") from error
 
     def _next(self, *passed: type) -> Any:
         event = next(self._events)
@@ -160,7 +166,7 @@ class _YamlReader:
         return f"{self.origin}:{line + 1}" if self.numbered else self.origin
 
     def _refuse(self, event: Any, why: str) -> None:
-        raise UsageError(f"{self._place(event.start_mark.line)}: {why}")
+        raise UsageError(f"{self._place(event.start_mark.line)}: {why}", code="recipe.unsupported-yaml")
 
 
 def _parse_scalar(text: str) -> Any:

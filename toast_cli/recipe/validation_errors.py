@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -47,6 +47,16 @@ _ERROR_MESSAGES = {
 }
 """pydantic's kinds of error in our words; whatever is not here keeps pydantic's sentence without its preamble."""
 
+_ERROR_CODES = {
+    "missing": "recipe.missing",
+    "extra_forbidden": "recipe.unknown-field",
+    "literal_error": "recipe.unknown-choice",
+    "enum": "recipe.unknown-choice",
+    "int_from_float": "recipe.wrong-type",
+    "none_required": "recipe.wrong-type",
+}
+_RANGE_ERRORS = ("finite_number", "greater_than", "less_than", "multiple_of", "too_", "string_too_")
+
 
 @dataclass(frozen=True)
 class RecipeProblem:
@@ -55,6 +65,7 @@ class RecipeProblem:
     loc: FieldPath
     text: str
     value: Any = _MISSING
+    code: str = field(kw_only=True)
 
     def line(self, draft: PartialRecipe) -> str:
         """The problem as one line of a message."""
@@ -68,7 +79,9 @@ def make_recipe_error(problems: Iterable[RecipeProblem], draft: PartialRecipe) -
     lines = [f"  {problem.line(draft)}" for problem in found]
     in_file = any(draft.place(problem.loc).startswith(draft.origin) for problem in found)
     return UsageError(
-        f"{draft.origin} cannot be used as a {draft.kind}." if in_file else "These settings cannot be used.", lines
+        f"{draft.origin} cannot be used as a {draft.kind}." if in_file else "These settings cannot be used.",
+        lines,
+        code=found[0].code if len({problem.code for problem in found}) == 1 else "recipe.invalid",
     )
 
 
@@ -79,18 +92,24 @@ def convert_validation_error(
     found = [_locate_error(detail, start, draft) for detail in error.errors(include_url=False)]
     # A value that may have several forms fails once per form. The form whose inside was looked at is the one meant.
     inner = {loc for loc, _, of_union in found if of_union}
-    problems: dict[FieldPath, list[str]] = {}
+    problems: dict[FieldPath, dict[str, str]] = {}
     for loc, detail, of_union in found:
         if of_union and any(len(other) > len(loc) and other[: len(loc)] == loc for other in inner):
             continue
         if detail["type"] == "missing" and isinstance(loc[-1], int):
-            loc, text = loc[:-1], f"must have at least {int(loc[-1]) + 1} entries."
+            loc, text, code = loc[:-1], f"must have at least {int(loc[-1]) + 1} entries.", "recipe.out-of-range"
         else:
-            text = _format_error(detail, loc, draft, models)
-        texts = problems.setdefault(loc, [])
-        if text not in texts:
-            texts.append(text)
-    return [RecipeProblem(loc, _join_texts(texts), _get_value(draft, loc)) for loc, texts in problems.items()]
+            text, code = _format_error(detail, loc, draft, models), _get_error_code(detail["type"])
+        problems.setdefault(loc, {}).setdefault(text, code)
+    return [
+        RecipeProblem(
+            loc,
+            _join_texts(list(codes)),
+            _get_value(draft, loc),
+            code=next(iter(codes.values())) if len(set(codes.values())) == 1 else "recipe.wrong-type",
+        )
+        for loc, codes in problems.items()
+    ]
 
 
 def _locate_error(detail: Any, start: FieldPath, draft: PartialRecipe) -> tuple[FieldPath, Any, bool]:
@@ -123,6 +142,15 @@ def _format_error(detail: Any, loc: FieldPath, draft: PartialRecipe, models: dic
     if kind in _ERROR_MESSAGES:
         return _ERROR_MESSAGES[kind].format(**context).rstrip(".") + "."
     return str(detail["msg"]).replace("Input should", "must").rstrip(".") + "."
+
+
+def _get_error_code(kind: str) -> str:
+    """Return the error code of one of pydantic's error types."""
+    if kind in _ERROR_CODES:
+        return _ERROR_CODES[kind]
+    if kind.endswith(("_type", "_parsing")):
+        return "recipe.wrong-type"
+    return "recipe.out-of-range" if kind.startswith(_RANGE_ERRORS) else "recipe.invalid-value"
 
 
 def _join_texts(texts: list[str]) -> str:

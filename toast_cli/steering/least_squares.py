@@ -87,7 +87,11 @@ def initialize_least_squares(steering: Steering, backbone: Backbone, batches: It
             _flatten_tokens(first.compared, backbone.channel_dim, first.real), dim=-1
         ).sum(0)
     if not isinstance(directions, Tensor):
-        raise ToastError("The least-squares start got no input.", what_to_do="Give it at least one training image.")
+        raise ToastError(
+            "The least-squares start got no input.",
+            what_to_do="Give it at least one training image.",
+            code="method.no-start-images",
+        )
     copy_tensor(steering.selection.xi, F.normalize(directions, dim=0))
     copy_tensor(steering.selection.P, torch.eye(len(directions)))
     for index, (moment, A_l, B_l) in enumerate(zip(moments, steering.feedback.A, steering.feedback.B, strict=True)):
@@ -97,6 +101,7 @@ def initialize_least_squares(steering: Steering, backbone: Backbone, batches: It
                 f"The least-squares start is not finite at level {index + 1}.",
                 "The backbone's activations on these images overflow.",
                 "Run in fp32, or use method.start=random.",
+                code="method.start-not-finite",
             )
         copy_tensor(get_base_weight(A_l), solution.to(get_base_weight(A_l).dtype).reshape(get_base_weight(A_l).shape))
         nn.init.zeros_(get_base_weight(B_l))

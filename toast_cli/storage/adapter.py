@@ -167,6 +167,7 @@ def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
                 f"{path} holds no adapter.",
                 "The run did not get to its end." if unfinished else f"There is no {ADAPTER_CONFIG_FILE} in it.",
                 "Name a finished run folder, an adapter folder, or an exported file or hf folder.",
+                code="run.unfinished" if unfinished else "adapter.missing",
             )
         _, trained = _read_tensors(folder / TRAINED_TENSORS_FILE)
         _, frozen = (
@@ -175,7 +176,9 @@ def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         return _parse_config((folder / ADAPTER_CONFIG_FILE).read_bytes(), folder), {**trained, **frozen}
     if not path.is_file():
         there = "It is no regular file: a pipe, a socket or a device." if path.exists() else ""
-        raise UsageError(f"There is no run, adapter or exported file at {path}.", there, "Check --run.")
+        raise UsageError(
+            f"There is no run, adapter or exported file at {path}.", there, "Check --run.", code="adapter.missing"
+        )
     metadata, tensors = _read_tensors(path)
     if ARTIFACT_METADATA_KEY in metadata:
         raise _make_not_an_adapter_error(path)
@@ -184,12 +187,14 @@ def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
             f"{path} holds the weights of a backbone, {metadata[BACKBONE_METADATA_KEY]}, "
             "and nothing of what was learned.",
             what_to_do=f"Use it as --weights {path}, or load it with the backbone's own library.",
+            code="adapter.backbone-weights-only",
         )
     if "toast" not in metadata:
         raise UsageError(
             f"{path} was not exported by toast.",
             "Its metadata has no entry 'toast'.",
             "Name a file that 'toast export' wrote.",
+            code="adapter.foreign-file",
         )
     return _parse_config(metadata["toast"], path), tensors
 
@@ -205,18 +210,19 @@ def _make_not_an_adapter_error(path: Path) -> UsageError:
     return UsageError(
         f"{path} holds a pre-tuned feedback path, which is a start for tuning and no model.",
         what_to_do=f"Tune from it: toast tune --init-from {path}",
+        code="artifact.not-a-model",
     )
 
 
 def _make_damaged_error(path: Path, error: Exception) -> ToastError:
-    return ToastError(f"{path} is damaged.", str(error), REEXPORT_HINT)
+    return ToastError(f"{path} is damaged.", str(error), REEXPORT_HINT, code="adapter.damaged")
 
 
 def _make_unreadable_error(path: Path, error: Exception) -> ToastError:
     if told := describe_file_type(path):
         what = f"{path} is no run, adapter or exported safetensors file."
-        return UsageError(what, told, "Name the run that it was made from.")
-    return ToastError(f"{path} is missing or damaged.", str(error), REEXPORT_HINT)
+        return UsageError(what, told, "Name the run that it was made from.", code="adapter.unsupported-file")
+    return ToastError(f"{path} is missing or damaged.", str(error), REEXPORT_HINT, code="adapter.damaged")
 
 
 def _read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
@@ -229,4 +235,5 @@ def _read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
             f"The weights in {path} are not those that were exported.",
             "Their digest differs from the one recorded with them.",
             "Export again, or fetch the file again.",
+            code="adapter.damaged",
         ) from error

@@ -71,11 +71,14 @@ def load_checkpoint(checkpoints: Path, name: str, model: Model) -> dict[str, Any
         raise ToastError(
             f"There is no whole checkpoint '{name}' in {checkpoints}.",
             "It is damaged: a file is missing or is not what was written." if (checkpoints / name).exists() else "",
+            code="checkpoint.damaged" if (checkpoints / name).exists() else "checkpoint.missing",
         )
     tensors = _load_tensors(folder / WEIGHTS_FILE)
     if tensors.keys() != model.trained().keys():
         raise ToastError(
-            f"The checkpoint {folder} is of another model.", "It holds other weights than this one trains."
+            f"The checkpoint {folder} is of another model.",
+            "It holds other weights than this one trains.",
+            code="checkpoint.wrong-model",
         )
     copy_tensors(tensors, model.trained())
     return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
@@ -112,7 +115,7 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ToastError(f"{path} is damaged.", str(error)) from error
+        raise ToastError(f"{path} is damaged.", str(error), code="checkpoint.damaged") from error
 
 
 def _replace_folder(folder: Path, old: Path) -> None:

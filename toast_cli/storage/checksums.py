@@ -93,7 +93,7 @@ def read_checksummed_json(path: Path, what_to_do: str = RUN_REPAIR_HINT) -> dict
             raise ValueError("it holds no JSON object")
         return value
     except (OSError, ValueError, RecursionError) as error:
-        raise ToastError(f"{path} is damaged.", str(error), what_to_do) from error
+        raise ToastError(f"{path} is damaged.", str(error), what_to_do, code="run.damaged") from error
 
 
 def parse_record(kind: type[T], text: str | bytes, newest_format: int, path: Path) -> T:
@@ -108,7 +108,7 @@ def parse_record(kind: type[T], text: str | bytes, newest_format: int, path: Pat
     raw = parse_checksummed_json(text, path if path.is_dir() else None)
     if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > newest_format:
         whose = f"a newer toast ({raw.get('toast_version')})"
-        raise ToastError(f"{path} was written by {whose}.", what_to_do="Update toast.")
+        raise ToastError(f"{path} was written by {whose}.", what_to_do="Update toast.", code="run.newer-version")
     if isinstance(raw, dict) and (unknown := raw.keys() - {field.name for field in fields(cast(Any, kind))}):
         raise ValueError(f"it has {min(unknown)}, which means nothing")
     adapter: TypeAdapter[T] = TypeAdapter(kind)
@@ -176,7 +176,9 @@ def read_checksummed_lines(path: Path, what_to_do: str) -> Iterator[dict[str, An
         if (value := _parse_line(line)) is not None:
             yield value
         elif number < len(lines):  # the last is what stands behind the last line's end: nothing, or a line cut short
-            raise ToastError(f"{path} is damaged.", f"Line {number} is not what was written.", what_to_do)
+            raise ToastError(
+                f"{path} is damaged.", f"Line {number} is not what was written.", what_to_do, code="run.damaged"
+            )
 
 
 def drop_damaged_lines(path: Path) -> int:
@@ -198,7 +200,7 @@ def _read_lines(path: Path) -> list[bytes]:
     try:
         return require_regular_file(path).read_bytes().split(b"\n")
     except OSError as error:
-        raise ToastError(f"{path} cannot be read.", error.strerror or str(error)) from error
+        raise ToastError(f"{path} cannot be read.", error.strerror or str(error), code="run.unreadable-file") from error
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:

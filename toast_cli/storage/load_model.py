@@ -47,13 +47,16 @@ def load_model(path: Path, weights: str | None = None) -> LoadedModel:
         renamed = {**config.recipe["backbone"], "name": recipe.backbone.name}
         config = replace(config, recipe={**config.recipe, "backbone": renamed})
     if whole and weights is not None and path.is_file():
-        raise UsageError(f"{path} brings the backbone's weights.", what_to_do="Leave --weights out.")
+        raise UsageError(
+            f"{path} brings the backbone's weights.", what_to_do="Leave --weights out.", code="weights.not-needed"
+        )
     model, recipe = rebuild_model(path, recipe, config.classes, weights, read_backbone_files(path), empty=whole)
     if not whole and model.backbone_fingerprint != config.backbone_fingerprint:
         raise ToastError(
             f"{path} was trained on other weights of '{recipe.backbone.name}'.",
             "The fingerprint of the backbone differs from the one recorded with the adapter.",
             "Give the file that the run was trained with: --weights FILE.",
+            code="weights.wrong-fingerprint",
         )
     if whole:
         model.float()  # the weights come in the type that they were exported in, and are computed with in this one
@@ -93,7 +96,9 @@ def rebuild_model(
         return build_model(built, classes, files), recipe
     except (RuntimeError, MemoryError) as error:  # sizes that no recipe of ours has
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ToastError(f"The model of {path} cannot be built.", why, REEXPORT_HINT) from error
+        raise ToastError(
+            f"The model of {path} cannot be built.", why, REEXPORT_HINT, code="adapter.cannot-rebuild"
+        ) from error
     except ToastError as error:
         if empty or weights is not None or given in (None, "none") or Path(given).expanduser().exists():
             raise
@@ -101,6 +106,7 @@ def rebuild_model(
             f"The backbone of {path} cannot be built: its weights are not at {given} any more.",
             error.what,
             "Say where they are now: --weights FILE.",
+            code="weights.missing-file",
         ) from error
 
 
@@ -139,5 +145,5 @@ def _load_tensors_into(model: Model, tensors: Mapping[str, Tensor], whole: bool,
             for word, which in (("missing", missing), ("unknown", unexpected), ("of another shape or type", misshapen))
             if which
         )
-        raise ToastError(f"{path} does not fit its own recipe.", found, REEXPORT_HINT)
+        raise ToastError(f"{path} does not fit its own recipe.", found, REEXPORT_HINT, code="adapter.wrong-shape")
     model.load_state_dict(dict(tensors), strict=False)

@@ -134,7 +134,9 @@ def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
         text = (folder / ARTIFACT_CONFIG_FILE).read_bytes() if folder.is_dir() else metadata[ENTRY]
         return _resolve_backbone_name(parse_record(Lineage, text, FORMAT, folder)), tensors
     except (ValueError, TypeError, OSError, RecursionError, SafetensorError) as error:
-        raise ToastError(f"{folder} is damaged.", f"{type(error).__name__}: {error}", "Pre-tune again.") from error
+        raise ToastError(
+            f"{folder} is damaged.", f"{type(error).__name__}: {error}", "Pre-tune again.", code="artifact.damaged"
+        ) from error
 
 
 def _resolve_backbone_name(lineage: Lineage) -> Lineage:
@@ -150,6 +152,7 @@ def _make_no_artifact_error(path: Path) -> UsageError:
     return UsageError(
         f"{path} holds no pre-tuned artifact.",
         what_to_do="Name what 'toast pretune' wrote: its run folder, the folder 'artifact' in it, or its export.",
+        code="artifact.missing",
     )
 
 
@@ -186,6 +189,7 @@ def resolve_artifact_path(recipe: Recipe) -> Path:
         raise UsageError(
             f"No pre-tuned feedback path comes with '{recipe.backbone.name}'.",
             what_to_do="Make one with 'toast pretune', or leave init_from out (init_from=null).",
+            code="artifact.none-shipped",
         )
     return shipped
 
@@ -206,12 +210,14 @@ def initialize_from_artifact(path: Path, model: Model, recipe: Recipe) -> Lineag
         raise UsageError(
             "This method has no feedback path to start.",
             what_to_do="Leave --init-from out, or use toast or toast-lite.",
+            code="artifact.no-feedback-path",
         )
     if lineage.backbone_fingerprint not in (model.backbone_fingerprint, _fingerprint_at_artifact_size(lineage, recipe)):
         raise ToastError(
             f"{path} was pre-tuned on other weights: those of '{lineage.backbone}'.",
             "A feedback path undoes the levels of one backbone and fits no other.",
             "Use that backbone and its weights, pre-tune on this one, or start without (init_from=null).",
+            code="artifact.wrong-backbone",
         )
     wanted = get_feedback_tensors(steering)
     unlike = [name for name, place in wanted.items() if name not in tensors or tensors[name].shape != place.shape]
@@ -226,6 +232,7 @@ def initialize_from_artifact(path: Path, model: Model, recipe: Recipe) -> Lineag
                 if both
                 else ", or with full feedback."
             ),
+            code="artifact.wrong-shape",
         )
     copy_tensors({name: tensors[name] for name in wanted}, wanted)
     return lineage

@@ -63,6 +63,7 @@ class RunFolder:
                 "A run never writes over another one.",
                 (f"'--resume {path}' goes on with the run that was begun there. " if begun else "")
                 + "Choose another --output-dir, or move the folder away.",
+                code="run.already-exists",
             )
         try:
             if path is not None:
@@ -71,7 +72,9 @@ class RunFolder:
                 path = _create_numbered_folder(DEFAULT_RUNS_FOLDER, default_name)
         except OSError as error:
             raise ToastError(
-                f"The run folder {path or DEFAULT_RUNS_FOLDER} could not be made.", error.strerror or str(error)
+                f"The run folder {path or DEFAULT_RUNS_FOLDER} could not be made.",
+                error.strerror or str(error),
+                code="disk.cannot-write",
             ) from error
         return cls(path)
 
@@ -87,7 +90,12 @@ class RunFolder:
             why = (
                 "It holds no recipe.yaml: it was stopped before it had begun." if path.is_dir() else "It is not there."
             )
-            raise UsageError(f"{path} is no run folder.", why, "Name the run to go on with, or begin it anew.")
+            raise UsageError(
+                f"{path} is no run folder.",
+                why,
+                "Name the run to go on with, or begin it anew.",
+                code="run.not-a-run-folder",
+            )
         try:
             whole = is_checksum_valid((path / "recipe.yaml").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):
@@ -97,9 +105,14 @@ class RunFolder:
                 f"{path / 'recipe.yaml'} is not what the run was begun with.",
                 "It is damaged or was changed: its sha256, in its first line, is another.",
                 "Put it back, or start a new run by it with --recipe.",
+                code="run.changed-recipe",
             )
         if (path / "results.json").is_file():
-            raise UsageError(f"The run {path} got to its end.", what_to_do="'toast eval --run' measures it.")
+            raise UsageError(
+                f"The run {path} got to its end.",
+                what_to_do="'toast eval --run' measures it.",
+                code="run.already-finished",
+            )
         return cls(path)
 
     @contextmanager
@@ -118,7 +131,9 @@ class RunFolder:
             return FileLock(self.checkpoints / LOCK_FILE).acquire(blocking=False)
         except Timeout:
             raise ToastError(
-                f"Another process is at work on the run {self.path}.", what_to_do="Wait until it has ended, or stop it."
+                f"Another process is at work on the run {self.path}.",
+                what_to_do="Wait until it has ended, or stop it.",
+                code="run.locked",
             ) from None
         except OSError as error:
             raise make_write_error(self.checkpoints, error) from error

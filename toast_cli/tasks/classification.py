@@ -122,7 +122,9 @@ def build_classification(
     if options.head == "own":
         if backbone.classifier is None:
             raise UsageError(
-                f"A {type(backbone.module).__name__} has no classifier of its own.", what_to_do="Use task.head=new."
+                f"A {type(backbone.module).__name__} has no classifier of its own.",
+                what_to_do="Use task.head=new.",
+                code="task.no-classifier",
             )
         return Classification(backbone.classifier(classes).requires_grad_(False), len(classes), options)
     head = nn.Linear(backbone.head_width, len(classes))

@@ -67,6 +67,7 @@ class SegmentationMeter(Meter):
             raise ToastError(
                 "There is nothing to measure on: no pixel of this split has a class.",
                 what_to_do="Look at the class maps; 'toast data check' counts images without a labelled pixel.",
+                code="task.nothing-to-measure",
             )
         right, labelled, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
         iou = right / (labelled + predicted - right)  # not a number where both are nothing

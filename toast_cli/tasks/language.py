@@ -99,7 +99,9 @@ def build_language_modeling(
     head = backbone.output()
     if head is None:
         raise UsageError(
-            f"A {type(backbone.module).__name__} writes no text.", what_to_do="Choose a language model, llama:<model>."
+            f"A {type(backbone.module).__name__} writes no text.",
+            what_to_do="Choose a language model, llama:<model>.",
+            code="task.not-a-language-model",
         )
     return LanguageModeling(head)
 

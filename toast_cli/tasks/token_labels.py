@@ -72,6 +72,7 @@ def split_attributes(classes: Sequence[str], background: str | None, split: bool
         raise UsageError(
             f"The data set has no class '{background}' (task.background).",
             what_to_do=f"Its classes begin with {', '.join(classes[:3])}.",
+            code="task.unknown-background",
         )
     parts = [name.split(ATTRIBUTE_SEPARATOR) if split and name != background else [name] for name in classes]
     counts = {len(part) for part, name in zip(parts, classes, strict=True) if name != background}
@@ -81,6 +82,7 @@ def split_attributes(classes: Sequence[str], background: str | None, split: bool
             f"The names have {', '.join(map(str, sorted(counts)))} parts, "
             f"separated by '{ATTRIBUTE_SEPARATOR.strip()}'.",
             "Set task.attributes=false.",
+            code="task.inconsistent-class-names",
         )
     attributes = []
     for place in range(counts.pop()):
@@ -265,6 +267,7 @@ class TokenLabelsMeter(Meter):
             raise ToastError(
                 "There is nothing to measure: no pixel of this split has a class.",
                 what_to_do="Look at the class maps; 'toast data check' counts images without a labelled pixel.",
+                code="task.nothing-to-measure",
             )
         right, answers, patches_right, patches = self.sums["counts"].tolist()
         return {

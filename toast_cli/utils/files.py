@@ -130,4 +130,9 @@ def _get_umask() -> int:
 
 def make_write_error(path: Path, error: OSError) -> ToastError:
     """What a user reads where a file or folder cannot be written to."""
-    return ToastError(f"{path} could not be written.", error.strerror or str(error), "Check space and permissions.")
+    return ToastError(
+        f"{path} could not be written.",
+        error.strerror or str(error),
+        "Check space and permissions.",
+        code="disk.cannot-write",
+    )

@@ -100,6 +100,7 @@ class TensorCache:
             f"The cache {self.path} could not be written.",
             why,
             f"Free some space, set TOAST_CACHE_DIR to another folder, or use {self.switch}=false.",
+            code="cache.cannot-write",
         )
 
 
