@@ -54,12 +54,14 @@ def test_two_processes_do_not_go_on_with_one_run(run: Path) -> None:
 
 def test_a_changed_recipe_is_taken_where_it_is_given_and_said(run: Path) -> None:
     recipe = run / "recipe.yaml"
-    assert "is not what a run wrote" not in toast("recipes", "validate", recipe).err
+    assert "was written by a run and has been edited" not in toast("recipes", "validate", recipe).err
     recipe.write_text(recipe.read_text().replace("log_every: 1", "log_every: 3"))
     toast("tune", "--resume", run).fails(1, "is not what the run was begun with")
     for words in (("recipes", "validate", recipe), ("tune", "--recipe", recipe, "--dry-run")):
         said = toast(*words)
-        assert said.code == 0 and "recipe.yaml is not what a run wrote" in " ".join(said.err.split()), said.err
+        assert said.code == 0 and "recipe.yaml was written by a run and has been edited" in " ".join(
+            said.err.split()
+        ), said.err
 
 
 def test_a_damaged_adapter_comes_back_from_the_checkpoints_as_the_error_says(linear_run: Path, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_what_is_dropped_and_what_was_made_for_something_else_is_said() -> None:
     assert resolved.recipe.training.lr == 0.03
     assert resolved.recipe.training.epochs == 2
     assert resolved.messages == [
-        "Left out, as they belonged to what was replaced: method.rank.",
+        "Dropped because they belong to what was replaced: method.rank.",
         "The training settings of fgvc/birds-b were made for lite, not toast.",
     ]
 
