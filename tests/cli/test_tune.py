@@ -315,7 +315,7 @@ class TestWrongInput:
         with safe_open(here / "run/checkpoints/last/model.safetensors", framework="pt") as file:
             assert all(file.get_tensor(name).isfinite().all() for name in list(file.keys()))
         assert not (here / "run" / "results.json").exists()
-        toast("eval", "--run", "run").fails(2, "holds no adapter", "did not get to its end")
+        toast("eval", "--run", "run").fails(2, error="run.unfinished")
 
     def test_a_damaged_adapter_is_refused(self, finished: Path, here: Path) -> None:
         shutil.copytree(finished, here / "copy")

@@ -44,13 +44,13 @@ def test_what_is_trained_changes_the_features_and_can_be_left_out(kind: str) -> 
 @pytest.mark.parametrize(
     ("kind", "code", "words"),
     [
-        ("oft", "method.peft-not-runnable", ""),
+        ("oft", "method.peft-not-runnable", "oft"),
         ("adalora", "method.unsupported-peft-kind", "lora"),
-        ("vera", "method.unsupported-peft-kind", ""),
+        ("vera", "method.unsupported-peft-kind", "vera"),
         ("prefix_tuning", "method.unsupported-peft-kind", r"(?s)\bvpt\b.*\blora\b"),
-        ("prompt_tuning", "method.unsupported-peft-kind", ""),
-        ("p_tuning", "method.unsupported-peft-kind", ""),
-        ("poly", "method.unsupported-peft-kind", ""),
+        ("prompt_tuning", "method.unsupported-peft-kind", "prompt_tuning"),
+        ("p_tuning", "method.unsupported-peft-kind", "p_tuning"),
+        ("poly", "method.unsupported-peft-kind", "poly"),
         ("lorra", "method.unknown-peft-kind", "Did you mean 'lora'"),
     ],
 )
