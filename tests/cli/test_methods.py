@@ -82,12 +82,14 @@ def test_what_a_backbone_cannot_take_is_refused_with_what_it_can(here: Path) -> 
     model = make_model(here / "model")
     data = write_json(here / "data.json", instructions(20))
     toast("tune", "--backbone", f"llama:{model}", "--dataset", f"alpaca:{data}", "--method", "vpt").fails(
-        2, "takes none", "full, linear, lora, peft:KIND, toast, toast-lite"
+        2, "full, linear, lora, peft:KIND, toast, toast-lite", error="method.not-a-vit"
     )
-    toast("tune", "--method", "peft:dorra").fails(2, "no method 'peft:dorra'", "dora")
+    toast("tune", "--method", "peft:dorra").fails(2, "'peft:dorra'", "dora", error="method.unknown-peft-kind")
     toast("tune", "--method", "peft:lora", "method.options.rank=3").fails(
-        2, "method.options.rank", "no such option", "rank"
+        2, "method.options.rank", "rank", error="method.unknown-peft-option"
     )
     toast("tune", "--method", "peft").fails(2, "method.kind")
-    toast("tune", "--method", "lora", 'method.targets=["nothing"]').fails(2, "PEFT cannot put lora", "nothing")
+    toast("tune", "--method", "lora", 'method.targets=["nothing"]').fails(
+        2, "lora", "nothing", error="method.peft-not-injected"
+    )
     assert not (here / "runs").exists()
