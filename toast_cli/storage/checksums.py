@@ -177,7 +177,7 @@ def read_checksummed_lines(path: Path, what_to_do: str) -> Iterator[dict[str, An
             yield value
         elif number < len(lines):  # the last item follows the last line break: it is empty or an unfinished line
             raise ToastError(
-                f"{path} is damaged.", f"The SHA-256 of line {number} does not match.", what_to_do, code="run.damaged"
+                f"{path} is damaged.", f"Line {number} has no valid content or SHA-256.", what_to_do, code="run.damaged"
             )
 
 
