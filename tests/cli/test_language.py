@@ -136,4 +136,4 @@ def test_a_talk_puts_answers_alone_on_stdout(here: Path, model: Path) -> None:
 
 def test_an_unreachable_model_says_how_to_get_it(here: Path) -> None:
     said = toast("generate", "--backbone", "llama:nobody/nothing", "Hello")
-    said.fails(1, "could not be fetched", "--weights FOLDER")
+    said.fails(1, "--weights FOLDER", error="weights.cannot-download")

@@ -62,7 +62,9 @@ def test_a_language_model_takes_low_rank_factors_and_its_weights_come_out_in_one
         for named in (["--run", here / "run"], ["--backbone", f"llama:{model}", "--weights", "all.safetensors"])
     ]
     assert answers[0] == answers[1]
-    toast("generate", "--backbone", f"llama:{model}", "--weights", "none.safetensors", "x").fails(2, "no weights file")
+    toast("generate", "--backbone", f"llama:{model}", "--weights", "none.safetensors", "x").fails(
+        2, "none.safetensors", error="weights.missing-file"
+    )
     toast("export", "--run", here / "run", "--out", "adapter.safetensors")
     toast("generate", "--backbone", f"llama:{model}", "--weights", "adapter.safetensors", "x").fails(1, "does not hold")
 
