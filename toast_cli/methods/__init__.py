@@ -1,1 +1,1 @@
-"""Methods, each of which adapts a backbone and declares the parameters it trains."""
+"""Methods: each adapts a backbone and declares the parameters that it trains."""

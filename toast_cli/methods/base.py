@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Method:
     """A registered method: its options and how it adapts a backbone.
 
-    `build(options, backbone)` returns an `AdaptedModel`, of which exactly the declared parameters are trained.
+    `build(options, backbone)` returns an `AdaptedModel` that trains exactly its declared parameters.
     `start(options, adapted, batches)`, if any, initializes the weights from `start_images(options)` training images. It
     is not called when an adapter is loaded. `check(options, pretuned)` raises a UsageError for options without a usable
     start, given whether there is a pre-tuned artifact. A method with `alters` adds layers to the network or trains its

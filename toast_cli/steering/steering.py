@@ -19,7 +19,7 @@ from toast_cli.steering.selection import FeatureSelection
 class BaseSteering(nn.Module):
     """Base class of the connection between the two passes: the steered `levels` and their signals.
 
-    At inference every signal is multiplied by `strength`. With 0 there is no signal, and both passes are equal.
+    At inference every signal is multiplied by `strength`. If it is 0, no signal is sent and both passes are equal.
     """
 
     levels: range

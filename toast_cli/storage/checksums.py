@@ -43,7 +43,7 @@ def verify_checksum(value: Any, folder: Path | None = None) -> Any:
 
     Raises:
         ValueError: The checksum of the values or of a file in `folder` does not match.
-        OSError: a file cannot be read.
+        OSError: A file cannot be read.
     """
     if not isinstance(value, dict):
         return value
@@ -75,8 +75,8 @@ def parse_checksummed_json(text: str | bytes, folder: Path | None = None) -> Any
 
     Raises:
         ValueError: The text is not JSON or repeats a key, or a checksum does not match.
-        OSError: a file cannot be read.
-        RecursionError: it is nested too deeply.
+        OSError: A file cannot be read.
+        RecursionError: The JSON is nested too deeply.
     """
     return verify_checksum(json.loads(text, object_pairs_hook=_reject_duplicate_keys), folder)
 
@@ -101,8 +101,8 @@ def parse_record(kind: type[T], text: str | bytes, newest_format: int, path: Pat
 
     Raises:
         ValueError: A checksum does not match, or a value has the wrong type.
-        OSError: a file cannot be read.
-        RecursionError: it is nested too deeply.
+        OSError: A file cannot be read.
+        RecursionError: The JSON is nested too deeply.
         ToastError: The record has a newer format than `newest_format`.
     """
     raw = parse_checksummed_json(text, path if path.is_dir() else None)
@@ -133,8 +133,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file.
 
     Raises:
-        OSError: there is no such file.
-        SafetensorError: it is of another format, or damaged.
+        OSError: The file does not exist.
+        SafetensorError: The file has another format or is damaged.
     """
     with safe_open(require_regular_file(path), framework="pt") as file:
         return file.metadata() or {}
@@ -144,8 +144,8 @@ def read_checksummed_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tens
     """Return metadata and tensors of a safetensors file.
 
     Raises:
-        OSError: there is no such file.
-        SafetensorError: it is of another format, or damaged.
+        OSError: The file does not exist.
+        SafetensorError: The file has another format or is damaged.
         ValueError: The checksum of the tensors does not match.
     """
     with safe_open(require_regular_file(path), framework="pt") as file:
@@ -160,7 +160,7 @@ def append_checksummed_line(path: Path, value: Mapping[str, Any]) -> None:
     """Append one line with its checksum to a JSON Lines file.
 
     Raises:
-        ToastError: the file cannot be written to, or the disk is full.
+        ToastError: The file cannot be written to, or the disk is full.
     """
     append_json_line(path, add_checksum(value))
 
@@ -185,7 +185,7 @@ def drop_damaged_lines(path: Path) -> int:
     """Rewrite a file without damaged and unfinished lines. Return the number of removed lines.
 
     Raises:
-        ToastError: the file cannot be read or written.
+        ToastError: The file cannot be read or written.
     """
     if not path.is_file():
         return 0

@@ -110,7 +110,7 @@ def find_tensors_file(path: Path) -> Path:
     """Return the file with the tensors of an artifact.
 
     Raises:
-        UsageError: nothing of that kind is at `path`.
+        UsageError: There is no artifact at `path`.
     """
     if not (is_artifact(path) or path.is_file()):
         raise _make_no_artifact_error(path)
@@ -122,7 +122,7 @@ def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
     """Return lineage and tensors of an artifact.
 
     Raises:
-        UsageError: nothing of that kind is at `path`.
+        UsageError: There is no artifact at `path`.
         ToastError: The artifact is damaged or has a newer format.
     """
     tensors_in = find_tensors_file(path)
@@ -162,7 +162,7 @@ def load_artifact(path: Path, weights: str | None = None) -> LoadedModel:
     `weights` replaces the weights file of the recipe.
 
     Raises:
-        UsageError: nothing of that kind is at `path`.
+        UsageError: There is no artifact at `path`.
         ToastError: The artifact is damaged, or the backbone's weights are missing or not those it was made for.
     """
     lineage, _ = read_artifact(path)

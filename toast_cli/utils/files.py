@@ -49,7 +49,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`, which replaces `path` at the end of the block or is removed on an error.
 
     Raises:
-        ToastError: the folder cannot be written to, or the disk is full.
+        ToastError: The folder cannot be written to, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def append_json_line(path: Path, value: Any) -> None:
     """Append one line to a JSON Lines file, creating file and folder. An unfinished last line is ended first.
 
     Raises:
-        ToastError: the file cannot be written to, or the disk is full.
+        ToastError: The file cannot be written to, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,7 @@ class TensorCache:
         """Write an entry. Processes that write the same entry at once write the same content.
 
         Raises:
-            ToastError: the folder cannot be written to, or the disk is full.
+            ToastError: The folder cannot be written to, or the disk is full.
         """
         content = save(dict(tensors))
         temporary = self.path / f".{name}.{os.getpid()}"
