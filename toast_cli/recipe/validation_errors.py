@@ -120,8 +120,10 @@ def convert_validation_error(
 
 
 def _locate_error(detail: Any, start: FieldPath, draft: PartialRecipe) -> tuple[FieldPath, Any, bool]:
-    """Return the path of an error in the recipe (pydantic's path without union members), the error, and whether a union
-    member was removed."""
+    """Return the path of an error in the recipe, the error, and whether a union member was removed from the path.
+
+    pydantic's own path also holds the union members that it tried.
+    """
     here = _get_value(draft, start)
     loc, of_union = start, False
     for position, part in enumerate(detail["loc"], start=1):

@@ -49,10 +49,10 @@ def verify_checksum(value: Any, folder: Path | None = None) -> Any:
         return value
     digest = value.pop(CHECKSUM_KEY, None)
     if digest is not None and digest != hash_json(value):
-        raise ValueError("its SHA-256 does not match its content")
+        raise ValueError("Its SHA-256 does not match its content.")
     files = value.pop(FILE_CHECKSUMS_KEY, {})
     if not isinstance(files, dict):
-        raise ValueError(f"{FILE_CHECKSUMS_KEY} is not an object")
+        raise ValueError(f"{FILE_CHECKSUMS_KEY} is not an object.")
     if folder is not None:
         verify_files(folder, files)
     return value
@@ -67,7 +67,7 @@ def verify_files(folder: Path, digests: Mapping[str, Any]) -> None:
     """
     for name, digest in digests.items():
         if hash_file(folder / Path(name).name) != digest:
-            raise ValueError(f"the SHA-256 of {name} does not match")
+            raise ValueError(f"The SHA-256 of {name} does not match.")
 
 
 def parse_checksummed_json(text: str | bytes, folder: Path | None = None) -> Any:
@@ -90,7 +90,7 @@ def read_checksummed_json(path: Path, what_to_do: str = RUN_REPAIR_HINT) -> dict
     try:
         value = parse_checksummed_json(require_regular_file(path).read_bytes())
         if not isinstance(value, dict):
-            raise ValueError("it is not a JSON object")
+            raise ValueError("It is not a JSON object.")
         return value
     except (OSError, ValueError, RecursionError) as error:
         raise ToastError(f"{path} is damaged.", str(error), what_to_do, code="run.damaged") from error
@@ -110,7 +110,7 @@ def parse_record(kind: type[T], text: str | bytes, newest_format: int, path: Pat
         writer = f"a newer toast ({raw.get('toast_version')})"
         raise ToastError(f"{path} was written by {writer}.", what_to_do="Update toast.", code="run.newer-version")
     if isinstance(raw, dict) and (unknown := raw.keys() - {field.name for field in fields(cast(Any, kind))}):
-        raise ValueError(f"unknown field {min(unknown)}")
+        raise ValueError(f"Unknown field {min(unknown)}.")
     adapter: TypeAdapter[T] = TypeAdapter(kind)
     try:
         return adapter.validate_json(json.dumps(raw), strict=True)
@@ -152,7 +152,7 @@ def read_checksummed_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tens
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata.get(CHECKSUM_KEY) not in (None, hash_tensors(tensors)):
-        raise ValueError("the SHA-256 of its tensors does not match")
+        raise ValueError("The SHA-256 of its tensors does not match.")
     return metadata, tensors
 
 
@@ -214,5 +214,5 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError("a key is given twice")
+        raise ValueError("A key is given twice.")
     return value
