@@ -248,7 +248,10 @@ def describe_feedback_mismatch(lineage: Lineage, method: NamedOptions) -> str | 
     if theirs is None or theirs == ours:
         return None
     selects = " and selects at an earlier level than xi and P were pre-tuned for" if ours == "early" else ""
-    return f"It was pre-tuned with {theirs} feedback. This run has {ours} feedback: it uses the levels that it steers{selects}."
+    return (
+        f"It was pre-tuned with {theirs} feedback. "
+        f"This run has {ours} feedback: it uses the levels that it steers{selects}."
+    )
 
 
 def _fingerprint_at_artifact_size(lineage: Lineage, recipe: Recipe) -> str | None:
