@@ -1,7 +1,7 @@
-"""Names to objects through entry points: listing loads nothing, a duplicate or a broken plugin is named.
+"""The registry of plugins, through entry points. Listing names imports no plugin.
 
-One group per kind of thing. Whatever an entry point names must be importable without torch; the heavy
-part is imported by the object itself when it is used.
+There is one group per kind of plugin. The modules that entry points name must be importable without torch; the
+objects import heavy libraries when they are used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GROUP_LABELS = {
 
 @dataclass(frozen=True)
 class RegistryEntry:
-    """One registered name: where it is defined and which installed package brought it."""
+    """One registered name, where it is defined, and the installed package that registers it."""
 
     name: str
     value: str
@@ -42,8 +42,8 @@ class RegistryEntry:
 
 
 @cache
-def _read_entry_points() -> Any:  # Python 3.10 has another type than later ones; both can `select`
-    """What every installed package registers, read once: it means opening a file of each."""
+def _read_entry_points() -> Any:  # Python 3.10 has another type than later versions; both have `select`
+    """Return the entry points of all installed packages. Cached, as a file of each package is read."""
     return entry_points()
 
 
@@ -54,60 +54,66 @@ def _select_entry_points(group: str) -> EntryPoints:
 
 @cache
 def list_entries(group: str) -> Mapping[str, tuple[RegistryEntry, ...]]:
-    """Every registration of a group by name; more than one for a name means that two packages claim it."""
-    found: dict[str, tuple[RegistryEntry, ...]] = {}
+    """Return all registrations of a group by name. If a name has more than one, several packages claim it."""
+    entries: dict[str, tuple[RegistryEntry, ...]] = {}
     for point in _select_entry_points(group):
         package = point.dist.name if point.dist else "unknown package"
         entry = RegistryEntry(point.name, point.value, package, point)
-        others = found.get(point.name, ())
-        # A package seen twice on the path (an editable install beside a wheel) registers one thing, not two.
+        others = entries.get(point.name, ())
+        # A package that is on the path twice (an editable install and a wheel) registers a name once.
         if all((other.value, other.package) != (entry.value, package) for other in others):
-            found[point.name] = (*others, entry)
-    return found
+            entries[point.name] = (*others, entry)
+    return entries
 
 
 def list_names(group: str) -> list[str]:
-    """All registered names of a group, sorted."""
+    """Return all registered names of a group, sorted."""
     return sorted(list_entries(group))
 
 
 def load_entry(group: str, name: str) -> Any:
-    """The object registered under `name`.
+    """Return the object registered under `name`.
 
     Raises:
-        UsageError: nobody registered the name; the nearest one is offered.
-        ToastError: two packages claim it, or the plugin that owns it failed to import.
+        UsageError: The name is not registered. The message offers the nearest one.
+        ToastError: Two packages claim the name, or the plugin fails to import.
     """
     word = _GROUP_LABELS[group]
     claims = list_entries(group).get(name)
     if not claims:
-        raise UsageError(f"There is no {word} '{name}'.", what_to_do=did_you_mean(name, list_names(group)))
+        raise UsageError(
+            f"There is no {word} '{name}'.",
+            what_to_do=did_you_mean(name, list_names(group)),
+            code="plugin.unknown-name",
+        )
     if len(claims) > 1:
         packages = " and ".join(f"{claim.package} ({claim.value})" for claim in claims)
         raise ToastError(
             f"The {word} '{name}' is registered twice.",
             f"Both {packages} claim the name.",
             "Uninstall one of the two packages.",
+            code="plugin.registered-twice",
         )
     (entry,) = claims
     try:
         return entry.point.load()
     except ToastError:
         raise
-    except Exception as error:  # a plugin may fail in any way; the user must learn which one did
+    except Exception as error:  # a plugin may raise anything; the message must name the plugin
         raise ToastError(
             f"The {word} '{name}' of package {entry.package} could not be loaded.",
             f"{entry.value}: {type(error).__name__}: {error}",
-            "Reinstall or remove that package; 'toast doctor' lists every plugin and why one fails.",
+            "Reinstall or remove that package. 'toast doctor' lists all plugins and their errors.",
+            code="plugin.cannot-load",
         ) from error
 
 
 def load_backbone_card(name: str) -> Any:
-    """The card of a short name (`vit_b16`) or of any model of a family's library (`vit:<timm name>`).
+    """Return the card of a backbone: a short name (`vit_b16`), or any model of a family's library (`vit:<timm name>`).
 
     Raises:
-        UsageError: neither a short name nor a known family.
-        ToastError: the plugin failed to import, or was written for another contract.
+        UsageError: The name is neither a short name nor of a known family.
+        ToastError: The plugin fails to import, or was written for another version of the contract.
     """
     from toast_cli.backbones.base import CONTRACT_VERSION
 
@@ -121,12 +127,14 @@ def load_backbone_card(name: str) -> Any:
         raise UsageError(
             f"There is no backbone '{name}'.",
             what_to_do=f"{did_you_mean(name, list_names(BACKBONES))} "
-            f"A family takes any model of its library: {families}.",
+            f"A family supports any model of its library: {families}.",
+            code="backbone.unknown-name",
         )
     if card.contract != CONTRACT_VERSION:
         raise ToastError(
             f"The backbone '{name}' was written for version {card.contract} of the backbone contract.",
-            f"This toast speaks version {CONTRACT_VERSION}.",
+            f"This version of toast needs version {CONTRACT_VERSION}.",
             "Install matching versions of toast and of the plugin.",
+            code="plugin.wrong-contract",
         )
     return card

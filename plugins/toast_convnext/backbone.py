@@ -1,4 +1,4 @@
-"""A stock timm `ConvNeXt` as a backbone that can run twice: signals enter where a stage samples down."""
+"""A stock timm `ConvNeXt` as a backbone with two passes: signals enter before the down-sampling of a stage."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from toast_timm.loading import get_licence
 
 
 class ConvNeXtBackbone(Backbone):
-    """Any timm `ConvNeXt`, V1 or V2; a level is a stage together with what samples down before it (section 4.4).
+    """Any timm `ConvNeXt`, V1 or V2. A level is a stage with the down-sampling before it (section 4.4).
 
     `X_td,l` is added to the input of a stage's down-sampling, so level 1's signal is added to the image. `z` is the
-    last stage's map before any norm; what is compared with xi is that map after the model's final norm over channels.
+    last stage's map before any norm. The map compared with xi is `z` after the model's final norm over channels.
 
-    Where a stage's stride does not divide its input, the undoing deconvolution comes out a few pixels short of it (or
-    over, under an overlapping stem): the signal is zero there, which the authors' code has no answer to.
+    If a stage's stride does not divide its input, the deconvolution gives a few pixels less than the input (or more,
+    with an overlapping stem). The signal is zero in the missing pixels. The authors' code does not handle this case.
 
     Raises:
-        ToastError: the model is no `ConvNeXt`.
+        ToastError: The model is not a `ConvNeXt`.
     """
 
     channel_dim = 1
@@ -47,6 +47,7 @@ class ConvNeXtBackbone(Backbone):
             raise ToastError(
                 f"{type(module).__name__} is not a timm ConvNeXt.",
                 what_to_do="Choose a ConvNeXt or ConvNeXtV2 model, or the plugin of its family.",
+                code="backbone.wrong-family",
             )
         self.module = module
         self.width, self.head_width = module.num_features, module.head_hidden_size
@@ -61,15 +62,15 @@ class ConvNeXtBackbone(Backbone):
         self.stride: int = reduction
 
     def enter(self, inputs: Tensor) -> State:
-        """Images `[B, 3, H, W]` as they are: the stem belongs to level 1."""
+        """Return the images `[B, 3, H, W]`: the stem belongs to level 1."""
         return State(inputs)
 
     def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
-        """Run one stock stage; the signal `[B, C, H, W]` is added to its input."""
+        """Run one stock stage. The signal `[B, C, H, W]` is added to its input."""
         hidden = state.hidden
         if signal is not None:
             assert not isinstance(signal, ValueSignal)  # this family has no value_weight
-            # Cuts or fills at the bottom and the right; nothing is done where the stride divides the input.
+            # Crop or pad at the bottom and the right; no effect if the stride divides the input.
             rows, columns = hidden.shape[-2] - signal.shape[-2], hidden.shape[-1] - signal.shape[-1]
             hidden = hidden + F.pad(signal, (0, columns, 0, rows))
         if index == 0:
@@ -77,45 +78,45 @@ class ConvNeXtBackbone(Backbone):
         return State(self.module.stages[index](hidden))
 
     def leave(self, state: State) -> Readout:
-        """The last stage's map `[B, C, H, W]`, the same normed, and the model's own pooled features `[B, d]`."""
+        """Return the last stage's map `[B, C, H, W]`, the normalized map, and the pooled features `[B, d]`."""
         z, head = state.hidden, self.module.head
         normed = self.module.norm_pre(z)
         compared = head.norm(z) if hasattr(head, "norm") else normed
         return Readout(z=z, compared=compared, pooled=self.module.forward_head(normed, pre_logits=True))
 
     def tap(self, state: State) -> Readout:
-        """A stage's map as it is: the final norm is for the last stage's channels alone."""
+        """Return a stage's map: the final norm only fits the channels of the last stage."""
         return Readout(z=state.hidden, compared=state.hidden, pooled=state.hidden)
 
     def stock(self, inputs: Tensor) -> Tensor:
-        """timm's own forward pass up to the pooled features `[B, d]`."""
+        """Run timm's own forward pass up to the pooled features `[B, d]`."""
         return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
 
     def authors(self, tensors: Mapping[str, Tensor]) -> AuthorsCheckpoint:
-        """As everywhere, but the network is Meta's ConvNeXt, and `A_l` a transposed convolution `[C, C', r, r]`."""
-        found = super().authors(tensors)
-        found.network = dict(checkpoint_filter_fn(found.network, self.module)) if found.network else {}
-        for name, weight in found.feedback.items():
+        """Sort the tensors; the network is Meta's ConvNeXt, and `A_l` is a transposed convolution `[C, C', r, r]`."""
+        checkpoint = super().authors(tensors)
+        checkpoint.network = dict(checkpoint_filter_fn(checkpoint.network, self.module)) if checkpoint.network else {}
+        for name, weight in checkpoint.feedback.items():
             if name.startswith("A.") and weight.ndim == 4:
-                found.feedback[name] = weight.permute(1, 2, 3, 0).flatten(0, 2)[..., None, None]
-        return found
+                checkpoint.feedback[name] = weight.permute(1, 2, 3, 0).flatten(0, 2)[..., None, None]
+        return checkpoint
 
     @property
     def licence(self) -> str | None:
-        """As timm records it of published weights."""
+        """The licence that timm records for published weights."""
         return get_licence(self.module)
 
     def example(self, batch: int) -> Tensor:
-        """Random images `[batch, 3, H, W]` of the size that preprocessing makes."""
+        """Return random images `[batch, 3, H, W]` of the preprocessed size."""
         return torch.randn(batch, 3, *self.require_preprocessing().image_size)
 
     def grid(self, inputs: Tensor) -> tuple[int, int]:
-        """Rows and columns of the last stage's map."""
+        """Return the rows and columns of the last stage's map."""
         rows, columns = (self._count_cells(side) for side in inputs.shape[-2:])
         return rows, columns
 
     def _count_cells(self, side: int) -> int:
-        """What is left of a side of the image at the last stage."""
+        """Return the size of a side of the image at the last stage."""
         for convolution in (part for part in self.module.stem if isinstance(part, nn.Conv2d)):
             reach = convolution.kernel_size[0] - 2 * int(convolution.padding[0])
             side = (side - reach) // convolution.stride[0] + 1

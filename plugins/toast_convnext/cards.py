@@ -1,4 +1,4 @@
-"""The ConvNeXts by name: what each is and where its weights come from. Torch-free."""
+"""The cards of the ConvNeXts and the source of their weights. Torch-free."""
 
 from __future__ import annotations
 

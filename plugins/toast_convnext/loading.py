@@ -1,4 +1,4 @@
-"""A ConvNeXt of timm's as a backbone."""
+"""Construction of backbones from timm's ConvNeXts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from toast_timm.loading import ModelSource, build_module, get_preprocessing
 
 
 def wrap_convnext(module: Any) -> ConvNeXtBackbone | None:
-    """A timm ConvNeXt that is there already; None for anything else."""
+    """Return the backbone of a timm ConvNeXt, or None for any other module."""
     return ConvNeXtBackbone(module, get_preprocessing(module)) if isinstance(module, ConvNeXt) else None
 
 
 def build_convnext(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:
-    """Any timm ConvNeXt (V1 or V2) by its timm name, without its classifier.
+    """Build a timm ConvNeXt (V1 or V2) by its timm name, without its classifier.
 
     Raises:
-        UsageError: timm has no such model, the weights file does not exist, or the image size is below one cell.
-        ToastError: the hub cannot be reached, the file holds another model's weights, or the model is no ConvNeXt.
+        UsageError: timm has no such model, the weights file does not exist, or the image size is too small.
+        ToastError: The hub cannot be reached, the file has another model's weights, or the model is not a ConvNeXt.
     """
     arguments = {"drop_path_rate": options.drop_path}
     source: ModelSource = {"model": model, "weights": options.weights, "family": "a ConvNeXt", "named": ("convnext*",)}
@@ -36,8 +36,9 @@ def build_convnext(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:
     if min(preprocessing.image_size) < backbone.stride:
         height, width = preprocessing.image_size
         raise UsageError(
-            f"{height} × {width} pixels are too few for '{model}'.",
+            f"An image size of {height} × {width} pixels is too small for '{model}'.",
             f"Its stages divide the image by {backbone.stride}.",
             f"Set backbone.image_size to {backbone.stride} or more.",
+            code="backbone.image-too-small",
         )
     return backbone

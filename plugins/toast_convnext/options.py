@@ -1,4 +1,4 @@
-"""What the recipe can say about a ConvNeXt. Torch-free."""
+"""Recipe options of ConvNeXts. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from toast_cli.plugin import BackboneOptions
 
 
 class ConvNeXtOptions(BackboneOptions):
-    """What a ConvNeXt can be told."""
+    """Options of a ConvNeXt."""
 
     image_size: int | tuple[int, int] | None = Field(
-        None, description="input side, or [height, width], in pixels, any of at least 32; left out: the model's own"
+        None, description="input side, or [height, width], in pixels, at least 32; default: the model's own"
     )
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth while the backbone itself is trained")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth if the backbone itself is trained")

@@ -1,1 +1,1 @@
-"""LLaMA and its relatives from transformers: levels are decoder layers, steered in their values (section 4.3)."""
+"""LLaMA and related models of transformers: levels are decoder layers, steered in their values (section 4.3)."""

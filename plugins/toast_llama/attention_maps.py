@@ -1,4 +1,4 @@
-"""Attention maps of one decoder layer, through transformers' own door for attention functions."""
+"""Attention maps of one decoder layer, recorded with an attention function registered in transformers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from toast_cli.plugin import Trace, upcast_attention_inputs
 
 _ATTENTION_NAME = "toast_recording"
 _recorded_map: ContextVar[list[Tensor]] = ContextVar("map")
-"""The layer's map, and how far it is from what fused attention does."""
+"""The attention map of the layer and its mismatch with fused attention."""
 
 
 def _record_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """Keep the softmax map `[B, heads, N, M]` and its mismatch (`Trace`); what comes out is fused attention's own."""
+    """Record the softmax map `[B, heads, N, M]` and its mismatch (see `Trace`), and return fused attention's output."""
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
     groups = query.shape[1] // key.shape[1]
     every_head, every_value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     with upcast_attention_inputs(query, every_head, every_value) as (q, k, v):
         scores = q @ k.transpose(-2, -1) * scale
-    if attention_mask is None:  # plainly causal: fused attention is told so without a mask
+    if attention_mask is None:  # causal: fused attention needs no mask
         N, M = scores.shape[-2:]
         attention_mask_here = torch.ones(N, M, dtype=torch.bool, device=scores.device).tril(M - N)
     else:
@@ -41,13 +41,13 @@ def _record_attention(
     fused, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     with upcast_attention_inputs(query, every_head, every_value):
         mixed = attention @ v
-    # A token of padding may see nothing, and then both mean nothing.
-    sees = (attention_mask_here if attention_mask_here.dtype == torch.bool else attention_mask_here > -1).any(-1)
-    seen = sees.unsqueeze(-1).expand_as(mixed)
-    difference = (mixed - fused.transpose(1, 2)).abs().where(seen, 0.0)
-    largest = fused.transpose(1, 2).abs().where(seen, 0.0).amax().clamp_min(1e-6)
+    # A padding token may attend to no token. Its values are then undefined in both.
+    attends = (attention_mask_here if attention_mask_here.dtype == torch.bool else attention_mask_here > -1).any(-1)
+    valid = attends.unsqueeze(-1).expand_as(mixed)
+    difference = (mixed - fused.transpose(1, 2)).abs().where(valid, 0.0)
+    largest = fused.transpose(1, 2).abs().where(valid, 0.0).amax().clamp_min(1e-6)
     mismatch = difference.amax() / largest
-    # Never cast for nothing: a traced graph checks the type at every cast, and keeps all that leads to it.
+    # Cast only if needed: a traced graph checks the data type at every cast, and keeps all operations before it.
     _recorded_map.get().extend([attention, mismatch if mismatch.dtype == fused.dtype else mismatch.to(fused.dtype)])
     return fused, None
 
@@ -57,9 +57,9 @@ AttentionInterface.register(_ATTENTION_NAME, _record_attention)
 
 @contextmanager
 def record_layer_attention(attention_layer: nn.Module, trace: Trace, index: int) -> Iterator[None]:
-    """Within the block, an attention layer leaves its map and its mismatch in the trace.
+    """Record the map and the mismatch of an attention layer in the trace inside the block.
 
-    Where the model computes its attention unfused, the layer hands out the very map it uses: there is no mismatch.
+    A model without fused attention returns the map that it uses, which has no mismatch.
     """
     config: Any = attention_layer.config
     maps: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The language models by name: what each is and where its weights come from. Torch-free."""
+"""The cards of the language models and the source of their weights. Torch-free."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _wrap(module: Any) -> Backbone | None:
 
 FAMILY = Family("llama", "transformers", _build_hub_card, _wrap)
 
-# The shapes of each, so that it can be counted and estimated without a download.
+# The shapes of each model, to count parameters and estimate memory without a download.
 _LLAMA_1_CONFIG = {"vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
 _LLAMA_3_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA_3_CONFIG = {

@@ -1,4 +1,4 @@
-"""transformers' own `generate` over a model that runs twice for every token."""
+"""transformers' `generate` for a model that runs two passes per token."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from toast_llama.kv_cache import CACHE_ARGUMENT, TwoPassCache
 from toast_llama.logits import LogitsHead
 
 DYNAMIC_CACHE_NAMES = (None, "dynamic", "hybrid")
-"""What a cache that grows with the text is called by transformers; the last by configurations of earlier versions."""
+"""Names of transformers' growing cache. The last one is used in configurations of earlier versions."""
 
 
 class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
-    """A causal language model as `generate` wants it: sampling, beams, stopping and streaming are transformers' own.
+    """A causal language model for transformers' `generate`, with its sampling, beams, stopping and streaming.
 
-    Causal attention makes selection and feedback local to a token (section 4.3), so a token once written never
-    changes what was selected before it: with a cache for either pass, each new token costs two runs of the layers.
+    Causal attention makes selection and feedback local to a token (section 4.3), so a new token never changes the
+    selection of earlier ones. With a cache for each pass, each new token costs two runs of the layers.
 
     Args:
-        stock: the model underneath, which gives its configuration and its output layer.
-        pooled: from the model's inputs to every token's features after the final norm, `[B, N, d]`.
+        stock: The stock model, which defines the configuration and the output layer.
+        pooled: Function from the model's inputs to the features of every token after the final norm, `[B, N, d]`.
     """
 
-    # How attention and experts are computed was decided, and checked, when the stock model was built.
+    # The implementation of attention and experts was chosen, and checked, when the stock model was built.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     pooled: Callable[[dict[str, Any]], Tensor]
     _logits: LogitsHead
@@ -45,26 +45,27 @@ class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
         return True
 
     def get_output_embeddings(self) -> nn.Module:
-        """The stock model's output layer."""
+        """Return the stock model's output layer."""
         return self.stock.get_output_embeddings()
 
     def generate(self, *arguments: Any, **settings: Any) -> Any:
-        """As transformers': see there for every setting. Keys and values of both passes are kept unless told not to.
+        """Generate with the settings of transformers. Keys and values of both passes are cached by default.
 
         Raises:
-            UsageError: another kind of cache is asked for.
+            UsageError: Another kind of cache is requested.
         """
         config = settings.get("generation_config") or self.generation_config
-        asked = settings.pop("cache_implementation", None) or config.cache_implementation
-        if asked not in DYNAMIC_CACHE_NAMES:
+        cache_kind = settings.pop("cache_implementation", None) or config.cache_implementation
+        if cache_kind not in DYNAMIC_CACHE_NAMES:
             raise UsageError(
-                f"Two passes cannot keep their keys and values in a '{asked}' cache.",
-                "They need a cache each, which grows with the text.",
+                f"cache_implementation='{cache_kind}' is not supported.",
+                "Each of the two passes needs a cache of its own that grows with the text.",
                 "Leave cache_implementation out.",
+                code="backbone.unsupported-cache",
             )
         if settings.get(CACHE_ARGUMENT) is None and settings.get("use_cache", config.use_cache) is not False:
             settings[CACHE_ARGUMENT] = TwoPassCache(self.config)
-        # Whose method it is, is typed otherwise from version to version.
+        # The type of this method differs between versions of transformers.
         return cast(Any, super()).generate(*arguments, **settings)
 
     def forward(
@@ -77,17 +78,17 @@ class TwoPassLanguageModel(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Token ids `[B, N]` to logits `[B, N, vocabulary]`, or to those of the last tokens alone.
+        """Return logits `[B, N, vocabulary]` of token ids `[B, N]`, or only those of the last `logits_to_keep` tokens.
 
-        What is kept comes as `cache` or as `past_key_values`, as the version of transformers has it.
+        The cache is passed as `cache` or as `past_key_values`, depending on the version of transformers.
         """
-        kept = past_key_values if cache is None else cache
+        both = past_key_values if cache is None else cache
         named = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "caches": kept,
+            "caches": both,
         }
         pooled = self.pooled({name: value for name, value in named.items() if value is not None})
         logits = self._logits(pooled[:, -logits_to_keep:])
-        return CausalLMOutputWithPast(**{"logits": logits, CACHE_ARGUMENT: kept})
+        return CausalLMOutputWithPast(**{"logits": logits, CACHE_ARGUMENT: both})

@@ -1,4 +1,4 @@
-"""Keys and values of both passes, as one cache that transformers' `generate` can hold."""
+"""A cache of the keys and values of both passes for transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 CACHE_ARGUMENT = (
     "cache" if any(field.name == "cache" for field in fields(CausalLMOutputWithPast)) else "past_key_values"
 )
-"""What transformers calls the keys and values that it keeps: `past_key_values` before 5.24."""
+"""Name of the cache argument in transformers: `past_key_values` before 5.24."""
 
 
 class TwoPassCache(Cache):
-    """A cache of 2 L layers: the first pass's L and the second's (section 3.1 of the method needs both).
+    """A cache of 2 L layers, L for each pass (section 3.1 of the method needs both).
 
-    `first` and `second` are caches of their own over the same layers, so that each pass counts its levels from 0, while
-    `generate` reorders, repeats and crops all 2 L as one.
+    `first` and `second` are caches of their own over the same layers, so each pass counts its levels from 0, and
+    `generate` reorders, repeats and crops all 2 L layers together.
     """
 
     def __init__(self, config: Any) -> None:

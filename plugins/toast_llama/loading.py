@@ -1,4 +1,4 @@
-"""A causal language model of transformers as a backbone: from a folder, from the hub, or, when typed, random."""
+"""Construction of backbones from causal language models of transformers: from a folder, the hub, or random."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from toast_llama.options import LlamaOptions
 
 
 def build_llama(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> LlamaBackbone:
-    """The model of a Hugging Face id or of a folder, with its tokenizer where one lies beside it.
+    """Build the model of a Hugging Face id or a folder, with its tokenizer if there is one.
 
-    Attention is fused where the model can have it so.
+    Attention is fused if the model supports it.
 
     Args:
-        source: Hugging Face id, or folder in transformers' layout.
-        architecture: LLaMA's settings for random weights; None takes those that lie with the source.
-        options: which weights, and in what precision.
+        source: Hugging Face id, or folder in the layout of transformers.
+        architecture: LLaMA configuration for random weights; None uses the configuration of the source.
+        options: Weights and data type.
 
     Raises:
-        UsageError: a folder that was named is not there.
-        ToastError: the model cannot be had or is damaged, has code of its own, or cannot be steered.
+        UsageError: The folder does not exist or holds no model.
+        ToastError: The model cannot be loaded, is damaged, needs code of its own, or cannot be steered.
     """
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -61,18 +61,19 @@ def build_llama(source: str, architecture: Mapping[str, Any] | None, options: Ll
                 f"There is no model in {folder}.",
                 "It holds no config.json.",
                 "Give the folder that transformers' save_pretrained wrote, or a download of the model's repository.",
+                code="weights.missing-model",
             )
         place = str(folder)
     _load_config(place)
     try:
         module = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False)
-    except Exception as error:  # the hub, a foreign folder and a damaged file fail in any way
+    except Exception as error:  # the hub, a foreign folder or a damaged file may raise anything
         raise _build_unavailable_error(place, error) from error
     return LlamaBackbone(module, _load_tokenizer(place))
 
 
 def wrap_llama(module: Any) -> LlamaBackbone | None:
-    """A causal language model that is there already, with the tokenizer of its own folder or repository; else None."""
+    """Return the backbone of a causal language model, with the tokenizer of its folder or repository, or None."""
     if not isinstance(module, PreTrainedModel) or module.get_output_embeddings() is None:
         return None
     place = module.config.name_or_path
@@ -80,26 +81,29 @@ def wrap_llama(module: Any) -> LlamaBackbone | None:
 
 
 def _load_weights_file(source: str, file: Path, dtype: Any) -> PreTrainedModel:
-    """The source's architecture with the weights of one file, as 'toast export --what backbone' writes it."""
+    """Load weights from one file, as written by 'toast export --what backbone', into the source's architecture."""
     module = AutoModelForCausalLM.from_config(_load_config(source), dtype=None if dtype == "auto" else dtype)
     try:
         load_model(module, require_regular_file(file))
     except FileNotFoundError as error:
-        raise UsageError(f"There is no weights file {file}.", what_to_do="Check --weights.") from error
+        raise UsageError(
+            f"There is no weights file {file}.", what_to_do="Check --weights.", code="weights.missing-file"
+        ) from error
     except (SafetensorError, RuntimeError, OSError) as error:
         raise ToastError(
             f"{file} does not hold the weights of '{source}'.",
             " ".join(str(error).split())[:300],
             "Give the file that was exported from this model.",
+            code="weights.wrong-model",
         ) from error
     return module
 
 
 def _load_config(source: str) -> Any:
-    """The model's settings.
+    """Load the configuration of a model.
 
     Raises:
-        ToastError: they cannot be had, or are those of a model that is no causal language model.
+        ToastError: The configuration cannot be loaded, or the model is not a decoder-only causal language model.
     """
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -107,39 +111,49 @@ def _load_config(source: str) -> Any:
         raise _build_unavailable_error(source, error) from error
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ToastError(
-            f"'{source}' is a model of the kind {config.model_type}, and no decoder-only causal language model.",
-            what_to_do="Choose a model of the LLaMA, Mistral, Qwen or Gemma kind.",
+            f"'{source}' has the model type {config.model_type}, which is not a decoder-only causal language model.",
+            what_to_do="Choose a LLaMA, Mistral, Qwen or Gemma model.",
+            code="backbone.wrong-family",
         )
     return config
 
 
 def _load_generation_config(module: PreTrainedModel, place: str) -> PreTrainedModel:
-    """The model with the generation settings that lie beside it: where its answers end, above all."""
-    with suppress(OSError):  # many have none, and those of the configuration then stand
+    """Set the generation settings stored with the model, such as its end-of-text tokens, and return it."""
+    with suppress(OSError):  # many models have none; the settings of the configuration then apply
         module.generation_config = GenerationConfig.from_pretrained(place)
     return module
 
 
 def _load_tokenizer(place: str) -> Any:
-    """The tokenizer that lies beside the model; None where there is none (random weights need none)."""
+    """Return the tokenizer stored with the model, or None if there is none (random weights need none)."""
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except Exception:  # whoever needs it says that it is missing
+    except Exception:  # code that needs the tokenizer reports that it is missing
         return None
 
 
 def _build_unavailable_error(place: str, error: Exception) -> ToastError:
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if Path(place).is_dir():
-        return ToastError(f"The model in {place} could not be loaded.", why, "Fetch it again, whole.")
-    if place.startswith(("/", ".", "~")) or place.count("/") > 1:  # no repository is called so
         return ToastError(
-            f"There is no model in {place}.", "There is no such folder.", "Say where it is: --weights FOLDER."
+            f"The model in {place} could not be loaded.",
+            why,
+            "Download all of its files again.",
+            code="weights.cannot-load",
+        )
+    if place.startswith(("/", ".", "~")) or place.count("/") > 1:  # not a name of a repository
+        return ToastError(
+            f"There is no model in {place}.",
+            "The folder does not exist.",
+            "Give its path: --weights FOLDER.",
+            code="weights.missing-model",
         )
     return ToastError(
-        f"The model '{place}' could not be fetched.",
+        f"The model '{place}' could not be downloaded.",
         why,
-        f"There is no folder {place} here either: a run that was made of one is given it by --weights FOLDER. With a "
-        "network, run again (a gated model needs 'hf auth login'). Without one, --weights FOLDER or --backbone "
-        "llama:FOLDER names a folder that holds it; --weights none starts from random weights.",
+        f"There is no folder {place} either. For a run that used a folder, give --weights FOLDER. With a network, run "
+        "again (a gated model needs 'hf auth login'). Without one, give a folder that holds the model with "
+        "--weights FOLDER or --backbone llama:FOLDER; --weights none starts from random weights.",
+        code="weights.cannot-download",
     )

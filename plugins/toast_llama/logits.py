@@ -1,4 +1,4 @@
-"""A causal language model's own way from features to logits: its output layer, and whatever scales what comes out."""
+"""The computation of logits by a causal language model: its output layer and any scaling or capping."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 
 class _FixedDecoder(nn.Module):
-    """Takes the decoder's place while the model turns features to logits: it puts out the features it was given."""
+    """A replacement of the decoder that returns given features."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
@@ -21,10 +21,10 @@ class _FixedDecoder(nn.Module):
 
 
 class LogitsHead(nn.Module):
-    """Features after the final norm `[B, N, d]` to logits `[B, N, vocabulary]`, as the model itself computes them.
+    """Map features after the final norm `[B, N, d]` to logits `[B, N, vocabulary]`, as the model itself does.
 
-    Several families do more than multiply by their output layer: Cohere and Granite scale, Gemma caps. So the model's
-    own forward pass is run, over a stand-in for its decoder. It holds no weights of its own.
+    Several families do more than apply their output layer: Cohere and Granite scale, Gemma caps. Therefore the model's
+    own forward pass is run, with a replacement of its decoder. This module has no weights of its own.
     """
 
     _model: PreTrainedModel
@@ -35,11 +35,11 @@ class LogitsHead(nn.Module):
         decoder = module.get_decoder()
         path = next(name for name, part in module.named_modules() if part is decoder)
         where, _, self._name = path.rpartition(".")
-        self.__dict__["_model"] = module  # past Module's own bookkeeping: the weights are the backbone's
+        self.__dict__["_model"] = module  # not registered as a submodule: the weights belong to the backbone
         self.__dict__["_holder"] = module.get_submodule(where)
 
     def forward(self, features: Tensor) -> Tensor:
-        """The model's logits, had its decoder put out these features."""
+        """Return the model's logits for these outputs of its decoder."""
         decoder = getattr(self._holder, self._name)
         setattr(self._holder, self._name, _FixedDecoder(features))
         try:

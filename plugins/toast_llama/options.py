@@ -1,4 +1,4 @@
-"""What the recipe can say about a language model. Torch-free."""
+"""Recipe options of language models. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from toast_cli.plugin import BackboneOptions
 
 
 class LlamaOptions(BackboneOptions):
-    """What a language model can be told."""
+    """Options of a language model."""
 
     weights: str | None = Field(
-        None, description="folder in transformers' layout; 'none' for random ones; left out: the hub or its cache"
+        None, description="folder in the layout of transformers; 'none': random weights; default: the hub or its cache"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="what the frozen weights are kept in; auto: as they are stored"
+        "auto", description="data type of the frozen weights; auto: as stored"
     )

@@ -1,1 +1,1 @@
-"""What the plugins for timm's families share: building a model and finding its weights. Not a plugin itself."""
+"""Code that the plugins for timm's families share: building models and loading weights. It is not a plugin itself."""

@@ -1,4 +1,4 @@
-"""The classifier that a timm model came with, cut to the classes of a data set."""
+"""The pretrained classifier of a timm model, reduced to the classes of a data set."""
 
 from __future__ import annotations
 
@@ -18,35 +18,38 @@ MAX_LISTED_CLASSES = 3
 def load_pretrained_classifier(
     classes: tuple[str, ...], model: str, weights: str | None, family: str, named: Sequence[str]
 ) -> nn.Linear:
-    """The last layer of the model as it was trained, a row per class of the data set.
+    """Return the pretrained last layer of a model, with one row per class of the data set.
 
-    Where the data set has as many classes as the layer has rows, they are taken to be in the same order, as sorted
-    ImageNet folders are. Fewer are looked up by their ImageNet names (`n01440764`).
+    If the data set has as many classes as the layer has rows, they must be in the same order, as sorted ImageNet
+    folders are. Fewer classes are found by their ImageNet names (`n01440764`).
 
     Raises:
-        UsageError: the model has no such layer, or does not know the classes.
-        ToastError: its weights cannot be had.
+        UsageError: The model has no such layer, or does not know the classes.
+        ToastError: The weights cannot be loaded.
     """
-    whole: Any = build_module(model, weights, {"num_classes": None}, family, named)
-    layer = whole.get_classifier()
+    pretrained: Any = build_module(model, weights, {"num_classes": None}, family, named)
+    layer = pretrained.get_classifier()
     if not isinstance(layer, nn.Linear):
-        raise UsageError(f"'{model}' has no classifier of its own.", what_to_do="Use task.head=new.")
+        raise UsageError(
+            f"'{model}' has no classifier of its own.", what_to_do="Use task.head=new.", code="task.no-classifier"
+        )
     if len(classes) == layer.out_features:
         return layer
-    subset = infer_imagenet_subset(whole)
+    subset = infer_imagenet_subset(pretrained)
     names = ImageNetInfo(subset).label_names() if subset else []
     unknown = [name for name in classes if name not in names]
     if unknown:
         raise UsageError(
-            f"The classifier of '{model}' has {layer.out_features} classes and the data {len(classes)}.",
-            f"These are none of its classes by name: {', '.join(unknown[:MAX_LISTED_CLASSES])}"
+            f"The classifier of '{model}' has {layer.out_features} classes, and the data set has {len(classes)}.",
+            f"It has no classes of these names: {', '.join(unknown[:MAX_LISTED_CLASSES])}"
             f"{', …' * (len(unknown) > MAX_LISTED_CLASSES)}.",
             "Use task.head=new.",
+            code="task.classifier-mismatch",
         )
     rows = [names.index(name) for name in classes]
-    cut = nn.Linear(layer.in_features, len(rows), bias=layer.bias is not None)
+    subset_layer = nn.Linear(layer.in_features, len(rows), bias=layer.bias is not None)
     with torch.no_grad():
-        cut.weight.copy_(layer.weight[rows])
+        subset_layer.weight.copy_(layer.weight[rows])
         if layer.bias is not None:
-            cut.bias.copy_(layer.bias[rows])
-    return cut
+            subset_layer.bias.copy_(layer.bias[rows])
+    return subset_layer

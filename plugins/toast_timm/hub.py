@@ -1,4 +1,4 @@
-"""Asking the Hugging Face hub once whether it is there, instead of trying every file of it again and again."""
+"""A single check whether the Hugging Face hub is reachable, which avoids repeated attempts for every file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
 TIMEOUT_SECONDS = 10
-"""Seconds."""
+"""Timeout of the check in seconds."""
 
 
 @contextmanager
 def use_offline_if_unreachable() -> Iterator[None]:
-    """Within the block, a hub that does not answer is not asked again: what is in the cache is found, or nothing is."""
+    """Use only the local cache inside the block if the hub does not answer."""
     was = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = was or not _is_hub_reachable()
     try:
@@ -28,6 +28,6 @@ def _is_hub_reachable() -> bool:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
-    except Exception:  # whatever keeps it from answering, it does not
+    except Exception:  # any failure means that the hub is not reachable
         return False
     return True

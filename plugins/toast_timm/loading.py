@@ -1,4 +1,4 @@
-"""Building a timm model and filling it with weights: from the hub, from a file, or, when typed, random ones."""
+"""Construction of timm models with weights from the hub, from a file, or random."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from toast_timm.hub import use_offline_if_unreachable
 
 
 class ModelSource(TypedDict):
-    """Which model, and where from: `build_module`'s arguments but for what timm's constructor is told."""
+    """The model and the source of its weights: the arguments of `build_module` except for `arguments`."""
 
     model: str
     weights: str | None
@@ -27,22 +27,24 @@ class ModelSource(TypedDict):
 def build_module(
     model: str, weights: str | None, arguments: dict[str, Any], family: str, named: Sequence[str]
 ) -> nn.Module:
-    """A timm model by its timm name, without its classifier unless `arguments` say how many classes (None: its own).
+    """Build a timm model by its timm name, without its classifier unless `arguments` set `num_classes` (None: its own).
 
     Args:
-        model: timm's name for it, with or without the tag of its weights.
-        weights: a file, "none" for random weights, None for the hub.
-        arguments: what timm's constructor is told besides.
-        family: what an error calls a model of this kind, for example "a ViT".
-        named: patterns of the timm names that are offered when there is no such model.
+        model: timm's name of the model, with or without the tag of its weights.
+        weights: Weights file, "none" for random weights, None for the hub.
+        arguments: Further arguments of timm's constructor.
+        family: Name of this kind of model in error messages, for example "a ViT".
+        named: Patterns of the timm names that are offered if there is no such model.
 
     Raises:
         UsageError: timm has no such model, or the weights file does not exist.
-        ToastError: the hub cannot be reached, or the file holds another model's weights.
+        ToastError: The hub cannot be reached, or the file has another model's weights.
     """
     if not timm.is_model(model.split(".")[0]):
         known = [name for pattern in named for name in timm.list_models(pattern)]
-        raise UsageError(f"timm has no model '{model}'.", what_to_do=did_you_mean(model, known))
+        raise UsageError(
+            f"timm has no model '{model}'.", what_to_do=did_you_mean(model, known), code="backbone.unknown-model"
+        )
     arguments = {"num_classes": 0, **arguments}
     if arguments["num_classes"] is None:
         del arguments["num_classes"]
@@ -54,12 +56,12 @@ def build_module(
         module = _load_from_file(model, Path(weights).expanduser(), arguments, family)
     recorded: Any = getattr(module, "pretrained_cfg", None)
     if isinstance(recorded, dict):
-        recorded["license"] = None  # timm's record is of the weights that it publishes itself
+        recorded["license"] = None  # timm's record is about the weights that it publishes
     return module
 
 
 def get_preprocessing(module: nn.Module, size: tuple[int, int] | None = None) -> Preprocessing:
-    """What timm's own configuration says the model was trained to see; `size` (height, width) replaces its size."""
+    """Return the preprocessing of timm's configuration of a model; `size` (height, width) replaces its image size."""
     config = resolve_model_data_config(module)
     height, width = size or config["input_size"][-2:]
     known = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic", "nearest") else "bicubic"
@@ -67,7 +69,7 @@ def get_preprocessing(module: nn.Module, size: tuple[int, int] | None = None) ->
 
 
 def get_licence(module: nn.Module) -> str | None:
-    """The licence of the weights, where they are those that timm publishes."""
+    """Return the licence of weights that timm publishes, else None."""
     config = getattr(module, "pretrained_cfg", None) or {}
     return config.get("license") if isinstance(config, dict) else getattr(config, "license", None)
 
@@ -77,14 +79,19 @@ def _create_model(model: str, arguments: dict[str, Any], family: str, **weights:
         return timm.create_model(model, **weights, **arguments)
     except TypeError as error:
         raise ToastError(
-            f"'{model}' cannot be built as {family}.", str(error), "Choose the plugin of its family."
+            f"'{model}' cannot be built as {family}.",
+            str(error),
+            "Choose the plugin of its family.",
+            code="backbone.wrong-family",
         ) from error
 
 
 def _load_from_file(model: str, path: Path, arguments: dict[str, Any], family: str) -> nn.Module:
     if not path.is_file():
-        what = f"{path} is no weights file." if path.exists() else f"There is no weights file {path}."
-        raise UsageError(what, what_to_do="Check --weights (or backbone.weights in the recipe).")
+        what = f"{path} is not a weights file." if path.exists() else f"There is no weights file {path}."
+        raise UsageError(
+            what, what_to_do="Check --weights (or backbone.weights in the recipe).", code="weights.missing-file"
+        )
     overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
     try:
         with _record_state_dict_keys() as (missing, unexpected):
@@ -93,25 +100,27 @@ def _load_from_file(model: str, path: Path, arguments: dict[str, Any], family: s
         return module
     except ToastError:
         raise
-    except Exception as error:  # a file that is foreign or damaged makes readers fail in any way
+    except Exception as error:  # readers of a foreign or damaged file may raise anything
         if code := find_refused_code(path, error):
             raise ToastError(
                 f"{path} was not loaded: it holds more than weights.",
-                f"It asks for {code}, and only tensors are read, because anything else could run code.",
-                "Save the model's state_dict alone, best as safetensors.",
+                f"It refers to {code}. Only tensors are read, because anything else could run code.",
+                "Save only the model's state_dict, preferably as safetensors.",
+                code="weights.unsafe-file",
             ) from error
         raise ToastError(
             f"{path} does not hold the weights of '{model}', or is damaged.",
             _truncate(str(error)),
-            "Give the --backbone that the file was made for, or fetch the file again.",
+            "Give the --backbone that the file was made for, or download the file again.",
+            code="weights.wrong-model",
         ) from error
 
 
 @contextmanager
 def _record_state_dict_keys() -> Iterator[tuple[list[str], list[str]]]:
-    """Within the block, note the names that loaded state dicts lack and those that models do not know.
+    """Record the missing and unexpected keys of state dicts that are loaded inside the block.
 
-    timm loads leniently whenever the classifier is left out, and then says neither.
+    timm loads with strict=False if the classifier is left out, and does not report these keys.
     """
     missing: list[str] = []
     unexpected: list[str] = []
@@ -131,16 +140,16 @@ def _record_state_dict_keys() -> Iterator[tuple[list[str], list[str]]]:
 
 
 def _require_all_weights(module: nn.Module, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-    """Refuse a file that leaves part of the model at its random start, or brings more than the model has.
+    """Check that a file sets all weights of the model and has no other weights of the model's own parts.
 
-    Names outside the model's own parts are a classifier's, or another task's, and are let be.
+    Keys outside of the model's own parts belong to a classifier or another task and are ignored.
 
     Raises:
-        ValueError: it is such a file.
+        ValueError: Keys are missing or unexpected.
     """
     own = {name for name, _ in module.named_children()}
     foreign = [name for name in unexpected if name.split(".")[0] in own]
-    for what, names in (("has no", missing), ("has more than the model:", foreign)):
+    for what, names in (("lacks", missing), ("has weights that are not in the model:", foreign)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"The file {what} {', '.join(names[:3])}{more}.")
@@ -152,20 +161,22 @@ def _load_from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Mod
             return _create_model(model, arguments, family, pretrained=True)
     except ToastError:
         raise
-    except Exception as error:  # the hub fails in as many ways as there are networks
+    except Exception as error:  # the hub and the network may raise anything
         config = timm.get_pretrained_cfg(model)
         if config is None or not config.has_weights:
             raise ToastError(
                 f"timm publishes no weights for '{model}'.",
                 what_to_do="Give your own: --weights FILE. --weights none starts from random weights.",
+                code="weights.not-published",
             ) from error
         where = getattr(config, "hf_hub_id", None) or getattr(config, "url", None) or "the hub"
         raise ToastError(
-            f"The weights of '{model}' could not be fetched.",
+            f"The weights of '{model}' could not be downloaded.",
             f"{where}: {type(error).__name__}: {_truncate(str(error), 160)}",
-            f"With a network, run again. Without one, fetch model.safetensors of {where} elsewhere and give it as "
-            "--weights FILE (safetensors, .pth or .npz), or put it into the cache that HF_HOME names. "
+            f"With a network, run again. Without one, download model.safetensors of {where} elsewhere and give it as "
+            "--weights FILE (safetensors, .pth or .npz), or put it into the cache in HF_HOME. "
             "--weights none starts from random weights.",
+            code="weights.cannot-download",
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""Vision Transformers for toast: any timm `VisionTransformer`, steered in its values."""
+"""Vision Transformers: any timm `VisionTransformer`, steered in its values."""

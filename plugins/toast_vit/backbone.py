@@ -1,4 +1,4 @@
-"""A stock timm `VisionTransformer` as a backbone that can run twice: signals enter at the values."""
+"""A stock timm `VisionTransformer` as a backbone with two passes: signals enter at the values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from toast_timm.loading import get_licence
 
 
 def compute_signal_values(signal: Signal, attention: Attention, value_bias: str) -> Tensor:
-    """What a signal `[B, N, d]` adds to the values: what their third of the projection makes of it."""
+    """Return what a signal `[B, N, d]` adds to the values: its product with the value third of the projection."""
     projection, first = attention.qkv, 2 * attention.attn_dim
     bias = projection.bias[first:] if value_bias == "twice" and projection.bias is not None else None
     if isinstance(signal, ValueSignal):
@@ -41,7 +41,7 @@ def compute_signal_values(signal: Signal, attention: Attention, value_bias: str)
 
 
 def project_rows(attention: Attention, parts: slice, tokens: Tensor) -> Tensor:
-    """What some rows of the fused projection make of the tokens."""
+    """Apply some rows of the fused projection to the tokens."""
     weight, bias = attention.qkv.weight, attention.qkv.bias
     return F.linear(tokens, weight[parts], None if bias is None else bias[parts])
 
@@ -49,9 +49,9 @@ def project_rows(attention: Attention, parts: slice, tokens: Tensor) -> Tensor:
 def compute_steered_projection(
     attention: Attention, tokens: Tensor, signal: Tensor, value_bias: str, first: int
 ) -> Tensor:
-    """`[..., V]`: the fused projection from row `first` on, its value third of the tokens and the signal together.
+    """Return the fused projection from row `first` on, with the signal added to the input of its value third.
 
-    One product for both costs no more than the projection does without a signal, backwards as well.
+    One product for tokens and signal costs no more than the projection without a signal, also in the backward pass.
     """
     begin = 2 * attention.attn_dim
     values = project_rows(attention, slice(begin, None), tokens + signal.to(tokens.dtype))
@@ -64,10 +64,10 @@ def compute_steered_projection(
 def steer_values(
     attention: Attention, signal: Signal, value_bias: Literal["once", "twice"], projected: bool = False
 ) -> Iterator[None]:
-    """Within the block, `V = W_V (X + signal) + b_V` (section 3.1, step iv); Q and K stay untouched.
+    """Inside the block, `V = W_V (X + signal) + b_V` (section 3.1, step iv); Q and K are unchanged.
 
-    The signal is `[B, N, d]`. Where q, k, v of the tokens are `projected` already, or the projection is no plain layer,
-    what the signal adds is added to them.
+    The signal is `[B, N, d]`. If q, k, v of the tokens are already `projected`, or the projection is not a plain linear
+    layer, the contribution of the signal is added to the values.
     """
     if isinstance(signal, Tensor) and not projected and type(attention.qkv) is nn.Linear:
         projection: Any = attention.qkv
@@ -91,9 +91,9 @@ def steer_values(
 
 @contextmanager
 def record_attention(attention: Attention, maps: list[Tensor], mismatches: list[Tensor]) -> Iterator[None]:
-    """Within the block, append the softmax map `[B, heads, N, N]`, from the projection that fused attention uses.
+    """Append the softmax map `[B, heads, N, N]` inside the block, from the projection that fused attention uses.
 
-    Beside it goes how far the map times the values is from what fused attention puts out (see `Trace`).
+    Also append its mismatch, the distance of the map times the values from the output of fused attention (see `Trace`).
     """
     mixed: list[Tensor] = []
 
@@ -104,10 +104,10 @@ def record_attention(attention: Attention, maps: list[Tensor], mismatches: list[
             maps.append((q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1))
             mixed.append((maps[-1] @ v).transpose(1, 2).flatten(2))
 
-    def compare(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        fused = given[0]
+    def compare(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        fused = inputs[0]
         mismatch = (mixed.pop() - fused).abs().amax() / fused.abs().amax().clamp_min(1e-6)
-        # Never cast for nothing: a traced graph checks the type at every cast, and keeps all that leads to it.
+        # Cast only if needed: a traced graph checks the data type at every cast, and keeps all operations before it.
         mismatches.append(mismatch if mismatch.dtype == fused.dtype else mismatch.to(fused.dtype))
 
     handles = [attention.qkv.register_forward_hook(record), attention.norm.register_forward_pre_hook(compare)]
@@ -120,10 +120,10 @@ def record_attention(attention: Attention, maps: list[Tensor], mismatches: list[
 
 @contextmanager
 def reuse_projection(attention: Attention, projected: list[Tensor], place: int) -> Iterator[None]:
-    """Within the block, take the fused projection from `projected[place]`; where it is not there yet, put it there."""
+    """Take the fused projection from `projected[place]` inside the block, or store it there the first time."""
     projection = attention.qkv
     if place < len(projected):
-        projection.forward = lambda _: projected[place].clone()  # signals are added to it in place
+        projection.forward = lambda _: projected[place].clone()  # signals are added in place
         try:
             yield
         finally:
@@ -138,22 +138,22 @@ def reuse_projection(attention: Attention, projected: list[Tensor], place: int) 
 
 @contextmanager
 def attend_from_leading_tokens(block: Block, hidden: Tensor, signal: Signal | None, value_bias: str) -> Iterator[None]:
-    """Within the block, called with the first of the tokens `hidden`, attend from those to all of them.
+    """Make a block, called with the first of the tokens `hidden`, attend from those to all tokens inside the block.
 
-    What a block does besides attention it does to each token by itself, so the tokens that it is not given are only
-    looked at. This is timm's `Attention.forward` with fewer queries than keys.
+    Apart from attention, a block processes each token by itself, so the other tokens are only needed as keys and
+    values. This is timm's `Attention.forward` with fewer queries than keys.
     """
     attention: Any = block.attn
 
     def attend(first: Tensor, **_: object) -> Tensor:
         B, rows, _d = first.shape
         width, heads = attention.attn_dim, attention.num_heads
-        whole = block.norm1(hidden)
+        tokens = block.norm1(hidden)
         q = project_rows(attention, slice(width), first)
         if isinstance(signal, Tensor):
-            kv = compute_steered_projection(attention, whole, signal, value_bias, width)
+            kv = compute_steered_projection(attention, tokens, signal, value_bias, width)
         else:
-            kv = project_rows(attention, slice(width, None), whole)
+            kv = project_rows(attention, slice(width, None), tokens)
         k, v = kv.split(width, dim=-1)
         if isinstance(signal, ValueSignal):
             v = v + compute_signal_values(signal, attention, value_bias)
@@ -170,14 +170,14 @@ def attend_from_leading_tokens(block: Block, hidden: Tensor, signal: Signal | No
 
 @dataclass
 class ProjectionCache:
-    """What a block's fused projections (one per attention) made of the tokens that both passes give it."""
+    """The fused projections of a block (one per attention) for the tokens that both passes share."""
 
     index: int
     qkv: list[Tensor] = field(default_factory=list)
 
 
 def is_stock_block(block: nn.Module) -> bool:
-    """Whether a block is timm's ordinary one and nobody has put anything on its projection."""
+    """Return whether a block is timm's standard block with an unchanged projection."""
     attention: Any = getattr(block, "attn", None)
     if type(block) is not Block or type(attention) is not Attention:
         return False
@@ -185,14 +185,14 @@ def is_stock_block(block: nn.Module) -> bool:
 
 
 class VitBackbone(Backbone):
-    """Any timm `VisionTransformer`; a level is a block.
+    """Any timm `VisionTransformer`. A level is a block.
 
-    `z` is every token after the model's final norm, class token and registers included, as in the authors' code. Models
-    that pool first and norm after (average pooling) have their norm applied to the tokens for `z`, and keep their own
-    order for the pooled features.
+    `z` is every token after the model's final norm, including class token and registers, as in the authors' code.
+    Models that pool before the norm (average pooling) apply the norm to the tokens for `z`, and keep their own order
+    for the pooled features.
 
     Raises:
-        ToastError: the model is no `VisionTransformer`, or its blocks hold no fused q, k, v projection to steer.
+        ToastError: The model is not a `VisionTransformer`, or its blocks have no fused q, k, v projection.
     """
 
     has_attention = True
@@ -211,13 +211,15 @@ class VitBackbone(Backbone):
             raise ToastError(
                 f"{name} is not a timm VisionTransformer.",
                 what_to_do="Choose a ViT or DeiT model, or the plugin of its family.",
+                code="backbone.wrong-family",
             )
         self.attentions = [[part for part in block.modules() if isinstance(part, Attention)] for block in module.blocks]
         if not all(self.attentions):
             raise ToastError(
                 f"The blocks of this {name} have no q, k, v projection of their own.",
-                "TOAST adds its signal to the values, and these blocks fuse them with something else.",
+                "TOAST adds its signal to the values, and these blocks fuse the values with other parts.",
                 "Choose a ViT with ordinary attention blocks.",
+                code="backbone.cannot-steer",
             )
         self.module = module
         self.width = self.head_width = module.embed_dim
@@ -231,28 +233,28 @@ class VitBackbone(Backbone):
         self.value_bias: Literal["once", "twice"] = value_bias
 
     def enter(self, inputs: Tensor) -> State:
-        """Images `[B, 3, H, W]` to tokens `[B, N, d]`, position embeddings and the model's own first norm included."""
+        """Return tokens `[B, N, d]` of images `[B, 3, H, W]`, with position embeddings and the model's first norm."""
         vit = self.module
         tokens = vit._pos_embed(vit.patch_embed(inputs))
         return State(vit.norm_pre(vit.patch_drop(tokens)))
 
     def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
-        """Run one stock block; the signal `[B, N, d]` is added to what its attention projects to values."""
+        """Run one stock block. The signal `[B, N, d]` is added to the input of the value projection."""
         maps: list[Tensor] | None = [] if trace is not None and index in trace.attention_of else None
         mismatches: list[Tensor] = []
         attentions = self.attentions[index]
         signals: list[Signal | None] = [signal] * len(attentions)
-        if isinstance(signal, ValueSignal):  # those of a block's parallel attentions lie one behind the other
+        if isinstance(signal, ValueSignal):  # those of a block's parallel attentions are concatenated
             signals = [
                 ValueSignal(part) for part in signal.tensor.split([part.attn_dim for part in attentions], dim=-1)
             ]
         with ExitStack() as attached:
             for place, (attention, own) in enumerate(zip(attentions, signals, strict=True)):
-                kept = state.context is not None and state.context.index == index
-                if kept:
+                cached = state.context is not None and state.context.index == index
+                if cached:
                     attached.enter_context(reuse_projection(attention, state.context.qkv, place))
                 if own is not None:
-                    attached.enter_context(steer_values(attention, own, self.value_bias, kept))
+                    attached.enter_context(steer_values(attention, own, self.value_bias, cached))
                 if maps is not None:
                     attached.enter_context(record_attention(attention, maps, mismatches))
             hidden = self.module.blocks[index](state.hidden)
@@ -262,14 +264,14 @@ class VitBackbone(Backbone):
         return State(hidden)
 
     def keep(self, state: State, index: int) -> State:
-        """The first steered block projects the same tokens in both passes: the second finds q, k, v here.
+        """Cache q, k, v of the first steered block, which projects the same tokens in both passes.
 
-        Not where memory is worth more than time.
+        With gradient checkpointing, nothing is cached.
         """
         return state if self.checkpointing else State(state.hidden, ProjectionCache(index))
 
     def conclude(self, state: State, signal: Signal | LazySignal | None = None) -> Tensor:
-        """With a class token to pool, the last block attends from that token alone."""
+        """Return the pooled features. If they are the class token, the last block attends from that token only."""
         vit, block = self.module, self.module.blocks[-1]
         if not (self._pools_first_token and is_stock_block(block)):
             return super().conclude(state, signal)
@@ -282,35 +284,35 @@ class VitBackbone(Backbone):
         return vit.forward_head(vit.norm(tokens), pre_logits=True)
 
     def value_weight(self, index: int) -> Tensor:
-        """The value third of every attention's fused projection, `[values, d]`."""
+        """Return the value third of every attention's fused projection, `[values, d]`."""
         return torch.cat([part.qkv.weight[2 * part.attn_dim :] for part in self.attentions[index]])
 
     def leave(self, state: State) -> Readout:
-        """Tokens after the final norm `[B, N, d]`, and the model's own pooled features `[B, d]`."""
+        """Return the tokens after the final norm `[B, N, d]` and the model's own pooled features `[B, d]`."""
         vit = self.module
         tokens = vit.norm(state.hidden)
         z = vit.fc_norm(tokens)
         return Readout(z=z, compared=z, pooled=vit.forward_head(tokens, pre_logits=True))
 
     def stock(self, inputs: Tensor) -> Tensor:
-        """timm's own forward pass up to the pooled features `[B, d]`."""
+        """Run timm's own forward pass up to the pooled features `[B, d]`."""
         return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
 
     @property
     def licence(self) -> str | None:
-        """As timm records it of published weights."""
+        """The licence that timm records for published weights."""
         return get_licence(self.module)
 
     def example(self, batch: int) -> Tensor:
-        """Random images `[batch, 3, H, W]` of the size the model was built for."""
+        """Return random images `[batch, 3, H, W]` of the model's input size."""
         return torch.randn(batch, 3, *self.require_preprocessing().image_size)
 
     def grid(self, inputs: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches for these images."""
+        """Return the rows and columns of patches for these images."""
         embed = self.module.patch_embed
         rows, columns = embed.dynamic_feat_size(inputs.shape[-2:]) if self.module.dynamic_img_size else embed.grid_size
         return rows, columns
 
     def query_tokens(self) -> slice:
-        """The class token, or every token of a model without one."""
+        """Return the class token, or all patch tokens of a model without one."""
         return slice(0, 1) if self.module.has_class_token else slice(self.prefix_tokens, None)

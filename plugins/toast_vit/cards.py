@@ -1,4 +1,4 @@
-"""The ViTs by name: what each is and where its weights come from. Torch-free."""
+"""The cards of the ViTs and the source of their weights. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 DEPARTURES = {"value_bias": "twice"}
-"""Where the authors' code departs from the paper: it runs all of q, k, v on the signal, bias included."""
+"""Options for the computation of the authors' code, which adds the bias b_V a second time with the signal."""
 
 
 def _build(model: str, options: VitOptions) -> Backbone:
@@ -31,7 +31,7 @@ def _build_demo(name: str, depth: int, options: VitOptions) -> Backbone:
 
 
 def _build_demo_card(name: str, depth: int, parameters: int, superseded: Mapping[str, str] | None = None) -> Card:
-    """Describe a ViT whose weights and pre-tuned feedback path ship with toast."""
+    """Build the card of a ViT whose weights and pre-tuned feedback path ship with toast."""
     return Card(
         name,
         "vit",

@@ -1,4 +1,4 @@
-"""`vit_demo` and `vit_demo_3`: small ViTs whose weights ship with toast. Toast trained them on drawn scenes alone."""
+"""`vit_demo` and `vit_demo_3`: small ViTs whose weights ship with toast. They are only trained on drawn scenes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def build_demo(name: str, depth: int, options: VitOptions) -> VitBackbone:
     """Build a demo ViT with its shipped weights, with those of a safetensors file, or with random ones.
 
     Args:
-        name: the backbone's name, which is also that of its weights file.
-        depth: number of blocks.
-        options: the backbone's settings.
+        name: Name of the backbone and of its weights file.
+        depth: Number of blocks.
+        options: The options of the backbone.
 
     Raises:
-        UsageError: the weights file does not exist.
-        ToastError: the file does not hold this model's weights.
+        UsageError: The weights file does not exist or is not a .safetensors file.
+        ToastError: The file does not hold this model's weights.
     """
     module = VisionTransformer(
         img_size=IMAGE_SIDE,
@@ -44,13 +44,18 @@ def build_demo(name: str, depth: int, options: VitOptions) -> VitBackbone:
         shipped = Path(str(files("toast_vit") / "weights" / f"{name}.safetensors"))
         path = shipped if options.weights is None else Path(options.weights).expanduser()
         if not path.is_file():
-            what = f"{path} is no weights file." if path.exists() else f"There is no weights file {path}."
-            raise UsageError(what, what_to_do="Reinstall toast." if path == shipped else "Check --weights.")
+            what = f"{path} is not a weights file." if path.exists() else f"There is no weights file {path}."
+            raise UsageError(
+                what,
+                what_to_do="Reinstall toast." if path == shipped else "Check --weights.",
+                code="weights.missing-file",
+            )
         if path.suffix != ".safetensors":
             raise UsageError(
                 f"Expected a .safetensors file for '{name}', got {path}.",
-                "No other format is read for this backbone.",
-                "Give what 'toast export --what backbone' wrote, or the --backbone that the file was made for.",
+                "This backbone supports no other format.",
+                "Give an output of 'toast export --what backbone', or the --backbone that the file was made for.",
+                code="weights.unsupported-format",
             )
         try:
             module.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
@@ -59,10 +64,11 @@ def build_demo(name: str, depth: int, options: VitOptions) -> VitBackbone:
                 f"{path} does not hold the weights of '{name}' (a safetensors file).",
                 " ".join(str(error).split())[:300],
                 "Give the --backbone that the file was made for.",
+                code="weights.wrong-model",
             ) from error
     check_image_size(module, options)
     if options.image_size is not None:
-        # After loading, so that the position embedding of the file is resampled rather than refused.
+        # Set the size after loading: the position embedding of the file is then resampled instead of rejected.
         module.set_input_size(img_size=options.image_size)
     height, width = module.patch_embed.img_size
     return VitBackbone(module, Preprocessing((height, width), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), options.value_bias)

@@ -1,4 +1,4 @@
-"""A ViT of timm's as a backbone."""
+"""Construction of backbones from timm's ViTs."""
 
 from __future__ import annotations
 
@@ -15,44 +15,45 @@ from toast_vit.options import VitOptions
 
 
 def check_image_size(module: Any, options: VitOptions) -> None:
-    """Refuse an image size that patches do not fill: the rest would be cut off, and no map would fit the image.
+    """Check that the image size is a multiple of the patch size: the rest would be cropped, and maps would not fit.
 
     Raises:
-        UsageError: a side is not a multiple of the patch.
+        UsageError: A side is not a multiple of the patch size.
     """
-    wanted = options.image_size
+    size = options.image_size
     embed = getattr(module, "patch_embed", None)
-    if wanted is None or embed is None or getattr(embed, "dynamic_img_pad", False):
+    if size is None or embed is None or getattr(embed, "dynamic_img_pad", False):
         return
-    for side, patch in zip((wanted, wanted) if isinstance(wanted, int) else wanted, embed.patch_size, strict=True):
+    for side, patch in zip((size, size) if isinstance(size, int) else size, embed.patch_size, strict=True):
         if side % patch:
             nearest = max(round(side / patch), 1) * patch
             raise UsageError(
-                f"backbone.image_size={side} is not a multiple of the patch of {patch} pixels.",
-                what_to_do=f"The nearest that is: {nearest}.",
+                f"backbone.image_size={side} is not a multiple of the patch size of {patch} pixels.",
+                what_to_do=f"The nearest multiple is {nearest}.",
+                code="backbone.wrong-image-size",
             )
 
 
 def wrap_vit(module: Any) -> VitBackbone | None:
-    """A timm ViT that is there already; None for anything else."""
+    """Return the backbone of a timm ViT, or None for any other module."""
     if not isinstance(module, VisionTransformer):
         return None
     return VitBackbone(module, get_preprocessing(module, getattr(module.patch_embed, "img_size", None)))
 
 
 def build_vit(model: str, options: VitOptions) -> VitBackbone:
-    """Any timm ViT by its timm name, without its classifier.
+    """Build a timm ViT by its timm name, without its classifier.
 
     Raises:
         UsageError: timm has no such model, or the weights file does not exist.
-        ToastError: the hub cannot be reached, the file holds another model's weights, or the model is no ViT.
+        ToastError: The hub cannot be reached, the file has another model's weights, or the model is not a ViT.
     """
     arguments: dict[str, Any] = {"drop_path_rate": options.drop_path}
     if options.image_size is not None:
         arguments["img_size"] = options.image_size
     source: ModelSource = {"model": model, "weights": options.weights, "family": "a ViT", "named": ("*vit*", "deit*")}
     module = build_module(arguments=arguments, **source)
-    # The size that it was built for, where it is bound to one: embeddings were resized to it.
+    # The model's own input size, if it has a fixed one: embeddings were resized to it.
     size = getattr(getattr(module, "patch_embed", None), "img_size", None)
     check_image_size(module, options)
     backbone = VitBackbone(module, get_preprocessing(module, size), options.value_bias)

@@ -1,4 +1,4 @@
-"""What the recipe can say about a ViT. Torch-free."""
+"""Recipe options of ViTs. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ ImageSide = Annotated[int, Field(ge=1)]
 
 
 class VitOptions(BackboneOptions):
-    """What a ViT can be told."""
+    """Options of a ViT."""
 
     image_size: ImageSide | tuple[ImageSide, ImageSide] | None = Field(
         None,
-        description="input side, or [height, width], in pixels; embeddings are resized; left out: the model's own",
+        description="input side, or [height, width], in pixels; embeddings are resized; default: the model's own",
     )
     value_bias: Literal["once", "twice"] = Field(
-        "once", description="'once' is the paper; 'twice' counts b_V again with the signal, as the authors' code does"
+        "once", description="once: as in the paper; twice: add b_V again with the signal, as the authors' code does"
     )
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth while the backbone itself is trained")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth if the backbone itself is trained")

@@ -47,19 +47,21 @@ def test_two_processes_do_not_go_on_with_one_run(run: Path) -> None:
     before = files(run)
     with FileLock(run / "checkpoints" / LOCK_FILE):
         said = forked(run.parent, "tune", "--resume", run)
-    assert said.code == 1 and "Another process is at work on the run" in said.said
+    assert said.code == 1 and "Another process is using the run" in said.said
     assert files(run) == before
     assert toast("tune", "--resume", run).code == 0, "the lock goes with who held it"
 
 
 def test_a_changed_recipe_is_taken_where_it_is_given_and_said(run: Path) -> None:
     recipe = run / "recipe.yaml"
-    assert "is not what a run wrote" not in toast("recipes", "validate", recipe).err
+    assert "was written by a run and has been edited" not in toast("recipes", "validate", recipe).err
     recipe.write_text(recipe.read_text().replace("log_every: 1", "log_every: 3"))
-    toast("tune", "--resume", run).fails(1, "is not what the run was begun with")
+    toast("tune", "--resume", run).fails(1, "recipe.yaml", error="run.changed-recipe")
     for words in (("recipes", "validate", recipe), ("tune", "--recipe", recipe, "--dry-run")):
         said = toast(*words)
-        assert said.code == 0 and "recipe.yaml is not what a run wrote" in " ".join(said.err.split()), said.err
+        assert said.code == 0 and "recipe.yaml was written by a run and has been edited" in " ".join(
+            said.err.split()
+        ), said.err
 
 
 def test_a_damaged_adapter_comes_back_from_the_checkpoints_as_the_error_says(linear_run: Path, tmp_path: Path) -> None:
@@ -67,9 +69,7 @@ def test_a_damaged_adapter_comes_back_from_the_checkpoints_as_the_error_says(lin
     adapter = run / "adapter" / "adapter_model.safetensors"
     whole, took = adapter.read_bytes(), json.loads((run / "results.json").read_text())["seconds"]
     adapter.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    toast("eval", "--run", run).fails(
-        1, "adapter is damaged", "adapter_model.safetensors is not what was written", "remove RUN/adapter"
-    )
+    toast("eval", "--run", run).fails(1, "adapter_model.safetensors", "remove RUN/adapter", error="adapter.damaged")
     shutil.rmtree(run / "adapter")
     (run / "results.json").unlink()
     assert toast("tune", "--resume", run).code == 0
@@ -88,7 +88,7 @@ def test_a_disk_that_was_full_is_told_with_how_the_run_goes_on(run: Path, monkey
 
 
 def test_what_is_not_there_is_no_run(tmp_path: Path) -> None:
-    toast("tune", "--resume", tmp_path / "none").fails(2, "is no run folder", "It is not there")
+    toast("tune", "--resume", tmp_path / "none").fails(2, "none", error="run.not-a-run-folder")
 
 
 def resealed(state: dict[str, Any], **others: str) -> str:

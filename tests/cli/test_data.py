@@ -244,8 +244,8 @@ class TestBarePaths:
         for name in ("pets.csv", "pets.zip"):
             (tmp_path / name).touch()
         here = tmp_path / path
-        toast("data", "check", here).fails(2, "cannot be used as a data set", f"say {meant}{here}")
-        toast("tune", "--backbone", "vit_demo", "--dataset", here).fails(2, f"say {meant}{here}")
+        toast("data", "check", here).fails(2, "cannot be used as a data set", f"use {meant}{here}")
+        toast("tune", "--backbone", "vit_demo", "--dataset", here).fails(2, f"use {meant}{here}")
 
 
 class TestWarnings:

@@ -89,8 +89,8 @@ def test_a_linear_head_has_nothing_to_train_on_a_language_model(model: Path, dat
 
 
 def test_images_and_texts_are_not_mixed_up(model: Path, data: Path, here: Path) -> None:
-    toast("tune", "--backbone", f"llama:{model}", "--dataset", "demo").fails(2, "does not look at images")
-    toast("tune", "--backbone", "vit_demo", "--dataset", f"alpaca:{data}").fails(2, "writes no text")
+    toast("tune", "--backbone", f"llama:{model}", "--dataset", "demo").fails(2, error="backbone.not-for-images")
+    toast("tune", "--backbone", "vit_demo", "--dataset", f"alpaca:{data}").fails(2, error="task.not-a-language-model")
     toast("generate", "--backbone", "vit_demo", "hello").fails(2, error="text.not-a-language-model")
 
 
@@ -138,4 +138,4 @@ def test_a_talk_puts_answers_alone_on_stdout(here: Path, model: Path) -> None:
 
 def test_an_unreachable_model_says_how_to_get_it(here: Path) -> None:
     said = toast("generate", "--backbone", "llama:nobody/nothing", "Hello")
-    said.fails(1, "could not be fetched", "--weights FOLDER")
+    said.fails(1, "--weights FOLDER", error="weights.cannot-download")

@@ -62,7 +62,9 @@ def test_a_language_model_takes_low_rank_factors_and_its_weights_come_out_in_one
         for named in (["--run", here / "run"], ["--backbone", f"llama:{model}", "--weights", "all.safetensors"])
     ]
     assert answers[0] == answers[1]
-    toast("generate", "--backbone", f"llama:{model}", "--weights", "none.safetensors", "x").fails(2, "no weights file")
+    toast("generate", "--backbone", f"llama:{model}", "--weights", "none.safetensors", "x").fails(
+        2, "none.safetensors", error="weights.missing-file"
+    )
     toast("export", "--run", here / "run", "--out", "adapter.safetensors")
     toast("generate", "--backbone", f"llama:{model}", "--weights", "adapter.safetensors", "x").fails(1, "does not hold")
 
@@ -82,12 +84,14 @@ def test_what_a_backbone_cannot_take_is_refused_with_what_it_can(here: Path) -> 
     model = make_model(here / "model")
     data = write_json(here / "data.json", instructions(20))
     toast("tune", "--backbone", f"llama:{model}", "--dataset", f"alpaca:{data}", "--method", "vpt").fails(
-        2, "takes none", "full, linear, lora, peft:KIND, toast, toast-lite"
+        2, "full, linear, lora, peft:KIND, toast, toast-lite", error="method.not-a-vit"
     )
-    toast("tune", "--method", "peft:dorra").fails(2, "no method 'peft:dorra'", "dora")
+    toast("tune", "--method", "peft:dorra").fails(2, "'peft:dorra'", "dora", error="method.unknown-peft-kind")
     toast("tune", "--method", "peft:lora", "method.options.rank=3").fails(
-        2, "method.options.rank", "no such option", "rank"
+        2, "method.options.rank", "rank", error="method.unknown-peft-option"
     )
     toast("tune", "--method", "peft").fails(2, "method.kind")
-    toast("tune", "--method", "lora", 'method.targets=["nothing"]').fails(2, "PEFT cannot put lora", "nothing")
+    toast("tune", "--method", "lora", 'method.targets=["nothing"]').fails(
+        2, "lora", "nothing", error="method.peft-not-injected"
+    )
     assert not (here / "runs").exists()

@@ -63,8 +63,8 @@ def test_tuning_starts_from_the_artifact(pretuned: Path, here: Path, words: str)
     assert "pre-tuned on demo" in said.err
     other = next((kind for kind in ("late", "early") if kind in words), None)
     told = " ".join(said.err.split())
-    assert (f"It was pre-tuned under full feedback; this run has {other} feedback" in told) is (other is not None)
-    assert ("selects earlier than xi and P were pre-tuned to" in told) is (other == "early")
+    assert (f"It was pre-tuned with full feedback. This run has {other} feedback" in told) is (other is not None)
+    assert ("selects at an earlier level than xi and P were pre-tuned for" in told) is (other == "early")
     session = prepare_session(load_recipe(here / "run" / "recipe.yaml"))
     model = session.model
     load_checkpoint(here / "run" / "checkpoints", "last", model)
@@ -169,7 +169,7 @@ def test_a_dry_run_shows_what_would_be_pre_tuned_and_writes_nothing(here: Path) 
 def test_a_wrong_start_is_refused_before_anything_is_written(here: Path) -> None:
     for command in ("tune", "pretune"):
         toast(command, "--init-from", "nowhere", "--output-dir", here / "run", *TINY_DEMO).fails(
-            2, "holds no pre-tuned"
+            2, "nowhere", error="artifact.missing"
         )
         assert not (here / "run").exists()
 

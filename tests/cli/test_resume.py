@@ -125,9 +125,9 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_taken(here: Path, li
 
 
 def test_only_what_was_interrupted_can_be_resumed(here: Path, linear_run: Path) -> None:
-    toast("tune", "--resume", here / "none").fails(2, "is no run folder")
+    toast("tune", "--resume", here / "none").fails(2, error="run.not-a-run-folder")
     shutil.copytree(linear_run, here / "run")
-    toast("tune", "--resume", here / "run").fails(2, "got to its end")
+    toast("tune", "--resume", here / "run").fails(2, error="run.already-finished")
     (here / "run" / "results.json").unlink()
     for other in (["training.lr=0.1"], ["--seed", "0"], ["--dry-run"], ["--recipe", "demo/toast"]):
         for command in ("tune", "pretune"):

@@ -263,7 +263,9 @@ class TestWhatIsWrongIsSaid:
     def test_a_task_that_is_not_for_these_data_is_refused(self, dataset: str, task: str, tmp_path: Path) -> None:
         said = toast("tune", "--dataset", dataset, f"task.name={task}", "--output-dir", tmp_path / "run")
         said.fails(
-            2, f"task.name = '{task}'", f"{dataset} labels pixels" if "seg" in dataset else f"{dataset} has none"
+            2,
+            f"task.name = '{task}'",
+            f"{dataset} has a label for every pixel" if "seg" in dataset else f"{dataset} has none",
         )
         assert not (tmp_path / "run").exists()
 

@@ -222,10 +222,10 @@ class TestWrongInput:
     def test_an_existing_run_folder_is_left_alone(self, here: Path) -> None:
         (here / "run").mkdir()
         (here / "run" / "notes.txt").write_text("precious")
-        toast("tune", "--output-dir", "run", *TINY_DEMO).fails(2, "run already exists", "--output-dir")
+        toast("tune", "--output-dir", "run", *TINY_DEMO).fails(2, "--output-dir", error="run.already-exists")
         assert [path.name for path in (here / "run").iterdir()] == ["notes.txt"]
         (here / "run" / "recipe.yaml").write_text("begun: true")
-        toast("tune", "--output-dir", "run", *TINY_DEMO).fails(2, "--resume run", "goes on")
+        toast("tune", "--output-dir", "run", *TINY_DEMO).fails(2, "--resume run", error="run.already-exists")
 
     def test_an_empty_or_missing_folder_is_named(self, here: Path) -> None:
         (here / "empty").mkdir()
@@ -317,7 +317,7 @@ class TestWrongInput:
         with safe_open(here / "run/checkpoints/last/model.safetensors", framework="pt") as file:
             assert all(file.get_tensor(name).isfinite().all() for name in list(file.keys()))
         assert not (here / "run" / "results.json").exists()
-        toast("eval", "--run", "run").fails(2, "holds no adapter", "did not get to its end")
+        toast("eval", "--run", "run").fails(2, error="run.unfinished")
 
     def test_a_damaged_adapter_is_refused(self, finished: Path, here: Path) -> None:
         shutil.copytree(finished, here / "copy")

@@ -143,4 +143,4 @@ def test_a_changed_recipe_is_not_gone_on_with(made: Path, tmp_path: Path) -> Non
     (tmp_path / "run" / "results.json").unlink()
     recipe = tmp_path / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("batch_size: 20", "batch_size: 21"))
-    toast("tune", "--resume", tmp_path / "run").fails(1, "is not what the run was begun with", "--recipe")
+    toast("tune", "--resume", tmp_path / "run").fails(1, "--recipe", error="run.changed-recipe")

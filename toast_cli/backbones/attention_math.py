@@ -1,4 +1,4 @@
-"""Fused attention gives no map; what a family's own map of the same numbers needs."""
+"""Numerics of attention maps that are computed next to fused attention."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 @contextmanager
 def upcast_attention_inputs(query: Tensor, key: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """What fused attention is given, for a map of the same numbers that rounds no more than fused attention does.
+    """Cast q, k and v as scaled_dot_product_attention does, so that an explicit map matches its result.
 
-    That one is given what autocast makes of them, the values' type, and adds up in single precision; within the block
-    autocast does not bring the map's sums back to half.
+    Fused attention receives the inputs as autocast makes them, in the data type of the values, and accumulates in
+    float32. Inside the block, autocast is disabled so that the map is not computed in half precision.
     """
     import torch
 
     kind = torch.promote_types(value.dtype, torch.float32)
-    given = tuple(tensor.to(value.dtype).to(kind) for tensor in (query, key, value))
-    where = value.device.type
-    # Only where it is on: a graph that is traced keeps the block otherwise.
-    with torch.autocast(where, enabled=False) if torch.is_autocast_enabled(where) else nullcontext():
-        yield given  # type: ignore[misc]
+    cast = tuple(tensor.to(value.dtype).to(kind) for tensor in (query, key, value))
+    device = value.device.type
+    # Only if autocast is on: a traced graph would otherwise keep the block.
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        yield cast  # type: ignore[misc]

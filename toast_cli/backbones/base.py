@@ -1,8 +1,8 @@
-"""The contract between a frozen network and the method: what a backbone owes the rest of the house.
+"""The contract between a frozen network and the method: what a backbone plugin implements.
 
-Selection, feedback, losses, training and drawing are written once against `Backbone`; a plugin says only
-what differs between families: where a signal enters, what `z` is, how features are pooled. Importing this
-module imports no torch, so that a plugin's cards can be listed and its options checked at once.
+Selection, feedback, losses, training and drawing are written once against `Backbone`. A plugin only defines what
+differs between families: where a signal enters, what `z` is, and how features are pooled. Importing this module does
+not import torch, so that a plugin's cards can be listed and its options validated fast.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CONTRACT_VERSION = 1
-"""Raised when a change here would break a plugin written against the previous number."""
+"""Version of the contract. It increases with every change that breaks existing plugins."""
 
 
 class BackboneOptions(NamedOptions):
-    """What every backbone can be told; a family adds its own fields in a subclass."""
+    """Options that all backbones share. A family adds its own fields in a subclass."""
 
     name: str = Field(description="short name, or FAMILY:MODEL for any model of a family's library")
     weights: str | None = Field(
-        None, description="file with the weights; 'none' for random ones; left out: the hub or the plugin's own file"
+        None, description="weights file; 'none': random weights; default: the hub or the plugin's own file"
     )
 
 
 @dataclass(frozen=True)
 class Card:
-    """A backbone before it is built: enough for a listing and for checking its options, without torch.
+    """The description of a backbone, which is enough to list it and to validate its options without torch.
 
-    `parameters` counts the frozen network without a classifier (None where it is known only once built);
-    `source` says where its weights come from; `artifact` is a folder with a feedback path pre-tuned for them, where one
-    comes with the plugin (`init_from: shipped`); `superseded` maps a version of toast up to which this name meant
-    other weights to their present name, so that older runs still open; `departures` are the options under which the
-    backbone computes as the authors' code does where that departs from the paper, for checkpoints that were trained
-    with it. `rebuild` builds the network from its options and a folder with its `Backbone.files`; None where those
-    are always empty.
+    `parameters` is the size of the frozen network without a classifier, or None if it is only known once built.
+    `source` describes the origin of its weights. `artifact` is a folder with a feedback path pre-tuned for them, if the
+    plugin has one (`init_from: shipped`). `superseded` maps a version of toast, up to which this name meant other
+    weights, to the current name of those weights, so that older runs can be opened. `departures` are the options under
+    which the backbone computes as the authors' code does where that departs from the paper, for checkpoints trained
+    with it. `rebuild` builds the network from its options and a folder with its `Backbone.files`; None if those are
+    always empty.
     """
 
     name: str
@@ -64,10 +64,9 @@ class Card:
 
 @dataclass(frozen=True)
 class Family:
-    """A family takes any model of its library: `card` turns the MODEL of `FAMILY:MODEL` into a card.
+    """A family of backbones: `card` returns the card of MODEL in `FAMILY:MODEL`, for any model of the family's library.
 
-    `wrap`, where there is one, makes a backbone of a model that a user has built already, or returns None if the model
-    is not of this family.
+    `wrap`, if any, returns the backbone of a model that a user has built, or None if the model is not of this family.
     """
 
     name: str
@@ -81,7 +80,7 @@ class Level:
     """One level of the backbone and the kind of layer that undoes it (section 3.1; 4.4 for ConvNets).
 
     `A_l` maps the level's output (`width_out` channels) back to its input (`width_in` channels), `B_l` keeps
-    `width_in`. A deconvolution also multiplies both sides of the map by `stride`, its kernel being as large.
+    `width_in`. A deconvolution also multiplies the height and the width of the map by `stride`, its kernel size.
     """
 
     width_in: int
@@ -92,7 +91,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the backbone was trained to see: `image_size` (height, width) in pixels, mean and std of RGB in 0..1."""
+    """The images that the backbone was trained on: `image_size` (height, width) in pixels, RGB mean and std in 0..1."""
 
     image_size: tuple[int, int]
     mean: tuple[float, float, float]
@@ -103,7 +102,7 @@ class Preprocessing:
 
 @dataclass
 class State:
-    """What travels between levels: `hidden` ([B, N, d] or [B, C, H, W]) and whatever the family needs besides."""
+    """The state between levels: `hidden` ([B, N, d] or [B, C, H, W]) and further data of the family in `context`."""
 
     hidden: Tensor
     context: Any = None
@@ -111,11 +110,11 @@ class State:
 
 @dataclass
 class Readout:
-    """What a pass puts out.
+    """The output of a pass.
 
-    `z` is what selection reweights and sends back, `compared` what its similarity to xi is taken from (the same
-    tensor unless the family says otherwise), `pooled` [B, d] or [B, N, d] goes to the head, `real` [B, N] is False
-    on padding (None: everything is real).
+    `z` is reweighted by selection and fed back. `compared` is compared with xi (the same tensor as `z` unless the
+    family defines another). `pooled` [B, d] or [B, N, d] is the input of the head. `real` [B, N] is False on padding,
+    or None if there is no padding.
     """
 
     z: Tensor
@@ -126,11 +125,12 @@ class Readout:
 
 @dataclass
 class Trace:
-    """What a pass should remember: every level's input and output, and the attention maps of some levels.
+    """A recorder of a pass: every level's input and output, and the attention maps of some levels.
 
-    `attention` fills with level index -> [B, heads, N, N] for each index in `attention_of`, and `mismatch` with how far
-    that map times the values is from what the network's own (fused) attention put out there, as a share of the largest
-    number of it: a scalar. A level whose attention is not fused hands out the very map it uses, and has no mismatch.
+    `attention` maps level index to [B, heads, N, N] for each index in `attention_of`. `mismatch` is a scalar: the
+    largest difference between that map times the values and the output of the network's own (fused) attention, relative
+    to the largest value of that output. A level without fused attention records the map that it uses and has no
+    mismatch.
     """
 
     levels: bool = False
@@ -141,26 +141,26 @@ class Trace:
     mismatch: dict[int, Tensor] = field(default_factory=dict)
 
     def extend_from(self, other: Trace) -> None:
-        """Add what another trace recorded of earlier levels, as far as this trace records it too."""
+        """Add what another trace recorded for earlier levels, as far as this trace records it too."""
         if self.levels:
             self.inputs.extend(other.inputs)
             self.outputs.extend(other.outputs)
         for own, others in ((self.attention, other.attention), (self.mismatch, other.mismatch)):
-            own.update({index: found for index, found in others.items() if index in self.attention_of})
+            own.update({index: value for index, value in others.items() if index in self.attention_of})
 
 
 AUTHORS_WEIGHT_PATTERN = re.compile(
     r"decoders\.(\d+)\.linear(2?)\.(?:base_layer\.)?(weight|lora_[AB])(?:\.default)?(?:\.weight)?"
 )
-"""What the authors' code calls the weights of `A_l` (`linear`), of `B_l` (`linear2`) and of the factors on them."""
+"""Names of the weights of `A_l` (`linear`), of `B_l` (`linear2`) and of the factors on them in the authors' code."""
 
 
 @dataclass
 class AuthorsCheckpoint:
-    """The tensors of a checkpoint of the authors' code, sorted; every one of them is in exactly one place.
+    """The sorted tensors of a checkpoint of the authors' code. Each tensor is in exactly one of the fields.
 
-    `network` has the library's own names; `feedback` has `xi`, `P` and, by level from 0, `A.l`, `B.l` as our layers
-    hold them, and `A.l.lora_A`, `A.l.lora_B` and so on; `head` has `weight` and `bias`; `left_out` says why, by name.
+    `network` uses the names of the library. `feedback` has `xi`, `P` and, by level from 0, `A.l`, `B.l` in our layout,
+    and `A.l.lora_A`, `A.l.lora_B` and so on. `head` has `weight` and `bias`. `left_out` maps a name to the reason.
     """
 
     network: dict[str, Tensor] = field(default_factory=dict)
@@ -172,17 +172,15 @@ class AuthorsCheckpoint:
 class Backbone(ABC):
     """A frozen network that can run twice.
 
-    `module` holds every weight; `width` is d, the channels of `z`; `head_width` those of the pooled features;
-    `channel_dim` is -1 for tokens and 1 for maps; the first `prefix_tokens` tokens (class token, registers) have no
-    place in the image. A model that has attention to show sets `has_attention`. `preprocessing` is None for a backbone
-    that does not look at images, `tokenizer` for one that does not read. With `checkpointing`, levels keep only their
-    input for the backward pass and are run again in it. `adapter_targets` are the ends of the names of the layers that
-    low-rank factors go on unless told otherwise; where `takes_prompts`, tokens may be added behind the others; with
-    `any_image_size`, images of every size can be shown to it as it was built.
-    `classifier` gives the layer from pooled features to classes that the model came with, a row per class asked for
-    (UsageError: it does not know them); None where models of this kind come with none. `level_modules` are the parts of
-    `module` that `level` calls as a whole, and nothing else calls: what is divided when a model is shared out.
-    `notes` are sentences that whoever uses it should read first.
+    `module` holds all weights. `width` is d, the channels of `z`; `head_width` is the width of the pooled features;
+    `channel_dim` is -1 for tokens and 1 for maps. The first `prefix_tokens` tokens (class token, registers) have no
+    position in the image. Models with attention maps set `has_attention`. `preprocessing` is None for backbones that do
+    not take images, `tokenizer` for those that do not take text. With `checkpointing`, levels keep only their input for
+    the backward pass and are recomputed. `adapter_targets` are name suffixes of the layers that receive low-rank
+    factors by default. With `takes_prompts`, tokens may be appended; with `any_image_size`, images may have any size.
+    `classifier` returns the pretrained layer from pooled features to classes, with one row per requested class
+    (UsageError: it does not know them), or is None if models of this kind have none. `level_modules` are the parts of
+    `module` that only `level` calls, each as a whole: the units of sharding. `notes` are sentences for the user.
     """
 
     module: nn.Module
@@ -204,140 +202,140 @@ class Backbone(ABC):
 
     @abstractmethod
     def enter(self, inputs: Any) -> State:
-        """What level 0 receives: the embedded input. Both passes share it."""
+        """Return the input of level 0, the embedded inputs. Both passes share it."""
 
     @abstractmethod
     def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
-        """Run one level, steered by `signal` (the level's own shape) unless it is None.
+        """Run one level, steered by `signal` (with the shape of the level's input) unless it is None.
 
-        A backbone whose levels have a `value_weight` takes `Values` in a signal's place.
+        A backbone whose levels have a `value_weight` also accepts a `ValueSignal`.
 
-        With `signal=None` this is the stock model's own computation. Whatever is attached to the stock model to
-        steer it is attached and removed inside this call, so that a recomputed call (gradient checkpointing) is
-        steered as the first one was.
+        With `signal=None` this is the stock model's own computation. Hooks that steer the stock model are added and
+        removed inside this call, so that a recomputed call (gradient checkpointing) is steered like the first one.
         """
 
     @abstractmethod
     def leave(self, state: State) -> Readout:
-        """Turn the last hidden state into `z` and the pooled features."""
+        """Return `z` and the pooled features, given the last hidden state."""
 
     def tap(self, state: State) -> Readout:
-        """What selection looks at where the first pass ends before the last level (early feedback, section 5).
+        """Return the readout for selection if the first pass ends before the last level (early feedback, section 5).
 
-        The pooled features are not asked for. As it is here, whatever ends the whole network ends the stretch too.
+        Its pooled features are not used. By default, the end of the whole network is applied to the last level run.
         """
         return self.leave(state)
 
     @abstractmethod
     def grid(self, inputs: Any) -> tuple[int, int]:
-        """Rows and columns of the non-prefix tokens (or of the map) for these inputs."""
+        """Return the rows and columns of the non-prefix tokens (or of the map) for these inputs."""
 
     @abstractmethod
     def stock(self, inputs: Any) -> Tensor:
-        """The pooled features by the library's own forward pass: what a run without signals must equal bit for bit."""
+        """Return the pooled features of the library's forward pass. A run without signals must equal it bit for bit."""
 
     @abstractmethod
     def example(self, batch: int) -> Any:
-        """Inputs of the right shape and type, drawn from torch's seed: for counting, checking and exporting."""
+        """Return inputs of valid shape and type, drawn from torch's seed, for counting, checking and exporting."""
 
     def files(self) -> Mapping[str, str]:
-        """Texts by file name that tell, besides the tensors, all that the network is: a whole export holds them.
+        """Return text files by name that define the network except for its tensors. A whole export includes them.
 
-        Empty where the library knows it by its name alone.
+        They are empty if the library can build the network from its name alone.
         """
         return {}
 
     def require_preprocessing(self) -> Preprocessing:
-        """`preprocessing`, where images are about to be shown to the backbone.
+        """Return `preprocessing`, which must not be None.
 
         Raises:
-            UsageError: this backbone does not look at images.
+            UsageError: This backbone does not take images.
         """
         if self.preprocessing is None:
             raise UsageError(
-                f"A {type(self.module).__name__} does not look at images.",
-                what_to_do="Choose a vision backbone, or a data set of text.",
+                f"{type(self.module).__name__} does not take images.",
+                what_to_do="Choose a vision backbone, or a data set of texts.",
+                code="backbone.not-for-images",
             )
         return self.preprocessing
 
     def require_tokenizer(self) -> Any:
-        """`tokenizer`, where texts are about to be shown to the backbone.
+        """Return `tokenizer`, which must not be None.
 
         Raises:
-            ToastError: there is none beside the model.
+            ToastError: The model has no tokenizer.
         """
         if self.tokenizer is None:
             raise ToastError(
-                f"There is no tokenizer beside this {type(self.module).__name__}.",
-                what_to_do="Give a folder that holds model and tokenizer.",
+                f"There is no tokenizer for {type(self.module).__name__}.",
+                what_to_do="Give a folder with both model and tokenizer.",
+                code="backbone.no-tokenizer",
             )
         return self.tokenizer
 
     def again(self, state: State, inputs: Any) -> State:
-        """What the second pass begins from, given what the first began from; other than it where a pass has memory."""
+        """Return the initial state of the second pass, given that of the first. They differ if a pass has a cache."""
         return state
 
     def keep(self, state: State, index: int) -> State:
-        """What both passes begin level `index` from; asked for before the first one.
+        """Return the state at level `index` from which both passes start; called before the first pass.
 
-        A family that computes something alike there in both passes may have it kept in the state.
+        A family can store results in it that both passes compute in the same way.
         """
         return state
 
     def conclude(self, state: State, signal: Signal | LazySignal | None = None) -> Tensor:
-        """The pooled features, given the state before the last level.
+        """Return the pooled features, given the state before the last level.
 
-        A family that pools fewer tokens than there are need not compute the others. With `checkpointing`, signals may
-        be pending.
+        A family that pools only some tokens need not compute the others. With `checkpointing`, signals may be lazy.
         """
         last = len(self.levels) - 1
         return self.leave(self.run(state, [None] * last + [signal], first=last)).pooled
 
     def value_weight(self, index: int) -> Tensor | None:
-        """`W_V` of a level, `[values, width_in]`, where signals enter at the values; None: they are added as they are.
+        """Return `W_V` of a level, `[values, width_in]`, if signals enter at the values, else None.
 
-        Folding works it into the feedback path and then sends the level `Values`.
+        Folding includes it in the feedback path and then passes the level a `ValueSignal`.
         """
         return None
 
     def authors(self, tensors: Mapping[str, Tensor]) -> AuthorsCheckpoint:
-        """Sort a checkpoint of the authors' code for this family.
+        """Sort the tensors of a checkpoint of the authors' code.
 
-        As it is here, this is what all their code shares: `prompt` is xi, `top_down_transform` is P transposed (they
+        The default is the layout that all their code shares: `prompt` is xi, `top_down_transform` is P transposed (they
         multiply from the right), `decoders.l.linear` is `A_l`, `decoders.l.linear2` is `B_l`, `head` is the head, and
-        everything else the network's. A family overrides it where its own layout differs.
+        all other tensors are the network's. A family overrides it if its layout differs.
         """
-        found = AuthorsCheckpoint()
+        checkpoint = AuthorsCheckpoint()
         for name, tensor in tensors.items():
             if name == "prompt":
-                found.feedback["xi"] = tensor.flatten()
+                checkpoint.feedback["xi"] = tensor.flatten()
             elif name == "top_down_transform":
-                found.feedback["P"] = tensor.T if tensor.ndim == 2 else tensor
+                checkpoint.feedback["P"] = tensor.T if tensor.ndim == 2 else tensor
             elif layer := AUTHORS_WEIGHT_PATTERN.fullmatch(name):
                 level, second, kind = layer.groups()
                 place = f"{'B' if second else 'A'}.{level}"
-                found.feedback[place if kind == "weight" else f"{place}.{kind}"] = tensor
+                checkpoint.feedback[place if kind == "weight" else f"{place}.{kind}"] = tensor
             elif name.startswith("head."):
-                found.head[name.removeprefix("head.")] = tensor
+                checkpoint.head[name.removeprefix("head.")] = tensor
             else:
-                found.network[name] = tensor
-        return found
+                checkpoint.network[name] = tensor
+        return checkpoint
 
     @property
     def licence(self) -> str | None:
-        """The licence of the weights as the library records it; None where it records none."""
+        """The licence of the weights as recorded by the library, or None."""
         return None
 
     def output(self) -> nn.Module | None:
-        """The model's own layer from pooled features to scores over its vocabulary; None where it has none."""
+        """Return the model's own layer from pooled features to vocabulary scores, or None if it has none."""
         return None
 
     def generator(self, pooled: Callable[[Any], Tensor]) -> Any:
-        """An object with transformers' `generate`, given a function from inputs to pooled features; None: no text."""
+        """Return an object with transformers' `generate`, given a function from inputs to pooled features, or None."""
         return None
 
     def query_tokens(self) -> slice:
-        """The tokens whose attention is shown: the class token, or all of them where there is none."""
+        """Return the tokens whose attention is shown: the class token, or all tokens if there is none."""
         return slice(None)
 
     def run(
@@ -349,10 +347,10 @@ class Backbone(ABC):
         last: int | None = None,
         trace: Trace | None = None,
     ) -> State:
-        """Run levels `first` up to, not including, `last` (default: all of them).
+        """Run levels `first` up to, but not including, `last` (default: all).
 
-        `signals` has one entry per level of the backbone; None in its place leaves that level alone. With
-        `checkpointing`, they may be pending.
+        `signals` has one entry per level of the backbone; None leaves a level unsteered. With `checkpointing`, signals
+        may be lazy.
         """
         for index in range(first, len(self.levels) if last is None else last):
             if trace is not None and trace.levels:
@@ -369,7 +367,7 @@ class Backbone(ABC):
     def _run_checkpointed(
         self, index: int, state: State, signal: Signal | LazySignal | None, trace: Trace | None
     ) -> State:
-        """Run one level under gradient checkpointing; the signal is bound into the call that is run again."""
+        """Run one level with gradient checkpointing. The signal is an argument of the recomputed call."""
         from torch.utils.checkpoint import checkpoint
 
         def run_level(hidden: Tensor, signal: Signal | LazySignal | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""How a recipe changes what a backbone sees of an image. Torch-free."""
+"""Recipe options for the preprocessing of images. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,30 +18,29 @@ NORMALIZATIONS: dict[str, tuple[RGB, RGB]] = {
 
 
 class ImageOptions(BaseOptions):
-    """How a photograph becomes the backbone's input. What is left out comes from the backbone's own configuration."""
+    """Options for the preprocessing of images. Defaults come from the backbone's own configuration."""
 
     resize: int | None = Field(
-        None, ge=1, description="shorter side in pixels before the crop; left out: backbone's image size / crop share"
+        None, ge=1, description="shorter side in pixels before the crop; default: backbone's image size / crop share"
     )
     augment: Literal["none", "flip", "crop-flip", "random-resized-crop"] = Field(
         "none",
-        description="training images only: nothing, mirror, random crop and mirror (FGVC), "
-        "random resized crop and mirror",
+        description="augmentation of training images: none, random flip, random crop and flip (FGVC), "
+        "random resized crop and flip",
     )
-    squash: bool = Field(False, description="resize straight to the input size, ignoring the aspect ratio (VTAB)")
+    squash: bool = Field(False, description="resize directly to the input size, ignoring the aspect ratio (VTAB)")
     on_error: Literal["stop", "skip"] = Field(
         "stop",
-        description="an image that cannot be read ends the run, or is left out, counted and listed in the results",
+        description="unreadable images: stop the run, or skip them, counted and listed in the results",
     )
     normalize: Literal["imagenet", "half", "none"] | None = Field(
         None,
-        description="mean and std by name, instead of the backbone's: ImageNet's; half: 0.5 and 0.5; none: pixels stay "
-        "in 0..1",
+        description="mean and std by name, instead of the backbone's: ImageNet's; half: 0.5 and 0.5; none: pixels in "
+        "0..1",
     )
     cache: bool = Field(
         False,
-        description="keep images on disk, resized and not yet cropped or mirrored, from the first time they are read "
-        "(TOAST_CACHE_DIR); changes no number",
+        description="cache resized images on disk (TOAST_CACHE_DIR), before crop and flip; does not change any result",
     )
     mean: tuple[float, float, float] | None = Field(None, description="RGB mean in 0..1, instead of the backbone's")
     std: tuple[float, float, float] | None = Field(
@@ -51,21 +50,21 @@ class ImageOptions(BaseOptions):
     @model_validator(mode="after")
     def _check_normalization(self) -> ImageOptions:
         if self.normalize is not None and (self.mean is not None or self.std is not None):
-            raise ValueError("normalize names a mean and a std; leave it, or mean and std, out")
+            raise ValueError("normalize cannot be combined with mean or std")
         return self
 
     def normalization(self, mean: RGB, std: RGB) -> tuple[RGB, RGB]:
-        """What is subtracted, and what is divided by, where the backbone's own are `mean` and `std`."""
+        """Return the mean to subtract and the std to divide by; `mean` and `std` are those of the backbone."""
         if self.normalize is not None:
             return NORMALIZATIONS[self.normalize]
         return self.mean or mean, self.std or std
 
 
 class PixelOptions(NamedOptions):
-    """Settings that every task with a label for every pixel has: how images are shown to the backbone."""
+    """Options that all tasks with a label for every pixel share: how the backbone sees the images."""
 
     scale: tuple[float, float] | None = Field(
-        None, description="images.augment=crop-flip: images are first scaled by a random factor in this range"
+        None, description="images.augment=crop-flip: range of the random scale factor of training images"
     )
     evaluation: Literal["slide", "whole"] = Field(
         "whole",
@@ -77,5 +76,5 @@ class PixelOptions(NamedOptions):
     @classmethod
     def _check_scale_order(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
         if scale is not None and not 0 < scale[0] <= scale[1]:
-            raise ValueError("the smaller first, and both above 0")
+            raise ValueError("must be two numbers above 0, the smaller first")
         return scale

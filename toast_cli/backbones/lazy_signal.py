@@ -1,4 +1,4 @@
-"""What a level is steered by, and in which forms it may come. Torch-free until one is worked out."""
+"""The signals that steer a level, and their forms. Imports torch only when a signal is computed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ValueSignal:
-    """A signal that a level's `value_weight` has already been worked into: `[B, N, values]`, added to the values."""
+    """A signal already multiplied by the level's `value_weight`, `[B, N, values]`, which is added to the values."""
 
     tensor: Tensor
 
 
 Signal: TypeAlias = "Tensor | ValueSignal"
-"""What a level is steered by: a tensor of its input's shape, or, where it has a `value_weight`, a `ValueSignal`."""
+"""A tensor with the shape of the level's input or, if the level has a `value_weight`, a `ValueSignal`."""
 
 
 @dataclass(frozen=True)
 class LazySignal:
-    """A signal that is not worked out yet: what is sent, `[B, N, d]`, times a matrix `[C', d]`.
+    """A signal that is not computed yet: `sent`, `[B, N, d]`, times a matrix `[C', d]`.
 
-    A level that is run again in the backward pass works it out again, too, so that no level's signal is kept.
+    A level that is recomputed in the backward pass also recomputes the signal, so that no level's signal is stored.
     """
 
     sent: Tensor
@@ -40,7 +40,7 @@ class LazySignal:
 
 
 def resolve_signal(signal: Signal | LazySignal | None) -> Signal | None:
-    """Return the signal itself, and compute it first if it is pending."""
+    """Return the signal. A lazy signal is computed first."""
     return signal.resolve() if isinstance(signal, LazySignal) else signal
 
 
@@ -48,7 +48,7 @@ SignalT = TypeVar("SignalT", bound="Signal | LazySignal")
 
 
 def scale_signal(strength: float, signal: SignalT) -> SignalT:
-    """A signal of whatever kind, so many times as strong."""
+    """Return a signal of any kind, multiplied by `strength`."""
     if isinstance(signal, ValueSignal):
         return replace(signal, tensor=strength * signal.tensor)
     if isinstance(signal, LazySignal):

@@ -1,1 +1,1 @@
-"""Methods: each puts itself on a backbone and declares what it trains."""
+"""Methods: each adapts a backbone and declares the parameters that it trains."""

@@ -1,4 +1,4 @@
-"""A backbone with a method on it: one pass or two, and a declared set of trained parameters."""
+"""A backbone adapted by a method: one or two passes, and a declared set of trained parameters."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from toast_cli.steering.steering import (
 
 
 class AdaptedModel(nn.Module):
-    """Runs the backbone once, or twice when there is a `steering`, and trains exactly the parameters it was given.
+    """A backbone that runs once, or twice with a `steering`, and trains exactly the given parameters.
 
-    The backbone stays in evaluation mode whatever `train()` says: its stochastic depth and dropout would otherwise make
-    the two passes different random networks. Only `active` parts of it, which a method trains or put there, follow.
+    The backbone stays in evaluation mode whatever `train()` sets: stochastic depth and dropout would otherwise turn the
+    two passes into different random networks. Only its `active` parts, trained or added by a method, follow `train()`.
 
-    What is trained is kept in float32 whatever the backbone is stored in: in half precision most steps are smaller than
-    the distance to the next number, and AdamW's second moment underflows. The frozen rest stays as it is stored.
+    Trained parameters are kept in float32 whatever the data type of the backbone: in half precision most steps are
+    smaller than the spacing of numbers, and AdamW's second moment underflows. Frozen parameters keep their data type.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class AdaptedModel(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> AdaptedModel:
-        """Switch to training mode, but of the backbone only its active parts."""
+        """Set training mode for the method and the active parts of the backbone."""
         super().train(mode)
         self.network.eval()
         for part in self._active:
@@ -56,7 +56,7 @@ class AdaptedModel(nn.Module):
         return self
 
     def forward(self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None) -> PassOutputs:
-        """Run the pass or passes; a single pass fills `first_trace`."""
+        """Run the pass or passes. A single pass fills `first_trace`."""
         if self.steering is not None:
             return run_two_passes(self.backbone, self.steering, inputs, first_trace, last_trace)
         changes = any(weight.requires_grad for weight in self.network.parameters())
@@ -64,7 +64,7 @@ class AdaptedModel(nn.Module):
             return run_one_pass(self.backbone, inputs, first_trace)
 
     def features(self, inputs: Any) -> Tensor:
-        """The pooled features of the last pass and nothing else, in the way that costs least."""
+        """Return the pooled features of the last pass only, in the cheapest way."""
         if self.steering is not None:
             return compute_steered_features(self.backbone, self.steering, inputs)
         return self(inputs).last.pooled

@@ -1,4 +1,4 @@
-"""What a method is: a way to adapt a frozen backbone, which declares what it trains."""
+"""The interface of methods: ways to adapt a frozen backbone that declare the parameters they train."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method: its settings and how it is put on a backbone.
+    """A registered method: its options and how it adapts a backbone.
 
-    `build(options, backbone)` returns an `Adapted` whose declared parameters, and only those, are trained.
-    `start(options, adapted, batches)`, where there is one, sets the weights that training begins from by looking at
-    `start_images(options)` training images; it is not called when an adapter is loaded. `check(options, pretuned)`
-    refuses, with a UsageError, settings that would begin from nothing, given whether there is a pre-tuned artifact. A
-    method that `alters` the network puts layers into it or trains its weights, so that a plain call of it is no longer
-    what it was.
+    `build(options, backbone)` returns an `AdaptedModel` that trains exactly its declared parameters.
+    `start(options, adapted, batches)`, if any, initializes the weights from `start_images(options)` training images. It
+    is not called when an adapter is loaded. `check(options, pretuned)` raises a UsageError for options without a usable
+    start, given whether there is a pre-tuned artifact. A method with `alters` adds layers to the network or trains its
+    weights, so that a plain call of the network no longer gives its original output.
     """
 
     options: type[NamedOptions]

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of the backbone is trained, the paper's strongest baseline (section 4)."""
+"""Full fine-tuning: train every weight of the backbone, the paper's strongest baseline (section 4)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class FullTuningOptions(NamedOptions):
-    """Full fine-tuning has no settings of its own."""
+    """Options of full fine-tuning, which has none."""
 
     name: Literal["full"] = Field("full", description="the method")
 
 
 def build_full_tuning(options: FullTuningOptions, backbone: Backbone) -> AdaptedModel:
-    """Every parameter of the backbone is trained."""
+    """Build a model that trains every parameter of the backbone."""
     from toast_cli.methods.adapted_model import AdaptedModel
 
     return AdaptedModel(backbone, backbone.module.parameters(), active=[backbone.module])

@@ -1,4 +1,4 @@
-"""Linear: a head on the frozen backbone's features, the paper's simplest baseline (section 4)."""
+"""Linear probe: train only a head on the frozen backbone's features, the paper's simplest baseline (section 4)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class LinearProbeOptions(NamedOptions):
-    """The linear probe has no settings."""
+    """Options of the linear probe, which has none."""
 
     name: Literal["linear"] = Field("linear", description="the method")
 
 
 def build_linear_probe(options: LinearProbeOptions, backbone: Backbone) -> AdaptedModel:
-    """Nothing but the task's head is trained."""
+    """Build a model that trains nothing except the task's head."""
     from toast_cli.methods.adapted_model import AdaptedModel
 
     return AdaptedModel(backbone, [])

@@ -1,4 +1,4 @@
-"""LoRA: low-rank factors on the backbone's own projections, the paper's low-rank baseline (section 4), by PEFT."""
+"""LoRA with PEFT: low-rank factors on the backbone's projections, the paper's low-rank baseline (section 4)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 class LoraOptions(NamedOptions):
-    """LoRA's settings."""
+    """Options of LoRA."""
 
     name: Literal["lora"] = Field("lora", description="the method")
     rank: int = Field(4, ge=1, description="rank of the factors")
-    alpha: float = Field(4.0, gt=0, description="the factors count alpha / rank")
+    alpha: float = Field(4.0, gt=0, description="the factors are scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the factors")
     targets: tuple[str, ...] | None = Field(
         None,
-        description="ends of the layers' names; left out: qkv (ViT), q_proj and v_proj (LLaMA), the MLPs (ConvNeXt)",
+        description="suffixes of layer names; default: qkv (ViT), q_proj and v_proj (LLaMA), the MLPs (ConvNeXt)",
     )
 
 
 def build_lora(options: LoraOptions, backbone: Backbone) -> AdaptedModel:
-    """The factors are trained.
+    """Build a model that trains low-rank factors.
 
     Raises:
-        UsageError: the backbone has no layer of these names.
+        UsageError: The backbone has no layer of these names.
     """
     from peft import LoraConfig
 

@@ -1,4 +1,4 @@
-"""`peft:KIND`: any other method of PEFT that puts layers into a network, by its name and with its own options."""
+"""`peft:KIND`: any other PEFT method that adds layers to a network, by its PEFT name and with its own options."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class PeftOptions(NamedOptions):
-    """Which method, and what it is told."""
+    """The PEFT method and its options."""
 
     name: Literal["peft"] = Field("peft", description="the method")
-    kind: str = Field(description="PEFT's name for it: dora, ia3, loha, lokr, hra, ...")
+    kind: str = Field(description="PEFT's name of the method: dora, ia3, loha, lokr, hra, ...")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="fields of its PEFT configuration; target_modules left out: as for lora"
+        default_factory=dict, description="fields of its PEFT configuration; default of target_modules: as for lora"
     )
 
 
 def build_peft(options: PeftOptions, backbone: Backbone) -> AdaptedModel:
-    """What PEFT adds is trained.
+    """Build a model that trains the layers that PEFT adds.
 
     Raises:
-        UsageError: PEFT has no such method, it has no such option, or it does not fit the backbone.
+        UsageError: PEFT has no such method or option, or the method does not fit the backbone.
     """
     from toast_cli.methods.peft_injection import build_peft_config, check_forward_runs, inject_peft_layers
 

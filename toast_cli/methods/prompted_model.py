@@ -1,4 +1,4 @@
-"""A backbone whose levels see learned tokens behind the input's own (Jia et al., Visual Prompt Tuning, ECCV 2022)."""
+"""A backbone with learned tokens appended to its input (Jia et al., Visual Prompt Tuning, ECCV 2022)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from toast_cli.steering.steering import PassOutputs
 
 
 class PromptedModel(AdaptedModel):
-    """One pass in which every level, or the first, is given prompts.
+    """A model of one pass in which every level, or only the first, receives prompts.
 
-    Attention does not mind the order of tokens that carry no position, so prompts stand at the end, where no code that
-    counts class tokens or patches meets them. Deep prompts are taken away after their level; shallow ones stay to the
-    end. Attention maps are cut to the input's own tokens: their rows then sum to less than one.
+    Attention does not depend on the order of tokens without positions. Prompts are therefore appended at the end, where
+    they do not affect code that counts class tokens or patches. Deep prompts are removed after their level, shallow
+    ones after the last level. Attention maps are cropped to the original tokens, so their rows sum to less than one.
 
     Args:
-        backbone: one that takes prompts.
-        prompts: how many.
-        deep: whether every level has its own.
+        backbone: A backbone with `takes_prompts`.
+        prompts: Number of prompts.
+        deep: Whether every level has prompts of its own.
     """
 
     def __init__(self, backbone: Backbone, prompts: int, deep: bool) -> None:
         drawn = torch.empty(len(backbone.levels) if deep else 1, prompts, backbone.width)
-        # For a ViT-B/16 the bound of the authors of VPT, sqrt(6 / (3 * 16 * 16 + d)).
+        # For ViT-B/16, this is the bound used by the authors of VPT, sqrt(6 / (3 * 16 * 16 + d)).
         bound = math.sqrt(6 / (2 * backbone.width))
         parameter = nn.Parameter(nn.init.uniform_(drawn, -bound, bound))
         super().__init__(backbone, [])
@@ -42,7 +42,9 @@ class PromptedModel(AdaptedModel):
         for index in range(len(self.backbone.levels)):
             if deep or index == 0:
                 prompts = self.prompts[index].to(state.hidden.dtype)
-                prompts = prompts.expand(state.hidden.shape[0], -1, -1)  # len() would fix a graph's batch
+                prompts = prompts.expand(
+                    state.hidden.shape[0], -1, -1
+                )  # len() would fix the batch size of an exported graph
                 state = State(torch.cat([state.hidden[:, :count], prompts], dim=1), state.context)
             state = self.backbone.run(state, first=index, last=index + 1, trace=first_trace)
         if first_trace is not None:

@@ -1,4 +1,4 @@
-"""TOAST: train selection and feedback path in full, leave the backbone alone (section 3.2)."""
+"""TOAST: train selection and feedback path in full and freeze the backbone (section 3.2)."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ if TYPE_CHECKING:
 
 
 class ToastOptions(FeedbackOptions):
-    """TOAST's settings."""
+    """Options of TOAST."""
 
     name: Literal["toast"] = Field("toast", description="the method")
     train_A: bool = Field(
-        True, description="train every A_l; false, with train_P=false, gives the LLaMA counts of the paper's tables"
+        True,
+        description="train every A_l; false with train_P=false gives the LLaMA parameter counts of the paper's tables",
     )
     channel_selection: Switch = Field(
         True,
-        description="off freezes P and the whole feedback path: table 7's ablation, for a path that was pre-tuned",
+        description="off: freeze P and the whole feedback path (ablation of table 7, for a pre-tuned path)",
     )
 
 
 def build_toast(options: ToastOptions, backbone: Backbone) -> AdaptedModel:
-    """Xi and every `B_l`, and every `A_l` and P unless told otherwise, are trained.
+    """Build a model that trains xi and every `B_l`, and by default every `A_l` and P.
 
     Raises:
-        UsageError: the backbone has no such level.
+        UsageError: The backbone has no such level.
     """
     from toast_cli.methods.adapted_model import AdaptedModel
 
@@ -53,15 +54,16 @@ def build_toast(options: ToastOptions, backbone: Backbone) -> AdaptedModel:
 
 
 def check_frozen_path(options: ToastOptions, pretuned: bool) -> None:
-    """What is frozen must have been given something before.
+    """Check that a frozen feedback path does not start at zero.
 
     Raises:
-        UsageError: the path would be frozen where the least-squares start leaves it, at zero.
+        UsageError: The path is frozen, and the least-squares start leaves it at zero.
     """
     if not options.channel_selection and options.start == "least-squares" and not pretuned:
         raise UsageError(
             "channel_selection: false freezes the feedback path, and the least-squares start leaves it at zero.",
-            what_to_do="Give a pre-tuned path with --init-from, or method.start=random.",
+            what_to_do="Give a pre-tuned path with --init-from, or set method.start=random.",
+            code="method.frozen-zero-feedback",
         )
 
 

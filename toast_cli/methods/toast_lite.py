@@ -1,4 +1,4 @@
-"""TOAST-Lite: low-rank factors on a frozen feedback path; xi and P in full (sections 3.2 and 4.5)."""
+"""TOAST-Lite: train low-rank factors on a frozen feedback path, and xi and P in full (sections 3.2 and 4.5)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class ToastLiteOptions(FeedbackOptions):
-    """TOAST-Lite's settings."""
+    """Options of TOAST-Lite."""
 
     name: Literal["toast-lite"] = Field("toast-lite", description="the method")
     rank: int = Field(4, ge=1, description="rank of the factors on every A_l and B_l")
-    alpha: float = Field(1.0, gt=0, description="the factors count alpha / rank; 1 over rank 4 is the authors' 0.25")
+    alpha: float = Field(1.0, gt=0, description="the factors are scaled by alpha / rank; the authors' code uses 0.25")
 
 
 def build_toast_lite(options: ToastLiteOptions, backbone: Backbone) -> AdaptedModel:
-    """Xi, the factors on every `A_l` and `B_l`, and P unless told otherwise, are trained."""
+    """Build a model that trains xi, the factors on every `A_l` and `B_l`, and by default P."""
     from toast_cli.methods.adapted_model import AdaptedModel
     from toast_cli.steering.lite import add_low_rank_factors
 

@@ -1,4 +1,4 @@
-"""VPT: learned tokens beside the image's own, the paper's prompt baseline (section 4)."""
+"""VPT: learned tokens in addition to the image's, the paper's prompt baseline (section 4)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class VptOptions(NamedOptions):
-    """VPT's settings."""
+    """Options of VPT."""
 
     name: Literal["vpt"] = Field("vpt", description="the method")
-    prompts: int = Field(100, ge=1, description="learned tokens, at every level or at the first")
-    deep: bool = Field(True, description="new prompts at every level; false: at the first level alone (shallow)")
+    prompts: int = Field(100, ge=1, description="number of learned tokens, per level or at the first level")
+    deep: bool = Field(True, description="new prompts at every level; false: only at the first level (shallow)")
 
 
 def build_vpt(options: VptOptions, backbone: Backbone) -> AdaptedModel:
-    """The prompts are trained.
+    """Build a model that trains prompts.
 
     Raises:
-        UsageError: the backbone's levels take no further tokens.
+        UsageError: The backbone does not support additional tokens.
     """
     from toast_cli.methods.prompted_model import PromptedModel
 
@@ -36,8 +36,9 @@ def build_vpt(options: VptOptions, backbone: Backbone) -> AdaptedModel:
         names = (name for name in registry.list_names(registry.METHODS) if name != options.name)
         others = ["peft:KIND" if name == "peft" else name for name in names]
         raise UsageError(
-            f"vpt adds tokens, and a {type(backbone.module).__name__} takes none.",
-            what_to_do=f"Use one of {', '.join(others)}; vpt is for ViTs.",
+            f"vpt adds tokens, which {type(backbone.module).__name__} does not support.",
+            what_to_do=f"Use one of {', '.join(others)}. vpt is for ViTs.",
+            code="method.not-a-vit",
         )
     return PromptedModel(backbone, options.prompts, options.deep)
 

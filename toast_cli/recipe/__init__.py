@@ -1,1 +1,1 @@
-"""Recipes: schemas, YAML with line numbers, overrides, and finding the built-in ones."""
+"""Recipes: schemas, YAML with line numbers, overrides, and the built-in recipes."""

@@ -1,4 +1,4 @@
-"""The recipes that come with toast: YAML files in a folder, named by their path without the ending."""
+"""Built-in recipes: YAML files in a folder, named by their relative path without the suffix."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
 SUITES_FOLDER = "suites"
-"""Folder of suites among the recipes; `toast_cli.bench` reads them."""
+"""Subfolder with the suites of `toast bench`, which `toast_cli.bench` reads."""
 
 
 @dataclass(frozen=True)
 class RecipeText:
-    """A recipe's text, its name, what to call it in messages, and whether it came with toast."""
+    """The text of a recipe, its name, the name used for it in messages, and whether it is built in."""
 
     name: str
     text: str
@@ -26,7 +26,7 @@ class RecipeText:
 
 
 def get_recipes_folder() -> Path:
-    """The folder of built-in recipes: inside an installed package, or beside it in a source checkout."""
+    """Return the folder of built-in recipes: inside an installed package, next to it in a source checkout."""
     package = Path(__file__).parent.parent
     inside = package / "_recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
@@ -43,7 +43,7 @@ def list_suites() -> list[str]:
 
 
 def get_suite_path(name: str) -> Path:
-    """Return the file of one of `suite_names`."""
+    """Return the path of a built-in suite, one of `list_suites()`."""
     return get_recipes_folder() / SUITES_FOLDER / f"{name}.yaml"
 
 
@@ -52,21 +52,25 @@ def _list_yaml_files(folder: Path) -> list[str]:
 
 
 def read_builtin_recipe(name: str) -> str:
-    """The text of one of `names`."""
+    """Return the text of a built-in recipe, one of `list_recipes()`."""
     return read_recipe_text(get_recipes_folder() / f"{name}.yaml")
 
 
 def find_recipe(name_or_path: str) -> RecipeText:
-    """A recipe by file or by built-in name; a file that exists wins.
+    """Return the recipe in a file or the built-in recipe of that name. An existing file has precedence.
 
     Raises:
-        UsageError: there is neither; the nearest built-in name is offered.
+        UsageError: There is no such file or built-in recipe. The message offers the nearest built-in name.
     """
     path = Path(name_or_path)
     if path.is_file():
         return RecipeText(path.stem, read_recipe_text(path), name_or_path, built_in=False)
     if path.exists() and path.suffix in RECIPE_SUFFIXES:
-        raise UsageError(f"{path} is no recipe.", "It is no regular file: a folder, a pipe or a device.")
+        raise UsageError(
+            f"{path} is not a recipe.",
+            "It is not a regular file but a folder, a pipe or a device.",
+            code="recipe.not-a-regular-file",
+        )
     known = list_recipes()
     name = name_or_path
     for ending in RECIPE_SUFFIXES:
@@ -75,11 +79,11 @@ def find_recipe(name_or_path: str) -> RecipeText:
         return RecipeText(name, read_builtin_recipe(name), f"{name}.yaml", built_in=True)
     what = f"There is no file {path}." if path.suffix in RECIPE_SUFFIXES else f"There is no recipe '{name_or_path}'."
     listing = "" if len(known) <= 12 else "'toast recipes ls' lists all of them."
-    raise UsageError(what, what_to_do=f"{did_you_mean(name, known)} {listing}".strip())
+    raise UsageError(what, what_to_do=f"{did_you_mean(name, known)} {listing}".strip(), code="recipe.unknown-recipe")
 
 
 def get_header_comment(text: str) -> str:
-    """The comment block that opens a recipe, without its number signs."""
+    """Return the comment block at the top of a recipe, without the number signs."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("#"):

@@ -1,4 +1,4 @@
-"""The JSON schema of recipes, for editors: each section offers what is registered on this machine."""
+"""The JSON schema of recipes, for editors. Each section offers the names that are registered on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GROUPS = {
 
 
 def build_recipe_schema() -> dict[str, Any]:
-    """JSON schema of a recipe file; names whose plugin fails to load are left out."""
+    """Return the JSON schema of a recipe file. Names whose plugin fails to load are left out."""
     options = {section: _group_names_by_options(group) for section, group in _GROUPS.items()}
     models: list[type[BaseModel]] = [Recipe, *(model for classes in options.values() for model in classes)]
     references, shared = models_json_schema([(model, "validation") for model in models])
@@ -41,7 +41,7 @@ def build_recipe_schema() -> dict[str, Any]:
 
 
 def _group_names_by_options(group: str) -> dict[type[BaseModel], list[str]]:
-    """The registered names that load, by the options class that checks them: several ViTs share one."""
+    """Return the registered names that load, grouped by their options class. Several ViTs share one class."""
     found: dict[type[BaseModel], list[str]] = {}
     for name in registry.list_names(group):
         try:
@@ -52,7 +52,7 @@ def _group_names_by_options(group: str) -> dict[type[BaseModel], list[str]]:
 
 
 def _build_shorthand_schema(section: str, names: list[str]) -> dict[str, Any]:
-    """The bare name; a data set may carry a path."""
+    """Return the schema of a section given as a bare name. A data set may include a path: `folder:PATH`."""
     if section == "dataset":
         return {"type": "string", "pattern": f"^({'|'.join(names)})(:.+)?$"}
     return _build_name_schema(section, names)

@@ -1,4 +1,4 @@
-"""Dotted `key=value` overrides: any field of a recipe, changed from the command line before the recipe is checked."""
+"""Dotted `key=value` overrides: change any field of a recipe from the command line before validation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _HINT = "Write a dotted field: training.lr=0.02."
 
 
 def apply_overrides(draft: PartialRecipe, overrides: Sequence[str]) -> list[str]:
-    """Put overrides into a draft; returns the fields that a new name made meaningless, which are dropped.
+    """Apply overrides to a draft. Return the fields that are dropped because a section got a new name.
 
-    Names are changed first, so that `method.rank=8 method.name=toast-lite` means the same in either order. Of two
-    overrides of one field the later counts. Whether a field exists is found out when the draft is checked.
+    Names are changed first: `method.rank=8 method.name=toast-lite` means the same in either order. If a field is
+    overridden twice, the later override counts. Unknown fields are reported when the draft is validated.
 
     Raises:
-        UsageError: one is not of the form KEY=VALUE, or reaches into a plain value.
+        UsageError: An override is not of the form KEY=VALUE, or addresses a field of a plain value.
     """
     dropped: list[str] = []
     parsed = [(_parse_key(text), text) for text in overrides]
@@ -31,7 +31,9 @@ def apply_overrides(draft: PartialRecipe, overrides: Sequence[str]) -> list[str]
         try:
             draft.set(key, value, place)
         except TypeError as error:
-            raise UsageError(f"{text}: {error} is a plain value and has no fields.") from error
+            raise UsageError(
+                f"{text}: {error} is a plain value and has no fields.", code="recipe.not-a-section"
+            ) from error
     return dropped
 
 
@@ -43,14 +45,18 @@ def _parse_key(text: str) -> tuple[str, ...]:
     key, equals, _ = text.partition("=")
     parts = tuple(key.split("."))
     if not equals:
-        raise UsageError(f"'{text}' is not of the form KEY=VALUE.", what_to_do=_HINT)
+        raise UsageError(f"'{text}' is not of the form KEY=VALUE.", what_to_do=_HINT, code="recipe.invalid-override")
     if not all(parts) or any(part != part.strip() for part in parts):
-        raise UsageError(f"'{key}' in '{text}' is no field.", what_to_do=_HINT)
+        raise UsageError(f"'{key}' in '{text}' is not a field.", what_to_do=_HINT, code="recipe.invalid-override")
     return parts
 
 
 def _parse_override_value(text: str) -> Any:
     key, _, value = text.partition("=")
     if not value.strip():
-        raise UsageError(f"'{text}' has no value.", what_to_do=f"Write {key}=null to set it to nothing.")
+        raise UsageError(
+            f"'{text}' has no value.",
+            what_to_do=f"Write {key}=null to set it to nothing.",
+            code="recipe.invalid-override",
+        )
     return parse_value(value, origin=text)

@@ -1,4 +1,4 @@
-"""From YAML to a checked recipe: every section by the options of the name it chose, all problems reported at once."""
+"""Validation of recipes: each section by the options of its plugin. All problems are reported together."""
 
 from __future__ import annotations
 
@@ -25,28 +25,38 @@ _PLACEHOLDERS = {section: {"name": "-"} for section in SECTIONS}
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe in a YAML file.
+    """Load and validate the recipe in a YAML file.
 
     Raises:
-        UsageError: the file cannot be read, or is not a valid recipe; every problem is named with its line.
-        ToastError: a plugin that the recipe needs fails to load.
+        UsageError: The file cannot be read or is not a valid recipe. The message lists every problem with its line.
+        ToastError: A plugin that the recipe needs fails to load.
     """
     return validate_partial_recipe(parse_recipe(read_recipe_text(path), str(path)))
 
 
 def build_recipe(values: Mapping[str, Any], places: Mapping[FieldPath, str], origin: str) -> Recipe:
-    """The recipe that plain values stand for; `places` says where each was written, `origin` what to call the whole."""
+    """Return the recipe with these plain values.
+
+    Args:
+        values: The fields of the recipe.
+        places: Where each value was written, for messages.
+        origin: The name of the whole in messages.
+    """
     return validate_partial_recipe(PartialRecipe(dict(values), dict(places), origin))
 
 
 def replace_recipe_fields(recipe: Recipe, **fields: Any) -> Recipe:
-    """The recipe with some fields replaced and checked again; None leaves a field alone."""
+    """Return the recipe with some fields replaced, validated again. A field given as None keeps its value."""
     values = recipe.model_dump(mode="json") | {name: value for name, value in fields.items() if value is not None}
     return build_recipe(values, {}, origin="options")
 
 
 def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
-    """The recipe that a draft stands for, or one error with everything that is wrong with it."""
+    """Validate a draft and return its recipe.
+
+    Raises:
+        UsageError: The draft is not a valid recipe. The message lists every problem.
+    """
     models: dict[str, type[BaseModel]] = {"": Recipe, "images": ImageOptions, "training": TrainingOptions}
     plugins: dict[str, Any] = {}
     sections: dict[str, Any] = {}
@@ -80,10 +90,10 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
 def build_dataset_options(
     choice: str, fields: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> NamedOptions:
-    """The checked settings of a data set alone, as `--dataset` names it, with further fields of its own.
+    """Return the validated options of a data set alone, as given by `--dataset`, with further fields of its own.
 
     Raises:
-        UsageError: there is no such data set, a field is wrong, or an override is for another section.
+        UsageError: There is no such data set, a field is invalid, or an override addresses another section.
     """
     draft = PartialRecipe(
         {"dataset": {**expand_shorthand("dataset", choice), **(fields or {})}}, origin=choice, kind="data set"
@@ -92,7 +102,9 @@ def build_dataset_options(
     others = sorted(set(draft.values) - {"dataset"})
     if others:
         raise UsageError(
-            f"Only the data set can be changed here, not {others[0]}.", what_to_do="Write dataset.KEY=VALUE."
+            f"Only the data set can be changed here, not {others[0]}.",
+            what_to_do="Write dataset.KEY=VALUE.",
+            code="recipe.only-data-set",
         )
     try:
         options: type[NamedOptions] = _load_plugin("dataset", draft.values["dataset"]).options
@@ -106,66 +118,78 @@ def build_dataset_options(
 
 
 def read_recipe_text(path: Path) -> str:
-    """A recipe file's text.
+    """Return the text of a recipe file.
 
     Raises:
-        UsageError: it is missing, unreadable, far too large or not UTF-8.
+        UsageError: The file is missing, unreadable, too large or not UTF-8.
     """
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise UsageError(
-                f"{path} is larger than {MAX_RECIPE_BYTES // 1_000_000} MB.", "A recipe is a short YAML file."
+                f"{path} is larger than {MAX_RECIPE_BYTES // 1_000_000} MB.",
+                "A recipe is a short YAML file.",
+                code="recipe.oversized-file",
             )
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UsageError(f"The recipe {path} cannot be read.", error.strerror or str(error)) from error
+        raise UsageError(
+            f"The recipe {path} cannot be read.", error.strerror or str(error), code="recipe.unreadable-file"
+        ) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"The recipe {path} cannot be read.", "It is not UTF-8 text.") from error
+        raise UsageError(
+            f"The recipe {path} cannot be read.", "It is not UTF-8 text.", code="recipe.unreadable-file"
+        ) from error
 
 
 class _UnusableSection(Exception):
-    """A section whose options are not even known."""
+    """Raised for a section whose plugin, and so its options class, is unknown."""
 
     def __init__(self, problem: RecipeProblem) -> None:
         self.problem = problem
 
 
 def _find_unfit_task(source: Any, dataset: str, task: NamedOptions) -> list[RecipeProblem]:
-    """Return what is wrong with a task that needs a label for every pixel of other data, or the other way round."""
+    """Return a problem if only one of the task and the data set has a label for every pixel."""
     if task.name == source.task:
         return []
     labels_pixels = issubclass(registry.load_entry(registry.TASKS, source.task).options, PixelOptions)
     if labels_pixels == isinstance(task, PixelOptions):
         return []
     if labels_pixels:
-        text = f"{dataset} labels pixels. Use segmentation or token-labels, or leave task.name out."
+        text = f"{dataset} has a label for every pixel. Use segmentation or token-labels, or leave task.name out."
     else:
         text = (
-            f"it needs a label for every pixel, and {dataset} has none. "
+            f"the task needs a label for every pixel, and {dataset} has none. "
             "Use voc, ade20k, masks:PATH or demo-segmentation, or leave task.name out."
         )
-    return [RecipeProblem(("task", "name"), text, task.name)]
+    return [RecipeProblem(("task", "name"), text, task.name, code="recipe.unfit-task")]
 
 
 def _load_plugin(section: str, content: Any) -> Any:
-    """The registered object that a section names."""
+    """Return the registered object that a section names."""
     if content is None:
-        raise _UnusableSection(RecipeProblem((section,), f"is missing. Write '{section}: NAME'."))
+        raise _UnusableSection(
+            RecipeProblem((section,), f"is missing. Write '{section}: NAME'.", code="recipe.missing")
+        )
     if not isinstance(content, dict):
-        raise _UnusableSection(RecipeProblem((section,), "must be a name, or a mapping that holds one.", content))
+        raise _UnusableSection(
+            RecipeProblem((section,), "must be a name, or a mapping with a name.", content, code="recipe.wrong-type")
+        )
     if "name" not in content:
-        raise _UnusableSection(RecipeProblem((section, "name"), "is missing."))
+        raise _UnusableSection(RecipeProblem((section, "name"), "is missing.", code="recipe.missing"))
     if not isinstance(name := content["name"], str):
-        raise _UnusableSection(RecipeProblem((section, "name"), "must be a name.", name))
+        raise _UnusableSection(RecipeProblem((section, "name"), "must be a name.", name, code="recipe.wrong-type"))
     try:
         if section == "backbone":
             return registry.load_backbone_card(name)
         return registry.load_entry(_GROUPS[section], name)
     except UsageError as error:
         hint = (suggest_source_prefix(name) if section == "dataset" else "") or error.what_to_do
-        raise _UnusableSection(RecipeProblem((section, "name"), f"{error.what} {hint}".strip(), name)) from error
+        raise _UnusableSection(
+            RecipeProblem((section, "name"), f"{error.what} {hint}".strip(), name, code="recipe.unknown-name")
+        ) from error
 
 
 def _validate_json(model: type[ModelT], values: Any) -> ModelT:
-    """Validate by JSON's rules: a list may become a tuple, but "32" is no number and true is not 1."""
+    """Validate values by the rules of JSON: a list may become a tuple, but "32" is not a number and true is not 1."""
     return model.model_validate_json(json.dumps(values, default=str), strict=True)

@@ -1,4 +1,4 @@
-"""A recipe before it is checked: plain values, and where each of them was written."""
+"""A recipe before validation: plain values, and where each of them was written."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Any
 
 FieldPath = tuple[str | int, ...]
-"""The way to a value: `("training", "lr")`, `("images", "mean", 1)`."""
+"""The path of a value in a recipe: `("training", "lr")`, `("images", "mean", 1)`."""
 
 SECTIONS = ("backbone", "dataset", "method", "task")
-"""The parts of a recipe whose fields belong to whoever registered their `name`."""
+"""The sections whose fields are defined by the plugin that their `name` selects."""
 
 
 SOURCE_BY_SUFFIX = {".csv": "table", ".tsv": "table", ".parquet": "table", ".zip": "archive", ".tar": "archive"}
-"""What a file of a data set is read as, by its ending."""
+"""The source that reads a data set file, by its suffix."""
 
 
 def suggest_source_prefix(choice: str) -> str:
-    """What to say in place of a bare path of a data set; empty where there is no such folder or file."""
+    """Return a hint that replaces a bare path by `SOURCE:PATH`; empty if there is no such folder or data file."""
     path = Path(choice)
     if path.is_dir():
-        return f"For that folder of images, say folder:{choice}."
+        return f"For that folder of images, use folder:{choice}."
     kind = SOURCE_BY_SUFFIX.get(path.suffix.lower())
-    return f"For that file, say {kind}:{choice}." if kind and path.is_file() else ""
+    return f"For that file, use {kind}:{choice}." if kind and path.is_file() else ""
 
 
 def format_field_path(loc: FieldPath) -> str:
-    """The way to a value as a user writes it: `images.mean[1]`."""
+    """Format the path of a value as a user writes it: `images.mean[1]`."""
     text = ""
     for part in loc:
         text += f"[{part}]" if isinstance(part, int) else f".{part}"
@@ -38,10 +38,10 @@ def format_field_path(loc: FieldPath) -> str:
 
 @dataclass
 class PartialRecipe:
-    """Values, the place each was written at ("cub.yaml:12", "from --method"), what the whole is called and meant as.
+    """The values of a recipe, where each was written ("cub.yaml:12", "from --method"), and its name and kind.
 
-    Sections given as a bare name are spelled out at once, so that nothing after this knows about shorthands. The
-    values are a copy: a draft changes as options and overrides are put in, what it was made of does not.
+    Sections given as a bare name are expanded at once, so later code does not handle shorthands. `values` and
+    `places` are copied: options and overrides change the draft and not its input.
     """
 
     values: dict[str, Any]
@@ -57,23 +57,23 @@ class PartialRecipe:
                 self._expand_shorthand(section, choice, self.place((section,)))
 
     def place(self, loc: FieldPath) -> str:
-        """Where a value was written; for one that was left out, where its surroundings begin."""
+        """Return where a value was written. If it is missing, return where its nearest parent begins."""
         for end in range(len(loc), 0, -1):
             if loc[:end] in self.places:
                 return self.places[loc[:end]]
         return self.origin
 
     def name(self, section: str) -> str | None:
-        """The name that a section begins with, when it has one."""
+        """Return the `name` of a section, or None."""
         content = self.values.get(section)
         name = content.get("name") if isinstance(content, dict) else None
         return name if isinstance(name, str) else None
 
     def choose(self, section: str, choice: Any, place: str) -> list[str]:
-        """Put another name into a section; returns the fields of the former name, which are dropped.
+        """Set the name of a section. Return the fields of the former name, which are dropped.
 
-        Fields are dropped even where the new name happens to know them: a weight file or a rank that was chosen for
-        one thing is seldom right for another. Naming what is already there keeps everything.
+        Fields are dropped even if the new name has fields of the same name: a weights file or a rank chosen for
+        one plugin is seldom right for another. If the name does not change, all fields are kept.
         """
         before = self.values.get(section)
         if not isinstance(choice, str):
@@ -93,10 +93,10 @@ class PartialRecipe:
         return dropped
 
     def set(self, loc: tuple[str, ...], value: Any, place: str) -> None:
-        """Put a value in, making the mappings on the way to it.
+        """Set a value and create missing mappings on its path.
 
         Raises:
-            TypeError: something on the way is a plain value, which has no fields; the argument is the way to it.
+            TypeError: A plain value is on the path and has no fields. The argument is the path of that value.
         """
         here = self.values
         for depth, part in enumerate(loc[:-1], start=1):
@@ -120,11 +120,11 @@ class PartialRecipe:
 
 
 SHORTHAND_ARGUMENTS = {"dataset": "path", "method": "kind"}
-"""What stands after the colon of a section's shorthand; in any other section the whole is the name (`vit:MODEL`)."""
+"""The field given after the colon of a section's shorthand. In other sections, all of it is the name (`vit:MODEL`)."""
 
 
 def expand_shorthand(section: str, choice: str) -> dict[str, str]:
-    """What a section's shorthand stands for: `folder:PATH` is a data set with a path, `peft:dora` a method's kind."""
+    """Expand a section's shorthand: `folder:PATH` is a data set with a path, `peft:dora` a method with a kind."""
     name, colon, argument = choice.partition(":")
     return (
         {"name": name, SHORTHAND_ARGUMENTS[section]: argument}

@@ -1,4 +1,4 @@
-"""Which recipe a command means: from a recipe, a data set, a backbone, a method, or nothing at all."""
+"""Resolution of the recipe of a command from a recipe, a data set, a backbone, a method, or nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEMO_FOLDER = "demo"
 GENERAL_FOLDER = "general"
 PRETUNE_FOLDER = "pretune"
 LANGUAGE_FOLDER = "language"
-"""Recipes whose step and batch are for a model of its backbone's size, and so for no other backbone."""
+"""Folder of recipes whose learning rate and batch size suit the size of their backbone, and so no other backbone."""
 
 DEFAULT_METHOD = "toast"
 DEFAULT_BACKBONE = "vit_b16"
@@ -30,7 +30,7 @@ DEFAULT_TASK = "classification"
 
 @dataclass(frozen=True)
 class RecipeMatch:
-    """A built-in recipe and which of the wanted `backbone` and `method` it does not have."""
+    """A built-in recipe, and which of the requested `backbone` and `method` differ from it."""
 
     name: str
     differs: tuple[str, ...]
@@ -38,7 +38,7 @@ class RecipeMatch:
 
 @dataclass(frozen=True)
 class ResolvedRecipe:
-    """A recipe ready to run, its name, a sentence on where it came from, and what else a user should know."""
+    """A recipe ready to run, its name, a sentence about its source, and further messages for the user."""
 
     recipe: Recipe
     name: str
@@ -47,12 +47,12 @@ class ResolvedRecipe:
 
 
 def find_nearest_recipe(backbone: str | None, dataset: str, method: str | None) -> RecipeMatch | None:
-    """The built-in recipe for a data set that comes nearest: by method, then by backbone, then by the alphabet.
+    """Return the nearest built-in recipe for a data set: by method, then by backbone, then alphabetically.
 
-    Where nothing is wanted, or nothing fits, TOAST's own are preferred, on the backbone of the paper's main tables. A
-    language model's is for that model alone.
+    If nothing is requested or nothing matches, recipes with the method `toast` on the backbone of the paper's main
+    tables are preferred. A recipe of a language model is used for that model only.
     """
-    wanted = {"method": method, "backbone": backbone}
+    requested = {"method": method, "backbone": backbone}
     candidates = []
     for name in list_recipes():
         if name.startswith(
@@ -62,7 +62,9 @@ def find_nearest_recipe(backbone: str | None, dataset: str, method: str | None) 
         made_for = _read_section_names(name, read_builtin_recipe(name))
         if made_for["dataset"] != expand_shorthand("dataset", dataset)["name"]:
             continue
-        differs = tuple(section for section, want in wanted.items() if want is not None and made_for[section] != want)
+        differs = tuple(
+            section for section, name in requested.items() if name is not None and made_for[section] != name
+        )
         if name.startswith(f"{LANGUAGE_FOLDER}/") and "backbone" in differs:
             continue
         unlike = made_for["method"] != (method or DEFAULT_METHOD)
@@ -75,7 +77,7 @@ def find_nearest_recipe(backbone: str | None, dataset: str, method: str | None) 
 
 @cache
 def _read_section_names(name: str, text: str) -> Mapping[str, str | None]:
-    """The names in the sections of a built-in recipe. Kept, as a suite asks for those of every recipe for every run."""
+    """Return the names in the sections of a built-in recipe. Cached, as a suite reads every recipe for every run."""
     draft = parse_recipe(text, f"{name}.yaml")
     return {section: draft.name(section) for section in SECTIONS}
 
@@ -94,13 +96,13 @@ def resolve_recipe(
     demo: str = DEMO_FOLDER,
     overrides: Sequence[str] = (),
 ) -> ResolvedRecipe:
-    """The recipe that a command line means.
+    """Return the recipe of a command line.
 
-    A named recipe, else the nearest built-in one for the data set, else the general one of the method; without a
-    data set, the demo. Options are then put in, dotted overrides after them, and the whole is checked.
+    The base is the recipe given by name, else the nearest built-in recipe for the data set, else the general recipe
+    of the method; without a data set, it is the demo. Options are applied first, dotted overrides after them.
 
     Raises:
-        UsageError: nothing fits, or the result is not valid; values are traced to their line, option or override.
+        UsageError: There is no such recipe, or the result is invalid. Values are traced to a line, option or override.
     """
     found, source, messages = _choose_base_recipe(recipe, backbone, dataset, method, demo)
     draft = parse_recipe(found.text, found.origin)
@@ -121,24 +123,24 @@ def resolve_recipe(
         if value is not None:
             draft.set(loc, value, f"from --{loc[-1].replace('_', '-')}")
     if "resize" in draft.values.get("images", {}) and draft.name("backbone") != made_on:
-        # Pixels that suit one backbone's input suit no other's.
+        # A resize size that suits the input of one backbone does not suit another.
         del draft.values["images"]["resize"]
         dropped.append("images.resize")
     dropped += apply_overrides(draft, overrides)
     if init_from is None and not any(override.startswith("init_from=") for override in overrides):
         dropped += _drop_unusable_init(draft, overrides, same_backbone=draft.name("backbone") == made_on)
     if dropped:
-        messages.append(f"Left out, as they belonged to what was replaced: {', '.join(dropped)}.")
+        messages.append(f"Dropped because they belong to what was replaced: {', '.join(dropped)}.")
     if made_for is not None and draft.name("method") != made_for:
         messages.append(f"The training settings of {found.name} were made for {made_for}, not {draft.name('method')}.")
     return ResolvedRecipe(validate_partial_recipe(draft), found.name, source, messages)
 
 
 def _drop_unusable_init(draft: PartialRecipe, overrides: Sequence[str], same_backbone: bool) -> list[str]:
-    """Drop the recipe's own `init_from` where the command line leaves it nothing to start.
+    """Drop the recipe's own `init_from` if it cannot be used with this command line.
 
-    That is: another start is asked for, the method has none, or what comes with the recipe's backbone would meet other
-    weights.
+    It cannot be used if another start is requested, if the method has no start, or if the shipped artifact of the
+    recipe's backbone would be combined with other weights.
     """
     if draft.values.get("init_from") is None:
         return []
@@ -158,7 +160,7 @@ def _drop_unusable_init(draft: PartialRecipe, overrides: Sequence[str], same_bac
 def _choose_base_recipe(
     recipe: str | None, backbone: str | None, dataset: str | None, method: str | None, demo: str
 ) -> tuple[RecipeText, str, list[str]]:
-    """The recipe to start from, the sentence that says so, and what to say about the choice."""
+    """Return the base recipe, a sentence about its source, and messages about the choice."""
     if recipe is not None:
         found = find_recipe(recipe)
         source = f"Recipe: {found.name} (built in)" if found.built_in else f"Recipe: {recipe}"
@@ -170,18 +172,21 @@ def _choose_base_recipe(
     if match is not None:
         options = {"method": method, "backbone": backbone}
         messages = [
-            f"No built-in recipe for {dataset} has {section} {options[section]}: it is put into {match.name}."
+            f"No built-in recipe for {dataset} has {section} {options[section]}: it replaces that of {match.name}."
             for section in match.differs
         ]
         return find_recipe(match.name), f"Recipe: {match.name} (built in, for this data set)", messages
     source = expand_shorthand("dataset", dataset)["name"]
     if source not in registry.list_names(registry.SOURCES):
         hint = suggest_source_prefix(dataset) or did_you_mean(source, registry.list_names(registry.SOURCES))
-        raise UsageError(f"There is no data set '{source}' (from --dataset).", what_to_do=hint)
+        raise UsageError(
+            f"There is no data set '{source}' (from --dataset).", what_to_do=hint, code="recipe.unknown-name"
+        )
     if backbone is None:
         raise UsageError(
-            f"There is no built-in recipe for {dataset}, so the backbone must be named.",
+            f"There is no built-in recipe for {dataset}, so a backbone is required.",
             what_to_do="Add --backbone; 'toast backbones' lists them.",
+            code="recipe.missing-backbone",
         )
     task = registry.load_entry(registry.SOURCES, source).task
     found = _find_method_recipe(GENERAL_FOLDER, method, "" if task == DEFAULT_TASK else f"{task}-")
@@ -189,10 +194,10 @@ def _choose_base_recipe(
 
 
 def format_changed_notice(recipe: RecipeText) -> str:
-    """What is to be said of a recipe that a run wrote, and that is another now."""
+    """Return the notice about a recipe that a run wrote and that was changed afterwards."""
     return (
-        f"{recipe.origin} is not what a run wrote: by its sha256 it was changed since, or is damaged. "
-        "It is taken as it is; without its first line, which holds that, it is a recipe of your own."
+        f"{recipe.origin} was written by a run and has been edited or damaged since: its SHA-256 does not match. "
+        "It is used as it is. Remove its first line, which holds the SHA-256, to make it a recipe of your own."
     )
 
 
@@ -202,7 +207,7 @@ def _find_method_recipe(folder: str, method: str | None, task: str = "") -> Reci
 
 
 def resolve_recorded_name(name: str, toast_version: str) -> str:
-    """Return the present name of the backbone that a version of toast recorded as `name`."""
+    """Return the current name of the backbone that a version of toast recorded as `name`."""
     if name not in registry.list_names(registry.BACKBONES):
         return name
     release = _parse_release(toast_version)
@@ -221,6 +226,6 @@ def resolve_recorded_backbone(recipe: Recipe, toast_version: str) -> Recipe:
 
 
 def _parse_release(version: str) -> tuple[int, ...] | None:
-    """Return the first two numbers of a version, (0, 1) for 0.1.3; None where it has none."""
+    """Return the first two numbers of a version, such as (0, 1) for 0.1.3, or None if there are none."""
     parts = version.split(".")[:2]
     return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else None

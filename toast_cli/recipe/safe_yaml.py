@@ -1,8 +1,8 @@
-"""YAML as recipes use it: plain values, each with its line; nothing that runs code, grows, or surprises.
+"""The YAML of recipes: plain values with their line numbers, without tags, aliases and code.
 
-Numbers, true/false and null are read as YAML 1.2 reads them. PyYAML's own rules are those of YAML 1.1, under which
-`1e-3` is text, `no` is false and `1:30` is ninety. Values are built from the parser's events rather than composed:
-libyaml's composer recurses in C and takes the whole process down on a few thousand open brackets.
+Numbers, true/false and null follow YAML 1.2. PyYAML follows YAML 1.1, where `1e-3` is text, `no` is false and
+`1:30` is ninety. Values are built from the parser's events and not composed: libyaml's composer recurses in C and
+crashes the process on a few thousand open brackets.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from toast_cli.recipe.schema import Recipe
 
 MAX_RECIPE_BYTES = 1_000_000
-"""Bytes. A recipe has a few hundred; anything larger is some other file."""
+"""Maximum size of a recipe in bytes. Recipes have a few hundred bytes; a larger file is something else."""
 MAX_NESTING = 32
-"""Mappings and lists within each other."""
+"""Maximum depth of nested mappings and lists."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MAX_NUMBER_LENGTH = 100
@@ -35,41 +35,47 @@ FLOAT_PATTERN = re.compile(
 
 
 def parse_recipe(text: str, origin: str) -> PartialRecipe:
-    """The draft that a recipe's text holds; `origin` is the file's name in messages.
+    """Parse the text of a recipe; `origin` is the file name in messages.
 
     Raises:
-        UsageError: no YAML, no mapping, a key given twice, or YAML that recipes have no use for.
+        UsageError: The text is not YAML or not a mapping, repeats a key, or uses YAML that recipes do not allow.
     """
     return PartialRecipe(*parse_mapping(text, origin, "recipe"), origin)
 
 
 def parse_mapping(text: str, origin: str, kind: str) -> tuple[dict[str, Any], dict[FieldPath, str]]:
-    """The values of a text that is a mapping, and the place of each; `kind` is what messages call it.
+    """Parse the text of a mapping. Return its values and the place of each; `kind` is its kind in messages.
 
     Raises:
-        UsageError: as `parse_recipe`.
+        UsageError: As in `parse_recipe`.
     """
     if len(text.encode()) > MAX_RECIPE_BYTES:
         raise UsageError(
-            f"{origin} is larger than {MAX_RECIPE_BYTES // 1_000_000} MB.", f"A {kind} is a short YAML file."
+            f"{origin} is larger than {MAX_RECIPE_BYTES // 1_000_000} MB.",
+            f"A {kind} is a short YAML file.",
+            code="recipe.oversized-file",
         )
     reader = _YamlReader(text, origin)
     values = reader.document()
     if not isinstance(values, dict):
-        found = "nothing" if values is None else "a list" if isinstance(values, list) else "a single value"
-        raise UsageError(f"{origin} is not a {kind}.", f"A {kind} holds 'key: value' lines; this file holds {found}.")
+        content = "nothing" if values is None else "a list" if isinstance(values, list) else "a single value"
+        raise UsageError(
+            f"{origin} is not a {kind}.",
+            f"A {kind} holds 'key: value' lines; this file holds {content}.",
+            code="recipe.not-a-mapping",
+        )
     return values, reader.places
 
 
 def parse_value(text: str, origin: str) -> Any:
-    """One value, as it could stand after a colon in a recipe: `1e-3`, `false`, `[0.5, 0.5, 0.5]`."""
+    """Parse one value, as written after a colon in a recipe: `1e-3`, `false`, `[0.5, 0.5, 0.5]`."""
     return _YamlReader(text, origin, numbered=False).document()
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """Return a resolved recipe as text that reads back as the same one.
+    """Return a resolved recipe as text that parses back to an equal recipe.
 
-    Every field is there with its value, defaults included: first the sections, then the rest in the schema's order.
+    The text has every field, defaults included: first the sections, then the rest in the order of the schema.
     """
     values = recipe.model_dump(mode="json")
     ordered: dict[str, Any] = {section: _put_name_first(values.pop(section)) for section in SECTIONS}
@@ -81,7 +87,7 @@ def _put_name_first(section: dict[str, Any]) -> dict[str, Any]:
 
 
 class _RecipeDumper(yaml.SafeDumper):
-    """Quotes whatever text either version of YAML would take for something else."""
+    """A dumper that quotes text that YAML 1.1 or YAML 1.2 would read as another type."""
 
 
 _RecipeDumper.add_implicit_resolver("tag:yaml.org,2002:int", INTEGER_PATTERN, list("-+0123456789"))
@@ -92,7 +98,7 @@ _RecipeDumper.add_representer(
 
 
 class _YamlReader:
-    """Builds plain values from the events of one YAML document and notes the line of each."""
+    """A reader that builds plain values from the events of one YAML document and records the line of each."""
 
     def __init__(self, text: str, origin: str, *, numbered: bool = True) -> None:
         self.origin = origin
@@ -101,14 +107,14 @@ class _YamlReader:
         self._events: Iterator[Any] = self._parsed(text)
 
     def document(self) -> Any:
-        """The value of the only document, or None when there is nothing but comments."""
+        """Return the value of the document, or None if it holds only comments."""
         event = self._next(yaml.StreamStartEvent, yaml.DocumentStartEvent)
         if isinstance(event, yaml.StreamEndEvent):
             return None
         value = self._value(event, ())
         event = self._next(yaml.DocumentEndEvent)
         if not isinstance(event, yaml.StreamEndEvent):
-            self._refuse(event, "a second document begins here; a recipe is a single one.")
+            self._refuse(event, "a second document begins here. A recipe is a single document.")
         return value
 
     def _parsed(self, text: str) -> Iterator[Any]:
@@ -118,7 +124,7 @@ class _YamlReader:
             mark = getattr(error, "problem_mark", None)
             why = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
             place = self._place(mark.line) if mark else self.origin
-            raise UsageError(f"{place}: this is not valid YAML.", f"{why}.") from error
+            raise UsageError(f"{place}: this is not valid YAML.", f"{why}.", code="recipe.invalid-yaml") from error
 
     def _next(self, *passed: type) -> Any:
         event = next(self._events)
@@ -129,13 +135,13 @@ class _YamlReader:
     def _value(self, event: Any, loc: FieldPath) -> Any:
         self.places.setdefault(loc, self._place(event.start_mark.line))
         if isinstance(event, yaml.AliasEvent):
-            self._refuse(event, f"'*{event.anchor}' refers to another part; recipes spell everything out.")
+            self._refuse(event, f"the alias '*{event.anchor}' is not allowed in a recipe. Write the value out.")
         if event.tag is not None and event.tag != "!":
-            self._refuse(event, f"the tag '{event.tag}' has no meaning in a recipe.")
+            self._refuse(event, f"the tag '{event.tag}' is not allowed in a recipe.")
         if isinstance(event, yaml.ScalarEvent):
             return _parse_scalar(event.value) if event.implicit[0] else event.value
         if len(loc) >= MAX_NESTING:
-            self._refuse(event, f"more than {MAX_NESTING} mappings and lists lie within each other here.")
+            self._refuse(event, f"more than {MAX_NESTING} mappings and lists are nested here.")
         return self._list(loc) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(loc)
 
     def _list(self, loc: FieldPath) -> list[Any]:
@@ -160,16 +166,16 @@ class _YamlReader:
         return f"{self.origin}:{line + 1}" if self.numbered else self.origin
 
     def _refuse(self, event: Any, why: str) -> None:
-        raise UsageError(f"{self._place(event.start_mark.line)}: {why}")
+        raise UsageError(f"{self._place(event.start_mark.line)}: {why}", code="recipe.unsupported-yaml")
 
 
 def _parse_scalar(text: str) -> Any:
-    """The value of an unquoted word, by the rules of YAML 1.2."""
+    """Return the value of an unquoted word by the rules of YAML 1.2."""
     if text in _NULLS:
         return None
     if text in _BOOLEANS:
         return _BOOLEANS[text]
-    if len(text) > _MAX_NUMBER_LENGTH:  # no setting needs more digits, and Python refuses some thousands of them
+    if len(text) > _MAX_NUMBER_LENGTH:  # no setting has so many digits, and Python refuses to parse thousands of them
         return text
     if INTEGER_PATTERN.match(text):
         return int(text)

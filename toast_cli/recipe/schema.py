@@ -1,7 +1,7 @@
-"""The recipe: everything that decides a run, checked before anything heavy starts.
+"""The schema of recipes: all settings of a run, validated before the data and the model are loaded.
 
-The sections `backbone`, `dataset`, `method` and `task` each begin with a `name`; whoever registered that name
-also brought the section's own fields. The rest is the same for every run.
+Each of the sections `backbone`, `dataset`, `method` and `task` has a `name`. The plugin registered under that name
+defines the other fields of the section. The remaining settings are the same for every run.
 """
 
 from __future__ import annotations
@@ -17,105 +17,101 @@ from toast_cli.utils.config import BaseOptions, NamedOptions
 
 
 class TrainingOptions(BaseOptions):
-    """The loop: how long, how fast, how it is watched."""
+    """Settings of the training loop: duration, learning rate, validation and logging."""
 
     epochs: int = Field(100, ge=1, description="passes over the training split")
     max_steps: int | None = Field(
-        None, ge=1, description="end training after so many optimizer steps, wherever epoch and schedule are then"
+        None, ge=1, description="end training after this many optimizer steps, whatever the epoch and the schedule"
     )
-    batch_size: int = Field(32, ge=1, description="images (or texts) per forward pass while training")
-    accumulate: int = Field(1, ge=1, description="forward passes whose gradients make one optimizer step")
+    batch_size: int = Field(32, ge=1, description="images (or texts) per forward pass in training")
+    accumulate: int = Field(1, ge=1, description="forward passes whose gradients are summed for one optimizer step")
     checkpoint_gradients: bool = Field(
-        False, description="run every level again in the backward pass instead of keeping what it computed"
+        False, description="recompute every level in the backward pass instead of storing its activations"
     )
     cache: bool = Field(
         False,
-        description="keep what the first pass puts out, which training never changes, on disk from epoch to epoch; "
-        "images are then augmented in cache_views fixed ways",
+        description="cache the output of the first pass, which training does not change, on disk across epochs; "
+        "each image then has cache_views fixed augmentations",
     )
-    cache_views: int = Field(1, ge=1, description="with cache: augmented views of each image, taken in turns")
-    cache_dtype: Literal["float16", "float32"] = Field("float16", description="with cache: what it is kept in")
-    cache_gigabytes: float = Field(20, gt=0, description="with cache: the most that a run's caches may take on disk")
+    cache_views: int = Field(1, ge=1, description="with cache: augmented views of each image, used in turn")
+    cache_dtype: Literal["float16", "float32"] = Field("float16", description="with cache: data type on disk")
+    cache_gigabytes: float = Field(20, gt=0, description="with cache: maximum size of a run's caches on disk, in GB")
     optimizer: str = Field(
         "momentum",
-        description="any optimizer name that timm knows: momentum (SGD with momentum, the paper's), adamw, ...; "
-        "timm's sgd is Nesterov's",
+        description="any optimizer name of timm: momentum (SGD with momentum, as in the paper), adamw, ...; "
+        "timm's sgd uses Nesterov momentum",
     )
-    lr: float = Field(0.01, gt=0, description="learning rate at its peak")
+    lr: float = Field(0.01, gt=0, description="peak learning rate")
     head_lr: float | None = Field(
-        None, gt=0, description="learning rate of the task's head at its peak, on the same schedule; left out: lr"
+        None, gt=0, description="peak learning rate of the task's head, on the same schedule; default: lr"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum; ignored by optimizers that have none")
-    weight_decay: float = Field(
-        0.0, ge=0, description="weight decay on everything trained that has two dimensions or more"
-    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum; ignored by optimizers without momentum")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of trained parameters with two or more dimensions")
     schedule: Literal["cosine", "poly", "constant"] = Field(
         "cosine",
-        description="how the learning rate goes after warm-up; poly: the remaining share of the run to the poly_power",
+        description="learning rate after warm-up; poly: the remaining share of the run to the power of poly_power",
     )
-    poly_power: float = Field(0.9, gt=0, description="schedule=poly: its power; 1 is a straight line")
+    poly_power: float = Field(0.9, gt=0, description="schedule=poly: the exponent; 1 is linear decay")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from zero, in epochs")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the schedule")
-    cooldown_epochs: float = Field(0.0, ge=0, description="epochs at min_lr after the schedule, counted in epochs")
-    validate_every: int = Field(
-        1, ge=1, description="epochs from one validation to the next; the last epoch is always validated"
-    )
+    cooldown_epochs: float = Field(0.0, ge=0, description="epochs at min_lr after the schedule, included in epochs")
+    validate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
     validate_attention: bool = Field(
-        False, description="measure attention on the object at every validation, where images have masks"
+        False, description="measure attention on the object at every validation, if images have masks"
     )
     patience: int | None = Field(
-        None, ge=1, description="stop after so many epochs without a better validation; left out: never"
+        None, ge=1, description="stop after this many epochs without a better validation; default: never"
     )
     ema: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="decay of an exponential moving average of what is trained, which is then what "
-        "is validated and kept",
+        description="decay of an exponential moving average of the trained parameters, which are then validated "
+        "and saved",
     )
     shard: bool = Field(
         False,
-        description="divide parameters, gradients and optimizer state among the processes (FSDP), "
-        "so that a model trains that fits on no device; each process has it whole on the CPU first",
+        description="shard parameters, gradients and optimizer state across processes (FSDP), to train models too "
+        "large for one device; each process first loads the whole model on the CPU",
     )
     save_every: int | None = Field(
-        None, ge=1, description="optimizer steps between two checkpoints within an epoch; left out: by epoch alone"
+        None, ge=1, description="optimizer steps between checkpoints within an epoch; default: one per epoch"
     )
-    clip_grad: float | None = Field(None, gt=0, description="largest gradient norm")
-    workers: int = Field(0, ge=0, le=256, description="processes that decode images; 0 decodes in the main one")
+    clip_grad: float | None = Field(None, gt=0, description="maximum gradient norm")
+    workers: int = Field(0, ge=0, le=256, description="processes that decode images; 0: decode in the main process")
     eval_batch_size: int | None = Field(
-        None, ge=1, description="images (or texts) per forward pass in evaluation; left out: batch_size"
+        None, ge=1, description="images (or texts) per forward pass in evaluation; default: batch_size"
     )
-    log_every: int = Field(10, ge=1, description="optimizer steps between two lines of metrics.jsonl")
+    log_every: int = Field(10, ge=1, description="optimizer steps between lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the 'tensorboard' extra)")
 
 
 class PretuningOptions(BaseOptions):
-    """The first stage, which gives the feedback path its start (section 3.2)."""
+    """Settings of pre-tuning, the stage that trains the initial feedback path (section 3.2)."""
 
     reconstruction: float = Field(
-        0.03, ge=0, description="weight of the reconstruction losses' sum beside the task loss (appendix A.2)"
+        0.03, ge=0, description="weight of the summed reconstruction losses, added to the task loss (appendix A.2)"
     )
     passes: Literal["last", "both"] = Field(
         "last",
-        description="task loss of the second pass's output, as the paper's text has it, or the mean over both passes, "
+        description="last: task loss of the second pass, as in the paper; both: mean over the two passes, "
         "as in the vision code that the authors built on",
     )
     target: Literal["labels", "first-pass"] = Field(
         "labels",
-        description="labels: the task's own loss; first-pass: second-pass features are to stay those of the frozen "
-        "first pass, which needs no labels (ours, not the paper's)",
+        description="labels: the task's loss; first-pass: match the second-pass features to those of the frozen "
+        "first pass, which needs no labels (not in the paper)",
     )
     train_P: bool = Field(
         False,
-        description="train the channel transform P too; in pre-tuning it stays the identity otherwise (the authors'), "
-        "whatever method.train_P says",
+        description="also train the channel transform P; by default it stays the identity in pre-tuning (as in the "
+        "authors' code), whatever method.train_P is",
     )
 
 
 @dataclass(frozen=True)
 class RecipePlugins:
-    """The registered objects that the names of a recipe's sections stand for; they take no part in comparisons."""
+    """The registered objects that the sections of a recipe name. They are excluded from comparisons."""
 
     backbone: Card = field(compare=False)
     dataset: Any = field(compare=False)
@@ -127,7 +123,7 @@ class RecipePlugins:
 
 
 class Recipe(BaseOptions):
-    """One run, fully decided: plain settings, and beside them the plugins that take those of each section."""
+    """All settings of one run, and the plugins of its sections."""
 
     backbone: SerializeAsAny[BackboneOptions] = Field(
         description="the frozen network: a name, or a mapping with 'name' and the family's fields"
@@ -137,32 +133,30 @@ class Recipe(BaseOptions):
     )
     method: SerializeAsAny[NamedOptions] = Field(description="a name, or a mapping with 'name' and the method's fields")
     task: SerializeAsAny[NamedOptions] = Field(
-        description="what is learned: a name, or a mapping with 'name' and the task's fields"
+        description="the task to learn: a name, or a mapping with 'name' and the task's fields"
     )
     images: ImageOptions = Field(default_factory=ImageOptions, description="resizing, cropping, augmentation")
-    training: TrainingOptions = Field(default_factory=TrainingOptions, description="the loop")
-    pretuning: PretuningOptions | None = Field(None, description="for 'toast pretune' alone: what it adds to the loss")
+    training: TrainingOptions = Field(default_factory=TrainingOptions, description="the training loop")
+    pretuning: PretuningOptions | None = Field(None, description="settings of 'toast pretune' alone")
     init_from: str | None = Field(
         None,
-        description="pre-tuned artifact, or the run that made it, whose selection and feedback path are the start; "
-        "'shipped': the one that comes with the backbone",
+        description="pre-tuned artifact, or its run, from which selection and feedback path are initialized; "
+        "'shipped': the artifact that comes with the backbone",
     )
-    data_dir: str | None = Field(
-        None, description="folder that holds the data set; left out: TOAST_DATA_DIR, else ./data"
-    )
+    data_dir: str | None = Field(None, description="folder with the data set; default: TOAST_DATA_DIR, else ./data")
     test: bool = Field(
         True,
-        description="measure the kept model on the test split, once, at the end; false: never look at it, "
-        "for runs among which settings are chosen",
+        description="evaluate the selected model once on the test split after training; false: never use the "
+        "test split, for runs that compare settings",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random in the run")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of all random numbers of the run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on a GPU that has it, fp32 elsewhere"
+        "auto", description="auto: bf16 on GPUs that support it, else fp32"
     )
     _plugins: RecipePlugins = PrivateAttr()
 
     @property
     def plugins(self) -> RecipePlugins:
-        """What the sections' names are registered for, looked up once, when the recipe was checked."""
+        """Return the plugins that the sections name, looked up once when the recipe was validated."""
         return self._plugins

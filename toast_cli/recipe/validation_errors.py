@@ -1,11 +1,11 @@
-"""What is wrong with a recipe, in plain words: field, value, place, expectation, nearest name."""
+"""Messages about invalid recipes: field, value, place, expectation and nearest name."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -45,56 +45,85 @@ _ERROR_MESSAGES = {
     "value_error": "{error}",
     "assertion_error": "{error}",
 }
-"""pydantic's kinds of error in our words; whatever is not here keeps pydantic's sentence without its preamble."""
+"""Messages for pydantic's error types. Other types keep pydantic's message without its preamble."""
+
+_ERROR_CODES = {
+    "missing": "recipe.missing",
+    "extra_forbidden": "recipe.unknown-field",
+    "literal_error": "recipe.unknown-choice",
+    "enum": "recipe.unknown-choice",
+    "int_from_float": "recipe.wrong-type",
+    "none_required": "recipe.wrong-type",
+}
+_RANGE_ERRORS = ("finite_number", "greater_than", "less_than", "multiple_of", "too_", "string_too_")
 
 
 @dataclass(frozen=True)
 class RecipeProblem:
-    """One thing that is wrong: where, with which value, and what was expected."""
+    """One problem in a recipe: its field, what is expected, the value, and the error code."""
 
     loc: FieldPath
     text: str
     value: Any = _MISSING
+    code: str = field(kw_only=True)
 
     def line(self, draft: PartialRecipe) -> str:
-        """The problem as one line of a message."""
+        """Format the problem as one line of a message."""
         value = "" if self.value is _MISSING else f" = {_format_value(self.value)}"
         return f"{format_field_path(self.loc)}{value} ({draft.place(self.loc)}): {self.text}"
 
 
 def make_recipe_error(problems: Iterable[RecipeProblem], draft: PartialRecipe) -> UsageError:
-    """The one error that reports every problem of a recipe."""
+    """Return one error that reports every problem of a recipe."""
     found = list(problems)
     lines = [f"  {problem.line(draft)}" for problem in found]
     in_file = any(draft.place(problem.loc).startswith(draft.origin) for problem in found)
     return UsageError(
-        f"{draft.origin} cannot be used as a {draft.kind}." if in_file else "These settings cannot be used.", lines
+        f"{draft.origin} cannot be used as a {draft.kind}." if in_file else "These settings cannot be used.",
+        lines,
+        code=found[0].code if len({problem.code for problem in found}) == 1 else "recipe.invalid",
     )
 
 
 def convert_validation_error(
     error: ValidationError, start: FieldPath, draft: PartialRecipe, models: dict[str, type[BaseModel]]
 ) -> list[RecipeProblem]:
-    """The problems of one validated part, which begins at `start`; `models` are the known ones by section."""
+    """Return the problems of one validated part of a recipe.
+
+    Args:
+        error: The error that pydantic raised.
+        start: The path of the validated part.
+        draft: The recipe.
+        models: The options classes by section.
+    """
     found = [_locate_error(detail, start, draft) for detail in error.errors(include_url=False)]
-    # A value that may have several forms fails once per form. The form whose inside was looked at is the one meant.
+    # A value of a union type fails once for each member. Keep only the errors of the member that was matched deepest.
     inner = {loc for loc, _, of_union in found if of_union}
-    problems: dict[FieldPath, list[str]] = {}
+    problems: dict[FieldPath, dict[str, str]] = {}
     for loc, detail, of_union in found:
         if of_union and any(len(other) > len(loc) and other[: len(loc)] == loc for other in inner):
             continue
         if detail["type"] == "missing" and isinstance(loc[-1], int):
-            loc, text = loc[:-1], f"must have at least {int(loc[-1]) + 1} entries."
+            loc, text, code = loc[:-1], f"must have at least {int(loc[-1]) + 1} entries.", "recipe.out-of-range"
         else:
-            text = _format_error(detail, loc, draft, models)
-        texts = problems.setdefault(loc, [])
-        if text not in texts:
-            texts.append(text)
-    return [RecipeProblem(loc, _join_texts(texts), _get_value(draft, loc)) for loc, texts in problems.items()]
+            text, code = _format_error(detail, loc, draft, models), _get_error_code(detail["type"])
+        problems.setdefault(loc, {}).setdefault(text, code)
+    return [
+        RecipeProblem(
+            loc,
+            _join_texts(list(codes)),
+            _get_value(draft, loc),
+            code=next(iter(codes.values())) if len(set(codes.values())) == 1 else "recipe.wrong-type",
+        )
+        for loc, codes in problems.items()
+    ]
 
 
 def _locate_error(detail: Any, start: FieldPath, draft: PartialRecipe) -> tuple[FieldPath, Any, bool]:
-    """Where an error is in the recipe: pydantic's own path without the names of the forms it tried on the way."""
+    """Return the path of an error in the recipe, the error, and whether a union member was removed from the path.
+
+    pydantic's own path also holds the union members that it tried.
+    """
     here = _get_value(draft, start)
     loc, of_union = start, False
     for position, part in enumerate(detail["loc"], start=1):
@@ -125,12 +154,21 @@ def _format_error(detail: Any, loc: FieldPath, draft: PartialRecipe, models: dic
     return str(detail["msg"]).replace("Input should", "must").rstrip(".") + "."
 
 
+def _get_error_code(kind: str) -> str:
+    """Return the error code of one of pydantic's error types."""
+    if kind in _ERROR_CODES:
+        return _ERROR_CODES[kind]
+    if kind.endswith(("_type", "_parsing")):
+        return "recipe.wrong-type"
+    return "recipe.out-of-range" if kind.startswith(_RANGE_ERRORS) else "recipe.invalid-value"
+
+
 def _join_texts(texts: list[str]) -> str:
     return ", or ".join(text.rstrip(".") for text in texts) + "." if len(texts) > 1 else texts[0]
 
 
 def _suggest_field(loc: FieldPath, models: dict[str, type[BaseModel]]) -> str:
-    """The hint for an unknown key: the same word in another section, else the nearest in its own."""
+    """Return a hint for an unknown key: the same key in another section, else the nearest key in its own."""
     key = str(loc[-1])
     siblings = _get_known_fields(loc[:-1], models)
     if key not in siblings:
@@ -141,7 +179,7 @@ def _suggest_field(loc: FieldPath, models: dict[str, type[BaseModel]]) -> str:
 
 
 def _get_known_fields(loc: FieldPath, models: dict[str, type[BaseModel]]) -> Mapping[str, FieldInfo]:
-    """The fields that a mapping of the recipe knows, found along the annotations of the options that own it."""
+    """Return the known fields of a mapping in the recipe, found through the annotations of the options classes."""
     if not loc:
         return models[""].model_fields
     model: Any = models.get(str(loc[0]))

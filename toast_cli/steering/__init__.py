@@ -1,1 +1,1 @@
-"""The method itself, in pure torch: selection, feedback path, two passes, Lite, least squares."""
+"""The method in pure torch: selection, feedback path, two passes, Lite, least squares."""

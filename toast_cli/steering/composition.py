@@ -1,10 +1,10 @@
-"""Composing: what a signal goes through on its way to a level, as one matrix (not in the paper; it follows from 3.1).
+"""Composition of the layers from z to a level into one matrix (not in the paper; it follows from section 3.1).
 
-From the last level to the first everything is linear: `X_td,l = B_l A_l A_{l+1} ... A_L s`, and where the signal enters
-at the values, `W_V X_td,l` is what arrives. So level l needs `W_V,l B_l A_l ... A_L` and no more. Inference keeps these
-matrices in place of the path (`folding`). Training composes them anew in each step where that costs less, and without
-W_V: there a level's own projection takes tokens and signal together for the price of the tokens. Only where values are
-few (grouped-query attention) is it cheaper to go all the way.
+From the last level to the first everything is linear: `X_td,l = B_l A_l A_{l+1} ... A_L s`. If the signal enters at the
+values, the values receive `W_V X_td,l`. Level l therefore only needs `W_V,l B_l A_l ... A_L`. Inference keeps these
+matrices instead of the path (`folding`). Training composes them in each step if that is cheaper, and without W_V: the
+level's own projection then multiplies the sum of tokens and signal at the cost of the tokens alone. Including W_V is
+only cheaper if there are few values (grouped-query attention).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from toast_cli.backbones.base import Backbone
 from toast_cli.steering.feedback import Deconvolution, FeedbackPath, compute_effective_weight, get_base_weight
 
 MIN_TOKENS_PER_CHANNEL = 1.5
-"""Tokens per channel from which composing costs less: by FLOPs, both ways of a training step cost the same here."""
+"""Tokens per channel above which composing is cheaper: the FLOPs of a training step are equal at this value."""
 
 HALF_PRECISION_SPEEDUP = 16
-"""How often as fast an accelerator takes products in half precision, where tokens go their way, as in float32, in
-which matrices are composed: by its makers' figures (H100: 990 against 67 TFLOP/s), not measured."""
+"""Speed of half-precision products, used for tokens, relative to float32 products, used to compose matrices. The ratio
+is from the specifications of accelerators (H100: 990 against 67 TFLOP/s) and is not measured."""
 
 
 def compose_feedback(
@@ -33,18 +33,18 @@ def compose_feedback(
     *,
     to_values: bool = True,
 ) -> list[Tensor]:
-    """For every steered level, first level first, the matrix `[C', R, R, d]` from what enters the path to the level.
+    """Return the matrix `[C', R, R, d]` from the input of the path to each steered level, first level first.
 
     Args:
-        feedback: the path over `levels`; low-rank factors on it are taken in.
-        backbone: what is steered.
-        levels: those that are steered.
-        P: the channel transform to begin with; None: the way begins behind it.
-        dtype: what products are taken in.
-        to_values: whether a level's `value_weight`, where it has one, ends the way to it.
+        feedback: The path over `levels`, including its low-rank factors.
+        backbone: The steered backbone.
+        levels: The steered levels.
+        P: The channel transform to start with, or None to start after it.
+        dtype: Data type of the products.
+        to_values: Whether to end with the level's `value_weight`, if it has one.
 
     Returns:
-        A cell of d channels becomes a patch of R by R cells of C' channels; R is 1 but over maps.
+        Each matrix maps a cell of d channels to a patch of R by R cells of C' channels. R is 1 except for maps.
     """
     matrices: list[Tensor] = []
     so_far = None if P is None else P.to(dtype)[:, None, None, :]
@@ -57,10 +57,10 @@ def compose_feedback(
 
 
 def is_composition_cheaper(feedback: FeedbackPath, backbone: Backbone, levels: range, z: Tensor) -> bool:
-    """Whether composing costs less than sending what is selected of `z` from level to level.
+    """Return whether composing is cheaper than passing the selected `z` from level to level.
 
-    Never over maps, whose deconvolutions would compose to huge ones, nor where weights are divided among processes and
-    put together only for a layer's own call.
+    Maps are never composed, as their deconvolutions would give huge ones. Weights that are sharded across processes are
+    never composed either, as they are gathered only for the call of their layer.
     """
     if any(backbone.levels[index].undo != "linear" for index in levels):
         return False
@@ -72,9 +72,9 @@ def is_composition_cheaper(feedback: FeedbackPath, backbone: Backbone, levels: r
 
 
 def is_value_composition_cheaper(backbone: Backbone, levels: range, z: Tensor) -> bool:
-    """Whether a training step costs less where composing takes W_V in, by FLOPs.
+    """Return whether including W_V in the composition makes a training step cheaper, by FLOPs.
 
-    Per level it is two more products of W_V with a matrix, and every token's way ends at the values, both ways.
+    Per level, it adds two products of W_V with a matrix, and every token's signal ends at the values, in both passes.
     """
     weights = [weight for index in levels if (weight := backbone.value_weight(index)) is not None]
     channels = z.shape[-1]
@@ -83,13 +83,13 @@ def is_value_composition_cheaper(backbone: Backbone, levels: range, z: Tensor) -
 
 
 def _reshape_to_patches(layer: nn.Module, width_out: int, dtype: torch.dtype) -> Tensor:
-    """A layer's weight `[C', r, r, C]`: what one cell of C channels becomes; r is 1 but for deconvolutions."""
+    """Return a layer's weight as `[C', r, r, C]`, the patch that a cell of C channels maps to; r is 1 if linear."""
     r = layer.stride if isinstance(layer, Deconvolution) else 1
     return compute_effective_weight(layer).to(dtype).reshape(width_out, r, r, -1)
 
 
 def _compose(outer: Tensor, inner: Tensor | None) -> Tensor:
-    """`[C', r, r, C]` after `[C, R, R, D]`: every pixel of a patch becomes a patch, `[C', R r, R r, D]`."""
+    """Compose `[C', r, r, C]` with `[C, R, R, D]`: every pixel of a patch becomes a patch, `[C', R r, R r, D]`."""
     if inner is None:
         return outer
     product = torch.einsum("oijc,cIJd->oIiJjd", outer, inner)

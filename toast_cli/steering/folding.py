@@ -1,10 +1,10 @@
-"""Folding: at inference, everything between z and a level is one matrix (not in the paper; it follows from 3.1).
+"""Folding: at inference, one matrix replaces all layers from z to a level (not in the paper; it follows from 3.1).
 
-What selection weighs goes through linear maps alone (see `composing`), so level l needs `F_l = W_V,l B_l A_l ... A_L P`
-and no more.
+After the tokens are weighed, only linear maps follow (see `composition`), so level l only needs
+`F_l = W_V,l B_l A_l ... A_L P`.
 
-The two passes themselves cannot be merged into one: what a level receives depends on z, the end of a whole pass over
-the very same input, and on the cosine in m, which is not linear. LoRA's factors are constants and merge; this is none.
+The two passes cannot be merged into one: the signal of a level depends on z, the output of a whole pass over the same
+input, and on the cosine in m, which is not linear. LoRA's factors are constants and can be merged.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from toast_cli.steering.steering import BaseSteering, Steering
 
 
 class FoldedSteering(BaseSteering):
-    """A steering whose P, `A_l`, `B_l` and, where a level has one, `W_V` have become one matrix per level.
+    """A steering with one matrix per level that replaces P, `A_l`, `B_l` and, if the level has one, `W_V`.
 
-    `F[l]` counts from the first steered level. Over maps it is a deconvolution from the last level's cells to the
-    level's input, its stride all the strides between. Products are taken in float64 and kept in the steering's type.
+    `F[l]` counts from the first steered level. For maps, it is a deconvolution from the cells of the last level to the
+    level's input, whose stride is the product of all strides between. Products are computed in float64 and stored in
+    the data type of the steering.
 
     Args:
-        steering: what is folded; its weights are read, low-rank factors included, and left as they are.
-        backbone: what it steers.
+        steering: The steering to fold. Its weights, including low-rank factors, are read and not changed.
+        backbone: The steered backbone.
     """
 
     @torch.no_grad()
@@ -48,14 +49,14 @@ class FoldedSteering(BaseSteering):
         self._enters_at_values = [backbone.value_weight(index) is not None for index in self.levels]
 
     def signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
-        """The similarity map, `m_i z_i`, and what every steered level receives, first level first."""
+        """Return the similarity map, `m_i z_i`, and the signals of the steered levels, first level first."""
         m, weighed = self.selection(first)
         sent = [F_l(weighed) for F_l in self.F]
         return m, weighed, [ValueSignal(x) if at else x for x, at in zip(sent, self._enters_at_values, strict=True)]
 
 
 def _build_folded_layer(weight: Tensor, level: Level) -> nn.Module:
-    """The layer that a composed weight `[C', R, R, D]` is."""
+    """Build the layer with a composed weight `[C', R, R, D]`."""
     width_out, R, _, width_in = weight.shape
     if level.undo == "deconvolution":
         deconvolution = Deconvolution(width_in, width_out, R)

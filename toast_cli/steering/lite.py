@@ -8,10 +8,10 @@ from toast_cli.steering.feedback import FeedbackPath, get_base_weight
 
 
 def add_low_rank_factors(feedback: FeedbackPath, rank: int, alpha: float) -> list[nn.Parameter]:
-    """Put LoRA factors on every `A_l` and `B_l` in place, and return the factors.
+    """Add LoRA factors to every `A_l` and `B_l` in place, and return the factors.
 
-    A layer then computes `(W + alpha / rank * F_B F_A) x` with `F_B` zero at the start, so nothing changes
-    until training does. The layers' own weights are left to the caller to freeze.
+    A layer then computes `(W + alpha / rank * F_B F_A) x`. `F_B` is zero at the start, so the output does not change
+    before training. The caller freezes the layers' own weights.
     """
     from peft import LoraConfig, inject_adapter_in_model
 

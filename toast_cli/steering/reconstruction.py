@@ -1,4 +1,4 @@
-"""The reconstruction loss of pre-tuning: a level's feedback layer learns to undo that level (section 3.2)."""
+"""The reconstruction loss of pre-tuning: a level's feedback layer learns to invert that level (section 3.2)."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from toast_cli.backbones.base import Trace
 from toast_cli.steering.steering import Steering
 
 RECONSTRUCTION_WEIGHT = 0.03
-"""Weight of the sum over levels beside the task loss (appendix A.2)."""
+"""Weight of the sum over levels, which is added to the task loss (appendix A.2)."""
 
 
 def crop_to_overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """What two tensors of as many dimensions both cover.
+    """Crop two tensors with the same number of dimensions to their overlap.
 
-    A deconvolution rebuilds a few pixels less (or more) than the input of a level whose stride does not divide it;
-    for anything else both come back whole.
+    A deconvolution reconstructs a few pixels less (or more) than the input of a level whose stride does not divide it.
+    Other tensors are returned unchanged.
     """
     both = tuple(slice(min(sides)) for sides in zip(a.shape, b.shape, strict=True))
     return a[both], b[both]
 
 
 def compute_reconstruction_losses(steering: Steering, trace: Trace, real: Tensor | None = None) -> list[Tensor]:
-    """`mse(A_l(stopgrad(output_l)), stopgrad(input_l))` for every steered level, first level first.
+    """Return `mse(A_l(stopgrad(output_l)), stopgrad(input_l))` for every steered level, first level first.
 
     Args:
-        steering: its `A_l` alone receive gradients.
-        trace: a pass over all levels, run with `levels=True`.
-        real: `[B, N]`, False on padding, which then does not count; None where there is none.
+        steering: Only its `A_l` receive gradients.
+        trace: The trace of a pass over all levels, recorded with `levels=True`.
+        real: Mask `[B, N]`, False on padding, which is excluded; None if there is no padding.
     """
     losses = []
     steered = slice(steering.levels.start, steering.levels.stop)

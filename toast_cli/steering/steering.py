@@ -1,4 +1,4 @@
-"""Selection and feedback together, and the two passes they connect (section 3.1, steps i to iv)."""
+"""Selection and feedback, and the two passes that they connect (section 3.1, steps i to iv)."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from toast_cli.steering.selection import FeatureSelection
 
 
 class BaseSteering(nn.Module):
-    """What connects the two passes, whatever it is made of: which `levels` are steered, and by which signals.
+    """Base class of the connection between the two passes: the steered `levels` and their signals.
 
-    Every signal is sent `strength` times as strong, at inference; 0 sends none, and the second pass is the first.
+    At inference every signal is multiplied by `strength`. If it is 0, no signal is sent and both passes are equal.
     """
 
     levels: range
     strength: float = 1.0
 
     def signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
-        """The similarity map, what was selected, and a signal for every steered level, first level first."""
+        """Return the similarity map, the selection, and a signal for every steered level, first level first."""
         raise NotImplementedError
 
     def compute_signals_fast(self, first: Readout) -> Sequence[Signal | LazySignal]:
-        """Return the signals alone, in the cheapest way; up to rounding they act like those of `signals`."""
+        """Return only the signals, in the cheapest way. Up to rounding they act like those of `signals`."""
         return self.signals(first)[-1]
 
     def expand_to_levels(self, signals: Sequence[SignalT], levels: int) -> list[SignalT | None]:
-        """What each of a backbone's `levels` receives: `strength` times the steered ones' signals, None elsewhere."""
+        """Return the signal of each of a backbone's `levels`: `strength` times the steered ones', None for others."""
         sent: list[SignalT | None] = [*signals]
         if self.strength == 0:
             sent = [None] * len(sent)
@@ -44,14 +44,14 @@ class BaseSteering(nn.Module):
 
 
 class Steering(BaseSteering):
-    """Everything TOAST trains besides the head: xi, P, and the `A_l`, `B_l` of the feedback path.
+    """Everything that TOAST trains except the head: xi, P, and the `A_l`, `B_l` of the feedback path.
 
     Args:
-        backbone: what is steered.
-        levels: the levels that receive a signal, counted from 0; left out, all of them. Where they end before the
-            last level, z is taken there (early feedback, section 5); where they begin after the first, both passes
-            share what comes before (late feedback).
-        token_selection: False leaves every token its full weight (the ablation of table 7).
+        backbone: The steered backbone.
+        levels: The levels that receive a signal, counted from 0; by default all. If they end before the last level, z
+            is taken there (early feedback, section 5). If they start after the first, both passes share the levels
+            before (late feedback).
+        token_selection: False gives every token its full weight (the ablation of table 7).
     """
 
     def __init__(self, backbone: Backbone, levels: range | None = None, *, token_selection: bool = True) -> None:
@@ -63,16 +63,16 @@ class Steering(BaseSteering):
         self.feedback = FeedbackPath(steered)
 
     def signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
-        """Select, then feed back."""
+        """Select features and feed them back."""
         similarity, selected = self.selection(first)
         return similarity, selected, self.feedback(selected)
 
     def compute_signals_fast(self, first: Readout) -> Sequence[Signal | LazySignal]:
-        """Return the signals by one composed matrix a level, where tokens far outnumber channels.
+        """Return the signals, with one composed matrix per level if there are far more tokens than channels.
 
-        Tokens are weighed behind the matrices, `m_i (F_l z_i)`: z is not trained, so nothing is propagated back to it.
-        That keeps every `F_l z_i` for the backward pass; where memory is worth more than time they are weighed before,
-        and each level works out its own signal, twice.
+        Tokens are weighed after the matrices, `m_i (F_l z_i)`: z is not trained, so no gradient flows to it. This keeps
+        every `F_l z_i` for the backward pass. With gradient checkpointing, tokens are weighed before, and each level
+        computes its own signal, twice.
         """
         backbone, levels, z = self._backbone, self.levels, first.z
         if not is_composition_cheaper(self.feedback, backbone, levels, z):
@@ -85,7 +85,7 @@ class Steering(BaseSteering):
                 F_l[:, 0, 0]
                 for F_l in compose_feedback(self.feedback, backbone, levels, P, P.dtype, to_values=to_values)
             ]
-        m, z = self.selection.similarity(first).unsqueeze(-1), z.to(P.dtype)  # as F_l, however the model is stored
+        m, z = self.selection.similarity(first).unsqueeze(-1), z.to(P.dtype)  # the type of F_l, not of the stored model
         if backbone.checkpointing:
             weighed = m * z
             return [LazySignal(weighed, F_l, to_values) for F_l in F]
@@ -95,12 +95,12 @@ class Steering(BaseSteering):
 
 @dataclass
 class PassOutputs:
-    """What came out of one or two passes.
+    """The outputs of one or two passes.
 
-    `last` is the pass whose features count, `first` what selection looks at of the plain one, `plain` what that one
-    puts out at its end: None where early feedback has it stop before. Where there is one pass, all are the same object.
-    `similarity` (`[B, N]` or `[B, H, W]`, 0 to 1), `selected` and `signals` (one per level, None where it is not
-    steered) are None without a second pass.
+    `last` is the readout of the last pass, `first` the one that selection uses, and `plain` the output of the first
+    pass, or None if it stops early (early feedback). With one pass, all three are the same object. `similarity`
+    (`[B, N]` or `[B, H, W]`, 0 to 1), `selected` and `signals` (one per level, None for levels that are not steered)
+    are None without a second pass.
     """
 
     first: Readout
@@ -112,7 +112,7 @@ class PassOutputs:
 
 
 def run_one_pass(backbone: Backbone, inputs: Any, trace: Trace | None = None) -> PassOutputs:
-    """A plain forward pass of the backbone."""
+    """Run a plain forward pass of the backbone."""
     readout = backbone.leave(backbone.run(backbone.enter(inputs), trace=trace))
     return PassOutputs(readout, readout, readout)
 
@@ -120,17 +120,17 @@ def run_one_pass(backbone: Backbone, inputs: Any, trace: Trace | None = None) ->
 def run_first_pass(
     backbone: Backbone, levels: range, inputs: Any, traces: Sequence[Trace | None] = ()
 ) -> tuple[State, Readout, Readout | None]:
-    """The plain pass as far as selection needs it, or to its end where it has a trace of its own.
+    """Run the plain pass as far as selection needs it, or to its end if it has a trace of its own.
 
     Args:
-        backbone: what is run.
-        levels: those that will be steered.
-        inputs: what the backbone takes.
-        traces: the first pass's, and the second's, which is given what both passes share.
+        backbone: The backbone.
+        levels: The levels that will be steered.
+        inputs: The backbone's inputs.
+        traces: Traces of the first and the second pass. The second also receives the levels that both passes share.
 
     Returns:
-        The state before the first steered level, what came out after the last, and what came out at the end of the
-        network; None if that was not reached.
+        The state before the first steered level, the readout after the last one, and the readout at the end of the
+        network, or None if the pass stops before.
     """
     both = [trace for trace in traces if trace is not None]
     own = traces[0] if traces else None
@@ -155,10 +155,10 @@ def run_two_passes(
     first_trace: Trace | None = None,
     last_trace: Trace | None = None,
 ) -> PassOutputs:
-    """Look, select, feed back, look again.
+    """Run the first pass, select, feed back, and run the second pass.
 
-    The first pass depends on nothing that is trained, so it keeps no graph; what comes before the first steered level
-    is shared. With a `first_trace`, even one that is to remember nothing, it goes on to its end under early feedback.
+    The first pass depends on no trained parameter, so it keeps no graph. Levels before the first steered level are
+    shared. With a `first_trace`, even one that records nothing, it runs to its end under early feedback.
     """
     levels = steering.levels
     with torch.no_grad():
@@ -170,10 +170,10 @@ def run_two_passes(
 
 
 def compute_steered_features(backbone: Backbone, steering: BaseSteering, inputs: Any) -> Tensor:
-    """The pooled features of the second pass and nothing else, which is what tuning and inference need.
+    """Return only the pooled features of the second pass, which tuning and inference need.
 
-    Equal to `two_passes(...).last.pooled` but for rounding. What both passes compute alike is computed once, signals
-    are sent in the cheapest way, and the last level works for the pooled features alone.
+    They equal `run_two_passes(...).last.pooled` up to rounding. Computations that both passes share are done once,
+    signals are computed in the cheapest way, and the last level only computes the pooled features.
     """
     levels = steering.levels
     with torch.no_grad():
@@ -185,7 +185,7 @@ def compute_steered_features(backbone: Backbone, steering: BaseSteering, inputs:
 
 
 def run_steered_pass(backbone: Backbone, steering: BaseSteering, first: Readout, state: State) -> Tensor:
-    """The second pass's pooled features, from what selection looks at and the state before the first steered level."""
+    """Return the pooled features of the second pass, from the first readout and the state before the steered levels."""
     levels, last = steering.levels, len(backbone.levels) - 1
     signals = steering.expand_to_levels(steering.compute_signals_fast(first), last + 1)
     state = backbone.run(state, signals, first=levels.start, last=last)

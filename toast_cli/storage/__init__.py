@@ -1,1 +1,1 @@
-"""What is written to disk and read back: run folders, adapters, checkpoints, fingerprints. No pickle."""
+"""Files that toast writes and reads back: run folders, adapters, checkpoints, fingerprints. No pickle."""

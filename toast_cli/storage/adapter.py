@@ -1,9 +1,8 @@
-"""Adapters on disk: what was trained, and everything needed to put it back on its backbone.
+"""Adapters on disk: the trained tensors, and everything needed to put them back on their backbone.
 
-A folder holds `adapter_model.safetensors` (only what was trained), `adapter_config.json`, `README.md`, and, where the
-method froze something that it added (Lite's feedback path), `frozen_start.safetensors`. One exported file holds the
-same tensors, with the configuration in its metadata, and, where no other file tells it, what its backbone is built
-from.
+A folder holds `adapter_model.safetensors` (the trained tensors), `adapter_config.json`, `README.md` and, if the method
+froze tensors that it added (Lite's feedback path), `frozen_start.safetensors`. An exported file holds the same tensors,
+the configuration in its metadata and, if no other file has it, the configuration that the backbone is built from.
 """
 
 from __future__ import annotations
@@ -38,33 +37,33 @@ TRAINED_TENSORS_FILE = "adapter_model.safetensors"
 FROZEN_TENSORS_FILE = "frozen_start.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 FULL_MODEL_FILE = "model.safetensors"
-"""What a folder for transformers holds: the whole model in one file, configuration and all in its metadata."""
+"""The file of a folder for transformers: the whole model, with the configuration in the metadata."""
 
 ARTIFACT_FOLDER = "artifact"
-"""What a run folder holds in place of an adapter after pre-tuning."""
+"""Subfolder of a run folder that pre-tuning writes instead of an adapter."""
 
 ARTIFACT_METADATA_KEY = "toast-artifact"
-"""What the metadata of one exported as a file has in place of `toast`."""
+"""Metadata key of an exported artifact, instead of `toast`."""
 
 BACKBONE_METADATA_KEY = "toast-backbone"
-"""What the metadata of a backbone's weights alone has in place of `toast`: the backbone's name."""
+"""Metadata key of an exported backbone, instead of `toast`. Its value is the name of the backbone."""
 
 REEXPORT_HINT = (
-    "Export it again from its run. A run's own adapter comes back from its checkpoints: remove RUN/adapter and "
-    "RUN/results.json, then 'toast tune --resume RUN'."
+    "Export it again from its run. To restore a run's own adapter from its checkpoints, remove RUN/adapter and "
+    "RUN/results.json, then run 'toast tune --resume RUN'."
 )
-"""What is to be done about an adapter that cannot be used."""
+"""What to do about an adapter that cannot be used."""
 
 BACKBONE_FILES_KEY = "backbone"
-"""Under which the metadata of an exported file has the `Backbone.files` that it brings."""
+"""Metadata key of an exported file under which the `Backbone.files` are stored."""
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Everything about an adapter that is not a tensor.
+    """The configuration of an adapter: everything except its tensors.
 
-    `classes` are in the order of the logits; a `whole` one holds every tensor of the backbone, too; a `folded` one has
-    one matrix per level in place of the feedback path, for inference alone.
+    `classes` are in the order of the logits. A `whole` adapter also holds every tensor of the backbone. A `folded` one
+    has one matrix per level instead of the feedback path and is for inference only.
     """
 
     recipe: dict[str, Any]
@@ -79,7 +78,7 @@ class AdapterConfig:
 
 
 def build_adapter_config(model: Model, recipe: Recipe, classes: tuple[str, ...]) -> AdapterConfig:
-    """The configuration of a model's adapter."""
+    """Return the configuration of a model's adapter."""
     return AdapterConfig(
         recipe=recipe.model_dump(mode="json"),
         classes=classes,
@@ -93,9 +92,9 @@ def build_adapter_config(model: Model, recipe: Recipe, classes: tuple[str, ...])
 def save_adapter_folder(
     folder: Path, trained: Mapping[str, Tensor], frozen: Mapping[str, Tensor], config: AdapterConfig, card: str
 ) -> None:
-    """Write an adapter folder: what a model trains, what its method added besides (frozen), and the configuration.
+    """Write an adapter folder: trained tensors, frozen tensors that the method added, configuration and model card.
 
-    The configuration comes last, so a folder that has one is complete.
+    The configuration is written last, so a folder that has one is complete.
     """
     write_tensors(folder / TRAINED_TENSORS_FILE, trained)
     if frozen:
@@ -114,9 +113,9 @@ def save_adapter_file(
     with_files: bool = False,
     cast: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
-    """Write adapter and configuration into one file, each tensor through `cast`.
+    """Write adapter and configuration to one file, each tensor converted by `cast`.
 
-    With the backbone if asked, or with its files alone: what it is built from, but for its tensors.
+    `with_backbone` includes the backbone's tensors; `with_files` includes only the files that it is built from.
     """
     tensors: dict[str, Tensor] = {**model.trained(), **model.get_frozen_additions()}
     if with_backbone:
@@ -128,16 +127,16 @@ def save_adapter_file(
 
 
 def build_files_metadata(backbone: Backbone) -> dict[str, str]:
-    """What metadata has of what a backbone is built from; nothing where its name tells all."""
+    """Return the metadata entry with the files that a backbone is built from, or an empty dict if its name suffices."""
     files = dict(backbone.files())
     return {BACKBONE_FILES_KEY: json.dumps(files, ensure_ascii=False)} if files else {}
 
 
 def read_backbone_files(path: Path) -> dict[str, str]:
-    """The `Backbone.files` that a file brings; none of a folder.
+    """Return the `Backbone.files` stored in an exported file, or an empty dict for a folder.
 
     Raises:
-        ToastError: it is damaged.
+        ToastError: The file is damaged.
     """
     if not path.is_file():
         return {}
@@ -151,11 +150,11 @@ def read_backbone_files(path: Path) -> dict[str, str]:
 
 
 def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """Configuration and tensors of a run folder, an adapter folder or an exported file.
+    """Return configuration and tensors of a run folder, an adapter folder or an exported file.
 
     Raises:
-        UsageError: nothing of that kind is at `path`.
-        ToastError: it is damaged, or of a newer format.
+        UsageError: There is no adapter at `path`.
+        ToastError: The adapter is damaged or has a newer format.
     """
     if path.is_dir():
         folder = path / "adapter" if (path / "adapter").is_dir() else path
@@ -164,9 +163,10 @@ def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
                 raise _make_not_an_adapter_error(path)
             unfinished = (path / "recipe.yaml").is_file()
             raise UsageError(
-                f"{path} holds no adapter.",
-                "The run did not get to its end." if unfinished else f"There is no {ADAPTER_CONFIG_FILE} in it.",
+                f"There is no adapter in {path}.",
+                "The run has not finished." if unfinished else f"It holds no {ADAPTER_CONFIG_FILE}.",
                 "Name a finished run folder, an adapter folder, or an exported file or hf folder.",
+                code="run.unfinished" if unfinished else "adapter.missing",
             )
         _, trained = _read_tensors(folder / TRAINED_TENSORS_FILE)
         _, frozen = (
@@ -174,22 +174,25 @@ def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         )
         return _parse_config((folder / ADAPTER_CONFIG_FILE).read_bytes(), folder), {**trained, **frozen}
     if not path.is_file():
-        there = "It is no regular file: a pipe, a socket or a device." if path.exists() else ""
-        raise UsageError(f"There is no run, adapter or exported file at {path}.", there, "Check --run.")
+        there = "It is not a regular file but a pipe, a socket or a device." if path.exists() else ""
+        raise UsageError(
+            f"There is no run, adapter or exported file at {path}.", there, "Check --run.", code="adapter.missing"
+        )
     metadata, tensors = _read_tensors(path)
     if ARTIFACT_METADATA_KEY in metadata:
         raise _make_not_an_adapter_error(path)
     if BACKBONE_METADATA_KEY in metadata:
         raise UsageError(
-            f"{path} holds the weights of a backbone, {metadata[BACKBONE_METADATA_KEY]}, "
-            "and nothing of what was learned.",
+            f"{path} is not an adapter: it holds only the weights of a backbone, {metadata[BACKBONE_METADATA_KEY]}.",
             what_to_do=f"Use it as --weights {path}, or load it with the backbone's own library.",
+            code="adapter.backbone-weights-only",
         )
     if "toast" not in metadata:
         raise UsageError(
             f"{path} was not exported by toast.",
             "Its metadata has no entry 'toast'.",
             "Name a file that 'toast export' wrote.",
+            code="adapter.foreign-file",
         )
     return _parse_config(metadata["toast"], path), tensors
 
@@ -203,20 +206,21 @@ def _parse_config(text: str | bytes, path: Path) -> AdapterConfig:
 
 def _make_not_an_adapter_error(path: Path) -> UsageError:
     return UsageError(
-        f"{path} holds a pre-tuned feedback path, which is a start for tuning and no model.",
+        f"{path} is not a model: it holds a pre-tuned feedback path, from which tuning starts.",
         what_to_do=f"Tune from it: toast tune --init-from {path}",
+        code="artifact.not-a-model",
     )
 
 
 def _make_damaged_error(path: Path, error: Exception) -> ToastError:
-    return ToastError(f"{path} is damaged.", str(error), REEXPORT_HINT)
+    return ToastError(f"{path} is damaged.", str(error), REEXPORT_HINT, code="adapter.damaged")
 
 
 def _make_unreadable_error(path: Path, error: Exception) -> ToastError:
-    if told := describe_file_type(path):
-        what = f"{path} is no run, adapter or exported safetensors file."
-        return UsageError(what, told, "Name the run that it was made from.")
-    return ToastError(f"{path} is missing or damaged.", str(error), REEXPORT_HINT)
+    if description := describe_file_type(path):
+        what = f"{path} is not a run, an adapter or an exported safetensors file."
+        return UsageError(what, description, "Name the run that it was made from.", code="adapter.unsupported-file")
+    return ToastError(f"{path} is missing or damaged.", str(error), REEXPORT_HINT, code="adapter.damaged")
 
 
 def _read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
@@ -226,7 +230,8 @@ def _read_tensors(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
         raise _make_unreadable_error(path, error) from error
     except ValueError as error:
         raise ToastError(
-            f"The weights in {path} are not those that were exported.",
-            "Their digest differs from the one recorded with them.",
-            "Export again, or fetch the file again.",
+            f"The weights in {path} are damaged.",
+            "Their checksum differs from the recorded one.",
+            "Export again, or download the file again.",
+            code="adapter.damaged",
         ) from error

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: `last` and `best`, each a folder of safetensors and JSON that is replaced whole."""
+"""Checkpoints of a run: `last` and `best`, each a folder of safetensors and JSON files that is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from toast_cli.utils.tensors import copy_tensors
 WEIGHTS_FILE = "model.safetensors"
 STATE_FILE = "state.json"
 EXTRA_TENSORS_FILE = "training.safetensors"
-"""What training needs besides the weights to go on as if it had never stopped."""
+"""The other tensors that are needed to resume training exactly where it stopped."""
 
 
 def save_checkpoint(
@@ -33,10 +33,10 @@ def save_checkpoint(
     state: dict[str, Any],
     besides: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write what is trained, where training stands, and other tensors `besides`, as `checkpoints/<name>`.
+    """Write the trained tensors, the training state and other tensors (`besides`) to `checkpoints/<name>`.
 
-    The new folder is complete before it takes the old one's place. The old `last` is kept under a hidden name, to go on
-    from if the new one is damaged; if it is damaged itself, the one before it stays there.
+    The new folder is complete before it replaces the old one. The old `last` is kept under a hidden name, to resume
+    from if the new one is damaged. If the old `last` is damaged itself, the one before it is kept.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=checkpoints))
@@ -61,45 +61,48 @@ def save_checkpoint(
 
 
 def load_checkpoint(checkpoints: Path, name: str, model: Model) -> dict[str, Any]:
-    """Put the weights of `checkpoints/<name>` back into the model and return the state saved with them.
+    """Load the weights of `checkpoints/<name>` into the model and return the state that was saved with them.
 
     Raises:
-        ToastError: there is none, or it is of another model.
+        ToastError: There is no intact checkpoint, or it is of another model.
     """
     folder = find_checkpoint(checkpoints, name)
     if folder is None:
         raise ToastError(
-            f"There is no whole checkpoint '{name}' in {checkpoints}.",
-            "It is damaged: a file is missing or is not what was written." if (checkpoints / name).exists() else "",
+            f"There is no intact checkpoint '{name}' in {checkpoints}.",
+            "It is damaged: a file is missing or its SHA-256 does not match." if (checkpoints / name).exists() else "",
+            code="checkpoint.damaged" if (checkpoints / name).exists() else "checkpoint.missing",
         )
     tensors = _load_tensors(folder / WEIGHTS_FILE)
     if tensors.keys() != model.trained().keys():
         raise ToastError(
-            f"The checkpoint {folder} is of another model.", "It holds other weights than this one trains."
+            f"The checkpoint {folder} is of another model.",
+            "The names of its weights differ from those that this model trains.",
+            code="checkpoint.wrong-model",
         )
     copy_tensors(tensors, model.trained())
     return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
 
 
 def find_checkpoint(checkpoints: Path, name: str) -> Path | None:
-    """The undamaged folder of `checkpoints/<name>`, if there is one; else that of the save before."""
+    """Return the folder of `checkpoints/<name>`, or that of the save before if it is damaged, or None."""
     return next((place for place in (checkpoints / name, checkpoints / f".{name}.old") if _is_intact(place)), None)
 
 
 def is_checkpoint_lost(checkpoints: Path, name: str) -> bool:
-    """Whether `checkpoints/<name>` was saved, and neither it nor the save before is whole."""
+    """Return whether `checkpoints/<name>` was saved, but neither it nor the save before is intact."""
     saved = any((checkpoints / folder).exists() for folder in (name, f".{name}.old"))
     return saved and find_checkpoint(checkpoints, name) is None
 
 
 def load_checkpoint_state(checkpoints: Path, name: str) -> dict[str, Any] | None:
-    """Where training stood at `checkpoints/<name>`, or None if there is none."""
+    """Return the training state of `checkpoints/<name>`, or None if there is none."""
     folder = find_checkpoint(checkpoints, name)
     return None if folder is None else json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
 
 
 def load_extra_tensors(checkpoints: Path, name: str) -> dict[str, Tensor]:
-    """The tensors that were saved besides the weights; none where there are none."""
+    """Return the tensors that were saved in addition to the weights, or an empty dict."""
     folder = find_checkpoint(checkpoints, name)
     return (
         _load_tensors(folder / EXTRA_TENSORS_FILE)
@@ -112,11 +115,11 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ToastError(f"{path} is damaged.", str(error)) from error
+        raise ToastError(f"{path} is damaged.", str(error), code="checkpoint.damaged") from error
 
 
 def _replace_folder(folder: Path, old: Path) -> None:
-    """Give `folder` the place of `old`, which is gone only once the other stands there or is whole beside it."""
+    """Move `folder` to `old`. The former `old` is removed only after the move."""
     gone = old.with_name(f"{old.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
     if old.exists():

@@ -1,6 +1,6 @@
-"""Records that come back from files as they were written: JSON, JSON lines, tensors, and folders of files.
+"""Files with checksums: JSON, JSON lines, tensors, and the files of a folder.
 
-A record without a checksum (of an older toast, or made by hand) is taken as it is; one whose checksum is wrong never.
+A record without a checksum (written by an older toast or by hand) is accepted. A record with a wrong one never is.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from toast_cli.utils.tensors import hash_tensors
 
 FILE_CHECKSUMS_KEY = "sha256_of_files"
 RUN_REPAIR_HINT = (
-    "Its checkpoints, if they are still there, bring it back: remove the run's adapter and results.json, then "
-    "'toast tune --resume RUN'. Else make the run again."
+    "If its checkpoints are still there, restore it from them: remove the run's adapter and results.json, then run "
+    "'toast tune --resume RUN'. Otherwise run it again."
 )
-"""What is to be done about what a run puts down at its end."""
+"""What to do about damaged final files of a run."""
 
 T = TypeVar("T")
 
 
 def add_checksum(value: Mapping[str, Any], files: Iterable[Path] = ()) -> dict[str, Any]:
-    """Return plain values with a checksum of them and, if named, of files that belong to them."""
+    """Return plain values with a checksum of them and of the given files, which belong to them."""
     assert CHECKSUM_KEY not in value, "the checksum's own name"
     digests = {file.name: hash_file(file) for file in files}
     whole = json.loads(json.dumps({**value, **({FILE_CHECKSUMS_KEY: digests} if digests else {})}))
@@ -39,78 +39,78 @@ def add_checksum(value: Mapping[str, Any], files: Iterable[Path] = ()) -> dict[s
 
 
 def verify_checksum(value: Any, folder: Path | None = None) -> Any:
-    """Return plain values without their checksum, once it is known to be right.
+    """Return plain values without their checksum after verifying it.
 
     Raises:
-        ValueError: they, or a file of `folder`, are not what was written.
-        OSError: a file cannot be read.
+        ValueError: The checksum of the values or of a file in `folder` does not match.
+        OSError: A file cannot be read.
     """
     if not isinstance(value, dict):
         return value
     digest = value.pop(CHECKSUM_KEY, None)
     if digest is not None and digest != hash_json(value):
-        raise ValueError("what it says is not what was written, by its sha256")
+        raise ValueError("Its SHA-256 does not match its content.")
     files = value.pop(FILE_CHECKSUMS_KEY, {})
     if not isinstance(files, dict):
-        raise ValueError(f"{FILE_CHECKSUMS_KEY} is no object")
+        raise ValueError(f"{FILE_CHECKSUMS_KEY} is not an object.")
     if folder is not None:
         verify_files(folder, files)
     return value
 
 
 def verify_files(folder: Path, digests: Mapping[str, Any]) -> None:
-    """Check files of a folder by their digests; no name leads out of it.
+    """Verify the SHA-256 of files in a folder. Names that lead out of the folder are cut to their last part.
 
     Raises:
-        ValueError: one is not what was written.
-        OSError: one cannot be read.
+        ValueError: A file was changed.
+        OSError: A file cannot be read.
     """
     for name, digest in digests.items():
         if hash_file(folder / Path(name).name) != digest:
-            raise ValueError(f"{name} is not what was written, by its sha256")
+            raise ValueError(f"The SHA-256 of {name} does not match.")
 
 
 def parse_checksummed_json(text: str | bytes, folder: Path | None = None) -> Any:
-    """Return the plain values of a JSON text, see `verify_checksum`.
+    """Parse a JSON text and verify its checksum, see `verify_checksum`.
 
     Raises:
-        ValueError: it is no JSON, it names something twice, or it or a file of `folder` is not what was written.
-        OSError: a file cannot be read.
-        RecursionError: it is nested too deeply.
+        ValueError: The text is not JSON or repeats a key, or a checksum does not match.
+        OSError: A file cannot be read.
+        RecursionError: The JSON is nested too deeply.
     """
     return verify_checksum(json.loads(text, object_pairs_hook=_reject_duplicate_keys), folder)
 
 
 def read_checksummed_json(path: Path, what_to_do: str = RUN_REPAIR_HINT) -> dict[str, Any]:
-    """Return the plain values of a file with a JSON object.
+    """Read a JSON object from a file and verify its checksum.
 
     Raises:
-        ToastError: it cannot be read, is none, or its checksum is wrong.
+        ToastError: The file cannot be read, is not a JSON object, or has a wrong checksum.
     """
     try:
         value = parse_checksummed_json(require_regular_file(path).read_bytes())
         if not isinstance(value, dict):
-            raise ValueError("it holds no JSON object")
+            raise ValueError("It is not a JSON object.")
         return value
     except (OSError, ValueError, RecursionError) as error:
-        raise ToastError(f"{path} is damaged.", str(error), what_to_do) from error
+        raise ToastError(f"{path} is damaged.", str(error), what_to_do, code="run.damaged") from error
 
 
 def parse_record(kind: type[T], text: str | bytes, newest_format: int, path: Path) -> T:
-    """Return the dataclass that a JSON text holds; where `path` is a folder, its files belong to the record.
+    """Parse a JSON text into a dataclass. If `path` is a folder, verify the record's files in it.
 
     Raises:
-        ValueError: it is not what was written, or a value is not what its field says.
-        OSError: a file cannot be read.
-        RecursionError: it is nested too deeply.
-        ToastError: it is of a later format than the newest one known.
+        ValueError: A checksum does not match, or a value has the wrong type.
+        OSError: A file cannot be read.
+        RecursionError: The JSON is nested too deeply.
+        ToastError: The record has a newer format than `newest_format`.
     """
     raw = parse_checksummed_json(text, path if path.is_dir() else None)
     if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > newest_format:
-        whose = f"a newer toast ({raw.get('toast_version')})"
-        raise ToastError(f"{path} was written by {whose}.", what_to_do="Update toast.")
+        writer = f"a newer toast ({raw.get('toast_version')})"
+        raise ToastError(f"{path} was written by {writer}.", what_to_do="Update toast.", code="run.newer-version")
     if isinstance(raw, dict) and (unknown := raw.keys() - {field.name for field in fields(cast(Any, kind))}):
-        raise ValueError(f"it has {min(unknown)}, which means nothing")
+        raise ValueError(f"Unknown field {min(unknown)}.")
     adapter: TypeAdapter[T] = TypeAdapter(kind)
     try:
         return adapter.validate_json(json.dumps(raw), strict=True)
@@ -120,12 +120,12 @@ def parse_record(kind: type[T], text: str | bytes, newest_format: int, path: Pat
 
 
 def dump_checksummed_json(value: Mapping[str, Any]) -> str:
-    """Return plain values with their checksum as JSON text, as the metadata of a file of tensors has them."""
+    """Return plain values with their checksum as JSON text, for the metadata of a safetensors file."""
     return json.dumps(add_checksum(value), ensure_ascii=False)
 
 
 def write_checksummed_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file whose metadata has a checksum of the tensors."""
+    """Write a safetensors file with a checksum of the tensors in its metadata."""
     write_tensors(path, tensors, {**metadata, CHECKSUM_KEY: hash_tensors(tensors)})
 
 
@@ -133,8 +133,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file.
 
     Raises:
-        OSError: there is no such file.
-        SafetensorError: it is of another format, or damaged.
+        OSError: The file does not exist.
+        SafetensorError: The file has another format or is damaged.
     """
     with safe_open(require_regular_file(path), framework="pt") as file:
         return file.metadata() or {}
@@ -144,46 +144,48 @@ def read_checksummed_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tens
     """Return metadata and tensors of a safetensors file.
 
     Raises:
-        OSError: there is no such file.
-        SafetensorError: it is of another format, or damaged.
-        ValueError: the tensors are not what was written.
+        OSError: The file does not exist.
+        SafetensorError: The file has another format or is damaged.
+        ValueError: The checksum of the tensors does not match.
     """
     with safe_open(require_regular_file(path), framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata.get(CHECKSUM_KEY) not in (None, hash_tensors(tensors)):
-        raise ValueError("its tensors are not those that were written, by their sha256")
+        raise ValueError("The SHA-256 of its tensors does not match.")
     return metadata, tensors
 
 
 def append_checksummed_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Add one line with its checksum to a file of JSON lines.
+    """Append one line with its checksum to a JSON Lines file.
 
     Raises:
-        ToastError: the file cannot be written to, or the disk is full.
+        ToastError: The file cannot be written to, or the disk is full.
     """
     append_json_line(path, add_checksum(value))
 
 
 def read_checksummed_lines(path: Path, what_to_do: str) -> Iterator[dict[str, Any]]:
-    """Yield the values of all lines; a last line that was not finished is passed over.
+    """Yield the values of all lines. An unfinished last line is skipped.
 
     Raises:
-        ToastError: another line is damaged, or the file cannot be read; `what_to_do` tells how to go on.
+        ToastError: Another line is damaged, or the file cannot be read. The message ends with `what_to_do`.
     """
     lines = _read_lines(path)
     for number, line in enumerate(lines, start=1):
         if (value := _parse_line(line)) is not None:
             yield value
-        elif number < len(lines):  # the last is what stands behind the last line's end: nothing, or a line cut short
-            raise ToastError(f"{path} is damaged.", f"Line {number} is not what was written.", what_to_do)
+        elif number < len(lines):  # the last item follows the last line break: it is empty or an unfinished line
+            raise ToastError(
+                f"{path} is damaged.", f"Line {number} has no valid content or SHA-256.", what_to_do, code="run.damaged"
+            )
 
 
 def drop_damaged_lines(path: Path) -> int:
-    """Rewrite the file without lines that are damaged or were not finished; return how many there were.
+    """Rewrite a file without damaged and unfinished lines. Return the number of removed lines.
 
     Raises:
-        ToastError: the file cannot be read or written.
+        ToastError: The file cannot be read or written.
     """
     if not path.is_file():
         return 0
@@ -198,7 +200,7 @@ def _read_lines(path: Path) -> list[bytes]:
     try:
         return require_regular_file(path).read_bytes().split(b"\n")
     except OSError as error:
-        raise ToastError(f"{path} cannot be read.", error.strerror or str(error)) from error
+        raise ToastError(f"{path} cannot be read.", error.strerror or str(error), code="run.unreadable-file") from error
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:
@@ -212,5 +214,5 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError("a name is given twice")
+        raise ValueError("A key is given twice.")
     return value

@@ -1,4 +1,4 @@
-"""What a file is that was meant to be another one, told by its first bytes, so that an error can say so. Torch-free."""
+"""Detection of the type of a file that could not be read, by its first bytes, for error messages. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from toast_cli.utils.files import require_regular_file
 
 HEADER_BYTES = 64
-"""Bytes that are looked at."""
+"""Number of bytes that are read."""
 
-TORCH_FILE_DESCRIPTION = "a file of torch.save, which 'toast import' reads and --weights takes"
+TORCH_FILE_DESCRIPTION = "a torch.save file, which 'toast import' and --weights can read"
 
 _MAGIC_BYTES = (
     (b"\x89PNG", "a PNG image"),
@@ -18,15 +18,15 @@ _MAGIC_BYTES = (
     (b"GIF8", "a GIF image"),
     (b"%PDF", "a PDF document"),
     (b"\x1f\x8b", "a gzip archive"),
-    (b"version https://git-lfs", "a pointer of Git LFS in place of the file itself"),
-    (b"<", "a page of HTML or XML"),
+    (b"version https://git-lfs", "a Git LFS pointer instead of the file itself"),
+    (b"<", "an HTML or XML page"),
 )
 
 
 def describe_file_type(path: Path, wanted: str = "") -> str:
-    """`o.onnx is an ONNX graph, ...`: one sentence on a file that could not be read as what it was given as.
+    """Return one sentence about a file that could not be read, such as `o.onnx is an ONNX graph, ...`.
 
-    Empty where its bytes tell nothing, or that it is of the `wanted` kind.
+    Return an empty string if the type is unknown or is the `wanted` type.
     """
     kind = _detect_file_type(path)
     return f"{path.name} is {kind}." if kind and kind != wanted else ""
@@ -43,14 +43,14 @@ def _detect_file_type(path: Path) -> str:
     if not first:
         return "empty"
     if path.suffix == ".onnx":
-        return "an ONNX graph, which onnxruntime runs"
+        return "an ONNX graph, which ONNX Runtime can run"
     if zipfile.is_zipfile(path):
         return _detect_zip_type(path)
     for beginning, kind in _MAGIC_BYTES:
         if first.startswith(beginning):
             return kind
     if first[0] == 0x80 and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and first[8:9] != b"{":
-        return "a plain pickle, which is not read because it can run code"
+        return "a plain pickle, which is not read because it can execute code"
     printable = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in first)
     if printable and first.lstrip()[:1] in (b"{", b"["):
         return "JSON text"
@@ -70,7 +70,7 @@ def _detect_zip_type(path: Path) -> str:
         return ""
     inner = {name.rpartition("/")[2] for name in names}
     if "archive_format" in inner or "models" in {part for name in names for part in name.split("/")[:-1]}:
-        return "a torch.export program, which torch.export.load opens"
+        return "a torch.export program, which torch.export.load can open"
     if "data.pkl" in inner:
         return TORCH_FILE_DESCRIPTION
     return "a zip archive"

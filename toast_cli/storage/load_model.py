@@ -1,4 +1,4 @@
-"""Models rebuilt from adapters on disk, also where an earlier version gave a backbone's name other weights."""
+"""Models rebuilt from adapters on disk, including those whose backbone name meant other weights in earlier versions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from toast_cli.utils.errors import ToastError, UsageError
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model rebuilt from an adapter, with the recipe it was trained by."""
+    """A model rebuilt from an adapter, and the recipe that it was trained with."""
 
     model: Model
     recipe: Recipe
@@ -29,14 +29,14 @@ class LoadedModel:
 
 
 def load_model(path: Path, weights: str | None = None) -> LoadedModel:
-    """Rebuild the model of a run or adapter folder, or of an exported file or folder, on the CPU, in evaluation mode.
+    """Rebuild the model of a run folder, an adapter folder or an export, on the CPU and in evaluation mode.
 
-    `weights` replaces the file that the recipe names for the backbone, which is otherwise looked for where it was and
-    beside what is loaded.
+    `weights` replaces the weights file of the recipe. By default, that file is searched at its recorded path and
+    next to `path`.
 
     Raises:
-        UsageError: nothing of that kind is at `path`, or it brings the weights that are given besides.
-        ToastError: it is damaged or incomplete, or the backbone's weights are gone, or not those it was trained on.
+        UsageError: There is no model at `path`, or `weights` is given although it includes the backbone's weights.
+        ToastError: The files are damaged or incomplete, or the backbone's weights are missing or not the trained ones.
     """
     if (path / FULL_MODEL_FILE).is_file() and (path / "config.json").is_file():
         path = path / FULL_MODEL_FILE
@@ -47,16 +47,19 @@ def load_model(path: Path, weights: str | None = None) -> LoadedModel:
         renamed = {**config.recipe["backbone"], "name": recipe.backbone.name}
         config = replace(config, recipe={**config.recipe, "backbone": renamed})
     if whole and weights is not None and path.is_file():
-        raise UsageError(f"{path} brings the backbone's weights.", what_to_do="Leave --weights out.")
+        raise UsageError(
+            f"{path} includes the backbone's weights.", what_to_do="Leave --weights out.", code="weights.not-needed"
+        )
     model, recipe = rebuild_model(path, recipe, config.classes, weights, read_backbone_files(path), empty=whole)
     if not whole and model.backbone_fingerprint != config.backbone_fingerprint:
         raise ToastError(
             f"{path} was trained on other weights of '{recipe.backbone.name}'.",
             "The fingerprint of the backbone differs from the one recorded with the adapter.",
             "Give the file that the run was trained with: --weights FILE.",
+            code="weights.wrong-fingerprint",
         )
     if whole:
-        model.float()  # the weights come in the type that they were exported in, and are computed with in this one
+        model.float()  # the weights have the data type of the export; computation is in float32
     if config.folded:
         model = fold_model(model)
     _load_tensors_into(model, tensors, whole, path)
@@ -73,34 +76,37 @@ def rebuild_model(
     *,
     empty: bool = False,
 ) -> tuple[Model, Recipe]:
-    """The model of what lies at `path`, its own tensors not put in yet, and the recipe with its weights found.
+    """Build the model stored at `path` without its own tensors. Return it and the recipe with its weights found.
 
     Args:
-        path: what is being loaded.
-        recipe: as recorded there.
-        classes: in the order of the logits.
-        weights: in place of those that the recipe names.
-        files: what the backbone is built from, where that is stored.
-        empty: whether the backbone's tensors are stored as well, so that it needs no others.
+        path: The run, adapter or export.
+        recipe: The recipe recorded there.
+        classes: Class names in the order of the logits.
+        weights: Weights file that replaces the one of the recipe.
+        files: Stored files that the backbone is built from.
+        empty: Whether the backbone's tensors are stored at `path`, so that no weights are loaded.
 
     Raises:
-        ToastError: the backbone cannot be built, because its weights are gone or otherwise.
+        ToastError: The backbone cannot be built, for example because its weights are missing.
     """
     given = recipe.backbone.weights
     recipe = _replace_weights(recipe, weights or _find_weights(given, path))
     try:
         built = _replace_weights(recipe, weights or "none") if empty else recipe
         return build_model(built, classes, files), recipe
-    except (RuntimeError, MemoryError) as error:  # sizes that no recipe of ours has
+    except (RuntimeError, MemoryError) as error:  # sizes that no valid recipe has
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ToastError(f"The model of {path} cannot be built.", why, REEXPORT_HINT) from error
+        raise ToastError(
+            f"The model of {path} cannot be built.", why, REEXPORT_HINT, code="adapter.cannot-rebuild"
+        ) from error
     except ToastError as error:
         if empty or weights is not None or given in (None, "none") or Path(given).expanduser().exists():
             raise
         raise ToastError(
-            f"The backbone of {path} cannot be built: its weights are not at {given} any more.",
+            f"The backbone of {path} cannot be built: its weights are no longer at {given}.",
             error.what,
-            "Say where they are now: --weights FILE.",
+            "Give their new path: --weights FILE.",
+            code="weights.missing-file",
         ) from error
 
 
@@ -109,9 +115,9 @@ def _replace_weights(recipe: Recipe, weights: str | None) -> Recipe:
 
 
 def _find_weights(recorded: str | None, path: Path) -> str | None:
-    """Where the backbone's weights are: as recorded or, if they are not there, beside what is loaded or above it.
+    """Return the path of the backbone's weights: the recorded one if it exists, else next to or above `path`.
 
-    A run folder that holds its backbone's weights can so be moved; that they are the right ones, the fingerprint shows.
+    This allows moving a run folder that holds the weights of its backbone. The fingerprint verifies them.
     """
     if recorded is None or recorded == "none" or Path(recorded).expanduser().exists():
         return recorded
@@ -120,13 +126,13 @@ def _find_weights(recorded: str | None, path: Path) -> str | None:
 
 
 def _is_compatible(tensor: Tensor, place: Tensor) -> bool:
-    """Whether it is of the place's shape and, whatever its precision, holds the same kind of numbers."""
+    """Return whether a tensor has the shape of `place` and the same kind of numbers, whatever the precision."""
     kinds = ((of.is_floating_point(), of.is_complex(), of.dtype == torch.bool) for of in (tensor, place))
     return tensor.shape == place.shape and len(set(kinds)) == 1
 
 
 def _load_tensors_into(model: Model, tensors: Mapping[str, Tensor], whole: bool, path: Path) -> None:
-    """Copy the tensors in, every one of them into its place and no place left empty."""
+    """Load the tensors. Every expected tensor must be present, and no other one."""
     state = model.state_dict()
     expected = {*model.trained(), *model.get_frozen_additions()}
     if whole:
@@ -139,5 +145,5 @@ def _load_tensors_into(model: Model, tensors: Mapping[str, Tensor], whole: bool,
             for word, which in (("missing", missing), ("unknown", unexpected), ("of another shape or type", misshapen))
             if which
         )
-        raise ToastError(f"{path} does not fit its own recipe.", found, REEXPORT_HINT)
+        raise ToastError(f"{path} does not match its own recipe.", found, REEXPORT_HINT, code="adapter.wrong-shape")
     model.load_state_dict(dict(tensors), strict=False)

@@ -1,4 +1,4 @@
-"""Model cards: the README.md of an adapter, an artifact, an imported checkpoint and a folder for transformers."""
+"""Model cards: the README.md of adapters, artifacts, imported checkpoints and folders for transformers."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ pipeline_tag: {pipeline}
 
 """
 _METHOD_SUMMARY = """\
-A frozen backbone that looks twice: TOAST (Shi, Gai, Darrell and Wang, arXiv:2305.15542) selects what matters
-for the task from the first pass, and feeds it back into every layer of the second.
+A frozen backbone with two passes: TOAST (Shi, Gai, Darrell and Wang, arXiv:2305.15542) selects the features that
+matter for the task in the first pass and feeds them back into every layer of the second.
 
 """
 
 
 def format_adapter_card(config: AdapterConfig, results: Mapping[str, Any]) -> str:
-    """Return the card of a run's adapter: method, backbone, data, numbers and the command that evaluates it."""
+    """Return the card of a run's adapter: method, backbone, data, metrics and the command that evaluates it."""
     recipe = config.recipe
-    chosen = ", chosen on the validation split" if results["validation"] else ", the last one"
+    chosen = ", selected on the validation split" if results["validation"] else ", the last one"
     return _format_card(
         f"{recipe['method']['name']} adapter for {recipe['backbone']['name']} on {recipe['dataset']['name']}",
         [
@@ -44,7 +44,7 @@ def format_adapter_card(config: AdapterConfig, results: Mapping[str, Any]) -> st
 
 
 def format_artifact_card(backbone: str, fingerprint: str, recipe: Mapping[str, Any]) -> str:
-    """Return the card of a pre-tuned artifact, made by `recipe` for the backbone with this fingerprint."""
+    """Return the card of a pre-tuned artifact, made with `recipe` for the backbone with this fingerprint."""
     return _format_card(
         f"Feedback path for {backbone}, pre-tuned on {recipe['dataset']['name']}",
         [f"Backbone fingerprint: {_format_digest(fingerprint)}", f"Seed: {recipe['seed']}"],
@@ -53,26 +53,26 @@ def format_artifact_card(backbone: str, fingerprint: str, recipe: Mapping[str, A
 
 
 def format_import_card(method: str, backbone: str, account: Mapping[str, Any]) -> str:
-    """Return the card of an adapter made of the authors' checkpoint, from the account of its import."""
+    """Return the card of an adapter imported from a checkpoint of the authors, from the report of its import."""
     return _format_card(
         f"{method} adapter for {backbone}, imported",
         [
             f"From: {_format_origin(account)}",
             f"Computed as there: {_format_departures(account)}",
-            "What it was trained on and how well it does is not recorded in it",
+            "The checkpoint does not record its training data and accuracy",
         ],
         "```\ntoast eval --run PATH_OF_THIS_FOLDER --dataset DATA\n```\n",
     )
 
 
 def format_transformers_card(loaded: LoadedModel, recipe: Mapping[str, Any], dtype: str, *, folded: bool) -> str:
-    """Return the card of a folder for transformers: what it does, how it was made, how good it is and how to use it.
+    """Return the card of a folder for transformers: task, method, training, metrics and usage.
 
     Args:
-        loaded: what is exported.
-        recipe: as it may be published.
-        dtype: what the weights are stored in.
-        folded: whether one matrix per level stands for the feedback path.
+        loaded: The exported model.
+        recipe: The recipe in the form that is published.
+        dtype: The data type of the stored weights.
+        folded: Whether one matrix per level replaces the feedback path.
     """
     config, model = loaded.config, loaded.model
     language = model.backbone.preprocessing is None
@@ -89,11 +89,11 @@ def format_transformers_card(loaded: LoadedModel, recipe: Mapping[str, Any], dty
         f"Task: {recipe['task']['name']}" + (f", {len(config.classes)} classes" if config.classes else ""),
         f"Method: {_format_section(method)}",
         f"Trained parameters: {config.trained_parameters:,}",
-        f"Weights: {dtype}" + (", folded: for inference alone" if folded else ""),
+        f"Weights: {dtype}" + (", folded: for inference only" if folded else ""),
         f"Data: {_format_section(recipe['dataset'])}",
         f"Backbone: {recipe['backbone']['name']}, fingerprint {_format_digest(config.backbone_fingerprint)}",
         *_format_lineage(results, recipe),
-        f"Licence of the backbone: {licence or 'not recorded; ask where its weights came from'}",
+        f"Licence of the backbone: {licence or 'not recorded; see the source of its weights'}",
         *_format_metrics(results),
     ]
     usage = (
@@ -102,7 +102,7 @@ def format_transformers_card(loaded: LoadedModel, recipe: Mapping[str, Any], dty
     )
     if model.backbone.has_attention and not language:
         usage += (
-            "\nWhere it looks, in the first pass and in the last, `[B, rows, columns]` each:\n\n```python\n"
+            "\nAttention maps of the first and the last pass, `[B, rows, columns]` each:\n\n```python\n"
             'maps = toast_cli.load("THIS_FOLDER").attention("image.jpg")  # .first, .last, .similarity\n```\n'
         )
     if config.classes:
@@ -121,7 +121,7 @@ def _format_digest(digest: str) -> str:
 
 
 def _format_metrics(results: Mapping[str, Any]) -> list[str]:
-    """Return the run's closing numbers, a line a split."""
+    """Return the final metrics of the run, one line per split."""
     lines = []
     for split in ("validation", "test"):
         metrics = (results.get(split) or {}).items()
@@ -131,13 +131,13 @@ def _format_metrics(results: Mapping[str, Any]) -> list[str]:
 
 
 def _format_lineage(results: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
-    """Return where what was learned comes from: an imported checkpoint, or what the feedback path started from."""
+    """Return the origin of the trained tensors: an imported checkpoint, or the initial feedback path."""
     if "imported_from" not in results:
         start = recipe["init_from"] or recipe["method"].get("start", "no feedback path")
         return [f"Feedback path from: {start}", f"Seed: {recipe['seed']}"]
     return [
         f"Imported from: {_format_origin(results)}",
-        "How it was trained is not recorded there",
+        "The checkpoint does not record how it was trained",
         f"Computed as there: {_format_departures(results)}",
     ]
 

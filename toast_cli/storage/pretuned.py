@@ -1,8 +1,8 @@
-"""Pre-tuned artifacts: selection and feedback path with where they come from, to start tuning from.
+"""Pre-tuned artifacts: selection and feedback path with their lineage, the starting point of tuning.
 
-A folder holds `feedback.safetensors` (`xi`, `P`, and `A.l`, `B.l` by the backbone's own levels, counted from 0),
-`artifact.json` (backbone and its fingerprint, the whole recipe, results) and `README.md`. An exported file holds the
-same tensors, with what is in `artifact.json` in its metadata.
+A folder holds `feedback.safetensors` (`xi`, `P`, and `A.l`, `B.l` by the levels of the backbone, counted from 0),
+`artifact.json` (backbone, fingerprint, recipe and results) and `README.md`. An exported file holds the same tensors,
+with the content of `artifact.json` in its metadata.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ FORMAT = 1
 FEEDBACK_FILE = "feedback.safetensors"
 ARTIFACT_CONFIG_FILE = "artifact.json"
 SHIPPED_ARTIFACT = "shipped"
-"""In place of a path: the artifact that comes with the recipe's backbone."""
+"""Used instead of a path for the artifact that comes with the recipe's backbone."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where an artifact comes from."""
+    """The origin of an artifact: backbone, recipe and results."""
 
     backbone: str
     backbone_fingerprint: str
@@ -62,9 +62,9 @@ class Lineage:
 
 
 def save_artifact(run: RunFolder, model: Model, recipe: Recipe, results: dict[str, Any]) -> None:
-    """Write selection and feedback path into a run's folder; all processes must ask for it.
+    """Write selection and feedback path to a run's folder. All processes must call it.
 
-    The lineage comes last, so an artifact that has one is complete.
+    The lineage is written last, so an artifact that has one is complete.
     """
     assert isinstance(model.adapted.steering, Steering)
     lineage = Lineage(recipe.backbone.name, model.backbone_fingerprint, recipe.model_dump(mode="json"), results)
@@ -86,9 +86,9 @@ def save_artifact_file(
     with_files: bool = False,
     cast: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
-    """Write selection and feedback path with their lineage into one file, each tensor through `cast`.
+    """Write selection, feedback path and their lineage to one file, each tensor converted by `cast`.
 
-    If asked, with what the backbone is built from, but for its tensors.
+    `with_files` includes the files that the backbone is built from.
     """
     assert isinstance(model.adapted.steering, Steering)
     tensors = {name: cast(tensor) for name, tensor in get_feedback_tensors(model.adapted.steering).items()}
@@ -97,20 +97,20 @@ def save_artifact_file(
 
 
 def is_artifact(path: Path) -> bool:
-    """Whether there is a pre-tuned artifact at `path`: a run folder with one, its own folder, or an exported file."""
+    """Return whether `path` is a pre-tuned artifact: a run folder with one, an artifact folder or an exported file."""
     if path.is_dir():
         return any((folder / ARTIFACT_CONFIG_FILE).is_file() for folder in (path / FOLDER, path))
     try:
         return ENTRY in read_metadata(path)
-    except (SafetensorError, OSError):  # whoever opens it as something else says what it is not
+    except (SafetensorError, OSError):  # the function that opens the file as something else reports the error
         return False
 
 
 def find_tensors_file(path: Path) -> Path:
-    """The file that holds the tensors of what `is_artifact`.
+    """Return the file with the tensors of an artifact.
 
     Raises:
-        UsageError: nothing of that kind is at `path`.
+        UsageError: There is no artifact at `path`.
     """
     if not (is_artifact(path) or path.is_file()):
         raise _make_no_artifact_error(path)
@@ -119,11 +119,11 @@ def find_tensors_file(path: Path) -> Path:
 
 
 def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
-    """Lineage and tensors of what `is_artifact`.
+    """Return lineage and tensors of an artifact.
 
     Raises:
-        UsageError: nothing of that kind is at `path`.
-        ToastError: it is damaged, or of a newer format.
+        UsageError: There is no artifact at `path`.
+        ToastError: The artifact is damaged or has a newer format.
     """
     tensors_in = find_tensors_file(path)
     folder = tensors_in.parent if path.is_dir() else path
@@ -134,11 +134,13 @@ def read_artifact(path: Path) -> tuple[Lineage, dict[str, Tensor]]:
         text = (folder / ARTIFACT_CONFIG_FILE).read_bytes() if folder.is_dir() else metadata[ENTRY]
         return _resolve_backbone_name(parse_record(Lineage, text, FORMAT, folder)), tensors
     except (ValueError, TypeError, OSError, RecursionError, SafetensorError) as error:
-        raise ToastError(f"{folder} is damaged.", f"{type(error).__name__}: {error}", "Pre-tune again.") from error
+        raise ToastError(
+            f"{folder} is damaged.", f"{type(error).__name__}: {error}", "Pre-tune again.", code="artifact.damaged"
+        ) from error
 
 
 def _resolve_backbone_name(lineage: Lineage) -> Lineage:
-    """Return the lineage with the present name of its backbone, which an earlier version may have called otherwise."""
+    """Return the lineage with the current name of its backbone, which may have been renamed since."""
     name = resolve_recorded_name(lineage.backbone, lineage.toast_version)
     if name == lineage.backbone:
         return lineage
@@ -148,19 +150,20 @@ def _resolve_backbone_name(lineage: Lineage) -> Lineage:
 
 def _make_no_artifact_error(path: Path) -> UsageError:
     return UsageError(
-        f"{path} holds no pre-tuned artifact.",
-        what_to_do="Name what 'toast pretune' wrote: its run folder, the folder 'artifact' in it, or its export.",
+        f"There is no pre-tuned artifact at {path}.",
+        what_to_do="Name an output of 'toast pretune': its run folder, the folder 'artifact' in it, or its export.",
+        code="artifact.missing",
     )
 
 
 def load_artifact(path: Path, weights: str | None = None) -> LoadedModel:
-    """The backbone that an artifact was made for, steered by it; its head, of one class, means nothing.
+    """Return the backbone of an artifact, steered by it. Its head has a single, untrained class.
 
-    `weights` replaces the file that the recipe names for the backbone.
+    `weights` replaces the weights file of the recipe.
 
     Raises:
-        UsageError: nothing of that kind is at `path`.
-        ToastError: it is damaged, or the backbone's weights are gone, or not those it was made for.
+        UsageError: There is no artifact at `path`.
+        ToastError: The artifact is damaged, or the backbone's weights are missing or not those it was made for.
     """
     lineage, _ = read_artifact(path)
     values, classes = lineage.recipe, tuple[str, ...]()
@@ -173,10 +176,10 @@ def load_artifact(path: Path, weights: str | None = None) -> LoadedModel:
 
 
 def resolve_artifact_path(recipe: Recipe) -> Path:
-    """The folder that the recipe's `init_from` means.
+    """Return the path of the recipe's `init_from`.
 
     Raises:
-        UsageError: no artifact comes with this backbone.
+        UsageError: No artifact comes with this backbone.
     """
     assert recipe.init_from is not None
     if recipe.init_from != SHIPPED_ARTIFACT:
@@ -186,68 +189,73 @@ def resolve_artifact_path(recipe: Recipe) -> Path:
         raise UsageError(
             f"No pre-tuned feedback path comes with '{recipe.backbone.name}'.",
             what_to_do="Make one with 'toast pretune', or leave init_from out (init_from=null).",
+            code="artifact.none-shipped",
         )
     return shipped
 
 
 @torch.no_grad()
 def initialize_from_artifact(path: Path, model: Model, recipe: Recipe) -> Lineage:
-    """Copy an artifact's tensors into a model that steers some or all of the artifact's levels.
+    """Copy an artifact's tensors to a model that steers some or all of the artifact's levels.
 
-    A feedback path knows nothing of an image's size: one that was pre-tuned at 224 pixels starts a model at 512.
+    A feedback path is independent of the image size: one that was pre-tuned at 224 pixels can start a model at 512.
 
     Raises:
-        UsageError: nothing of that kind is at `path`, or the model has no feedback path.
-        ToastError: it is damaged, or was made for another backbone or other levels.
+        UsageError: There is no artifact at `path`, or the model has no feedback path.
+        ToastError: The artifact is damaged, or was made for another backbone or other levels.
     """
     lineage, tensors = read_artifact(path)
     steering = model.adapted.steering
     if not isinstance(steering, Steering):
         raise UsageError(
-            "This method has no feedback path to start.",
+            "This method has no feedback path to initialize.",
             what_to_do="Leave --init-from out, or use toast or toast-lite.",
+            code="artifact.no-feedback-path",
         )
     if lineage.backbone_fingerprint not in (model.backbone_fingerprint, _fingerprint_at_artifact_size(lineage, recipe)):
         raise ToastError(
-            f"{path} was pre-tuned on other weights: those of '{lineage.backbone}'.",
-            "A feedback path undoes the levels of one backbone and fits no other.",
-            "Use that backbone and its weights, pre-tune on this one, or start without (init_from=null).",
+            f"{path} was pre-tuned on other weights, those of '{lineage.backbone}'.",
+            "A feedback path only fits the backbone that it was trained for.",
+            "Use that backbone and its weights, pre-tune on this backbone, or start without (init_from=null).",
+            code="artifact.wrong-backbone",
         )
-    wanted = get_feedback_tensors(steering)
-    unlike = [name for name, place in wanted.items() if name not in tensors or tensors[name].shape != place.shape]
+    places = get_feedback_tensors(steering)
+    unlike = [name for name, place in places.items() if name not in tensors or tensors[name].shape != place.shape]
     if unlike:
         both = set(unlike) & tensors.keys()
         raise ToastError(
-            f"{path} does not cover what is to be steered.",
-            f"Missing or of another shape: {', '.join(sorted(unlike)[:5])}.",
+            f"{path} does not fit the levels that are steered.",
+            f"Missing or with another shape: {', '.join(sorted(unlike)[:5])}.",
             "Pre-tune with the same feedback and feedback_level"
             + (
-                ": where levels differ in width, selection fits the level that it was pre-tuned at."
+                ": if the widths of levels differ, the selection only fits the level that it was pre-tuned at."
                 if both
                 else ", or with full feedback."
             ),
+            code="artifact.wrong-shape",
         )
-    copy_tensors({name: tensors[name] for name in wanted}, wanted)
+    copy_tensors({name: tensors[name] for name in places}, places)
     return lineage
 
 
 def describe_feedback_mismatch(lineage: Lineage, method: NamedOptions) -> str | None:
-    """What to know where an artifact was pre-tuned under another feedback than a run's; None where under the same.
+    """Return a message if an artifact was pre-tuned with another `feedback` than the method's, else None.
 
-    Under early feedback, selection looks at another level's tokens than those that xi and P were pre-tuned on.
+    With early feedback, the selection reads the tokens of another level than the one xi and P were pre-tuned on.
     """
     theirs = lineage.recipe["method"].get("feedback")
     ours = getattr(method, "feedback", None)
     if theirs is None or theirs == ours:
         return None
-    selects = " and selects earlier than xi and P were pre-tuned to" if ours == "early" else ""
+    selects = " and selects at an earlier level than xi and P were pre-tuned for" if ours == "early" else ""
     return (
-        f"It was pre-tuned under {theirs} feedback; this run has {ours} feedback, takes the levels it steers{selects}."
+        f"It was pre-tuned with {theirs} feedback. "
+        f"This run has {ours} feedback: it uses the levels that it steers{selects}."
     )
 
 
 def _fingerprint_at_artifact_size(lineage: Lineage, recipe: Recipe) -> str | None:
-    """The fingerprint of the recipe's backbone, whose position embeddings follow its input, at the artifact's size."""
+    """Return the fingerprint of the recipe's backbone at the artifact's image size, or None if the sizes are equal."""
     own, theirs = recipe.backbone.model_dump(mode="json"), lineage.recipe["backbone"]
     card = recipe.plugins.backbone
     if "image_size" not in card.options.model_fields or own["image_size"] == theirs.get("image_size"):
@@ -258,7 +266,7 @@ def _fingerprint_at_artifact_size(lineage: Lineage, recipe: Recipe) -> str | Non
 
 
 def get_feedback_tensors(steering: Steering) -> dict[str, Tensor]:
-    """The tensors of a feedback path by name; those of Lite are the frozen ones under its factors."""
+    """Return the tensors of a feedback path by name. For Lite, they are the frozen ones under its factors."""
     named: dict[str, Tensor] = {"xi": steering.selection.xi.data, "P": steering.selection.P.data}
     for level, A_l, B_l in zip(steering.levels, steering.feedback.A, steering.feedback.B, strict=True):
         named[f"A.{level}"], named[f"B.{level}"] = get_base_weight(A_l).data, get_base_weight(B_l).data

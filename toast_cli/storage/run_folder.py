@@ -1,4 +1,4 @@
-"""The run folder: where everything about one run lies, never overwritten silently."""
+"""The run folder, which holds all files of one run and is never overwritten."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_RUNS_FOLDER = Path("runs")
-"""Where runs lie unless told otherwise, below the current folder."""
+"""Default parent folder of runs, relative to the current folder."""
 ANSWERS_FILE = "test_answers.json"
-"""Which class each test sample was given, in a run's folder."""
+"""File of a run folder with the class predicted for each test sample."""
 LOCK_FILE = ".lock"
-"""Among the checkpoints, held by the process that makes them."""
+"""Lock file among the checkpoints, held by the process that writes them."""
 
 
 class RunFolder:
     """`recipe.yaml`, `environment.json`, `metrics.jsonl`, `checkpoints/`, `adapter/` and `results.json` of one run.
 
-    Of several processes one `writes`; what the others write goes nowhere.
+    With several processes, only one `writes`. The methods of the others write nothing.
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
@@ -45,24 +45,25 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.spent = 0.0
-        """Seconds that the run took before it was gone on with."""
+        """Seconds that the run had taken before it was resumed."""
         self._since = time.perf_counter()
 
     @classmethod
     def create(cls, path: Path | None, default_name: str) -> RunFolder:
-        """A new run folder: the one named, or `runs/<default_name>` with the first free number after it.
+        """Create a run folder: `path`, or `runs/<default_name>` with the first free number.
 
         Raises:
-            UsageError: the folder that was named already holds something.
-            ToastError: it cannot be made.
+            UsageError: The folder `path` already holds files.
+            ToastError: The folder cannot be created.
         """
         if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            begun = (path / "recipe.yaml").is_file() and not (path / "results.json").exists()
+            resumable = (path / "recipe.yaml").is_file() and not (path / "results.json").exists()
             raise UsageError(
                 f"The output folder {path} already exists.",
-                "A run never writes over another one.",
-                (f"'--resume {path}' goes on with the run that was begun there. " if begun else "")
+                "A run never overwrites another one.",
+                (f"Resume the run in it with '--resume {path}'. " if resumable else "")
                 + "Choose another --output-dir, or move the folder away.",
+                code="run.already-exists",
             )
         try:
             if path is not None:
@@ -71,43 +72,53 @@ class RunFolder:
                 path = _create_numbered_folder(DEFAULT_RUNS_FOLDER, default_name)
         except OSError as error:
             raise ToastError(
-                f"The run folder {path or DEFAULT_RUNS_FOLDER} could not be made.", error.strerror or str(error)
+                f"The run folder {path or DEFAULT_RUNS_FOLDER} could not be created.",
+                error.strerror or str(error),
+                code="disk.cannot-write",
             ) from error
         return cls(path)
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
-        """The folder of a run that was interrupted.
+        """Open the folder of an interrupted run.
 
         Raises:
-            UsageError: there is no such run, or it got to its end.
-            ToastError: its recipe is not the one that it was begun with.
+            UsageError: There is no such run, or it has finished.
+            ToastError: The recipe was changed after the run started.
         """
         if not (path / "recipe.yaml").is_file():
-            why = (
-                "It holds no recipe.yaml: it was stopped before it had begun." if path.is_dir() else "It is not there."
+            why = "It holds no recipe.yaml, so no run was started in it." if path.is_dir() else "It does not exist."
+            raise UsageError(
+                f"{path} is not a run folder.",
+                why,
+                "Give the folder of the run to resume, or start a new run.",
+                code="run.not-a-run-folder",
             )
-            raise UsageError(f"{path} is no run folder.", why, "Name the run to go on with, or begin it anew.")
         try:
-            whole = is_checksum_valid((path / "recipe.yaml").read_text(encoding="utf-8"))
+            intact = is_checksum_valid((path / "recipe.yaml").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):
-            whole = False
-        if not whole:
+            intact = False
+        if not intact:
             raise ToastError(
-                f"{path / 'recipe.yaml'} is not what the run was begun with.",
-                "It is damaged or was changed: its sha256, in its first line, is another.",
-                "Put it back, or start a new run by it with --recipe.",
+                f"{path / 'recipe.yaml'} is not the recipe that the run was started with.",
+                "It was edited or damaged: the SHA-256 in its first line does not match.",
+                "Restore it, or start a new run from it with --recipe.",
+                code="run.changed-recipe",
             )
         if (path / "results.json").is_file():
-            raise UsageError(f"The run {path} got to its end.", what_to_do="'toast eval --run' measures it.")
+            raise UsageError(
+                f"The run {path} has already finished.",
+                what_to_do="Evaluate it with 'toast eval --run'.",
+                code="run.already-finished",
+            )
         return cls(path)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from going on with the run meanwhile; who dies lets go of it.
+        """Lock the run against other processes. The lock is released if this process dies.
 
         Raises:
-            ToastError: another one has it, or the folder cannot be written to.
+            ToastError: Another process holds the lock, or the folder cannot be written to.
         """
         with nullcontext() if not self.writes else self._lock():
             yield
@@ -118,15 +129,17 @@ class RunFolder:
             return FileLock(self.checkpoints / LOCK_FILE).acquire(blocking=False)
         except Timeout:
             raise ToastError(
-                f"Another process is at work on the run {self.path}.", what_to_do="Wait until it has ended, or stop it."
+                f"Another process is using the run {self.path}.",
+                what_to_do="Wait until it has finished, or stop it.",
+                code="run.locked",
             ) from None
         except OSError as error:
             raise make_write_error(self.checkpoints, error) from error
-        except NotImplementedError:  # a file system without locks: better a run without one than none
+        except NotImplementedError:  # the file system has no locks; run without one
             return nullcontext()
 
     def truncate_metrics_after(self, step: int, epoch: int) -> None:
-        """Drop what was logged after an interrupted run's last checkpoint, of that step and so many whole epochs."""
+        """Drop metrics logged after the last checkpoint of an interrupted run, at `step` and after `epoch` epochs."""
         if self.writes and self.metrics.is_file():
             lines = self.metrics.read_bytes().splitlines(keepends=True)
             write_text(
@@ -134,41 +147,41 @@ class RunFolder:
             )
 
     def write_recipe(self, text: str) -> None:
-        """Keep the recipe as it was resolved."""
+        """Write the resolved recipe."""
         if self.writes:
             write_text(self.path / "recipe.yaml", add_checksum_line(text))
 
     def toast_version(self) -> str:
-        """Return the version of toast that began the run; this one where none is recorded."""
+        """Return the version of toast that started the run, or the current one if none is recorded."""
         try:
             return str(json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["versions"]["toast"])
         except (OSError, ValueError, KeyError, TypeError):
             return __version__
 
     def write_environment(self, environment: dict[str, Any]) -> None:
-        """Keep versions, device and machine."""
+        """Write versions, device and machine."""
         if self.writes:
             write_json(self.path / "environment.json", add_checksum(environment))
 
     def write_results(self, results: dict[str, Any]) -> None:
-        """Keep the closing numbers."""
+        """Write the final metrics."""
         if self.writes:
             write_json(self.path / "results.json", add_checksum(results))
 
     def write_answers(self, answers: dict[str, Any]) -> None:
-        """Keep which class each test sample was given, on one line: two runs are compared sample by sample with it."""
+        """Write the class predicted for each test sample, on one line. Two runs can be compared by sample with it."""
         if self.writes:
             write_text(self.path / ANSWERS_FILE, json.dumps(add_checksum(answers)) + "\n")
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        """Add one line to `metrics.jsonl`."""
+        """Append one line to `metrics.jsonl`."""
         if self.writes:
             append_json_line(self.metrics, line)
 
     def save_checkpoint(
         self, name: str, model: Model, state: dict[str, Any], besides: Mapping[str, Tensor] | None = None
     ) -> None:
-        """Keep `checkpoints/<name>`, see `storage.checkpoint.save_checkpoint`; all processes must ask for it."""
+        """Write `checkpoints/<name>`, see `storage.checkpoint.save_checkpoint`. All processes must call it."""
         trained, besides = gather_full_tensors(model.trained()), gather_full_tensors(besides or {})
         state = {**state, "spent": self.spent + time.perf_counter() - self._since}
         if self.writes:
@@ -179,12 +192,12 @@ def _is_before_checkpoint(line: bytes, step: int, epoch: int) -> bool:
     try:
         logged = json.loads(line.decode())
         return bool(logged["step"] <= step and (logged["kind"] != "epoch" or logged["epoch"] <= epoch))
-    except (ValueError, TypeError, KeyError, RecursionError):  # cut short, or damaged
+    except (ValueError, TypeError, KeyError, RecursionError):  # the line is unfinished or damaged
         return False
 
 
 def find_newest_run(root: Path = DEFAULT_RUNS_FOLDER) -> Path | None:
-    """The finished run below `root` whose adapter was written last, or None."""
+    """Return the finished run in `root` whose adapter was written last, or None."""
     finished = list(root.glob(f"*/adapter/{ADAPTER_CONFIG_FILE}")) if root.is_dir() else []
     return max(finished, key=lambda path: path.stat().st_mtime_ns).parent.parent if finished else None
 
@@ -192,7 +205,7 @@ def find_newest_run(root: Path = DEFAULT_RUNS_FOLDER) -> Path | None:
 def _create_numbered_folder(root: Path, name: str) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     for free in number_names(name):
-        with suppress(FileExistsError):  # raised when another process was quicker, so two runs never share a folder
+        with suppress(FileExistsError):  # raised if another process was faster, so two runs never share a folder
             (root / free).mkdir()
             return root / free
     raise AssertionError("numbers never end")

@@ -1,4 +1,4 @@
-"""What a task is: a head on the pooled features, a loss, and the numbers reported."""
+"""The interface of tasks: a head on the pooled features, a loss, and metrics."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Meter(ABC):
-    """Numbers over a split, gathered batch by batch so that no split has to fit into memory.
+    """Metrics of a split, accumulated batch by batch so that the split need not fit into memory.
 
-    All that a meter has counted is in `sums`, numbers or tensors of whole numbers by name: what is added up over
-    processes, and kept for a run that is interrupted.
+    All counts are in `sums`, numbers or integer tensors by name. They are summed over processes and saved for
+    interrupted runs.
     """
 
     def __init__(self, **sums: Any) -> None:
@@ -27,33 +27,33 @@ class Meter(ABC):
 
     @abstractmethod
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
-        """Count one batch in."""
+        """Add one batch."""
 
     @abstractmethod
     def result(self) -> dict[str, Any]:
-        """Return the numbers so far, the `loss` among them."""
+        """Return the metrics so far, including `loss`."""
 
     def merge(self, other: Meter) -> None:
-        """Count in what another meter of the same kind counted, in another process."""
+        """Add the counts of another meter of the same kind, from another process."""
         self.sums = {name: value + other.sums[name] for name, value in self.sums.items()}
 
     def state(self) -> dict[str, Any]:
-        """Return the sums as plain values that JSON can hold."""
+        """Return the sums as JSON values."""
         return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in self.sums.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from the sums of `state`."""
+        """Restore the sums from `state`."""
         for name, value in self.sums.items():
             self.sums[name] = value.new_tensor(state[name]) if hasattr(value, "new_tensor") else state[name]
 
 
 class Objective(ABC):
-    """What is learned: `head` turns features into outputs, the rest says how good they are.
+    """The objective of a task: `head` maps features to outputs, the other methods compute losses and metrics.
 
-    An objective that `reads_levels` has `features` of its own, made of every level's output; of others, the pooled
-    features are all that is computed. The outputs of a `dense` one have a place for every pixel. An `uneven` one may
-    run the model more often for one batch than for another in `predict`. Where `class_scores` is False, the outputs
-    are no scores of the classes: such a task is for training a backbone, and gives no predictions.
+    An objective with `reads_levels` has its own `features`, computed from every level's output. Others only use the
+    pooled features. The outputs of a `dense` objective have a value per pixel. With `has_variable_cost`, `predict` may
+    run the model a different number of times for different batches. Without `class_scores`, the outputs are not class
+    scores: such a task trains a backbone and gives no predictions.
     """
 
     head: nn.Module
@@ -64,51 +64,51 @@ class Objective(ABC):
 
     @abstractmethod
     def inputs(self, batch: Mapping[str, Any]) -> Any:
-        """The part of a batch that the backbone looks at."""
+        """Return the part of a batch that is the backbone's input."""
 
     def features(self, backbone: Backbone, readout: Readout, levels: Sequence[Tensor], inputs: Any) -> Any:
-        """What the head takes of the pass that counts: the pooled features.
+        """Return the input of the head, from the last pass: by default the pooled features.
 
         Args:
-            backbone: what was run.
-            readout: what the pass put out.
-            levels: every level's output, if the objective `reads_levels`.
-            inputs: what the backbone looked at.
+            backbone: The backbone.
+            readout: The output of the pass.
+            levels: Every level's output, if the objective has `reads_levels`.
+            inputs: The backbone's inputs.
         """
         return readout.pooled
 
     def predict(self, model: Callable[[Any], Tensor], batch: Mapping[str, Any]) -> Tensor:
-        """The outputs for a batch that nothing is learned from; `model` goes from inputs to outputs."""
+        """Return the outputs for a batch in evaluation; `model` maps inputs to outputs."""
         return model(self.inputs(batch))
 
     @abstractmethod
     def count(self, batch: Mapping[str, Any]) -> int:
-        """How many things the batch's loss is a sum over; what a step's gradient is divided by."""
+        """Return the number of terms in the batch's loss, by which the gradient of a step is divided."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """The training loss, summed over the batch."""
+        """Return the training loss, summed over the batch."""
 
     def apply_mixup(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the batch that training uses: its samples mixed with each other, where the task does that."""
+        """Return the batch with its samples mixed, for tasks that train with mixup."""
         return batch
 
     def predict_classes(self, outputs: Tensor) -> Tensor | None:
-        """Return the class predicted for each sample `[B]`; None for a task that predicts no single class."""
+        """Return the class predicted for each sample `[B]`, or None for a task without a class per sample."""
         return None
 
     @abstractmethod
     def meter(self) -> Meter:
-        """A fresh meter."""
+        """Return a new meter."""
 
     @abstractmethod
     def score(self, metrics: Mapping[str, Any]) -> float:
-        """What decides which epoch is kept, from its validation metrics: higher is better."""
+        """Return the score that selects the best epoch, from its validation metrics. Higher is better."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A registered task: its settings, and `build(options, backbone, classes)` for its `Objective`."""
+    """A registered task: its options, and `build(options, backbone, classes)`, which returns its `Objective`."""
 
     options: type[NamedOptions]
     build: Callable[[Any, Backbone, tuple[str, ...]], Objective]

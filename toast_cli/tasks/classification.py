@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 class ClassificationOptions(NamedOptions):
-    """Classification's settings."""
+    """Options of classification."""
 
     name: Literal["classification"] = Field("classification", description="the task")
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of the target spread over all classes while training"
+        0.0, ge=0, lt=1, description="share of the target spread over all classes in training"
     )
-    mixup: float = Field(0.0, ge=0, description="alpha of mixup, blending training images; 0: none")
-    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix, patches of one training image in another; 0: none")
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup, which blends training images; 0: off")
+    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix, which pastes patches of training images; 0: off")
     head: Literal["new", "own"] = Field(
-        "new", description="new: a head for these classes, trained; own: the backbone's own classifier, frozen"
+        "new", description="new: train a new head for these classes; own: use the backbone's own classifier, frozen"
     )
 
 
 class ClassificationMeter(Meter):
-    """Accuracy over all images, mean of the per-class accuracies, and cross-entropy."""
+    """Accuracy over all images, mean per-class accuracy, and cross-entropy."""
 
     def __init__(self, classes: int) -> None:
         import torch
@@ -42,7 +42,7 @@ class ClassificationMeter(Meter):
         super().__init__(total=total, right=right, loss=0.0)
 
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
-        """Logits `[B, classes]` against `batch["label"]` `[B]`."""
+        """Add logits `[B, classes]` with labels `batch["label"]` `[B]`."""
         from torch.nn import functional as F
 
         labels, right = batch["label"].cpu(), (outputs.argmax(-1) == batch["label"]).cpu()
@@ -51,7 +51,7 @@ class ClassificationMeter(Meter):
         self.sums["loss"] += F.cross_entropy(outputs.float(), batch["label"], reduction="sum").item()
 
     def result(self) -> dict[str, float]:
-        """`accuracy`, `class_accuracy` over the classes that occurred, `loss`, and how many `images`."""
+        """Return `accuracy`, `class_accuracy` over the classes that occur, `loss`, and the number of `images`."""
         total, right = self.sums["total"], self.sums["right"]
         images, seen = int(total.sum()), total > 0
         return {
@@ -63,7 +63,7 @@ class ClassificationMeter(Meter):
 
 
 class Classification(Objective):
-    """Head, loss and metrics over a fixed, ordered set of classes."""
+    """Head, loss and metrics for a fixed, ordered set of classes."""
 
     def __init__(self, head: nn.Module, classes: int, options: ClassificationOptions) -> None:
         self.head = head
@@ -71,22 +71,22 @@ class Classification(Objective):
         self.options = options
 
     def inputs(self, batch: Mapping[str, Any]) -> Tensor:
-        """The images `[B, 3, H, W]`."""
+        """Return the images `[B, 3, H, W]`."""
         return batch["image"]
 
     def count(self, batch: Mapping[str, Any]) -> int:
-        """Images."""
+        """Return the number of labelled images."""
         return int((batch["label"] != IGNORE_INDEX).sum())
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """Cross-entropy of logits `[B, classes]`, summed, against `batch["label"]` `[B]` or what mixing made of it."""
+        """Return the summed cross-entropy of logits `[B, classes]` and `batch["label"]` `[B]`, or the mixed targets."""
         from torch.nn import functional as F
 
         target, smoothing = batch.get("target", batch["label"]), self.options.label_smoothing
         return F.cross_entropy(outputs.float(), target, label_smoothing=smoothing, reduction="sum")
 
     def apply_mixup(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the batch with images blended by mixup or cutmix (one of both, if both are on) and soft targets."""
+        """Return the batch with mixed images and soft targets. With both on, one is chosen at random."""
         from torchvision.transforms import v2
 
         kinds = [(v2.MixUp, self.options.mixup), (v2.CutMix, self.options.cutmix)]
@@ -101,28 +101,30 @@ class Classification(Objective):
         return outputs.argmax(-1)
 
     def meter(self) -> ClassificationMeter:
-        """Accuracy and cross-entropy."""
+        """Return a new meter of accuracy and cross-entropy."""
         return ClassificationMeter(self.classes)
 
     def score(self, metrics: Mapping[str, Any]) -> float:
-        """Accuracy."""
+        """Return the accuracy."""
         return metrics["accuracy"]
 
 
 def build_classification(
     options: ClassificationOptions, backbone: Backbone, classes: tuple[str, ...]
 ) -> Classification:
-    """A head for these classes, biased, its weights normal with standard deviation 0.02 and its bias zero; or the own.
+    """Build a linear head (weights normal with standard deviation 0.02, bias zero), or use the backbone's classifier.
 
     Raises:
-        UsageError: the backbone has no classifier of its own, or it does not know these classes.
+        UsageError: The backbone has no classifier, or it does not know these classes.
     """
     from torch import nn
 
     if options.head == "own":
         if backbone.classifier is None:
             raise UsageError(
-                f"A {type(backbone.module).__name__} has no classifier of its own.", what_to_do="Use task.head=new."
+                f"{type(backbone.module).__name__} has no classifier of its own.",
+                what_to_do="Use task.head=new.",
+                code="task.no-classifier",
             )
         return Classification(backbone.classifier(classes).requires_grad_(False), len(classes), options)
     head = nn.Linear(backbone.head_width, len(classes))

@@ -1,4 +1,4 @@
-"""How well predicted classes cover the labelled ones: intersection over union by class, and pixel accuracy."""
+"""Segmentation metrics: intersection over union by class, and pixel accuracy."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from toast_cli.utils.errors import ToastError
 
 
 def align_logits_with_labels(logits: Tensor, batch: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits `[n, classes, H, W]` and the labels `[n, H, W]` they are held against, float32.
+    """Yield logits `[n, classes, H, W]` in float32 and the labels `[n, H, W]` at the same size.
 
-    Where images were resized for the backbone and their labels were not (evaluation), the batch says which `extent` of
-    each image is no padding and what `size` its labels have. They then come one by one, the logits at that size.
+    In evaluation, images are resized and labels are not. The batch then has the `extent` of each image without padding
+    and the `size` of its labels, and images are yielded one by one with logits at the size of the labels.
     """
     if "size" not in batch:
         yield logits.float(), batch["labels"]
@@ -31,15 +31,15 @@ def align_logits_with_labels(logits: Tensor, batch: Mapping[str, Any]) -> Iterat
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits `[n, classes, H, W]` against labels `[n, H, W]`, summed over pixels."""
+    """Return the cross-entropy of logits `[n, classes, H, W]` and labels `[n, H, W]`, summed over pixels."""
     return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 class SegmentationMeter(Meter):
-    """Counts pixels by labelled and predicted class over a whole split, then divides once.
+    """Confusion matrix over a whole split, from which the metrics are computed.
 
-    The counts are integers, so several processes come to exactly what one would. A class that is neither labelled nor
-    predicted anywhere has no IoU (None) and no part in the mean.
+    The counts are integers, so several processes give exactly the result of one. A class that is neither labelled nor
+    predicted has no IoU (None) and is excluded from the mean.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -48,7 +48,7 @@ class SegmentationMeter(Meter):
         super().__init__(counts=counts, loss=0.0, images=0)
 
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
-        """Logits `[B, classes, ...]`, perhaps an auxiliary head's behind them, against `batch["labels"]`."""
+        """Add logits `[B, classes, ...]`, which auxiliary logits may follow, with labels `batch["labels"]`."""
         for logits, labels in align_logits_with_labels(outputs[:, : len(self._classes)], batch):
             self.sums["counts"] += multiclass_confusion_matrix(
                 logits.argmax(1), labels, len(self._classes), ignore_index=IGNORE_INDEX, validate_args=False
@@ -57,19 +57,20 @@ class SegmentationMeter(Meter):
             self.sums["images"] += len(labels)
 
     def result(self) -> dict[str, Any]:
-        """`mean_iou`, `pixel_accuracy`, `class_accuracy`, `loss` per pixel, `iou` by class; `images` and `pixels`.
+        """Return `mean_iou`, `pixel_accuracy`, `class_accuracy`, `loss` per pixel, `iou` by class, `images`, `pixels`.
 
         Raises:
-            ToastError: no pixel has a class.
+            ToastError: No pixel has a class.
         """
         counts, pixels = self.sums["counts"].double(), int(self.sums["counts"].sum())
         if not pixels:
             raise ToastError(
-                "There is nothing to measure on: no pixel of this split has a class.",
-                what_to_do="Look at the class maps; 'toast data check' counts images without a labelled pixel.",
+                "There is nothing to measure: no pixel of this split has a class.",
+                what_to_do="Check the class maps. 'toast data check' counts images without a labelled pixel.",
+                code="task.nothing-to-measure",
             )
         right, labelled, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
-        iou = right / (labelled + predicted - right)  # not a number where both are nothing
+        iou = right / (labelled + predicted - right)  # NaN for classes that are neither labelled nor predicted
         return {
             "mean_iou": float(iou.nanmean()),
             "pixel_accuracy": float(right.sum() / pixels),

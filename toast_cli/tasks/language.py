@@ -1,4 +1,4 @@
-"""Language modelling: the model's own head, cross-entropy of the next token, on the tokens to be learned alone."""
+"""Language modelling: the model's own head and the cross-entropy of the next token, on target tokens only."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class LanguageModelingOptions(NamedOptions):
-    """Language modelling has no settings of its own."""
+    """Options of language modelling, which has none."""
 
     name: Literal["language"] = Field("language", description="the task")
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, summed: the logits `[B, N, V]` at a token against the label `[B, N]` of the token after it."""
+    """Return the summed cross-entropy of the logits `[B, N, V]` at each token and the label `[B, N]` of the next."""
     from torch.nn import functional as F
 
     learned = labels[:, 1:] != IGNORE_INDEX
@@ -34,19 +34,19 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class LanguageMeter(Meter):
-    """Loss per learned token, and its perplexity."""
+    """Loss per target token, and perplexity."""
 
     def __init__(self) -> None:
         super().__init__(loss=0.0, tokens=0, texts=0)
 
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
-        """Logits `[B, N, V]` against `batch["labels"]` `[B, N]`."""
+        """Add logits `[B, N, V]` with labels `batch["labels"]` `[B, N]`."""
         self.sums["loss"] += next_token_loss(outputs, batch["labels"]).item()
         self.sums["tokens"] += count_target_tokens(batch)
         self.sums["texts"] += len(batch["labels"])
 
     def result(self) -> dict[str, float]:
-        """`loss`, `perplexity`, and over how many `tokens` of how many `texts`."""
+        """Return `loss`, `perplexity`, and the numbers of `tokens` and `texts`."""
         loss = self.sums["loss"] / max(self.sums["tokens"], 1)
         return {
             "perplexity": exp(loss) if loss < 700 else float("inf"),
@@ -57,49 +57,51 @@ class LanguageMeter(Meter):
 
 
 def count_target_tokens(batch: Mapping[str, Any]) -> int:
-    """Tokens that are predicted: every label but the first, which nothing comes before."""
+    """Return the number of predicted tokens: all labels except the first, which has no preceding token."""
     return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
 
 class LanguageModeling(Objective):
-    """The next token, scored by the model's own output layer."""
+    """Next-token prediction with the model's own output layer."""
 
     def __init__(self, head: nn.Module) -> None:
         self.head = head
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Token ids `[B, N]`, and whatever says which are real and which belong together."""
+        """Return the token ids `[B, N]` and the masks that come with them."""
         return {name: tensor for name, tensor in batch.items() if name not in ("labels", *BATCH_METADATA_KEYS)}
 
     def count(self, batch: Mapping[str, Any]) -> int:
-        """Tokens to be learned."""
+        """Return the number of target tokens."""
         return count_target_tokens(batch)
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """Cross-entropy over the tokens to be learned, summed."""
+        """Return the cross-entropy of the target tokens, summed."""
         return next_token_loss(outputs, batch["labels"])
 
     def meter(self) -> LanguageMeter:
-        """Loss and perplexity."""
+        """Return a new meter of loss and perplexity."""
         return LanguageMeter()
 
     def score(self, metrics: Mapping[str, Any]) -> float:
-        """The lower the loss, the better."""
+        """Return the negative loss."""
         return -metrics["loss"]
 
 
 def build_language_modeling(
     options: LanguageModelingOptions, backbone: Backbone, classes: tuple[str, ...]
 ) -> LanguageModeling:
-    """The backbone's own head, which only a method that trains the backbone changes.
+    """Build the objective with the backbone's own head, which is trained only by methods that train the backbone.
 
     Raises:
-        UsageError: the backbone predicts no tokens.
+        UsageError: The backbone is not a language model.
     """
     head = backbone.output()
     if head is None:
         raise UsageError(
-            f"A {type(backbone.module).__name__} writes no text.", what_to_do="Choose a language model, llama:<model>."
+            f"{type(backbone.module).__name__} is not a language model.",
+            what_to_do="Choose a language model: llama:<model>.",
+            code="task.not-a-language-model",
         )
     return LanguageModeling(head)
 

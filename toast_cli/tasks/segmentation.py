@@ -1,4 +1,4 @@
-"""Semantic segmentation: UperNet on the levels of the pass that counts, cross-entropy, mean IoU (section 4.4)."""
+"""Semantic segmentation: UperNet on the levels of the last pass, cross-entropy, mean IoU (section 4.4)."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 
 
 class SegmentationOptions(PixelOptions):
-    """Segmentation's settings."""
+    """Options of segmentation."""
 
     name: Literal["segmentation"] = Field("segmentation", description="the task")
     width: int = Field(512, ge=2, multiple_of=2, description="channels inside UperNet's head")
     auxiliary: float = Field(
         0.4,
         ge=0,
-        description="weight of the auxiliary head's loss, a second head for training alone; 0: none",
+        description="weight of the loss of the auxiliary head, which is only used in training; 0: no auxiliary head",
     )
     scale: tuple[float, float] | None = Field(
         (0.5, 2.0),
-        description="images.augment=crop-flip: images are first made this much smaller to larger, by chance; null: not",
+        description="images.augment=crop-flip: range of the random scale factor of training images; null: no scaling",
     )
     evaluation: Literal["slide", "whole"] = Field(
         "slide",
-        description="slide: images keep their shape and a window of the backbone's input size slides over them; "
-        "whole: every image is resized to that size and seen at once",
+        description="slide: a window of the backbone's input size slides over the image at its own aspect ratio; "
+        "whole: every image is resized to that size",
     )
-    stride: float = Field(2 / 3, gt=0, le=1, description="evaluation=slide: the window's step as a share of its side")
+    stride: float = Field(2 / 3, gt=0, le=1, description="evaluation=slide: step of the window as a share of its side")
 
 
 class Segmentation(Objective):
-    """Head, loss and metrics over a fixed, ordered set of classes, a label for every pixel.
+    """Head, loss and metrics for a fixed, ordered set of classes and a label for every pixel.
 
     Args:
-        head: from `Maps` to logits.
-        classes: their names, in the order of the logits.
-        window: (height, width) of what the backbone looks at at once, in pixels.
-        options: the task's settings.
+        head: Module from `FeatureMaps` to logits.
+        classes: Class names in the order of the logits.
+        window: (height, width) of the backbone's input, in pixels.
+        options: The options of the task.
     """
 
     reads_levels = True
@@ -64,18 +64,18 @@ class Segmentation(Objective):
         self.has_variable_cost = options.evaluation == "slide"
 
     def inputs(self, batch: Mapping[str, Any]) -> Tensor:
-        """The images `[B, 3, H, W]`; of larger ones, which `predict` slides over, the first window."""
+        """Return the images `[B, 3, H, W]`, cropped to the first window if they are larger."""
         height, width = self.window
         return batch["image"][..., :height, :width]
 
     def features(self, backbone: Backbone, readout: Readout, levels: Sequence[Tensor], inputs: Tensor) -> FeatureMaps:
-        """The levels of the pass, laid out over the image."""
+        """Return the levels of the pass as feature maps."""
         from toast_cli.tasks.upernet import extract_feature_maps
 
         return extract_feature_maps(backbone, readout, levels, inputs)
 
     def predict(self, model: Callable[[Tensor], Tensor], batch: Mapping[str, Any]) -> Tensor:
-        """Logits `[B, classes, H, W]` for whole images; what is padding (beyond `batch["extent"]`) stays zero."""
+        """Return logits `[B, classes, H, W]` for whole images. Padding beyond `batch["extent"]` stays zero."""
         import torch
 
         from toast_cli.tasks.sliding_window import predict_sliding_window
@@ -84,20 +84,20 @@ class Segmentation(Objective):
         if images.shape[-2:] == self.window:
             return model(images)
         step = [max(1, round(side * self.options.stride)) for side in self.window]
-        found = []
+        logits = []
         for image, (height, width) in zip(images, batch["extent"].tolist(), strict=True):
             scores = predict_sliding_window(
                 model, image[:, :height, :width], self.window, (step[0], step[1]), len(images)
             )
-            found.append(torch.nn.functional.pad(scores, (0, images.shape[-1] - width, 0, images.shape[-2] - height)))
-        return torch.stack(found)
+            logits.append(torch.nn.functional.pad(scores, (0, images.shape[-1] - width, 0, images.shape[-2] - height)))
+        return torch.stack(logits)
 
     def count(self, batch: Mapping[str, Any]) -> int:
-        """Pixels to be learned."""
+        """Return the number of labelled pixels."""
         return int((batch["labels"] != IGNORE_INDEX).sum())
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """Cross-entropy summed over pixels, and the auxiliary head's, weighed, where it has scored too."""
+        """Return the cross-entropy summed over pixels, plus the weighted loss of the auxiliary head in training."""
         from toast_cli.tasks.iou import align_logits_with_labels, pixel_loss
 
         logits, *auxiliary = outputs.split(len(self.classes), dim=1)
@@ -108,21 +108,21 @@ class Segmentation(Objective):
         return loss
 
     def meter(self) -> SegmentationMeter:
-        """Mean IoU, IoU by class, pixel accuracy and cross-entropy."""
+        """Return a new meter of IoU, pixel accuracy and cross-entropy."""
         from toast_cli.tasks.iou import SegmentationMeter
 
         return SegmentationMeter(self.classes)
 
     def score(self, metrics: Mapping[str, Any]) -> float:
-        """Mean IoU."""
+        """Return the mean IoU."""
         return metrics["mean_iou"]
 
 
 def build_segmentation(options: SegmentationOptions, backbone: Backbone, classes: tuple[str, ...]) -> Segmentation:
-    """A new UperNet for these classes.
+    """Build the objective with a new UperNet for these classes.
 
     Raises:
-        UsageError: the backbone does not look at images.
+        UsageError: The backbone does not take images.
     """
     window = backbone.require_preprocessing().image_size
 

@@ -12,25 +12,25 @@ from toast_cli.backbones.base import Backbone, Readout
 
 @dataclass
 class TokenFeatures:
-    """Pooled features `[B, d]` and patch tokens `[B, N, d]` (of a map `[B, C, h, w]`, its cells row by row)."""
+    """Pooled features `[B, d]` and patch tokens `[B, N, d]`. The cells of a map `[B, C, h, w]` are read row by row."""
 
     pooled: Tensor
     patches: Tensor
 
 
 def extract_token_features(backbone: Backbone, readout: Readout) -> TokenFeatures:
-    """Take the patch tokens after the last level; prefix tokens have no place in the image and are left out."""
+    """Return the pooled features and the patch tokens of a readout, without prefix tokens."""
     z = readout.z.movedim(backbone.channel_dim, -1)
     patches = z.flatten(1, 2) if backbone.channel_dim == 1 else z[:, backbone.prefix_tokens :]
     return TokenFeatures(readout.pooled, patches)
 
 
 class TokenHead(nn.Module):
-    """Score the image and every patch: `[B, 1 + N, K]`.
+    """Linear scores of the image and of every patch, `[B, 1 + N, K]`.
 
     Args:
-        backbone: gives the widths of its pooled features and of its tokens.
-        outputs: K.
+        backbone: The backbone, which defines the widths of the layers.
+        outputs: Number of outputs K.
     """
 
     def __init__(self, backbone: Backbone, outputs: int) -> None:
@@ -42,5 +42,5 @@ class TokenHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: TokenFeatures) -> Tensor:
-        """Score the image first, then its patches."""
+        """Return the scores of the image, followed by those of its patches."""
         return torch.cat([self.image(tokens.pooled)[:, None], self.patch(tokens.patches)], dim=1)

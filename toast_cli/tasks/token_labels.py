@@ -1,7 +1,7 @@
-"""Token labels: what is in the image for the pooled features, and what is where for every token of the last level.
+"""Token labels: image-level labels for the pooled features, and a label for every patch token of the last level.
 
-The labels are made of a class for every pixel, so any data set for segmentation can be used. The loss follows token
-labeling (Jiang et al., All Tokens Matter, NeurIPS 2021): an image-level loss on the pooled features beside a
+The labels are computed from a class for every pixel, so any segmentation data set can be used. The loss follows token
+labeling (Jiang et al., All Tokens Matter, NeurIPS 2021): an image-level loss on the pooled features plus a
 cross-entropy on every patch token. `vit_demo` is pre-trained with it.
 """
 
@@ -28,34 +28,34 @@ ATTRIBUTE_SEPARATOR = ", "
 
 
 class TokenLabelsOptions(PixelOptions):
-    """Settings of token labels."""
+    """Options of token labels."""
 
     name: Literal["token-labels"] = Field("token-labels", description="the task")
     image: Literal["presence", "dominant"] = Field(
         "presence",
-        description="what the pooled features learn: which classes are present (binary cross-entropy), or the class "
+        description="target of the pooled features: which classes are present (binary cross-entropy), or the class "
         "with the most pixels (cross-entropy)",
     )
     image_weight: float = Field(1.0, ge=0, description="weight of the image-level loss")
-    patch_weight: float = Field(1.0, ge=0, description="weight of the patch loss; 0: patches are not learned")
+    patch_weight: float = Field(1.0, ge=0, description="weight of the patch loss; 0: no patch loss")
     background: str | None = Field(
-        None, description="class that is never an image-level label; left out: every class can be one"
+        None, description="class that is never an image-level label; default: every class can be one"
     )
     attributes: bool = Field(
         False,
-        description="a class named 'beetle, ringed' is two labels, 'beetle' and 'ringed', each learned by itself",
+        description="split class names at commas: 'beetle, ringed' gives two labels, each with its own loss",
     )
     scale: tuple[float, float] | None = Field(
-        None, description="images.augment=crop-flip: images are first scaled by a random factor in this range"
+        None, description="images.augment=crop-flip: range of the random scale factor of training images"
     )
     evaluation: Literal["whole"] = Field("whole", description="every image is resized to the backbone's input size")
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One label that every class has: its values, and the value of every class.
+    """One attribute of the classes: its values, and the value of every class.
 
-    With a background, value 0 is the background's.
+    With a background class, value 0 is the background.
     """
 
     values: tuple[str, ...]
@@ -66,12 +66,13 @@ def split_attributes(classes: Sequence[str], background: str | None, split: bool
     """Return the attributes of the classes: one, or with `split` one for every part of their names.
 
     Raises:
-        UsageError: there is no such background class, or the names have different numbers of parts.
+        UsageError: There is no such background class, or the names have different numbers of parts.
     """
     if background is not None and background not in classes:
         raise UsageError(
             f"The data set has no class '{background}' (task.background).",
             what_to_do=f"Its classes begin with {', '.join(classes[:3])}.",
+            code="task.unknown-background",
         )
     parts = [name.split(ATTRIBUTE_SEPARATOR) if split and name != background else [name] for name in classes]
     counts = {len(part) for part, name in zip(parts, classes, strict=True) if name != background}
@@ -81,6 +82,7 @@ def split_attributes(classes: Sequence[str], background: str | None, split: bool
             f"The names have {', '.join(map(str, sorted(counts)))} parts, "
             f"separated by '{ATTRIBUTE_SEPARATOR.strip()}'.",
             "Set task.attributes=false.",
+            code="task.inconsistent-class-names",
         )
     attributes = []
     for place in range(counts.pop()):
@@ -94,14 +96,14 @@ def split_attributes(classes: Sequence[str], background: str | None, split: bool
 class TokenLabels(Objective):
     """Head, loss and metrics of token labels.
 
-    Outputs are `[B, 1 + N, K]`: the image's scores, then those of every patch token. K counts the values of all
-    attributes, one attribute after the other.
+    Outputs are `[B, 1 + N, K]`: the scores of the image, then those of every patch token. K is the number of values of
+    all attributes together, one attribute after the other.
 
     Args:
-        head: from `Tokens` to the outputs.
-        attributes: what the classes stand for.
-        options: the task's settings.
-        grid: rows and columns of the patch tokens.
+        head: Module from `TokenFeatures` to the outputs.
+        attributes: The attributes of the classes.
+        options: The options of the task.
+        grid: Rows and columns of the patch tokens.
     """
 
     reads_levels = True
@@ -129,7 +131,7 @@ class TokenLabels(Objective):
         return extract_token_features(backbone, readout)
 
     def count(self, batch: Mapping[str, Any]) -> int:
-        """Count the images with at least one labelled pixel."""
+        """Return the number of images with at least one labelled pixel."""
         return int((batch["labels"] != IGNORE_INDEX).flatten(1).any(1).sum())
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -159,9 +161,9 @@ class TokenLabels(Objective):
         return total / len(self.attributes)
 
     def count_correct(self, outputs: Tensor, batch: Mapping[str, Any]) -> tuple[int, int, int, int]:
-        """Count right answers: images right, images, patches right, patches; an attribute counts once each.
+        """Return four counts: correct images, images, correct patches, patches; each attribute counts once.
 
-        With `image=presence`, an image counts as many times as there are values.
+        With `image=presence`, an image counts once per value.
         """
         pixels, counts = self._get_patch_pixels(batch), [0, 0, 0, 0]
         for scores, attribute in zip(outputs.split(self.sizes, -1), self.attributes, strict=True):
@@ -180,7 +182,7 @@ class TokenLabels(Objective):
         return counts[0], counts[1], counts[2], counts[3]
 
     def _get_patch_pixels(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the class of the pixels under every patch `[B, N, n]`; labels are first resized to whole patches."""
+        """Return the classes of the pixels of every patch `[B, N, n]`. Labels are first resized to whole patches."""
         import torch
         from torch.nn import functional as F
 
@@ -214,14 +216,14 @@ class TokenLabels(Objective):
             counts[:, attribute.class_values.index(0)] = 0
         by_value = torch.zeros(len(classes), len(attribute.values), device=pixels.device)
         if self.options.image == "dominant":
-            # The class decides, not the value: two things of one kind are not one large thing.
+            # Use the class with the most pixels, not the value: two objects with one value are not one large object.
             value = torch.tensor(attribute.class_values, device=pixels.device)[counts.argmax(1)]
             return value, counts.sum(1) > 0
         by_value.index_add_(1, torch.tensor(attribute.class_values, device=pixels.device), counts)
         return (by_value > 0).float(), known.any(1)
 
     def _patch_targets(self, pixels: Tensor, attribute: Attribute) -> Tensor:
-        """Return the value of every patch `[B, N]`: that of the class of most of its pixels, or `IGNORED`."""
+        """Return the value of every patch `[B, N]`: that of the class of most of its pixels, or `IGNORE_INDEX`."""
         import torch
 
         most = pixels.mode(-1).values
@@ -229,18 +231,18 @@ class TokenLabels(Objective):
         return torch.where(most == IGNORE_INDEX, most, values[most.clamp_min(0)])
 
     def meter(self) -> TokenLabelsMeter:
-        """Return a fresh meter of accuracy and loss."""
+        """Return a new meter of accuracy and loss."""
         return TokenLabelsMeter(self)
 
     def score(self, metrics: Mapping[str, Any]) -> float:
-        """Return the mean accuracy of what is learned: of the image-level labels, of the patches, or of both."""
+        """Return the mean accuracy of the trained outputs: image-level labels, patches, or both."""
         weights = {"accuracy": self.options.image_weight, "patch_accuracy": self.options.patch_weight}
         learned = [metrics[name] for name, weight in weights.items() if weight > 0] or [metrics["accuracy"]]
         return sum(learned) / len(learned)
 
 
 class TokenLabelsMeter(Meter):
-    """Count image-level and patch accuracy and the loss per image."""
+    """Image-level accuracy, patch accuracy, and loss per image."""
 
     def __init__(self, objective: TokenLabels) -> None:
         import torch
@@ -249,22 +251,23 @@ class TokenLabelsMeter(Meter):
         super().__init__(counts=torch.zeros(4, dtype=torch.int64), loss=0.0, images=0)
 
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
-        """Count one batch."""
+        """Add one batch."""
         counts = self.sums["counts"]
         counts += counts.new_tensor(self._objective.count_correct(outputs, batch))
         self.sums["loss"] += self._objective.loss(outputs, batch).item()
         self.sums["images"] += self._objective.count(batch)
 
     def result(self) -> dict[str, Any]:
-        """Return `accuracy` of the image-level answers, `patch_accuracy`, `loss` per image, and `images`.
+        """Return `accuracy` of the image-level labels, `patch_accuracy`, `loss` per image, and `images`.
 
         Raises:
-            ToastError: no pixel has a class.
+            ToastError: No pixel has a class.
         """
         if not self.sums["images"]:
             raise ToastError(
                 "There is nothing to measure: no pixel of this split has a class.",
-                what_to_do="Look at the class maps; 'toast data check' counts images without a labelled pixel.",
+                what_to_do="Check the class maps. 'toast data check' counts images without a labelled pixel.",
+                code="task.nothing-to-measure",
             )
         right, answers, patches_right, patches = self.sums["counts"].tolist()
         return {
@@ -276,10 +279,10 @@ class TokenLabelsMeter(Meter):
 
 
 def build_token_labels(options: TokenLabelsOptions, backbone: Backbone, classes: tuple[str, ...]) -> TokenLabels:
-    """Build a linear head on the pooled features and one on the patch tokens.
+    """Build the objective with a linear head on the pooled features and one on the patch tokens.
 
     Raises:
-        UsageError: the backbone does not take images, or the class names do not fit the options.
+        UsageError: The backbone does not take images, or the class names do not fit the options.
     """
     height, width = backbone.require_preprocessing().image_size
 

@@ -1,8 +1,8 @@
-"""UperNet on the features of any vision backbone: transformers' head, fed by a pyramid of the backbone's levels.
+"""UperNet on the features of any vision backbone, with the head of transformers.
 
-UperNet: Xiao et al., Unified Perceptual Parsing for Scene Understanding, ECCV 2018. The pyramid is the simple one of
-plain vision transformers (Li et al., Exploring Plain Vision Transformer Backbones for Object Detection, ECCV 2022,
-section 3), each of its scales made from a level of its own, as where UperNet is put on ViTs.
+UperNet: Xiao et al., Unified Perceptual Parsing for Scene Understanding, ECCV 2018. Plain transformers use the simple
+feature pyramid of Li et al., Exploring Plain Vision Transformer Backbones for Object Detection, ECCV 2022, section 3,
+with each scale made from a level of its own, as is usual for UperNet on ViTs.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from transformers.models.upernet.modeling_upernet import UperNetConvModule, Uper
 from toast_cli.backbones.base import Backbone, Readout
 
 PYRAMID_SCALES = (4.0, 2.0, 1.0, 0.5)
-"""How much finer or coarser than the patches each map of the pyramid is, finest first."""
+"""Scale of each map of the pyramid relative to the patches, finest first."""
 
 NORM_GROUPS = 32
 MIN_GROUP_CHANNELS = 16
-"""Pooling leaves maps of a single cell, where a group of one channel would be normalised to nothing."""
+"""Minimum channels per group. Pooled maps have a single cell, and normalizing one value gives zero."""
 
 
 @dataclass
 class FeatureMaps:
-    """A backbone's levels as maps `[B, C, h, w]`, earliest first, and the (height, width) of the images."""
+    """The levels of a backbone as maps `[B, C, h, w]`, first level first, and the (height, width) of the images."""
 
     maps: list[Tensor]
     size: tuple[int, int]
 
 
 def select_pyramid_levels(backbone: Backbone) -> list[int]:
-    """The levels that are looked at, from 0: every stage of a ConvNet, four of a transformer, evenly spaced."""
+    """Return the levels of the pyramid, from 0: every stage of a ConvNet, four evenly spaced ones of a transformer."""
     count = len(backbone.levels)
     if backbone.channel_dim == 1:
         return list(range(count))
@@ -44,9 +44,9 @@ def select_pyramid_levels(backbone: Backbone) -> list[int]:
 
 
 def extract_feature_maps(backbone: Backbone, readout: Readout, levels: Sequence[Tensor], inputs: Tensor) -> FeatureMaps:
-    """What the chosen levels put out, laid out over the image; tokens without a place in it are left out.
+    """Return the outputs of the pyramid's levels as maps, without prefix tokens.
 
-    The last level's is taken after the model's final norm, as the model itself would use it.
+    The last level is taken after the model's final norm, as the model itself uses it.
     """
     last = len(backbone.levels) - 1
     chosen = [readout.compared if index == last else levels[index] for index in select_pyramid_levels(backbone)]
@@ -58,7 +58,7 @@ def extract_feature_maps(backbone: Backbone, readout: Readout, levels: Sequence[
 
 
 def build_rescale_layer(width: int, scale: float) -> nn.Module:
-    """The layer that makes a map of `width` channels `scale` times as fine."""
+    """Build the layer that scales the resolution of a map with `width` channels by `scale`."""
     if scale == 4:
         up = nn.ConvTranspose2d(width, width, 2, 2)
         return nn.Sequential(up, _build_group_norm(width), nn.GELU(), nn.ConvTranspose2d(width, width, 2, 2))
@@ -68,17 +68,17 @@ def build_rescale_layer(width: int, scale: float) -> nn.Module:
 
 
 class SegmentationHead(nn.Module):
-    """From a backbone's levels to a score per class and pixel.
+    """Class scores for every pixel, from the levels of a backbone.
 
-    Two departures from the original: UperNet normalises by groups of channels and not over the batch, so that what is
-    learned does not depend on how a batch is shared out, accumulated, or whether it is of one image; scores come out at
-    the image's own size.
+    It departs from the original UperNet in two ways. It uses group norm instead of batch norm, so that training does
+    not depend on how a batch is split, accumulated, or whether it has a single image. The scores have the size of the
+    image.
 
     Args:
-        backbone: whose levels are looked at. Tokens go through the pyramid, the stages of a ConvNet as they are.
-        classes: how many.
-        width: channels inside the head.
-        auxiliary: whether a second, plain head scores the third map while training, as UperNet is usually trained.
+        backbone: The backbone. Tokens go through the pyramid, the stages of a ConvNet are used as they are.
+        classes: Number of classes.
+        width: Channels inside the head.
+        auxiliary: Whether a second, simpler head on the third map is trained, as is usual for UperNet.
     """
 
     def __init__(self, backbone: Backbone, classes: int, width: int, auxiliary: bool) -> None:
@@ -99,7 +99,7 @@ class SegmentationHead(nn.Module):
                 part.batch_norm = _build_group_norm(part.conv.out_channels)  # type: ignore[assignment]
 
     def forward(self, features: FeatureMaps) -> Tensor:
-        """Logits `[B, classes, H, W]`; in training those of the auxiliary head behind them: `[B, 2 classes, H, W]`."""
+        """Return logits `[B, classes, H, W]`; in training followed by the auxiliary ones, `[B, 2 classes, H, W]`."""
         maps = [layer(map) for layer, map in zip(self.pyramid, features.maps, strict=True)]
         logits = upsample_logits(self.upernet(maps), features.size)
         if self.auxiliary is None or not self.training:
@@ -108,7 +108,7 @@ class SegmentationHead(nn.Module):
 
 
 def upsample_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scores `[B, C, h, w]` for every pixel of an image of `size`, interpolated between those of their neighbours."""
+    """Interpolate scores `[B, C, h, w]` bilinearly to images of `size`."""
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 

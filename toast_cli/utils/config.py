@@ -1,4 +1,4 @@
-"""The base of every block of settings a recipe can hold. Torch-free, so that recipes validate fast."""
+"""Base classes of the settings in a recipe. Torch-free, so that recipes validate fast."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ def _parse_switch(value: Any) -> Any:
 
 
 Switch = Annotated[bool, BeforeValidator(_parse_switch)]
-"""A part of the method that can be switched off, in those words or as true and false."""
+"""A boolean setting that is also accepted as the words on and off."""
 
 
 class BaseOptions(BaseModel):
-    """Settings that are checked once and then never change; an unknown key is an error, never ignored."""
+    """Immutable settings, validated once. Unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class NamedOptions(BaseOptions):
-    """A section of a recipe: its `name` decides who brings the other fields."""
+    """A section of a recipe. Its `name` selects the plugin that defines the other fields."""
 
     name: str

@@ -1,7 +1,7 @@
-"""What data and tasks agree on about a batch."""
+"""Conventions of batches that data and tasks share."""
 
 IGNORE_INDEX = -100
-"""The label of what is neither learned nor counted: prompts, padding, a sample that only fills a process's share."""
+"""The label that is ignored in losses and metrics: prompts, padding, samples that only fill a process's share."""
 
 BATCH_METADATA_KEYS = ("index", "view")
-"""Are in every batch and for no model: which samples these are, and in which of the fixed ways each was changed."""
+"""Keys of a batch that are not model inputs: the indices of the samples, and which cached augmentation they have."""

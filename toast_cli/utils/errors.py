@@ -1,4 +1,4 @@
-"""The one kind of error a user ever sees, and the words for "did you mean"."""
+"""Errors shown to users, and hints for mistyped names."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ RUNTIME_FAILURE = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 UNNAMED = "toast.unnamed"
-"""Code of an error that has none of its own: one that a plugin raised without a code."""
+"""Code of errors that a plugin raises without a code of their own."""
 
 
 class ToastError(Exception):
-    """Something a user can act on: what went wrong, where or why, and what to do about it.
+    """An error that a user can act on: what is wrong, why, and what to do about it.
 
     Args:
-        what: One sentence that names the thing that failed.
-        why: Where it happened or what was found instead; may be empty. Several lines are given one by one: a line break
-            within a text is that of a name, and is shown as such.
+        what: One sentence that states what is wrong.
+        why: The reason or the place; may be empty. Give several lines as a sequence: a line break inside a text is part
+            of a name and is escaped.
         what_to_do: The next step for the user; may be empty.
-        exit_code: 1 for a failure while working, 2 for wrong usage or a wrong recipe.
+        exit_code: 1 for a failure at run time, 2 for wrong usage or an invalid recipe.
         code: Stable name of this kind of error, AREA.WHAT, such as `data.missing-folder`. Texts may change, codes do
-            not; they are shown with TOAST_DEBUG and by `--json`.
+            not. Codes are shown with TOAST_DEBUG and by `--json`.
 
-    `process` is the number of the process that alone met it, of several that work together; None: all of them did.
+    `process` is the rank of the process that raised it, or None if all processes did.
     """
 
     process: int | None = None
@@ -48,22 +48,22 @@ class ToastError(Exception):
 
 
 class UsageError(ToastError):
-    """A wrong option, argument or recipe: exit code 2."""
+    """A wrong option, argument or recipe, with exit code 2."""
 
     def __init__(self, what: str, why: str | Sequence[str] = "", what_to_do: str = "", *, code: str = UNNAMED) -> None:
         super().__init__(what, why, what_to_do, code=code, exit_code=USAGE_ERROR)
 
 
 MAX_LISTED_NAMES = 12
-"""Known names that a hint lists whether or not one is near."""
+"""Maximum number of known names that a hint always lists."""
 MAX_LISTED_WITHOUT_MATCH = 40
-"""Known names that a hint lists where none is near."""
+"""Maximum number of known names that a hint lists if no name is similar."""
 
 
 def did_you_mean(name: str, known: Iterable[str], described: Mapping[str, str] | None = None) -> str:
-    """A hint for a mistyped name: the nearest known one when there is one, and the list when it is short.
+    """Return a hint for a mistyped name: the nearest known name, if any, and all known names if there are few.
 
-    Where no name is near, one may be whose description has the words: `learning_rate` is `lr`, the peak learning rate.
+    If no name is similar, it is compared with the descriptions: `learning_rate` finds `lr`, the peak learning rate.
     """
     known = sorted(known)
     near = get_close_matches(name, known, n=1, cutoff=0.5) or _match_description(name, described or {})
@@ -76,15 +76,15 @@ def did_you_mean(name: str, known: Iterable[str], described: Mapping[str, str] |
 
 
 def _match_description(name: str, described: Mapping[str, str]) -> list[str]:
-    """The known name whose description's beginning has the words of `name`, or nearly; nothing where none has."""
-    wanted = name.lower().replace("_", " ")
-    count = len(wanted.split())
+    """Return the known name whose description contains words similar to `name`, if any."""
+    query = name.lower().replace("_", " ")
+    count = len(query.split())
 
-    def likeness(description: str) -> float:
+    def similarity(description: str) -> float:
         words = description.lower().replace(",", " ").split()
         runs = [" ".join(words[i : i + count]) for i in range(max(len(words) - count + 1, 1))]
-        # Of descriptions that have the words, the one that begins with them is meant.
-        return max((SequenceMatcher(None, wanted, run).ratio() - i / 100 for i, run in enumerate(runs)), default=0)
+        # Prefer descriptions that begin with the words.
+        return max((SequenceMatcher(None, query, run).ratio() - i / 100 for i, run in enumerate(runs)), default=0)
 
-    best = max(described, key=lambda known: likeness(described[known]), default=None)
-    return [best] if best is not None and likeness(described[best]) >= 0.75 else []
+    best = max(described, key=lambda known: similarity(described[known]), default=None)
+    return [best] if best is not None and similarity(described[best]) >= 0.75 else []

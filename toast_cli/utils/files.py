@@ -1,6 +1,6 @@
-"""Files: read where they are regular, written whole or not at all, named by the first free number.
+"""Reading of regular files, atomic writing, and numbered names.
 
-A write goes to a temporary file, which is synchronised with the disk and renamed. Torch-free.
+A file is written to a temporary file, which is synchronized with the disk and renamed. Torch-free.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ if TYPE_CHECKING:
 
 
 def get_cache_folder() -> Path:
-    """Return where things are kept that can be computed again: TOAST_CACHE_DIR, else `toast` in the user's cache."""
+    """Return the cache folder: TOAST_CACHE_DIR, else `toast` in the user's cache folder."""
     own = os.environ.get("TOAST_CACHE_DIR")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "toast"
 
 
 def require_regular_file(path: Path) -> Path:
-    """Return the path of a file that has an end: reading a pipe, a socket or a device may never stop.
+    """Return the path if it is a regular file. Reading a pipe, a socket or a device may never end.
 
     Raises:
-        OSError: it is not there, or is a folder, a pipe, a socket or a device.
+        OSError: The file does not exist, or is a folder, a pipe, a socket or a device.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("It is no regular file: a folder, a pipe, a socket or a device.")
+        raise OSError("It is not a regular file but a folder, a pipe, a socket or a device.")
     return path
 
 
 def number_names(name: str) -> Iterator[str]:
-    """Yield `name`, `name-2`, `name-3` and so on, to take the first that is free."""
+    """Yield `name`, `name-2`, `name-3` and so on. The caller takes the first one that is free."""
     yield name
     yield from (f"{name}-{number}" for number in count(2))
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what is written there replaces `path` at the end, or vanishes on an error.
+    """Yield a temporary path next to `path`, which replaces `path` at the end of the block or is removed on an error.
 
     Raises:
-        ToastError: the folder cannot be written to, or the disk is full.
+        ToastError: The folder cannot be written to, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_get_umask())  # mkstemp makes private files; what we write is as shared as any other
+        temporary.chmod(0o666 & ~_get_umask())  # mkstemp creates private files; use the default permissions instead
         temporary.replace(path)
     except OSError as error:
         raise make_write_error(path, error) from error
@@ -71,21 +71,21 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole."""
+    """Write a UTF-8 text file atomically."""
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole, indented."""
+    """Write an indented JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file, if it is there.
+    """Remove a file if it exists.
 
     Raises:
-        ToastError: its folder cannot be written to.
+        ToastError: The folder of the file cannot be written to.
     """
     try:
         path.unlink(missing_ok=True)
@@ -94,10 +94,10 @@ def remove_file(path: Path) -> None:
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Add one line to a JSON-lines file, made with its folder if need be; a line cut short before it is closed first.
+    """Append one line to a JSON Lines file, creating file and folder. An unfinished last line is ended first.
 
     Raises:
-        ToastError: the file cannot be written to, or the disk is full.
+        ToastError: The file cannot be written to, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def append_json_line(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file whole; shared or strided tensors are copied first, as the format demands."""
+    """Write a safetensors file atomically. Tensors are copied first, as the format allows no shared or strided ones."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -118,7 +118,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     with write_atomically(path) as temporary:
         try:
             save_file(plain, temporary, dict(metadata or {}))
-        except SafetensorError as error:  # its own name for whatever the disk said
+        except SafetensorError as error:  # wraps errors of the disk
             raise make_write_error(path, OSError(str(error))) from error
 
 
@@ -129,5 +129,10 @@ def _get_umask() -> int:
 
 
 def make_write_error(path: Path, error: OSError) -> ToastError:
-    """What a user reads where a file or folder cannot be written to."""
-    return ToastError(f"{path} could not be written.", error.strerror or str(error), "Check space and permissions.")
+    """Return the error about a file or folder that cannot be written."""
+    return ToastError(
+        f"{path} could not be written.",
+        error.strerror or str(error),
+        "Check space and permissions.",
+        code="disk.cannot-write",
+    )

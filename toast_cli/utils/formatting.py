@@ -1,4 +1,4 @@
-"""Values as text: sizes, CSV, and pages from jinja2 templates, which lie beside the code that fills them."""
+"""Formatting: sizes, CSV, and pages rendered from jinja2 templates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from toast_cli.utils.version import __version__
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\n")
-"""What a text begins with that a spreadsheet computes; a number may."""
+"""First characters of a text that a spreadsheet would evaluate as a formula."""
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent.parent),
@@ -23,11 +23,11 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-"""Templates of this package by their path in it; of HTML, whose values are text and never markup."""
+"""The HTML templates of this package, by their path in it. Values are escaped."""
 
 
 def format_bytes(size: int) -> str:
-    """Return bytes in the largest decimal unit that leaves at least one."""
+    """Format a number of bytes in the largest decimal unit that gives at least one: `1.5 GB`."""
     value = float(size)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -37,22 +37,22 @@ def format_bytes(size: int) -> str:
 
 
 def format_csv(rows: Iterable[Iterable[Any]]) -> str:
-    """Return rows as CSV. An apostrophe before a text keeps a spreadsheet from taking it for a formula."""
+    """Format rows as CSV. Texts that a spreadsheet would evaluate as a formula get a leading apostrophe."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([_quote_formula(cell) for cell in row] for row in rows)
     return file.getvalue()
 
 
 def format_csv_records(records: Iterable[Mapping[str, Any]]) -> str:
-    """Return mappings with the same keys as CSV with a header; empty where there are none."""
-    found = list(records)
-    return format_csv([found[0], *(record.values() for record in found)]) if found else ""
+    """Format mappings with the same keys as CSV with a header, or return an empty string if there are none."""
+    rows = list(records)
+    return format_csv([rows[0], *(record.values() for record in rows)]) if rows else ""
 
 
 def _quote_formula(cell: Any) -> Any:
     if not isinstance(cell, str):
         return cell
-    cell = cell.replace("\r\n", "\n").replace("\r", "\n")  # a line break that csv would not quote
+    cell = cell.replace("\r\n", "\n").replace("\r", "\n")  # csv would not quote a bare \r
     if not cell.startswith(FORMULA_STARTS):
         return cell
     try:
@@ -63,10 +63,10 @@ def _quote_formula(cell: Any) -> Any:
 
 
 def render_template(template: str, environment: Environment = TEMPLATES, **values: Any) -> str:
-    """Return a template filled in: one file that asks for no other, without a script."""
+    """Render a template to a self-contained page without scripts."""
     return environment.get_template(template).render(version=__version__, **values)
 
 
 def to_data_uri(png: bytes) -> str:
-    """Return a PNG as the source of an image."""
+    """Return a PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -8,11 +8,11 @@ from typing import Any
 
 
 def make_lazy_getattr(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a module's `__getattr__` (PEP 562) that imports each name from its home when it is first asked for.
+    """Return a module's `__getattr__` (PEP 562) that imports each name from its home on first access.
 
     Args:
-        module: name of the module that gets the `__getattr__`.
-        homes: module that defines each name.
+        module: Name of the module that gets the `__getattr__`.
+        homes: Module that defines each name.
     """
 
     def get_attribute(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""Which code a refused file would have had run: read from its pickles without running them. Torch-free.
+"""Detection of the code that a rejected pickle would have run, by reading its opcodes. Torch-free.
 
-This refuses nothing and lets nothing through: the safe readers do. It gives their refusals a name.
+This module does not decide which files are safe; the safe readers do. It only names the cause in error messages.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import IO
 
 MAX_PICKLE_BYTES = 16_000_000
-"""Bytes of a pickle that are looked at."""
+"""Maximum number of bytes that are read from a pickle."""
 MAX_PICKLES = 8
-"""Pickles that may follow each other in a file, as old versions of torch wrote them."""
+"""Maximum number of consecutive pickles in a file, as old versions of torch wrote them."""
 _HARMLESS = (
     *("torch._utils._rebuild", "torch._tensor._rebuild", "torch.storage", "torch.Size", "torch.device", "torch.dtype"),
     *("collections.OrderedDict", "argparse.Namespace", "numpy.", "_codecs.encode"),
@@ -26,9 +26,9 @@ _HARMLESS = (
 
 
 def find_pickled_code(path: Path) -> str | None:
-    """`posix.system`: the first thing besides tensors that a pickle in the file asks for, if there is one.
+    """Return the first global besides tensors that a pickle in the file refers to, such as `posix.system`, or None.
 
-    Looks into archives of torch and NumPy, and into plain pickles.
+    Archives of torch and NumPy and plain pickles are searched.
     """
     with suppress(OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
         for content in _read_pickles(path):
@@ -39,15 +39,15 @@ def find_pickled_code(path: Path) -> str | None:
 
 
 def find_refused_code(path: Path, error: BaseException | None) -> str | None:
-    """What a reader that failed on the file was asked to run; None where it failed for another reason.
+    """Return the global that made a reader reject the file, or None if it failed for another reason.
 
-    However deep the readers have wrapped their refusal, torch's safe unpickler says of what it was.
+    The chain of exceptions is searched for the message of torch's safe unpickler.
     """
     if code := find_pickled_code(path):
         return code
     while error is not None:
-        if isinstance(error, pickle.UnpicklingError) and (told := re.search(r"(?:GLOBAL|class) (\S+)", str(error))):
-            return told[1]
+        if isinstance(error, pickle.UnpicklingError) and (name := re.search(r"(?:GLOBAL|class) (\S+)", str(error))):
+            return name[1]
         error = error.__cause__ or error.__context__
     return None
 
@@ -65,13 +65,13 @@ def _read_pickles(path: Path) -> Iterator[bytes]:
 
 
 def _skip_npy_header(file: IO[bytes]) -> bytes:
-    """What follows the one line that says an array's type and shape."""
+    """Return the content after the header line with an array's data type and shape."""
     start = file.read(MAX_PICKLE_BYTES)
     return start.partition(b"\n")[2] if start.startswith(b"\x93NUMPY") else start
 
 
 def _list_globals(content: bytes) -> Iterator[str]:
-    """`module.name` of everything that pickles ask for, as far as they can be read."""
+    """Yield `module.name` of all globals that the pickles refer to, as far as they can be parsed."""
     file, texts, kept = io.BytesIO(content), ["", ""], dict[object, str]()
     with suppress(ValueError, EOFError, KeyError, OverflowError, MemoryError):
         for _ in range(MAX_PICKLES):

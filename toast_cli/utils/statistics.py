@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap intervals of a mean over images, and paired tests of two rows of numbers."""
+"""Uncertainty of results: bootstrap intervals of a mean over images, and paired tests of two lists of numbers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 CONFIDENCE_LEVEL = 0.95
-"""Share of cases that an interval holds in; one less this is the p below which a difference is significant."""
+"""Confidence level of intervals. Differences with p below one minus this level are significant."""
 RESAMPLES = 10_000
 MAX_CHUNK_VALUES = 4_000_000
-"""Numbers drawn at once."""
+"""Maximum number of values drawn at once."""
 
 
 @dataclass(frozen=True)
 class MeanEstimate:
-    """A mean over `images`, and the interval that holds 95% of the means of redrawn sets of as many images.
+    """A mean over `images`, and its 95% confidence interval.
 
-    More than 95%, where it is one of several that are to hold together.
+    The confidence level is higher if it is one of several simultaneous intervals.
     """
 
     mean: float
@@ -29,11 +29,11 @@ class MeanEstimate:
 
 
 def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, intervals: int = 1) -> MeanEstimate | None:
-    """Return the mean of one value an image, with its interval; NaN is left out, and None returned if nothing is left.
+    """Return the mean of one value per image, with its interval. NaN is ignored; return None if no value remains.
 
-    The interval is that of a percentile bootstrap (Efron, 1979): images are drawn with replacement. For a difference
-    between two models on the same images (a paired bootstrap), give the differences. Of several `intervals` that are
-    to hold together at the confidence level, each is widened by Bonferroni's correction.
+    The interval is a percentile bootstrap (Efron, 1979): images are drawn with replacement. For a difference between
+    two models on the same images (a paired bootstrap), pass the differences. With several simultaneous `intervals`,
+    each is widened by Bonferroni's correction.
     """
     known = np.asarray(values, dtype=np.float64)
     known = known[np.isfinite(known)]
@@ -51,7 +51,7 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, interval
 
 
 def compute_paired_p_value(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return the two-sided p value of a paired t-test; that of the sign test if every difference is the same."""
+    """Return the two-sided p value of a paired t-test, or of the sign test if all differences are equal."""
     difference = np.subtract(one, other)
     if not difference.any():
         return 1.0

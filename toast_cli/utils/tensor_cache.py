@@ -1,7 +1,7 @@
-"""Named tensors on disk that can be computed again: a file an entry, checked when read, shared by all processes.
+"""A cache of named tensors on disk: one file per entry, verified when read, shared by all processes.
 
-An entry is written whole or not at all, and counts only as long as its bytes are those that were written. Anything else
-is an entry that is not there, never an error and never a wrong tensor.
+An entry is written atomically and is valid only if its checksum matches. Invalid entries count as missing: they cause
+neither an error nor a wrong tensor.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from toast_cli.utils.formatting import format_bytes
 from toast_cli.utils.hashing import hash_bytes
 
 FORMAT = "crc32, then safetensors"
-"""What an entry's file holds. Entries of another format are in another folder."""
+"""Format of an entry's file. Entries of another format are in another folder."""
 PREFIX_BYTES = 8
-"""Of the checksum, so that the tensors stay aligned."""
+"""Size of the checksum, chosen to keep the tensors aligned."""
 _DTYPES = {
     "U8": torch.uint8,
     "I64": torch.int64,
@@ -38,17 +38,17 @@ _DTYPES = {
 
 
 class TensorCache:
-    """A folder of entries; what was kept under the same key before is found again.
+    """A folder of entries. The same key finds the same entries again.
 
     Args:
-        kind: the folder in the user's cache in which the key has one of its own.
-        key: whatever tells these entries from others, as plain values.
-        count: how many entries there will be.
-        entry_bytes: of the tensors of one entry.
-        switch: the setting that turns the cache off, for messages.
+        kind: Subfolder of the cache folder.
+        key: Plain values that identify the entries.
+        count: Number of entries that will be written.
+        entry_bytes: Size of the tensors of one entry.
+        switch: The setting that turns the cache off, for messages.
 
     Raises:
-        ToastError: there is not enough room, or the folder cannot be written to.
+        ToastError: There is not enough disk space, or the folder cannot be written to.
     """
 
     def __init__(self, kind: str, key: Mapping[str, Any], count: int, entry_bytes: int, switch: str) -> None:
@@ -64,9 +64,9 @@ class TensorCache:
             raise self._make_error(f"It needs {format_bytes(missing)}, and {format_bytes(free)} are free.")
 
     def read(self, name: str, *, verify: bool = True) -> dict[str, Tensor] | None:
-        """Return the tensors of an entry, None where it is not there or damaged.
+        """Return the tensors of an entry, or None if it is missing or damaged.
 
-        One that this process has read or written before needs no second look at its checksum: `verify` is false then.
+        Pass `verify=False` for entries that this process has read or written before.
         """
         try:
             with (self.path / name).open("rb", buffering=0) as file:
@@ -79,16 +79,16 @@ class TensorCache:
             return None
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep an entry; two processes that keep the same one at a time write the same.
+        """Write an entry. Processes that write the same entry at once write the same content.
 
         Raises:
-            ToastError: the folder cannot be written to, or the disk is full.
+            ToastError: The folder cannot be written to, or the disk is full.
         """
         content = save(dict(tensors))
         temporary = self.path / f".{name}.{os.getpid()}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # Not synchronised with the disk: the checksum tells what a crash of the machine cut short.
+            # Not synchronized with the disk: the checksum detects entries cut short by a crash of the machine.
             temporary.write_bytes(zlib.crc32(content).to_bytes(PREFIX_BYTES, "little") + content)
             temporary.replace(self.path / name)
         except OSError as error:
@@ -100,14 +100,15 @@ class TensorCache:
             f"The cache {self.path} could not be written.",
             why,
             f"Free some space, set TOAST_CACHE_DIR to another folder, or use {self.switch}=false.",
+            code="cache.cannot-write",
         )
 
 
 def _view_tensors(content: np.ndarray) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, not copied out of its bytes as safetensors itself does."""
+    """Return the tensors of a safetensors file as views of its bytes. safetensors itself would copy them."""
     start = 8 + int.from_bytes(content[:8].data, "little")
     header, data = json.loads(content[8:start].tobytes()), torch.from_numpy(content[start:])
     return {
-        name: data[slice(*told["data_offsets"])].view(_DTYPES[told["dtype"]]).view(told["shape"])
-        for name, told in header.items()
+        name: data[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+        for name, entry in header.items()
     }

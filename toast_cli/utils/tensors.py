@@ -1,7 +1,7 @@
-"""Tensors by name: gathered and copied where processes share them, and fingerprinted.
+"""Gathering, copying and fingerprinting of named tensors.
 
-Processes share a tensor as PyTorch's `DTensor`: all of them must gather or copy it together. Any other tensor is taken
-as it is. A fingerprint keeps an adapter from a backbone that it was not trained on.
+Tensors shared by processes are `DTensor`s: all processes must gather or copy them together. Other tensors are used
+as they are. A fingerprint prevents using an adapter with a backbone that it was not trained on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from toast_cli.utils.hashing import hash_bytes
 
 
 def gather_full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor in one piece, on the CPU where it was divided."""
+    """Return each tensor in full. Sharded tensors are moved to the CPU."""
     return {
         name: tensor.full_tensor().detach().cpu() if isinstance(tensor, DTensor) else tensor
         for name, tensor in tensors.items()
@@ -26,25 +26,25 @@ def gather_full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def copy_tensor(place: Tensor, tensor: Tensor) -> None:
-    """Copy a whole tensor to its place; where that is divided, each process takes its part."""
+    """Copy a full tensor to `place`. If `place` is sharded, each process copies its shard."""
     if isinstance(place, DTensor):
         tensor = distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
     place.copy_(tensor)
 
 
 def copy_tensors(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
-    """Copy tensors to the places of their names."""
+    """Copy tensors to the places of the same names."""
     for name, tensor in tensors.items():
         copy_tensor(places[name], tensor)
 
 
 def compute_fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of every parameter and buffer, in the order of their names."""
+    """Return the SHA-256 of names, types, shapes and bytes of all parameters and buffers, sorted by name."""
     return hash_tensors(module.state_dict())
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    """Return the SHA-256 of names, types, shapes and bytes of the tensors, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -53,9 +53,9 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def hash_module_settings(module: nn.Module) -> str:
-    """What a network computes beside its weights: its modules by kind, and every plain value that one of them holds.
+    """Return a digest of a network's settings: the types of its modules and every plain value that they hold.
 
-    Heads of attention, an epsilon, a kind of activation: none of them can be told from tensors.
+    Examples are the number of attention heads, an epsilon or an activation, which the weights do not determine.
     """
 
     def plain(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""A toast backbone in two short files; this one is the card, which must not import torch."""
+"""A toast backbone in two short files. This one holds the card, which must not import torch."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ SIDE, PATCH, WIDTH, DEPTH = 64, 16, 32, 2
 
 
 class Block(nn.Module):
-    """One head of attention, with separate projections so that the values can be steered on their own."""
+    """Single-head attention with separate projections, so that the values can be steered on their own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,14 +23,14 @@ class Block(nn.Module):
         self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
 
     def forward(self, x: Tensor, signal: Tensor | None = None) -> Tensor:
-        """Attend; the signal is added to what the values are made of."""
+        """Apply attention. The signal is added to the input of the values."""
         normed = self.norm(x)
         values = normed if signal is None else normed + signal
         return x + F.scaled_dot_product_attention(self.query(normed), self.key(normed), self.value(values))
 
 
 class Network(nn.Module):
-    """Patches, blocks, norm; the pooled features are the mean over tokens."""
+    """Patch embedding, blocks and norm. The pooled features are the mean over tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Network(nn.Module):
         self.norm = nn.LayerNorm(WIDTH)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images `[B, 3, 64, 64]` to features `[B, 32]`."""
+        """Map images `[B, 3, 64, 64]` to features `[B, 32]`."""
         x = self.embed(images).flatten(2).transpose(1, 2)
         for block in self.blocks:
             x = block(x)
@@ -47,7 +47,7 @@ class Network(nn.Module):
 
 
 class ExampleBackbone(Backbone):
-    """What toast needs to know about `Network`."""
+    """The backbone contract for `Network`."""
 
     def __init__(self, module: Network) -> None:
         self.module = module
@@ -56,33 +56,33 @@ class ExampleBackbone(Backbone):
         self.preprocessing = Preprocessing((SIDE, SIDE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
     def enter(self, inputs: Tensor) -> State:
-        """Images to patch tokens."""
+        """Return the patch tokens of the images."""
         return State(self.module.embed(inputs).flatten(2).transpose(1, 2))
 
     def level(self, index: int, state: State, signal: Tensor | None = None, trace: Trace | None = None) -> State:
-        """One block, steered in its values."""
+        """Run one block, steered in its values."""
         return State(self.module.blocks[index](state.hidden, signal))
 
     def leave(self, state: State) -> Readout:
-        """Tokens after the norm, and their mean."""
+        """Return the normalized tokens and their mean."""
         z = self.module.norm(state.hidden)
         return Readout(z=z, compared=z, pooled=z.mean(1))
 
     def grid(self, inputs: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Return the rows and columns of patches."""
         return inputs.shape[-2] // PATCH, inputs.shape[-1] // PATCH
 
     def stock(self, inputs: Tensor) -> Tensor:
-        """The network's own forward pass."""
+        """Run the network's own forward pass."""
         return self.module(inputs)
 
     def example(self, batch: int) -> Tensor:
-        """Random images."""
+        """Return random images."""
         return torch.randn(batch, 3, SIDE, SIDE)
 
 
 def build_example(options: BackboneOptions) -> ExampleBackbone:
-    """The network with weights of a file, or with those of a fixed seed."""
+    """Build the network with the weights of a file, or of a fixed seed."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Network()

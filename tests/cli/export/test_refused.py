@@ -138,7 +138,9 @@ def test_numbers_of_another_kind_are_no_weights(here: Path, run: Path) -> None:
     tensors = load_file(run / "adapter" / "adapter_model.safetensors")
     config = (run / "adapter" / "adapter_config.json").read_text()
     save_file({name: tensor.int() for name, tensor in tensors.items()}, here / "a.safetensors", {"toast": config})
-    toast("export", "--run", "a.safetensors", "--out", "b").fails(1, "of another shape or type")
+    toast("export", "--run", "a.safetensors", "--out", "b").fails(
+        1, "of another shape or type", error="adapter.wrong-shape"
+    )
 
 
 @pytest.mark.usefixtures("quickly")
@@ -149,7 +151,7 @@ def test_changed_weights_of_a_whole_file_are_refused(here: Path, linear_run: Pat
     name = next(name for name in tensors if name.endswith("mlp.fc1.weight"))
     tensors[name] = tensors[name].mul(1.001)
     save_file(tensors, "changed.safetensors", metadata)
-    toast("eval", "--run", "changed.safetensors").fails(1, "are not those that were exported")
+    toast("eval", "--run", "changed.safetensors").fails(1, "changed.safetensors", error="adapter.damaged")
 
 
 def write_zip(path: Path) -> None:
@@ -170,7 +172,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "z.zip": (write_zip, "is a zip archive"),
     "s.pth": (lambda path: save_file({"a": torch.ones(2)}, path), "is a safetensors file under another name"),
-    "w.safetensors": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "pointer of Git LFS"),
+    "w.safetensors": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "Git LFS pointer"),
     "e.safetensors": (lambda path: path.touch(), "is empty"),
 }
 

@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused() -> None:
     raw = {"backbone": "vit_demo_3", "dataset": "demo-segmentation", "method": "linear", "task": "classification"}
     with pytest.raises(UsageError) as refused:
         build_recipe(raw, {}, origin="a test")
-    assert "demo-segmentation labels pixels" in str(refused.value)
+    assert "demo-segmentation has a label for every pixel" in str(refused.value)
     with pytest.raises(UsageError) as refused:
         build_recipe({**raw, "dataset": "demo", "task": "segmentation"}, {}, origin="a test")
     assert "demo has none" in str(refused.value)

@@ -63,18 +63,21 @@ def test_without_channel_selection_only_xi_and_the_head_are_trained() -> None:
 
 def test_a_path_frozen_at_zero_is_refused() -> None:
     options = METHOD.options(channel_selection=False)
-    with pytest.raises(UsageError, match="leaves it at zero"):
+    with pytest.raises(UsageError) as refused:
         METHOD.check(options, pretuned=False)
+    assert refused.value.code == "method.frozen-zero-feedback"
     METHOD.check(options, pretuned=True)
     METHOD.check(METHOD.options(channel_selection=False, start="random"), pretuned=False)
 
 
 @pytest.mark.parametrize("level", [12, 13])
 def test_a_level_the_backbone_does_not_have_is_refused(level: int) -> None:
-    with pytest.raises(UsageError, match=f"no late feedback at level {level} of 12"):
+    with pytest.raises(UsageError, match=f"level {level} of 12") as refused:
         model_of(feedback="late", feedback_level=level)
-    with pytest.raises(UsageError, match="early or late"):
+    assert refused.value.code == "method.feedback-level-out-of-range"
+    with pytest.raises(UsageError) as refused:
         model_of(feedback_level=3)
+    assert refused.value.code == "method.incomplete-feedback"
 
 
 @pytest.mark.parametrize("feedback", ["early", "late"])

@@ -42,21 +42,22 @@ def test_what_is_trained_changes_the_features_and_can_be_left_out(kind: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("kind", "code", "words"),
     [
-        ("oft", "does not run in it"),
-        ("adalora", "(?s)its layers are not all of it.*a term of the loss.*nothing but layers: .*lora"),
-        ("vera", "by weights that its layers share"),
-        ("prefix_tuning", "there is vpt. Kinds that do: .*lora"),
-        ("prompt_tuning", "by further tokens"),
-        ("p_tuning", "by further tokens"),
-        ("poly", "cannot be used here"),
-        ("lorra", "Did you mean 'lora'"),
+        ("oft", "method.peft-not-runnable", "oft"),
+        ("adalora", "method.unsupported-peft-kind", "lora"),
+        ("vera", "method.unsupported-peft-kind", "vera"),
+        ("prefix_tuning", "method.unsupported-peft-kind", r"(?s)\bvpt\b.*\blora\b"),
+        ("prompt_tuning", "method.unsupported-peft-kind", "prompt_tuning"),
+        ("p_tuning", "method.unsupported-peft-kind", "p_tuning"),
+        ("poly", "method.unsupported-peft-kind", "poly"),
+        ("lorra", "method.unknown-peft-kind", "Did you mean 'lora'"),
     ],
 )
-def test_what_cannot_be_done_is_said_before_a_run_begins(kind: str, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_what_cannot_be_done_is_said_before_a_run_begins(kind: str, code: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as refused:
         METHOD.build(PeftOptions(kind=kind), backbone("convnext:test_convnext"))
+    assert refused.value.code == code
 
 
 @pytest.mark.e2e
@@ -89,13 +90,16 @@ def test_every_kind_that_is_said_to_go_in_does_and_can_be_counted_or_is_told_why
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "code", "words"),
     [
-        ({"rr": 3}, r"method.options.rr: PEFT's LoraConfig has no such option.*Did you mean 'r'"),
-        ({"monteclora_config": {"monteclora_n": 2}}, "monteclora_config cannot be used.*a term of the loss"),
-        ({"r": 0}, "cannot put lora into.*positive integer.*Change method.options"),
+        ({"rr": 3}, "method.unknown-peft-option", r"method.options.rr.*LoraConfig.*Did you mean 'r'"),
+        ({"monteclora_config": {"monteclora_n": 2}}, "method.unsupported-peft-option", "monteclora_config"),
+        ({"r": 0}, "method.peft-not-injected", "lora.*positive integer.*method.options"),
     ],
 )
-def test_an_option_that_peft_does_not_take_is_named_with_the_nearest(options: dict[str, int], words: str) -> None:
-    with pytest.raises(UsageError, match=f"(?s){words}"):
+def test_an_option_that_peft_does_not_take_is_named_with_the_nearest(
+    options: dict[str, int], code: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=f"(?s){words}") as refused:
         METHOD.build(PeftOptions(kind="lora", options=options), backbone())
+    assert refused.value.code == code

@@ -36,15 +36,17 @@ def test_a_file_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", ["demo/tost", "demo/tost.yaml"])
 def test_an_unknown_name_is_answered_with_the_nearest(name: str) -> None:
-    with pytest.raises(UsageError, match="Did you mean 'demo/toast'"):
+    with pytest.raises(UsageError, match="Did you mean 'demo/toast'") as refused:
         find_recipe(name)
+    assert refused.value.code == "recipe.unknown-recipe"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_no_recipe_and_is_not_said_to_be_absent(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.yaml")
-    with pytest.raises(UsageError, match=r"a\.yaml is no recipe"):
+    with pytest.raises(UsageError, match=r"a\.yaml") as refused:
         find_recipe(str(tmp_path / "a.yaml"))
+    assert refused.value.code == "recipe.not-a-regular-file"
 
 
 def test_the_header_is_the_opening_comment() -> None:
@@ -116,13 +118,15 @@ def test_a_data_set_without_recipes_takes_the_general_one() -> None:
 
 
 def test_a_data_set_without_recipes_needs_a_backbone() -> None:
-    with pytest.raises(UsageError, match="Add --backbone"):
+    with pytest.raises(UsageError, match="Add --backbone") as refused:
         resolve_recipe(dataset="folder:/x")
+    assert refused.value.code == "recipe.missing-backbone"
 
 
 def test_an_unknown_data_set_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"'bird' \(from --dataset\)") as refused:
         resolve_recipe(dataset="bird")
+    assert refused.value.code == "recipe.unknown-name"
     assert "Did you mean 'birds'?" in str(refused.value)
 
 
@@ -131,7 +135,7 @@ def test_what_is_dropped_and_what_was_made_for_something_else_is_said() -> None:
     assert resolved.recipe.training.lr == 0.03
     assert resolved.recipe.training.epochs == 2
     assert resolved.messages == [
-        "Left out, as they belonged to what was replaced: method.rank.",
+        "Dropped because they belong to what was replaced: method.rank.",
         "The training settings of fgvc/birds-b were made for lite, not toast.",
     ]
 
@@ -168,7 +172,7 @@ def test_a_wrong_option_is_traced_to_the_option() -> None:
     with pytest.raises(UsageError) as refused:
         resolve_recipe(method="lit", backbone="vit_x", seed=-1, precision="fp8")
     message = str(refused.value)
-    assert message.startswith("These settings cannot be used.")
+    assert refused.value.code == "recipe.invalid"
     assert "method.name = 'lit' (from --method)" in message
     assert "backbone.name = 'vit_x' (from --backbone)" in message
     assert "seed = -1 (from --seed): must be at least 0." in message

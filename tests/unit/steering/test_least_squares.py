@@ -63,5 +63,6 @@ def test_B_is_zero_P_the_identity_and_xi_the_mean_direction_of_the_tokens(
 
 
 def test_without_an_image_it_says_so(tiny_vit: VitBackbone) -> None:
-    with pytest.raises(ToastError, match="no input"):
+    with pytest.raises(ToastError) as refused:
         initialize_least_squares(Steering(tiny_vit), tiny_vit, [])
+    assert refused.value.code == "method.no-start-images"

@@ -80,8 +80,9 @@ def test_a_line_that_was_not_finished_is_passed_over_and_closed_by_the_next(kept
 def test_a_damaged_line_is_an_error_until_it_is_dropped(kept: Path, damaged: bytes) -> None:
     first, second, third = kept.read_bytes().splitlines()
     kept.write_bytes(b"\n".join([first, damaged.replace(b"%s", json.loads(second)["sha256"].encode()), third]) + b"\n")
-    with pytest.raises(ToastError, match=r"kept\.jsonl is damaged") as raised:
+    with pytest.raises(ToastError, match=r"kept\.jsonl") as raised:
         list(read_checksummed_lines(kept, "Ask again."))
+    assert raised.value.code == "run.damaged"
     assert "Line 2" in raised.value.why and raised.value.what_to_do == "Ask again."
     assert drop_damaged_lines(kept) == 1
     assert list(read_checksummed_lines(kept, "")) == [SCORES[0], SCORES[2]]

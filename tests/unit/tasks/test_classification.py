@@ -68,8 +68,9 @@ def test_the_own_classifier_is_not_trained(family: str, weights: Path) -> None:
 
 
 def test_classes_it_does_not_know_are_named(family: str, weights: Path) -> None:
-    with pytest.raises(UsageError, match="1000 classes and the data 2") as raised:
+    with pytest.raises(UsageError, match=r"1000.*\b2\b") as raised:
         model_of(family, weights, ("n01440764", "beetle"))
+    assert raised.value.code == "task.classifier-mismatch"
     assert "beetle" in raised.value.why and "n01440764" not in raised.value.why
 
 
@@ -80,8 +81,9 @@ def test_a_backbone_without_a_classifier_says_so() -> None:
         "method": "toast",
         "task": {"name": "classification", "head": "own"},
     }
-    with pytest.raises(UsageError, match="no classifier of its own"):
+    with pytest.raises(UsageError) as refused:
         build_model(build_recipe(raw, {}, origin="a test"), ("a", "b"))
+    assert refused.value.code == "task.no-classifier"
 
 
 def test_a_task_is_set_without_being_named() -> None:

@@ -128,13 +128,15 @@ def test_convnext_b_trains_as_many_parameters_as_the_paper_counts(settings: dict
 
 
 def test_another_kind_of_model_is_refused_by_name() -> None:
-    with pytest.raises(ToastError, match="not a timm ConvNeXt"):
+    with pytest.raises(ToastError) as refused:
         tiny("test_vit")
+    assert refused.value.code == "backbone.wrong-family"
 
 
 def test_an_image_smaller_than_a_cell_is_refused() -> None:
-    with pytest.raises(UsageError, match="too few"):
+    with pytest.raises(UsageError, match="31 × 64") as refused:
         tiny(image_size=(31, 64))
+    assert refused.value.code == "backbone.image-too-small"
 
 
 def test_an_unknown_model_gets_the_nearest_name() -> None:

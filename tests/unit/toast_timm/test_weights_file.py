@@ -60,5 +60,6 @@ SPOILT: dict[str, Callable[[Tensors, str], Tensors]] = {
 def test_a_file_that_holds_less_or_more_is_refused(name: str, whole: Tensors, tmp_path: Path, how: str) -> None:
     file = tmp_path / "weights.safetensors"
     save_file({key: tensor.clone() for key, tensor in SPOILT[how](whole, BACKBONES[name]).items()}, file)
-    with pytest.raises(ToastError, match="does not hold the weights of"):
+    with pytest.raises(ToastError) as refused:
         built_from(name, file)
+    assert refused.value.code == "weights.wrong-model"

@@ -110,6 +110,7 @@ def test_room_that_is_gone_when_it_is_to_be_taken_leaves_nothing_behind(monkeypa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(ToastError, match=r"(?s)could not be written.*No space left.*TOAST_CACHE_DIR"):
+    with pytest.raises(ToastError, match=r"(?s)No space left.*TOAST_CACHE_DIR") as refused:
         cache.write("a", tensors())
+    assert refused.value.code == "cache.cannot-write"
     assert not list(cache.path.iterdir())
