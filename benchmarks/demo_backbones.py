@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from toast_cli import registry
 from toast_cli.backbones.base import Card, Preprocessing
 from toast_cli.model.model import get_merged_state_dict
-from toast_cli.recipe.resolve import resolve_recipe
+from toast_cli.recipe.lookup import resolve_recipe
 from toast_cli.storage.load_model import load_model
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.tune import tune_model

@@ -29,7 +29,7 @@ from timm.data import create_dataset, create_loader
 from toast_cli import registry
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.data.base import BatchOptions
-from toast_cli.model.batches import build_batches
+from toast_cli.model.recipe_data import build_batches
 from toast_cli.recipe.parse import build_dataset_options, build_recipe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

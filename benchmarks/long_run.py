@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import psutil
 
-from toast_cli.recipe.resolve import resolve_recipe
+from toast_cli.recipe.lookup import resolve_recipe
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.tune import tune_model
 

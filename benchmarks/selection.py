@@ -22,8 +22,8 @@ from toast_cli.backbones.base import Readout
 from toast_cli.cli.output.console import out
 from toast_cli.data.base import BatchOptions
 from toast_cli.data.subset import draw_subset
-from toast_cli.model.batches import build_batches, open_data
 from toast_cli.model.model import Model
+from toast_cli.model.recipe_data import build_batches, open_data
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.load_model import load_model
 

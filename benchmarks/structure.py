@@ -40,8 +40,8 @@ def print_static() -> None:
 
 def print_walk() -> None:
     from toast_cli.cli.app import app
-    from toast_cli.recipe.partial_recipe import PartialRecipe
     from toast_cli.recipe.schema import Recipe
+    from toast_cli.recipe.unvalidated_recipe import PartialRecipe
 
     calls: list[str] = []
 

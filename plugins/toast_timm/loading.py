@@ -12,7 +12,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from toast_cli.plugin import Preprocessing, ToastError, UsageError, did_you_mean, find_refused_code
-from toast_timm.hub import use_offline_if_unreachable
+from toast_timm.hub_availability import use_offline_if_unreachable
 
 
 class ModelSource(TypedDict):

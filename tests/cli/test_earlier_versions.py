@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.cli.conftest import ROOT, TINY_DEMO, toast
 from toast_cli import registry
-from toast_cli.recipe.resolve import resolve_recorded_name
+from toast_cli.recipe.lookup import resolve_recorded_name
 from toast_cli.storage.checksums import add_checksum
 from toast_cli.storage.pretuned import ARTIFACT_CONFIG_FILE, FEEDBACK_FILE, read_artifact
 from toast_cli.utils.files import write_json, write_tensors

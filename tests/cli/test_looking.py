@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.conftest import toast
 from tests.scenes import CLASSES, demo_model, kept, recipe_of, scenes, viewer_of
-from toast_cli.model.batches import open_data
+from toast_cli.model.recipe_data import open_data
 
 COUNT = 8
 

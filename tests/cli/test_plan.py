@@ -35,7 +35,7 @@ def test_anything_else_is_no_memory(text: str) -> None:
 
 
 def test_a_whole_run_is_its_epochs_with_validation_and_one_look_at_test() -> None:
-    from toast_cli.recipe.resolve import resolve_recipe
+    from toast_cli.recipe.lookup import resolve_recipe
 
     here, samples = TimePerSample(train=0.1, evaluate=0.01, before=5.0), {"train": 100, "val": 50, "test": 200}
     recipe = resolve_recipe(overrides=["training.epochs=3", "training.validate_every=1"]).recipe

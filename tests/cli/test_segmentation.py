@@ -107,9 +107,9 @@ def test_the_picture_shows_predicted_and_labelled_classes(run: Path, tmp_path: P
 
 
 def test_the_picture_of_several_runs_shows_what_each_predicts_and_the_labels_once(run: Path) -> None:
-    from toast_cli.model.batches import open_data
+    from toast_cli.model.recipe_data import open_data
     from toast_cli.storage.load_model import load_model
-    from toast_cli.visualize.layout import build_comparison_rows
+    from toast_cli.visualize.figure_panels import build_comparison_rows
     from toast_cli.visualize.view import AttentionViewer, compute_image_view
 
     loaded = load_model(run)
@@ -157,7 +157,7 @@ def test_eval_shows_whole_images_or_windows_as_it_is_told(convnext_run: Path) ->
 def test_many_classes_are_not_listed_but_where_they_are_is_said() -> None:
     from rich.console import Console
 
-    from toast_cli.cli.output.tables import build_results_table
+    from toast_cli.cli.output.run_summary import build_results_table
 
     iou = {f"class {number}": 0.5 for number in range(150)}
     metrics = {"mean_iou": 0.5, "images": 2, "pixel_accuracy": 0.7, "iou": iou}

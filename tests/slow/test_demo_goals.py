@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, evaluate_attention
-from toast_cli.recipe.resolve import resolve_recipe
+from toast_cli.recipe.lookup import resolve_recipe
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.tune import tune_model
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from toast_cli.attention.validation import MISMATCH_TOLERANCE
+from toast_cli.attention.map_validation import MISMATCH_TOLERANCE
 from toast_cli.backbones.base import State, Trace
 from toast_cli.backbones.lazy_signal import Signal
 from toast_cli.model.model import Model

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from toast_cli.attention.validation import AttentionChecks, check_attention_maps
+from toast_cli.attention.map_validation import AttentionChecks, check_attention_maps
 from toast_cli.backbones.base import Backbone, Trace
 from toast_cli.model.model import Model
 from toast_cli.steering.steering import PassOutputs

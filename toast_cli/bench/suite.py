@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from toast_cli.recipe.builtin import RECIPE_SUFFIXES, get_header_comment, get_suite_path, list_suites
 from toast_cli.recipe.parse import read_recipe_text
-from toast_cli.recipe.partial_recipe import format_field_path
 from toast_cli.recipe.safe_yaml import parse_mapping
+from toast_cli.recipe.unvalidated_recipe import format_field_path
 from toast_cli.utils.config import BaseOptions
 from toast_cli.utils.errors import UsageError, did_you_mean
 

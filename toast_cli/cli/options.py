@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from toast_cli.utils.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from toast_cli.recipe.resolve import ResolvedRecipe
+    from toast_cli.recipe.lookup import ResolvedRecipe
 
 BackboneOption = Annotated[
     str | None,
@@ -86,7 +86,7 @@ def apply_recorded_backbone(resolved: ResolvedRecipe, recipe: str | None, backbo
 
     Without a change, `resolved` is returned; otherwise a message is added to it.
     """
-    from toast_cli.recipe.resolve import resolve_recorded_backbone
+    from toast_cli.recipe.lookup import resolve_recorded_backbone
     from toast_cli.storage.run_folder import RunFolder
 
     file = None if recipe is None else Path(recipe)

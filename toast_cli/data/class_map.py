@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from toast_cli.data.images.file_split import FileSplit
+    from toast_cli.data.images.labelled_files import FileSplit
 
 
 def read_class_file(path: str | None, data_dir: Path | None) -> tuple[str, ...] | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from toast_cli.data.base import Split
-    from toast_cli.data.images.file_split import FileSplit
+    from toast_cli.data.images.labelled_files import FileSplit
 
 
 class SplitOptions(NamedOptions):

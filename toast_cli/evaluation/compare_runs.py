@@ -14,8 +14,8 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
+from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.attention.table import UNIFORM_MAP, AttentionMetricsTable
-from toast_cli.attention.validation import AttentionChecks
 from toast_cli.data.base import ImageSplit
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, AttentionRun, open_attention_run
 from toast_cli.evaluation.same_data import EvaluationImages, check_same_images

@@ -10,8 +10,8 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from toast_cli.data.base import DataSet
-from toast_cli.model.batches import open_data
 from toast_cli.model.model import Model
+from toast_cli.model.recipe_data import open_data
 from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.load_model import load_model

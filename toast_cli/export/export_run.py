@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from toast_cli import registry
 from toast_cli.export.base import ExportFormat, ExportRequest, log_stage
-from toast_cli.export.report import REPORT_FILE, read_reports, require_free_target
+from toast_cli.export.existing_exports import REPORT_FILE, read_reports, require_free_target
 from toast_cli.export.verification import VerificationReport, compute_reference, verify_export
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.load_model import LoadedModel

@@ -16,8 +16,8 @@ from toast_cli.export.read_checkpoint import hash_checkpoint, read_checkpoint
 from toast_cli.model.model import Model, build_model
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.parse import validate_partial_recipe
-from toast_cli.recipe.partial_recipe import PartialRecipe
 from toast_cli.recipe.safe_yaml import to_yaml
+from toast_cli.recipe.unvalidated_recipe import PartialRecipe
 from toast_cli.steering.feedback import Deconvolution, get_base_weight
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.adapter import build_adapter_config, save_adapter_folder

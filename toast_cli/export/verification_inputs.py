@@ -8,7 +8,7 @@ from torch import Tensor
 from toast_cli.data.base import BatchOptions, DataSet
 from toast_cli.export.base import ExportFormat
 from toast_cli.export.verification_outputs import has_dynamic_image_size, to_named_inputs
-from toast_cli.model.batches import build_batches, open_data
+from toast_cli.model.recipe_data import build_batches, open_data
 from toast_cli.storage.load_model import LoadedModel
 from toast_cli.utils.errors import ToastError
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from toast_cli.data.text.chat_templates import format_prompt, prepend_bos
-from toast_cli.data.text.conversations import Turn
+from toast_cli.data.text.conversation_split import Turn
 from toast_cli.model.model import Model
 from toast_cli.utils.errors import UsageError
 

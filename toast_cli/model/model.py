@@ -20,7 +20,7 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.folding import FoldedSteering
 from toast_cli.steering.steering import PassOutputs, Steering, run_one_pass
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.tensors import compute_fingerprint
+from toast_cli.utils.tensor_fingerprints import compute_fingerprint
 
 if TYPE_CHECKING:
     from toast_cli.tasks.base import Objective

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from toast_cli.recipe.partial_recipe import SECTIONS, PartialRecipe
 from toast_cli.recipe.safe_yaml import parse_value
+from toast_cli.recipe.unvalidated_recipe import SECTIONS, PartialRecipe
 from toast_cli.utils.errors import UsageError
 
 _HINT = "Write a dotted field: training.lr=0.02."

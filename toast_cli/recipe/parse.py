@@ -12,9 +12,15 @@ from pydantic import BaseModel, ValidationError
 from toast_cli import registry
 from toast_cli.backbones.image_options import ImageOptions, PixelOptions
 from toast_cli.recipe.overrides import apply_overrides
-from toast_cli.recipe.partial_recipe import SECTIONS, FieldPath, PartialRecipe, expand_shorthand, suggest_source_prefix
 from toast_cli.recipe.safe_yaml import MAX_RECIPE_BYTES, parse_recipe
 from toast_cli.recipe.schema import Recipe, RecipePlugins, TrainingOptions
+from toast_cli.recipe.unvalidated_recipe import (
+    SECTIONS,
+    FieldPath,
+    PartialRecipe,
+    expand_shorthand,
+    suggest_source_prefix,
+)
 from toast_cli.recipe.validation_errors import RecipeProblem, convert_validation_error, make_recipe_error
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import UsageError

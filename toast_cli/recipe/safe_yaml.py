@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from toast_cli.recipe.partial_recipe import SECTIONS, FieldPath, PartialRecipe, format_field_path
+from toast_cli.recipe.unvalidated_recipe import SECTIONS, FieldPath, PartialRecipe, format_field_path
 from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from toast_cli.recipe.partial_recipe import FieldPath, PartialRecipe, format_field_path
+from toast_cli.recipe.unvalidated_recipe import FieldPath, PartialRecipe, format_field_path
 from toast_cli.utils.errors import UsageError, did_you_mean
 
 _MISSING = object()

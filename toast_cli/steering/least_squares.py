@@ -19,7 +19,7 @@ from toast_cli.backbones.base import Backbone, Level, Trace
 from toast_cli.steering.feedback import get_base_weight
 from toast_cli.steering.steering import Steering, run_first_pass
 from toast_cli.utils.errors import ToastError
-from toast_cli.utils.tensors import copy_tensor
+from toast_cli.utils.tensor_fingerprints import copy_tensor
 
 RIDGE = 1e-3
 """lambda, relative to the mean squared activation of the level's output."""

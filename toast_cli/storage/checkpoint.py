@@ -18,7 +18,7 @@ from toast_cli.storage.checksums import verify_files
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.files import require_regular_file, write_json, write_tensors
 from toast_cli.utils.hashing import CHECKSUM_KEY, hash_file, hash_json
-from toast_cli.utils.tensors import copy_tensors
+from toast_cli.utils.tensor_fingerprints import copy_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 STATE_FILE = "state.json"

@@ -18,7 +18,7 @@ from torch import Tensor
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.files import append_json_line, require_regular_file, write_tensors, write_text
 from toast_cli.utils.hashing import CHECKSUM_KEY, hash_file, hash_json
-from toast_cli.utils.tensors import hash_tensors
+from toast_cli.utils.tensor_fingerprints import hash_tensors
 
 FILE_CHECKSUMS_KEY = "sha256_of_files"
 RUN_REPAIR_HINT = (

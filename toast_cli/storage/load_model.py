@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from toast_cli.model.model import Model, build_model, fold_model
+from toast_cli.recipe.lookup import resolve_recorded_backbone
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.recipe.resolve import resolve_recorded_backbone
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import FULL_MODEL_FILE, REEXPORT_HINT, AdapterConfig, read_adapter, read_backbone_files
 from toast_cli.utils.errors import ToastError, UsageError

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from toast_cli.model.model import Model
+from toast_cli.recipe.lookup import resolve_recorded_name
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.recipe.resolve import resolve_recorded_name
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.feedback import get_base_weight
 from toast_cli.steering.steering import Steering
@@ -39,7 +39,7 @@ from toast_cli.storage.run_folder import RunFolder
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import write_json, write_tensors, write_text
-from toast_cli.utils.tensors import compute_fingerprint, copy_tensors, gather_full_tensors
+from toast_cli.utils.tensor_fingerprints import compute_fingerprint, copy_tensors, gather_full_tensors
 from toast_cli.utils.version import __version__
 
 FORMAT = 1

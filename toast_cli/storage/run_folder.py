@@ -18,7 +18,7 @@ from toast_cli.storage.checksums import add_checksum
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import append_json_line, make_write_error, number_names, write_json, write_text
 from toast_cli.utils.hashing import add_checksum_line, is_checksum_valid
-from toast_cli.utils.tensors import gather_full_tensors
+from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 from toast_cli.utils.version import __version__
 
 if TYPE_CHECKING:

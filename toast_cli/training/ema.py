@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from toast_cli.model.model import Model
-from toast_cli.utils.tensors import copy_tensors
+from toast_cli.utils.tensor_fingerprints import copy_tensors
 
 
 class ExponentialMovingAverage:

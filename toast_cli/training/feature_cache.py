@@ -31,7 +31,7 @@ from toast_cli.utils.files import get_cache_folder
 from toast_cli.utils.formatting import format_bytes
 from toast_cli.utils.hashing import hash_bytes
 from toast_cli.utils.tensor_cache import TensorCache
-from toast_cli.utils.tensors import hash_module_settings
+from toast_cli.utils.tensor_fingerprints import hash_module_settings
 
 FIRST_PASS_FOLDER = "first-pass"
 

@@ -31,7 +31,7 @@ from toast_cli.training.state import (
 )
 from toast_cli.training.step import TrainingStep
 from toast_cli.utils.errors import ToastError
-from toast_cli.utils.tensors import gather_full_tensors
+from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 
 EMA_PREFIX = "ema."
 """Prefix of the averaged weights' names in a checkpoint."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import set_seed
 
 from toast_cli.data.base import BatchLoader
-from toast_cli.recipe.resolve import resolve_recorded_backbone
+from toast_cli.recipe.lookup import resolve_recorded_backbone
 from toast_cli.recipe.safe_yaml import to_yaml
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.checkpoint import find_checkpoint, is_checkpoint_lost, load_checkpoint_state, load_extra_tensors
@@ -25,7 +25,7 @@ from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session, prepare_session
 from toast_cli.training.state import TrainingProgress, wrap_state_errors
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.tensors import copy_tensors
+from toast_cli.utils.tensor_fingerprints import copy_tensors
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
 from toast_cli.data.base import BatchLoader, BatchOptions, DataSet
-from toast_cli.model.batches import build_batches, open_data
 from toast_cli.model.model import Model, build_model, count_elements, count_flops
+from toast_cli.model.recipe_data import build_batches, open_data
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.pretuned import Lineage, initialize_from_artifact, resolve_artifact_path

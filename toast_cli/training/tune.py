@@ -22,7 +22,7 @@ from toast_cli.training.run import Run
 from toast_cli.training.session import Session
 from toast_cli.training.step import TrainingStep
 from toast_cli.utils.errors import UsageError
-from toast_cli.utils.tensors import gather_full_tensors
+from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 
 
 def tune_model(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from toast_cli.data.base import Sample
 from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_colorbar, draw_panel, shrink_image
-from toast_cli.visualize.layout import build_shared_scale, get_label_name, to_multiples_of_uniform
+from toast_cli.visualize.figure_panels import build_shared_scale, get_label_name, to_multiples_of_uniform
 from toast_cli.visualize.view import ImageView
 
 PANEL_SIDE = 2.1

@@ -20,10 +20,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
-from toast_cli.attention.segmentation import SegmentationMap
+from toast_cli.attention.predicted_classes import SegmentationMap
 from toast_cli.data.images.transforms import CropWindow
 from toast_cli.utils.files import write_atomically
-from toast_cli.visualize.color_scales import ColorScale
+from toast_cli.visualize.map_color_scales import ColorScale
 
 FIGURE_FORMATS = ("png", "svg", "pdf")
 PANEL_WIDTH = 2.7

@@ -8,12 +8,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from toast_cli.attention.validation import AttentionChecks
+from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.data.base import Sample
 from toast_cli.utils.formatting import to_data_uri
-from toast_cli.visualize.color_scales import ColorScale
 from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_colorbar, draw_panel, shrink_image
-from toast_cli.visualize.layout import collect_last_maps
+from toast_cli.visualize.figure_panels import collect_last_maps
+from toast_cli.visualize.map_color_scales import ColorScale
 from toast_cli.visualize.view import ImageView
 
 PICTURE_WIDTH = 2.2

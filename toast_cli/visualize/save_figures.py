@@ -9,14 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from toast_cli.attention.segmentation import format_class_shares
+from toast_cli.attention.predicted_classes import format_class_shares
 from toast_cli.data.base import Sample
 from toast_cli.utils.files import number_names, write_json, write_tensors
 from toast_cli.utils.hashing import hash_bytes
-from toast_cli.utils.tensors import hash_tensors
+from toast_cli.utils.tensor_fingerprints import hash_tensors
 from toast_cli.utils.version import __version__
 from toast_cli.visualize.figure import draw_figure, save_figure
-from toast_cli.visualize.layout import build_comparison_rows, build_passes_row, shorten_name
+from toast_cli.visualize.figure_panels import build_comparison_rows, build_passes_row, shorten_name
 from toast_cli.visualize.view import AttentionViewer, ImageView, TopPrediction, compute_image_view
 
 SOURCE_DIGEST_KEY = "made_of"

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.attention.maps import AttentionRecorder
-from toast_cli.attention.validation import AttentionChecks
 from toast_cli.data.text.chat_templates import format_prompt, prepend_bos
-from toast_cli.data.text.conversations import Turn
+from toast_cli.data.text.conversation_split import Turn
 from toast_cli.utils.errors import UsageError
-from toast_cli.visualize.color_scales import ColorScale, build_diverging_scale, build_sequential_scale
+from toast_cli.visualize.map_color_scales import ColorScale, build_diverging_scale, build_sequential_scale
 from toast_cli.visualize.view import AttentionViewer, TopPrediction
 
 TEXT_MAP_DESCRIPTIONS = {

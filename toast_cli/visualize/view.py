@@ -11,10 +11,10 @@ from torch import Tensor
 
 from toast_cli.attention.feature_energy import EnergyRecorder, build_recorder
 from toast_cli.attention.grad_cam import compute_grad_cam
+from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.attention.maps import AttentionOutput, AttentionRecorder, HeadSelection
 from toast_cli.attention.metrics import compute_object_shares
-from toast_cli.attention.segmentation import SegmentationMap, predict_pixel_classes
-from toast_cli.attention.validation import AttentionChecks
+from toast_cli.attention.predicted_classes import SegmentationMap, predict_pixel_classes
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import DataSet, ImageSplit, Sample
 from toast_cli.data.images.decode import open_image

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from tests.backbones import BACKBONES, example, randomly
 from tests.scenes import demo_model, scenes, viewer_of
-from toast_cli.attention.maps import AttentionRecorder, compute_attention_map, compute_attention_rollout
-from toast_cli.attention.validation import (
+from toast_cli.attention.map_validation import (
     MISMATCH_TOLERANCE,
     SAME_MAP_TOLERANCE,
     check_attention_maps,
     check_first_steered_level,
 )
+from toast_cli.attention.maps import AttentionRecorder, compute_attention_map, compute_attention_rollout
 from toast_cli.backbones.base import Trace
 from toast_cli.methods.adapted_model import AdaptedModel
 from toast_cli.model.model import BackboneSnapshot, Model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from toast_cli.cli.output.tables import build_pretuning_table
+from toast_cli.cli.output.run_summary import build_pretuning_table
 
 
 def printed(results: dict[str, dict[str, float]]) -> str:

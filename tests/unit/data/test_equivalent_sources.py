@@ -20,7 +20,7 @@ from PIL import Image
 
 from toast_cli import registry
 from toast_cli.data.base import DataSet
-from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.recipe.parse import build_dataset_options
 
 Pack = Callable[[Path], str]

@@ -16,7 +16,7 @@ from toast_cli import registry
 from toast_cli.data.base import DataSet, get_image_splits
 from toast_cli.data.datasets import cars, cub, dogs, fgvc, flowers, nabirds
 from toast_cli.data.datasets.dogs import read_voc_boxes
-from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.object_masks import BoxFile, MaskFile
 from toast_cli.recipe.parse import build_dataset_options
 from toast_cli.utils.errors import ToastError

@@ -18,7 +18,7 @@ from torch import Tensor
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import BatchOptions, Sample
-from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.loader import ImageDataset, ImageLoader, make_image_loader
 from toast_cli.data.images.transforms import ImageTransform, build_transform
 from toast_cli.utils.constants import IGNORE_INDEX

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from toast_cli.data.audit.image_scan import ScannedImage, scan_images
 from toast_cli.data.audit.near_duplicates import MAX_HASH_DISTANCE, find_near_duplicates
-from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.labelled_files import FileSplit
 
 
 def seen(looks: list[int | None]) -> list[ScannedImage]:

@@ -14,7 +14,7 @@ from tests.scenes import recipe_of
 from toast_cli import registry
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.data.base import BatchOptions
-from toast_cli.model.batches import build_batches
+from toast_cli.model.recipe_data import build_batches
 from toast_cli.recipe.parse import build_dataset_options
 
 SEEN: Any = SimpleNamespace(require_preprocessing=lambda: Preprocessing((16, 16), (0.5,) * 3, (0.5,) * 3))

@@ -16,10 +16,10 @@ from tests.layouts import encoded
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.data.base import BatchOptions
 from toast_cli.data.images import decode as decoding
-from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.loader import ImageLoader
 from toast_cli.data.images.object_masks import Box
-from toast_cli.model.batches import build_batches
+from toast_cli.model.recipe_data import build_batches
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.utils.errors import ToastError, UsageError
 

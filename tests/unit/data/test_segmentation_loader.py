@@ -14,8 +14,8 @@ from torch import Tensor
 from toast_cli.data.base import BatchOptions, Sample
 from toast_cli.data.demo.scenes import DemoOptions, DemoSplit
 from toast_cli.data.demo.segmentation import DemoSegmentationSplit, get_segmentation_classes
-from toast_cli.model.batches import build_batches
 from toast_cli.model.model import build_model
+from toast_cli.model.recipe_data import build_batches
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import UsageError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.splits import SplitOptions, compute_split_hash, hold_out, make_train_val_splits, select_shots
 
 

@@ -14,7 +14,7 @@ from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import DataSet
 from toast_cli.data.datasets.vtab import VTAB_TASKS, VtabOptions, open_vtab
 from toast_cli.data.images.transforms import build_transform
-from toast_cli.recipe.resolve import resolve_recipe
+from toast_cli.recipe.lookup import resolve_recipe
 from toast_cli.utils.errors import ToastError, UsageError
 
 

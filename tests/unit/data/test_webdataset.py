@@ -18,7 +18,7 @@ from toast_cli.data.base import BatchOptions, DataSet, get_image_splits
 from toast_cli.data.splits import get_split_hash
 from toast_cli.data.streams import loader as streaming
 from toast_cli.data.streams.loader import StreamedImageKey
-from toast_cli.model.batches import build_batches
+from toast_cli.model.recipe_data import build_batches
 from toast_cli.recipe.parse import build_dataset_options, build_recipe
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from tests.scenes import CLASSES, demo_model, kept, recipe_of
+from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.attention.maps import AttentionOutput
-from toast_cli.attention.validation import AttentionChecks
 from toast_cli.cli.output.comparison import build_rows
 from toast_cli.data.base import Sample
 from toast_cli.data.demo.scenes import DemoOptions, open_demo

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from toast_cli.evaluation.open_run import open_data_in_class_order
-from toast_cli.model.batches import open_data
+from toast_cli.model.recipe_data import open_data
 from toast_cli.recipe.parse import build_recipe
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from toast_cli.recipe.builtin import find_recipe, get_header_comment, list_recipes
-from toast_cli.recipe.resolve import resolve_recipe
+from toast_cli.recipe.lookup import resolve_recipe
 from toast_cli.utils.errors import UsageError
 
 

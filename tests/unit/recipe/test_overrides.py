@@ -4,7 +4,7 @@ import pytest
 
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.parse import validate_partial_recipe
-from toast_cli.recipe.partial_recipe import PartialRecipe
+from toast_cli.recipe.unvalidated_recipe import PartialRecipe
 from toast_cli.utils.errors import UsageError
 
 

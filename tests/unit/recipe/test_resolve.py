@@ -8,13 +8,9 @@ from typing import Any
 import pytest
 
 from toast_cli.recipe import builtin
-from toast_cli.recipe import resolve as library
+from toast_cli.recipe import lookup as library
 from toast_cli.recipe.builtin import find_recipe, get_header_comment, list_recipes
-from toast_cli.recipe.resolve import (
-    RecipeMatch,
-    find_nearest_recipe,
-    resolve_recipe,
-)
+from toast_cli.recipe.lookup import RecipeMatch, find_nearest_recipe, resolve_recipe
 from toast_cli.recipe.safe_yaml import parse_recipe
 from toast_cli.utils.errors import UsageError
 

@@ -20,7 +20,7 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import build_adapter_config, save_adapter_folder
 from toast_cli.storage.load_model import load_model
 from toast_cli.training.optimization import make_optimizer
-from toast_cli.utils.tensors import compute_fingerprint
+from toast_cli.utils.tensor_fingerprints import compute_fingerprint
 
 STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 METHODS = ("full", "lora", "toast", "toast-lite", "peft:dora", "peft:ia3", "peft:ln_tuning")

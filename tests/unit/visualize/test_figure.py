@@ -20,16 +20,16 @@ from torch import Tensor
 
 from tests.scenes import CLASSES, demo_model, scenes, viewer_of
 from toast_cli.attention.feature_energy import FEATURE_ENERGY, compute_feature_energy
-from toast_cli.attention.segmentation import SegmentationMap, format_class_shares
+from toast_cli.attention.predicted_classes import SegmentationMap, format_class_shares
 from toast_cli.backbones.base import Preprocessing
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import Sample
 from toast_cli.data.images.transforms import CropWindow, build_transform
 from toast_cli.model.model import Model
-from toast_cli.utils.tensors import hash_tensors
-from toast_cli.visualize.color_scales import build_sequential_scale
+from toast_cli.utils.tensor_fingerprints import hash_tensors
 from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_figure, save_figure
-from toast_cli.visualize.layout import build_comparison_rows, build_passes_row
+from toast_cli.visualize.figure_panels import build_comparison_rows, build_passes_row
+from toast_cli.visualize.map_color_scales import build_sequential_scale
 from toast_cli.visualize.save_figures import save_attention_figure, save_comparison_figure, strip_folders
 from toast_cli.visualize.view import ImageView, TopPrediction, compute_image_view
 

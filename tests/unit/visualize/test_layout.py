@@ -13,7 +13,7 @@ from tests.scenes import demo_model, viewer_of
 from toast_cli.cli.commands.visualize_images import _format_view
 from toast_cli.data.base import Sample
 from toast_cli.data.images.transforms import CropWindow
-from toast_cli.visualize.layout import build_comparison_rows, build_passes_row
+from toast_cli.visualize.figure_panels import build_comparison_rows, build_passes_row
 from toast_cli.visualize.save_figures import describe_model, describe_view, format_title_lines
 from toast_cli.visualize.view import ImageView, TopPrediction
 

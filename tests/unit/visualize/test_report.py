@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.scenes import demo_model, scenes, viewer_of
-from toast_cli.attention.validation import AttentionChecks
+from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.data.images.transforms import CropWindow
 from toast_cli.model.model import Model
 from toast_cli.visualize.report import build_report_images, format_attention_checks

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from toast_cli.data.images.transforms import CropWindow
-from toast_cli.visualize.color_scales import build_diverging_scale, build_sequential_scale
 from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_figure
+from toast_cli.visualize.map_color_scales import build_diverging_scale, build_sequential_scale
 
 WHOLE = CropWindow(0, 0, 120, 80)
 GREY = Image.new("RGB", (120, 80), (128, 128, 128))

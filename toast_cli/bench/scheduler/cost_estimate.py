@@ -11,7 +11,7 @@ from datetime import datetime
 from toast_cli.bench.scheduler.job_status import JobStatus
 from toast_cli.bench.scheduler.jobs import Experiment, Stage
 from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
-from toast_cli.model.batches import open_data
+from toast_cli.model.recipe_data import open_data
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.plan.throughput import TimePerSample, measure_time_per_sample
 from toast_cli.training.reporter import Reporter

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from toast_cli import registry
 from toast_cli.bench.scheduler.input_digests import hash_input, list_input_files, replace_paths_by_hashes
 from toast_cli.bench.suite import Suite, ValueRange, merge_overrides
-from toast_cli.recipe.partial_recipe import expand_shorthand
-from toast_cli.recipe.resolve import resolve_recipe
+from toast_cli.recipe.lookup import resolve_recipe
 from toast_cli.recipe.schema import Recipe
+from toast_cli.recipe.unvalidated_recipe import expand_shorthand
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.hashing import hash_text
 

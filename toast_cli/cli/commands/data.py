@@ -138,7 +138,7 @@ def show_dataset(
     """
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.data.base import get_image_splits
-    from toast_cli.recipe.resolve import resolve_recipe
+    from toast_cli.recipe.lookup import resolve_recipe
     from toast_cli.utils.errors import UsageError
 
     _require_free_output(out, ".png", force)
@@ -166,7 +166,7 @@ def show_dataset(
         )
 
     from toast_cli.utils.files import write_atomically
-    from toast_cli.visualize.contact_sheet import draw_contact_sheet, save_contact_sheet
+    from toast_cli.visualize.data_preview import draw_contact_sheet, save_contact_sheet
 
     network = chosen.plugins.backbone.build(chosen.backbone)
     sheet = draw_contact_sheet(opened, split, chosen, network, images, augment=split == "train")

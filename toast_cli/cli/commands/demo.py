@@ -106,7 +106,7 @@ def _tune_method(method: str, number: int, seed: int | None, device: str | None,
     """Train the demo recipe of one method."""
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.cli.output.progress import ProgressReporter
-    from toast_cli.recipe.resolve import resolve_recipe
+    from toast_cli.recipe.lookup import resolve_recipe
     from toast_cli.training.tune import tune_model
 
     print_line(f"{number} of {len(DEMO_METHODS)}: {DEMO_METHODS[method]}", err)

@@ -114,7 +114,7 @@ def run_eval(
     from toast_cli.cli.commands.eval_judge import build_judge_table, run_judge_eval
     from toast_cli.cli.output.console import print_json, print_table
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.cli.output.tables import build_results_table
+    from toast_cli.cli.output.run_summary import build_results_table
     from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
     from toast_cli.evaluation.evaluate_run import evaluate_run
     from toast_cli.evaluation.llm_judge import Judge

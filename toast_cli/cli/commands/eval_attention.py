@@ -19,7 +19,7 @@ from toast_cli.cli.output.progress import TerminalReporter
 from toast_cli.data.base import describe_masks
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, evaluate_attention, sweep_feedback_strength
 from toast_cli.utils.files import remove_file, write_json, write_text
-from toast_cli.visualize.curves import (
+from toast_cli.visualize.eval_curves import (
     ORDER_LABELS,
     SWEEP_LABELS,
     draw_deletion_insertion_curves,

@@ -70,7 +70,7 @@ def run_export(
     form = registry.load_entry(registry.EXPORTS, format)
     path = resolve_run_path(run)
 
-    from toast_cli.export.report import require_free_target
+    from toast_cli.export.existing_exports import require_free_target
     from toast_cli.storage.load_model import load_model
     from toast_cli.storage.pretuned import is_artifact, load_artifact
 
@@ -130,7 +130,7 @@ def _choose_target(given: str | None, run: Path, format: str, part: str, form: E
 
     The export is written into an existing folder, unless that folder is itself an export.
     """
-    from toast_cli.export.report import is_folder_export
+    from toast_cli.export.existing_exports import is_folder_export
 
     folder = run / "export" if run.is_dir() else run.parent
     stem = run.resolve().name if run.is_dir() else run.stem

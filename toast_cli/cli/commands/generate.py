@@ -62,7 +62,7 @@ def generate(
     import torch
 
     from toast_cli.cli.output.console import print_answer, print_json
-    from toast_cli.data.text.conversations import Turn
+    from toast_cli.data.text.conversation_split import Turn
 
     lines = None if prompts is None else _read_prompts(prompts)
     writer = _make_writer(run, backbone, weights, raw, device)

@@ -30,7 +30,7 @@ def run_plan(
 
     Reports trained parameters, FLOPs, memory per batch size and time per epoch, and which methods fit into memory.
     """
-    from toast_cli.recipe.resolve import resolve_recipe
+    from toast_cli.recipe.lookup import resolve_recipe
     from toast_cli.training.plan.method_costs import parse_memory
 
     memory_option = None if memory is None else parse_memory(memory)

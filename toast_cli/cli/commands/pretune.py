@@ -42,7 +42,7 @@ def run_pretune(
     The result initializes later runs with --init-from. Without arguments, uses the demo data.
     """
     from toast_cli.cli.output.console import err, out, print_json, print_line
-    from toast_cli.recipe.resolve import PRETUNE_FOLDER, resolve_recipe
+    from toast_cli.recipe.lookup import PRETUNE_FOLDER, resolve_recipe
 
     if resume is not None:
         options.check_resume_options(resume, context)
@@ -77,7 +77,7 @@ def run_pretune(
         return
 
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.cli.output.tables import build_pretuning_table
+    from toast_cli.cli.output.run_summary import build_pretuning_table
     from toast_cli.training.pretune import pretune_model
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside training, which handles SIGTERM itself

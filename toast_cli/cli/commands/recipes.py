@@ -96,8 +96,8 @@ def validate_recipes(
     """
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.recipe.builtin import find_recipe
+    from toast_cli.recipe.lookup import format_changed_notice
     from toast_cli.recipe.parse import validate_partial_recipe
-    from toast_cli.recipe.resolve import format_changed_notice
     from toast_cli.recipe.safe_yaml import parse_recipe
     from toast_cli.utils.errors import ToastError
     from toast_cli.utils.hashing import is_checksum_valid

@@ -41,7 +41,7 @@ def run_tune(
     The method is TOAST, TOAST-Lite or a baseline such as LoRA. Without arguments, runs TOAST on the demo data.
     """
     from toast_cli.cli.output.console import err, print_line
-    from toast_cli.recipe.resolve import resolve_recipe
+    from toast_cli.recipe.lookup import resolve_recipe
 
     if resume is not None:
         options.check_resume_options(resume, context)
@@ -71,7 +71,7 @@ def run_tune(
 
     from toast_cli.cli.output.console import out, print_json
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.cli.output.tables import build_results_table
+    from toast_cli.cli.output.run_summary import build_results_table
     from toast_cli.training.tune import tune_model
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside training, which handles SIGTERM itself

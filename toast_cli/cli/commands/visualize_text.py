@@ -11,7 +11,7 @@ from rich.text import Text
 from toast_cli.cli.output.console import out, print_json, print_line
 from toast_cli.utils.files import write_json, write_tensors, write_text
 from toast_cli.utils.formatting import render_template
-from toast_cli.visualize.color_scales import ColorScale
+from toast_cli.visualize.map_color_scales import ColorScale
 from toast_cli.visualize.save_figures import (
     SOURCE_DIGEST_KEY,
     compute_source_digest,

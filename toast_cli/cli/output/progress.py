@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from toast_cli.cli.output.console import err, print_line
-from toast_cli.cli.output.tables import format_headline
+from toast_cli.cli.output.run_summary import format_headline
 from toast_cli.training.reporter import Reporter
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toast_cli.data.base import Sample
-from toast_cli.data.streams.dataset import StreamSplit
+from toast_cli.data.streams.stream_split import StreamSplit
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from toast_cli.data.datasets.fgvc import (
     open_published_dataset,
 )
 from toast_cli.data.datasets.matlab import flatten_column, read_matlab
-from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.object_masks import Box
 from toast_cli.utils.errors import ToastError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from toast_cli.data.datasets.fgvc import AnnotatedDataset, group_by_split
-from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.files import read_text_file
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.object_masks import Box, Discs, MaskFile, Region
 from toast_cli.utils.errors import ToastError
 

@@ -11,8 +11,8 @@ from pydantic import Field
 from toast_cli.data.base import DataSet, DataSource
 from toast_cli.data.datasets.fgvc import AnnotatedDataset, FgvcOptions, PublishedDataset, open_published_dataset
 from toast_cli.data.datasets.matlab import flatten_column, read_matlab
-from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.files import open_file
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.object_masks import Box, BoxFile
 from toast_cli.utils.errors import ToastError
 

@@ -14,9 +14,9 @@ from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
 from toast_cli.data.datasets.matlab import flatten_column, read_matlab
-from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.files import read_text_file
 from toast_cli.data.images.folder_scan import DiskFolder, is_image_name
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.paths import get_data_dir
 from toast_cli.data.splits import SplitOptions, make_train_val_splits, require_all_classes_in_train
 from toast_cli.utils.errors import ToastError

@@ -59,8 +59,8 @@ def draw_pretraining_sample(options: DemoPretrainingOptions, split: SplitName, i
 
 def get_pretraining_classes() -> tuple[str, ...]:
     """Return the class names: the ground and every "kind, marking"."""
+    from toast_cli.data.demo.scene_generator import MARKINGS
     from toast_cli.data.demo.shapes import PRETRAINING_KINDS
-    from toast_cli.data.demo.world import MARKINGS
 
     return (PRETRAINING_GROUND_CLASS, *(f"{kind}, {marking}" for kind in PRETRAINING_KINDS for marking in MARKINGS))
 
@@ -91,8 +91,7 @@ def _draw_scene(rng: np.random.Generator, side: int, across: int, sizes: np.ndar
     """Draw one object per entry of `sizes`: the radius, in pixels, of the disc with the same area."""
     import numpy as np
 
-    from toast_cli.data.demo.shapes import PRETRAINING_KINDS, compute_relative_area
-    from toast_cli.data.demo.world import (
+    from toast_cli.data.demo.scene_generator import (
         ALL_COLOURS,
         MARKINGS,
         draw_background,
@@ -101,6 +100,7 @@ def _draw_scene(rng: np.random.Generator, side: int, across: int, sizes: np.ndar
         sample_positions,
         to_uint8,
     )
+    from toast_cli.data.demo.shapes import PRETRAINING_KINDS, compute_relative_area
 
     kinds, markings = list(PRETRAINING_KINDS), list(MARKINGS)
     image, classes = draw_background(rng, side), np.zeros((side, side), np.uint8)

@@ -103,7 +103,7 @@ class DemoSplit:
 
 def get_demo_classes(options: DemoOptions) -> tuple[str, ...]:
     """Return the class names: markings (fine) or "kind, family" (coarse and crowded)."""
-    from toast_cli.data.demo.world import MARKING_FAMILIES, MARKINGS, OBJECT_KINDS
+    from toast_cli.data.demo.scene_generator import MARKING_FAMILIES, MARKINGS, OBJECT_KINDS
 
     if options.task == "fine":
         return tuple(MARKINGS)[: options.classes]
@@ -123,7 +123,7 @@ def draw_demo_scene(options: DemoOptions, split: SplitName, index: int, label: i
     Returns:
         The image `[H, W, 3]` uint8, and the mask `[H, W]` bool of the objects that determine the label.
     """
-    from toast_cli.data.demo.world import draw_coarse_scene, draw_crowded_scene, draw_fine_scene
+    from toast_cli.data.demo.scene_generator import draw_coarse_scene, draw_crowded_scene, draw_fine_scene
 
     rng = create_image_rng(options, split, index)
     names = get_demo_classes(options)

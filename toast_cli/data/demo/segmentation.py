@@ -67,7 +67,7 @@ class DemoSegmentationSplit:
     def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
 
-        from toast_cli.data.demo.world import draw_fine_objects
+        from toast_cli.data.demo.scene_generator import draw_fine_objects
 
         options, kinds = self.scenes.options, get_segmentation_classes()
         markings = demo.get_demo_classes(options)
@@ -81,7 +81,7 @@ class DemoSegmentationSplit:
 
 def get_segmentation_classes() -> tuple[str, ...]:
     """Return the class names: the ground and every kind of object."""
-    from toast_cli.data.demo.world import OBJECT_KINDS
+    from toast_cli.data.demo.scene_generator import OBJECT_KINDS
 
     return (GROUND_CLASS, *OBJECT_KINDS)
 

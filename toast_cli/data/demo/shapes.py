@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from toast_cli.data.demo.world import OBJECT_KINDS, SignedField, disc
+from toast_cli.data.demo.scene_generator import OBJECT_KINDS, SignedField, disc
 from toast_cli.data.structured.sprites import heart
 
 

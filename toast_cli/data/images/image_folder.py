@@ -10,7 +10,6 @@ from pydantic import Field
 from toast_cli.data.base import DataSet, DataSource
 from toast_cli.data.class_map import check_trainable_classes, read_class_file, require_known_classes, sort_class_names
 from toast_cli.data.images.file_formats import get_image_suffixes
-from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.folder_scan import (
     DiskFolder,
     FolderContents,
@@ -18,6 +17,7 @@ from toast_cli.data.images.folder_scan import (
     describe_unread_files,
     summarize_file_names,
 )
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.paths import list_candidate_paths
 from toast_cli.data.splits import SPLIT_ALIASES, UnsplitDataOptions, complete_splits, make_train_val_test_splits
 from toast_cli.utils.errors import ToastError

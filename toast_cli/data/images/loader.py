@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate
 
 from toast_cli.data.base import CACHED_KEY, Sample
-from toast_cli.data.images.file_split import FileSplit
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.data.sampler import ShardedBatchSampler
 from toast_cli.utils.constants import IGNORE_INDEX

@@ -18,8 +18,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from toast_cli.data.base import Sample, describe_masks
-from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.files import open_file
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.transforms import ImageTransform, ResizeToCover
 from toast_cli.utils.errors import UsageError
 from toast_cli.utils.formatting import format_bytes

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
 from toast_cli.data.class_map import check_trainable_classes, read_class_file, require_known_classes, sort_class_names
-from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.files import require_files
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.object_masks import Box
 from toast_cli.data.paths import find_file
 from toast_cli.data.splits import SPLIT_ALIASES, UnsplitDataOptions, complete_splits, make_train_val_test_splits

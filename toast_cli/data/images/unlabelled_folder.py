@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
-from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.folder_scan import DiskFolder, describe_unread_files
 from toast_cli.data.images.image_folder import find_folder
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.splits import SplitOptions, make_train_val_splits
 from toast_cli.utils.errors import ToastError
 

@@ -15,11 +15,11 @@ from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
 from toast_cli.data.class_map import check_trainable_classes, read_class_file, require_known_classes, sort_class_names
-from toast_cli.data.images.file_split import FileSplit
 from toast_cli.data.images.files import open_file
+from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.paths import list_candidate_paths
 from toast_cli.data.splits import SPLIT_ALIASES, UnsplitDataOptions, complete_splits, make_train_val_test_splits
-from toast_cli.data.streams.dataset import StreamSplit
+from toast_cli.data.streams.stream_split import StreamSplit
 from toast_cli.utils.errors import ToastError, UsageError
 
 

@@ -20,7 +20,7 @@ from toast_cli.data.images.folder_scan import summarize_file_names
 from toast_cli.data.images.unlabelled_folder import UNLABELLED_CLASSES
 from toast_cli.data.paths import list_candidate_paths
 from toast_cli.data.splits import compute_split_hash, hold_out
-from toast_cli.data.streams.dataset import StreamSplit
+from toast_cli.data.streams.stream_split import StreamSplit
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
 

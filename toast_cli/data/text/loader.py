@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from toast_cli.data.base import BatchOptions, LoaderOptions
-    from toast_cli.data.text.conversations import ConversationSplit
+    from toast_cli.data.text.conversation_split import ConversationSplit
     from toast_cli.data.text.documents import DocumentSplit
 
 TOKENIZER_BATCH_DOCUMENTS, TOKENIZER_BATCH_CHARACTERS = 1000, 1_000_000

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
-from toast_cli.data.text.conversations import ConversationOptions, Role, Turn, open_conversations, require_text
+from toast_cli.data.text.conversation_split import ConversationOptions, Role, Turn, open_conversations, require_text
 
 ROLES_BY_SPEAKER: dict[str, Role] = {
     "human": "user",

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from toast_cli.data.base import Sample
 from toast_cli.data.images.transforms import CropWindow
-from toast_cli.visualize.color_scales import ColorScale, build_diverging_scale, build_sequential_scale
 from toast_cli.visualize.figure import FigurePanel, FigureRow
+from toast_cli.visualize.map_color_scales import ColorScale, build_diverging_scale, build_sequential_scale
 from toast_cli.visualize.view import ImageView, TopPrediction
 
 GRAD_CAM_SCALE = ColorScale("Grad-CAM, share of its largest", "magma", 0.0, 1.0)

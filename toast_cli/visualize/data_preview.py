@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torchvision.transforms.v2 import functional
 
 from toast_cli.data.base import BatchOptions
-from toast_cli.model.batches import build_batches
+from toast_cli.model.recipe_data import build_batches
 from toast_cli.utils.constants import IGNORE_INDEX
 
 if TYPE_CHECKING:

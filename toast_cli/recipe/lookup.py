@@ -11,9 +11,9 @@ from toast_cli import registry
 from toast_cli.recipe.builtin import RecipeText, find_recipe, list_recipes, read_builtin_recipe
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.parse import replace_recipe_fields, validate_partial_recipe
-from toast_cli.recipe.partial_recipe import SECTIONS, PartialRecipe, expand_shorthand, suggest_source_prefix
 from toast_cli.recipe.safe_yaml import parse_recipe
 from toast_cli.recipe.schema import Recipe
+from toast_cli.recipe.unvalidated_recipe import SECTIONS, PartialRecipe, expand_shorthand, suggest_source_prefix
 from toast_cli.utils.errors import UsageError, did_you_mean
 from toast_cli.utils.hashing import is_checksum_valid
 
