@@ -11,7 +11,52 @@ from typing import TYPE_CHECKING
 from toast_cli.utils.lazy_imports import make_lazy_getattr
 
 if TYPE_CHECKING:
-    pass
+    from toast_cli.backbones.base import AuthorsCheckpoint as AuthorsCheckpoint
+    from toast_cli.backbones.base import Backbone as Backbone
+    from toast_cli.backbones.base import BackboneOptions as BackboneOptions
+    from toast_cli.backbones.base import Card as Card
+    from toast_cli.backbones.base import Family as Family
+    from toast_cli.backbones.base import Level as Level
+    from toast_cli.backbones.base import Preprocessing as Preprocessing
+    from toast_cli.backbones.base import Readout as Readout
+    from toast_cli.backbones.base import State as State
+    from toast_cli.backbones.base import Trace as Trace
+    from toast_cli.backbones.image_options import ImageOptions as ImageOptions
+    from toast_cli.backbones.image_options import PixelOptions as PixelOptions
+    from toast_cli.backbones.lazy_signal import LazySignal as LazySignal
+    from toast_cli.backbones.lazy_signal import Signal as Signal
+    from toast_cli.backbones.lazy_signal import ValueSignal as ValueSignal
+    from toast_cli.backbones.lazy_signal import resolve_signal as resolve_signal
+    from toast_cli.backbones.upcast_attention import upcast_attention_inputs as upcast_attention_inputs
+    from toast_cli.data.base import DataSet as DataSet
+    from toast_cli.data.base import DataSource as DataSource
+    from toast_cli.data.base import Sample as Sample
+    from toast_cli.data.base import Split as Split
+    from toast_cli.data.images.labelled_files import FileSplit as FileSplit
+    from toast_cli.data.procedural import ProceduralSplit as ProceduralSplit
+    from toast_cli.data.splits import SplitOptions as SplitOptions
+    from toast_cli.data.splits import UnsplitDataOptions as UnsplitDataOptions
+    from toast_cli.data.splits import make_train_val_splits as make_train_val_splits
+    from toast_cli.data.splits import make_train_val_test_splits as make_train_val_test_splits
+    from toast_cli.data.text.conversation_split import Conversation as Conversation
+    from toast_cli.data.text.conversation_split import ConversationSplit as ConversationSplit
+    from toast_cli.data.text.conversation_split import Turn as Turn
+    from toast_cli.export.base import ExportFormat as ExportFormat
+    from toast_cli.export.base import ExportRequest as ExportRequest
+    from toast_cli.methods.adapted_model import AdaptedModel as AdaptedModel
+    from toast_cli.methods.base import Method as Method
+    from toast_cli.storage.load_model import LoadedModel as LoadedModel
+    from toast_cli.tasks.base import Meter as Meter
+    from toast_cli.tasks.base import Objective as Objective
+    from toast_cli.tasks.base import Task as Task
+    from toast_cli.utils.config import BaseOptions as BaseOptions
+    from toast_cli.utils.config import NamedOptions as NamedOptions
+    from toast_cli.utils.config import Switch as Switch
+    from toast_cli.utils.errors import ToastError as ToastError
+    from toast_cli.utils.errors import UsageError as UsageError
+    from toast_cli.utils.errors import did_you_mean as did_you_mean
+    from toast_cli.utils.files import require_regular_file as require_regular_file
+    from toast_cli.utils.pickle_scan import find_refused_code as find_refused_code
 
 _NAMES = {
     "toast_cli.backbones.base": (

@@ -145,7 +145,7 @@ def test_a_response_that_is_no_completion_is_asked_again_and_recorded(
     said = judge(questions, server, run)
     assert said.code == 0, said.err
     assert json.loads(said.out)[str(run)] == {"writing": 8.0, "maths": 5.0, "overall": 6.5}
-    assert f"1 of 3 answers; they count nowhere: question 2 ({why})" in " ".join(said.err.split())
+    assert f"1 of 3 answers, which are excluded: question 2 ({why})" in " ".join(said.err.split())
     lines = kept(run, questions, "judgements.jsonl")
     assert [line["why"] for line in lines] == [why, "", why, why, why, ""]
     assert lines[0]["reply"] == body.decode() or why == "the reply is not a string"

@@ -73,7 +73,7 @@ def test_doctor_is_content_with_a_whole_installation(house: dict[str, Any], monk
     code, out, _ = toast("doctor")
     assert code == 0
     assert "cpu: " in out
-    assert "TOAST_DATA_DIR: /birds [1] (set, not there yet)" in out
+    assert "TOAST_DATA_DIR: /birds [1] (set, does not exist yet)" in out
     assert "toast.backbones vit_b16 (house): ok" in out
 
 

@@ -83,7 +83,7 @@ def test_tuning_starts_from_the_artifact(pretuned: Path, here: Path, words: str)
 
 def test_levels_have_the_backbones_own_numbers_everywhere(here: Path) -> None:
     late = [*TINY_DEMO, "method.feedback=late"]
-    assert "to levels 2 to 3 of 3" in toast("pretune", "--dry-run", *late).out
+    assert "to levels 2-3 of 3" in toast("pretune", "--dry-run", *late).out
     said = toast("pretune", "--output-dir", here / "run", *late)
     assert said.code == 0, said.err
     results = json.loads((here / "run" / "results.json").read_text())

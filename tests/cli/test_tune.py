@@ -193,7 +193,7 @@ class TestWrongInput:
             (["training.epoch=3"], ["training.epoch", "epochs"]),
             (["training.epochs=none"], ["training.epochs", "none"]),
             (["training.optimizer=adamv"], ["adamv", "adam"]),
-            (["--device", "gpu"], ["no device 'gpu'"]),
+            (["--device", "gpu"], ["Unknown device 'gpu'"]),
             (["--recipe", "demo/tost"], ["demo/tost", "demo/toast"]),
             (["--backbone", "vit:vit_tny_patch16_224"], ["timm has no model", "vit_tiny_patch16_224"]),
             (["--weights", "nowhere.safetensors"], ["no weights file nowhere.safetensors"]),

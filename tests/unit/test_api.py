@@ -182,9 +182,9 @@ def test_several_prompts_are_answered_together_as_each_alone(writing: toast_cli.
         ("Hi", {"return_dict_in_generate": True}, "return_dict_in_generate=True"),
         ("Hi", {"on_text": print, "num_beams": 2}, "num_beams=1"),
         ([], {}, "conversation is empty"),
-        ([{"role": "usr", "content": "Hi"}], {}, "no role"),
-        ([{"user": "Hi"}], {}, "no message"),
-        (7, {}, "no prompt"),
+        ([{"role": "usr", "content": "Hi"}], {}, "usr"),
+        ([{"user": "Hi"}], {}, "user"),
+        (7, {}, "int"),
     ],
 )
 def test_what_cannot_be_written_is_said(

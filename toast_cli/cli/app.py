@@ -27,7 +27,7 @@ from toast_cli.cli.commands.plan import run_plan
 from toast_cli.cli.commands.pretune import run_pretune
 from toast_cli.cli.commands.tune import run_tune
 from toast_cli.cli.commands.visualize_attention import visualize_attention
-from toast_cli.cli.options import CommandGroup
+from toast_cli.cli.options import CommandGroup, JsonOutput
 from toast_cli.utils.errors import INTERRUPTED, RUNTIME_FAILURE, ToastError, UsageError
 
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
@@ -94,6 +94,7 @@ def main() -> None:
 
 
 def _run_for_exit_code(run: Any, as_json: bool, *args: Any, **extra: Any) -> int:
+    JsonOutput.printed = False
     try:
         code = run(*args, **extra)
         sys.stdout.flush()  # raises BrokenPipeError here, where it is handled, and not at interpreter exit
@@ -119,14 +120,15 @@ def _run_for_exit_code(run: Any, as_json: bool, *args: Any, **extra: Any) -> int
 def _report_error(error: ToastError, as_json: bool) -> int:
     """Print an error on stderr and return its exit code.
 
-    With TOAST_DEBUG set, the message includes the error's code. `as_json` also prints the error as JSON on stdout.
+    With TOAST_DEBUG set, the message includes the error's code. `as_json` also prints the error as JSON on stdout,
+    unless the command has printed a result there: stdout holds one JSON document.
     """
     from toast_cli.cli.output.console import print_error, print_json
 
     if _is_debugging():
         traceback.print_exc()
     print_error(error, with_code=_is_debugging())
-    if as_json:
+    if as_json and not JsonOutput.printed:
         fields = {"code": error.code, "what": error.what, "why": error.why, "what_to_do": error.what_to_do}
         print_json({"error": fields})
     return error.exit_code

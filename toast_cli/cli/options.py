@@ -122,6 +122,12 @@ def check_resume_options(run: Path, context: typer.Context) -> None:
     RunFolder.reopen(run)
 
 
+class JsonOutput:
+    """Whether a command has printed its result as JSON on stdout."""
+
+    printed = False
+
+
 class CommandGroup(TyperGroup):
     """A command group that suggests the nearest name for an unknown command."""
 

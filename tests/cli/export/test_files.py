@@ -117,7 +117,7 @@ def test_weights_that_have_moved_are_missed_by_name_and_found_beside_the_run(her
     tuned = toast("tune", *TINY_DEMO, "training.epochs=1", "--weights", here / "w.safetensors", "--output-dir", "r")
     assert tuned.code == 0, tuned.err
     (here / "w.safetensors").rename(here / "v.safetensors")
-    toast("export", "--run", "r", "--out", "a").fails(1, "not at", "w.safetensors", "--weights FILE")
+    toast("export", "--run", "r", "--out", "a").fails(1, "no longer at", "w.safetensors", "--weights FILE")
     assert toast("export", "--run", "r", "--weights", "v.safetensors", "--out", "a").code == 0
     (here / "v.safetensors").rename(here / "r" / "w.safetensors")
     assert toast("export", "--run", "r", "--out", "b").code == 0

@@ -17,6 +17,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from toast_cli.cli.options import JsonOutput
 from toast_cli.utils.errors import ToastError
 
 PIPED_WIDTH = 200
@@ -85,6 +86,7 @@ def print_table(table: Table) -> None:
 def print_json(value: Any) -> None:
     """Print indented JSON on stdout, without colors or wrapping."""
     if not SILENT:
+        JsonOutput.printed = True
         text = json.dumps(value, indent=2, ensure_ascii=False)
         print(CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 

@@ -96,11 +96,16 @@ def cache_resized(split: Any, transform: ImageTransform) -> tuple[ResizedSplit, 
     """
     step = transform.steps.transforms[0]
     if not isinstance(split, FileSplit):
-        raise UsageError("images.cache keeps image files, and these are not read from any.", what_to_do="Leave it out.")
+        raise UsageError(
+            "images.cache needs image files, and this data set is not read from files.",
+            what_to_do="Leave it out.",
+            code="cache.not-image-files",
+        )
     if not isinstance(step, v2.Resize | ResizeToCover):
         raise UsageError(
-            "images.cache keeps resized images, and images.augment=random-resized-crop cuts them out of whole ones.",
+            "images.cache stores resized images, and images.augment=random-resized-crop crops the original image.",
             what_to_do="Leave images.cache out, or use images.augment=crop-flip.",
+            code="cache.no-resize-step",
         )
     versions = f"{PIL.__version__} {torchvision.__version__}"  # whose resizing it is
     image = step(split.without_masks().load(0).image)

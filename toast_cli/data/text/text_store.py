@@ -74,7 +74,8 @@ def _write_bytes(file: IO[bytes], data: bytes) -> None:
 
 def _no_space_error(error: OSError) -> ToastError:
     return ToastError(
-        f"The text cannot be kept in {tempfile.gettempdir()}.",
+        f"Cannot store the text in {tempfile.gettempdir()}.",
         error.strerror or str(error),
         "Free some space, or set TMPDIR to another folder.",
+        code="disk.cannot-write",
     )
