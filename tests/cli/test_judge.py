@@ -224,7 +224,7 @@ def test_several_runs_are_rows_of_one_table(run: Path, questions: Path, server: 
 
 
 def test_wrong_questions_are_said(run: Path, server: Server, tmp_path: Path) -> None:
-    judge(tmp_path / "none.jsonl", server, run).fails(2, "none.jsonl", error="judge.missing-file")
+    judge(tmp_path / "none.jsonl", server, run).fails(2, "none.jsonl", error="data.missing-file")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question_id": 1, "text": "Fine."}\n{"question_id": 2}\n')
     judge(bad, server, run).fails(1, "Line 2", error="judge.invalid-question")

@@ -91,7 +91,7 @@ def test_a_linear_head_has_nothing_to_train_on_a_language_model(model: Path, dat
 def test_images_and_texts_are_not_mixed_up(model: Path, data: Path, here: Path) -> None:
     toast("tune", "--backbone", f"llama:{model}", "--dataset", "demo").fails(2, error="backbone.not-for-images")
     toast("tune", "--backbone", "vit_demo", "--dataset", f"alpaca:{data}").fails(2, error="task.not-a-language-model")
-    toast("generate", "--backbone", "vit_demo", "hello").fails(2, error="text.not-a-language-model")
+    toast("generate", "--backbone", "vit_demo", "hello").fails(2, error="task.not-a-language-model")
 
 
 def test_a_plain_model_continues_a_prompt_and_a_seed_repeats_a_draw(here: Path, model: Path) -> None:

@@ -31,7 +31,7 @@ def test_memory_is_written_with_its_unit(text: str, size: float) -> None:
 def test_anything_else_is_no_memory(text: str) -> None:
     with pytest.raises(UsageError) as refused:
         parse_memory(text)
-    assert refused.value.code == "cli.invalid-memory"
+    assert refused.value.code == "cli.invalid-value"
 
 
 def test_a_whole_run_is_its_epochs_with_validation_and_one_look_at_test() -> None:
@@ -80,7 +80,7 @@ def test_the_table_says_what_fits_and_how(monkeypatch: pytest.MonkeyPatch) -> No
     assert said.code == 0, said.err
     assert "largest batch" in said.out and "115,461" in said.out
     assert "training.accumulate=" in said.out and "linear" in said.out
-    toast("plan", "--memory", "lots").fails(2, "lots", "24GB", error="cli.invalid-memory")
+    toast("plan", "--memory", "lots").fails(2, "lots", "24GB", error="cli.invalid-value")
     toast("plan", "--dataset", "folder:nowhere", "--backbone", "vit_demo", "--memory", "1GB").fails(1, "nowhere")
 
 

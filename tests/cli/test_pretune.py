@@ -203,8 +203,8 @@ def test_a_start_that_does_not_fit_is_refused(pretuned: Path, here: Path) -> Non
     other = toast("tune", "--backbone", "vit_demo_3", "--weights", "none", "--init-from", pretuned, *TINY_DEMO)
     other.fails(1, "pre-tuned on other weights")
     toast("tune", "--recipe", "pretune/toast", *TINY).fails(2, "toast pretune", error="recipe.for-pretuning")
-    toast("pretune", "--method", "toast-lite", *TINY).fails(2, "method.name=toast", error="training.no-feedback-path")
-    toast("pretune", "method=linear", *TINY).fails(2, "method.name=toast", error="training.no-feedback-path")
+    toast("pretune", "--method", "toast-lite", *TINY).fails(2, "method.name=toast", error="method.no-feedback-path")
+    toast("pretune", "method=linear", *TINY).fails(2, "method.name=toast", error="method.no-feedback-path")
 
 
 def test_a_random_start_is_said_with_what_it_costs(here: Path) -> None:

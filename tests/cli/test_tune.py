@@ -222,10 +222,10 @@ class TestWrongInput:
     def test_an_existing_run_folder_is_left_alone(self, here: Path) -> None:
         (here / "run").mkdir()
         (here / "run" / "notes.txt").write_text("precious")
-        toast("tune", "--output-dir", "run", *TINY_DEMO).fails(2, "--output-dir", error="run.already-exists")
+        toast("tune", "--output-dir", "run", *TINY_DEMO).fails(2, "--output-dir", error="disk.already-exists")
         assert [path.name for path in (here / "run").iterdir()] == ["notes.txt"]
         (here / "run" / "recipe.yaml").write_text("begun: true")
-        toast("tune", "--output-dir", "run", *TINY_DEMO).fails(2, "--resume run", error="run.already-exists")
+        toast("tune", "--output-dir", "run", *TINY_DEMO).fails(2, "--resume run", error="disk.already-exists")
 
     def test_an_empty_or_missing_folder_is_named(self, here: Path) -> None:
         (here / "empty").mkdir()

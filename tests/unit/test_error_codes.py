@@ -13,7 +13,7 @@ AREAS = {
     *("export", "image", "judge", "method", "plugin", "recipe", "resume", "run", "task", "text", "toast", "training"),
     *("visualize", "weights"),
 }
-SUBCLASSES = {"ToastError", "UsageError"}
+SUBCLASSES = {"ChatTemplateError", "ToastError", "UsageError"}
 
 
 def raised() -> Iterator[tuple[str, ast.Call]]:

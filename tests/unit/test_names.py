@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-SHARED: set[str] = set()
-"""Names that several modules may define."""
 
 
 def test_no_public_class_or_function_is_defined_in_two_modules() -> None:
@@ -19,7 +17,7 @@ def test_no_public_class_or_function_is_defined_in_two_modules() -> None:
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 homes[node.name].append(file.relative_to(ROOT).as_posix())
-    assert {name: files for name, files in homes.items() if len(files) > 1 and name not in SHARED} == {}
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
 
 
 def test_the_modules_of_the_glossary_exist() -> None:

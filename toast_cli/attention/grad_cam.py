@@ -60,7 +60,7 @@ def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
         raise UsageError(
             "Grad-CAM needs the package grad-cam.",
             what_to_do='pip install "grad-cam>=1.5.5"',
-            code="attention.missing-package",
+            code="cli.missing-package",
         ) from error
     if model.objective.dense or model.backbone.preprocessing is None:
         raise UsageError("Grad-CAM needs a model that classifies images.", code="attention.unsupported-task")

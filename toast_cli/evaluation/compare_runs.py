@@ -170,7 +170,7 @@ def measure_run(run: AttentionRun, reporter: Reporter) -> ComparedRun:
         raise ToastError(
             f"{len(split) - len(numbers.rows):,} images of {session.recipe.dataset.name} could not be read.",
             what_to_do="Fix or remove them: all runs must be compared on the same images.",
-            code="data.unreadable-image",
+            code="image.unreadable",
         )
     last = "pass_two" if "pass_two/share_inside" in numbers.names() else "pass_one"
     inside = np.array(numbers.column(f"{last}/share_inside")) if split.has_masks else None

@@ -78,7 +78,7 @@ class Judge:
             raise ToastError(
                 "The judge needs the package openai.",
                 what_to_do='pip install "openai>=1.60".',
-                code="judge.missing-package",
+                code="cli.missing-package",
             ) from error
         prompt = f"[Question]\n{question}\n\n[Answer]\n{answer}"
         messages: list[Any] = [{"role": "system", "content": JUDGE_PROMPT}, {"role": "user", "content": prompt}]
@@ -136,7 +136,7 @@ def read_questions(path: Path) -> list[Question]:
     """
     if not path.is_file():
         raise UsageError(
-            f"The questions file {path} does not exist.", what_to_do="Check --judge.", code="judge.missing-file"
+            f"The questions file {path} does not exist.", what_to_do="Check --judge.", code="data.missing-file"
         )
     questions: dict[int | str, Question] = {}
     for number, raw in read_json_lines(path):

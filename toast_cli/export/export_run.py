@@ -112,7 +112,7 @@ def _make_folder_lock(folder: Path) -> FileLock:
             f"Cannot create the cache folder {locks}.",
             error.strerror or str(error),
             "Set TOAST_CACHE_DIR to a writable folder.",
-            code="cache.not-writable",
+            code="cache.cannot-write",
         ) from error
     return FileLock(locks / f"{hash_bytes(str(folder.resolve()).encode()).hex()}.lock")
 

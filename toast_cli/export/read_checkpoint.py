@@ -86,7 +86,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             f"{path} was not loaded: it contains more than weights.",
             f"It references {code}. Only tensors are read, because other objects could run code.",
             "Ask its author for a state_dict only, preferably as safetensors.",
-            code="checkpoint.contains-code",
+            code="weights.unsafe-file",
         ) from error
     if not isinstance(raw, Mapping):
         raise ToastError(

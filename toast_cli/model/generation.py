@@ -42,7 +42,7 @@ class TextGenerator:
             raise UsageError(
                 reason,
                 what_to_do="Give a --run or a --backbone of a language model with its tokenizer: llama:<model>.",
-                code="text.not-a-language-model",
+                code="task.not-a-language-model",
             )
         self.tokenizer = backbone.tokenizer
         self.template = template

@@ -7,9 +7,6 @@ from torch import Tensor
 from toast_cli.backbones.base import Trace
 from toast_cli.steering.steering import Steering
 
-RECONSTRUCTION_WEIGHT = 0.03
-"""Weight of the sum over levels, which is added to the task loss (appendix A.2)."""
-
 
 def crop_to_overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Crop two tensors with the same number of dimensions to their overlap.

@@ -63,7 +63,7 @@ class RunFolder:
                 "A run never overwrites another one.",
                 (f"Resume the run in it with '--resume {path}'. " if resumable else "")
                 + "Choose another --output-dir, or move the folder away.",
-                code="run.already-exists",
+                code="disk.already-exists",
             )
         try:
             if path is not None:

@@ -30,7 +30,7 @@ def to_pretuning_recipe(recipe: Recipe, gradient: bool = True) -> Recipe:
         raise UsageError(
             f"The method '{recipe.method.name}' cannot be pre-tuned: it does not train the whole feedback path.",
             what_to_do="Leave the method out, or set method.name=toast.",
-            code="training.no-feedback-path",
+            code="method.no-feedback-path",
         )
     if not gradient and getattr(recipe.method, "start", None) != "least-squares":
         raise UsageError(

@@ -119,8 +119,8 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     if recipe.training.tensorboard and find_spec("tensorboard") is None:
         raise ToastError(
             "TensorBoard is not installed.",
-            what_to_do="Run pip install 'toast-cli[tensorboard]', or set training.tensorboard=false.",
-            code="training.missing-package",
+            what_to_do='Run pip install "tensorboard>=2.18", or set training.tensorboard=false.',
+            code="cli.missing-package",
         )
     accelerator = make_accelerator(recipe.device, recipe.precision)
     if recipe.training.shard:

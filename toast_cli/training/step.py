@@ -69,7 +69,7 @@ class PretuningStep(TrainingStep):
             raise UsageError(
                 "Only a method with a feedback path can be pre-tuned.",
                 what_to_do="Use --method toast.",
-                code="training.no-feedback-path",
+                code="method.no-feedback-path",
             )
         if model.objective.reads_levels and options.target == "labels":
             raise UsageError(

@@ -56,7 +56,8 @@ class TensorCache:
         self.path = get_cache_folder() / kind / hash_bytes(json.dumps([FORMAT, key], sort_keys=True).encode()).hex()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            missing = max(count - sum(1 for _ in self.path.iterdir()), 0) * entry_bytes
+            entries = sum(not file.name.startswith(".") for file in self.path.iterdir())  # without interrupted writes
+            missing = max(count - entries, 0) * entry_bytes
             free = shutil.disk_usage(self.path).free
         except OSError as error:
             raise self._make_error(error.strerror or str(error)) from error

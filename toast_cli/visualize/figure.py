@@ -25,7 +25,6 @@ from toast_cli.data.images.transforms import CropWindow
 from toast_cli.utils.files import write_atomically
 from toast_cli.visualize.map_color_scales import ColorScale
 
-FIGURE_FORMATS = ("png", "svg", "pdf")
 PANEL_WIDTH = 2.7
 """Width of a panel, in inches."""
 COLORBAR_HEIGHT = 0.1

@@ -58,7 +58,7 @@ def compute_text_view(viewer: AttentionViewer, prompt: str, template: str | None
             if tokenizer is None and backbone.preprocessing is not None
             else "The model has no tokenizer files.",
             what_to_do="Give a --run or a --backbone of a language model with its tokenizer.",
-            code="text.not-a-language-model",
+            code="task.not-a-language-model",
         )
     text = prompt if template is None else format_prompt([Turn("user", prompt)], tokenizer, template)
     ids = prepend_bos(tokenizer(text, add_special_tokens=False).input_ids, tokenizer)

@@ -227,7 +227,7 @@ def test_a_cache_that_cannot_be_made_is_not_blamed_on_the_target(
 ) -> None:
     (here / "file").touch()
     monkeypatch.setenv("TOAST_CACHE_DIR", str(here / "file" / "cache"))
-    toast("export", "--run", run, "--out", here / "b").fails(1, "TOAST_CACHE_DIR", error="cache.not-writable")
+    toast("export", "--run", run, "--out", here / "b").fails(1, "TOAST_CACHE_DIR", error="cache.cannot-write")
 
 
 def test_no_space_for_what_it_is_checked_with_is_not_blamed_on_the_target(

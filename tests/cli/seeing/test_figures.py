@@ -42,7 +42,7 @@ def test_what_cannot_be_read_is_left_out_and_listed_at_the_end(
     assert "more/1.png" in said.err and "gone.png" in said.err
     assert [record["image"] for record in json.loads(said.out)] == ["more/0.png", "more/2.png"]
     assert len(list((here / "seen").glob("*.png"))) == (1 if several else 2)
-    toast("visualize-attention", "gone.png", *chosen).fails(1, "1 of 1 images", error="visualize.unreadable-images")
+    toast("visualize-attention", "gone.png", *chosen).fails(1, "1 of 1 images", error="image.unreadable")
 
 
 def test_several_runs_are_one_figure(runs: tuple[Path, Path], here: Path) -> None:

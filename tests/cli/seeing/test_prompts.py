@@ -31,7 +31,7 @@ def test_a_prompt_is_coloured_in_the_terminal_and_as_a_page(here: Path) -> None:
     said = toast("visualize-attention", "--prompt", "hello", "--backbone", f"llama:{here / 'llama'}", "--out", "plain")
     assert said.code == 0 and "plain backbone" in said.err
     toast("visualize-attention", "--prompt", "hello", "--backbone", "vit_demo").fails(
-        2, error="text.not-a-language-model"
+        2, error="task.not-a-language-model"
     )
 
 

@@ -251,7 +251,7 @@ def test_a_missing_tensorboard_is_said_before_anything_is_written(
     monkeypatch.setattr("toast_cli.training.session.find_spec", lambda name: None)
     with pytest.raises(ToastError) as refused:
         tune_model(recipe_of(training={"tensorboard": True}), tmp_path / "run", Reporter())
-    assert refused.value.code == "training.missing-package"
+    assert refused.value.code == "cli.missing-package"
     assert "TensorBoard" in refused.value.what
     assert not (tmp_path / "run").exists()
 

@@ -233,7 +233,7 @@ def _require_optuna() -> None:
         raise UsageError(
             "'toast bench' requires Optuna, which is not installed.",
             what_to_do='Run: pip install "optuna>=4.3"',
-            code="bench.missing-package",
+            code="cli.missing-package",
         )
 
 

@@ -10,6 +10,8 @@ import typer
 
 from toast_cli.cli import options
 
+FIGURE_FORMATS = ("png", "svg", "pdf")
+
 
 def visualize_attention(
     images: Annotated[
@@ -61,10 +63,10 @@ def visualize_attention(
         raise UsageError(
             "--grad-cam needs images and cannot be combined with --prompt.", code="cli.conflicting-options"
         )
-    if format not in ("png", "svg", "pdf"):
+    if format not in FIGURE_FORMATS:
         raise UsageError(
             f"Invalid value for --format: '{format}'.",
-            what_to_do=did_you_mean(format, ("png", "svg", "pdf")),
+            what_to_do=did_you_mean(format, FIGURE_FORMATS),
             code="cli.invalid-value",
         )
     chosen = options.parse_head(head)
@@ -108,4 +110,4 @@ def visualize_attention(
             print_line(line)
     if broken:
         count = f"{len(broken)} of {len(broken) + len(records)} images"
-        raise ToastError(f"Could not draw {count}.", broken, code="visualize.unreadable-images")
+        raise ToastError(f"Could not draw {count}.", broken, code="image.unreadable")

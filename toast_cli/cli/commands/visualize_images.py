@@ -50,7 +50,7 @@ def load_viewers(
         raise UsageError(
             "--test-image needs a run, not a plain backbone.",
             what_to_do="Pass image files, or remove --backbone.",
-            code="cli.missing-run",
+            code="run.none-found",
         )
     if texts and backbone is None:
         raise UsageError(

@@ -145,7 +145,7 @@ def _read_parquet(file: Path) -> Any:
         raise ToastError(
             "Reading Parquet files requires pyarrow.",
             what_to_do="Run: pip install pyarrow",
-            code="data.missing-library",
+            code="cli.missing-package",
         ) from error
     try:
         return parquet.read_table(file)

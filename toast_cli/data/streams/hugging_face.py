@@ -260,7 +260,7 @@ def _load_splits(options: HuggingFaceOptions, folder: Path | None) -> Mapping[st
         raise ToastError(
             "Reading Hugging Face data sets requires the datasets library.",
             what_to_do='Run: pip install "datasets>=4.4"',
-            code="data.missing-library",
+            code="cli.missing-package",
         ) from error
     try:
         if folder is not None and any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):

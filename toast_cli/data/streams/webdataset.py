@@ -165,7 +165,7 @@ def _open_stream(path: str, files: Sequence[str]) -> Any:
         raise ToastError(
             "Reading shards requires the datasets library.",
             what_to_do='Run: pip install "datasets>=4.4"',
-            code="data.missing-library",
+            code="cli.missing-package",
         ) from error
     try:
         return load_dataset("webdataset", data_files={"train": list(files)}, split="train", streaming=True)

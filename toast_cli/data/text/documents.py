@@ -141,7 +141,7 @@ def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterab
         raise ToastError(
             "Reading documents requires the datasets library.",
             what_to_do='Install it with: pip install "datasets>=4.4"',
-            code="data.missing-library",
+            code="cli.missing-package",
         ) from error
     path = Path(options.path).expanduser()
     path = path if path.is_absolute() or data_dir is None or path.exists() else data_dir / path

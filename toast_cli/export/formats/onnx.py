@@ -35,7 +35,7 @@ def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
             "ONNX export needs packages that are not installed.",
             str(error),
             'pip install "onnx>=1.18" "onnxscript>=0.7" "onnxruntime>=1.21"',
-            code="export.missing-package",
+            code="cli.missing-package",
         ) from error
 
     import torch

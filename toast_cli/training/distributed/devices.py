@@ -31,12 +31,10 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
             f"The device '{device}' is not available.",
             f"PyTorch sees {torch.cuda.device_count()} CUDA devices.",
             "Use auto or cpu.",
-            code="device.not-available",
+            code="device.unavailable",
         )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise UsageError(
-            "The device 'mps' is not available.", what_to_do="Use auto or cpu.", code="device.not-available"
-        )
+        raise UsageError("The device 'mps' is not available.", what_to_do="Use auto or cpu.", code="device.unavailable")
     on_cpu = kind == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and (index or not (on_cpu or torch.cuda.is_available())):

@@ -137,6 +137,6 @@ def parse_memory(text: str) -> int:
         raise UsageError(
             f"Expected an amount of memory, got '{text}'.",
             what_to_do="Write it as in --memory 24GB.",
-            code="cli.invalid-memory",
+            code="cli.invalid-value",
         )
     return int(float(match[1]) * units[match[2]])
