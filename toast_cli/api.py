@@ -20,7 +20,7 @@ from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.images.decode import open_image, to_rgb
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.data.text.conversation_split import Role, Turn
-from toast_cli.model.generation import TextGenerator
+from toast_cli.model.generation import TextGenerator, choose_template
 from toast_cli.model.model import BackboneSnapshot, Model
 from toast_cli.storage.load_model import LoadedModel
 from toast_cli.storage.load_model import load_model as load_stored
@@ -315,7 +315,7 @@ def load(run: str | Path, weights: str | None = None, device: str | torch.device
         ToastError: The path is not a run or an export, it is damaged, or the backbone weights do not match.
     """
     loaded: LoadedModel = load_stored(Path(run), weights)
-    template = getattr(loaded.recipe.dataset, "template", None)
+    template = choose_template(loaded.recipe, loaded.model.backbone.tokenizer)
     try:
         loaded.model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:  # torch raises either for an unavailable device

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from toast_cli.backbones.base import Preprocessing as Preprocessing
     from toast_cli.backbones.base import Readout as Readout
     from toast_cli.backbones.base import State as State
+    from toast_cli.backbones.base import TextLimits as TextLimits
     from toast_cli.backbones.base import Trace as Trace
     from toast_cli.backbones.image_options import ImageOptions as ImageOptions
     from toast_cli.backbones.image_options import PixelOptions as PixelOptions
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "toast_cli.backbones.base": (
-        "AuthorsCheckpoint Backbone BackboneOptions Card Family Level Preprocessing Readout State Trace"
+        "AuthorsCheckpoint Backbone BackboneOptions Card Family Level Preprocessing Readout State TextLimits Trace"
     ),
     "toast_cli.backbones.upcast_attention": "upcast_attention_inputs",
     "toast_cli.backbones.image_options": "ImageOptions PixelOptions",

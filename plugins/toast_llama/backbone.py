@@ -13,7 +13,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from toast_cli.plugin import AuthorsCheckpoint, Backbone, Level, Readout, Signal, State, ToastError, Trace, ValueSignal
+from toast_cli.plugin import (
+    AuthorsCheckpoint,
+    Backbone,
+    Level,
+    Readout,
+    Signal,
+    State,
+    TextLimits,
+    ToastError,
+    Trace,
+    ValueSignal,
+)
 from toast_llama.attention_maps import record_layer_attention
 from toast_llama.generation import TwoPassLanguageModel
 from toast_llama.kv_cache import CACHE_ARGUMENT, TwoPassCache
@@ -67,6 +78,29 @@ class LayerInputs:
     real: Tensor | None
 
 
+def get_window(config: Any) -> int | None:
+    """Return the number of positions that a model reads, as scaled by its rotary embedding; None if it has no limit.
+
+    The configurations of LLaMA 3 and of `longrope` give the scaled number. Others give the one before scaling.
+    """
+    window = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind, factor = rope.get("rope_type"), rope.get("factor")
+    if window is None or kind not in ("linear", "dynamic", "yarn") or not factor:
+        return window
+    return max(window, int(factor * rope.get("original_max_position_embeddings", window)))
+
+
+def _list_notes(module: PreTrainedModel, tokenizer: Any, vocabulary: int) -> Iterator[str]:
+    if module.config.get_text_config()._attn_implementation == "eager":
+        yield f"{type(module).__name__} has no fused attention, so it needs more time and memory."
+    if tokenizer is not None and len(tokenizer) > vocabulary:
+        yield (
+            f"The tokenizer has {len(tokenizer):,} tokens, and the embedding of the model has {vocabulary:,}. "
+            "Texts with one of the others are refused."
+        )
+
+
 def _build_unsteerable_error(module: nn.Module, why: str) -> ToastError:
     return ToastError(
         f"{type(module).__name__} cannot be steered.",
@@ -97,9 +131,11 @@ class LlamaBackbone(Backbone):
     preprocessing = None
     module: PreTrainedModel
 
-    def __init__(self, module: PreTrainedModel, tokenizer: Any = None) -> None:
+    def __init__(
+        self, module: PreTrainedModel, tokenizer: Any = None, tokenizer_error: ToastError | None = None
+    ) -> None:
         self.module = module
-        self.tokenizer = tokenizer
+        self.tokenizer, self.tokenizer_error = tokenizer, tokenizer_error
         self.body = module.get_decoder()
         width = module.config.get_text_config().hidden_size
         if module.config.is_encoder_decoder:
@@ -119,8 +155,10 @@ class LlamaBackbone(Backbone):
         self.width = self.head_width = width
         self.levels = [Level(self.width, self.width)] * len(layers)
         self.level_modules = layers
-        if module.config.get_text_config()._attn_implementation == "eager":
-            self.notes = (f"{type(module).__name__} has no fused attention, so it needs more time and memory.",)
+        heads: tuple[Any, ...] = (module.get_input_embeddings(), module.get_output_embeddings())
+        vocabulary = min(len(part.weight) for part in heads if part is not None)
+        self.text_limits = TextLimits(get_window(module.config.get_text_config()), vocabulary)
+        self.notes = tuple(_list_notes(module, tokenizer, vocabulary))
 
     def enter(self, inputs: Any) -> State:
         """Return the embeddings `[B, N, d]` of token ids."""

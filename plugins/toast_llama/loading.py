@@ -15,7 +15,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     LlamaConfig,
     PreTrainedModel,
@@ -25,6 +24,7 @@ from transformers.utils import logging
 from toast_cli.plugin import ToastError, UsageError, require_regular_file
 from toast_llama.backbone import LlamaBackbone
 from toast_llama.options import LlamaOptions
+from toast_llama.tokenizer import load_tokenizer
 
 
 def build_llama(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> LlamaBackbone:
@@ -49,11 +49,11 @@ def build_llama(source: str, architecture: Mapping[str, Any] | None, options: Ll
         module = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype)
         if architecture is not None:
             return LlamaBackbone(module)
-        return LlamaBackbone(_load_generation_config(module, source), _load_tokenizer(source))
+        return LlamaBackbone(_load_generation_config(module, source), *load_tokenizer(source))
     place = source
     if options.weights is not None and options.weights.endswith(".safetensors"):
         module = _load_weights_file(source, Path(options.weights).expanduser(), dtype)
-        return LlamaBackbone(_load_generation_config(module, source), _load_tokenizer(source))
+        return LlamaBackbone(_load_generation_config(module, source), *load_tokenizer(source))
     if options.weights is not None:
         folder = Path(options.weights).expanduser()
         if not (folder / "config.json").is_file():
@@ -69,7 +69,7 @@ def build_llama(source: str, architecture: Mapping[str, Any] | None, options: Ll
         module = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # the hub, a foreign folder or a damaged file may raise anything
         raise _build_unavailable_error(place, error) from error
-    return LlamaBackbone(module, _load_tokenizer(place))
+    return LlamaBackbone(module, *load_tokenizer(place))
 
 
 def wrap_llama(module: Any) -> LlamaBackbone | None:
@@ -77,7 +77,7 @@ def wrap_llama(module: Any) -> LlamaBackbone | None:
     if not isinstance(module, PreTrainedModel) or module.get_output_embeddings() is None:
         return None
     place = module.config.name_or_path
-    return LlamaBackbone(module, _load_tokenizer(place) if place else None)
+    return LlamaBackbone(module, *load_tokenizer(place)) if place else LlamaBackbone(module)
 
 
 def _load_weights_file(source: str, file: Path, dtype: Any) -> PreTrainedModel:
@@ -123,14 +123,6 @@ def _load_generation_config(module: PreTrainedModel, place: str) -> PreTrainedMo
     with suppress(OSError):  # many models have none; the settings of the configuration then apply
         module.generation_config = GenerationConfig.from_pretrained(place)
     return module
-
-
-def _load_tokenizer(place: str) -> Any:
-    """Return the tokenizer stored with the model, or None if there is none (random weights need none)."""
-    try:
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except Exception:  # code that needs the tokenizer reports that it is missing
-        return None
 
 
 def _build_unavailable_error(place: str, error: Exception) -> ToastError:

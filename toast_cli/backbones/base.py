@@ -100,6 +100,17 @@ class Preprocessing:
     crop_pct: float = 1.0
 
 
+@dataclass(frozen=True)
+class TextLimits:
+    """The texts that a language model accepts: `window` positions, token ids below `vocabulary`. None: no limit."""
+
+    window: int | None = None
+    vocabulary: int | None = None
+
+
+NO_TEXT_LIMITS = TextLimits()
+
+
 @dataclass
 class State:
     """The state between levels: `hidden` ([B, N, d] or [B, C, H, W]) and further data of the family in `context`."""
@@ -175,7 +186,8 @@ class Backbone(ABC):
     `module` holds all weights. `width` is d, the channels of `z`; `head_width` is the width of the pooled features;
     `channel_dim` is -1 for tokens and 1 for maps. The first `prefix_tokens` tokens (class token, registers) have no
     position in the image. Models with attention maps set `has_attention`. `preprocessing` is None for backbones that do
-    not take images, `tokenizer` for those that do not take text. With `checkpointing`, levels keep only their input for
+    not take images, `tokenizer` for those that do not take text or if it cannot be loaded for the reason in
+    `tokenizer_error`. `text_limits` are the limits of texts. With `checkpointing`, levels keep only their input for
     the backward pass and are recomputed. `adapter_targets` are name suffixes of the layers that receive low-rank
     factors by default. With `takes_prompts`, tokens may be appended; with `any_image_size`, images may have any size.
     `classifier` returns the pretrained layer from pooled features to classes, with one row per requested class
@@ -189,6 +201,8 @@ class Backbone(ABC):
     levels: Sequence[Level]
     preprocessing: Preprocessing | None
     tokenizer: Any = None
+    tokenizer_error: ToastError | None = None
+    text_limits: TextLimits = NO_TEXT_LIMITS
     channel_dim: int = -1
     prefix_tokens: int = 0
     has_attention: bool = False
@@ -262,8 +276,10 @@ class Backbone(ABC):
         """Return `tokenizer`, which must not be None.
 
         Raises:
-            ToastError: The model has no tokenizer.
+            ToastError: The model has no tokenizer, or it cannot be loaded.
         """
+        if self.tokenizer is None and self.tokenizer_error is not None:
+            raise self.tokenizer_error
         if self.tokenizer is None:
             raise ToastError(
                 f"There is no tokenizer for {type(self.module).__name__}.",

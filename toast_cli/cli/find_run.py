@@ -43,8 +43,8 @@ def load_writer(run: Path, weights: str | None, device: str | None, raw: bool = 
     Prompts are formatted with the template that the run was trained with, unless `raw` is true.
     """
     from toast_cli.evaluation.open_run import RunRequest, open_run
-    from toast_cli.model.generation import TextGenerator
+    from toast_cli.model.generation import TextGenerator, choose_template
 
     opened = open_run(RunRequest(run, weights=weights, device=device))
-    template = None if raw else getattr(opened.recipe.dataset, "template", None)
+    template = None if raw else choose_template(opened.recipe, opened.model.backbone.tokenizer)
     return TextGenerator(opened.model, template, print_message)

@@ -21,11 +21,11 @@ def build_loader(split: Any, backbone: Backbone, batches: BatchOptions, options:
     if kind == "conversations":
         from toast_cli.data.text.loader import build_conversation_loader
 
-        return build_conversation_loader(split, backbone.require_tokenizer(), batches, options)
+        return build_conversation_loader(split, backbone.require_tokenizer(), batches, options, backbone.text_limits)
     if kind == "documents":
         from toast_cli.data.text.loader import build_document_loader
 
-        return build_document_loader(split, backbone.require_tokenizer(), batches, options)
+        return build_document_loader(split, backbone.require_tokenizer(), batches, options, backbone.text_limits)
     preprocessing = backbone.require_preprocessing()
     if kind == "pixels":
         from toast_cli.data.segmentation.loader import build_pixel_loader

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Sequence
+from copy import deepcopy
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from toast_cli.data.text.chat_templates import format_prompt, prepend_bos
+from toast_cli.data.text.chat_templates import encode_prompt, find_end_tokens
 from toast_cli.data.text.conversation_split import Turn
+from toast_cli.data.text.token_limits import get_padding_token, require_known_tokens, require_room
 from toast_cli.model.model import Model
 from toast_cli.utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from toast_cli.recipe.schema import Recipe
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """Largest number of new tokens, unless the settings limit the length in another way."""
@@ -19,6 +25,31 @@ DEFAULT_MAX_NEW_TOKENS = 256
 _LENGTH_SETTINGS = frozenset({"max_new_tokens", "max_length", "max_time", "stopping_criteria", "generation_config"})
 _SINGLE_TEXT_SETTINGS = {"return_dict_in_generate": (None, False), "num_return_sequences": (None, 1)}
 """Settings that can make `generate` return something other than one text, with the values that are allowed."""
+
+
+def choose_template(recipe: Recipe, tokenizer: Any) -> str | None:
+    """Return the format of the prompts of a model: that of its run, or the chat template of an untuned model.
+
+    None means that prompts are continued as they are: the model was trained on documents, or has no chat template.
+    """
+    if recipe.task.name == "language":
+        return getattr(recipe.dataset, "template", None)
+    return "chat" if getattr(tokenizer, "chat_template", None) else None
+
+
+def find_stop_tokens(tokenizer: Any, template: str | None, known: int | Sequence[int] | None) -> list[int]:
+    """Return the tokens at which generation stops.
+
+    They are those that end an answer in training, the end token of the tokenizer, and the `known` ones of the model's
+    generation settings.
+    """
+    ends = find_end_tokens(tokenizer, template or "auto")
+    return sorted({*ends, *to_token_list(tokenizer.eos_token_id), *to_token_list(known)})
+
+
+def to_token_list(tokens: int | Sequence[int] | None) -> list[int]:
+    """Return the tokens of a setting of transformers, which is a token, several or None."""
+    return [] if tokens is None else [tokens] if isinstance(tokens, int) else [*map(int, tokens)]
 
 
 class TextGenerator:
@@ -30,21 +61,22 @@ class TextGenerator:
         notice: called with each notice for the user, before the answer.
 
     Raises:
-        UsageError: the backbone is not a language model, or has no tokenizer.
+        UsageError: the backbone is not a language model.
+        ToastError: the backbone has no tokenizer.
     """
 
     def __init__(self, model: Model, template: str | None, notice: Callable[[str], object] = warnings.warn) -> None:
         backbone = model.backbone
         generator = backbone.generator(lambda inputs: model.adapted(inputs).last.pooled)
-        if generator is None or backbone.tokenizer is None:
-            name = type(backbone.module).__name__
-            reason = f"A {name} is not a language model." if generator is None else "The model has no tokenizer files."
+        if generator is None:
             raise UsageError(
-                reason,
+                f"A {type(backbone.module).__name__} is not a language model.",
                 what_to_do="Give a --run or a --backbone of a language model with its tokenizer: llama:<model>.",
                 code="task.not-a-language-model",
             )
-        self.tokenizer = backbone.tokenizer
+        self.tokenizer = backbone.require_tokenizer()
+        self.limits = backbone.text_limits
+        self.stop_tokens = find_stop_tokens(self.tokenizer, template, generator.generation_config.eos_token_id)
         self.template = template
         self.notice = notice
         self._generator = generator
@@ -72,7 +104,7 @@ class TextGenerator:
                 code="text.cannot-stream",
             )
         if on_text is not None:
-            settings["streamer"] = _build_streamer(self.tokenizer, on_text)
+            settings["streamer"] = _build_streamer(self.tokenizer, on_text, self._set_stop_tokens(settings))
         return self._generate_texts([self._encode_prompt(turns)], settings)[0]
 
     @torch.no_grad()
@@ -96,7 +128,9 @@ class TextGenerator:
                 what_to_do="Generate them one at a time.",
                 code="text.cannot-stream",
             )
-        prompts = [self._encode_prompt(turns) for turns in conversations]
+        prompts = [
+            self._encode_prompt(turns, f"Prompt {number}") for number, turns in enumerate(conversations, start=1)
+        ]
         order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         answers: dict[int, str] = {}
         for start in range(0, len(order), batch_size):
@@ -105,14 +139,15 @@ class TextGenerator:
             answers |= dict(zip(numbers, texts, strict=True))
         return [answers[number] for number in range(len(prompts))]
 
-    def _encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the token ids of a conversation, formatted with the run's chat template."""
+    def _encode_prompt(self, turns: Sequence[Turn], name: str = "The prompt") -> list[int]:
+        """Return the token ids of a conversation, formatted with the run's chat template; they fit into the window."""
         if not turns:
             raise UsageError("The conversation is empty.", code="text.empty-prompt")
-        text = turns[-1].whole if self.template is None else format_prompt(turns, self.tokenizer, self.template)
-        ids = prepend_bos(self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer)
+        ids = encode_prompt(turns, self.tokenizer, self.template)
         if not ids:
-            raise UsageError("The prompt is empty.", code="text.empty-prompt")
+            raise UsageError(f"{name} is empty.", code="text.empty-prompt")
+        require_known_tokens(ids, self.tokenizer, self.limits, name)
+        require_room(ids, self.limits, name)
         return ids
 
     def _generate_texts(self, prompts: Sequence[list[int]], chosen: dict[str, Any]) -> list[str]:
@@ -124,11 +159,11 @@ class TextGenerator:
                     what_to_do="Generate several times, or export with --format hf and use generate of transformers.",
                     code="text.unsupported-setting",
                 )
-        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        pad = next(number for number in known if number is not None)
+        pad = get_padding_token(self.tokenizer, self.limits)
         longest = max(map(len, prompts))
         ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=self._device)
         real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        ends = self._set_stop_tokens(chosen)
         if "generation_config" not in chosen:
             chosen.setdefault("pad_token_id", pad)
         if not _LENGTH_SETTINGS & chosen.keys():
@@ -138,19 +173,25 @@ class TextGenerator:
         if chosen.get("stop_strings") is not None:
             chosen["tokenizer"] = self.tokenizer
         generated = self._generator.generate(ids, attention_mask=real.to(self._device), **chosen)
-        return [self.tokenizer.decode(row[longest:], skip_special_tokens=True) for row in generated]
+        answers = (takewhile(lambda token: token not in ends, row[longest:].tolist()) for row in generated)
+        return [self.tokenizer.decode(list(answer), skip_special_tokens=True) for answer in answers]
+
+    def _set_stop_tokens(self, chosen: dict[str, Any]) -> frozenset[int]:
+        """Add the tokens at which generation stops to the settings, unless they have some; return those that apply."""
+        config: Any = chosen.get("generation_config")
+        if config is None:
+            chosen.setdefault("eos_token_id", self.stop_tokens or None)
+        elif config.eos_token_id is None:
+            chosen["generation_config"] = config = deepcopy(config)
+            config.eos_token_id = self.stop_tokens or None
+        own = None if config is None else config.eos_token_id
+        return frozenset(to_token_list(chosen.get("eos_token_id", own)))
 
     def _limit_new_tokens(self, prompt: int, limit: int) -> int:
         """Return the largest number of new tokens after a prompt of `prompt` tokens: `limit`, or what fits."""
-        window = getattr(self._generator.config.get_text_config(), "max_position_embeddings", None)
+        window = self.limits.window
         if window is None or prompt + limit <= window:
             return limit
-        if prompt >= window:
-            raise UsageError(
-                f"The prompt has {prompt:,} tokens, and the model accepts {window:,} at most, including the answer.",
-                what_to_do="Shorten the prompt.",
-                code="text.prompt-too-long",
-            )
         self.notice(
             f"The prompt has {prompt:,} tokens and the model accepts {window:,} at most: the answer is limited to "
             f"{window - prompt:,} tokens instead of {limit:,}."
@@ -158,10 +199,14 @@ class TextGenerator:
         return window - prompt
 
 
-def _build_streamer(tokenizer: Any, on_text: Any) -> Any:
+def _build_streamer(tokenizer: Any, on_text: Any, ends: Container[int]) -> Any:
     from transformers import TextStreamer
 
     class CallbackStreamer(TextStreamer):
+        def put(self, value: Any) -> None:
+            if self.next_tokens_are_prompt or int(value) not in ends:
+                super().put(value)
+
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             if text:
                 on_text(text)

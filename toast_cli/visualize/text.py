@@ -12,8 +12,9 @@ from torch import Tensor
 
 from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.attention.maps import AttentionRecorder
-from toast_cli.data.text.chat_templates import format_prompt, prepend_bos
+from toast_cli.data.text.chat_templates import encode_prompt, format_prompt
 from toast_cli.data.text.conversation_split import Turn
+from toast_cli.data.text.token_limits import require_known_tokens, require_room
 from toast_cli.utils.errors import UsageError
 from toast_cli.visualize.map_color_scales import ColorScale, build_diverging_scale, build_sequential_scale
 from toast_cli.visualize.view import AttentionViewer, TopPrediction
@@ -47,21 +48,21 @@ def compute_text_view(viewer: AttentionViewer, prompt: str, template: str | None
     """Run a language model on a text, formatted with a chat template; None leaves the text unchanged.
 
     Raises:
-        UsageError: the model is not a language model, has no tokenizer, or the level or head does not exist.
-        ToastError: a map differs from the attention that the model uses.
+        UsageError: the model is not a language model, the prompt is too long, or the level or head does not exist.
+        ToastError: the model has no tokenizer, or a map differs from the attention that the model uses.
     """
     model, backbone = viewer.model, viewer.model.backbone
-    tokenizer = backbone.tokenizer
-    if backbone.preprocessing is not None or tokenizer is None:
+    if backbone.preprocessing is not None:
         raise UsageError(
-            f"A {type(backbone.module).__name__} is not a language model."
-            if tokenizer is None and backbone.preprocessing is not None
-            else "The model has no tokenizer files.",
+            f"A {type(backbone.module).__name__} is not a language model.",
             what_to_do="Give a --run or a --backbone of a language model with its tokenizer.",
             code="task.not-a-language-model",
         )
-    text = prompt if template is None else format_prompt([Turn("user", prompt)], tokenizer, template)
-    ids = prepend_bos(tokenizer(text, add_special_tokens=False).input_ids, tokenizer)
+    tokenizer, turns = backbone.require_tokenizer(), [Turn("user", prompt)]
+    text = prompt if template is None else format_prompt(turns, tokenizer, template)
+    ids = encode_prompt(turns, tokenizer, template)
+    require_known_tokens(ids, tokenizer, backbone.text_limits, "The prompt")
+    require_room(ids, backbone.text_limits, answer=False)
     batch = torch.tensor([ids], device=next(model.parameters()).device)
     inputs = {"input_ids": batch, "attention_mask": torch.ones_like(batch)}
     recorder = viewer.recorder
@@ -83,9 +84,9 @@ def predict_next_token(logits: Tensor, tokenizer: Any) -> TopPrediction:
     """Return the most likely next token, given logits `[1, N, vocabulary]`."""
     probability, index = logits[0, -1].float().softmax(-1).max(-1)
     # A token that only marks the start of a word decodes to an empty string.
-    return TopPrediction(
-        tokenizer.decode([int(index)]) or tokenizer.convert_ids_to_tokens(int(index)), float(probability)
-    )
+    # The output layer of some models has more rows than the tokenizer has tokens.
+    name = tokenizer.decode([int(index)]) or tokenizer.convert_ids_to_tokens(int(index)) or f"token {int(index)}"
+    return TopPrediction(name, float(probability))
 
 
 def align_tokens_to_text(ids: list[int], text: str, tokenizer: Any) -> list[str]:

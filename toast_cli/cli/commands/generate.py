@@ -131,12 +131,12 @@ def _read_input_line() -> str:
 
 def _make_writer(run: Path | None, backbone: str | None, weights: str | None, raw: bool, device: str | None) -> Any:
     from toast_cli.cli.find_run import load_writer, print_message, resolve_run_path
-    from toast_cli.model.generation import TextGenerator
+    from toast_cli.model.generation import TextGenerator, choose_template
     from toast_cli.training.distributed.devices import make_accelerator
     from toast_cli.training.session import build_plain_model
 
     if backbone is None:
         return load_writer(resolve_run_path(run), weights, device, raw)
     model, recipe = build_plain_model(backbone, weights, device)
-    template = None if raw or not getattr(model.backbone.tokenizer, "chat_template", None) else "chat"
+    template = None if raw else choose_template(recipe, model.backbone.tokenizer)
     return TextGenerator(model.to(make_accelerator(recipe.device, recipe.precision).device), template, print_message)

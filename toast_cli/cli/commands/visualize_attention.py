@@ -92,9 +92,7 @@ def visualize_attention(
     if prompt is not None:
         from toast_cli.cli.commands.visualize_text import show_text
 
-        assert viewers[0].recipe is not None
-        template = None if raw else getattr(viewers[0].recipe.dataset, "template", None)
-        show_text(viewers, prompt, template, place, as_json)
+        show_text(viewers, prompt, raw, place, as_json)
         return
     broken: list[str] = []
     if test_image:

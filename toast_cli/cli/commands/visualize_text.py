@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from toast_cli.cli.output.console import out, print_json, print_line
+from toast_cli.model.generation import choose_template
 from toast_cli.utils.files import write_json, write_tensors, write_text
 from toast_cli.utils.formatting import render_template
 from toast_cli.visualize.map_color_scales import ColorScale
@@ -38,9 +39,14 @@ LEGEND_STEPS = 8
 """Color steps between two numbers of a legend."""
 
 
-def show_text(viewers: list[AttentionViewer], prompt: str, template: str | None, folder: Path, as_json: bool) -> None:
-    """Print the attention of each viewer over a text, and write `prompt.html`, the maps and a record to a folder."""
-    views = [compute_text_view(viewer, prompt, template) for viewer in viewers]
+def show_text(viewers: list[AttentionViewer], prompt: str, raw: bool, folder: Path, as_json: bool) -> None:
+    """Print the attention of each viewer over a text, and write `prompt.html`, the maps and a record to a folder.
+
+    The text is formatted as the prompts of each model are, unless `raw` is true.
+    """
+    templates = [None if raw else _choose_template(viewer) for viewer in viewers]
+    views = [compute_text_view(viewer, prompt, template) for viewer, template in zip(viewers, templates, strict=True)]
+    template = templates[0]
     meaning, single = build_text_scales(views), len(views) == 1
     digest = compute_source_digest(viewers, [prompt.encode(errors="surrogatepass"), str(template).encode()])
     name = find_free_name(
@@ -74,6 +80,11 @@ def show_text(viewers: list[AttentionViewer], prompt: str, template: str | None,
             print_line(f"  {_describe_map(view, name)}")
     print_line("")
     print_line(f"Page: {page}")
+
+
+def _choose_template(viewer: AttentionViewer) -> str | None:
+    assert viewer.recipe is not None
+    return choose_template(viewer.recipe, viewer.model.backbone.tokenizer)
 
 
 def render_text_page(views: Sequence[TextView]) -> str:

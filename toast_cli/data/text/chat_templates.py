@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from itertools import groupby
 from typing import Any
 
 from toast_cli.data.text.conversation_split import Turn
@@ -49,11 +50,34 @@ def format_prompt(turns: Sequence[Turn], tokenizer: Any, template: str) -> str:
     return _format_turns(turns, tokenizer, template, prompt=True)
 
 
+def encode_prompt(turns: Sequence[Turn], tokenizer: Any, template: str | None) -> list[int]:
+    """Return the token ids before the next answer: the tokens that precede it in `tokenize_conversation`.
+
+    If `template` is None, the text of the last turn is encoded as it is, as the start of a document.
+
+    Raises:
+        ChatTemplateError: If the chat template rejects the turns.
+    """
+    if template is None:
+        return encode_documents([turns[-1].whole], tokenizer)[0]
+    ids, _ = _encode_turns(turns, tokenizer, template, prompt=True)[-1]
+    return ids
+
+
+def encode_documents(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Return the token ids of texts, each with the begin token of the tokenizer, if it has one, before it."""
+    begin = tokenizer.bos_token_id
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+    return [ids if begin is None or ids[:1] == [begin] else [begin, *ids] for ids in encoded]
+
+
 def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) -> list[tuple[list[int], list[int]]]:
     """Return the token ids and labels of a conversation, one pair per training sample.
 
-    Labels are `IGNORE_INDEX` outside the answers of the assistant. Every answer follows the same prompt as during
-    generation, and prompt and answer are tokenized separately, also as during generation.
+    Labels are `IGNORE_INDEX` outside the answers of the assistant. Every answer follows the tokens of `encode_prompt`.
+    A text begins with what the chat template writes, which is what models with one were trained on. The other formats
+    begin with the begin token of the tokenizer, if it has one. Prompts and answers are tokenized one by one, because a
+    model generates from the tokens of a prompt, not from its text.
 
     A conversation usually gives one sample. Some chat templates format earlier turns differently once others follow;
     for example, they drop the reasoning in earlier answers. If the prompt of an answer does not continue the text so
@@ -63,36 +87,94 @@ def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) 
         ChatTemplateError: If the chat template rejects the turns, or its generation prompt is not the prefix of a
             formatted answer.
     """
+    return _encode_turns(turns, tokenizer, template, prompt=False)
+
+
+def _encode_turns(
+    turns: Sequence[Turn], tokenizer: Any, template: str, prompt: bool
+) -> list[tuple[list[int], list[int]]]:
+    """Return the samples of a conversation; with `prompt`, the last one ends before the next answer."""
     chat = uses_chat_template(tokenizer, template)
     samples: list[tuple[list[int], list[int]]] = []
     before: str | None = None
 
-    def write(text: str, learned: bool) -> None:
-        ids, labels = samples[-1]
-        new = tokenizer(text, add_special_tokens=False).input_ids
+    def write_prompt(head: str) -> None:
+        if before is not None and head.startswith(before):
+            ids, labels = samples[-1]
+            new = _encode(head[len(before) :], tokenizer)
+        else:
+            samples.append(([], []))
+            ids, labels = samples[-1]
+            new = _encode(head, tokenizer) if chat else encode_documents([head], tokenizer)[0]
         ids.extend(new)
-        labels.extend(new if learned else [IGNORE_INDEX] * len(new))
+        labels.extend([IGNORE_INDEX] * len(new))
 
     for index, turn in enumerate(turns):
         if turn.role != "assistant":
             continue
-        head = format_prompt(turns[:index], tokenizer, template)
-        whole = _format_turns(turns[: index + 1], tokenizer, template)
-        if not whole.startswith(head):
-            raise ChatTemplateError(
-                "The chat template of this tokenizer does not begin answers with its generation prompt.",
-                "Prompt and answer cannot be separated.",
-                "Use dataset.template=plain.",
-                code="text.inconsistent-chat-template",
-            )
-        if before is None or not head.startswith(before):
-            start = [] if chat or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-            samples.append((start, [IGNORE_INDEX] * len(start)))
-            before = ""
-        write(head[len(before) :], learned=False)
-        write(whole[len(head) :], learned=True)
+        try:
+            head = format_prompt(turns[:index], tokenizer, template)
+            whole = _format_turns(turns[: index + 1], tokenizer, template)
+            if not whole.startswith(head):
+                raise ChatTemplateError(
+                    "The chat template of this tokenizer does not begin answers with its generation prompt.",
+                    "Prompt and answer cannot be separated.",
+                    "Use dataset.template=plain.",
+                    code="text.inconsistent-chat-template",
+                )
+        except ChatTemplateError:
+            if not prompt:
+                raise
+            before = None  # cannot be trained on, but the template may still format the whole conversation
+            continue
+        write_prompt(head)
+        answer = _encode(whole[len(head) :], tokenizer)
+        for sequence in samples[-1]:
+            sequence.extend(answer)
         before = whole
+    if prompt:
+        write_prompt(format_prompt(turns, tokenizer, template))
     return samples
+
+
+_PROBE = (Turn("user", "1"), Turn("assistant", "2"), Turn("user", "3"), Turn("assistant", "4"))
+"""A conversation that shows how a format ends answers."""
+
+
+def find_end_tokens(tokenizer: Any, template: str) -> frozenset[int]:
+    """Return the tokens with which the format ends an answer in training, so that generation can stop at them.
+
+    They are empty if it ends answers with ordinary text, or rejects a plain conversation.
+    """
+    try:
+        samples = tokenize_conversation(_PROBE, tokenizer, template)
+    except ChatTemplateError:
+        return frozenset()
+    markers = get_marker_tokens(tokenizer)
+    ends = (find_answer_end(answer, tokenizer, markers) for _, labels in samples for answer in split_answers(labels))
+    return frozenset(end for end in ends if end is not None)
+
+
+def split_answers(labels: Sequence[int]) -> list[list[int]]:
+    """Return the learned tokens of every answer."""
+    return [list(run) for learned, run in groupby(labels, lambda label: label != IGNORE_INDEX) if learned]
+
+
+def find_answer_end(answer: Sequence[int], tokenizer: Any, markers: Container[int]) -> int | None:
+    """Return the token that ends an answer: the last of `markers`, if only blanks follow. None if there is none."""
+    for place in range(len(answer) - 1, -1, -1):
+        if answer[place] in markers:
+            return None if tokenizer.decode(answer[place + 1 :]).strip() else answer[place]
+    return None
+
+
+def get_marker_tokens(tokenizer: Any) -> frozenset[int]:
+    """Return the special and added tokens of a tokenizer, which ordinary text does not contain."""
+    return frozenset((*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder))
+
+
+def _encode(text: str, tokenizer: Any) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def _format_turns(turns: Sequence[Turn], tokenizer: Any, template: str, prompt: bool = False) -> str:
@@ -101,22 +183,23 @@ def _format_turns(turns: Sequence[Turn], tokenizer: Any, template: str, prompt: 
     return (_format_stanford if template == "stanford" else _format_plain)(turns, tokenizer, prompt)
 
 
-def prepend_bos(ids: list[int], tokenizer: Any) -> list[int]:
-    """Return `ids` with the BOS token of the tokenizer, if it has one and `ids` does not start with it."""
-    bos = tokenizer.bos_token_id
-    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
-
-
 def _format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
-    from jinja2 import TemplateError
-
-    first_error = None
+    """Format turns with the chat template. If it rejects or omits system turns, they are added to the user's."""
+    first_error: Exception | None = None
+    formatted: str | None = None
+    system = [turn.text.strip() for turn in turns if turn.role == "system"]
     for attempt in (turns, merge_system_turns(turns)):
         messages = [{"role": turn.role, "content": turn.whole} for turn in attempt]
         try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-        except TemplateError as error:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        except Exception as error:  # a chat template is a program of somebody else
             first_error = first_error or error
+            continue
+        if all(part in text for part in system):
+            return text
+        formatted = formatted or text
+    if formatted is not None:
+        return formatted
     raise ChatTemplateError(
         "The chat template of this tokenizer rejects the conversation.",
         f"{type(first_error).__name__}: {first_error}",

@@ -11,10 +11,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
+from toast_cli.backbones.base import NO_TEXT_LIMITS, TextLimits
 from toast_cli.data.images.loader import SeededShuffleSampler
 from toast_cli.data.sampler import ShardedBatchSampler
-from toast_cli.data.text.chat_templates import ChatTemplateError, tokenize_conversation
+from toast_cli.data.text.chat_templates import (
+    ChatTemplateError,
+    encode_documents,
+    find_answer_end,
+    find_end_tokens,
+    get_marker_tokens,
+    split_answers,
+    tokenize_conversation,
+)
 from toast_cli.data.text.text_store import memory_map_tokens
+from toast_cli.data.text.token_limits import get_padding_token, limit_tokens, require_known_tokens
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 
@@ -96,28 +106,41 @@ class TextLoader:
 
 
 def build_conversation_loader(
-    split: ConversationSplit, tokenizer: Any, batches: BatchOptions, loader: LoaderOptions
+    split: ConversationSplit,
+    tokenizer: Any,
+    batches: BatchOptions,
+    loader: LoaderOptions,
+    limits: TextLimits = NO_TEXT_LIMITS,
 ) -> TextLoader:
-    """Build a loader of conversations.
+    """Build a loader of conversations, of at most `max_tokens` tokens and the window of the model.
 
     Batches have `input_ids`, `attention_mask` and `labels`, all `[B, N]`. Batches of packed blocks have `position_ids`
     and `real` instead of `attention_mask`.
 
     Raises:
-        ToastError: If the chat template rejects all texts, or no text has a token to learn.
+        ToastError: If the chat template rejects all texts, no text has a token to learn, or the model lacks a token.
     """
     options = split.options
+    longest, note = limit_tokens(options.max_tokens, "dataset.max_tokens", limits)
+    markers, ends = get_marker_tokens(tokenizer), find_end_tokens(tokenizer, options.template)
     texts, truncated, empty, total, rejected = [], 0, 0, 0, []
+    answers, endless = 0, []
     for index in range(len(split)):
+        conversation = split.load(index)
         try:
-            samples = tokenize_conversation(split.load(index).turns, tokenizer, options.template)
+            samples = tokenize_conversation(conversation.turns, tokenizer, options.template)
         except ChatTemplateError as error:
             rejected.append(error)
             continue
         total += len(samples)
         for ids, labels in samples:
-            truncated += len(ids) > options.max_tokens
-            ids, labels = ids[: options.max_tokens], labels[: options.max_tokens]
+            require_known_tokens(ids, tokenizer, limits, conversation.name)
+            for answer in split_answers(labels):
+                answers += 1
+                if find_answer_end(answer, tokenizer, markers) not in ends:
+                    endless.append(tokenizer.decode(answer[-3:]))
+            truncated += len(ids) > longest
+            ids, labels = ids[:longest], labels[:longest]
             if all(label == IGNORE_INDEX for label in labels[1:]):
                 empty += 1
             else:
@@ -126,11 +149,11 @@ def build_conversation_loader(
         raise rejected[0]
     if not texts:
         raise ToastError(
-            f"None of {len(split):,} texts has a token to learn within the first {options.max_tokens} tokens.",
-            what_to_do="Raise dataset.max_tokens.",
+            f"None of {len(split):,} texts has a token to learn within the first {longest} tokens.",
+            what_to_do="Raise dataset.max_tokens." if longest == options.max_tokens else "Shorten the prompts.",
             code="text.nothing-to-learn",
         )
-    notes = []
+    notes = [] if note is None else [note]
     if rejected:
         why = f"{rejected[0].what} {rejected[0].why}".rstrip(". ")
         notes.append(f"{len(rejected):,} of {len(split):,} texts were left out: {why}.")
@@ -139,30 +162,39 @@ def build_conversation_loader(
             f"{len(split) - len(rejected):,} conversations became {total:,} texts, because the chat template formats "
             "earlier turns differently once others follow. Every answer is learned after the prompt used in generation."
         )
+    if endless:
+        notes.append(
+            f"{len(endless):,} of {answers:,} answers do not end with a token that ends answers, but with "
+            f"{endless[0]!r}: generation cannot stop there, and continues to its limit of new tokens."
+        )
     if truncated:
-        notes.append(f"{truncated:,} of {total:,} texts were truncated to {options.max_tokens} tokens.")
+        notes.append(f"{truncated:,} of {total:,} texts were truncated to {longest} tokens.")
     if empty:
         notes.append(f"{empty:,} of {total:,} texts were left out, because they had no token to learn.")
     if options.packing and batches.augment:
         texts = pack_texts(texts, options.max_tokens)
         notes.append(f"Packed into {len(texts):,} blocks of at most {options.max_tokens} tokens.")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    return TextLoader(texts, tuple(notes), pad, loader.seed, batches)
+    return TextLoader(texts, tuple(notes), get_padding_token(tokenizer, limits), loader.seed, batches)
 
 
 def build_document_loader(
-    split: DocumentSplit, tokenizer: Any, batches: BatchOptions, loader: LoaderOptions
+    split: DocumentSplit,
+    tokenizer: Any,
+    batches: BatchOptions,
+    loader: LoaderOptions,
+    limits: TextLimits = NO_TEXT_LIMITS,
 ) -> TextLoader:
     """Build a loader of blocks of documents, in which every token is learned.
 
-    Batches have `input_ids`, `attention_mask` and `labels`, all `[B, block_tokens]`. Documents are separated by the EOS
-    token of the tokenizer. Documents in the same block attend to each other.
+    Batches have `input_ids`, `attention_mask` and `labels`, all `[B, N]`, where N is `block_tokens`, or the window of
+    the model if it is smaller. Documents are separated by the EOS token of the tokenizer. Documents in the same block
+    attend to each other.
 
     Raises:
-        ToastError: If there is less text than one block.
+        ToastError: If there is less text than one block, or the model lacks a token.
     """
-    length = split.block_tokens
-    stream = memory_map_tokens(_tokenize_documents(split, tokenizer))
+    length, note = limit_tokens(split.block_tokens, "dataset.block_tokens", limits)
+    stream = memory_map_tokens(_tokenize_documents(split, tokenizer, limits))
     count = len(stream) // length
     if not count:
         raise ToastError(
@@ -171,16 +203,20 @@ def build_document_loader(
             code="text.less-than-one-block",
         )
     left = len(stream) - count * length
-    note = f"{len(split):,} documents make {count:,} blocks of {length} tokens; the last {left:,} tokens are not used."
-    return TextLoader(TokenBlocks(stream, length, count), (note,), 0, loader.seed, batches)
+    notes = [] if note is None else [note]
+    notes.append(
+        f"{len(split):,} documents make {count:,} blocks of {length} tokens; the last {left:,} tokens are not used."
+    )
+    if tokenizer.eos_token_id is None:
+        notes.append("The tokenizer has no end token, so nothing separates documents, and generation does not stop.")
+    return TextLoader(TokenBlocks(stream, length, count), tuple(notes), 0, loader.seed, batches)
 
 
-def _tokenize_documents(split: DocumentSplit, tokenizer: Any) -> Iterator[array[int]]:
+def _tokenize_documents(split: DocumentSplit, tokenizer: Any, limits: TextLimits) -> Iterator[array[int]]:
     """Yield the tokens of every document, with BOS and EOS. Several documents are tokenized per call."""
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     texts: list[str] = []
-    characters = 0
+    characters = done = 0
     for index in range(len(split)):
         texts.append(split.load(index))
         characters += len(texts[-1])
@@ -190,8 +226,10 @@ def _tokenize_documents(split: DocumentSplit, tokenizer: Any) -> Iterator[array[
             and index < len(split) - 1
         ):
             continue
-        for ids in tokenizer(texts, add_special_tokens=False).input_ids:
-            yield array("i", [*start, *ids, *end])
+        for number, ids in enumerate(encode_documents(texts, tokenizer), start=done + 1):
+            require_known_tokens([*ids, *end], tokenizer, limits, f"Document {number:,}")
+            yield array("i", [*ids, *end])
+        done += len(texts)
         texts, characters = [], 0
 
 

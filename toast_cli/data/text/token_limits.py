@@ -1,0 +1,59 @@
+"""Checks of token ids against what a language model accepts: its embedding and its positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from toast_cli.backbones.base import TextLimits
+from toast_cli.utils.errors import ToastError, UsageError
+
+
+def require_known_tokens(ids: Sequence[int], tokenizer: Any, limits: TextLimits, where: str) -> None:
+    """Check that the embedding of the model has a row for every token.
+
+    Raises:
+        ToastError: A token is beyond the embedding; `where` says which text it is in.
+    """
+    if limits.vocabulary is not None and ids and max(ids) >= limits.vocabulary:
+        beyond = max(ids)
+        raise ToastError(
+            f"{where} has the token '{tokenizer.convert_ids_to_tokens(beyond)}' (number {beyond:,}), which the model "
+            "does not have.",
+            f"The tokenizer has {len(tokenizer):,} tokens, and the embedding of the model has {limits.vocabulary:,}.",
+            "Use the tokenizer that belongs to the model, or a model with an embedding for every token "
+            "(resize_token_embeddings of transformers).",
+            code="text.token-beyond-embedding",
+        )
+
+
+def require_room(prompt: Sequence[int], limits: TextLimits, name: str = "The prompt", answer: bool = True) -> None:
+    """Check that a prompt fits into the positions of the model; with `answer`, with room for a token after it.
+
+    Raises:
+        UsageError: It does not fit.
+    """
+    if limits.window is not None and len(prompt) + answer > limits.window:
+        raise UsageError(
+            f"{name} has {len(prompt):,} tokens, and the model accepts {limits.window:,} at most"
+            + (", including the answer." if answer else "."),
+            what_to_do="Shorten the prompt.",
+            code="text.prompt-too-long",
+        )
+
+
+def get_padding_token(tokenizer: Any, limits: TextLimits) -> int:
+    """Return a token to pad with, which the model masks: the tokenizer's own if the embedding has it."""
+    vocabulary = limits.vocabulary
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in known if token is not None and (vocabulary is None or token < vocabulary))
+
+
+def limit_tokens(wanted: int, option: str, limits: TextLimits) -> tuple[int, str | None]:
+    """Return the largest number of tokens of a training text, and a note if the model has fewer positions."""
+    if limits.window is None or wanted <= limits.window:
+        return wanted, None
+    return limits.window, (
+        f"{option}={wanted:,} is more than the {limits.window:,} positions that the model reads. "
+        f"Texts have {limits.window:,} tokens at most."
+    )
