@@ -113,7 +113,8 @@ def test_wrong_text_is_said(here: Path) -> None:
     missing, short = "text.missing-field", "text.less-than-one-block"
     toast(*chosen, "--dataset", f"text:{table}", "dataset.field=body").fails(1, "'body'", "text, id", error=missing)
     toast(*chosen, "--dataset", f"text:{table}", "dataset.field=id").fails(1, "'id'", error="text.not-a-string")
-    toast(*chosen, "--dataset", f"text:{table}", "dataset.block_tokens=100000").fails(1, "100000", error=short)
+    few = ["dataset.documents=3", "dataset.block_tokens=200"]
+    toast(*chosen, "--dataset", f"text:{table}", *few).fails(1, "200", error=short)
     (here / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     toast(*chosen, "--dataset", f"text:{here / 'broken.jsonl'}").fails(1, "broken.jsonl", error="data.unreadable-file")
     (here / "empty").mkdir()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast, ImageClassifierOutput, SemanticSegmenterOutput
 from transformers.utils import cached_file
 
+from toast_cli.model.generation import find_stop_tokens
 from toast_cli.model.model import Model
 from toast_cli.storage.adapter import FULL_MODEL_FILE as WEIGHTS
 from toast_cli.storage.adapter import AdapterConfig, save_adapter_file
@@ -170,7 +172,7 @@ class ToastForCausalLM(_ToastPreTrainedModel, GenerationMixin):
     def __init__(self, config: ToastConfig, model: Model) -> None:
         super().__init__(config, model)
         self.__dict__["_writer"] = model.backbone.generator(lambda inputs: model.adapted(inputs).last.pooled)
-        self.generation_config = self._writer.generation_config
+        self.generation_config = build_generation_config(model, config.toast["recipe"]["dataset"].get("template"))
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **others: Any
@@ -205,8 +207,21 @@ def build_hf_config(model: Model, config: AdapterConfig) -> ToastConfig:
     own: Any = getattr(model.backbone.module, "config", None)
     text = own.get_text_config().to_dict() if hasattr(own, "get_text_config") else {}
     kept = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "bos_token_id", "eos_token_id")
+    sizes = {name: text[name] for name in kept if name in text}
+    if model.backbone.tokenizer is not None:
+        sizes["eos_token_id"] = build_generation_config(model, config.recipe["dataset"].get("template")).eos_token_id
     plain = json.loads(json.dumps(asdict(config)))
-    return ToastConfig(plain, architectures=[kind.__name__], **{name: text[name] for name in kept if name in text})
+    return ToastConfig(plain, architectures=[kind.__name__], **sizes)
+
+
+def build_generation_config(model: Model, template: str | None) -> Any:
+    """Return the generation settings of a language model, which stop where answers end in training."""
+    own: Any = model.backbone.module
+    config, tokenizer = deepcopy(own.generation_config), model.backbone.tokenizer
+    if tokenizer is not None:
+        stops = find_stop_tokens(tokenizer, template, config.eos_token_id)
+        config.eos_token_id = stops[0] if len(stops) == 1 else stops or None
+    return config
 
 
 def register() -> None:

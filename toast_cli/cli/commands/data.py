@@ -67,20 +67,25 @@ def run_data_check(
         list[str] | None, typer.Argument(metavar="dataset.KEY=VALUE", help="Options of the data source to override.")
     ] = None,
     data_dir: options.DataDirOption = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="For texts: language model whose tokenizer and limits they are checked against.")
+    ] = None,
+    weights: options.WeightsOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write the full report to this JSON file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Check a data set for unreadable images and duplicates.
+    """Check a data set for unreadable images or texts and duplicates.
 
-    Reads every image once and also reports class balance and image sizes. Exits with code 1 if there is a problem that
-    would invalidate a run.
+    Reads every image once and also reports class balance and image sizes. Of texts, it reports lengths, and with
+    --backbone whether the model can be trained on them. Exits with code 1 if there is a problem that would invalidate a
+    run.
     """
     from toast_cli import registry
     from toast_cli.cli.output.console import print_json, print_line
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.data.audit.check import check_dataset as report_on
-    from toast_cli.data.base import require_images
+    from toast_cli.data.audit.check import check_dataset
+    from toast_cli.data.audit.check_texts import check_texts
     from toast_cli.data.images.files import MissingFilesError
     from toast_cli.data.images.folder_scan import to_printable_name
     from toast_cli.recipe.parse import build_dataset_options
@@ -96,16 +101,19 @@ def run_data_check(
         missing = [to_printable_name(name) for name in error.names]
         report |= {"missing": missing, "problems": [error.what.removesuffix(".")], "what_to_do": error.what_to_do}
     else:
-        require_images(opened, source)
         _require_outside_data(out, chosen, folder, opened)
+        model = None if backbone is None else _build_text_backbone(opened, backbone, weights)
         with TerminalReporter() as reporter:
-            report |= report_on(opened, reporter.track)
+            report |= (
+                check_dataset(opened, reporter.track) if opened.classes else check_texts(opened, reporter.track, model)
+            )
     if out is not None:
         write_json(out, report)
     if as_json:
         print_json(report)
     else:
-        (_print_missing if "missing" in report else _print_report)(report)
+        printer = _print_missing if "missing" in report else _print_report if report["classes"] else _print_text_report
+        printer(report)
         if out is not None:
             print_line(f"Report: {out}")
     if report["problems"]:
@@ -251,6 +259,53 @@ def _print_report(report: dict[str, Any]) -> None:
     _print_sentences(report, "warnings", "yellow")
     for line in _list_examples(report):
         print_line(line)
+    if not report["problems"]:
+        print_line("No problems found." if not report["warnings"] else "The data set has warnings, but no problems.")
+
+
+def _build_text_backbone(opened: DataSet, backbone: str, weights: str | None) -> Any:
+    """Build the language model to check texts against.
+
+    Raises:
+        UsageError: The data set has images, or the backbone is no language model.
+    """
+    from toast_cli import registry
+    from toast_cli.utils.errors import UsageError
+
+    if opened.classes:
+        raise UsageError(
+            "--backbone is for texts, and the data set has images.",
+            what_to_do="Leave --backbone out.",
+            code="cli.conflicting-options",
+        )
+    card = registry.load_backbone_card(backbone)
+    return card.build(card.options(name=backbone, weights=weights))
+
+
+def _print_text_report(report: dict[str, Any], limit: int = 5) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from toast_cli.cli.output.console import escape_newlines, print_line, print_table
+
+    table = Table(title=f"{escape(escape_newlines(report['source']))}: texts", title_justify="left")
+    table.add_column("")
+    for part in report["splits"]:
+        table.add_column(part, justify="right")
+    table.add_row("texts", *(f"{found['texts']:,}" for found in report["splits"].values()))
+    table.add_row("characters", *(_format_spread(found["characters"]) for found in report["splits"].values()))
+    print_table(table)
+    for note in report["notes"]:
+        print_line(note)
+    _print_sentences(report, "problems", "bold red")
+    _print_sentences(report, "warnings", "yellow")
+    for name, why in [*report["left_out"].items()][:limit]:
+        print_line(f"  cannot be used: {name} ({why})")
+    for kind, word in (("copies", "identical"), ("nearly_across_splits", "nearly identical")):
+        for pair in report["duplicates"][kind]["pairs"][:limit]:
+            print_line(f"  {word}: {pair['first']} and {pair['second']}")
+    if any(len(found) > limit for found in (report["left_out"], *(_["pairs"] for _ in report["duplicates"].values()))):
+        print_line("  Add --out FILE to write the full list.")
     if not report["problems"]:
         print_line("No problems found." if not report["warnings"] else "The data set has warnings, but no problems.")
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
-from toast_cli.data.text.conversation_split import ConversationOptions, Turn, open_conversations, require_text
+from toast_cli.data.text.conversation_split import (
+    ConversationOptions,
+    Turn,
+    list_filled_fields,
+    open_conversations,
+    require_text,
+)
 
 
 class AlpacaOptions(ConversationOptions):
@@ -18,26 +25,41 @@ class AlpacaOptions(ConversationOptions):
 
 
 def parse_alpaca_entry(entry: dict[str, Any]) -> list[Turn]:
-    """Convert an entry (`instruction`, optional `input`, `output`) to a user turn and an assistant turn.
+    """Convert an entry (`instruction`, `output`; optional `input`, `system`, `history`) to turns.
+
+    `history` is a list of earlier questions with their answers, as in LLaMA-Factory.
 
     Raises:
-        ValueError: If a field is missing, empty or not a string.
+        ValueError: If a field is missing or empty, or has another type.
     """
+    turns = [Turn("system", require_text(entry, "system"))] if entry.get("system") not in (None, "") else []
+    history = entry.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise ValueError("'history' is not a list of questions with their answers")
+    for number, (question, answer) in enumerate(history, start=1):
+        earlier = {f"history {number}": question, f"answer of history {number}": answer}
+        asked, answered = (require_text(earlier, name) for name in earlier)
+        turns += [Turn("user", asked), Turn("assistant", answered)]
     material = "" if entry.get("input") in (None, "") else require_text(entry, "input")
     return [
+        *turns,
         Turn("user", require_text(entry, "instruction"), material),
         Turn("assistant", require_text(entry, "output")),
     ]
 
 
+def _list_unused(entry: dict[str, Any]) -> Iterator[str]:
+    return list_filled_fields(entry, ("instruction", "input", "output", "system", "history"))
+
+
 def open_alpaca(options: AlpacaOptions, data_dir: Path | None) -> DataSet:
     """Read the file as a data set."""
-    return open_conversations(options, data_dir, parse_alpaca_entry)
+    return open_conversations(options, data_dir, parse_alpaca_entry, _list_unused)
 
 
 SOURCE = DataSource(
     AlpacaOptions,
     open_alpaca,
-    "alpaca:FILE, a JSON list of objects with instruction, input and output",
+    "alpaca:FILE, a JSON list of objects with instruction and output, and optionally input, system and history",
     task="language",
 )

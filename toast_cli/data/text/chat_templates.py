@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from copy import deepcopy
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +21,30 @@ STANFORD_PREAMBLES = {
     "Write a response that appropriately completes the request.\n\n",
 }
 """Preambles of Stanford Alpaca, with and without an input. Models tuned with them expect exactly this text."""
+
+
+_JINJA_START = "{{ bos_token or '' }}"
+_JINJA_END = "{{ eos_token or '\n\n' }}"
+JINJA_TEMPLATES = {
+    "plain": _JINJA_START
+    + "{% for m in messages %}"
+    + "".join(
+        f"{{% if m['role'] == '{role}' %}}{{{{ {heading!r} }}}}{{% endif %}}" for role, heading in TURN_HEADINGS.items()
+    )
+    + "{{ m['content'] }}{% if m['role'] == 'assistant' %}"
+    + _JINJA_END
+    + "{% else %}{{ '\n\n' }}{% endif %}{% endfor %}"
+    + f"{{% if add_generation_prompt %}}{{{{ {TURN_HEADINGS['assistant']!r} }}}}{{% endif %}}",
+    "stanford": _JINJA_START
+    + f"{{{{ {STANFORD_PREAMBLES[False]!r} }}}}"
+    + "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '### Response:' + m['content'] }}"
+    + _JINJA_END
+    + f"{{% else %}}{{% if m['role'] == 'system' %}}{{{{ {TURN_HEADINGS['system']!r} }}}}{{% else %}}"
+    + f"{{{{ {TURN_HEADINGS['user']!r} }}}}{{% endif %}}"
+    + "{{ m['content'] + '\n\n' }}{% endif %}{% endfor %}"
+    + "{% if add_generation_prompt %}{{ '### Response:' }}{% endif %}",
+}
+"""The formats without a chat template of the tokenizer, as chat templates of transformers."""
 
 
 class ChatTemplateError(ToastError):
@@ -141,6 +166,15 @@ _PROBE = (Turn("user", "1"), Turn("assistant", "2"), Turn("user", "3"), Turn("as
 """A conversation that shows how a format ends answers."""
 
 
+def set_chat_template(tokenizer: Any, template: str | None) -> Any:
+    """Return a tokenizer whose chat template is the format of the run; the given one if it has that already."""
+    if template is None or uses_chat_template(tokenizer, template):
+        return tokenizer
+    exported = deepcopy(tokenizer)
+    exported.chat_template = JINJA_TEMPLATES["stanford" if template == "stanford" else "plain"]
+    return exported
+
+
 def find_end_tokens(tokenizer: Any, template: str) -> frozenset[int]:
     """Return the tokens with which the format ends an answer in training, so that generation can stop at them.
 
@@ -161,11 +195,14 @@ def split_answers(labels: Sequence[int]) -> list[list[int]]:
 
 
 def find_answer_end(answer: Sequence[int], tokenizer: Any, markers: Container[int]) -> int | None:
-    """Return the token that ends an answer: the last of `markers`, if only blanks follow. None if there is none."""
-    for place in range(len(answer) - 1, -1, -1):
-        if answer[place] in markers:
-            return None if tokenizer.decode(answer[place + 1 :]).strip() else answer[place]
-    return None
+    """Return the token that ends an answer: the first of `markers` after its text. None if there is none."""
+    end = None
+    for token in reversed(answer):
+        if token in markers:
+            end = token
+        elif tokenizer.decode([token]).strip():
+            break
+    return end
 
 
 def get_marker_tokens(tokenizer: Any) -> frozenset[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,11 +13,18 @@ from pydantic import Field
 
 from toast_cli.data.base import DataSet, SplitKind
 from toast_cli.data.splits import compute_split_hash, hold_out
+from toast_cli.data.text.duplicates import compute_text_key, find_first_copies, find_near_texts_across_splits
 from toast_cli.data.text.json_lines import read_json_list
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
 
 Role = Literal["system", "user", "assistant"]
+
+MAX_SHARING_CONVERSATIONS = 3
+"""Number of conversations that may share a part verbatim for it to count in the search for near-duplicates."""
+
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+"""Values of fields without content."""
 
 
 class ConversationOptions(NamedOptions):
@@ -84,14 +93,21 @@ class ConversationSplit:
 
 
 def open_conversations(
-    options: ConversationOptions, data_dir: Path | None, read: Callable[[dict[str, Any]], Sequence[Turn]]
+    options: ConversationOptions,
+    data_dir: Path | None,
+    read: Callable[[dict[str, Any]], Sequence[Turn]],
+    list_unused: Callable[[dict[str, Any]], Iterable[str]],
 ) -> DataSet:
     """Read a file of conversations as a data set.
+
+    Copies of a conversation, which may differ in case and spaces, are in one split: splits are made of the first
+    copies.
 
     Args:
         options: The options of the file.
         data_dir: The folder that a relative path refers to; None for the current folder.
         read: Converts an entry to turns. If it raises ValueError, the entry is left out and counted in the notes.
+        list_unused: Yields what `read` does not use of an entry, to be counted in the notes.
 
     Raises:
         UsageError: If the file does not exist.
@@ -105,15 +121,18 @@ def open_conversations(
             what_to_do="Check the path after the name of the data set.",
             code="data.missing-file",
         )
-    entries, left_out = read_json_list(path), []
+    entries = read_json_list(path)
+    left_out: dict[str, str] = {}
+    unused: Counter[str] = Counter()
     conversations = []
     for number, entry in enumerate(entries, start=1):
         try:
             if not isinstance(entry, dict):
                 raise ValueError("it is not a JSON object")
             conversations.append(Conversation(tuple(read(entry)), f"{path.name}, entry {number}"))
+            unused.update(set(list_unused(entry)))
         except ValueError as error:
-            left_out.append(f"entry {number} ({error})")
+            left_out[f"entry {number}"] = str(error)
     if not conversations:
         why = (
             f"None of {len(entries):,} entries is valid: {_summarize_left_out(left_out)}."
@@ -123,10 +142,7 @@ def open_conversations(
         raise ToastError(
             f"{path} contains no conversation in the format '{options.name}'.", why, code="text.no-conversations"
         )
-    names, labels = [text.name for text in conversations], [0] * len(conversations)
-    kept, test = hold_out(names, labels, options.test_fraction, options.split_seed)
-    train, val = hold_out([names[i] for i in kept], [0] * len(kept), options.val_fraction, options.split_seed + 1)
-    parts = {"train": [kept[i] for i in train], "val": [kept[i] for i in val], "test": test}
+    parts, copies = _split_conversations(conversations, options)
     if not parts["train"]:
         raise ToastError(f"{path} contains no conversation to train on.", code="text.no-training-text")
     contents = [repr(text.turns) for text in conversations]  # not the entry numbers, which do not change with an edit
@@ -140,15 +156,66 @@ def open_conversations(
             f"{len(left_out):,} of {len(entries):,} entries of {path.name} were left out: "
             f"{_summarize_left_out(left_out)}."
         )
-    return DataSet(
-        classes=(),
-        splits={
-            name: ConversationSplit(tuple(conversations[i] for i in indices), options)
-            for name, indices in parts.items()
-            if indices
-        },
-        notes=tuple(notes),
-    )
+    if unused:
+        fields = ", ".join(f"{name} of {count:,} entries" for name, count in unused.most_common())
+        notes.append(f"Not used in {path.name}: {fields}.")
+    if copies:
+        notes.append(
+            f"{copies:,} of {len(conversations):,} texts of {path.name} are copies of an earlier one, so they are in "
+            "the same split."
+        )
+    splits = {
+        name: ConversationSplit(tuple(conversations[i] for i in indices), options)
+        for name, indices in parts.items()
+        if indices
+    }
+    if near := find_near_conversations(splits):
+        later, earlier = next(iter(near.items()))
+        count = f"{len(near):,} {'texts of val and test are' if len(near) > 1 else 'text of val and test is'}"
+        notes.append(
+            f"{count} nearly the same as one of an earlier split, for example {later} and {earlier}. Results on them "
+            "say little about new texts; 'toast data check' lists them."
+        )
+    return DataSet(classes=(), splits=splits, notes=tuple(notes), left_out=left_out)
+
+
+def _split_conversations(
+    conversations: Sequence[Conversation], options: ConversationOptions
+) -> tuple[dict[str, list[int]], int]:
+    """Return the indices of each split, and the number of copies of an earlier conversation."""
+    first = find_first_copies(compute_text_key(format_content(text)) for text in conversations)
+    kinds = sorted(set(first))
+    names, seed = [conversations[i].name for i in kinds], options.split_seed
+    kept, test = hold_out(names, [0] * len(kinds), options.test_fraction, seed)
+    train, val = hold_out([names[i] for i in kept], [0] * len(kept), options.val_fraction, seed + 1)
+    chosen = {"train": [kept[i] for i in train], "val": [kept[i] for i in val], "test": test}
+    split_of = {kinds[place]: name for name, places in chosen.items() for place in places}
+    parts: dict[str, list[int]] = {name: [] for name in chosen}
+    for index, original in enumerate(first):
+        parts[split_of[original]].append(index)
+    return parts, len(first) - len(kinds)
+
+
+def format_content(conversation: Conversation) -> str:
+    """Return the roles and texts of a conversation as one text, to compare conversations."""
+    return "\n".join(f"{turn.role}: {turn.whole}" for turn in conversation.turns)
+
+
+def find_near_conversations(splits: Mapping[str, ConversationSplit]) -> dict[str, str]:
+    """Return the conversations that are nearly the same as one of an earlier split: `part: name` of both.
+
+    Parts that many conversations share, such as a system prompt or the name of a class, are not compared.
+    """
+    turns = (turn for split in splits.values() for text in split.conversations for turn in text.turns)
+    common = Counter(hash(part) for turn in turns for part in (turn.text, turn.material))
+    kept: dict[str, tuple[list[str], list[str]]] = {part: ([], []) for part in splits}
+    for part, split in splits.items():
+        for text in split.conversations:
+            pieces = [piece for turn in text.turns for piece in (turn.text, turn.material)]
+            if own := " ".join(piece for piece in pieces if common[hash(piece)] <= MAX_SHARING_CONVERSATIONS):
+                kept[part][0].append(f"{part}: {text.name}")
+                kept[part][1].append(own)
+    return find_near_texts_across_splits(kept)
 
 
 def require_text(entry: dict[str, Any], name: str) -> str:
@@ -170,6 +237,11 @@ def require_text(entry: dict[str, Any], name: str) -> str:
     return entry[name]
 
 
-def _summarize_left_out(left_out: Sequence[str], most: int = 3) -> str:
+def list_filled_fields(entry: Mapping[str, Any], used: Container[str], prefix: str = "") -> Iterator[str]:
+    """Yield the fields of an entry that are not used, in quotation marks; fields without content do not count."""
+    yield from (f"'{prefix}{name}'" for name, value in entry.items() if name not in used and value not in _EMPTY)
+
+
+def _summarize_left_out(left_out: Mapping[str, str], most: int = 3) -> str:
     more = f" and {len(left_out) - most:,} more" if len(left_out) > most else ""
-    return f"{', '.join(left_out[:most])}{more}"
+    return f"{', '.join(f'{name} ({why})' for name, why in islice(left_out.items(), most))}{more}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,6 +14,7 @@ from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource, SplitKind
 from toast_cli.data.splits import hold_out_indices
+from toast_cli.data.text.conversation_split import list_filled_fields
 from toast_cli.data.text.text_store import TextStore
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
@@ -85,28 +87,45 @@ class DocumentSplit:
 def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataSet:
     """Read all documents into a temporary file and split them, independent of the seed of the run.
 
+    Copies of a document, which may differ in case and spaces, are in one split: splits are made of the first copies.
+
     Raises:
         UsageError: If the file or folder does not exist.
         ToastError: If the data cannot be read, a document has no such field, or there is no text.
     """
     import numpy as np
 
-    spool = TextStore(_read_texts(options, data_dir))
+    unused: Counter[str] = Counter()
+    spool = TextStore(_read_texts(options, data_dir, unused))
     if not len(spool):
         raise ToastError(f"{options.path} contains no text to train on.", code="text.no-training-text")
-    kept, test = hold_out_indices(np.arange(len(spool)), options.test_fraction, options.split_seed)
+    _, firsts, copy_of = np.unique(np.frombuffer(spool.keys, np.uint64), return_index=True, return_inverse=True)
+    first = firsts[copy_of]
+    originals = np.flatnonzero(first == np.arange(len(spool)))
+    kept, test = hold_out_indices(originals, options.test_fraction, options.split_seed)
     train, val = hold_out_indices(kept, options.val_fraction, options.split_seed + 1)
-    numbers = {"train": train, "val": val, "test": test}
+    numbers = {
+        name: np.flatnonzero(np.isin(first, part)) for name, part in {"train": train, "val": val, "test": test}.items()
+    }
     parts = {name: DocumentSplit(spool, each, options.block_tokens) for name, each in numbers.items()}
     splits = {name: documents for name, documents in parts.items() if len(documents)}
     held = ", ".join(f"{len(documents):,} {name} (split {documents.hash()})" for name, documents in splits.items())
     notes = [f"documents of {options.path}: {held}, seed {options.split_seed}"]
+    if copies := len(spool) - len(originals):
+        notes.append(
+            f"{copies:,} of {len(spool):,} documents of {options.path} are copies of an earlier one, so they are in "
+            "the same split."
+        )
+    if unused:
+        fields = ", ".join(f"{name} of {count:,} documents" for name, count in unused.most_common())
+        notes.append(f"Not used in {options.path}: {fields}.")
     if options.documents is not None and len(spool) < options.documents:
         notes.append(f"{options.path} has only {len(spool):,} documents, not {options.documents:,}.")
     return DataSet(classes=(), splits=splits, notes=tuple(notes))
 
 
-def _read_texts(options: TextDocumentOptions, data_dir: Path | None) -> Iterable[str]:
+def _read_texts(options: TextDocumentOptions, data_dir: Path | None, unused: Counter[str]) -> Iterable[str]:
+    """Yield the texts that are not blank, and count in `unused` what else the documents have."""
     entries = _read_entries(options, data_dir)
     number = 0
     try:
@@ -116,6 +135,7 @@ def _read_texts(options: TextDocumentOptions, data_dir: Path | None) -> Iterable
                 raise ToastError(
                     f"{options.path}, document {number}: '{options.field}' is not a string.", code="text.not-a-string"
                 )
+            unused.update(list_filled_fields(entry, (options.field,)))
             if text.strip():
                 yield text
     except KeyError as error:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
-from toast_cli.data.text.conversation_split import ConversationOptions, Role, Turn, open_conversations, require_text
+from toast_cli.data.text.conversation_split import (
+    ConversationOptions,
+    Role,
+    Turn,
+    list_filled_fields,
+    open_conversations,
+    require_text,
+)
 
 ROLES_BY_SPEAKER: dict[str, Role] = {
     "human": "user",
@@ -27,7 +35,7 @@ class ShareGptOptions(ConversationOptions):
 
 
 def parse_sharegpt_entry(entry: dict[str, Any]) -> list[Turn]:
-    """Convert an entry (`conversations`, a list of `from` and `value`) to turns.
+    """Convert an entry (`conversations`, a list of `from` and `value`; optional `system`) to turns.
 
     Answers before the first question are dropped.
 
@@ -44,14 +52,29 @@ def parse_sharegpt_entry(entry: dict[str, Any]) -> list[Turn]:
         turns.append(Turn(ROLES_BY_SPEAKER[speaker], require_text(message, "value")))
     while turns and turns[0].role == "assistant":  # the export begins in the middle of a conversation
         turns.pop(0)
+    system = [Turn("system", require_text(entry, "system"))] if entry.get("system") not in (None, "") else []
+    if turns[:1] != system:  # it is often given in both places
+        turns = [*system, *turns]
     if not any(turn.role == "assistant" for turn in turns):
         raise ValueError("it has no answer to learn")
     return turns
 
 
+def _list_unused(entry: dict[str, Any]) -> Iterator[str]:
+    yield from list_filled_fields(entry, ("conversations", "system"))
+    messages = entry["conversations"]
+    roles = [ROLES_BY_SPEAKER[message["from"]] for message in messages]
+    for message in messages:
+        yield from list_filled_fields(message, ("from", "value"), "conversations.")
+    if roles[0] == "assistant":
+        yield "the answer before the first question"
+    if roles[-1] != "assistant":
+        yield "the question after the last answer"
+
+
 def open_sharegpt(options: ShareGptOptions, data_dir: Path | None) -> DataSet:
     """Read the file as a data set."""
-    return open_conversations(options, data_dir, parse_sharegpt_entry)
+    return open_conversations(options, data_dir, parse_sharegpt_entry, _list_unused)
 
 
 SOURCE = DataSource(ShareGptOptions, open_sharegpt, "sharegpt:FILE, a JSON list of conversations", task="language")

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from typing import IO, TYPE_CHECKING
 
+from toast_cli.data.text.duplicates import compute_text_key
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TextStore:
-    """Texts by number, as they came; memory holds sixteen bytes of each: where it ends, and what it hashes to.
+    """Texts by number, as they came; memory holds 24 bytes of each: where it ends, its hash, and the key of its copies.
 
     Raises:
         ToastError: there is no room for them.
@@ -27,12 +28,13 @@ class TextStore:
     def __init__(self, texts: Iterable[str]) -> None:
         self._file = _open_temporary_file()
         self._ends = array("q", [0])
-        self.hashes = array("Q")
+        self.hashes, self.keys = array("Q"), array("Q")
         for text in texts:
             data = text.encode(errors="surrogatepass")
             _write_bytes(self._file, data)
             self._ends.append(self._ends[-1] + len(data))
             self.hashes.append(int.from_bytes(sha256(data).digest()[:8], "big"))
+            self.keys.append(compute_text_key(text))
 
     def __len__(self) -> int:
         return len(self.hashes)

@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 
 def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
-    """Write the configuration, the weights, the image processor or tokenizer, and a model card."""
+    """Write the configuration, the weights, the image processor or tokenizer, and a model card.
+
+    The tokenizer has the format of the run as its chat template, and generation stops where answers end in training.
+    """
     import torch
 
-    from toast_cli.export.hf_model import WEIGHTS, build_hf_config
+    from toast_cli.data.text.chat_templates import set_chat_template
+    from toast_cli.export.hf_model import WEIGHTS, build_generation_config, build_hf_config
     from toast_cli.model.model import fold_model
     from toast_cli.storage.adapter import save_adapter_file
     from toast_cli.storage.model_card import format_transformers_card
@@ -51,7 +55,9 @@ def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
         )
         write_json(path / "preprocessor_config.json", processor)
     if backbone.tokenizer is not None:
-        backbone.tokenizer.save_pretrained(path)
+        template = getattr(loaded.recipe.dataset, "template", None)
+        set_chat_template(backbone.tokenizer, template).save_pretrained(path)
+        build_generation_config(model, template).save_pretrained(path)
     write_text(path / "README.md", format_transformers_card(loaded, config.recipe, wanted.dtype, folded=config.folded))
 
 
