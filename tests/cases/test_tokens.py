@@ -12,12 +12,13 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from tests.cli.conftest import toast
 from tests.language import instructions, make_model, make_tokenizer, write_json
@@ -33,7 +34,13 @@ from toast_cli.data.text.chat_templates import (
 from toast_cli.data.text.conversation_split import Conversation, ConversationOptions, ConversationSplit, Turn
 from toast_cli.data.text.loader import TextLoader, build_conversation_loader
 from toast_cli.data.text.token_limits import get_padding_token
+from toast_cli.export.formats.hf import write_hf
+from toast_cli.export.hf_model import register
 from toast_cli.model.generation import TextGenerator, find_stop_tokens
+from toast_cli.model.model import build_model
+from toast_cli.recipe.parse import build_recipe
+from toast_cli.storage.adapter import build_adapter_config
+from toast_cli.storage.load_model import LoadedModel
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 from toast_llama.backbone import LlamaBackbone, get_window
@@ -436,3 +443,26 @@ def test_limits_are_those_of_the_smaller_of_embedding_and_output(folder: Path) -
     backbone = build_llama(str(folder), None, LlamaOptions(name=f"llama:{folder}", weights="none"))
     assert backbone.text_limits == TextLimits(256, 262)
     assert any("263" in note and "262" in note for note in backbone.notes)
+
+
+@pytest.mark.parametrize("template", ["auto", "plain", "stanford"])
+def test_an_exported_folder_asks_and_stops_as_the_run_was_trained(folder: Path, tmp_path: Path, template: str) -> None:
+    raw = {
+        "backbone": {"name": f"llama:{folder}", "weights": "none"},
+        "dataset": {"name": "alpaca", "path": "a.json", "template": template},
+        "method": "toast-lite",
+    }
+    recipe = build_recipe(raw, {}, origin="test")
+    model = build_model(recipe, ())
+    config = build_adapter_config(model, recipe, ())
+    request: Any = SimpleNamespace(dtype="float32", fold=False)
+    write_hf(LoadedModel(model, recipe, (), config, tmp_path), request, tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)["input_ids"]
+    assert ids == encode_prompt([Turn("user", "Hi")], model.backbone.tokenizer, template)
+    stops = [2, tokenizer.convert_tokens_to_ids("<|system|>")] if template == "auto" else 2
+    assert GenerationConfig.from_pretrained(tmp_path / "hf").eos_token_id == stops
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["eos_token_id"] == stops
+    register()
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert exported.generation_config.eos_token_id == stops

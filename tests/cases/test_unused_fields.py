@@ -1,0 +1,103 @@
+"""Fields of entries: used, or counted and named in the notes.
+
+Reports of similar tools: unslothai/unsloth #11053, axolotl-ai-cloud/axolotl #222, PrimeIntellect-ai/verifiers #542.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.language import write_json
+from toast_cli.data.base import DataSet
+from toast_cli.data.text import alpaca, sharegpt
+from toast_cli.data.text.conversation_split import Turn
+from toast_cli.data.text.documents import TextDocumentOptions, open_documents
+
+PLAIN = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
+ASKED = [Turn("user", "Add.", "1 and 2"), Turn("assistant", "3")]
+
+
+@pytest.mark.parametrize(
+    ("more", "before"),
+    [
+        ({"system": "Be kind."}, [Turn("system", "Be kind.")]),
+        ({"history": [["a", "b"], ["c", "d"]]}, [Turn("user", "a"), Turn("assistant", "b"), *()]),
+        ({"system": "", "history": []}, []),
+        ({"system": None, "history": None}, []),
+        ({"system": "S", "history": [["a", "b"]]}, [Turn("system", "S"), Turn("user", "a"), Turn("assistant", "b")]),
+    ],
+)
+def test_system_and_history_of_an_instruction_are_turns(more: dict[str, Any], before: list[Turn]) -> None:
+    turns = alpaca.parse_alpaca_entry({**PLAIN, **more})
+    assert turns[: len(before)] == before and turns[-2:] == ASKED
+    assert len(turns) == len(before) + 2 + 2 * (len(more.get("history") or []) > 1)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"system": 5},
+        {"system": ["a"]},
+        {"history": "a"},
+        {"history": [["a"]]},
+        {"history": [["a", None]]},
+        {"history": [["", "b"]]},
+        {"history": {"a": "b"}},
+        {"history": ["ab"]},
+    ],
+)
+def test_a_system_or_history_of_another_type_leaves_the_entry_out(more: dict[str, Any], tmp_path: Path) -> None:
+    (name,) = more
+    path = write_json(tmp_path / "a.json", [PLAIN, {**PLAIN, **more}])
+    data = alpaca.open_alpaca(alpaca.AlpacaOptions(path=str(path), val_fraction=0, test_fraction=0), None)
+    assert list(data.left_out) == ["entry 2"] and name in data.left_out["entry 2"]
+
+
+TALK = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+
+
+def test_the_system_prompt_of_a_conversation_is_its_first_turn_and_is_not_given_twice() -> None:
+    said, system = [Turn("user", "a"), Turn("assistant", "b")], Turn("system", "S")
+    own = {"from": "system", "value": "S"}
+    parse = sharegpt.parse_sharegpt_entry
+    assert parse({"system": "S", "conversations": TALK}) == [system, *said]
+    assert parse({"system": "S", "conversations": [own, *TALK]}) == [system, *said]
+    assert parse({"system": "S", "conversations": [TALK[1], *TALK]}) == [system, *said]
+    both = parse({"system": "T", "conversations": [own, *TALK]})
+    assert both == [Turn("system", "T"), system, *said]
+
+
+def open_as(source: str, entries: list[dict[str, Any]], folder: Path) -> DataSet:
+    path = str(write_json(folder / "d.json", entries))
+    if source == "alpaca":
+        return alpaca.open_alpaca(alpaca.AlpacaOptions(path=path), None)
+    if source == "sharegpt":
+        return sharegpt.open_sharegpt(sharegpt.ShareGptOptions(path=path), None)
+    return open_documents(TextDocumentOptions(path=path), None)
+
+
+@pytest.mark.parametrize(
+    ("source", "entry", "unused"),
+    [
+        ("alpaca", {**PLAIN, "id": 7, "weight": 0.5}, ["'id' of 3 entries", "'weight' of 3 entries"]),
+        ("alpaca", {**PLAIN, "tags": [], "note": None, "text": ""}, []),
+        ("alpaca", {**PLAIN, "weight": 0}, ["'weight' of 3 entries"]),
+        ("sharegpt", {"conversations": TALK, "tools": "[]", "id": "x"}, ["'tools' of 3", "'id' of 3"]),
+        ("sharegpt", {"conversations": [{**TALK[0], "weight": 0}, TALK[1]]}, ["'conversations.weight' of 3"]),
+        ("sharegpt", {"conversations": [TALK[1], *TALK]}, ["the answer before the first question of 3"]),
+        ("sharegpt", {"conversations": [*TALK, TALK[0]]}, ["the question after the last answer of 3"]),
+        ("sharegpt", {"conversations": TALK, "system": "S"}, []),
+        ("text", {"text": "a b c", "url": "x", "meta": {"n": 1}}, ["'url' of 3 documents", "'meta' of 3 documents"]),
+        ("text", {"text": "a b c", "title": None}, []),
+    ],
+)
+def test_what_is_not_used_is_counted_and_named(
+    source: str, entry: dict[str, Any], unused: list[str], tmp_path: Path
+) -> None:
+    notes = " ".join(open_as(source, [entry] * 3, tmp_path).notes)
+    assert ("Not used in" in notes) == bool(unused)
+    for words in unused:
+        assert words in notes
