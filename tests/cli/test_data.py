@@ -226,10 +226,11 @@ class TestCheck:
             photograph(1000 + number).save(root / f"train/cat/more {number}.png")
         assert "the largest class has 76 images, the smallest 6" in toast("data", "check", f"folder:{root}").out
 
-    def test_a_source_of_texts_is_refused(self, tmp_path: Path) -> None:
+    def test_a_source_of_texts_is_read(self, tmp_path: Path) -> None:
         talk = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
         (tmp_path / "talk.json").write_text(json.dumps(talk))
-        toast("data", "check", f"alpaca:{tmp_path / 'talk.json'}").fails(2, error="data.not-images")
+        said = toast("data", "check", f"alpaca:{tmp_path / 'talk.json'}", "--json")
+        assert said.code == 0 and json.loads(said.out)["splits"]["train"]["texts"] == 1
 
     def test_fields_of_the_source_can_be_set_and_no_others(self, root: Path) -> None:
         report = json.loads(toast("data", "check", f"folder:{root}", "dataset.shots=2", "--json").out)

@@ -151,11 +151,6 @@ def open_conversations(
         for name, indices in parts.items()
     )
     notes = [f"{path.name}: {held}, seed {options.split_seed}"]
-    if left_out:
-        notes.append(
-            f"{len(left_out):,} of {len(entries):,} entries of {path.name} were left out: "
-            f"{_summarize_left_out(left_out)}."
-        )
     if unused:
         fields = ", ".join(f"{name} of {count:,} entries" for name, count in unused.most_common())
         notes.append(f"Not used in {path.name}: {fields}.")
@@ -175,6 +170,11 @@ def open_conversations(
         notes.append(
             f"{count} nearly the same as one of an earlier split, for example {later} and {earlier}. Results on them "
             "say little about new texts; 'toast data check' lists them."
+        )
+    if left_out:
+        notes.append(
+            f"{len(left_out):,} of {len(entries):,} entries of {path.name} were left out: "
+            f"{_summarize_left_out(left_out)}."
         )
     return DataSet(classes=(), splits=splits, notes=tuple(notes), left_out=left_out)
 
