@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,8 +121,9 @@ def run_suite(
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.cli.output.console import out as stdout
     from toast_cli.cli.output.progress import TerminalReporter
+    from toast_cli.training.interrupts import raise_on_stop_signals
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    raise_on_stop_signals()
     fresh = ledger is None and not (folder / "ledger.db").exists()
     board = ExperimentScheduler(
         experiment, Ledger("memory:", folder) if dry_run and fresh else open_ledger(folder, ledger)
