@@ -6,6 +6,7 @@ Reports of the same kind elsewhere: huggingface/transformers #18860 and #30038, 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from timm.optim import get_optimizer_info, list_optimizers
 from torch import nn
 from torch.nn import functional as F
 
+from tests.cli.conftest import toast
 from toast_cli.recipe.schema import TrainingOptions
+from toast_cli.training import optimization
 from toast_cli.training.optimization import check_optimizer, make_optimizer, make_scheduler
 from toast_cli.training.optimizer_state import pack_optimizer_state, unpack_optimizer_state
 from toast_cli.utils.errors import UsageError
@@ -83,3 +86,57 @@ def test_what_cannot_train_here_is_refused_by_name(name: str) -> None:
         check_optimizer(TrainingOptions(optimizer=name))
     assert caught.value.code == "training.unsupported-optimizer" and caught.value.exit_code == 2
     assert any(word in caught.value.why for word in ("CUDA", "second derivatives", "bitsandbytes", "apex"))
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"optimizer": "nope"}, "training.unknown-optimizer"),
+        ({"optimizer": "sgd", "momentum": 0}, "training.invalid-momentum"),
+        ({"optimizer": "nesterovw", "momentum": 0}, "training.unsupported-optimizer"),
+        ({"lr": 0.01, "min_lr": 0.1}, "training.rising-rate"),
+    ],
+)
+def test_options_that_an_optimizer_or_a_schedule_cannot_use_are_refused(options: dict[str, Any], code: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_optimizer(TrainingOptions(**options))
+    assert caught.value.code == code
+
+
+def test_a_state_that_no_checkpoint_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(torch.optim.SGD):
+        def state_dict(self) -> dict[str, Any]:
+            return {**super().state_dict(), "odd": object()}
+
+    monkeypatch.setattr(optimization, "create_optimizer_v2", lambda model, **_: Odd(model.parameters()))
+    with pytest.raises(UsageError, match="a value of the type object"):
+        check_optimizer(TrainingOptions())
+
+
+def test_a_state_of_an_earlier_version_is_restored() -> None:
+    """It holds tensors and numbers by `INDEX.NAME` and groups with lists for tuples, and has no other part."""
+    whole, cut = Training("radamlegacy"), Training("radamlegacy")
+    whole.train(0, 1, 2, 3)
+    cut.train(0, 1)
+    state = cut.optimizer.state_dict()
+    entries = {f"{index}.{name}": value for index, part in state["state"].items() for name, value in part.items()}
+    tensors = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor)}
+    values = {name: value for name, value in entries.items() if name not in tensors}
+    old = json.loads(json.dumps({"optimizer": values, "groups": state["param_groups"]}))
+    other = Training("radamlegacy")
+    other.model.load_state_dict(cut.model.state_dict())
+    unpack_optimizer_state({**tensors, "rng.0.cpu": torch.get_rng_state()}, old, other.optimizer)
+    other.train(2, 3)
+    assert all(torch.equal(tensor, other.model.state_dict()[key]) for key, tensor in whole.model.state_dict().items())
+
+
+def test_every_command_refuses_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["tune"], ["tune", "--dry-run"], ["pretune"], ["plan"]):
+        toast(*words, "--device", "cpu", "training.optimizer=adahessian").fails(
+            2, "adahessian", error="training.unsupported-optimizer"
+        )
+    assert not list(tmp_path.iterdir())
+    recipe = "backbone: vit_demo\ndataset: demo\nmethod: linear\ndevice: cpu\ntraining: {optimizer: fusedadam}\n"
+    (tmp_path / "r.yaml").write_text(recipe)
+    toast("recipes", "validate", "r.yaml").fails(2, "fusedadam")

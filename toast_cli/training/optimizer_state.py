@@ -70,7 +70,7 @@ def _pack(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
         return dict(items) if plain else {"$items": [list(item) for item in items]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"its state holds a {type(value).__name__}")
+    raise TypeError(f"its state holds a value of the type {type(value).__name__}")
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:

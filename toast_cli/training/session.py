@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device, set_seed
 
 from toast_cli.data.base import BatchLoader, BatchOptions, DataSet
 from toast_cli.model.model import Model, build_model, count_elements, count_flops
-from toast_cli.model.recipe_data import build_batches, open_data
+from toast_cli.model.recipe_data import build_batches
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.pretuned import Lineage, initialize_from_artifact, resolve_artifact_path
@@ -21,6 +21,7 @@ from toast_cli.training.distributed.devices import check_compiling, make_acceler
 from toast_cli.training.distributed.fsdp import check_sharding, check_uniform_forward_calls, shard_model, shard_module
 from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
+from toast_cli.training.run_data import open_shared_data
 from toast_cli.training.step import freeze_parameters_for_pretuning
 from toast_cli.utils.errors import ToastError, UsageError
 
@@ -128,7 +129,7 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     check_optimizer(
         recipe.training, accelerator.device, partial(shard_module, accelerator) if recipe.training.shard else None
     )
-    data = open_data(recipe)
+    data = open_shared_data(recipe, accelerator)
     if recipe.training.patience is not None and "val" not in data.splits:
         raise UsageError(
             "training.patience needs a validation split, and the data set has none.",

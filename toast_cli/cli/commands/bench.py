@@ -113,6 +113,7 @@ def run_suite(
     _require_optuna()
 
     from toast_cli.bench.scheduler.cost_estimate import estimate_costs
+    from toast_cli.bench.scheduler.recorded_data import check_recorded_data
     from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
     from toast_cli.bench.scheduler.trials import Ledger, open_ledger
     from toast_cli.bench.scheduler.worker import run_worker
@@ -128,6 +129,7 @@ def run_suite(
     board = ExperimentScheduler(
         experiment, Ledger("memory:", folder) if dry_run and fresh else open_ledger(folder, ledger)
     )
+    check_recorded_data(board, folder)
     if retry:
         board.retry()
     if not join:
