@@ -155,7 +155,7 @@ class _YamlReader:
         while not isinstance(key := next(self._events), yaml.MappingEndEvent):
             if not isinstance(key, yaml.ScalarEvent):
                 self._refuse(key, "a key must be a plain word.")
-            if not key.value:
+            if not key.value and key.implicit[0]:
                 self._refuse(key, "a key is empty.")
             here = (*loc, key.value)
             if key.value in values:
