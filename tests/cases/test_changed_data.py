@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import toast
+from tests.forks import begin, two_of_a_group
 from toast_cli.data.base import DataSet
 from toast_cli.data.identity import DataIdentity, describe_data_differences, identify_data
 from toast_cli.model.recipe_data import open_data
@@ -253,6 +254,22 @@ def test_processes_with_other_data_stop_and_name_the_process(folder: Path, monke
         open_shared_data(recipe, TwoProcesses())  # type: ignore[arg-type]
     assert (caught.value.code, caught.value.exit_code) == ("data.missing-folder", 2)
     check_resumed_data(folder, ours)  # nothing recorded, nothing to compare
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("change", [add_images, shutil.rmtree])
+def test_two_machines_with_other_data_stop_with_one_message(folder: Path, change: Callable[[Path], None]) -> None:
+    shutil.copytree(folder, "machine/data")
+    change(Path("machine/data"))
+    words = ["tune", *SMALL, "--dataset", "folder:data", "training.epochs=1", "--output-dir", folder.parent / "run"]
+    commands = [
+        begin(folder.parent / f"said{rank}", *words, folder=place, **environment)
+        for rank, (place, environment) in enumerate(zip((Path(), Path("machine")), two_of_a_group(), strict=True))
+    ]
+    assert [command.end() for command in commands] == [1, 1]
+    said = commands[0].err + commands[1].err
+    assert "rocess 1 of 2" in said and "Traceback" not in said
+    assert not (folder.parent / "run").exists()
 
 
 SUITE = """
