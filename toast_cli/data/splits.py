@@ -7,6 +7,7 @@ The result depends neither on the order in which a file system lists files nor o
 from __future__ import annotations
 
 from collections import Counter
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -84,8 +85,10 @@ def select_shots(names: Sequence[str], labels: Sequence[int], shots: int, seed: 
 
 def compute_split_hash(names: Sequence[str], labels: Sequence[int]) -> str:
     """Return a hash of a split's names and labels: eight hexadecimal digits, independent of the order of the images."""
-    lines = sorted(f"{name}\t{label}\n" for name, label in zip(names, labels, strict=True))
-    return hash_text("".join(lines))[:8]
+    digest = sha256()
+    for line in sorted(f"{name}\t{label}\n" for name, label in zip(names, labels, strict=True)):
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()[:8]
 
 
 def get_split_hash(split: Split) -> str | None:

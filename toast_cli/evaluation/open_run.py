@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from toast_cli.data.base import DataSet
+from toast_cli.data.identity import describe_class_differences
 from toast_cli.model.model import Model
 from toast_cli.model.recipe_data import open_data
 from toast_cli.recipe.parse import replace_recipe_fields
@@ -17,6 +18,7 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.load_model import load_model
 from toast_cli.training.distributed.devices import make_accelerator
 from toast_cli.training.reporter import Reporter
+from toast_cli.training.run_data import describe_changed_split, open_shared_data
 from toast_cli.training.session import Session
 from toast_cli.utils.errors import ToastError, UsageError
 
@@ -95,6 +97,9 @@ def open_session(run: OpenedRun, reporter: Reporter) -> Session:
             what_to_do=f"Use one of: {', '.join(data.splits)}.",
             code="data.missing-split",
         )
+    changed = describe_changed_split(run.request.path, split, data) if run.request.dataset is None else None
+    if changed is not None:
+        reporter.message(f"{changed} Its results cannot be compared with those of the run.")
     return Session(run.recipe, data, run.model, run.accelerator)
 
 
@@ -107,7 +112,7 @@ def open_run_data(run: OpenedRun, reporter: Reporter) -> DataSet:
     Raises:
         ToastError: the classes of the data set differ from the model's, or it cannot be opened.
     """
-    data = open_data(run.recipe)
+    data = open_shared_data(run.recipe, run.accelerator)
     if run.request.dataset is not None and data.classes != run.classes and sorted(data.classes) == sorted(run.classes):
         data = open_data_in_class_order(run.classes, run.recipe, data)
         reporter.message("The data has the classes of the run in another order; they were reordered to match the run.")
@@ -134,15 +139,9 @@ def check_classes(model: tuple[str, ...], data: tuple[str, ...], path: Path) -> 
     """
     if model == data:
         return
-    missing, extra = sorted(set(model) - set(data)), sorted(set(data) - set(model))
-    differences = "; ".join(
-        f"{word}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
-        for word, names in (("not in the data", missing), ("only in the data", extra))
-        if names
-    )
     raise ToastError(
         f"The classes of the data set differ from those that {path} was trained on.",
-        differences or "They are the same names in another order.",
+        describe_class_differences(model, data),
         "Evaluate on data with the same classes.",
         code="data.wrong-classes",
     )

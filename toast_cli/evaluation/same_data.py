@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from toast_cli.data.base import ImageSplit, Sample, describe_masks
+from toast_cli.data.identity import describe_class_differences
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError
@@ -56,7 +57,7 @@ def check_same_images(first: EvaluationImages, other: EvaluationImages, reporter
 def _describe_first_difference(first: EvaluationImages, other: EvaluationImages) -> str | None:
     """Return a sentence on the first difference in names and labels; None if there is none."""
     if first.classes != other.classes:
-        return "Their classes differ."
+        return " ".join(("Their classes differ.", *describe_class_differences(first.classes, other.classes)))
     if len(first.split) != len(other.split):
         return f"It has {len(other.split):,} images, and {first.path} has {len(first.split):,}."
     names = zip(first.split.names, other.split.names, strict=True)

@@ -13,7 +13,7 @@ from toast_cli import registry
 from toast_cli.backbones.image_options import ImageOptions, PixelOptions
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.safe_yaml import MAX_RECIPE_BYTES, parse_recipe
-from toast_cli.recipe.schema import Recipe, RecipePlugins, TrainingOptions
+from toast_cli.recipe.schema import PretuningOptions, Recipe, RecipePlugins, TrainingOptions
 from toast_cli.recipe.unvalidated_recipe import (
     SECTIONS,
     FieldPath,
@@ -63,7 +63,12 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
     Raises:
         UsageError: The draft is not a valid recipe. The message lists every problem.
     """
-    models: dict[str, type[BaseModel]] = {"": Recipe, "images": ImageOptions, "training": TrainingOptions}
+    models: dict[str, type[BaseModel]] = {
+        "": Recipe,
+        "images": ImageOptions,
+        "training": TrainingOptions,
+        "pretuning": PretuningOptions,
+    }
     plugins: dict[str, Any] = {}
     sections: dict[str, Any] = {}
     problems: list[RecipeProblem] = []

@@ -155,6 +155,8 @@ class _YamlReader:
         while not isinstance(key := next(self._events), yaml.MappingEndEvent):
             if not isinstance(key, yaml.ScalarEvent):
                 self._refuse(key, "a key must be a plain word.")
+            if not key.value and key.implicit[0]:
+                self._refuse(key, "a key is empty.")
             here = (*loc, key.value)
             if key.value in values:
                 self._refuse(key, f"'{format_field_path(here)}' is given twice, first at {self.places[here]}.")

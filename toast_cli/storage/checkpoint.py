@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -82,6 +82,30 @@ def load_checkpoint(checkpoints: Path, name: str, model: Model) -> dict[str, Any
         )
     copy_tensors(tensors, model.trained())
     return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+
+
+def check_checkpoint_shapes(checkpoints: Path, name: str, model: Model) -> None:
+    """Check that the weights of `checkpoints/<name>` have the names and shapes of those that the model trains.
+
+    Raises:
+        ToastError: The checkpoint is of another model, for example of one with another number of classes.
+    """
+    folder, trained = find_checkpoint(checkpoints, name), model.trained()
+    if folder is None:
+        return
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    unlike = [key for key in shapes if key not in trained or tuple(trained[key].shape) != shapes[key]]
+    missing = [key for key in trained if key not in shapes]
+    if unlike or missing:
+        key = (unlike or missing)[0]
+        ours = tuple(trained[key].shape) if key in trained else "absent"
+        raise ToastError(
+            f"The checkpoint {folder} is of another model.",
+            f"{key} is {shapes.get(key, 'absent')} there and {ours} here. "
+            "The number of classes, for example, may have changed.",
+            code="checkpoint.wrong-model",
+        )
 
 
 def find_checkpoint(checkpoints: Path, name: str) -> Path | None:

@@ -28,12 +28,17 @@ DEFAULT_RUNS_FOLDER = Path("runs")
 """Default parent folder of runs, relative to the current folder."""
 ANSWERS_FILE = "test_answers.json"
 """File of a run folder with the class predicted for each test sample."""
+DATA_FILE = "data.json"
+"""File of a run folder with the identity of its data: classes, and the samples of each split."""
 LOCK_FILE = ".lock"
 """Lock file among the checkpoints, held by the process that writes them."""
 
 
 class RunFolder:
-    """`recipe.yaml`, `environment.json`, `metrics.jsonl`, `checkpoints/`, `adapter/` and `results.json` of one run.
+    """The files of one run.
+
+    These are `recipe.yaml`, `environment.json`, `data.json`, `metrics.jsonl`, `checkpoints/`, `adapter/` and
+    `results.json`.
 
     With several processes, only one `writes`. The methods of the others write nothing.
     """
@@ -162,6 +167,11 @@ class RunFolder:
         """Write versions, device and machine."""
         if self.writes:
             write_json(self.path / "environment.json", add_checksum(environment))
+
+    def write_data(self, identity: dict[str, Any]) -> None:
+        """Write the identity of the data: classes and samples."""
+        if self.writes:
+            write_text(self.path / DATA_FILE, json.dumps(add_checksum(identity)) + "\n")
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write the final metrics."""

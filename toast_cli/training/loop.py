@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
@@ -20,6 +18,7 @@ from toast_cli.training.distributed.collectives import sum_across_processes
 from toast_cli.training.ema import ExponentialMovingAverage
 from toast_cli.training.epoch_metrics import EpochMetrics
 from toast_cli.training.evaluate import evaluate_model
+from toast_cli.training.interrupts import InterruptHandler
 from toast_cli.training.optimization import count_total_steps, make_optimizer, make_scheduler
 from toast_cli.training.run import Run
 from toast_cli.training.state import (
@@ -261,38 +260,3 @@ def _group_batches(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(batches)
     while group := list(islice(iterator, size)):
         yield group
-
-
-class InterruptHandler:
-    """A handler of SIGINT and SIGTERM: the first signal sets `asked`, the second raises KeyboardInterrupt."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._defers_interrupt = True
-
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Defer the first signal within the block. Does nothing outside the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = {number: signal.signal(number, self._handle_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Let the first signal raise KeyboardInterrupt within the block, for work that can be repeated."""
-        self._defers_interrupt = False
-        try:
-            yield
-        finally:
-            self._defers_interrupt = True
-
-    def _handle_signal(self, number: int, frame: Any) -> None:
-        if self.asked or not self._defers_interrupt:
-            raise KeyboardInterrupt
-        self.asked = True

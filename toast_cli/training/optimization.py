@@ -2,44 +2,110 @@
 
 from __future__ import annotations
 
+import json
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+import torch
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
 from toast_cli.recipe.schema import TrainingOptions
+from toast_cli.training.optimizer_state import pack_optimizer_state, unpack_optimizer_state
 from toast_cli.utils.errors import UsageError, did_you_mean
+from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 
 MIN_RECOMMENDED_STEPS = 20
 """A run with fewer optimizer steps gets a warning."""
 
 
-def check_optimizer(training: TrainingOptions) -> None:
-    """Check the name and the momentum of the optimizer, before anything is written.
+def check_optimizer(
+    training: TrainingOptions,
+    device: torch.device | None = None,
+    shard: Callable[[nn.Module], None] | None = None,
+) -> None:
+    """Check that the optimizer trains, and that its state can be saved and restored, before anything is written.
+
+    A small model on `device` (default: the CPU), sharded by `shard`, is trained for a step before and after its state
+    goes through a checkpoint.
 
     Raises:
-        UsageError: timm has no such optimizer, or the optimizer does not accept a momentum of 0.
+        UsageError: timm has no such optimizer, it does not accept the momentum, it needs second derivatives, or it does
+            not work here, for example without CUDA; or the lowest learning rate exceeds the peak.
     """
-    if training.optimizer not in list_optimizers():
+    name = training.optimizer
+    if name not in list_optimizers():
         raise UsageError(
-            f"Unknown optimizer '{training.optimizer}' (training.optimizer).",
-            what_to_do=did_you_mean(training.optimizer, list_optimizers()),
+            f"Unknown optimizer '{name}' (training.optimizer).",
+            what_to_do=did_you_mean(name, list_optimizers()),
             code="training.unknown-optimizer",
         )
-    if training.optimizer in {"sgd", "nesterov"} and training.momentum == 0:
+    if name in {"sgd", "nesterov"} and training.momentum == 0:
         raise UsageError(
-            f"The optimizer '{training.optimizer}' uses Nesterov momentum, which cannot be 0.",
+            f"The optimizer '{name}' uses Nesterov momentum, which cannot be 0.",
             what_to_do="Use training.optimizer=momentum for plain SGD, whose training.momentum may be 0.",
             code="training.invalid-momentum",
         )
+    if training.schedule != "constant" and training.min_lr > training.lr:
+        raise UsageError(
+            f"The learning rate would rise from training.lr={training.lr:g} to training.min_lr={training.min_lr:g}.",
+            what_to_do="Lower training.min_lr, or use training.schedule=constant.",
+            code="training.rising-rate",
+        )
+    if get_optimizer_info(name).second_order:
+        raise _make_unsupported_error(name, "It needs second derivatives, which toast does not compute.")
+    device = device or torch.device("cpu")
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            _rehearse_optimizer(training, device, shard)
+    except Exception as error:  # optimizers raise arbitrary exceptions, most of them AssertionError or ImportError
+        why = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        where = f"{device.type}{' with training.shard' if shard else ''}"
+        raise _make_unsupported_error(name, f"A trial step on {where} failed: {why}.") from error
+
+
+def _rehearse_optimizer(
+    training: TrainingOptions, device: torch.device, shard: Callable[[nn.Module], None] | None
+) -> None:
+    """Train a small model for a step, save and restore the optimizer's state as a checkpoint does, and train on."""
+    layers = {"body": nn.Conv2d(2, 3, 2), "head": nn.Linear(64, 65)}
+    model = nn.Sequential(OrderedDict(layers)).to(device)
+    if shard is not None:
+        shard(model)
+
+    def prepare() -> Optimizer:
+        optimizer = make_optimizer(model, training)
+        for weight in model.parameters():
+            weight.grad = torch.ones_like(weight)
+        return optimizer
+
+    first, second = prepare(), prepare()
+    first.step()
+    tensors, plain = pack_optimizer_state(first)
+    unpack_optimizer_state(gather_full_tensors(tensors), json.loads(json.dumps(plain)), second)
+    second.step()
+
+
+def _make_unsupported_error(name: str, why: str) -> UsageError:
+    return UsageError(
+        f"The optimizer '{name}' cannot be used here (training.optimizer).",
+        why,
+        "Use another one, such as momentum or adamw.",
+        code="training.unsupported-optimizer",
+    )
 
 
 def make_optimizer(model: nn.Module, training: TrainingOptions) -> Optimizer:
-    """Build the optimizer of the trained weights. Vectors (biases, norms, xi) have no weight decay."""
-    return create_optimizer_v2(
+    """Build the optimizer of the trained weights. Vectors (biases, norms, xi) have no weight decay.
+
+    An optimizer that compiles its own step (Kron) runs uncompiled: compiling needs a C++ compiler and takes minutes,
+    once per shape of a weight.
+    """
+    optimizer: Optimizer = create_optimizer_v2(
         model if training.head_lr is None else make_parameter_groups(model, training),
         opt=training.optimizer,
         lr=training.lr,
@@ -47,6 +113,8 @@ def make_optimizer(model: nn.Module, training: TrainingOptions) -> Optimizer:
         momentum=training.momentum,
         filter_bias_and_bn=True,
     )
+    optimizer.step = torch.compiler.set_stance("force_eager")(optimizer.step)  # type: ignore[method-assign]
+    return optimizer
 
 
 def make_parameter_groups(model: nn.Module, training: TrainingOptions) -> list[dict[str, Any]]:

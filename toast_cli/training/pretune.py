@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from toast_cli.data.splits import get_split_hash
 from toast_cli.recipe.schema import PretuningOptions, Recipe
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.pretuned import save_artifact
@@ -102,7 +101,7 @@ def pretune_model(
             "backbone": recipe.backbone.name,
             "dataset": recipe.dataset.name,
             "samples": {name: len(split) for name, split in session.data.splits.items()},
-            "split_hashes": {name: get_split_hash(split) for name, split in session.data.splits.items()},
+            "split_hashes": run.split_hashes,
             **sizes,
         }
         if gradient:

@@ -6,22 +6,30 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import set_seed
 
 from toast_cli.data.base import BatchLoader
+from toast_cli.data.identity import DataIdentity, identify_data
 from toast_cli.recipe.lookup import resolve_recorded_backbone
 from toast_cli.recipe.safe_yaml import to_yaml
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.checkpoint import find_checkpoint, is_checkpoint_lost, load_checkpoint_state, load_extra_tensors
+from toast_cli.storage.checkpoint import (
+    check_checkpoint_shapes,
+    find_checkpoint,
+    is_checkpoint_lost,
+    load_checkpoint_state,
+    load_extra_tensors,
+)
 from toast_cli.storage.pretuned import describe_feedback_mismatch
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.distributed.collectives import share_run_folder
 from toast_cli.training.environment import describe_environment
 from toast_cli.training.reporter import Reporter
+from toast_cli.training.run_data import check_resumed_data
 from toast_cli.training.session import Session, prepare_session
 from toast_cli.training.state import TrainingProgress, wrap_state_errors
 from toast_cli.utils.errors import ToastError, UsageError
@@ -55,7 +63,7 @@ class Run:
         """Build the run of a recipe, with its model on the CPU. Nothing is written.
 
         Raises:
-            ToastError: see `prepare_session`.
+            ToastError: see `prepare_session`; or the run to resume was started with other data or another model.
         """
         started, begun = time.perf_counter(), False
         if resume and output_dir is not None:
@@ -63,7 +71,11 @@ class Run:
             recipe = resolve_recorded_backbone(recipe, folder.toast_version())
             begun = find_checkpoint(folder.checkpoints, "last") is not None
         session = prepare_session(recipe, labels=labels, begun=begun, place=False)
-        return cls(session, reporter, output_dir, resume, started)
+        run = cls(session, reporter, output_dir, resume, started)
+        if resume and output_dir is not None:
+            check_resumed_data(output_dir, run.identity)
+            check_checkpoint_shapes(folder.checkpoints, "last", session.model)
+        return run
 
     @contextmanager
     def open(self) -> Iterator[RunFolder]:
@@ -85,6 +97,16 @@ class Run:
             if isinstance(error.__cause__, OSError) and find_checkpoint(folder.checkpoints, "last") is not None:
                 self.reporter.message(f"After fixing this, resume with: {self.command}")
             raise
+
+    @cached_property
+    def identity(self) -> DataIdentity:
+        """Return the identity of the data, which the run folder records."""
+        return identify_data(self.session.data)
+
+    @property
+    def split_hashes(self) -> dict[str, str | None]:
+        """Return the hash of the names and labels of each split."""
+        return {name: split.hash for name, split in self.identity.splits.items()}
 
     @property
     def command(self) -> str:
@@ -190,6 +212,7 @@ class Run:
         folder = share_run_folder(accelerator, partial(RunFolder.create, path, get_default_run_name(recipe)))
         folder.write_recipe(to_yaml(recipe))
         folder.write_environment(describe_environment(accelerator))
+        folder.write_data(self.identity.dump())
         return folder
 
     def _open_writer(self) -> AbstractContextManager[SummaryWriter | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,14 +13,15 @@ from accelerate.utils import send_to_device, set_seed
 
 from toast_cli.data.base import BatchLoader, BatchOptions, DataSet
 from toast_cli.model.model import Model, build_model, count_elements, count_flops
-from toast_cli.model.recipe_data import build_batches, open_data
+from toast_cli.model.recipe_data import build_batches
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.pretuned import Lineage, initialize_from_artifact, resolve_artifact_path
 from toast_cli.training.distributed.devices import check_compiling, make_accelerator
-from toast_cli.training.distributed.fsdp import check_sharding, check_uniform_forward_calls, shard_model
+from toast_cli.training.distributed.fsdp import check_sharding, check_uniform_forward_calls, shard_model, shard_module
 from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
+from toast_cli.training.run_data import open_shared_data
 from toast_cli.training.step import freeze_parameters_for_pretuning
 from toast_cli.utils.errors import ToastError, UsageError
 
@@ -110,12 +112,11 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
         place: move the model to the device; else it stays on the CPU.
 
     Raises:
-        UsageError: the method needs `init_from`, the data has no labels or lacks a split, or `init_from` is not an
-            artifact.
+        UsageError: the method needs `init_from`, the optimizer cannot be used, the data has no labels or lacks a split,
+            or `init_from` is not an artifact.
         ToastError: any other error that the user can fix.
     """
     recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
-    check_optimizer(recipe.training)
     if recipe.training.tensorboard and find_spec("tensorboard") is None:
         raise ToastError(
             "TensorBoard is not installed.",
@@ -125,7 +126,10 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     accelerator = make_accelerator(recipe.device, recipe.precision)
     if recipe.training.shard:
         check_sharding(accelerator)
-    data = open_data(recipe)
+    check_optimizer(
+        recipe.training, accelerator.device, partial(shard_module, accelerator) if recipe.training.shard else None
+    )
+    data = open_shared_data(recipe, accelerator)
     if recipe.training.patience is not None and "val" not in data.splits:
         raise UsageError(
             "training.patience needs a validation split, and the data set has none.",

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
+from toast_cli.training.optimizer_state import pack_optimizer_state, unpack_optimizer_state
 from toast_cli.utils.errors import ToastError
 
 
@@ -45,17 +45,11 @@ class TrainingProgress:
 
 def pack_training_state(optimizer: Any, accelerator: Accelerator) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the plain values that `unpack_training_state` restores."""
-    state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, Any] = {}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
-            kind = tensors if isinstance(value, Tensor) else values
-            kind[f"{index}.{name}"] = value
+    tensors, plain = pack_optimizer_state(optimizer)
     for process, states in enumerate(gather_object([_get_rng_states(accelerator)])):
         tensors |= {f"rng.{process}.{name}": rng for name, rng in states.items()}
     scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
-    return tensors, {"optimizer": values, "groups": state["param_groups"], "scaler": scaler}
+    return tensors, {**plain, "scaler": scaler}
 
 
 @contextmanager
@@ -80,17 +74,7 @@ def unpack_training_state(
     tensors: dict[str, Tensor], plain: dict[str, Any], optimizer: Any, accelerator: Accelerator
 ) -> None:
     """Restore what `pack_training_state` returned."""
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in {**tensors, **plain["optimizer"]}.items():
-        index, _, entry = name.partition(".")
-        if index.isdigit():
-            state.setdefault(int(index), {})[entry] = value
-    for index, weight in enumerate(weight for group in optimizer.param_groups for weight in group["params"]):
-        for entry, value in state.get(index, {}).items():
-            if isinstance(weight, DTensor) and isinstance(value, Tensor) and value.shape == weight.shape:
-                part = distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
-                state[index][entry] = part
-    optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
+    unpack_optimizer_state(tensors, plain, optimizer)
     own = f"rng.{accelerator.process_index}"
     torch.set_rng_state(tensors[f"{own}.cpu"])
     if f"{own}.cuda" in tensors and accelerator.device.type == "cuda":

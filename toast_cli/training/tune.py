@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from toast_cli.data.base import BatchLoader, describe_masks
-from toast_cli.data.splits import get_split_hash
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_adapter_folder
 from toast_cli.storage.checkpoint import load_checkpoint
@@ -70,7 +69,7 @@ def tune_model(
             "seed": recipe.seed,
             "classes": len(data.classes),
             "samples": {name: len(split) for name, split in data.splits.items()},
-            "split_hashes": {name: get_split_hash(split) for name, split in data.splits.items()},
+            "split_hashes": run.split_hashes,
             **sizes,
             "attention_can_be_drawn": model.backbone.has_attention and model.backbone.preprocessing is not None,
             "selected_epoch": best.epoch,

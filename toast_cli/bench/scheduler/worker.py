@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from toast_cli.bench.scheduler.database import read_trial_record
 from toast_cli.bench.scheduler.jobs import Job, Stage, format_params
 from toast_cli.bench.scheduler.lease import JobLease, LeaseLostError
+from toast_cli.bench.scheduler.recorded_data import describe_reused_data
 from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.bench.scheduler.trials import RECIPE_ATTRIBUTE, Ledger
 from toast_cli.bench.tables.metrics import compute_score
@@ -100,7 +101,7 @@ def run_job(board: ExperimentScheduler, claim: JobLease, out: Path, reporter: Re
         folder = out / "runs" / replace(job, key=key).name
         if key != job.key:  # equal settings drawn twice share a folder
             claim.wait_for_lock(board.ledger.lock(key))
-        found = _reuse_result(board.ledger, claim, key, reporter)
+        found = _reuse_result(board.ledger, claim, key, recipe, reporter)
         value, record = found or _make_run(board, claim, recipe, folder, out, reporter)
         _claim_test_split(board, job)
         claim.done(value, {**record, "params": params})
@@ -126,7 +127,7 @@ def run_job(board: ExperimentScheduler, claim: JobLease, out: Path, reporter: Re
 
 
 def _reuse_result(
-    ledger: Ledger, claim: JobLease, recipe: str, reporter: Reporter
+    ledger: Ledger, claim: JobLease, key: str, recipe: Recipe, reporter: Reporter
 ) -> tuple[float, dict[str, Any]] | None:
     """Return the value and record of a finished run of the same recipe, or None if the run must be made.
 
@@ -136,15 +137,18 @@ def _reuse_result(
     Raises:
         LeaseLostError: another worker took over the run while this one waited.
     """
-    while found := ledger.find_recipe(recipe):
+    while found := ledger.find_recipe(key):
         study, trial = found
         if trial.state == TrialState.COMPLETE:
-            same_as = f"{study}, attempt {trial.number}"
+            same_as, record = f"{study}, attempt {trial.number}", read_trial_record(trial, ledger.url)
+            if differences := describe_reused_data(record, recipe):
+                reporter.message(f"Not reusing the result of {same_as}: its data was different. {differences[0]}")
+                break
             reporter.message(f"Reusing the result of {same_as}, which has the same recipe.")
-            return trial.values[0], {**read_trial_record(trial, ledger.url), "same_as": same_as}
+            return trial.values[0], {**record, "same_as": same_as}
         if claim.lost.wait(POLL_SECONDS):
             raise LeaseLostError
-    claim.trial.set_user_attr(RECIPE_ATTRIBUTE, recipe)
+    claim.trial.set_user_attr(RECIPE_ATTRIBUTE, key)
     return None
 
 

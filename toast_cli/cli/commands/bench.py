@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,6 +113,7 @@ def run_suite(
     _require_optuna()
 
     from toast_cli.bench.scheduler.cost_estimate import estimate_costs
+    from toast_cli.bench.scheduler.recorded_data import check_recorded_data
     from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
     from toast_cli.bench.scheduler.trials import Ledger, open_ledger
     from toast_cli.bench.scheduler.worker import run_worker
@@ -122,12 +122,14 @@ def run_suite(
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.cli.output.console import out as stdout
     from toast_cli.cli.output.progress import TerminalReporter
+    from toast_cli.training.interrupts import raise_on_stop_signals
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    raise_on_stop_signals()
     fresh = ledger is None and not (folder / "ledger.db").exists()
     board = ExperimentScheduler(
         experiment, Ledger("memory:", folder) if dry_run and fresh else open_ledger(folder, ledger)
     )
+    check_recorded_data(board, folder)
     if retry:
         board.retry()
     if not join:

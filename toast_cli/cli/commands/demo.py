@@ -63,8 +63,10 @@ def run_demo(
     """
     from toast_cli.cli.output.console import err, print_json, print_line
     from toast_cli.cli.output.console import out as console
+    from toast_cli.training.interrupts import raise_on_stop_signals
     from toast_cli.utils.files import make_write_error
 
+    raise_on_stop_signals()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -78,9 +77,10 @@ def run_pretune(
 
     from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.cli.output.run_summary import build_pretuning_table
+    from toast_cli.training.interrupts import raise_on_stop_signals
     from toast_cli.training.pretune import pretune_model
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside training, which handles SIGTERM itself
+    raise_on_stop_signals()
     with TerminalReporter() as reporter:
         folder, results = pretune_model(
             resolved.recipe, output_dir, reporter, gradient=not least_squares, resume=resume is not None

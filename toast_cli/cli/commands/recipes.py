@@ -94,20 +94,25 @@ def validate_recipes(
 
     Validates every file, also after an invalid one. The exit code is that of the worst error.
     """
+    import torch
+
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.recipe.builtin import find_recipe
     from toast_cli.recipe.lookup import format_changed_notice
     from toast_cli.recipe.parse import validate_partial_recipe
     from toast_cli.recipe.safe_yaml import parse_recipe
+    from toast_cli.training.optimization import check_optimizer
     from toast_cli.utils.errors import ToastError
     from toast_cli.utils.hashing import is_checksum_valid
 
     worst = 0
+    cuda = torch.device("cuda") if torch.cuda.is_available() else None
     for file in files:
         try:
             found = find_recipe(file)
             recipe = validate_partial_recipe(parse_recipe(found.text, found.origin))
             recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
+            check_optimizer(recipe.training, cuda if recipe.device != "cpu" else None)
         except ToastError as error:
             from toast_cli.cli.output.console import print_error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -72,9 +71,10 @@ def run_tune(
     from toast_cli.cli.output.console import out, print_json
     from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.cli.output.run_summary import build_results_table
+    from toast_cli.training.interrupts import raise_on_stop_signals
     from toast_cli.training.tune import tune_model
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside training, which handles SIGTERM itself
+    raise_on_stop_signals()
     with TerminalReporter() as reporter:
         folder, results = tune_model(resolved.recipe, output_dir, reporter, resume=resume is not None)
     if as_json:

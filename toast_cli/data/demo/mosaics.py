@@ -116,6 +116,17 @@ class GridSplit:
         return [self._name(index) for index in range(len(self))]
 
     @property
+    def digest(self) -> str:
+        """Hash of the distractors, which are not among the names."""
+        return _hash_pool(self.pool)
+
+    def stamp(self, index: int) -> int | None:
+        """Return the stamp of the labelled photograph; None if its source has none."""
+        photo = self.photos[index % len(self.photos)]
+        stamp = getattr(photo.split, "stamp", None)
+        return None if stamp is None else stamp(photo.index)
+
+    @property
     def folders(self) -> frozenset[Path]:
         """Folders that contain the photographs and distractors."""
         splits = {id(photo.split): photo.split for photo in (*self.photos, *self.pool)}

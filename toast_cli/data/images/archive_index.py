@@ -50,7 +50,7 @@ class ArchiveIndex:
         return self.place()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: value for name, value in vars(self).items() if name != "_sorted"}
+        kept = {name: value for name, value in vars(self).items() if name not in ("_sorted", "_sizes")}
         return {**kept, "_handles": {}}  # an open file cannot be sent to another process
 
     def __truediv__(self, name: str) -> ArchiveMember:
@@ -106,6 +106,17 @@ class ArchiveIndex:
         offset, size = location
         return os.pread(handle.fileno(), size, offset)
 
+    def size(self, name: str) -> int:
+        """Return the size of a member in bytes, by the index alone."""
+        return self._sizes[name]
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        if not _is_zip(self.file):
+            return {name: size for name, (_, size) in self.members.items()}
+        with zipfile.ZipFile(self.file) as archive:
+            return {name: archive.getinfo(location).file_size for name, location in self.members.items()}
+
     def _open(self) -> Any:
         return zipfile.ZipFile(self.file) if _is_zip(self.file) else self.file.open("rb")
 
@@ -119,6 +130,11 @@ class ArchiveMember:
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return self.archive.size(self.name)
 
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         """Return a stream of its bytes."""

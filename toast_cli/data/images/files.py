@@ -55,6 +55,14 @@ def require_files(files: Sequence[tuple[str, Path]], what: str, what_to_do: str)
         raise MissingFilesError(missing, len(files), what, what_to_do)
 
 
+def get_file_size(file: ImageFile) -> int | None:
+    """Return the size of a file in bytes without reading it; None if it is unknown or the file cannot be accessed."""
+    try:
+        return file.stat().st_size if isinstance(file, Path) else getattr(file, "size", None)
+    except OSError:
+        return None
+
+
 def open_file(file: ImageFile) -> IO[bytes]:
     """Open a file for reading.
 

@@ -60,6 +60,12 @@ class FileSplit:
         """Return the same split without masks, which take time to read if they are separate files."""
         return replace(self, regions=None)
 
+    def stamp(self, index: int) -> int | None:
+        """Return the size of an image's file in bytes; None if it is unknown."""
+        from toast_cli.data.images.files import get_file_size
+
+        return get_file_size(self.root / self.names[index])
+
     def load(self, index: int) -> Sample:
         """Read one image and its mask.
 

@@ -293,5 +293,7 @@ def derive_seed(*numbers: int) -> int:
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Ignore Ctrl-C in a worker, so that the main process can finish its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ignore, in a worker, signals that the whole process group gets, so that the main process can finish its step."""
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

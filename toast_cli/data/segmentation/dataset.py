@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, Sample, SplitKind
+from toast_cli.data.images.files import get_file_size
 from toast_cli.data.images.folder_scan import list_images
 from toast_cli.data.splits import compute_split_hash, hold_out
 from toast_cli.utils.config import NamedOptions
@@ -73,6 +74,10 @@ class SegmentationSplit:
     def take(self, indices: Sequence[int]) -> SegmentationSplit:
         """Return the split of the samples at `indices`, in that order."""
         return replace(self, pairs=tuple(self.pairs[i] for i in indices))
+
+    def stamp(self, index: int) -> int:
+        """Return the size of the files of a sample in bytes."""
+        return sum(get_file_size(file) or 0 for file in self.pairs[index])
 
     def load(self, index: int) -> Sample:
         """Read one image and its class map.

@@ -17,6 +17,7 @@ from toast_cli.data.text.duplicates import compute_text_key, find_first_copies, 
 from toast_cli.data.text.json_lines import read_json_list
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.hashing import hash_text
 
 Role = Literal["system", "user", "assistant"]
 
@@ -86,6 +87,10 @@ class ConversationSplit:
 
     def __len__(self) -> int:
         return len(self.conversations)
+
+    def stamp(self, index: int) -> int:
+        """Return a hash of the text of a conversation, whose name is only its number."""
+        return int(hash_text(repr(self.conversations[index].turns))[:12], 16)
 
     def load(self, index: int) -> Conversation:
         """Return a conversation."""

@@ -76,7 +76,8 @@ class DocumentSplit:
         """Return the text of a document."""
         return self.spool.read(int(self.numbers[index]))
 
-    def hash(self) -> str:
+    @property
+    def digest(self) -> str:
         """Return a hash of the texts, independent of their order: eight hexadecimal digits."""
         import numpy as np
 
@@ -109,7 +110,7 @@ def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataS
     }
     parts = {name: DocumentSplit(spool, each, options.block_tokens) for name, each in numbers.items()}
     splits = {name: documents for name, documents in parts.items() if len(documents)}
-    held = ", ".join(f"{len(documents):,} {name} (split {documents.hash()})" for name, documents in splits.items())
+    held = ", ".join(f"{len(documents):,} {name} (split {documents.digest})" for name, documents in splits.items())
     notes = [f"documents of {options.path}: {held}, seed {options.split_seed}"]
     if copies := len(spool) - len(originals):
         notes.append(

@@ -59,6 +59,11 @@ def get_sharded_modules(model: Model) -> list[nn.Module]:
     return [*model.backbone.level_modules, *own]
 
 
+def shard_module(accelerator: Accelerator, module: nn.Module) -> None:
+    """Shard the parameters of a single module over the processes, in place."""
+    fully_shard(module, mesh=init_device_mesh(accelerator.device.type, (accelerator.num_processes,)))
+
+
 def shard_model(model: Model, accelerator: Accelerator) -> None:
     """Shard every parameter of the model over the processes, in place.
 

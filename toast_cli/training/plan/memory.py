@@ -21,6 +21,7 @@ from toast_cli.model.model import Model, count_elements
 from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.training.distributed.fsdp import get_sharded_modules
 from toast_cli.training.optimization import make_optimizer
+from toast_cli.training.optimizer_state import pack_optimizer_state
 from toast_cli.utils.formatting import format_bytes
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -255,8 +256,10 @@ def _count_optimizer_bytes(trained: Sequence[nn.Parameter], training: TrainingOp
     optimizer = make_optimizer(probe, training.model_copy(update={"head_lr": None}))
     probe.weight.grad = torch.zeros_like(probe.weight)
     optimizer.step()
-    state = [value for value in optimizer.state[probe.weight].values() if isinstance(value, Tensor) and value.dim()]
-    return _count_bytes(state) * count_elements(trained) // probe.weight.numel()
+    state, _ = pack_optimizer_state(optimizer)
+    return (
+        _count_bytes(value for value in state.values() if value.dim()) * count_elements(trained) // probe.weight.numel()
+    )
 
 
 def _count_bytes(tensors: Iterable[Tensor]) -> int:
