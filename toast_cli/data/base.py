@@ -167,11 +167,13 @@ class DataSet:
         classes: class names in the order of the labels; empty for texts.
         splits: samples of `train` and, if the source has them, `val` and `test`.
         notes: sentences to read before trusting a result, for example about a split made here or an unexpected count.
+        warnings: sentences about what is probably a mistake in the data, for example two spellings of one class.
     """
 
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
     notes: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ def run_data_check(
         opened = registry.load_entry(registry.SOURCES, chosen.name).open(chosen, folder)
     except MissingFilesError as error:  # nothing else can be checked yet, but all missing files can be listed
         missing = [to_printable_name(name) for name in error.names]
-        report |= {"missing": missing, "problems": [error.what.removesuffix(".")], "what_to_do": error.what_to_do}
+        problems = [error.what.removesuffix("."), *(sentence.removesuffix(".") for sentence in error.known)]
+        report |= {"missing": missing, "problems": problems, "what_to_do": error.what_to_do}
     else:
         require_images(opened, source)
         _require_outside_data(out, chosen, folder, opened)
