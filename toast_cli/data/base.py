@@ -175,6 +175,11 @@ class DataSet:
     notes: tuple[str, ...] = field(default=())
     warnings: tuple[str, ...] = field(default=())
 
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """All sentences for the user: notes and warnings."""
+        return (*self.notes, *self.warnings)
+
 
 @dataclass(frozen=True)
 class DataSource:

@@ -35,12 +35,14 @@ def read_class_file(path: str | None, data_dir: Path | None) -> tuple[str, ...] 
     file = find_file(path, data_dir, "dataset.class_file=FILE")
     try:
         text = read_text_file(file)
-        content: Any = json.loads(text) if file.suffix.lower() == ".json" else text.splitlines()
+        content: Any = (
+            json.loads(text) if file.suffix.lower() == ".json" else [line.strip() for line in text.splitlines()]
+        )
     except (OSError, ValueError) as error:
         raise ToastError(f"Cannot read the class file {file}.", str(error), code="data.unreadable-file") from error
     listed = content.get("classes") if isinstance(content, dict) else content
     given = map(normalize_class_name, map(str, listed)) if isinstance(listed, list) else ()
-    names = tuple(name.strip() for name in given if name.strip())
+    names = tuple(name for name in given if name.strip())
     repeated = sorted({name for name in names if names.count(name) > 1})
     if len(names) < 2 or repeated:
         raise ToastError(
@@ -56,6 +58,12 @@ def read_class_file(path: str | None, data_dir: Path | None) -> tuple[str, ...] 
 def normalize_class_name(name: str) -> str:
     """Return a class name in the composed form of Unicode (NFC): systems write one name in several forms."""
     return normalize("NFC", name)
+
+
+def normalize_class_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return class names in the composed form of Unicode; unchanged if two of them would then be equal."""
+    composed = tuple(map(normalize_class_name, names))
+    return composed if len(set(composed)) == len(set(names)) else tuple(names)
 
 
 def describe_similar_classes(classes: Sequence[str]) -> list[str]:

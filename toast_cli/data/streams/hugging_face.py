@@ -254,7 +254,8 @@ def _load_splits(options: HuggingFaceOptions, folder: Path | None) -> tuple[dict
         ToastError: the data set cannot be opened, has no train split, or the names of its splits are not clear.
     """
     found = None if folder is None or options.subset else _find_split_folders(options, folder)
-    loaded = _load(options, folder, found and {part: f"{name}/**" for part, name in found.names.items()})
+    files = {part: f"{name}/**" for part, name in found.names.items()} if found else None
+    loaded = _load(options, folder, files)
     splits = found or assign_splits(list(loaded), options.split_names, options.path, "split")
     if "train" not in splits.names:
         raise ToastError(
