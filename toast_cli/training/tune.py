@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from toast_cli.data.audit.leaks import describe_leaks
 from toast_cli.data.base import BatchLoader, describe_masks
 from toast_cli.data.splits import get_split_hash
 from toast_cli.recipe.schema import Recipe
@@ -54,6 +55,9 @@ def tune_model(
     step, notes = build_training_step(session, train, validation)
     with run.open() as folder:
         run.announce(train, [*describe_schedule(recipe.training, len(train)), *notes])
+        if accelerator.is_main_process and not resume:
+            for message in describe_leaks(data, reporter.track):
+                reporter.message(message)
         sizes, memory = session.sizes(), session.memory(train)
         for message in filter(None, (str(memory), memory.warning(accelerator.device))):
             reporter.message(message)
