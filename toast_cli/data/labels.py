@@ -61,8 +61,8 @@ def select_labelled(
 ) -> tuple[dict[str, list[int]], list[str]]:
     """Return the rows of each split that are read, and notes on rows without a label.
 
-    A validation or test split without labels is not read. With `on_missing_label=skip`, only the rows without a label
-    are left out.
+    A validation or test split without any label is not read. With `on_missing_label=skip`, only the rows without a
+    label are left out.
 
     Args:
         labels: the class name of every row, or None.
@@ -72,7 +72,7 @@ def select_labelled(
         where: the data set, for messages.
 
     Raises:
-        ToastError: training images have no label.
+        ToastError: training images have no label, or only some images of another split have one.
     """
     kept: dict[str, list[int]] = {}
     notes = []
@@ -81,17 +81,18 @@ def select_labelled(
         left_out = [number for number, index in enumerate(indices) if labels[index] is None]
         if not left_out:
             continue
-        what = f"{len(left_out):,} of {len(indices):,} images have no label"
+        verb = "has" if len(left_out) == 1 else "have"
+        what = f"{len(left_out):,} of {len(indices):,} images {verb} no label"
         counts = Counter(_describe_missing(stored[indices[number]]) for number in left_out)
         which = ", ".join(f"{text} ({count:,})" if len(counts) > 1 else text for text, count in counts.most_common(3))
         listed = ", ".join(f"{number + 1:,}" for number in left_out[:5]) + (", …" if len(left_out) > 5 else "")
         place = f"{which}; {'row' if len(left_out) == 1 else 'rows'} {listed} of {part}"
         if options.on_missing_label == "skip" and kept[part]:
-            notes.append(f"{part}: {what} and are left out ({place})")
-        elif part == "train":
+            notes.append(f"{part}: {what}, left out ({place})")
+        elif part == "train" or kept[part]:
             raise ToastError(
-                f"{where}, train: {what}.",
-                f"Instead of a label, they have {place}.",
+                f"{where}, {part}: {what}.",
+                f"Instead of a label, there is {place}.",
                 "Add the labels, leave these images out with dataset.on_missing_label=skip, or name another column: "
                 "dataset.label_column=NAME. If it is the name of a class, list all classes in a dataset.class_file.",
                 code="data.unlabelled-images",

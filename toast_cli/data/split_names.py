@@ -130,7 +130,7 @@ def assign_splits(names: Sequence[str], given: Mapping[str, str], where: str, no
         if split == "train" and not candidates:
             candidates = [name for name, _ in claims.get("trainval", ())]
             if candidates and ("val" in claims or "val" in given.values()):
-                raise _make_unclear_error(candidates[0], where, noun, "train with or without the validation images")
+                raise _make_unclear_error(candidates[0], where, noun, "train with the images of val in it", "unused")
         if len(candidates) > 1:
             raise ToastError(
                 f"{where} has {'two' if len(candidates) == 2 else len(candidates)} {noun}s for the same split: "
@@ -142,7 +142,7 @@ def assign_splits(names: Sequence[str], given: Mapping[str, str], where: str, no
         if candidates:
             found[split] = candidates[0]
     if "unclear" in claims and len(found) < len(SPLITS):
-        raise _make_unclear_error(claims["unclear"][0][0], where, noun, "val or test")
+        raise _make_unclear_error(claims["unclear"][0][0], where, noun, "val or test", "val")
     return SplitAssignment(found, tuple(name for name in names if name not in found.values()))
 
 
@@ -172,10 +172,10 @@ def get_cell_split(cell: str, given: Mapping[str, str]) -> str | None:
     return {"trainval": "train", "unclear": None}.get(split, split) if split is not None else None
 
 
-def _make_unclear_error(name: str, where: str, noun: str, meanings: str) -> ToastError:
+def _make_unclear_error(name: str, where: str, noun: str, meanings: str, example: str) -> ToastError:
     return ToastError(
         f"{where} has a {noun} '{name}', which may mean {meanings}.",
         "A wrong guess would train or select on the wrong images.",
-        f"Rename it to train, val or test, or set dataset.split_names={{{name}: val}} (train, val, test or unused).",
+        f"Rename it to train, val or test, or set dataset.split_names={{{name}: {example}}} (train, val, test or unused).",
         code="data.unclear-split",
     )

@@ -39,9 +39,12 @@ from toast_cli.data.splits import (
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 EXPECTED_FOLDER_LAYOUTS = "Expected PATH/{train,val,test}/CLASS/*.jpg (val and test are optional) or PATH/CLASS/*.jpg."
+
+UNLABELLED_FOLDERS = ("unknown", "unlabeled", "unlabelled", "unclassified")
+"""Names of an only folder of images without labels in a split."""
 
 
 class ImageFolderOptions(NamedSplitsOptions):
@@ -130,17 +133,15 @@ def _open_split_folders(
         for part, folder in folders.items()
         if folder != _join_path(top, splits.names[part])
     ]
-    for part in ("val", "test"):
-        loose = [name for name in tree.files(folders[part]) if is_image_name(name)] if part in groups else []
-        if loose and not groups[part]:
+    for part in [part for part in ("val", "test") if part in groups]:
+        if unlabelled := _find_unlabelled_images(tree, folders[part], groups[part], groups["train"]):
             notes.append(
-                f"{part}: {tree.place(folders[part])} has {len(loose):,} images without labels, in no class folder; "
-                "they are not read"
+                f"{part}: not read, {len(unlabelled):,} images in {tree.place(folders[part])} are in no class folder, so "
+                "they have no labels"
             )
             del groups[part]
-    return _build_split_dataset(
-        options, tree, given, groups, folders, notes, loose_in=[top, *map(folders.__getitem__, groups)]
-    )
+    loose_in = [top, *(folders[part] for part in groups)]
+    return _build_split_dataset(options, tree, given, groups, folders, notes, loose_in)
 
 
 def _open_splits_in_classes(
@@ -160,7 +161,7 @@ def _open_splits_in_classes(
             )
     notes.append(f"{tree.place(top)}: the folders of every class are splits: {', '.join(groups)}")
     if "train" not in groups:
-        raise _make_no_train_error(tree.place(top), "the class folders have no train folder")
+        raise _make_no_train_error(tree.place(top), f"{', '.join(groups)} in the class folders")
     folders = dict.fromkeys(groups, top)
     return _build_split_dataset(options, tree, given, groups, folders, notes, [top])
 
@@ -235,7 +236,7 @@ def _find_split_folders(
     if options.split_names:
         splits = assign_splits(folders, options.split_names, place)
         if "train" not in splits.names:
-            raise _make_no_train_error(place, f"it has {', '.join(folders)}")
+            raise _make_no_train_error(place, ", ".join(folders))
         return splits
     meanings = {name: meaning for name in folders if (meaning := parse_split_name(name)) is not None}
     if not meanings or (given is not None and set(map(normalize_class_name, meanings)) <= set(given)):
@@ -251,13 +252,13 @@ def _find_split_folders(
             return assign_splits(folders, {}, place)
         return None
     if nested & plain or (only_splits and (nested or plain)):
-        raise _make_no_train_error(place, f"it has {', '.join(sorted(meanings))} but no train folder")
+        raise _make_no_train_error(place, ", ".join(sorted(meanings)))
     return None
 
 
-def _make_no_train_error(place: str, why: str) -> ToastError:
+def _make_no_train_error(place: str, found: str) -> ToastError:
     return ToastError(
-        f"{place} has no train folder: {why}.",
+        f"{place} has {found} but no train folder.",
         what_to_do=f"{EXPECTED_FOLDER_LAYOUTS} Other names: dataset.split_names={{NAME: train}}. If they are classes, "
         "list all classes in a dataset.class_file.",
         code="data.no-train-split",
@@ -281,6 +282,17 @@ def _find_inner_folder(tree: FolderTree, folder: str) -> str:
         if not (repeats or is_plain_name(inner[0]) or holds_splits) or any(map(is_image_name, tree.files(folder))):
             return folder
         folder = path
+
+
+def _find_unlabelled_images(
+    tree: FolderTree, folder: str, groups: Mapping[str, Sequence[str]], classes: Collection[str]
+) -> Sequence[str]:
+    """Return the images of a split without class folders: in its folder, or in an only one such as `test/unknown`."""
+    if not groups:
+        return [name for name in tree.files(folder) if is_image_name(name)]
+    name, paths = next(iter(groups.items()))
+    tells_nothing = is_plain_name(name) or name.lower() in UNLABELLED_FOLDERS or parse_split_name(name) is not None
+    return tree.found(paths[0]).images if len(groups) == 1 and tells_nothing and name not in classes else []
 
 
 def _find_splits_in_classes(tree: FolderTree, top: str, folders: Sequence[str]) -> dict[str, dict[str, str]]:

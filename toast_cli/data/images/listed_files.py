@@ -91,14 +91,11 @@ def explain_missing_files(root: Path, names: Sequence[str], list_folder: ListFol
 def _find_file(root: Path, name: str, list_folder: ListFolder) -> str | None:
     if _is_file(root / name):
         return name
-    return next(
-        (
-            found
-            for spelling in _iterate_spellings(name)
-            if (found := _find_spelling(root, spelling, list_folder)) is not None
-        ),
-        None,
-    )
+    spellings = (_find_spelling(root, spelling, list_folder) for spelling in _iterate_spellings(name))
+    found = next((spelling for spelling in spellings if spelling is not None), None)
+    if found is not None and (place := Path(found)).is_absolute() and place.is_relative_to(root.absolute()):
+        return place.relative_to(root.absolute()).as_posix()
+    return found
 
 
 def _iterate_spellings(name: str) -> Iterator[str]:

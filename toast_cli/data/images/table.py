@@ -99,7 +99,7 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
             code="data.no-train-split",
         )
     if options.on_missing_label == "stop":
-        for index in of_split["train"]:
+        for index in chain(of_split["train"], *(each for each in of_split.values() if any(labels[i] for i in each))):
             if labels[index] is None and not str(stored[index] or "").strip():
                 raise _row_error(
                     file,
