@@ -176,6 +176,6 @@ def _make_unclear_error(name: str, where: str, noun: str, meanings: str, example
     return ToastError(
         f"{where} has a {noun} '{name}', which may mean {meanings}.",
         "A wrong guess would train or select on the wrong images.",
-        f"Rename it to train, val or test, or set dataset.split_names={{{name}: {example}}} (train, val, test or unused).",
+        f"Rename it, or set dataset.split_names={{{name}: {example}}} (train, val, test or unused).",
         code="data.unclear-split",
     )

@@ -136,7 +136,7 @@ def _open_split_folders(
     for part in [part for part in ("val", "test") if part in groups]:
         if unlabelled := _find_unlabelled_images(tree, folders[part], groups[part], groups["train"]):
             notes.append(
-                f"{part}: not read, {len(unlabelled):,} images in {tree.place(folders[part])} are in no class folder, so "
+                f"{part}: not read, {len(unlabelled):,} images in {tree.place(folders[part])} are in no class folder: "
                 "they have no labels"
             )
             del groups[part]
