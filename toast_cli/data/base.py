@@ -172,12 +172,19 @@ class DataSet:
         splits: samples of `train` and, if the source has them, `val` and `test`.
         notes: sentences to read before trusting a result, for example about a split made here or an unexpected count.
         left_out: entries of texts that cannot be used: the reason, by name.
+        warnings: sentences about what is probably a mistake in the data, for example two spellings of one class.
     """
 
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
     notes: tuple[str, ...] = field(default=())
     left_out: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """All sentences for the user: notes and warnings."""
+        return (*self.notes, *self.warnings)
 
 
 @dataclass(frozen=True)

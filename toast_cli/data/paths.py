@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from unicodedata import normalize
 
 from toast_cli.utils.errors import ToastError
 
@@ -24,11 +25,32 @@ def list_candidate_paths(path: str, data_dir: Path | None) -> list[Path]:
     """Return the absolute paths where `path` is looked up, in order.
 
     With a `data_dir`: in it, then in the current folder. Without: in the current folder, then in the default folder
-    of data sets.
+    of data sets. Last, backslashes are read as separators. A path whose names exist in another form of Unicode is
+    replaced by the existing path.
     """
-    here = Path(path).expanduser()
-    candidates = [data_dir / here, here] if data_dir is not None else [here, get_data_dir(None) / here]
-    return list(dict.fromkeys(candidate.absolute() for candidate in candidates))
+    found: dict[Path, None] = {}
+    for here in dict.fromkeys((Path(path).expanduser(), Path(path.replace("\\", "/")).expanduser())):
+        candidates = [data_dir / here, here] if data_dir is not None else [here, get_data_dir(None) / here]
+        found |= dict.fromkeys(find_unicode_form(candidate.absolute()) for candidate in candidates)
+    return list(found)
+
+
+def find_unicode_form(path: Path) -> Path:
+    """Return the existing path whose names equal those of `path` in some form of Unicode; `path` if there is none."""
+    if str(path).isascii() or path.exists():
+        return path
+    place = Path(path.anchor)
+    for name in path.parts[1:]:
+        if not (place / name).exists():
+            try:
+                names = [entry.name for entry in place.iterdir()]
+            except OSError:
+                return path
+            name = next((each for each in names if normalize("NFC", each) == normalize("NFC", name)), "")
+            if not name:
+                return path
+        place /= name
+    return place
 
 
 def resolve_path(path: str, data_dir: Path | None) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+from unicodedata import normalize
 
 from pydantic import Field
 
+from toast_cli.data.split_names import SplitNames
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.hashing import hash_text
@@ -49,8 +51,18 @@ class UnsplitDataOptions(SplitOptions):
     )
 
 
-SPLIT_ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Canonical names of splits, by the lower-case names used in folders, tables and on hubs."""
+class NamedSplitsOptions(UnsplitDataOptions):
+    """Options of a source whose folders, columns or tables may be named after splits."""
+
+    split_names: SplitNames
+
+
+class UnlabelledRowsOptions(NamedSplitsOptions):
+    """Options of a source that stores a label beside each image, which may be missing."""
+
+    on_missing_label: Literal["stop", "skip"] = Field(
+        "stop", description="images without a label: stop, or leave them out, counted"
+    )
 
 
 def hold_out(
@@ -84,9 +96,12 @@ def select_shots(names: Sequence[str], labels: Sequence[int], shots: int, seed: 
 
 
 def compute_split_hash(names: Sequence[str], labels: Sequence[int]) -> str:
-    """Return a hash of a split's names and labels: eight hexadecimal digits, independent of the order of the images."""
+    """Return a hash of a split's names and labels: eight hexadecimal digits, independent of the order of the images.
+
+    A name in another form of Unicode, as some systems write it, has the same hash.
+    """
     digest = sha256()
-    for line in sorted(f"{name}\t{label}\n" for name, label in zip(names, labels, strict=True)):
+    for line in sorted(f"{normalize('NFC', name)}\t{label}\n" for name, label in zip(names, labels, strict=True)):
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()[:8]
 
@@ -190,9 +205,14 @@ def require_all_classes_in_train(train: FileSplit, classes: Sequence[str], where
 
 def format_class_names(names: Sequence[str], most: int = 5) -> str:
     """Format class names for a message: `class 'a'`, or `classes 'a', 'b' and 7 more`."""
-    shown = ", ".join(f"'{name}'" for name in names[:most])
+    shown = ", ".join(map(quote_class_name, names[:most]))
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{'class' if len(names) == 1 else 'classes'} {shown}{more}"
+
+
+def quote_class_name(name: str) -> str:
+    """Return a class name in quotes, with invisible characters written as escapes."""
+    return "'" + "".join(each if each.isprintable() else repr(each)[1:-1] for each in name) + "'"
 
 
 def _count_held_out(count: int, fraction: float, leave: int = 1) -> int:
@@ -209,6 +229,6 @@ def _select_per_class(
         classes.setdefault(label, []).append(index)
     drawn = []
     for members in classes.values():
-        members.sort(key=lambda index: hash_text(f"{seed}/{names[index]}"))
+        members.sort(key=lambda index: hash_text(f"{seed}/{normalize('NFC', names[index])}"))
         drawn += members[: how_many(len(members))]
     return drawn

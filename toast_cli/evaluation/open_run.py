@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from toast_cli.data.base import DataSet
+from toast_cli.data.class_map import normalize_class_names
 from toast_cli.data.identity import describe_class_differences
 from toast_cli.model.model import Model
 from toast_cli.model.recipe_data import open_data
@@ -107,16 +108,18 @@ def open_run_data(run: OpenedRun, reporter: Reporter) -> DataSet:
     """Open the data set to evaluate a run on, with its classes in the model's order.
 
     A data set other than the run's own may have the same classes in another order; it is reordered, with a message. In
-    the run's own data set, another order means that the model and the data do not belong together.
+    the run's own data set, another order means that the model and the data do not belong together, unless earlier
+    versions sorted names in another form of Unicode.
 
     Raises:
         ToastError: the classes of the data set differ from the model's, or it cannot be opened.
     """
-    data = open_shared_data(run.recipe, run.accelerator)
-    if run.request.dataset is not None and data.classes != run.classes and sorted(data.classes) == sorted(run.classes):
-        data = open_data_in_class_order(run.classes, run.recipe, data)
+    data, classes = open_shared_data(run.recipe, run.accelerator), normalize_class_names(run.classes)
+    may_reorder = run.request.dataset is not None or classes != run.classes
+    if may_reorder and data.classes != classes and sorted(data.classes) == sorted(classes):
+        data = open_data_in_class_order(classes, run.recipe, data)
         reporter.message("The data has the classes of the run in another order; they were reordered to match the run.")
-    check_classes(run.classes, data.classes, run.request.path)
+    check_classes(classes, data.classes, run.request.path)
     return data
 
 

@@ -10,6 +10,7 @@ import torch
 from toast_cli.backbones.image_options import PixelOptions
 from toast_cli.data.base import BatchLoader, BatchOptions, DataSet, LoaderOptions
 from toast_cli.data.loaders import build_loader
+from toast_cli.data.open_source import open_source
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
@@ -24,7 +25,7 @@ def open_data(recipe: Recipe) -> DataSet:
         ToastError: the data set is missing, or has another structure than expected.
     """
     folder = Path(recipe.data_dir).expanduser() if recipe.data_dir else None
-    return recipe.plugins.dataset.open(recipe.dataset, folder)
+    return open_source(recipe.plugins.dataset, recipe.dataset, folder)
 
 
 def build_batches(split: Any, recipe: Recipe, backbone: Backbone, batches: BatchOptions) -> BatchLoader:

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from toast_cli.tasks.base import Meter, Objective, Task
 from toast_cli.utils.config import NamedOptions
-from toast_cli.utils.constants import IGNORE_INDEX
-from toast_cli.utils.errors import UsageError
+from toast_cli.utils.constants import IGNORE_INDEX, NOTHING_TO_MEASURE
+from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,9 +51,19 @@ class ClassificationMeter(Meter):
         self.sums["loss"] += F.cross_entropy(outputs.float(), batch["label"], reduction="sum").item()
 
     def result(self) -> dict[str, float]:
-        """Return `accuracy`, `class_accuracy` over the classes that occur, `loss`, and the number of `images`."""
+        """Return `accuracy`, `class_accuracy` over the classes that occur, `loss`, and the number of `images`.
+
+        Raises:
+            ToastError: There is no image.
+        """
         total, right = self.sums["total"], self.sums["right"]
         images, seen = int(total.sum()), total > 0
+        if not images:
+            raise ToastError(
+                "There is nothing to measure: no image of this split could be read.",
+                what_to_do="Run 'toast data check' to see what is wrong with each.",
+                code=NOTHING_TO_MEASURE,
+            )
         return {
             "accuracy": int(right.sum()) / images,
             "class_accuracy": float((right[seen].double() / total[seen]).mean()),

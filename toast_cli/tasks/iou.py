@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from toast_cli.tasks.base import Meter
 from toast_cli.tasks.upernet import upsample_logits
-from toast_cli.utils.constants import IGNORE_INDEX
+from toast_cli.utils.constants import IGNORE_INDEX, NOTHING_TO_MEASURE
 from toast_cli.utils.errors import ToastError
 
 
@@ -67,7 +67,7 @@ class SegmentationMeter(Meter):
             raise ToastError(
                 "There is nothing to measure: no pixel of this split has a class.",
                 what_to_do="Check the class maps. 'toast data check' counts images without a labelled pixel.",
-                code="task.nothing-to-measure",
+                code=NOTHING_TO_MEASURE,
             )
         right, labelled, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
         iou = right / (labelled + predicted - right)  # NaN for classes that are neither labelled nor predicted

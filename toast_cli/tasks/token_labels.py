@@ -15,7 +15,7 @@ from pydantic import Field
 
 from toast_cli.backbones.image_options import PixelOptions
 from toast_cli.tasks.base import Meter, Objective, Task
-from toast_cli.utils.constants import IGNORE_INDEX
+from toast_cli.utils.constants import IGNORE_INDEX, NOTHING_TO_MEASURE
 from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ class TokenLabelsMeter(Meter):
             raise ToastError(
                 "There is nothing to measure: no pixel of this split has a class.",
                 what_to_do="Check the class maps. 'toast data check' counts images without a labelled pixel.",
-                code="task.nothing-to-measure",
+                code=NOTHING_TO_MEASURE,
             )
         right, answers, patches_right, patches = self.sums["counts"].tolist()
         return {

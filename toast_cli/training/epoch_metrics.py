@@ -7,6 +7,8 @@ from typing import Any
 
 from toast_cli.training.distributed.collectives import merge_across_processes
 from toast_cli.training.step import LossPartsMeter, StepOutput, TrainingStep
+from toast_cli.utils.constants import NOTHING_TO_MEASURE
+from toast_cli.utils.errors import ToastError
 
 
 class EpochMetrics:
@@ -36,8 +38,14 @@ class EpochMetrics:
         self._loss += mean * count
 
     def result(self) -> dict[str, Any]:
-        """Return this process's metrics so far, with the loss of all processes."""
-        return {**self.meter.result(), **self.parts.result(), "loss": self._loss / max(self.seen, 1)}
+        """Return this process's metrics so far, with the loss of all processes; only the loss without any sample."""
+        try:
+            metrics = self.meter.result()
+        except ToastError as error:
+            if error.code != NOTHING_TO_MEASURE:
+                raise
+            metrics = {}
+        return {**metrics, **self.parts.result(), "loss": self._loss / max(self.seen, 1)}
 
     def state(self) -> dict[str, Any]:
         """Return the state of all processes for `restore`, as plain values."""

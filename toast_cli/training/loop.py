@@ -29,6 +29,7 @@ from toast_cli.training.state import (
     wrap_state_errors,
 )
 from toast_cli.training.step import TrainingStep
+from toast_cli.utils.constants import NOTHING_TO_MEASURE
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 
@@ -173,6 +174,16 @@ class TrainingLoop:
         except KeyboardInterrupt:
             self.save()
             raise
+        except ToastError as error:
+            if error.code != NOTHING_TO_MEASURE:
+                raise
+            self.save()  # every process has this error
+            raise ToastError(
+                f"Validation: {error.what}",
+                f"The training so far is saved in {self.folder.checkpoints / 'last'}.",
+                f"{error.what_to_do} Replace the files and resume the run.",
+                code=error.code,
+            ) from error
         if not math.isfinite(metrics["loss"]):
             raise self._make_non_finite_error("validation loss", metrics["loss"])
         return metrics

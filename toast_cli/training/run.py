@@ -122,7 +122,7 @@ class Run:
     def announce(self, train: BatchLoader, notes: Iterable[str] = ()) -> None:
         """Report the run folder and the notes on data, backbone and training."""
         session = self.session
-        texts = (*session.data.notes, *train.notes, *session.describe_backbone(), *notes)
+        texts = (*session.data.messages, *train.notes, *session.describe_backbone(), *notes)
         for text in (f"Run folder: {self.folder.path}", *texts):
             self.reporter.message(text)
 

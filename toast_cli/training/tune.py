@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from toast_cli.data.audit.leaks import describe_leaks
 from toast_cli.data.base import BatchLoader, describe_masks
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_adapter_folder
@@ -20,7 +21,9 @@ from toast_cli.training.reporter import Reporter
 from toast_cli.training.run import Run
 from toast_cli.training.session import Session
 from toast_cli.training.step import TrainingStep
-from toast_cli.utils.errors import UsageError
+from toast_cli.utils.constants import NOTHING_TO_MEASURE
+from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.files import write_text
 from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 
 
@@ -53,6 +56,9 @@ def tune_model(
     step, notes = build_training_step(session, train, validation)
     with run.open() as folder:
         run.announce(train, [*describe_schedule(recipe.training, len(train)), *notes])
+        if accelerator.is_main_process and not resume:
+            for message in describe_leaks(data, reporter.track):
+                reporter.message(message)
         sizes, memory = session.sizes(), session.memory(train)
         for message in filter(None, (str(memory), memory.warning(accelerator.device))):
             reporter.message(message)
@@ -76,28 +82,39 @@ def tune_model(
             "validation": best.metrics,
             "test": None,
         }
+        config: AdapterConfig = build_adapter_config(model, recipe, data.classes)
+        trained, frozen = gather_full_tensors(model.trained()), gather_full_tensors(model.get_frozen_additions())
+        if folder.writes:  # before the test, which may fail
+            save_adapter_folder(folder.adapter, trained, frozen, config, format_adapter_card(config, results))
         test = None
         if recipe.test and "test" in data.splits:
             test = session.batches("test", with_masks=session.can_measure_attention("test"))
             results |= evaluate_test_split(run, test)
+            if folder.writes:
+                write_text(folder.adapter / "README.md", format_adapter_card(config, results))
         results["skipped"] = report_skipped_samples(reporter, train=train, val=validation, test=test)
         results["seconds"] = run.seconds
-        config: AdapterConfig = build_adapter_config(model, recipe, data.classes)
-        trained, frozen = gather_full_tensors(model.trained()), gather_full_tensors(model.get_frozen_additions())
-        if folder.writes:
-            save_adapter_folder(folder.adapter, trained, frozen, config, format_adapter_card(config, results))
         folder.write_results(results)
     return folder, results
 
 
 def evaluate_test_split(run: Run, test: BatchLoader) -> dict[str, Any]:
-    """Return the metrics on the test split and the region of the attention shares; write the predictions."""
+    """Return the metrics on the test split and the region of the attention shares; write the predictions.
+
+    Without a readable sample there are no metrics, and the user is told.
+    """
     session, predictions = run.session, SamplePredictions()
     with_attention = session.can_measure_attention("test")
     batches = run.reporter.track(test, len(test), "test")
-    metrics = evaluate_model(
-        session.model, batches, session.accelerator, with_attention=with_attention, answers=predictions
-    )
+    try:
+        metrics = evaluate_model(
+            session.model, batches, session.accelerator, with_attention=with_attention, answers=predictions
+        )
+    except ToastError as error:
+        if error.code != NOTHING_TO_MEASURE:
+            raise
+        run.reporter.message(f"test: not evaluated. {error.what}")
+        return {"test": None}
     if given := merge_across_processes(predictions).given:
         columns = zip(*((index, *given[index]) for index in sorted(given)), strict=True)
         run.folder.write_answers(dict(zip(("index", "label", "chosen"), columns, strict=True)))

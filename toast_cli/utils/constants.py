@@ -5,3 +5,6 @@ IGNORE_INDEX = -100
 
 BATCH_METADATA_KEYS = ("index", "view")
 """Keys of a batch that are not model inputs: the indices of the samples, and which cached augmentation they have."""
+
+NOTHING_TO_MEASURE = "task.nothing-to-measure"
+"""Code of the error of a meter that has no sample."""

@@ -88,6 +88,7 @@ def run_data_check(
     from toast_cli.data.audit.check_texts import check_texts
     from toast_cli.data.images.files import MissingFilesError
     from toast_cli.data.images.folder_scan import to_printable_name
+    from toast_cli.data.open_source import open_source
     from toast_cli.recipe.parse import build_dataset_options
     from toast_cli.utils.files import write_json
 
@@ -96,10 +97,11 @@ def run_data_check(
     folder = Path(data_dir).expanduser() if data_dir else None
     report: dict[str, Any] = {"source": source}
     try:
-        opened = registry.load_entry(registry.SOURCES, chosen.name).open(chosen, folder)
+        opened = open_source(registry.load_entry(registry.SOURCES, chosen.name), chosen, folder)
     except MissingFilesError as error:  # nothing else can be checked yet, but all missing files can be listed
         missing = [to_printable_name(name) for name in error.names]
-        report |= {"missing": missing, "problems": [error.what.removesuffix(".")], "what_to_do": error.what_to_do}
+        problems = [error.what.removesuffix("."), *(sentence.removesuffix(".") for sentence in error.known)]
+        report |= {"missing": missing, "problems": problems, "what_to_do": error.what_to_do}
     else:
         _require_outside_data(out, chosen, folder, opened)
         model = None if backbone is None else _build_text_backbone(opened, backbone, weights)
@@ -146,6 +148,7 @@ def show_dataset(
     """
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.data.base import get_image_splits
+    from toast_cli.data.open_source import open_source
     from toast_cli.recipe.lookup import resolve_recipe
     from toast_cli.utils.errors import UsageError
 
@@ -163,7 +166,7 @@ def show_dataset(
         print_line(message, err)
     chosen = resolved.recipe
     folder = Path(chosen.data_dir).expanduser() if chosen.data_dir else None
-    opened = chosen.plugins.dataset.open(chosen.dataset, folder)
+    opened = open_source(chosen.plugins.dataset, chosen.dataset, folder)
     splits = get_image_splits(opened, source)
     _require_outside_data(out, chosen.dataset, folder, opened)
     if split not in splits:
@@ -180,7 +183,7 @@ def show_dataset(
     sheet = draw_contact_sheet(opened, split, chosen, network, images, augment=split == "train")
     with write_atomically(out) as temporary:
         save_contact_sheet(sheet, temporary)
-    for note in opened.notes:
+    for note in opened.messages:
         print_line(note, err)
     print_line(f"Contact sheet: {out}")
 

@@ -41,7 +41,13 @@ def print_dry_run(session: Session, as_json: bool) -> None:
         f"first batch: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}",
         "Dry run: nothing was trained or written.",
     ]
-    for line in [*session.data.notes, *batches.notes, *session.describe_backbone(), *notes, *lines]:
+    for line in [
+        *session.data.messages,
+        *batches.notes,
+        *session.describe_backbone(),
+        *notes,
+        *lines,
+    ]:
         print_line(line)
 
 

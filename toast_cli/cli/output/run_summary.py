@@ -30,7 +30,9 @@ def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
             add_metric_rows(table, split, results[split])
     if "selected_epoch" in results and results.get("test") is None:
         has_one = "test" in results.get("samples", {})
-        table.add_row("test", "not evaluated (test: false)" if has_one else "no test split")
+        unreadable = "test" in results.get("skipped", {})
+        why = "not evaluated (no image could be read)" if unreadable else "not evaluated (test: false)"
+        table.add_row("test", why if has_one else "no test split")
     if "seconds" in results:
         minutes, seconds = divmod(round(results["seconds"]), 60)
         table.add_row("time", f"{minutes} min {seconds:02d} s")

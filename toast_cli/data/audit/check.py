@@ -83,7 +83,8 @@ def check_dataset(data: DataSet, track: ProgressTracker) -> dict[str, Any]:
         },
         "notes": list(data.notes),
     }
-    return {**report, "problems": _list_problems(report), "warnings": _list_warnings(report, labels_pixels)}
+    warnings = [*data.warnings, *_list_warnings(report, labels_pixels)]
+    return {**report, "problems": _list_problems(report), "warnings": warnings}
 
 
 def _summarize_split(expected: int, images: Sequence[ScannedImage], classes: Sequence[str]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet
-from toast_cli.data.images.files import read_text_file, require_files
+from toast_cli.data.images.files import read_text_file
 from toast_cli.data.images.labelled_files import FileSplit
+from toast_cli.data.images.listed_files import require_files
 from toast_cli.data.images.object_masks import BoxFile, MaskFile
 from toast_cli.data.paths import get_data_dir
 from toast_cli.data.splits import SplitOptions, format_class_names, make_train_val_splits, require_all_classes_in_train

@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
-from toast_cli.data.images.files import read_text_file, require_files
+from toast_cli.data.images.files import read_text_file
+from toast_cli.data.images.listed_files import require_files
 from toast_cli.data.paths import get_data_dir
 from toast_cli.data.segmentation.dataset import SegmentationDataOptions, SegmentationSplit, build_official_dataset
 from toast_cli.utils.errors import ToastError

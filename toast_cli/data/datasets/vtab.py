@@ -16,8 +16,9 @@ from typing import Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
-from toast_cli.data.images.files import read_text_file, require_files
+from toast_cli.data.images.files import read_text_file
 from toast_cli.data.images.labelled_files import FileSplit
+from toast_cli.data.images.listed_files import require_files
 from toast_cli.data.paths import get_data_dir
 from toast_cli.data.splits import compute_split_hash, format_class_names
 from toast_cli.utils.config import NamedOptions

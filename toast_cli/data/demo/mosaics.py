@@ -241,7 +241,7 @@ def open_grid(options: GridOptions, data_dir: Path | None) -> DataSet:
         notes.append(
             f"The distractors also contain {format_class_names(shared)}: a mosaic may show a class other than its own."
         )
-    return DataSet(classes, splits, (*labelled.notes, *notes))
+    return DataSet(classes, splits, (*labelled.notes, *notes), labelled.warnings)
 
 
 SOURCE = DataSource(

@@ -12,13 +12,14 @@ from toast_cli.data.base import DataSet, DataSource
 from toast_cli.data.class_map import read_class_file
 from toast_cli.data.images.image_folder import open_class_folders
 from toast_cli.data.paths import find_file
-from toast_cli.data.splits import SPLIT_ALIASES, UnsplitDataOptions
+from toast_cli.data.split_names import parse_split_name
+from toast_cli.data.splits import NamedSplitsOptions
 
 if TYPE_CHECKING:
     from toast_cli.data.images.archive_index import ArchiveIndex
 
 
-class ArchiveOptions(UnsplitDataOptions):
+class ArchiveOptions(NamedSplitsOptions):
     """Options of an archive of images."""
 
     name: Literal["archive"] = Field("archive", description="the data set")
@@ -53,6 +54,11 @@ def _find_top_folder(packed: ArchiveIndex) -> str:
     while True:
         folders = packed.folders(top)
         inner = f"{top}/{folders[0]}" if top and folders else "".join(folders[:1])
-        if len(folders) != 1 or folders[0].lower() in SPLIT_ALIASES or not packed.folders(inner):
+        if len(folders) != 1 or _names_split(folders[0]) or not packed.folders(inner):
             return top
         top = inner
+
+
+def _names_split(name: str) -> bool:
+    meaning = parse_split_name(name)
+    return meaning is not None and meaning.plain

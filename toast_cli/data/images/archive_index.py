@@ -199,7 +199,7 @@ def _read_zip_entries(file: Path) -> Iterator[_ArchiveEntry]:
 def _read_tar_entries(tar: tarfile.TarFile) -> Iterator[_ArchiveEntry]:
     for member in tar:
         kind: Any = "folder" if member.isdir() else "file" if member.isreg() and not member.issparse() else "link"
-        yield _ArchiveEntry(member.name, kind, member.size, (member.offset_data, member.size))
+        yield _ArchiveEntry(member.name.replace("\\", "/"), kind, member.size, (member.offset_data, member.size))
 
 
 def _build_index(file: Path, entries: Iterator[_ArchiveEntry]) -> ArchiveIndex:

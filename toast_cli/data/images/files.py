@@ -27,32 +27,16 @@ class FileRoot(Protocol):
 
 
 class MissingFilesError(ToastError):
-    """Files that a data set lists and that do not exist; `names` has all of them."""
+    """Files that a data set lists and that do not exist: `names` has all of them, `known` says what is known."""
 
-    def __init__(self, names: Sequence[str], total: int, what: str, what_to_do: str) -> None:
-        self.names = tuple(names)
+    def __init__(self, names: Sequence[str], total: int, what: str, what_to_do: str, known: Sequence[str] = ()) -> None:
+        self.names, self.known = tuple(names), tuple(known)
         super().__init__(
             f"{len(names):,} of {total:,} {what} are missing.",
-            f"The first is {names[0]}.",
+            (f"The first is {names[0]}.", *known),
             what_to_do,
             code="data.missing-files",
         )
-
-
-def require_files(files: Sequence[tuple[str, Path]], what: str, what_to_do: str) -> None:
-    """Check that all files exist, so that a missing one does not end a run in the middle of training.
-
-    Args:
-        files: name, for the message, and path of every file.
-        what: description of the files, for the message.
-        what_to_do: the next step for the user.
-
-    Raises:
-        MissingFilesError: some files do not exist.
-    """
-    missing = [name for name, file in files if not file.is_file()]
-    if missing:
-        raise MissingFilesError(missing, len(files), what, what_to_do)
 
 
 def get_file_size(file: ImageFile) -> int | None:

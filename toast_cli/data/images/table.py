@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +13,13 @@ from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
 from toast_cli.data.class_map import check_trainable_classes, read_class_file, require_known_classes, sort_class_names
-from toast_cli.data.images.files import require_files
 from toast_cli.data.images.labelled_files import FileSplit
+from toast_cli.data.images.listed_files import find_listed_files
 from toast_cli.data.images.object_masks import Box
+from toast_cli.data.labels import describe_suspicious_numbers, read_labels, select_labelled
 from toast_cli.data.paths import find_file
-from toast_cli.data.splits import SPLIT_ALIASES, UnsplitDataOptions, complete_splits, make_train_val_test_splits
+from toast_cli.data.split_names import SPLITS, get_cell_split, require_known_names
+from toast_cli.data.splits import UnlabelledRowsOptions, complete_splits, make_train_val_test_splits
 from toast_cli.utils.errors import ToastError
 
 BOX_CORNER_NAMES = ("xmin", "ymin", "xmax", "ymax")
@@ -25,7 +28,7 @@ BOX_CORNER_NAMES = ("xmin", "ymin", "xmax", "ymax")
 SEPARATORS_BY_SUFFIX = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
 
-class TableOptions(UnsplitDataOptions):
+class TableOptions(UnlabelledRowsOptions):
     """Options of a table of images, with the names of its columns."""
 
     name: Literal["table"] = Field("table", description="the data set")
@@ -39,7 +42,8 @@ class TableOptions(UnsplitDataOptions):
     )
     label_column: str = Field("label", description="column with the class: a name or a number")
     split_column: str = Field(
-        "split", description="column with train, val or test, if the table has a column of this name"
+        "split",
+        description="column with train, val or test, if the table has a column of this name",
     )
     box_columns: tuple[str, str, str, str] = Field(
         ("x", "y", "width", "height"),
@@ -69,37 +73,77 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
         )
     columns = list(rows[0])
     _require_columns(file, columns, options)
-    boxed = all(column in columns for column in options.box_columns)
-    names = [str(_get_cell(file, number, row, options.image_column)) for number, row in enumerate(rows)]
-    texts = [str(_get_cell(file, number, row, options.label_column)) for number, row in enumerate(rows)]
-    parts = [_get_split(file, number, row, options) for number, row in enumerate(rows)]
-    boxes = tuple(_parse_box(file, number, row, options) for number, row in enumerate(rows)) if boxed else None
-    paths = [(f"{file.parent / name} (row {row})", file.parent / name) for row, name in enumerate(names, start=1)]
-    require_files(paths, f"images of {file}", "Give paths that are absolute or relative to the table's folder.")
-    _require_unique_images(file, names)
+    spelled: dict[str, set[str]] = {}
+    parts = [_get_split(file, number, row, options, spelled) for number, row in enumerate(rows)]
+    require_known_names(options.split_names, set(chain(*spelled.values())), str(file), "split")
+    unused = parts.count("unused")
+    used = [number for number, part in enumerate(parts) if part != "unused"]
+    cells = {number: str(_get_cell(file, number, rows[number], options.image_column)) for number in used}
+    found = find_listed_files(
+        file.parent,
+        list(cells.values()),
+        lambda index: f"{file.parent / cells[used[index]]} (row {used[index] + 1})",
+        f"images of {file}",
+        "Give paths that are absolute or relative to the table's folder.",
+    )
+    _require_unique_images(file, found, used)
 
-    found: dict[str, set[str]] = {}
-    for text, part in zip(texts, parts, strict=True):
-        found.setdefault(part or "train", set()).add(text)
-    if "train" not in found:
+    named = read_class_file(options.class_file, data_dir)
+    stored = [rows[number][options.label_column] for number in used]
+    labels = read_labels(stored, named or ())
+    of_split = {part: [i for i, n in enumerate(used) if (parts[n] or "train") == part] for part in SPLITS}
+    if not of_split["train"]:
         raise ToastError(
             f"{file} has no rows of the train split.",
             what_to_do=f"Set the split of some rows to train (column '{options.split_column}').",
             code="data.no-train-split",
         )
-    named = read_class_file(options.class_file, data_dir)
-    classes = named or sort_class_names(found["train"])
-    require_known_classes(classes, found, str(file), "the class file" if named else "train")
+    if options.on_missing_label == "stop":
+        for index in chain(of_split["train"], *(each for each in of_split.values() if any(labels[i] for i in each))):
+            if labels[index] is None and not str(stored[index] or "").strip():
+                raise _row_error(
+                    file,
+                    used[index],
+                    f"column '{options.label_column}' is empty",
+                    "Correct the row, or leave out images without a label with dataset.on_missing_label=skip.",
+                )
+    kept, label_notes = select_labelled(
+        labels, {part: indices for part, indices in of_split.items() if indices}, stored, options, str(file)
+    )
+    texts = {part: [str(labels[index]) for index in indices] for part, indices in kept.items()}
+    classes = named or sort_class_names(set(texts["train"]))
+    require_known_classes(
+        classes, {part: set(each) for part, each in texts.items()}, str(file), "the class file" if named else "train"
+    )
     label_of = {name: label for label, name in enumerate(classes)}
-    images = FileSplit(file.parent, tuple(names), tuple(label_of[text] for text in texts), boxes)
-    given: dict[str, FileSplit] = {
-        part: images.take([i for i, other in enumerate(parts) if other == part])
-        for part in ("train", "val", "test")
-        if part in parts
+    boxed = all(column in columns for column in options.box_columns)
+    given = {
+        part: FileSplit(
+            file.parent,
+            tuple(found[index] for index in indices),
+            tuple(label_of[text] for text in texts[part]),
+            tuple(_parse_box(file, used[index], rows[used[index]], options) for index in indices) if boxed else None,
+        )
+        for part, indices in kept.items()
     }
-    class_notes = check_trainable_classes(given.get("train", images), classes, str(file), named is not None)
-    made, notes = complete_splits(given, options, str(file)) if given else make_train_val_test_splits(images, options)
-    return DataSet(classes, made, (*_describe_unread_boxes(columns, options), *class_notes, *notes))
+    class_notes = check_trainable_classes(given["train"], classes, str(file), named is not None)
+    if options.split_column in columns:
+        made, notes = complete_splits(given, options, str(file))
+    else:
+        made, notes = make_train_val_test_splits(given["train"], options)
+    renamed = [
+        f"'{name}' as {part}" for part, names in spelled.items() for name in sorted(names - {part, "validation"})
+    ]
+    split_notes = [f"{file}: read {', '.join(renamed)}"] if renamed else []
+    if unused:
+        split_notes.append(f"{file}: {unused:,} rows of splits that are unused, not read")
+    warnings = describe_suspicious_numbers(classes, len(given["train"])) if named is None else ()
+    return DataSet(
+        classes,
+        made,
+        (*_describe_unread_boxes(columns, options), *split_notes, *label_notes, *class_notes, *notes),
+        tuple(warnings),
+    )
 
 
 SOURCE = DataSource(
@@ -160,14 +204,23 @@ def _get_cell(file: Path, number: int, row: Mapping[str, Any], column: str) -> A
     return value
 
 
-def _get_split(file: Path, number: int, row: Mapping[str, Any], options: TableOptions) -> str | None:
-    """Return the split of a row; None if the table has no column of splits."""
+def _get_split(
+    file: Path, number: int, row: Mapping[str, Any], options: TableOptions, spelled: dict[str, set[str]]
+) -> str | None:
+    """Return the split of a row; None if the table has no column of splits. Add its spelling to `spelled`."""
     if options.split_column not in row:
         return None
-    value = str(_get_cell(file, number, row, options.split_column))
-    if value.lower() not in SPLIT_ALIASES:
-        raise _row_error(file, number, f"'{value}' is not a split; expected train, val or test")
-    return SPLIT_ALIASES[value.lower()]
+    value = str(_get_cell(file, number, row, options.split_column)).strip()
+    split = get_cell_split(value, options.split_names)
+    if split is None:
+        raise _row_error(
+            file,
+            number,
+            f"'{value}' is not a split; expected train, val or test",
+            f"Correct the row, or say what it means: dataset.split_names={{{value}: val}}.",
+        )
+    spelled.setdefault(split, set()).add(value)
+    return split
 
 
 def _parse_box(file: Path, number: int, row: Mapping[str, Any], options: TableOptions) -> Box:
@@ -223,27 +276,27 @@ def _describe_unread_boxes(columns: list[str], options: TableOptions) -> list[st
     ]
 
 
-def _require_unique_images(file: Path, names: list[str]) -> None:
+def _require_unique_images(file: Path, names: list[str], rows: list[int]) -> None:
     """Check that no image is listed twice, so that no image can be in both training and evaluation data.
 
     Raises:
         ToastError: two rows have the same image.
     """
     first: dict[str, int] = {}
-    for row, name in enumerate(names, start=1):
+    for row, name in zip(rows, names, strict=True):
         before = first.setdefault(os.path.normpath(file.parent / name), row)
         if before != row:
             raise ToastError(
-                f"{file} lists {name} twice, in rows {before} and {row}.",
+                f"{file} lists {name} twice, in rows {before + 1} and {row + 1}.",
                 "One could be in the training data and the other in the evaluation data.",
                 "Keep one row per image. Rows are counted without the header.",
                 code="data.duplicate-image",
             )
 
 
-def _row_error(file: Path, number: int, why: str) -> ToastError:
+def _row_error(file: Path, number: int, why: str, what_to_do: str = "Correct the row.") -> ToastError:
     return ToastError(
         f"{file}, row {number + 1}: {why}.",
-        what_to_do="Correct the row. Rows are counted without the header.",
+        what_to_do=f"{what_to_do} Rows are counted without the header.",
         code="data.invalid-row",
     )

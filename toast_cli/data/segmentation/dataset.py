@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
+from unicodedata import normalize
 
 from pydantic import Field
 
@@ -225,10 +226,10 @@ def match_images_to_maps(images: Path, maps: Path) -> tuple[tuple[Path, Path], .
 
 
 def _index_by_stem(folder: Path) -> dict[str, Path]:
-    """Return the images below a folder by their relative path without suffix."""
+    """Return the images below a folder by their relative path without suffix, in the composed form of Unicode."""
     found: dict[str, Path] = {}
     for path in list_images(folder):
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        name = normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
         if name in found:
             raise ToastError(
                 f"{found[name]} and {path.name} differ only in their suffix.",

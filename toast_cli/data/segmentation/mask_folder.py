@@ -8,7 +8,9 @@ from typing import Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.class_map import normalize_class_name
 from toast_cli.data.images.files import read_text_file
+from toast_cli.data.images.folder_scan import DiskFolder, is_image_name, summarize_file_names
 from toast_cli.data.images.image_folder import find_folder
 from toast_cli.data.segmentation.dataset import (
     SegmentationDataOptions,
@@ -17,10 +19,17 @@ from toast_cli.data.segmentation.dataset import (
     hold_out_validation,
     match_images_to_maps,
 )
+from toast_cli.data.split_names import (
+    SPLITS,
+    SplitAssignment,
+    SplitNames,
+    assign_splits,
+    parse_split_name,
+    require_known_names,
+)
 from toast_cli.data.splits import compute_split_hash, hold_out
 from toast_cli.utils.errors import ToastError, UsageError
 
-SPLIT_FOLDERS = ("train", "val", "test")
 CLASSES_FILE = "classes.txt"
 EXPECTED_MASK_LAYOUT = (
     "Expected PATH/images/*.jpg and PATH/masks/*.png, or the same with train, val and test folders in both."
@@ -43,6 +52,7 @@ class MaskFolderOptions(SegmentationDataOptions):
     test_fraction: float = Field(
         0.2, ge=0, lt=1, description="fraction of the images held out for test if the folders have no splits"
     )
+    split_names: SplitNames
 
 
 def open_mask_folder(options: MaskFolderOptions, data_dir: Path | None) -> DataSet:
@@ -60,17 +70,32 @@ def open_mask_folder(options: MaskFolderOptions, data_dir: Path | None) -> DataS
             raise ToastError(
                 f"There is no folder {folder}.", what_to_do=EXPECTED_MASK_LAYOUT, code="data.missing-folder"
             )
-    parts = [name for name in SPLIT_FOLDERS if (images / name).is_dir() or (maps / name).is_dir()]
+    assigned = [_find_split_folders(options, folder) for folder in (images, maps)]
+    require_known_names(options.split_names, [*DiskFolder(images).folders(), *DiskFolder(maps).folders()], str(root))
+    parts = [part for part in SPLITS if any(part in each.names for each in assigned if each)]
     if not parts:
-        return _build_unsplit_dataset(options, classes, _read_split(options, images, maps, len(classes)))
+        folders = DiskFolder(images).folders()
+        grouped = [f"{images}: its folders are read together: {', '.join(folders)}"] if folders else []
+        everything = _read_split(options, images, maps, len(classes))
+        return _build_unsplit_dataset(options, classes, everything, grouped)
     if "train" not in parts:
         raise ToastError(
             f"{images} has {', '.join(parts)} but no train folder.",
-            what_to_do=EXPECTED_MASK_LAYOUT,
+            what_to_do=f"{EXPECTED_MASK_LAYOUT} Other names: dataset.split_names={{NAME: train}}.",
             code="data.no-train-split",
         )
-    splits = {name: _read_split(options, images / name, maps / name, len(classes)) for name in parts}
-    notes = []
+    of_images, of_maps = ({} if each is None else each.names for each in assigned)
+    unlabelled = [part for part in parts if part == "test" and part not in of_maps]
+    splits = {
+        part: _read_split(options, images / of_images.get(part, part), maps / of_maps.get(part, part), len(classes))
+        for part in parts
+        if part not in unlabelled
+    }
+    notes = list(dict.fromkeys(note for each in assigned if each for note in each.describe(str(root), "folder")))
+    notes += [f"{part}: not read, its images have no class maps" for part in unlabelled]
+    loose = [name for folder in (images, maps) for name in DiskFolder(folder).files() if is_image_name(name)]
+    if loose:
+        notes.append(f"{root}: not read, not in a split folder: {summarize_file_names(loose)}")
     if "val" not in splits:
         made, note = hold_out_validation(splits["train"], options)
         splits |= made
@@ -85,14 +110,27 @@ SOURCE = DataSource(
 )
 
 
+def _find_split_folders(options: MaskFolderOptions, folder: Path) -> SplitAssignment | None:
+    """Return the folders of train, val and test in a folder; None if its folders are not splits.
+
+    Raises:
+        ToastError: two folders mean the same split, or the meaning of a folder is not clear.
+    """
+    names = DiskFolder(folder).folders()
+    given = {name: split for name, split in options.split_names.items() if name in names}
+    meanings = [meaning for meaning in map(parse_split_name, names) if meaning is not None]
+    is_split = any(meaning.plain for meaning in meanings) or 0 < len(meanings) == len(names)
+    return assign_splits(names, given, str(folder)) if given or is_split else None
+
+
 def _build_unsplit_dataset(
-    options: MaskFolderOptions, classes: tuple[str, ...], everything: SegmentationSplit
+    options: MaskFolderOptions, classes: tuple[str, ...], everything: SegmentationSplit, notes: list[str]
 ) -> DataSet:
     """Build the data set of folders without splits, by holding out test and validation."""
     names = everything.names
     kept, held = hold_out(names, [0] * len(names), options.test_fraction, options.split_seed, leave=2)
     splits, note = hold_out_validation(everything.take(kept), options)
-    notes = [note]
+    notes.append(note)
     if held:
         splits["test"] = everything.take(held)
         digest = compute_split_hash([names[i] for i in held], [0] * len(held))
@@ -133,6 +171,7 @@ def _read_class_names(options: MaskFolderOptions, root: Path) -> tuple[str, ...]
         except (OSError, UnicodeDecodeError) as error:
             raise ToastError(f"Cannot read {file}.", str(error), code="data.unreadable-file") from error
         names, where = tuple(line.strip() for line in text.splitlines() if line.strip()), str(file)
+    names = tuple(map(normalize_class_name, names))
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UsageError(f"{where} lists '{repeated[0]}' more than once.", code="data.duplicate-class")

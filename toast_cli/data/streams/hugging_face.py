@@ -14,16 +14,31 @@ from typing import IO, Any, Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
-from toast_cli.data.class_map import check_trainable_classes, read_class_file, require_known_classes, sort_class_names
+from toast_cli.data.class_map import (
+    check_trainable_classes,
+    normalize_class_name,
+    read_class_file,
+    require_known_classes,
+    sort_class_names,
+)
 from toast_cli.data.images.files import open_file
+from toast_cli.data.images.folder_scan import DiskFolder
 from toast_cli.data.images.labelled_files import FileSplit
+from toast_cli.data.labels import describe_suspicious_numbers, read_labels, select_labelled
 from toast_cli.data.paths import list_candidate_paths
-from toast_cli.data.splits import SPLIT_ALIASES, UnsplitDataOptions, complete_splits, make_train_val_test_splits
+from toast_cli.data.split_names import SplitAssignment, assign_splits, parse_split_name
+from toast_cli.data.splits import UnlabelledRowsOptions, complete_splits, make_train_val_test_splits
 from toast_cli.data.streams.stream_split import StreamSplit
 from toast_cli.utils.errors import ToastError, UsageError
 
+SAVED_FILES = ("dataset_dict.json", "state.json")
+"""Files of a folder that `save_to_disk` wrote."""
 
-class HuggingFaceOptions(UnsplitDataOptions):
+LIBRARY_SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+"""Names of folders that the `datasets` library reads as splits."""
+
+
+class HuggingFaceOptions(UnlabelledRowsOptions):
     """Options of a Hugging Face data set, with the names of its columns."""
 
     name: Literal["hf"] = Field("hf", description="the data set")
@@ -59,61 +74,42 @@ def open_hf(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
     if options.streaming:
         return _open_stream(options, data_dir)
     folder = next((place for place in list_candidate_paths(options.path, data_dir) if place.exists()), None)
-    tables = {
-        SPLIT_ALIASES[name]: table for name, table in _load_splits(options, folder).items() if name in SPLIT_ALIASES
-    }
-    if "train" not in tables:
-        raise ToastError(
-            f"{options.path} has no train split.",
-            what_to_do="Choose another dataset.subset.",
-            code="data.no-train-split",
-        )
+    tables, notes = _load_splits(options, folder)
     image, label = _find_columns(options, tables["train"])
-    texts: dict[str, list[str]] = {}
-    notes = []
-    for part, table in tables.items():
-        labels = _get_label_names(table, label)
-        texts[part] = [text for text in labels if text is not None]
-        unlabelled = len(labels) - len(texts[part])
-        if unlabelled:
-            what = f"{unlabelled:,} of {len(table):,} images have no label"
-            if part == "train":
-                raise ToastError(
-                    f"{options.path}, train: {what}.",
-                    what_to_do="Give another column: dataset.label_column=NAME.",
-                    code="data.unlabelled-images",
-                )
-            notes.append(f"{part}: not read, {what}")
-            del texts[part]
     given = read_class_file(options.class_file, data_dir)
-    classes = given or _get_class_names(tables["train"], label) or sort_class_names(texts["train"])
-    found = {part: set(labels) for part, labels in texts.items()}
+    listed = _get_class_names(tables["train"], label)
+    stored = [value for table in tables.values() for value in _get_stored_labels(table, label)]
+    labels = read_labels(stored, given or listed)
+    rows, start = {}, 0
+    for part, table in tables.items():
+        rows[part] = range(start, start := start + len(table))
+    kept, label_notes = select_labelled(labels, rows, stored, options, options.path)
+    texts = {part: [str(labels[index]) for index in indices] for part, indices in kept.items()}
+    classes = given or listed or sort_class_names(set(texts["train"]))
+    found = {part: set(each) for part, each in texts.items()}
     require_known_classes(classes, found, options.path, "the class file" if given else "train")
     label_of = {name: number for number, name in enumerate(classes)}
     parts = {}
     for part, named in texts.items():
-        undecoded = tables[part].cast_column(image, type(tables[part].features[image])(decode=False))
+        table = tables[part]
+        if len(named) < len(table):
+            table = table.select([index - rows[part].start for index in kept[part]])
+        undecoded = table.cast_column(image, type(table.features[image])(decode=False))
         parts[part] = _build_file_split(undecoded, image, part, tuple(label_of[text] for text in named), folder)
+    notes += label_notes
     notes += check_trainable_classes(parts["train"], classes, options.path, given is not None)
     if len(tables) == 1:
         made, made_notes = make_train_val_test_splits(parts["train"], options)
     else:
         made, made_notes = complete_splits(parts, options, options.path)
-    return DataSet(classes, made, (*notes, *made_notes))
+    warnings = () if given or listed else describe_suspicious_numbers(classes, len(parts["train"]))
+    return DataSet(classes, made, (*notes, *made_notes), tuple(warnings))
 
 
 def _open_stream(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
     """Open the data set as streams, with its own splits only: nothing can be held out of a stream."""
     folder = next((place for place in list_candidate_paths(options.path, data_dir) if place.exists()), None)
-    streams = {
-        SPLIT_ALIASES[name]: stream for name, stream in _load_splits(options, folder).items() if name in SPLIT_ALIASES
-    }
-    if "train" not in streams:
-        raise ToastError(
-            f"{options.path} has no train split.",
-            what_to_do="Choose another dataset.subset.",
-            code="data.no-train-split",
-        )
+    streams, notes = _load_splits(options, folder)
     if not all(hasattr(stream, "num_shards") for stream in streams.values()):
         raise UsageError(
             f"{options.path} is stored on disk as a table and cannot be streamed.",
@@ -133,10 +129,11 @@ def _open_stream(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
             what_to_do="List them in a dataset.class_file, or use dataset.streaming=false.",
             code="data.unknown-class-names",
         )
-    splits, notes = {}, ["no hash of the splits is recorded: the images of a stream of the hub are not listed anywhere"]
+    splits = {}
+    notes.append("no hash of the splits is recorded: the images of a stream of the hub are not listed anywhere")
     for part, stream in streams.items():
         plain = stream.select_columns([image, label]).cast_column(image, type(stream.features[image])(decode=False))
-        if part != "train" and next(iter(plain))[label] in (None, -1):
+        if part != "train" and read_labels([next(iter(plain))[label], *range(2)])[0] is None:
             notes.append(f"{part}: not read, its images have no labels")
             continue
         known = (stream.info.splits or {}).get(stream.split)
@@ -149,7 +146,7 @@ def _open_stream(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
             )
         length = length or sum(1 for _ in stream.select_columns([label]))
         where = f"{options.path} ({part})"
-        numbered = tuple(getattr(stream.features[label], "names", ()))
+        numbered = tuple(map(normalize_class_name, getattr(stream.features[label], "names", ())))
         splits[part] = StreamSplit(
             plain, image, label, classes, length, where, shuffle_buffer=options.shuffle_buffer, numbered=numbered
         )
@@ -206,13 +203,11 @@ def _build_file_split(table: Any, column: str, part: str, labels: tuple[int, ...
     return FileSplit(TableImages(table, column), tuple(f"{part}/{number:07d}" for number in range(len(table))), labels)
 
 
-def _get_label_names(table: Any, column: str) -> list[str | None]:
-    """Return the class name of every image, or None. A class feature stores indices; other columns store names."""
+def _get_stored_labels(table: Any, column: str) -> list[Any]:
+    """Return the label of every image, None if there is none. A class feature stores indices of names."""
     names = getattr(table.features[column], "names", None)
     values = table[column][:]
-    if names is None:
-        return [None if value is None else str(value) for value in values]
-    return [None if value is None or value < 0 else names[value] for value in values]
+    return values if names is None else [None if value is None or value < 0 else names[value] for value in values]
 
 
 def _get_class_names(table: Any, column: str) -> tuple[str, ...]:
@@ -220,7 +215,7 @@ def _get_class_names(table: Any, column: str) -> tuple[str, ...]:
 
     Keep their order, unless they are sorted as text: then sort them as the other sources do.
     """
-    names = tuple(getattr(table.features[column], "names", None) or ())
+    names = tuple(map(normalize_class_name, getattr(table.features[column], "names", None) or ()))
     return sort_class_names(names) if list(names) == sorted(names) else names
 
 
@@ -252,7 +247,40 @@ def _find_columns(options: HuggingFaceOptions, table: Any) -> tuple[str, str]:
     return chosen[0], chosen[1]
 
 
-def _load_splits(options: HuggingFaceOptions, folder: Path | None) -> Mapping[str, Any]:
+def _load_splits(options: HuggingFaceOptions, folder: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """Return the tables (or streams) of train, val and test, and notes on their names.
+
+    Raises:
+        ToastError: the data set cannot be opened, has no train split, or the names of its splits are not clear.
+    """
+    found = None if folder is None or options.subset else _find_split_folders(options, folder)
+    files = {part: f"{name}/**" for part, name in found.names.items()} if found else None
+    loaded = _load(options, folder, files)
+    splits = found or assign_splits(list(loaded), options.split_names, options.path, "split")
+    if "train" not in splits.names:
+        raise ToastError(
+            f"{options.path} has no train split.",
+            f"Its splits are {', '.join(loaded)}.",
+            "Choose another dataset.subset, or say which one it is: dataset.split_names={NAME: train}.",
+            code="data.no-train-split",
+        )
+    tables = {part: loaded[part if found else name] for part, name in splits.names.items()}
+    return tables, splits.describe(options.path, "folder" if found else "split")
+
+
+def _find_split_folders(options: HuggingFaceOptions, folder: Path) -> SplitAssignment | None:
+    """Return the split folders of a local folder whose names the `datasets` library does not know, or None."""
+    if not folder.is_dir() or any((folder / name).exists() for name in (*SAVED_FILES, "README.md")):
+        return None
+    names = [name for name in DiskFolder(folder).folders() if DiskFolder(folder).found(name).images]
+    known = [name for name in names if parse_split_name(name) is not None]
+    if not (options.split_names or any(name not in LIBRARY_SPLIT_NAMES for name in known)):
+        return None
+    splits = assign_splits(names, options.split_names, options.path)
+    return splits if "train" in splits.names else None
+
+
+def _load(options: HuggingFaceOptions, folder: Path | None, files: Mapping[str, str] | None) -> Mapping[str, Any]:
     """Return the splits of the data set as tables (or streams) of the library."""
     try:
         from datasets import load_dataset, load_from_disk
@@ -263,12 +291,13 @@ def _load_splits(options: HuggingFaceOptions, folder: Path | None) -> Mapping[st
             code="cli.missing-package",
         ) from error
     try:
-        if folder is not None and any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
+        if folder is not None and any((folder / name).exists() for name in SAVED_FILES):
             found = load_from_disk(str(folder))
         else:
             found = load_dataset(
                 str(folder or options.path),
                 options.subset,
+                data_files=files,
                 revision=options.revision,
                 streaming=options.streaming,
             )

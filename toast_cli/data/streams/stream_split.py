@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar
+from unicodedata import normalize
 
 from toast_cli.data.base import SplitKind
 from toast_cli.utils.errors import ToastError, UsageError
@@ -85,8 +86,8 @@ class StreamSplit:
             value = self.numbered[value]
         if isinstance(value, int) and 0 <= value < len(self.classes):
             return value
-        if isinstance(value, str) and value in self.classes:
-            return self.classes.index(value)
+        if isinstance(value, str) and (name_of_class := normalize("NFC", value)) in self.classes:
+            return self.classes.index(name_of_class)
         raise ToastError(
             f"{name} has the label {value!r}, which is not one of the {len(self.classes)} classes.",
             what_to_do="Check the column of labels and the classes (dataset.label_column, dataset.classes or "

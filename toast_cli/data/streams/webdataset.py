@@ -19,6 +19,7 @@ from toast_cli.data.class_map import read_class_file
 from toast_cli.data.images.folder_scan import summarize_file_names
 from toast_cli.data.images.unlabelled_folder import UNLABELLED_CLASSES
 from toast_cli.data.paths import list_candidate_paths
+from toast_cli.data.split_names import parse_split_name
 from toast_cli.data.splits import compute_split_hash, hold_out
 from toast_cli.data.streams.stream_split import StreamSplit
 from toast_cli.utils.config import NamedOptions
@@ -67,12 +68,12 @@ def open_shards(options: WebDatasetOptions, data_dir: Path | None) -> DataSet:
         ToastError: there are no shards, a shard cannot be read, or it has no files of the expected suffixes.
         UsageError: the number of images or classes is unknown or ambiguous.
     """
-    train = _find_shards(options.path, data_dir)
+    parts, notes = _divide_shards(_find_shards(options.path, data_dir), options)
+    train, validation = parts["train"], parts.get("val", [])
     samples, validation_samples = options.samples, options.validation_samples
-    notes = []
     if options.validation is not None:
         validation = _find_shards(options.validation, data_dir)
-    else:
+    elif not validation:
         count = min(options.val_shards, len(train) - 1)
         kept, held = hold_out(
             [Path(file).name for file in train], [0] * len(train), count / len(train), options.split_seed
@@ -94,6 +95,8 @@ def open_shards(options: WebDatasetOptions, data_dir: Path | None) -> DataSet:
     splits = {"train": _open_split(options, train, classes, samples, "dataset.samples")}
     if validation:
         splits["val"] = _open_split(options, validation, classes, validation_samples, "dataset.validation_samples")
+    if "test" in parts:
+        splits["test"] = _open_split(options, parts["test"], classes, None, "dataset.path")
     return DataSet(classes, splits, tuple(notes))
 
 
@@ -102,6 +105,31 @@ SOURCE = DataSource(
     open_shards,
     'WebDataset tar files, streamed: shards:FOLDER or shards:train-{0000..0127}.tar (pip install "datasets>=4.4")',
 )
+
+
+def _divide_shards(files: list[str], options: WebDatasetOptions) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the shards of each split by the names of the files, and a note on it. All are for training if none differ.
+
+    Raises:
+        ToastError: no shards are for training, or the split of some is not clear.
+    """
+    meanings = {file: parse_split_name(Path(file).name) or parse_split_name(Path(file).parent.name) for file in files}
+    found = {meaning.split for meaning in meanings.values() if meaning is not None}
+    if len(found) < 2:
+        return {"train": files}, []
+    parts: dict[str, list[str]] = {}
+    for file, meaning in meanings.items():
+        split = {"trainval": "train"}.get(meaning.split, meaning.split) if meaning is not None else "unclear"
+        parts.setdefault(split, []).append(file)
+    if "train" not in parts or "unclear" in parts:
+        raise ToastError(
+            f"The shards {options.path} belong to several splits: {', '.join(sorted(found))}.",
+            f"The split of {parts['unclear'][0]} is not clear." if "unclear" in parts else "None are for training.",
+            "Give a pattern for the training shards, and another one as dataset.validation.",
+            code="data.unclear-split",
+        )
+    counts = ", ".join(f"{len(shards):,} for {part}" for part, shards in parts.items())
+    return parts, [f"{options.path}: the names of the shards divide them: {counts}"]
 
 
 def _get_class_names(options: WebDatasetOptions, data_dir: Path | None) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource, SplitKind
+from toast_cli.data.split_names import parse_split_name
 from toast_cli.data.splits import hold_out_indices
 from toast_cli.data.text.conversation_split import list_filled_fields
 from toast_cli.data.text.text_store import TextStore
@@ -122,7 +123,25 @@ def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataS
         notes.append(f"Not used in {options.path}: {fields}.")
     if options.documents is not None and len(spool) < options.documents:
         notes.append(f"{options.path} has only {len(spool):,} documents, not {options.documents:,}.")
-    return DataSet(classes=(), splits=splits, notes=tuple(notes))
+    return DataSet((), splits, tuple(notes), tuple(_describe_split_files(_find_path(options, data_dir))))
+
+
+def _describe_split_files(path: Path) -> list[str]:
+    """Return a warning if the names of the files in a folder mean several splits, which are read together."""
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if _get_reader(file))
+    found = {name: meaning.split for name in names if (meaning := parse_split_name(name.partition(".")[0])) is not None}
+    if len(set(found.values())) < 2 or (path / "README.md").is_file():
+        return []
+    training = next((name for name, split in found.items() if split == "train"), "FILE")
+    return [
+        f"{path}: {', '.join(list(found)[:5])} are read together and divided anew, those for evaluation too; to leave "
+        f"them out, use text:{path / training}"
+    ]
+
+
+def _find_path(options: TextDocumentOptions, data_dir: Path | None) -> Path:
+    path = Path(options.path).expanduser()
+    return path if path.is_absolute() or data_dir is None or path.exists() else data_dir / path
 
 
 def _read_texts(options: TextDocumentOptions, data_dir: Path | None, unused: Counter[str]) -> Iterable[str]:
@@ -164,8 +183,7 @@ def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterab
             what_to_do='Install it with: pip install "datasets>=4.4"',
             code="cli.missing-package",
         ) from error
-    path = Path(options.path).expanduser()
-    path = path if path.is_absolute() or data_dir is None or path.exists() else data_dir / path
+    path = _find_path(options, data_dir)
     if (path / "README.md").is_file():  # a downloaded Hub data set, whose card describes subsets and splits
         named: dict[str, Any] = {"name": options.subset, "split": options.split}
         where = str(path)

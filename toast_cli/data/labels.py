@@ -1,0 +1,137 @@
+"""Labels as tables store them: names, numbers, and what stands for a missing label."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from toast_cli.data.class_map import normalize_class_name
+from toast_cli.data.splits import UnlabelledRowsOptions
+from toast_cli.utils.errors import ToastError
+
+MISSING_LABELS = frozenset(
+    (
+        *("", "?", "#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "n/a", "NA", "-NaN", "-nan", "NaN", "NAN", "nan", "NaT"),
+        *("NULL", "Null", "null", "None"),
+    )
+)
+"""Texts that stand for a missing label: those of pandas, and a few of other programs."""
+
+FEW_IMAGES = 3
+"""Mean number of images per class up to which numbers look like measurements instead of classes."""
+
+MANY_NUMBERS = 20
+"""Number of distinct labels above which numbers with fractions look like measurements instead of classes."""
+
+_INTEGER = re.compile(r"[+-]?\d+")
+_WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
+
+
+def read_labels(values: Sequence[Any], classes: Collection[str] = ()) -> list[str | None]:
+    """Return the class name of every value; None if it stands for a missing label.
+
+    A missing label is empty or not a number, a text of `MISSING_LABELS`, or the only negative number among class
+    numbers. Where some numbers are written as `1` and others as `1.0`, they are the same class.
+
+    Args:
+        values: the labels of all splits, as they are stored.
+        classes: the classes that a class file lists; none of them is a missing label.
+    """
+    texts = [normalize_class_name("" if value is None else str(value)) for value in values]
+    found = set(texts)
+    missing = {text for text in found if text.strip().strip("\u200b\ufeff\u200c\u200d\u2060") in MISSING_LABELS}
+    numbers = {text: _parse_integer(text) for text in found - missing}
+    if numbers and None not in numbers.values():
+        missing |= _find_missing_number({text: number for text, number in numbers.items() if number is not None})
+        if any(_INTEGER.fullmatch(text.strip()) for text in numbers):
+            texts = [_WHOLE_NUMBER.sub(r"\1", text.strip()) if text in numbers else text for text in texts]
+            missing = {_WHOLE_NUMBER.sub(r"\1", text) for text in missing}
+    missing -= set(classes)
+    return [None if text in missing else text for text in texts]
+
+
+def select_labelled(
+    labels: Sequence[str | None],
+    rows: Mapping[str, Sequence[int]],
+    stored: Sequence[Any],
+    options: UnlabelledRowsOptions,
+    where: str,
+) -> tuple[dict[str, list[int]], list[str]]:
+    """Return the rows of each split that are read, and notes on rows without a label.
+
+    A validation or test split without any label is not read. With `on_missing_label=skip`, only the rows without a
+    label are left out.
+
+    Args:
+        labels: the class name of every row, or None.
+        rows: the rows of each split, as indices of `labels`.
+        stored: the labels as they are stored.
+        options: the options of the source.
+        where: the data set, for messages.
+
+    Raises:
+        ToastError: training images have no label, or only some images of another split have one.
+    """
+    kept: dict[str, list[int]] = {}
+    notes = []
+    for part, indices in rows.items():
+        kept[part] = [index for index in indices if labels[index] is not None]
+        left_out = [number for number, index in enumerate(indices) if labels[index] is None]
+        if not left_out:
+            continue
+        verb = "has" if len(left_out) == 1 else "have"
+        what = f"{len(left_out):,} of {len(indices):,} images {verb} no label"
+        counts = Counter(_describe_missing(stored[indices[number]]) for number in left_out)
+        which = ", ".join(f"{text} ({count:,})" if len(counts) > 1 else text for text, count in counts.most_common(3))
+        listed = ", ".join(f"{number + 1:,}" for number in left_out[:5]) + (", …" if len(left_out) > 5 else "")
+        place = f"{which}; {'row' if len(left_out) == 1 else 'rows'} {listed} of {part}"
+        if options.on_missing_label == "skip" and kept[part]:
+            notes.append(f"{part}: {what}, left out ({place})")
+        elif part == "train" or kept[part]:
+            raise ToastError(
+                f"{where}, {part}: {what}.",
+                f"Instead of a label, there is {place}.",
+                "Add the labels, leave these images out with dataset.on_missing_label=skip, or name another column: "
+                "dataset.label_column=NAME. If it is the name of a class, list all classes in a dataset.class_file.",
+                code="data.unlabelled-images",
+            )
+        else:
+            notes.append(f"{part}: not read, {what} ({place})")
+            del kept[part]
+    return kept, notes
+
+
+def describe_suspicious_numbers(labels: Collection[str], images: int) -> list[str]:
+    """Return a warning if the labels of `images` images look like measurements instead of classes."""
+    try:
+        values = [float(label) for label in labels]
+    except ValueError:
+        return []
+    has_fractions = any(value != int(value) for value in values if abs(value) < 1e15)
+    few = images / max(len(values), 1) <= FEW_IMAGES
+    if len(values) < 5 or not (few or (has_fractions and len(values) > MANY_NUMBERS)):
+        return []
+    return [
+        f"the labels are {len(values):,} different numbers for {images:,} images, from {min(values):g} to "
+        f"{max(values):g}: a measurement? Every number is learned as a class of its own"
+    ]
+
+
+def _parse_integer(text: str) -> int | None:
+    text = _WHOLE_NUMBER.sub(r"\1", text.strip())
+    return int(text) if _INTEGER.fullmatch(text) and text.isascii() else None
+
+
+def _find_missing_number(numbers: Mapping[str, int]) -> set[str]:
+    """Return the spellings of the only negative number among others; none if it is one of two classes, -1 and 1."""
+    negative, others = ({number for number in numbers.values() if (number < 0) == sign} for sign in (True, False))
+    if len(negative) != 1 or not others or others == {-number for number in negative}:
+        return set()
+    return {text for text, number in numbers.items() if number in negative}
+
+
+def _describe_missing(value: Any) -> str:
+    text = "" if value is None else str(value)
+    return f"'{text}'" if text.strip() else "an empty cell"
