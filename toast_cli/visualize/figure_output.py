@@ -18,7 +18,7 @@ from matplotlib import font_manager, rc_context, rcParams
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import LogFormatter
 
 from toast_cli.utils.files import write_atomically
 from toast_cli.utils.names import escape_control_characters
@@ -32,6 +32,8 @@ UNDATED_METADATA: dict[str, dict[str, str | None]] = {
 """Metadata of a format that makes its bytes reproducible."""
 MAX_LISTED_WORDS = 5
 """Largest number of words that a message about fonts lists."""
+REGULAR_FONT = ("normal", 400, "normal")
+"""Style, weight and stretch of a regular font."""
 RIGHT_TO_LEFT_RANGES = ((0x0590, 0x08FF), (0xFB1D, 0xFDFF), (0xFE70, 0xFEFF))
 """Code points of Hebrew, Arabic and related scripts."""
 
@@ -65,21 +67,22 @@ def save_figure(figure: Figure, path: Path, dpi: int = 130) -> None:
 
 def show_text_as_typed(figure: Figure, report: bool = True) -> None:
     """Let each text of a figure look as it was typed; `report` logs characters that no font has."""
-    numbers: set[Text] = set()
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            labels = axis.get_ticklabels(which="both")  # creates them
-            if not isinstance(axis.get_major_formatter(), FixedFormatter):
-                numbers.update(labels)  # matplotlib writes powers of ten as formulas
-    texts = [text for text in figure.findobj(Text) if isinstance(text, Text) and text not in numbers]
+    with rc_context({"text.parse_math": False}):
+        for text in _list_texts(figure):
+            text.set_parse_math(False)
+        axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+        labels = [(axis, axis.get_ticklabels(which="both")) for axis in axes]  # creates those that are missing
+    powers = {label for axis, each in labels if isinstance(axis.get_major_formatter(), LogFormatter) for label in each}
+    for label in powers:
+        label.set_parse_math(True)  # matplotlib writes powers of ten as formulas
+    texts = [text for text in _list_texts(figure) if text not in powers]
     for text in texts:
-        text.set_parse_math(False)
         text.set_text(escape_control_characters(text.get_text()).replace("\t", "    "))
-    words = list(dict.fromkeys(word for text in texts for word in text.get_text().split()))
-    families, missing = choose_fallback_families(frozenset("".join(words)))
+    families, missing = choose_fallback_families(frozenset("".join(text.get_text() for text in texts)) - {"\n"})
     if families:
         for text in texts:
             text.set_fontfamily([*rcParams["font.family"], *families])
+    words = [word.strip(".,;:…") for text in texts for word in text.get_text().split()]
     if report:
         _report_once(
             "No installed font has all letters of {}: pictures show boxes for them. Install a font that has them, "
@@ -93,6 +96,10 @@ def show_text_as_typed(figure: Figure, report: bool = True) -> None:
                 "matplotlib 3.11 or newer for right-to-left text in pictures.",
                 (word for word in words if any(map(_is_right_to_left, word))),
             )
+
+
+def _list_texts(figure: Figure) -> list[Text]:
+    return [text for text in figure.findobj(Text) if isinstance(text, Text)]
 
 
 def choose_fallback_families(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
@@ -120,9 +127,9 @@ def _list_font_files() -> dict[str, str]:
             manager.addfont(file)
         except Exception:  # damaged, or not a font that matplotlib can draw
             LOGGER.debug("Cannot read the font %s.", file)
-    # The Last Resort font has a box for every character.
-    names = sorted({entry.name for entry in manager.ttflist if not entry.name.lstrip(".").startswith("Last")})
-    return {name: font_manager.findfont(font_manager.FontProperties(family=[name])) for name in names}
+    names = {entry.name for entry in manager.ttflist if (entry.style, entry.weight, entry.stretch) == REGULAR_FONT}
+    names = {name for name in names if not name.lstrip(".").startswith("Last")}  # Last Resort: boxes for everything
+    return {name: font_manager.findfont(font_manager.FontProperties(family=[name])) for name in sorted(names)}
 
 
 @cache
@@ -144,7 +151,7 @@ _reported: set[str] = set()
 
 def _report_once(sentence: str, words: Iterable[str]) -> None:
     """Log a sentence about the first words, if there are any, once per process."""
-    found = list(words)
+    found = list(dict.fromkeys(words))
     if not found or sentence in _reported:
         return
     _reported.add(sentence)

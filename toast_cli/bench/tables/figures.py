@@ -12,7 +12,7 @@ from toast_cli.visualize.figure_output import render_figure
 
 MAX_PANELS_PER_ROW = 5
 """Panels in a row of a figure."""
-MAX_LABEL_LENGTH = 60
+MAX_LABEL_LENGTH = 40
 """Largest number of characters of a name in a figure."""
 
 
@@ -47,7 +47,9 @@ def _draw_figure(table: FilledTable, unit: str, places: list[int]) -> PageFigure
     lines = [line for line in table.lines if any(isinstance(line.cells[place], NumberCell) for place in places)]
     across = min(MAX_PANELS_PER_ROW, len(places))
     down = -(-len(places) // across)
-    drawn = Figure(figsize=(2.4 * across + 1.6, down * (0.24 * len(lines) + 1.0)), layout="constrained")
+    labels = [shorten_name(line.name, MAX_LABEL_LENGTH) for line in lines]
+    margin = max(1.6, 0.14 * max(map(len, labels)) - 1.0)
+    drawn = Figure(figsize=(2.4 * across + margin, down * (0.24 * len(lines) + 1.0)), layout="constrained")
     grid = drawn.subplots(down, across, sharey=True, squeeze=False)
     papers = False
     for axes, place in zip(grid.flat, places, strict=False):
@@ -59,7 +61,7 @@ def _draw_figure(table: FilledTable, unit: str, places: list[int]) -> PageFigure
                 papers = True
                 axes.plot(paper, order, "D", color="black", markerfacecolor="none", markersize=5)
         axes.set_title(shorten_name(_format_title(table.columns[place]), MAX_LABEL_LENGTH), fontsize="small")
-        axes.set_yticks(range(len(lines)), [shorten_name(line.name, MAX_LABEL_LENGTH) for line in lines])
+        axes.set_yticks(range(len(lines)), labels)
         axes.grid(axis="x", color="#ddd")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

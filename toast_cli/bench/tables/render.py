@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def format_latex(table: FilledTable) -> str:
         "bench/tables/templates/table.tex",
         _LATEX_TEMPLATES,
         table=table,
+        label=re.sub(r"[^\w.: -]", "-", table.name),
         columns=columns,
         wide=wide,
         environment_name="table*" if wide else "table",

@@ -33,6 +33,11 @@ class SafeConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text with escaped characters, so that the columns of a table are as wide as what is printed."""
+        encodable = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
+        return super().render_str(escape_control_characters(encodable), **options)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Yield the segments of a renderable with escaped text. Styles and control segments are unchanged."""
         for text, style, control in super().render(renderable, options):

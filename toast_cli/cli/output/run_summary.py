@@ -16,7 +16,7 @@ MAX_LISTED_CLASSES = 30
 def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
     """Build the table of a run or an evaluation: size, cost, metrics and attention."""
     table = Table(title=escape_newlines(title), title_justify="left", show_header=False)
-    table.add_column(style="bold")
+    table.add_column(style="bold", overflow="fold")
     table.add_column(justify="right")
     if "evaluation" in results:
         table.add_row("inference", results["evaluation"])
