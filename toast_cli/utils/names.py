@@ -77,7 +77,7 @@ def to_file_name(name: str, longest: int = MAX_FILE_NAME_BYTES) -> str:
     if len(safe.encode()) <= longest:
         return safe
     digest = blake2b(name.encode(errors="surrogatepass"), digest_size=4).hexdigest()
-    return f"{safe.encode()[:longest].decode(errors='ignore')}-{digest}"
+    return f"{safe.encode()[: longest - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
 def number_names(name: str) -> Iterator[str]:
