@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 from tests.cli.conftest import MakePictures, toast
 from tests.language import make_model
 from tests.peak import forget_peak, peak
-from toast_cli.cli.output.console import escape_control_characters
 from toast_cli.data.images.decode import open_image
 from toast_cli.storage.load_model import load_model
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.names import escape_control_characters
 from toast_cli.utils.pickle_scan import find_pickled_code
 
 

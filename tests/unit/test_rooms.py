@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {
         *("visualize", "training", "attention", "storage", "model", "data", "tasks", "steering", "recipe", "utils"),
     },
-    "bench": {"training", "storage", "model", "recipe", "registry", "utils"},
+    "bench": {"visualize", "training", "storage", "model", "recipe", "registry", "utils"},
     "api": {"attention", "storage", "model", "data", "recipe", "registry", "backbones", "utils"},
     "cli": {
         *("bench", "evaluation", "training", "export", "visualize", "attention", "storage", "model", "data", "recipe"),

@@ -5,6 +5,8 @@ The commands import heavy packages (torch, pydantic, rich) inside their function
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
 import traceback
@@ -34,11 +36,28 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 """Typer's error for invalid options and arguments. Typer does not export it."""
 
 
+class ConsoleHandler(logging.Handler):
+    """A log handler that prints each warning of toast as one line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message of a record."""
+        from toast_cli.cli.output.console import err, print_line
+
+        print_line(record.getMessage(), err)
+
+
+WARNING_HANDLER = ConsoleHandler(logging.WARNING)
+
+
 class ToastGroup(CommandGroup):
     """The root command group, which handles the errors of every command."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command, print errors on stderr, and exit with the code of the error."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # names may have letters that the encoding lacks
+                stream.reconfigure(errors="backslashreplace")
+        logging.getLogger("toast_cli").addHandler(WARNING_HANDLER)  # adding it again has no effect
         arguments = args[0] if args else extra.get("args")
         as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
         sys.exit(_run_for_exit_code(super().main, as_json, *args, **{**extra, "standalone_mode": False}))

@@ -21,8 +21,8 @@ from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, Atte
 from toast_cli.evaluation.same_data import EvaluationImages, check_same_images
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.names import make_names_unique
 from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
-from toast_cli.visualize.save_figures import make_names_unique
 from toast_cli.visualize.view import AttentionViewer
 
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from toast_cli.storage.adapter import ADAPTER_CONFIG_FILE, ARTIFACT_FOLDER, ARTIFACT_METADATA_KEY, FULL_MODEL_FILE
 from toast_cli.utils.errors import UsageError
 from toast_cli.utils.files import require_regular_file
+from toast_cli.utils.names import quote_argument
 
 
 def reject_toast_files(path: Path) -> None:
@@ -20,11 +21,11 @@ def reject_toast_files(path: Path) -> None:
     kind, place = _detect_kind(path)
     if not kind:
         return
-    use = f"toast tune --init-from {place}" if "artifact" in kind else f"toast eval --run {place}"
+    use = "toast tune --init-from" if "artifact" in kind else "toast eval --run"
     raise UsageError(
         f"{path} is {kind} and does not need to be imported.",
         "'toast import' is for checkpoints of the authors' released code.",
-        f"Use it directly: {use}",
+        f"Use it directly: {use} {quote_argument(place)}",
         code="export.import-not-needed",
     )
 

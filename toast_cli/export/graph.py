@@ -26,6 +26,7 @@ from toast_cli.export.verification_outputs import (
 from toast_cli.model.model import fold_model
 from toast_cli.steering.steering import Steering
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.names import format_json
 
 if TYPE_CHECKING:
     from toast_cli.storage.load_model import LoadedModel
@@ -67,12 +68,12 @@ def build_graph_metadata(loaded: LoadedModel, wanted: ExportRequest) -> dict[str
     config = asdict(loaded.config)
     config["recipe"] = redact_recipe(config["recipe"])
     return {
-        "labels": json.dumps(list(loaded.classes), ensure_ascii=False),
+        "labels": format_json(list(loaded.classes)),
         "preprocessing": json.dumps(
             config["preprocessing"] and {**config["preprocessing"], **_get_resize_options(loaded)}
         ),
         "normalization": "inside: pixels in 0..1" if wanted.normalize else "outside: pixels by mean and std",
-        "toast": json.dumps(config, ensure_ascii=False),
+        "toast": format_json(config),
     }
 
 

@@ -26,6 +26,7 @@ from toast_cli.storage.pretuned import save_artifact
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import write_tensors
+from toast_cli.utils.names import to_file_name
 from toast_cli.utils.version import __version__
 
 BACKBONE_FILE = "backbone.safetensors"
@@ -91,7 +92,8 @@ def import_checkpoint(
             what_to_do="Remove the overrides of method and task.",
             code="recipe.wrong-method",
         )
-    folder = RunFolder.create(output_dir, f"import-{path.stem}-{''.join(c if c.isalnum() else '-' for c in backbone)}")
+    name = f"import-{path.stem}-{''.join(c if c.isalnum() else '-' for c in backbone)}"
+    folder = RunFolder.create(output_dir, to_file_name(name))
     try:
         if whole:
             own = folder.path.absolute() / BACKBONE_FILE

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from toast_cli import registry
 from toast_cli.export.base import ExportRequest, ExportRunner
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,8 @@ def run_in_new_process(job: Path) -> None:
     """
     # The new process must not join the process group of a distributed launcher.
     own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    done = subprocess.run([sys.executable, "-m", __name__, str(job)], capture_output=True, text=True, env=own)
+    command = [sys.executable, "-m", __name__, str(job)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=own)
     if done.returncode:
         error_file = job.parent / ERROR_FILE
         lines = error_file.read_text(encoding="utf-8") if error_file.is_file() else done.stderr
@@ -85,7 +87,7 @@ def run_verification_job(job: Path) -> int:
         open_and_run_export(job)
     except ToastError as error:
         message = " ".join(part for part in (error.what, *error.reasons, error.what_to_do) if part)
-        (job.parent / ERROR_FILE).write_text(" ".join(message.split()), encoding="utf-8")
+        write_text(job.parent / ERROR_FILE, " ".join(message.split()))
         return error.exit_code
     return 0
 

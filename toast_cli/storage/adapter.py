@@ -30,6 +30,7 @@ from toast_cli.storage.checksums import (
 from toast_cli.storage.file_type import describe_file_type
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import write_json, write_tensors, write_text
+from toast_cli.utils.names import quote_argument
 from toast_cli.utils.version import __version__
 
 FORMAT = 1
@@ -184,7 +185,7 @@ def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
     if BACKBONE_METADATA_KEY in metadata:
         raise UsageError(
             f"{path} is not an adapter: it holds only the weights of a backbone, {metadata[BACKBONE_METADATA_KEY]}.",
-            what_to_do=f"Use it as --weights {path}, or load it with the backbone's own library.",
+            what_to_do=f"Use it as --weights {quote_argument(path)}, or load it with the backbone's own library.",
             code="adapter.backbone-weights-only",
         )
     if "toast" not in metadata:
@@ -207,7 +208,7 @@ def _parse_config(text: str | bytes, path: Path) -> AdapterConfig:
 def _make_not_an_adapter_error(path: Path) -> UsageError:
     return UsageError(
         f"{path} is not a model: it holds a pre-tuned feedback path, from which tuning starts.",
-        what_to_do=f"Tune from it: toast tune --init-from {path}",
+        what_to_do=f"Tune from it: toast tune --init-from {quote_argument(path)}",
         code="artifact.not-a-model",
     )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.files import append_json_line, require_regular_file, write_tensors, write_text
 from toast_cli.utils.hashing import CHECKSUM_KEY, hash_file, hash_json
+from toast_cli.utils.names import format_json
 from toast_cli.utils.tensor_fingerprints import hash_tensors
 
 FILE_CHECKSUMS_KEY = "sha256_of_files"
@@ -121,7 +122,7 @@ def parse_record(kind: type[T], text: str | bytes, newest_format: int, path: Pat
 
 def dump_checksummed_json(value: Mapping[str, Any]) -> str:
     """Return plain values with their checksum as JSON text, for the metadata of a safetensors file."""
-    return json.dumps(add_checksum(value), ensure_ascii=False)
+    return format_json(add_checksum(value))
 
 
 def write_checksummed_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from toast_cli.storage.checksums import read_checksummed_json
+from toast_cli.utils.names import escape_markdown, quote_argument
 
 if TYPE_CHECKING:
     from toast_cli.storage.adapter import AdapterConfig
     from toast_cli.storage.load_model import LoadedModel
 
-_FRONT_MATTER = """\
----
-library_name: transformers
-pipeline_tag: {pipeline}
-{licence}tags: [toast]
----
-
-"""
+_DIGEST = re.compile(r"\b[0-9a-f]{16}…")
+"""A shortened digest, which a card shows as code."""
 _METHOD_SUMMARY = """\
 A frozen backbone with two passes: TOAST (Shi, Gai, Darrell and Wang, arXiv:2305.15542) selects the features that
 matter for the task in the first pass and feeds them back into every layer of the second.
@@ -48,7 +46,7 @@ def format_artifact_card(backbone: str, fingerprint: str, recipe: Mapping[str, A
     return _format_card(
         f"Feedback path for {backbone}, pre-tuned on {recipe['dataset']['name']}",
         [f"Backbone fingerprint: {_format_digest(fingerprint)}", f"Seed: {recipe['seed']}"],
-        f"```\ntoast tune --backbone {backbone} --dataset DATA --init-from PATH_OF_THIS_FOLDER\n```\n",
+        f"```\ntoast tune --backbone {quote_argument(backbone)} --dataset DATA --init-from PATH_OF_THIS_FOLDER\n```\n",
     )
 
 
@@ -106,18 +104,23 @@ def format_transformers_card(loaded: LoadedModel, recipe: Mapping[str, Any], dty
             'maps = toast_cli.load("THIS_FOLDER").attention("image.jpg")  # .first, .last, .similarity\n```\n'
         )
     if config.classes:
-        usage += "\n## Classes\n\n" + "".join(f"{index}. {name}\n" for index, name in enumerate(config.classes))
+        names = map(escape_markdown, config.classes)
+        usage += "\n## Classes\n\n" + "".join(f"{index}. {name}\n" for index, name in enumerate(names))
     title = f"{recipe['method']['name']} on {recipe['backbone']['name']} for {recipe['dataset']['name']}"
-    head = _FRONT_MATTER.format(pipeline=pipeline, licence=f"license: {licence}\n" if licence else "")
-    return head + _format_card(title, facts, usage, _METHOD_SUMMARY)
+    front_matter = {"library_name": "transformers", "pipeline_tag": pipeline, "license": licence, "tags": ["toast"]}
+    filled = {name: value for name, value in front_matter.items() if value}
+    head = yaml.safe_dump(filled, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
+    return f"---\n{head}---\n\n" + _format_card(title, facts, usage, _METHOD_SUMMARY)
 
 
 def _format_card(title: str, facts: Sequence[str], usage: str, summary: str = "") -> str:
-    return f"# {title}\n\n{summary}" + "".join(f"- {fact}\n" for fact in facts) + f"\n{usage}"
+    """Return a card as Markdown; title and facts are plain text, summary and usage are Markdown."""
+    lines = "".join(f"- {_DIGEST.sub(r'`\g<0>`', escape_markdown(fact))}\n" for fact in facts)
+    return f"# {escape_markdown(title)}\n\n{summary}{lines}\n{usage}"
 
 
 def _format_digest(digest: str) -> str:
-    return f"`{digest[:16]}…`"
+    return f"{digest[:16]}…"
 
 
 def _format_metrics(results: Mapping[str, Any]) -> list[str]:

@@ -16,8 +16,9 @@ from toast_cli.storage.adapter import ADAPTER_CONFIG_FILE
 from toast_cli.storage.checkpoint import save_checkpoint
 from toast_cli.storage.checksums import add_checksum
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.files import append_json_line, make_write_error, number_names, write_json, write_text
+from toast_cli.utils.files import append_json_line, make_write_error, write_json, write_text
 from toast_cli.utils.hashing import add_checksum_line, is_checksum_valid
+from toast_cli.utils.names import number_names, quote_argument
 from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 from toast_cli.utils.version import __version__
 
@@ -66,7 +67,7 @@ class RunFolder:
             raise UsageError(
                 f"The output folder {path} already exists.",
                 "A run never overwrites another one.",
-                (f"Resume the run in it with '--resume {path}'. " if resumable else "")
+                (f"Resume the run in it with: --resume {quote_argument(path)}. " if resumable else "")
                 + "Choose another --output-dir, or move the folder away.",
                 code="disk.already-exists",
             )

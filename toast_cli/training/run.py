@@ -33,6 +33,7 @@ from toast_cli.training.run_data import check_resumed_data
 from toast_cli.training.session import Session, prepare_session
 from toast_cli.training.state import TrainingProgress, wrap_state_errors
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.names import quote_argument, to_file_name
 from toast_cli.utils.tensor_fingerprints import copy_tensors
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Run:
     def command(self) -> str:
         """Return the command line that resumes the run."""
         verb = "tune" if self.session.recipe.pretuning is None else "pretune"
-        return f"toast {verb} --resume {self.folder.path}"
+        return f"toast {verb} --resume {quote_argument(self.folder.path)}"
 
     @property
     def seconds(self) -> float:
@@ -144,7 +145,7 @@ class Run:
             raise ToastError(
                 f"Cannot resume: no intact checkpoint in {folder.checkpoints}.",
                 "The last checkpoint and the one before it, if there is one, are damaged.",
-                f"Start the run again: --recipe {folder.path / 'recipe.yaml'} --output-dir NEW.",
+                f"Start the run again: --recipe {quote_argument(folder.path / 'recipe.yaml')} --output-dir NEW.",
                 code="checkpoint.damaged",
             )
         state = load_checkpoint_state(folder.checkpoints, "last") if self.resume else None
@@ -246,7 +247,7 @@ def get_default_run_name(recipe: Recipe) -> str:
     backbone = f"{family}{colon}{PurePath(which).name}"
     name = f"{recipe.dataset.name}-{backbone}-{recipe.method.name}-seed{recipe.seed}"
     name = "".join(character if character.isalnum() or character in "-_." else "-" for character in name)
-    return name if recipe.pretuning is None else f"pretune-{name}"
+    return to_file_name(name if recipe.pretuning is None else f"pretune-{name}")
 
 
 def _iterate_scalars(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

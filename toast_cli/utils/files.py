@@ -1,21 +1,20 @@
-"""Reading of regular files, atomic writing, and numbered names.
+"""Reading of regular files, and atomic writing.
 
 A file is written to a temporary file, which is synchronized with the disk and renamed. Torch-free.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.names import format_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,12 +37,6 @@ def require_regular_file(path: Path) -> Path:
     return path
 
 
-def number_names(name: str) -> Iterator[str]:
-    """Yield `name`, `name-2`, `name-3` and so on. The caller takes the first one that is free."""
-    yield name
-    yield from (f"{name}-{number}" for number in count(2))
-
-
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`, which replaces `path` at the end of the block or is removed on an error.
@@ -53,7 +46,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:20]}.", dir=path.parent)
     except OSError as error:
         raise make_write_error(path, error) from error
     os.close(handle)
@@ -71,14 +64,14 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
+    """Write a UTF-8 text file atomically. Bytes of file names that are not UTF-8 are escaped, as `\\udce9`."""
     with write_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write an indented JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, format_json(value, indent=2) + "\n")
 
 
 def remove_file(path: Path) -> None:
@@ -103,7 +96,7 @@ def append_json_line(path: Path, value: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
             unfinished = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
-            line = json.dumps(value, ensure_ascii=False) + "\n"
+            line = format_json(value) + "\n"
             file.write((("\n" if unfinished else "") + line).encode())
     except OSError as error:
         raise make_write_error(path, error) from error

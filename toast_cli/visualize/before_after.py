@@ -9,7 +9,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from toast_cli.data.base import Sample
-from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_colorbar, draw_panel, shrink_image
+from toast_cli.utils.names import shorten_name
+from toast_cli.visualize.figure import (
+    MAX_HEADING_LENGTH,
+    FigurePanel,
+    FigureRow,
+    draw_colorbar,
+    draw_panel,
+    shrink_image,
+)
 from toast_cli.visualize.figure_panels import build_shared_scale, get_label_name, to_multiples_of_uniform
 from toast_cli.visualize.view import ImageView
 
@@ -53,7 +61,7 @@ def draw_before_after(
     for number, (sample, one, two) in enumerate(zip(samples, before, after, strict=True)):
         label, small = get_label_name(sample, one), shrink_image(sample.image)
         captions = [
-            (f"answer: {label}", "#222"),
+            (f"answer: {shorten_name(label, MAX_HEADING_LENGTH)}", "#222"),
             _format_caption(one, label, "pass_one"),
             _format_caption(two, label, "pass_two"),
         ]
@@ -67,10 +75,10 @@ def draw_before_after(
             axis = figure.add_axes((left / width, bottom / height, PANEL_SIDE / width, PANEL_SIDE / height))
             draw_panel(axis, FigureRow(sample.image, tuple(panels), sample.mask), panel, small)
             if number == 0:
-                axis.set_title(headings[column], fontsize=9, fontweight="bold", parse_math=False)
+                axis.set_title(headings[column], fontsize=9, fontweight="bold")
             figure.text(
                 (left + PANEL_SIDE / 2) / width, (bottom - 0.06) / height, text,
-                fontsize=8.5, ha="center", va="top", color=color, parse_math=False,
+                fontsize=8.5, ha="center", va="top", color=color,
             )  # fmt: skip
     left = 0.15 + (PANEL_SIDE + 0.15) * 1.25
     bar = figure.add_axes((left / width, 0.52 / height, PANEL_SIDE * 1.6 / width, 0.1 / height))
@@ -88,7 +96,7 @@ def _format_caption(view: ImageView, label: str, name: str) -> tuple[str, str]:
     prediction = view.last or view.first
     assert prediction is not None
     correct = prediction.label == label
-    text = f"{'✓' if correct else '✗'} {prediction.label}"
+    text = f"{'✓' if correct else '✗'} {shorten_name(prediction.label, MAX_HEADING_LENGTH)}"
     if name in view.shares:
         text += f"\n{view.shares[name]:.0%} of attention on the object"
     return text, CORRECT_COLOR if correct else WRONG_COLOR

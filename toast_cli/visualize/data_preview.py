@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,7 @@ from torchvision.transforms.v2 import functional
 from toast_cli.data.base import BatchOptions
 from toast_cli.model.recipe_data import build_batches
 from toast_cli.utils.constants import IGNORE_INDEX
+from toast_cli.utils.names import escape_newlines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,15 +61,10 @@ def draw_contact_sheet(
         if "mask" in batch:
             axes.contour(batch["mask"][number].numpy(), levels=[0.5], colors="yellow", linewidths=1)
         if labels is not None:
-            axes.set_title(_truncate(_overlay_classes(axes, labels, data.classes)), fontsize=7, parse_math=False)
+            axes.set_title(_truncate(_overlay_classes(axes, labels, data.classes)), fontsize=7)
         else:
-            axes.set_title(_truncate(data.classes[int(batch["label"][number])]), fontsize=7, parse_math=False)
+            axes.set_title(_truncate(data.classes[int(batch["label"][number])]), fontsize=7)
     return figure
-
-
-def save_contact_sheet(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG file."""
-    figure.savefig(path, format="png", dpi=140)
 
 
 def _get_image_and_labels(batch: Mapping[str, Any], number: int) -> tuple[Tensor, Tensor | None]:
@@ -96,4 +91,5 @@ def _overlay_classes(axes: Axes, labels: Tensor, classes: Sequence[str]) -> str:
 
 
 def _truncate(name: str, length: int = 24) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    line = escape_newlines(name)
+    return line if len(line) <= length else line[: length - 1] + "…"

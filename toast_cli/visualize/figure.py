@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
@@ -22,7 +20,7 @@ from PIL import Image
 
 from toast_cli.attention.predicted_classes import SegmentationMap
 from toast_cli.data.images.transforms import CropWindow
-from toast_cli.utils.files import write_atomically
+from toast_cli.utils.names import shorten_name
 from toast_cli.visualize.map_color_scales import ColorScale
 
 PANEL_WIDTH = 2.7
@@ -37,6 +35,8 @@ MIN_SMOOTH_CELLS = 7
 """Cells per side from which a map is interpolated. With fewer cells, interpolation would invent detail."""
 MAX_LEGEND_CLASSES = 8
 """Largest number of classes in a legend."""
+MAX_HEADING_LENGTH = 30
+"""Largest number of characters of a name in a heading or a legend."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def draw_figure(rows: Sequence[FigureRow], title: str) -> Figure:
         if scale is not None:
             over = list(group)
             draw_colorbar(figure, figure.add_subplot(grid[-1, over[0] : over[-1] + 1]), scale, 7, len(over))
-    figure.text(0.01, 1 - 0.05 / total, title, fontsize=9, ha="left", va="top", parse_math=False)
+    figure.text(0.01, 1 - 0.05 / total, title, fontsize=9, ha="left", va="top")
     return figure
 
 
@@ -139,7 +139,7 @@ def draw_panel(axis: Axes, row: FigureRow, panel: FigurePanel, small: Image.Imag
         axis.contour(row.mask.astype(float), levels=[0.5], colors="white", linewidths=1.0)
     axis.set_xlim(image_extent[:2])
     axis.set_ylim(image_extent[2:])
-    axis.set_title(panel.heading, fontsize=8, parse_math=False)
+    axis.set_title(panel.heading, fontsize=8)
     axis.set_axis_off()
 
 
@@ -170,7 +170,10 @@ def draw_segmentation(axis: Axes, segments: SegmentationMap, extent: tuple[float
     visible = np.ma.masked_equal(known, count)
     axis.imshow(visible, extent=extent, cmap=colours, vmin=0, vmax=count, alpha=OVERLAY_ALPHA, interpolation="nearest")
     axis.legend(
-        handles=[Patch(color=blended(index), label=segments.names[index]) for index in get_largest_classes(segments)],
+        handles=[
+            Patch(color=blended(index), label=shorten_name(segments.names[index], MAX_HEADING_LENGTH))
+            for index in get_largest_classes(segments)
+        ],
         loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, fontsize=7, frameon=False,
     )  # fmt: skip
 
@@ -192,13 +195,3 @@ def shrink_image(image: Image.Image) -> Image.Image:
     small = image.copy()
     small.thumbnail((FIGURE_IMAGE_SIDE, FIGURE_IMAGE_SIDE))
     return small
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write the figure in the format of the path's suffix, with reproducible bytes."""
-    kind = path.suffix.lstrip(".")
-    undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-    if kind == "svg":
-        FigureCanvasSVG(figure)
-    with write_atomically(path) as temporary, rc_context({"svg.hashsalt": "toast"}):
-        figure.savefig(temporary, format=kind, dpi=130, metadata=undated)

@@ -9,15 +9,14 @@ from torch import Tensor
 
 from toast_cli.data.base import Sample
 from toast_cli.data.images.transforms import CropWindow
-from toast_cli.visualize.figure import FigurePanel, FigureRow
+from toast_cli.utils.names import shorten_name
+from toast_cli.visualize.figure import MAX_HEADING_LENGTH, FigurePanel, FigureRow
 from toast_cli.visualize.map_color_scales import ColorScale, build_diverging_scale, build_sequential_scale
 from toast_cli.visualize.view import ImageView, TopPrediction
 
 GRAD_CAM_SCALE = ColorScale("Grad-CAM, share of its largest", "magma", 0.0, 1.0)
 MAP_UNIT = "times an even map"
 """Unit of attention and feature energy, which does not depend on the grid."""
-MAX_HEADING_LENGTH = 30
-"""Largest number of characters of a class name in a heading."""
 
 
 def build_passes_row(sample: Sample, view: ImageView) -> FigureRow:
@@ -25,7 +24,7 @@ def build_passes_row(sample: Sample, view: ImageView) -> FigureRow:
     maps, kind, window = to_multiples_of_uniform(view.maps), view.kind, view.window
     both = build_shared_scale(kind, [maps[name] for name in ("pass_one", "pass_two") if name in maps])
     label = get_label_name(sample, view)
-    panels = [FigurePanel(_join_lines("image", shorten_name(label)), window)]
+    panels = [FigurePanel(_join_lines("image", shorten_name(label, MAX_HEADING_LENGTH)), window)]
     one = ", pass one" if "pass_two" in maps else ""  # the only pass has no number
     panels.append(
         FigurePanel(
@@ -64,10 +63,15 @@ def build_comparison_rows(samples: Sequence[Sample], views: Sequence[Sequence[Im
     rows = []
     for number, (sample, row) in enumerate(zip(samples, views, strict=True)):
         label = get_label_name(sample, row[0])
-        panels = [FigurePanel(_join_lines(shorten_name(sample.name), shorten_name(label)), row[0].window)]
+        panels = [
+            FigurePanel(
+                _join_lines(shorten_name(sample.name, MAX_HEADING_LENGTH), shorten_name(label, MAX_HEADING_LENGTH)),
+                row[0].window,
+            )
+        ]
         for view, map in zip(row, last[number], strict=True):
             verdict = _format_prediction(view.last or view.first, label, view)
-            heading = _join_lines(shorten_name(view.viewer.name) if number == 0 else "", verdict)
+            heading = _join_lines(shorten_name(view.viewer.name, MAX_HEADING_LENGTH) if number == 0 else "", verdict)
             panels.append(FigurePanel(heading, view.window, map, scales[view.kind]))
             if "predicted" in view.segments:
                 panels.append(FigurePanel("predicted", _get_full_window(sample), segments=view.segments["predicted"]))
@@ -109,11 +113,6 @@ def to_multiples_of_uniform(maps: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: (map * map.numel() if name in shares else map).numpy() for name, map in maps.items()}
 
 
-def shorten_name(name: str, longest: int = MAX_HEADING_LENGTH) -> str:
-    """Return the end of a name, at most `longest` characters: the ends of file names differ."""
-    return name if len(name) <= longest else "…" + name[1 - longest :]
-
-
 def _get_full_window(sample: Sample) -> CropWindow:
     return CropWindow(0, 0, sample.image.width, sample.image.height)
 
@@ -134,4 +133,4 @@ def _format_prediction(verdict: TopPrediction | None, label: str, view: ImageVie
         return ""
     known = label in (view.viewer.classes or ())
     right = "" if not known else " ✓" if verdict.label == label else " ✗"
-    return f"{shorten_name(verdict.label)} {verdict.probability:.0%}{right}"
+    return f"{shorten_name(verdict.label, MAX_HEADING_LENGTH)} {verdict.probability:.0%}{right}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +11,13 @@ from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.data.base import Sample
 from toast_cli.utils.formatting import to_data_uri
 from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_colorbar, draw_panel, shrink_image
+from toast_cli.visualize.figure_output import render_figure
 from toast_cli.visualize.figure_panels import collect_last_maps
 from toast_cli.visualize.map_color_scales import ColorScale
 from toast_cli.visualize.view import ImageView
 
-PICTURE_WIDTH = 2.2
+PICTURE_WIDTH, PAGE_DPI = 2.2, 120
+"""Width of a panel on the page, in inches, and its resolution."""
 
 
 def build_report_images(
@@ -87,18 +88,17 @@ def render_panel(
     )
     axis = figure.add_axes((0, 0, 1, 1))
     draw_panel(axis, FigureRow(sample.image, (panel,), sample.mask), panel, shrink_image(sample.image))
-    return {"source": to_data_uri(to_png_bytes(figure)), "name": name, "alt": alt, "said": caption, "mark": mark}
+    return {
+        "source": to_data_uri(render_figure(figure, "png", PAGE_DPI)),
+        "name": name,
+        "alt": alt,
+        "said": caption,
+        "mark": mark,
+    }
 
 
 def render_colorbar(scale: ColorScale) -> bytes:
     """Return the colour bar of a scale as PNG bytes."""
     figure = Figure(figsize=(4, 0.55), layout="constrained")
     draw_colorbar(figure, figure.subplots(), scale, 8, 2)
-    return to_png_bytes(figure)
-
-
-def to_png_bytes(figure: Figure) -> bytes:
-    """Return a figure as reproducible PNG bytes."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
-    return file.getvalue()
+    return render_figure(figure, "png", PAGE_DPI)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 
 from toast_cli.attention.predicted_classes import format_class_shares
 from toast_cli.data.base import Sample
-from toast_cli.utils.files import number_names, write_json, write_tensors
+from toast_cli.utils.files import write_json, write_tensors
 from toast_cli.utils.hashing import hash_bytes
+from toast_cli.utils.names import make_names_unique, number_names, shorten_name, to_file_name
 from toast_cli.utils.tensor_fingerprints import hash_tensors
 from toast_cli.utils.version import __version__
-from toast_cli.visualize.figure import draw_figure, save_figure
-from toast_cli.visualize.figure_panels import build_comparison_rows, build_passes_row, shorten_name
+from toast_cli.visualize.figure import draw_figure
+from toast_cli.visualize.figure_output import save_figure
+from toast_cli.visualize.figure_panels import build_comparison_rows, build_passes_row
 from toast_cli.visualize.view import AttentionViewer, ImageView, TopPrediction, compute_image_view
 
 SOURCE_DIGEST_KEY = "made_of"
@@ -24,7 +27,7 @@ SOURCE_DIGEST_KEY = "made_of"
 COMPARISON_PREFIX = "comparison"
 """Prefix of the file name of a figure of several viewers."""
 MAX_NAME_LENGTH = 80
-"""Largest number of characters of viewers' names in a file name, and of an image's name in a title."""
+"""Largest number of bytes of a name in the file name of a comparison, and of characters of an image's in a title."""
 
 
 def save_attention_figure(
@@ -33,7 +36,7 @@ def save_attention_figure(
     """Save the figure of one viewer and image, with the raw maps and a record; return the record."""
     view = compute_image_view(viewer, sample)
     digest = compute_source_digest([viewer], [sample.image.tobytes()])
-    name = find_free_name(folder, name + viewer.file_suffix, digest)
+    name = find_free_name(folder, to_file_name(name) + viewer.file_suffix, digest)
     path = folder / f"{name}.{kind}"
     save_figure(draw_figure([build_passes_row(sample, view)], "\n".join(format_title_lines(sample, view))), path)
     return save_maps(sample, [view], folder, name, path, digest)
@@ -57,18 +60,16 @@ def save_comparison_figure(
     described = dict.fromkeys(describe_maps(view.viewer, view.kind) for view in views[0])
     save_figure(draw_figure(rows, f"Where each model looks in its last pass: {'; '.join(described)}"), path)
     return [
-        save_maps(sample, row, folder, f"{name}-{stem}", path, digest)
+        save_maps(sample, row, folder, f"{to_file_name(name, MAX_NAME_LENGTH)}-{stem}", path, digest)
         for (name, sample), row in zip(named, views, strict=True)
     ]
 
 
 def get_comparison_name(viewers: Sequence[AttentionViewer]) -> str:
-    """Return the file name of several viewers: their names and settings; a long name ends in a digest."""
+    """Return the file name of several viewers, with their names and settings."""
     listed = "-".join([COMPARISON_PREFIX, *(viewer.name for viewer in viewers)])
     plain = "".join(character if character.isalnum() or character in "-_." else "-" for character in listed)
-    if len(plain) > MAX_NAME_LENGTH:
-        plain = f"{plain[:MAX_NAME_LENGTH]}-{hash_bytes(listed.encode()).hex()[:8]}"
-    return plain + viewers[0].file_suffix
+    return to_file_name(plain, MAX_NAME_LENGTH) + viewers[0].file_suffix
 
 
 def save_maps(
@@ -146,8 +147,9 @@ def describe_model(viewer: AttentionViewer, name: str) -> dict[str, Any]:
 
 def strip_folders(name: str) -> str:
     """Return `KIND:PATH` or a path, with the path shortened to its last part."""
-    kind, colon, path = name.rpartition(":")
-    return kind + colon + path.rstrip("/").rsplit("/", 1)[-1]
+    kinds = re.match(r"([\w-]+:)*", name)
+    assert kinds is not None  # it matches nothing too
+    return kinds[0] + name[kinds.end() :].rstrip("/").rsplit("/", 1)[-1]
 
 
 def get_library_versions() -> dict[str, str]:
@@ -188,14 +190,6 @@ def describe_maps(viewer: AttentionViewer, kind: str) -> str:
     steering = viewer.model.adapted.steering
     strength = "" if steering is None or steering.strength == 1 else f", signals × {steering.strength:g}"
     return f"{kind} of layer {viewer.recorder.level}{head}{strength}"
-
-
-def make_names_unique(names: Iterable[str]) -> list[str]:
-    """Return the names, with a number after each repeated one."""
-    unique: list[str] = []
-    for name in names:
-        unique.append(next(free for free in number_names(name) if free not in unique))
-    return unique
 
 
 def compute_source_digest(viewers: Sequence[AttentionViewer], images: Iterable[bytes]) -> str:

@@ -27,7 +27,8 @@ from toast_cli.data.base import Sample
 from toast_cli.data.images.transforms import CropWindow, build_transform
 from toast_cli.model.model import Model
 from toast_cli.utils.tensor_fingerprints import hash_tensors
-from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_figure, save_figure
+from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_figure
+from toast_cli.visualize.figure_output import save_figure
 from toast_cli.visualize.figure_panels import build_comparison_rows, build_passes_row
 from toast_cli.visualize.map_color_scales import build_sequential_scale
 from toast_cli.visualize.save_figures import save_attention_figure, save_comparison_figure, strip_folders

@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import URL, make_url
 
 from toast_cli.storage.checksums import add_checksum, parse_checksummed_json
 from toast_cli.utils.errors import ToastError
@@ -21,6 +22,11 @@ MAX_OPEN_ATTEMPTS, RETRY_DELAY_SECONDS = 4, 0.5
 """Attempts to open a database, and the seconds between two attempts."""
 OBJECTIVE_KEY = "value"
 """Key of the trial's value in a checksummed record."""
+
+
+def make_sqlite_url(file: Path) -> str:
+    """Return the URL of an SQLite file; characters that a URL gives a meaning, such as `?` and `%`, are quoted."""
+    return URL.create("sqlite", database=str(file)).render_as_string()
 
 
 def open_storage(url: str) -> Any:
@@ -67,8 +73,10 @@ def check_database_file(url: str) -> None:
     Raises:
         ToastError: the file is damaged.
     """
-    file = Path(url.removeprefix("sqlite:///"))
-    if not url.startswith("sqlite:///") or not file.is_file():
+    if not url.startswith("sqlite:///"):
+        return
+    file = Path(make_url(url).database or "")
+    if not file.is_file():
         return
     with convert_read_errors(url), contextlib.closing(sqlite3.connect(file, timeout=120)) as database:
         problems = [row[0] for row in database.execute("PRAGMA quick_check")]

@@ -18,6 +18,7 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.recipe.unvalidated_recipe import expand_shorthand
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.hashing import hash_text
+from toast_cli.utils.names import to_file_name
 
 Stage = Literal["search", "final"]
 
@@ -51,7 +52,7 @@ class Job:
             *(["search"] if self.stage == "search" else [f"seed{self.seed}"]),
             self.key[:8],
         ]
-        return re.sub(r"[^\w.=]+", "-", "-".join(words))
+        return to_file_name(re.sub(r"[^\w.=]+", "-", "-".join(words)))
 
 
 @dataclass(frozen=True)

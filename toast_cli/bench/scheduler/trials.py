@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from toast_cli.bench.scheduler.database import convert_read_errors, open_storage, read_trial_record
+from toast_cli.bench.scheduler.database import convert_read_errors, make_sqlite_url, open_storage, read_trial_record
 from toast_cli.bench.scheduler.job_status import JOB_STATE_BY_TRIAL_STATE, JobStatus, compute_job_status
 from toast_cli.bench.scheduler.jobs import Job
 from toast_cli.bench.scheduler.lease import JobLease, fail_trial, make_pruner, make_sampler
@@ -170,7 +170,7 @@ class Ledger:
 def open_ledger(out: Path, url: str | None, grace: float = DEFAULT_GRACE_SECONDS) -> Ledger:
     """Open the ledger at `url`, by default SQLite in the experiment folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    return Ledger(url or f"sqlite:///{out.absolute() / 'ledger.db'}", out / "locks", grace)
+    return Ledger(url or make_sqlite_url(out.absolute() / "ledger.db"), out / "locks", grace)
 
 
 def _list_waiting_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -180,4 +180,4 @@ def _list_waiting_trials(study: optuna.Study) -> list[FrozenTrial]:
 def _get_machine_id() -> str:
     """Return an id that is equal for processes on the same running kernel, which see each other's locks."""
     boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{platform.node()}/{boot.read_text().strip() if boot.is_file() else ''}"
+    return f"{platform.node()}/{boot.read_text(encoding='ascii').strip() if boot.is_file() else ''}"

@@ -20,6 +20,7 @@ from toast_cli.bench.tables.significance import (
 )
 from toast_cli.storage.checksums import read_checksummed_lines
 from toast_cli.storage.run_folder import ANSWERS_FILE
+from toast_cli.utils.names import quote_argument
 
 RunRecord = Mapping[str, Any]
 QuestionScores = dict[Hashable, tuple[str, float]]
@@ -152,7 +153,7 @@ def _read_scores(results: ExperimentResults, record: Mapping[str, Any]) -> dict[
     run = results.out / record["run"]
     for file in sorted(run.glob("judge/*/judgements.jsonl")):
         for line in read_checksummed_lines(
-            file, f"'toast eval --run {run} --judge QUESTIONS' requests the damaged scores again."
+            file, f"toast eval --run {quote_argument(run)} --judge QUESTIONS requests the damaged scores again."
         ):
             if line["score"] is not None:
                 judge = f"{line['judge']} on {file.parent.name}"

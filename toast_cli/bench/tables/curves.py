@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from toast_cli.bench.results import ExperimentResults
 from toast_cli.bench.suite import CurvesFigureOptions
-from toast_cli.bench.tables.figures import PageFigure, to_svg
+from toast_cli.bench.tables.figures import MAX_LABEL_LENGTH, PageFigure, to_svg
 from toast_cli.bench.tables.metrics import get_decisive_metrics, get_scaled_score
-from toast_cli.utils.files import write_atomically, write_text
+from toast_cli.utils.files import write_text
 from toast_cli.utils.formatting import format_csv_records
+from toast_cli.utils.names import shorten_name, to_file_name
+from toast_cli.visualize.figure_output import save_figure
 
 ACCURACY_LABEL, ATTENTION_LABEL = "accuracy, % (or the metric of the task)", "attention on the object, %"
 AXIS_LABELS = {"images": "training images", "steps": "optimizer steps", "seconds": "seconds of a run, test included"}
@@ -69,12 +70,13 @@ def draw_suite_curves(results: ExperimentResults, curves: CurvesFigureOptions) -
     grid = figure.subplots(2, 3, sharex="col", sharey="row")
     for number, (name, row) in enumerate(curves.rows.items()):
         lines = compute_curve_points(results, curves, row)
+        label = shorten_name(name, MAX_LABEL_LENGTH)
         for i, unit in enumerate((ACCURACY_LABEL, ATTENTION_LABEL)):
             for j, axis in enumerate(AXIS_LABELS):
                 if found := sorted(lines.get((unit, axis), []), key=lambda point: point.x):
                     xs, means, stds = ([getattr(point, part) for point in found] for part in ("x", "mean", "std"))
                     style = {"color": f"C{number}", "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.4}
-                    grid[i, j].errorbar(xs, means, yerr=stds, label=name, **style)
+                    grid[i, j].errorbar(xs, means, yerr=stds, label=label, **style)
     for j, axis in enumerate(AXIS_LABELS):
         grid[1, j].set_xlabel(AXIS_LABELS[axis] + (f" ({curves.steps_on}, validation)" if axis == "steps" else ""))
         if axis != "steps":
@@ -95,15 +97,12 @@ def write_curve_figures(results: ExperimentResults, folder: Path) -> list[tuple[
     """Write every figure of curves as PNG and CSV; return the figures with their titles."""
     figures = []
     for name, curves in results.board.experiment.suite.curves.items():
-        with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-            figure = draw_suite_curves(results, curves)
-            svg = to_svg(figure)
-            folder.mkdir(parents=True, exist_ok=True)
-            with write_atomically(folder / f"{name}.png") as temporary:
-                figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
-        write_text(folder / f"{name}.csv", format_csv_records(_iterate_rows(results, curves)))
+        figure, file = draw_suite_curves(results, curves), to_file_name(name)
+        svg = to_svg(figure, name)
+        save_figure(figure, folder / f"{file}.png")
+        write_text(folder / f"{file}.csv", format_csv_records(_iterate_rows(results, curves)))
         shown = f"{ACCURACY_LABEL} and {ATTENTION_LABEL} by method"
-        alt = f"{curves.title}: {shown}; {name}.csv contains the numbers and their runs."
+        alt = f"{curves.title}: {shown}; {file}.csv contains the numbers and their runs."
         caption = "Mean over seeds with the sample standard deviation."
         figures.append((curves.title, PageFigure(svg, alt, caption)))
     return figures

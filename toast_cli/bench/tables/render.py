@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from toast_cli.bench.tables.figures import draw_table_figures
 from toast_cli.bench.tables.model import Cell, FilledTable, NumberCell
 from toast_cli.utils.files import write_text
 from toast_cli.utils.formatting import TEMPLATES, format_csv_records, render_template
+from toast_cli.utils.names import escape_control_characters, escape_markdown, make_names_unique, to_file_name
 
 MIN_WIDE_COLUMNS = 10
 """Number of columns from which a LaTeX table spans the page, with rotated headings and ± below the means."""
@@ -23,10 +25,12 @@ MIN_WIDE_COLUMNS = 10
 def write_tables(results: ExperimentResults, out: Path) -> Path:
     """Write the tables as Markdown, LaTeX and CSV, and the runs and failures as CSV; return the folder."""
     folder = out / "tables"
-    for table in build_tables(results):
-        write_text(folder / f"{table.name}.md", format_markdown(table))
-        write_text(folder / f"{table.name}.tex", format_latex(table))
-        write_text(folder / f"{table.name}.csv", format_csv_records(_list_cell_records(table)))
+    tables = build_tables(results)
+    names = make_names_unique(["runs", "failures", *(to_file_name(table.name) for table in tables)])[2:]
+    for name, table in zip(names, tables, strict=True):
+        write_text(folder / f"{name}.md", format_markdown(table))
+        write_text(folder / f"{name}.tex", format_latex(table))
+        write_text(folder / f"{name}.csv", format_csv_records(_list_cell_records(table)))
     write_text(folder / "runs.csv", format_csv_records(results.runs()))
     failed = ({**vars(job), "reason": reason} for job, reason in results.failures())
     write_text(folder / "failures.csv", format_csv_records(failed))
@@ -59,21 +63,28 @@ def format_markdown(table: FilledTable) -> str:
     Markdown allows a single line of headings. Columns that share a heading therefore form a separate table, with the
     shared heading in its first cell.
     """
-    parts = [f"**{table.title}**"]
+    parts = [f"**{escape_markdown(table.title)}**"]
     for span, places in table.blocks():
-        rows = [[f"*{span}*" if span else "", *(table.columns[place].heading for place in places)]]
+        rows = [[_emphasize(span), *(escape_markdown(table.columns[place].heading) for place in places)]]
         rows.append(["---", *["---:"] * len(places)])
         for group, lines in table.iterate_row_groups():
             if group:
-                rows.append([f"*{group}*", *[""] * len(places)])
+                rows.append([_emphasize(group), *[""] * len(places)])
             for line in lines:
                 cells = (line.cells[place] for place in places)
-                rows.append([line.name, *(f"**{cell}**" if cell.best else str(cell) for cell in cells)])
+                rows.append(
+                    [escape_markdown(line.name), *(f"**{cell}**" if cell.best else str(cell) for cell in cells)]
+                )
                 if line.paper and any(line.paper[place] for place in places):
                     texts = (line.paper[place] for place in places)
-                    rows.append(["*paper*", *(f"*{text}*" if text else "" for text in texts)])
-        parts.append("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows))
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in table.notes)]) + "\n"
+                    rows.append(["*paper*", *(_emphasize(text) for text in texts)])
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
+    return "\n\n".join([*parts, "\n".join(f"- {escape_markdown(note)}" for note in table.notes)]) + "\n"
+
+
+def _emphasize(text: str) -> str:
+    """Return a text as Markdown in italics."""
+    return f"*{escape_markdown(text)}*" if text else ""
 
 
 def format_latex(table: FilledTable) -> str:
@@ -84,6 +95,7 @@ def format_latex(table: FilledTable) -> str:
         "bench/tables/templates/table.tex",
         _LATEX_TEMPLATES,
         table=table,
+        label=re.sub(r"[^\w.: -]", "-", table.name),
         columns=columns,
         wide=wide,
         environment_name="table*" if wide else "table",
@@ -154,7 +166,9 @@ _LATEX_ESCAPES = str.maketrans(
 
 
 def _escape_latex(value: Any) -> str:
-    return value if isinstance(value, Markup) else str(value).translate(_LATEX_ESCAPES)
+    if isinstance(value, Markup):
+        return value
+    return escape_control_characters(" ".join(str(value).split("\n"))).translate(_LATEX_ESCAPES)
 
 
 _LATEX_TEMPLATES = TEMPLATES.overlay(

@@ -20,17 +20,16 @@ def print_backbones(as_json: options.JsonOption = False) -> None:
         return
 
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("name", "family", "parameters", "from", "package", box=box.SIMPLE_HEAD)
     table.columns[2].justify = "right"
     for card in known:
         size = _format_millions(card["parameters"])
-        table.add_row(*map(escape, (card["name"], card["family"], size, card["source"], card["package"])))
+        table.add_row(card["name"], card["family"], size, card["source"], card["package"])
     for family in families:
         source = f"any {family['library']} model of this family"
-        table.add_row(*map(escape, (f"{family['name']}:<...>", family["name"], "", source, family["package"])))
+        table.add_row(f"{family['name']}:<...>", family["name"], "", source, family["package"])
     print_table(table)
     for failure in failures:
         print_line(f"{failure['name']}: {failure['reason']}", err)

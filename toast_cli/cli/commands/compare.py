@@ -54,7 +54,8 @@ def run_compare(
     from toast_cli.evaluation.compare_runs import build_comparison
     from toast_cli.utils.files import write_json, write_text
     from toast_cli.utils.formatting import render_template
-    from toast_cli.visualize.figure import draw_figure, save_figure
+    from toast_cli.visualize.figure import draw_figure
+    from toast_cli.visualize.figure_output import save_figure
     from toast_cli.visualize.figure_panels import build_comparison_rows
     from toast_cli.visualize.report import build_report_images
     from toast_cli.visualize.save_figures import SOURCE_DIGEST_KEY, find_free_name

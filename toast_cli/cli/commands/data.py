@@ -49,12 +49,11 @@ def print_sources(as_json: options.JsonOption = False) -> None:
         return
 
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("name", "task", "needs", "home", "package", box=box.SIMPLE_HEAD)
     for row in rows:
-        table.add_row(*map(escape, row.values()))
+        table.add_row(*row.values())
     print_table(table)
     for failure in failures:
         print_line(f"{failure['name']}: {failure['reason']}", err)
@@ -176,13 +175,12 @@ def show_dataset(
             code="data.unknown-split",
         )
 
-    from toast_cli.utils.files import write_atomically
-    from toast_cli.visualize.data_preview import draw_contact_sheet, save_contact_sheet
+    from toast_cli.visualize.data_preview import draw_contact_sheet
+    from toast_cli.visualize.figure_output import save_figure
 
     network = chosen.plugins.backbone.build(chosen.backbone)
     sheet = draw_contact_sheet(opened, split, chosen, network, images, augment=split == "train")
-    with write_atomically(out) as temporary:
-        save_contact_sheet(sheet, temporary)
+    save_figure(sheet, out, dpi=140)
     for note in opened.messages:
         print_line(note, err)
     print_line(f"Contact sheet: {out}")
@@ -235,14 +233,12 @@ def _require_outside_data(out: Path | None, chosen: Any, data_dir: Path | None, 
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
-    from toast_cli.cli.output.console import escape_newlines, print_line, print_table
+    from toast_cli.cli.output.console import print_line, print_table
+    from toast_cli.utils.names import escape_newlines
 
-    table = Table(
-        title=f"{escape(escape_newlines(report['source']))}: {report['classes']} classes", title_justify="left"
-    )
+    table = Table(title=f"{escape_newlines(report['source'])}: {report['classes']} classes", title_justify="left")
     table.add_column("")
     for part in report["splits"]:
         table.add_column(part, justify="right")
@@ -325,10 +321,12 @@ def _print_missing(report: dict[str, Any], limit: int = 100) -> None:
 
 
 def _print_sentences(report: dict[str, Any], kind: str, style: str) -> None:
+    from rich.text import Text
+
     from toast_cli.cli.output.console import out, print_line
 
     for sentence in report[kind]:
-        out.print(f"[{style}]{kind.removesuffix('s')}:[/] ", end="")
+        out.print(Text(f"{kind.removesuffix('s')}: ", style=style), end="")
         print_line(sentence)
 
 

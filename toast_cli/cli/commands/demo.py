@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toast_cli.cli import options
+from toast_cli.utils.names import quote_argument
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -146,7 +147,7 @@ def _write_outputs(
     from toast_cli.utils.files import write_text
     from toast_cli.utils.formatting import render_template, to_data_uri
     from toast_cli.visualize.before_after import draw_before_after
-    from toast_cli.visualize.figure import save_figure
+    from toast_cli.visualize.figure_output import save_figure
 
     title, subtitle = titles
     save_figure(draw_before_after(samples, before, after, title, subtitle, headings), picture)
@@ -180,7 +181,7 @@ def _build_table(runs: list[DemoRun], training: int) -> Table:
 
 def _list_next_commands(runs: list[DemoRun]) -> list[str]:
     return [
-        f"toast eval --attention --run {runs[-1].path}",
-        f"toast visualize-attention --test-image 4 --run {runs[-1].path}",
+        f"toast eval --attention --run {quote_argument(runs[-1].path)}",
+        f"toast visualize-attention --test-image 4 --run {quote_argument(runs[-1].path)}",
         "toast tune --method toast-lite",
     ]

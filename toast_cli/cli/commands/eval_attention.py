@@ -19,6 +19,7 @@ from toast_cli.cli.output.progress import TerminalReporter
 from toast_cli.data.base import describe_masks
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, evaluate_attention, sweep_feedback_strength
 from toast_cli.utils.files import remove_file, write_json, write_text
+from toast_cli.utils.names import escape_newlines
 from toast_cli.visualize.eval_curves import (
     ORDER_LABELS,
     SWEEP_LABELS,
@@ -29,7 +30,7 @@ from toast_cli.visualize.eval_curves import (
     format_sweep_csv,
     summarize_curves,
 )
-from toast_cli.visualize.figure import save_figure
+from toast_cli.visualize.figure_output import save_figure
 from toast_cli.visualize.save_figures import describe_model, get_library_versions
 from toast_cli.visualize.view import AttentionViewer
 
@@ -108,8 +109,9 @@ def run_strength_sweep(request: AttentionEvalRequest, out: Path | None) -> tuple
     write_text(folder / "strength.csv", format_sweep_csv(lines, shown))
     save_figure(draw_sweep(lines, shown), folder / "strength.png")
     images = lines[0]["accuracy"]["images"]
+    run = escape_newlines(str(request.path))
     table = Table(
-        title=f"{request.path}, {request.split}: strength of the feedback, {images} images, 95% intervals",
+        title=f"{run}, {request.split}: strength of the feedback, {images} images, 95% intervals",
         title_justify="left",
     )
     table.add_column("alpha")
@@ -188,8 +190,9 @@ def build_attention_table(request: AttentionEvalRequest, results: dict[str, Any]
         for name in ("pass_one", "similarity", "pass_two", UNIFORM_MAP, UNIFORM_SIMILARITY_MAP)
         if name in results["numbers"]
     ]
+    run = escape_newlines(str(request.path))
     table = Table(
-        title=f"{request.path}, {request.split}: {results['maps']} over {results['images']} images, 95% intervals",
+        title=f"{run}, {request.split}: {results['maps']} over {results['images']} images, 95% intervals",
         title_justify="left",
         caption="\n".join(format_attention_notes(results)),
         caption_justify="left",

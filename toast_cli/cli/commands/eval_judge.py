@@ -13,6 +13,7 @@ from toast_cli.cli.output.console import err, print_line
 from toast_cli.cli.output.progress import TerminalReporter
 from toast_cli.evaluation.llm_judge import Judge, answer_questions, average_by_category, judge_answers, read_questions
 from toast_cli.storage.checksums import drop_damaged_lines
+from toast_cli.utils.names import escape_newlines, to_file_name
 
 
 def run_judge_eval(
@@ -72,7 +73,7 @@ def run_judge_eval(
 def get_judge_folder(run: Path, questions_file: Path) -> Path:
     """Return the folder for a run's answers to a questions file: in the run folder, or next to an exported file."""
     home = run / "judge" if run.is_dir() else run.with_name(f"{run.name}.judge")
-    return home / questions_file.stem
+    return home / to_file_name(questions_file.stem)
 
 
 def build_judge_table(scores: dict[str, dict[str, Any]], judge: str) -> Table:
@@ -81,7 +82,9 @@ def build_judge_table(scores: dict[str, dict[str, Any]], judge: str) -> Table:
     table.add_column("run")
     categories = list(next(iter(scores.values())))
     for category in categories:
-        table.add_column(category, justify="right")
+        table.add_column(escape_newlines(category), justify="right")
     for run, means in scores.items():
-        table.add_row(run, *("–" if means[name] is None else f"{means[name]:.2f}" for name in categories))
+        table.add_row(
+            escape_newlines(run), *("–" if means[name] is None else f"{means[name]:.2f}" for name in categories)
+        )
     return table

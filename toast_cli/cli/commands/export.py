@@ -131,9 +131,10 @@ def _choose_target(given: str | None, run: Path, format: str, part: str, form: E
     The export is written into an existing folder, unless that folder is itself an export.
     """
     from toast_cli.export.existing_exports import is_folder_export
+    from toast_cli.utils.names import to_file_name
 
     folder = run / "export" if run.is_dir() else run.parent
-    stem = run.resolve().name if run.is_dir() else run.stem
+    stem = to_file_name(run.resolve().name if run.is_dir() else run.stem)
     name = f"{stem}-{format if form.graph or not form.suffix else part}{form.suffix}"
     if given is None:
         return folder / name

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from toast_cli.cli import options
+from toast_cli.utils.names import quote_argument
 
 
 def run_import(
@@ -87,8 +88,9 @@ def run_import(
     print_line(f"{account['kind'].capitalize()}: {folder.path}")
     if account["kind"] == "artifact":
         own = folder.path / "backbone.safetensors"
-        at = f" --weights {own}" if own.is_file() else ""
-        print_line(f"To use it: toast tune --backbone {backbone}{at} --dataset DATA --init-from {folder.path}")
+        at = f" --weights {quote_argument(own)}" if own.is_file() else ""
+        use = f"toast tune --backbone {quote_argument(backbone)}{at} --dataset DATA"
+        print_line(f"To use it: {use} --init-from {quote_argument(folder.path)}")
 
 
 def _read_class_names(path: Path) -> list[str]:

@@ -76,7 +76,6 @@ def run_plan(
 
 def _print_plan(found: list[Any], limit: int, device: str, title: str) -> None:
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     from toast_cli.cli.output.console import print_line, print_table
@@ -96,13 +95,13 @@ def _print_plan(found: list[Any], limit: int, device: str, title: str) -> None:
         column.justify = "right"
     for each in found:
         if not isinstance(each, MethodCost):
-            table.add_row(escape(each.way), "–")
+            table.add_row(each.way, "–")
             continue
         fits = "none" if not each.fits else f"{each.largest:,}"
         memory = [format_bytes(each.memory[size]) for size in MEMORY_BATCH_SIZES]
         seconds = "–" if each.seconds_per_epoch is None else f"{each.seconds_per_epoch:.3g} s"
         flops = f"{each.flops / each.flops_plain:.2f} ×"
-        table.add_row(escape(each.way), f"{each.trained:,}", flops, *memory, fits, seconds)
+        table.add_row(each.way, f"{each.trained:,}", flops, *memory, fits, seconds)
     print_table(table)
     offered = [each for each in found if isinstance(each, MethodCost)]
     fitting = [each for each in offered if each.fits]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from toast_cli.cli import options
+from toast_cli.utils.names import quote_argument
 
 
 def run_pretune(
@@ -91,5 +92,6 @@ def run_pretune(
     out.print(build_pretuning_table(f"{results['backbone']} on {results['dataset']}", results))
     print_line(f"Artifact: {folder.path / 'artifact'}")
     given = resolved.recipe.backbone.weights
-    same = f" --weights {given}" if given is not None else ""
-    print_line(f"To use it: toast tune --backbone {results['backbone']}{same} --dataset DATA --init-from {folder.path}")
+    same = f" --weights {quote_argument(given)}" if given is not None else ""
+    backbone, artifact = quote_argument(results["backbone"]), quote_argument(folder.path)
+    print_line(f"To use it: toast tune --backbone {backbone}{same} --dataset DATA --init-from {artifact}")

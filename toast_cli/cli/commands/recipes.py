@@ -42,21 +42,21 @@ def print_recipes(as_json: options.JsonOption = False) -> None:
         return
 
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("name", "backbone", "data set", "method", "about", box=box.SIMPLE_HEAD)
     for row in rows:
-        table.add_row(*map(escape, row.values()))
+        table.add_row(*row.values())
     print_table(table)
 
 
 @app.command("show")
 def show_recipe(name: RecipeArgument) -> None:
     """Print a recipe, including its comments."""
+    from toast_cli.cli.output.console import print_answer
     from toast_cli.recipe.builtin import find_recipe
 
-    typer.echo(find_recipe(name).text, nl=False)
+    print_answer(find_recipe(name).text, end="")
 
 
 @app.command("copy")
@@ -67,6 +67,7 @@ def copy_recipe(
     ] = None,
 ) -> None:
     """Copy a recipe to a file for editing."""
+    from toast_cli.cli.output.console import print_line
     from toast_cli.recipe.builtin import find_recipe
     from toast_cli.utils.errors import UsageError
     from toast_cli.utils.files import write_text
@@ -83,7 +84,7 @@ def copy_recipe(
             code="disk.already-exists",
         )
     write_text(target, found.text)
-    typer.echo(f"{target}")
+    print_line(str(target))
 
 
 @app.command("validate")
@@ -119,7 +120,7 @@ def validate_recipes(
             print_error(error)
             worst = max(worst, error.exit_code)
         else:
-            typer.echo(f"{file}: valid")
+            print_line(f"{file}: valid")
             if not is_checksum_valid(found.text):
                 print_line(format_changed_notice(found), err)
     if worst:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from toast_cli.cli import options
+from toast_cli.utils.names import quote_argument
 
 
 def run_tune(
@@ -84,4 +85,6 @@ def run_tune(
     out.print(build_results_table(title, results))
     print_line(f"Run folder: {folder.path}")
     if results["attention_can_be_drawn"] and results["test"] is not None:
-        print_line(f"To see its attention: toast visualize-attention --test-image 0 --run {folder.path}")
+        print_line(
+            f"To see its attention: toast visualize-attention --test-image 0 --run {quote_argument(folder.path)}"
+        )

@@ -18,7 +18,8 @@ from toast_cli.training.distributed.devices import make_accelerator
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import build_plain_model
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.visualize.save_figures import make_names_unique, save_attention_figure, save_comparison_figure
+from toast_cli.utils.names import make_names_unique, to_file_name
+from toast_cli.visualize.save_figures import save_attention_figure, save_comparison_figure
 from toast_cli.visualize.view import AttentionViewer, load_image_sample, load_test_sample
 
 DEFAULT_PLAIN_BACKBONE = "vit_demo"
@@ -83,7 +84,7 @@ def load_files(images: list[Path]) -> Iterator[tuple[str, Callable[[], Sample]]]
         if not below:
             raise UsageError(f"No images found in {path}.", code="data.no-images")
         files += below
-    names = make_names_unique(file.stem for file in files)
+    names = make_names_unique(to_file_name(file.stem) for file in files)
     yield from zip(names, (partial(load_image_sample, file) for file in files), strict=True)
 
 

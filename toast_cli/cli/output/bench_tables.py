@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -40,7 +39,7 @@ def print_costs(costs: Sequence[StageCost], workers: int, console: Console, as_j
         each = "?" if cost.seconds is None else format_duration(cost.seconds)
         together = "?" if cost.seconds is None else format_duration(cost.total)
         cells = (cost.dataset, cost.row, cost.stage, f"{cost.runs:,}", each, together, cost.source)
-        table.add_row(*map(escape, cells))
+        table.add_row(*cells)
     _widen_console(console).print(table)
     total, unknown = sum(cost.total for cost in costs), sum(cost.runs for cost in costs if cost.seconds is None)
     runs = sum(cost.runs for cost in costs)
@@ -142,22 +141,21 @@ def _measure_width(table: Table, console: Console) -> int:
 
 
 def _build_table_part(filled: Filled, span: str, places: Sequence[int]) -> Table:
-    table = Table(escape(span), box=box.SIMPLE_HEAD)
+    table = Table(span, box=box.SIMPLE_HEAD)
     for place in places:
-        table.add_column(escape(filled.columns[place].heading), justify="right", no_wrap=True)
+        table.add_column(filled.columns[place].heading, justify="right", no_wrap=True)
     for group, lines in filled.iterate_row_groups():
         if group:
-            table.add_row(f"[italic]{escape(group)}[/]")
+            table.add_row(Text(group, style="italic"))
         for line in lines:
-            table.add_row(escape(line.name), *(_format_cell(line.cells[place]) for place in places))
+            table.add_row(line.name, *(_format_cell(line.cells[place]) for place in places))
             if line.paper and any(line.paper[place] for place in places):
-                table.add_row("  paper", *(escape(line.paper[place]) for place in places), style="dim")
+                table.add_row("  paper", *(line.paper[place] for place in places), style="dim")
     return table
 
 
-def _format_cell(cell: Cell) -> str:
-    text = escape(str(cell))
-    return f"[bold]{text}[/]" if cell.best else text
+def _format_cell(cell: Cell) -> Text:
+    return Text(str(cell), style="bold" if cell.best else "")
 
 
 def _format_counts(board: ExperimentScheduler) -> str:
@@ -167,4 +165,4 @@ def _format_counts(board: ExperimentScheduler) -> str:
 
 def _widen_console(console: Console) -> Console:
     """Return the console if it is a terminal, else one that is wide enough for every table."""
-    return console if console.is_terminal else SafeConsole(stderr=console.stderr, highlight=False, width=PIPED_WIDTH)
+    return console if console.is_terminal else SafeConsole(stderr=console.stderr, width=PIPED_WIDTH)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from toast_cli.data.base import describe_masks
 from toast_cli.evaluation.compare_runs import ComparedRun, RunComparison
+from toast_cli.utils.names import escape_newlines
 from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
 from toast_cli.visualize.report import format_attention_checks
 from toast_cli.visualize.save_figures import compute_source_digest, describe_maps, describe_model, get_library_versions
@@ -152,17 +153,21 @@ def build_comparison_tables(found: RunComparison) -> list[Any]:
     headings, lines, difference_headings, differences = build_rows(found)
     marks = describe_masks(found.split)
     notes = "\n".join([*([f"Object: {marks}."] if marks else []), f"Maps: {describe_all_maps(found)}."])
+    title = f"{len(found.split):,} images of {escape_newlines(found.dataset)}, 95% intervals"
     tables = []
-    for title, caption, first, names, rows in (
-        (f"{len(found.split):,} images of {found.dataset}, 95% intervals", notes, "run", headings, lines),
+    for heading, caption, first, names, rows in (
+        (title, notes, "run", headings, lines),
         ("Differences on the same images, in percentage points", _describe_correction(found) or None, "runs",
          difference_headings, differences),
     ):  # fmt: skip
-        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+        table = Table(title=heading, caption=caption, title_justify="left", caption_justify="left")
         table.add_column(first)
         for name in names:
             table.add_column(name, justify="right")
         for row in rows:
-            table.add_row(row["name"], *(f"{cell['value']}\n{cell['interval']}".rstrip() for cell in row["cells"]))
+            table.add_row(
+                escape_newlines(row["name"]),
+                *(f"{cell['value']}\n{cell['interval']}".rstrip() for cell in row["cells"]),
+            )
         tables.append(table)
     return tables

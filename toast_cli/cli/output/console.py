@@ -1,13 +1,12 @@
 """Consoles for results (stdout) and messages (stderr).
 
-Names of files and classes, and generated text, are untrusted, so control characters in them are escaped.
+Names of files and classes, and generated text, are untrusted: control characters in them are escaped, and brackets are
+not markup.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from toast_cli.cli.options import JsonOutput
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.names import CONTROL_CHARACTERS, escape_control_characters, escape_newlines, format_json
 
 PIPED_WIDTH = 200
 """Width of a table that is not printed to a terminal, so that cells are not truncated."""
@@ -26,12 +26,17 @@ PIPED_WIDTH = 200
 SILENT = int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 """True in all but the first of several processes. Only the first one prints."""
 
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters to escape: control characters, bidirectional marks, line separators and surrogates (not `\\n`)."""
-
 
 class SafeConsole(Console):
-    """A console that escapes control characters, e.g. as `\\x1b`."""
+    """A console that escapes control characters, e.g. as `\\x1b`, and reads no markup and no `:emoji:` in texts."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text with escaped characters, so that the columns of a table are as wide as what is printed."""
+        encodable = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
+        return super().render_str(escape_control_characters(encodable), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Yield the segments of a renderable with escaped text. Styles and control segments are unchanged."""
@@ -39,13 +44,8 @@ class SafeConsole(Console):
             yield Segment(text if control else escape_control_characters(text), style, control)
 
 
-def escape_control_characters(text: str) -> str:
-    """Return the text with its control characters escaped."""
-    return CONTROL_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-out = SafeConsole(highlight=False, quiet=SILENT)
-err = SafeConsole(stderr=True, highlight=False, quiet=SILENT)
+out = SafeConsole(quiet=SILENT)
+err = SafeConsole(stderr=True, quiet=SILENT)
 
 
 def print_line(text: str, console: Console = out) -> None:
@@ -56,17 +56,12 @@ def print_line(text: str, console: Console = out) -> None:
     console.print(Text(escape_newlines(text)), soft_wrap=True)
 
 
-def escape_newlines(text: str) -> str:
-    """Return the text with its line breaks escaped."""
-    return text.replace("\n", "\\n")
-
-
 def print_error(error: ToastError, with_code: bool = False) -> None:
     """Print an error on stderr: the problem, its reasons, and what to do, on unwrapped lines.
 
     Of several processes only the first one prints, unless the error occurred in another process only.
     """
-    console = SafeConsole(stderr=True, highlight=False) if error.process else err
+    console = SafeConsole(stderr=True) if error.process else err
     title = f"Error [{error.code}]: " if with_code else "Error: "
     console.print(Text.assemble((title, "bold red"), escape_newlines(error.what)), soft_wrap=True)
     for part in (*error.reasons, error.what_to_do):
@@ -79,7 +74,7 @@ def print_table(table: Table) -> None:
     widths = [max((len(str(cell)) for cell in column.cells), default=0) for column in table.columns]
     for column, width in zip(table.columns, widths, strict=True):
         column.no_wrap = width < max(widths)
-    console = out if out.is_terminal else SafeConsole(highlight=False, width=PIPED_WIDTH)
+    console = out if out.is_terminal else SafeConsole(width=PIPED_WIDTH)
     console.print(table)
 
 
@@ -87,7 +82,8 @@ def print_json(value: Any) -> None:
     """Print indented JSON on stdout, without colors or wrapping."""
     if not SILENT:
         JsonOutput.printed = True
-        text = json.dumps(value, indent=2, ensure_ascii=False)
+        ascii_only = not sys.stdout.encoding.lower().startswith("utf")  # any other encoding lacks letters
+        text = format_json(value, indent=2, ascii_only=ascii_only)
         print(CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 

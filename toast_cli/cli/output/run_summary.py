@@ -7,14 +7,16 @@ from typing import Any
 
 from rich.table import Table
 
+from toast_cli.utils.names import escape_newlines
+
 MAX_LISTED_CLASSES = 30
 """Maximum number of classes to list in a table; results.json has all of them."""
 
 
 def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
     """Build the table of a run or an evaluation: size, cost, metrics and attention."""
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column(style="bold")
+    table = Table(title=escape_newlines(title), title_justify="left", show_header=False)
+    table.add_column(style="bold", overflow="fold")
     table.add_column(justify="right")
     if "evaluation" in results:
         table.add_row("inference", results["evaluation"])
@@ -41,7 +43,7 @@ def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
 
 def build_pretuning_table(title: str, results: Mapping[str, Any]) -> Table:
     """Build the table of the reconstruction loss per level, before and after pre-tuning."""
-    table = Table(title=f"Pre-tuned: {title}", title_justify="left")
+    table = Table(title=f"Pre-tuned: {escape_newlines(title)}", title_justify="left")
     table.add_column("level")
     for name in ("before", "after"):
         table.add_column(f"reconstruction loss, {name}", justify="right")
@@ -66,7 +68,7 @@ def add_metric_rows(table: Table, split: str, metrics: Mapping[str, Any]) -> Non
         if len(metrics["iou"]) > MAX_LISTED_CLASSES:
             table.add_row(f"  IoU of {len(metrics['iou'])} classes", "see results.json, or 'toast eval --out FILE'")
         for name, value in metrics["iou"].items() if len(metrics["iou"]) <= MAX_LISTED_CLASSES else ():
-            table.add_row(f"  IoU of {name}", "not in this split" if value is None else f"{value:.2%}")
+            table.add_row(f"  IoU of {escape_newlines(name)}", "not in this split" if value is None else f"{value:.2%}")
     elif "accuracy" in metrics:
         table.add_row(f"accuracy, {split}", f"{metrics['accuracy']:.2%} of {metrics['images']}")
     else:

@@ -196,7 +196,8 @@ def _open_stream(path: str, files: Sequence[str]) -> Any:
             code="cli.missing-package",
         ) from error
     try:
-        return load_dataset("webdataset", data_files={"train": list(files)}, split="train", streaming=True)
+        named = [file if "://" in file else glob.escape(file) for file in files]  # the library reads patterns
+        return load_dataset("webdataset", data_files={"train": named}, split="train", streaming=True)
     except Exception as error:  # the library raises arbitrary exceptions on damaged tars and missing URLs
         raise ToastError(
             f"Cannot open the shards {path}.",
@@ -253,9 +254,13 @@ def _find_shards(path: str, data_dir: Path | None) -> list[str]:
     if "://" in path:
         return list(_expand_braces(path))
     for place in list_candidate_paths(path, data_dir):
-        patterns = [f"{glob.escape(str(place))}/*.tar"] if place.is_dir() else list(_expand_braces(str(place)))
-        found = sorted({file for pattern in patterns for file in glob.glob(pattern)})  # noqa: PTH207 (whole paths)
-        missing = [pattern for pattern in patterns if not glob.has_magic(pattern) and pattern not in found]
+        if place.is_dir():
+            base, patterns = f"{place}/", ["*.tar"]
+        else:  # the given path is a pattern, the folder that it is looked up in is not
+            given = str(Path(path).expanduser())
+            base, patterns = str(place).removesuffix(given), list(_expand_braces(given))
+        found = sorted({file for pattern in patterns for file in glob.glob(glob.escape(base) + pattern)})  # noqa: PTH207
+        missing = [base + name for name in patterns if not glob.has_magic(name) and base + name not in found]
         if found and missing:
             raise ToastError(
                 f"{len(missing):,} of {len(patterns):,} shards are missing.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -205,7 +206,8 @@ def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterab
                 what_to_do=f"Use files of one format: {', '.join(READERS_BY_SUFFIX)}.",
                 code="text.unsupported-files",
             )
-        named = {"data_files": [str(file) for file in files], "split": "train"}
+        # The library reads patterns. A bracket in a name of a folder is not one.
+        named = {"data_files": [glob.escape(str(file.absolute())) for file in files], "split": "train"}
         where = str(readers.pop())
     elif _get_reader(path) or options.path.startswith((".", "/", "~")):
         raise UsageError(
