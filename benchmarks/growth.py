@@ -1,6 +1,6 @@
 """How the cost of two passes grows with the work, side by side with one pass: figures and a table.
 
-    python benchmarks/growth.py --out docs/performance
+    python benchmarks/growth.py --out docs/reports/performance
     python benchmarks/growth.py --only batch width --repeats 5 --out somewhere
 
 A ViT-Ti (width 192, 12 blocks, 224 pixels, batch 4, random weights) grows along one axis at a time; a LLaMA in the

@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md: what they say is what works."""
+"""The examples of docs/how-to/extend/index.md: what they say is what works."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import pytest
 from tests.cli.conftest import ROOT, toast
 from toast_cli import registry
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(encoding="utf-8"), re.DOTALL)
+EXAMPLES = re.findall(
+    r"```python\n(.*?)```", (ROOT / "docs/how-to/extend/index.md").read_text(encoding="utf-8"), re.DOTALL
+)
 
 
 @pytest.fixture

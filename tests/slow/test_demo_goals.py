@@ -52,7 +52,7 @@ def attention(found: list[tuple[Path, dict[str, Any]]], which: str) -> float:
 def check(value: float, goal: float, floor: float | None = None) -> None:
     """Hold a number to its goal. Where the goal is not reached yet, the number must still not fall below `floor`."""
     if floor is not None and floor <= value < goal:
-        pytest.xfail(f"the goal is {goal:.1f}, measured is {value:.1f} (docs/results.md)")
+        pytest.xfail(f"the goal is {goal:.1f}, measured is {value:.1f} (docs/reports/results.md)")
     assert value >= goal
 
 

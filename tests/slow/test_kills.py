@@ -1,6 +1,6 @@
 """Whatever is killed, at whatever moment: the next command works, or says what is broken and how to go on.
 
-A few kills belong to every run of the tests; `-m slow` has the many that docs/reliability.md reports.
+A few kills belong to every run of the tests; `-m slow` has the many that docs/reports/reliability.md reports.
 """
 
 from __future__ import annotations

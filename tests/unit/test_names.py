@@ -21,6 +21,6 @@ def test_no_public_class_or_function_is_defined_in_two_modules() -> None:
 
 
 def test_the_modules_of_the_glossary_exist() -> None:
-    modules = set(re.findall(r"`(toast_cli[\w.]+)`", (ROOT / "docs/glossary.md").read_text(encoding="utf-8")))
+    modules = set(re.findall(r"`(toast_cli[\w.]+)`", (ROOT / "docs/reference/glossary.md").read_text(encoding="utf-8")))
     assert len(modules) > 25
     assert [name for name in modules if find_spec(name) is None] == []

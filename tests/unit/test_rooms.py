@@ -1,6 +1,7 @@
 """Layout of the packages: who may import whom, how large a folder may be, and that imports form no cycle.
 
-A room is a first-level folder or module of `toast_cli`; all plugins together are one more. DESCRIBED in docs/design.md.
+A room is a first-level folder or module of `toast_cli`; all plugins together are one more.
+DESCRIBED in docs/explanation/design.md.
 """
 
 from __future__ import annotations
