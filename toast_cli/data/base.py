@@ -171,15 +171,15 @@ class DataSet:
         classes: class names in the order of the labels; empty for texts.
         splits: samples of `train` and, if the source has them, `val` and `test`.
         notes: sentences to read before trusting a result, for example about a split made here or an unexpected count.
-        left_out: entries of texts that cannot be used: the reason, by name.
         warnings: sentences about what is probably a mistake in the data, for example two spellings of one class.
+        left_out: entries of texts that cannot be used: the reason, by name.
     """
 
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
     notes: tuple[str, ...] = field(default=())
-    left_out: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = field(default=())
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def messages(self) -> tuple[str, ...]:
