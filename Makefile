@@ -28,10 +28,10 @@ lint: $(VENV)/installed
 
 # The site, in build/site. A dead link or anchor, a page missing from nav, or any other warning is an error.
 docs: $(VENV)/installed-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: $(VENV)/installed-docs
-	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
 
 $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable ".[docs]"
