@@ -17,7 +17,7 @@ from toast_cli.data.audit.near_duplicates import (
 )
 from toast_cli.data.base import DataSet
 from toast_cli.data.images.decode import WHITE_16_BIT, guess_white
-from toast_cli.data.images.folder_scan import summarize_file_names, to_printable_name
+from toast_cli.data.images.folder_scan import to_printable_name
 from toast_cli.data.splits import format_class_names
 
 THIN_RATIO = 10
@@ -175,7 +175,7 @@ def _list_warnings(report: Mapping[str, Any], labels_pixels: bool) -> list[str]:
             thin = _format_image_count(len(found["thin"]), "is", "are")
             warnings.append(
                 f"{part}: {thin} more than {THIN_RATIO} times as long as wide, so a crop shows little of it: "
-                f"{summarize_file_names(found['thin'])}"
+                f"{', '.join(found['thin'][:3])}{' and more' * (len(found['thin']) > 3)}"
             )
         for remark, count in found["remarks"].items():
             warnings.append(f"{part}: {count:,} {'image' if count == 1 else 'images'}: {remark}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -117,7 +117,7 @@ def turn_upright(image: PilImage) -> PilImage:
 
     `ImageOps.exif_transpose` writes the EXIF block again, which fails on odd values of other tags.
     """
-    image.load()  # a PNG may hold its EXIF after its pixels
+    _load_pixels(image)  # first: a PNG may hold its EXIF after its pixels
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow's parser raises arbitrary exceptions on a damaged block
@@ -128,6 +128,20 @@ def turn_upright(image: PilImage) -> PilImage:
     upright = image.transpose(method)
     upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
     return upright
+
+
+def _load_pixels(image: PilImage) -> None:
+    """Load an image. Pillow would map the file of an uncompressed TIFF with the sides of the turned image: garbled."""
+    name = getattr(image, "filename", "")
+    if image.format != "TIFF" or not name:
+        image.load()
+        return
+    mapped: Any = image
+    mapped.filename = ""  # which Pillow maps
+    try:
+        image.load()
+    finally:
+        mapped.filename = name
 
 
 def _to_eight_bits(image: PilImage, white: int | None) -> PilImage:
