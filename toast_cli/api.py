@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
@@ -17,7 +18,7 @@ from toast_cli.attention.maps import AttentionRecorder, HeadSelection
 from toast_cli.attention.predicted_classes import predict_pixel_classes
 from toast_cli.backbones.base import Backbone
 from toast_cli.backbones.image_options import ImageOptions
-from toast_cli.data.images.decode import open_image, to_rgb
+from toast_cli.data.images.decode import open_image, to_upright_rgb
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.data.text.conversation_split import Role, Turn
 from toast_cli.model.generation import TextGenerator, choose_template
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Picture: TypeAlias = "str | Path | Image"
-"""A path to an image file, or a PIL image."""
+"""A path to an image file, or a PIL image. Both are turned as their EXIF orientation says."""
+
+BATCH_SIZE = 32
+"""Number of images that are decoded and computed at a time by default."""
 
 Message: TypeAlias = "Mapping[str, str]"
 """A chat message as in transformers: `role` ("system", "user" or "assistant") and `content`."""
@@ -107,7 +111,7 @@ class Steered(nn.Module):
             inputs = {"input_ids": inputs, **named}
         return self.model(inputs)
 
-    def prepare(self, images: Picture | Sequence[Picture]) -> Tensor:
+    def prepare(self, images: Picture | Iterable[Picture]) -> Tensor:
         """Preprocess images (paths or PIL images) for the backbone, to a tensor `[B, 3, H, W]`.
 
         Raises:
@@ -115,11 +119,11 @@ class Steered(nn.Module):
             ToastError: An image file cannot be read, or the backbone has no image input.
         """
         transform = build_transform(self._images, self.model.backbone.require_preprocessing(), train=False)
-        return torch.stack([transform(image)[0] for image in _open_images(images)]).to(self.device)
+        return torch.stack([transform(image)[0] for image in self._open(images)]).to(self.device)
 
     @torch.no_grad()
-    def predict(self, images: Picture | Sequence[Picture]) -> list[Prediction]:
-        """Return the most likely class of each image.
+    def predict(self, images: Picture | Iterable[Picture], batch_size: int = BATCH_SIZE) -> list[Prediction]:
+        """Return the most likely class of each image, `batch_size` images at a time.
 
         Raises:
             UsageError: The model classifies pixels, there are no images, or one is neither a path nor a PIL image.
@@ -132,7 +136,9 @@ class Steered(nn.Module):
                 code="task.labels-pixels",
             )
         with self._evaluation_mode():
-            probabilities = self.model(self.prepare(images)).float().softmax(-1).cpu()
+            probabilities = torch.cat(
+                [self.model(batch).float().softmax(-1).cpu() for batch in self._prepare_batches(images, batch_size)]
+            )
         best = probabilities.max(-1)
         return [
             Prediction(self.classes[int(index)], float(probability), row)
@@ -140,14 +146,14 @@ class Steered(nn.Module):
         ]
 
     @torch.no_grad()
-    def segment(self, images: Picture | Sequence[Picture]) -> list[Tensor]:
+    def segment(self, images: Picture | Iterable[Picture]) -> list[Tensor]:
         """Return the most likely class of every pixel, as indices into `classes`.
 
         Each result has the size of its image, `[H, W]`.
 
         Raises:
             UsageError: The model classifies images, there are no images, or one is neither a path nor a PIL image.
-            ToastError: An image file cannot be read.
+            ToastError: An image file cannot be read, or an image is too thin.
         """
         if not self.model.objective.dense:
             raise UsageError(
@@ -159,27 +165,37 @@ class Steered(nn.Module):
                 code="task.predicts-no-classes",
             )
         with self._evaluation_mode():
-            return [predict_pixel_classes(self.model, self._images, opened) for opened in _open_images(images)]
+            return [predict_pixel_classes(self.model, self._images, opened) for opened in self._open(images)]
 
+    @torch.no_grad()
     def attention(
-        self, images: Picture | Sequence[Picture], level: int = -1, head: HeadSelection = "mean"
+        self,
+        images: Picture | Iterable[Picture],
+        level: int = -1,
+        head: HeadSelection = "mean",
+        batch_size: int = BATCH_SIZE,
     ) -> Attention:
-        """Return the attention maps of one level, in both passes.
+        """Return the attention maps of one level, in both passes, computed for `batch_size` images at a time.
 
         Args:
             images: Paths or PIL images.
             level: Index of the level; negative indices count from the end.
             head: Index of an attention head, `"mean"` or `"max"` over the heads, or `"rollout"` over the levels up to
                 `level`.
+            batch_size: Number of images that are decoded and computed at a time.
 
         Raises:
             UsageError: The backbone has no attention maps, there is no such level or head, or there are no images.
             ToastError: An image file cannot be read, or a map does not match the attention that the model computes.
         """
-        prepared = self.prepare(images)
+        recorder = AttentionRecorder(self.model, level, head)
+        maps = []
         with self._evaluation_mode():
-            output = AttentionRecorder(self.model, level, head).record(prepared)
-        return Attention(output.first, output.last, output.similarity)
+            for batch in self._prepare_batches(images, batch_size):
+                output = recorder.record(batch)
+                maps.append((output.first, output.last, output.similarity))  # and not the states of both passes
+        first, last, similarity = zip(*maps, strict=True)
+        return Attention(torch.cat(first), _join(last), _join(similarity))
 
     def generate(
         self, prompt: str | Sequence[Message], on_text: Callable[[str], Any] | None = None, **settings: Any
@@ -221,30 +237,55 @@ class Steered(nn.Module):
                 [_to_turns(one) for one in prompts], batch_size, **settings
             )
 
+    def _open(self, images: Any) -> Iterator[Image]:
+        return _open_images(images, self._images.white)
+
+    def _prepare_batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
+        """Yield prepared batches.
+
+        Raises:
+            UsageError: `batch_size` is not a positive number, or as for `prepare`.
+        """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UsageError(
+                f"Expected a positive number, got batch_size={batch_size!r}.", code="task.invalid-batch-size"
+            )
+        opened = self._open(images)
+        while batch := list(islice(opened, batch_size)):
+            yield self.prepare(batch)
+
     def _evaluation_mode(self) -> Any:
         return _EvaluationMode(self.model)
 
 
-def _open_images(images: Any) -> Iterator[Image]:
-    """Open every image as RGB.
+def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the maps of all batches, or None if the model has no such maps."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
+
+
+def _open_images(images: Any, white: int | None) -> Iterator[Image]:
+    """Yield every image as upright RGB, opened when it is asked for.
 
     Raises:
         UsageError: There are no images, or one is neither a path nor a PIL image.
         ToastError: An image file cannot be read.
     """
-    many = images if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
-    if not many:
+    several = isinstance(images, Sequence | Iterator) and not isinstance(images, str | bytes)
+    image = None
+    for image in images if several else [images]:
+        yield _to_rgb_image(image, white)
+    if image is None:
         raise UsageError(
             "Expected at least one image, got an empty list.",
             what_to_do="Pass an image or a list of images.",
             code="image.none-given",
         )
-    return map(_to_rgb_image, many)
 
 
-def _to_rgb_image(image: Any) -> Image:
+def _to_rgb_image(image: Any, white: int | None) -> Image:
     if isinstance(image, str | Path):
-        return open_image(Path(image))
+        return open_image(Path(image), white)
     if not isinstance(image, PilImage):
         raise UsageError(
             f"Expected a path or a PIL image, got {type(image).__name__}.",
@@ -252,7 +293,7 @@ def _to_rgb_image(image: Any) -> Image:
             code="image.not-an-image",
         )
     try:
-        return to_rgb(image)
+        return to_upright_rgb(image, white)
     except (ValueError, OSError) as error:  # a mode without a known white level, or a truncated file
         raise UsageError("Cannot convert the image to RGB.", str(error), code="image.unreadable") from error
 

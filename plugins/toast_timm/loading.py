@@ -64,8 +64,16 @@ def get_preprocessing(module: nn.Module, size: tuple[int, int] | None = None) ->
     """Return the preprocessing of timm's configuration of a model; `size` (height, width) replaces its image size."""
     config = resolve_model_data_config(module)
     height, width = size or config["input_size"][-2:]
-    known = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic", "nearest") else "bicubic"
-    return Preprocessing((height, width), tuple(config["mean"]), tuple(config["std"]), known, config["crop_pct"])
+    return Preprocessing(
+        (height, width),
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        # "random" is for training alone: timm has no evaluation transform with it.
+        "bicubic" if config["interpolation"] == "random" else config["interpolation"],
+        config["crop_pct"],
+        # Like timm, take any other name for "center".
+        config["crop_mode"] if config["crop_mode"] in ("squash", "border") else "center",
+    )
 
 
 def get_licence(module: nn.Module) -> str | None:

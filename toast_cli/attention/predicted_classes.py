@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toast_cli.backbones.image_options import ImageOptions
+from toast_cli.data.segmentation.dataset import require_segmentable
 from toast_cli.data.segmentation.loader import build_segmentation_transform
 from toast_cli.model.model import Model
 
@@ -28,7 +29,12 @@ class SegmentationMap:
 
 @torch.no_grad()
 def predict_pixel_classes(model: Model, images: ImageOptions, image: Image) -> Tensor:
-    """Return classes `[H, W]` at the image's own size, from a sliding window or the whole image, as the task says."""
+    """Return classes `[H, W]` at the image's own size, from a sliding window or the whole image, as the task says.
+
+    Raises:
+        ToastError: the image is too thin.
+    """
+    require_segmentable(image)
     pixels, preprocessing = cast("Any", model.objective).options, model.backbone.require_preprocessing()
     transform = build_segmentation_transform(images, pixels, preprocessing, train=False)
     prepared = transform(image).as_subclass(Tensor)[None]

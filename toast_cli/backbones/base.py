@@ -89,15 +89,23 @@ class Level:
     stride: int = 1
 
 
+CropMode = Literal["center", "squash", "border"]
+
+
 @dataclass(frozen=True)
 class Preprocessing:
-    """The images that the backbone was trained on: `image_size` (height, width) in pixels, RGB mean and std in 0..1."""
+    """The images that the backbone was trained on: `image_size` (height, width) in pixels, RGB mean and std in 0..1.
+
+    `interpolation` and `crop_mode` are as in timm: an image is resized to `image_size / crop_pct`, so that it covers it
+    (center), exactly (squash), or so that it fits into it (border); then its centre is cropped.
+    """
 
     image_size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    crop_mode: CropMode = "center"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,13 @@ class ImageOptions(BaseOptions):
         "random resized crop and flip",
     )
     squash: bool = Field(False, description="resize directly to the input size, ignoring the aspect ratio (VTAB)")
+    white: int | None = Field(
+        None,
+        ge=1,
+        le=2**32 - 1,
+        description="value of white in grey images of 16 or 32 bits, e.g. 4095 for 12 bits in files of 16; default: "
+        "65535, or 4095 for a TIFF file of 12 bits",
+    )
     on_error: Literal["stop", "skip"] = Field(
         "stop",
         description="unreadable images: stop the run, or skip them, counted and listed in the results",

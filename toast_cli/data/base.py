@@ -100,6 +100,11 @@ def get_image_folders(split: Split) -> frozenset[Path]:
     return getattr(split, "folders", frozenset())
 
 
+def set_white(split: Any, white: int) -> Any:
+    """Return a split that reads its images with this value of white; a split of drawn images has none."""
+    return split.with_white(white) if hasattr(split, "with_white") else split
+
+
 class BatchLoader(Protocol):
     """An iterable of the batches of a split. A batch maps names to tensors whose first dimension is the batch."""
 

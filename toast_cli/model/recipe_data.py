@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from toast_cli.backbones.image_options import PixelOptions
-from toast_cli.data.base import BatchLoader, BatchOptions, DataSet, LoaderOptions
+from toast_cli.data.base import BatchLoader, BatchOptions, DataSet, LoaderOptions, set_white
 from toast_cli.data.loaders import build_loader
 from toast_cli.data.open_source import open_source
 
@@ -25,7 +26,11 @@ def open_data(recipe: Recipe) -> DataSet:
         ToastError: the data set is missing, or has another structure than expected.
     """
     folder = Path(recipe.data_dir).expanduser() if recipe.data_dir else None
-    return open_source(recipe.plugins.dataset, recipe.dataset, folder)
+    data = open_source(recipe.plugins.dataset, recipe.dataset, folder)
+    white = recipe.images.white
+    if white is None:
+        return data
+    return replace(data, splits={part: set_white(split, white) for part, split in data.splits.items()})
 
 
 def build_batches(split: Any, recipe: Recipe, backbone: Backbone, batches: BatchOptions) -> BatchLoader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ def load_model(path: Path, weights: str | None = None) -> LoadedModel:
             f"{path} includes the backbone's weights.", what_to_do="Leave --weights out.", code="weights.not-needed"
         )
     model, recipe = rebuild_model(path, recipe, config.classes, weights, read_backbone_files(path), empty=whole)
+    _restore_crop(model, config.preprocessing)
     if not whole and model.backbone_fingerprint != config.backbone_fingerprint:
         raise ToastError(
             f"{path} was trained on other weights of '{recipe.backbone.name}'.",
@@ -123,6 +125,14 @@ def _find_weights(recorded: str | None, path: Path) -> str | None:
         return recorded
     near = [folder / Path(recorded).name for folder in (path.absolute(), *path.absolute().parents[:2])]
     return next((str(place) for place in near if place.exists()), recorded)
+
+
+def _restore_crop(model: Model, recorded: dict[str, Any] | None) -> None:
+    """Crop images as in training: versions that record no crop mode cropped the centre, for every backbone."""
+    current = model.backbone.preprocessing
+    if current is not None and recorded is not None:
+        crop_mode = "center" if "crop_mode" not in recorded else current.crop_mode
+        model.backbone.preprocessing = replace(current, crop_mode=crop_mode)
 
 
 def _is_compatible(tensor: Tensor, place: Tensor) -> bool:

@@ -134,7 +134,7 @@ def draw_panel(axis: Axes, row: FigureRow, panel: FigurePanel, small: Image.Imag
         draw_segmentation(axis, panel.segments, seen_extent)
     if left > -0.25 or top > -0.25 or window.width < width - 0.5 or window.height < height - 0.5:
         draw_crop(axis, seen_extent, image_extent)
-    if row.mask is not None:
+    if row.mask is not None and min(row.mask.shape) > 1:  # a line has no outline
         axis.contour(row.mask.astype(float), levels=[0.5], colors="black", linewidths=2.2)
         axis.contour(row.mask.astype(float), levels=[0.5], colors="white", linewidths=1.0)
     axis.set_xlim(image_extent[:2])

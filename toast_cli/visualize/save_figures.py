@@ -112,6 +112,7 @@ def describe_view(view: ImageView, name: str) -> dict[str, Any]:
         "input_size": list(preprocessing.image_size),
         "images": viewer.images.model_dump(mode="json"),
         "crop_pct": preprocessing.crop_pct,
+        "crop_mode": preprocessing.crop_mode,
         "window": vars(view.window),
         "shape": list(view.maps["pass_one"].shape),
         "prefix_tokens_left_out": backbone.prefix_tokens,

@@ -101,13 +101,13 @@ class ImageView:
     segments: dict[str, SegmentationMap] = field(default_factory=dict)
 
 
-def load_image_sample(path: Path) -> Sample:
+def load_image_sample(path: Path, white: int | None = None) -> Sample:
     """Read an image file as a sample without a label. Its name is the path as given, which is unique.
 
     Raises:
         ToastError: the file cannot be read as an image.
     """
-    return Sample(image=open_image(path), label=-1, name=str(path))
+    return Sample(image=open_image(path, white), label=-1, name=str(path))
 
 
 def get_test_split(data: DataSet) -> ImageSplit:

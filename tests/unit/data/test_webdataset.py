@@ -95,7 +95,7 @@ def test_an_epoch_goes_on_where_it_was_left(tmp_path: Path, workers: int) -> Non
 
 def test_what_an_epoch_has_had_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opening, opened_now = streaming.open_image, []
-    monkeypatch.setattr(streaming, "open_image", lambda file: opened_now.append(file) or opening(file))
+    monkeypatch.setattr(streaming, "open_image", lambda file, *_: opened_now.append(file) or opening(file))
     batches = loader(opened(tmp_path), BatchOptions(4, shuffle=True))
     assert len(flat(numbers(batches, 3, begin=4))) == len(opened_now) == 8
 

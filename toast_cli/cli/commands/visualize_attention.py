@@ -99,7 +99,7 @@ def visualize_attention(
         assert first is not None  # load_viewers rejects --test-image without a run
         samples = load_test_samples(first, test_image)
     else:
-        samples = load_files(images or [])
+        samples = load_files(images or [], viewers[0].images.white)
     records = draw_figures(viewers, read_or_skip(samples, broken), place, format)
     if as_json:
         print_json(records)

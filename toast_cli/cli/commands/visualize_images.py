@@ -72,7 +72,7 @@ def load_test_samples(run: OpenedRun, indices: list[int]) -> Iterator[tuple[str,
     yield from ((f"test-{index}", partial(load_test_sample, data, index)) for index in indices)
 
 
-def load_files(images: list[Path]) -> Iterator[tuple[str, Callable[[], Sample]]]:
+def load_files(images: list[Path], white: int | None = None) -> Iterator[tuple[str, Callable[[], Sample]]]:
     """Yield an output name and a load function for every image file. Folders are searched recursively.
 
     Raises:
@@ -85,7 +85,7 @@ def load_files(images: list[Path]) -> Iterator[tuple[str, Callable[[], Sample]]]
             raise UsageError(f"No images found in {path}.", code="data.no-images")
         files += below
     names = make_names_unique(to_file_name(file.stem) for file in files)
-    yield from zip(names, (partial(load_image_sample, file) for file in files), strict=True)
+    yield from zip(names, (partial(load_image_sample, file, white) for file in files), strict=True)
 
 
 def read_or_skip(found: Iterable[tuple[str, Callable[[], Sample]]], broken: list[str]) -> Iterator[tuple[str, Sample]]:

@@ -16,8 +16,12 @@ from toast_cli.data.audit.near_duplicates import (
     find_near_duplicates,
 )
 from toast_cli.data.base import DataSet
+from toast_cli.data.images.decode import WHITE_16_BIT, guess_white
 from toast_cli.data.images.folder_scan import to_printable_name
 from toast_cli.data.splits import format_class_names
+
+THIN_RATIO = 10
+"""Ratio of the sides of an image above which the report has a warning: a centre crop shows less than a tenth of it."""
 
 SMALL_SIDE = 32
 """Shorter side, in pixels, below which an image counts as small."""
@@ -107,11 +111,19 @@ def _summarize_split(expected: int, images: Sequence[ScannedImage], classes: Seq
         "width": spread([image.width for image in good]),
         "height": spread([image.height for image in good]),
         "small": sum(min(image.width, image.height) < SMALL_SIDE for image in good),
+        "thin": [to_printable_name(image.name) for image in good if _is_thin(image)],
+        "remarks": dict(Counter(chain.from_iterable(image.remarks for image in good))),
+        "deep": sum(image.brightest is not None for image in good),
+        "brightest": max((image.brightest for image in good if image.brightest is not None), default=None),
         "of_one_colour": sum(image.look is None for image in good),
         "empty_masks": sum(image.empty_mask for image in good),
         "outside": [to_printable_name(image.name) for image in good if image.outside],
         "unlabelled": sum(image.classes is not None and min(image.classes) >= len(classes) for image in good),
     }
+
+
+def _is_thin(image: ScannedImage) -> bool:
+    return max(image.width, image.height) > THIN_RATIO * min(image.width, image.height)
 
 
 def _list_problems(report: Mapping[str, Any]) -> list[str]:
@@ -151,7 +163,23 @@ def _list_warnings(report: Mapping[str, Any], labels_pixels: bool) -> list[str]:
     inside = report["duplicates"]["within_a_split"]
     if inside["count"]:
         warnings.append(f"{_format_image_count(inside['count'], 'is', 'are')} in a split more than once")
+    splits = report["splits"].values()
+    brightest = max((found["brightest"] for found in splits if found["brightest"] is not None), default=None)
+    if (white := guess_white(brightest)) is not None:
+        deep = _format_image_count(sum(found["deep"] for found in splits), "has", "have")
+        warnings.append(
+            f"{deep} more than 8 bits, but no value above {brightest:,.0f} of {WHITE_16_BIT:,}, and so nearly black: "
+            f"if they hold {white.bit_length()} bits, set images.white={white} in every run"
+        )
     for part, found in report["splits"].items():
+        if found["thin"]:
+            thin = _format_image_count(len(found["thin"]), "is", "are")
+            warnings.append(
+                f"{part}: {thin} more than {THIN_RATIO} times as long as wide, so a crop shows little of it: "
+                f"{', '.join(found['thin'][:3])}{' and more' * (len(found['thin']) > 3)}"
+            )
+        for remark, count in found["remarks"].items():
+            warnings.append(f"{part}: {count:,} {'image' if count == 1 else 'images'}: {remark}")
         spread = found["images_per_class"]
         if found["empty_classes"]:
             warnings.append(f"{part}: no image of {format_class_names(found['empty_classes'])}")

@@ -42,6 +42,8 @@ class ScannedImage:
         empty_mask: whether the mask marks no pixel.
         outside: whether the region of the object exceeds the image.
         classes: classes of the pixels; None if the label belongs to the image.
+        remarks: what was left out of the file, as in `open_image`.
+        brightest: the largest value of a file of more than 8 bits; None for others.
         error: the reason why the image cannot be read; empty if it can.
     """
 
@@ -56,6 +58,8 @@ class ScannedImage:
     empty_mask: bool = False
     outside: bool = False
     classes: tuple[int, ...] | None = None
+    remarks: tuple[str, ...] = ()
+    brightest: float | None = None
     error: str = ""
 
 
@@ -113,6 +117,8 @@ def _scan_image(image: UnscannedImage) -> ScannedImage:
     from PIL import ImageOps
     from PIL.Image import Resampling
 
+    from toast_cli.data.images.resize import resize_image
+
     try:
         sample = image.load()
         picture = sample.image
@@ -122,7 +128,7 @@ def _scan_image(image: UnscannedImage) -> ScannedImage:
         known = error.why and error.code == "image.unreadable" and Path(image.name).name in error.what
         return ScannedImage(image.name, image.label, error=error.why if known else f"{error.what} {error.why}".rstrip())
     pixels = blake2b(repr(picture.size).encode() + picture.tobytes(), digest_size=16).digest()
-    small = picture.convert("L").resize((32, 32), Resampling.LANCZOS)  # the first step of the perceptual hash
+    small = resize_image(picture.convert("L"), (32, 32), Resampling.LANCZOS)  # the first step of the perceptual hash
     plain = np.asarray(small).std() < PLAIN_STD
     return ScannedImage(
         image.name,
@@ -136,6 +142,8 @@ def _scan_image(image: UnscannedImage) -> ScannedImage:
         empty_mask=sample.mask is not None and not sample.mask.any(),
         outside=outside,
         classes=None if sample.classes is None else tuple(np.unique(sample.classes).tolist()),
+        remarks=picture.info.get("remarks", ()),
+        brightest=picture.info.get("brightest"),
     )
 
 

@@ -11,14 +11,14 @@ exactly one split, so the test split shows none of the training distractors.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from toast_cli import registry
-from toast_cli.data.base import DataSet, DataSource, Sample, get_image_folders, get_image_splits
+from toast_cli.data.base import DataSet, DataSource, Sample, get_image_folders, get_image_splits, set_white
 from toast_cli.data.splits import compute_split_hash, format_class_names, hold_out
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
@@ -149,6 +149,16 @@ class GridSplit:
             if other != self.own.get(place):
                 drawn[other] = None
         return target, tuple(drawn)
+
+    def with_white(self, white: int) -> GridSplit:
+        """Return the same mosaics with another value of white in 16-bit photographs."""
+        splits = {id(photo.split): photo.split for photo in (*self.photos, *self.pool)}
+        changed = {key: set_white(split, white) for key, split in splits.items()}
+        photos, pool = (
+            tuple(replace(photo, split=changed[id(photo.split)]) for photo in photos)
+            for photos in (self.photos, self.pool)
+        )
+        return replace(self, photos=photos, pool=pool, _kept={})
 
     def load(self, index: int) -> Sample:
         """Compose a mosaic.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from toast_cli.data.images.file_formats import get_image_formats
 from toast_cli.data.images.files import ImageFile, open_file
@@ -19,16 +19,34 @@ if TYPE_CHECKING:
 
 WHITE_16_BIT = 65_535
 
+LIKELY_WHITES = (255, 1023, 4095, 16_383)
+"""Values of white of cameras and scanners that store 8, 10, 12 or 14 bits in files of 16."""
+
+TIFF_BITS_PER_SAMPLE = 258
+
+HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
+
+TRANSPOSE_BY_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 # Pillow's warning about a large image does not name the file; `open_pillow_file` raises an error that does.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # This warning does not name the file either; an image whose EXIF data cannot be read is not rotated.
 warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 
 
-def open_image(path: ImageFile) -> PilImage:
-    """Decode an image to RGB and apply its EXIF orientation. Decode only the first frame of an animation.
+def open_image(path: ImageFile, white: int | None = None) -> PilImage:
+    """Decode an image file to upright RGB, as `to_upright_rgb` does. Decode only the first frame of an animation.
 
-    Transparent pixels are composited over white.
+    The `info` of the image is what `data check` reports: `remarks` on what was left out of the file and, for more than
+    8 bits, its `brightest` value.
 
     Raises:
         ToastError: the file is missing, is not an image, is damaged, is too large to decode safely, or has an unknown
@@ -36,12 +54,16 @@ def open_image(path: ImageFile) -> PilImage:
     """
     try:
         with open_pillow_file(path) as file:
-            ImageOps.exif_transpose(file, in_place=True)  # not in place, it copies upright images too
-            return to_rgb(file)
+            remarks = _list_remarks(file)
+            deep = any(";16" in str(tile[3]) for tile in getattr(file, "tile", ()))
+            image = to_upright_rgb(file, white)
+            brightest = image.info.get("brightest")
+            if deep and brightest is None:  # Pillow reads only the upper 8 bits of several channels
+                brightest = (WHITE_16_BIT // 255) * int(np.asarray(image).max())
+            image.info = {"remarks": remarks, **({} if brightest is None else {"brightest": brightest})}
+            return image
     except UnidentifiedImageError as error:
-        raise _unreadable_error(
-            path, "It is not an image, or has a format that this version of Pillow cannot decode."
-        ) from error
+        raise _unreadable_error(path, _explain_unknown_format(path)) from error
     except Image.DecompressionBombError as error:
         raise _unreadable_error(path, f"It is too large: {error}") from error
     except OSError as error:
@@ -67,29 +89,113 @@ def open_pillow_file(path: ImageFile) -> Iterator[PilImage]:
         yield file
 
 
-def to_rgb(image: PilImage) -> PilImage:
-    """Convert an image of any Pillow mode to RGB.
+def to_upright_rgb(image: PilImage, white: int | None = None) -> PilImage:
+    """Convert an image of any Pillow mode to RGB, turned as its EXIF or XMP orientation says. Do not change `image`.
 
-    Scale 16-bit grey values to 8 bits (Pillow's own conversion clips them). Composite transparency over white.
+    Scale grey values of more than 8 bits to 8 bits (Pillow's own conversion clips them). Their value of white is
+    `white`, else that of a TIFF file of 12 bits, else 65,535. Composite transparency over white. The result has no
+    metadata that would turn it again.
 
     Raises:
         ValueError: pixels are floats, or integers outside of 16 bits, so the value of white is unknown.
     """
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_eight_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy it
+    upright = turn_upright(image)
+    if upright.mode == "F" or upright.mode.startswith("I"):
+        upright = _to_eight_bits(upright, white or _read_white(image))
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    if upright.mode != "RGB":  # convert() would copy it
+        upright = upright.convert("RGB")
+    if upright is not image:
+        upright.info = {key: value for key, value in upright.info.items() if key == "brightest"}
+    return upright
 
 
-def _to_eight_bits(image: PilImage) -> PilImage:
-    """Scale grey values from 0..65535 to 0..255."""
+def turn_upright(image: PilImage) -> PilImage:
+    """Return the image turned as its orientation says, or the image itself if it is upright or its EXIF is damaged.
+
+    `ImageOps.exif_transpose` writes the EXIF block again, which fails on odd values of other tags.
+    """
+    _load_pixels(image)  # first: a PNG may hold its EXIF after its pixels
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's parser raises arbitrary exceptions on a damaged block
+        orientation = 1
+    method = TRANSPOSE_BY_ORIENTATION.get(orientation)
+    if method is None:
+        return image
+    upright = image.transpose(method)
+    upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
+    return upright
+
+
+def _load_pixels(image: PilImage) -> None:
+    """Load an image. Pillow would map the file of an uncompressed TIFF with the sides of the turned image: garbled."""
+    name = getattr(image, "filename", "")
+    if image.format != "TIFF" or not name:
+        image.load()
+        return
+    mapped: Any = image
+    mapped.filename = ""  # which Pillow maps
+    try:
+        image.load()
+    finally:
+        mapped.filename = name
+
+
+def _to_eight_bits(image: PilImage, white: int | None) -> PilImage:
+    """Scale grey values from 0..white to 0..255, and keep the largest as `info["brightest"]`."""
     values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > WHITE_16_BIT:
-        raise ValueError("its 32-bit pixels do not define the value of white; save it with 8 or 16 bits")
-    return Image.fromarray(np.rint(values / (WHITE_16_BIT / 255)).astype(np.uint8))
+    if white is None and (image.mode == "F" or values.min() < 0 or values.max() > WHITE_16_BIT):
+        raise ValueError(
+            "its 32-bit pixels do not define the value of white; save it with 8 or 16 bits, or set images.white"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("it has pixels that are not finite numbers")
+    scaled = np.rint(values / ((white or WHITE_16_BIT) / 255)).clip(0, 255).astype(np.uint8)
+    grey = Image.fromarray(scaled)
+    grey.info["brightest"] = float(values.max())
+    if "transparency" in image.info:
+        grey.info["transparency"] = image.info["transparency"]
+    return grey
+
+
+def _read_white(image: PilImage) -> int | None:
+    """Return the value of white of a TIFF file that packs its grey values in less than 16 bits, else None.
+
+    Its tag MaxSampleValue is not used: in some files it is the brightest value of the image, so it differs among files.
+    """
+    bits = getattr(image, "tag_v2", {}).get(TIFF_BITS_PER_SAMPLE, (16,))[0]
+    return 2**bits - 1 if bits < 16 else None
+
+
+def _list_remarks(file: PilImage) -> tuple[str, ...]:
+    """Return what is left out of a file, in words that complete "3 images: ..."."""
+    remarks = []
+    if getattr(file, "is_animated", False):
+        remarks.append("several frames or pages; only the first is read")
+    if file.mode == "CMYK":
+        remarks.append("CMYK, converted to RGB without a colour profile")
+    return tuple(remarks)
+
+
+def _explain_unknown_format(path: ImageFile) -> str:
+    """Return why Pillow cannot identify a file."""
+    with open_file(path) as stream:
+        start = stream.read(12)
+    if not start:
+        return "It is empty, and not an image."
+    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
+        return "It is a HEIC image, which Pillow does not decode. Convert it to JPEG or PNG."
+    if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "It is a JPEG XL image, which Pillow does not decode. Convert it to JPEG or PNG."
+    return "It is not an image, or has a format that this version of Pillow cannot decode."
+
+
+def guess_white(brightest: float | None) -> int | None:
+    """Return the value of white of 16-bit images that have no value above `brightest`; None if they use their bits."""
+    return next((white for white in LIKELY_WHITES if brightest is not None and brightest <= white), None)
 
 
 def _unreadable_error(path: ImageFile, why: str) -> ToastError:

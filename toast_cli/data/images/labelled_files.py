@@ -24,12 +24,14 @@ class FileSplit:
         names: paths below `root`, with forward slashes on every platform.
         labels: class index of every image.
         regions: region of the labelled object in every image, or None.
+        white: value of white in 16-bit images (`images.white`).
     """
 
     root: FileRoot
     names: tuple[str, ...]
     labels: tuple[int, ...]
     regions: tuple[Region, ...] | None = None
+    white: int | None = None
 
     @property
     def has_masks(self) -> bool:
@@ -52,9 +54,8 @@ class FileSplit:
     def take(self, indices: Sequence[int]) -> FileSplit:
         """Return the split of the samples at `indices`, in that order."""
         regions = None if self.regions is None else tuple(self.regions[i] for i in indices)
-        return FileSplit(
-            self.root, tuple(self.names[i] for i in indices), tuple(self.labels[i] for i in indices), regions
-        )
+        names, labels = tuple(self.names[i] for i in indices), tuple(self.labels[i] for i in indices)
+        return replace(self, names=names, labels=labels, regions=regions)
 
     def without_masks(self) -> FileSplit:
         """Return the same split without masks, which take time to read if they are separate files."""
@@ -66,6 +67,10 @@ class FileSplit:
 
         return get_file_size(self.root / self.names[index])
 
+    def with_white(self, white: int) -> FileSplit:
+        """Return the same split with another value of white."""
+        return replace(self, white=white)
+
     def load(self, index: int) -> Sample:
         """Read one image and its mask.
 
@@ -74,6 +79,6 @@ class FileSplit:
         """
         from toast_cli.data.images.decode import open_image
 
-        image = open_image(self.root / self.names[index])
+        image = open_image(self.root / self.names[index], self.white)
         mask = None if self.regions is None else self.regions[index].mask(image.height, image.width)
         return Sample(image, self.labels[index], self.names[index], mask)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate
 
 from toast_cli.data.base import CACHED_KEY, Sample
+from toast_cli.data.images.decode import guess_white
 from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.data.sampler import ShardedBatchSampler
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from toast_cli.data.base import BatchOptions, ImageSplit, LoaderOptions
 
     SampleTransform = Callable[[Image.Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
+
+
+DEPTH_SAMPLES = 8
+"""Number of 16-bit images that are opened before training to see which bits they use."""
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -226,16 +231,40 @@ def build_image_loader(
         ToastError: `images.cache` is set and there is not enough disk space.
     """
     transform = build_transform(options.images, preprocessing, train=batches.augment)
-    notes: tuple[str, ...] = ()
+    notes = describe_bit_depth(drop_masks(split)) if batches.shuffle else ()
     if options.images.cache:
         from toast_cli.data.images.resize_cache import cache_resized
 
         split, note = cache_resized(split if batches.with_masks else drop_masks(split), transform)
-        notes = (note,)
+        notes = (*notes, note)
     skip = options.images.on_error == "skip"
     loader = make_image_loader(split, transform, batches, options.seed, options.workers, skip, options.pin_memory)
     loader.notes = notes
     return loader
+
+
+def describe_bit_depth(split: Any) -> tuple[str, ...]:
+    """Return a note if the first few images of a split have 16 bits and use only a few of them: they look black."""
+    if getattr(split, "white", 0) is not None:  # it is set, or the images are not read from files
+        return ()
+    brightest = None
+    for index in range(min(len(split), DEPTH_SAMPLES)):
+        try:
+            found = split.load(index).image.info.get("brightest")
+        except ToastError:  # said where the image is used
+            continue
+        if found is None:
+            return ()
+        brightest = max(brightest or 0, found)
+    white = guess_white(brightest)
+    return (
+        ()
+        if white is None
+        else (
+            f"The images have 16 bits but no value above {brightest:,.0f}, so they are nearly black. If they hold "
+            f"{white.bit_length()} bits, set images.white={white}.",
+        )
+    )
 
 
 def make_image_loader(

@@ -5,6 +5,7 @@ What is kept goes by what is in the image's file, not by its name or its date: a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,12 @@ import torch
 import torchvision
 from PIL import Image
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from toast_cli.data.base import Sample, describe_masks
 from toast_cli.data.images.files import open_file
 from toast_cli.data.images.labelled_files import FileSplit
-from toast_cli.data.images.transforms import ImageTransform, ResizeToCover
+from toast_cli.data.images.resize import ResizeAndCrop
+from toast_cli.data.images.transforms import ImageTransform
 from toast_cli.utils.errors import UsageError
 from toast_cli.utils.formatting import format_bytes
 from toast_cli.utils.hashing import hash_bytes
@@ -31,10 +32,10 @@ RESIZED_FOLDER = "resized"
 
 @dataclass(frozen=True)
 class ResizedSplit:
-    """The images of `split` after `step`, and their masks likewise, kept in `cache`."""
+    """The images of `split` after the resize of `step`, and their masks likewise, kept in `cache`."""
 
     split: FileSplit
-    step: v2.Transform
+    step: ResizeAndCrop
     cache: TensorCache
 
     @property
@@ -75,7 +76,9 @@ class ResizedSplit:
         kept = self.cache.read(digest)
         if kept is None:
             whole = self.split.without_masks().load(index).image
-            resized = torch.from_numpy(np.array(self.step(whole)))
+            if self.step.is_excessive(whole.height, whole.width):
+                return self.split.load(index)  # too large to keep: its transform computes only the crop
+            resized = torch.from_numpy(np.array(self.step.resize(whole)))
             kept = {"image": resized, "original_size": torch.tensor([whole.height, whole.width])}
             self.cache.write(digest, kept)
         image = Image.fromarray(kept["image"].numpy())
@@ -83,7 +86,7 @@ class ResizedSplit:
         if self.split.regions is not None:
             height, width = kept["original_size"].tolist()
             original = torch.from_numpy(self.split.regions[index].mask(height, width).astype(np.uint8))
-            mask = self.step(tv_tensors.Mask(original)).numpy().astype(bool)
+            mask = self.step.resize(tv_tensors.Mask(original)).numpy().astype(bool)
         return Sample(image, self.split.labels[index], name, mask)
 
 
@@ -101,15 +104,17 @@ def cache_resized(split: Any, transform: ImageTransform) -> tuple[ResizedSplit, 
             what_to_do="Leave it out.",
             code="cache.not-image-files",
         )
-    if not isinstance(step, v2.Resize | ResizeToCover):
+    if not isinstance(step, ResizeAndCrop):
         raise UsageError(
             "images.cache stores resized images, and images.augment=random-resized-crop crops the original image.",
             what_to_do="Leave images.cache out, or use images.augment=crop-flip.",
             code="cache.no-resize-step",
         )
     versions = f"{PIL.__version__} {torchvision.__version__}"  # whose resizing it is
-    image = step(split.without_masks().load(0).image)
-    key, entry_bytes = {"step": str(step), "versions": versions}, 3 * image.height * image.width
+    first = split.without_masks().load(0).image
+    size = first.height, first.width
+    pixels = math.prod(step.size if step.is_excessive(*size) else step.resize.compute_size(*size))
+    key, entry_bytes = {"step": str(step.resize), "versions": versions, "white": split.white}, 3 * pixels
     cache = TensorCache(RESIZED_FOLDER, key, len(split), entry_bytes, "images.cache")
     needed = format_bytes(len(split) * entry_bytes)
     note = f"Resized images are kept in {cache.path}: about {needed} for {len(split):,} of one size."

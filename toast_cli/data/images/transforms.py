@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from toast_cli.data.images.resize import Resize, ResizeAndCrop, ResizeRule
 from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,26 +58,20 @@ class ImageTransform:
         return v2.functional.to_dtype_image(pixels, torch.float32, scale=True).sub_(self.mean).div_(self.std)
 
     def window(self, image: Image) -> CropWindow:
-        """Return the window of an image that a transform without random steps keeps. It includes padding, if any.
-
-        The window follows from the position and size of a one-pixel box at the image's centre after the transform;
-        every crop here keeps the centre.
-        """
-        x, y = image.width / 2, image.height / 2
-        box = torch.tensor([[x - 0.5, y - 0.5, x + 0.5, y + 0.5]], dtype=torch.float64)
-        boxes = tv_tensors.BoundingBoxes(box, format="XYXY", canvas_size=(image.height, image.width))
-        output, output_box = self.steps(image, boxes)
-        height, width = v2.functional.get_size(output)
-        left, top, right, bottom = output_box.as_subclass(Tensor)[0].tolist()
-        across, down = right - left, bottom - top  # output pixels per pixel of the image
-        return CropWindow(x - 0.5 - left / across, y - 0.5 - top / down, width / across, height / down)
+        """Return the window of an image that a transform without random steps keeps. It includes padding, if any."""
+        step = self.steps.transforms[0]
+        assert isinstance(step, ResizeAndCrop)
+        place = step.locate(image.height, image.width)
+        down, across = image.height / place.height, image.width / place.width
+        return CropWindow(place.left * across, place.top * down, step.size[1] * across, step.size[0] * down)
 
 
 def build_transform(images: ImageOptions, preprocessing: Preprocessing, train: bool) -> ImageTransform:
     """Build the transform of a recipe's image options on top of the backbone's preprocessing.
 
-    Evaluation follows timm: resize the image to cover `floor(size / crop_pct)` (or its shorter side to
-    `images.resize`), then crop the centre.
+    Evaluation follows timm's transform of the backbone, `crop_mode` and all: resize the image to cover
+    `floor(size / crop_pct)`, to fit into it or to exactly it, then crop the centre. `images.resize` resizes the shorter
+    side to its value and crops the centre; `images.squash` resizes to the input size.
 
     Raises:
         UsageError: options conflict, or the resized image is smaller than the crop.
@@ -85,47 +80,37 @@ def build_transform(images: ImageOptions, preprocessing: Preprocessing, train: b
     augment = images.augment if train else "none"
     size = preprocessing.image_size
     interpolation = v2.InterpolationMode(preprocessing.interpolation)
+    mean, std = images.normalization(preprocessing.mean, preprocessing.std)
 
     geometry: list[v2.Transform]
     if augment == "random-resized-crop":
         geometry = [v2.RandomResizedCrop(size, interpolation=interpolation)]
-    elif images.squash:
-        geometry = [v2.Resize(size, interpolation)]
     else:
-        crop = v2.RandomCrop(size) if augment == "crop-flip" else v2.CenterCrop(size)
-        geometry = [_build_resize(images, preprocessing, interpolation), crop]
+        random = augment == "crop-flip"
+        resize = build_resize(images, preprocessing, keep_aspect_ratio=random)
+        fill = [round(255 * value) for value in mean]  # zero after normalization
+        geometry = [ResizeAndCrop(resize, size, random, fill)]
     if augment != "none":
         geometry.append(v2.RandomHorizontalFlip())
-    return ImageTransform(geometry, *images.normalization(preprocessing.mean, preprocessing.std))
+    return ImageTransform(geometry, mean, std)
 
 
-class ResizeToCover(v2.Transform):
-    """Resize to the smallest size that covers (height, width) and keeps the aspect ratio, as timm does."""
+def build_resize(images: ImageOptions, preprocessing: Preprocessing, keep_aspect_ratio: bool = False) -> Resize:
+    """Return the resize before the crop: that of the recipe, or the backbone's own.
 
-    def __init__(self, size: tuple[int, int], interpolation: v2.InterpolationMode) -> None:
-        super().__init__()
-        self.size = size
-        self.interpolation = interpolation
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Return the new size, from that of the first input (the image)."""
-        height, width = v2.functional.get_size(flat_inputs[0])
-        shrink = min(height / self.size[0], width / self.size[1])
-        return {"size": [round(height / shrink), round(width / shrink)]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize one input."""
-        return v2.functional.resize(inpt, params["size"], interpolation=self.interpolation)
-
-
-def _build_resize(
-    images: ImageOptions, preprocessing: Preprocessing, interpolation: v2.InterpolationMode
-) -> v2.Transform:
-    """Return the resize before the crop. As in timm, the longer side is rounded down only for square inputs."""
+    With `keep_aspect_ratio`, for random crops, the backbone's crop mode does not apply: an image that is squashed or
+    fitted into the input leaves nothing to crop. As in timm, the longer side is rounded down only for square inputs.
+    """
+    interpolation = v2.InterpolationMode(preprocessing.interpolation)
+    if images.squash:
+        return Resize(preprocessing.image_size, "squash", interpolation)
     if images.resize is not None:
-        return v2.Resize(images.resize, interpolation)
+        return Resize((images.resize, images.resize), "shorter-side", interpolation)
     height, width = (math.floor(side / preprocessing.crop_pct) for side in preprocessing.image_size)
-    return v2.Resize(height, interpolation) if height == width else ResizeToCover((height, width), interpolation)
+    rule: ResizeRule = "shorter-side" if height == width else "cover"
+    if not keep_aspect_ratio and preprocessing.crop_mode != "center":
+        rule = "squash" if preprocessing.crop_mode == "squash" else "fit"
+    return Resize((height, width), rule, interpolation)
 
 
 def _check_options(images: ImageOptions, preprocessing: Preprocessing) -> None:

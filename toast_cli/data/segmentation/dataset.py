@@ -23,6 +23,7 @@ from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
 UNLABELLED_PIXEL = 255
 """Value of a pixel without a class."""
@@ -45,6 +46,7 @@ class SegmentationSplit:
         pairs: paths of the image and the class map of every sample.
         classes: number of classes; any other value except 255 is an error.
         reduce_zero_label: the value 0 means no class, and 1 is the first class.
+        white: value of white in 16-bit images (`images.white`).
     """
 
     kind: ClassVar[SplitKind] = "pixels"
@@ -53,6 +55,7 @@ class SegmentationSplit:
     classes: int
     reduce_zero_label: bool = False
     has_masks: bool = False
+    white: int | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -80,16 +83,21 @@ class SegmentationSplit:
         """Return the size of the files of a sample in bytes."""
         return sum(get_file_size(file) or 0 for file in self.pairs[index])
 
+    def with_white(self, white: int) -> SegmentationSplit:
+        """Return the same split with another value of white."""
+        return replace(self, white=white)
+
     def load(self, index: int) -> Sample:
         """Read one image and its class map.
 
         Raises:
-            ToastError: a file cannot be read, the sizes differ, or a value is not a class.
+            ToastError: a file cannot be read, the sizes differ, a value is not a class, or the image is too thin.
         """
         from toast_cli.data.images.decode import open_image
 
         image_path, map_path = self.pairs[index]
-        image = open_image(image_path)
+        image = open_image(image_path, self.white)
+        require_segmentable(image, str(image_path))
         classes = read_class_map(map_path, self.classes, self.reduce_zero_label)
         if classes.shape != (image.height, image.width):
             raise ToastError(
@@ -101,23 +109,43 @@ class SegmentationSplit:
         return Sample(image, -1, image_path.name, classes=classes)
 
 
+MAX_ASPECT_RATIO = 128
+"""Ratio of the sides of an image above which it is not segmented: windows and scores would not fit into memory."""
+
+
+def require_segmentable(image: Image, name: str = "") -> None:
+    """Check that an image is not too thin to be resized by its shorter side.
+
+    Raises:
+        ToastError: one side is more than `MAX_ASPECT_RATIO` times the other.
+    """
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        raise ToastError(
+            f"The image {name} is too thin for segmentation.".replace("image  is", "image is"),
+            f"It has {image.width:,}×{image.height:,} pixels; one side may be at most {MAX_ASPECT_RATIO} times the "
+            "other.",
+            "Cut it into pieces, or remove it.",
+            code="image.too-thin",
+        )
+
+
 LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
 """Pillow's names of lossy formats, which change values."""
 
 
 def read_class_map(path: Path, classes: int, reduce_zero_label: bool = False) -> np.ndarray:
-    """Read a class map as `[H, W]` uint8, 255 for no class.
+    """Read a class map as `[H, W]` uint8, 255 for no class, turned as its EXIF orientation says.
 
     Raises:
         ToastError: the file cannot be read, has several channels or a lossy format, or has a value that is not a class.
     """
     import numpy as np
 
-    from toast_cli.data.images.decode import open_pillow_file
+    from toast_cli.data.images.decode import open_pillow_file, turn_upright
 
     try:
         with open_pillow_file(path) as file:
-            kind, mode, values = file.format, file.mode, np.asarray(file)
+            kind, mode, values = file.format, file.mode, np.asarray(turn_upright(file))
     except Exception as error:  # Pillow's decoders raise arbitrary exceptions on damaged files
         raise ToastError(
             f"Cannot read the class map {path}.",

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from toast_cli.data.images.loader import ImageDataset, ImageLoader, build_data_loader
-from toast_cli.data.images.transforms import ResizeToCover
+from toast_cli.data.images.loader import ImageDataset, ImageLoader, build_data_loader, describe_bit_depth
+from toast_cli.data.images.resize import Resize
 from toast_cli.data.segmentation.dataset import UNLABELLED_PIXEL
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import UsageError
@@ -73,7 +73,10 @@ def build_pixel_loader(
     assert options.pixels is not None, "recipes of other tasks are rejected for such data"
     transform = build_segmentation_transform(options.images, options.pixels, preprocessing, train=batches.augment)
     dataset = SegmentationDataset(split, transform, options.seed, together=batches.augment)
-    return build_data_loader(dataset, batches, options.workers, _pad_batch, options.pin_memory)
+    loader = build_data_loader(dataset, batches, options.workers, _pad_batch, options.pin_memory)
+    if batches.shuffle:
+        loader.notes = describe_bit_depth(split)
+    return loader
 
 
 def build_segmentation_transform(
@@ -108,9 +111,9 @@ def build_evaluation_steps(
             code="image.unsupported-option",
         )
     if pixels.evaluation == "whole":
-        return [v2.Resize(preprocessing.image_size, interpolation)]
+        return [Resize(preprocessing.image_size, "squash", interpolation)]
     if images.resize is None:
-        return [ResizeToCover(preprocessing.image_size, interpolation)]
+        return [Resize(preprocessing.image_size, "cover", interpolation)]
     if images.resize < max(preprocessing.image_size):
         raise UsageError(
             f"images.resize={images.resize} is too small.",
@@ -118,7 +121,7 @@ def build_evaluation_steps(
             f"Use {max(preprocessing.image_size)} or more, or remove images.resize.",
             code="image.resize-too-small",
         )
-    return [v2.Resize(images.resize, interpolation)]
+    return [Resize((images.resize, images.resize), "shorter-side", interpolation)]
 
 
 def build_training_steps(

@@ -132,7 +132,7 @@ def load_stream_sample(split: StreamSplit, row: Mapping[str, Any]) -> Sample:
     name = split.name_of(row)
     label = split.label_of(row, name)
     cell = row[split.image] or {}
-    return Sample(open_image(StreamedImageFile(name, cell.get("bytes"), cell.get("path"))), label, name)
+    return Sample(open_image(StreamedImageFile(name, cell.get("bytes"), cell.get("path")), split.white), label, name)
 
 
 class StreamLoader:

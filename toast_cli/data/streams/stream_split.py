@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, ClassVar
 from unicodedata import normalize
@@ -28,6 +28,7 @@ class StreamSplit:
         has_masks: whether samples have masks.
         digest: the `split_hash` of the files of the stream; None if they are not listed anywhere.
         numbered: class names of a label column that stores indices into its own list; empty for others.
+        white: value of white in 16-bit images (`images.white`).
     """
 
     kind: ClassVar[SplitKind] = "stream"
@@ -43,9 +44,14 @@ class StreamSplit:
     has_masks: bool = False
     digest: str | None = None
     numbered: tuple[str, ...] = ()
+    white: int | None = None
 
     def __len__(self) -> int:
         return self.length
+
+    def with_white(self, white: int) -> StreamSplit:
+        """Return the same split with another value of white."""
+        return replace(self, white=white)
 
     def load(self, index: int) -> Any:
         """Raise an error: a stream has no random access.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from toast_cli.export.base import ExportFormat, ExportRequest, ExportRunner, Outputs
 from toast_cli.export.redact_paths import redact_recipe
+from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,10 @@ def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
 
     dtype = getattr(torch, wanted.dtype)
     model = fold_model(loaded.model) if wanted.fold else loaded.model
+    backbone = model.backbone
+    processor = backbone.preprocessing and build_image_processor_config(
+        backbone.preprocessing, loaded.recipe.images, whole=model.objective.dense
+    )
     config = replace(
         loaded.config,
         recipe=redact_recipe(loaded.config.recipe),
@@ -48,11 +53,7 @@ def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
         cast=lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor,
     )
     build_hf_config(model, config).save_pretrained(path)
-    backbone = model.backbone
-    if backbone.preprocessing is not None:
-        processor = build_image_processor_config(
-            backbone.preprocessing, loaded.recipe.images, whole=model.objective.dense
-        )
+    if processor is not None:
         write_json(path / "preprocessor_config.json", processor)
     if backbone.tokenizer is not None:
         template = getattr(loaded.recipe.dataset, "template", None)
@@ -80,20 +81,33 @@ def reopen_hf(wanted: ExportRequest, path: Path) -> ExportRunner:
 
 
 def build_image_processor_config(preprocessing: Preprocessing, images: ImageOptions, whole: bool) -> dict[str, Any]:
-    """Return the image processor configuration of transformers: resize the shorter edge, center-crop, normalize.
+    """Return the image processor configuration of transformers: resize, center-crop and normalize as the run does.
 
     With `whole`, or if the run squashes images, they are resized to the input size without cropping.
+
+    Raises:
+        ToastError: The run pads images, which no image processor of transformers does with a color.
     """
+    from toast_cli.data.images.transforms import build_resize
+
     height, width = preprocessing.image_size
-    shorter = images.resize or int(min(height, width) / preprocessing.crop_pct)
+    resize = build_resize(images, preprocessing)
     mean, std = images.normalization(preprocessing.mean, preprocessing.std)
     whole = whole or images.squash
+    if resize.rule == "fit" and not whole:
+        raise ToastError(
+            "This run cannot be exported with an image processor of transformers.",
+            "Its backbone pads images to the input size with their mean color (crop mode 'border').",
+            "Use --format safetensors and prepare images by toast_cli.load(FILE).prepare.",
+            code="export.unsupported-crop",
+        )
+    squashed = dict(zip(("height", "width"), (height, width) if whole else resize.size, strict=True))
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": height, "width": width} if whole else {"shortest_edge": shorter},
-        "resample": {"nearest": 0, "bilinear": 2, "bicubic": 3}[preprocessing.interpolation],
+        "size": squashed if whole or resize.rule == "squash" else {"shortest_edge": min(resize.size)},
+        "resample": int(resize.resample),
         "do_center_crop": not whole,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
