@@ -11,6 +11,10 @@ class ConvNeXtOptions(BackboneOptions):
     """Options of a ConvNeXt."""
 
     image_size: int | tuple[int, int] | None = Field(
-        None, description="input side, or [height, width], in pixels, at least 32; default: the model's own"
+        None,
+        examples=[384],
+        description="input side, or [height, width], in pixels, at least 32; default: the model's own",
     )
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth if the backbone itself is trained")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, examples=[0.1], description="stochastic depth if the backbone itself is trained"
+    )

@@ -13,7 +13,9 @@ class LlamaOptions(BackboneOptions):
     """Options of a language model."""
 
     weights: str | None = Field(
-        None, description="folder in the layout of transformers; 'none': random weights; default: the hub or its cache"
+        None,
+        examples=["models/llama"],
+        description="folder in the layout of transformers; 'none': random weights; default: the hub or its cache",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="data type of the frozen weights; auto: as stored"

@@ -32,7 +32,9 @@ class BackboneOptions(NamedOptions):
 
     name: str = Field(description="short name, or FAMILY:MODEL for any model of a family's library")
     weights: str | None = Field(
-        None, description="weights file; 'none': random weights; default: the hub or the plugin's own file"
+        None,
+        examples=["weights.safetensors"],
+        description="weights file; 'none': random weights; default: the hub or the plugin's own file",
     )
 
 

@@ -21,7 +21,10 @@ class ImageOptions(BaseOptions):
     """Options for the preprocessing of images. Defaults come from the backbone's own configuration."""
 
     resize: int | None = Field(
-        None, ge=1, description="shorter side in pixels before the crop; default: backbone's image size / crop share"
+        None,
+        ge=1,
+        examples=[256],
+        description="shorter side in pixels before the crop; default: backbone's image size / crop share",
     )
     augment: Literal["none", "flip", "crop-flip", "random-resized-crop"] = Field(
         "none",
@@ -33,6 +36,7 @@ class ImageOptions(BaseOptions):
         None,
         ge=1,
         le=2**32 - 1,
+        examples=[4095],
         description="value of white in grey images of 16 or 32 bits, e.g. 4095 for 12 bits in files of 16; default: "
         "65535, or 4095 for a TIFF file of 12 bits",
     )
@@ -49,9 +53,11 @@ class ImageOptions(BaseOptions):
         False,
         description="cache resized images on disk (TOAST_CACHE_DIR), before crop and flip; does not change any result",
     )
-    mean: tuple[float, float, float] | None = Field(None, description="RGB mean in 0..1, instead of the backbone's")
+    mean: tuple[float, float, float] | None = Field(
+        None, examples=[[0.5, 0.5, 0.5]], description="RGB mean in 0..1, instead of the backbone's"
+    )
     std: tuple[float, float, float] | None = Field(
-        None, description="RGB standard deviation, instead of the backbone's"
+        None, examples=[[0.5, 0.5, 0.5]], description="RGB standard deviation, instead of the backbone's"
     )
 
     @model_validator(mode="after")
@@ -71,7 +77,9 @@ class PixelOptions(NamedOptions):
     """Options that all tasks with a label for every pixel share: how the backbone sees the images."""
 
     scale: tuple[float, float] | None = Field(
-        None, description="images.augment=crop-flip: range of the random scale factor of training images"
+        None,
+        examples=[[0.5, 2.0]],
+        description="images.augment=crop-flip: range of the random scale factor of training images",
     )
     evaluation: Literal["slide", "whole"] = Field(
         "whole",

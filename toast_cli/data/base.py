@@ -202,6 +202,7 @@ class DataSource:
         needs: what the source needs on disk, for listings.
         task: the task of a recipe that names none.
         home: address of the data set's own site; may be empty.
+        layout: tree of the files that it reads, for the documentation; may be empty.
     """
 
     options: type[NamedOptions]
@@ -209,6 +210,7 @@ class DataSource:
     needs: str
     task: str = "classification"
     home: str = ""
+    layout: str = ""
 
 
 def require_images(data: DataSet, where: str) -> None:

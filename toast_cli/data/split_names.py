@@ -47,6 +47,7 @@ SplitNames = Annotated[
     BeforeValidator(_read_keys_as_text),
     Field(
         default_factory=dict,
+        examples=[{"eval": "val"}],
         description="what names of splits mean, if they are unclear: {eval: val, fold1: train, extra: unused}",
     ),
 ]

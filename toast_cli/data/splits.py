@@ -33,9 +33,14 @@ class SplitOptions(NamedOptions):
     val_fraction: float = Field(
         0.1, ge=0, lt=1, description="fraction of each class's training images held out if there is no validation split"
     )
-    split_seed: int = Field(0, ge=0, description="seed of the splits made here, independent of the run's seed")
+    split_seed: int = Field(
+        0, ge=0, examples=[1], description="seed of the splits made here, independent of the run's seed"
+    )
     shots: int | None = Field(
-        None, ge=1, description="keep only this many training images per class, drawn after validation is held out"
+        None,
+        ge=1,
+        examples=[5],
+        description="keep only this many training images per class, drawn after validation is held out",
     )
 
 
@@ -47,6 +52,7 @@ class UnsplitDataOptions(SplitOptions):
     )
     class_file: str | None = Field(
         None,
+        examples=["classes.txt"],
         description="file with one class per line, in the order of the logits; default: the classes of train, sorted",
     )
 

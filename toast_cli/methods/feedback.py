@@ -27,7 +27,10 @@ class FeedbackOptions(NamedOptions):
         "last level to those after feedback_level (section 5)",
     )
     feedback_level: int | None = Field(
-        None, ge=1, description="early: levels of the first pass; late: levels shared by both passes; default: half"
+        None,
+        ge=1,
+        examples=[6],
+        description="early: levels of the first pass; late: levels shared by both passes; default: half",
     )
     token_selection: Switch = Field(
         True, description="weigh tokens by their similarity to xi; off: ablation of table 7"

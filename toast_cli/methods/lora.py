@@ -20,9 +20,10 @@ class LoraOptions(NamedOptions):
     name: Literal["lora"] = Field("lora", description="the method")
     rank: int = Field(4, ge=1, description="rank of the factors")
     alpha: float = Field(4.0, gt=0, description="the factors are scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the factors")
+    dropout: float = Field(0.0, ge=0, lt=1, examples=[0.1], description="dropout before the factors")
     targets: tuple[str, ...] | None = Field(
         None,
+        examples=[["qkv", "proj"]],
         description="suffixes of layer names; default: qkv (ViT), q_proj and v_proj (LLaMA), the MLPs (ConvNeXt)",
     )
 

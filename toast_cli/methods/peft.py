@@ -18,9 +18,11 @@ class PeftOptions(NamedOptions):
     """The PEFT method and its options."""
 
     name: Literal["peft"] = Field("peft", description="the method")
-    kind: str = Field(description="PEFT's name of the method: dora, ia3, loha, lokr, hra, ...")
+    kind: str = Field(examples=["ia3"], description="PEFT's name of the method: dora, ia3, loha, lokr, hra, ...")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="fields of its PEFT configuration; default of target_modules: as for lora"
+        default_factory=dict,
+        examples=[{"feedforward_modules": []}],
+        description="fields of its PEFT configuration; default of target_modules: as for lora",
     )
 
 

@@ -21,7 +21,10 @@ class TrainingOptions(BaseOptions):
 
     epochs: int = Field(100, ge=1, description="passes over the training split")
     max_steps: int | None = Field(
-        None, ge=1, description="end training after this many optimizer steps, whatever the epoch and the schedule"
+        None,
+        ge=1,
+        examples=[1000],
+        description="end training after this many optimizer steps, whatever the epoch and the schedule",
     )
     batch_size: int = Field(32, ge=1, description="images (or texts) per forward pass in training")
     accumulate: int = Field(1, ge=1, description="forward passes whose gradients are summed for one optimizer step")
@@ -38,34 +41,43 @@ class TrainingOptions(BaseOptions):
     cache_gigabytes: float = Field(20, gt=0, description="with cache: maximum size of a run's caches on disk, in GB")
     optimizer: str = Field(
         "momentum",
+        examples=["adamw"],
         description="any optimizer name of timm: momentum (SGD with momentum, as in the paper), adamw, ...; "
         "timm's sgd uses Nesterov momentum",
     )
     lr: float = Field(0.01, gt=0, description="peak learning rate")
     head_lr: float | None = Field(
-        None, gt=0, description="peak learning rate of the task's head, on the same schedule; default: lr"
+        None,
+        gt=0,
+        examples=[0.01],
+        description="peak learning rate of the task's head, on the same schedule; default: lr",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum; ignored by optimizers without momentum")
-    weight_decay: float = Field(0.0, ge=0, description="weight decay of trained parameters with two or more dimensions")
+    weight_decay: float = Field(
+        0.0, ge=0, examples=[0.0001], description="weight decay of trained parameters with two or more dimensions"
+    )
     schedule: Literal["cosine", "poly", "constant"] = Field(
         "cosine",
         description="learning rate after warm-up; poly: the remaining share of the run to the power of poly_power",
     )
     poly_power: float = Field(0.9, gt=0, description="schedule=poly: the exponent; 1 is linear decay")
-    warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from zero, in epochs")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the schedule")
-    cooldown_epochs: float = Field(0.0, ge=0, description="epochs at min_lr after the schedule, included in epochs")
+    warmup_epochs: float = Field(0.0, ge=0, examples=[5], description="linear warm-up from zero, in epochs")
+    min_lr: float = Field(0.0, ge=0, examples=[1e-05], description="learning rate at the end of the schedule")
+    cooldown_epochs: float = Field(
+        0.0, ge=0, examples=[5], description="epochs at min_lr after the schedule, included in epochs"
+    )
     validate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
     validate_attention: bool = Field(
         False, description="measure attention on the object at every validation, if images have masks"
     )
     patience: int | None = Field(
-        None, ge=1, description="stop after this many epochs without a better validation; default: never"
+        None, ge=1, examples=[10], description="stop after this many epochs without a better validation; default: never"
     )
     ema: float | None = Field(
         None,
         gt=0,
         lt=1,
+        examples=[0.999],
         description="decay of an exponential moving average of the trained parameters, which are then validated "
         "and saved",
     )
@@ -75,12 +87,17 @@ class TrainingOptions(BaseOptions):
         "large for one device; each process first loads the whole model on the CPU",
     )
     save_every: int | None = Field(
-        None, ge=1, description="optimizer steps between checkpoints within an epoch; default: one per epoch"
+        None,
+        ge=1,
+        examples=[500],
+        description="optimizer steps between checkpoints within an epoch; default: one per epoch",
     )
-    clip_grad: float | None = Field(None, gt=0, description="maximum gradient norm")
-    workers: int = Field(0, ge=0, le=256, description="processes that decode images; 0: decode in the main process")
+    clip_grad: float | None = Field(None, gt=0, examples=[1.0], description="maximum gradient norm")
+    workers: int = Field(
+        0, ge=0, le=256, examples=[8], description="processes that decode images; 0: decode in the main process"
+    )
     eval_batch_size: int | None = Field(
-        None, ge=1, description="images (or texts) per forward pass in evaluation; default: batch_size"
+        None, ge=1, examples=[128], description="images (or texts) per forward pass in evaluation; default: batch_size"
     )
     log_every: int = Field(10, ge=1, description="optimizer steps between lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="also write TensorBoard events (needs the 'tensorboard' extra)")
@@ -140,17 +157,20 @@ class Recipe(BaseOptions):
     pretuning: PretuningOptions | None = Field(None, description="settings of 'toast pretune' alone")
     init_from: str | None = Field(
         None,
+        examples=["shipped"],
         description="pre-tuned artifact, or its run, from which selection and feedback path are initialized; "
         "'shipped': the artifact that comes with the backbone",
     )
-    data_dir: str | None = Field(None, description="folder with the data set; default: TOAST_DATA_DIR, else ./data")
+    data_dir: str | None = Field(
+        None, examples=["/data"], description="folder with the data set; default: TOAST_DATA_DIR, else ./data"
+    )
     test: bool = Field(
         True,
         description="evaluate the selected model once on the test split after training; false: never use the "
         "test split, for runs that compare settings",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of all random numbers of the run")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    seed: int = Field(0, ge=0, lt=2**32, examples=[1], description="seed of all random numbers of the run")
+    device: str = Field("auto", examples=["cuda:1"], description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on GPUs that support it, else fp32"
     )

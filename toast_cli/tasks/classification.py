@@ -23,10 +23,12 @@ class ClassificationOptions(NamedOptions):
 
     name: Literal["classification"] = Field("classification", description="the task")
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of the target spread over all classes in training"
+        0.0, ge=0, lt=1, examples=[0.1], description="share of the target spread over all classes in training"
     )
-    mixup: float = Field(0.0, ge=0, description="alpha of mixup, which blends training images; 0: off")
-    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix, which pastes patches of training images; 0: off")
+    mixup: float = Field(0.0, ge=0, examples=[0.8], description="alpha of mixup, which blends training images; 0: off")
+    cutmix: float = Field(
+        0.0, ge=0, examples=[1.0], description="alpha of cutmix, which pastes patches of training images; 0: off"
+    )
     head: Literal["new", "own"] = Field(
         "new", description="new: train a new head for these classes; own: use the backbone's own classifier, frozen"
     )

@@ -31,6 +31,7 @@ class SegmentationOptions(PixelOptions):
     )
     scale: tuple[float, float] | None = Field(
         (0.5, 2.0),
+        examples=[[0.8, 1.25]],
         description="images.augment=crop-flip: range of the random scale factor of training images; null: no scaling",
     )
     evaluation: Literal["slide", "whole"] = Field(

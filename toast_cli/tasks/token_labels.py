@@ -39,14 +39,18 @@ class TokenLabelsOptions(PixelOptions):
     image_weight: float = Field(1.0, ge=0, description="weight of the image-level loss")
     patch_weight: float = Field(1.0, ge=0, description="weight of the patch loss; 0: no patch loss")
     background: str | None = Field(
-        None, description="class that is never an image-level label; default: every class can be one"
+        None,
+        examples=["background"],
+        description="class that is never an image-level label; default: every class can be one",
     )
     attributes: bool = Field(
         False,
         description="split class names at commas: 'beetle, ringed' gives two labels, each with its own loss",
     )
     scale: tuple[float, float] | None = Field(
-        None, description="images.augment=crop-flip: range of the random scale factor of training images"
+        None,
+        examples=[[0.8, 1.25]],
+        description="images.augment=crop-flip: range of the random scale factor of training images",
     )
     evaluation: Literal["whole"] = Field("whole", description="every image is resized to the backbone's input size")
 

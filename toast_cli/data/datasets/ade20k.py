@@ -63,6 +63,12 @@ SOURCE = DataSource(
     f"ADEChallengeData2016.zip unpacked in the data folder ({ADE20K_FOLDER}/images)",
     "segmentation",
     home="http://sceneparsing.csail.mit.edu",
+    layout=(
+        "ADEChallengeData2016/\n"
+        "  objectInfo150.txt\n"
+        "  images/training/*.jpg      images/validation/*.jpg\n"
+        "  annotations/training/*.png annotations/validation/*.png"
+    ),
 )
 
 

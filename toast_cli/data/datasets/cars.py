@@ -48,7 +48,18 @@ def open_cars(options: CarsOptions, data_dir: Path | None) -> DataSet:
     return open_published_dataset(CARS, options, data_dir, _read_annotations)
 
 
-SOURCE = DataSource(CarsOptions, open_cars, CARS.needs, home=CARS.home)
+SOURCE = DataSource(
+    CarsOptions,
+    open_cars,
+    CARS.needs,
+    home=CARS.home,
+    layout=(
+        "stanford_cars/\n"
+        "  cars_train/*.jpg  cars_test/*.jpg\n"
+        "  devkit/cars_meta.mat  devkit/cars_train_annos.mat\n"
+        "  cars_test_annos_withlabels.mat"
+    ),
+)
 
 
 def _read_annotations(root: Path, options: CarsOptions) -> AnnotatedDataset:

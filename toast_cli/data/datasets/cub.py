@@ -43,7 +43,19 @@ def open_cub(options: CubOptions, data_dir: Path | None) -> DataSet:
     return open_published_dataset(CUB, options, data_dir, _read_annotations)
 
 
-SOURCE = DataSource(CubOptions, open_cub, CUB.needs, home=CUB.home)
+SOURCE = DataSource(
+    CubOptions,
+    open_cub,
+    CUB.needs,
+    home=CUB.home,
+    layout=(
+        "CUB_200_2011/\n"
+        "  images.txt  classes.txt  image_class_labels.txt  train_test_split.txt  bounding_boxes.txt\n"
+        "  images/001.Black_footed_Albatross/*.jpg\n"
+        "  parts/part_locs.txt  (dataset.mask=parts)\n"
+        "  segmentations/       (dataset.mask=segmentation)"
+    ),
+)
 
 
 def _read_annotations(root: Path, options: CubOptions) -> AnnotatedDataset:

@@ -45,7 +45,18 @@ def open_dogs(options: DogsOptions, data_dir: Path | None) -> DataSet:
     return open_published_dataset(DOGS, options, data_dir, _read_annotations)
 
 
-SOURCE = DataSource(DogsOptions, open_dogs, DOGS.needs, home=DOGS.home)
+SOURCE = DataSource(
+    DogsOptions,
+    open_dogs,
+    DOGS.needs,
+    home=DOGS.home,
+    layout=(
+        "StanfordDogs/\n"
+        "  train_list.mat  test_list.mat\n"
+        "  Images/n02085620-Chihuahua/*.jpg\n"
+        "  Annotation/n02085620-Chihuahua/*  (boxes)"
+    ),
+)
 
 
 def _read_annotations(root: Path, options: DogsOptions) -> AnnotatedDataset:

@@ -52,7 +52,13 @@ def open_flowers(options: FlowersOptions, data_dir: Path | None) -> DataSet:
     return open_published_dataset(FLOWERS, options, data_dir, _read_annotations)
 
 
-SOURCE = DataSource(FlowersOptions, open_flowers, FLOWERS.needs, home=FLOWERS.home)
+SOURCE = DataSource(
+    FlowersOptions,
+    open_flowers,
+    FLOWERS.needs,
+    home=FLOWERS.home,
+    layout=("flowers-102/\n  imagelabels.mat  setid.mat\n  jpg/image_00001.jpg\n  segmim/segmim_00001.jpg  (masks)"),
+)
 
 
 def _read_annotations(root: Path, options: FlowersOptions) -> AnnotatedDataset:

@@ -69,6 +69,14 @@ SOURCE = DataSource(
     f"imagenet/train/n.../ and imagenet/val/ in the data folder, or {TRAIN_TAR} and {VAL_TAR} without unpacking (and "
     f"{DEVKIT} unpacked in the same folder); to stream it, see shards and hf",
     home="https://image-net.org/challenges/LSVRC/2012",
+    layout=(
+        "imagenet/\n"
+        "  train/n01440764/*.JPEG\n"
+        "  val/n01440764/*.JPEG  (or val/*.JPEG with ILSVRC2012_devkit_t12/ in imagenet/)\n"
+        "\n"
+        "imagenet/\n"
+        "  ILSVRC2012_img_train.tar  ILSVRC2012_img_val.tar  ILSVRC2012_devkit_t12/"
+    ),
 )
 
 

@@ -43,7 +43,18 @@ def open_nabirds(options: NABirdsOptions, data_dir: Path | None) -> DataSet:
     return open_published_dataset(NABIRDS, options, data_dir, _read_annotations)
 
 
-SOURCE = DataSource(NABirdsOptions, open_nabirds, NABIRDS.needs, home=NABIRDS.home)
+SOURCE = DataSource(
+    NABirdsOptions,
+    open_nabirds,
+    NABIRDS.needs,
+    home=NABIRDS.home,
+    layout=(
+        "nabirds/\n"
+        "  images.txt  classes.txt  image_class_labels.txt  train_test_split.txt  bounding_boxes.txt\n"
+        "  images/0295/*.jpg\n"
+        "  parts/part_locs.txt  (dataset.mask=parts)"
+    ),
+)
 
 
 def _read_annotations(root: Path, options: NABirdsOptions) -> AnnotatedDataset:

@@ -82,6 +82,12 @@ SOURCE = DataSource(
     f"VOCtrainval_11-May-2012.tar unpacked in the data folder ({VOC_FOLDER}/JPEGImages)",
     "segmentation",
     home="http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
+    layout=(
+        "VOCdevkit/VOC2012/\n"
+        "  JPEGImages/*.jpg\n"
+        "  SegmentationClass/*.png\n"
+        "  ImageSets/Segmentation/train.txt  ImageSets/Segmentation/val.txt"
+    ),
 )
 
 

@@ -68,7 +68,7 @@ class VtabOptions(NamedOptions):
     """Options of VTAB-1k: the task and the lists to train on."""
 
     name: Literal["vtab"] = Field("vtab", description="the data set")
-    path: str = Field(description="the task: " + ", ".join(VTAB_TASKS))
+    path: str = Field(examples=["caltech101"], description="the task: " + ", ".join(VTAB_TASKS))
     use: Literal["train800", "all1000"] = Field(
         "train800",
         description="train800: train on train800 and validate on val200, to choose hyperparameters; all1000: train on "
@@ -118,6 +118,11 @@ SOURCE = DataSource(
     open_vtab,
     f"one folder per task in the data folder ({VTAB_FOLDER}/cifar/train800.txt, ...): vtab:TASK",
     home=VTAB_URL,
+    layout=(
+        "vtab-1k/TASK/\n"
+        "  train800.txt  val200.txt  train800val200.txt  test.txt   (lines: path, blank, class number)\n"
+        "  images/..."
+    ),
 )
 
 

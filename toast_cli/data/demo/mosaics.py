@@ -41,24 +41,31 @@ class GridOptions(NamedOptions):
     name: Literal["grid"] = Field("grid", description="the data set")
     path: str = Field(
         min_length=3,
+        examples=["cub+images:backgrounds"],
         description="SOURCE+DISTRACTORS, two data sets in the syntax of --dataset: cub+images:PATH; SOURCE defines "
         "classes, splits and labels",
     )
     photographs: dict[str, Any] = Field(
-        default_factory=dict, description="other fields of SOURCE, such as shots or val_fraction"
+        default_factory=dict,
+        examples=[{"mask": "box"}],
+        description="other fields of SOURCE, such as shots or val_fraction",
     )
-    distractors: dict[str, Any] = Field(default_factory=dict, description="other fields of DISTRACTORS")
+    distractors: dict[str, Any] = Field(default_factory=dict, examples=[{}], description="other fields of DISTRACTORS")
     cells: Literal[2, 3] = Field(2, description="cells per side: 2 for a 2×2 grid, 3 for a 3×3 grid")
     cell_side: int = Field(
         112, ge=8, description="height and width of a cell in pixels; photographs are center-cropped to a square"
     )
-    classes: int | None = Field(None, ge=2, description="use only the first N classes of SOURCE; default: all")
+    classes: int | None = Field(
+        None, ge=2, examples=[20], description="use only the first N classes of SOURCE; default: all"
+    )
     mosaics: int = Field(
         1, ge=1, description="training mosaics per photograph, with different positions and distractors"
     )
     val_fraction: float = Field(0.1, gt=0, lt=1, description="share of the distractors reserved for validation")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share of the distractors reserved for testing")
-    grid_seed: int = Field(0, ge=0, description="seed of positions and distractors, independent of the seed of the run")
+    grid_seed: int = Field(
+        0, ge=0, examples=[1], description="seed of positions and distractors, independent of the seed of the run"
+    )
 
 
 @dataclass(frozen=True)
@@ -258,6 +265,7 @@ SOURCE = DataSource(
     GridOptions,
     open_grid,
     "two other data sets to compose mosaics from: grid:SOURCE+DISTRACTORS (cub+images:PATH)",
+    layout=("a data set of labelled photographs, then a data set of distractors:\ngrid:cub+images:backgrounds"),
 )
 
 

@@ -43,7 +43,7 @@ class DemoPretrainingOptions(NamedOptions):
     val_images: int = Field(1000, ge=1, le=MAX_IMAGES, description="images in the val split")
     test_images: int = Field(1000, ge=1, le=MAX_IMAGES, description="images in the test split")
     side: int = Field(64, ge=32, le=MAX_IMAGE_SIDE, multiple_of=8, description="height and width of an image in pixels")
-    world_seed: int = Field(0, ge=0, description="seed of the images")
+    world_seed: int = Field(0, ge=0, examples=[1], description="seed of the images")
 
 
 def draw_pretraining_sample(options: DemoPretrainingOptions, split: SplitName, index: int) -> Sample:

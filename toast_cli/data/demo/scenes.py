@@ -53,7 +53,7 @@ class DemoOptions(NamedOptions):
     test_images: int = Field(1000, ge=1, le=MAX_IMAGES, description="images in the test split")
     side: int = Field(64, ge=32, le=MAX_IMAGE_SIDE, multiple_of=8, description="height and width of an image in pixels")
     classes: int = Field(5, ge=2, le=10, description="number of markings in the fine task; the other tasks use all")
-    world_seed: int = Field(0, ge=0, description="seed of the images; the tasks stay the same")
+    world_seed: int = Field(0, ge=0, examples=[1], description="seed of the images; the tasks stay the same")
 
 
 MAX_CACHED_SCENE_BYTES = 512_000_000

@@ -28,7 +28,7 @@ class DemoSegmentationOptions(NamedOptions):
     val_images: int = Field(200, ge=1, le=MAX_IMAGES, description="images in the val split")
     test_images: int = Field(500, ge=1, le=MAX_IMAGES, description="images in the test split")
     side: int = Field(64, ge=32, le=MAX_IMAGE_SIDE, multiple_of=8, description="height and width of an image in pixels")
-    world_seed: int = Field(0, ge=0, description="seed of the images")
+    world_seed: int = Field(0, ge=0, examples=[1], description="seed of the images")
 
 
 @dataclass(frozen=True)

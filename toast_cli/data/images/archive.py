@@ -25,6 +25,7 @@ class ArchiveOptions(NamedSplitsOptions):
     name: Literal["archive"] = Field("archive", description="the data set")
     path: str = Field(
         min_length=1,
+        examples=["photographs.zip"],
         description="a .zip or .tar file; a relative path is looked up in --data-dir, then in the current folder",
     )
 
@@ -45,7 +46,18 @@ def open_archive(options: ArchiveOptions, data_dir: Path | None) -> DataSet:
     return replace(data, notes=(*packed.notes, *data.notes))
 
 
-SOURCE = DataSource(ArchiveOptions, open_archive, "a zip or uncompressed tar of a folder per class: archive:FILE")
+SOURCE = DataSource(
+    ArchiveOptions,
+    open_archive,
+    "a zip or uncompressed tar of a folder per class: archive:FILE",
+    layout=(
+        "FILE.zip or FILE.tar\n"
+        "  train/CLASS/*.jpg  val/CLASS/*.jpg  test/CLASS/*.jpg\n"
+        "\n"
+        "FILE.zip or FILE.tar\n"
+        "  CLASS/*.jpg"
+    ),
+)
 
 
 def _find_top_folder(packed: ArchiveIndex) -> str:

@@ -52,7 +52,9 @@ class ImageFolderOptions(NamedSplitsOptions):
 
     name: Literal["folder"] = Field("folder", description="the data set")
     path: str = Field(
-        min_length=1, description="the folder; a relative path is looked up in --data-dir, then in the current folder"
+        min_length=1,
+        examples=["photographs"],
+        description="the folder; a relative path is looked up in --data-dir, then in the current folder",
     )
 
 
@@ -68,7 +70,18 @@ def open_image_folder(options: ImageFolderOptions, data_dir: Path | None) -> Dat
     )
 
 
-SOURCE = DataSource(ImageFolderOptions, open_image_folder, "a folder of images, one folder per class: folder:PATH")
+SOURCE = DataSource(
+    ImageFolderOptions,
+    open_image_folder,
+    "a folder of images, one folder per class: folder:PATH",
+    layout=(
+        "PATH/train/CLASS/*.jpg\n"
+        "PATH/val/CLASS/*.jpg     (optional)\n"
+        "PATH/test/CLASS/*.jpg    (optional)\n"
+        "\n"
+        "PATH/CLASS/*.jpg         (validation and test images are held out)"
+    ),
+)
 
 
 def open_class_folders(options: NamedSplitsOptions, tree: FolderTree, given: tuple[str, ...] | None) -> DataSet:

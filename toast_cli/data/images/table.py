@@ -34,19 +34,24 @@ class TableOptions(UnlabelledRowsOptions):
     name: Literal["table"] = Field("table", description="the data set")
     path: str = Field(
         min_length=1,
+        examples=["labels.csv"],
         description="a .csv, .tsv or .parquet file; a relative path is looked up in --data-dir, then in the current "
         "folder",
     )
     image_column: str = Field(
-        "path", description="column with the image's path, absolute or relative to the table's folder"
+        "path",
+        examples=["file"],
+        description="column with the image's path, absolute or relative to the table's folder",
     )
-    label_column: str = Field("label", description="column with the class: a name or a number")
+    label_column: str = Field("label", examples=["species"], description="column with the class: a name or a number")
     split_column: str = Field(
         "split",
+        examples=["fold"],
         description="column with train, val or test, if the table has a column of this name",
     )
     box_columns: tuple[str, str, str, str] = Field(
         ("x", "y", "width", "height"),
+        examples=[["left", "top", "right", "bottom"]],
         description="columns with a box around the object in pixels of the image, if the table has them: left edge, "
         "upper edge, width, height",
     )
@@ -147,7 +152,12 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
 
 
 SOURCE = DataSource(
-    TableOptions, open_table, "a CSV, TSV or Parquet file with columns path, label, perhaps split and a box: table:FILE"
+    TableOptions,
+    open_table,
+    "a CSV, TSV or Parquet file with columns path, label, perhaps split and a box: table:FILE",
+    layout=(
+        "path,label,split,x,y,width,height\nimages/1.jpg,wren,train,12,30,110,80\nimages/2.jpg,robin,test,8,15,90,120"
+    ),
 )
 
 

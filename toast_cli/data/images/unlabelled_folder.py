@@ -24,7 +24,9 @@ class UnlabelledFolderOptions(SplitOptions):
 
     name: Literal["images"] = Field("images", description="the data set")
     path: str = Field(
-        min_length=1, description="the folder; a relative path is looked up in --data-dir, then in the current folder"
+        min_length=1,
+        examples=["photographs"],
+        description="the folder; a relative path is looked up in --data-dir, then in the current folder",
     )
 
 
@@ -58,5 +60,8 @@ def open_unlabelled_folder(options: UnlabelledFolderOptions, data_dir: Path | No
 
 
 SOURCE = DataSource(
-    UnlabelledFolderOptions, open_unlabelled_folder, "every image below a folder, without labels: images:PATH"
+    UnlabelledFolderOptions,
+    open_unlabelled_folder,
+    "every image below a folder, without labels: images:PATH",
+    layout=("PATH/**/*.jpg"),
 )

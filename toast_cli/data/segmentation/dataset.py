@@ -35,7 +35,9 @@ class SegmentationDataOptions(NamedOptions):
     val_fraction: float = Field(
         0.1, ge=0, lt=1, description="fraction of the training images held out if there is no validation split"
     )
-    split_seed: int = Field(0, ge=0, description="seed of the splits made here, independent of the run's seed")
+    split_seed: int = Field(
+        0, ge=0, examples=[1], description="seed of the splits made here, independent of the run's seed"
+    )
 
 
 @dataclass(frozen=True)

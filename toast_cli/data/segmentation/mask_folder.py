@@ -41,12 +41,16 @@ class MaskFolderOptions(SegmentationDataOptions):
 
     name: Literal["masks"] = Field("masks", description="the data set")
     path: str = Field(
-        min_length=1, description="the folder of both; a relative path is looked up in --data-dir, then here"
+        min_length=1,
+        examples=["scenes"],
+        description="the folder of both; a relative path is looked up in --data-dir, then here",
     )
-    images: str = Field("images", min_length=1, description="the folder of images in it")
-    masks: str = Field("masks", min_length=1, description="the folder of class maps in it")
+    images: str = Field("images", min_length=1, examples=["pictures"], description="the folder of images in it")
+    masks: str = Field("masks", min_length=1, examples=["labels"], description="the folder of class maps in it")
     classes: tuple[str, ...] | None = Field(
-        None, description=f"names of the classes, in the order of their values; default: the lines of {CLASSES_FILE}"
+        None,
+        examples=[["background", "road"]],
+        description=f"names of the classes, in the order of their values; default: the lines of {CLASSES_FILE}",
     )
     reduce_zero_label: bool = Field(False, description="the value 0 means no class, and 1 is the first class")
     test_fraction: float = Field(
@@ -106,7 +110,19 @@ def open_mask_folder(options: MaskFolderOptions, data_dir: Path | None) -> DataS
 
 
 SOURCE = DataSource(
-    MaskFolderOptions, open_mask_folder, "a folder with images/ and masks/ in it: masks:PATH", "segmentation"
+    MaskFolderOptions,
+    open_mask_folder,
+    "a folder with images/ and masks/ in it: masks:PATH",
+    "segmentation",
+    layout=(
+        "PATH/\n"
+        "  classes.txt              (optional: a class per line)\n"
+        "  images/train/*.jpg       images/val/*.jpg       images/test/*.jpg\n"
+        "  masks/train/*.png        masks/val/*.png        masks/test/*.png\n"
+        "\n"
+        "PATH/\n"
+        "  images/*.jpg  masks/*.png   (validation and test images are held out)"
+    ),
 )
 
 

@@ -44,16 +44,28 @@ class HuggingFaceOptions(UnlabelledRowsOptions):
     name: Literal["hf"] = Field("hf", description="the data set")
     path: str = Field(
         min_length=1,
+        examples=["ethz/food101"],
         description="the id of a data set on the Hugging Face hub, or a local folder of images or Parquet files; a "
         "relative path is looked up in --data-dir, then in the current folder",
     )
-    subset: str | None = Field(None, description="the subset (configuration) of a data set that has several")
-    revision: str | None = Field(None, description="commit, branch or tag on the hub; default: the newest")
-    image_column: str | None = Field(None, description="column with the image; default: the only column of images")
-    label_column: str | None = Field(None, description="column with the class; default: the only column of classes")
+    subset: str | None = Field(
+        None, examples=["en"], description="the subset (configuration) of a data set that has several"
+    )
+    revision: str | None = Field(
+        None, examples=["main"], description="commit, branch or tag on the hub; default: the newest"
+    )
+    image_column: str | None = Field(
+        None, examples=["image"], description="column with the image; default: the only column of images"
+    )
+    label_column: str | None = Field(
+        None, examples=["label"], description="column with the class; default: the only column of classes"
+    )
     streaming: bool = Field(False, description="stream the data set while training, without storing it on disk")
     samples: int | None = Field(
-        None, ge=1, description="with streaming: number of training images, if the data set does not state it"
+        None,
+        ge=1,
+        examples=[50000],
+        description="with streaming: number of training images, if the data set does not state it",
     )
     shuffle_buffer: int = Field(
         1000,

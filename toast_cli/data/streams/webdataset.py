@@ -32,25 +32,39 @@ class WebDatasetOptions(NamedOptions):
     name: Literal["shards"] = Field("shards", description="the data set")
     path: str = Field(
         min_length=1,
+        examples=["train-{0000..0127}.tar"],
         description="training shards: a folder, or a pattern with *, ? or {000..127}; relative paths are looked up in "
         "--data-dir, then in the current folder; URLs (https://..., hf://...) are streamed",
     )
     validation: str | None = Field(
-        None, description="validation shards, likewise; default: val_shards of the training shards"
+        None,
+        examples=["val-{000..007}.tar"],
+        description="validation shards, likewise; default: val_shards of the training shards",
     )
     val_shards: int = Field(
         1, ge=0, description="training shards held out if there are no validation shards; 0: no validation"
     )
-    split_seed: int = Field(0, ge=0, description="seed of the held-out shards, independent of the run's seed")
-    image_column: str | None = Field(None, description="suffix of the images; default: the only one in the shards")
-    label_column: str | None = Field("cls", description="suffix of the files with the class; null: no labels")
-    classes: int | None = Field(None, ge=2, description="number of classes, if there is no class_file")
-    class_file: str | None = Field(None, description="file with one class per line, in the order of the labels")
+    split_seed: int = Field(
+        0, ge=0, examples=[1], description="seed of the held-out shards, independent of the run's seed"
+    )
+    image_column: str | None = Field(
+        None, examples=["jpg"], description="suffix of the images; default: the only one in the shards"
+    )
+    label_column: str | None = Field(
+        "cls", examples=["json.label"], description="suffix of the files with the class; null: no labels"
+    )
+    classes: int | None = Field(None, ge=2, examples=[1000], description="number of classes, if there is no class_file")
+    class_file: str | None = Field(
+        None, examples=["classes.txt"], description="file with one class per line, in the order of the labels"
+    )
     samples: int | None = Field(
-        None, ge=1, description="number of images in all training shards; default: counted, if the shards are on disk"
+        None,
+        ge=1,
+        examples=[1281167],
+        description="number of images in all training shards; default: counted, if the shards are on disk",
     )
     validation_samples: int | None = Field(
-        None, ge=1, description="number of images in the validation shards, likewise"
+        None, ge=1, examples=[50000], description="number of images in the validation shards, likewise"
     )
     shuffle_buffer: int = Field(
         1000,
@@ -104,6 +118,7 @@ SOURCE = DataSource(
     WebDatasetOptions,
     open_shards,
     'WebDataset tar files, streamed: shards:FOLDER or shards:train-{0000..0127}.tar (pip install "datasets>=4.4")',
+    layout=("FOLDER/train-000000.tar ...\n  000001.jpg  000001.cls\n  000002.jpg  000002.cls"),
 )
 
 

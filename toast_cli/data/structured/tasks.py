@@ -43,7 +43,7 @@ class StructuredOptions(NamedOptions):
     """Options of a structured task: the task and the images to train on."""
 
     name: Literal["structured"] = Field("structured", description="the data set")
-    path: str = Field(description="the task: " + ", ".join(CLASS_COUNTS))
+    path: str = Field(examples=["count"], description="the task: " + ", ".join(CLASS_COUNTS))
     use: Literal["train800", "all1000"] = Field(
         "train800",
         description="train800: train on 800 images and validate on 200, to choose hyperparameters; all1000: train on "
@@ -51,7 +51,7 @@ class StructuredOptions(NamedOptions):
     )
     test_images: int = Field(2000, ge=1, le=1_000_000, description="images in the test split")
     side: int = Field(64, ge=32, le=1024, description="height and width of an image in pixels")
-    draw_seed: int = Field(0, ge=0, description="seed of the images")
+    draw_seed: int = Field(0, ge=0, examples=[1], description="seed of the images")
 
 
 def draw_structured_sample(options: StructuredOptions, split: ListName, index: int) -> Sample:

@@ -62,4 +62,5 @@ SOURCE = DataSource(
     open_alpaca,
     "alpaca:FILE, a JSON list of objects with instruction and output, and optionally input, system and history",
     task="language",
+    layout=('[{"instruction": "Name a bird.", "input": "", "output": "The wren."}, ...]'),
 )

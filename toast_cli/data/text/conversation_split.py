@@ -32,11 +32,13 @@ class ConversationOptions(NamedOptions):
     """Options of a file of conversations."""
 
     path: str = Field(
-        min_length=1, description="the file: a JSON list or JSON lines; relative to the data folder, or absolute"
+        min_length=1,
+        examples=["answers.json"],
+        description="the file: a JSON list or JSON lines; relative to the data folder, or absolute",
     )
     val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the conversations held out to select the epoch")
     test_fraction: float = Field(0.05, ge=0, lt=1, description="share of the conversations held out for testing")
-    split_seed: int = Field(0, ge=0, description="seed of the splits, independent of the seed of the run")
+    split_seed: int = Field(0, ge=0, examples=[1], description="seed of the splits, independent of the seed of the run")
     max_tokens: int = Field(512, ge=8, description="maximum number of tokens; longer texts are truncated and counted")
     template: Literal["auto", "chat", "plain", "stanford"] = Field(
         "auto",

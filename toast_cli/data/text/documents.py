@@ -43,18 +43,27 @@ class TextDocumentOptions(NamedOptions):
     name: Literal["text"] = Field("text", description="the data set")
     path: str = Field(
         min_length=1,
+        examples=["books"],
         description="a .txt, .jsonl, .json, .csv or .parquet file (also .gz, .xz, .zst), a folder of such files, or "
         "the id of a Hugging Face data set, which is streamed",
     )
-    subset: str | None = Field(None, description="the subset (configuration) of a Hugging Face data set")
-    split: str = Field("train", description="the split of a Hugging Face data set")
-    field: str = Field(
-        "text", description="the column or key that contains the text; in plain text, every line is a document"
+    subset: str | None = Field(
+        None, examples=["en"], description="the subset (configuration) of a Hugging Face data set"
     )
-    documents: int | None = Field(None, ge=2, description="use only the first N documents; default: all")
+    split: str = Field("train", examples=["validation"], description="the split of a Hugging Face data set")
+    field: str = Field(
+        "text",
+        examples=["content"],
+        description="the column or key that contains the text; in plain text, every line is a document",
+    )
+    documents: int | None = Field(
+        None, ge=2, examples=[10000], description="use only the first N documents; default: all"
+    )
     val_fraction: float = Field(0.01, ge=0, lt=1, description="share of the documents held out for validation")
-    test_fraction: float = Field(0.0, ge=0, lt=1, description="share of the documents held out for testing")
-    split_seed: int = Field(0, ge=0, description="seed of the splits, independent of the seed of the run")
+    test_fraction: float = Field(
+        0.0, ge=0, lt=1, examples=[0.01], description="share of the documents held out for testing"
+    )
+    split_seed: int = Field(0, ge=0, examples=[1], description="seed of the splits, independent of the seed of the run")
     block_tokens: int = Field(
         512, ge=8, description="number of tokens per block; documents are joined and cut into blocks"
     )
@@ -239,4 +248,10 @@ SOURCE = DataSource(
     open_documents,
     "text:PATH, a .txt, .jsonl or .parquet file, a folder, or a Hugging Face data set",
     task="language",
+    layout=(
+        "FILE.txt      (the whole file is one document)\n"
+        'FILE.jsonl    {"text": "A document."}\n'
+        'FILE.parquet  a column "text"\n'
+        "FOLDER/**     files of these kinds"
+    ),
 )

@@ -77,4 +77,12 @@ def open_sharegpt(options: ShareGptOptions, data_dir: Path | None) -> DataSet:
     return open_conversations(options, data_dir, parse_sharegpt_entry, _list_unused)
 
 
-SOURCE = DataSource(ShareGptOptions, open_sharegpt, "sharegpt:FILE, a JSON list of conversations", task="language")
+SOURCE = DataSource(
+    ShareGptOptions,
+    open_sharegpt,
+    "sharegpt:FILE, a JSON list of conversations",
+    task="language",
+    layout=(
+        '[{"conversations": [{"from": "human", "value": "Name a bird."}, {"from": "gpt", "value": "The wren."}]}, ...]'
+    ),
+)
