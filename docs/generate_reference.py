@@ -9,6 +9,7 @@ import argparse
 import ast
 import json
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,11 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def format_item(text: str) -> str:
+    """Return an item of a list, wrapped at 118 characters."""
+    return textwrap.fill(f"- {text}", 118, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def format_type(annotation: Any) -> str:
@@ -219,9 +225,11 @@ def build_data_sources_page() -> str:
             [f"Home: <{source.home}>"] if source.home else []
         )
         options = [
-            f"- `{field}`: {info.description}" for field, info in source.options.model_fields.items() if field != "name"
+            format_item(f"`{field}`: {info.description}")
+            for field, info in source.options.model_fields.items()
+            if field != "name"
         ]
-        sections += [f"## {name}", summary[:1].upper() + summary[1:], "\n".join(f"- {fact}" for fact in facts)]
+        sections += [f"## {name}", summary[:1].upper() + summary[1:], "\n".join(map(format_item, facts))]
         if source.layout:
             sections.append(f"```text\n{source.layout.strip()}\n```")
         if options:
@@ -275,7 +283,7 @@ def build_errors_page() -> str:
     for area, codes in areas.items():
         sections.append(f"## {area}")
         for code in codes:
-            lines = [f"- {what}" + (f" *{hint}*" if hint else "") for what, hint in messages[code].items()]
+            lines = [format_item(what + (f" *{hint}*" if hint else "")) for what, hint in messages[code].items()]
             sections.append(f"### {code}\n\n" + "\n".join(lines))
     introduction = (
         "Every error has a stable code.\n"
