@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from toast_cli.storage.adapter import AdapterConfig
     from toast_cli.storage.load_model import LoadedModel
 
+_DIGEST = re.compile(r"\b[0-9a-f]{16}…")
+"""A shortened digest, which a card shows as code."""
 _METHOD_SUMMARY = """\
 A frozen backbone with two passes: TOAST (Shi, Gai, Darrell and Wang, arXiv:2305.15542) selects the features that
 matter for the task in the first pass and feeds them back into every layer of the second.
@@ -112,7 +115,7 @@ def format_transformers_card(loaded: LoadedModel, recipe: Mapping[str, Any], dty
 
 def _format_card(title: str, facts: Sequence[str], usage: str, summary: str = "") -> str:
     """Return a card as Markdown; title and facts are plain text, summary and usage are Markdown."""
-    lines = "".join(f"- {escape_markdown(fact)}\n" for fact in facts)
+    lines = "".join(_DIGEST.sub(r"`\g<0>`", f"- {escape_markdown(fact)}\n") for fact in facts)
     return f"# {escape_markdown(title)}\n\n{summary}{lines}\n{usage}"
 
 
