@@ -115,8 +115,7 @@ def format_transformers_card(loaded: LoadedModel, recipe: Mapping[str, Any], dty
 
 def _format_card(title: str, facts: Sequence[str], usage: str, summary: str = "") -> str:
     """Return a card as Markdown; title and facts are plain text, summary and usage are Markdown."""
-    code = r"`\g<0>`"
-    lines = "".join(f"- {_DIGEST.sub(code, escape_markdown(fact))}\n" for fact in facts)
+    lines = "".join(_DIGEST.sub(r"`\g<0>`", f"- {escape_markdown(fact)}\n") for fact in facts)
     return f"# {escape_markdown(title)}\n\n{summary}{lines}\n{usage}"
 
 
