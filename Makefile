@@ -32,9 +32,9 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
-# One lock for Python 3.10 and newer on every platform.
+# One lock for Python 3.11 and newer on every platform.
 lock: pyproject.toml
-	uv pip compile --universal --python-version 3.10 --extra dev --no-header --no-annotate --output-file requirements.lock pyproject.toml
+	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV)
