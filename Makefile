@@ -1,13 +1,18 @@
 # Two commands: 'make demo' and 'make test'. Each sets up .venv from the locked versions first, once.
 # 'make test-fast' is for every commit (2 minutes on two cores), 'make test' for every push (10 minutes),
 # 'make test-all' for every night. tests/conftest.py says which tests are in which.
-PYTHON ?= python3
 VENV ?= .venv
+ifeq ($(OS),Windows_NT)  # run make in Git Bash: recipes are written for a POSIX shell
+PYTHON ?= python
+BIN := $(VENV)/Scripts
+else
+PYTHON ?= python3
 BIN := $(VENV)/bin
+endif
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: demo test-fast test test-all lint docs docs-serve lock clean
+.PHONY: demo test-fast test test-all lint hooks docs docs-serve dist lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/toast demo
@@ -34,18 +39,28 @@ docs-serve: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
 
 $(VENV)/installed-docs: $(VENV)/installed
-	$(BIN)/pip install --quiet --editable ".[docs]"
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
+
+# Check every file as a commit does; 'pre-commit install' in the environment does it at each commit.
+hooks: $(VENV)/installed
+	$(BIN)/pre-commit run --all-files
+
+# What a release uploads: dist/*.whl and dist/*.tar.gz.
+dist: $(VENV)/installed
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -r requirements.lock
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-# One lock for Python 3.10 and newer on every platform.
+# One lock for Python 3.11 and newer on every platform.
 lock: pyproject.toml
-	uv pip compile --universal --python-version 3.10 --extra dev --no-header --no-annotate --output-file requirements.lock pyproject.toml
+	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV)

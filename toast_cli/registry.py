@@ -42,7 +42,7 @@ class RegistryEntry:
 
 
 @cache
-def _read_entry_points() -> Any:  # Python 3.10 has another type than later versions; both have `select`
+def _read_entry_points() -> Any:  # Python 3.11 has another type than later versions; both have `select`
     """Return the entry points of all installed packages. Cached, as a file of each package is read."""
     return entry_points()
 

@@ -13,6 +13,7 @@ from unicodedata import normalize
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from PIL import Image
 
 from tests.layouts import encoded
@@ -90,7 +91,8 @@ def test_a_run_is_evaluated_on_data_in_either_form(tmp_path: Path, trained: tupl
     source = f"folder:{tmp_path}"
     raw = {"backbone": {"name": "vit_demo", "weights": "none"}, "dataset": source, "method": "linear"}
     request = SimpleNamespace(dataset=source, path=tmp_path)
-    run = SimpleNamespace(request=request, recipe=build_recipe(raw, {}, origin="a test"), classes=trained)
+    recipe = build_recipe(raw, {}, origin="a test")
+    run = SimpleNamespace(request=request, recipe=recipe, classes=trained, accelerator=Accelerator(cpu=True))
     data = open_run.open_run_data(cast("Any", run), Reporter())
     assert data.classes == normalize_class_names(trained)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -82,6 +81,7 @@ def test_permuted_classes_are_refused(here: Path, run: Path) -> None:
 @contextmanager
 def no_file_beyond(size: int) -> Iterator[None]:
     """Within the block the system refuses to write more than so many bytes to a file, as a full disk would."""
+    import resource  # not on Windows
     import signal
 
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

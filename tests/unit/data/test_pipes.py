@@ -17,6 +17,8 @@ from toast_cli.data.class_map import read_class_file
 from toast_cli.recipe.parse import build_dataset_options
 from toast_cli.utils.errors import ToastError
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+
 WRITTEN = (".txt", ".mat", ".json", ".xml", ".csv", ".zip", ".tar")
 """What lists, annotations and archives end in."""
 

@@ -261,6 +261,7 @@ class TestQuestions:
         assert "1 of 4" in str(refused.value)
         assert "train-0002.tar" in refused.value.why
 
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
     def test_a_pipe_among_the_shards_is_refused_and_not_waited_for(self, tmp_path: Path) -> None:
         shards(tmp_path, SHARDS, EACH)
         os.mkfifo(tmp_path / "shards/train-0009.tar")
