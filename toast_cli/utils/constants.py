@@ -1,7 +1,10 @@
-"""Conventions of batches that data and tasks share."""
+"""Conventions of batches that data and tasks share, and the name of the package."""
 
 IGNORE_INDEX = -100
 """The label that is ignored in losses and metrics: prompts, padding, samples that only fill a process's share."""
 
 BATCH_METADATA_KEYS = ("index", "view")
 """Keys of a batch that are not model inputs: the indices of the samples, and which cached augmentation they have."""
+
+OWN_PACKAGE = "toast-tune"
+"""The distribution of toast itself: plugins in it are toast's own, all others are by other authors."""
