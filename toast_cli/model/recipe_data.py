@@ -10,10 +10,10 @@ import torch
 from toast_cli.backbones.image_options import PixelOptions
 from toast_cli.data.base import BatchLoader, BatchOptions, DataSet, LoaderOptions
 from toast_cli.data.loaders import build_loader
+from toast_cli.utils.errors import require_type
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
-    from toast_cli.data.base import DataSet
     from toast_cli.recipe.schema import Recipe
 
 
@@ -24,7 +24,10 @@ def open_data(recipe: Recipe) -> DataSet:
         ToastError: the data set is missing, or has another structure than expected.
     """
     folder = Path(recipe.data_dir).expanduser() if recipe.data_dir else None
-    return recipe.plugins.dataset.open(recipe.dataset, folder)
+    data = recipe.plugins.dataset.open(recipe.dataset, folder)
+    package = recipe.plugins.packages.get("dataset", "")
+    require_type(data, DataSet, f"'open' of the data set '{recipe.dataset.name}'", package)
+    return data
 
 
 def build_batches(split: Any, recipe: Recipe, backbone: Backbone, batches: BatchOptions) -> BatchLoader:
