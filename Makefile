@@ -1,4 +1,5 @@
 # Two commands: 'make demo' and 'make test'. Each sets up .venv from the locked versions first, once.
+# 'make install' does that alone.
 # 'make test-fast' is for every commit (2 minutes on two cores), 'make test' for every push (10 minutes),
 # 'make test-all' for every night. tests/conftest.py says which tests are in which.
 VENV ?= .venv
@@ -12,7 +13,9 @@ endif
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: demo test-fast test test-all lint hooks docs docs-serve dist lock clean
+.PHONY: install demo test-fast test test-all lint hooks docs docs-serve dist lock clean
+
+install: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/toast demo

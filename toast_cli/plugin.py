@@ -44,15 +44,29 @@ if TYPE_CHECKING:
     from toast_cli.data.text.conversation_split import Turn as Turn
     from toast_cli.export.base import ExportFormat as ExportFormat
     from toast_cli.export.base import ExportRequest as ExportRequest
+    from toast_cli.export.base import ExportRunner as ExportRunner
+    from toast_cli.export.base import Outputs as Outputs
+    from toast_cli.export.graph import build_graph_metadata as build_graph_metadata
+    from toast_cli.export.graph import suppress_exporter_logs as suppress_exporter_logs
+    from toast_cli.export.graph import trace_model as trace_model
     from toast_cli.methods.adapted_model import AdaptedModel as AdaptedModel
     from toast_cli.methods.base import Method as Method
+    from toast_cli.methods.feedback import FeedbackOptions as FeedbackOptions
+    from toast_cli.methods.feedback import build_steering as build_steering
+    from toast_cli.methods.feedback import count_start_images as count_start_images
+    from toast_cli.methods.feedback import initialize_steering as initialize_steering
+    from toast_cli.steering.steering import BaseSteering as BaseSteering
+    from toast_cli.steering.steering import PassOutputs as PassOutputs
+    from toast_cli.steering.steering import Steering as Steering
     from toast_cli.storage.load_model import LoadedModel as LoadedModel
     from toast_cli.tasks.base import Meter as Meter
+    from toast_cli.tasks.base import Metric as Metric
     from toast_cli.tasks.base import Objective as Objective
     from toast_cli.tasks.base import Task as Task
     from toast_cli.utils.config import BaseOptions as BaseOptions
     from toast_cli.utils.config import NamedOptions as NamedOptions
     from toast_cli.utils.config import Switch as Switch
+    from toast_cli.utils.constants import IGNORE_INDEX as IGNORE_INDEX
     from toast_cli.utils.errors import ToastError as ToastError
     from toast_cli.utils.errors import UsageError as UsageError
     from toast_cli.utils.errors import did_you_mean as did_you_mean
@@ -71,12 +85,16 @@ _NAMES = {
     "toast_cli.data.procedural": "ProceduralSplit",
     "toast_cli.data.splits": "SplitOptions UnsplitDataOptions make_train_val_splits make_train_val_test_splits",
     "toast_cli.data.text.conversation_split": "Conversation ConversationSplit Turn",
-    "toast_cli.export.base": "ExportFormat ExportRequest",
+    "toast_cli.export.base": "ExportFormat ExportRequest ExportRunner Outputs",
+    "toast_cli.export.graph": "build_graph_metadata suppress_exporter_logs trace_model",
     "toast_cli.methods.adapted_model": "AdaptedModel",
     "toast_cli.methods.base": "Method",
+    "toast_cli.methods.feedback": "FeedbackOptions build_steering count_start_images initialize_steering",
+    "toast_cli.steering.steering": "BaseSteering PassOutputs Steering",
     "toast_cli.storage.load_model": "LoadedModel",
-    "toast_cli.tasks.base": "Meter Objective Task",
+    "toast_cli.tasks.base": "Meter Metric Objective Task",
     "toast_cli.utils.config": "BaseOptions NamedOptions Switch",
+    "toast_cli.utils.constants": "IGNORE_INDEX",
     "toast_cli.utils.errors": "ToastError UsageError did_you_mean",
     "toast_cli.utils.pickle_scan": "find_refused_code",
     "toast_cli.utils.files": "require_regular_file",

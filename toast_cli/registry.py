@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal, get_args, get_origin
 
-from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
+from toast_cli.utils.constants import OWN_PACKAGE
+from toast_cli.utils.errors import ToastError, UsageError, add_article, describe_object, did_you_mean, require_type
 
 BACKBONES = "toast.backbones"
 FAMILIES = "toast.families"
@@ -20,6 +22,18 @@ METHODS = "toast.methods"
 TASKS = "toast.tasks"
 SOURCES = "toast.data"
 EXPORTS = "toast.export"
+METRICS = "toast.metrics"
+
+GROUP_TYPES = {
+    BACKBONES: "Card",
+    FAMILIES: "Family",
+    METHODS: "Method",
+    TASKS: "Task",
+    SOURCES: "DataSource",
+    EXPORTS: "ExportFormat",
+    METRICS: "Metric",
+}
+"""The class in `toast_cli.plugin` of what each group registers. Given by name, as this module imports none of them."""
 
 _GROUP_LABELS = {
     BACKBONES: "backbone",
@@ -28,6 +42,7 @@ _GROUP_LABELS = {
     TASKS: "task",
     SOURCES: "data set",
     EXPORTS: "export format",
+    METRICS: "metric",
 }
 
 
@@ -96,7 +111,7 @@ def load_entry(group: str, name: str) -> Any:
         )
     (entry,) = claims
     try:
-        return entry.point.load()
+        loaded = entry.point.load()
     except ToastError:
         raise
     except Exception as error:  # a plugin may raise anything; the message must name the plugin
@@ -106,6 +121,70 @@ def load_entry(group: str, name: str) -> Any:
             "Reinstall or remove that package. 'toast doctor' lists all plugins and their errors.",
             code="plugin.cannot-load",
         ) from error
+    _check_entry(group, entry, loaded)
+    return loaded
+
+
+def load_all(group: str) -> dict[str, Any]:
+    """Return every registered object of a group by name.
+
+    Raises:
+        ToastError: Two packages claim a name, or a plugin fails to import.
+    """
+    return {name: load_entry(group, name) for name in list_names(group)}
+
+
+def find_package(group: str, name: str) -> str:
+    """Return the installed package that registers a name; empty if none does."""
+    claims = list_entries(group).get(name)
+    return claims[0].package if claims else ""
+
+
+def find_backbone_package(name: str) -> str:
+    """Return the installed package that registers a backbone, or the family of `FAMILY:MODEL`; empty if none does."""
+    family, colon, _ = name.partition(":")
+    return find_package(FAMILIES, family) if colon else find_package(BACKBONES, name)
+
+
+def find_faulty_package(trace: TracebackType | None) -> str | None:
+    """Return the package of another author whose code raised an error, or None if the error is toast's own.
+
+    The innermost frame of either toast or a plugin decides. Frames of libraries that they call do not count.
+    """
+    authors = {"toast_cli": OWN_PACKAGE}
+    for group in GROUP_TYPES:
+        for claims in list_entries(group).values():
+            authors |= {claim.value.partition(":")[0].partition(".")[0]: claim.package for claim in claims}
+    found = OWN_PACKAGE
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        found, trace = authors.get(module, found), trace.tb_next
+    return None if found == OWN_PACKAGE else found
+
+
+def _check_entry(group: str, entry: RegistryEntry, loaded: Any) -> None:
+    """Check that a registered object has the class of its group, and its options the name that it is registered under.
+
+    Raises:
+        ToastError: It does not. The message names the plugin.
+    """
+    where, expected = f"Plugin {entry.package}: {group} {entry.name} ({entry.value})", GROUP_TYPES[group]
+    if all(each.__name__ != expected for each in type(loaded).__mro__):
+        raise ToastError(
+            f"{where} is {describe_object(loaded)}, expected {add_article(expected)}.",
+            what_to_do="The plugin must be corrected; see docs/how-to/extend.",
+            code="plugin.wrong-type",
+        )
+    names: tuple[str, ...] = (loaded.name,) if group in (BACKBONES, FAMILIES) else ()
+    if group in (METHODS, TASKS, SOURCES):
+        field = loaded.options.model_fields["name"].annotation
+        names = get_args(field) if get_origin(field) is Literal else ()
+    if names and entry.name not in names:
+        raise ToastError(
+            f"{where} is registered under another name than its own, '{names[0]}'.",
+            what_to_do=f"The plugin must use one name in both places, its entry point and {expected}.",
+            code="plugin.wrong-name",
+        )
 
 
 def load_backbone_card(name: str) -> Any:
@@ -115,11 +194,12 @@ def load_backbone_card(name: str) -> Any:
         UsageError: The name is neither a short name nor of a known family.
         ToastError: The plugin fails to import, or was written for another version of the contract.
     """
-    from toast_cli.backbones.base import CONTRACT_VERSION
+    from toast_cli.backbones.base import CONTRACT_VERSION, Card
 
     family, colon, model = name.partition(":")
     if colon:
         card = load_entry(FAMILIES, family).card(model)
+        require_type(card, Card, f"'card' of the family '{family}'", find_package(FAMILIES, family))
     elif name in list_names(BACKBONES):
         card = load_entry(BACKBONES, name)
     else:

@@ -7,8 +7,10 @@ import pytest
 
 from toast_cli import registry
 from toast_cli.backbones.base import Card, Family
+from toast_cli.methods.linear import METHOD
 from toast_cli.utils.errors import ToastError, UsageError
 
+LINEAR = "toast_cli.methods.linear:METHOD"
 CARD = Card("vit_x", "vit", 1, "nowhere", lambda options: None)  # type: ignore[arg-type,return-value]
 OLD = Card("old", "vit", 1, "nowhere", lambda options: None, contract=0)  # type: ignore[arg-type,return-value]
 FAMILY = Family("vit", "a library", lambda model: Card(model, "vit", None, "", lambda options: None))  # type: ignore[arg-type,return-value]
@@ -43,11 +45,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_name_leads_to_its_object(installed: Any) -> None:
-    installed(methods=[Point("json", "json:dumps", "a")])
-    import json
-
-    assert registry.load_entry(registry.METHODS, "json") is json.dumps
-    assert registry.list_names(registry.METHODS) == ["json"]
+    installed(methods=[Point("linear", LINEAR, "a")])
+    assert registry.load_entry(registry.METHODS, "linear") is METHOD
+    assert registry.list_names(registry.METHODS) == ["linear"]
 
 
 @pytest.mark.parametrize(
@@ -70,18 +70,18 @@ def test_two_packages_with_one_name_are_both_named(installed: Any) -> None:
 
 
 def test_one_package_seen_twice_is_no_duplicate(installed: Any) -> None:
-    installed(methods=[Point("x", "json:dumps", "one"), Point("x", "json:dumps", "one")])
-    assert callable(registry.load_entry(registry.METHODS, "x"))
+    installed(methods=[Point("linear", LINEAR, "one"), Point("linear", LINEAR, "one")])
+    assert registry.load_entry(registry.METHODS, "linear") is METHOD
 
 
 @pytest.mark.parametrize("value", ["no_such_module_here:X", "json:no_such_thing"])
 def test_a_plugin_that_fails_names_its_package(installed: Any, value: str) -> None:
-    installed(methods=[Point("x", value, "culprit"), Point("y", "json:dumps", "fine")])
+    installed(methods=[Point("x", value, "culprit"), Point("linear", LINEAR, "fine")])
     with pytest.raises(ToastError, match="package culprit") as failed:
         registry.load_entry(registry.METHODS, "x")
     assert failed.value.code == "plugin.cannot-load"
     assert value in failed.value.why
-    assert registry.load_entry(registry.METHODS, "y"), "the others go on working"
+    assert registry.load_entry(registry.METHODS, "linear"), "the others go on working"
 
 
 def test_a_backbone_is_a_short_name_or_a_model_of_a_family(installed: Any) -> None:
@@ -103,3 +103,38 @@ def test_a_card_of_another_contract_is_refused(installed: Any) -> None:
     with pytest.raises(ToastError, match="version 0") as refused:
         registry.load_backbone_card("old")
     assert refused.value.code == "plugin.wrong-contract"
+
+
+@pytest.mark.parametrize(
+    ("point", "code", "words"),
+    [
+        (Point("vit", FAMILY, "culprit"), "plugin.wrong-type", "is a Family, expected a Method."),
+        (Point("linear", Card, "culprit"), "plugin.wrong-type", "is the class Card, expected a Method."),
+        (Point("norms", LINEAR, "culprit"), "plugin.wrong-name", "another name than its own, 'linear'"),
+    ],
+)
+def test_an_object_of_another_kind_or_name_is_the_plugins_mistake(
+    installed: Any, point: Point, code: str, words: str
+) -> None:
+    installed(methods=[point])
+    with pytest.raises(ToastError, match=f"Plugin culprit: toast.methods {point.name}") as failed:
+        registry.load_entry(registry.METHODS, point.name)
+    assert failed.value.code == code and words in failed.value.what
+
+
+def test_an_error_belongs_to_the_plugin_whose_code_is_innermost(installed: Any) -> None:
+    installed(methods=[Point("x", "their_plugin.method:METHOD", "theirs")])
+    code = "def fail(call): return call()"
+    names: dict[str, Any] = {"__name__": "their_plugin.method"}
+    exec(code, names)
+
+    def package_of(call: Any) -> str | None:
+        try:
+            call()
+        except Exception as error:
+            return registry.find_faulty_package(error.__traceback__)
+        return "no error"
+
+    assert package_of(lambda: names["fail"](lambda: {}["key"])) == "theirs"
+    assert package_of(lambda: names["fail"](lambda: registry.load_entry("nowhere", "x"))) is None, "toast failed inside"
+    assert package_of(lambda: {}["key"]) is None

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"recipe", "registry", "backbones", "utils"},
     "model": {"data", "methods", "tasks", "steering", "recipe", "backbones", "utils"},
     "storage": {"model", "steering", "recipe", "backbones", "utils"},
-    "attention": {"model", "data", "steering", "recipe", "backbones", "utils"},
+    "attention": {"model", "data", "tasks", "steering", "recipe", "backbones", "utils"},
     "visualize": {"attention", "model", "data", "recipe", "backbones", "utils"},
     "training": {
         *("attention", "storage", "model", "data", "tasks", "steering", "recipe", "backbones", "utils"),
@@ -41,11 +41,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": {"attention", "storage", "model", "data", "recipe", "registry", "backbones", "utils"},
     "cli": {
         *("bench", "evaluation", "training", "export", "visualize", "attention", "storage", "model", "data", "recipe"),
-        *("registry", "utils"),
+        *("tasks", "registry", "utils"),
     },
     "__init__": {"api", "export", "utils"},
     "__main__": {"cli"},
-    "plugin": {"backbones", "data", "export", "methods", "storage", "tasks", "utils"},
+    "plugin": {"backbones", "data", "export", "methods", "steering", "storage", "tasks", "utils"},
     "plugins": {"plugin"},
 }
 DRAWS = {"visualize", "bench/tables"}

@@ -62,21 +62,6 @@ def pointing_game_chance(mask: Tensor, rows: int, columns: int) -> Tensor:
     return mask[:, y][:, :, x].float().mean(dim=(1, 2))
 
 
-def roc_auc(map: Tensor, mask: Tensor) -> Tensor:
-    """Return the area under the ROC curve of a map as a classifier of object pixels, `[B]`; NaN without object pixels.
-
-    This is the probability that a random pixel on the object has a larger value than a random pixel outside it, where
-    ties count half. The value of a cell applies to all of its pixels.
-    """
-    value, on = map.flatten(1).double(), compute_mask_coverage(mask, map.shape).flatten(1).double()
-    ascending, order = value.sort(1)
-    outside = F.pad((1 - on).gather(1, order).cumsum(1), (1, 0))
-    below = outside.gather(1, torch.searchsorted(ascending, value))
-    up_to = outside.gather(1, torch.searchsorted(ascending, value, right=True))
-    pairs = (on * (below + up_to) / 2).sum(1)
-    return (pairs / (on.sum(1) * outside[:, -1])).float().masked_fill(is_zero_map(map), torch.nan)
-
-
 def entropy(map: Tensor) -> Tensor:
     """Return the normalized entropy of each map, `[B]`: 0 (one cell) to 1 (uniform)."""
     p = normalize_maps(map.float()).flatten(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +18,6 @@ from toast_cli.attention.metrics import (
     is_zero_map,
     pointing_game_chance,
     pointing_game_hits,
-    roc_auc,
     total_variation_distance,
 )
 from toast_cli.utils.formatting import format_csv
@@ -27,7 +26,6 @@ from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
 METRIC_DESCRIPTIONS = {
     "share_inside": "share of the map inside the object",
     "pointing_hit": "pointing game: the centre of the highest cell is on the object",
-    "auc": "area under the ROC curve as a classifier of object pixels",
     "entropy": "entropy, 1 is even",
     "grid_hit": "grid pointing game: the labelled cell has the largest share",
     "shift": "share of the map that moved between the passes",
@@ -48,10 +46,14 @@ class AttentionMetricsTable:
     Args:
         cells: cells per side, for images that are grids of photographs with a mask of the labelled one; None for other
             images.
+        registered: registered metrics of maps and masks by name (see `tasks.base.Metric`).
     """
 
-    def __init__(self, cells: int | None = None) -> None:
+    def __init__(
+        self, cells: int | None = None, registered: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None
+    ) -> None:
         self.cells = cells
+        self.registered = registered or {}
         self.rows: list[dict[str, Any]] = []
 
     def add(self, output: AttentionOutput, batch: dict[str, Tensor]) -> None:
@@ -75,7 +77,8 @@ class AttentionMetricsTable:
             visible = mask.flatten(1).any(1)
             yield name, "share_inside", shares[name]
             yield name, "pointing_hit", pointing_game_hits(map, mask).where(visible, torch.nan)
-            yield name, "auc", roc_auc(map, mask).where(visible, torch.nan)
+            for measure, compute in self.registered.items():
+                yield name, measure, compute(map, mask).where(visible & ~is_zero_map(map), torch.nan)
             if self.cells is not None:
                 labelled = compute_cell_shares(mask.float(), self.cells).argmax(1)
                 won = (compute_cell_shares(map, self.cells).argmax(1) == labelled).float()
@@ -96,8 +99,9 @@ class AttentionMetricsTable:
         measures = {
             "share_inside": area,
             "pointing_hit": pointing_game_chance(mask, *map.shape[1:]),
-            "auc": torch.full_like(area, 0.5),
         }
+        uniform = torch.ones_like(map, dtype=torch.float32)
+        measures |= {measure: compute(uniform, mask) for measure, compute in self.registered.items()}
         if self.cells is not None:
             measures["grid_hit"] = torch.full_like(area, 1 / self.cells**2)
         for measure, value in measures.items():

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from toast_cli import registry
 from toast_cli.recipe.builtin import RECIPE_SUFFIXES, get_header_comment, get_suite_path, list_suites
 from toast_cli.recipe.parse import read_recipe_text
 from toast_cli.recipe.safe_yaml import parse_mapping
@@ -24,7 +25,7 @@ HyperparameterValue = float | int | bool | str | None
 
 
 BUILTIN_COLUMNS = ("parameters", "flops", "minutes", "validation", "attention:pass_one", "attention:pass_two")
-"""Values of `columns` other than data sets, `average` and `judge:CATEGORY`."""
+"""Values of `columns` other than data sets, `average`, `judge:CATEGORY` and `metric:NAME`."""
 
 
 class SuiteDataset(BaseOptions):
@@ -103,6 +104,7 @@ class TableLayout(BaseOptions):
     title: str
     columns: dict[str, str] = Field(
         description="heading and content: a data set, average, validation, parameters, flops, minutes, judge:CATEGORY, "
+        "metric:NAME for a registered metric, "
         "or attention:pass_one and attention:pass_two, the share of attention on the object if the data has masks"
     )
     spans: dict[str, int] = Field(
@@ -147,7 +149,9 @@ class Suite(BaseOptions):
 
     @model_validator(mode="after")
     def _check_names(self) -> Suite:
-        shown = {"average", *BUILTIN_COLUMNS, *self.datasets}
+        registered = registry.load_all(registry.METRICS)
+        metrics = (f"metric:{name}" for name, metric in registered.items() if metric.needs == "logits")
+        shown = {"average", *BUILTIN_COLUMNS, *metrics, *self.datasets}
         for name, row in self.rows.items():
             for dataset in row.on or ():
                 if dataset not in self.datasets:

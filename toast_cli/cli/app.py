@@ -154,8 +154,18 @@ def _report_error(error: ToastError, as_json: bool) -> int:
 
 
 def _make_internal_error(error: Exception) -> ToastError:
-    """Wrap an unexpected exception in an error that names the line that raised it."""
+    """Wrap an unexpected exception in an error that names the line that raised it, and the plugin if it raised it."""
+    from toast_cli.registry import find_faulty_package
+
     last = traceback.extract_tb(error.__traceback__)[-1]
+    if (package := find_faulty_package(error.__traceback__)) is not None:
+        return ToastError(
+            f"The plugin {package} failed: {type(error).__name__}: {error}",
+            f"At {Path(last.filename)}:{last.lineno}.",
+            f"Please report it to the authors of {package}."
+            + ("" if _is_debugging() else " Set TOAST_DEBUG=1 to see the full traceback."),
+            code="plugin.fault",
+        )
     return ToastError(
         f"Internal error in toast: {type(error).__name__}: {error}",
         f"At {Path(last.filename)}:{last.lineno}.",

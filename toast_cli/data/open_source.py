@@ -6,21 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toast_cli.data.base import DataSet
 from toast_cli.data.class_map import describe_similar_classes
-from toast_cli.utils.errors import ToastError
+from toast_cli.utils.errors import ToastError, require_type
 
 if TYPE_CHECKING:
-    from toast_cli.data.base import DataSet, DataSource
+    from toast_cli.data.base import DataSource
     from toast_cli.utils.config import NamedOptions
 
 
-def open_source(source: DataSource, options: NamedOptions, data_dir: Path | None) -> DataSet:
+def open_source(source: DataSource, options: NamedOptions, data_dir: Path | None, package: str = "") -> DataSet:
     """Open a data set. Leave out empty splits, with a note, and warn of classes that are hardly different.
+
+    `package` is the distribution of the source, for messages about a plugin.
 
     Raises:
         ToastError: the data set cannot be opened, or has no training samples.
     """
     data = source.open(options, data_dir)
+    require_type(data, DataSet, f"'open' of the data set '{options.name}'", package)
     empty = [part for part, split in data.splits.items() if not len(split)]
     if "train" in empty or not data.splits:
         raise ToastError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -136,7 +136,7 @@ def evaluate_attention(request: AttentionEvalRequest, reporter: Reporter) -> Att
     """
     run = open_attention_run(request, reporter)
     session, split, recorder = run.session, run.split, run.viewer.recorder
-    numbers, batches = AttentionMetricsTable(run.grid_cells), run.batches()
+    numbers, batches = AttentionMetricsTable(run.grid_cells, build_registered_metrics(session)), run.batches()
     reporter.message(describe_workload(request, len(split), session.model))
     kind = ""
     for batch in iterate_readable_batches(batches, session, reporter, request.split):
@@ -157,6 +157,15 @@ def evaluate_attention(request: AttentionEvalRequest, reporter: Reporter) -> Att
                 curves.add(recorder.record(batch["image"]), batch["image"])
             curve_names += [few.names[index] for index in batch["index"].tolist()]
     return AttentionEvalResult(run, numbers, curves, kind, skipped, curve_names)
+
+
+def build_registered_metrics(session: Session) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Return the registered metrics of attention maps by name."""
+    return {
+        name: metric.build(session.data.classes)
+        for name, metric in session.recipe.plugins.metrics.items()
+        if metric.needs == "attention"
+    }
 
 
 def iterate_readable_batches(
@@ -209,8 +218,14 @@ def sweep_feedback_strength(
         UsageError: the model has no feedback path, or the split does not exist.
         ToastError: with strength 0 the model differs from the plain backbone, or no image can be read.
     """
-    run = open_attention_run(replace(request, alpha=1.0), reporter)
+    run = open_attention_run(request, reporter)
     session, model, recorder = run.session, run.session.model, run.viewer.recorder
+    if model.adapted.steering is None:
+        raise UsageError(
+            "--sweep varies the strength of the feedback, and this model has no feedback path.",
+            what_to_do="Leave --sweep out.",
+            code="method.no-feedback-path",
+        )
     tables = {alpha: AttentionMetricsTable() for alpha in alphas}
     batches = run.batches()
     for batch in iterate_readable_batches(batches, session, reporter, request.split):

@@ -55,10 +55,12 @@ class ExportFormat:
     Args:
         suffix: Suffix of the file; empty for a folder.
         parts: Values of `--what` that the format supports. The first one is the default (`artifact` if pre-tuned).
-        write: Writes an export to a path in an empty folder. A second file next to it is also kept.
-        reopen: Loads the export in another process, as its users would, to compare it with the run.
+        write: Writes an export to a path in an empty folder. Further files next to it are also kept. If the request has
+            `fold`, the feedback path of the given model is folded already.
+        reopen: Loads the export in another process, as its users would, to compare it with the run. It must accept
+            batches of any size.
         tolerance: Largest allowed difference by data type, in standard deviations of the output. The reference is the
-            run with its weights rounded to that type.
+            run with its weights rounded to that type. Its keys are the values of `--dtype` that the format supports.
         graph: Whether the format is a graph of operations, which is always folded and supports maps and normalization.
         loads: Name of the software that loads the export.
     """

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from toast_cli import registry
 from toast_cli.export.base import ExportFormat, ExportRequest, log_stage
 from toast_cli.export.existing_exports import REPORT_FILE, read_reports, require_free_target
 from toast_cli.export.verification import VerificationReport, compute_reference, verify_export
+from toast_cli.model.model import fold_model
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.load_model import LoadedModel
 from toast_cli.utils.errors import ToastError, UsageError
@@ -67,7 +69,7 @@ def export_model(
         try:
             place.mkdir()
             log_stage(f"Writing {'over ' if target.exists() else ''}{target.name}")
-            form.write(loaded, wanted, place / target.name)
+            form.write(_fold_if_requested(loaded, form, wanted), wanted, place / target.name)
             proof = verify_export(loaded, name, form, wanted, expected, place / target.name)
             made = tuple(sorted(path.name for path in place.iterdir()))
             report = {"run": loaded.path.resolve().name, "format": name, **_describe_request(wanted), **asdict(proof)}
@@ -81,6 +83,17 @@ def export_model(
         except OSError as error:
             raise make_write_error(target, error) from error
     return proof, tuple(target.parent / each for each in made)
+
+
+def _fold_if_requested(loaded: LoadedModel, form: ExportFormat, wanted: ExportRequest) -> LoadedModel:
+    """Return the model to write. A graph of a model without a feedback path has nothing to fold.
+
+    Raises:
+        UsageError: The model has no feedback path, and the format is not a graph.
+    """
+    if not wanted.fold or (form.graph and not isinstance(loaded.model.adapted.steering, Steering)):
+        return loaded
+    return replace_fields(loaded, model=fold_model(loaded.model))
 
 
 def _get_temporary_prefix() -> str:

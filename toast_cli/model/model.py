@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -19,12 +20,9 @@ from toast_cli.methods.peft_injection import disable_peft_layers, merge_peft_lay
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.folding import FoldedSteering
 from toast_cli.steering.steering import PassOutputs, Steering, run_one_pass
-from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.tasks.base import Objective
+from toast_cli.utils.errors import ToastError, UsageError, require_type
 from toast_cli.utils.tensor_fingerprints import compute_fingerprint
-
-if TYPE_CHECKING:
-    from toast_cli.tasks.base import Objective
-
 
 NETWORK_PREFIX = "adapted.network."
 """Prefix of the backbone's own tensors within a model."""
@@ -139,15 +137,22 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, st
     """
     torch.manual_seed(recipe.seed)
     plugins = recipe.plugins
-    card, options = plugins.backbone, recipe.backbone
+    card, options, packages = plugins.backbone, recipe.backbone, plugins.packages
     backbone = _rebuild_backbone(card, options, files) if files else card.build(options)
+    require_type(backbone, Backbone, f"'build' of the backbone '{options.name}'", packages.get("backbone", ""))
     if backbone.preprocessing is not None:
         mean, std = recipe.images.normalization(backbone.preprocessing.mean, backbone.preprocessing.std)
         backbone.preprocessing = replace(backbone.preprocessing, mean=mean, std=std)
     backbone.checkpointing = recipe.training.checkpoint_gradients
     stock = BackboneSnapshot.from_backbone(backbone)
     adapted = plugins.method.build(recipe.method, backbone)
+    require_type(adapted, AdaptedModel, f"'build' of the method '{recipe.method.name}'", packages.get("method", ""))
     objective = plugins.task.build(recipe.task, backbone, classes)
+    require_type(objective, Objective, f"'build' of the task '{recipe.task.name}'", packages.get("task", ""))
+    if recipe.pretuning is None:
+        objective.metrics = {
+            name: partial(metric.build, classes) for name, metric in plugins.metrics.items() if metric.needs == "logits"
+        }
     model = Model(adapted, objective, stock)
     if not model.trained():
         raise UsageError(

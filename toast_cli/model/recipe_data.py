@@ -15,7 +15,6 @@ from toast_cli.data.open_source import open_source
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
-    from toast_cli.data.base import DataSet
     from toast_cli.recipe.schema import Recipe
 
 
@@ -26,7 +25,8 @@ def open_data(recipe: Recipe) -> DataSet:
         ToastError: the data set is missing, or has another structure than expected.
     """
     folder = Path(recipe.data_dir).expanduser() if recipe.data_dir else None
-    data = open_source(recipe.plugins.dataset, recipe.dataset, folder)
+    package = recipe.plugins.packages.get("dataset", "")
+    data = open_source(recipe.plugins.dataset, recipe.dataset, folder, package)
     white = recipe.images.white
     if white is None:
         return data

@@ -94,7 +94,8 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
     if problems:
         raise make_recipe_error(problems, draft)
     recipe = recipe.model_copy(update=sections)
-    recipe._plugins = RecipePlugins(**plugins)
+    packages = {section: _find_package(section, sections[section].name) for section in plugins}
+    recipe._plugins = RecipePlugins(**plugins, metrics=registry.load_all(registry.METRICS), packages=packages)
     return recipe
 
 
@@ -199,6 +200,13 @@ def _load_plugin(section: str, content: Any) -> Any:
         raise _UnusableSection(
             RecipeProblem((section, "name"), f"{error.what} {hint}".strip(), name, code="recipe.unknown-name")
         ) from error
+
+
+def _find_package(section: str, name: str) -> str:
+    """Return the installed package of the plugin that a section names."""
+    if section == "backbone":
+        return registry.find_backbone_package(name)
+    return registry.find_package(_GROUPS[section], name)
 
 
 def _validate_json(model: type[ModelT], values: Any) -> ModelT:

@@ -6,6 +6,7 @@ defines the other fields of the section. The remaining settings are the same for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -128,7 +129,10 @@ class PretuningOptions(BaseOptions):
 
 @dataclass(frozen=True)
 class RecipePlugins:
-    """The registered objects that the sections of a recipe name. They are excluded from comparisons."""
+    """The registered objects that the sections of a recipe name, and all metrics. They are excluded from comparisons.
+
+    `packages` holds the installed package of each section's object.
+    """
 
     backbone: Card = field(compare=False)
     dataset: Any = field(compare=False)
@@ -137,6 +141,9 @@ class RecipePlugins:
     """A `Method`."""
     task: Any = field(compare=False)
     """A `Task`."""
+    metrics: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Every registered `Metric` by name."""
+    packages: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 class Recipe(BaseOptions):

@@ -71,6 +71,8 @@ def _detect_zip_type(path: Path) -> str:
     inner = {name.rpartition("/")[2] for name in names}
     if "archive_format" in inner or "models" in {part for name in names for part in name.split("/")[:-1]}:
         return "a torch.export program, which torch.export.load can open"
+    if "constants.pkl" in inner:
+        return "a TorchScript program, which torch.jit.load can open"
     if "data.pkl" in inner:
         return TORCH_FILE_DESCRIPTION
     return "a zip archive"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from toast_cli.utils.config import NamedOptions
 
@@ -53,7 +54,8 @@ class Objective(ABC):
     An objective with `reads_levels` has its own `features`, computed from every level's output. Others only use the
     pooled features. The outputs of a `dense` objective have a value per pixel. With `has_variable_cost`, `predict` may
     run the model a different number of times for different batches. Without `class_scores`, the outputs are not class
-    scores: such a task trains a backbone and gives no predictions.
+    scores: such a task trains a backbone and gives no predictions. `metrics` makes the registered metrics of the
+    logits by name.
     """
 
     head: nn.Module
@@ -61,6 +63,7 @@ class Objective(ABC):
     dense: bool = False
     has_variable_cost: bool = False
     class_scores: bool = True
+    metrics: Mapping[str, Callable[[], Any]] = MappingProxyType({})
 
     @abstractmethod
     def inputs(self, batch: Mapping[str, Any]) -> Any:
@@ -97,6 +100,10 @@ class Objective(ABC):
         """Return the class predicted for each sample `[B]`, or None for a task without a class per sample."""
         return None
 
+    def get_scores_and_labels(self, outputs: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+        """Return class scores `[n, classes]` and labels `[n]` for registered metrics, or None if there are none."""
+        return None
+
     @abstractmethod
     def meter(self) -> Meter:
         """Return a new meter."""
@@ -112,3 +119,31 @@ class Task:
 
     options: type[NamedOptions]
     build: Callable[[Any, Backbone, tuple[str, ...]], Objective]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A registered metric, reported beside those of the task in every evaluation that has what it needs.
+
+    Args:
+        label: Name in tables.
+        build: Returns what measures, given the class names. For `logits`, a `torchmetrics.Metric`: `update` takes
+            scores `[n, classes]` and labels `[n]`, `compute` returns one number, over all processes. For `attention`, a
+            function of maps `[B, rows, columns]` and object masks `[B, H, W]` that returns a number per image, `[B]`.
+        needs: `logits`: evaluations of a task with a class per sample; `attention`: `toast eval --attention` on images
+            with masks.
+        higher: Whether higher is better.
+        percent: Whether the number is a share, shown in percent.
+        meaning: What the number is, for the record of an evaluation; default: the label.
+    """
+
+    label: str
+    build: Callable[[tuple[str, ...]], Any]
+    needs: Literal["logits", "attention"] = "logits"
+    higher: bool = True
+    percent: bool = True
+    meaning: str = ""
+
+    def format(self, value: float) -> str:
+        """Format a value for a table."""
+        return f"{value:.2%}" if self.percent else f"{value:.4g}"

@@ -112,6 +112,11 @@ class Classification(Objective):
         """Return the class of the largest logit."""
         return outputs.argmax(-1)
 
+    def get_scores_and_labels(self, outputs: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the logits and labels of the labelled images."""
+        labelled = batch["label"] != IGNORE_INDEX
+        return outputs[labelled].float(), batch["label"][labelled]
+
     def meter(self) -> ClassificationMeter:
         """Return a new meter of accuracy and cross-entropy."""
         return ClassificationMeter(self.classes)

@@ -13,6 +13,7 @@ from toast_cli.attention.maps import AttentionRecorder
 from toast_cli.attention.table import AttentionShare
 from toast_cli.data.base import BatchLoader
 from toast_cli.model.model import Model
+from toast_cli.tasks.base import Objective
 from toast_cli.training.distributed.collectives import merge_across_processes, merge_dicts_across_processes
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.step import LossPartsMeter, TrainingStep
@@ -38,6 +39,25 @@ class SamplePredictions:
         self.given |= other.given
 
 
+class RegisteredMetrics:
+    """The registered metrics of a task's logits, updated batch by batch. torchmetrics merges them over processes."""
+
+    def __init__(self, objective: Objective, device: torch.device) -> None:
+        self._objective = objective
+        self._metrics = {name: make().to(device) for name, make in objective.metrics.items()}
+
+    def add(self, outputs: Tensor, batch: dict[str, Any]) -> None:
+        """Add a batch, if the task has a class per sample."""
+        if self._metrics and (found := self._objective.get_scores_and_labels(outputs, batch)) is not None:
+            for metric in self._metrics.values():
+                metric.update(*found)
+
+    def result(self) -> dict[str, float]:
+        """Return the value of every metric that a process has updated. This is a collective call."""
+        updated = {name: "" for name, metric in self._metrics.items() if metric.update_called}
+        return {name: float(self._metrics[name].compute()) for name in merge_dicts_across_processes(updated)}
+
+
 @torch.no_grad()
 def evaluate_model(
     model: Model,
@@ -59,6 +79,7 @@ def evaluate_model(
     recorder = AttentionRecorder(model) if with_attention else None
     objective = model.objective
     meter, parts = (step or objective).meter(), LossPartsMeter()
+    registered = RegisteredMetrics(objective, accelerator.device)
     for batch in batches:
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with accelerator.autocast():
@@ -75,10 +96,12 @@ def evaluate_model(
                 outputs = objective.predict(model, batch)
         if objective.count(batch):
             meter.add(outputs, batch)
+            registered.add(outputs, batch)
             if answers is not None:
                 answers.add(objective.predict_classes(outputs), batch)
     model.train(was_training)
     metrics: dict[str, Any] = {**merge_across_processes(meter).result(), **merge_across_processes(parts).result()}
+    metrics = registered.result() | metrics  # those of the task keep their meaning whatever a plugin is called
     if share is not None:
         metrics["attention_share"] = merge_across_processes(share).result()
     return metrics

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
+from toast_cli.backbones.conformance import check_backbone
 from toast_cli.data.base import BatchLoader, BatchOptions, DataSet
 from toast_cli.model.model import Model, build_model, count_elements, count_flops
 from toast_cli.model.recipe_data import build_batches
@@ -23,6 +24,7 @@ from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
 from toast_cli.training.run_data import open_shared_data
 from toast_cli.training.step import freeze_parameters_for_pretuning
+from toast_cli.utils.constants import OWN_PACKAGE
 from toast_cli.utils.errors import ToastError, UsageError
 
 
@@ -144,6 +146,9 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
         )
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)
+    package = recipe.plugins.packages.get("backbone", OWN_PACKAGE)
+    if package != OWN_PACKAGE:
+        check_backbone(model.backbone, recipe.backbone.name, package)
     if recipe.pretuning is not None:
         freeze_parameters_for_pretuning(model, recipe.pretuning)
     if recipe.training.shard:

@@ -1,4 +1,4 @@
-"""Conventions of batches that data and tasks share."""
+"""Conventions of batches that data and tasks share, and the name of the package."""
 
 IGNORE_INDEX = -100
 """The label that is ignored in losses and metrics: prompts, padding, samples that only fill a process's share."""
@@ -8,3 +8,6 @@ BATCH_METADATA_KEYS = ("index", "view")
 
 NOTHING_TO_MEASURE = "task.nothing-to-measure"
 """Code of the error of a meter that has no sample."""
+
+OWN_PACKAGE = "toast-tune"
+"""The distribution of toast itself: plugins in it are toast's own, all others are by other authors."""

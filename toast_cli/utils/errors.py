@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
+from typing import Any
 
 RUNTIME_FAILURE = 1
 USAGE_ERROR = 2
@@ -52,6 +53,30 @@ class UsageError(ToastError):
 
     def __init__(self, what: str, why: str | Sequence[str] = "", what_to_do: str = "", *, code: str = UNNAMED) -> None:
         super().__init__(what, why, what_to_do, code=code, exit_code=USAGE_ERROR)
+
+
+def require_type(given: Any, expected: type, what: str, package: str) -> None:
+    """Check the type of what a plugin's function returned.
+
+    Raises:
+        ToastError: It has another type. The message names the plugin and the function.
+    """
+    if not isinstance(given, expected):
+        raise ToastError(
+            f"Plugin {package}: {what} returned {describe_object(given)}, expected {add_article(expected.__name__)}.",
+            what_to_do="The plugin must be corrected; see docs/how-to/extend.",
+            code="plugin.wrong-type",
+        )
+
+
+def describe_object(given: Any) -> str:
+    """Return the class of an object with its article, or the class itself if the object is one."""
+    return f"the class {given.__name__}" if isinstance(given, type) else add_article(type(given).__name__)
+
+
+def add_article(name: str) -> str:
+    """Return a noun with its article."""
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 MAX_LISTED_NAMES = 12

@@ -1,17 +1,27 @@
-"""A two-block attention network in plain PyTorch, and the contract that lets toast steer it."""
+"""A small attention network in plain PyTorch, and the contract that lets toast steer it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.plugin import Backbone, BackboneOptions, Level, Preprocessing, Readout, State, Trace
+from toast_cli.plugin import (
+    Backbone,
+    Level,
+    Preprocessing,
+    Readout,
+    State,
+    ToastError,
+    Trace,
+    require_regular_file,
+)
 
-SIDE, PATCH, WIDTH, DEPTH = 64, 16, 32, 2
+SIDE, PATCH, WIDTH = 64, 16, 32
 
 
 class Block(nn.Module):
@@ -24,18 +34,29 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, signal: Tensor | None = None) -> Tensor:
         """Apply attention. The signal is added to the input of the values."""
+        return x + F.scaled_dot_product_attention(*self.project(x, signal))
+
+    def project(self, x: Tensor, signal: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values `[B, N, 32]`."""
         normed = self.norm(x)
-        values = normed if signal is None else normed + signal
-        return x + F.scaled_dot_product_attention(self.query(normed), self.key(normed), self.value(values))
+        steered = normed if signal is None else normed + signal
+        return self.query(normed), self.key(normed), self.value(steered)
+
+    def attention(self, x: Tensor, signal: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the map `[B, N, N]` inside the fused attention, and how much its own output differs from that."""
+        q, k, v = self.project(x, signal)
+        map = (q @ k.mT / WIDTH**0.5).softmax(-1)
+        fused = F.scaled_dot_product_attention(q, k, v)
+        return map, (map @ v - fused).abs().max() / fused.abs().max()
 
 
 class Network(nn.Module):
     """Patch embedding, blocks and norm. The pooled features are the mean over tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int) -> None:
         super().__init__()
         self.embed = nn.Conv2d(3, WIDTH, PATCH, PATCH)
-        self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(Block() for _ in range(depth))
         self.norm = nn.LayerNorm(WIDTH)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -49,10 +70,13 @@ class Network(nn.Module):
 class ExampleBackbone(Backbone):
     """The backbone contract for `Network`."""
 
+    has_attention = True
+    adapter_targets = ("query", "value")
+
     def __init__(self, module: Network) -> None:
         self.module = module
         self.width = self.head_width = WIDTH
-        self.levels = [Level(WIDTH, WIDTH)] * DEPTH
+        self.levels = [Level(WIDTH, WIDTH)] * len(module.blocks)
         self.preprocessing = Preprocessing((SIDE, SIDE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
     def enter(self, inputs: Tensor) -> State:
@@ -60,8 +84,12 @@ class ExampleBackbone(Backbone):
         return State(self.module.embed(inputs).flatten(2).transpose(1, 2))
 
     def level(self, index: int, state: State, signal: Tensor | None = None, trace: Trace | None = None) -> State:
-        """Run one block, steered in its values."""
-        return State(self.module.blocks[index](state.hidden, signal))
+        """Run one block, steered in its values, and record its attention if it is asked for."""
+        block = self.module.blocks[index]
+        if trace is not None and index in trace.attention_of:
+            map, trace.mismatch[index] = block.attention(state.hidden, signal)
+            trace.attention[index] = map[:, None]  # [B, heads, N, N]
+        return State(block(state.hidden, signal))
 
     def leave(self, state: State) -> Readout:
         """Return the normalized tokens and their mean."""
@@ -81,11 +109,16 @@ class ExampleBackbone(Backbone):
         return torch.randn(batch, 3, SIDE, SIDE)
 
 
-def build_example(options: BackboneOptions) -> ExampleBackbone:
+def build_example(depth: int, weights: str | None) -> ExampleBackbone:
     """Build the network with the weights of a file, or of a fixed seed."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = Network()
-    if options.weights not in (None, "none"):
-        network.load_state_dict(load_file(Path(options.weights)))
+        network = Network(depth)
+    if weights not in (None, "none"):
+        try:
+            network.load_state_dict(load_file(require_regular_file(Path(weights))))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ToastError(
+                f"Cannot load weights from {weights}.", str(error).partition("\n")[0], code="weights.cannot-load"
+            ) from error
     return ExampleBackbone(network)

@@ -154,11 +154,12 @@ def test_changed_weights_of_a_whole_file_are_refused(here: Path, linear_run: Pat
     toast("eval", "--run", "changed.safetensors").fails(1, "changed.safetensors", error="adapter.damaged")
 
 
-def write_zip(path: Path) -> None:
+def write_zip(path: Path, *names: str) -> None:
     import zipfile
 
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.txt", "a")
+        for name in names or ("a.txt",):
+            archive.writestr(name, "a")
 
 
 FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -170,6 +171,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(2),)), path),
         "is a torch.export program",
     ),
+    "t.pt": (lambda path: write_zip(path, "t/constants.pkl", "t/data.pkl"), "is a TorchScript program"),
     "z.zip": (write_zip, "is a zip archive"),
     "s.pth": (lambda path: save_file({"a": torch.ones(2)}, path), "is a safetensors file under another name"),
     "w.safetensors": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "Git LFS pointer"),

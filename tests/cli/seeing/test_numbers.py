@@ -75,4 +75,4 @@ def test_a_sweep_begins_at_the_plain_backbone(runs: tuple[Path, Path], here: Pat
     assert list(lines) == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
     assert lines[0.0]["shift"]["mean"] == 0 and lines[2.0]["shift"]["mean"] > lines[1.0]["shift"]["mean"] > 0
     assert (here / "s-strength/strength.png").is_file()
-    toast("eval", "--run", runs[1], "--sweep").fails(2, error="method.no-feedback-path")
+    toast("eval", "--run", runs[1], "--sweep").fails(2, "--sweep varies", error="method.no-feedback-path")

@@ -19,10 +19,10 @@ from toast_cli.attention.metrics import (
     entropy,
     pointing_game_chance,
     pointing_game_hits,
-    roc_auc,
     share_inside,
     total_variation_distance,
 )
+from toast_cli.attention.roc_auc import roc_auc
 from toast_cli.attention.table import AttentionMetricsTable, AttentionShare
 from toast_cli.utils.statistics import bootstrap_mean
 
@@ -141,7 +141,7 @@ class TestBootstrap:
 
 class TestNumbers:
     def test_chance_stands_beside_every_share_and_what_cannot_be_measured_is_counted(self) -> None:
-        numbers, share = AttentionMetricsTable(cells=2), AttentionShare()
+        numbers, share = AttentionMetricsTable(2, {"auc": roc_auc}), AttentionShare()
         similarity = torch.stack([torch.zeros(4, 6), torch.rand(4, 6), torch.rand(4, 6)])
         look = look_of(MAPS, MAPS, similarity)
         numbers.add(look, {"label": torch.zeros(3).long(), "index": torch.arange(3), "mask": MASK})
@@ -164,7 +164,7 @@ class TestNumbers:
         mask[0, :2, :2] = True
         corner, elsewhere = torch.zeros(2, 2, 2), torch.zeros(2, 2, 2)
         corner[:, 0, 0] = elsewhere[:, 1, 1] = 1.0
-        numbers = AttentionMetricsTable(cells=2)
+        numbers = AttentionMetricsTable(2, {"auc": roc_auc})
         batch = {"label": torch.tensor([0, 1]), "index": torch.tensor([0, 1]), "mask": mask}
         numbers.add(look_of(elsewhere, corner, torch.full((2, 2, 2), 0.5)), batch)
         found = numbers.result()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -11,8 +10,11 @@ from pydantic import Field
 
 from toast_cli import registry
 from toast_cli.backbones.base import BackboneOptions, Card, Family
+from toast_cli.data.base import DataSource
+from toast_cli.methods.base import Method
 from toast_cli.recipe import builtin
-from toast_cli.utils.config import BaseOptions
+from toast_cli.tasks.base import Task
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError
 
 
@@ -20,17 +22,17 @@ class Vit(BackboneOptions):
     image_size: int | tuple[int, int] | None = None
 
 
-class Birds(BaseOptions):
+class Birds(NamedOptions):
     name: Literal["birds"] = "birds"
     shots: int | None = None
 
 
-class Folder(BaseOptions):
+class Folder(NamedOptions):
     name: Literal["folder"] = "folder"
     path: str
 
 
-class Toast(BaseOptions):
+class Toast(NamedOptions):
     name: Literal["toast"] = "toast"
     train_P: bool = True
     start: str = "least-squares"
@@ -41,11 +43,11 @@ class Lite(Toast):
     rank: int = Field(4, ge=1)
 
 
-class Bare(BaseOptions):
+class Bare(NamedOptions):
     name: Literal["bare"] = "bare"
 
 
-class Classification(BaseOptions):
+class Classification(NamedOptions):
     name: Literal["classification"] = "classification"
 
 
@@ -75,14 +77,13 @@ def plugins(**things: Any) -> dict[str, tuple[registry.RegistryEntry, ...]]:
 @pytest.fixture
 def house() -> dict[str, dict[str, tuple[registry.RegistryEntry, ...]]]:
     """What is registered; a test may add to it."""
-    options = {
-        registry.SOURCES: {"birds": Birds, "folder": Folder},
-        registry.METHODS: {"toast": Toast, "lite": Lite, "bare": Bare},
-        registry.TASKS: {"classification": Classification},
-    }
+    unused: Any = None
+    methods = {name: Method(options, unused) for name, options in (("toast", Toast), ("lite", Lite), ("bare", Bare))}
+    sources = {name: DataSource(options, unused, "") for name, options in (("birds", Birds), ("folder", Folder))}
     found = {
-        group: plugins(**{name: SimpleNamespace(options=each, task="classification") for name, each in known.items()})
-        for group, known in options.items()
+        registry.SOURCES: plugins(**sources),
+        registry.METHODS: plugins(**methods),
+        registry.TASKS: plugins(classification=Task(Classification, unused)),
     }
     found[registry.BACKBONES] = plugins(vit_b=card("vit_b"), vit_s=card("vit_s"))
     found[registry.FAMILIES] = plugins(vit=Family("vit", "a library", lambda model: card(f"vit:{model}")))

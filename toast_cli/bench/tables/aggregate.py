@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from toast_cli.bench.results import ExperimentResults
-from toast_cli.bench.tables.metrics import get_decisive_metrics, get_scaled_score
+from toast_cli.bench.tables.metrics import (
+    TableMetric,
+    get_decisive_metrics,
+    get_registered_metric,
+    get_scaled_score,
+)
 from toast_cli.bench.tables.model import TableColumn
 from toast_cli.bench.tables.significance import (
     PAIRED_IMAGES,
@@ -75,6 +80,9 @@ class ResultAggregator:
             return self._mean(row, self.results.datasets(row), lambda record: record["seconds"] / 60)
         if shows == "validation":
             return self._mean(row, self.results.datasets(row), _get_validation_score)
+        if shows.startswith("metric:"):
+            metric = get_registered_metric(name)
+            return self._mean(row, self.results.datasets(row), lambda record: _get_registered_value(record, metric))
         if shows.startswith("attention:"):
             datasets = self.results.datasets(row) if column.dataset is None else (column.dataset,)
             return self._mean(row, datasets, lambda record: _get_attention_percent(record, name))
@@ -140,6 +148,12 @@ def _get_test_score(record: RunRecord) -> float:
 
 def _get_validation_score(record: RunRecord) -> float | None:
     return None if record["validation"] is None else get_scaled_score(record["validation"])
+
+
+def _get_registered_value(record: RunRecord, metric: TableMetric) -> float | None:
+    """Return a registered metric of a run in the unit of a table; None if the run was made without it."""
+    value = get_decisive_metrics(record).get(metric.name)
+    return None if value is None else metric.scale * value
 
 
 def _get_attention_percent(record: RunRecord, which: str) -> float | None:

@@ -14,6 +14,7 @@ from toast_cli.bench.tables.metrics import (
     TableMetric,
     format_parameter_count,
     get_decisive_metrics,
+    get_registered_metric,
     select_metric,
 )
 from toast_cli.bench.tables.model import EMPTY_CELL, Cell, FilledRow, FilledTable, NumberCell, PlainCell, TableColumn
@@ -90,6 +91,8 @@ class _TableBuilder:
     def _select_column_metric(self, shows: str) -> TableMetric:
         """Return the metric of a column, from a finished run; the first task metric if there is no such run."""
         kind = shows.partition(":")[0]
+        if kind == "metric":
+            return get_registered_metric(shows.partition(":")[2])
         if kind in COLUMN_METRICS:
             return COLUMN_METRICS[kind]
         results = self.measures.results

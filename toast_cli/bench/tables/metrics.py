@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from toast_cli import registry
+
 
 @dataclass(frozen=True)
 class TableMetric:
@@ -34,6 +36,18 @@ TASK_METRICS = (
 def select_metric(metrics: Mapping[str, Any]) -> TableMetric:
     """Return the metric that scores these results."""
     return next(metric for metric in TASK_METRICS if metric.name in metrics)
+
+
+def get_registered_metric(name: str) -> TableMetric:
+    """Return a registered metric of logits.
+
+    Raises:
+        UsageError: There is no such metric. The message offers the nearest one.
+    """
+    metric = registry.load_entry(registry.METRICS, name)
+    if metric.percent:
+        return TableMetric(name, f"{metric.label}, %", metric.higher)
+    return TableMetric(name, metric.label, metric.higher, scale=1.0, digits=3)
 
 
 def compute_score(metrics: Mapping[str, Any]) -> float:

@@ -28,7 +28,7 @@ def print_backbones(as_json: options.JsonOption = False) -> None:
         size = _format_millions(card["parameters"])
         table.add_row(card["name"], card["family"], size, card["source"], card["package"])
     for family in families:
-        source = f"any {family['library']} model of this family"
+        source = f"any model of this family in {family['library']}"
         table.add_row(f"{family['name']}:<...>", family["name"], "", source, family["package"])
     print_table(table)
     for failure in failures:

@@ -161,8 +161,9 @@ def show_dataset(
         seed=seed,
         overrides=overrides or [],
     )
-    for message in [resolved.source, *resolved.messages]:
-        print_line(message, err)
+    if recipe is not None:  # otherwise the recipe only serves to fill in the fields that the preview does not use
+        for message in [resolved.source, *resolved.messages]:
+            print_line(message, err)
     chosen = resolved.recipe
     folder = Path(chosen.data_dir).expanduser() if chosen.data_dir else None
     opened = open_source(chosen.plugins.dataset, chosen.dataset, folder)

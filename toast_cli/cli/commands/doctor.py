@@ -123,14 +123,7 @@ def _check_plugins() -> list[dict[str, Any]]:
     from toast_cli.utils.errors import ToastError
 
     found: list[dict[str, Any]] = []
-    for group in (
-        registry.BACKBONES,
-        registry.FAMILIES,
-        registry.METHODS,
-        registry.TASKS,
-        registry.SOURCES,
-        registry.EXPORTS,
-    ):
+    for group in registry.GROUP_TYPES:
         for name, claims in sorted(registry.list_entries(group).items()):
             error = None
             try:

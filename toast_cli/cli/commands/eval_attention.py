@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from toast_cli import registry
 from toast_cli.attention.deletion_insertion import RANDOM_ORDER, RANDOM_SIMILARITY_ORDER
 from toast_cli.attention.table import (
     METRIC_DESCRIPTIONS,
@@ -18,6 +19,7 @@ from toast_cli.cli.output.console import err, print_line
 from toast_cli.cli.output.progress import TerminalReporter
 from toast_cli.data.base import describe_masks
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, evaluate_attention, sweep_feedback_strength
+from toast_cli.tasks.base import Metric
 from toast_cli.utils.files import remove_file, write_json, write_text
 from toast_cli.utils.names import escape_newlines
 from toast_cli.visualize.eval_curves import (
@@ -48,7 +50,6 @@ MAP_LABELS = {
 MEASURE_LABELS = {
     "share_inside": "inside the object",
     "pointing_hit": "highest cell on object",
-    "auc": "AUC against object",
     "entropy": "entropy (1: uniform)",
     "grid_hit": "labelled grid cell is highest",
     "shift": SWEEP_LABELS["shift"],
@@ -78,7 +79,8 @@ def run_attention_eval(request: AttentionEvalRequest, out: Path | None) -> tuple
         "numbers": numbers.result(),
         "not_measurable": numbers.count_unmeasurable(),
         "skipped": result.skipped,
-        "meaning": METRIC_DESCRIPTIONS,
+        "meaning": METRIC_DESCRIPTIONS
+        | {name: metric.meaning or metric.label for name, metric in list_attention_metrics().items()},
         "interval": "95%, bootstrap over images",
     }
     folder = clear_previous_outputs(choose_output_folder(request, run.viewer, out, "numbers"))
@@ -167,6 +169,12 @@ def clear_previous_outputs(folder: Path) -> Path:
     return folder
 
 
+def list_attention_metrics() -> dict[str, Metric]:
+    """Return the registered metrics of attention maps."""
+    metrics = registry.load_all(registry.METRICS)
+    return {name: metric for name, metric in metrics.items() if metric.needs == "attention"}
+
+
 def format_attention_notes(results: dict[str, Any]) -> list[str]:
     """Return the notes below the table: what the object is, the chance level, and what was not measurable."""
     lines = []
@@ -200,7 +208,8 @@ def build_attention_table(request: AttentionEvalRequest, results: dict[str, Any]
     table.add_column("")
     for name in maps:
         table.add_column(MAP_LABELS[name], justify="right")
-    for measure, meaning in MEASURE_LABELS.items():
+    labels = MEASURE_LABELS | {name: metric.label for name, metric in list_attention_metrics().items()}
+    for measure, meaning in labels.items():
         cells = {name: results["numbers"][name].get(measure) for name in maps}
         between = results["numbers"].get("passes", {}).get(measure)
         if any(cells.values()):

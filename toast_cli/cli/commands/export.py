@@ -173,11 +173,16 @@ def _check_options(
             )
     for option, chosen in (("--maps", maps), ("--normalize", normalize)):
         if chosen and not form.graph:
-            prepares = "The image processor normalizes images" if format == "hf" else "toast normalizes images"
+            from toast_cli import registry
+
+            prepares = {"hf": "The image processor normalizes images", "safetensors": "toast normalizes images"}
+            graphs = sorted(name for name, other in registry.load_all(registry.EXPORTS).items() if other.graph)
             raise UsageError(
                 f"{option} needs a graph format, got {format}.",
-                f"{prepares}, and toast_cli.load(PATH).attention(images) returns the maps.",
-                "Use --format onnx or torch-export.",
+                f"{prepares[format]}, and toast_cli.load(PATH).attention(images) returns the maps."
+                if format in prepares
+                else "",
+                f"Use --format {' or '.join(graphs)}.",
                 code="export.not-a-graph",
             )
     if fold and part in ("backbone", "artifact"):

@@ -64,14 +64,23 @@ def run_plan(
             what_to_do="Pass it, e.g. --memory 24GB.",
             code="device.unknown-memory",
         )
+    others = _list_other_methods()
     with TerminalReporter() as reporter:
-        found = list(
-            reporter.track(estimate_method_costs(recipe_of, limit, reporter.message), len(METHOD_VARIANTS), "measuring")
-        )
+        costs = estimate_method_costs(recipe_of, limit, reporter.message, others)
+        found = list(reporter.track(costs, len(METHOD_VARIANTS) + len(others), "measuring"))
     if as_json:
         print_json({"memory": limit, "device": str(used_device), "ways": [asdict(each) for each in found]})
         return
     _print_plan(found, limit, str(used_device), f"{recipe.dataset.name} on {recipe.backbone.name}")
+
+
+def _list_other_methods() -> list[str]:
+    """Return the methods of plugins."""
+    from toast_cli import registry
+    from toast_cli.utils.constants import OWN_PACKAGE
+
+    names = registry.list_names(registry.METHODS)
+    return [name for name in names if registry.find_package(registry.METHODS, name) != OWN_PACKAGE]
 
 
 def _print_plan(found: list[Any], limit: int, device: str, title: str) -> None:
@@ -117,7 +126,7 @@ def _print_plan(found: list[Any], limit: int, device: str, title: str) -> None:
             print_line(f"{each.way}: {each.why}")
     print_line(
         f"Times were measured on {device} over a few steps, with random weights unless --weights was given. "
-        "Memory is an estimate and excludes temporary kernel workspace."
+        "Memory is an estimate and excludes temporary kernel workspace. peft:KIND is not measured."
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from toast_cli import registry
 from toast_cli.utils.names import escape_newlines
 
 MAX_LISTED_CLASSES = 30
@@ -62,6 +63,7 @@ def build_pretuning_table(title: str, results: Mapping[str, Any]) -> Table:
 
 def add_metric_rows(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
     """Add the rows of one evaluated split."""
+    registered = registry.load_all(registry.METRICS)
     if "mean_iou" in metrics:
         table.add_row(f"mean IoU, {split}", f"{metrics['mean_iou']:.2%} over {metrics['images']} images")
         table.add_row(f"pixel accuracy, {split}", f"{metrics['pixel_accuracy']:.2%}")
@@ -71,9 +73,16 @@ def add_metric_rows(table: Table, split: str, metrics: Mapping[str, Any]) -> Non
             table.add_row(f"  IoU of {escape_newlines(name)}", "not in this split" if value is None else f"{value:.2%}")
     elif "accuracy" in metrics:
         table.add_row(f"accuracy, {split}", f"{metrics['accuracy']:.2%} of {metrics['images']}")
-    else:
+    elif "perplexity" in metrics:
         table.add_row(f"loss per token, {split}", f"{metrics['loss']:.4f} over {metrics['tokens']:,}")
         table.add_row(f"perplexity, {split}", f"{metrics['perplexity']:.3f}")
+    else:  # a task of a plugin
+        for name, value in metrics.items():
+            if isinstance(value, int | float) and name not in registered:
+                table.add_row(f"{name.replace('_', ' ')}, {split}", f"{value:.4g}")
+    for name, metric in registered.items():
+        if metric.needs == "logits" and name in metrics:
+            table.add_row(f"{metric.label}, {split}", metric.format(metrics[name]))
     share = metrics.get("attention_share")
     if share:
         labels = {

@@ -28,13 +28,12 @@ def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
 
     from toast_cli.data.text.chat_templates import set_chat_template
     from toast_cli.export.hf_model import WEIGHTS, build_generation_config, build_hf_config
-    from toast_cli.model.model import fold_model
     from toast_cli.storage.adapter import save_adapter_file
     from toast_cli.storage.model_card import format_transformers_card
     from toast_cli.utils.files import write_json, write_text
 
     dtype = getattr(torch, wanted.dtype)
-    model = fold_model(loaded.model) if wanted.fold else loaded.model
+    model = loaded.model
     backbone = model.backbone
     processor = backbone.preprocessing and build_image_processor_config(
         backbone.preprocessing, loaded.recipe.images, whole=model.objective.dense

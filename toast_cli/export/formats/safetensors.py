@@ -27,7 +27,7 @@ def write_safetensors(loaded: LoadedModel, wanted: ExportRequest, path: Path) ->
     """
     import torch
 
-    from toast_cli.model.model import fold_model, get_merged_state_dict
+    from toast_cli.model.model import get_merged_state_dict
     from toast_cli.storage.adapter import BACKBONE_METADATA_KEY, save_adapter_file
     from toast_cli.storage.pretuned import read_artifact, save_artifact_file
     from toast_cli.utils.files import write_tensors
@@ -50,7 +50,7 @@ def write_safetensors(loaded: LoadedModel, wanted: ExportRequest, path: Path) ->
             cast=lambda tensor: _cast_floating_point(tensor, dtype),
         )
         return
-    model = fold_model(loaded.model) if wanted.fold else loaded.model
+    model = loaded.model
     save_adapter_file(
         path,
         model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,10 @@ class UnsupportedMethod:
 
 
 def estimate_method_costs(
-    recipe_of: Callable[[str, tuple[str, ...]], Recipe], memory: int, tell: Callable[[str], object]
+    recipe_of: Callable[[str, tuple[str, ...]], Recipe],
+    memory: int,
+    tell: Callable[[str], object],
+    others: Iterable[str] = (),
 ) -> Iterator[MethodCost | UnsupportedMethod]:
     """Yield the cost of each method variant.
 
@@ -81,15 +84,17 @@ def estimate_method_costs(
         recipe_of: `recipe_of(method, overrides)` returns the recipe of a variant.
         memory: the memory to fit into, in bytes.
         tell: called with a message before each variant is measured.
+        others: further methods to measure with their default options.
 
     Raises:
         ToastError: the first variant fails, because the data set or the backbone cannot be opened.
     """
-    for number, (way, (method, fields)) in enumerate(METHOD_VARIANTS.items()):
+    variants = METHOD_VARIANTS | {name: (name, ()) for name in others}
+    for number, (way, (method, fields)) in enumerate(variants.items()):
         tell(f"Measuring {way} …")
-        recipe = recipe_of(method, (*fields, f"training.eval_batch_size={MAX_TIMED_BATCH_SIZE}"))
-        started = time.perf_counter()
         try:
+            recipe = recipe_of(method, (*fields, f"training.eval_batch_size={MAX_TIMED_BATCH_SIZE}"))
+            started = time.perf_counter()
             session = prepare_session(recipe, place=False)
             yield _estimate_method_cost(way, session, memory, time.perf_counter() - started)
         except ToastError as error:
