@@ -53,20 +53,26 @@ def test_copies_of_an_instruction_are_in_one_split(tmp_path: Path) -> None:
         for change in VARIANTS
     ]
     random.Random(0).shuffle(entries)
-    data = open_instructions(entries, tmp_path, val_fraction=0.2, test_fraction=0.2)
+    fractions = {"val_fraction": 0.2, "test_fraction": 0.2}
+    said = [note for note in open_instructions(entries, tmp_path, **fractions).notes if "copies of a text" in note]
+    assert len(said) == 1 and "texts of val and test in d.json" in said[0]
+    data = open_instructions(entries, tmp_path, group_copies=True, **fractions)
     splits = list_splits_of(data)
     assert len(splits) == 30 and all(len(parts) == 1 for parts in splits.values())
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 76, "val": 20, "test": 24}
-    assert any("90 of 120 texts of d.json are copies" in note for note in data.notes)
+    assert not any("copies of a text" in note for note in data.notes)
 
 
 def test_copies_of_a_document_are_in_one_split(tmp_path: Path) -> None:
     path = tmp_path / "d.txt"
     path.write_text("\n".join(f"Day {number % 20} was fine." for number in range(60)))
-    data = open_documents(TextDocumentOptions(path=str(path), val_fraction=0.2, test_fraction=0.2), None)
+    options = {"path": str(path), "val_fraction": 0.2, "test_fraction": 0.2}
+    said = open_documents(TextDocumentOptions(**options), None).notes
+    assert any("are copies of a text in an earlier split" in note for note in said)
+    data = open_documents(TextDocumentOptions(**options, group_copies=True), None)
     assert all(len(parts) == 1 for parts in list_splits_of(data).values())
     assert sum(map(len, data.splits.values())) == 60 and set(data.splits) == {"train", "val", "test"}
-    assert any("40 of 60 documents" in note for note in data.notes)
+    assert not any("copies of a text" in note for note in data.notes)
 
 
 def test_data_without_copies_are_split_as_ever(tmp_path: Path) -> None:
@@ -149,7 +155,7 @@ def test_data_check_reports_what_is_wrong_with_texts(tmp_path: Path) -> None:
     assert report == json.loads((tmp_path / "report.json").read_text())
     assert report["problems"] == [
         "2 entries cannot be used",
-        "1 of 121 texts are copies of an earlier one: they are in the same split, and count there several times",
+        "1 of 121 texts are copies of an earlier one, 1 of them in another split",
     ]
     assert report["left_out"] == {"entry 62": "'output' is empty", "entry 63": "'output' is not a string"}
     assert report["duplicates"]["copies"]["pairs"][0]["second"].endswith("entry 61")

@@ -11,7 +11,12 @@ from toast_cli.data.audit.check import MAX_LISTED, REPORTED_SPLITS, ProgressTrac
 from toast_cli.data.base import BatchOptions, DataSet, LoaderOptions
 from toast_cli.data.loaders import build_loader
 from toast_cli.data.text.conversation_split import ConversationSplit, find_near_conversations, format_content
-from toast_cli.data.text.duplicates import compute_text_key, find_first_copies, find_near_texts_across_splits
+from toast_cli.data.text.duplicates import (
+    compute_text_key,
+    count_copies_across_splits,
+    find_first_copies,
+    find_near_texts_across_splits,
+)
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
@@ -55,7 +60,11 @@ def check_texts(data: DataSet, track: ProgressTracker, backbone: Backbone | None
         },
         "left_out": dict(data.left_out),
         "duplicates": {
-            "copies": {"count": len(pairs), "pairs": pairs[:MAX_LISTED]},
+            "copies": {
+                "count": len(pairs),
+                "across_splits": count_copies_across_splits(keys),
+                "pairs": pairs[:MAX_LISTED],
+            },
             "nearly_across_splits": {
                 "count": len(near),
                 "pairs": [{"first": first, "second": second} for second, first in [*near.items()][:MAX_LISTED]],
@@ -79,10 +88,11 @@ def _list_findings(report: Mapping[str, Any], total: int) -> tuple[list[str], li
     problems, warnings = [], []
     if report["left_out"]:
         problems.append(f"{len(report['left_out']):,} entries cannot be used")
-    if copies := report["duplicates"]["copies"]["count"]:
+    copies = report["duplicates"]["copies"]
+    if copies["count"]:
         problems.append(
-            f"{copies:,} of {total:,} texts are copies of an earlier one: they are in the same split, and count there "
-            "several times"
+            f"{copies['count']:,} of {total:,} texts are copies of an earlier one, {copies['across_splits']:,} of them "
+            "in another split"
         )
     for part, effect in (("val", "epochs and settings cannot be selected"), ("test", "no test result is reported")):
         if part not in report["splits"]:

@@ -13,7 +13,13 @@ from pydantic import Field
 
 from toast_cli.data.base import DataSet, SplitKind
 from toast_cli.data.splits import compute_split_hash, hold_out
-from toast_cli.data.text.duplicates import compute_text_key, find_first_copies, find_near_texts_across_splits
+from toast_cli.data.text.duplicates import (
+    compute_text_key,
+    count_copies_across_splits,
+    find_first_copies,
+    find_near_texts_across_splits,
+    format_copies_note,
+)
 from toast_cli.data.text.json_lines import read_json_list
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
@@ -39,6 +45,9 @@ class ConversationOptions(NamedOptions):
     val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the conversations held out to select the epoch")
     test_fraction: float = Field(0.05, ge=0, lt=1, description="share of the conversations held out for testing")
     split_seed: int = Field(0, ge=0, examples=[1], description="seed of the splits, independent of the seed of the run")
+    group_copies: bool = Field(
+        False, description="keep copies of a text, which may differ in case and spaces, in one split"
+    )
     max_tokens: int = Field(512, ge=8, description="maximum number of tokens; longer texts are truncated and counted")
     template: Literal["auto", "chat", "plain", "stanford"] = Field(
         "auto",
@@ -107,8 +116,7 @@ def open_conversations(
 ) -> DataSet:
     """Read a file of conversations as a data set.
 
-    Copies of a conversation, which may differ in case and spaces, are in one split: splits are made of the first
-    copies.
+    Copies of a conversation that are in several splits are counted in the notes. With `group_copies`, they are in one.
 
     Args:
         options: The options of the file.
@@ -149,7 +157,8 @@ def open_conversations(
         raise ToastError(
             f"{path} contains no conversation in the format '{options.name}'.", why, code="text.no-conversations"
         )
-    parts, copies = _split_conversations(conversations, options)
+    keys = [compute_text_key(format_content(text)) for text in conversations]
+    parts = _split_conversations(conversations, keys, options)
     if not parts["train"]:
         raise ToastError(f"{path} contains no conversation to train on.", code="text.no-training-text")
     contents = [repr(text.turns) for text in conversations]  # not the entry numbers, which do not change with an edit
@@ -161,11 +170,8 @@ def open_conversations(
     if unused:
         fields = ", ".join(f"{name} of {count:,} entries" for name, count in unused.most_common())
         notes.append(f"Not used in {path.name}: {fields}.")
-    if copies:
-        notes.append(
-            f"{copies:,} of {len(conversations):,} texts of {path.name} are copies of an earlier one, so they are in "
-            "the same split."
-        )
+    repeated = count_copies_across_splits({name: [keys[i] for i in indices] for name, indices in parts.items()})
+    notes += format_copies_note(repeated, path.name)
     splits = {
         name: ConversationSplit(tuple(conversations[i] for i in indices), options)
         for name, indices in parts.items()
@@ -187,10 +193,10 @@ def open_conversations(
 
 
 def _split_conversations(
-    conversations: Sequence[Conversation], options: ConversationOptions
-) -> tuple[dict[str, list[int]], int]:
-    """Return the indices of each split, and the number of copies of an earlier conversation."""
-    first = find_first_copies(compute_text_key(format_content(text)) for text in conversations)
+    conversations: Sequence[Conversation], keys: Sequence[int], options: ConversationOptions
+) -> dict[str, list[int]]:
+    """Return the indices of each split. Conversations with equal keys are in one split if `group_copies` is set."""
+    first = find_first_copies(keys if options.group_copies else range(len(keys)))
     kinds = sorted(set(first))
     names, seed = [conversations[i].name for i in kinds], options.split_seed
     kept, test = hold_out(names, [0] * len(kinds), options.test_fraction, seed)
@@ -200,7 +206,7 @@ def _split_conversations(
     parts: dict[str, list[int]] = {name: [] for name in chosen}
     for index, original in enumerate(first):
         parts[split_of[original]].append(index)
-    return parts, len(first) - len(kinds)
+    return parts
 
 
 def format_content(conversation: Conversation) -> str:

@@ -17,6 +17,7 @@ from toast_cli.data.base import DataSet, DataSource, SplitKind
 from toast_cli.data.split_names import parse_split_name
 from toast_cli.data.splits import hold_out_indices
 from toast_cli.data.text.conversation_split import list_filled_fields
+from toast_cli.data.text.duplicates import count_copies_across_splits, format_copies_note
 from toast_cli.data.text.text_store import TextStore
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
@@ -64,6 +65,9 @@ class TextDocumentOptions(NamedOptions):
         0.0, ge=0, lt=1, examples=[0.01], description="share of the documents held out for testing"
     )
     split_seed: int = Field(0, ge=0, examples=[1], description="seed of the splits, independent of the seed of the run")
+    group_copies: bool = Field(
+        False, description="keep copies of a text, which may differ in case and spaces, in one split"
+    )
     block_tokens: int = Field(
         512, ge=8, description="number of tokens per block; documents are joined and cut into blocks"
     )
@@ -99,7 +103,7 @@ class DocumentSplit:
 def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataSet:
     """Read all documents into a temporary file and split them, independent of the seed of the run.
 
-    Copies of a document, which may differ in case and spaces, are in one split: splits are made of the first copies.
+    Copies of a document that are in several splits are counted in the notes. With `group_copies`, they are in one.
 
     Raises:
         UsageError: If the file or folder does not exist.
@@ -111,8 +115,11 @@ def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataS
     spool = TextStore(_read_texts(options, data_dir, unused))
     if not len(spool):
         raise ToastError(f"{options.path} contains no text to train on.", code="text.no-training-text")
-    _, firsts, copy_of = np.unique(np.frombuffer(spool.keys, np.uint64), return_index=True, return_inverse=True)
-    first = firsts[copy_of]
+    keys = np.frombuffer(spool.keys, np.uint64)
+    first = np.arange(len(spool))
+    if options.group_copies:
+        _, firsts, copy_of = np.unique(keys, return_index=True, return_inverse=True)
+        first = firsts[copy_of]
     originals = np.flatnonzero(first == np.arange(len(spool)))
     kept, test = hold_out_indices(originals, options.test_fraction, options.split_seed)
     train, val = hold_out_indices(kept, options.val_fraction, options.split_seed + 1)
@@ -123,11 +130,8 @@ def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataS
     splits = {name: documents for name, documents in parts.items() if len(documents)}
     held = ", ".join(f"{len(documents):,} {name} (split {documents.digest})" for name, documents in splits.items())
     notes = [f"documents of {options.path}: {held}, seed {options.split_seed}"]
-    if copies := len(spool) - len(originals):
-        notes.append(
-            f"{copies:,} of {len(spool):,} documents of {options.path} are copies of an earlier one, so they are in "
-            "the same split."
-        )
+    repeated = count_copies_across_splits({name: keys[part].tolist() for name, part in numbers.items()})
+    notes += format_copies_note(repeated, str(options.path))
     if unused:
         fields = ", ".join(f"{name} of {count:,} documents" for name, count in unused.most_common())
         notes.append(f"Not used in {options.path}: {fields}.")

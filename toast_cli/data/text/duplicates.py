@@ -38,6 +38,28 @@ def find_first_copies(keys: Iterable[int]) -> list[int]:
     return [first.setdefault(key, index) for index, key in enumerate(keys)]
 
 
+def count_copies_across_splits(keys: Mapping[str, Sequence[int]]) -> int:
+    """Return the number of texts with the key of a text in an earlier split. Splits go from train to test."""
+    seen: set[int] = set()
+    count = 0
+    for part in ("train", "val", "test"):
+        own = keys.get(part, ())
+        count += sum(key in seen for key in own)
+        seen.update(own)
+    return count
+
+
+def format_copies_note(count: int, name: str) -> list[str]:
+    """Return the note on `count` texts of the file `name` that are copies of a text in an earlier split."""
+    if not count:
+        return []
+    texts = "1 text" if count == 1 else f"{count:,} texts"
+    return [
+        f"{texts} of val and test in {name} {'is a copy' if count == 1 else 'are copies'} of a text in an earlier "
+        "split, so results on them say little about new texts. dataset.group_copies=true keeps copies in one split."
+    ]
+
+
 def compute_minimum_hashes(texts: Iterable[str]) -> np.ndarray:
     """Return `HASHES` minimum hashes of the shingles of every text, `[N, HASHES]` (Broder, 1997)."""
     import numpy as np
