@@ -79,7 +79,7 @@ def before(given: argparse.Namespace) -> float:
     }
     raw = {"backbone": f"llama:{given.model}", "dataset": dataset, "method": "full", "task": "language"}
     session = prepare_session(build_recipe(raw, {}, origin="this benchmark"))
-    return float(evaluate_model(session.model, session.batches("test"), session.accelerator)["loss"])
+    return float(evaluate_model(session.model, session.make_loader("test"), session.accelerator)["loss"])
 
 
 def spread(values: list[float], digits: int = 3) -> str:

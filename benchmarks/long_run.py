@@ -37,7 +37,7 @@ class Watch(Reporter):
         self.steps: list[int] = []
         self.seen: list[tuple[float, int, int]] = []
 
-    def step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
+    def report_step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
         if step % EVERY == 0:
             self.steps.append(step)
             now = self.process

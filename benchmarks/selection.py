@@ -40,14 +40,14 @@ def with_weights(weigh: Callable[[Tensor], Tensor]) -> Change:
     """Change the token weights m_i."""
 
     def change(steering: Steering, first: Readout, place: Tensor) -> Signals:
-        m = weigh(steering.selection.similarity(first))
+        m = weigh(steering.selection.compute_similarity(first))
         return list(steering.feedback(F.linear(m.unsqueeze(-1) * first.z, steering.selection.P)))
 
     return change
 
 
 def without_P(steering: Steering, first: Readout, place: Tensor) -> Signals:
-    m = steering.selection.similarity(first)
+    m = steering.selection.compute_similarity(first)
     return list(steering.feedback(m.unsqueeze(-1) * first.z))
 
 
@@ -96,9 +96,9 @@ def measure(model: Model, batches: Sequence[dict[str, Tensor]], change: Change) 
             m, selected = steering.selection(first)
             return m, selected, change(steering, first, place)
 
-        steering.signals = signals  # type: ignore[method-assign]
+        steering.compute_signals = signals  # type: ignore[method-assign]
         look = recorder.record(batch["image"])
-        del steering.signals
+        del steering.compute_signals
         assert look.last is not None
         right += int((look.logits.argmax(-1) == batch["label"]).sum())
         shares += float(share_inside(look.last, batch["mask"]).sum())

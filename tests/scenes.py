@@ -53,6 +53,10 @@ def kept(model: Model, folder: Path, **more: object) -> Path:
     small = {"name": "demo", "test_images": 12, "train_images": 5, "val_images": 5}
     recipe = recipe_of(method, **{"dataset": small, **more})
     save_adapter_folder(
-        folder, model.trained(), {}, build_adapter_config(model, recipe, open_demo(DemoOptions(), None).classes), ""
+        folder,
+        model.get_trained_parameters(),
+        {},
+        build_adapter_config(model, recipe, open_demo(DemoOptions(), None).classes),
+        "",
     )
     return folder

@@ -135,7 +135,7 @@ class Steered(nn.Module):
                 what_to_do="Call segment().",
                 code="task.labels-pixels",
             )
-        with self._evaluation_mode():
+        with self._use_evaluation_mode():
             probabilities = torch.cat(
                 [self.model(batch).float().softmax(-1).cpu() for batch in self._prepare_batches(images, batch_size)]
             )
@@ -164,7 +164,7 @@ class Steered(nn.Module):
                 "This model was trained with token labels and does not predict classes.",
                 code="task.predicts-no-classes",
             )
-        with self._evaluation_mode():
+        with self._use_evaluation_mode():
             return [predict_pixel_classes(self.model, self._images, opened) for opened in self._open(images)]
 
     @torch.no_grad()
@@ -190,7 +190,7 @@ class Steered(nn.Module):
         """
         recorder = AttentionRecorder(self.model, level, head)
         maps = []
-        with self._evaluation_mode():
+        with self._use_evaluation_mode():
             for batch in self._prepare_batches(images, batch_size):
                 output = recorder.record(batch)
                 maps.append((output.first, output.last, output.similarity))  # and not the states of both passes
@@ -212,7 +212,7 @@ class Steered(nn.Module):
             UsageError: The backbone is not a language model or has no tokenizer, the prompt or a message is invalid,
                 or a setting requests more than one text.
         """
-        with self._evaluation_mode():
+        with self._use_evaluation_mode():
             return TextGenerator(self.model, self._template).answer(_to_turns(prompt), on_text, **settings)
 
     def generate_all(
@@ -232,7 +232,7 @@ class Steered(nn.Module):
                 what_to_do="Call generate() for one prompt.",
                 code="text.not-a-list",
             )
-        with self._evaluation_mode():
+        with self._use_evaluation_mode():
             return TextGenerator(self.model, self._template).answer_all(
                 [_to_turns(one) for one in prompts], batch_size, **settings
             )
@@ -254,7 +254,7 @@ class Steered(nn.Module):
         while batch := list(islice(opened, batch_size)):
             yield self.prepare(batch)
 
-    def _evaluation_mode(self) -> Any:
+    def _use_evaluation_mode(self) -> Any:
         return _EvaluationMode(self.model)
 
 

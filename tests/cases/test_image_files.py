@@ -159,7 +159,7 @@ def test_class_maps_masks_and_archives_are_turned(turned: Path, tmp_path: Path) 
     np.testing.assert_array_equal(read_class_map(tmp_path / "map.png", 3), np.rot90(classes, -1))
     sample = SegmentationSplit(((turned, tmp_path / "map.png"),), 3).load(0)
     assert sample.classes is not None and sample.classes.shape == (60, 40)
-    mask = MaskFile(tmp_path / "map.png", lambda pixels: pixels[..., 0] == 2).mask(60, 40)
+    mask = MaskFile(tmp_path / "map.png", lambda pixels: pixels[..., 0] == 2).rasterize(60, 40)
     np.testing.assert_array_equal(mask, np.rot90(classes == 2, -1))
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(turned, "a/turned.png")
@@ -189,7 +189,7 @@ def test_no_more_of_a_thin_image_is_computed_than_a_crop_needs(size: tuple[int, 
             assert cropped is None or cropped.any()
         if mode == "border":  # at the centre up to a pixel of the resized image, which is half of a thin one
             continue
-        window = build_transform(ImageOptions(), seen, train=False).window(image)
+        window = build_transform(ImageOptions(), seen, train=False).compute_window(image)
         assert window.left + window.width / 2 == pytest.approx(size[0] / 2, abs=0.1)
         assert window.top + window.height / 2 == pytest.approx(size[1] / 2, abs=0.1)
 

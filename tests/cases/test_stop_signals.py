@@ -33,7 +33,7 @@ def restored() -> Iterator[None]:
 @contextmanager
 def heard() -> Iterator[InterruptHandler]:
     handler = InterruptHandler()
-    with handler.heard():
+    with handler.defer_signal():
         yield handler
 
 

@@ -94,9 +94,9 @@ def test_only_final_runs_look_at_the_test_split_and_each_does_once(finished: tup
 
 def test_the_final_runs_have_what_validated_best(finished: tuple[Path, Any]) -> None:
     board = ExperimentScheduler(*_opened(finished[0] / "out"))
-    search = (board.stage("Markings", "linear", "search") or {}).values()
+    search = (board.get_stage_status("Markings", "linear", "search") or {}).values()
     best = max(search, key=lambda each: (each.trial.value, -each.record["validation"]["loss"]))  # type: ignore[union-attr]
-    (final,) = (board.stage("Markings", "linear", "final") or {}).values()
+    (final,) = (board.get_stage_status("Markings", "linear", "final") or {}).values()
     assert final.record["params"] == best.record["params"]
 
 
@@ -117,7 +117,7 @@ def test_a_finished_suite_is_not_run_again_but_told(
 def test_a_setting_that_came_too_late_is_said_by_every_verb(
     finished: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ExperimentScheduler, "overtaken", lambda board: ["validated better, but kept"])
+    monkeypatch.setattr(ExperimentScheduler, "list_overtaken_cells", lambda board: ["validated better, but kept"])
     out = ("--out", finished[0] / "out")
     for words in (DEMO, ["bench", "status"], ["bench", "tables"]):
         assert "validated better, but kept" in toast(*words, *out).err
@@ -151,9 +151,9 @@ def test_a_run_that_fails_is_kept_with_its_reason_while_others_go_on_and_is_retr
     assert "photos" in status["failed"][0]["reason"]
     assert toast(*words).code == 1, "it is not tried again unasked"
     board = ExperimentScheduler(*_opened(here / "out"))
-    assert len(board.study("Photos", "linear", "final").get_trials()) == 1
+    assert len(board.open_study("Photos", "linear", "final").get_trials()) == 1
     assert toast(*words, "--retry").code == 1
-    assert len(board.study("Photos", "linear", "final").get_trials()) == 2
+    assert len(board.open_study("Photos", "linear", "final").get_trials()) == 2
 
 
 def _opened(out: Path) -> Any:
@@ -167,7 +167,7 @@ class Listening(Reporter):
     def __init__(self, log: Path) -> None:
         self.log = log
 
-    def message(self, text: str) -> None:
+    def report_message(self, text: str) -> None:
         with self.log.open("a") as log:
             log.write(text + "\n")
 
@@ -251,13 +251,13 @@ def test_two_workers_are_killed_and_started_again_and_nothing_is_lost_or_done_tw
         assert process.exitcode == 0
     assert "Resuming after epoch" in said(4, 5)
     board = ExperimentScheduler(*_opened(out))
-    assert board.counts() == {"done": 6}, "of two rows, two settings searched and one final run"
-    trials = [trial for where in board.stages() for trial in board.study(*where).get_trials()]
+    assert board.count_runs_by_state() == {"done": 6}, "of two rows, two settings searched and one final run"
+    trials = [trial for where in board.iterate_stages() for trial in board.open_study(*where).get_trials()]
     completed = [trial.user_attrs["key"] for trial in trials if trial.state == TrialState.COMPLETE]
     assert len(completed) == len(set(completed)) == 6
     assert epochs() == [6] * 6
     ends = "".join(file.read_text() for file in here.glob("*.ends"))
     assert ends.count("end") == 2, "the test split was looked at once by every final run"
     for row in ("linear", "lora"):
-        (final,) = (board.stage("Markings", row, "final") or {}).values()
-        assert board.fixed("Markings", row) == final.record["params"]
+        (final,) = (board.get_stage_status("Markings", row, "final") or {}).values()
+        assert board.get_locked_params("Markings", row) == final.record["params"]

@@ -117,7 +117,7 @@ def test_what_is_deleted_meanwhile_is_read_and_computed_again(
     ]
     words += ["training.batch_size=6", "training.accumulate=1", "training.epochs=3", "dataset.val_fraction=0.25"]
     alone = tuned(here / "alone", *words)
-    of, batches, known = FirstPassCache.of, [], []
+    of, batches, known = FirstPassCache.get_batch_outputs, [], []
 
     def delete_and_run(self: FirstPassCache, batch: Any) -> dict[str, Tensor]:
         batches.append(batch)
@@ -126,7 +126,7 @@ def test_what_is_deleted_meanwhile_is_read_and_computed_again(
             shutil.rmtree(self.cache.path)
         return of(self, batch)
 
-    monkeypatch.setattr(FirstPassCache, "of", delete_and_run)
+    monkeypatch.setattr(FirstPassCache, "get_batch_outputs", delete_and_run)
     assert same(tuned(here / "emptied", *words), alone)
     assert known[4]
 

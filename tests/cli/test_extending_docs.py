@@ -109,7 +109,7 @@ def test_the_method_leaves_the_users_own_model_as_it_is() -> None:
     before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
     steered = steer(mine, classes=2, method="norms")
     with torch.no_grad():
-        for weight in steered.model.trained().values():
+        for weight in steered.model.get_trained_parameters().values():
             weight.add_(1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in mine.state_dict().items())
 

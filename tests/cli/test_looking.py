@@ -163,7 +163,7 @@ def test_on_grids_the_labelled_cell_wins_that_has_most_of_the_map(here: Path) ->
     viewer = viewer_of(demo_model())
     for line in read(Path("n-numbers/per_image.csv")):
         sample = split.load(places[line["image"]])  # type: ignore[attr-defined]
-        maps = viewer.recorder.record(viewer.transform(sample.image)[0][None]).maps()
+        maps = viewer.recorder.record(viewer.transform(sample.image)[0][None]).get_maps()
         for name in ("pass_one", "similarity", "pass_two"):
             cells = maps[name][0].unflatten(1, (2, 4)).unflatten(0, (2, 4)).sum((1, 3))  # of 8 by 8, 4 by 4 in each
             labelled = int(np.argmax(sample.mask[[0, 0, -1, -1], [0, -1, 0, -1]]))

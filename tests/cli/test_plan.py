@@ -18,8 +18,8 @@ GROWTH = MemoryByBatchSize(weights=1000, gradients=100, optimizer=100, first=300
 
 
 def test_memory_grows_by_each_sample_and_the_largest_batch_is_the_last_that_fits() -> None:
-    assert [GROWTH.at(size).total for size in (1, 2, 5)] == [1500, 1700, 2300]
-    assert [GROWTH.largest(limit) for limit in (1499, 1500, 1699, 1700, 2300)] == [0, 1, 1, 2, 5]
+    assert [GROWTH.estimate(size).total for size in (1, 2, 5)] == [1500, 1700, 2300]
+    assert [GROWTH.find_largest_batch_size(limit) for limit in (1499, 1500, 1699, 1700, 2300)] == [0, 1, 1, 2, 5]
 
 
 @pytest.mark.parametrize(("text", "size"), [("24GB", 24e9), ("24GiB", 24 * 2**30), ("1.5 MB", 1.5e6), ("8 kB", 8e3)])
@@ -39,15 +39,15 @@ def test_a_whole_run_is_its_epochs_with_validation_and_one_look_at_test() -> Non
 
     here, samples = TimePerSample(train=0.1, evaluate=0.01, before=5.0), {"train": 100, "val": 50, "test": 200}
     recipe = resolve_recipe(overrides=["training.epochs=3", "training.validate_every=1"]).recipe
-    assert here.run(recipe, samples) == pytest.approx(5 + 3 * (10 + 0.5) + 2)
+    assert here.estimate_run_seconds(recipe, samples) == pytest.approx(5 + 3 * (10 + 0.5) + 2)
     untested = resolve_recipe(overrides=["training.epochs=3", "training.validate_every=1", "test=false"]).recipe
-    assert here.run(untested, samples) == pytest.approx(5 + 3 * (10 + 0.5))
+    assert here.estimate_run_seconds(untested, samples) == pytest.approx(5 + 3 * (10 + 0.5))
     seldom = resolve_recipe(overrides=["training.epochs=3", "training.validate_every=2", "test=false"]).recipe
-    assert here.run(seldom, samples) == pytest.approx(5 + 3 * 10 + 2 * 0.5)
+    assert here.estimate_run_seconds(seldom, samples) == pytest.approx(5 + 3 * 10 + 2 * 0.5)
     short = resolve_recipe(
         overrides=["training.epochs=3", "training.batch_size=50", "training.max_steps=3", "test=false"]
     ).recipe
-    assert here.run(short, samples) == pytest.approx(5 + 1.5 * 10 + 0.5)
+    assert here.estimate_run_seconds(short, samples) == pytest.approx(5 + 1.5 * 10 + 0.5)
 
 
 def test_ways_are_compared_and_those_that_do_not_fit_or_are_not_taken_are_said(

@@ -68,7 +68,7 @@ def test_tuning_starts_from_the_artifact(pretuned: Path, here: Path, words: str)
     session = prepare_session(load_recipe(here / "run" / "recipe.yaml"))
     model = session.model
     load_checkpoint(here / "run" / "checkpoints", "last", model)
-    trained = {name: weight for name, weight in model.trained().items() if ".A." in name or "xi" in name}
+    trained = {name: weight for name, weight in model.get_trained_parameters().items() if ".A." in name or "xi" in name}
     artifact = load_file(pretuned / "artifact" / "feedback.safetensors")
     assert torch.allclose(trained["adapted.steering.selection.xi"], artifact["xi"], atol=1e-6)
     steering = model.adapted.steering

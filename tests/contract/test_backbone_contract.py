@@ -164,7 +164,7 @@ def test_a_training_step_changes_what_the_method_declares_and_nothing_else(name:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # a tied weight counts once
     before = {key: tensor.detach().clone() for key, tensor in tensors.items()}
     additions = model.get_frozen_additions()
-    optimizer = torch.optim.SGD(model.trained().values(), lr=1.0)
+    optimizer = torch.optim.SGD(model.get_trained_parameters().values(), lr=1.0)
     logits, passes = model.forward_passes(inputs_of(backbone))
     loss = logits.exp().sum()  # any loss will do: which task follows is not the backbone's business
     if (own := backbone.output()) is not None:
@@ -172,7 +172,7 @@ def test_a_training_step_changes_what_the_method_declares_and_nothing_else(name:
     loss.backward()
     optimizer.step()
 
-    trained = set(model.trained())
+    trained = set(model.get_trained_parameters())
     with_gradient = {key for key, parameter in model.named_parameters() if parameter.grad is not None}
     changed = {key for key, tensor in tensors.items() if not torch.equal(tensor, before[key])}
     assert with_gradient == trained

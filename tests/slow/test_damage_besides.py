@@ -19,7 +19,7 @@ from toast_cli.storage.checksums import append_checksummed_line, drop_damaged_li
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.utils.errors import ToastError
 
-JOBS = Experiment("small", parse_suite(small_suite(seeds=4), "small.yaml")).finals("Markings", "linear", {})
+JOBS = Experiment("small", parse_suite(small_suite(seeds=4), "small.yaml")).make_final_jobs("Markings", "linear", {})
 
 
 def record(job: Job) -> dict[str, Any]:
@@ -29,17 +29,17 @@ def record(job: Job) -> dict[str, Any]:
 def filled(url: str, locks: Path) -> None:
     """A ledger in which every run is done."""
     ledger = Ledger(url, locks)
-    study = ledger.study("Markings/linear/final")
-    ledger.fill(study, JOBS)
-    while (claim := ledger.take(study, JOBS)) is not None:
-        with claim.alive():
-            claim.done(record(claim.job)["test"]["accuracy"], record(claim.job))
+    study = ledger.open_study("Markings/linear/final")
+    ledger.enqueue_jobs(study, JOBS)
+    while (claim := ledger.take_waiting_run(study, JOBS)) is not None:
+        with claim.keep_alive():
+            claim.record_result(record(claim.job)["test"]["accuracy"], record(claim.job))
 
 
 def done(url: str, locks: Path) -> dict[Job, Any]:
     """What a table would show of it."""
     ledger = Ledger(url, locks)
-    standings = ledger.compute_job_statuses(ledger.study("Markings/linear/final"), JOBS)
+    standings = ledger.compute_job_statuses(ledger.open_study("Markings/linear/final"), JOBS)
     return {job: standing.record for job, standing in standings.items() if standing.state == "done"}
 
 

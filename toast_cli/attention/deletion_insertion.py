@@ -60,7 +60,7 @@ class DeletionInsertionCurves:
         full, grey, blur = (
             self._compute_answer_probability(inputs, answer) for inputs in (images, torch.zeros_like(images), blurred)
         )
-        for name, map in {**output.maps(), **self._compute_baseline(output)}.items():
+        for name, map in {**output.get_maps(), **self._compute_baseline(output)}.items():
             masks = self._build_pixel_masks(map, (H, W))
             self.taken.setdefault(name, []).append(torch.stack([mask.mean((1, 2, 3)) for mask in masks], 1).cpu())
             for kind, shown, hidden, ends in (

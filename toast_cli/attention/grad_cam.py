@@ -41,7 +41,7 @@ class FinalLevelModule(nn.Module):
         else:
             hidden = self.target_layer(self.inputs.detach().requires_grad_())
             state = backbone.level(len(backbone.levels) - 1, State(hidden), self.signal)
-        return self.model.outputs(backbone.leave(state).pooled)
+        return self.model.compute_outputs(backbone.leave(state).pooled)
 
 
 def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:

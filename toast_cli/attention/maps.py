@@ -34,7 +34,7 @@ class AttentionOutput:
     kind: str = "attention"
     checks: AttentionChecks | None = None
 
-    def maps(self) -> dict[str, Tensor]:
+    def get_maps(self) -> dict[str, Tensor]:
         """Return the available maps by name, each `[B, rows, columns]`."""
         named = {"pass_one": self.first, "similarity": self.similarity, "pass_two": self.last}
         return {name: map for name, map in named.items() if map is not None}
@@ -84,13 +84,13 @@ class AttentionRecorder:
         return AttentionOutput(
             logits=logits,
             passes=passes,
-            first=self._map(first, grid),
-            last=self._map(last, grid) if last.attention else None,
+            first=self._compute_level_map(first, grid),
+            last=self._compute_level_map(last, grid) if last.attention else None,
             similarity=None if similarity is None else similarity[:, backbone.prefix_tokens :].unflatten(1, grid),
             checks=checks,
         )
 
-    def _map(self, trace: Trace, grid: tuple[int, int]) -> Tensor:
+    def _compute_level_map(self, trace: Trace, grid: tuple[int, int]) -> Tensor:
         attention = [trace.attention[level].float() for level in sorted(self.levels)]
         rolled_out = self.head == "rollout"
         weights = compute_attention_rollout(attention) if rolled_out else reduce_heads(attention[-1], self.head)

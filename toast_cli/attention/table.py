@@ -69,8 +69,8 @@ class AttentionMetricsTable:
 
     def _compute_measures(self, output: AttentionOutput, mask: Tensor | None) -> Iterable[tuple[str, str, Tensor]]:
         """Yield the metrics of each map and of the change between passes; NaN if the crop lost the object."""
-        shares: dict[str, Tensor] = {} if mask is None else compute_object_shares(output.maps(), mask)
-        for name, map in output.maps().items():
+        shares: dict[str, Tensor] = {} if mask is None else compute_object_shares(output.get_maps(), mask)
+        for name, map in output.get_maps().items():
             yield name, "entropy", entropy(map)
             if mask is None:
                 continue
@@ -111,19 +111,19 @@ class AttentionMetricsTable:
         """Add the values of another process."""
         self.rows.extend(other.rows)
 
-    def column(self, name: str) -> list[float]:
+    def get_values(self, name: str) -> list[float]:
         """Return one metric of all images, in the order of the split."""
         return [row[name] for row in sorted(self.rows, key=lambda row: row["index"])]
 
-    def names(self) -> list[str]:
+    def list_metrics(self) -> list[str]:
         """Return the names of all metrics, as `MAP/METRIC`."""
         return [name for name in self.rows[0] if "/" in name] if self.rows else []
 
     def result(self) -> dict[str, dict[str, Any]]:
         """Return, by map and metric, the mean over images and its 95% interval."""
         means: dict[str, dict[str, Any]] = {}
-        for name in self.names():
-            mean = bootstrap_mean(self.column(name))
+        for name in self.list_metrics():
+            mean = bootstrap_mean(self.get_values(name))
             if mean is not None:
                 map, measure = name.split("/")
                 means.setdefault(map, {})[measure] = asdict(mean)
@@ -131,8 +131,8 @@ class AttentionMetricsTable:
 
     def count_unmeasurable(self) -> dict[str, int]:
         """Return, by map, the number of images whose map is zero everywhere, if any; means leave them out."""
-        maps = [name.split("/")[0] for name in self.names() if name.endswith("/entropy")]
-        counts = {map: sum(value != value for value in self.column(f"{map}/entropy")) for map in maps}
+        maps = [name.split("/")[0] for name in self.list_metrics() if name.endswith("/entropy")]
+        counts = {map: sum(value != value for value in self.get_values(f"{map}/entropy")) for map in maps}
         return {map: count for map, count in counts.items() if count}
 
     def format_per_class(self, classes: Sequence[str]) -> str:
@@ -141,9 +141,9 @@ class AttentionMetricsTable:
         for label, name in enumerate(classes):
             rows = [row for row in self.rows if row["label"] == label]
             if rows:
-                means = [format_mean([row[column] for row in rows]) for column in ("correct", *self.names())]
+                means = [format_mean([row[column] for row in rows]) for column in ("correct", *self.list_metrics())]
                 lines.append([name, len(rows), *means])
-        return format_csv([["class", "images", "accuracy", *self.names()], *lines])
+        return format_csv([["class", "images", "accuracy", *self.list_metrics()], *lines])
 
     def format_per_image(self, classes: Sequence[str], names: Sequence[str]) -> str:
         """Return a CSV with a line per image: name, class and each metric."""
@@ -152,11 +152,11 @@ class AttentionMetricsTable:
                 names[row["index"]],
                 classes[row["label"]],
                 int(row["correct"]),
-                *(format_number(row[name]) for name in self.names()),
+                *(format_number(row[name]) for name in self.list_metrics()),
             ]
             for row in sorted(self.rows, key=lambda row: row["index"])
         ]
-        return format_csv([["image", "class", "correct", *self.names()], *lines])
+        return format_csv([["image", "class", "correct", *self.list_metrics()], *lines])
 
 
 class AttentionShare:
@@ -172,7 +172,7 @@ class AttentionShare:
     def add(self, output: AttentionOutput, mask: Tensor) -> None:
         """Add a batch with its masks `[B, H, W]`."""
         self._areas.append(mask.float().mean(dim=(1, 2)).cpu())
-        for name, shares in compute_object_shares(output.maps(), mask).items():
+        for name, shares in compute_object_shares(output.get_maps(), mask).items():
             self._shares.setdefault(name, []).append(shares.cpu())
 
     def merge(self, other: AttentionShare) -> None:

@@ -26,33 +26,33 @@ class ExperimentResults:
         self.board, self.out = board, out
         self.finals: dict[tuple[str, str], dict[Job, JobStatus]] = {}
         for dataset, row in board.experiment.cells:
-            standings = board.stage(dataset, row, "final") or {}
+            standings = board.get_stage_status(dataset, row, "final") or {}
             self.finals[dataset, row] = {job: standing.with_run_path_from(out) for job, standing in standings.items()}
 
-    def records(self, dataset: str, row: str) -> dict[int, Mapping[str, Any]]:
+    def get_records(self, dataset: str, row: str) -> dict[int, Mapping[str, Any]]:
         """Return the records of the finished final runs of a cell, by seed."""
         standings = self.finals.get((dataset, row), {})
         return {job.seed: standing.record for job, standing in standings.items() if standing.state == "done"}
 
-    def failures(self) -> list[tuple[Job, str]]:
+    def list_failures(self) -> list[tuple[Job, str]]:
         """Return every failed run with its reason, including runs of searches."""
         found = []
-        for where in self.board.stages():
-            for job, standing in (self.board.stage(*where) or {}).items():
+        for where in self.board.iterate_stages():
+            for job, standing in (self.board.get_stage_status(*where) or {}).items():
                 if standing.state == "failed":
                     found.append((job, standing.reason))
         return found
 
-    def datasets(self, row: str) -> tuple[str, ...]:
+    def list_datasets(self, row: str) -> tuple[str, ...]:
         """Return the data sets on which this experiment runs a row."""
         return tuple(dataset for dataset, name in self.finals if name == row)
 
-    def region(self, record: Mapping[str, Any]) -> str:
+    def get_region_kind(self, record: Mapping[str, Any]) -> str:
         """Return the kind of region in which attention was measured, such as a box or an outline."""
         file = self.out / record["run"] / "results.json"
         return (read_checksummed_json(file).get("attended_region") if file.is_file() else None) or "its masks"
 
-    def runs(self) -> Iterator[dict[str, Any]]:
+    def iterate_runs(self) -> Iterator[dict[str, Any]]:
         """Yield a flat mapping for each finished final run: its folder, score, settings and environment."""
         for (dataset, row), standings in self.finals.items():
             for job, standing in standings.items():

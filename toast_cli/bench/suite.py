@@ -156,7 +156,7 @@ class Suite(BaseOptions):
             for dataset in row.on or ():
                 if dataset not in self.datasets:
                     raise ValueError(f"row {name}: unknown data set '{dataset}'")
-        cells = list(self.cells())
+        cells = list(self.iterate_cells())
         for dataset, name in cells:
             lender = self.get_search_cell(dataset, name)
             uses = f"{name} on {dataset} uses the settings of {lender[1]} on {lender[0]}"
@@ -181,16 +181,16 @@ class Suite(BaseOptions):
                         raise ValueError(f"curves '{curves.title}': unknown {kind} '{name}'")
         return self
 
-    def source(self, dataset: str) -> SuiteDataset:
+    def get_dataset_options(self, dataset: str) -> SuiteDataset:
         """Return a data set's options, also if the suite gives only its source."""
         given = self.datasets[dataset]
         return SuiteDataset(source=given) if isinstance(given, str) else given
 
     def get_search_cell(self, dataset: str, row: str) -> tuple[str, str]:
         """Return the (data set, row) whose search selects a cell's settings: itself unless `settings_of` is set."""
-        return self.source(dataset).settings_of or dataset, self.rows[row].settings_of or row
+        return self.get_dataset_options(dataset).settings_of or dataset, self.rows[row].settings_of or row
 
-    def cells(self, datasets: Sequence[str] = (), rows: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    def iterate_cells(self, datasets: Sequence[str] = (), rows: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
         """Yield every (data set, row), restricted to `datasets` and `rows` unless they are empty.
 
         Raises:

@@ -92,7 +92,7 @@ def apply_recorded_backbone(resolved: ResolvedRecipe, recipe: str | None, backbo
     file = None if recipe is None else Path(recipe)
     if file is None or backbone is not None or not (file.parent / "environment.json").is_file():
         return resolved
-    changed = resolve_recorded_backbone(resolved.recipe, RunFolder(file.parent).toast_version())
+    changed = resolve_recorded_backbone(resolved.recipe, RunFolder(file.parent).read_toast_version())
     if changed is resolved.recipe:
         return resolved
     before, after = resolved.recipe.backbone.name, changed.backbone.name

@@ -82,7 +82,7 @@ class ImageSplit(Split, Protocol):
         """
 
 
-def kind_of(split: Split) -> SplitKind:
+def get_split_kind(split: Split) -> SplitKind:
     """Return the `kind` of a split; `images` if it has none."""
     return getattr(split, "kind", "images")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.data.base import BatchLoader, BatchOptions, LoaderOptions, kind_of
+from toast_cli.data.base import BatchLoader, BatchOptions, LoaderOptions, get_split_kind
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
@@ -17,7 +17,7 @@ def build_loader(split: Any, backbone: Backbone, batches: BatchOptions, options:
         UsageError: the backbone does not accept this kind of input, or the options do not fit it.
         ToastError: the split cannot be read, or has nothing to learn from.
     """
-    kind = kind_of(split)
+    kind = get_split_kind(split)
     if kind == "conversations":
         from toast_cli.data.text.loader import build_conversation_loader
 

@@ -55,12 +55,12 @@ class ShardedBatchSampler(Sampler[list[int]]):
         for index in self.sampler:
             batch.append(index)
             if len(batch) == self.batch_size:
-                yield self._share(batch)
+                yield self._get_process_share(batch)
                 batch = []
         if batch:
-            yield self._share(batch)
+            yield self._get_process_share(batch)
 
-    def fill(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def mask_surplus_labels(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield `batches`; set labels to `IGNORE_INDEX` in a batch of which this process has no share."""
         for number, batch in enumerate(batches, self._begin):
             size = min(self.batch_size, len(self.sampler) - number * self.batch_size)  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ class ShardedBatchSampler(Sampler[list[int]]):
                         batch[name].fill_(IGNORE_INDEX)
             yield batch
 
-    def _share(self, batch: list[int]) -> list[int]:
+    def _get_process_share(self, batch: list[int]) -> list[int]:
         begin, end = self._share_bounds(len(batch))
         return batch[begin:end] or batch[:1]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toast_cli.data.base import describe_masks, get_image_folders, kind_of
+from toast_cli.data.base import describe_masks, get_image_folders, get_split_kind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ class SplitSubset:
     @property
     def kind(self) -> SplitKind:
         """The kind of the split."""
-        return kind_of(self.split)
+        return get_split_kind(self.split)
 
     @property
     def has_masks(self) -> bool:

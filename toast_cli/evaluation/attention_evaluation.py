@@ -56,9 +56,9 @@ class AttentionRun:
     split: ImageSplit
     grid_cells: int | None
 
-    def batches(self) -> BatchLoader:
+    def make_loader(self) -> BatchLoader:
         """Return a loader of the images, with masks if there are any."""
-        return self.session.batches(self.request.split, with_masks=self.split.has_masks)
+        return self.session.make_loader(self.request.split, with_masks=self.split.has_masks)
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def evaluate_attention(request: AttentionEvalRequest, reporter: Reporter) -> Att
     """
     run = open_attention_run(request, reporter)
     session, split, recorder = run.session, run.split, run.viewer.recorder
-    numbers, batches = AttentionMetricsTable(run.grid_cells, build_registered_metrics(session)), run.batches()
-    reporter.message(describe_workload(request, len(split), session.model))
+    numbers, batches = AttentionMetricsTable(run.grid_cells, build_registered_metrics(session)), run.make_loader()
+    reporter.report_message(describe_workload(request, len(split), session.model))
     kind = ""
     for batch in iterate_readable_batches(batches, session, reporter, request.split):
         with session.accelerator.autocast():
@@ -151,7 +151,7 @@ def evaluate_attention(request: AttentionEvalRequest, reporter: Reporter) -> Att
     if request.curve_images:
         curves = DeletionInsertionCurves(session.model)
         few = draw_subset(select_readable_images(split, numbers), request.curve_images, session.recipe.seed)
-        part = replace(session, data=replace(session.data, splits={request.split: few})).batches(request.split)
+        part = replace(session, data=replace(session.data, splits={request.split: few})).make_loader(request.split)
         for batch in iterate_readable_batches(part, session, reporter, "deletion and insertion"):
             with session.accelerator.autocast():
                 curves.add(recorder.record(batch["image"]), batch["image"])
@@ -172,7 +172,7 @@ def iterate_readable_batches(
     batches: BatchLoader, session: Session, reporter: Reporter, what: str
 ) -> Iterator[dict[str, Tensor]]:
     """Yield batches on the device, without the black images that replace unreadable ones."""
-    for batch in reporter.track(batches, len(batches), what):
+    for batch in reporter.track_progress(batches, len(batches), what):
         readable = batch["label"] != IGNORE_INDEX
         if readable.any():
             yield send_to_device({name: value[readable] for name, value in batch.items()}, session.accelerator.device)
@@ -227,7 +227,7 @@ def sweep_feedback_strength(
             code="method.no-feedback-path",
         )
     tables = {alpha: AttentionMetricsTable() for alpha in alphas}
-    batches = run.batches()
+    batches = run.make_loader()
     for batch in iterate_readable_batches(batches, session, reporter, request.split):
         with session.accelerator.autocast():
             for alpha in alphas:
@@ -248,7 +248,7 @@ def sweep_feedback_strength(
             ("shift", "passes/shift"),
         ):
             if column in numbers.rows[0]:
-                mean = bootstrap_mean(numbers.column(column))
+                mean = bootstrap_mean(numbers.get_values(column))
                 if mean is not None:
                     measured[name] = asdict(mean)
         lines.append(measured)
@@ -261,7 +261,7 @@ def check_zero_strength(model: Model, images: Tensor, logits: Tensor) -> None:
     Raises:
         ToastError: the logits differ.
     """
-    plain = model.outputs(run_one_pass(model.backbone, images).last.pooled)
+    plain = model.compute_outputs(run_one_pass(model.backbone, images).last.pooled)
     difference = float((plain - logits).abs().amax())
     if not difference <= 1e-3 * float(plain.abs().amax()):
         raise ToastError(

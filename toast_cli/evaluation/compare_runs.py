@@ -59,7 +59,7 @@ class RunComparison:
     dataset: str
     classes: tuple[str, ...]
 
-    def pairs(self) -> list[tuple[ComparedRun, ComparedRun]]:
+    def iterate_pairs(self) -> list[tuple[ComparedRun, ComparedRun]]:
         """Return all pairs of runs, in order."""
         return list(combinations(self.runs, 2))
 
@@ -72,7 +72,11 @@ class RunComparison:
         if what == "inside" and one.kind != other.kind:
             return None
         first, second = getattr(one, what), getattr(other, what)
-        return None if first is None or second is None else bootstrap_mean(second - first, intervals=len(self.pairs()))
+        return (
+            None
+            if first is None or second is None
+            else bootstrap_mean(second - first, intervals=len(self.iterate_pairs()))
+        )
 
     def find_most_disputed(self, count: int) -> list[int]:
         """Return the indices of the images on which the runs disagree most, in decreasing order.
@@ -80,7 +84,7 @@ class RunComparison:
         The measure is the total variation distance of the probabilities, averaged over all pairs of runs. Images for
         which all runs predict the same class come last.
         """
-        pairs = [(one.probabilities, other.probabilities) for one, other in self.pairs()]
+        pairs = [(one.probabilities, other.probabilities) for one, other in self.iterate_pairs()]
         apart = torch.stack([(one - other).abs().sum(1) / 2 for one, other in pairs]).mean(0)
         predicted = torch.stack([run.probabilities.argmax(1) for run in self.runs])
         apart = apart + (predicted != predicted[0]).any(0).float()
@@ -156,9 +160,9 @@ def measure_run(run: AttentionRun, reporter: Reporter) -> ComparedRun:
     Raises:
         ToastError: an image cannot be read, or a map differs from the model's attention.
     """
-    session, split, batches = run.session, run.split, run.batches()
+    session, split, batches = run.session, run.split, run.make_loader()
     numbers, probabilities, kind, checks = AttentionMetricsTable(), [], "", []
-    for batch in reporter.track(batches, len(batches), run.viewer.name):
+    for batch in reporter.track_progress(batches, len(batches), run.viewer.name):
         batch = send_to_device(batch, session.accelerator.device)
         with session.accelerator.autocast():
             output = run.viewer.recorder.record(batch["image"])
@@ -172,16 +176,16 @@ def measure_run(run: AttentionRun, reporter: Reporter) -> ComparedRun:
             what_to_do="Fix or remove them: all runs must be compared on the same images.",
             code="image.unreadable",
         )
-    last = "pass_two" if "pass_two/share_inside" in numbers.names() else "pass_one"
-    inside = np.array(numbers.column(f"{last}/share_inside")) if split.has_masks else None
-    even = bootstrap_mean(numbers.column(f"{UNIFORM_MAP}/share_inside")) if split.has_masks else None
+    last = "pass_two" if "pass_two/share_inside" in numbers.list_metrics() else "pass_one"
+    inside = np.array(numbers.get_values(f"{last}/share_inside")) if split.has_masks else None
+    even = bootstrap_mean(numbers.get_values(f"{UNIFORM_MAP}/share_inside")) if split.has_masks else None
     return ComparedRun(
         run.viewer,
         run.request,
-        session.sizes(),
+        session.measure_model_sizes(),
         kind,
         torch.cat(probabilities),
-        np.array(numbers.column("correct")),
+        np.array(numbers.get_values("correct")),
         inside,
         None if even is None else even.mean,
         merge_attention_checks(checks),

@@ -26,9 +26,9 @@ def evaluate_run(request: RunRequest, reporter: Reporter, evaluation: str | None
         apply_evaluation_mode(run, evaluation)
     session, recipe = open_session(run, reporter), run.recipe
     with_attention = session.can_measure_attention(split)
-    batches = session.batches(split, with_masks=with_attention)
+    batches = session.make_loader(split, with_masks=with_attention)
     metrics = evaluate_model(
-        run.model, reporter.track(batches, len(batches), split), run.accelerator, with_attention=with_attention
+        run.model, reporter.track_progress(batches, len(batches), split), run.accelerator, with_attention=with_attention
     )
     return {
         "run": str(request.path),
@@ -38,7 +38,7 @@ def evaluate_run(request: RunRequest, reporter: Reporter, evaluation: str | None
         "split": split,
         **({} if request.alpha is None else {"alpha": request.alpha}),
         **({"evaluation": recipe.task.evaluation} if hasattr(recipe.task, "evaluation") else {}),
-        **session.sizes(),
+        **session.measure_model_sizes(),
         {"val": "validation"}.get(split, split): metrics,
         "skipped": report_skipped_samples(reporter, **{split: batches}),
     }

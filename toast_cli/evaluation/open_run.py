@@ -100,7 +100,7 @@ def open_session(run: OpenedRun, reporter: Reporter) -> Session:
         )
     changed = describe_changed_split(run.request.path, split, data) if run.request.dataset is None else None
     if changed is not None:
-        reporter.message(f"{changed} Its results cannot be compared with those of the run.")
+        reporter.report_message(f"{changed} Its results cannot be compared with those of the run.")
     return Session(run.recipe, data, run.model, run.accelerator)
 
 
@@ -118,7 +118,9 @@ def open_run_data(run: OpenedRun, reporter: Reporter) -> DataSet:
     may_reorder = run.request.dataset is not None or classes != run.classes
     if may_reorder and data.classes != classes and sorted(data.classes) == sorted(classes):
         data = open_data_in_class_order(classes, run.recipe, data)
-        reporter.message("The data has the classes of the run in another order; they were reordered to match the run.")
+        reporter.report_message(
+            "The data has the classes of the run in another order; they were reordered to match the run."
+        )
     check_classes(classes, data.classes, run.request.path)
     return data
 

@@ -46,7 +46,7 @@ def check_same_images(first: EvaluationImages, other: EvaluationImages, reporter
     if _get_data_settings(first) == _get_data_settings(other):
         return
     count = len(first.split)
-    for index in reporter.track(range(count), count, "comparing images"):
+    for index in reporter.track_progress(range(count), count, "comparing images"):
         one, another = first.split.load(index), other.split.load(index)
         if _get_pixels(one) != _get_pixels(another):
             raise _make_image_mismatch_error(first, other, f"The first difference: {one.name} has other pixels.")

@@ -39,12 +39,12 @@ def make_reference_runner(
     if graph:
         shell: ModelGraph = ModelGraph(model, kind, wanted.maps, normalize=False)
         return shell.run
-    held: dict[str, Tensor] = {**model.trained(), **model.get_frozen_additions()}
+    held: dict[str, Tensor] = {**model.get_trained_parameters(), **model.get_frozen_additions()}
     if wanted.part == "artifact":
         assert isinstance(model.adapted.steering, Steering)
         held = get_feedback_tensors(model.adapted.steering)
     elif wanted.part == "full":
-        held |= model.network_tensors()
+        held |= model.get_network_tensors()
     for tensor in held.values():
         tensor.data.copy_(_round_to_dtype(tensor.data, kind))
     return lambda named: compute_requested_outputs(model, wanted, named)

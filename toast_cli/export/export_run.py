@@ -79,7 +79,7 @@ def export_model(
                     write_json(place / target.name / REPORT_FILE, {target.name: report})
                 else:
                     write_json(place / REPORT_FILE, {**read_reports(target.parent / REPORT_FILE), target.name: report})
-                _move_into_place(place, target.parent, Path(temporary) / "before", replace)
+                _install_files(place, target.parent, Path(temporary) / "before", replace)
         except OSError as error:
             raise make_write_error(target, error) from error
     return proof, tuple(target.parent / each for each in made)
@@ -130,7 +130,7 @@ def _make_folder_lock(folder: Path) -> FileLock:
     return FileLock(locks / f"{hash_bytes(str(folder.resolve()).encode()).hex()}.lock")
 
 
-def _move_into_place(place: Path, folder: Path, before: Path, replace: bool) -> None:
+def _install_files(place: Path, folder: Path, before: Path, replace: bool) -> None:
     """Move all files in `place` into `folder`, or none of them. Replaced files are kept in `before` until then.
 
     Raises:
@@ -145,7 +145,7 @@ def _move_into_place(place: Path, folder: Path, before: Path, replace: bool) -> 
     try:
         for name in names:
             if (folder / name).exists():
-                _back_up(folder / name, before / name)
+                _back_up_file(folder / name, before / name)
             (place / name).replace(folder / name)
     except OSError:
         for name in names:
@@ -156,7 +156,7 @@ def _move_into_place(place: Path, folder: Path, before: Path, replace: bool) -> 
         raise
 
 
-def _back_up(path: Path, before: Path) -> None:
+def _back_up_file(path: Path, before: Path) -> None:
     """Keep `path` as `before`. A file is hard-linked if possible, so that it always exists at `path`."""
     if path.is_file():
         try:

@@ -116,7 +116,7 @@ def import_checkpoint(
         }
         folder.write_recipe(to_yaml(recipe))
         if kind == "run":
-            trained, frozen = model.trained(), model.get_frozen_additions()
+            trained, frozen = model.get_trained_parameters(), model.get_frozen_additions()
             save_adapter_folder(
                 folder.adapter,
                 trained,

@@ -70,15 +70,15 @@ class Model(nn.Module):
         """Return the logits."""
         if not self.objective.reads_levels:
             return self.head(self.adapted.features(inputs))
-        return self._run(inputs)[0]
+        return self._run_passes(inputs)[0]
 
     def forward_passes(
         self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None
     ) -> tuple[Tensor, PassOutputs]:
         """Return the logits and the outputs of both passes."""
-        return self._run(inputs, first_trace, last_trace)
+        return self._run_passes(inputs, first_trace, last_trace)
 
-    def _run(
+    def _run_passes(
         self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None
     ) -> tuple[Tensor, PassOutputs]:
         two = self.adapted.steering is not None
@@ -88,14 +88,14 @@ class Model(nn.Module):
             counts.levels = True
             first_trace, last_trace = (first_trace, counts) if two else (counts, last_trace)
         passes = self.adapted(inputs, first_trace, last_trace)
-        return self._head(passes, counts, inputs), passes
+        return self._apply_head(passes, counts, inputs), passes
 
     def forward_plain(self, inputs: Any) -> Tensor:
         """Return the logits of a single pass without feedback."""
         trace = Trace(levels=True) if self.objective.reads_levels else None
-        return self._head(run_one_pass(self.backbone, inputs, trace), trace, inputs)
+        return self._apply_head(run_one_pass(self.backbone, inputs, trace), trace, inputs)
 
-    def _head(self, passes: PassOutputs, trace: Trace | None, inputs: Any) -> Tensor:
+    def _apply_head(self, passes: PassOutputs, trace: Trace | None, inputs: Any) -> Tensor:
         levels = trace.outputs if trace is not None else ()
         return self.head(self.objective.features(self.backbone, passes.last, levels, inputs))
 
@@ -105,20 +105,20 @@ class Model(nn.Module):
         """Compute a method's initial weights with `start`, also on a sharded model."""
         start(options, self.adapted, batches)
 
-    def outputs(self, pooled: Tensor) -> Tensor:
+    def compute_outputs(self, pooled: Tensor) -> Tensor:
         """Return the logits of pooled features."""
         return self.head(pooled)
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def get_trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by name."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
     def get_frozen_additions(self) -> dict[str, Tensor]:
         """Return the tensors that the method added but does not train, such as Lite's path; an adapter needs them."""
-        state, trained = self.state_dict(), self.trained()
+        state, trained = self.state_dict(), self.get_trained_parameters()
         return {name: state[name] for name in sorted(self._added) if name in state and name not in trained}
 
-    def network_tensors(self) -> dict[str, Tensor]:
+    def get_network_tensors(self) -> dict[str, Tensor]:
         """Return the backbone's weights and buffers by their name in the model; tied weights appear once."""
         state = self.state_dict()
         names = (name for name, _ in (*self.named_parameters(), *self.named_buffers()))
@@ -154,7 +154,7 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, st
             name: partial(metric.build, classes) for name, metric in plugins.metrics.items() if metric.needs == "logits"
         }
     model = Model(adapted, objective, stock)
-    if not model.trained():
+    if not model.get_trained_parameters():
         raise UsageError(
             f"The method '{recipe.method.name}' trains nothing on {recipe.backbone.name} for {recipe.task.name}.",
             "It trains only a new head, and this task uses the head of the model.",
@@ -216,7 +216,7 @@ def count_flops(model: Model) -> dict[str, Any]:
 
     The plain pass is the library's own forward pass, without the layers that the method added.
     """
-    was_training, trained = model.training, list(model.trained().values())
+    was_training, trained = model.training, list(model.get_trained_parameters().values())
     model.eval()
     checkpointed, model.backbone.checkpointing = (
         model.backbone.checkpointing,

@@ -79,7 +79,7 @@ def find_nearest_recipe(backbone: str | None, dataset: str, method: str | None) 
 def _read_section_names(name: str, text: str) -> Mapping[str, str | None]:
     """Return the names in the sections of a built-in recipe. Cached, as a suite reads every recipe for every run."""
     draft = parse_recipe(text, f"{name}.yaml")
-    return {section: draft.name(section) for section in SECTIONS}
+    return {section: draft.get_section_name(section) for section in SECTIONS}
 
 
 def resolve_recipe(
@@ -106,11 +106,11 @@ def resolve_recipe(
     """
     found, source, messages = _choose_base_recipe(recipe, backbone, dataset, method, demo)
     draft = parse_recipe(found.text, found.origin)
-    made_for, made_on = draft.name("method"), draft.name("backbone")
+    made_for, made_on = draft.get_section_name("method"), draft.get_section_name("backbone")
     dropped = []
     for section, choice in (("backbone", backbone), ("dataset", dataset), ("method", method)):
         if choice is not None:
-            dropped += draft.choose(section, choice, f"from --{section}")
+            dropped += draft.set_section_name(section, choice, f"from --{section}")
     options: dict[tuple[str, ...], Any] = {
         ("backbone", "weights"): weights,
         ("data_dir",): data_dir,
@@ -121,18 +121,20 @@ def resolve_recipe(
     }
     for loc, value in options.items():
         if value is not None:
-            draft.set(loc, value, f"from --{loc[-1].replace('_', '-')}")
-    if "resize" in draft.values.get("images", {}) and draft.name("backbone") != made_on:
+            draft.set_value(loc, value, f"from --{loc[-1].replace('_', '-')}")
+    if "resize" in draft.values.get("images", {}) and draft.get_section_name("backbone") != made_on:
         # A resize size that suits the input of one backbone does not suit another.
         del draft.values["images"]["resize"]
         dropped.append("images.resize")
     dropped += apply_overrides(draft, overrides)
     if init_from is None and not any(override.startswith("init_from=") for override in overrides):
-        dropped += _drop_unusable_init(draft, overrides, same_backbone=draft.name("backbone") == made_on)
+        dropped += _drop_unusable_init(draft, overrides, same_backbone=draft.get_section_name("backbone") == made_on)
     if dropped:
         messages.append(f"Dropped because they belong to what was replaced: {', '.join(dropped)}.")
-    if made_for is not None and draft.name("method") != made_for:
-        messages.append(f"The training settings of {found.name} were made for {made_for}, not {draft.name('method')}.")
+    if made_for is not None and draft.get_section_name("method") != made_for:
+        messages.append(
+            f"The training settings of {found.name} were made for {made_for}, not {draft.get_section_name('method')}."
+        )
     return ResolvedRecipe(validate_partial_recipe(draft), found.name, source, messages)
 
 
@@ -145,7 +147,7 @@ def _drop_unusable_init(draft: PartialRecipe, overrides: Sequence[str], same_bac
     if draft.values.get("init_from") is None:
         return []
     another = any(override.startswith("method.start=") for override in overrides)
-    name = draft.name("method")
+    name = draft.get_section_name("method")
     known = name is not None and name in registry.list_names(registry.METHODS)
     without = known and "start" not in registry.load_entry(registry.METHODS, str(name)).options.model_fields
     backbone = draft.values.get("backbone")

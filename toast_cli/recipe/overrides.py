@@ -26,10 +26,10 @@ def apply_overrides(draft: PartialRecipe, overrides: Sequence[str]) -> list[str]
     for key, text in sorted(parsed, key=lambda each: not _is_section_name(each[0])):
         value, place = _parse_override_value(text), f"from {text}"
         if _is_section_name(key):
-            dropped += draft.choose(key[0], value, place)
+            dropped += draft.set_section_name(key[0], value, place)
             continue
         try:
-            draft.set(key, value, place)
+            draft.set_value(key, value, place)
         except TypeError as error:
             raise UsageError(
                 f"{text}: {error} is a plain value and has no fields.", code="recipe.not-a-section"

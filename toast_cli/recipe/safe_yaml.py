@@ -56,7 +56,7 @@ def parse_mapping(text: str, origin: str, kind: str) -> tuple[dict[str, Any], di
             code="recipe.oversized-file",
         )
     reader = _YamlReader(text, origin)
-    values = reader.document()
+    values = reader.read_document()
     if not isinstance(values, dict):
         content = "nothing" if values is None else "a list" if isinstance(values, list) else "a single value"
         raise UsageError(
@@ -69,7 +69,7 @@ def parse_mapping(text: str, origin: str, kind: str) -> tuple[dict[str, Any], di
 
 def parse_value(text: str, origin: str) -> Any:
     """Parse one value, as written after a colon in a recipe: `1e-3`, `false`, `[0.5, 0.5, 0.5]`."""
-    return _YamlReader(text, origin, numbered=False).document()
+    return _YamlReader(text, origin, numbered=False).read_document()
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -104,71 +104,71 @@ class _YamlReader:
         self.origin = origin
         self.numbered = numbered
         self.places: dict[FieldPath, str] = {}
-        self._events: Iterator[Any] = self._parsed(text)
+        self._events: Iterator[Any] = self._parse_next_event(text)
 
-    def document(self) -> Any:
+    def read_document(self) -> Any:
         """Return the value of the document, or None if it holds only comments."""
-        event = self._next(yaml.StreamStartEvent, yaml.DocumentStartEvent)
+        event = self._get_next_event(yaml.StreamStartEvent, yaml.DocumentStartEvent)
         if isinstance(event, yaml.StreamEndEvent):
             return None
-        value = self._value(event, ())
-        event = self._next(yaml.DocumentEndEvent)
+        value = self._read_value(event, ())
+        event = self._get_next_event(yaml.DocumentEndEvent)
         if not isinstance(event, yaml.StreamEndEvent):
-            self._refuse(event, "a second document begins here. A recipe is a single document.")
+            self._make_error(event, "a second document begins here. A recipe is a single document.")
         return value
 
-    def _parsed(self, text: str) -> Iterator[Any]:
+    def _parse_next_event(self, text: str) -> Iterator[Any]:
         try:
             yield from yaml.parse(text, _LOADER)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             why = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-            place = self._place(mark.line) if mark else self.origin
+            place = self._get_position(mark.line) if mark else self.origin
             raise UsageError(f"{place}: this is not valid YAML.", f"{why}.", code="recipe.invalid-yaml") from error
 
-    def _next(self, *passed: type) -> Any:
+    def _get_next_event(self, *passed: type) -> Any:
         event = next(self._events)
         while isinstance(event, passed):
             event = next(self._events)
         return event
 
-    def _value(self, event: Any, loc: FieldPath) -> Any:
-        self.places.setdefault(loc, self._place(event.start_mark.line))
+    def _read_value(self, event: Any, loc: FieldPath) -> Any:
+        self.places.setdefault(loc, self._get_position(event.start_mark.line))
         if isinstance(event, yaml.AliasEvent):
-            self._refuse(event, f"the alias '*{event.anchor}' is not allowed in a recipe. Write the value out.")
+            self._make_error(event, f"the alias '*{event.anchor}' is not allowed in a recipe. Write the value out.")
         if event.tag is not None and event.tag != "!":
-            self._refuse(event, f"the tag '{event.tag}' is not allowed in a recipe.")
+            self._make_error(event, f"the tag '{event.tag}' is not allowed in a recipe.")
         if isinstance(event, yaml.ScalarEvent):
             return _parse_scalar(event.value) if event.implicit[0] else event.value
         if len(loc) >= MAX_NESTING:
-            self._refuse(event, f"more than {MAX_NESTING} mappings and lists are nested here.")
-        return self._list(loc) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(loc)
+            self._make_error(event, f"more than {MAX_NESTING} mappings and lists are nested here.")
+        return self._read_list(loc) if isinstance(event, yaml.SequenceStartEvent) else self._read_mapping(loc)
 
-    def _list(self, loc: FieldPath) -> list[Any]:
+    def _read_list(self, loc: FieldPath) -> list[Any]:
         values: list[Any] = []
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
-            values.append(self._value(event, (*loc, len(values))))
+            values.append(self._read_value(event, (*loc, len(values))))
         return values
 
-    def _mapping(self, loc: FieldPath) -> dict[str, Any]:
+    def _read_mapping(self, loc: FieldPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         while not isinstance(key := next(self._events), yaml.MappingEndEvent):
             if not isinstance(key, yaml.ScalarEvent):
-                self._refuse(key, "a key must be a plain word.")
+                self._make_error(key, "a key must be a plain word.")
             if not key.value and key.implicit[0]:
-                self._refuse(key, "a key is empty.")
+                self._make_error(key, "a key is empty.")
             here = (*loc, key.value)
             if key.value in values:
-                self._refuse(key, f"'{format_field_path(here)}' is given twice, first at {self.places[here]}.")
-            self.places[here] = self._place(key.start_mark.line)
-            values[key.value] = self._value(next(self._events), here)
+                self._make_error(key, f"'{format_field_path(here)}' is given twice, first at {self.places[here]}.")
+            self.places[here] = self._get_position(key.start_mark.line)
+            values[key.value] = self._read_value(next(self._events), here)
         return values
 
-    def _place(self, line: int) -> str:
+    def _get_position(self, line: int) -> str:
         return f"{self.origin}:{line + 1}" if self.numbered else self.origin
 
-    def _refuse(self, event: Any, why: str) -> None:
-        raise UsageError(f"{self._place(event.start_mark.line)}: {why}", code="recipe.unsupported-yaml")
+    def _make_error(self, event: Any, why: str) -> None:
+        raise UsageError(f"{self._get_position(event.start_mark.line)}: {why}", code="recipe.unsupported-yaml")
 
 
 def _parse_scalar(text: str) -> Any:

@@ -54,22 +54,22 @@ class PartialRecipe:
         self.places = dict(self.places)
         for section in SECTIONS:
             if isinstance(choice := self.values.get(section), str):
-                self._expand_shorthand(section, choice, self.place((section,)))
+                self._expand_shorthand(section, choice, self.locate((section,)))
 
-    def place(self, loc: FieldPath) -> str:
+    def locate(self, loc: FieldPath) -> str:
         """Return where a value was written. If it is missing, return where its nearest parent begins."""
         for end in range(len(loc), 0, -1):
             if loc[:end] in self.places:
                 return self.places[loc[:end]]
         return self.origin
 
-    def name(self, section: str) -> str | None:
+    def get_section_name(self, section: str) -> str | None:
         """Return the `name` of a section, or None."""
         content = self.values.get(section)
         name = content.get("name") if isinstance(content, dict) else None
         return name if isinstance(name, str) else None
 
-    def choose(self, section: str, choice: Any, place: str) -> list[str]:
+    def set_section_name(self, section: str, choice: Any, place: str) -> list[str]:
         """Set the name of a section. Return the fields of the former name, which are dropped.
 
         Fields are dropped even if the new name has fields of the same name: a weights file or a rank chosen for
@@ -83,7 +83,7 @@ class PartialRecipe:
         kept: dict[str, Any] = {}
         dropped: list[str] = []
         if isinstance(before, dict):
-            if self.name(section) == expand_shorthand(section, choice)["name"]:
+            if self.get_section_name(section) == expand_shorthand(section, choice)["name"]:
                 kept = before
             else:
                 spelled = expand_shorthand(section, choice)
@@ -92,7 +92,7 @@ class PartialRecipe:
         self._expand_shorthand(section, choice, place, kept)
         return dropped
 
-    def set(self, loc: tuple[str, ...], value: Any, place: str) -> None:
+    def set_value(self, loc: tuple[str, ...], value: Any, place: str) -> None:
         """Set a value and create missing mappings on its path.
 
         Raises:

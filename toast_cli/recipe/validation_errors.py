@@ -67,17 +67,17 @@ class RecipeProblem:
     value: Any = _MISSING
     code: str = field(kw_only=True)
 
-    def line(self, draft: PartialRecipe) -> str:
+    def format_line(self, draft: PartialRecipe) -> str:
         """Format the problem as one line of a message."""
         value = "" if self.value is _MISSING else f" = {_format_value(self.value)}"
-        return f"{format_field_path(self.loc)}{value} ({draft.place(self.loc)}): {self.text}"
+        return f"{format_field_path(self.loc)}{value} ({draft.locate(self.loc)}): {self.text}"
 
 
 def make_recipe_error(problems: Iterable[RecipeProblem], draft: PartialRecipe) -> UsageError:
     """Return one error that reports every problem of a recipe."""
     found = list(problems)
-    lines = [f"  {problem.line(draft)}" for problem in found]
-    in_file = any(draft.place(problem.loc).startswith(draft.origin) for problem in found)
+    lines = [f"  {problem.format_line(draft)}" for problem in found]
+    in_file = any(draft.locate(problem.loc).startswith(draft.origin) for problem in found)
     return UsageError(
         f"{draft.origin} cannot be used as a {draft.kind}." if in_file else "These settings cannot be used.",
         lines,

@@ -48,7 +48,7 @@ class FoldedSteering(BaseSteering):
         )
         self._enters_at_values = [backbone.value_weight(index) is not None for index in self.levels]
 
-    def signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
+    def compute_signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
         """Return the similarity map, `m_i z_i`, and the signals of the steered levels, first level first."""
         m, weighed = self.selection(first)
         sent = [F_l(weighed) for F_l in self.F]

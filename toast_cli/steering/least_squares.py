@@ -47,7 +47,7 @@ class _Moments:
         self.G: Tensor | float = 0.0
         self.R: Tensor | float = 0.0
 
-    def add(self, o: Tensor, h: Tensor) -> None:
+    def update(self, o: Tensor, h: Tensor) -> None:
         self.G = self.G + o.T @ o
         self.R = self.R + o.T @ h
 
@@ -79,7 +79,7 @@ def initialize_least_squares(steering: Steering, backbone: Backbone, batches: It
         for moment, level, h, o in zip(moments, *recorded, strict=True):
             if level.undo == "deconvolution":
                 h = _extract_patches(h, o, level)
-            moment.add(
+            moment.update(
                 _flatten_tokens(o, backbone.channel_dim, first.real),
                 _flatten_tokens(h, backbone.channel_dim, first.real),
             )

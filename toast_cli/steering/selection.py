@@ -24,7 +24,7 @@ class TokenSelection(nn.Module):
         self.by_token = by_token
         self.xi = nn.Parameter(torch.empty(width).normal_(std=0.02))
 
-    def similarity(self, first: Readout) -> Tensor:
+    def compute_similarity(self, first: Readout) -> Tensor:
         """Return the similarity map m: `z` without its channels, `[B, N]` or `[B, H, W]`."""
         compared = first.compared.movedim(self.channel_dim, -1)
         m = F.cosine_similarity(compared, self.xi, dim=-1).clamp(0, 1)
@@ -32,7 +32,7 @@ class TokenSelection(nn.Module):
 
     def forward(self, first: Readout) -> tuple[Tensor, Tensor]:
         """Return the similarity map m and `m_i z_i` (shaped like `z`)."""
-        m = self.similarity(first)
+        m = self.compute_similarity(first)
         z = first.z.movedim(self.channel_dim, -1)
         return m, (m.unsqueeze(-1) * z).movedim(-1, self.channel_dim)
 

@@ -25,13 +25,13 @@ class BaseSteering(nn.Module):
     levels: range
     strength: float = 1.0
 
-    def signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
+    def compute_signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
         """Return the similarity map, the selection, and a signal for every steered level, first level first."""
         raise NotImplementedError
 
     def compute_signals_fast(self, first: Readout) -> Sequence[Signal | LazySignal]:
         """Return only the signals, in the cheapest way. Up to rounding they act like those of `signals`."""
-        return self.signals(first)[-1]
+        return self.compute_signals(first)[-1]
 
     def expand_to_levels(self, signals: Sequence[SignalT], levels: int) -> list[SignalT | None]:
         """Return the signal of each of a backbone's `levels`: `strength` times the steered ones', None for others."""
@@ -62,7 +62,7 @@ class Steering(BaseSteering):
         self.selection = FeatureSelection(steered[-1].width_out, backbone.channel_dim, by_token=token_selection)
         self.feedback = FeedbackPath(steered)
 
-    def signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
+    def compute_signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
         """Select features and feed them back."""
         similarity, selected = self.selection(first)
         return similarity, selected, self.feedback(selected)
@@ -85,7 +85,10 @@ class Steering(BaseSteering):
                 F_l[:, 0, 0]
                 for F_l in compose_feedback(self.feedback, backbone, levels, P, P.dtype, to_values=to_values)
             ]
-        m, z = self.selection.similarity(first).unsqueeze(-1), z.to(P.dtype)  # the type of F_l, not of the stored model
+        m, z = (
+            self.selection.compute_similarity(first).unsqueeze(-1),
+            z.to(P.dtype),
+        )  # the type of F_l, not of the stored model
         if backbone.checkpointing:
             weighed = m * z
             return [LazySignal(weighed, F_l, to_values) for F_l in F]
@@ -163,7 +166,7 @@ def run_two_passes(
     levels = steering.levels
     with torch.no_grad():
         shared, first, plain = run_first_pass(backbone, levels, inputs, (first_trace, last_trace))
-    similarity, selected, fed_back = steering.signals(first)
+    similarity, selected, fed_back = steering.compute_signals(first)
     signals = steering.expand_to_levels(fed_back, len(backbone.levels))
     state = backbone.run(backbone.again(shared, inputs), signals, first=levels.start, trace=last_trace)
     return PassOutputs(first, backbone.leave(state), plain, similarity, selected, signals)

@@ -85,8 +85,8 @@ def build_adapter_config(model: Model, recipe: Recipe, classes: tuple[str, ...])
         classes=classes,
         preprocessing=asdict(model.backbone.preprocessing) if model.backbone.preprocessing else None,
         backbone_fingerprint=model.backbone_fingerprint,
-        trained_parameters=count_elements(model.trained().values()),
-        whole=model.network_tensors().keys() <= {*model.trained(), *model.get_frozen_additions()},
+        trained_parameters=count_elements(model.get_trained_parameters().values()),
+        whole=model.get_network_tensors().keys() <= {*model.get_trained_parameters(), *model.get_frozen_additions()},
     )
 
 
@@ -118,9 +118,9 @@ def save_adapter_file(
 
     `with_backbone` includes the backbone's tensors; `with_files` includes only the files that it is built from.
     """
-    tensors: dict[str, Tensor] = {**model.trained(), **model.get_frozen_additions()}
+    tensors: dict[str, Tensor] = {**model.get_trained_parameters(), **model.get_frozen_additions()}
     if with_backbone:
-        tensors |= model.network_tensors()
+        tensors |= model.get_network_tensors()
         config = replace(config, whole=True)
     tensors = {name: cast(tensor) for name, tensor in tensors.items()}
     files = build_files_metadata(model.backbone) if config.whole or with_files else {}

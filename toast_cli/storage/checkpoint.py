@@ -74,13 +74,13 @@ def load_checkpoint(checkpoints: Path, name: str, model: Model) -> dict[str, Any
             code="checkpoint.damaged" if (checkpoints / name).exists() else "checkpoint.missing",
         )
     tensors = _load_tensors(folder / WEIGHTS_FILE)
-    if tensors.keys() != model.trained().keys():
+    if tensors.keys() != model.get_trained_parameters().keys():
         raise ToastError(
             f"The checkpoint {folder} is of another model.",
             "The names of its weights differ from those that this model trains.",
             code="checkpoint.wrong-model",
         )
-    copy_tensors(tensors, model.trained())
+    copy_tensors(tensors, model.get_trained_parameters())
     return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
 
 
@@ -90,7 +90,7 @@ def check_checkpoint_shapes(checkpoints: Path, name: str, model: Model) -> None:
     Raises:
         ToastError: The checkpoint is of another model, for example of one with another number of classes.
     """
-    folder, trained = find_checkpoint(checkpoints, name), model.trained()
+    folder, trained = find_checkpoint(checkpoints, name), model.get_trained_parameters()
     if folder is None:
         return
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:

@@ -144,9 +144,9 @@ def _is_compatible(tensor: Tensor, place: Tensor) -> bool:
 def _load_tensors_into(model: Model, tensors: Mapping[str, Tensor], whole: bool, path: Path) -> None:
     """Load the tensors. Every expected tensor must be present, and no other one."""
     state = model.state_dict()
-    expected = {*model.trained(), *model.get_frozen_additions()}
+    expected = {*model.get_trained_parameters(), *model.get_frozen_additions()}
     if whole:
-        expected |= model.network_tensors().keys()
+        expected |= model.get_network_tensors().keys()
     missing, unexpected = expected - set(tensors), set(tensors) - expected
     misshapen = {name for name in expected & set(tensors) if not _is_compatible(tensors[name], state[name])}
     if missing or unexpected or misshapen:

@@ -212,7 +212,10 @@ def initialize_from_artifact(path: Path, model: Model, recipe: Recipe) -> Lineag
             what_to_do="Leave --init-from out, or use toast or toast-lite.",
             code="artifact.no-feedback-path",
         )
-    if lineage.backbone_fingerprint not in (model.backbone_fingerprint, _fingerprint_at_artifact_size(lineage, recipe)):
+    if lineage.backbone_fingerprint not in (
+        model.backbone_fingerprint,
+        _compute_fingerprint_at_artifact_size(lineage, recipe),
+    ):
         raise ToastError(
             f"{path} was pre-tuned on other weights, those of '{lineage.backbone}'.",
             "A feedback path only fits the backbone that it was trained for.",
@@ -254,7 +257,7 @@ def describe_feedback_mismatch(lineage: Lineage, method: NamedOptions) -> str | 
     )
 
 
-def _fingerprint_at_artifact_size(lineage: Lineage, recipe: Recipe) -> str | None:
+def _compute_fingerprint_at_artifact_size(lineage: Lineage, recipe: Recipe) -> str | None:
     """Return the fingerprint of the recipe's backbone at the artifact's image size, or None if the sizes are equal."""
     own, theirs = recipe.backbone.model_dump(mode="json"), lineage.recipe["backbone"]
     card = recipe.plugins.backbone

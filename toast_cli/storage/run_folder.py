@@ -120,16 +120,16 @@ class RunFolder:
         return cls(path)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Lock the run against other processes. The lock is released if this process dies.
 
         Raises:
             ToastError: Another process holds the lock, or the folder cannot be written to.
         """
-        with nullcontext() if not self.writes else self._lock():
+        with nullcontext() if not self.writes else self._make_lock():
             yield
 
-    def _lock(self) -> AbstractContextManager[Any]:
+    def _make_lock(self) -> AbstractContextManager[Any]:
         try:
             self.checkpoints.mkdir(exist_ok=True)
             return FileLock(self.checkpoints / LOCK_FILE).acquire(blocking=False)
@@ -157,7 +157,7 @@ class RunFolder:
         if self.writes:
             write_text(self.path / "recipe.yaml", add_checksum_line(text))
 
-    def toast_version(self) -> str:
+    def read_toast_version(self) -> str:
         """Return the version of toast that started the run, or the current one if none is recorded."""
         try:
             return str(json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["versions"]["toast"])
@@ -193,7 +193,7 @@ class RunFolder:
         self, name: str, model: Model, state: dict[str, Any], besides: Mapping[str, Tensor] | None = None
     ) -> None:
         """Write `checkpoints/<name>`, see `storage.checkpoint.save_checkpoint`. All processes must call it."""
-        trained, besides = gather_full_tensors(model.trained()), gather_full_tensors(besides or {})
+        trained, besides = gather_full_tensors(model.get_trained_parameters()), gather_full_tensors(besides or {})
         state = {**state, "spent": self.spent + time.perf_counter() - self._since}
         if self.writes:
             save_checkpoint(self.checkpoints, name, trained, state, besides)

@@ -17,7 +17,7 @@ class ExponentialMovingAverage:
     """An exponential moving average of a model's trained weights. Frozen weights are not copied."""
 
     def __init__(self, model: Model, decay: float) -> None:
-        self._trained = model.trained()
+        self._trained = model.get_trained_parameters()
         self._averaged = {name: weight.detach().clone() for name, weight in self._trained.items()}
         self._average = get_ema_multi_avg_fn(decay)
 
@@ -27,7 +27,7 @@ class ExponentialMovingAverage:
         self._average(list(self._averaged.values()), [weight.detach() for weight in self._trained.values()], 1)
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def apply_to_model(self) -> Iterator[None]:
         """Give the model the averaged weights within the block."""
         self._swap()
         try:
@@ -35,12 +35,12 @@ class ExponentialMovingAverage:
         finally:
             self._swap()
 
-    def tensors(self) -> dict[str, Tensor]:
+    def get_tensors(self) -> dict[str, Tensor]:
         """Return the averaged weights by name."""
         return self._averaged
 
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Load averaged weights from a checkpoint."""
         copy_tensors(tensors, self._averaged)
 

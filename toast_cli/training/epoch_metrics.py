@@ -63,7 +63,7 @@ class EpochMetrics:
             self.meter.restore(state["meter"])
             self.parts.restore(state["parts"])
 
-    def closing(self) -> dict[str, Any]:
+    def compute_global_metrics(self) -> dict[str, Any]:
         """Return the metrics of all processes, at the end of the epoch."""
         merged = {**merge_across_processes(self.meter).result(), **merge_across_processes(self.parts).result()}
         return {**merged, "loss": self._loss / max(self.seen, 1), "seconds": self.seconds}

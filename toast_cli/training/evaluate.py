@@ -119,5 +119,5 @@ def report_skipped_samples(reporter: Reporter, **batches: BatchLoader | None) ->
         if skipped:
             named = "; ".join(f"{name} ({why})" for name, why in list(skipped.items())[:3])
             more = f"; and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
-            reporter.message(f"{part}: {len(skipped):,} could not be read and were skipped: {named}{more}")
+            reporter.report_message(f"{part}: {len(skipped):,} could not be read and were skipped: {named}{more}")
     return {part: skipped for part, skipped in skipped_by_split.items() if skipped}

@@ -77,10 +77,10 @@ class FirstPassCache:
         """Digests of the inputs whose entries this process has read or written, by slot number."""
 
     @torch.no_grad()
-    def of(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def get_batch_outputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the first-pass tensors of a batch, `[B, ...]` by name; compute and store those that are missing."""
         numbers = (batch["index"] + batch["view"] * self.seen.samples).tolist()
-        found = [self._recall(number) for number in numbers]
+        found = [self._find_known_entry(number) for number in numbers]
         if any(kept is None for kept in found):
             found = self._fill_missing(numbers, found, batch)
         return self._stack_tensors([kept for kept in found if kept is not None], batch, batch["index"].device)
@@ -90,14 +90,18 @@ class FirstPassCache:
     ) -> list[dict[str, Tensor] | None]:
         """Return `found` with its missing entries read from an earlier run's cache, or computed."""
         # The loader left inputs out because they were cached, and an entry has been deleted since.
-        full = send_to_device(self.batches.whole(batch), batch["index"].device) if CACHED_KEY in batch else batch
+        full = (
+            send_to_device(self.batches.load_complete_batch(batch), batch["index"].device)
+            if CACHED_KEY in batch
+            else batch
+        )
         inputs = self.model.objective.inputs(full)
         digests = _compute_input_digests(inputs, len(numbers))
         # A sample with an ignored label may stand for an image that cannot be read now but can be later.
         storable = [True] * len(numbers) if "label" not in batch else (batch["label"] != IGNORE_INDEX).tolist()
         slots = list(zip(numbers, digests, storable, strict=True))
         found = [
-            kept or (self._read(number, digest) if keep else None)
+            kept or (self._read_entry(number, digest) if keep else None)
             for kept, (number, digest, keep) in zip(found, slots, strict=True)
         ]
         if any(kept is None for kept in found):
@@ -105,22 +109,22 @@ class FirstPassCache:
             for row, (number, digest, keep) in enumerate(slots):
                 if found[row] is None:
                     own = {name: tensor[row] for name, tensor in passed.items()}
-                    found[row] = self._keep(number, own, digest) if keep else own
+                    found[row] = self._store_entry(number, own, digest) if keep else own
         self.seen.slots[[number for number, _, keep in slots if keep]] = True
         return found
 
-    def _recall(self, number: int) -> dict[str, Tensor] | None:
+    def _find_known_entry(self, number: int) -> dict[str, Tensor] | None:
         """Return the entry of an input that this process knows, without verifying it again; None if there is none."""
         digest = self._digests.get(number)
         return None if digest is None else self.cache.read(digest, verify=False)
 
-    def _read(self, number: int, digest: str) -> dict[str, Tensor] | None:
+    def _read_entry(self, number: int, digest: str) -> dict[str, Tensor] | None:
         kept = self.cache.read(digest)
         if kept is not None:
             self._digests[number] = digest
         return kept
 
-    def _keep(self, number: int, tensors: Mapping[str, Tensor], digest: str) -> dict[str, Tensor]:
+    def _store_entry(self, number: int, tensors: Mapping[str, Tensor], digest: str) -> dict[str, Tensor]:
         """Store tensors, padded with zeros to the shapes of an entry, and return the entry."""
         kept = {name: zeros.clone() for name, zeros in self.empty.items()}
         for name, tensor in tensors.items():
@@ -158,14 +162,14 @@ class CachedStep(TrainingStep):
         passes = self.train_passes if self.model.training else self.validation_passes
         steering = self.model.adapted.steering
         assert passes is not None and isinstance(steering, Steering)
-        kept, backbone, objective = passes.of(batch), self.model.backbone, self.model.objective
+        kept, backbone, objective = passes.get_batch_outputs(batch), self.model.backbone, self.model.objective
         z = kept["z"]
         first = Readout(z=z, compared=kept.get("compared", z), pooled=z)
         with torch.no_grad():
-            state = _enter_second_pass(
+            state = _start_second_pass(
                 backbone, None if CACHED_KEY in batch else objective.inputs(batch), kept.get("hidden")
             )
-        outputs = self.model.outputs(run_steered_pass(backbone, steering, first, state))
+        outputs = self.model.compute_outputs(run_steered_pass(backbone, steering, first, state))
         return StepOutput(outputs, objective.loss(outputs, batch))
 
 
@@ -262,7 +266,7 @@ def build_cached_step(
         dtypes = {kind: tensor.dtype for kind, tensor in passed[name].items()}
         kept[name] = FirstPassCache(model, cache, empty[name], seen[name], batches, dtypes)
         if "hidden" in empty[name] and hasattr(batches, "leave_out"):
-            batches.leave_out(seen[name].slots)
+            batches.skip_cached_images(seen[name].slots)
     folder = get_cache_folder() / FIRST_PASS_FOLDER
     note = f"First passes are cached in {folder}: {format_bytes(needed)} ({options.cache_dtype})."
     if recipe.images.augment != "none" and options.cache_views == 1:
@@ -320,7 +324,7 @@ def _describe_dataset(recipe: Recipe) -> dict[str, Any]:
     return {"dataset": dataset, "data_dir": str(get_data_dir(given).resolve())}
 
 
-def _enter_second_pass(backbone: Backbone, inputs: Any, hidden: Tensor | None) -> State:
+def _start_second_pass(backbone: Backbone, inputs: Any, hidden: Tensor | None) -> State:
     """Return the initial state of the second pass: the embedded input, or the output of the shared levels."""
     if inputs is None:
         assert hidden is not None

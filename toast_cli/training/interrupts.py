@@ -45,7 +45,7 @@ class InterruptHandler:
         self._defers_interrupt = True
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
+    def defer_signal(self) -> Iterator[None]:
         """Defer the first signal within the block. Does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -58,7 +58,7 @@ class InterruptHandler:
                 signal.signal(number, handler)
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def interrupt_immediately(self) -> Iterator[None]:
         """Let the first signal raise KeyboardInterrupt within the block, for work that can be repeated."""
         self._defers_interrupt = False
         try:

@@ -50,7 +50,7 @@ class TrainingLoop:
     ) -> None:
         self.step, self.model, self.objective = step, step.model, step.model.objective
         self.train, self.validation, self.validate_attention = train, validation, validate_attention
-        self.folder, self.reporter, self.log, self.resumed = run.folder, run.reporter, run.log, run.resumed
+        self.folder, self.reporter, self.log, self.resumed = run.folder, run.reporter, run.log_metrics, run.resumed
         self.accelerator, training = run.session.accelerator, run.session.recipe.training
         self.training = training
         self.steps_per_epoch = -(-len(train) // training.accumulate)
@@ -76,7 +76,7 @@ class TrainingLoop:
         """
         if self.resumed:
             self.resume()
-        with self.stop.heard():
+        with self.stop.defer_signal():
             self.run()
         return self.best
 
@@ -87,7 +87,7 @@ class TrainingLoop:
         with wrap_state_errors(self.folder.checkpoints):
             unpack_training_state(extra, state["training"], self.optimizer, self.accelerator)
             if self.average is not None:
-                self.average.load(
+                self.average.load_tensors(
                     {name.removeprefix(EMA_PREFIX): extra[name] for name in extra if name.startswith(EMA_PREFIX)}
                 )
             self.at, self.kept = TrainingProgress(**state["at"]), TrainingProgress(**state["at"])
@@ -102,7 +102,7 @@ class TrainingLoop:
             self.train_epoch()
             self.end_epoch(self.validate() if self._is_validation_due() else None)
         if self.at.epochs < self.training.epochs and not self._has_reached_max_steps():
-            self.reporter.message(f"Stopped early: validation has not improved since epoch {self.best.epoch}.")
+            self.reporter.report_message(f"Stopped early: validation has not improved since epoch {self.best.epoch}.")
         self.accelerator.wait_for_everyone()  # all of them read the checkpoints that the first one writes
 
     def train_epoch(self) -> None:
@@ -117,7 +117,7 @@ class TrainingLoop:
             should_stop = self.train_step(group)
             tally.seconds = time.perf_counter() - started
             at.batches += len(group)
-            self.reporter.step(at.steps, count_total_steps(training, self.steps_per_epoch), tally.result())
+            self.reporter.report_step(at.steps, count_total_steps(training, self.steps_per_epoch), tally.result())
             if should_stop or (training.save_every is not None and at.steps % training.save_every == 0):
                 self.save()
             if should_stop:
@@ -166,7 +166,7 @@ class TrainingLoop:
         # Validation changes nothing, so a single process can stop at once. Several must finish it together.
         alone = self.accelerator.num_processes == 1
         try:
-            with self.shown(), self.stop.at_once() if alone else nullcontext():
+            with self.use_validated_weights(), self.stop.interrupt_immediately() if alone else nullcontext():
                 step, attention = (None, True) if self.validate_attention else (self.step, False)
                 metrics = evaluate_model(
                     self.model, self.validation, self.accelerator, step=step, with_attention=attention
@@ -191,22 +191,22 @@ class TrainingLoop:
     def end_epoch(self, metrics: dict[str, Any] | None) -> None:
         """Compare the epoch with the best one, log it and save its checkpoints."""
         at, epoch = self.at, self.at.epochs + 1
-        line = {"kind": "epoch", "step": at.steps, "epoch": epoch, "train": self.tally.closing()}
+        line = {"kind": "epoch", "step": at.steps, "epoch": epoch, "train": self.tally.compute_global_metrics()}
         is_best = self.validation is None
         if metrics is not None:
             line["validation"] = metrics
-            is_best = self.best.offer(epoch, metrics, self.step.score(metrics))
+            is_best = self.best.update(epoch, metrics, self.step.score(metrics))
         elif is_best:
             self.best.epoch = epoch
         self._check_weights()
         # `last` is saved last: a run that is killed before then repeats this work from the previous checkpoint.
         if is_best:
-            with self.shown():
+            with self.use_validated_weights():
                 self.folder.save_checkpoint("best", self.model, {"epoch": epoch, "step": at.steps})
         self.log({**line, "best": is_best})
         at.epochs, at.batches, self.tally = epoch, 0, EpochMetrics(self.step)
         self.save()
-        self.reporter.epoch(epoch, self.training.epochs, line, is_best)
+        self.reporter.report_epoch(epoch, self.training.epochs, line, is_best)
 
     def save(self) -> None:
         """Save the model and the training state as `checkpoints/last`.
@@ -217,7 +217,7 @@ class TrainingLoop:
         self._check_weights()
         tensors, plain = pack_training_state(self.optimizer, self.accelerator)
         if self.average is not None:
-            tensors |= {EMA_PREFIX + name: tensor for name, tensor in self.average.tensors().items()}
+            tensors |= {EMA_PREFIX + name: tensor for name, tensor in self.average.get_tensors().items()}
         state = {
             "at": asdict(self.at),
             "best": asdict(self.best),
@@ -228,9 +228,9 @@ class TrainingLoop:
         self.folder.save_checkpoint("last", self.model, state, tensors)
         self.kept = replace(self.at)
 
-    def shown(self) -> AbstractContextManager[None]:
+    def use_validated_weights(self) -> AbstractContextManager[None]:
         """Give the model, within the block, the weights that are validated and saved: trained or averaged."""
-        return nullcontext() if self.average is None else self.average.shown()
+        return nullcontext() if self.average is None else self.average.apply_to_model()
 
     def _is_validation_due(self) -> bool:
         """Return whether to validate after the epoch that was just trained."""
@@ -250,7 +250,7 @@ class TrainingLoop:
 
     def _check_weights(self) -> None:
         """Refuse to save weights that are not finite: a step with a finite loss can have a gradient that is not."""
-        for name, weight in self.model.trained().items():
+        for name, weight in self.model.get_trained_parameters().items():
             if not gather_full_tensors({name: weight.isfinite().all()})[name]:
                 raise self._make_non_finite_error(f"weight {name}", float("nan"))
 

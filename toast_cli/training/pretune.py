@@ -79,18 +79,18 @@ def pretune_model(
     session = run.session
     recipe, model, options = session.recipe, session.model, session.recipe.pretuning
     assert options is not None
-    sizes = session.sizes()
-    session.place()
+    sizes = session.measure_model_sizes()
+    session.move_to_device()
     step = (PretuningStep if options.target == "labels" else DistillationStep)(model, options)
-    train = session.batches("train", train=True)
-    validation = session.batches("val") if "val" in session.data.splits else None
-    measured = validation or session.batches("train")
+    train = session.make_loader("train", train=True)
+    validation = session.make_loader("val") if "val" in session.data.splits else None
+    measured = validation or session.make_loader("train")
 
     def reconstruction() -> dict[str, float]:
         return evaluate_model(model, measured, session.accelerator, step=step)["reconstruction"]
 
     with run.open() as folder:
-        run.announce(train, describe_schedule(recipe.training, len(train)) if gradient else ())
+        run.report_start(train, describe_schedule(recipe.training, len(train)) if gradient else ())
         random_losses = {} if gradient else reconstruction()
         run.start()
         if run.resumed:

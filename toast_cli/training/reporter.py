@@ -11,19 +11,19 @@ T = TypeVar("T")
 class Reporter:
     """A reporter that prints nothing. Subclass it to follow a run."""
 
-    def message(self, text: str) -> None:
+    def report_message(self, text: str) -> None:
         """Report a message to the user."""
 
-    def track(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
+    def track_progress(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
         """Yield the items, and report the progress of `what`."""
         return items
 
-    def step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
+    def report_step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
         """Report an optimizer step, with the metrics of the epoch so far."""
 
-    def stopped(self, command: str) -> None:
+    def report_interruption(self, command: str) -> None:
         """Report that the run was interrupted and can be resumed with `command`."""
-        self.message(f"Stopped; the work so far is saved. Resume with: {command}")
+        self.report_message(f"Stopped; the work so far is saved. Resume with: {command}")
 
-    def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
+    def report_epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
         """Report the end of an epoch, with its metrics."""

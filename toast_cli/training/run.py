@@ -69,7 +69,7 @@ class Run:
         started, begun = time.perf_counter(), False
         if resume and output_dir is not None:
             folder = RunFolder(output_dir)
-            recipe = resolve_recorded_backbone(recipe, folder.toast_version())
+            recipe = resolve_recorded_backbone(recipe, folder.read_toast_version())
             begun = find_checkpoint(folder.checkpoints, "last") is not None
         session = prepare_session(recipe, labels=labels, begun=begun, place=False)
         run = cls(session, reporter, output_dir, resume, started)
@@ -89,14 +89,14 @@ class Run:
         """
         self.folder = folder = self._open_folder()
         try:
-            with folder.held(), self._open_writer() as self.writer:
+            with folder.lock(), self._open_writer() as self.writer:
                 yield folder
         except KeyboardInterrupt:
-            self.reporter.stopped(self.command)
+            self.reporter.report_interruption(self.command)
             raise
         except ToastError as error:
             if isinstance(error.__cause__, OSError) and find_checkpoint(folder.checkpoints, "last") is not None:
-                self.reporter.message(f"After fixing this, resume with: {self.command}")
+                self.reporter.report_message(f"After fixing this, resume with: {self.command}")
             raise
 
     @cached_property
@@ -120,14 +120,14 @@ class Run:
         """Return the seconds that the run has taken, including those before it was resumed."""
         return self.folder.spent + time.perf_counter() - self.started
 
-    def announce(self, train: BatchLoader, notes: Iterable[str] = ()) -> None:
+    def report_start(self, train: BatchLoader, notes: Iterable[str] = ()) -> None:
         """Report the run folder and the notes on data, backbone and training."""
         session = self.session
         texts = (*session.data.messages, *train.notes, *session.describe_backbone(), *notes)
         for text in (f"Run folder: {self.folder.path}", *texts):
-            self.reporter.message(text)
+            self.reporter.report_message(text)
 
-    def log(self, line: dict[str, Any]) -> None:
+    def log_metrics(self, line: dict[str, Any]) -> None:
         """Append a line to the metrics file, and to TensorBoard if it is on."""
         self.folder.append_metrics(line)
         if self.writer is not None:
@@ -163,13 +163,15 @@ class Run:
         session, reporter = self.session, self.reporter
         recipe, model = session.recipe, session.model
         if session.lineage is not None:
-            reporter.message(f"Start: {recipe.init_from}, pre-tuned on {session.lineage.recipe['dataset']['name']}")
+            reporter.report_message(
+                f"Start: {recipe.init_from}, pre-tuned on {session.lineage.recipe['dataset']['name']}"
+            )
             if (mismatch := describe_feedback_mismatch(session.lineage, recipe.method)) is not None:
-                reporter.message(mismatch)
+                reporter.report_message(mismatch)
         elif initialize_feedback(session, reporter):
             pass
         elif model.adapted.steering is not None and recipe.pretuning is None:
-            reporter.message(
+            reporter.report_message(
                 "The feedback path starts at random. In the paper, accuracy on FGVC drops from 86.2 to 81.9 without "
                 "pre-tuning (table 7). Use 'toast pretune' and --init-from, or method.start=least-squares."
             )
@@ -198,8 +200,10 @@ class Run:
         copy_tensors(load_extra_tensors(folder.checkpoints, "start"), session.model.state_dict())
         found = find_checkpoint(folder.checkpoints, "last")
         if found is not None and found.name != "last":
-            self.reporter.message(f"{folder.checkpoints / 'last'} is damaged; resuming from the checkpoint before it.")
-        self.reporter.message(
+            self.reporter.report_message(
+                f"{folder.checkpoints / 'last'} is damaged; resuming from the checkpoint before it."
+            )
+        self.reporter.report_message(
             f"Resuming after epoch {at.epochs} of {session.recipe.training.epochs}"
             + (f" and {at.batches} more batches." if at.batches else ".")
         )
@@ -233,7 +237,9 @@ def initialize_feedback(session: Session, reporter: Reporter) -> bool:
     count = min(count, len(session.data.splits["train"]))
     batches = -(-count // session.batch_size)
     session.model.initialize_method(
-        method.start, options, reporter.track(session.sample(count), batches, "least-squares start")
+        method.start,
+        options,
+        reporter.track_progress(session.iterate_training_inputs(count), batches, "least-squares start"),
     )
     return True
 

@@ -46,33 +46,33 @@ class Session:
         """Return the number of samples in a forward pass without training."""
         return self.recipe.training.eval_batch_size or self.recipe.training.batch_size
 
-    def batches(self, split: str, *, train: bool = False, with_masks: bool = False) -> BatchLoader:
+    def make_loader(self, split: str, *, train: bool = False, with_masks: bool = False) -> BatchLoader:
         """Return a loader of a split, which shuffles and augments only with `train`."""
         size = self.recipe.training.batch_size if train else self.batch_size
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         views = self.recipe.training.cache_views if self.recipe.training.cache and train else None
-        return self._batches(split, BatchOptions(size, train, train, with_masks, process, processes, views))
+        return self._make_task_loader(split, BatchOptions(size, train, train, with_masks, process, processes, views))
 
-    def sample(self, count: int) -> Iterator[Any]:
+    def iterate_training_inputs(self, count: int) -> Iterator[Any]:
         """Yield the inputs of `count` training samples, drawn by the seed and not augmented, in batches."""
-        for batch in self._batches("train", BatchOptions(self.batch_size, shuffle=True)):
+        for batch in self._make_task_loader("train", BatchOptions(self.batch_size, shuffle=True)):
             batch = {name: tensor[:count] for name, tensor in batch.items()}
             count -= len(next(iter(batch.values())))
             yield send_to_device(self.model.objective.inputs(batch), self.accelerator.device)
             if count <= 0:
                 return
 
-    def _batches(self, split: str, options: BatchOptions) -> BatchLoader:
+    def _make_task_loader(self, split: str, options: BatchOptions) -> BatchLoader:
         return build_batches(self.data.splits[split], self.recipe, self.model.backbone, options)
 
     def can_measure_attention(self, split: str) -> bool:
         """Return whether attention can be compared with masks on this split."""
         return self.model.backbone.has_attention and self.data.splits[split].has_masks
 
-    def sizes(self) -> dict[str, Any]:
+    def measure_model_sizes(self) -> dict[str, Any]:
         """Return the trained and total parameters, and the FLOPs of the model and the plain backbone."""
         return {
-            "trained_parameters": count_elements(self.model.trained().values()),
+            "trained_parameters": count_elements(self.model.get_trained_parameters().values()),
             "total_parameters": count_elements(self.model.parameters()),
             **count_flops(self.model),
         }
@@ -91,14 +91,14 @@ class Session:
             f"weights of {self.recipe.backbone.name}; images.normalize, or images.mean and images.std, change this.",
         ]
 
-    def place(self) -> None:
+    def move_to_device(self) -> None:
         """Move the model to the device, or shard it over the processes with `training.shard`."""
         if self.recipe.training.shard:
             shard_model(self.model, self.accelerator)
         else:
             self.model.to(self.accelerator.device)
 
-    def memory(self, batches: BatchLoader) -> MemoryEstimate:
+    def estimate_memory(self, batches: BatchLoader) -> MemoryEstimate:
         """Estimate the memory of a training step in each process; call before `place`."""
         return estimate_memory(self.model, self.recipe.training, next(iter(batches)), self.accelerator)
 
@@ -161,7 +161,7 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     )
     session = Session(recipe, data, model, accelerator, lineage)
     if place:
-        session.place()
+        session.move_to_device()
     return session
 
 

@@ -26,7 +26,7 @@ class BestEpoch:
     score: list[float] = field(default_factory=lambda: [-sys.float_info.max] * 2)
     metrics: dict[str, Any] | None = None
 
-    def offer(self, epoch: int, metrics: dict[str, Any], score: float) -> bool:
+    def update(self, epoch: int, metrics: dict[str, Any], score: float) -> bool:
         """Record an epoch if it is better than the best so far; return whether it is."""
         if [score, -metrics["loss"]] <= self.score:
             return False

@@ -104,7 +104,7 @@ class PretuningStep(TrainingStep):
         task = objective.loss(outputs, batch)
         if self.options.passes == "both":
             assert passes.plain is not None
-            task = (task + objective.loss(self.model.outputs(passes.plain.pooled), batch)) / 2
+            task = (task + objective.loss(self.model.compute_outputs(passes.plain.pooled), batch)) / 2
         return task, {}
 
     def score(self, metrics: Mapping[str, Any]) -> float:

@@ -48,25 +48,25 @@ def tune_model(
     run = Run.prepare(recipe, output_dir, reporter, resume)
     session = run.session
     recipe, model, accelerator, data = session.recipe, session.model, session.accelerator, session.data
-    train = session.batches("train", train=True)
+    train = session.make_loader("train", train=True)
     with_attention = (
         recipe.training.validate_attention and "val" in data.splits and session.can_measure_attention("val")
     )
-    validation = session.batches("val", with_masks=with_attention) if "val" in data.splits else None
+    validation = session.make_loader("val", with_masks=with_attention) if "val" in data.splits else None
     step, notes = build_training_step(session, train, validation)
     with run.open() as folder:
-        run.announce(train, [*describe_schedule(recipe.training, len(train)), *notes])
+        run.report_start(train, [*describe_schedule(recipe.training, len(train)), *notes])
         if accelerator.is_main_process and not resume:
-            for message in describe_leaks(data, reporter.track):
-                reporter.message(message)
-        sizes, memory = session.sizes(), session.memory(train)
-        for message in filter(None, (str(memory), memory.warning(accelerator.device))):
-            reporter.message(message)
-        session.place()
+            for message in describe_leaks(data, reporter.track_progress):
+                reporter.report_message(message)
+        sizes, memory = session.measure_model_sizes(), session.estimate_memory(train)
+        for message in filter(None, (str(memory), memory.format_warning(accelerator.device))):
+            reporter.report_message(message)
+        session.move_to_device()
         run.start()
         best = TrainingLoop(run, step, train, validation, validate_attention=with_attention).fit()
         if best.metrics is None:
-            reporter.message("There is no validation split, so the last epoch is kept.")
+            reporter.report_message("There is no validation split, so the last epoch is kept.")
         load_checkpoint(folder.checkpoints, "best", model)
         results: dict[str, Any] = {
             "backbone": recipe.backbone.name,
@@ -83,12 +83,15 @@ def tune_model(
             "test": None,
         }
         config: AdapterConfig = build_adapter_config(model, recipe, data.classes)
-        trained, frozen = gather_full_tensors(model.trained()), gather_full_tensors(model.get_frozen_additions())
+        trained, frozen = (
+            gather_full_tensors(model.get_trained_parameters()),
+            gather_full_tensors(model.get_frozen_additions()),
+        )
         if folder.writes:  # before the test, which may fail
             save_adapter_folder(folder.adapter, trained, frozen, config, format_adapter_card(config, results))
         test = None
         if recipe.test and "test" in data.splits:
-            test = session.batches("test", with_masks=session.can_measure_attention("test"))
+            test = session.make_loader("test", with_masks=session.can_measure_attention("test"))
             results |= evaluate_test_split(run, test)
             if folder.writes:
                 write_text(folder.adapter / "README.md", format_adapter_card(config, results))
@@ -105,7 +108,7 @@ def evaluate_test_split(run: Run, test: BatchLoader) -> dict[str, Any]:
     """
     session, predictions = run.session, SamplePredictions()
     with_attention = session.can_measure_attention("test")
-    batches = run.reporter.track(test, len(test), "test")
+    batches = run.reporter.track_progress(test, len(test), "test")
     try:
         metrics = evaluate_model(
             session.model, batches, session.accelerator, with_attention=with_attention, answers=predictions
@@ -113,7 +116,7 @@ def evaluate_test_split(run: Run, test: BatchLoader) -> dict[str, Any]:
     except ToastError as error:
         if error.code != NOTHING_TO_MEASURE:
             raise
-        run.reporter.message(f"test: not evaluated. {error.what}")
+        run.reporter.report_message(f"test: not evaluated. {error.what}")
         return {"test": None}
     if given := merge_across_processes(predictions).given:
         columns = zip(*((index, *given[index]) for index in sorted(given)), strict=True)

@@ -92,7 +92,7 @@ def draw_colorbar(figure: Figure, place: Axes, scale: ColorScale, size: float, p
     """Draw the colour bar of `panels` panels; `size` is the font size."""
     colour = ScalarMappable(Normalize(scale.low, scale.high), blend_colormap_over_gray(colormaps[scale.colours]))
     bar = figure.colorbar(colour, cax=place, orientation="horizontal")
-    positions, labels = zip(*scale.ticks(), strict=True)
+    positions, labels = zip(*scale.get_ticks(), strict=True)
     bar.set_ticks(list(positions), labels=list(labels))
     bar.ax.tick_params(labelsize=size)
     first, _, last = bar.ax.get_xticklabels()

@@ -27,13 +27,13 @@ class ColorScale:
     high: float
     clipped: bool = False
 
-    def ticks(self, write: Callable[[float], str] = "{:.3g}".format) -> list[tuple[float, str]]:
+    def get_ticks(self, write: Callable[[float], str] = "{:.3g}".format) -> list[tuple[float, str]]:
         """Return the values and labels of both ends and the middle, with `≥` or `≤` at the ends of a clipped scale."""
         below, above = ("≤ " if self.clipped and self.low < 0 else ""), ("≥ " if self.clipped else "")
         middle = (self.low + self.high) / 2
         return [(self.low, below + write(self.low)), (middle, write(middle)), (self.high, above + write(self.high))]
 
-    def hex(self, values: Sequence[float] | np.ndarray) -> list[str]:
+    def to_hex(self, values: Sequence[float] | np.ndarray) -> list[str]:
         """Return the colour of each number as `#rrggbb`."""
         numbers = Normalize(self.low, self.high, clip=True)(np.asarray(values, dtype=np.float64))
         return [to_hex(colour) for colour in colormaps[self.colours](numbers)]

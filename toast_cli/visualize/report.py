@@ -43,7 +43,7 @@ def build_report_images(
     bars = []
     for scale, names in names_by_scale.items():
         runs = ", ".join(names)
-        alt = f"Colours from 0 to {scale.ticks()[-1][1]}, dark to bright: {scale.label}, of {runs}"
+        alt = f"Colours from 0 to {scale.get_ticks()[-1][1]}, dark to bright: {scale.label}, of {runs}"
         bars.append({"source": to_data_uri(render_colorbar(scale)), "runs": runs, "alt": alt})
     return images, bars
 

@@ -117,8 +117,8 @@ def describe_view(view: ImageView, name: str) -> dict[str, Any]:
         "shape": list(view.maps["pass_one"].shape),
         "prefix_tokens_left_out": backbone.prefix_tokens,
         "checks": None if view.checks is None else view.checks.to_dict(),
-        "pass_one": prediction_to_dict(view.first),
-        "pass_two": prediction_to_dict(view.last),
+        "pass_one": convert_prediction(view.first),
+        "pass_two": convert_prediction(view.last),
         "share_inside": view.shares,
         "segments": {name: format_class_shares(found) for name, found in view.segments.items()},
     }
@@ -129,7 +129,7 @@ def describe_model(viewer: AttentionViewer, name: str) -> dict[str, Any]:
     model, recipe = viewer.model, viewer.recipe
     described: dict[str, Any] = {"name": name, "run": None, "run_fingerprint": None}
     if not viewer.plain:
-        described |= {"run": viewer.name, "run_fingerprint": hash_tensors(model.trained())}
+        described |= {"run": viewer.name, "run_fingerprint": hash_tensors(model.get_trained_parameters())}
     if recipe is not None:
         weights = recipe.backbone.weights
         source = recipe.plugins.backbone.source
@@ -158,7 +158,7 @@ def get_library_versions() -> dict[str, str]:
     return {"toast": __version__, **{name: version(name) for name in ("torch", "torchvision", "timm", "transformers")}}
 
 
-def prediction_to_dict(prediction: TopPrediction | None) -> dict[str, Any] | None:
+def convert_prediction(prediction: TopPrediction | None) -> dict[str, Any] | None:
     """Return a prediction for a JSON record."""
     return None if prediction is None else {"prediction": prediction.label, "confidence": prediction.probability}
 
@@ -196,7 +196,7 @@ def describe_maps(viewer: AttentionViewer, kind: str) -> str:
 def compute_source_digest(viewers: Sequence[AttentionViewer], images: Iterable[bytes]) -> str:
     """Return a digest of the models and images of a figure; a figure may overwrite one with the same digest."""
     parts = [repr((viewer.name, viewer.model.backbone_fingerprint)).encode() for viewer in viewers]
-    parts += [hash_tensors(viewer.model.trained()).encode() for viewer in viewers]
+    parts += [hash_tensors(viewer.model.get_trained_parameters()).encode() for viewer in viewers]
     return hash_bytes(*parts, *images).hex()[:16]
 
 

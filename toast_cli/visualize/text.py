@@ -68,7 +68,7 @@ def compute_text_view(viewer: AttentionViewer, prompt: str, template: str | None
     recorder = viewer.recorder
     assert isinstance(recorder, AttentionRecorder)
     recorded = recorder.record(inputs)
-    maps = {name: map[0, 0].float().cpu() for name, map in recorded.maps().items()}
+    maps = {name: map[0, 0].float().cpu() for name, map in recorded.get_maps().items()}
     if "pass_two" in maps:
         maps["difference"] = maps["pass_two"] - maps["pass_one"]
     output = backbone.output()

@@ -150,19 +150,19 @@ def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
     image, mask = transform(sample.image, sample.mask)
     images = image[None].to(next(model.parameters()).device)
     output = viewer.recorder.record(images)
-    maps = {name: map[0].float().cpu() for name, map in output.maps().items()}
+    maps = {name: map[0].float().cpu() for name, map in output.get_maps().items()}
     if "pass_two" in maps:
         maps["difference"] = maps["pass_two"] - maps["pass_one"]
     shares: dict[str, float] = {}
     if mask is not None and bool(mask.any()):
-        object_shares = compute_object_shares({name: maps[name][None] for name in output.maps()}, mask[None])
+        object_shares = compute_object_shares({name: maps[name][None] for name in output.get_maps()}, mask[None])
         shares = {name: float(share) for name, share in object_shares.items() if not share.isnan()}
         shares["even"] = float(mask.float().mean())
     first, last, segments = predict_passes(viewer, output, sample)
     if viewer.with_grad_cam:
         maps |= {name: map[0] for name, map in compute_grad_cam(model, images).items()}
     return ImageView(
-        viewer, transform.window(sample.image), output.kind, maps, first, last, output.checks, shares, segments
+        viewer, transform.compute_window(sample.image), output.kind, maps, first, last, output.checks, shares, segments
     )
 
 
@@ -184,7 +184,7 @@ def predict_passes(
         return last, None, {}
     assert output.passes.plain is not None  # recorders run the first pass to its end
     # The prediction of pass one uses the head that was trained on the last pass.
-    return get_top_prediction(viewer.model.outputs(output.passes.plain.pooled), viewer.classes), last, {}
+    return get_top_prediction(viewer.model.compute_outputs(output.passes.plain.pooled), viewer.classes), last, {}
 
 
 def get_top_prediction(logits: Tensor, classes: tuple[str, ...]) -> TopPrediction:

@@ -262,7 +262,7 @@ def test_an_export_that_cannot_be_moved_whole_puts_back_what_was_there(
 
     monkeypatch.setattr(Path, "replace", failing)
     with pytest.raises(OSError, match="No space"):
-        export_run._move_into_place(place, folder, here / "before", replace=True)
+        export_run._install_files(place, folder, here / "before", replace=True)
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "out a", "b": "out b"}
     assert sorted(path.name for path in place.iterdir()) == ["a", "b"]
 

@@ -98,7 +98,9 @@ def test_what_runs_a_script_elsewhere_is_text_here(here: Path) -> None:
         recipe = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"split_seed": 0})})
         model = build_model(recipe, (EVIL, "plain"))
         paths.append(here / f"<i>{seed}")
-        save_adapter_folder(paths[-1], model.trained(), {}, build_adapter_config(model, recipe, (EVIL, "plain")), "")
+        save_adapter_folder(
+            paths[-1], model.get_trained_parameters(), {}, build_adapter_config(model, recipe, (EVIL, "plain")), ""
+        )
     said = toast("compare", *paths, "--images", "2")
     assert said.code == 0, said.err
     found = page(here / "comparison/report.html")

@@ -27,6 +27,10 @@ def tuned_on_texts(here: Path, path: str, seed: int = 0) -> Path:
         torch.nn.init.normal_(weight, std=0.5)
     torch.nn.init.ones_(model.adapted.steering.selection.xi)  # type: ignore[union-attr]
     save_adapter_folder(
-        here / path, model.trained(), model.get_frozen_additions(), build_adapter_config(model, recipe, ()), ""
+        here / path,
+        model.get_trained_parameters(),
+        model.get_frozen_additions(),
+        build_adapter_config(model, recipe, ()),
+        "",
     )
     return here / path

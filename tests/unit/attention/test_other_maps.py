@@ -99,7 +99,7 @@ def test_grad_cam_of_both_passes_is_weights_times_activations(name: str) -> None
         state = backbone.enter(inputs)
         state.hidden = tapped
         end = state if maps else backbone.level(len(backbone.levels) - 1, state, signal)
-        out = model.outputs(backbone.leave(end).pooled)
+        out = model.compute_outputs(backbone.leave(end).pooled)
         (gradient,) = torch.autograd.grad(out.gather(1, logits.argmax(1, keepdim=True)).sum(), tapped)
         if not maps:
             grid = backbone.grid(inputs)

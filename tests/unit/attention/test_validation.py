@@ -197,7 +197,7 @@ def test_strength_zero_is_the_plain_backbone_and_one_changes_nothing(name: str) 
     full = model(inputs)
     steering.strength = 0.0
     assert torch.equal(model.adapted(inputs).last.pooled, model.backbone.stock(inputs))
-    assert torch.allclose(model(inputs), model.outputs(model.backbone.stock(inputs)), atol=1e-9)
+    assert torch.allclose(model(inputs), model.compute_outputs(model.backbone.stock(inputs)), atol=1e-9)
     steering.strength = 1.0
     assert torch.equal(model(inputs), full)
 

@@ -24,16 +24,16 @@ class Filled(ExperimentScheduler):
     def __init__(self, experiment: Experiment, left: Left) -> None:
         self.experiment, self.left = experiment, left
 
-    def stages(self) -> Iterator[tuple[str, str, Any]]:
+    def iterate_stages(self) -> Iterator[tuple[str, str, Any]]:
         return ((dataset, row, "final") for dataset, row in self.experiment.cells)
 
     def count_unrequested_runs(self) -> int:
         return 0
 
-    def counts(self) -> Counter[str]:
+    def count_runs_by_state(self) -> Counter[str]:
         return Counter()
 
-    def stage(self, dataset: str, row: str, stage: Any) -> dict[Job, JobStatus]:
+    def get_stage_status(self, dataset: str, row: str, stage: Any) -> dict[Job, JobStatus]:
         found = {}
         for seed in self.experiment.suite.seeds:
             if (more := self.left(dataset, row, seed)) is not None:

@@ -31,7 +31,7 @@ class Told(Filled):
         super().__init__(experiment, lambda *_: None)
         self.states = states
 
-    def stage(self, dataset: str, row: str, stage: Any) -> dict[Job, JobStatus]:
+    def get_stage_status(self, dataset: str, row: str, stage: Any) -> dict[Job, JobStatus]:
         given = self.states.get((dataset, row), [1.0] * 3)
         return {Job(dataset, row, stage, seed, f"{seed}"): _standing(state) for seed, state in enumerate(given)}
 

@@ -51,8 +51,8 @@ def test_a_setting_that_a_sampler_draws_again_is_trained_once(
     board = ExperimentScheduler(Experiment("x", parse_suite(text, "x")), Ledger("memory:", tmp_path / "locks"))
     run_worker(board, tmp_path / "out", Reporter())
     assert trained == [("out", 0.1, False), ("out", 0.1, True)]
-    assert board.counts() == {"done": 4}
-    search = list((board.stage("Markings", "linear", "search") or {}).values())
+    assert board.count_runs_by_state() == {"done": 4}
+    search = list((board.get_stage_status("Markings", "linear", "search") or {}).values())
     assert len({standing.record["run"] for standing in search}) == 1
     assert search[1].record["same_as"] == "x/Markings/linear/search, attempt 0"
 
@@ -64,7 +64,7 @@ def test_rows_that_differ_in_nothing_are_trained_once_and_both_are_shown(
     board = ExperimentScheduler(Experiment("x", parse_suite(text, "x")), Ledger("memory:", tmp_path / "locks"))
     run_worker(board, tmp_path, Reporter())
     assert len(trained) == 1
-    first, twin = ((board.stage("Markings", row, "final") or {}).values() for row in ("linear", "twin"))
+    first, twin = ((board.get_stage_status("Markings", row, "final") or {}).values() for row in ("linear", "twin"))
     assert [each.record["run"] for each in first] == [each.record["run"] for each in twin]
 
 
@@ -75,20 +75,20 @@ def test_what_another_suite_made_in_the_same_ledger_is_taken_from_its_folder(
         board = ExperimentScheduler(Experiment(name, parse_suite(SUITE, "x")), open_again(name))
         run_worker(board, tmp_path / name, Reporter())
     assert [folder for folder, *_ in trained] == ["one"]
-    ((standing),) = (board.stage("Markings", "linear", "final") or {}).values()
+    ((standing),) = (board.get_stage_status("Markings", "linear", "final") or {}).values()
     run = standing.record["run"]
     assert standing.with_run_path_from(tmp_path / "one").record["run"] == run
     found = Path(standing.with_run_path_from(tmp_path / "two").record["run"])
     assert found == tmp_path / "one" / run and (found / "results.json").is_file()
-    (told,) = ExperimentResults(board, tmp_path / "two").runs()
+    (told,) = ExperimentResults(board, tmp_path / "two").iterate_runs()
     assert told["run"] == found.as_posix(), "a table names it by its whole path"
     (tmp_path / "one").rename(tmp_path / "moved")
     assert standing.with_run_path_from(tmp_path / "moved").record["run"] == run
 
 
 def taken(ledger: Ledger, study: str, job: Job) -> JobLease:
-    ledger.fill(ledger.study(study), [job])
-    claim = ledger.take(ledger.study(study), [job])
+    ledger.enqueue_jobs(ledger.open_study(study), [job])
+    claim = ledger.take_waiting_run(ledger.open_study(study), [job])
     assert claim is not None
     return claim
 
@@ -102,16 +102,16 @@ def test_a_recipe_that_another_worker_is_at_is_waited_for(
 ) -> None:
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
     board = ExperimentScheduler(Experiment("x", parse_suite(SUITE, "x")), open_again("two"))
-    (job,) = board.stage("Markings", "linear", "final") or {}
+    (job,) = board.get_stage_status("Markings", "linear", "final") or {}
     maker = taken(open_again("one"), "a", jobs[0])
     maker.trial.set_user_attr(RECIPE_ATTRIBUTE, job.key)
     thread = threading.Thread(target=run_worker, args=(board, tmp_path / "two", Reporter()))
     thread.start()
     thread.join(1)
     assert thread.is_alive() and not trained
-    maker.done(0.75, record(0, 0.75) | {"split_hashes": {}})  # unknown data counts as the same
+    maker.record_result(0.75, record(0, 0.75) | {"split_hashes": {}})  # unknown data counts as the same
     thread.join(20)
-    ((standing),) = (board.stage("Markings", "linear", "final") or {}).values()
+    ((standing),) = (board.get_stage_status("Markings", "linear", "final") or {}).values()
     assert not trained and (standing.record["same_as"], standing.record["test"]["accuracy"]) == ("a, attempt 0", 0.75)
 
 
@@ -134,9 +134,9 @@ def test_a_run_that_was_made_twice_does_no_harm(
     run_worker(boards["c"], tmp_path / "c", Reporter())
     assert [folder for folder, *_ in trained] == ["a", "b"], "who comes later takes over one of them"
     for name, made_in in zip("abc", "aba", strict=True):
-        assert boards[name].counts() == {"done": 1}
+        assert boards[name].count_runs_by_state() == {"done": 1}
         results = ExperimentResults(boards[name], tmp_path / name)
-        (run,) = results.runs()
+        (run,) = results.iterate_runs()
         assert (tmp_path / name / run["run"] / "results.json").resolve().is_relative_to(tmp_path / made_in)
         assert boards[name].count_unrequested_runs() == 0
 
@@ -162,5 +162,5 @@ def test_two_workers_that_draw_the_same_setting_do_not_write_into_one_folder(
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert ExperimentScheduler(boards[0].experiment, open_again()).counts() == {"done": 3}
+    assert ExperimentScheduler(boards[0].experiment, open_again()).count_runs_by_state() == {"done": 3}
     assert len(folders) == 2, "one of the search, made once, and one final run"

@@ -30,7 +30,7 @@ def test_every_suite_that_comes_with_toast_is_valid_and_says_its_command() -> No
         assert found.rows and found.tables and f"toast bench {name}" in text, name
         experiment = Experiment(name, found)
         if experiment.cells:
-            experiment.check()
+            experiment.validate()
 
 
 def test_the_averages_that_the_paper_gives_are_those_of_its_own_numbers_but_for_lora() -> None:
@@ -60,16 +60,16 @@ def test_vtab_is_searched_on_800_and_200_and_trained_on_all_1000_with_the_papers
     if "vtab" in registry.list_names(registry.SOURCES):
         experiment = Experiment("vtab1k", found)
         assert len(experiment.make_search_jobs("DTD", "toast")) == 28
-        assert experiment.recipe("DTD", "toast", "final", 42).dataset.use == "all1000"  # type: ignore[attr-defined]
+        assert experiment.build_recipe("DTD", "toast", "final", 42).dataset.use == "all1000"  # type: ignore[attr-defined]
 
 
 def test_a_search_never_looks_at_the_test_split_and_a_final_run_does() -> None:
     experiment = made()
-    assert experiment.recipe("Markings", "linear", "search", 0).test is False
-    final = experiment.recipe("Markings", "linear", "final", 1, {"training.lr": 0.25})
+    assert experiment.build_recipe("Markings", "linear", "search", 0).test is False
+    final = experiment.build_recipe("Markings", "linear", "final", 1, {"training.lr": 0.25})
     assert (final.test, final.seed, final.training.epochs, final.training.lr) == (True, 1, 3, 0.25)
-    assert made(changes=("training.epochs=7",)).recipe("Markings", "linear", "final", 1).training.epochs == 7
-    assert made(changes=("test=true",)).recipe("Markings", "linear", "search", 0).test is False
+    assert made(changes=("training.epochs=7",)).build_recipe("Markings", "linear", "final", 1).training.epochs == 7
+    assert made(changes=("test=true",)).build_recipe("Markings", "linear", "search", 0).test is False
 
 
 def test_a_grid_holds_every_combination_and_rows_may_be_of_some_data_sets() -> None:
@@ -97,7 +97,7 @@ def test_a_row_that_takes_anothers_settings_waits_for_that_search_and_makes_none
 
 def test_a_run_is_the_same_wherever_it_happens_and_another_where_a_number_could_change() -> None:
     def key(*changes: str, seed: int = 0, **more: str) -> str:
-        return compute_run_key(made(changes=changes, **more).recipe("Markings", "linear", "final", seed))
+        return compute_run_key(made(changes=changes, **more).build_recipe("Markings", "linear", "final", seed))
 
     same = {key(), key(device="cpu"), key(data_dir="elsewhere"), key("training.workers=2", "training.log_every=5")}
     assert len(same) == 1
@@ -107,7 +107,7 @@ def test_a_run_is_the_same_wherever_it_happens_and_another_where_a_number_could_
 
 
 def key_with(change: str) -> str:
-    return compute_run_key(made(changes=(change,)).recipe("Markings", "linear", "final", 0))
+    return compute_run_key(made(changes=(change,)).build_recipe("Markings", "linear", "final", 0))
 
 
 def test_a_run_is_what_its_weights_are_wherever_they_lie(tmp_path: Path) -> None:
@@ -141,10 +141,10 @@ def test_the_runs_of_a_model_that_is_gone_are_still_known(change: str, tmp_path:
     (model / "config.json").write_text("{}")
     begun = made(changes=(change.format(model),))
     save_experiment(tmp_path / "out", begun, SUITE, None)
-    keys = [job.key for job in begun.finals("Markings", "linear", {})]
+    keys = [job.key for job in begun.make_final_jobs("Markings", "linear", {})]
     model.rename(tmp_path / "away")
     recalled, _ = load_experiment(tmp_path / "out")
-    assert [job.key for job in recalled.finals("Markings", "linear", {})] == keys
+    assert [job.key for job in recalled.make_final_jobs("Markings", "linear", {})] == keys
 
 
 def started(start: Path) -> Experiment:
@@ -154,7 +154,7 @@ def started(start: Path) -> Experiment:
 
 def test_a_start_is_what_its_tensors_are(tmp_path: Path) -> None:
     def key(start: Path) -> str:
-        return started(start).finals("Markings", "linear", {})[0].key
+        return started(start).make_final_jobs("Markings", "linear", {})[0].key
 
     for run in ("one", "two"):
         (tmp_path / run / "artifact").mkdir(parents=True)
@@ -170,19 +170,19 @@ def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file.write_text("weights")
     monkeypatch.setattr(input_digests, "hash_file", lambda path: read.append(path) or "digest")
     for _ in range(3):
-        made(changes=(f"backbone.weights={file}",)).finals("Markings", "linear", {})
+        made(changes=(f"backbone.weights={file}",)).make_final_jobs("Markings", "linear", {})
     assert len(read) == 1
 
 
 @pytest.mark.parametrize("experiment", [made(changes=("backbone.weights=gone",)), started(Path("gone"))])
 def test_a_missing_file_is_said_before_anything_runs(experiment: Experiment) -> None:
     with pytest.raises(UsageError, match="gone"):
-        experiment.check()
+        experiment.validate()
 
 
 def test_a_missing_input_is_named_with_its_field() -> None:
     with pytest.raises(UsageError) as refused:
-        made(changes=("backbone.weights=gone",)).check()
+        made(changes=("backbone.weights=gone",)).validate()
     assert refused.value.code == "bench.missing-input"
     assert "gone" in refused.value.what and "backbone.weights" in refused.value.why
 
@@ -191,8 +191,8 @@ def test_a_file_that_changes_while_a_suite_runs_is_refused(tmp_path: Path) -> No
     file = tmp_path / "weights"
     file.write_text("weights")
     experiment = made(changes=(f"backbone.weights={file}",))
-    (job,) = experiment.finals("Markings", "linear", {})[:1]
-    recipe = experiment.recipe("Markings", "linear", "final", job.seed)
+    (job,) = experiment.make_final_jobs("Markings", "linear", {})[:1]
+    recipe = experiment.build_recipe("Markings", "linear", "final", job.seed)
     experiment.check_unchanged(recipe)
     file.write_text("other weights")
     with pytest.raises(ToastError) as refused:
@@ -243,9 +243,9 @@ def test_settings_are_not_taken_from_a_row_that_searches_none() -> None:
 
 def test_a_mistyped_field_or_name_is_found_before_anything_runs() -> None:
     with pytest.raises(UsageError, match=r"training\.lrr"):
-        made(changes=("training.lrr=1",)).check()
+        made(changes=("training.lrr=1",)).validate()
     with pytest.raises(UsageError, match="'lora2'") as refused:
-        made(rows=("lora2",)).check()
+        made(rows=("lora2",)).validate()
     assert refused.value.code == "bench.unknown-row" and "'lora'" in refused.value.what_to_do
     with pytest.raises(UsageError, match="'fgv'") as refused:
         suite.load_suite("fgv")
@@ -254,6 +254,6 @@ def test_a_mistyped_field_or_name_is_found_before_anything_runs() -> None:
 
 def test_data_sets_whose_source_is_not_installed_are_left_out_by_name() -> None:
     experiment = Experiment("x", suite.parse_suite(SUITE.replace("More: demo", "More: nowhere"), "x"))
-    experiment.check()
+    experiment.validate()
     assert list(experiment.missing) == ["More"]
     assert ("More", "linear") not in experiment.cells

@@ -28,16 +28,16 @@ def made(experiment: Experiment, out: Path, right: dict[tuple[str, str, int], li
     board = ExperimentScheduler(experiment, Ledger("memory:", out / "locks"))
     for dataset, row in experiment.cells:
         for stage in ("search", "final"):
-            jobs = board.stage(dataset, row, stage)  # type: ignore[arg-type]
+            jobs = board.get_stage_status(dataset, row, stage)  # type: ignore[arg-type]
             assert jobs is not None
-            study = board.study(dataset, row, stage)  # type: ignore[arg-type]
-            board.ledger.fill(study, jobs)
-            while claim := board.ledger.take(study, jobs):
+            study = board.open_study(dataset, row, stage)  # type: ignore[arg-type]
+            board.ledger.enqueue_jobs(study, jobs)
+            while claim := board.ledger.take_waiting_run(study, jobs):
                 job = claim.job
                 answered = right.get((dataset, row, job.seed)) if stage == "final" else [True]
-                with claim.alive():
+                with claim.keep_alive():
                     if answered is None:
-                        claim.failed("no such luck")
+                        claim.mark_failed("no such luck")
                         continue
                     value = sum(answered) / len(answered)
                     run = f"runs/{job.name}"
@@ -46,7 +46,7 @@ def made(experiment: Experiment, out: Path, right: dict[tuple[str, str, int], li
                     given["chosen"] = list(map(int, answered))
                     if stage == "final":
                         (out / run / "test_answers.json").write_text(json.dumps(given))
-                    claim.done(value, record(job.seed, value, run) | {"params": dict(job.params or {})})
+                    claim.record_result(value, record(job.seed, value, run) | {"params": dict(job.params or {})})
     return board
 
 

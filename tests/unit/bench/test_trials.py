@@ -22,14 +22,16 @@ Open = Callable[..., Ledger]
 
 
 def taken(ledger: Ledger, jobs: list[Job]) -> JobLease | None:
-    study = ledger.study("small/search")
+    study = ledger.open_study("small/search")
     ledger.fail_dead_trials(study)
-    ledger.fill(study, jobs)
-    return ledger.take(study, jobs)
+    ledger.enqueue_jobs(study, jobs)
+    return ledger.take_waiting_run(study, jobs)
 
 
 def states(ledger: Ledger, jobs: list[Job]) -> list[str]:
-    return [standing.state for standing in ledger.compute_job_statuses(ledger.study("small/search"), jobs).values()]
+    return [
+        standing.state for standing in ledger.compute_job_statuses(ledger.open_study("small/search"), jobs).values()
+    ]
 
 
 def dies(claim: JobLease) -> None:
@@ -43,20 +45,20 @@ def test_two_workers_share_the_runs_and_none_is_made_twice(open_again: Open, job
     assert first is not None and second is not None
     assert {first.job, second.job} == set(jobs)
     assert taken(one, jobs) is None and taken(other, jobs) is None
-    first.done(0.5, record(0, 0.5))
-    second.done(0.6, record(0, 0.6))
+    first.record_result(0.5, record(0, 0.5))
+    second.record_result(0.6, record(0, 0.6))
     assert states(open_again(), jobs) == ["done", "done"]
     assert taken(open_again(), jobs) is None
 
 
 def test_a_run_that_two_workers_put_in_at_the_same_moment_is_made_once(open_again: Open, jobs: list[Job]) -> None:
     ledger, elsewhere = open_again("one"), open_again("of another machine")
-    study = ledger.study("small/search")
+    study = ledger.open_study("small/search")
     for _ in range(2):
         study.enqueue_trial(dict(jobs[0].params or {}), user_attrs={"key": jobs[0].key, "seed": 0})
-    first = ledger.take(study, jobs[:1])
-    assert first is not None and elsewhere.take(elsewhere.study("small/search"), jobs[:1]) is None
-    first.done(0.5, record(0, 0.5))
+    first = ledger.take_waiting_run(study, jobs[:1])
+    assert first is not None and elsewhere.take_waiting_run(elsewhere.open_study("small/search"), jobs[:1]) is None
+    first.record_result(0.5, record(0, 0.5))
     assert states(ledger, jobs[:1]) == ["done"]
     assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "FAIL"]
 
@@ -90,11 +92,13 @@ def test_what_a_worker_says_that_was_taken_for_dead_counts_no_more(open_again: O
     assert stalled is not None
     dies(stalled)
     heir = taken(open_again(), jobs[:1])
-    stalled.done(0.9, record(0, 0.9))
+    stalled.record_result(0.9, record(0, 0.9))
     assert states(ledger, jobs[:1]) == ["running"]
     assert heir is not None
-    heir.done(0.4, record(0, 0.4))
-    assert ledger.compute_job_statuses(ledger.study("small/search"), jobs)[jobs[0]].record["test"]["accuracy"] == 0.4
+    heir.record_result(0.4, record(0, 0.4))
+    assert (
+        ledger.compute_job_statuses(ledger.open_study("small/search"), jobs)[jobs[0]].record["test"]["accuracy"] == 0.4
+    )
 
 
 def test_a_worker_elsewhere_is_dead_once_it_gave_no_sign_for_long_enough(
@@ -105,7 +109,7 @@ def test_a_worker_elsewhere_is_dead_once_it_gave_no_sign_for_long_enough(
     far.machine = "another/machine"
     claim = taken(far, jobs[:1])
     assert claim is not None
-    study = near.study("small/search")
+    study = near.open_study("small/search")
     assert near.fail_dead_trials(study) == 1
     now[0], beat = 50.0, 2
     claim.trial.set_user_attr("beat", beat)
@@ -121,16 +125,16 @@ def test_a_failed_run_keeps_its_reason_and_waits_to_be_asked_for(open_again: Ope
     ledger = open_again()
     claim = taken(ledger, jobs[:1])
     assert claim is not None
-    claim.failed("the disk is full")
+    claim.mark_failed("the disk is full")
     dies(claim)
     assert taken(ledger, jobs[:1]) is None
-    study = ledger.study("small/search")
+    study = ledger.open_study("small/search")
     (standing,) = ledger.compute_job_statuses(study, jobs[:1]).values()
     assert (standing.state, standing.reason) == ("failed", "the disk is full")
-    ledger.fill(study, jobs[:1], retry=True)
-    again = ledger.take(study, jobs[:1])
+    ledger.enqueue_jobs(study, jobs[:1], retry=True)
+    again = ledger.take_waiting_run(study, jobs[:1])
     assert again is not None
-    again.done(0.5, record(0, 0.5))
+    again.record_result(0.5, record(0, 0.5))
     assert states(ledger, jobs[:1]) == ["done"]
 
 
@@ -142,13 +146,13 @@ def test_a_run_that_kills_every_worker_is_given_up_but_not_one_that_is_only_stop
         assert claim is not None
         dies(claim)
     ledger = open_again()
-    ledger.fail_dead_trials(ledger.study("small/search"))
-    (standing,) = ledger.compute_job_statuses(ledger.study("small/search"), jobs[:1]).values()
+    ledger.fail_dead_trials(ledger.open_study("small/search"))
+    (standing,) = ledger.compute_job_statuses(ledger.open_study("small/search"), jobs[:1]).values()
     assert standing.state == "failed" and "3 workers died" in standing.reason
     for _ in range(MAX_WORKER_DEATHS):
         claim = taken(ledger, jobs[1:])
         assert claim is not None
-        claim.stopped()
+        claim.mark_interrupted()
         dies(claim)
     assert states(ledger, jobs[1:]) == ["wanted"]
 
@@ -161,11 +165,11 @@ def test_drawn_hyper_parameters_differ_by_run_and_outlive_the_worker_that_drew_t
     jobs = drawing.make_search_jobs("Markings", "linear")
     one, other = taken(open_again(), jobs), taken(open_again(), jobs)
     assert one is not None and other is not None
-    drawn = one.params(search)
-    assert drawn != other.params(search)
+    drawn = one.choose_params(search)
+    assert drawn != other.choose_params(search)
     dies(one)
     heir = taken(open_again(), jobs)
-    assert heir is not None and heir.params(search) == drawn
+    assert heir is not None and heir.choose_params(search) == drawn
 
 
 def test_a_ledger_that_cannot_be_opened_is_refused_with_what_can_be_given(tmp_path: Path) -> None:

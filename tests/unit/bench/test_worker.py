@@ -57,7 +57,7 @@ def by(act: Callable[[float, Recipe, Path, Reporter], None]) -> Any:
 
 
 def states(board: ExperimentScheduler, stage: Any = "search") -> dict[float, str]:
-    standings = board.stage("Markings", "linear", stage) or {}
+    standings = board.get_stage_status("Markings", "linear", stage) or {}
     return {(job.params or {})["training.lr"]: standing.state for job, standing in standings.items()}
 
 
@@ -73,10 +73,10 @@ def test_the_best_of_a_search_is_trained_again_and_no_run_of_the_search_may_see_
     monkeypatch.setattr(worker, "tune_model", by(act))
     run_worker(board, tmp_path, Reporter())
     assert seen == [(0.1, False), (0.2, False), (0.3, False), (0.2, True)]
-    (final,) = (board.stage("Markings", "linear", "final") or {}).values()
+    (final,) = (board.get_stage_status("Markings", "linear", "final") or {}).values()
     assert final.record["params"] == {"training.lr": 0.2}
     assert final.record["test"] == {"accuracy": 0.8, "loss": 1.0}
-    assert not board.counts().keys() - {"done"}
+    assert not board.count_runs_by_state().keys() - {"done"}
 
 
 def test_a_row_that_takes_anothers_settings_is_trained_with_what_that_row_was_found_to_need(
@@ -103,7 +103,7 @@ def test_a_pruned_run_is_settled_and_never_chosen(
     def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
         folder.mkdir(parents=True)
         prune[0] = lr == 0.2
-        reporter.epoch(1, 9, {"train": {}, "validation": {"accuracy": 0.9, "loss": 1.0}}, True)
+        reporter.report_epoch(1, 9, {"train": {}, "validation": {"accuracy": 0.9, "loss": 1.0}}, True)
         made(recipe, folder, 0.5)
 
     monkeypatch.setattr(worker, "tune_model", by(act))
@@ -125,7 +125,7 @@ def test_a_failed_run_does_not_end_the_others_whatever_it_raised(
     monkeypatch.setattr(worker, "tune_model", by(act))
     run_worker(board, tmp_path, Reporter())
     assert states(board) == {0.1: "failed", 0.2: "failed", 0.3: "done"}
-    reasons = [standing.reason for standing in (board.stage("Markings", "linear", "search") or {}).values()]
+    reasons = [standing.reason for standing in (board.get_stage_status("Markings", "linear", "search") or {}).values()]
     assert reasons[0] == "The loss became nan. At step 3."
     assert reasons[1].startswith("RuntimeError: CUDA out of memory (at act, line")
     assert states(board, "final") == {0.3: "done"}, "the best of those that did not fail is taken"
@@ -139,8 +139,8 @@ def test_where_every_run_of_a_search_failed_there_is_no_final_run(
 
     monkeypatch.setattr(worker, "tune_model", by(act))
     run_worker(board, tmp_path, Reporter())
-    assert board.counts() == {"failed": 3, "wanted": 1}
-    assert board.stage("Markings", "linear", "final") is None
+    assert board.count_runs_by_state() == {"failed": 3, "wanted": 1}
+    assert board.get_stage_status("Markings", "linear", "final") is None
 
 
 def test_a_worker_that_is_asked_to_stop_leaves_its_run_to_the_next(
@@ -165,7 +165,11 @@ def test_a_run_that_was_finished_but_not_told_is_told_and_not_made_again(
         made(recipe, folder, 0.5)
 
     first, second, third = board.experiment.make_search_jobs("Markings", "linear")
-    made(board.experiment.recipe("Markings", "linear", "search", 0, first.params), tmp_path / "runs" / first.name, 0.9)
+    made(
+        board.experiment.build_recipe("Markings", "linear", "search", 0, first.params),
+        tmp_path / "runs" / first.name,
+        0.9,
+    )
     (tmp_path / "runs" / second.name).mkdir()
     (tmp_path / "runs" / second.name / "recipe.yaml").write_text("begun")
     (tmp_path / "runs" / third.name).mkdir()
@@ -183,12 +187,12 @@ def test_a_worker_that_lost_its_run_says_nothing_about_it(
             claim: JobLease = reporter.claim  # type: ignore[attr-defined]
             claim.study.tell(claim.trial.number, state=TrialState.FAIL)
             claim.lost.set()
-        reporter.step(1, 2, {})
+        reporter.report_step(1, 2, {})
         made(recipe, folder, 0.5)
 
     monkeypatch.setattr(worker, "tune_model", by(act))
     run_worker(board, tmp_path, Reporter())
-    trials = board.study("Markings", "linear", "search").get_trials()
+    trials = board.open_study("Markings", "linear", "search").get_trials()
     assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     assert json.dumps(states(board)) == json.dumps({0.1: "done", 0.2: "done", 0.3: "done"})
 
@@ -196,7 +200,7 @@ def test_a_worker_that_lost_its_run_says_nothing_about_it(
 def looks(recipe: Recipe, folder: Path, reporter: Reporter, accuracy: float) -> None:
     """A run as `tune` makes it: the test split is tracked when it is looked at."""
     if recipe.test:
-        list(reporter.track([1], 1, "test"))
+        list(reporter.track_progress([1], 1, "test"))
     made(recipe, folder, accuracy)
 
 
@@ -214,14 +218,14 @@ def test_what_validates_better_after_test_was_looked_at_is_said_and_not_taken(
 
     monkeypatch.setattr(worker, "tune_model", by(act))
     run_worker(board, tmp_path, Reporter())
-    assert seen == [0.2] and board.overtaken() == []
+    assert seen == [0.2] and board.list_overtaken_cells() == []
     broken[0] = False
     again = ExperimentScheduler(board.experiment, board.ledger)
-    again.retry()
+    again.enqueue_failed_runs()
     run_worker(again, tmp_path, Reporter())
     assert seen == [0.2], "the test split was looked at with one setting"
-    assert again.counts() == {"done": 4}
-    (said,) = again.overtaken()
+    assert again.count_runs_by_state() == {"done": 4}
+    (said,) = again.list_overtaken_cells()
     assert "training.lr=0.3 validated better than training.lr=0.2" in said and "training.lr=0.2 stays" in said
     more = ExperimentScheduler(replace(board.experiment, seeds=(0, 1)), board.ledger)
     run_worker(more, tmp_path, Reporter())
@@ -244,9 +248,9 @@ def test_a_better_setting_is_taken_as_long_as_test_was_not_looked_at(
     run_worker(board, tmp_path, Reporter())
     broken[0] = False
     again = ExperimentScheduler(board.experiment, board.ledger)
-    again.retry()
+    again.enqueue_failed_runs()
     run_worker(again, tmp_path, Reporter())
-    assert seen == [0.3] and again.overtaken() == []
+    assert seen == [0.3] and again.list_overtaken_cells() == []
 
 
 def test_a_run_that_comes_to_its_test_after_another_setting_does_not_look(
@@ -256,10 +260,10 @@ def test_a_run_that_comes_to_its_test_after_another_setting_does_not_look(
 
     def act(lr: float, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
         if recipe.test and lr == 0.2:  # meanwhile, a worker that began with another setting comes to its end
-            (other,) = board.experiment.finals("Markings", "linear", {"training.lr": 0.1})
+            (other,) = board.experiment.make_final_jobs("Markings", "linear", {"training.lr": 0.1})
             assert board.lock_test_params(other)
         if recipe.test:
-            list(reporter.track([1], 1, "test"))
+            list(reporter.track_progress([1], 1, "test"))
             looked.append(lr)
         made(recipe, folder, {0.1: 0.5, 0.2: 0.8, 0.3: 0.6}[lr])
 

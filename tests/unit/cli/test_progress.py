@@ -34,7 +34,7 @@ def test_a_log_reads_once_a_minute_how_far_it_is_and_how_long_it_takes(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with TerminalReporter() as reporter:
-        for _ in reporter.track(range(10), 10, "test"):
+        for _ in reporter.track_progress(range(10), 10, "test"):
             clock.now += 25
     assert told(capsys) == [
         "test, 3 of 10, about 0:02:55 left",
@@ -45,7 +45,7 @@ def test_a_log_reads_once_a_minute_how_far_it_is_and_how_long_it_takes(
 
 def test_what_is_done_within_a_minute_is_not_told(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with TerminalReporter() as reporter:
-        for _ in reporter.track(range(10), 10, "test"):
+        for _ in reporter.track_progress(range(10), 10, "test"):
             clock.now += 5
     assert told(capsys) == []
 
@@ -54,5 +54,5 @@ def test_a_log_of_training_reads_its_loss_between_epochs(clock: Clock, capsys: p
     with TerminalReporter() as reporter:
         for step in (1, 2, 3):
             clock.now += 40
-            reporter.step(step, 100, {"loss": 0.25 * step, "accuracy": 0.5})
+            reporter.report_step(step, 100, {"loss": 0.25 * step, "accuracy": 0.5})
     assert told(capsys) == ["training: loss 0.500  accuracy 50.00%, 2 of 100"]

@@ -103,15 +103,15 @@ def test_a_member_that_is_packed_twice_is_said(tmp_path: Path) -> None:
 def test_a_folder_holds_what_is_below_it_and_not_what_only_begins_alike() -> None:
     names = ["a/0.png", "a/b/1.png", "a-b/2.png", "a0/3.png", "a.b/4.png", "aa/5.png", "6.png"]
     archive = archive_index.ArchiveIndex(Path("it.zip"), dict.fromkeys(names), frozenset(), others=("a/x", "ab/x"))
-    assert archive.found("a") == (["a/0.png", "a/b/1.png"], ["a/x"], ())
-    assert sorted(archive.found().images) == sorted(names)
+    assert archive.list_files_recursively("a") == (["a/0.png", "a/b/1.png"], ["a/x"], ())
+    assert sorted(archive.list_files_recursively().images) == sorted(names)
 
 
 def test_a_thousand_classes_are_found_among_very_many_images_at_once() -> None:
     names = [f"{label:03d}/{number}.png" for label in range(1000) for number in range(300)]
     archive = archive_index.ArchiveIndex(Path("it.zip"), dict.fromkeys(names), frozenset())
     start = time.process_time()
-    assert sum(len(archive.found(f"{label:03d}").images) for label in range(1000)) == len(names)
+    assert sum(len(archive.list_files_recursively(f"{label:03d}").images) for label in range(1000)) == len(names)
     assert time.process_time() - start < 5  # well under one; looking through all of them for each class takes a minute
 
 

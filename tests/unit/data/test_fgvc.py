@@ -325,7 +325,7 @@ class TestOddAnnotations:
     def test_a_dogs_odd_annotation_is_named(self, tmp_path: Path, content: str, code: str) -> None:
         (tmp_path / "n1_1").write_text(content)
         with pytest.raises(ToastError, match="n1_1") as refused:
-            BoxFile(tmp_path / "n1_1", read_voc_boxes).mask(*SIZE)
+            BoxFile(tmp_path / "n1_1", read_voc_boxes).rasterize(*SIZE)
         assert refused.value.code == code
 
     def test_xml_that_would_grow_without_bound_is_refused(self, tmp_path: Path) -> None:
@@ -337,14 +337,14 @@ class TestOddAnnotations:
     def test_two_dogs_are_both_in_the_mask(self, tmp_path: Path) -> None:
         box = "<bndbox><xmin>{0}</xmin><ymin>1</ymin><xmax>{0}</xmax><ymax>1</ymax></bndbox>"
         (tmp_path / "two").write_text(f"<a>{box.format(3)}{box.format(7)}</a>")
-        mask = BoxFile(tmp_path / "two", read_voc_boxes).mask(4, 10)
+        mask = BoxFile(tmp_path / "two", read_voc_boxes).rasterize(4, 10)
         assert np.argwhere(mask).tolist() == [[0, 2], [0, 6]]
 
     def test_the_outline_of_another_image_is_an_error_and_a_scaled_one_is_not(self, tmp_path: Path) -> None:
         Image.new("L", (20, 15), 255).save(tmp_path / "a.png")
         region = MaskFile(tmp_path / "a.png", lambda pixels: pixels[..., 0] > 0)
-        assert region.mask(30, 40).all()
+        assert region.rasterize(30, 40).all()
         with pytest.raises(ToastError) as refused:
-            region.mask(40, 30)
+            region.rasterize(40, 30)
         assert refused.value.code == "data.mask-size-mismatch"
         assert all(fact in refused.value.what for fact in ("a.png", "20×15", "30×40"))

@@ -231,7 +231,7 @@ def test_an_unreadable_image_can_be_skipped_and_is_listed(workers: int) -> None:
 
 def test_where_images_may_be_skipped_none_is_left_out_as_known() -> None:
     batches = make_image_loader(Unreadable(), transform(), BatchOptions(4), 0, workers=0, skip=True)
-    batches.leave_out(torch.ones(len(Unreadable()), dtype=torch.bool))
+    batches.skip_cached_images(torch.ones(len(Unreadable()), dtype=torch.bool))
     assert all("image" in batch for batch in batches)
     assert batches.skipped == {"7": "It is."}
 

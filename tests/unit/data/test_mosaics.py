@@ -57,7 +57,7 @@ def test_a_mosaic_shows_each_distractor_once(root: Path) -> None:
 
 def test_the_labelled_photograph_may_lie_in_any_cell(root: Path) -> None:
     split = opened(root, mosaics=40).splits["train"]
-    seen = Counter(split.layout(index)[0] for index in range(len(split)))
+    seen = Counter(split.get_layout(index)[0] for index in range(len(split)))
     assert set(seen) == {0, 1, 2, 3}
     assert min(seen.values()) > 0.15 * len(split)
 
@@ -79,18 +79,18 @@ def test_photographs_that_are_distractors_too_stay_in_their_split_and_out_of_the
     for part, split in splits.items():
         assert {photo.name for photo in split.pool} == {photo.name for photo in split.photos}, part
         for index in range(len(split)):
-            _, others = split.layout(index)
+            _, others = split.get_layout(index)
             assert split.photos[index % len(split.photos)].name not in {split.pool[other].name for other in others}
 
 
 def test_a_mosaic_follows_from_the_seed_and_the_photograph_alone(root: Path) -> None:
     first, again = opened(root).splits["train"], opened(root).splits["train"]
-    assert [first.layout(i) for i in range(len(first))] == [again.layout(i) for i in range(len(again))]
+    assert [first.get_layout(i) for i in range(len(first))] == [again.get_layout(i) for i in range(len(again))]
     few = opened(root, photographs={"shots": 3}).splits["train"]
     for index, name in enumerate(few.names):
-        assert few.layout(index) == first.layout(first.names.index(name))
+        assert few.get_layout(index) == first.get_layout(first.names.index(name))
     other = opened(root, grid_seed=1).splits["train"]
-    assert [first.layout(i) for i in range(len(first))] != [other.layout(i) for i in range(len(other))]
+    assert [first.get_layout(i) for i in range(len(first))] != [other.get_layout(i) for i in range(len(other))]
 
 
 def test_more_mosaics_show_a_photograph_elsewhere_in_training_alone(root: Path) -> None:
@@ -99,7 +99,7 @@ def test_more_mosaics_show_a_photograph_elsewhere_in_training_alone(root: Path) 
     assert len(three["test"]) == len(one["test"])
     assert len(set(three["train"].names)) == len(three["train"])
     count = len(one["train"])
-    assert len({three["train"].layout(turn * count) for turn in range(3)}) > 1
+    assert len({three["train"].get_layout(turn * count) for turn in range(3)}) > 1
     assert three["train"].labels == one["train"].labels * 3
 
 

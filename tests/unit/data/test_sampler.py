@@ -21,7 +21,7 @@ def shares(samples: int, batch: int, processes: int) -> list[ShardedBatchSampler
 def filled(share: ShardedBatchSampler) -> list[list[int]]:
     """The indices of a share's batches that are not there to be ignored."""
     batches = ({"index": part, "label": Labels(len(part))} for part in share)
-    return [[] if batch["label"].ignored else batch["index"] for batch in share.fill(batches)]
+    return [[] if batch["label"].ignored else batch["index"] for batch in share.mask_surplus_labels(batches)]
 
 
 class Labels:

@@ -24,7 +24,7 @@ def model_of(name: str = "toast", **method: Any) -> Model:
 
 
 def trained(**method: Any) -> int:
-    return count_elements(model_of(**method).trained().values())
+    return count_elements(model_of(**method).get_trained_parameters().values())
 
 
 def test_half_the_levels_are_half_the_feedback_path() -> None:
@@ -86,7 +86,7 @@ def test_a_variant_comes_back_from_its_recipe(feedback: str, name: str) -> None:
     model = model_of(name=name, feedback=feedback)
     again = model_of(name=name, feedback=feedback)
     again.load_state_dict(model.state_dict())
-    assert json.dumps(sorted(again.trained())) == json.dumps(sorted(model.trained()))
+    assert json.dumps(sorted(again.get_trained_parameters())) == json.dumps(sorted(model.get_trained_parameters()))
     with torch.no_grad():
         example = model.eval().backbone.example(1)
         assert torch.equal(model(example), again.eval()(example))

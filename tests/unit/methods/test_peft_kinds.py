@@ -74,7 +74,7 @@ def test_every_kind_that_is_said_to_go_in_does_and_can_be_counted_or_is_told_why
         went.add(kind)
         head = classification.TASK.build(classification.TASK.options(), stock, ("a", "b"))
         model = Model(adapted, head, before)
-        trained = list(model.trained())
+        trained = list(model.get_trained_parameters())
         assert count_flops(model)["flops"] > 0, kind
         batch = {"image": stock.example(3), "label": torch.zeros(3, dtype=torch.int64)}
         kept = [
@@ -84,7 +84,7 @@ def test_every_kind_that_is_said_to_go_in_does_and_can_be_counted_or_is_told_why
             for size in (1, 3)
         ]
         assert kept[1].activations > kept[0].activations > 0, kind
-        assert list(model.trained()) == trained, kind
+        assert list(model.get_trained_parameters()) == trained, kind
     assert {"lora", "ia3", "loha", "lokr", "hra", "boft", "oft", "fourierft", "ln_tuning"} <= went
     assert list_injectable_kinds() - went <= {"c3a"}, "it wants an option that depends on the width"
 

@@ -55,7 +55,7 @@ def test_a_whole_model_under_autocast_has_the_unchecked_gradients(kind: str, met
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16):
             model(model.backbone.example(3)).float().square().mean().backward()
-        found.append({name: weight.grad for name, weight in model.trained().items()})
+        found.append({name: weight.grad for name, weight in model.get_trained_parameters().items()})
     plain, checked = found
     assert plain.keys() == checked.keys()
     assert sum(gradient is not None and bool(gradient.any()) for gradient in plain.values()) > 0.7 * len(plain)

@@ -44,8 +44,8 @@ def test_infinity_is_a_number() -> None:
 def test_every_value_knows_its_line() -> None:
     draft = parse_recipe("# comment\nmethod: lite\nimages:\n  mean:\n    - 1\n    - 2\n", "cub.yaml")
     assert draft.places[("images", "mean", 1)] == "cub.yaml:6"
-    assert draft.place(("method", "name")) == "cub.yaml:2"
-    assert draft.place(("images", "std")) == "cub.yaml:3"
+    assert draft.locate(("method", "name")) == "cub.yaml:2"
+    assert draft.locate(("images", "std")) == "cub.yaml:3"
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_fewer_classes_are_found_by_their_imagenet_names(family: str, stock: Any
 
 
 def test_the_own_classifier_is_not_trained(family: str, weights: Path) -> None:
-    assert not any(name.startswith("head") for name in model_of(family, weights, IMAGENET).trained())
+    assert not any(name.startswith("head") for name in model_of(family, weights, IMAGENET).get_trained_parameters())
     with pytest.raises(UsageError, match="trains nothing"):
         model_of(family, weights, IMAGENET, method="linear")
 

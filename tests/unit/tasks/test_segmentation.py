@@ -294,9 +294,9 @@ class TestFeatures:
         outputs = model(model.objective.inputs(batch))
         assert outputs.shape == (1, 2 * 3, 64, 64), "the auxiliary head's scores lie behind"
         model.objective.loss(outputs, batch).backward()
-        without = [name for name, weight in model.trained().items() if weight.grad is None]
+        without = [name for name, weight in model.get_trained_parameters().items() if weight.grad is None]
         assert without == []
-        assert any(name.startswith("head.upernet") for name in model.trained())
+        assert any(name.startswith("head.upernet") for name in model.get_trained_parameters())
 
     def test_samples_of_a_batch_do_not_see_each_other(self) -> None:
         model = model_of("linear").train()
@@ -309,7 +309,9 @@ class TestFeatures:
         batch = {"image": images_for(plain), "labels": torch.randint(0, 3, (2, 64, 64))}
         for model in (plain, again):
             model.objective.loss(model(batch["image"]), batch).backward()
-        for (name, weight), other in zip(plain.trained().items(), again.trained().values(), strict=True):
+        for (name, weight), other in zip(
+            plain.get_trained_parameters().items(), again.get_trained_parameters().values(), strict=True
+        ):
             torch.testing.assert_close(weight.grad, other.grad, rtol=1e-4, atol=1e-3, msg=name)
 
 

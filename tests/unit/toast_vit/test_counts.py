@@ -32,4 +32,7 @@ def test_a_method_trains_as_many_parameters_as_the_paper_counts(
         task = classification.build_classification(
             classification.ClassificationOptions(), backbone, tuple(map(str, range(200)))
         )
-    assert count_elements(Model(adapted, task, BackboneSnapshot("", frozenset())).trained().values()) == expected
+    assert (
+        count_elements(Model(adapted, task, BackboneSnapshot("", frozenset())).get_trained_parameters().values())
+        == expected
+    )

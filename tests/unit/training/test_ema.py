@@ -38,24 +38,24 @@ def linear_model() -> Model:
 def test_the_average_moves_towards_the_weights_by_one_minus_its_decay() -> None:
     model = linear_model()
     average = ExponentialMovingAverage(model, decay=0.75)
-    before = {name: weight.detach().clone() for name, weight in model.trained().items()}
+    before = {name: weight.detach().clone() for name, weight in model.get_trained_parameters().items()}
     with torch.no_grad():
-        for weight in model.trained().values():
+        for weight in model.get_trained_parameters().values():
             weight += 1
     average.update()
-    for name, averaged in average.tensors().items():
+    for name, averaged in average.get_tensors().items():
         torch.testing.assert_close(averaged, before[name] + 0.25)
 
 
 def test_the_model_has_the_averages_weights_only_while_they_are_shown() -> None:
     model = linear_model()
     average = ExponentialMovingAverage(model, decay=0.5)
-    weight = next(iter(model.trained().values()))
+    weight = next(iter(model.get_trained_parameters().values()))
     before = weight.detach().clone()
     with torch.no_grad():
         weight += 1
     now = weight.detach().clone()
-    with average.shown():
+    with average.apply_to_model():
         assert torch.equal(weight, before)
     assert torch.equal(weight, now)
 
@@ -74,7 +74,7 @@ def test_a_run_that_stops_getting_better_ends_when_patience_does(tmp_path: Path)
     said: list[str] = []
 
     class Hears(Reporter):
-        def message(self, text: str) -> None:
+        def report_message(self, text: str) -> None:
             said.append(text)
 
     folder, results = tune_model(recipe_of(lr=1e-12, epochs=9, patience=2), tmp_path / "run", Hears())

@@ -167,7 +167,10 @@ def test_what_stands_in_for_an_unreadable_image_is_not_kept(model: Model) -> Non
     batch = {"index": torch.tensor([2]), "view": torch.tensor([0]), "image": torch.rand(1, 3, 64, 64)}
     black = {**batch, "image": torch.zeros(1, 3, 64, 64), "label": torch.tensor([IGNORE_INDEX])}
     image = {**batch, "label": torch.tensor([1])}
-    right, of = passes(recipe_of(), model, split="val").of(image), passes(recipe_of(), model).of
+    right, of = (
+        passes(recipe_of(), model, split="val").get_batch_outputs(image),
+        passes(recipe_of(), model).get_batch_outputs,
+    )
     assert not torch.equal(of(black)["z"], right["z"])
     assert torch.equal(of(image)["z"], right["z"])
     assert torch.equal(of(black)["z"], right["z"])  # what is known of the image, by now; its label is ignored
@@ -176,7 +179,7 @@ def test_what_stands_in_for_an_unreadable_image_is_not_kept(model: Model) -> Non
 def test_an_image_that_was_never_read_is_not_left_out(model: Model) -> None:
     found = passes(recipe_of(), model)
     images = {"image": torch.rand(2, 3, 64, 64), "label": torch.tensor([IGNORE_INDEX, 1])}
-    found.of({"index": torch.tensor([2, 3]), "view": torch.tensor([0, 0]), **images})
+    found.get_batch_outputs({"index": torch.tensor([2, 3]), "view": torch.tensor([0, 0]), **images})
     assert found.seen.slots.tolist() == [False, False, False, True]
     assert len(list(found.cache.path.iterdir())) == 1
 
@@ -209,7 +212,7 @@ def small(tmp_path: Path, family: str, feedback: str) -> tuple[Model, Recipe, di
     )
     model = build_model(recipe, () if family == "llama" else ("a", "b")).train()
     torch.manual_seed(0)
-    for weight in model.trained().values():
+    for weight in model.get_trained_parameters().values():
         torch.nn.init.normal_(weight, std=0.1)
     batch = {"index": torch.arange(2), "view": torch.zeros(2, dtype=torch.int64)}
     if family == "llama":
@@ -223,4 +226,6 @@ def loss_and_gradients(step: TrainingStep, batch: dict[str, Tensor]) -> dict[str
     step.model.zero_grad()
     loss = step(batch).loss
     loss.backward()
-    return {"loss": loss.detach()} | {name: weight.grad.clone() for name, weight in step.model.trained().items()}
+    return {"loss": loss.detach()} | {
+        name: weight.grad.clone() for name, weight in step.model.get_trained_parameters().items()
+    }

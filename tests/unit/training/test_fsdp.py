@@ -34,7 +34,7 @@ def trained(place: Path, method: str, out: Path, shared: dict[str, str]) -> None
     recipe = build_recipe(raw, {}, origin="a test")
     accelerator = Accelerator(cpu=True)
     model = build_model(recipe, ())
-    whole = [sum(p.nbytes for p in model.parameters()), sum(p.nbytes for p in model.trained().values())]
+    whole = [sum(p.nbytes for p in model.parameters()), sum(p.nbytes for p in model.get_trained_parameters().values())]
     ids = torch.arange(6, 54).reshape(2, 24)
     batch = {"input_ids": ids, "labels": ids}
     told = estimate_memory(model, recipe.training, batch, accelerator)
@@ -55,7 +55,7 @@ def trained(place: Path, method: str, out: Path, shared: dict[str, str]) -> None
         return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
 
     numbers = [v for entries in optimizer.state.values() for v in entries.values() if isinstance(v, torch.Tensor)]
-    gradients = [p.grad for p in model.trained().values() if p.grad is not None]
+    gradients = [p.grad for p in model.get_trained_parameters().values() if p.grad is not None]
     held = [here(model.parameters()), here(gradients), here(v for v in numbers if v.dim())]
     if accelerator.is_main_process:
         found = {"whole": whole, "held": held, "told": [told.weights, told.gradients, told.optimizer], "losses": losses}

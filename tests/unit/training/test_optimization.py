@@ -16,7 +16,7 @@ def rates(**training: Any) -> dict[str, float]:
     optimizer = make_optimizer(model, options)
     make_scheduler(optimizer, options, steps_per_epoch=5).step_update(5)
     by_id = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
-    return {name: by_id[id(weight)] for name, weight in model.trained().items()}
+    return {name: by_id[id(weight)] for name, weight in model.get_trained_parameters().items()}
 
 
 def test_the_head_has_a_rate_of_its_own_on_the_same_schedule() -> None:
@@ -33,6 +33,6 @@ def test_the_groups_hold_everything_trained_once_and_spare_vectors_weight_decay(
     model = demo_model("toast")
     optimizer = make_optimizer(model, TrainingOptions(optimizer="adamw", head_lr=0.1, weight_decay=0.3))
     grouped = [id(weight) for group in optimizer.param_groups for weight in group["params"]]
-    assert sorted(grouped) == sorted(map(id, model.trained().values()))
+    assert sorted(grouped) == sorted(map(id, model.get_trained_parameters().values()))
     for group in optimizer.param_groups:
         assert all((weight.ndim < 2) == (group["weight_decay"] == 0) for weight in group["params"])

@@ -31,7 +31,7 @@ def memory_of(model: Model, images: int = 8, **training: object) -> MemoryEstima
 def test_gradients_and_optimizer_follow_from_what_is_trained(optimizer: str, copies: int) -> None:
     model = model_of("toast")
     memory = memory_of(model, optimizer=optimizer)
-    assert memory.gradients == 4 * count_elements(model.trained().values())
+    assert memory.gradients == 4 * count_elements(model.get_trained_parameters().values())
     assert memory.optimizer == copies * memory.gradients
     assert memory.weights >= 4 * count_elements(model.parameters())
 
@@ -76,8 +76,8 @@ def test_the_estimate_changes_nothing() -> None:
 
 def test_too_little_memory_is_said_with_what_helps() -> None:
     memory = memory_of(model_of("linear"))
-    assert memory.warning(torch.device("cpu")) is None
-    warning = replace(memory, activations=10**15).warning(torch.device("cpu"))
+    assert memory.format_warning(torch.device("cpu")) is None
+    warning = replace(memory, activations=10**15).format_warning(torch.device("cpu"))
     assert warning is not None and "1e+03 TB" in warning and "training.checkpoint_gradients" in warning
 
 

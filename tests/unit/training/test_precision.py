@@ -77,8 +77,12 @@ def test_what_is_trained_is_float32_and_the_rest_stays_as_it_is_stored(
     model = build_model(recipe_of(stored[kind], method), ())
     own = AutoModelForCausalLM.from_pretrained(stored[kind], dtype="auto")
     assert model.backbone_fingerprint == compute_fingerprint(own)
-    assert {weight.dtype for weight in model.trained().values()} == {torch.float32}
-    frozen = {tensor.dtype for name, tensor in model.network_tensors().items() if name not in model.trained()}
+    assert {weight.dtype for weight in model.get_trained_parameters().values()} == {torch.float32}
+    frozen = {
+        tensor.dtype
+        for name, tensor in model.get_network_tensors().items()
+        if name not in model.get_trained_parameters()
+    }
     assert frozen - {torch.float32} == (set() if method == "full" else {STORED[kind]})
     model.eval()(texts())  # without autocast, as on a CPU
 
@@ -92,9 +96,9 @@ def test_tiny_steps_move_nearly_all_weights_as_they_do_in_float32(
     for name in (kind, "fp32"):
         recipe = recipe_of(stored[name], method)
         model = build_model(recipe, ())
-        before = {key: weight.detach().clone() for key, weight in model.trained().items()}
+        before = {key: weight.detach().clone() for key, weight in model.get_trained_parameters().items()}
         losses[name] = train(model, recipe, 4)
-        moved = [(model.trained()[key] != weight).flatten() for key, weight in before.items()]
+        moved = [(model.get_trained_parameters()[key] != weight).flatten() for key, weight in before.items()]
         assert torch.cat(moved).double().mean() > 0.99, name
     # Full tuning computes in float32 altogether; LoRA's frozen layers do in what they are stored in.
     assert losses[kind] == pytest.approx(losses["fp32"], rel=1e-6 if method == "full" else 1e-4)
@@ -120,7 +124,7 @@ def test_an_adapter_on_a_model_in_bf16_gives_its_logits_back(
     model = build_model(recipe, ())
     train(model, recipe, 2)
     save_adapter_folder(
-        path, model.trained(), model.get_frozen_additions(), build_adapter_config(model, recipe, ()), ""
+        path, model.get_trained_parameters(), model.get_frozen_additions(), build_adapter_config(model, recipe, ()), ""
     )
     assert torch.equal(load_model(path).model(texts()), model.eval()(texts()))
 
@@ -136,7 +140,7 @@ def test_an_export_of_a_model_in_bf16_gives_what_the_run_does(
     recipe, path, out = recipe_of(stored["bf16"], "lora", lr=0.01), tmp_path / "adapter", tmp_path / "out.safetensors"
     model = build_model(recipe, ())
     train(model, recipe, 2)
-    save_adapter_folder(path, model.trained(), {}, build_adapter_config(model, recipe, ()), "")
+    save_adapter_folder(path, model.get_trained_parameters(), {}, build_adapter_config(model, recipe, ()), "")
     wanted = ExportRequest(part, backbone_options=recipe.backbone.model_dump(mode="json"))
     monkeypatch.chdir(stored["bf16"].parent)  # exports name the folder of a language model by its last part
     proof, _ = export_model(load_model(path), "safetensors", wanted, out)

@@ -35,7 +35,7 @@ def model_of(family: str, feedback: str = "full") -> Model:
     model = Model(
         adapted, task.build(task.options(), backbone, ("a", "b", "c")), BackboneSnapshot.from_backbone(backbone)
     ).double()
-    for weight in model.trained().values():
+    for weight in model.get_trained_parameters().values():
         nn.init.normal_(weight, std=0.2)
     return model
 
@@ -85,7 +85,7 @@ def test_reconstruction_teaches_A_alone(family: str) -> None:
     batch = batch_of(family, model)
     step = PretuningStep(model, PretuningOptions()).eval()
     step.task_loss = lambda *_: (torch.zeros(()), {})  # type: ignore[method-assign]
-    trained = model.trained()
+    trained = model.get_trained_parameters()
     gradients = torch.autograd.grad(step(batch).loss, list(trained.values()), allow_unused=True)
     found = dict(zip(trained, gradients, strict=True))
     A = [name for name in trained if ".feedback.A." in name]

@@ -42,7 +42,7 @@ def recipe_of(method: Any = "linear", training: dict[str, Any] | None = None, **
 def test_the_best_is_the_highest_score_and_of_equals_the_one_with_the_lower_loss() -> None:
     best = BestEpoch()
     offers = [(0.5, 1.0), (0.7, 0.9), (0.6, 0.1), (0.7, 0.8), (0.7, 0.85)]
-    taken = [best.offer(epoch, {"loss": loss}, score) for epoch, (score, loss) in enumerate(offers, start=1)]
+    taken = [best.update(epoch, {"loss": loss}, score) for epoch, (score, loss) in enumerate(offers, start=1)]
     assert taken == [True, True, False, True, False] and best.epoch == 4
 
 
@@ -54,7 +54,9 @@ def test_validation_chooses_and_test_is_seen_once_at_the_end_by_the_chosen_weigh
 
     def evaluate(model: Model, batches: Any, *_: Any, **__: Any) -> dict[str, Any]:
         images = len(list(batches)) and sum(len(batch["label"]) for batch in batches)
-        seen.append((images, {name: weight.detach().clone() for name, weight in model.trained().items()}))
+        seen.append(
+            (images, {name: weight.detach().clone() for name, weight in model.get_trained_parameters().items()})
+        )
         return {"accuracy": next(accuracies) if images == 10 else 0.0, "loss": 1.0, "images": images}
 
     monkeypatch.setattr("toast_cli.training.loop.evaluate_model", evaluate)
@@ -94,9 +96,9 @@ def test_the_start_is_kept_in_the_run(tmp_path: Path) -> None:
     folder, _ = tune_model(recipe_of("toast", {"epochs": 1}), tmp_path / "run", Reporter())
     again = prepare_session(recipe_of("toast"))
     load_checkpoint(folder.checkpoints, "start", again.model)
-    first = {name: weight.clone() for name, weight in again.model.trained().items()}
+    first = {name: weight.clone() for name, weight in again.model.get_trained_parameters().items()}
     initialize_feedback(again, Reporter())
-    for name, weight in again.model.trained().items():
+    for name, weight in again.model.get_trained_parameters().items():
         assert torch.allclose(weight, first[name], atol=1e-5), name
 
 
@@ -151,10 +153,10 @@ def test_gradients_are_clipped_to_the_norm_asked_for(tmp_path: Path) -> None:
             training={"epochs": 1, "batch_size": 20, "lr": 1.0, "optimizer": "momentum", "momentum": 0.0, **training}
         )
         folder, _ = tune_model(recipe, tmp_path / f"run{len(list(tmp_path.iterdir()))}", Reporter())
-        before = prepare_session(recipe).model.trained()
+        before = prepare_session(recipe).model.get_trained_parameters()
         after = prepare_session(recipe).model
         load_checkpoint(folder.checkpoints, "last", after)
-        steps = [(after.trained()[name] - weight).pow(2).sum() for name, weight in before.items()]
+        steps = [(after.get_trained_parameters()[name] - weight).pow(2).sum() for name, weight in before.items()]
         return float(torch.stack(steps).sum().sqrt())
 
     assert moved(clip_grad=1e-3) == pytest.approx(1e-3, rel=1e-3)
@@ -216,17 +218,17 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path, monkeypatch:
     assert "nan at step 12 (epoch 3)" in refused.value.what
     model = prepare_session(recipe).model
     assert load_checkpoint(tmp_path / "run" / "checkpoints", "last", model)["at"]["epochs"] == 2
-    assert all(weight.isfinite().all() for weight in model.trained().values())
+    assert all(weight.isfinite().all() for weight in model.get_trained_parameters().values())
 
 
 def _remember(model: Model, into: list[torch.nn.Parameter]) -> Model:
-    into.extend(model.trained().values())
+    into.extend(model.get_trained_parameters().values())
     return model
 
 
 def test_a_checkpoint_survives_a_save_that_was_killed_half_way(tmp_path: Path) -> None:
     model = build_model(recipe_of(), ("a", "b"))
-    save_checkpoint(tmp_path, "last", model.trained(), {"epoch": 1})
+    save_checkpoint(tmp_path, "last", model.get_trained_parameters(), {"epoch": 1})
     (tmp_path / "last").rename(tmp_path / ".last.old")
     assert load_checkpoint(tmp_path, "last", model)["epoch"] == 1
     with pytest.raises(ToastError, match="of another model"):
@@ -258,7 +260,7 @@ def test_a_missing_tensorboard_is_said_before_anything_is_written(
 
 def test_a_session_knows_its_sizes() -> None:
     session: Session = prepare_session(recipe_of())
-    assert session.sizes()["trained_parameters"] == 128 * 5 + 5
+    assert session.measure_model_sizes()["trained_parameters"] == 128 * 5 + 5
 
 
 @torch.no_grad()

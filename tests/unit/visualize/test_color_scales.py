@@ -26,14 +26,14 @@ class TestEnds:
         map[:4] = 50.0
         scale = build_sequential_scale("attention", "inferno", [map])
         assert 0.9 < scale.high <= 1.0 and scale.low == 0
-        assert scale.ticks()[-1][1].startswith("≥ ") and "beyond the 95th percentile" in scale.label
-        assert scale.hex([50.0]) == scale.hex([scale.high]) != scale.hex([0.5])
+        assert scale.get_ticks()[-1][1].startswith("≥ ") and "beyond the 95th percentile" in scale.label
+        assert scale.to_hex([50.0]) == scale.to_hex([scale.high]) != scale.to_hex([0.5])
 
     def test_small_numbers_have_the_whole_of_the_colours(self) -> None:
         small, large = np.linspace(0, 0.03, 64), np.linspace(0, 0.9, 64)
-        assert build_sequential_scale("similarity", "viridis", [small]).hex([small.max()]) == build_sequential_scale(
+        assert build_sequential_scale("similarity", "viridis", [small]).to_hex([small.max()]) == build_sequential_scale(
             "", "viridis", [large]
-        ).hex([0.9])
+        ).to_hex([0.9])
 
     def test_what_is_shared_is_shared_by_all_maps(self) -> None:
         one, other = np.linspace(0, 1, 50), np.linspace(0, 3, 50)
@@ -53,7 +53,7 @@ class TestEnds:
     def test_differences_reach_as_far_to_either_side(self) -> None:
         scale = build_diverging_scale("difference", "RdBu_r", [np.concatenate([np.linspace(-0.1, 0.2, 60), [-9.0]])])
         assert scale.low == -scale.high and scale.high < 0.3
-        assert [word for _, word in scale.ticks()] == [f"≤ {scale.low:.3g}", "0", f"≥ {scale.high:.3g}"]
+        assert [word for _, word in scale.get_ticks()] == [f"≤ {scale.low:.3g}", "0", f"≥ {scale.high:.3g}"]
 
 
 def text_view(name: str, first: list[float], second: list[float]) -> TextView:

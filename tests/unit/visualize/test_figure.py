@@ -63,7 +63,7 @@ SEEN = [
 def test_the_window_is_what_the_model_sees(size: tuple[int, int], shape: tuple[int, int], images: ImageOptions) -> None:
     image = photograph(*shape)
     transform = build_transform(images, Preprocessing(size, (0.0,) * 3, (1.0,) * 3, crop_pct=0.9), train=False)
-    window = transform.window(image)
+    window = transform.compute_window(image)
     box = (window.left, window.top, window.left + window.width, window.top + window.height)
     cut = image.resize(size[::-1], Image.Resampling.BICUBIC, box=box)
     seen = transform(image)[0].permute(1, 2, 0).numpy() * 255
@@ -116,7 +116,7 @@ def test_both_passes_say_what_they_see_and_how_sure_they_are(model: Model) -> No
     view = compute_image_view(viewer, sample)
     images = viewer.transform(sample.image)[0][None]
     with torch.no_grad():
-        plain = model.outputs(model.backbone.stock(images)).softmax(-1)[0]
+        plain = model.compute_outputs(model.backbone.stock(images)).softmax(-1)[0]
         last = model(images).softmax(-1)[0]
     assert viewer.classes is not None and view.first is not None and view.last is not None
     for verdict, expected in ((view.first, plain), (view.last, last)):
@@ -130,7 +130,7 @@ def test_early_feedback_too_says_what_the_plain_pass_says() -> None:
     model = demo_model(method={"name": "toast", "feedback": "early"})  # type: ignore[arg-type]
     viewer, sample = viewer_of(model), scenes(1)[0]
     with torch.no_grad():
-        plain = model.outputs(model.backbone.stock(viewer.transform(sample.image)[0][None])).softmax(-1)[0]
+        plain = model.compute_outputs(model.backbone.stock(viewer.transform(sample.image)[0][None])).softmax(-1)[0]
     view = compute_image_view(viewer, sample)
     assert view.first is not None and view.first.probability == pytest.approx(float(plain.max()), abs=1e-5)
 
@@ -264,7 +264,9 @@ def test_the_record_says_how_the_maps_were_made(model: Model, tmp_path: Path) ->
     assert (view["run"], view["backbone"], view["network"]) == ("same", "vit_demo_3", "VisionTransformer")
     assert (view["seed"], view["method"], view["alpha"]) == (0, "toast", 1.0)
     assert (view["input_size"], view["images"]["resize"], view["crop_pct"]) == ([64, 64], None, 1.0)
-    assert view["run_fingerprint"] == hash_tensors(model.trained()) != record["views"][1]["run_fingerprint"]
+    assert (
+        view["run_fingerprint"] == hash_tensors(model.get_trained_parameters()) != record["views"][1]["run_fingerprint"]
+    )
     assert view["weights"].endswith("(no file was named)") and len(view["backbone_fingerprint"]) == 64
     assert set(record["versions"]) == {"toast", "torch", "torchvision", "timm", "transformers"}
     assert view["window"] == {"left": 0, "top": 0, "width": 64, "height": 64}

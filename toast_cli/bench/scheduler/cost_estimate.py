@@ -103,7 +103,7 @@ def estimate_remaining_time(board: ExperimentScheduler) -> RemainingTime | None:
 def _list_stages(board: ExperimentScheduler) -> dict[StageKey, list[JobStatus]]:
     """Return the status of each run of every stage; runs that wait for a search are `wanted`."""
     waiting = [JobStatus("wanted")] * len(board.experiment.final_seeds)
-    found = {where: board.stage(*where) for where in board.stages()}
+    found = {where: board.get_stage_status(*where) for where in board.iterate_stages()}
     return {where: waiting if runs is None else list(runs.values()) for where, runs in found.items()}
 
 
@@ -152,17 +152,17 @@ class _PaceTimer:
         """
         suite = self.experiment.suite
         seed = suite.search.seed if suite.search is not None and stage == "search" else suite.seeds[0]
-        recipe = self.experiment.recipe(dataset, row, stage, seed)
-        samples = self._samples(f"{dataset}/{stage}", recipe)
+        recipe = self.experiment.build_recipe(dataset, row, stage, seed)
+        samples = self._iterate_samples(f"{dataset}/{stage}", recipe)
         if row not in self._paces:
-            self.reporter.message(f"Timing a few steps of {row} on {dataset} …")
+            self.reporter.report_message(f"Timing a few steps of {row} on {dataset} …")
             started = time.perf_counter()
             session = prepare_session(recipe)
-            session.sizes()
+            session.measure_model_sizes()
             self._paces[row] = measure_time_per_sample(session, time.perf_counter() - started)
-        return self._paces[row].run(recipe, dict(samples)), "a few timed steps"
+        return self._paces[row].estimate_run_seconds(recipe, dict(samples)), "a few timed steps"
 
-    def _samples(self, where: str, recipe: Recipe) -> Mapping[str, int]:
+    def _iterate_samples(self, where: str, recipe: Recipe) -> Mapping[str, int]:
         if where not in self._sizes:
             try:
                 self._sizes[where] = {name: len(split) for name, split in open_data(recipe).splits.items()}

@@ -89,7 +89,7 @@ class Experiment:
         for name in self.suite.datasets:
             try:
                 registry.load_entry(
-                    registry.SOURCES, expand_shorthand("dataset", self.suite.source(name).source)["name"]
+                    registry.SOURCES, expand_shorthand("dataset", self.suite.get_dataset_options(name).source)["name"]
                 )
             except UsageError as error:
                 found[name] = error.what
@@ -98,7 +98,7 @@ class Experiment:
     @cached_property
     def cells(self) -> list[tuple[str, str]]:
         """Every (data set, row) whose data source is registered."""
-        cells = self.suite.cells(self.datasets, self.rows)
+        cells = self.suite.iterate_cells(self.datasets, self.rows)
         return [(dataset, row) for dataset, row in cells if dataset not in self.missing]
 
     @property
@@ -113,7 +113,7 @@ class Experiment:
             return []
         return list(dict.fromkeys(self.suite.get_search_cell(*cell) for cell in self.cells))
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Build the recipe of every cell and read its input files.
 
         Raises:
@@ -135,14 +135,14 @@ class Experiment:
         """
         if self.known is not None:
             return self.known
-        recipes = [self.recipe(*cell, "final", self.suite.seeds[0]) for cell in self.cells]
+        recipes = [self.build_recipe(*cell, "final", self.suite.seeds[0]) for cell in self.cells]
         if self.suite.search is not None:
-            recipes += [self.recipe(*cell, "search", self.suite.search.seed) for cell in self.search_cells]
+            recipes += [self.build_recipe(*cell, "search", self.suite.search.seed) for cell in self.search_cells]
         return {
             path: hash_input(name, path) for recipe in recipes for name, path in list_input_files(recipe, {}).items()
         }
 
-    def key(self, recipe: Recipe, more: Mapping[str, Any] | None = None) -> str:
+    def compute_key(self, recipe: Recipe, more: Mapping[str, Any] | None = None) -> str:
         """Return the key of a run of this experiment."""
         return compute_run_key(recipe, more, self.contents)
 
@@ -161,11 +161,11 @@ class Experiment:
                     code="bench.input-changed",
                 )
 
-    def study(self, dataset: str, row: str, stage: Stage) -> str:
+    def get_study_name(self, dataset: str, row: str, stage: Stage) -> str:
         """Return the name of the study that contains a cell's runs."""
         return f"{self.name}/{dataset}/{row}/{stage}"
 
-    def recipe(
+    def build_recipe(
         self, dataset: str, row: str, stage: Stage, seed: int, params: Mapping[str, Any] | None = None
     ) -> Recipe:
         """Return the recipe of a run. Runs of a search have `test: false`.
@@ -173,7 +173,7 @@ class Experiment:
         Raises:
             UsageError: a name is not registered, or a field is not valid.
         """
-        suite, options, source = self.suite, self.suite.rows[row], self.suite.source(dataset)
+        suite, options, source = self.suite, self.suite.rows[row], self.suite.get_dataset_options(dataset)
         backbone = options.backbone or suite.backbone
         searching = suite.search is not None and stage == "search"
         own = suite.search.set if suite.search is not None and searching else suite.final
@@ -203,20 +203,20 @@ class Experiment:
             lists = [values for values in search.space.values() if not isinstance(values, ValueRange)]
             points = [dict(zip(search.space, point, strict=True)) for point in itertools.product(*lists)]
             return [self._make_job(dataset, row, "search", search.seed, params) for params in points]
-        base = self.recipe(dataset, row, "search", search.seed)
+        base = self.build_recipe(dataset, row, "search", search.seed)
         drawn = {"space": search.model_dump(mode="json")["space"], "sampler": search.sampler, "pruner": search.pruner}
         return [
-            Job(dataset, row, "search", search.seed, self.key(base, {**drawn, "slot": slot}), slot=slot)
+            Job(dataset, row, "search", search.seed, self.compute_key(base, {**drawn, "slot": slot}), slot=slot)
             for slot in range(search.trials or 0)
         ]
 
-    def finals(self, dataset: str, row: str, params: Mapping[str, Any]) -> list[Job]:
+    def make_final_jobs(self, dataset: str, row: str, params: Mapping[str, Any]) -> list[Job]:
         """Return a cell's final runs with the selected hyper-parameters, one per seed."""
         return [self._make_job(dataset, row, "final", seed, params) for seed in self.final_seeds]
 
     def _make_job(self, dataset: str, row: str, stage: Stage, seed: int, params: Mapping[str, Any]) -> Job:
-        recipe = self.recipe(dataset, row, stage, seed, params)
-        return Job(dataset, row, stage, seed, self.key(recipe), dict(params))
+        recipe = self.build_recipe(dataset, row, stage, seed, params)
+        return Job(dataset, row, stage, seed, self.compute_key(recipe), dict(params))
 
 
 def compute_run_key(

@@ -44,7 +44,7 @@ class JobLease:
         self._lock, self._more_locks = lock, contextlib.ExitStack()
         self._over = threading.Event()
 
-    def params(self, search: SearchOptions | None) -> dict[str, Any]:
+    def choose_params(self, search: SearchOptions | None) -> dict[str, Any]:
         """Return the run's hyper-parameters: the job's own, or those that the sampler of `search` draws."""
         if self.job.params is not None:
             return dict(self.job.params)
@@ -59,7 +59,7 @@ class JobLease:
             for name, values in search.space.items()
         }
 
-    def begin(self, machine: str) -> bool:
+    def acquire(self, machine: str) -> bool:
         """Lock the run and record the worker and its machine; return False if another worker holds the lock."""
         try:
             self._lock.acquire(timeout=0)
@@ -78,7 +78,7 @@ class JobLease:
         self._more_locks.enter_context(lock)
 
     @contextlib.contextmanager
-    def alive(self) -> Iterator[None]:
+    def keep_alive(self) -> Iterator[None]:
         """Send heartbeats within the block; release the locks after it."""
         thread = threading.Thread(target=self._send_heartbeats, daemon=True)
         thread.start()
@@ -90,26 +90,26 @@ class JobLease:
             self._more_locks.close()
             self._lock.release()
 
-    def done(self, value: float, record: Mapping[str, Any]) -> None:
+    def record_result(self, value: float, record: Mapping[str, Any]) -> None:
         """Record the result of a finished run."""
-        self._tell(TrialState.COMPLETE, record, [value])
+        self._report_to_study(TrialState.COMPLETE, record, [value])
 
-    def pruned(self, record: Mapping[str, Any]) -> None:
+    def mark_pruned(self, record: Mapping[str, Any]) -> None:
         """Record that the pruner stopped the run."""
-        self._tell(TrialState.PRUNED, record)
+        self._report_to_study(TrialState.PRUNED, record)
 
-    def failed(self, reason: str) -> None:
+    def mark_failed(self, reason: str) -> None:
         """Record that the run failed. It is made again only after `--retry`."""
         self._end_trial("failed", reason)
 
-    def stopped(self, why: str = "the worker was asked to stop") -> None:
+    def mark_interrupted(self, why: str = "the worker was asked to stop") -> None:
         """Record that this worker stopped. Any worker may resume the run."""
         self._end_trial("stopped", why)
 
     def _end_trial(self, fate: str, reason: str) -> None:
         fail_trial(self.study, self.trial, fate, reason)
 
-    def _tell(self, state: TrialState, record: Mapping[str, Any], values: list[float] | None = None) -> None:
+    def _report_to_study(self, state: TrialState, record: Mapping[str, Any], values: list[float] | None = None) -> None:
         # Optuna refuses this if another worker took over the run, whose result counts.
         with contextlib.suppress(UpdateFinishedTrialError):
             self.trial.set_user_attr("record", make_checksummed_record(record, values[0] if values else None))

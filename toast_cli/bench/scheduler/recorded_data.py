@@ -24,12 +24,12 @@ def check_recorded_data(board: ExperimentScheduler, out: Path) -> None:
         ToastError: a data set has changed, or the record of a run is damaged.
     """
     identities: dict[str, Any] = {}
-    for dataset in dict.fromkeys(dataset for dataset, _, _ in board.stages()):
+    for dataset in dict.fromkeys(dataset for dataset, _, _ in board.iterate_stages()):
         statuses = [
             (row, stage, job, status)
-            for name, row, stage in board.stages()
+            for name, row, stage in board.iterate_stages()
             if name == dataset
-            for job, status in (board.stage(name, row, stage) or {}).items()
+            for job, status in (board.get_stage_status(name, row, stage) or {}).items()
         ]
         if all(status.state in ("done", "pruned") for *_, status in statuses):
             continue
@@ -38,7 +38,7 @@ def check_recorded_data(board: ExperimentScheduler, out: Path) -> None:
             run = _find_run(out, job, status)
             if run is None and not status.record:
                 continue
-            recipe = board.experiment.recipe(dataset, row, stage, job.seed, job.params)
+            recipe = board.experiment.build_recipe(dataset, row, stage, job.seed, job.params)
             if differences := describe_changes_since(run, status.record, _identify(recipe, identities)):
                 changed[job.name] = differences
         if changed:

@@ -52,7 +52,7 @@ class Ledger:
         self._studies: dict[str, optuna.Study] = {}
         self._last_heartbeats: dict[tuple[str, int], tuple[int, float]] = {}
 
-    def study(self, name: str, search: SearchOptions | None = None) -> optuna.Study:
+    def open_study(self, name: str, search: SearchOptions | None = None) -> optuna.Study:
         """Return a study by name, created if missing, with the sampler and pruner of `search`."""
         if name not in self._studies:
             with convert_read_errors(self.url), contextlib.suppress(DuplicatedStudyError):
@@ -95,10 +95,10 @@ class Ledger:
             if trial.user_attrs.get(RECIPE_ATTRIBUTE, trial.user_attrs.get("key") if done else None) == recipe:
                 if done:
                     return study, trial
-                found = found if self.is_dead(study, trial) else (study, trial)
+                found = found if self.is_worker_dead(study, trial) else (study, trial)
         return found
 
-    def fill(self, study: optuna.Study, jobs: Iterable[Job], retry: bool = False) -> None:
+    def enqueue_jobs(self, study: optuna.Study, jobs: Iterable[Job], retry: bool = False) -> None:
         """Enqueue the jobs in the state `wanted`; with `retry`, also the failed ones."""
         again = {"wanted", "failed"} if retry else {"wanted"}
         for job, standing in self.compute_job_statuses(study, jobs).items():
@@ -108,7 +108,7 @@ class Ledger:
                     params = standing.trial.params if standing.trial is not None else {}
                 study.enqueue_trial(dict(params), user_attrs={"key": job.key, "seed": job.seed, "retry": retry})
 
-    def take(self, study: optuna.Study, jobs: Iterable[Job]) -> JobLease | None:
+    def take_waiting_run(self, study: optuna.Study, jobs: Iterable[Job]) -> JobLease | None:
         """Take one of the waiting runs; return its lease, or None if there is no such run."""
         wanted = {job.key: job for job in jobs}
         while any(trial.user_attrs.get("key") in wanted for trial in _list_waiting_trials(study)):
@@ -125,8 +125,8 @@ class Ledger:
                 why = "another trial has the same run, or the run is no longer requested"
                 fail_trial(study, trial, "duplicate", why)
                 continue
-            claim = JobLease(study, trial, wanted[key], self.lock(key))
-            if claim.begin(self.machine):
+            claim = JobLease(study, trial, wanted[key], self.get_run_lock(key))
+            if claim.acquire(self.machine):
                 return claim
         return None
 
@@ -134,19 +134,19 @@ class Ledger:
         """Mark the trials of dead workers as failed; return the number of trials that are still running."""
         alive = 0
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if self.is_dead(study.study_name, trial):
+            if self.is_worker_dead(study.study_name, trial):
                 with contextlib.suppress(UpdateFinishedTrialError):
                     study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             else:
                 alive += 1
         return alive
 
-    def lock(self, key: str) -> FileLock:
+    def get_run_lock(self, key: str) -> FileLock:
         """Return the lock of a run, for the workers that share its folder."""
         self.locks.mkdir(parents=True, exist_ok=True)
         return FileLock(self.locks.absolute() / f"{key}.lock")
 
-    def is_dead(self, study: str, trial: FrozenTrial) -> bool:
+    def is_worker_dead(self, study: str, trial: FrozenTrial) -> bool:
         """Return whether the worker of a running trial is dead."""
         attrs = trial.user_attrs
         if attrs.get("machine") == self.machine and Path(attrs.get("lock", "")).is_file():

@@ -43,27 +43,27 @@ class LeaseReporter(Reporter):
 
     def __init__(self, board: ExperimentScheduler, claim: JobLease, inner: Reporter) -> None:
         self.board, self.claim, self.inner = board, claim, inner
-        self.message = inner.message  # type: ignore[method-assign]
+        self.report_message = inner.report_message  # type: ignore[method-assign]
 
-    def track(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
+    def track_progress(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
         """Forward the items; before the test evaluation, check that the run may be tested."""
         if what == "test":
             _claim_test_split(self.board, self.claim.job)
-        return self.inner.track(items, total, what)
+        return self.inner.track_progress(items, total, what)
 
-    def step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
+    def report_step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
         """Forward a step; stop if another worker took over the run."""
         if self.claim.lost.is_set():
             raise LeaseLostError
-        self.inner.step(step, total, metrics)
+        self.inner.report_step(step, total, metrics)
 
-    def stopped(self, command: str) -> None:
+    def report_interruption(self, command: str) -> None:
         """Report an interruption without the run's own resume command, which would bypass the ledger."""
-        self.inner.message(f"Stopped {self.claim.job.name}; its progress is saved. The suite resumes it.")
+        self.inner.report_message(f"Stopped {self.claim.job.name}; its progress is saved. The suite resumes it.")
 
-    def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
+    def report_epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
         """Forward an epoch; in a search, report its validation to the pruner."""
-        self.inner.epoch(epoch, epochs, metrics, best)
+        self.inner.report_epoch(epoch, epochs, metrics, best)
         if self.claim.job.stage == "search" and "validation" in metrics:
             self.claim.trial.report(compute_score(metrics["validation"]), epoch)
             if self.claim.trial.should_prune():
@@ -77,9 +77,9 @@ def run_worker(board: ExperimentScheduler, out: Path, reporter: Reporter) -> Non
         KeyboardInterrupt: the worker was asked to stop; the progress of the current run is saved.
     """
     while True:
-        claim, others = board.take()
+        claim, others = board.take_run()
         if claim is not None:
-            with claim.alive():
+            with claim.keep_alive():
                 run_job(board, claim, out, reporter)
             if torch.cuda.is_available():
                 release_memory()  # before the next model is allocated
@@ -93,31 +93,31 @@ def run_job(board: ExperimentScheduler, claim: JobLease, out: Path, reporter: Re
     """Make a run, resume it, or reuse the result of an equal run, and record the outcome in the ledger."""
     job, experiment = claim.job, board.experiment
     try:
-        params = claim.params(experiment.suite.search)
-        recipe = experiment.recipe(job.dataset, job.row, job.stage, job.seed, params)
+        params = claim.choose_params(experiment.suite.search)
+        recipe = experiment.build_recipe(job.dataset, job.row, job.stage, job.seed, params)
         experiment.check_unchanged(recipe)
-        key = experiment.key(recipe)
-        reporter.message(f"{job.row} on {job.dataset}, {job.stage}, seed {job.seed}: {format_params(params)}")
+        key = experiment.compute_key(recipe)
+        reporter.report_message(f"{job.row} on {job.dataset}, {job.stage}, seed {job.seed}: {format_params(params)}")
         folder = out / "runs" / replace(job, key=key).name
         if key != job.key:  # equal settings drawn twice share a folder
-            claim.wait_for_lock(board.ledger.lock(key))
+            claim.wait_for_lock(board.ledger.get_run_lock(key))
         found = _reuse_result(board.ledger, claim, key, recipe, reporter)
         value, record = found or _make_run(board, claim, recipe, folder, out, reporter)
         _claim_test_split(board, job)
-        claim.done(value, {**record, "params": params})
+        claim.record_result(value, {**record, "params": params})
         if found is None:
             _remove_temporary_files(RunFolder(folder), job.stage)
     except optuna.TrialPruned:
-        claim.pruned({"params": params})
+        claim.mark_pruned({"params": params})
         _remove_temporary_files(RunFolder(folder), job.stage)
-        reporter.message(f"Pruned: {job.name}")
+        reporter.report_message(f"Pruned: {job.name}")
     except LeaseLostError:
-        reporter.message(f"Abandoned, another worker took over: {job.name}")
+        reporter.report_message(f"Abandoned, another worker took over: {job.name}")
     except SettingMismatchError:
-        claim.stopped("another setting of its cell has evaluated the test split")
-        reporter.message(f"Abandoned, another setting has evaluated the test split: {job.name}")
+        claim.mark_interrupted("another setting of its cell has evaluated the test split")
+        reporter.report_message(f"Abandoned, another setting has evaluated the test split: {job.name}")
     except KeyboardInterrupt:
-        claim.stopped()
+        claim.mark_interrupted()
         raise
     except ToastError as error:
         _report_failure(claim, reporter, " ".join(part for part in (error.what, error.why) if part))
@@ -142,9 +142,11 @@ def _reuse_result(
         if trial.state == TrialState.COMPLETE:
             same_as, record = f"{study}, attempt {trial.number}", read_trial_record(trial, ledger.url)
             if differences := describe_reused_data(record, recipe):
-                reporter.message(f"Not reusing the result of {same_as}: its data was different. {differences[0]}")
+                reporter.report_message(
+                    f"Not reusing the result of {same_as}: its data was different. {differences[0]}"
+                )
                 break
-            reporter.message(f"Reusing the result of {same_as}, which has the same recipe.")
+            reporter.report_message(f"Reusing the result of {same_as}, which has the same recipe.")
             return trial.values[0], {**record, "same_as": same_as}
         if claim.lost.wait(POLL_SECONDS):
             raise LeaseLostError
@@ -160,7 +162,7 @@ def _make_run(
     if not (folder / "results.json").is_file():
         resume = (folder / "recipe.yaml").is_file()
         if resume and is_checkpoint_lost(RunFolder(folder).checkpoints, "last"):
-            reporter.message(f"Restarting {job.name}: it has no intact checkpoint.")
+            reporter.report_message(f"Restarting {job.name}: it has no intact checkpoint.")
             resume = False
         if not resume and folder.exists():
             shutil.rmtree(folder)  # left by a worker that died before it saved anything, or damaged
@@ -179,8 +181,8 @@ def _claim_test_split(board: ExperimentScheduler, job: Job) -> None:
 
 
 def _report_failure(claim: JobLease, reporter: Reporter, reason: str) -> None:
-    claim.failed(reason[:2000])
-    reporter.message(f"Failed: {claim.job.name}: {reason}")
+    claim.mark_failed(reason[:2000])
+    reporter.report_message(f"Failed: {claim.job.name}: {reason}")
 
 
 def _make_run_record(folder: Path, out: Path, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,9 +23,9 @@ class WorkerProcess:
         self.number, self.command, self.log = number, command, log
         self.restarts = 0
         log.parent.mkdir(parents=True, exist_ok=True)
-        self.process = self._start()
+        self.process = self._start_process()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start_process(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 self.command,
@@ -40,7 +40,7 @@ class WorkerProcess:
         code = self.process.poll()
         if code is not None and code < 0 and self.restarts < MAX_RESTARTS:
             self.restarts += 1
-            self.process = self._start()
+            self.process = self._start_process()
             return None
         return code
 

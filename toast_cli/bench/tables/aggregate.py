@@ -43,14 +43,14 @@ class JudgeScores:
         self._scores: dict[str, dict[str, QuestionScores]] = {}
         counted: Counter[str] = Counter()
         for dataset, row in results.finals:
-            for record in results.records(dataset, row).values():
+            for record in results.get_records(dataset, row).values():
                 by_judge = self._scores[record["run"]] = _read_scores(results, record)
                 counted.update({judge: len(scores) for judge, scores in by_judge.items()})
         ranked = sorted(counted, key=lambda judge: (-counted[judge], judge))
         self.judge: str | None = ranked[0] if ranked else None
         self.others: tuple[str, ...] = tuple(ranked[1:])
 
-    def of(self, record: Mapping[str, Any], category: str) -> dict[Hashable, float]:
+    def select_category(self, record: Mapping[str, Any], category: str) -> dict[Hashable, float]:
         """Return a run's scores by question, of one category, or of all if `category` is `overall`."""
         scores = self._scores[record["run"]].get(self.judge or "", {})
         return {number: score for number, (kind, score) in scores.items() if category in ("overall", kind)}
@@ -71,37 +71,39 @@ class ResultAggregator:
     def __init__(self, results: ExperimentResults) -> None:
         self.results, self.judge_scores = results, JudgeScores(results)
 
-    def of(self, row: str, column: TableColumn) -> AggregatedCell | None:
+    def aggregate_by_seed(self, row: str, column: TableColumn) -> AggregatedCell | None:
         """Return a row's value for each seed, averaged over the column's data sets; None if no seed has all of them."""
         shows, name = column.shows, column.shows.partition(":")[2]
         if shows.startswith("judge:"):
             return self._aggregate_judge_scores(row, name)
         if shows == "minutes":
-            return self._mean(row, self.results.datasets(row), lambda record: record["seconds"] / 60)
+            return self._average_by_seed(row, self.results.list_datasets(row), lambda record: record["seconds"] / 60)
         if shows == "validation":
-            return self._mean(row, self.results.datasets(row), _get_validation_score)
+            return self._average_by_seed(row, self.results.list_datasets(row), _get_validation_score)
         if shows.startswith("metric:"):
             metric = get_registered_metric(name)
-            return self._mean(row, self.results.datasets(row), lambda record: _get_registered_value(record, metric))
+            return self._average_by_seed(
+                row, self.results.list_datasets(row), lambda record: _get_registered_value(record, metric)
+            )
         if shows.startswith("attention:"):
-            datasets = self.results.datasets(row) if column.dataset is None else (column.dataset,)
-            return self._mean(row, datasets, lambda record: _get_attention_percent(record, name))
+            datasets = self.results.list_datasets(row) if column.dataset is None else (column.dataset,)
+            return self._average_by_seed(row, datasets, lambda record: _get_attention_percent(record, name))
         if shows == "average":
             suite = self.results.board.experiment.suite
-            return self._mean(row, suite.rows[row].on or tuple(suite.datasets), _get_test_score)
-        return self._tested(row, shows)
+            return self._average_by_seed(row, suite.rows[row].on or tuple(suite.datasets), _get_test_score)
+        return self._aggregate_test_scores(row, shows)
 
     def list_records(self, row: str) -> list[RunRecord]:
         """Return the records of a row's finished final runs."""
-        datasets = self.results.datasets(row)
-        return [record for dataset in datasets for record in self.results.records(dataset, row).values()]
+        datasets = self.results.list_datasets(row)
+        return [record for dataset in datasets for record in self.results.get_records(dataset, row).values()]
 
-    def _mean(
+    def _average_by_seed(
         self, row: str, datasets: Sequence[str], value: Callable[[RunRecord], float | None]
     ) -> AggregatedCell | None:
         by_dataset = [
             {seed: (record, number) for seed, record in records.items() if (number := value(record)) is not None}
-            for records in (self.results.records(dataset, row) for dataset in datasets)
+            for records in (self.results.get_records(dataset, row) for dataset in datasets)
         ]
         seeds = sorted(set.intersection(*(set(each) for each in by_dataset))) if by_dataset else []
         if not seeds:
@@ -111,9 +113,9 @@ class ResultAggregator:
             ScoreSample(values), tuple(each[seed][0] for each in by_dataset for seed in seeds), tuple(datasets)
         )
 
-    def _tested(self, row: str, dataset: str) -> AggregatedCell | None:
+    def _aggregate_test_scores(self, row: str, dataset: str) -> AggregatedCell | None:
         """Return a row's test scores on a data set, with the test images that all seeds have answers to."""
-        cell = self._mean(row, (dataset,), _get_test_score)
+        cell = self._average_by_seed(row, (dataset,), _get_test_score)
         if cell is None:
             return None
         files = [self.results.out / record["run"] / ANSWERS_FILE for record in cell.runs]
@@ -127,16 +129,16 @@ class ResultAggregator:
 
     def _aggregate_judge_scores(self, row: str, category: str) -> AggregatedCell | None:
         """Return the judge's scores, averaged over questions, with the questions for which every seed has a score."""
-        datasets, scores = self.results.datasets(row), self.judge_scores
+        datasets, scores = self.results.list_datasets(row), self.judge_scores
 
         def mean(record: RunRecord) -> float | None:
-            by_question = scores.of(record, category)
+            by_question = scores.select_category(record, category)
             return statistics.fmean(by_question.values()) if by_question else None
 
-        cell = self._mean(row, datasets, mean)
+        cell = self._average_by_seed(row, datasets, mean)
         if cell is None or len(datasets) > 1:  # answers of models trained on different data are not paired
             return cell
-        items = average_over_seeds([scores.of(record, category) for record in cell.runs])
+        items = average_over_seeds([scores.select_category(record, category) for record in cell.runs])
         return AggregatedCell(
             ScoreSample(cell.sample.values, items, PAIRED_QUESTIONS, scores.judge), cell.runs, cell.datasets
         )

@@ -34,7 +34,8 @@ def build_tables(results: ExperimentResults) -> list[FilledTable]:
     """Return the tables of an experiment's suite, filled with the results of the runs that have finished."""
     measures = ResultAggregator(results)
     return [
-        _TableBuilder(measures, layout).table(name) for name, layout in results.board.experiment.suite.tables.items()
+        _TableBuilder(measures, layout).build_table(name)
+        for name, layout in results.board.experiment.suite.tables.items()
     ]
 
 
@@ -43,10 +44,10 @@ class _TableBuilder:
     measures: ResultAggregator
     layout: TableLayout
 
-    def table(self, name: str) -> FilledTable:
-        placed = list(self._columns())
+    def build_table(self, name: str) -> FilledTable:
+        placed = list(self._iterate_columns())
         columns = [column for column, _ in placed]
-        cells = [self._cells(column, self._count_paper_digits(at)) for column, at in placed]
+        cells = [self._build_column_cells(column, self._count_paper_digits(at)) for column, at in placed]
         papers = [[""] * len(self.layout.rows) if at is None else self._format_paper_numbers(at) for _, at in placed]
         lines = tuple(
             FilledRow(
@@ -55,12 +56,12 @@ class _TableBuilder:
                 tuple(column[place] for column in cells),
                 tuple(paper[place] for paper in papers) if any(paper[place] for paper in papers) else (),
             )
-            for place, (heading, group) in enumerate(zip(self.layout.rows, self._groups(), strict=True))
+            for place, (heading, group) in enumerate(zip(self.layout.rows, self._list_row_groups(), strict=True))
         )
         notes = tuple(format_table_notes(self.measures, self.layout, columns, lines))
         return FilledTable(name, self.layout.title, tuple(columns), lines, notes)
 
-    def _columns(self) -> Iterator[tuple[TableColumn, int | None]]:
+    def _iterate_columns(self) -> Iterator[tuple[TableColumn, int | None]]:
         """Yield every column with its index in the layout.
 
         A column of attention measured on several data sets becomes one column per data set, without an index, since
@@ -69,21 +70,21 @@ class _TableBuilder:
         spans = [name for name, count in self.layout.spans.items() for _ in range(count)]
         for at, (heading, shows) in enumerate(self.layout.columns.items()):
             span, unit = spans[at] if spans else "", self._select_column_metric(shows).words
-            datasets = self._looked_at(shows) if shows.startswith("attention:") else []
+            datasets = self._list_attention_datasets(shows) if shows.startswith("attention:") else []
             if len(datasets) > 1:
                 for dataset in datasets:
                     yield TableColumn(dataset, heading, shows, unit, dataset), None
             else:
                 yield TableColumn(heading, span, shows, unit, datasets[0] if datasets else None), at
 
-    def _looked_at(self, shows: str) -> list[str]:
+    def _list_attention_datasets(self, shows: str) -> list[str]:
         """Return the data sets on which attention was measured."""
         results, which = self.measures.results, shows.partition(":")[2]
         measured = {
             dataset
             for row in self.layout.rows.values()
-            for dataset in results.datasets(row.run or "")
-            for record in results.records(dataset, row.run or "").values()
+            for dataset in results.list_datasets(row.run or "")
+            for record in results.get_records(dataset, row.run or "").values()
             if which in (record["attention"] or {})
         }
         return [dataset for dataset in results.board.experiment.suite.datasets if dataset in measured]
@@ -97,13 +98,13 @@ class _TableBuilder:
             return COLUMN_METRICS[kind]
         results = self.measures.results
         for row in self.layout.rows.values():
-            for dataset in results.datasets(row.run or ""):
-                for record in results.records(dataset, row.run or "").values():
+            for dataset in results.list_datasets(row.run or ""):
+                for record in results.get_records(dataset, row.run or "").values():
                     if shows in (dataset, "average", "validation"):
                         return select_metric(get_decisive_metrics(record))
         return TASK_METRICS[0]
 
-    def _groups(self) -> list[str]:
+    def _list_row_groups(self) -> list[str]:
         """Return the group of every row: its own, or that of the row above."""
         groups = [""]
         for row in self.layout.rows.values():
@@ -127,29 +128,29 @@ class _TableBuilder:
             else max(_count_decimals(row.paper[at]) if row.paper else 0 for row in self.layout.rows.values())
         )
 
-    def _cells(self, column: TableColumn, digits: int) -> list[Cell]:
+    def _build_column_cells(self, column: TableColumn, digits: int) -> list[Cell]:
         """Return the cells of a column from top to bottom, with the best row of each group marked."""
         rows = [row.run for row in self.layout.rows.values()]
         if column.shows in ("parameters", "flops"):
-            return [EMPTY_CELL if run is None else self._size(run, column.shows) for run in rows]
-        names, groups = list(self.layout.rows), self._groups()
+            return [EMPTY_CELL if run is None else self._compute_mean_size(run, column.shows) for run in rows]
+        names, groups = list(self.layout.rows), self._list_row_groups()
         found = {
             name: (group, values)
             for name, run, group in zip(names, rows, groups, strict=True)
-            if run is not None and (values := self.measures.of(run, column)) is not None
+            if run is not None and (values := self.measures.aggregate_by_seed(run, column)) is not None
         }
         metric = self._select_column_metric(column.shows)
         digits = max(digits, metric.digits)
         if column.shows == "minutes" and any(_compute_mean(values) < 1 for _, values in found.values()):
             digits = 2
         return [
-            self._number(column, metric, digits, found[name][1], _find_rivals(name, found))
+            self._build_number_cell(column, metric, digits, found[name][1], _find_rivals(name, found))
             if name in found
             else EMPTY_CELL
             for name in names
         ]
 
-    def _number(
+    def _build_number_cell(
         self,
         column: TableColumn,
         metric: TableMetric,
@@ -178,7 +179,7 @@ class _TableBuilder:
             against,
         )
 
-    def _size(self, run: str, shows: str) -> Cell:
+    def _compute_mean_size(self, run: str, shows: str) -> Cell:
         """Return a row's parameters or FLOPs, averaged over its data sets, whose heads differ in size."""
         records = self.measures.list_records(run)
         if not records:

@@ -40,7 +40,7 @@ def compute_curve_points(
     """Return a row's points by (unit, axis), for axes with finished runs."""
     found: dict[tuple[str, str], list[CurvePoint]] = {}
     for dataset, images in curves.images.items():
-        records = list(results.records(dataset, row).values())
+        records = list(results.get_records(dataset, row).values())
         if not records:
             continue
         seconds = statistics.fmean(record["seconds"] for record in records)
@@ -51,7 +51,7 @@ def compute_curve_points(
             for axis, x in (("images", float(images)), ("seconds", seconds)):
                 if values:
                     found.setdefault((unit, axis), []).append(_make_point(x, values, records))
-    records = list(results.records(curves.steps_on, row).values())
+    records = list(results.get_records(curves.steps_on, row).values())
     by_step: dict[tuple[str, int], list[float]] = {}
     for record in records:
         for step, metrics in _read_validations(results.out / record["run"] / "metrics.jsonl"):

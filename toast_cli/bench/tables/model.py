@@ -108,7 +108,7 @@ class FilledTable:
         """Whether columns share a heading."""
         return any(column.span for column in self.columns)
 
-    def blocks(self) -> Iterator[tuple[str, list[int]]]:
+    def iterate_headings(self) -> Iterator[tuple[str, list[int]]]:
         """Yield each shared heading with the indices of its columns."""
         for span, places in groupby(range(len(self.columns)), key=lambda place: self.columns[place].span):
             yield span, list(places)

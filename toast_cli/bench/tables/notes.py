@@ -162,7 +162,7 @@ def _describe_regions(
             for line in lines:
                 cell = line.cells[place]
                 if isinstance(cell, NumberCell) and column.dataset not in regions:
-                    regions[column.dataset] = measures.results.region(cell.runs[0])
+                    regions[column.dataset] = measures.results.get_region_kind(cell.runs[0])
     by_region: dict[str, list[str]] = {}
     for dataset, region in regions.items():
         by_region.setdefault(region, []).append(dataset)
@@ -178,7 +178,7 @@ def _describe_starts(measures: ResultAggregator, layout: TableLayout) -> Iterato
         if row.run is None or not experiment.suite.rows[row.run].pretuned:
             continue
         for dataset in sorted({dataset for dataset, name in experiment.cells if name == row.run})[:1]:
-            recipe = experiment.recipe(dataset, row.run, "final", experiment.suite.seeds[0])
+            recipe = experiment.build_recipe(dataset, row.run, "final", experiment.suite.seeds[0])
             start = f"{getattr(recipe.method, 'start', 'no')} start, no --init-from given"
             headings_by_start.setdefault(recipe.init_from or start, []).append(heading)
     for start, headings in headings_by_start.items():

@@ -31,18 +31,18 @@ def write_tables(results: ExperimentResults, out: Path) -> Path:
         write_text(folder / f"{name}.md", format_markdown(table))
         write_text(folder / f"{name}.tex", format_latex(table))
         write_text(folder / f"{name}.csv", format_csv_records(_list_cell_records(table)))
-    write_text(folder / "runs.csv", format_csv_records(results.runs()))
-    failed = ({**vars(job), "reason": reason} for job, reason in results.failures())
+    write_text(folder / "runs.csv", format_csv_records(results.iterate_runs()))
+    failed = ({**vars(job), "reason": reason} for job, reason in results.list_failures())
     write_text(folder / "failures.csv", format_csv_records(failed))
     return folder
 
 
 def write_experiment_page(results: ExperimentResults, out: Path) -> Path:
     """Write `page.html` with the tables, the figures and the runs behind every number; return its path."""
-    counts = sorted(results.board.counts().items())
+    counts = sorted(results.board.count_runs_by_state().items())
     failures = [
         {"data set": job.dataset, "row": job.row, "stage": job.stage, "seed": job.seed, "why": why}
-        for job, why in results.failures()
+        for job, why in results.list_failures()
     ]
     page = render_template(
         "bench/tables/templates/experiment.html",
@@ -50,7 +50,7 @@ def write_experiment_page(results: ExperimentResults, out: Path) -> Path:
         progress=", ".join(f"{count:,} runs {state}" for state, count in counts),
         tables=[(table, draw_table_figures(table)) for table in build_tables(results)],
         curves=write_curve_figures(results, out / "tables"),
-        records={"Failed": failures, "Runs": list(results.runs())},
+        records={"Failed": failures, "Runs": list(results.iterate_runs())},
         describe_runs=_describe_runs,
     )
     write_text(out / "page.html", page)
@@ -64,7 +64,7 @@ def format_markdown(table: FilledTable) -> str:
     shared heading in its first cell.
     """
     parts = [f"**{escape_markdown(table.title)}**"]
-    for span, places in table.blocks():
+    for span, places in table.iterate_headings():
         rows = [[_emphasize(span), *(escape_markdown(table.columns[place].heading) for place in places)]]
         rows.append(["---", *["---:"] * len(places)])
         for group, lines in table.iterate_row_groups():

@@ -108,7 +108,7 @@ def run_suite(
         tuple(row or ()),
         tuple(seed or ()),
     )
-    experiment.check()
+    experiment.validate()
     folder = out or DEFAULT_BENCH_DIR / name
     _require_optuna()
 
@@ -131,7 +131,7 @@ def run_suite(
     )
     check_recorded_data(board, folder)
     if retry:
-        board.retry()
+        board.enqueue_failed_runs()
     if not join:
         with TerminalReporter() as reporter:
             expected = estimate_costs(board, reporter)
@@ -159,7 +159,7 @@ def run_suite(
     if not join:
         print_results(board, folder, as_json)
     _print_overtaken(board)
-    counts = board.counts()
+    counts = board.count_runs_by_state()
     unfinished = sum(counts[state] for state in ("waiting", "running", "wanted")) if any(codes) else 0
     if unfinished:
         exits = f"The workers exited with {', '.join(map(str, codes))}; their logs are in {folder / 'workers'}."
@@ -212,7 +212,7 @@ def show_tables(out: OutOption = None, ledger: LedgerOption = None, as_json: opt
 def _print_overtaken(board: ExperimentScheduler) -> None:
     from toast_cli.cli.output.console import err, print_line
 
-    for sentence in board.overtaken():
+    for sentence in board.list_overtaken_cells():
         print_line(sentence, err)
 
 

@@ -106,7 +106,9 @@ def run_data_check(
         model = None if backbone is None else _build_text_backbone(opened, backbone, weights)
         with TerminalReporter() as reporter:
             report |= (
-                check_dataset(opened, reporter.track) if opened.classes else check_texts(opened, reporter.track, model)
+                check_dataset(opened, reporter.track_progress)
+                if opened.classes
+                else check_texts(opened, reporter.track_progress, model)
             )
     if out is not None:
         write_json(out, report)

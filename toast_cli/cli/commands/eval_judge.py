@@ -39,7 +39,7 @@ def run_judge_eval(
                 print_line(f"{file}: dropped {lines}; requesting again.", err)
         with TerminalReporter() as reporter:
             answers = list(
-                reporter.track(
+                reporter.track_progress(
                     answer_questions(
                         partial(load_writer, run, weights, device),
                         questions,
@@ -53,7 +53,7 @@ def run_judge_eval(
                 )
             )
             scored = list(
-                reporter.track(
+                reporter.track_progress(
                     judge_answers(judge, answers, kept / "judgements.jsonl"), len(questions), f"{run.name}: judging"
                 )
             )

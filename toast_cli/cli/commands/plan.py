@@ -66,8 +66,8 @@ def run_plan(
         )
     others = _list_other_methods()
     with TerminalReporter() as reporter:
-        costs = estimate_method_costs(recipe_of, limit, reporter.message, others)
-        found = list(reporter.track(costs, len(METHOD_VARIANTS) + len(others), "measuring"))
+        costs = estimate_method_costs(recipe_of, limit, reporter.report_message, others)
+        found = list(reporter.track_progress(costs, len(METHOD_VARIANTS) + len(others), "measuring"))
     if as_json:
         print_json({"memory": limit, "device": str(used_device), "ways": [asdict(each) for each in found]})
         return

@@ -35,7 +35,7 @@ def print_recipes(as_json: options.JsonOption = False) -> None:
     for name in builtin.list_recipes():
         found = builtin.find_recipe(name)
         draft = parse_recipe(found.text, found.origin)
-        sections = {section: draft.name(section) or "" for section in ("backbone", "dataset", "method")}
+        sections = {section: draft.get_section_name(section) or "" for section in ("backbone", "dataset", "method")}
         rows.append({"name": name, **sections, "about": builtin.get_header_comment(found.text).partition("\n")[0]})
     if as_json:
         print_json(rows)

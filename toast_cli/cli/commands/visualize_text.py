@@ -16,12 +16,12 @@ from toast_cli.visualize.map_color_scales import ColorScale
 from toast_cli.visualize.save_figures import (
     SOURCE_DIGEST_KEY,
     compute_source_digest,
+    convert_prediction,
     describe_maps,
     describe_model,
     find_free_name,
     get_comparison_name,
     get_library_versions,
-    prediction_to_dict,
 )
 from toast_cli.visualize.text import (
     TEXT_MAP_DESCRIPTIONS,
@@ -100,7 +100,7 @@ def render_text_page(views: Sequence[TextView]) -> str:
 def color_text(view: TextView, name: str, scale: ColorScale) -> Text:
     """Return the text, with the colors of one of its maps as background."""
     text = Text()
-    for token, colour in zip(view.tokens, scale.hex(view.maps[name].numpy()), strict=True):
+    for token, colour in zip(view.tokens, scale.to_hex(view.maps[name].numpy()), strict=True):
         text.append(mark_line_breaks(token), style=f"{choose_text_color(colour)} on {colour}")
     return text
 
@@ -108,12 +108,12 @@ def color_text(view: TextView, name: str, scale: ColorScale) -> Text:
 def render_legend(scale: ColorScale, name: str) -> Text:
     """Return a one-line legend of a color scale: low, middle and high values, with colors between them."""
     text = Text(f"  {scale.label}: ")
-    (low, low_text), (middle, middle_text), (high, high_text) = scale.ticks(_get_formatter(name))
+    (low, low_text), (middle, middle_text), (high, high_text) = scale.get_ticks(_get_formatter(name))
     for first, word, last in ((low, low_text, middle), (middle, middle_text, high), (high, high_text, None)):
         shown = [(f" {word} ", first)]
         if last is not None:
             shown += [(" ", first + (last - first) * part / LEGEND_STEPS) for part in range(1, LEGEND_STEPS)]
-        for (letters, _), colour in zip(shown, scale.hex([value for _, value in shown]), strict=True):
+        for (letters, _), colour in zip(shown, scale.to_hex([value for _, value in shown]), strict=True):
             text.append(letters, style=f"{choose_text_color(colour)} on {colour}")
     return text
 
@@ -161,7 +161,7 @@ def _build_page_view(view: TextView, meaning: dict[str, ColorScale]) -> dict[str
                 "ink": choose_text_color(colour),
             }
             for index, (token, value, colour) in enumerate(
-                zip(view.tokens, values.tolist(), meaning[name].hex(values.numpy()), strict=True)
+                zip(view.tokens, values.tolist(), meaning[name].to_hex(values.numpy()), strict=True)
             )
         ]
         maps.append(
@@ -178,8 +178,10 @@ def _build_page_view(view: TextView, meaning: dict[str, ColorScale]) -> dict[str
 
 def _build_page_legend(scale: ColorScale, name: str) -> dict[str, Any]:
     """Return a legend for the page: the colors, and the numbers at both ends and in the middle."""
-    words = [word for _, word in scale.ticks(_get_formatter(name))]
-    shown = scale.hex([scale.low + (scale.high - scale.low) * part / LEGEND_STEPS for part in range(LEGEND_STEPS + 1)])
+    words = [word for _, word in scale.get_ticks(_get_formatter(name))]
+    shown = scale.to_hex(
+        [scale.low + (scale.high - scale.low) * part / LEGEND_STEPS for part in range(LEGEND_STEPS + 1)]
+    )
     return {"label": scale.label, "words": words, "colours": ",".join(shown)}
 
 
@@ -192,6 +194,6 @@ def _build_view_record(view: TextView) -> dict[str, Any]:
         "alpha": None if steering is None else steering.strength,
         "tokens": view.tokens,
         "checks": None if view.checks is None else view.checks.to_dict(),
-        "pass_one": prediction_to_dict(view.first),
-        "pass_two": prediction_to_dict(view.last),
+        "pass_one": convert_prediction(view.first),
+        "pass_two": convert_prediction(view.last),
     }

@@ -71,14 +71,14 @@ def print_status(board: ExperimentScheduler, folder: Path, as_json: bool) -> Non
     """Print the state of an experiment, its running and failed runs, and the remaining time."""
     results = ExperimentResults(board, folder)
     running = []
-    for where in board.stages():
-        for job, standing in (board.stage(*where) or {}).items():
+    for where in board.iterate_stages():
+        for job, standing in (board.get_stage_status(*where) or {}).items():
             if standing.state == "running" and standing.trial is not None:
                 since = standing.trial.datetime_start or datetime.now()
                 worker = standing.trial.user_attrs.get("worker", "unknown worker")
                 running.append({"run": job.name, "worker": worker, "since": since.isoformat(" ", "seconds")})
-    failed = [{"run": job.name, "reason": reason} for job, reason in results.failures()]
-    counts = board.counts()
+    failed = [{"run": job.name, "reason": reason} for job, reason in results.list_failures()]
+    counts = board.count_runs_by_state()
     left = estimate_remaining_time(board)
     if as_json:
         status = {"runs": dict(counts), "running": running, "failed": failed, "seconds_left": left and left.seconds}
@@ -104,13 +104,15 @@ def print_results(board: ExperimentScheduler, folder: Path, as_json: bool) -> No
     results = ExperimentResults(board, folder)
     written, page = write_tables(results, folder), write_experiment_page(results, folder)
     if as_json:
-        print_json({"folder": str(folder), "runs": list(results.runs()), "counts": dict(board.counts())})
+        print_json(
+            {"folder": str(folder), "runs": list(results.iterate_runs()), "counts": dict(board.count_runs_by_state())}
+        )
         return
     for table in build_tables(results):
         print_filled_table(table, _widen_console(out))
         for note in table.notes:
             print_line(note)
-    for job, reason in results.failures():
+    for job, reason in results.list_failures():
         print_line(f"failed: {job.name}: {reason}", err)
     for missing in dict.fromkeys(board.experiment.missing.values()):
         print_line(f"not run: {missing}", err)
@@ -124,7 +126,7 @@ def print_filled_table(filled: Filled, console: Console) -> None:
     Columns that share a heading stay together if they fit. The shared heading is in the first cell of each part.
     """
     console.print(Text(filled.title, style="italic"))
-    for span, places in filled.blocks():
+    for span, places in filled.iterate_headings():
         while places:
             count = len(places)
             while (
@@ -159,7 +161,7 @@ def _format_cell(cell: Cell) -> Text:
 
 
 def _format_counts(board: ExperimentScheduler) -> str:
-    counts = board.counts()
+    counts = board.count_runs_by_state()
     return ", ".join(f"{counts[state]:,} {state}" for state in STATE_ORDER if counts[state]) or "no runs yet"
 
 

@@ -62,7 +62,7 @@ def build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], l
             cells += [_format_interval(bootstrap_mean(run.inside)), {"value": even, "interval": ""}]
         lines.append({"name": run.viewer.name, "cells": cells})
     measures = ["correct", *(["inside"] if masks else [])]
-    for one, other in found.pairs():
+    for one, other in found.iterate_pairs():
         own = [_format_interval(found.estimate_difference(one, other, what), "+") for what in measures]
         differences.append({"name": f"{other.viewer.name} minus {one.viewer.name}", "cells": own})
     return headings, lines, ["accuracy", *(["on the object"] if masks else [])], differences
@@ -70,7 +70,7 @@ def build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], l
 
 def _describe_correction(found: RunComparison) -> str:
     """Describe the correction for multiple comparisons; empty for a single difference."""
-    count = len(found.pairs())
+    count = len(found.iterate_pairs())
     return "" if count == 1 else f"95% simultaneous intervals over the {count} differences of a column (Bonferroni)"
 
 
@@ -139,7 +139,7 @@ def build_json_report(found: RunComparison, split: str, disputed: list[str]) -> 
                 "accuracy": as_numbers(found.estimate_difference(one, other, "correct")),
                 "share_inside": as_numbers(found.estimate_difference(one, other, "inside")),
             }
-            for one, other in found.pairs()
+            for one, other in found.iterate_pairs()
         ],
         "differences_interval": _describe_correction(found) or "95%",
         "object": describe_masks(found.split),

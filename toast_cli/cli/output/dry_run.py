@@ -16,12 +16,12 @@ def print_dry_run(session: Session, as_json: bool) -> None:
     from toast_cli.training.optimization import describe_schedule
     from toast_cli.utils.constants import BATCH_METADATA_KEYS
 
-    recipe, sizes = session.recipe, session.sizes()
-    batches = session.batches("train", train=True)
+    recipe, sizes = session.recipe, session.measure_model_sizes()
+    batches = session.make_loader("train", train=True)
     notes = describe_schedule(recipe.training, len(batches))
     batch = next(iter(batches))
     shapes = {name: list(tensor.shape) for name, tensor in batch.items() if name not in BATCH_METADATA_KEYS}
-    memory = session.memory(batches)
+    memory = session.estimate_memory(batches)
     samples = {name: len(split) for name, split in session.data.splits.items()}
     if as_json:
         facts = {**sizes, "memory": asdict(memory), "first_batch": shapes, "samples": samples}
@@ -37,7 +37,7 @@ def print_dry_run(session: Session, as_json: bool) -> None:
         f"trainable parameters: {sizes['trained_parameters']:,} of {sizes['total_parameters']:,}",
         f"FLOPs per {sizes['flops_per']}: {own:.4g}, {own / plain:.2f} × the plain backbone's {plain:.4g}",
         str(memory),
-        *([warning] if (warning := memory.warning(session.accelerator.device)) else []),
+        *([warning] if (warning := memory.format_warning(session.accelerator.device)) else []),
         f"first batch: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}",
         "Dry run: nothing was trained or written.",
     ]

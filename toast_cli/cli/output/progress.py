@@ -44,11 +44,11 @@ class TerminalReporter(Reporter):
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def message(self, text: str) -> None:
+    def report_message(self, text: str) -> None:
         """Print a message."""
         print_line(text, err)
 
-    def track(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
+    def track_progress(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
         """Yield the items and show a progress bar."""
         if self._training is not None:
             self._progress.remove_task(self._training)
@@ -61,7 +61,7 @@ class TerminalReporter(Reporter):
             self._print_progress_periodically(what, done, total, (time.monotonic() - start) / done)
         self._progress.remove_task(task)
 
-    def step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
+    def report_step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
         """Update the training bar."""
         if self._training is None:
             self._training = self._progress.add_task("training", total=total, note="")
@@ -69,14 +69,14 @@ class TerminalReporter(Reporter):
         self._progress.update(self._training, completed=step, note=note)
         self._print_progress_periodically(f"training: {note}", step, total)
 
-    def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
+    def report_epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
         """Print the results of an epoch on one line."""
         train, validation = metrics["train"], metrics.get("validation")
         text = f"epoch {epoch:>3}/{epochs}  train loss {train['loss']:.4f}  {format_headline(train)}"
         if validation is not None:
             text += f"  validation loss {validation['loss']:.4f}  {format_headline(validation)}"
             text += "  best so far" if best else ""
-        self.message(text)
+        self.report_message(text)
 
     def _print_progress_periodically(self, what: str, done: int, total: int, seconds: float | None = None) -> None:
         """Print a progress line if there is no progress bar and the last line is old enough.
@@ -87,14 +87,14 @@ class TerminalReporter(Reporter):
             return
         self._last_printed = time.monotonic()
         left = "" if seconds is None else f", about {timedelta(seconds=round(seconds * (total - done)))} left"
-        self.message(f"{what}, {done:,} of {total:,}{left}")
+        self.report_message(f"{what}, {done:,} of {total:,}{left}")
 
 
 class ProgressReporter(TerminalReporter):
     """A reporter that shows only progress, without messages and epochs."""
 
-    def message(self, text: str) -> None:
+    def report_message(self, text: str) -> None:
         """Print nothing."""
 
-    def epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
+    def report_epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
         """Print nothing."""

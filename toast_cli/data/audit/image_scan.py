@@ -109,7 +109,7 @@ def _iterate_stream(split: StreamSplit) -> Iterator[UnscannedImage]:
                 "Download it again.",
                 code="data.broken-stream",
             ) from error
-        yield UnscannedImage(split.name_of(row), -1, partial(load_stream_sample, split, row))
+        yield UnscannedImage(split.get_name(row), -1, partial(load_stream_sample, split, row))
 
 
 def _scan_image(image: UnscannedImage) -> ScannedImage:
@@ -122,7 +122,7 @@ def _scan_image(image: UnscannedImage) -> ScannedImage:
     try:
         sample = image.load()
         picture = sample.image
-        outside = image.region is not None and not image.region.fits(picture.height, picture.width)
+        outside = image.region is not None and not image.region.is_inside(picture.height, picture.width)
     except ToastError as error:
         # The report says that the image cannot be read. Keep the whole message only for other files and errors.
         known = error.why and error.code == "image.unreadable" and Path(image.name).name in error.what

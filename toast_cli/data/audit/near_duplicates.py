@@ -85,7 +85,7 @@ def find_near_duplicates(
             for index, *both in new:
                 matches = [[] if look is None else near[look] for look in both]
                 if any(matches):
-                    found.append(earlier.nearest((part, index), images[index], matches))
+                    found.append(earlier.find_nearest_pair((part, index), images[index], matches))
         earlier.add(part, images, [(index, look) for index, look, _ in looks])
     return found
 
@@ -104,7 +104,7 @@ class _EarlierImages:
             self.places.append((part, index))
             self.thumbnails.append(images[index].thumbnail)
 
-    def nearest(
+    def find_nearest_pair(
         self, second: tuple[str, int], image: ScannedImage, matches: Sequence[Sequence[tuple[int, int]]]
     ) -> DuplicatePair:
         """Return an image's pair; `matches` are the (bits, hash) near it, and those near its mirror image."""

@@ -59,8 +59,8 @@ def read_bird_annotations(
         ToastError: If an annotation file is missing or a line is invalid.
     """
     read = _AnnotationReader(root, layout)
-    images = read.file("images.txt", "a path", str)
-    named = read.file("classes.txt", "a class name", str)
+    images = read.read_file("images.txt", "a path", str)
+    named = read.read_file("classes.txt", "a class name", str)
 
     def class_id(text: str) -> str:
         if text not in named:
@@ -91,7 +91,7 @@ def _build_regions(
     if mask == "box":
         return tuple(boxes.values())
     if mask == "parts":
-        points = read.parts(names)
+        points = read.read_part_centers(names)
         return tuple(Discs(points[i], PART_RADIUS_RATIO * max(box.width, box.height)) for i, box in boxes.items())
     places = [read.root / "segmentations", read.root.parent / "segmentations"]
     folder = next((place for place in places if place.is_dir()), None)
@@ -116,7 +116,7 @@ class _AnnotationReader:
     def __init__(self, root: Path, layout: BirdLayout) -> None:
         self.root, self.layout = root, layout
 
-    def file(self, name: str, what: str, parse: Callable[[str], Any]) -> dict[str, AnnotationLine]:
+    def read_file(self, name: str, what: str, parse: Callable[[str], Any]) -> dict[str, AnnotationLine]:
         """Return the entries of a file by id. Each line is an id, a space and a value that `parse` converts.
 
         Args:
@@ -128,7 +128,7 @@ class _AnnotationReader:
             ToastError: If the file cannot be read or a line is invalid.
         """
         entries: dict[str, AnnotationLine] = {}
-        for number, identifier, rest, line in self._lines(name):
+        for number, identifier, rest, line in self._iterate_lines(name):
             try:
                 # Class ids are numbers in both data sets, image ids only in CUB.
                 numeric = self.layout.numbered or name == "classes.txt"
@@ -138,7 +138,7 @@ class _AnnotationReader:
                     raise ValueError(f"id {identifier} already appears on line {entries[identifier].line}")
                 entries[identifier] = AnnotationLine(number, parse(rest))
             except ValueError as error:
-                self.refuse(name, number, f"{error}; got '{line}'")
+                self.raise_line_error(name, number, f"{error}; got '{line}'")
         return entries
 
     def read_per_image(
@@ -149,16 +149,16 @@ class _AnnotationReader:
         Raises:
             ToastError: If the file cannot be read, a line is invalid, an image has no line or a line has no image.
         """
-        entries = self.file(name, what, parse)
+        entries = self.read_file(name, what, parse)
         for identifier, entry in entries.items():
             if identifier not in images:
-                self.refuse(name, entry.line, f"image {identifier} is not in images.txt")
+                self.raise_line_error(name, entry.line, f"image {identifier} is not in images.txt")
         for identifier, image in images.items():
             if identifier not in entries:
-                self.refuse("images.txt", image.line, f"image {identifier} has no line in {name}")
+                self.raise_line_error("images.txt", image.line, f"image {identifier} has no line in {name}")
         return entries
 
-    def parts(self, images: Mapping[str, Any]) -> dict[str, tuple[tuple[float, float], ...]]:
+    def read_part_centers(self, images: Mapping[str, Any]) -> dict[str, tuple[tuple[float, float], ...]]:
         """Return the centers (x, y) of the visible parts of every image.
 
         Raises:
@@ -166,7 +166,7 @@ class _AnnotationReader:
         """
         name = "parts/part_locs.txt"
         centers: dict[str, list[tuple[float, float]]] = {identifier: [] for identifier in images}
-        for number, identifier, rest, line in self._lines(name):
+        for number, identifier, rest, line in self._iterate_lines(name):
             try:
                 if identifier not in centers:
                     raise ValueError(f"image {identifier} is not in images.txt")
@@ -177,10 +177,12 @@ class _AnnotationReader:
                         raise ValueError("the center of a part must be finite")
                     centers[identifier].append(point)
             except ValueError as error:
-                self.refuse(name, number, f"expected an image id, a part id, x, y and 0 or 1 ({error}); got '{line}'")
+                self.raise_line_error(
+                    name, number, f"expected an image id, a part id, x, y and 0 or 1 ({error}); got '{line}'"
+                )
         return {identifier: tuple(points) for identifier, points in centers.items()}
 
-    def _lines(self, name: str) -> list[tuple[int, str, str, str]]:
+    def _iterate_lines(self, name: str) -> list[tuple[int, str, str, str]]:
         """Return number, id, value and full text of every line that is not blank."""
         file = self.root / name
         try:
@@ -195,7 +197,7 @@ class _AnnotationReader:
         split = [(number, line.strip().partition(" "), line) for number, line in enumerate(lines, start=1)]
         return [(number, first, rest.strip(), line) for number, (first, _, rest), line in split if first]
 
-    def refuse(self, name: str, line: int, why: str) -> NoReturn:
+    def raise_line_error(self, name: str, line: int, why: str) -> NoReturn:
         """Raise a ToastError about an invalid line."""
         raise ToastError(
             f"{self.root / name}, line {line}: {why}.",

@@ -68,11 +68,11 @@ def _read_annotations(root: Path, options: FlowersOptions) -> AnnotatedDataset:
     for variable, part in SPLIT_VARIABLES.items():
         for number in map(int, flatten_column(lists[variable])):
             if not 1 <= number <= len(labels):
-                raise _annotation_error(
+                raise _make_annotation_error(
                     root, f"{variable} lists image {number}, but there are only {len(labels):,} images"
                 )
             if number in part_of:
-                raise _annotation_error(root, f"image {number} is in two splits: {part_of[number]} and {part}")
+                raise _make_annotation_error(root, f"image {number} is in two splits: {part_of[number]} and {part}")
             part_of[number] = part
     numbers = sorted(part_of)
     ids = sorted({int(labels[number - 1]) for number in numbers})
@@ -100,7 +100,7 @@ def _is_foreground(pixels: Any) -> Any:
     return ~((blue > 150) & (red < 90) & (green < 90))
 
 
-def _annotation_error(root: Path, why: str) -> ToastError:
+def _make_annotation_error(root: Path, why: str) -> ToastError:
     return ToastError(
         f"{root / 'setid.mat'}: {why}.",
         what_to_do="Download setid.mat and imagelabels.mat again.",

@@ -45,7 +45,7 @@ def open_imagenet(options: ImageNetOptions, data_dir: Path | None) -> DataSet:
     """
     root = _find_root(get_data_dir(data_dir))
     if (root / "train").is_dir():
-        images = DiskFolder(root).found("train").images
+        images = DiskFolder(root).list_files_recursively("train").images
         train = _build_labelled_split(root, {name: Path(name).parts[1] for name in images}, "train")
     else:
         train = _read_train_tar(root / TRAIN_TAR)
@@ -153,12 +153,12 @@ def _read_validation(root: Path, classes: tuple[str, ...]) -> FileSplit | None:
 
     if (root / "val").is_dir():
         tree: Any = DiskFolder(root)
-        names = tree.found("val").images
-        if tree.folders("val"):
+        names = tree.list_files_recursively("val").images
+        if tree.list_folders("val"):
             return _build_labelled_split(root, {name: Path(name).parts[1] for name in names}, "val", classes)[0]
     elif (root / VAL_TAR).is_file():
         tree = open_archive_index(root / VAL_TAR)
-        names = tree.found().images
+        names = tree.list_files_recursively().images
     else:
         return None
     kit = next((place for place in (root / DEVKIT, root) if (place / META_FILE).is_file()), None)

@@ -80,7 +80,7 @@ class Photo:
         """Name of the image in its split."""
         return self.split.names[self.index]
 
-    def place(self, source: str) -> str:
+    def get_location(self, source: str) -> str:
         """Return the location of the image, equal for two data sets that share the file.
 
         Args:
@@ -120,7 +120,7 @@ class GridSplit:
     @property
     def names(self) -> list[str]:
         """Name of every mosaic: that of its labelled photograph and, for further mosaics of it, a number."""
-        return [self._name(index) for index in range(len(self))]
+        return [self._format_name(index) for index in range(len(self))]
 
     @property
     def digest(self) -> str:
@@ -142,7 +142,7 @@ class GridSplit:
     def __len__(self) -> int:
         return len(self.photos) * self.repeats
 
-    def layout(self, index: int) -> tuple[int, tuple[int, ...]]:
+    def get_layout(self, index: int) -> tuple[int, tuple[int, ...]]:
         """Return the cell of the labelled photograph (row-major, from 0) and the distractors of the other cells."""
         if not 0 <= index < len(self):
             raise IndexError(f"mosaic {index} is out of range: {self.part} has {len(self)} mosaics")
@@ -176,10 +176,10 @@ class GridSplit:
         import numpy as np
         from PIL import Image
 
-        target, distractors = self.layout(index)
+        target, distractors = self.get_layout(index)
         photo = self.photos[index % len(self.photos)]
-        cells = [self._cell(self.pool[other]) for other in distractors]
-        cells.insert(target, self._cell(photo))
+        cells = [self._load_cell(self.pool[other]) for other in distractors]
+        cells.insert(target, self._load_cell(photo))
         size = self.options.cells
         rows = [np.concatenate(cells[start : start + size], axis=1) for start in range(0, size * size, size)]
         mask = np.zeros((size, size), dtype=bool)
@@ -187,15 +187,15 @@ class GridSplit:
         return Sample(
             image=Image.fromarray(np.concatenate(rows)),
             label=photo.split.labels[photo.index],
-            name=self._name(index),
+            name=self._format_name(index),
             mask=mask.repeat(self.options.cell_side, axis=0).repeat(self.options.cell_side, axis=1),
         )
 
-    def _name(self, index: int) -> str:
+    def _format_name(self, index: int) -> str:
         turn, place = divmod(index, len(self.photos))
         return self.photos[place].name + (f"#{turn}" if turn else "")
 
-    def _cell(self, photo: Photo) -> np.ndarray:
+    def _load_cell(self, photo: Photo) -> np.ndarray:
         """Return a photograph as a cell, `[side, side, 3]` uint8."""
         import numpy as np
         from PIL import Image, ImageOps
@@ -232,14 +232,14 @@ def open_grid(options: GridOptions, data_dir: Path | None) -> DataSet:
         part: tuple(Photo(split, i) for i, label in enumerate(split.labels) if label < len(classes))
         for part, split in get_image_splits(labelled, chosen).items()
     }
-    part_of = {photo.place(chosen): part for part, photos in shown.items() for photo in photos}
+    part_of = {photo.get_location(chosen): part for part, photos in shown.items() for photo in photos}
     pools = _assign_distractors(
         [Photo(split, i) for split in distractors for i in range(len(split))], part_of, others, options
     )
     splits, notes = {}, []
     for part, photos in shown.items():
-        at = {photo.place(others): index for index, photo in enumerate(pools[part])}
-        own = {i: at[place] for i, photo in enumerate(photos) if (place := photo.place(chosen)) in at}
+        at = {photo.get_location(others): index for index, photo in enumerate(pools[part])}
+        own = {i: at[place] for i, photo in enumerate(photos) if (place := photo.get_location(chosen)) in at}
         needed = options.cells**2 - 1 + bool(own)
         if len(pools[part]) < needed:
             raise ToastError(
@@ -295,7 +295,7 @@ def _assign_distractors(
     photos: Sequence[Photo], part_of: Mapping[str, str], source: str, options: GridOptions
 ) -> dict[str, tuple[Photo, ...]]:
     """Assign every distractor to a split. One that is also a labelled photograph keeps its split (`part_of`)."""
-    assigned = [part_of.get(photo.place(source)) for photo in photos]
+    assigned = [part_of.get(photo.get_location(source)) for photo in photos]
     free = [i for i, part in enumerate(assigned) if part is None]
     names = [photos[i].name for i in free]
     rest, test = hold_out(names, [0] * len(names), options.test_fraction, options.grid_seed)

@@ -80,7 +80,7 @@ class DemoSplit:
     @property
     def names(self) -> list[str]:
         """Name of every image in messages and tables."""
-        return [self._name(index) for index in range(self.length)]
+        return [self._format_name(index) for index in range(self.length)]
 
     def __len__(self) -> int:
         return self.length
@@ -95,9 +95,9 @@ class DemoSplit:
         pixels, mask = self._kept.get(index) or draw_demo_scene(self.options, self.split, index, label)
         if len(self._kept) * (pixels.nbytes + mask.nbytes) < MAX_CACHED_SCENE_BYTES:
             self._kept[index] = pixels, mask
-        return Sample(image=Image.fromarray(pixels), label=label, name=self._name(index), mask=mask)
+        return Sample(image=Image.fromarray(pixels), label=label, name=self._format_name(index), mask=mask)
 
-    def _name(self, index: int) -> str:
+    def _format_name(self, index: int) -> str:
         return f"{self.options.task}/{self.split}/{index:06d}"
 
 

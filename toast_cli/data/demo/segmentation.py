@@ -59,12 +59,12 @@ class DemoSegmentationSplit:
         from PIL import Image
 
         name = self.scenes.names[index]
-        pixels, classes = self._kept.get(index) or self._draw(index)
+        pixels, classes = self._kept.get(index) or self._draw_scene(index)
         if len(self._kept) * (pixels.nbytes + classes.nbytes) < demo.MAX_CACHED_SCENE_BYTES:
             self._kept[index] = pixels, classes
         return Sample(Image.fromarray(pixels), -1, name, classes=classes)
 
-    def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw_scene(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         import numpy as np
 
         from toast_cli.data.demo.scene_generator import draw_fine_objects

@@ -41,7 +41,7 @@ def open_archive(options: ArchiveOptions, data_dir: Path | None) -> DataSet:
     packed = open_archive_index(find_file(options.path, data_dir, "archive:FILE"))
     top = _find_top_folder(packed)
     data = open_class_folders(
-        options, packed.below(top) if top else packed, read_class_file(options.class_file, data_dir)
+        options, packed.get_subfolder(top) if top else packed, read_class_file(options.class_file, data_dir)
     )
     return replace(data, notes=(*packed.notes, *data.notes))
 
@@ -64,9 +64,9 @@ def _find_top_folder(packed: ArchiveIndex) -> str:
     """Return the path of the innermost folder that contains everything; most archives have one."""
     top = ""
     while True:
-        folders = packed.folders(top)
+        folders = packed.list_folders(top)
         inner = f"{top}/{folders[0]}" if top and folders else "".join(folders[:1])
-        if len(folders) != 1 or _names_split(folders[0]) or not packed.folders(inner):
+        if len(folders) != 1 or _names_split(folders[0]) or not packed.list_folders(inner):
             return top
         top = inner
 

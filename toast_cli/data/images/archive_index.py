@@ -47,7 +47,7 @@ class ArchiveIndex:
         return self
 
     def __str__(self) -> str:
-        return self.place()
+        return self.get_display_path()
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in vars(self).items() if name not in ("_sorted", "_sizes")}
@@ -56,11 +56,11 @@ class ArchiveIndex:
     def __truediv__(self, name: str) -> ArchiveMember:
         return ArchiveMember(self, name)
 
-    def place(self, below: str = "") -> str:
+    def get_display_path(self, below: str = "") -> str:
         """Return the path of the archive followed by that of a folder in it."""
         return "/".join(part for part in (str(self.file), self.top, below) if part)
 
-    def below(self, top: str) -> ArchiveIndex:
+    def get_subfolder(self, top: str) -> ArchiveIndex:
         """Return the index of a folder in the archive, with paths relative to that folder."""
         cut, start = len(top) + 1, f"{top}/"
         return replace(
@@ -71,15 +71,15 @@ class ArchiveIndex:
             top=top,
         )
 
-    def folders(self, below: str = "") -> list[str]:
+    def list_folders(self, below: str = "") -> list[str]:
         """Return the sorted names of the folders directly in a folder."""
         return sorted(PurePosixPath(folder).name for folder in self.inner if _get_parent(folder) == below)
 
-    def files(self, below: str = "") -> list[str]:
+    def list_files(self, below: str = "") -> list[str]:
         """Return the paths of the files directly in a folder."""
         return sorted(name for name in (*self.members, *self.others) if _get_parent(name) == below)
 
-    def found(self, below: str = "") -> FolderContents:
+    def list_files_recursively(self, below: str = "") -> FolderContents:
         """Return the paths of all files below a folder."""
         images, others = self._sorted
         return FolderContents(_select_below(images, below), _select_below(others, below))
@@ -88,7 +88,7 @@ class ArchiveIndex:
     def _sorted(self) -> tuple[list[str], list[str]]:
         return sorted(self.members), sorted(self.others)
 
-    def read(self, name: str) -> bytes:
+    def read_member(self, name: str) -> bytes:
         """Return the bytes of a member.
 
         Raises:
@@ -138,7 +138,7 @@ class ArchiveMember:
 
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         """Return a stream of its bytes."""
-        return BytesIO(self.archive.read(self.name))
+        return BytesIO(self.archive.read_member(self.name))
 
 
 def open_archive_index(file: Path) -> ArchiveIndex:

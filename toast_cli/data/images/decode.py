@@ -63,13 +63,13 @@ def open_image(path: ImageFile, white: int | None = None) -> PilImage:
             image.info = {"remarks": remarks, **({} if brightest is None else {"brightest": brightest})}
             return image
     except UnidentifiedImageError as error:
-        raise _unreadable_error(path, _explain_unknown_format(path)) from error
+        raise _make_unreadable_error(path, _explain_unknown_format(path)) from error
     except Image.DecompressionBombError as error:
-        raise _unreadable_error(path, f"It is too large: {error}") from error
+        raise _make_unreadable_error(path, f"It is too large: {error}") from error
     except OSError as error:
-        raise _unreadable_error(path, error.strerror or str(error)) from error
+        raise _make_unreadable_error(path, error.strerror or str(error)) from error
     except Exception as error:  # Pillow's decoders raise arbitrary exceptions on damaged files
-        raise _unreadable_error(path, f"{type(error).__name__}: {error}") from error
+        raise _make_unreadable_error(path, f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -198,7 +198,7 @@ def guess_white(brightest: float | None) -> int | None:
     return next((white for white in LIKELY_WHITES if brightest is not None and brightest <= white), None)
 
 
-def _unreadable_error(path: ImageFile, why: str) -> ToastError:
+def _make_unreadable_error(path: ImageFile, why: str) -> ToastError:
     return ToastError(
         f"Cannot read the image {path}.",
         why,

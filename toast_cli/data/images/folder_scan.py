@@ -27,20 +27,20 @@ class FolderTree(Protocol):
     def root(self) -> Any:
         """The root of the images, for a `FileSplit`."""
 
-    def place(self, below: str = "") -> str:
+    def get_display_path(self, below: str = "") -> str:
         """Return the name of a folder for messages."""
 
-    def folders(self, below: str = "") -> list[str]:
+    def list_folders(self, below: str = "") -> list[str]:
         """Return the sorted names of the folders directly in a folder.
 
         Raises:
             ToastError: the folder cannot be read.
         """
 
-    def files(self, below: str = "") -> list[str]:
+    def list_files(self, below: str = "") -> list[str]:
         """Return the paths of the files directly in a folder."""
 
-    def found(self, below: str = "") -> FolderContents:
+    def list_files_recursively(self, below: str = "") -> FolderContents:
         """Return the paths of all files below a folder."""
 
 
@@ -50,11 +50,11 @@ class DiskFolder:
 
     root: Path
 
-    def place(self, below: str = "") -> str:
+    def get_display_path(self, below: str = "") -> str:
         """Return the full path of a folder."""
         return str(self.root / below)
 
-    def folders(self, below: str = "") -> list[str]:
+    def list_folders(self, below: str = "") -> list[str]:
         """Return the sorted names of the folders directly in a folder.
 
         Raises:
@@ -80,12 +80,12 @@ class DiskFolder:
                 code="data.unreadable-folder",
             ) from error
 
-    def files(self, below: str = "") -> list[str]:
+    def list_files(self, below: str = "") -> list[str]:
         """Return the paths of the files directly in a folder."""
         names = sorted(entry.name for entry in (self.root / below).iterdir() if not entry.is_dir())
         return [f"{below}/{name}" if below else name for name in names if not name.startswith(".")]
 
-    def found(self, below: str = "") -> FolderContents:
+    def list_files_recursively(self, below: str = "") -> FolderContents:
         """Return the paths of all files below a folder, without following links to folders."""
         images: list[str] = []
         others: list[str] = []
@@ -107,7 +107,7 @@ def is_image_name(name: str) -> bool:
 
 def list_images(folder: Path) -> list[Path]:
     """Return the paths of all images below a folder on disk."""
-    return [folder / name for name in DiskFolder(folder).found().images]
+    return [folder / name for name in DiskFolder(folder).list_files_recursively().images]
 
 
 def describe_unread_files(place: str, found: Iterable[FolderContents]) -> list[str]:

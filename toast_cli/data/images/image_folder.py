@@ -93,16 +93,16 @@ def open_class_folders(options: NamedSplitsOptions, tree: FolderTree, given: tup
         ToastError: as in `open_image_folder`.
     """
     top = _find_inner_folder(tree, "")
-    folders = tree.folders(top)
+    folders = tree.list_folders(top)
     if not folders:
-        loose = " Images are directly in it, not in class folders." if tree.found().images else ""
+        loose = " Images are directly in it, not in class folders." if tree.list_files_recursively().images else ""
         raise ToastError(
-            f"{tree.place()} has no class folders.",
+            f"{tree.get_display_path()} has no class folders.",
             f"It contains no folders.{loose}",
             EXPECTED_FOLDER_LAYOUTS,
             code="data.no-class-folders",
         )
-    notes = [f"{tree.place()}: everything is read from {top}, its only folder"] if top else []
+    notes = [f"{tree.get_display_path()}: everything is read from {top}, its only folder"] if top else []
     splits = _find_split_folders(tree, top, folders, options, given)
     if splits is not None:
         return _open_split_folders(options, tree, top, given, splits, notes)
@@ -110,14 +110,14 @@ def open_class_folders(options: NamedSplitsOptions, tree: FolderTree, given: tup
         return _open_splits_in_classes(options, tree, top, given, inner, notes)
     groups = _group_by_class(tree, top)
     classes = given or sort_class_names(groups)
-    require_known_classes(classes, {"the data": groups}, tree.place(top), origin="the class file")
+    require_known_classes(classes, {"the data": groups}, tree.get_display_path(top), origin="the class file")
     images, found = _list_class_images(tree, groups, classes)
-    _require_images(images, tree.place(top))
-    notes += [*describe_unread_files(tree.place(), found.values()), *_describe_loose_files(tree, [top])]
+    _require_images(images, tree.get_display_path(top))
+    notes += [*describe_unread_files(tree.get_display_path(), found.values()), *_describe_loose_files(tree, [top])]
     notes += _describe_spellings(groups)
-    notes += check_trainable_classes(images, classes, tree.place(top), given is not None)
+    notes += check_trainable_classes(images, classes, tree.get_display_path(top), given is not None)
     made, made_notes = make_train_val_test_splits(images, options)
-    nested, warnings = _describe_nested_folders(tree.place(top), found)
+    nested, warnings = _describe_nested_folders(tree.get_display_path(top), found)
     return DataSet(classes, made, (*notes, *nested, *made_notes), tuple(warnings))
 
 
@@ -132,7 +132,7 @@ def _open_split_folders(
     """Build a data set from PATH/{train,val,test}/CLASS. The class map is `given`, or the class folders of train."""
     folders = {part: _find_inner_folder(tree, _join_path(top, name)) for part, name in splits.names.items()}
     groups = {part: _group_by_class(tree, folder) for part, folder in folders.items()}
-    train = tree.place(folders["train"])
+    train = tree.get_display_path(folders["train"])
     if not groups["train"]:
         raise ToastError(
             f"{train} has no class folders.",
@@ -140,7 +140,7 @@ def _open_split_folders(
             "dataset.class_file.",
             code="data.no-class-folders",
         )
-    notes += splits.describe(tree.place(top), "folder")
+    notes += splits.describe(tree.get_display_path(top), "folder")
     notes += [
         f"{part}: read from {folder}"
         for part, folder in folders.items()
@@ -149,8 +149,8 @@ def _open_split_folders(
     for part in [part for part in ("val", "test") if part in groups]:
         if unlabelled := _find_unlabelled_images(tree, folders[part], groups[part], groups["train"]):
             notes.append(
-                f"{part}: not read, {len(unlabelled):,} images in {tree.place(folders[part])} are in no class folder: "
-                "they have no labels"
+                f"{part}: not read, {len(unlabelled):,} images in {tree.get_display_path(folders[part])} are in no "
+                "class folder: they have no labels"
             )
             del groups[part]
     loose_in = [top, *(folders[part] for part in groups)]
@@ -172,9 +172,9 @@ def _open_splits_in_classes(
             groups.setdefault(part, {}).setdefault(normalize_class_name(name), []).append(
                 _join_path(_join_path(top, name), folder)
             )
-    notes.append(f"{tree.place(top)}: the folders of every class are splits: {', '.join(groups)}")
+    notes.append(f"{tree.get_display_path(top)}: the folders of every class are splits: {', '.join(groups)}")
     if "train" not in groups:
-        raise _make_no_train_error(tree.place(top), f"{', '.join(groups)} in the class folders")
+        raise _make_no_train_error(tree.get_display_path(top), f"{', '.join(groups)} in the class folders")
     folders = dict.fromkeys(groups, top)
     return _build_split_dataset(options, tree, given, groups, folders, notes, [top])
 
@@ -189,21 +189,23 @@ def _build_split_dataset(
     loose_in: Sequence[str],
 ) -> DataSet:
     """Build a data set from the folders of each class (`groups`), by split."""
-    classes, train = given or sort_class_names(groups["train"]), tree.place(folders["train"])
-    require_known_classes(classes, groups, tree.place(), "the class file" if given else "train")
+    classes, train = given or sort_class_names(groups["train"]), tree.get_display_path(folders["train"])
+    require_known_classes(classes, groups, tree.get_display_path(), "the class file" if given else "train")
     read = {part: _list_class_images(tree, group, classes) for part, group in groups.items()}
     parts = {part: files for part, (files, _) in read.items()}
     _require_images(parts["train"], train)
-    notes += describe_unread_files(tree.place(), (each for _, found in read.values() for each in found.values()))
+    notes += describe_unread_files(
+        tree.get_display_path(), (each for _, found in read.values() for each in found.values())
+    )
     notes += _describe_loose_files(tree, loose_in)
     notes += [note for group in groups.values() for note in _describe_spellings(group)]
     notes += check_trainable_classes(parts["train"], classes, train, given is not None)
     for part in ("val", "test"):
         if part in parts and not len(parts[part]):
-            notes.append(f"{part}: {tree.place(folders[part])} contains no images and is ignored")
+            notes.append(f"{part}: {tree.get_display_path(folders[part])} contains no images and is ignored")
             del parts[part]
     nested, warnings = _describe_nested_folders(train, read["train"][1])
-    made, made_notes = complete_splits(parts, options, tree.place())
+    made, made_notes = complete_splits(parts, options, tree.get_display_path())
     return DataSet(classes, made, (*notes, *nested, *made_notes), tuple(warnings))
 
 
@@ -245,7 +247,7 @@ def _find_split_folders(
     Raises:
         ToastError: two folders have names of the same split, a name may mean val or test, or there is no train folder.
     """
-    place = tree.place(top)
+    place = tree.get_display_path(top)
     if options.split_names:
         splits = assign_splits(folders, options.split_names, place)
         if "train" not in splits.names:
@@ -254,7 +256,7 @@ def _find_split_folders(
     meanings = {name: meaning for name in folders if (meaning := parse_split_name(name)) is not None}
     if not meanings or (given is not None and set(map(normalize_class_name, meanings)) <= set(given)):
         return None
-    nested = {name for name in meanings if tree.folders(_join_path(top, name))}
+    nested = {name for name in meanings if tree.list_folders(_join_path(top, name))}
     plain = {name for name, meaning in meanings.items() if meaning.plain}
     only_splits = len(meanings) == len(folders)
     trains = {name for name, meaning in meanings.items() if meaning.split in ("train", "trainval")}
@@ -285,14 +287,14 @@ def _find_inner_folder(tree: FolderTree, folder: str) -> str:
     nothing (`train/images`), or holds the split folders.
     """
     while True:
-        inner = tree.folders(folder)
-        if len(inner) != 1 or not (deeper := tree.folders(path := _join_path(folder, inner[0]))):
+        inner = tree.list_folders(folder)
+        if len(inner) != 1 or not (deeper := tree.list_folders(path := _join_path(folder, inner[0]))):
             return folder
         meaning, outer = parse_split_name(inner[0]), parse_split_name(folder.rpartition("/")[2])
         splits = [each for each in map(parse_split_name, deeper) if each is not None and each.plain]
         repeats = meaning is not None and outer is not None and meaning.split == outer.split
         holds_splits = meaning is None and any(split.split in ("train", "trainval") for split in splits)
-        if not (repeats or is_plain_name(inner[0]) or holds_splits) or any(map(is_image_name, tree.files(folder))):
+        if not (repeats or is_plain_name(inner[0]) or holds_splits) or any(map(is_image_name, tree.list_files(folder))):
             return folder
         folder = path
 
@@ -302,10 +304,14 @@ def _find_unlabelled_images(
 ) -> Sequence[str]:
     """Return the images of a split without class folders: in its folder, or in an only one such as `test/unknown`."""
     if not groups:
-        return [name for name in tree.files(folder) if is_image_name(name)]
+        return [name for name in tree.list_files(folder) if is_image_name(name)]
     name, paths = next(iter(groups.items()))
     tells_nothing = is_plain_name(name) or name.lower() in UNLABELLED_FOLDERS or parse_split_name(name) is not None
-    return tree.found(paths[0]).images if len(groups) == 1 and tells_nothing and name not in classes else []
+    return (
+        tree.list_files_recursively(paths[0]).images
+        if len(groups) == 1 and tells_nothing and name not in classes
+        else []
+    )
 
 
 def _find_splits_in_classes(tree: FolderTree, top: str, folders: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -313,20 +319,20 @@ def _find_splits_in_classes(tree: FolderTree, top: str, folders: Sequence[str]) 
     found: dict[str, dict[str, str]] = {}
     for name in folders:
         path = _join_path(top, name)
-        inner = tree.folders(path)
+        inner = tree.list_folders(path)
         meanings = [parse_split_name(each) for each in inner]
         if not inner or not all(meaning and meaning.plain for meaning in meanings):
             return {}
-        if any(map(is_image_name, tree.files(path))):
+        if any(map(is_image_name, tree.list_files(path))):
             return {}
-        found[name] = dict(assign_splits(inner, {}, tree.place(path)).names)
+        found[name] = dict(assign_splits(inner, {}, tree.get_display_path(path)).names)
     return found
 
 
 def _group_by_class(tree: FolderTree, parent: str) -> dict[str, list[str]]:
     """Return the folders of each class below `parent`: two, if its name is there in two forms of Unicode."""
     groups: dict[str, list[str]] = {}
-    for name in tree.folders(parent):
+    for name in tree.list_folders(parent):
         groups.setdefault(normalize_class_name(name), []).append(_join_path(parent, name))
     return groups
 
@@ -335,7 +341,11 @@ def _list_class_images(
     tree: FolderTree, groups: Mapping[str, Sequence[str]], classes: Sequence[str]
 ) -> tuple[FileSplit, dict[str, FolderContents]]:
     """Return the images in the folders of each class, sorted, and the contents of each folder, by its path."""
-    found = {path: (label, tree.found(path)) for label, name in enumerate(classes) for path in groups.get(name, ())}
+    found = {
+        path: (label, tree.list_files_recursively(path))
+        for label, name in enumerate(classes)
+        for path in groups.get(name, ())
+    }
     images = sorted((label, image) for label, each in found.values() for image in each.images)
     split = FileSplit(tree.root, tuple(image for _, image in images), tuple(label for label, _ in images))
     return split, {path: each for path, (_, each) in found.items()}
@@ -380,8 +390,12 @@ def _describe_nested_folders(place: str, found: Mapping[str, FolderContents]) ->
 
 def _describe_loose_files(tree: FolderTree, folders: Sequence[str]) -> list[str]:
     """Return a note on files outside of class folders."""
-    loose = [file for folder in folders for file in tree.files(folder)]
-    return [f"{tree.place('')}: not read, not in a class folder: {summarize_file_names(loose)}"] if loose else []
+    loose = [file for folder in folders for file in tree.list_files(folder)]
+    return (
+        [f"{tree.get_display_path('')}: not read, not in a class folder: {summarize_file_names(loose)}"]
+        if loose
+        else []
+    )
 
 
 def _join_path(folder: str, name: str) -> str:

@@ -80,5 +80,5 @@ class FileSplit:
         from toast_cli.data.images.decode import open_image
 
         image = open_image(self.root / self.names[index], self.white)
-        mask = None if self.regions is None else self.regions[index].mask(image.height, image.width)
+        mask = None if self.regions is None else self.regions[index].rasterize(image.height, image.width)
         return Sample(image, self.labels[index], self.names[index], mask)

@@ -85,12 +85,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return len(self.split)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.item(self.split.load(index), index)
+        return self.transform_sample(self.split.load(index), index)
 
     def __getitems__(self, indices: Sequence[int]) -> FetchedBatch | ToastError:
         """Return a batch, or the error that prevents it: an error raised in a worker would lose its type."""
         if self._are_cached(indices):
-            return FetchedBatch([self._known(index) for index in indices], {})
+            return FetchedBatch([self._make_cached_item(index) for index in indices], {})
         items, skipped = [], {}
         for index in indices:
             try:
@@ -100,9 +100,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
                     return error
                 skipped[self.split.names[index]] = error.why or error.what
         # A batch cannot be empty: if no image can be read, it has a black one whose label is ignored.
-        return FetchedBatch(items or [self.blank(indices[0])], skipped)
+        return FetchedBatch(items or [self.make_blank_item(indices[0])], skipped)
 
-    def item(self, sample: Sample, index: int) -> dict[str, Any]:
+    def transform_sample(self, sample: Sample, index: int) -> dict[str, Any]:
         """Return a sample as an item of a batch; `index` is part of the seed of its augmentation."""
         # Not torch.manual_seed, which would also reseed the GPU.
         generator = torch.default_generator
@@ -110,11 +110,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         turn = self.view if self.views else int(self._epoch)
         generator.manual_seed(derive_seed(self.seed, turn, index))
         try:
-            return {**self.shown(sample), "index": index, "view": self.view}
+            return {**self.transform_image(sample), "index": index, "view": self.view}
         finally:
             generator.set_state(before)
 
-    def shown(self, sample: Sample) -> dict[str, Any]:
+    def transform_image(self, sample: Sample) -> dict[str, Any]:
         """Return the transformed image, the label and, if `with_masks`, the mask of a sample."""
         image, mask = self.transform(sample.image, sample.mask if self.with_masks else None)
         item = {"image": image, "label": sample.label}
@@ -126,13 +126,13 @@ class ImageDataset(Dataset[dict[str, Any]]):
             return False
         return bool(self.known[[self.view * len(self) + index for index in indices]].all())
 
-    def _known(self, index: int) -> dict[str, Any]:
+    def _make_cached_item(self, index: int) -> dict[str, Any]:
         return {CACHED_KEY: True, "label": self.split.labels[index], "index": index, "view": self.view}
 
-    def blank(self, index: int) -> dict[str, Any]:
+    def make_blank_item(self, index: int) -> dict[str, Any]:
         """Return a black image with an ignored label, for a batch in which no image can be read."""
         image = Image.new("RGB", (64, 64))
-        return self.item(Sample(image, IGNORE_INDEX, "", np.zeros((64, 64), dtype=bool)), index)
+        return self.transform_sample(Sample(image, IGNORE_INDEX, "", np.zeros((64, 64), dtype=bool)), index)
 
 
 def drop_masks(split: ImageSplit) -> ImageSplit:
@@ -190,11 +190,11 @@ class ImageLoader(DataLoader[dict[str, Any]]):
         """Number of images."""
         return len(self.dataset)
 
-    def leave_out(self, known: Tensor) -> None:
+    def skip_cached_images(self, known: Tensor) -> None:
         """Load no images of batches that are all `known`, a shared-memory tensor with an entry per image and view."""
         self.dataset.known = known
 
-    def whole(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def load_complete_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Load the images that were left out of a batch of this epoch, in this process.
 
         Raises:
@@ -204,9 +204,9 @@ class ImageLoader(DataLoader[dict[str, Any]]):
         return self.collate_fn(fetched)[0]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
-        return self.batch_sampler.fill(self._batches())
+        return self.batch_sampler.mask_surplus_labels(self._iterate_batches())
 
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
+    def _iterate_batches(self) -> Iterator[dict[str, Tensor]]:
         for batch in super().__iter__():
             if isinstance(batch, ToastError):
                 batch.process = self.batch_sampler.process

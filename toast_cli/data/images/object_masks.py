@@ -25,14 +25,14 @@ class Region(Protocol):
 
     what: ClassVar[str]
 
-    def mask(self, height: int, width: int) -> np.ndarray:
+    def rasterize(self, height: int, width: int) -> np.ndarray:
         """Return a `[height, width]` bool mask, True in the region, for an image of this size.
 
         Raises:
             ToastError: the file of the region cannot be read, or belongs to another image.
         """
 
-    def fits(self, height: int, width: int) -> bool:
+    def is_inside(self, height: int, width: int) -> bool:
         """Return whether the region is inside an image of this size, within `BOUNDS_TOLERANCE`.
 
         Raises:
@@ -60,7 +60,7 @@ class Box:
         if not all(map(math.isfinite, numbers)) or self.width <= 0 or self.height <= 0:
             raise ValueError("a box needs finite numbers and a positive width and height")
 
-    def mask(self, height: int, width: int) -> np.ndarray:
+    def rasterize(self, height: int, width: int) -> np.ndarray:
         """Return a mask that is True on every pixel that the box touches."""
         import numpy as np
 
@@ -70,7 +70,7 @@ class Box:
         mask[rows, columns] = True
         return mask
 
-    def fits(self, height: int, width: int) -> bool:
+    def is_inside(self, height: int, width: int) -> bool:
         """Return whether the corners are inside the image."""
         corners = ((self.x, self.y), (self.x + self.width, self.y + self.height))
         return all(_is_in_image(x, y, height, width) for x, y in corners)
@@ -85,7 +85,7 @@ class Discs:
     points: tuple[tuple[float, float], ...]
     radius: float
 
-    def mask(self, height: int, width: int) -> np.ndarray:
+    def rasterize(self, height: int, width: int) -> np.ndarray:
         """Return a mask that is True on every pixel whose centre is in a disc."""
         import numpy as np
 
@@ -95,7 +95,7 @@ class Discs:
             mask |= (columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 <= self.radius**2
         return mask
 
-    def fits(self, height: int, width: int) -> bool:
+    def is_inside(self, height: int, width: int) -> bool:
         """Return whether the points are inside the image; the discs may exceed it."""
         return all(_is_in_image(x, y, height, width) for x, y in self.points)
 
@@ -109,15 +109,15 @@ class BoxFile:
     file: Path
     read: Callable[[Path], tuple[Box, ...]]
 
-    def mask(self, height: int, width: int) -> np.ndarray:
+    def rasterize(self, height: int, width: int) -> np.ndarray:
         """Return the union of the masks of all boxes."""
         import numpy as np
 
-        return np.any([box.mask(height, width) for box in self.read(self.file)], axis=0)
+        return np.any([box.rasterize(height, width) for box in self.read(self.file)], axis=0)
 
-    def fits(self, height: int, width: int) -> bool:
+    def is_inside(self, height: int, width: int) -> bool:
         """Return whether all boxes are inside the image."""
-        return all(box.fits(height, width) for box in self.read(self.file))
+        return all(box.is_inside(height, width) for box in self.read(self.file))
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class MaskFile:
     file: Path
     inside: Callable[[np.ndarray], np.ndarray]
 
-    def mask(self, height: int, width: int) -> np.ndarray:
+    def rasterize(self, height: int, width: int) -> np.ndarray:
         """Return the mask in the file, resized to the image's size."""
         import numpy as np
         from PIL import Image
@@ -147,7 +147,7 @@ class MaskFile:
         mask = Image.fromarray(self.inside(np.asarray(picture)))
         return np.asarray(mask.resize((width, height), Image.Resampling.NEAREST))
 
-    def fits(self, height: int, width: int) -> bool:
+    def is_inside(self, height: int, width: int) -> bool:
         """Return True: the file covers the whole image, otherwise `mask` raises an error."""
         return True
 

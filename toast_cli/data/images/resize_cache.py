@@ -85,7 +85,7 @@ class ResizedSplit:
         mask = None
         if self.split.regions is not None:
             height, width = kept["original_size"].tolist()
-            original = torch.from_numpy(self.split.regions[index].mask(height, width).astype(np.uint8))
+            original = torch.from_numpy(self.split.regions[index].rasterize(height, width).astype(np.uint8))
             mask = self.step.resize(tv_tensors.Mask(original)).numpy().astype(bool)
         return Sample(image, self.split.labels[index], name, mask)
 

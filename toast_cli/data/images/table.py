@@ -106,7 +106,7 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
     if options.on_missing_label == "stop":
         for index in chain(of_split["train"], *(each for each in of_split.values() if any(labels[i] for i in each))):
             if labels[index] is None and not str(stored[index] or "").strip():
-                raise _row_error(
+                raise _make_row_error(
                     file,
                     used[index],
                     f"column '{options.label_column}' is empty",
@@ -178,7 +178,7 @@ def _read_rows(file: Path) -> Iterator[Mapping[str, Any]]:
             reader = csv.DictReader(lines, delimiter=separator, strict=True)
             for number, row in enumerate(reader):
                 if None in row or None in row.values():
-                    raise _row_error(
+                    raise _make_row_error(
                         file,
                         number,
                         f"the number of cells differs from the number of columns ({len(reader.fieldnames or ())})",
@@ -210,7 +210,7 @@ def _read_parquet(file: Path) -> Any:
 def _get_cell(file: Path, number: int, row: Mapping[str, Any], column: str) -> Any:
     value = row[column]
     if value is None or not str(value).strip():
-        raise _row_error(file, number, f"column '{column}' is empty")
+        raise _make_row_error(file, number, f"column '{column}' is empty")
     return value
 
 
@@ -223,7 +223,7 @@ def _get_split(
     value = str(_get_cell(file, number, row, options.split_column)).strip()
     split = get_cell_split(value, options.split_names)
     if split is None:
-        raise _row_error(
+        raise _make_row_error(
             file,
             number,
             f"'{value}' is not a split; expected train, val or test",
@@ -237,7 +237,7 @@ def _parse_box(file: Path, number: int, row: Mapping[str, Any], options: TableOp
     try:
         numbers = [float(row[column]) for column in options.box_columns]
     except (TypeError, ValueError):
-        raise _row_error(
+        raise _make_row_error(
             file, number, f"the box in columns {', '.join(options.box_columns)} is not four numbers"
         ) from None
     if options.box_corners:
@@ -246,7 +246,7 @@ def _parse_box(file: Path, number: int, row: Mapping[str, Any], options: TableOp
     try:
         return Box(*numbers)
     except ValueError as error:
-        raise _row_error(file, number, str(error)) from None
+        raise _make_row_error(file, number, str(error)) from None
 
 
 def _require_columns(file: Path, columns: list[str], options: TableOptions) -> None:
@@ -304,7 +304,7 @@ def _require_unique_images(file: Path, names: list[str], rows: list[int]) -> Non
             )
 
 
-def _row_error(file: Path, number: int, why: str, what_to_do: str = "Correct the row.") -> ToastError:
+def _make_row_error(file: Path, number: int, why: str, what_to_do: str = "Correct the row.") -> ToastError:
     return ToastError(
         f"{file}, row {number + 1}: {why}.",
         what_to_do=f"{what_to_do} Rows are counted without the header.",

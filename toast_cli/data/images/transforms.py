@@ -57,7 +57,7 @@ class ImageTransform:
         pixels = v2.functional.pil_to_tensor(image).contiguous()  # Pillow stores channels last, which is slow
         return v2.functional.to_dtype_image(pixels, torch.float32, scale=True).sub_(self.mean).div_(self.std)
 
-    def window(self, image: Image) -> CropWindow:
+    def compute_window(self, image: Image) -> CropWindow:
         """Return the window of an image that a transform without random steps keeps. It includes padding, if any."""
         step = self.steps.transforms[0]
         assert isinstance(step, ResizeAndCrop)

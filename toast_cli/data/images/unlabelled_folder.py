@@ -37,7 +37,7 @@ def open_unlabelled_folder(options: UnlabelledFolderOptions, data_dir: Path | No
         ToastError: the folder does not exist or contains no images.
     """
     root = find_folder(options.path, data_dir)
-    found = DiskFolder(root).found()
+    found = DiskFolder(root).list_files_recursively()
     names = sorted(found.images)
     if not names:
         raise ToastError(f"{root} contains no images.", code="data.no-images")

@@ -35,7 +35,7 @@ class SegmentationDataset(ImageDataset):
         self.steps = transform
         self.together = together
 
-    def shown(self, sample: Sample) -> dict[str, Any]:
+    def transform_image(self, sample: Sample) -> dict[str, Any]:
         """Return the transformed image and the labels of a sample."""
         classes = torch.from_numpy(sample.classes)
         if self.together:

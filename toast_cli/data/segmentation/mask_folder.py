@@ -75,10 +75,12 @@ def open_mask_folder(options: MaskFolderOptions, data_dir: Path | None) -> DataS
                 f"There is no folder {folder}.", what_to_do=EXPECTED_MASK_LAYOUT, code="data.missing-folder"
             )
     assigned = [_find_split_folders(options, folder) for folder in (images, maps)]
-    require_known_names(options.split_names, [*DiskFolder(images).folders(), *DiskFolder(maps).folders()], str(root))
+    require_known_names(
+        options.split_names, [*DiskFolder(images).list_folders(), *DiskFolder(maps).list_folders()], str(root)
+    )
     parts = [part for part in SPLITS if any(part in each.names for each in assigned if each)]
     if not parts:
-        folders = DiskFolder(images).folders()
+        folders = DiskFolder(images).list_folders()
         grouped = [f"{images}: its folders are read together: {', '.join(folders)}"] if folders else []
         everything = _read_split(options, images, maps, len(classes))
         return _build_unsplit_dataset(options, classes, everything, grouped)
@@ -97,7 +99,7 @@ def open_mask_folder(options: MaskFolderOptions, data_dir: Path | None) -> DataS
     }
     notes = list(dict.fromkeys(note for each in assigned if each for note in each.describe(str(root), "folder")))
     notes += [f"{part}: not read, its images have no class maps" for part in unlabelled]
-    loose = [name for folder in (images, maps) for name in DiskFolder(folder).files() if is_image_name(name)]
+    loose = [name for folder in (images, maps) for name in DiskFolder(folder).list_files() if is_image_name(name)]
     if loose:
         notes.append(f"{root}: not read, not in a split folder: {summarize_file_names(loose)}")
     if "val" not in splits:
@@ -132,7 +134,7 @@ def _find_split_folders(options: MaskFolderOptions, folder: Path) -> SplitAssign
     Raises:
         ToastError: two folders mean the same split, or the meaning of a folder is not clear.
     """
-    names = DiskFolder(folder).folders()
+    names = DiskFolder(folder).list_folders()
     given = {name: split for name, split in options.split_names.items() if name in names}
     meanings = [meaning for meaning in map(parse_split_name, names) if meaning is not None]
     is_split = any(meaning.plain for meaning in meanings) or 0 < len(meanings) == len(names)

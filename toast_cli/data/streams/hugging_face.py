@@ -284,7 +284,9 @@ def _find_split_folders(options: HuggingFaceOptions, folder: Path) -> SplitAssig
     """Return the split folders of a local folder whose names the `datasets` library does not know, or None."""
     if not folder.is_dir() or any((folder / name).exists() for name in (*SAVED_FILES, "README.md")):
         return None
-    names = [name for name in DiskFolder(folder).folders() if DiskFolder(folder).found(name).images]
+    names = [
+        name for name in DiskFolder(folder).list_folders() if DiskFolder(folder).list_files_recursively(name).images
+    ]
     known = [name for name in names if parse_split_name(name) is not None]
     if not (options.split_names or any(name not in LIBRARY_SPLIT_NAMES for name in known)):
         return None

@@ -111,16 +111,16 @@ class StreamDataset(IterableDataset[Any]):
         """
         items, skipped = [], {}
         for row in rows:
-            key = StreamedImageKey(self.split.name_of(row), (row[self.split.image] or {}).get("bytes") or b"")
+            key = StreamedImageKey(self.split.get_name(row), (row[self.split.image] or {}).get("bytes") or b"")
             try:
-                items.append(self.images.item(load_stream_sample(self.split, row), key.number))
+                items.append(self.images.transform_sample(load_stream_sample(self.split, row), key.number))
             except ToastError as error:
                 if not self.images.skip:
                     return error
                 before[key.name] += 1
                 suffix = f" (number {before[key.name]} of that name)" if before[key.name] > 1 else ""
                 skipped[key.name + suffix] = error.why or error.what
-        return FetchedBatch(items or [self.images.blank(0)], skipped)
+        return FetchedBatch(items or [self.images.make_blank_item(0)], skipped)
 
 
 def load_stream_sample(split: StreamSplit, row: Mapping[str, Any]) -> Sample:
@@ -129,8 +129,8 @@ def load_stream_sample(split: StreamSplit, row: Mapping[str, Any]) -> Sample:
     Raises:
         ToastError: the image cannot be read, or its label is not a known class.
     """
-    name = split.name_of(row)
-    label = split.label_of(row, name)
+    name = split.get_name(row)
+    label = split.get_label(row, name)
     cell = row[split.image] or {}
     return Sample(open_image(StreamedImageFile(name, cell.get("bytes"), cell.get("path")), split.white), label, name)
 
@@ -182,7 +182,7 @@ class StreamLoader:
         if not self.batches.shuffle:
             yield from self._iterate_pieces(0)
             return
-        sizes = [self._size(number) for number in range(len(self))]
+        sizes = [self._get_process_batch_size(number) for number in range(len(self))]
         pieces = self._iterate_pieces(sum(sizes[: self._begin]))
         kept: dict[str, Any] = {}
         for size in sizes[self._begin :]:
@@ -198,7 +198,7 @@ class StreamLoader:
                 yield {name: tensor[:size] for name, tensor in kept.items()}
                 kept = {name: tensor[size:] for name, tensor in kept.items()} if len(kept["label"]) > size else {}
 
-    def _size(self, number: int) -> int:
+    def _get_process_batch_size(self, number: int) -> int:
         """Return the size of this process's share of a batch; at least one."""
         return _count_process_samples(
             self.batches, min(self.batches.batch_size, self.samples - number * self.batches.batch_size)

@@ -65,7 +65,7 @@ class StreamSplit:
             code="data.streamed",
         )
 
-    def name_of(self, row: Mapping[str, Any]) -> str:
+    def get_name(self, row: Mapping[str, Any]) -> str:
         """Return the name of a sample for messages."""
         if self.key is not None:
             return f"{self.where}: {row[self.key]}"
@@ -79,7 +79,7 @@ class StreamSplit:
         )
         return f"{self.where}: {cell.get('path') or description}"
 
-    def label_of(self, row: Mapping[str, Any], name: str) -> int:
+    def get_label(self, row: Mapping[str, Any], name: str) -> int:
         """Return the class index of a sample.
 
         Raises:

@@ -98,7 +98,7 @@ class TextLoader:
         return max(len(text.ids) for text in self._texts)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return self._share.fill(self._loader)
+        return self._share.mask_surplus_labels(self._loader)
 
     def set_epoch(self, epoch: int, begin: int = 0) -> None:
         """Use the order of an epoch, and skip its first `begin` batches."""

@@ -64,17 +64,17 @@ def _open_temporary_file() -> IO[bytes]:
     try:
         return tempfile.TemporaryFile()  # closed, and gone, with whoever holds it
     except OSError as error:
-        raise _no_space_error(error) from error
+        raise _make_no_space_error(error) from error
 
 
 def _write_bytes(file: IO[bytes], data: bytes) -> None:
     try:
         file.write(data)
     except OSError as error:
-        raise _no_space_error(error) from error
+        raise _make_no_space_error(error) from error
 
 
-def _no_space_error(error: OSError) -> ToastError:
+def _make_no_space_error(error: OSError) -> ToastError:
     return ToastError(
         f"Cannot store the text in {tempfile.gettempdir()}.",
         error.strerror or str(error),

@@ -59,7 +59,8 @@ def write_safetensors(loaded: LoadedModel, wanted: ExportRequest, path: Path) ->
             recipe=redact_recipe(loaded.config.recipe),
             folded=wanted.fold or loaded.config.folded,
             # An adapter is a full model only if all parameters of the network were trained.
-            whole=model.network_tensors().keys() <= {*model.trained(), *model.get_frozen_additions()},
+            whole=model.get_network_tensors().keys()
+            <= {*model.get_trained_parameters(), *model.get_frozen_additions()},
         ),
         with_backbone=wanted.part == "full",
         with_files=_has_unnamed_backbone(loaded),

@@ -52,7 +52,7 @@ class MemoryEstimate:
         trained = f"; trained weights ({format_bytes(self.gradients)}) are float32"
         return f"memory of training, about: {format_bytes(self.total)} ({parts}{trained})"
 
-    def warning(self, device: torch.device) -> str | None:
+    def format_warning(self, device: torch.device) -> str | None:
         """Return a warning if the run needs more memory than `device` has free; a CPU already holds the weights."""
         free, needed = get_free_memory(device), self.total - (self.weights if device.type == "cpu" else 0)
         if free is None or needed <= free:
@@ -74,13 +74,13 @@ class MemoryByBatchSize:
     first: int
     further: int
 
-    def at(self, size: int) -> MemoryEstimate:
+    def estimate(self, size: int) -> MemoryEstimate:
         """Return the memory of a step with a batch of `size` samples."""
         return MemoryEstimate(self.weights, self.gradients, self.optimizer, self.first + self.further * (size - 1))
 
-    def largest(self, memory: int) -> int:
+    def find_largest_batch_size(self, memory: int) -> int:
         """Return the largest batch size whose step fits into `memory` bytes; 0 if not even one sample fits."""
-        free = memory - self.at(1).total
+        free = memory - self.estimate(1).total
         return 0 if free < 0 else 1 + free // max(self.further, 1)
 
 
@@ -94,7 +94,7 @@ def estimate_memory(
     sample is assumed to add as much as the second. The estimate does not include temporary memory of kernels, unused
     memory of the allocator, or differences between the tensors that CPU kernels and other kernels save.
     """
-    trained = list(model.trained().values())
+    trained = list(model.get_trained_parameters().values())
     backbone, was_training = model.backbone, model.training
     model.train()
     dtype = AUTOCAST_DTYPES.get(accelerator.mixed_precision)
@@ -150,10 +150,10 @@ class _SavedTensorCounter:
         self._excluded = {tensor.untyped_storage()._cdata for tensor in excluded}
         # Keep the storages alive, so that no address is used twice.
         self._storages: dict[int, tuple[torch.UntypedStorage, int | None]] = {}
-        self._hooks = saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        self._hooks = saved_tensors_hooks(self._record_tensor, lambda tensor: tensor)
         self.level: int | None = None
 
-    def _keep(self, tensor: Tensor) -> Tensor:
+    def _record_tensor(self, tensor: Tensor) -> Tensor:
         for dense in (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,):
             storage = dense.untyped_storage()
             if storage._cdata not in self._excluded:
@@ -167,11 +167,11 @@ class _SavedTensorCounter:
     def __exit__(self, *error: Any) -> None:
         self._hooks.__exit__(*error)
 
-    def bytes(self) -> int:
+    def count_bytes(self) -> int:
         """Return the bytes of all counted tensors."""
         return sum(storage.nbytes() for storage, _ in self._storages.values())
 
-    def by_level(self) -> list[int]:
+    def count_bytes_by_level(self) -> list[int]:
         """Return the bytes saved in every level."""
         sums: dict[int, int] = {}
         for storage, level in self._storages.values():
@@ -202,7 +202,7 @@ def _measure_forward_with_fake_tensors(model: Model, batch: Mapping[str, Tensor]
     counter = _SavedTensorCounter(excluded=own.values())
     with _track_levels(model, counter), torch.enable_grad(), mode, counter:
         outputs = functional_call(model, own, (inputs,), tie_weights=False)
-    return outputs, counter.bytes(), counter.by_level()
+    return outputs, counter.count_bytes(), counter.count_bytes_by_level()
 
 
 def _measure_forward_with_real_tensors(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, list[int]]:
@@ -213,7 +213,7 @@ def _measure_forward_with_real_tensors(model: Model, batch: Mapping[str, Tensor]
         counter = _SavedTensorCounter(excluded=[*model.parameters(), *model.buffers()])
         with _track_levels(model, counter), torch.enable_grad(), counter:
             outputs = model(model.objective.inputs({name: tensor[:size] for name, tensor in batch.items()}))
-        measured.append([counter.bytes(), *counter.by_level()])
+        measured.append([counter.count_bytes(), *counter.count_bytes_by_level()])
     total, *by_level = (one + (two - one) * (samples - 1) for one, two in zip(measured[0], measured[-1], strict=True))
     return torch.empty((samples, *outputs.shape[1:]), dtype=outputs.dtype, device="meta"), total, by_level
 
@@ -247,7 +247,7 @@ def _count_bytes_saved_by_loss(model: Model, outputs: Tensor, batch: Mapping[str
     logits = torch.zeros(outputs[:1].shape, dtype=outputs.dtype, requires_grad=True)
     with torch.enable_grad(), _SavedTensorCounter(excluded=[logits]) as counter:
         objective.loss(logits, sample)
-    return counter.bytes() * sum(counts) // max(most, 1)
+    return counter.count_bytes() * sum(counts) // max(most, 1)
 
 
 def _count_optimizer_bytes(trained: Sequence[nn.Parameter], training: TrainingOptions) -> int:

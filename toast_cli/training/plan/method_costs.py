@@ -105,16 +105,16 @@ def estimate_method_costs(
 
 def _estimate_method_cost(way: str, session: Session, memory: int, before: float) -> MethodCost:
     training = session.recipe.training
-    sizes = session.sizes()
+    sizes = session.measure_model_sizes()
     step_memory: MemoryByBatchSize = estimate_memory_by_batch_size(
-        session.model, training, next(iter(session.batches("train", train=True))), session.accelerator
+        session.model, training, next(iter(session.make_loader("train", train=True))), session.accelerator
     )
-    session.place()
-    largest = step_memory.largest(memory)
+    session.move_to_device()
+    largest = step_memory.find_largest_batch_size(memory)
     timed = max(1, min(training.batch_size, largest, MAX_TIMED_BATCH_SIZE))
     session.recipe = session.recipe.model_copy(update={"training": training.model_copy(update={"batch_size": timed})})
     try:
-        seconds = measure_time_per_sample(session, before).epoch(len(session.data.splits["train"]))
+        seconds = measure_time_per_sample(session, before).estimate_epoch_seconds(len(session.data.splits["train"]))
     except torch.OutOfMemoryError:
         seconds = None
     return MethodCost(
@@ -122,7 +122,7 @@ def _estimate_method_cost(way: str, session: Session, memory: int, before: float
         sizes["trained_parameters"],
         sizes["flops"],
         sizes["flops_plain"],
-        {size: step_memory.at(size).total for size in MEMORY_BATCH_SIZES},
+        {size: step_memory.estimate(size).total for size in MEMORY_BATCH_SIZES},
         training.batch_size,
         largest,
         seconds,

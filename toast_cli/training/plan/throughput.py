@@ -32,11 +32,11 @@ class TimePerSample:
     evaluate: float
     before: float = 0.0
 
-    def epoch(self, train: int) -> float:
+    def estimate_epoch_seconds(self, train: int) -> float:
         """Return the seconds of an epoch over `train` samples, without validation."""
         return train * self.train
 
-    def run(self, recipe: Recipe, samples: dict[str, int]) -> float:
+    def estimate_run_seconds(self, recipe: Recipe, samples: dict[str, int]) -> float:
         """Return the seconds of a run: training, validation and, unless it is off, one evaluation of the test split."""
         training = recipe.training
         epochs: float = training.epochs
@@ -44,7 +44,7 @@ class TimePerSample:
             steps_per_epoch = -(-samples["train"] // (training.batch_size * training.accumulate))
             epochs = min(epochs, training.max_steps / steps_per_epoch)
         validations = math.ceil(epochs / training.validate_every)
-        training_seconds = epochs * self.epoch(samples["train"])
+        training_seconds = epochs * self.estimate_epoch_seconds(samples["train"])
         validating = validations * samples.get("val", 0) * self.evaluate
         return (
             self.before + training_seconds + validating + (samples.get("test", 0) * self.evaluate if recipe.test else 0)
@@ -57,7 +57,7 @@ def measure_time_per_sample(session: Session, before: float = 0.0) -> TimePerSam
 
 
 def _time_training(session: Session) -> float:
-    batches, accelerator = session.batches("train", train=True), session.accelerator
+    batches, accelerator = session.make_loader("train", train=True), session.accelerator
     step, _ = build_training_step(session, batches, None)
     optimizer = make_optimizer(session.model, session.recipe.training)
     session.model.train()
@@ -83,7 +83,7 @@ def _time_evaluation(session: Session) -> float:
     def evaluate(batch: dict[str, Any]) -> None:
         evaluate_model(session.model, [batch], session.accelerator, with_attention=with_attention)
 
-    return _measure_seconds_per_sample(session.batches(split, with_masks=with_attention), evaluate)
+    return _measure_seconds_per_sample(session.make_loader(split, with_masks=with_attention), evaluate)
 
 
 def _measure_seconds_per_sample(batches: Any, do: Callable[[dict[str, Any]], None]) -> float:
