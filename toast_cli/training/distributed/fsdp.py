@@ -74,5 +74,5 @@ def shard_model(model: Model, accelerator: Accelerator) -> None:
         fully_shard(module, mesh=mesh)
     # Reshard after the forward pass, because evaluation has no backward pass that would do so.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    for method in ("forward_passes", "outputs", "initialize_method"):
+    for method in ("forward_passes", "compute_outputs", "initialize_method"):
         register_fsdp_forward_method(model, method)
