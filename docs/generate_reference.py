@@ -41,6 +41,11 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
+def escape_braces(text: str) -> str:
+    """Return a text in which Markdown takes no `{...}` for attributes."""
+    return text.replace("{", chr(92) + "{")
+
+
 def format_item(text: str) -> str:
     """Return an item of a list, wrapped at 118 characters."""
     return textwrap.fill(f"- {text}", 118, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
@@ -126,7 +131,7 @@ def format_fields(model: type[BaseModel], prefix: str, leave_out: Sequence[str] 
                 format_type(field.annotation),
                 shown,
                 format_bounds(field),
-                field.description or "",
+                escape_braces(field.description or ""),
                 f"`{quoted}`",
             ]
         )
@@ -164,7 +169,7 @@ def build_settings_page() -> str:
     introduction = (
         "A recipe is a YAML file with these fields.\n"
         "Every field can also be set on the command line as `KEY=VALUE` after the options.\n"
-        "`toast recipes show NAME` prints a recipe with all its values.\n"
+        "Built-in recipes change some defaults: `toast recipes show NAME` prints a recipe with all its values.\n"
         "`toast recipes schema` prints the JSON schema for editors.\n"
         "An empty default means that the field is not set."
     )
@@ -226,7 +231,7 @@ def build_data_sources_page() -> str:
             [f"Home: <{source.home}>"] if source.home else []
         )
         options = [
-            format_item(f"`{field}`: {info.description}")
+            format_item(f"`{field}`: {escape_braces(info.description or '')}")
             for field, info in source.options.model_fields.items()
             if field != "name"
         ]
@@ -260,12 +265,13 @@ def build_backbones_page() -> str:
 
 def build_errors_page() -> str:
     """Return the page of all error codes, with the messages that carry them, and of the exit codes."""
-    messages: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    messages: defaultdict[str, dict[tuple[str, str], str]] = defaultdict(dict)
     for folder in ("toast_cli", "plugins"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             if "example" not in file.parts:
+                module = ".".join(file.relative_to(ROOT / folder).with_suffix("").parts)
                 for code, what, hint in iterate_errors(ast.parse(file.read_text(encoding="utf-8"))):
-                    messages[code].setdefault(what, hint)
+                    messages[code].setdefault((what, module), hint)
     areas: defaultdict[str, list[str]] = defaultdict(list)
     for code in sorted(messages):
         areas[code.partition(".")[0]].append(code)
@@ -284,14 +290,18 @@ def build_errors_page() -> str:
     for area, codes in areas.items():
         sections.append(f"## {area}")
         for code in codes:
-            lines = [format_item(what + (f" *{hint}*" if hint else "")) for what, hint in messages[code].items()]
+            lines = [
+                format_item(f"{escape_braces(what)}{f' *{escape_braces(hint)}*' if hint else ''} (`{module}`)")
+                for (what, module), hint in messages[code].items()
+            ]
             sections.append(f"### {code}\n\n" + "\n".join(lines))
     introduction = (
         "Every error has a stable code.\n"
         "`TOAST_DEBUG=1` shows it.\n"
         'With `--json`, a failing command prints `{"error": {"code", "what", "why", "what_to_do"}}`.\n'
         "Texts may change between versions, codes do not.\n"
-        "Below each code are its messages, each with its advice; `…` stands for names and numbers."
+        "Below each code are its messages, each with its advice and the module that raises it.\n"
+        "`…` stands for names and numbers, or for a whole message that depends on the input."
     )
     return format_page("Errors", introduction, sections)
 

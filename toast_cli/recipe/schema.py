@@ -93,7 +93,9 @@ class TrainingOptions(BaseOptions):
         examples=[500],
         description="optimizer steps between checkpoints within an epoch; default: one per epoch",
     )
-    clip_grad: float | None = Field(None, gt=0, examples=[1.0], description="maximum gradient norm")
+    clip_grad: float | None = Field(
+        None, gt=0, examples=[1.0], description="gradient clipping: maximum norm of the gradients; default: no clipping"
+    )
     workers: int = Field(
         0, ge=0, le=256, examples=[8], description="processes that decode images; 0: decode in the main process"
     )
