@@ -265,7 +265,7 @@ def build_cached_step(
         cache = TensorCache(FIRST_PASS_FOLDER, key, len(seen[name].slots), entry_bytes[name], "training.cache")
         dtypes = {kind: tensor.dtype for kind, tensor in passed[name].items()}
         kept[name] = FirstPassCache(model, cache, empty[name], seen[name], batches, dtypes)
-        if "hidden" in empty[name] and hasattr(batches, "leave_out"):
+        if "hidden" in empty[name] and hasattr(batches, "skip_cached_images"):
             batches.skip_cached_images(seen[name].slots)
     folder = get_cache_folder() / FIRST_PASS_FOLDER
     note = f"First passes are cached in {folder}: {format_bytes(needed)} ({options.cache_dtype})."
