@@ -108,9 +108,7 @@ def _summarize_split(expected: int, images: Sequence[ScannedImage], classes: Seq
         "unreadable": unreadable,
         "images_per_class": spread(counts),
         "images_of_class": dict(zip(classes, counts, strict=True)),
-        "unreadable_classes": [
-            name for label, name in enumerate(classes) if counts[label] and label not in readable
-        ],
+        "unreadable_classes": [name for label, name in enumerate(classes) if counts[label] and label not in readable],
         "empty_classes": [name for name, count in zip(classes, counts, strict=True) if not count],
         "width": spread([image.width for image in good]),
         "height": spread([image.height for image in good]),
