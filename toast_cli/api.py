@@ -268,13 +268,13 @@ def _open_images(images: Any, white: int | None) -> Iterator[Image]:
     """Yield every image as upright RGB, opened when it is asked for.
 
     Raises:
-        UsageError: There are no images, or one is neither a path nor a PIL image.
+        UsageError: There are no images, or one is neither a path nor a PIL image, or cannot be converted.
         ToastError: An image file cannot be read.
     """
     several = isinstance(images, Sequence | Iterator) and not isinstance(images, str | bytes)
     image = None
-    for image in images if several else [images]:
-        yield _to_rgb_image(image, white)
+    for index, image in enumerate(images if several else [images]):
+        yield _to_rgb_image(image, white, f"image {index} of the list (counted from 0)" if several else "the image")
     if image is None:
         raise UsageError(
             "Expected at least one image, got an empty list.",
@@ -283,19 +283,19 @@ def _open_images(images: Any, white: int | None) -> Iterator[Image]:
         )
 
 
-def _to_rgb_image(image: Any, white: int | None) -> Image:
+def _to_rgb_image(image: Any, white: int | None, which: str) -> Image:
     if isinstance(image, str | Path):
         return open_image(Path(image), white)
     if not isinstance(image, PilImage):
         raise UsageError(
-            f"Expected a path or a PIL image, got {type(image).__name__}.",
+            f"Expected a path or a PIL image, got {type(image).__name__} as {which}.",
             what_to_do="Convert an array with PIL.Image.fromarray; pass a prepared [B, 3, H, W] tensor to model().",
             code="image.not-an-image",
         )
     try:
         return to_upright_rgb(image, white)
-    except (ValueError, OSError) as error:  # a mode without a known white level, or a truncated file
-        raise UsageError("Cannot convert the image to RGB.", str(error), code="image.unreadable") from error
+    except (ValueError, OSError) as error:  # no pixels, no known white level, or a truncated file
+        raise UsageError(f"Cannot convert {which} to RGB.", str(error), code="image.unreadable") from error
 
 
 def _to_turns(prompt: str | Sequence[Message]) -> list[Turn]:

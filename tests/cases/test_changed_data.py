@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.cli.conftest import toast
 from tests.forks import begin, two_of_a_group
 from toast_cli.data.base import DataSet
 from toast_cli.data.identity import DataIdentity, describe_data_differences, identify_data
+from toast_cli.data.segmentation.dataset import SegmentationSplit
 from toast_cli.model.recipe_data import open_data
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
@@ -122,13 +124,20 @@ def test_images_of_training_that_come_into_test_are_counted(folder: Path) -> Non
 
 def zipped(folder: Path) -> str:
     with zipfile.ZipFile(folder.parent / "data.zip", "w") as archive:
-        for file in sorted(folder.rglob("*.png")):
+        for file in sorted(folder.rglob("*.*")):
             archive.write(file, file.relative_to(folder))
     return f"archive:{folder.parent / 'data.zip'}"
 
 
+def tarred(folder: Path) -> str:
+    with tarfile.open(folder.parent / "data.tar", "w") as archive:
+        for file in sorted(folder.rglob("*.*")):
+            archive.add(file, str(file.relative_to(folder)))
+    return f"archive:{folder.parent / 'data.tar'}"
+
+
 def tabled(folder: Path, *, renamed: str = "red", order: int = 1) -> str:
-    rows = [f"data/{file.relative_to(folder)},{file.parent.name}" for file in sorted(folder.rglob("*.png"))][::order]
+    rows = [f"data/{file.relative_to(folder)},{file.parent.name}" for file in sorted(folder.rglob("*.*"))][::order]
     table = folder.parent / "data.csv"
     table.write_text("\n".join(["path,label", *rows]).replace(",red", f",{renamed}") + "\n")
     return f"table:{table}"
@@ -159,6 +168,35 @@ def test_other_sources_name_changes_too(folder: Path) -> None:
     assert "train: " in said(documents(folder, last="another end"), documents)
     replace_image(folder)
     assert "1 with other content (red/4.png)" in said(zipped(folder), zipped)
+
+
+def paint(file: Path, shade: int, colour: int) -> None:
+    """A raw image whose file has one size, whatever its colour."""
+    Image.new("RGB", (160, 120), (shade, colour, 0)).save(file)
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "ppm", "tif"])
+@pytest.mark.parametrize("pack", [lambda folder: f"folder:{folder}", zipped, tarred, tabled])
+def test_other_content_of_the_same_size_is_noticed(folder: Path, suffix: str, pack: Callable[[Path], str]) -> None:
+    for file in folder.rglob("*.png"):
+        paint(file.with_suffix(f".{suffix}"), int(file.stem), 0)
+        file.unlink()
+    before = identify(pack(folder))
+    changed = folder / "red" / f"4.{suffix}"
+    size = changed.stat().st_size
+    paint(changed, 4, 1)
+    assert changed.stat().st_size == size
+    (said,) = describe_data_differences(before, identify(pack(folder)))
+    assert "1 with other content (" in said and f"red/4.{suffix}" in said
+
+
+def test_a_class_map_of_the_same_size_is_noticed(tmp_path: Path) -> None:
+    split = SegmentationSplit(((tmp_path / "a.bmp", tmp_path / "b.bmp"),), ("one", "two"))
+    paint(tmp_path / "a.bmp", 0, 0)
+    paint(tmp_path / "b.bmp", 1, 0)
+    before = split.stamp(0)
+    paint(tmp_path / "b.bmp", 2, 0)
+    assert split.stamp(0) != before
 
 
 def test_longer_splits_and_runs_of_earlier_versions_are_compared_by_their_hashes(

@@ -40,16 +40,29 @@ def photographs(root: Path, broken: str = "") -> Path:
     return root
 
 
-def tuned(root: Path, out: Path) -> dict[str, Any]:
+class Listener(Reporter):
+    """The messages and ends of epochs of a run."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def report_message(self, text: str) -> None:
+        self.texts.append(text)
+
+    def report_epoch(self, epoch: int, epochs: int, metrics: dict[str, Any], best: bool) -> None:
+        self.texts.append(f"epoch {epoch}")
+
+
+def tuned(root: Path, out: Path, reporter: Reporter | None = None, epochs: int = 1) -> dict[str, Any]:
     raw = {
         "backbone": {"name": "vit_demo", "weights": "none"},
         "dataset": f"folder:{root}",
         "method": "linear",
         "device": "cpu",
         "images": {"on_error": "skip"},
-        "training": {"epochs": 1, "batch_size": 3, "warmup_epochs": 0, "workers": 0},
+        "training": {"epochs": epochs, "batch_size": 3, "warmup_epochs": 0, "workers": 0},
     }
-    return tune_model(build_recipe(raw, {}, origin="a test"), out, Reporter())[1]
+    return tune_model(build_recipe(raw, {}, origin="a test"), out, reporter or Reporter())[1]
 
 
 def test_a_meter_of_nothing_says_so() -> None:
@@ -68,11 +81,28 @@ def test_a_test_split_without_a_readable_image_costs_only_the_test(tmp_path: Pat
     assert (tmp_path / "run/adapter/adapter_config.json").is_file() and (tmp_path / "run/results.json").is_file()
 
 
-def test_without_a_readable_validation_image_the_training_is_saved(tmp_path: Path) -> None:
-    with pytest.raises(ToastError) as refused:
-        tuned(photographs(tmp_path / "data", "val"), tmp_path / "run")
-    assert refused.value.code == "task.nothing-to-measure" and "Validation" in refused.value.what
-    assert (tmp_path / "run/checkpoints/last").is_dir()
+def test_without_a_readable_validation_image_the_last_epoch_is_kept(tmp_path: Path) -> None:
+    said = Listener()
+    results = tuned(photographs(tmp_path / "data", "val"), tmp_path / "run", said, epochs=2)
+    assert results["validation"] is None and results["selected_epoch"] == 2 and results["test"]["images"] == 4
+    assert len(results["skipped"]["val"]) == 4
+    assert sum("val: not evaluated" in text and "last one is kept" in text for text in said.texts) == 1
+    assert not any("There is no validation split" in text for text in said.texts)
+
+
+def test_a_class_without_a_readable_image_is_named_per_split_after_the_first_epoch(tmp_path: Path) -> None:
+    root, said = photographs(tmp_path / "data"), Listener()
+    for part, name in (("train", "dog"), ("test", "cat")):
+        for file in (root / part / name).iterdir():
+            file.write_bytes(b"no picture")
+    tuned(root, tmp_path / "run", said, epochs=2)
+    warnings = [text for text in said.texts if "no image of class" in text]
+    assert warnings[0].startswith("Warning: train: no image of class 'dog'") and "epoch 1" in said.texts
+    assert said.texts.index("epoch 1") < said.texts.index(warnings[0]) < said.texts.index("epoch 2")
+    assert any(text.startswith("Warning: test: no image of class 'cat'") for text in warnings)
+    problems = check_dataset(open_source(SOURCE, ImageFolderOptions(path=str(root)), None), track)["problems"]
+    assert "class 'dog': no readable image in train" in problems
+    assert "class 'cat': no readable image in test" in problems
 
 
 def test_without_a_readable_training_image_nothing_is_divided_by_zero(tmp_path: Path) -> None:

@@ -17,7 +17,12 @@ from accelerate import Accelerator
 from PIL import Image
 
 from tests.layouts import encoded
-from toast_cli.data.class_map import describe_similar_classes, normalize_class_names, read_class_file
+from toast_cli.data.class_map import (
+    describe_similar_classes,
+    normalize_class_names,
+    read_class_file,
+    require_known_classes,
+)
 from toast_cli.data.images.archive import ArchiveOptions, open_archive
 from toast_cli.data.images.image_folder import SOURCE, ImageFolderOptions, open_image_folder
 from toast_cli.data.images.table import TableOptions, open_table
@@ -114,6 +119,16 @@ def test_invisible_differences_are_reported(classes: tuple[str, ...], shown: str
 
 def test_visible_differences_are_not() -> None:
     assert describe_similar_classes(("cat", "cats", "café", "cafe", "क", "कि", "1", "01")) == []
+
+
+def test_joiners_are_ordinary_spelling_and_other_invisible_signs_are_not(tmp_path: Path) -> None:
+    names = ("می\u200cخواهم", "क्\u200dष", "👩\u200d🌾")
+    root = draw(tmp_path / "joined", *names)
+    assert open_image_folder(ImageFolderOptions(path=str(root)), None).classes == tuple(sorted(names))
+    for name in ("a\u200bb", "a\u202eb", "\u200d"):
+        with pytest.raises(ToastError) as refused:
+            require_known_classes((name, "tea"), {}, "a test")
+        assert refused.value.code == "data.unprintable-class"
 
 
 def test_every_source_is_looked_at_and_another_split_is_told_the_difference(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from toast_cli.data.audit.check import check_dataset
 from toast_cli.data.audit.image_scan import scan_images
 from toast_cli.data.base import BatchOptions, DataSet, LoaderOptions, set_white
 from toast_cli.data.images.decode import open_image, to_upright_rgb
+from toast_cli.data.images.image_folder import ImageFolderOptions, open_image_folder
 from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.loader import build_image_loader
 from toast_cli.data.images.object_masks import MaskFile
@@ -310,6 +311,38 @@ def test_data_check_says_what_is_left_out(tmp_path: Path) -> None:
     )
     said = "\n".join(check_dataset(DataSet(("a",), {"train": split}), lambda items, *_: items)["warnings"])
     assert "4 images: several frames" in said and "1 image: CMYK" in said and "thin.png" in said
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
+def test_an_image_without_pixels_is_refused_with_its_place_in_the_list(
+    size: tuple[int, int], model: toast_cli.Steered
+) -> None:
+    for verb in (model.predict, model.prepare, model.attention):
+        with pytest.raises(UsageError, match="image 2 of the list") as refused:
+            verb([noise(), noise(), Image.new("RGB", size)])
+        assert refused.value.code == "image.unreadable" and "no pixels" in refused.value.why
+    with pytest.raises(UsageError, match="Cannot convert the image"):
+        model.predict(Image.new("L", size))
+
+
+def test_negative_values_are_not_called_32_bit_pixels(tmp_path: Path) -> None:
+    pixels = np.array([[-1000, 0, 1000]], dtype="<i2")
+    entries = [(256, 3), (257, 1), (258, 16), (259, 1), (262, 1), (273, 200), (277, 1), (278, 1), (279, 6), (339, 2)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    head += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries) + bytes(4)
+    (tmp_path / "a.tif").write_bytes(head.ljust(200, b"\0") + pixels.tobytes())
+    with pytest.raises(ToastError) as refused:
+        open_image(tmp_path / "a.tif")
+    assert "negative pixel values, down to -1,000" in refused.value.why and "32-bit" not in refused.value.why
+    assert np.asarray(open_image(tmp_path / "a.tif", 1000))[0, :, 0].tolist() == [0, 0, 255]
+
+
+def test_pictures_of_several_jpegs_are_found_in_folders(tmp_path: Path) -> None:
+    for name in ("cat/a.mpo", "cat/b.MPO", "dog/a.mpo", "dog/b.mpo"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        noise().save(tmp_path / name, "MPO", save_all=True, append_images=[noise().rotate(180)])
+    data = open_image_folder(ImageFolderOptions(path=str(tmp_path), val_fraction=0, test_fraction=0), None)
+    assert len(data.splits["train"]) == 4 and data.splits["train"].load(1).image.size == (20, 12)
 
 
 UNREADABLE = {

@@ -68,6 +68,21 @@ def test_a_table_refuses_them_with_their_number_and_rows_or_leaves_them_out(tmp_
     assert any("2 of 6 images have no label, left out" in note for note in data.notes)
 
 
+def test_kinds_of_missing_labels_that_are_not_named_are_counted(tmp_path: Path) -> None:
+    data = table(tmp_path, ["a", "b", "nan", "NA", "?", "null", ""], on_missing_label="skip")
+    assert any("'nan' (1), 'NA' (1), '?' (1) and 2 more; rows" in note for note in data.notes)
+
+
+def test_merged_spellings_of_a_number_are_noted_and_equal_classes_reported(tmp_path: Path) -> None:
+    data = table(tmp_path, ["1", " 1", "1.0", "01", "2", "2.0", "3.0"])
+    assert data.classes == ("01", "1", "2", "3")
+    assert "labels in several spellings: read '1', ' 1', '1.0' as class '1'; '2', '2.0' as class '2'" in data.notes
+    assert data.warnings == ("classes '01', '1' are the same number: are they one class?",)
+    assert describe_suspicious_numbers(["cat", "7", "007", "+7", "1_0", "10"], 99)[0].startswith("classes '7', '007'")
+    plain = table(tmp_path, ["0", "1", "0", "1"])
+    assert not plain.warnings and not any("spellings" in note for note in plain.notes)
+
+
 def test_a_class_called_na_is_listed_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("DE\nNA\n")
     data = table(tmp_path, ["NA", "DE"], class_file=str(tmp_path / "classes.txt"))

@@ -45,8 +45,8 @@ only be read in sequence, conversations, or running text."""
 class Split(Protocol):
     """An ordered set of samples. A split of anything except labelled images has an attribute `kind`.
 
-    A split may have a method `stamp(index)`, a number that changes with the content of a sample and costs no reading of
-    images, and an attribute `digest`, a hash of content that its names do not cover.
+    A split may have a method `stamp(index)`, a number that changes with the content of a sample and costs no decoding
+    of images, and an attribute `digest`, a hash of content that its names do not cover.
     """
 
     @property

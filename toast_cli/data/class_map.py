@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 VARIATION_SELECTORS = frozenset(map(chr, range(0xFE00, 0xFE10)))
 """Invisible characters that select a form of the character before them."""
 
+JOINERS = {0x200C: None, 0x200D: None}
+"""The zero-width non-joiner and joiner, which belong to the spelling of Persian and Hindi words and of emoji."""
+
 
 def read_class_file(path: str | None, data_dir: Path | None) -> tuple[str, ...] | None:
     """Return the classes that a file lists, in the order of the logits; None if `path` is None.
@@ -118,7 +121,8 @@ def require_known_classes(
             name is not printable.
     """
     for name in classes:
-        if not name.isprintable():
+        visible = name.translate(JOINERS)
+        if not visible.isprintable() or (name and not visible):
             raise ToastError(
                 f"{where}: the class name {name!r} is not printable.",
                 "It is not valid UTF-8, or contains control characters or invisible ones (such as \\xa0, a blank that "

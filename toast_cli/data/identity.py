@@ -1,9 +1,11 @@
 """What a run remembers of its data: its classes and, for each split, its samples, so that differences can be named.
 
-No image is read. A sample is its name, its label and its stamp: the size of its files in bytes, or a hash of its text.
-So a file that was replaced is noticed if its size changed. Times are not compared: copying a folder changes them.
-Splits of more than `MAX_LISTED_SAMPLES` samples are known by a hash of names and labels alone, and streams by that of
-their files, where they are listed: reading the size of a million files on a network would take longer than an epoch.
+No image is decoded. A sample is its name, its label and its stamp: a hash of its text, or of the size and of three
+blocks of its files (their beginning, middle and end; all of a small file), or the checksum that a zip has of it. A file
+that was replaced is noticed; of a change in place, one between the blocks is not. Times are not compared: copying a
+folder changes them. Images in the rows of a table of the datasets library have no stamp. Splits of more than
+`MAX_LISTED_SAMPLES` samples are known by a hash of names and labels alone, and streams by that of their files, where
+they are listed: opening a million files on a network would take longer than an epoch.
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from toast_cli.data.class_map import normalize_class_name
-from toast_cli.data.splits import UnlabelledRowsOptions
+from toast_cli.data.splits import UnlabelledRowsOptions, quote_class_name
 from toast_cli.utils.errors import ToastError
 
 MISSING_LABELS = frozenset(
@@ -25,6 +26,10 @@ FEW_IMAGES = 3
 MANY_NUMBERS = 20
 """Number of distinct labels above which numbers with fractions look like measurements instead of classes."""
 
+MAX_NAMED = 3
+"""Number of spellings of a kind that a message names."""
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+")
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
 
@@ -84,7 +89,10 @@ def select_labelled(
         verb = "has" if len(left_out) == 1 else "have"
         what = f"{len(left_out):,} of {len(indices):,} images {verb} no label"
         counts = Counter(_describe_missing(stored[indices[number]]) for number in left_out)
-        which = ", ".join(f"{text} ({count:,})" if len(counts) > 1 else text for text, count in counts.most_common(3))
+        which = ", ".join(
+            f"{text} ({count:,})" if len(counts) > 1 else text for text, count in counts.most_common(MAX_NAMED)
+        )
+        which += f" and {len(counts) - MAX_NAMED:,} more" if len(counts) > MAX_NAMED else ""
         listed = ", ".join(f"{number + 1:,}" for number in left_out[:5]) + (", …" if len(left_out) > 5 else "")
         place = f"{which}; {'row' if len(left_out) == 1 else 'rows'} {listed} of {part}"
         if options.on_missing_label == "skip" and kept[part]:
@@ -104,7 +112,40 @@ def select_labelled(
 
 
 def describe_suspicious_numbers(labels: Collection[str], images: int) -> list[str]:
-    """Return a warning if the labels of `images` images look like measurements instead of classes."""
+    """Return warnings if some of the labels of `images` images are the same number, or look like measurements."""
+    spellings: dict[Decimal, list[str]] = {}
+    for label in labels:
+        if _NUMBER.fullmatch(label.strip()):
+            spellings.setdefault(Decimal(label.strip()), []).append(label)
+    equal = [f"classes {_quote_all(same)} are the same number" for same in spellings.values() if len(same) > 1]
+    found = [f"{_join_named(equal)}: are they one class?"] if equal else []
+    return [*found, *_describe_measurements(labels, images)]
+
+
+def describe_merged_labels(stored: Sequence[Any], labels: Sequence[str | None]) -> list[str]:
+    """Return a note if `read_labels` read several spellings as one class."""
+    spellings: dict[str, dict[str, None]] = {}
+    for value, label in zip(stored, labels, strict=True):
+        if label is not None:
+            spellings.setdefault(label, {})[normalize_class_name(str(value))] = None
+    merged = [
+        f"{_quote_all(texts)} as class {quote_class_name(label)}"
+        for label, texts in spellings.items()
+        if len(texts) > 1
+    ]
+    return [f"labels in several spellings: read {_join_named(merged)}"] if merged else []
+
+
+def _quote_all(texts: Iterable[str]) -> str:
+    return ", ".join(map(quote_class_name, texts))
+
+
+def _join_named(sentences: Sequence[str]) -> str:
+    more = f"; and {len(sentences) - MAX_NAMED:,} more" if len(sentences) > MAX_NAMED else ""
+    return "; ".join(sentences[:MAX_NAMED]) + more
+
+
+def _describe_measurements(labels: Collection[str], images: int) -> list[str]:
     try:
         values = [float(label) for label in labels]
     except ValueError:

@@ -144,7 +144,7 @@ def evaluate_attention(request: AttentionEvalRequest, reporter: Reporter) -> Att
             output = recorder.record(batch["image"])
         kind = output.kind
         numbers.add(output, batch)
-    skipped = report_skipped_samples(reporter, **{request.split: batches})
+    skipped = report_skipped_samples(reporter, session.data, **{request.split: batches})
     check_any_readable(numbers, request)
     curves: DeletionInsertionCurves | None = None
     curve_names: list[str] = []
@@ -237,7 +237,7 @@ def sweep_feedback_strength(
                 if alpha == 0:
                     check_zero_strength(model, batch["image"], output.logits)
     set_feedback_strength(model, 1.0)
-    skipped = report_skipped_samples(reporter, **{request.split: batches})
+    skipped = report_skipped_samples(reporter, session.data, **{request.split: batches})
     check_any_readable(tables[alphas[0]], request)
     lines = []
     for alpha, numbers in tables.items():

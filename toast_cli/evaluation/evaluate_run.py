@@ -40,7 +40,7 @@ def evaluate_run(request: RunRequest, reporter: Reporter, evaluation: str | None
         **({"evaluation": recipe.task.evaluation} if hasattr(recipe.task, "evaluation") else {}),
         **session.measure_model_sizes(),
         {"val": "validation"}.get(split, split): metrics,
-        "skipped": report_skipped_samples(reporter, **{split: batches}),
+        "skipped": report_skipped_samples(reporter, session.data, **{split: batches}),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from toast_cli.attention.maps import AttentionRecorder
 from toast_cli.attention.table import AttentionShare
-from toast_cli.data.base import BatchLoader
+from toast_cli.data.base import BatchLoader, DataSet
+from toast_cli.data.splits import format_class_names
 from toast_cli.model.model import Model
 from toast_cli.tasks.base import Objective
 from toast_cli.training.distributed.collectives import merge_across_processes, merge_dicts_across_processes
@@ -107,8 +108,12 @@ def evaluate_model(
     return metrics
 
 
-def report_skipped_samples(reporter: Reporter, **batches: BatchLoader | None) -> dict[str, dict[str, str]]:
+def report_skipped_samples(
+    reporter: Reporter, data: DataSet, **batches: BatchLoader | None
+) -> dict[str, dict[str, str]]:
     """Report how many samples of each split could not be read, and return them with the reasons by split and name.
+
+    Name the classes of which no sample could be read.
 
     This is a collective call: all processes must make it.
     """
@@ -120,4 +125,17 @@ def report_skipped_samples(reporter: Reporter, **batches: BatchLoader | None) ->
             named = "; ".join(f"{name} ({why})" for name, why in list(skipped.items())[:3])
             more = f"; and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
             reporter.report_message(f"{part}: {len(skipped):,} could not be read and were skipped: {named}{more}")
+        report_unreadable_classes(reporter, data, part, skipped)
     return {part: skipped for part, skipped in skipped_by_split.items() if skipped}
+
+
+def report_unreadable_classes(reporter: Reporter, data: DataSet, part: str, skipped: Collection[str]) -> None:
+    """Report the classes of a split all of whose samples are among those `skipped`, by name."""
+    split: Any = data.splits[part]
+    if not skipped or not hasattr(split, "names"):  # the labels of a stream are unknown
+        return
+    readable = {label for name, label in zip(split.names, split.labels, strict=True) if name not in skipped}
+    lost = [data.classes[label] for label in sorted(set(split.labels) - readable)]
+    if lost:
+        effect = "never learned" if part == "train" else "not measured"
+        reporter.report_message(f"Warning: {part}: no image of {format_class_names(lost)} could be read: {effect}.")

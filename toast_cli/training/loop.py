@@ -14,10 +14,10 @@ from accelerate.utils import send_to_device
 
 from toast_cli.data.base import BatchLoader
 from toast_cli.storage.checkpoint import load_checkpoint, load_extra_tensors
-from toast_cli.training.distributed.collectives import sum_across_processes
+from toast_cli.training.distributed.collectives import merge_dicts_across_processes, sum_across_processes
 from toast_cli.training.ema import ExponentialMovingAverage
 from toast_cli.training.epoch_metrics import EpochMetrics
-from toast_cli.training.evaluate import evaluate_model
+from toast_cli.training.evaluate import evaluate_model, report_unreadable_classes
 from toast_cli.training.interrupts import InterruptHandler
 from toast_cli.training.optimization import count_total_steps, make_optimizer, make_scheduler
 from toast_cli.training.run import Run
@@ -51,6 +51,7 @@ class TrainingLoop:
         self.step, self.model, self.objective = step, step.model, step.model.objective
         self.train, self.validation, self.validate_attention = train, validation, validate_attention
         self.folder, self.reporter, self.log, self.resumed = run.folder, run.reporter, run.log_metrics, run.resumed
+        self.data = run.session.data
         self.accelerator, training = run.session.accelerator, run.session.recipe.training
         self.training = training
         self.steps_per_epoch = -(-len(train) // training.accumulate)
@@ -160,7 +161,10 @@ class TrainingLoop:
         return bool(stop_requests)
 
     def validate(self) -> dict[str, Any] | None:
-        """Return the validation metrics of the current weights, or None without a validation split."""
+        """Return the validation metrics of the current weights, or None without a validation split.
+
+        A validation split without a readable sample counts as none, and the user is told.
+        """
         if self.validation is None:
             return None
         # Validation changes nothing, so a single process can stop at once. Several must finish it together.
@@ -177,11 +181,18 @@ class TrainingLoop:
         except ToastError as error:
             if error.code != NOTHING_TO_MEASURE:
                 raise
-            self.save()  # every process has this error
+            if self.best.metrics is None:  # every process has this error
+                self.validation = None
+                self.reporter.report_message(
+                    f"Warning: val: not evaluated. {error.what} Training goes on as without a validation split: no "
+                    "epoch is selected, and the last one is kept."
+                )
+                return None
+            self.save()
             raise ToastError(
                 f"Validation: {error.what}",
-                f"The training so far is saved in {self.folder.checkpoints / 'last'}.",
-                f"{error.what_to_do} Replace the files and resume the run.",
+                f"An earlier epoch was validated. The training so far is saved in {self.folder.checkpoints / 'last'}.",
+                "Make the files readable again as they were when the run was started, and resume the run.",
                 code=error.code,
             ) from error
         if not math.isfinite(metrics["loss"]):
@@ -207,6 +218,9 @@ class TrainingLoop:
         at.epochs, at.batches, self.tally = epoch, 0, EpochMetrics(self.step)
         self.save()
         self.reporter.report_epoch(epoch, self.training.epochs, line, is_best)
+        if epoch == 1:
+            skipped = merge_dicts_across_processes(self.train.skipped)
+            report_unreadable_classes(self.reporter, self.data, "train", skipped)
 
     def save(self) -> None:
         """Save the model and the training state as `checkpoints/last`.

@@ -110,7 +110,7 @@ def pretune_model(
             results |= {"selected_epoch": best.epoch, "validation": best.metrics}
         results["before"] = before
         results["after"] = reconstruction()
-        results["skipped"] = report_skipped_samples(reporter, train=train, val=validation)
+        results["skipped"] = report_skipped_samples(reporter, session.data, train=train, val=validation)
         results["seconds"] = run.seconds
         save_artifact(folder, model, recipe, results)
         folder.write_results(results)

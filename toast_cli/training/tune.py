@@ -65,7 +65,7 @@ def tune_model(
         session.move_to_device()
         run.start()
         best = TrainingLoop(run, step, train, validation, validate_attention=with_attention).fit()
-        if best.metrics is None:
+        if best.metrics is None and validation is None:
             reporter.report_message("There is no validation split, so the last epoch is kept.")
         load_checkpoint(folder.checkpoints, "best", model)
         results: dict[str, Any] = {
@@ -95,7 +95,7 @@ def tune_model(
             results |= evaluate_test_split(run, test)
             if folder.writes:
                 write_text(folder.adapter / "README.md", format_adapter_card(config, results))
-        results["skipped"] = report_skipped_samples(reporter, train=train, val=validation, test=test)
+        results["skipped"] = report_skipped_samples(reporter, data, train=train, val=validation, test=test)
         results["seconds"] = run.seconds
         folder.write_results(results)
     return folder, results

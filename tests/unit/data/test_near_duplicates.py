@@ -123,6 +123,33 @@ def test_a_picture_scaled_compressed_brightened_or_mirrored_is_a_copy(tmp_path: 
     assert all(twins.copies for twins in found)
 
 
+def chest(number: int) -> Image.Image:
+    """Two dark lobes on a bright ground, as in an X-ray, of other forms for every number."""
+    rng = np.random.default_rng(number)
+    y, x = np.mgrid[-1:1:192j, -1:1:192j]
+    grey = 200 * np.exp(-(x**2 + y**2 / 2))
+    for side in (-0.4, 0.4):
+        across, along = (x - side - 0.05 * rng.normal()) / (0.22 + 0.03 * rng.normal()), (y + 0.05 * rng.normal()) / 0.5
+        grey -= 90 * np.exp(-(across**2 + along**2))
+    return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def test_copies_of_smooth_pictures_are_found_though_their_hashes_differ(tmp_path: Path) -> None:
+    train, copies = [chest(number) for number in range(24)], []
+    for number, image in enumerate(train):
+        image = ImageOps.mirror(image) if number % 8 == 0 else image
+        image.save(tmp_path / "q.jpg", quality=20 if number % 2 else 75)
+        copies.append(image.resize((96, 96)) if number % 3 == 0 else Image.open(tmp_path / "q.jpg").copy())
+    seen = {"train": looked_at(tmp_path, *train), "test": looked_at(tmp_path, *copies)}
+    found = find_near_duplicates(seen, set())
+    assert [(twins.first[1], twins.copies) for twins in found] == [(number, True) for number in range(24)]
+    assert [twins.mirrored for twins in found] == [number % 8 == 0 for number in range(24)]
+    assert any(twins.distance > MAX_HASH_DISTANCE for twins in found)
+    others = looked_at(tmp_path, *(chest(number) for number in range(100, 160)))
+    found = find_near_duplicates({"train": seen["train"], "test": others}, set())
+    assert not any(twins.distance > MAX_HASH_DISTANCE for twins in found)  # none by its thumbnail alone
+
+
 def test_drawn_shapes_whose_hashes_agree_are_alike_and_no_copies(tmp_path: Path) -> None:
     steps = np.arange(0, 2 * np.pi, 2 * np.pi / 40)
     train = looked_at(tmp_path, *(heart(step) for step in steps[::2]))

@@ -96,6 +96,7 @@ def _summarize_split(expected: int, images: Sequence[ScannedImage], classes: Seq
     sizes = Counter(chain.from_iterable((image.label,) if image.classes is None else image.classes for image in images))
     counts = [sizes.get(label, 0) for label in range(len(classes))]
     good = [image for image in images if not image.error]
+    readable = set(chain.from_iterable((image.label,) if image.classes is None else image.classes for image in good))
     unreadable = [{"name": to_printable_name(image.name), "why": image.error} for image in images if image.error]
 
     def spread(values: Sequence[int]) -> dict[str, float] | None:
@@ -107,6 +108,7 @@ def _summarize_split(expected: int, images: Sequence[ScannedImage], classes: Seq
         "unreadable": unreadable,
         "images_per_class": spread(counts),
         "images_of_class": dict(zip(classes, counts, strict=True)),
+        "unreadable_classes": [name for label, name in enumerate(classes) if counts[label] and label not in readable],
         "empty_classes": [name for name, count in zip(classes, counts, strict=True) if not count],
         "width": spread([image.width for image in good]),
         "height": spread([image.height for image in good]),
@@ -131,6 +133,8 @@ def _list_problems(report: Mapping[str, Any]) -> list[str]:
     for part, found in report["splits"].items():
         if found["unreadable"]:
             problems.append(f"{part}: {len(found['unreadable']):,} of {found['images']:,} images cannot be read")
+        if lost := found["unreadable_classes"]:
+            problems.append(f"{format_class_names(lost)}: no readable image in {part}")
         if found["images"] != found["said"]:
             problems.append(f"{part}: {found['images']:,} images found, {found['said']:,} expected")
     found = report["duplicates"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -24,6 +24,16 @@ with near hashes, one step of rotation, position or scale apart, one pair in a t
 
 MAX_CANDIDATES = 200
 """Maximum number of candidates per image, nearest first: thousands of drawn shapes may share a hash."""
+
+MAX_RELATIVE_DIFFERENCE = 0.04
+"""Maximum distance of two thumbnails of the same picture whose hashes differ, at mean 0 and length 1.
+
+The hashes of smooth pictures, such as X-rays, are unstable. Measured: JPEG copies (quality 20) and copies of half size
+of blurred pictures are at most 0.035 apart, different ones at least 0.05, drawn sprites one step apart at least 0.1.
+"""
+
+MAX_THUMBNAIL_CANDIDATES = 8
+"""Maximum number of candidates per image that are looked up by thumbnail."""
 
 HASH_BANDS = ((0, 21), (21, 21), (42, 22))
 """First bit and width of the bands by which hashes are looked up."""
@@ -69,7 +79,7 @@ def find_near_duplicates(
     """Return the images that look like one of an earlier split, or its mirror image, except those in `known`.
 
     An image is paired with the nearest copy in the earlier splits, or with the nearest similar image if there is no
-    copy.
+    copy. A copy is looked for by its hash, then by its thumbnail.
     """
     import numpy as np
 
@@ -79,13 +89,17 @@ def find_near_duplicates(
         looks = [(index, image.look, image.mirrored) for index, image in enumerate(images) if image.look is not None]
         new = [each for each in looks if (part, each[0]) not in known]
         queries = sorted({look for _, *both in new for look in both if look is not None})
+        pairs: dict[int, DuplicatePair] = {}
         if earlier.rows and queries:
             hashes = np.array(list(earlier.rows), dtype=np.uint64)
             near = dict(zip(queries, _find_near_hashes(np.array(queries, dtype=np.uint64), hashes), strict=True))
             for index, *both in new:
                 matches = [[] if look is None else near[look] for look in both]
                 if any(matches):
-                    found.append(earlier.find_nearest_pair((part, index), images[index], matches))
+                    pairs[index] = earlier.find_nearest_pair((part, index), images[index], matches)
+            left = [index for index, *_ in new if index not in pairs or not pairs[index].copies]
+            pairs |= {pair.second[1]: pair for pair in earlier.find_equal_thumbnails(part, images, left)}
+            found += [pairs[index] for index in sorted(pairs)]
         earlier.add(part, images, [(index, look) for index, look, _ in looks])
     return found
 
@@ -97,12 +111,14 @@ class _EarlierImages:
         self.rows: dict[int, list[int]] = {}
         self.places: list[tuple[str, int]] = []
         self.thumbnails: list[bytes] = []
+        self.looks: list[int] = []
 
     def add(self, part: str, images: Sequence[ScannedImage], looks: Sequence[tuple[int, int]]) -> None:
         for index, look in looks:
             self.rows.setdefault(look, []).append(len(self.places))
             self.places.append((part, index))
             self.thumbnails.append(images[index].thumbnail)
+            self.looks.append(look)
 
     def find_nearest_pair(
         self, second: tuple[str, int], image: ScannedImage, matches: Sequence[Sequence[tuple[int, int]]]
@@ -120,6 +136,58 @@ class _EarlierImages:
         assert best is not None
         differs, bits, mirrored, row = best
         return DuplicatePair(self.places[row], second, bits, bool(mirrored), copies=not differs)
+
+    def find_equal_thumbnails(
+        self, part: str, images: Sequence[ScannedImage], indices: Sequence[int]
+    ) -> Iterator[DuplicatePair]:
+        """Yield the pairs of images, or their mirror images, with earlier ones of the same thumbnail."""
+        import numpy as np
+        from scipy.spatial import cKDTree
+
+        vectors = _to_unit_vectors(self.thumbnails)
+        # Equal points would make the search quadratic.
+        _, rows = np.unique(_average_blocks(vectors).round(3), axis=0, return_index=True)
+        rows = rows[vectors[rows].any(1)]
+        if not (len(rows) and len(indices)):
+            return
+        tree = cKDTree(_average_blocks(vectors[rows]))
+        side = (-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+        mine = _to_unit_vectors([images[index].thumbnail for index in indices])
+        paired = np.asarray(~mine.any(1))  # a thumbnail of one colour is compared with none
+        for mirrored in (False, True):
+            mine = mine.reshape(side)[:, :, ::-1].reshape(len(mine), -1) if mirrored else mine
+            count = min(MAX_THUMBNAIL_CANDIDATES, len(rows))
+            _, near = tree.query(
+                _average_blocks(mine), np.arange(1, count + 1), distance_upper_bound=MAX_RELATIVE_DIFFERENCE
+            )
+            for place in np.flatnonzero((near[:, 0] < len(rows)) & ~paired).tolist():
+                candidates = rows[near[place][near[place] < len(rows)]]
+                distances = np.linalg.norm(vectors[candidates] - mine[place], axis=1)
+                row = int(candidates[distances.argmin()])
+                image = images[indices[place]]
+                if distances.min() > MAX_RELATIVE_DIFFERENCE or not match_thumbnails(
+                    [self.thumbnails[row]], image.thumbnail, mirrored
+                ):
+                    continue
+                look = image.mirrored if mirrored else image.look
+                bits = 0 if look is None else (look ^ self.looks[row]).bit_count()
+                paired[place] = True
+                yield DuplicatePair(self.places[row], (part, indices[place]), bits, mirrored)
+
+
+def _to_unit_vectors(thumbnails: Sequence[bytes]) -> np.ndarray:
+    """Return `[N, THUMBNAIL_SIDE ** 2]` thumbnails of mean 0 and length 1; 0 for one of one colour."""
+    import numpy as np
+
+    vectors = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(len(thumbnails), -1).astype(np.float32)
+    vectors -= vectors.mean(1, keepdims=True)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+
+
+def _average_blocks(vectors: np.ndarray) -> np.ndarray:
+    """Project `[N, THUMBNAIL_SIDE ** 2]` vectors to 4 × 4 blocks: `[N, 16]`, no further apart than the vectors."""
+    side = THUMBNAIL_SIDE // 4
+    return vectors.reshape(-1, 4, side, 4, side).mean((2, 4)).reshape(-1, 16) * side
 
 
 def match_thumbnails(others: Sequence[bytes], thumbnail: bytes, mirrored: bool = False) -> np.ndarray:

@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
+from toast_cli.data.images.files import hash_blocks
 from toast_cli.data.images.folder_scan import FolderContents, is_image_name, summarize_file_names
 from toast_cli.utils.errors import ToastError
 
@@ -50,7 +51,7 @@ class ArchiveIndex:
         return self.get_display_path()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: value for name, value in vars(self).items() if name not in ("_sorted", "_sizes")}
+        kept = {name: value for name, value in vars(self).items() if name != "_sorted"}
         return {**kept, "_handles": {}}  # an open file cannot be sent to another process
 
     def __truediv__(self, name: str) -> ArchiveMember:
@@ -96,29 +97,31 @@ class ArchiveIndex:
         """
         if name not in self.members:
             raise FileNotFoundError(2, "No such file in the archive", name)
-        # One handle per process: processes that share one would move each other's file position.
-        handle = self._handles.get(os.getpid())
-        if handle is None:
-            handle = self._handles[os.getpid()] = self._open()
-        location = self.members[name]
+        location, handle = self.members[name], self._get_handle()
         if isinstance(handle, zipfile.ZipFile):
             return handle.read(location)
         offset, size = location
         return os.pread(handle.fileno(), size, offset)
 
-    def size(self, name: str) -> int:
-        """Return the size of a member in bytes, by the index alone."""
-        return self._sizes[name]
+    def compute_stamp(self, name: str) -> int:
+        """Return a number that changes with the content of a member: the checksum in a zip, a hash of blocks in a tar.
 
-    @cached_property
-    def _sizes(self) -> dict[str, int]:
-        if not _is_zip(self.file):
-            return {name: size for name, (_, size) in self.members.items()}
-        with zipfile.ZipFile(self.file) as archive:
-            return {name: archive.getinfo(location).file_size for name, location in self.members.items()}
+        Raises:
+            OSError: the archive cannot be read.
+        """
+        location, handle = self.members[name], self._get_handle()
+        if isinstance(handle, zipfile.ZipFile):
+            return handle.getinfo(location).CRC
+        offset, size = location
+        return hash_blocks(size, lambda start, count: os.pread(handle.fileno(), count, offset + start))
 
-    def _open(self) -> Any:
-        return zipfile.ZipFile(self.file) if _is_zip(self.file) else self.file.open("rb")
+    def _get_handle(self) -> Any:
+        # One handle per process: processes that share one would move each other's file position.
+        handle = self._handles.get(os.getpid())
+        if handle is None:
+            handle = zipfile.ZipFile(self.file) if _is_zip(self.file) else self.file.open("rb")
+            self._handles[os.getpid()] = handle
+        return handle
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,12 @@ class ArchiveMember:
         return f"{self.archive}/{self.name}"
 
     @property
-    def size(self) -> int:
-        """Its size in bytes."""
-        return self.archive.size(self.name)
+    def stamp(self) -> int | None:
+        """A number that changes with its content; None if it cannot be read."""
+        try:
+            return self.archive.compute_stamp(self.name)
+        except OSError:
+            return None
 
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         """Return a stream of its bytes."""

@@ -97,8 +97,11 @@ def to_upright_rgb(image: PilImage, white: int | None = None) -> PilImage:
     metadata that would turn it again.
 
     Raises:
-        ValueError: pixels are floats, or integers outside of 16 bits, so the value of white is unknown.
+        ValueError: there are no pixels, or pixels are floats, or integers outside of 16 bits, so the value of white is
+            unknown.
     """
+    if not (image.width and image.height):
+        raise ValueError(f"it has no pixels: its size is {image.width}×{image.height}")
     upright = turn_upright(image)
     if upright.mode == "F" or upright.mode.startswith("I"):
         upright = _to_eight_bits(upright, white or _read_white(image))
@@ -147,7 +150,12 @@ def _load_pixels(image: PilImage) -> None:
 def _to_eight_bits(image: PilImage, white: int | None) -> PilImage:
     """Scale grey values from 0..white to 0..255, and keep the largest as `info["brightest"]`."""
     values = np.asarray(image)
-    if white is None and (image.mode == "F" or values.min() < 0 or values.max() > WHITE_16_BIT):
+    if white is None and image.mode != "F" and values.min() < 0:
+        raise ValueError(
+            f"it has negative pixel values, down to {values.min():,}, so the values of black and white are unknown; "
+            "save it with 8 or unsigned 16 bits, or set images.white, which reads them as black"
+        )
+    if white is None and (image.mode == "F" or values.max() > WHITE_16_BIT):
         raise ValueError(
             "its 32-bit pixels do not define the value of white; save it with 8 or 16 bits, or set images.white"
         )

@@ -7,6 +7,9 @@ from functools import cache
 UNREADABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Formats that Pillow only identifies, or decodes with another program (EPS, with Ghostscript)."""
 
+FORMATS_READ_AS_JPEG = frozenset({"MPO"})
+"""Formats that Pillow opens as JPEG: several JPEG pictures in one file, as some cameras and phones write."""
+
 
 @cache
 def get_image_formats() -> tuple[str, ...]:
@@ -22,4 +25,5 @@ def get_image_suffixes() -> frozenset[str]:
     """Return the file suffixes of the supported formats, in lower case: `.jpg`, ..."""
     from PIL import Image
 
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in get_image_formats())
+    known = {*get_image_formats(), *FORMATS_READ_AS_JPEG}
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in known)

@@ -62,10 +62,10 @@ class FileSplit:
         return replace(self, regions=None)
 
     def stamp(self, index: int) -> int | None:
-        """Return the size of an image's file in bytes; None if it is unknown."""
-        from toast_cli.data.images.files import get_file_size
+        """Return a number that changes with the content of an image's file; None if it is unknown."""
+        from toast_cli.data.images.files import compute_file_stamp
 
-        return get_file_size(self.root / self.names[index])
+        return compute_file_stamp(self.root / self.names[index])
 
     def with_white(self, white: int) -> FileSplit:
         """Return the same split with another value of white."""

@@ -15,11 +15,12 @@ from unicodedata import normalize
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, Sample, SplitKind
-from toast_cli.data.images.files import get_file_size
+from toast_cli.data.images.files import compute_file_stamp
 from toast_cli.data.images.folder_scan import list_images
 from toast_cli.data.splits import compute_split_hash, hold_out
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.hashing import hash_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,8 +83,9 @@ class SegmentationSplit:
         return replace(self, pairs=tuple(self.pairs[i] for i in indices))
 
     def stamp(self, index: int) -> int:
-        """Return the size of the files of a sample in bytes."""
-        return sum(get_file_size(file) or 0 for file in self.pairs[index])
+        """Return a number that changes with the content of the files of a sample."""
+        stamps = [compute_file_stamp(file) for file in self.pairs[index]]
+        return int(hash_text(repr(stamps))[:12], 16)
 
     def with_white(self, white: int) -> SegmentationSplit:
         """Return the same split with another value of white."""

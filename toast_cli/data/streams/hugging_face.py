@@ -24,7 +24,7 @@ from toast_cli.data.class_map import (
 from toast_cli.data.images.files import open_file
 from toast_cli.data.images.folder_scan import DiskFolder
 from toast_cli.data.images.labelled_files import FileSplit
-from toast_cli.data.labels import describe_suspicious_numbers, read_labels, select_labelled
+from toast_cli.data.labels import describe_merged_labels, describe_suspicious_numbers, read_labels, select_labelled
 from toast_cli.data.paths import list_candidate_paths
 from toast_cli.data.split_names import SplitAssignment, assign_splits, parse_split_name
 from toast_cli.data.splits import UnlabelledRowsOptions, complete_splits, make_train_val_test_splits
@@ -108,7 +108,7 @@ def open_hf(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
             table = table.select([index - rows[part].start for index in kept[part]])
         undecoded = table.cast_column(image, type(table.features[image])(decode=False))
         parts[part] = _build_file_split(undecoded, image, part, tuple(label_of[text] for text in named), folder)
-    notes += label_notes
+    notes += [*label_notes, *describe_merged_labels(stored, labels)]
     notes += check_trainable_classes(parts["train"], classes, options.path, given is not None)
     if len(tables) == 1:
         made, made_notes = make_train_val_test_splits(parts["train"], options)
