@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
+from toast_cli.data.text.control_tokens import ControlTokens, find_control_tokens
 from toast_cli.data.text.conversation_split import Turn
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
@@ -90,10 +94,43 @@ def encode_prompt(turns: Sequence[Turn], tokenizer: Any, template: str | None) -
 
 
 def encode_documents(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Return the token ids of texts, each with the begin token of the tokenizer, if it has one, before it."""
-    begin = tokenizer.bos_token_id
+    """Return the token ids of texts, each with the begin token of the tokenizer, if it has one, before it.
+
+    Control tokens that the texts spell are encoded as ordinary text.
+    """
+    controls = get_control_tokens(tokenizer, None)
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-    return [ids if begin is None or ids[:1] == [begin] else [begin, *ids] for ids in encoded]
+    return [
+        _add_begin(
+            controls.encode(controls.break_spelled(text), tokenizer) if controls.is_spelled_in(text) else ids, tokenizer
+        )
+        for text, ids in zip(texts, encoded, strict=True)
+    ]
+
+
+def get_control_tokens(tokenizer: Any, template: str | None) -> ControlTokens:
+    """Return the tokens that only the format may write: special tokens, and others with which it separates turns.
+
+    Args:
+        tokenizer: the tokenizer of a language model.
+        template: the format of conversations; None for documents.
+    """
+    chat = template is not None and uses_chat_template(tokenizer, template)
+    return _find_control_tokens(tokenizer, str(tokenizer.chat_template) if chat else "")
+
+
+@lru_cache(maxsize=4)
+def _find_control_tokens(tokenizer: Any, chat_template: str) -> ControlTokens:
+    written = ""
+    if chat_template:
+        with suppress(ChatTemplateError):  # special tokens are known without it
+            written = _format_chat(_PROBE[:3], tokenizer, prompt=False)
+    return find_control_tokens(tokenizer, written, chat_template)
+
+
+def _add_begin(ids: list[int], tokenizer: Any) -> list[int]:
+    begin = tokenizer.bos_token_id
+    return ids if begin is None or ids[:1] == [begin] else [begin, *ids]
 
 
 def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) -> list[tuple[list[int], list[int]]]:
@@ -102,7 +139,8 @@ def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) 
     Labels are `IGNORE_INDEX` outside the answers of the assistant. Every answer follows the tokens of `encode_prompt`.
     A text begins with what the chat template writes, which is what models with one were trained on. The other formats
     begin with the begin token of the tokenizer, if it has one. Prompts and answers are tokenized one by one, because a
-    model generates from the tokens of a prompt, not from its text.
+    model generates from the tokens of a prompt, not from its text. Control tokens that a turn spells are encoded as
+    ordinary text: they neither end a turn nor begin one.
 
     A conversation usually gives one sample. Some chat templates format earlier turns differently once others follow;
     for example, they drop the reasoning in earlier answers. If the prompt of an answer does not continue the text so
@@ -120,17 +158,23 @@ def _encode_turns(
 ) -> list[tuple[list[int], list[int]]]:
     """Return the samples of a conversation; with `prompt`, the last one ends before the next answer."""
     chat = uses_chat_template(tokenizer, template)
+    controls = get_control_tokens(tokenizer, template)
+    turns = [
+        replace(turn, text=controls.break_spelled(turn.text), material=controls.break_spelled(turn.material))
+        for turn in turns
+    ]
     samples: list[tuple[list[int], list[int]]] = []
     before: str | None = None
 
     def write_prompt(head: str) -> None:
         if before is not None and head.startswith(before):
             ids, labels = samples[-1]
-            new = _encode(head[len(before) :], tokenizer)
+            new = controls.encode(head[len(before) :], tokenizer)
         else:
             samples.append(([], []))
             ids, labels = samples[-1]
-            new = _encode(head, tokenizer) if chat else encode_documents([head], tokenizer)[0]
+            new = controls.encode(head, tokenizer)
+            new = new if chat else _add_begin(new, tokenizer)
         ids.extend(new)
         labels.extend([IGNORE_INDEX] * len(new))
 
@@ -153,7 +197,7 @@ def _encode_turns(
             before = None  # cannot be trained on, but the template may still format the whole conversation
             continue
         write_prompt(head)
-        answer = _encode(whole[len(head) :], tokenizer)
+        answer = controls.encode(whole[len(head) :], tokenizer)
         for sequence in samples[-1]:
             sequence.extend(answer)
         before = whole
@@ -208,10 +252,6 @@ def find_answer_end(answer: Sequence[int], tokenizer: Any, markers: Container[in
 def get_marker_tokens(tokenizer: Any) -> frozenset[int]:
     """Return the special and added tokens of a tokenizer, which ordinary text does not contain."""
     return frozenset((*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder))
-
-
-def _encode(text: str, tokenizer: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def _format_turns(turns: Sequence[Turn], tokenizer: Any, template: str, prompt: bool = False) -> str:
