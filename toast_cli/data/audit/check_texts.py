@@ -73,6 +73,12 @@ def check_texts(data: DataSet, track: ProgressTracker, backbone: Backbone | None
         "notes": list(data.notes),
     }
     problems, warnings = _list_findings(report, len(names))
+    try:
+        if backbone is not None:
+            backbone.require_tokenizer()
+    except ToastError as error:
+        problems.append(" ".join(filter(None, (error.what, error.why, error.what_to_do))))
+        backbone = None
     for part, split in splits.items():
         if backbone is None:
             break
