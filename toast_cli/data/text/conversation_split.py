@@ -238,7 +238,8 @@ def require_text(entry: dict[str, Any], name: str) -> str:
         ValueError: If the field is missing, empty, not a string or not valid Unicode.
     """
     if name not in entry:
-        raise ValueError(f"'{name}' is missing")
+        found = ", ".join(f"'{field}'" for field in islice(entry, 5))
+        raise ValueError(f"'{name}' is missing; found {found or 'no field'}")
     if not isinstance(entry[name], str):
         raise ValueError(f"'{name}' is not a string")
     if not entry[name].strip():

@@ -42,6 +42,13 @@ def parse_sharegpt_entry(entry: dict[str, Any]) -> list[Turn]:
     Raises:
         ValueError: If the entry has another structure, a speaker is unknown or there is no answer.
     """
+    if "conversations" not in entry and "messages" in entry:
+        raise ValueError(
+            "'conversations' is missing, and 'messages' was found: rename it, and in each message 'role' to 'from' and "
+            "'content' to 'value'"
+        )
+    if "conversations" not in entry:
+        require_text(entry, "conversations")
     messages = entry.get("conversations")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError("'conversations' is not a list of objects")
