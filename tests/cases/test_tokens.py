@@ -580,3 +580,16 @@ def test_weights_files_that_are_pointers_of_git_lfs_are_reported_as_such(folder:
         with pytest.raises(ToastError) as caught:
             load()
         assert caught.value.code == "weights.lfs-pointer"
+
+
+@pytest.mark.parametrize("template", ["auto", "chat"])
+def test_a_chat_template_that_writes_the_date_writes_the_same_on_every_day(template: str) -> None:
+    tokenizer: Any = make_tokenizer()
+    tokenizer.chat_template = "{{ 'Today is ' + strftime_now('%d %b %Y') + '.' }}" + CHATML
+    prompt = encode_prompt([Turn("user", "q")], tokenizer, template)
+    assert tokenizer.decode(prompt).startswith("Today is 26 Jul 2024.")
+    messages = [{"role": "user", "content": "q"}]
+    exported = set_chat_template(tokenizer, template)
+    assert exported.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] == prompt
+    [(ids, _)] = tokenize_conversation((Turn("user", "q"), Turn("assistant", "a")), tokenizer, template)
+    assert ids[: len(prompt)] == prompt

@@ -6,6 +6,7 @@ from collections.abc import Container, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
+from datetime import datetime
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
@@ -49,6 +50,16 @@ JINJA_TEMPLATES = {
     + "{% if add_generation_prompt %}{{ '### Response:' }}{% endif %}",
 }
 """The formats without a chat template of the tokenizer, as chat templates of transformers."""
+
+
+_TEMPLATE_DAY = datetime(2024, 7, 26)
+"""The day that chat templates take for today, the default of Llama 3: prompts are the same on every day."""
+_DATE_MACRO = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('%{code}', '{_TEMPLATE_DAY.strftime('%' + code)}')" for code in "aAbBdeFHIjmMpSTyY")
+    + " | replace('%-d', '26') | replace('%-m', '7') }}{% endmacro %}"
+)
+"""A Jinja macro in place of the function with which chat templates write the date."""
 
 
 class ChatTemplateError(ToastError):
@@ -212,10 +223,16 @@ _PROBE = (Turn("user", "1"), Turn("assistant", "2"), Turn("user", "3"), Turn("as
 
 def set_chat_template(tokenizer: Any, template: str | None) -> Any:
     """Return a tokenizer whose chat template is the format of the run; the given one if it has that already."""
-    if template is None or uses_chat_template(tokenizer, template):
+    if template is None:
         return tokenizer
+    if uses_chat_template(tokenizer, template):
+        own = tokenizer.get_chat_template()
+        if (chosen := _fix_date(own)) == own:
+            return tokenizer
+    else:
+        chosen = JINJA_TEMPLATES["stanford" if template == "stanford" else "plain"]
     exported = deepcopy(tokenizer)
-    exported.chat_template = JINJA_TEMPLATES["stanford" if template == "stanford" else "plain"]
+    exported.chat_template = chosen
     return exported
 
 
@@ -268,7 +285,10 @@ def _format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
     for attempt in (turns, merge_system_turns(turns)):
         messages = [{"role": turn.role, "content": turn.whole} for turn in attempt]
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+            source = _fix_date(tokenizer.get_chat_template())
+            text = tokenizer.apply_chat_template(
+                messages, chat_template=source, tokenize=False, add_generation_prompt=prompt
+            )
         except Exception as error:  # a chat template is a program of somebody else
             first_error = first_error or error
             continue
@@ -298,6 +318,11 @@ def merge_system_turns(turns: Sequence[Turn]) -> list[Turn]:
         else:
             merged.append(turn)
     return merged
+
+
+def _fix_date(chat_template: str) -> str:
+    """Return a chat template that writes `_TEMPLATE_DAY` if the given one writes the current date."""
+    return _DATE_MACRO + chat_template if "strftime_now" in chat_template else chat_template
 
 
 def _format_plain(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
