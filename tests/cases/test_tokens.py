@@ -567,6 +567,8 @@ def test_weights_files_that_are_pointers_of_git_lfs_are_reported_as_such(folder:
     from toast_llama.loading import build_llama
     from toast_llama.options import LlamaOptions
     from toast_timm.loading import _load_from_file
+    from toast_vit.demo import build_demo
+    from toast_vit.options import VitOptions
 
     file = tmp_path / "w.safetensors"
     file.write_text(POINTER)
@@ -575,6 +577,7 @@ def test_weights_files_that_are_pointers_of_git_lfs_are_reported_as_such(folder:
         lambda: build_llama(str(folder), None, LlamaOptions(name=f"llama:{folder}", weights=str(file))),
         lambda: read_checkpoint(file),
         lambda: read_checkpoint(tmp_path / "w.bin"),
+        lambda: build_demo("vit_demo", 4, VitOptions(name="vit_demo", weights=str(file))),
         lambda: _load_from_file("resnet18", file, {}, "a ResNet"),
     ):
         with pytest.raises(ToastError) as caught:
