@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from toast_cli.utils.errors import ToastError as ToastError
     from toast_cli.utils.errors import UsageError as UsageError
     from toast_cli.utils.errors import did_you_mean as did_you_mean
+    from toast_cli.utils.files import refuse_lfs_pointers as refuse_lfs_pointers
     from toast_cli.utils.files import require_regular_file as require_regular_file
     from toast_cli.utils.pickle_scan import find_refused_code as find_refused_code
 
@@ -97,7 +98,7 @@ _NAMES = {
     "toast_cli.utils.constants": "IGNORE_INDEX",
     "toast_cli.utils.errors": "ToastError UsageError did_you_mean",
     "toast_cli.utils.pickle_scan": "find_refused_code",
-    "toast_cli.utils.files": "require_regular_file",
+    "toast_cli.utils.files": "refuse_lfs_pointers require_regular_file",
 }
 """The names that each module defines, separated by spaces."""
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from toast_cli.plugin import ToastError, UsageError, require_regular_file
+from toast_cli.plugin import ToastError, UsageError, refuse_lfs_pointers, require_regular_file
 from toast_llama.backbone import LlamaBackbone
 from toast_llama.options import LlamaOptions
 from toast_llama.tokenizer import load_tokenizer
@@ -90,6 +90,7 @@ def _load_weights_file(source: str, file: Path, dtype: Any) -> PreTrainedModel:
             f"There is no weights file {file}.", what_to_do="Check --weights.", code="weights.missing-file"
         ) from error
     except (SafetensorError, RuntimeError, OSError) as error:
+        refuse_lfs_pointers(file)
         raise ToastError(
             f"{file} does not hold the weights of '{source}'.",
             " ".join(str(error).split())[:300],
@@ -128,6 +129,7 @@ def _load_generation_config(module: PreTrainedModel, place: str) -> PreTrainedMo
 def _build_unavailable_error(place: str, error: Exception) -> ToastError:
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if Path(place).is_dir():
+        refuse_lfs_pointers(Path(place))
         return ToastError(
             f"The model in {place} could not be loaded.",
             why,

@@ -11,20 +11,19 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.utils import cached_file, logging
 
-from toast_cli.plugin import ToastError
+from toast_cli.plugin import ToastError, refuse_lfs_pointers
 
 FAST_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 VOCABULARY_PATTERNS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken")
 """Files with the tokens of a tokenizer."""
 SETTINGS_FILES = (CONFIG_FILE, "special_tokens_map.json", "added_tokens.json")
 """Files that belong to a tokenizer and hold no vocabulary."""
-LFS_POINTER = b"version https://git-lfs"
 
 
 def load_tokenizer(place: str) -> tuple[Any, ToastError | None]:
-    """Return the tokenizer stored with a model, or None and the reason why it cannot be loaded.
+    """Return the tokenizer stored with a model, or None and the reason why there is none.
 
-    Both are None if no tokenizer is stored there. Random weights need none, so that is not an error here.
+    Random weights need no tokenizer, so that is not an error here. The reason is None if the place is unknown.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its warnings name the last thing that was tried, not the cause
@@ -52,19 +51,27 @@ def _find_folder(place: str) -> Path | None:
 
 
 def _explain_failure(folder: Path | None, error: Exception) -> ToastError | None:
-    """Return the error that names the cause of a failure; None if the folder holds no tokenizer at all."""
+    """Return the error that names the cause of a failure; None if the folder is unknown."""
     if folder is None:
         return None
     vocabularies = sorted(file for pattern in VOCABULARY_PATTERNS for file in folder.glob(pattern))
     settings = [folder / name for name in SETTINGS_FILES if (folder / name).is_file()]
     if not vocabularies and not settings:
-        return None
+        return ToastError(
+            f"There is no tokenizer in {folder}.",
+            what_to_do=f"Copy the tokenizer's files of the model into it, such as {FAST_FILE} and {CONFIG_FILE}.",
+            code="backbone.no-tokenizer",
+        )
 
     def report(why: str, what_to_do: str = "Download all of its files again.", code: str = "") -> ToastError:
         what = f"The tokenizer in {folder} cannot be loaded."
         return ToastError(what, why, what_to_do, code=code or "backbone.damaged-tokenizer")
 
     for file in (*vocabularies, *settings):
+        try:
+            refuse_lfs_pointers(file)
+        except ToastError as pointer:
+            return report(pointer.why, pointer.what_to_do)
         if damage := _describe_damage(file):
             return report(damage)
     if not vocabularies:
@@ -89,8 +96,6 @@ def _describe_damage(file: Path) -> str:
         return f"{file.name} cannot be read: {error.strerror or error}."
     if not content.strip():
         return f"{file.name} is empty."
-    if content.startswith(LFS_POINTER):
-        return f"{file.name} is a pointer of Git LFS, not the file itself."
     if file.suffix != ".json":
         return ""
     try:

@@ -11,7 +11,7 @@ import timm
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from toast_cli.plugin import Preprocessing, ToastError, UsageError, did_you_mean, find_refused_code
+from toast_cli.plugin import Preprocessing, ToastError, UsageError, did_you_mean, find_refused_code, refuse_lfs_pointers
 from toast_timm.hub_availability import use_offline_if_unreachable
 
 
@@ -109,6 +109,7 @@ def _load_from_file(model: str, path: Path, arguments: dict[str, Any], family: s
     except ToastError:
         raise
     except Exception as error:  # readers of a foreign or damaged file may raise anything
+        refuse_lfs_pointers(path)
         if code := find_refused_code(path, error):
             raise ToastError(
                 f"{path} was not loaded: it holds more than weights.",

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
-from toast_cli.plugin import Preprocessing, ToastError, UsageError
+from toast_cli.plugin import Preprocessing, ToastError, UsageError, refuse_lfs_pointers
 from toast_vit.backbone import VitBackbone
 from toast_vit.loading import check_image_size
 from toast_vit.options import VitOptions
@@ -60,6 +60,7 @@ def build_demo(name: str, depth: int, options: VitOptions) -> VitBackbone:
         try:
             module.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
         except (RuntimeError, SafetensorError) as error:
+            refuse_lfs_pointers(path)
             raise ToastError(
                 f"{path} does not hold the weights of '{name}' (a safetensors file).",
                 " ".join(str(error).split())[:300],

@@ -6,6 +6,7 @@ Reports of the same kind elsewhere: huggingface/transformers #18860 and #30038, 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,26 @@ def test_options_that_an_optimizer_or_a_schedule_cannot_use_are_refused(options:
     with pytest.raises(UsageError) as caught:
         check_optimizer(TrainingOptions(**options))
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "NAdam", "Lion", "MOMENTUM"])
+def test_a_name_may_have_capitals(name: str) -> None:
+    options = TrainingOptions(optimizer=name)
+    assert options.optimizer == name.lower() and TrainingOptions(**options.model_dump()) == options
+    check_optimizer(options)
+
+
+@pytest.mark.parametrize(
+    "name", ["adamw_8bit", "Adam-W", "fused_adamw", "adahessians", "lbfgs", "lookahead_sgd", "zzz"]
+)
+def test_a_suggested_name_can_be_used(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_optimizer(TrainingOptions(optimizer=name))
+    assert caught.value.code == "training.unknown-optimizer" and caught.value.what_to_do
+    if suggested := re.search(r"Did you mean '(\w+)'", caught.value.what_to_do):
+        check_optimizer(TrainingOptions(optimizer=suggested[1]))
+    else:
+        assert "adamw" in caught.value.what_to_do
 
 
 def test_a_state_that_no_checkpoint_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli.conftest import toast
 from tests.language import instructions, make_model, write_json
+from toast_cli.data.audit.check_texts import check_texts
 from toast_cli.data.base import DataSet
 from toast_cli.data.splits import hold_out
 from toast_cli.data.text import alpaca
@@ -176,3 +177,24 @@ def test_data_check_reads_documents_and_tries_texts_on_a_model(tmp_path: Path) -
     assert checked.code == 0 and "truncated to 256 tokens" in checked.out
     images = toast("data", "check", "demo", "--backbone", f"llama:{model}")
     images.fails(2, "--backbone", error="cli.conflicting-options")
+
+
+@pytest.mark.parametrize(("answers", "expected"), [("ab", True), ("aa", False)])
+def test_questions_with_different_answers_in_different_splits_are_counted(
+    tmp_path: Path, answers: str, expected: bool
+) -> None:
+    entries = [
+        {"instruction": f"{make_text(number, 3)}?", "output": make_text(1000 * ord(answer) + number, 9)}
+        for number in range(40)
+        for answer in answers
+    ]
+    data = open_instructions(entries, tmp_path, val_fraction=0.2, test_fraction=0.2)
+    report = check_texts(data, lambda items, total, description: items)
+    found = report["duplicates"]["questions_across_splits"]
+    asked: dict[str, set[str]] = {}
+    for part, split in data.splits.items():
+        for text in split.conversations:
+            asked.setdefault(text.turns[0].text, set()).add(part)
+    assert found["count"] == len(found["pairs"]) == expected * sum(len(parts) > 1 for parts in asked.values())
+    said = [warning for warning in report["warnings"] if "with different answers" in warning]
+    assert len(said) == expected and all(warning.startswith(f"{found['count']} questions") for warning in said)

@@ -15,6 +15,8 @@ from toast_cli.data.base import DataSet
 from toast_cli.data.text import alpaca, sharegpt
 from toast_cli.data.text.conversation_split import Turn
 from toast_cli.data.text.documents import TextDocumentOptions, open_documents
+from toast_cli.data.text.json_lines import read_json_lines
+from toast_cli.utils.errors import ToastError
 
 PLAIN = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
 ASKED = [Turn("user", "Add.", "1 and 2"), Turn("assistant", "3")]
@@ -101,3 +103,36 @@ def test_what_is_not_used_is_counted_and_named(
     assert ("Not used in" in notes) == bool(unused)
     for words in unused:
         assert words in notes
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (
+            {"messages": [{"role": "user", "content": "a"}]},
+            ("'conversations' is missing", "'messages' was found", "'from'"),
+        ),
+        ({"dialogue": [], "id": 1}, ("'conversations' is missing", "'dialogue', 'id'")),
+        ({"conversations": [{"role": "user", "content": "a"}]}, ("'from' is missing", "'role', 'content'")),
+    ],
+)
+def test_fields_of_another_format_are_named(entry: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="is missing") as caught:
+        sharegpt.parse_sharegpt_entry(entry)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+@pytest.mark.parametrize("source", ["alpaca", "sharegpt", "text", "judge"])
+def test_a_file_in_another_encoding_is_to_be_saved_as_utf8(tmp_path: Path, encoding: str, source: str) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes('{"instruction": "caf\xe9", "output": "a"}\n'.encode(encoding) * 3)
+    opens = {
+        "alpaca": lambda: alpaca.open_alpaca(alpaca.AlpacaOptions(path=str(path)), None),
+        "sharegpt": lambda: sharegpt.open_sharegpt(sharegpt.ShareGptOptions(path=str(path)), None),
+        "text": lambda: open_documents(TextDocumentOptions(path=str(path)), None),
+        "judge": lambda: list(read_json_lines(path)),
+    }
+    with pytest.raises(ToastError) as caught:
+        opens[source]()
+    assert "UTF-8" in caught.value.what_to_do

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from toast_cli.storage.file_type import TORCH_FILE_DESCRIPTION, describe_file_type
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.files import require_regular_file
+from toast_cli.utils.files import refuse_lfs_pointers, require_regular_file
 from toast_cli.utils.hashing import hash_file, hash_text
 from toast_cli.utils.pickle_scan import find_refused_code
 
@@ -153,6 +153,7 @@ def _load_pickle(path: Path) -> Any:
 
 
 def _make_damaged_error(path: Path, error: Exception) -> ToastError:
+    refuse_lfs_pointers(path)
     if description := describe_file_type(path, TORCH_FILE_DESCRIPTION):
         return ToastError(
             f"{path} is damaged or not a checkpoint.",

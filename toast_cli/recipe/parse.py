@@ -149,7 +149,10 @@ def read_recipe_text(path: Path) -> str:
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"The recipe {path} cannot be read.", "It is not UTF-8 text.", code="recipe.unreadable-file"
+            f"The recipe {path} cannot be read.",
+            "It is not UTF-8 text.",
+            "Save it as UTF-8.",
+            code="recipe.unreadable-file",
         ) from error
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, SerializeAsAny
+from pydantic import Field, PrivateAttr, SerializeAsAny, StringConstraints
 
 from toast_cli.backbones.base import BackboneOptions, Card
 from toast_cli.backbones.image_options import ImageOptions
@@ -40,7 +40,7 @@ class TrainingOptions(BaseOptions):
     cache_views: int = Field(1, ge=1, description="with cache: augmented views of each image, used in turn")
     cache_dtype: Literal["float16", "float32"] = Field("float16", description="with cache: data type on disk")
     cache_gigabytes: float = Field(20, gt=0, description="with cache: maximum size of a run's caches on disk, in GB")
-    optimizer: str = Field(
+    optimizer: Annotated[str, StringConstraints(to_lower=True)] = Field(
         "momentum",
         examples=["adamw"],
         description="any optimizer name of timm: momentum (SGD with momentum, as in the paper), adamw, ...; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from toast_cli.utils.files import require_regular_file
+from toast_cli.utils.files import LFS_POINTER, require_regular_file
 
 HEADER_BYTES = 64
 """Number of bytes that are read."""
@@ -18,7 +18,7 @@ _MAGIC_BYTES = (
     (b"GIF8", "a GIF image"),
     (b"%PDF", "a PDF document"),
     (b"\x1f\x8b", "a gzip archive"),
-    (b"version https://git-lfs", "a Git LFS pointer instead of the file itself"),
+    (LFS_POINTER, "a Git LFS pointer instead of the file itself"),
     (b"<", "an HTML or XML page"),
 )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch.optim import Optimizer
 
 from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.training.optimizer_state import pack_optimizer_state, unpack_optimizer_state
-from toast_cli.utils.errors import UsageError, did_you_mean
+from toast_cli.utils.errors import UsageError
 from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 
 MIN_RECOMMENDED_STEPS = 20
@@ -41,7 +43,7 @@ def check_optimizer(
     if name not in list_optimizers():
         raise UsageError(
             f"Unknown optimizer '{name}' (training.optimizer).",
-            what_to_do=did_you_mean(name, list_optimizers()),
+            what_to_do=_suggest_optimizer(training, device, shard),
             code="training.unknown-optimizer",
         )
     if name in {"sgd", "nesterov"} and training.momentum == 0:
@@ -66,6 +68,17 @@ def check_optimizer(
         why = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         where = f"{device.type}{' with training.shard' if shard else ''}"
         raise _make_unsupported_error(name, f"A trial step on {where} failed: {why}.") from error
+
+
+def _suggest_optimizer(
+    training: TrainingOptions, device: torch.device | None, shard: Callable[[nn.Module], None] | None
+) -> str:
+    """Return what to do about an unknown optimizer: the nearest name that can be used here, if there is one."""
+    for name in get_close_matches(training.optimizer, list_optimizers(), n=5, cutoff=0.5):
+        with suppress(UsageError):
+            check_optimizer(training.model_copy(update={"optimizer": name}), device, shard)
+            return f"Did you mean '{name}'?"
+    return "Use a name that timm.optim.list_optimizers() returns, such as momentum or adamw."
 
 
 def _rehearse_optimizer(

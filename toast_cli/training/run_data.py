@@ -156,6 +156,6 @@ def describe_changed_split(run: Path, name: str, data: DataSet) -> str | None:
     recorded = read_data_record(run)
     if recorded is None or name not in data.splits:
         return None
-    current = DataIdentity(None, {name: identify_split(data.splits[name])})
+    current = DataIdentity(data.classes, {name: identify_split(data.splits[name])})
     differences = describe_split_differences(name, recorded, current)
     return f"The data has changed since {run} was trained. {differences[0]}" if differences else None

@@ -37,6 +37,36 @@ def require_regular_file(path: Path) -> Path:
     return path
 
 
+LFS_POINTER = b"version https://git-lfs"
+"""The first bytes of a file that stands for another one in a clone without Git LFS."""
+
+
+def refuse_lfs_pointers(place: Path) -> None:
+    """Check that a file, or the model in a folder, is no pointer of Git LFS; called after it could not be read.
+
+    Raises:
+        ToastError: It is one.
+    """
+    patterns = ("*.safetensors", "*.bin", "config.json")
+    files = sorted(file for pattern in patterns for file in place.glob(pattern)) if place.is_dir() else [place]
+    for path in files:
+        if _is_lfs_pointer(path):
+            raise ToastError(
+                f"{path} cannot be loaded.",
+                f"{path.name} is a Git LFS pointer instead of the file itself.",
+                "Install Git LFS and run 'git lfs pull' in its folder, or download the file.",
+                code="weights.lfs-pointer",
+            )
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    try:
+        with require_regular_file(path).open("rb") as file:
+            return file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return False
+
+
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`, which replaces `path` at the end of the block or is removed on an error.

@@ -97,7 +97,10 @@ def align_tokens_to_text(ids: list[int], text: str, tokenizer: Any) -> list[str]
     names: list[str] = tokenizer.convert_ids_to_tokens(ids)
     if not tokenizer.is_fast:
         return names
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    offsets = encoded.offset_mapping
+    if encoded.input_ids != ids[len(ids) - len(offsets) :]:  # the text spells control tokens
+        return names
     offsets = [(0, 0)] * (len(ids) - len(offsets)) + offsets
     parts, covered = [], len(text)
     for name, (start, end) in reversed(list(zip(names, offsets, strict=True))):

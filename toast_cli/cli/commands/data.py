@@ -303,7 +303,11 @@ def _print_text_report(report: dict[str, Any], limit: int = 5) -> None:
     _print_sentences(report, "warnings", "yellow")
     for name, why in [*report["left_out"].items()][:limit]:
         print_line(f"  cannot be used: {name} ({why})")
-    for kind, word in (("copies", "identical"), ("nearly_across_splits", "nearly identical")):
+    for kind, word in (
+        ("copies", "identical"),
+        ("nearly_across_splits", "nearly identical"),
+        ("questions_across_splits", "same question"),
+    ):
         for pair in report["duplicates"][kind]["pairs"][:limit]:
             print_line(f"  {word}: {pair['first']} and {pair['second']}")
     if any(len(found) > limit for found in (report["left_out"], *(_["pairs"] for _ in report["duplicates"].values()))):

@@ -113,7 +113,9 @@ def _read_prompts(path: Path) -> list[str]:
     try:
         prompts = [line for line in read_text_file(path).splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ToastError(f"{path} is not UTF-8 text.", code="data.unreadable-file") from error
+        raise ToastError(
+            f"{path} is not UTF-8 text.", what_to_do="Save it as UTF-8.", code="data.unreadable-file"
+        ) from error
     except OSError as error:
         raise ToastError(f"Cannot read {path}.", error.strerror or str(error), code="data.unreadable-file") from error
     if not prompts:

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 from toast_cli.data.audit.check import MAX_LISTED, REPORTED_SPLITS, ProgressTracker
 from toast_cli.data.base import BatchOptions, DataSet, LoaderOptions
 from toast_cli.data.loaders import build_loader
-from toast_cli.data.text.conversation_split import ConversationSplit, find_near_conversations, format_content
+from toast_cli.data.text.conversation_split import (
+    Conversation,
+    ConversationSplit,
+    find_near_conversations,
+    format_content,
+)
 from toast_cli.data.text.duplicates import (
     compute_text_key,
     count_copies_across_splits,
@@ -28,7 +33,8 @@ def check_texts(data: DataSet, track: ProgressTracker, backbone: Backbone | None
 
     A problem makes the results of a run questionable: an entry that cannot be used, copies of a text, or, with a
     backbone, texts that it cannot be trained on. A warning is for the user to judge: a text that is nearly the same as
-    one of an earlier split, and what tuning the backbone reports about the texts, such as how many are truncated.
+    one of an earlier split, a question with different answers in different splits, and what tuning the backbone
+    reports about the texts, such as how many are truncated.
 
     `track(items, total, description)` yields the items and shows progress.
     """
@@ -45,6 +51,7 @@ def check_texts(data: DataSet, track: ProgressTracker, backbone: Backbone | None
         if first != index
     ]
     near = _find_near(splits)
+    asked = _find_questions_across_splits(splits)
     report: dict[str, Any] = {
         "classes": 0,
         "splits": {
@@ -69,10 +76,17 @@ def check_texts(data: DataSet, track: ProgressTracker, backbone: Backbone | None
                 "count": len(near),
                 "pairs": [{"first": first, "second": second} for second, first in [*near.items()][:MAX_LISTED]],
             },
+            "questions_across_splits": {"count": len(asked), "pairs": asked[:MAX_LISTED]},
         },
         "notes": list(data.notes),
     }
     problems, warnings = _list_findings(report, len(names))
+    try:
+        if backbone is not None:
+            backbone.require_tokenizer()
+    except ToastError as error:
+        problems.append(" ".join(filter(None, (error.what, error.why, error.what_to_do))))
+        backbone = None
     for part, split in splits.items():
         if backbone is None:
             break
@@ -101,7 +115,32 @@ def _list_findings(report: Mapping[str, Any], total: int) -> tuple[list[str], li
         warnings.append(
             f"{near:,} {'text is' if near == 1 else 'texts are'} nearly the same as one of an earlier split"
         )
+    if asked := report["duplicates"]["questions_across_splits"]["count"]:
+        warnings.append(
+            f"{asked:,} {'question is' if asked == 1 else 'questions are'} in several splits, with different answers: "
+            "results on them say little about new questions"
+        )
     return problems, warnings
+
+
+def _find_questions_across_splits(splits: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return a pair of conversations for every question that has different answers in different splits.
+
+    A question is what comes before the first answer.
+    """
+    first: dict[int, tuple[str, str, int]] = {}
+    pairs: dict[int, dict[str, str]] = {}
+    for part, split in splits.items():
+        for text in split.conversations if isinstance(split, ConversationSplit) else ():
+            turns = text.turns
+            begin = next((place for place, turn in enumerate(turns) if turn.role == "assistant"), len(turns))
+            question, answer = (
+                compute_text_key(format_content(Conversation(half, ""))) for half in (turns[:begin], turns[begin:])
+            )
+            earlier, name, known = first.setdefault(question, (part, text.name, answer))
+            if earlier != part and known != answer:
+                pairs.setdefault(question, {"first": f"{earlier}: {name}", "second": f"{part}: {text.name}"})
+    return list(pairs.values())
 
 
 def _iterate_texts(split: Any) -> Iterator[Any]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
+from datetime import datetime
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
+from toast_cli.data.text.control_tokens import ControlTokens, find_control_tokens
 from toast_cli.data.text.conversation_split import Turn
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
@@ -45,6 +50,16 @@ JINJA_TEMPLATES = {
     + "{% if add_generation_prompt %}{{ '### Response:' }}{% endif %}",
 }
 """The formats without a chat template of the tokenizer, as chat templates of transformers."""
+
+
+_TEMPLATE_DAY = datetime(2024, 7, 26)
+"""The day that chat templates take for today, the default of Llama 3: prompts are the same on every day."""
+_DATE_MACRO = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('%{code}', '{_TEMPLATE_DAY.strftime('%' + code)}')" for code in "aAbBdeFHIjmMpSTyY")
+    + " | replace('%-d', '26') | replace('%-m', '7') }}{% endmacro %}"
+)
+"""A Jinja macro in place of the function with which chat templates write the date."""
 
 
 class ChatTemplateError(ToastError):
@@ -90,10 +105,43 @@ def encode_prompt(turns: Sequence[Turn], tokenizer: Any, template: str | None) -
 
 
 def encode_documents(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Return the token ids of texts, each with the begin token of the tokenizer, if it has one, before it."""
-    begin = tokenizer.bos_token_id
+    """Return the token ids of texts, each with the begin token of the tokenizer, if it has one, before it.
+
+    Control tokens that the texts spell are encoded as ordinary text.
+    """
+    controls = get_control_tokens(tokenizer, None)
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
-    return [ids if begin is None or ids[:1] == [begin] else [begin, *ids] for ids in encoded]
+    return [
+        _add_begin(
+            controls.encode(controls.break_spelled(text), tokenizer) if controls.is_spelled_in(text) else ids, tokenizer
+        )
+        for text, ids in zip(texts, encoded, strict=True)
+    ]
+
+
+def get_control_tokens(tokenizer: Any, template: str | None) -> ControlTokens:
+    """Return the tokens that only the format may write: special tokens, and others with which it separates turns.
+
+    Args:
+        tokenizer: the tokenizer of a language model.
+        template: the format of conversations; None for documents.
+    """
+    chat = template is not None and uses_chat_template(tokenizer, template)
+    return _find_control_tokens(tokenizer, str(tokenizer.chat_template) if chat else "")
+
+
+@lru_cache(maxsize=4)
+def _find_control_tokens(tokenizer: Any, chat_template: str) -> ControlTokens:
+    written = ""
+    if chat_template:
+        with suppress(ChatTemplateError):  # special tokens are known without it
+            written = _format_chat(_PROBE[:3], tokenizer, prompt=False)
+    return find_control_tokens(tokenizer, written, chat_template)
+
+
+def _add_begin(ids: list[int], tokenizer: Any) -> list[int]:
+    begin = tokenizer.bos_token_id
+    return ids if begin is None or ids[:1] == [begin] else [begin, *ids]
 
 
 def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) -> list[tuple[list[int], list[int]]]:
@@ -102,7 +150,8 @@ def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) 
     Labels are `IGNORE_INDEX` outside the answers of the assistant. Every answer follows the tokens of `encode_prompt`.
     A text begins with what the chat template writes, which is what models with one were trained on. The other formats
     begin with the begin token of the tokenizer, if it has one. Prompts and answers are tokenized one by one, because a
-    model generates from the tokens of a prompt, not from its text.
+    model generates from the tokens of a prompt, not from its text. Control tokens that a turn spells are encoded as
+    ordinary text: they neither end a turn nor begin one.
 
     A conversation usually gives one sample. Some chat templates format earlier turns differently once others follow;
     for example, they drop the reasoning in earlier answers. If the prompt of an answer does not continue the text so
@@ -120,17 +169,23 @@ def _encode_turns(
 ) -> list[tuple[list[int], list[int]]]:
     """Return the samples of a conversation; with `prompt`, the last one ends before the next answer."""
     chat = uses_chat_template(tokenizer, template)
+    controls = get_control_tokens(tokenizer, template)
+    turns = [
+        replace(turn, text=controls.break_spelled(turn.text), material=controls.break_spelled(turn.material))
+        for turn in turns
+    ]
     samples: list[tuple[list[int], list[int]]] = []
     before: str | None = None
 
     def write_prompt(head: str) -> None:
         if before is not None and head.startswith(before):
             ids, labels = samples[-1]
-            new = _encode(head[len(before) :], tokenizer)
+            new = controls.encode(head[len(before) :], tokenizer)
         else:
             samples.append(([], []))
             ids, labels = samples[-1]
-            new = _encode(head, tokenizer) if chat else encode_documents([head], tokenizer)[0]
+            new = controls.encode(head, tokenizer)
+            new = new if chat else _add_begin(new, tokenizer)
         ids.extend(new)
         labels.extend([IGNORE_INDEX] * len(new))
 
@@ -153,7 +208,7 @@ def _encode_turns(
             before = None  # cannot be trained on, but the template may still format the whole conversation
             continue
         write_prompt(head)
-        answer = _encode(whole[len(head) :], tokenizer)
+        answer = controls.encode(whole[len(head) :], tokenizer)
         for sequence in samples[-1]:
             sequence.extend(answer)
         before = whole
@@ -168,10 +223,16 @@ _PROBE = (Turn("user", "1"), Turn("assistant", "2"), Turn("user", "3"), Turn("as
 
 def set_chat_template(tokenizer: Any, template: str | None) -> Any:
     """Return a tokenizer whose chat template is the format of the run; the given one if it has that already."""
-    if template is None or uses_chat_template(tokenizer, template):
+    if template is None:
         return tokenizer
+    if uses_chat_template(tokenizer, template):
+        own = tokenizer.get_chat_template()
+        if (chosen := _fix_date(own)) == own:
+            return tokenizer
+    else:
+        chosen = JINJA_TEMPLATES["stanford" if template == "stanford" else "plain"]
     exported = deepcopy(tokenizer)
-    exported.chat_template = JINJA_TEMPLATES["stanford" if template == "stanford" else "plain"]
+    exported.chat_template = chosen
     return exported
 
 
@@ -210,10 +271,6 @@ def get_marker_tokens(tokenizer: Any) -> frozenset[int]:
     return frozenset((*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder))
 
 
-def _encode(text: str, tokenizer: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-
-
 def _format_turns(turns: Sequence[Turn], tokenizer: Any, template: str, prompt: bool = False) -> str:
     if uses_chat_template(tokenizer, template):
         return _format_chat(turns, tokenizer, prompt)
@@ -228,7 +285,10 @@ def _format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
     for attempt in (turns, merge_system_turns(turns)):
         messages = [{"role": turn.role, "content": turn.whole} for turn in attempt]
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+            source = _fix_date(tokenizer.get_chat_template())
+            text = tokenizer.apply_chat_template(
+                messages, chat_template=source, tokenize=False, add_generation_prompt=prompt
+            )
         except Exception as error:  # a chat template is a program of somebody else
             first_error = first_error or error
             continue
@@ -258,6 +318,11 @@ def merge_system_turns(turns: Sequence[Turn]) -> list[Turn]:
         else:
             merged.append(turn)
     return merged
+
+
+def _fix_date(chat_template: str) -> str:
+    """Return a chat template that writes `_TEMPLATE_DAY` if the given one writes the current date."""
+    return _DATE_MACRO + chat_template if "strftime_now" in chat_template else chat_template
 
 
 def _format_plain(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:

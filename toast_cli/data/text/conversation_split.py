@@ -231,14 +231,25 @@ def find_near_conversations(splits: Mapping[str, ConversationSplit]) -> dict[str
     return find_near_texts_across_splits(kept)
 
 
+def require_field(entry: dict[str, Any], name: str) -> Any:
+    """Return the value of a field.
+
+    Raises:
+        ValueError: If the field is missing.
+    """
+    if name not in entry:
+        found = ", ".join(f"'{field}'" for field in islice(entry, 5))
+        raise ValueError(f"'{name}' is missing; found {found or 'no field'}")
+    return entry[name]
+
+
 def require_text(entry: dict[str, Any], name: str) -> str:
     """Return the text of a field.
 
     Raises:
         ValueError: If the field is missing, empty, not a string or not valid Unicode.
     """
-    if name not in entry:
-        raise ValueError(f"'{name}' is missing")
+    require_field(entry, name)
     if not isinstance(entry[name], str):
         raise ValueError(f"'{name}' is not a string")
     if not entry[name].strip():

@@ -183,6 +183,7 @@ def _read_texts(options: TextDocumentOptions, data_dir: Path | None, unused: Cou
         raise ToastError(
             f"Cannot read {options.path} after document {number}.",
             f"{type(error).__name__}: {error}",
+            "Check that the file is whole, and save it as UTF-8." if isinstance(error, ValueError) else "",
             code="data.unreadable-file",
         ) from error
 

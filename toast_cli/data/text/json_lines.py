@@ -9,6 +9,8 @@ from typing import Any
 
 from toast_cli.utils.errors import ToastError
 
+NOT_UTF8 = "is not UTF-8 text"
+
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield line number (from 1) and value of every line of a JSON Lines file. Blank lines are skipped.
@@ -50,9 +52,16 @@ def _parse_json(text: bytes, path: Path, first: int) -> Any:
     try:
         return json.loads(text.decode())
     except UnicodeDecodeError as error:
-        line, what = first + text.count(b"\n", 0, error.start), "is not UTF-8 text"
+        line, what = first + text.count(b"\n", 0, error.start), NOT_UTF8
     except json.JSONDecodeError as error:
         line, what = first + error.lineno - 1, f"is not valid JSON: {error.msg[:1].lower()}{error.msg[1:]}"
     except RecursionError:
         line, what = first, "is not supported: the JSON is nested too deeply"
-    raise ToastError(f"Cannot read {path}.", f"Line {line} {what}.", code="text.invalid-json")
+    # Text in UTF-16 without a byte order mark is valid UTF-8 with a null byte in every second place.
+    encoded_otherwise = what == NOT_UTF8 or b"\0" in text
+    raise ToastError(
+        f"Cannot read {path}.",
+        f"Line {line} {what}.",
+        "Save it as UTF-8." if encoded_otherwise else "",
+        code="text.invalid-json",
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from toast_cli.data.text.chat_templates import (
     encode_documents,
     find_answer_end,
     find_end_tokens,
+    get_control_tokens,
     get_marker_tokens,
     split_answers,
     tokenize_conversation,
@@ -125,6 +126,7 @@ def build_conversation_loader(
     markers, ends = get_marker_tokens(tokenizer), find_end_tokens(tokenizer, options.template)
     texts, truncated, empty, total, rejected = [], 0, 0, 0, []
     answers, endless = 0, []
+    controls, spelled = get_control_tokens(tokenizer, options.template), 0
     for index in range(len(split)):
         conversation = split.load(index)
         try:
@@ -133,6 +135,7 @@ def build_conversation_loader(
             rejected.append(error)
             continue
         total += len(samples)
+        spelled += controls.is_spelled_in(*(turn.whole for turn in conversation.turns))
         for ids, labels in samples:
             require_known_tokens(ids, tokenizer, limits, conversation.name)
             for answer in split_answers(labels):
@@ -162,6 +165,7 @@ def build_conversation_loader(
             f"{len(split) - len(rejected):,} conversations became {total:,} texts, because the chat template formats "
             "earlier turns differently once others follow. Every answer is learned after the prompt used in generation."
         )
+    notes += _format_spelled_note(spelled, len(split))
     if endless:
         notes.append(
             f"{len(endless):,} of {answers:,} answers do not end with a token that ends answers, but with "
@@ -194,7 +198,13 @@ def build_document_loader(
         ToastError: If there is less text than one block, or the model lacks a token.
     """
     length, note = limit_tokens(split.block_tokens, "dataset.block_tokens", limits)
-    stream = memory_map_tokens(_tokenize_documents(split, tokenizer, limits))
+    controls, spelled = get_control_tokens(tokenizer, None), 0
+
+    def watch(texts: list[str]) -> None:
+        nonlocal spelled
+        spelled += sum(map(controls.is_spelled_in, texts))
+
+    stream = memory_map_tokens(_tokenize_documents(split, tokenizer, limits, watch))
     count = len(stream) // length
     if not count:
         raise ToastError(
@@ -207,13 +217,29 @@ def build_document_loader(
     notes.append(
         f"{len(split):,} documents make {count:,} blocks of {length} tokens; the last {left:,} tokens are not used."
     )
+    notes += _format_spelled_note(spelled, len(split))
     if tokenizer.eos_token_id is None:
         notes.append("The tokenizer has no end token, so nothing separates documents, and generation does not stop.")
     return TextLoader(TokenBlocks(stream, length, count), tuple(notes), 0, loader.seed, batches)
 
 
-def _tokenize_documents(split: DocumentSplit, tokenizer: Any, limits: TextLimits) -> Iterator[array[int]]:
-    """Yield the tokens of every document, with BOS and EOS. Several documents are tokenized per call."""
+def _format_spelled_note(count: int, total: int) -> list[str]:
+    """Return the note on texts that spell control tokens."""
+    if not count:
+        return []
+    return [
+        f"{count:,} of {total:,} texts contain control tokens of the tokenizer, such as an end token. They are encoded "
+        "as ordinary text, which ends no turn and begins none."
+    ]
+
+
+def _tokenize_documents(
+    split: DocumentSplit, tokenizer: Any, limits: TextLimits, watch: Callable[[list[str]], None]
+) -> Iterator[array[int]]:
+    """Yield the tokens of every document, with BOS and EOS. Several documents are tokenized per call.
+
+    `watch` is called with the documents of each call.
+    """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     texts: list[str] = []
     characters = done = 0
@@ -226,6 +252,7 @@ def _tokenize_documents(split: DocumentSplit, tokenizer: Any, limits: TextLimits
             and index < len(split) - 1
         ):
             continue
+        watch(texts)
         for number, ids in enumerate(encode_documents(texts, tokenizer), start=done + 1):
             require_known_tokens([*ids, *end], tokenizer, limits, f"Document {number:,}")
             yield array("i", [*ids, *end])

@@ -15,6 +15,7 @@ from toast_cli.data.text.conversation_split import (
     Turn,
     list_filled_fields,
     open_conversations,
+    require_field,
     require_text,
 )
 
@@ -42,7 +43,12 @@ def parse_sharegpt_entry(entry: dict[str, Any]) -> list[Turn]:
     Raises:
         ValueError: If the entry has another structure, a speaker is unknown or there is no answer.
     """
-    messages = entry.get("conversations")
+    if "conversations" not in entry and "messages" in entry:
+        raise ValueError(
+            "'conversations' is missing, and 'messages' was found: rename it, and in each message 'role' to 'from' and "
+            "'content' to 'value'"
+        )
+    messages = require_field(entry, "conversations")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError("'conversations' is not a list of objects")
     turns = []
