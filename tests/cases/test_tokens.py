@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,7 +43,7 @@ from toast_cli.recipe.parse import build_recipe
 from toast_cli.storage.adapter import build_adapter_config
 from toast_cli.storage.load_model import LoadedModel
 from toast_cli.utils.constants import IGNORE_INDEX
-from toast_cli.utils.errors import ToastError
+from toast_cli.utils.errors import ToastError, UsageError
 from toast_llama.backbone import LlamaBackbone, get_window
 from toast_llama.tokenizer import load_tokenizer
 
@@ -459,6 +460,21 @@ def test_a_folder_without_tokenizer_files_has_no_tokenizer(tmp_path: Path) -> No
     make_tokenizer().save_pretrained(tmp_path / "whole")
     loaded, error = load_tokenizer(str(tmp_path / "whole"))
     assert error is None and len(loaded) == len(make_tokenizer())
+
+
+@pytest.mark.parametrize("weights", [None, "none", "here"])
+def test_a_folder_without_config_json_is_named_as_such(weights: str | None, folder: Path, tmp_path: Path) -> None:
+    from toast_llama.loading import build_llama
+    from toast_llama.options import LlamaOptions
+
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    (bare / "config.json").unlink()
+    source, weights = (str(folder), str(bare)) if weights == "here" else (str(bare), weights)
+    with pytest.raises(UsageError) as refused:
+        build_llama(source, None, LlamaOptions(name=f"llama:{source}", weights=weights))
+    assert refused.value.code == "weights.missing-model" and refused.value.why == "config.json is missing."
+    assert str(bare) in refused.value.what
 
 
 def test_limits_are_those_of_the_smaller_of_embedding_and_output(folder: Path) -> None:
