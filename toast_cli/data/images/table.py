@@ -16,7 +16,7 @@ from toast_cli.data.class_map import check_trainable_classes, read_class_file, r
 from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.listed_files import find_listed_files
 from toast_cli.data.images.object_masks import Box
-from toast_cli.data.labels import describe_suspicious_numbers, read_labels, select_labelled
+from toast_cli.data.labels import describe_placeholder_labels, describe_suspicious_numbers, read_labels, select_labelled
 from toast_cli.data.paths import find_file
 from toast_cli.data.split_names import SPLITS, get_cell_split, require_known_names
 from toast_cli.data.splits import UnlabelledRowsOptions, complete_splits, make_train_val_test_splits
@@ -142,7 +142,8 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
     split_notes = [f"{file}: read {', '.join(renamed)}"] if renamed else []
     if unused:
         split_notes.append(f"{file}: {unused:,} rows of splits that are unused, not read")
-    warnings = describe_suspicious_numbers(classes, len(given["train"])) if named is None else ()
+    warnings = describe_suspicious_numbers(classes, len(given["train"])) if named is None else []
+    warnings += describe_placeholder_labels(classes) if named is None else []
     return DataSet(
         classes,
         made,
