@@ -284,6 +284,12 @@ def _open_images(images: Any, white: int | None) -> Iterator[Image]:
 
 
 def _to_rgb_image(image: Any, white: int | None, which: str) -> Image:
+    if image == "":
+        raise UsageError(
+            f"Expected the path of an image, got an empty text as {which}.",
+            what_to_do="Pass the path of an image file.",
+            code="image.empty-path",
+        )
     if isinstance(image, str | Path):
         return open_image(Path(image), white)
     if not isinstance(image, PilImage):

@@ -11,12 +11,19 @@ from toast_cli.plugin import UsageError
 from toast_convnext.backbone import ConvNeXtBackbone
 from toast_convnext.options import ConvNeXtOptions
 from toast_timm.classifier import load_pretrained_classifier
-from toast_timm.loading import ModelSource, build_module, get_preprocessing
+from toast_timm.loading import ModelSource, build_module, get_preprocessing, require_rgb_input
 
 
 def wrap_convnext(module: Any) -> ConvNeXtBackbone | None:
-    """Return the backbone of a timm ConvNeXt, or None for any other module."""
-    return ConvNeXtBackbone(module, get_preprocessing(module)) if isinstance(module, ConvNeXt) else None
+    """Return the backbone of a timm ConvNeXt, or None for any other module.
+
+    Raises:
+        UsageError: The model does not read RGB images.
+    """
+    if not isinstance(module, ConvNeXt):
+        return None
+    require_rgb_input(module)
+    return ConvNeXtBackbone(module, get_preprocessing(module))
 
 
 def build_convnext(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:

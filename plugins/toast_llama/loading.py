@@ -57,12 +57,7 @@ def build_llama(source: str, architecture: Mapping[str, Any] | None, options: Ll
     if options.weights is not None:
         folder = Path(options.weights).expanduser()
         if not (folder / "config.json").is_file():
-            raise UsageError(
-                f"There is no model in {folder}.",
-                "It holds no config.json.",
-                "Give the folder that transformers' save_pretrained wrote, or a download of the model's repository.",
-                code="weights.missing-model",
-            )
+            raise _build_missing_config_error(folder)
         place = str(folder)
     _load_config(place)
     try:
@@ -126,8 +121,19 @@ def _load_generation_config(module: PreTrainedModel, place: str) -> PreTrainedMo
     return module
 
 
+def _build_missing_config_error(folder: Path) -> UsageError:
+    return UsageError(
+        f"There is no model in {folder}.",
+        "config.json is missing.",
+        "Give the folder that transformers' save_pretrained wrote, or a download of the model's repository.",
+        code="weights.missing-model",
+    )
+
+
 def _build_unavailable_error(place: str, error: Exception) -> ToastError:
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+        return _build_missing_config_error(Path(place))
     if Path(place).is_dir():
         refuse_lfs_pointers(Path(place))
         return ToastError(

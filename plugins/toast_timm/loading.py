@@ -14,6 +14,8 @@ from torch import nn
 from toast_cli.plugin import Preprocessing, ToastError, UsageError, did_you_mean, find_refused_code, refuse_lfs_pointers
 from toast_timm.hub_availability import use_offline_if_unreachable
 
+RGB_CHANNELS = 3
+
 
 class ModelSource(TypedDict):
     """The model and the source of its weights: the arguments of `build_module` except for `arguments`."""
@@ -58,6 +60,22 @@ def build_module(
     if isinstance(recorded, dict):
         recorded["license"] = None  # timm's record is about the weights that it publishes
     return module
+
+
+def require_rgb_input(module: nn.Module) -> None:
+    """Check that the first layer of a model reads the three channels of RGB.
+
+    Raises:
+        UsageError: It reads another number of channels.
+    """
+    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    if first is not None and first.in_channels != RGB_CHANNELS:
+        raise UsageError(
+            f"This {type(module).__name__} reads images of {first.in_channels} channel{'s' * (first.in_channels > 1)}.",
+            "Images are read as RGB, which has 3; grey images too.",
+            "Build the model with in_chans=3. timm converts pretrained weights.",
+            code="backbone.wrong-channels",
+        )
 
 
 def get_preprocessing(module: nn.Module, size: tuple[int, int] | None = None) -> Preprocessing:

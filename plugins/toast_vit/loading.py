@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from toast_cli.plugin import UsageError
 from toast_timm.classifier import load_pretrained_classifier
-from toast_timm.loading import ModelSource, build_module, get_preprocessing
+from toast_timm.loading import ModelSource, build_module, get_preprocessing, require_rgb_input
 from toast_vit.backbone import VitBackbone
 from toast_vit.options import VitOptions
 
@@ -35,9 +35,14 @@ def check_image_size(module: Any, options: VitOptions) -> None:
 
 
 def wrap_vit(module: Any) -> VitBackbone | None:
-    """Return the backbone of a timm ViT, or None for any other module."""
+    """Return the backbone of a timm ViT, or None for any other module.
+
+    Raises:
+        UsageError: The model does not read RGB images.
+    """
     if not isinstance(module, VisionTransformer):
         return None
+    require_rgb_input(module)
     return VitBackbone(module, get_preprocessing(module, getattr(module.patch_embed, "img_size", None)))
 
 

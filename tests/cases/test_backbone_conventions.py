@@ -26,7 +26,7 @@ from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.export.formats.hf import build_image_processor_config
 from toast_cli.storage.load_model import load_model
-from toast_cli.utils.errors import ToastError
+from toast_cli.utils.errors import ToastError, UsageError
 from toast_timm.loading import get_preprocessing
 
 KINDS = [
@@ -222,3 +222,11 @@ def test_a_language_model_computes_the_logits_of_transformers(kind: str) -> None
         head = backbone.output()
         assert head is not None
         torch.testing.assert_close(head(pooled), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("name", ["test_vit", "vit_tiny_r_s16_p8_224", "convnext_atto", "convnext_atto_ols"])
+def test_a_model_that_does_not_read_rgb_is_refused_before_it_is_steered(name: str, channels: int) -> None:
+    with pytest.raises(UsageError, match=rf"{channels} channel") as refused:
+        toast_cli.steer(timm.create_model(name, in_chans=channels), 3)
+    assert refused.value.code == "backbone.wrong-channels" and "in_chans=3" in refused.value.what_to_do

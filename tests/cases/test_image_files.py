@@ -350,6 +350,13 @@ UNREADABLE = {
     "heic": (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"),
     "jpeg xl": (b"\xff\x0a" + bytes(40), "JPEG XL"),
     "text": (b"hello", "not an image"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+    "html": (b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html><body><svg/></body></html>", "HTML page"),
+    "html fragment": (b"<head><title>404</title></head>", "HTML page"),
+    "svg": (b'<?xml version="1.0"?>\n<!-- a --><svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+    "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML"),
+    "json": (b'{"message": "Not Found"}', "JSON"),
+    "pdf": (b"%PDF-1.7\n", "PDF"),
     "truncated": ((lambda stream: (noise(80, 80).save(stream, "png"), stream.getvalue()[:-900])[1])(io.BytesIO()), ""),
 }
 
@@ -361,6 +368,17 @@ def test_what_cannot_be_read_is_refused_by_name_and_cause(kind: str, tmp_path: P
     with pytest.raises(ToastError) as refused:
         open_image(tmp_path / "a.jpg")
     assert refused.value.code == "image.unreadable" and "a.jpg" in refused.value.what and words in refused.value.why
+    if kind != "truncated":
+        with pytest.raises(ToastError) as refused:
+            read_class_map(tmp_path / "a.jpg", 3)
+        assert refused.value.code == "data.unreadable-class-map" and words in refused.value.why
+
+
+def test_an_empty_path_is_not_the_current_folder(model: toast_cli.Steered) -> None:
+    for given in ("", ["", ""]):
+        with pytest.raises(UsageError, match="an empty text") as refused:
+            model.predict(given)
+        assert refused.value.code == "image.empty-path"
 
 
 def test_a_list_is_computed_in_batches_and_never_held_whole(

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.layouts import encoded
 from toast_cli.data.base import DataSet
 from toast_cli.data.images.table import TableOptions, open_table
-from toast_cli.data.labels import describe_suspicious_numbers, read_labels
+from toast_cli.data.labels import describe_placeholder_labels, describe_suspicious_numbers, read_labels
 from toast_cli.utils.errors import ToastError
 
 
@@ -144,3 +144,31 @@ def test_numbers_that_look_like_measurements_are_reported(labels: list[str], ima
 
 def test_a_table_warns_of_measurements(tmp_path: Path) -> None:
     assert "10 different numbers for" in table(tmp_path, [number // 2 for number in range(20)]).warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "suspicious"),
+    [
+        (["cat", "dog", "-"], True),
+        (["cat", "dog", "--"], True),
+        (["1", "2", "\u2014"], True),
+        (["cat", "..."], True),
+        (["-", "+"], False),
+        (["A+", "A-"], False),
+        (["cat", "?!"], False),
+        (["-"], False),
+        (["-1", "1"], False),
+        (["cat", "-", "*"], False),
+    ],
+)
+def test_dashes_among_words_are_kept_and_reported(labels: list[str], suspicious: bool) -> None:
+    assert read_labels(labels) == labels
+    assert bool(describe_placeholder_labels(labels)) == suspicious
+
+
+def test_a_table_warns_of_dashes_unless_a_file_lists_them(tmp_path: Path) -> None:
+    labels = ["cat", "dog", "-"] * 2
+    data = table(tmp_path, labels)
+    assert data.classes == ("-", "cat", "dog") and ["'-'" in warning for warning in data.warnings] == [True]
+    (tmp_path / "classes.txt").write_text("-\ncat\ndog\n")
+    assert table(tmp_path, labels, class_file=str(tmp_path / "classes.txt")).warnings == ()

@@ -47,7 +47,7 @@ from toast_cli.recipe.parse import build_recipe
 from toast_cli.storage.adapter import build_adapter_config
 from toast_cli.storage.load_model import LoadedModel
 from toast_cli.utils.constants import IGNORE_INDEX
-from toast_cli.utils.errors import ToastError
+from toast_cli.utils.errors import ToastError, UsageError
 from toast_llama.backbone import LlamaBackbone, get_window
 from toast_llama.tokenizer import load_tokenizer
 
@@ -198,7 +198,7 @@ def test_a_template_that_asks_otherwise_than_it_writes_can_still_be_talked_to() 
         tokenize_conversation(talk, tokenizer, "chat")
 
 
-@pytest.mark.parametrize("broken", ["{{ messages[0].content + 1 }}", "{% for %}", "{{ messages[9]['role']['x'] }}"])
+@pytest.mark.parametrize("broken", ["{{ messages[0].content + 1 }}", "{{ messages[9]['role']['x'] }}"])
 def test_a_broken_chat_template_is_named(broken: str) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = broken
@@ -206,6 +206,23 @@ def test_a_broken_chat_template_is_named(broken: str) -> None:
         encode_prompt([Turn("user", "a")], tokenizer, "chat")
     assert refused.value.code == "text.refused-by-chat-template" and "Error" in refused.value.why
     assert find_end_tokens(tokenizer, "chat") == frozenset()
+
+
+@pytest.mark.parametrize("broken", ["{% for %}", CHATML[:60], CHATML[:-4], "\n{{ 'a' | no_such_filter }}"])
+@pytest.mark.parametrize("jinja", [True, False])
+def test_a_damaged_chat_template_is_not_blamed_on_the_conversation(broken: str, jinja: bool, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = broken
+    tokenizer.save_pretrained(tmp_path, save_jinja_files=jinja)
+    tokenizer, _ = load_tokenizer(str(tmp_path))
+    with pytest.raises(ChatTemplateError) as refused:
+        load([QUESTION], tokenizer, TextLimits())
+    assert refused.value.code == "text.damaged-chat-template"
+    file = "chat_template.jinja" if jinja else "tokenizer_config.json"
+    assert str(tmp_path / file) in refused.value.why and f"line {1 + broken.count(chr(10))}" in refused.value.why
+    assert "Download" in refused.value.what_to_do and "dataset.template=plain" in refused.value.what_to_do
+    assert find_end_tokens(tokenizer, "chat") == frozenset()
+    assert load([QUESTION], tokenizer, TextLimits(), template="plain").notes == ()
 
 
 def test_stop_tokens_are_those_of_training_of_the_tokenizer_and_of_the_model() -> None:
@@ -237,6 +254,14 @@ def test_answers_without_an_end_are_said_before_training() -> None:
     assert load([QUESTION], tokenizer, TextLimits(), template="plain").notes == ()
     tokenizer.eos_token = None
     assert "generation cannot stop" in load([QUESTION], tokenizer, TextLimits(), template="plain").notes[0]
+
+
+@pytest.mark.parametrize("answer", ["Hello</s>", "Hello</s>\n", "Hello<|im_end|>", "Hello</s> </s>"])
+def test_an_answer_that_spells_an_end_token_itself_has_an_end(answer: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    assert load([(Turn("user", "Hi"), Turn("assistant", answer))], tokenizer, TextLimits()).notes == ()
 
 
 @pytest.mark.parametrize(("wanted", "window", "longest"), [(64, 9, 9), (9, 64, 9), (64, None, 11), (64, 11, 11)])
@@ -441,6 +466,21 @@ def test_a_folder_without_tokenizer_files_has_no_tokenizer(tmp_path: Path) -> No
     make_tokenizer().save_pretrained(tmp_path / "whole")
     loaded, error = load_tokenizer(str(tmp_path / "whole"))
     assert error is None and len(loaded) == len(make_tokenizer())
+
+
+@pytest.mark.parametrize("weights", [None, "none", "here"])
+def test_a_folder_without_config_json_is_named_as_such(weights: str | None, folder: Path, tmp_path: Path) -> None:
+    from toast_llama.loading import build_llama
+    from toast_llama.options import LlamaOptions
+
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    (bare / "config.json").unlink()
+    source, weights = (str(folder), str(bare)) if weights == "here" else (str(bare), weights)
+    with pytest.raises(UsageError) as refused:
+        build_llama(source, None, LlamaOptions(name=f"llama:{source}", weights=weights))
+    assert refused.value.code == "weights.missing-model" and refused.value.why == "config.json is missing."
+    assert str(bare) in refused.value.what
 
 
 def test_limits_are_those_of_the_smaller_of_embedding_and_output(folder: Path) -> None:

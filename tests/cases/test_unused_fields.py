@@ -5,6 +5,7 @@ Reports of similar tools: unslothai/unsloth #11053, axolotl-ai-cloud/axolotl #22
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from toast_cli.data.base import DataSet
 from toast_cli.data.text import alpaca, sharegpt
 from toast_cli.data.text.conversation_split import Turn
 from toast_cli.data.text.documents import TextDocumentOptions, open_documents
-from toast_cli.data.text.json_lines import read_json_lines
+from toast_cli.data.text.json_lines import read_json_lines, read_json_list
 from toast_cli.utils.errors import ToastError
 
 PLAIN = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
@@ -136,3 +137,42 @@ def test_a_file_in_another_encoding_is_to_be_saved_as_utf8(tmp_path: Path, encod
     with pytest.raises(ToastError) as caught:
         opens[source]()
     assert "UTF-8" in caught.value.what_to_do
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize(
+    ("source", "content", "words"),
+    [
+        ("alpaca", [{"messages": [{"role": "user", "content": "a"}]}], "'role' to 'from'"),
+        ("alpaca", [{"conversations": TALK}], "--dataset sharegpt:"),
+        ("sharegpt", [PLAIN], "--dataset alpaca:"),
+        ("alpaca", {"data": [PLAIN]}, "jq '.[\"data\"]'"),
+        ("alpaca", {"version": 1, "my rows": [PLAIN]}, "The entries are in 'my rows'"),
+        ("sharegpt", {"data": [{"conversations": TALK}]}, "The entries are in 'data'"),
+        ("alpaca", [{"question": "a", "answer": "b"}], "'instruction' (alpaca)"),
+        ("alpaca", [{"instruction": "a"}], ""),
+        ("alpaca", ["a"], "'instruction' (alpaca)"),
+    ],
+)
+def test_a_file_of_another_format_says_what_to_do(
+    source: str, content: Any, words: str, indent: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "d.json").write_text(json.dumps(content, indent=indent))
+    options: Any = {"alpaca": alpaca.AlpacaOptions, "sharegpt": sharegpt.ShareGptOptions}[source]
+    opened: Any = {"alpaca": alpaca.open_alpaca, "sharegpt": sharegpt.open_sharegpt}[source]
+    with pytest.raises(ToastError) as refused:
+        opened(options(path=str(tmp_path / "d.json")), None)
+    assert refused.value.code == "text.no-conversations"
+    assert words in refused.value.what_to_do and bool(refused.value.what_to_do) == bool(words)
+
+
+def test_one_object_over_several_lines_is_one_entry(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(json.dumps(PLAIN, indent=2))
+    assert read_json_list(tmp_path / "d.json") == [PLAIN]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md"])
+def test_every_line_of_plain_text_is_a_document(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("one\ntwo\n\n  \nthree")
+    data = open_documents(TextDocumentOptions(path=str(tmp_path / name), val_fraction=0), None)
+    assert [data.splits["train"].load(index) for index in range(3)] == ["one", "two", "three"]

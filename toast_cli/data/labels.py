@@ -31,6 +31,7 @@ MAX_NAMED = 3
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+")
+_PLACEHOLDER = re.compile(r"[-\u2010-\u2015\u2212_.]+")
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
 
 
@@ -157,6 +158,20 @@ def _describe_measurements(labels: Collection[str], images: int) -> list[str]:
     return [
         f"the labels are {len(values):,} different numbers for {images:,} images, from {min(values):g} to "
         f"{max(values):g}: a measurement? Every number is learned as a class of its own"
+    ]
+
+
+def describe_placeholder_labels(labels: Collection[str]) -> list[str]:
+    """Return a warning if a label consists of dashes or dots, as tables have in empty cells, and the others are words.
+
+    Where another label is made of signs too, such as `+` beside `-`, both are classes.
+    """
+    signs = [label for label in labels if not any(character.isalnum() for character in label)]
+    if len(signs) != 1 or len(labels) == 1 or not _PLACEHOLDER.fullmatch(signs[0].strip()):
+        return []
+    return [
+        f"'{signs[0]}' is learned as a class: does it stand for a missing label? If so, empty these cells and set "
+        "dataset.on_missing_label=skip, or add the labels; if not, list all classes in a dataset.class_file"
     ]
 
 

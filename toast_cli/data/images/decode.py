@@ -26,6 +26,9 @@ TIFF_BITS_PER_SAMPLE = 258
 
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
 
+HEADER_BYTES = 2048
+"""Number of bytes of a file that Pillow does not identify that are searched for its format."""
+
 TRANSPOSE_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,7 +66,7 @@ def open_image(path: ImageFile, white: int | None = None) -> PilImage:
             image.info = {"remarks": remarks, **({} if brightest is None else {"brightest": brightest})}
             return image
     except UnidentifiedImageError as error:
-        raise _make_unreadable_error(path, _explain_unknown_format(path)) from error
+        raise _make_unreadable_error(path, explain_unknown_format(path)) from error
     except Image.DecompressionBombError as error:
         raise _make_unreadable_error(path, f"It is too large: {error}") from error
     except OSError as error:
@@ -188,16 +191,27 @@ def _list_remarks(file: PilImage) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-def _explain_unknown_format(path: ImageFile) -> str:
-    """Return why Pillow cannot identify a file."""
+def explain_unknown_format(path: ImageFile) -> str:
+    """Return why Pillow cannot identify a file, by its first bytes."""
     with open_file(path) as stream:
-        start = stream.read(12)
+        start = stream.read(HEADER_BYTES)
     if not start:
         return "It is empty, and not an image."
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
         return "It is a HEIC image, which Pillow does not decode. Convert it to JPEG or PNG."
     if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
         return "It is a JPEG XL image, which Pillow does not decode. Convert it to JPEG or PNG."
+    if start.startswith(b"version https://git-lfs"):
+        return "It is a Git LFS pointer instead of the image itself. Run 'git lfs pull' in its repository."
+    if start.startswith(b"%PDF"):
+        return "It is a PDF document. Convert its pages to PNG."
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"<") and any(tag in text for tag in (b"<html", b"<!doctype html", b"<head", b"<body")):
+        return "It is an HTML page: the download failed or needs a login. Download the image again."
+    if text.startswith(b"<") and b"<svg" in text:
+        return "It is an SVG drawing, which Pillow does not decode. Convert it to PNG."
+    if text.startswith((b"<?xml", b"{")):
+        return f"It is {'XML' if text.startswith(b'<') else 'JSON'} text, for example the error of a failed download."
     return "It is not an image, or has a format that this version of Pillow cannot decode."
 
 

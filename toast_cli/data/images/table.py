@@ -16,7 +16,13 @@ from toast_cli.data.class_map import check_trainable_classes, read_class_file, r
 from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.listed_files import find_listed_files
 from toast_cli.data.images.object_masks import Box
-from toast_cli.data.labels import describe_merged_labels, describe_suspicious_numbers, read_labels, select_labelled
+from toast_cli.data.labels import (
+    describe_merged_labels,
+    describe_placeholder_labels,
+    describe_suspicious_numbers,
+    read_labels,
+    select_labelled,
+)
 from toast_cli.data.paths import find_file
 from toast_cli.data.split_names import SPLITS, get_cell_split, require_known_names
 from toast_cli.data.splits import UnlabelledRowsOptions, complete_splits, make_train_val_test_splits
@@ -143,7 +149,8 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
     if unused:
         split_notes.append(f"{file}: {unused:,} rows of splits that are unused, not read")
     label_notes += describe_merged_labels(stored, labels)
-    warnings = describe_suspicious_numbers(classes, len(given["train"])) if named is None else ()
+    warnings = describe_suspicious_numbers(classes, len(given["train"])) if named is None else []
+    warnings += describe_placeholder_labels(classes) if named is None else []
     return DataSet(
         classes,
         made,

@@ -144,16 +144,18 @@ def read_class_map(path: Path, classes: int, reduce_zero_label: bool = False) ->
         ToastError: the file cannot be read, has several channels or a lossy format, or has a value that is not a class.
     """
     import numpy as np
+    from PIL import UnidentifiedImageError
 
-    from toast_cli.data.images.decode import open_pillow_file, turn_upright
+    from toast_cli.data.images.decode import explain_unknown_format, open_pillow_file, turn_upright
 
     try:
         with open_pillow_file(path) as file:
             kind, mode, values = file.format, file.mode, np.asarray(turn_upright(file))
     except Exception as error:  # Pillow's decoders raise arbitrary exceptions on damaged files
+        unknown = isinstance(error, UnidentifiedImageError)
         raise ToastError(
             f"Cannot read the class map {path}.",
-            f"{type(error).__name__}: {error}",
+            explain_unknown_format(path) if unknown else f"{type(error).__name__}: {error}",
             "Replace the file, or remove it and its image.",
             code="data.unreadable-class-map",
         ) from error

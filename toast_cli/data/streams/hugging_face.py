@@ -24,7 +24,13 @@ from toast_cli.data.class_map import (
 from toast_cli.data.images.files import open_file
 from toast_cli.data.images.folder_scan import DiskFolder
 from toast_cli.data.images.labelled_files import FileSplit
-from toast_cli.data.labels import describe_merged_labels, describe_suspicious_numbers, read_labels, select_labelled
+from toast_cli.data.labels import (
+    describe_merged_labels,
+    describe_placeholder_labels,
+    describe_suspicious_numbers,
+    read_labels,
+    select_labelled,
+)
 from toast_cli.data.paths import list_candidate_paths
 from toast_cli.data.split_names import SplitAssignment, assign_splits, parse_split_name
 from toast_cli.data.splits import UnlabelledRowsOptions, complete_splits, make_train_val_test_splits
@@ -114,7 +120,8 @@ def open_hf(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
         made, made_notes = make_train_val_test_splits(parts["train"], options)
     else:
         made, made_notes = complete_splits(parts, options, options.path)
-    warnings = () if given or listed else describe_suspicious_numbers(classes, len(parts["train"]))
+    warnings = [] if given or listed else describe_suspicious_numbers(classes, len(parts["train"]))
+    warnings += [] if given or listed else describe_placeholder_labels(classes)
     return DataSet(classes, made, (*notes, *made_notes), tuple(warnings))
 
 

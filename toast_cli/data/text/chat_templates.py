@@ -8,8 +8,11 @@ from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, takewhile
+from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateSyntaxError
 
 from toast_cli.data.text.control_tokens import ControlTokens, find_control_tokens
 from toast_cli.data.text.conversation_split import Turn
@@ -246,8 +249,10 @@ def find_end_tokens(tokenizer: Any, template: str) -> frozenset[int]:
     except ChatTemplateError:
         return frozenset()
     markers = get_marker_tokens(tokenizer)
-    ends = (find_answer_end(answer, tokenizer, markers) for _, labels in samples for answer in split_answers(labels))
-    return frozenset(end for end in ends if end is not None)
+    endings = (
+        list_end_markers(answer, tokenizer, markers) for _, labels in samples for answer in split_answers(labels)
+    )
+    return frozenset(ending[0] for ending in endings if ending)
 
 
 def split_answers(labels: Sequence[int]) -> list[list[int]]:
@@ -255,15 +260,10 @@ def split_answers(labels: Sequence[int]) -> list[list[int]]:
     return [list(run) for learned, run in groupby(labels, lambda label: label != IGNORE_INDEX) if learned]
 
 
-def find_answer_end(answer: Sequence[int], tokenizer: Any, markers: Container[int]) -> int | None:
-    """Return the token that ends an answer: the first of `markers` after its text. None if there is none."""
-    end = None
-    for token in reversed(answer):
-        if token in markers:
-            end = token
-        elif tokenizer.decode([token]).strip():
-            break
-    return end
+def list_end_markers(answer: Sequence[int], tokenizer: Any, markers: Container[int]) -> list[int]:
+    """Return the tokens of `markers` after the text of an answer, in their order."""
+    ending = takewhile(lambda token: token in markers or not tokenizer.decode([token]).strip(), reversed(answer))
+    return [token for token in ending if token in markers][::-1]
 
 
 def get_marker_tokens(tokenizer: Any) -> frozenset[int]:
@@ -289,6 +289,13 @@ def _format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
             text = tokenizer.apply_chat_template(
                 messages, chat_template=source, tokenize=False, add_generation_prompt=prompt
             )
+        except TemplateSyntaxError as error:
+            raise ChatTemplateError(
+                "The chat template of this tokenizer is damaged.",
+                f"{_describe_template_file(tokenizer)}, line {error.lineno} of the template: {error.message}",
+                "Download the file again, or use dataset.template=plain.",
+                code="text.damaged-chat-template",
+            ) from error
         except Exception as error:  # a chat template is a program of somebody else
             first_error = first_error or error
             continue
@@ -303,6 +310,13 @@ def _format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
         "Change the turns, or use dataset.template=plain.",
         code="text.refused-by-chat-template",
     )
+
+
+def _describe_template_file(tokenizer: Any) -> str:
+    """Return the file that holds the chat template of a tokenizer; both names that it may have if that is unknown."""
+    folder, names = Path(tokenizer.name_or_path), ("chat_template.jinja", "tokenizer_config.json")
+    found = next((str(folder / name) for name in names if (folder / name).is_file()), "")
+    return found or f"{' or '.join(names)} of '{tokenizer.name_or_path}'"
 
 
 def merge_system_turns(turns: Sequence[Turn]) -> list[Turn]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ Role = Literal["system", "user", "assistant"]
 
 MAX_SHARING_CONVERSATIONS = 3
 """Number of conversations that may share a part verbatim for it to count in the search for near-duplicates."""
+
+FIELDS_BY_FORMAT = {"alpaca": "instruction", "sharegpt": "conversations"}
+"""The field that tells a format of conversations from others."""
 
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 """Values of fields without content."""
@@ -155,7 +160,10 @@ def open_conversations(
             else "The file is empty."
         )
         raise ToastError(
-            f"{path} contains no conversation in the format '{options.name}'.", why, code="text.no-conversations"
+            f"{path} contains no conversation in the format '{options.name}'.",
+            why,
+            _suggest_format(entries, path, options.name),
+            code="text.no-conversations",
         )
     keys = [compute_text_key(format_content(text)) for text in conversations]
     parts = _split_conversations(conversations, keys, options)
@@ -264,6 +272,26 @@ def require_text(entry: dict[str, Any], name: str) -> str:
 def list_filled_fields(entry: Mapping[str, Any], used: Container[str], prefix: str = "") -> Iterator[str]:
     """Yield the fields of an entry that are not used, in quotation marks; fields without content do not count."""
     yield from (f"'{prefix}{name}'" for name, value in entry.items() if name not in used and value not in _EMPTY)
+
+
+def _suggest_format(entries: Sequence[Any], path: Path, name: str) -> str:
+    """Return what to do with a file without an entry in the format `name`; empty if its entries have the field."""
+    first = next((entry for entry in entries if isinstance(entry, dict)), {})
+    for other, field in FIELDS_BY_FORMAT.items():
+        if field in first:
+            return "" if other == name else f"Use --dataset {other}:{path}."
+    if "messages" in first:
+        return (
+            "Rename 'messages' to 'conversations', and in each message 'role' to 'from' and 'content' to 'value'. Then "
+            f"use --dataset sharegpt:{path}."
+        )
+    lists = [key for key, value in first.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(entries) == 1 and lists:
+        query = shlex.quote(f".[{json.dumps(lists[0])}]")
+        command = f"jq {query} {shlex.quote(str(path))} > entries.json"
+        return f"The entries are in '{lists[0]}'. Save that list in a file of its own: {command}"
+    known = " and ".join(f"'{field}' ({other})" for other, field in FIELDS_BY_FORMAT.items())
+    return f"Known are entries with {known}; rename the fields, or convert the file."
 
 
 def _summarize_left_out(left_out: Mapping[str, str], most: int = 3) -> str:

@@ -254,7 +254,7 @@ SOURCE = DataSource(
     "text:PATH, a .txt, .jsonl or .parquet file, a folder, or a Hugging Face data set",
     task="language",
     layout=(
-        "FILE.txt      (the whole file is one document)\n"
+        "FILE.txt      A document per line; blank lines are skipped. Also FILE.md.\n"
         'FILE.jsonl    {"text": "A document."}\n'
         'FILE.parquet  a column "text"\n'
         "FOLDER/**     files of these kinds"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_json_list(path: Path) -> list[Any]:
-    """Return the entries of a file that contains a JSON list or JSON Lines.
+    """Return the entries of a file that contains a JSON list, JSON Lines or one JSON object over several lines.
 
     Raises:
         ToastError: If the file cannot be read, or is not UTF-8 or not valid JSON.
@@ -32,6 +33,8 @@ def read_json_list(path: Path) -> list[Any]:
     content = read_bytes_without_bom(path)
     if content.lstrip()[:1] == b"[":
         return list(_parse_json(content, path, 1))
+    with suppress(ValueError, RecursionError):
+        return [json.loads(content.decode())]
     return [value for _, value in read_json_lines(path)]
 
 

@@ -17,10 +17,10 @@ from toast_cli.data.sampler import ShardedBatchSampler
 from toast_cli.data.text.chat_templates import (
     ChatTemplateError,
     encode_documents,
-    find_answer_end,
     find_end_tokens,
     get_control_tokens,
     get_marker_tokens,
+    list_end_markers,
     split_answers,
     tokenize_conversation,
 )
@@ -123,7 +123,8 @@ def build_conversation_loader(
     """
     options = split.options
     longest, note = limit_tokens(options.max_tokens, "dataset.max_tokens", limits)
-    markers, ends = get_marker_tokens(tokenizer), find_end_tokens(tokenizer, options.template)
+    markers = get_marker_tokens(tokenizer)
+    stops = find_end_tokens(tokenizer, options.template) | {tokenizer.eos_token_id}
     texts, truncated, empty, total, rejected = [], 0, 0, 0, []
     answers, endless = 0, []
     controls, spelled = get_control_tokens(tokenizer, options.template), 0
@@ -140,7 +141,7 @@ def build_conversation_loader(
             require_known_tokens(ids, tokenizer, limits, conversation.name)
             for answer in split_answers(labels):
                 answers += 1
-                if find_answer_end(answer, tokenizer, markers) not in ends:
+                if stops.isdisjoint(list_end_markers(answer, tokenizer, markers)):
                     endless.append(tokenizer.decode(answer[-3:]))
             truncated += len(ids) > longest
             ids, labels = ids[:longest], labels[:longest]
