@@ -284,7 +284,7 @@ def _open_images(images: Any, white: int | None) -> Iterator[Image]:
 
 
 def _to_rgb_image(image: Any, white: int | None, which: str) -> Image:
-    if image == "":
+    if isinstance(image, str) and not image:
         raise UsageError(
             f"Expected the path of an image, got an empty text as {which}.",
             what_to_do="Pass the path of an image file.",

@@ -261,7 +261,8 @@ def test_an_answer_that_spells_an_end_token_itself_has_an_end(answer: str) -> No
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = CHATML
-    assert load([(Turn("user", "Hi"), Turn("assistant", answer))], tokenizer, TextLimits()).notes == ()
+    (note,) = load([(Turn("user", "Hi"), Turn("assistant", answer))], tokenizer, TextLimits()).notes
+    assert "control tokens" in note and "generation cannot stop" not in note
 
 
 @pytest.mark.parametrize(("wanted", "window", "longest"), [(64, 9, 9), (9, 64, 9), (64, None, 11), (64, 11, 11)])
