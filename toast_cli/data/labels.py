@@ -31,8 +31,9 @@ MAX_NAMED = 3
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+")
-_PLACEHOLDER = re.compile(r"[-\u2010-\u2015\u2212_.]+")
-_WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0*")
+_PLACEHOLDER = re.compile(r"[-\u2010-\u2015\u2212_.]+|[-\u2212]\d+")
+_WHOLE_NUMBER = re.compile(r"\A([+-]?\d+)\.0*\Z")
+"""A whole number with a decimal point: `1.` or `1.0`, and not the beginning of `1.5`."""
 
 
 def read_labels(values: Sequence[Any], classes: Collection[str] = ()) -> list[str | None]:
@@ -162,11 +163,13 @@ def _describe_measurements(labels: Collection[str], images: int) -> list[str]:
 
 
 def describe_placeholder_labels(labels: Collection[str]) -> list[str]:
-    """Return a warning if a label consists of dashes or dots, as tables have in empty cells, and the others are words.
+    """Return a warning if a label is a negative number, or only dashes or dots, and the others are words.
 
     Where another label is made of signs too, such as `+` beside `-`, both are classes.
     """
     signs = [label for label in labels if not any(character.isalnum() for character in label)]
+    numbers = [label for label in labels if not any(character.isalpha() for character in label)]
+    signs = signs or (numbers if len(numbers) < len(labels) else [])
     if len(signs) != 1 or len(labels) == 1 or not _PLACEHOLDER.fullmatch(signs[0].strip()):
         return []
     return [

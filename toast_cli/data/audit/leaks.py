@@ -20,6 +20,8 @@ from toast_cli.utils.errors import ToastError
 from toast_cli.utils.files import get_cache_folder, write_json
 from toast_cli.utils.hashing import hash_json
 
+SEARCH_VERSION = 1
+"""Version of the search. It increases with every change of what is found, so that older results are not used."""
 MAX_SEARCHED = 20_000
 """Maximum number of images that are searched before a run; reading them takes about a minute on a few cores."""
 
@@ -75,7 +77,7 @@ def _find_cache_file(splits: dict[str, Any]) -> Path | None:
     except OSError:  # a file is missing, and reading it will say so
         return None
     listed = [(part, name) for part, split in splits.items() for name in split.names]
-    return get_cache_folder() / "leaks" / f"{hash_json([found, listed])}.json" if found else None
+    return get_cache_folder() / "leaks" / f"{hash_json([SEARCH_VERSION, found, listed])}.json" if found else None
 
 
 def _list_files(splits: dict[str, Any]) -> Iterator[tuple[str, Path]]:
