@@ -291,7 +291,7 @@ def test_processes_with_other_data_stop_and_name_the_process(folder: Path, monke
     with pytest.raises(ToastError, match="In process 1 of 2") as caught:
         open_shared_data(recipe, TwoProcesses())  # type: ignore[arg-type]
     assert (caught.value.code, caught.value.exit_code) == ("data.missing-folder", 2)
-    check_resumed_data(folder, ours)  # nothing recorded, nothing to compare
+    assert not check_resumed_data(folder, ours)  # nothing recorded, nothing to compare
 
 
 @pytest.mark.nightly

@@ -74,7 +74,10 @@ class Run:
         session = prepare_session(recipe, labels=labels, begun=begun, place=False)
         run = cls(session, reporter, output_dir, resume, started)
         if resume and output_dir is not None:
-            check_resumed_data(output_dir, run.identity)
+            if not check_resumed_data(output_dir, run.identity):
+                reporter.report_message(
+                    f"{output_dir} has no record of its data, so it was not compared with the data now."
+                )
             check_checkpoint_shapes(folder.checkpoints, "last", session.model)
         return run
 
@@ -213,11 +216,11 @@ class Run:
         if self.resume:
             assert path is not None
             return share_run_folder(accelerator, partial(RunFolder.reopen, path))
-        recipe = self.session.recipe
+        recipe, identity = self.session.recipe, self.identity  # before the folder is there: it may take time
         folder = share_run_folder(accelerator, partial(RunFolder.create, path, get_default_run_name(recipe)))
         folder.write_recipe(to_yaml(recipe))
         folder.write_environment(describe_environment(accelerator))
-        folder.write_data(self.identity.dump())
+        folder.write_data(identity.dump())
         return folder
 
     def _open_writer(self) -> AbstractContextManager[SummaryWriter | None]:

@@ -130,8 +130,10 @@ def describe_changes_since(run: Path | None, record: Mapping[str, Any], current:
     return [] if recorded is None else describe_data_differences(recorded, current)
 
 
-def check_resumed_data(run: Path, identity: DataIdentity) -> None:
+def check_resumed_data(run: Path, identity: DataIdentity) -> bool:
     """Check that the data is what an interrupted run was started with, before anything is written.
+
+    Return whether the run has a record of its data.
 
     Raises:
         ToastError: classes or samples differ, or the record is damaged.
@@ -145,6 +147,7 @@ def check_resumed_data(run: Path, identity: DataIdentity) -> None:
             f"Put the data back as it was, or start a new run: --recipe {run / 'recipe.yaml'} --output-dir NEW.",
             code="resume.changed-data",
         )
+    return recorded is not None
 
 
 def describe_changed_split(run: Path, name: str, data: DataSet) -> str | None:
