@@ -1,4 +1,4 @@
-"""The same picture in two splits, by content, is said before training, for every source of stored images.
+"""`toast tune` reports the same picture in two splits, by content, before training, for every source of stored images.
 
 No public report; the kind is a leak between splits, which `toast data check` finds and a run has to mention.
 """

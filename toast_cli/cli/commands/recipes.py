@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from toast_cli.recipe.schema import Recipe
 
 USUAL_OPTIMIZERS = frozenset({"momentum", "adamw"})
-"""Optimizers of the built-in recipes, which work everywhere with every setting that the schema allows."""
+"""Optimizers that need no trial step: they work on every device with every setting that the schema allows."""
 
 app = typer.Typer(cls=CommandGroup, invoke_without_command=True, rich_markup_mode=None)
 
