@@ -137,7 +137,10 @@ class Steered(nn.Module):
             )
         with self._use_evaluation_mode():
             probabilities = torch.cat(
-                [self.model(batch).float().softmax(-1).cpu() for batch in self._prepare_batches(images, batch_size)]
+                [
+                    self.model.objective.compute_scores(self.model(batch)).cpu()
+                    for batch in self._prepare_batches(images, batch_size)
+                ]
             )
         best = probabilities.max(-1)
         return [

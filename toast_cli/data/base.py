@@ -178,6 +178,7 @@ class DataSet:
         notes: sentences to read before trusting a result, for example about a split made here or an unexpected count.
         warnings: sentences about what is probably a mistake in the data, for example two spellings of one class.
         left_out: entries of texts that cannot be used: the reason, by name.
+        target: what the labels are: a class for each sample, several labels, or numbers, with `classes` as their names.
     """
 
     classes: tuple[str, ...]
@@ -185,6 +186,7 @@ class DataSet:
     notes: tuple[str, ...] = field(default=())
     warnings: tuple[str, ...] = field(default=())
     left_out: Mapping[str, str] = field(default_factory=dict)
+    target: Literal["class", "labels", "number"] = "class"
 
     @property
     def messages(self) -> tuple[str, ...]:

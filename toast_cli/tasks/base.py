@@ -48,6 +48,10 @@ class Meter(ABC):
             self.sums[name] = value.new_tensor(state[name]) if hasattr(value, "new_tensor") else state[name]
 
 
+Target = Literal["class", "labels", "number", "pixels", "text"]
+"""What a model answers for a sample: one class, several labels, numbers, a class for every pixel, or text."""
+
+
 class Objective(ABC):
     """The objective of a task: `head` maps features to outputs, the other methods compute losses and metrics.
 
@@ -55,10 +59,11 @@ class Objective(ABC):
     pooled features. The outputs of a `dense` objective have a value per pixel. With `has_variable_cost`, `predict` may
     run the model a different number of times for different batches. Without `class_scores`, the outputs are not class
     scores: such a task trains a backbone and gives no predictions. `metrics` makes the registered metrics of the
-    logits by name.
+    logits by name. `target` is what the model answers for a sample.
     """
 
     head: nn.Module
+    target: Target = "class"
     reads_levels: bool = False
     dense: bool = False
     has_variable_cost: bool = False
@@ -99,6 +104,13 @@ class Objective(ABC):
     def predict_classes(self, outputs: Tensor) -> Tensor | None:
         """Return the class predicted for each sample `[B]`, or None for a task without a class per sample."""
         return None
+
+    def compute_scores(self, outputs: Tensor) -> Tensor:
+        """Return the score of every class, `[B, classes]`: its probability by the softmax of the logits.
+
+        Labels that do not exclude each other have independent probabilities. Numbers are in the units of the data.
+        """
+        return outputs.float().softmax(-1)
 
     def get_scores_and_labels(self, outputs: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         """Return class scores `[n, classes]` and labels `[n]` for registered metrics, or None if there are none."""

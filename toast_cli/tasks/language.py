@@ -64,6 +64,8 @@ def count_target_tokens(batch: Mapping[str, Any]) -> int:
 class LanguageModeling(Objective):
     """Next-token prediction with the model's own output layer."""
 
+    target = "text"
+
     def __init__(self, head: nn.Module) -> None:
         self.head = head
 

@@ -54,6 +54,7 @@ class Segmentation(Objective):
 
     reads_levels = True
     dense = True
+    target = "pixels"
 
     def __init__(
         self, head: nn.Module, classes: tuple[str, ...], window: tuple[int, int], options: SegmentationOptions

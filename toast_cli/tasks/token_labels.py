@@ -112,6 +112,7 @@ class TokenLabels(Objective):
 
     reads_levels = True
     dense = True
+    target = "pixels"
     class_scores = False
 
     def __init__(
