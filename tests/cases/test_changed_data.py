@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests import layouts
 from tests.cli.conftest import toast
 from tests.forks import begin, two_of_a_group
 from toast_cli.data.base import DataSet
@@ -336,3 +337,48 @@ def test_a_suite_makes_no_further_runs_on_changed_data(folder: Path) -> None:
     assert toast(*words, "--join").code == 0
     add_images(folder)
     assert toast(*words, "--join").code == 0, "no run is to be made"
+
+
+def test_shards_that_were_packed_again_under_the_same_names_are_noticed(folder: Path) -> None:
+    pytest.importorskip("datasets")
+    dataset = {"name": "shards", "path": layouts.shards(folder.parent).partition(":")[2], "classes": 3, "val_shards": 0}
+    before = identify(dataset)
+    assert describe_data_differences(before, identify(dataset)) == []
+    place = folder.parent / "shards" / "train-0001.tar"
+    size = place.stat().st_size
+    with tarfile.open(place) as archive:
+        content = {name: archive.extractfile(name).read() for name in archive.getnames()}  # type: ignore[union-attr]
+    content["000006.cls"] = b"1"
+    layouts.tarred(place, content)
+    assert place.stat().st_size == size
+    (line,) = describe_data_differences(before, identify(dataset))
+    assert "train: 24 samples" in line and "other content" in line
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_of_a_table_that_were_replaced_are_noticed(tmp_path: Path, streaming: bool) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def write(first: int) -> None:
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+        images = [{"bytes": layouts.encoded(first if number == 0 else number), "path": None} for number in range(8)]
+        rows = {"image": images, "label": [0, 1] * 4}
+        (tmp_path / "data").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "data" / "train.parquet"))
+
+    def identify_table() -> DataIdentity:
+        options = {"name": "hf", "path": str(tmp_path / "data"), "streaming": streaming}
+        return identify(options | ({"samples": 8} if streaming else {"val_fraction": 0, "test_fraction": 0}))
+
+    write(0)
+    before = identify_table()
+    assert describe_data_differences(before, identify_table()) == []
+    write(60)
+    assert "other content" in " ".join(describe_data_differences(before, identify_table()))
+
+
+def test_damaged_results_are_not_taken_for_a_run_without_a_record(tmp_path: Path) -> None:
+    assert read_data_record(tmp_path) is None
+    (tmp_path / "results.json").write_text('{"split_hashes": ')
+    with pytest.raises(ToastError, match="damaged"):
+        read_data_record(tmp_path)

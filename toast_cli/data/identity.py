@@ -3,9 +3,9 @@
 No image is decoded. A sample is its name, its label and its stamp: a hash of its text, or of the size and of three
 blocks of its files (their beginning, middle and end; all of a small file), or the checksum that a zip has of it. A file
 that was replaced is noticed; of a change in place, one between the blocks is not. Times are not compared: copying a
-folder changes them. Images in the rows of a table of the datasets library have no stamp. Splits of more than
-`MAX_LISTED_SAMPLES` samples are known by a hash of names and labels alone, and streams by that of their files, where
-they are listed: opening a million files on a network would take longer than an epoch.
+folder changes them. Splits of more than `MAX_LISTED_SAMPLES` samples are known by a hash of names and labels alone:
+opening a million files on a network would take longer than an epoch. A stream is known by the names and stamps of its
+files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class SplitIdentity:
     Attributes:
         samples: their number, or `UNKNOWN`.
         hash: the hash of names and labels in any order; None if samples have no names.
-        order: the hash of names, labels and stamps in their order; None if unknown, as in runs of earlier versions.
+        order: the hash of names, labels and stamps in their order, or of a stream's files; None if unknown, as in runs
+            of earlier versions.
         listed: the samples; None for a longer split or a stream.
     """
 
@@ -74,7 +75,7 @@ def identify_split(split: Split) -> SplitIdentity:
     """Return the identity of a split."""
     count, names = len(split), getattr(split, "names", None)
     if names is None:
-        return SplitIdentity(count, get_split_hash(split))
+        return SplitIdentity(count, get_split_hash(split), getattr(split, "content", None))
     labels: Sequence[int] = getattr(split, "labels", [0] * count)
     listed = None
     if count <= MAX_LISTED_SAMPLES:
@@ -132,8 +133,10 @@ def describe_split_differences(name: str, recorded: DataIdentity, current: DataI
         return [f"{name}: {_describe_listed(name, recorded, current)}."]
     if before.samples not in (now.samples, UNKNOWN):
         return [f"{name}: {before.samples:,} samples before, {now.samples:,} now."]
-    what = "with other names or labels" if before.hash not in (now.hash, None) else "in another order"
-    return [f"{name}: {now.samples:,} samples, {what} than before."]
+    if before.hash not in (now.hash, None):
+        return [f"{name}: {now.samples:,} samples, with other names or labels than before."]
+    what = "in another order or with other content"
+    return [f"{name}: {max(now.samples, before.samples):,} samples, {what} than before."]
 
 
 def _describe_listed(name: str, recorded: DataIdentity, current: DataIdentity) -> str:

@@ -102,6 +102,7 @@ def pretune_model(
             "dataset": recipe.dataset.name,
             "samples": {name: len(split) for name, split in session.data.splits.items()},
             "split_hashes": run.split_hashes,
+            "split_contents": run.split_contents,
             **sizes,
         }
         if gradient:

@@ -113,6 +113,11 @@ class Run:
         return {name: split.hash for name, split in self.identity.splits.items()}
 
     @property
+    def split_contents(self) -> dict[str, str | None]:
+        """Return the hash of the names, labels and content of each split, in order."""
+        return {name: split.order for name, split in self.identity.splits.items()}
+
+    @property
     def command(self) -> str:
         """Return the command line that resumes the run."""
         verb = "tune" if self.session.recipe.pretuning is None else "pretune"

@@ -93,18 +93,26 @@ def read_data_record(run: Path) -> DataIdentity | None:
 
 
 def _read_results_record(run: Path) -> DataIdentity | None:
-    try:
-        results = read_checksummed_json(run / "results.json")
-        return build_results_record(results)
-    except (ToastError, AttributeError, KeyError, TypeError):  # unfinished, or not a run folder
-        return None
+    """Return the record of a run of an earlier version; None for unfinished runs and exports.
+
+    Raises:
+        ToastError: the results are damaged.
+    """
+    file = run / "results.json"
+    results = read_checksummed_json(file) if file.exists() else {}
+    return build_results_record(results) if isinstance(results.get("split_hashes"), dict) else None
 
 
-def build_results_record(results: Any) -> DataIdentity:
+def build_results_record(results: Mapping[str, Any]) -> DataIdentity:
     """Return what the results of a run tell of its data: the hashes of its splits, and their sizes if recorded."""
-    samples = results.get("samples", {})
-    splits = results["split_hashes"].items()
-    return DataIdentity(None, {name: SplitIdentity(samples.get(name, UNKNOWN), digest) for name, digest in splits})
+    samples, contents = results.get("samples", {}), results.get("split_contents", {})
+    return DataIdentity(
+        None,
+        {
+            name: SplitIdentity(samples.get(name, UNKNOWN), digest, contents.get(name))
+            for name, digest in results["split_hashes"].items()
+        },
+    )
 
 
 def identify_recipe_data(recipe: Recipe) -> DataIdentity:

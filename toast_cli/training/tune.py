@@ -76,6 +76,7 @@ def tune_model(
             "classes": len(data.classes),
             "samples": {name: len(split) for name, split in data.splits.items()},
             "split_hashes": run.split_hashes,
+            "split_contents": run.split_contents,
             **sizes,
             "attention_can_be_drawn": model.backbone.has_attention and model.backbone.preprocessing is not None,
             "selected_epoch": best.epoch,

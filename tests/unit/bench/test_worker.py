@@ -43,7 +43,15 @@ def board(tmp_path: Path) -> ExperimentScheduler:
 def made(recipe: Recipe, folder: Path, accuracy: float) -> None:
     """The run folder that a run of this accuracy leaves."""
     metrics = {"accuracy": accuracy, "loss": 1.0, "per_class": {"a": 1}}
-    results = {"seed": recipe.seed, "split_hashes": {}, "trained_parameters": 1, "flops": 1, "flops_plain": 1}
+    results = {
+        "seed": recipe.seed,
+        "split_hashes": {},
+        "split_contents": {},
+        "samples": {},
+        "trained_parameters": 1,
+        "flops": 1,
+        "flops_plain": 1,
+    }
     results |= {"selected_epoch": 1, "seconds": 1.0, "validation": metrics, "test": metrics if recipe.test else None}
     environment: dict[str, Any] = {"versions": {}, "device": "cpu", "precision": "fp32", "processes": 1}
     run = RunFolder(folder)

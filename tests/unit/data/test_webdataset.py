@@ -366,3 +366,10 @@ def test_a_class_file_in_another_order_than_the_columns_numbers_is_followed(tmp_
     options = build_dataset_options(shorthand, fields)
     data = registry.load_entry(registry.SOURCES, options.name).open(options, tmp_path)
     assert [int(label) for batch in loader(data, BatchOptions(4)) for label in batch["label"]] == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("stored", [None, "", " "])
+def test_a_sample_without_a_label_is_named(tmp_path: Path, stored: str | None) -> None:
+    split: Any = opened(tmp_path).splits["train"]
+    with pytest.raises(ToastError, match="has no label"):
+        split.get_label({"cls": stored}, "one")

@@ -188,7 +188,10 @@ def _report_failure(claim: JobLease, reporter: Reporter, reason: str) -> None:
 def _make_run_record(folder: Path, out: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     """Return what tables and time estimates need of a run, so that they read only its answers from the folder."""
     environment = read_checksummed_json(folder / "environment.json")
-    taken = ("seed", "split_hashes", "trained_parameters", "flops", "flops_plain", "selected_epoch", "seconds")
+    taken = (
+        *("seed", "split_hashes", "split_contents", "samples", "trained_parameters", "flops", "flops_plain"),
+        *("selected_epoch", "seconds"),
+    )
     short = {"validation": _select_scalars(results["validation"]), "test": _select_scalars(results["test"])}
     short["attention"] = (results["test"] or {}).get("attention_share")
     ran_on = {name: environment[name] for name in ("versions", "device", "precision", "processes")}

@@ -16,6 +16,7 @@ from toast_cli.evaluation.open_run import OpenedRun, RunRequest, open_run, open_
 from toast_cli.storage.run_folder import find_newest_run
 from toast_cli.training.distributed.devices import make_accelerator
 from toast_cli.training.reporter import Reporter
+from toast_cli.training.run_data import describe_changed_split
 from toast_cli.training.session import build_plain_model
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.names import make_names_unique, to_file_name
@@ -69,6 +70,8 @@ def load_viewers(
 def load_test_samples(run: OpenedRun, indices: list[int]) -> Iterator[tuple[str, Callable[[], Sample]]]:
     """Yield an output name and a load function for every test image."""
     data = open_run_data(run, Reporter())
+    if (changed := describe_changed_split(run.request.path, "test", data)) is not None:
+        print_line(f"{changed} An index may mean another image than in the run.", err)
     yield from ((f"test-{index}", partial(load_test_sample, data, index)) for index in indices)
 
 

@@ -12,10 +12,11 @@ from typing import Any
 from toast_cli.data.audit.check import REPORTED_SPLITS, ProgressTracker
 from toast_cli.data.audit.image_scan import scan_images
 from toast_cli.data.audit.near_duplicates import find_exact_duplicates, find_near_duplicates
-from toast_cli.data.base import DataSet
+from toast_cli.data.base import DataSet, get_split_kind
 from toast_cli.data.images.folder_scan import to_printable_name
 from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.segmentation.dataset import SegmentationSplit
+from toast_cli.data.streams.hugging_face import TableImages
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.files import get_cache_folder, write_json
 from toast_cli.utils.hashing import hash_json
@@ -24,6 +25,9 @@ SEARCH_VERSION = 1
 """Version of the search. It increases with every change of what is found, so that older results are not used."""
 MAX_SEARCHED = 20_000
 """Maximum number of images that are searched before a run; reading them takes about a minute on a few cores."""
+
+NOT_SEARCHED = "streams were not searched for pictures that are in two splits: images of a stream cannot be compared"
+"""The note on data that is not searched."""
 
 
 def describe_leaks(data: DataSet, track: ProgressTracker) -> list[str]:
@@ -38,7 +42,10 @@ def describe_leaks(data: DataSet, track: ProgressTracker) -> list[str]:
     }
     images = sum(map(len, splits.values()))
     if len(splits) < 2:
-        return []
+        streamed = [
+            part for part in REPORTED_SPLITS if part in data.splits and get_split_kind(data.splits[part]) == "stream"
+        ]
+        return [NOT_SEARCHED] if len(streamed) > 1 else []
     if images > MAX_SEARCHED:
         return [
             f"{images:,} images are too many to search for pictures in two splits before a run; 'toast data check' does"
@@ -71,11 +78,14 @@ def describe_leaks(data: DataSet, track: ProgressTracker) -> list[str]:
 def _find_cache_file(splits: dict[str, Any]) -> Path | None:
     """Return the file that holds the result for these files as they are now; None if they are not files on disk."""
     try:
-        found = [
+        found: list[Any] = [
             (part, str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for part, file in _list_files(splits)
         ]
     except OSError:  # a file is missing, and reading it will say so
         return None
+    # Images in the rows of a table are known by their content.
+    rows = {part: split for part, split in splits.items() if isinstance(getattr(split, "root", None), TableImages)}
+    found += [(part, split.stamp(index)) for part, split in rows.items() for index in range(len(split))]
     listed = [(part, name) for part, split in splits.items() for name in split.names]
     return get_cache_folder() / "leaks" / f"{hash_json([SEARCH_VERSION, found, listed])}.json" if found else None
 

@@ -64,6 +64,17 @@ def compute_file_stamp(file: ImageFile) -> int | None:
         return None
 
 
+def hash_stamps(files: Sequence[ImageFile | str]) -> str:
+    """Return a hash of the names and stamps of files; of a URL, of its text."""
+    digest = blake2b(digest_size=8)
+    for file in files:
+        stamp = None if isinstance(file, str) else compute_file_stamp(file)
+        digest.update(
+            f"{file if isinstance(file, str) else Path(str(file)).name}\t{stamp}\n".encode(errors="surrogateescape")
+        )
+    return digest.hexdigest()
+
+
 def hash_blocks(size: int, read: Callable[[int, int], bytes]) -> int:
     """Return a hash of a size in bytes and of three blocks of the content; of all of it if it is no longer than them.
 

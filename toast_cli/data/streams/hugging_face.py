@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -21,7 +22,8 @@ from toast_cli.data.class_map import (
     require_known_classes,
     sort_class_names,
 )
-from toast_cli.data.images.files import open_file
+from toast_cli.data.identity import MAX_LISTED_SAMPLES
+from toast_cli.data.images.files import compute_file_stamp, hash_blocks, hash_stamps, open_file
 from toast_cli.data.images.folder_scan import DiskFolder
 from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.labels import (
@@ -36,6 +38,9 @@ from toast_cli.data.split_names import SplitAssignment, assign_splits, parse_spl
 from toast_cli.data.splits import UnlabelledRowsOptions, complete_splits, make_train_val_test_splits
 from toast_cli.data.streams.stream_split import StreamSplit
 from toast_cli.utils.errors import ToastError, UsageError
+
+FIRST_ROWS = 100
+"""Number of rows of a stream that show whether it has labels."""
 
 SAVED_FILES = ("dataset_dict.json", "state.json")
 """Files of a folder that `save_to_disk` wrote."""
@@ -149,10 +154,12 @@ def _open_stream(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
             code="data.unknown-class-names",
         )
     splits = {}
-    notes.append("no hash of the splits is recorded: the images of a stream of the hub are not listed anywhere")
+    notes.append("no hash of the images is recorded: those of a stream are not listed anywhere. Its files are compared")
+    files = _list_stream_files(options, folder)
     for part, stream in streams.items():
         plain = stream.select_columns([image, label]).cast_column(image, type(stream.features[image])(decode=False))
-        if part != "train" and read_labels([next(iter(plain))[label], *range(2)])[0] is None:
+        first = [row[label] for row in islice(plain, FIRST_ROWS)]
+        if part != "train" and all(value is None for value in read_labels([*first, *range(2)])[: len(first)]):
             notes.append(f"{part}: not read, its images have no labels")
             continue
         known = (stream.info.splits or {}).get(stream.split)
@@ -167,11 +174,37 @@ def _open_stream(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
         where = f"{options.path} ({part})"
         numbered = tuple(map(normalize_class_name, getattr(stream.features[label], "names", ())))
         splits[part] = StreamSplit(
-            plain, image, label, classes, length, where, shuffle_buffer=options.shuffle_buffer, numbered=numbered
+            plain,
+            image,
+            label,
+            classes,
+            length,
+            where,
+            shuffle_buffer=options.shuffle_buffer,
+            content=hash_stamps(found) if (found := files.get(str(stream.split))) is not None else None,
+            numbered=numbered,
         )
     if "val" not in splits:
         notes.append(f"validation: {options.path} has no validation split, and a stream cannot be split")
     return DataSet(classes, splits, tuple(notes))
+
+
+def _list_stream_files(options: HuggingFaceOptions, folder: Path | None) -> dict[str, list[Path | str]]:
+    """Return the files of each split that the library reads: paths, or URLs with the commit of the hub.
+
+    Splits of more than `MAX_LISTED_SAMPLES` files are left out.
+    """
+    from datasets import load_dataset_builder
+
+    found = None if folder is None or options.subset else _find_split_folders(options, folder)
+    files = {part: f"{name}/**" for part, name in found.names.items()} if found else None
+    where = str(folder or options.path)
+    builder = load_dataset_builder(where, options.subset, data_files=files, revision=options.revision)
+    return {
+        str(split): [name if "://" in name else Path(name) for name in map(str, names)]
+        for split, names in (builder.config.data_files or {}).items()
+        if len(names) <= MAX_LISTED_SAMPLES
+    }
 
 
 SOURCE = DataSource(
@@ -204,10 +237,22 @@ class TableImage:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def stamp(self) -> int | None:
+        """Number that changes with the content of the image; None if it cannot be read."""
+        cell = self._read_cell()
+        if cell["bytes"] is None:
+            return compute_file_stamp(Path(cell["path"]))
+        content = cell["bytes"]
+        return hash_blocks(len(content), lambda start, count: content[start : start + count])
+
     def open(self, mode: Literal["rb"]) -> IO[bytes]:
         """Return a stream of its bytes."""
-        cell = self.rows.table[int(self.name.rpartition("/")[2])][self.rows.column]
+        cell = self._read_cell()
         return open_file(Path(cell["path"])) if cell["bytes"] is None else BytesIO(cell["bytes"])
+
+    def _read_cell(self) -> Mapping[str, Any]:
+        return self.rows.table[int(self.name.rpartition("/")[2])][self.rows.column]
 
 
 def _build_file_split(table: Any, column: str, part: str, labels: tuple[int, ...], folder: Path | None) -> FileSplit:

@@ -27,6 +27,7 @@ class StreamSplit:
         shuffle_buffer: number of samples that each reader shuffles at a time.
         has_masks: whether samples have masks.
         digest: the `split_hash` of the files of the stream; None if they are not listed anywhere.
+        content: the hash of the content of its files, as far as they are known.
         numbered: class names of a label column that stores indices into its own list; empty for others.
         white: value of white in 16-bit images (`images.white`).
     """
@@ -43,6 +44,7 @@ class StreamSplit:
     shuffle_buffer: int = 1000
     has_masks: bool = False
     digest: str | None = None
+    content: str | None = None
     numbered: tuple[str, ...] = ()
     white: int | None = None
 
@@ -88,6 +90,12 @@ class StreamSplit:
         if self.label is None:
             return 0
         value = row[self.label]
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise ToastError(
+                f"{name} has no label.",
+                what_to_do="Correct the data, or leave such samples out with images.on_error=skip.",
+                code="data.missing-label",
+            )
         if self.numbered and isinstance(value, int) and 0 <= value < len(self.numbered):
             value = self.numbered[value]
         if isinstance(value, int) and 0 <= value < len(self.classes):

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
 from toast_cli.data.class_map import read_class_file
+from toast_cli.data.images.files import hash_stamps
 from toast_cli.data.images.folder_scan import summarize_file_names
 from toast_cli.data.images.unlabelled_folder import UNLABELLED_CLASSES
 from toast_cli.data.paths import list_candidate_paths
@@ -197,6 +198,7 @@ def _open_split(
         "__key__",
         options.shuffle_buffer,
         digest=compute_split_hash(names, [0] * len(names)),
+        content=hash_stamps([file if "://" in file else Path(file) for file in files]),
     )
 
 
