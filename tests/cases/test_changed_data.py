@@ -261,6 +261,8 @@ def test_an_interrupted_run_refuses_changed_data_and_resumes_with_its_own(
     add_images(folder)
     said = toast("eval", "--run", "whole/adapter")
     assert said.code == 0 and "test: " in said.err and "cannot be compared" in said.err
+    said = toast("visualize-attention", "--run", "whole", "--test-image", "0", "--out", "seen")
+    assert said.code == 0 and "test: " in said.err and "another image" in said.err
     rename_class(folder)
     toast("eval", "--run", "whole").fails(
         1, "not in the data: red; only in the data: apple", error="data.wrong-classes"
