@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from toast_cli.tasks.base import Metric as Metric
     from toast_cli.tasks.base import Objective as Objective
     from toast_cli.tasks.base import Task as Task
+    from toast_cli.utils.config import LOCAL_PATH as LOCAL_PATH
     from toast_cli.utils.config import BaseOptions as BaseOptions
     from toast_cli.utils.config import NamedOptions as NamedOptions
     from toast_cli.utils.config import Switch as Switch
@@ -94,7 +95,7 @@ _NAMES = {
     "toast_cli.steering.steering": "BaseSteering PassOutputs Steering",
     "toast_cli.storage.load_model": "LoadedModel",
     "toast_cli.tasks.base": "Meter Metric Objective Task",
-    "toast_cli.utils.config": "BaseOptions NamedOptions Switch",
+    "toast_cli.utils.config": "LOCAL_PATH BaseOptions NamedOptions Switch",
     "toast_cli.utils.constants": "IGNORE_INDEX",
     "toast_cli.utils.errors": "ToastError UsageError did_you_mean",
     "toast_cli.utils.pickle_scan": "find_refused_code",

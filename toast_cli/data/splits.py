@@ -14,7 +14,7 @@ from unicodedata import normalize
 from pydantic import Field
 
 from toast_cli.data.split_names import SplitNames
-from toast_cli.utils.config import NamedOptions
+from toast_cli.utils.config import LOCAL_PATH, NamedOptions
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.hashing import hash_text
 
@@ -53,6 +53,7 @@ class UnsplitDataOptions(SplitOptions):
     class_file: str | None = Field(
         None,
         examples=["classes.txt"],
+        json_schema_extra=LOCAL_PATH,
         description="file with one class per line, in the order of the logits; default: the classes of train, sorted",
     )
 

@@ -18,6 +18,7 @@ from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.load_model import load_model
 from toast_cli.training.distributed.devices import make_accelerator
+from toast_cli.training.recorded_paths import find_recorded_paths
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.run_data import describe_changed_split, open_shared_data
 from toast_cli.training.session import Session
@@ -61,7 +62,8 @@ def open_run(request: RunRequest) -> OpenedRun:
     """
     loaded = load_model(request.path, request.weights)
     fields = {name: getattr(request, name) for name in ("dataset", "data_dir", "device", "precision")}
-    recipe = replace_recipe_fields(loaded.recipe, **fields)
+    own = loaded.recipe if request.dataset or request.data_dir else find_recorded_paths(loaded.recipe, request.path)
+    recipe = replace_recipe_fields(own, **fields)
     set_feedback_strength(loaded.model, request.alpha)
     accelerator = make_accelerator(recipe.device, recipe.precision)
     return OpenedRun(request, loaded.model.to(accelerator.device), recipe, loaded.classes, accelerator)

@@ -15,6 +15,7 @@ from toast_cli.recipe.lookup import resolve_recorded_backbone
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import FULL_MODEL_FILE, REEXPORT_HINT, AdapterConfig, read_adapter, read_backbone_files
+from toast_cli.storage.run_folder import read_working_folders
 from toast_cli.utils.errors import ToastError, UsageError
 
 
@@ -119,11 +120,14 @@ def _replace_weights(recipe: Recipe, weights: str | None) -> Recipe:
 def _find_weights(recorded: str | None, path: Path) -> str | None:
     """Return the path of the backbone's weights: the recorded one if it exists, else next to or above `path`.
 
-    This allows moving a run folder that holds the weights of its backbone. The fingerprint verifies them.
+    A relative path is also looked up in the folder that the run was started in. This allows moving a run folder that
+    holds the weights of its backbone. The fingerprint verifies them.
     """
     if recorded is None or recorded == "none" or Path(recorded).expanduser().exists():
         return recorded
-    near = [folder / Path(recorded).name for folder in (path.absolute(), *path.absolute().parents[:2])]
+    started = read_working_folders(path)
+    near = [] if started is None else [started.folder / Path(recorded).expanduser()]
+    near += [folder / Path(recorded).name for folder in (path.absolute(), *path.absolute().parents[:2])]
     return next((str(place) for place in near if place.exists()), recorded)
 
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +198,28 @@ class RunFolder:
         state = {**state, "spent": self.spent + time.perf_counter() - self._since}
         if self.writes:
             save_checkpoint(self.checkpoints, name, trained, state, besides)
+
+
+@dataclass(frozen=True)
+class WorkingFolders:
+    """The folder that a run was started in, and its folder of data sets."""
+
+    folder: Path
+    data_dir: Path
+
+
+def read_working_folders(path: Path) -> WorkingFolders | None:
+    """Return the folders that a run was started with; None for an export and for runs of earlier versions.
+
+    `path` is a run folder, or its adapter folder.
+    """
+    for place in (path, path.parent):
+        try:
+            recorded = json.loads((place / "environment.json").read_text(encoding="utf-8"))
+            return WorkingFolders(Path(recorded["folder"]), Path(recorded["data_dir"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def _is_before_checkpoint(line: bytes, step: int, epoch: int) -> bool:

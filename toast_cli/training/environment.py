@@ -5,11 +5,14 @@ from __future__ import annotations
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from toast_cli.data.paths import get_data_dir
+from toast_cli.recipe.schema import Recipe
 from toast_cli.utils.version import __version__
 
 RECORDED_PACKAGES = (
@@ -37,8 +40,8 @@ def get_package_versions() -> dict[str, str]:
     return versions
 
 
-def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Return the versions, device, precision, thread and process counts, and command line of the run."""
+def describe_environment(accelerator: Accelerator, recipe: Recipe) -> dict[str, Any]:
+    """Return the versions, device, precision, thread and process counts, command line and folders of the run."""
     device = accelerator.device
     return {
         "versions": get_package_versions(),
@@ -48,4 +51,6 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "command": sys.argv,
+        "folder": str(Path.cwd()),
+        "data_dir": str(get_data_dir(Path(recipe.data_dir).expanduser() if recipe.data_dir else None).absolute()),
     }

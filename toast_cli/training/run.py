@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,16 +29,22 @@ from toast_cli.storage.pretuned import describe_feedback_mismatch
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.distributed.collectives import share_run_folder
 from toast_cli.training.environment import describe_environment
+from toast_cli.training.recorded_paths import find_recorded_paths
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.run_data import check_resumed_data
 from toast_cli.training.session import Session, prepare_session
 from toast_cli.training.state import TrainingProgress, wrap_state_errors
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.names import quote_argument, to_file_name
 from toast_cli.utils.tensor_fingerprints import copy_tensors
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+FILE_SUFFIXES = re.compile(r"(\.(csv|gz|jsonl?|parquet|tar|tgz|tsv|txt|zip))+$", re.IGNORECASE)
+"""Suffixes of files of data, which names of runs leave out."""
 
 
 @dataclass
@@ -69,7 +76,7 @@ class Run:
         started, begun = time.perf_counter(), False
         if resume and output_dir is not None:
             folder = RunFolder(output_dir)
-            recipe = resolve_recorded_backbone(recipe, folder.read_toast_version())
+            recipe = find_recorded_paths(resolve_recorded_backbone(recipe, folder.read_toast_version()), output_dir)
             begun = find_checkpoint(folder.checkpoints, "last") is not None
         session = prepare_session(recipe, labels=labels, begun=begun, place=False)
         run = cls(session, reporter, output_dir, resume, started)
@@ -224,7 +231,7 @@ class Run:
         recipe, identity = self.session.recipe, self.identity  # before the folder is there: it may take time
         folder = share_run_folder(accelerator, partial(RunFolder.create, path, get_default_run_name(recipe)))
         folder.write_recipe(to_yaml(recipe))
-        folder.write_environment(describe_environment(accelerator))
+        folder.write_environment(describe_environment(accelerator, recipe))
         folder.write_data(identity.dump())
         return folder
 
@@ -255,13 +262,29 @@ def initialize_feedback(session: Session, reporter: Reporter) -> bool:
 def get_default_run_name(recipe: Recipe) -> str:
     """Return `<data set>-<backbone>-<method>-seed<seed>`, with the characters allowed in a folder name.
 
-    A backbone's path is shortened to its last part. The name of a pre-tuning run begins with `pretune-`.
+    Paths of data and backbone are shortened to their last part. The name of a pre-tuning run begins with `pretune-`.
     """
     family, colon, which = recipe.backbone.name.rpartition(":")
     backbone = f"{family}{colon}{PurePath(which).name}"
-    name = f"{recipe.dataset.name}-{backbone}-{recipe.method.name}-seed{recipe.seed}"
+    name = f"{get_dataset_label(recipe.dataset)}-{backbone}-{recipe.method.name}-seed{recipe.seed}"
     name = "".join(character if character.isalnum() or character in "-_." else "-" for character in name)
     return to_file_name(name if recipe.pretuning is None else f"pretune-{name}")
+
+
+def get_dataset_label(dataset: NamedOptions) -> str:
+    """Return a short name of the data of a recipe: the last part of its path, or the name of the data set.
+
+    A pattern of files is named after its folder, and a task of a collection as `<collection>-<task>`.
+    """
+    path = getattr(dataset, "path", None)
+    if not isinstance(path, str):
+        return dataset.name
+    if "path" not in type(dataset).list_path_fields():
+        return dataset.name if re.search(r"[/\\:]", path) else f"{dataset.name}-{path}"
+    place = PurePath(path.replace("\\", "/"))
+    place = place.parent if re.search(r"[*?\[{]", place.name) else place
+    name = FILE_SUFFIXES.sub("", place.name)
+    return name if name.strip(".") else Path(path).absolute().name or dataset.name
 
 
 def _iterate_scalars(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -15,6 +15,10 @@ Switch = Annotated[bool, BeforeValidator(_parse_switch)]
 """A boolean setting that is also accepted as the words on and off."""
 
 
+LOCAL_PATH = {"format": "path"}
+"""`json_schema_extra` of a field that names a file or a folder, so that it is found again from another folder."""
+
+
 class BaseOptions(BaseModel):
     """Immutable settings, validated once. Unknown keys are errors."""
 
@@ -25,3 +29,8 @@ class NamedOptions(BaseOptions):
     """A section of a recipe. Its `name` selects the plugin that defines the other fields."""
 
     name: str
+
+    @classmethod
+    def list_path_fields(cls) -> list[str]:
+        """Return the names of the fields that name a file or a folder."""
+        return [name for name, field in cls.model_fields.items() if field.json_schema_extra == LOCAL_PATH]

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from toast_cli.data.images.archive_index import ArchiveIndex
 
 
+from toast_cli.utils.config import LOCAL_PATH
+
+
 class ArchiveOptions(NamedSplitsOptions):
     """Options of an archive of images."""
 
@@ -26,6 +29,7 @@ class ArchiveOptions(NamedSplitsOptions):
     path: str = Field(
         min_length=1,
         examples=["photographs.zip"],
+        json_schema_extra=LOCAL_PATH,
         description="a .zip or .tar file; a relative path is looked up in --data-dir, then in the current folder",
     )
 

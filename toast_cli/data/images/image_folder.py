@@ -36,6 +36,7 @@ from toast_cli.data.splits import (
     make_train_val_test_splits,
     quote_class_name,
 )
+from toast_cli.utils.config import LOCAL_PATH
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class ImageFolderOptions(NamedSplitsOptions):
     path: str = Field(
         min_length=1,
         examples=["photographs"],
+        json_schema_extra=LOCAL_PATH,
         description="the folder; a relative path is looked up in --data-dir, then in the current folder",
     )
 

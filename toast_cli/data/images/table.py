@@ -26,6 +26,7 @@ from toast_cli.data.labels import (
 from toast_cli.data.paths import find_file
 from toast_cli.data.split_names import SPLITS, get_cell_split, require_known_names
 from toast_cli.data.splits import UnlabelledRowsOptions, complete_splits, make_train_val_test_splits
+from toast_cli.utils.config import LOCAL_PATH
 from toast_cli.utils.errors import ToastError
 
 BOX_CORNER_NAMES = ("xmin", "ymin", "xmax", "ymax")
@@ -41,6 +42,7 @@ class TableOptions(UnlabelledRowsOptions):
     path: str = Field(
         min_length=1,
         examples=["labels.csv"],
+        json_schema_extra=LOCAL_PATH,
         description="a .csv, .tsv or .parquet file; a relative path is looked up in --data-dir, then in the current "
         "folder",
     )

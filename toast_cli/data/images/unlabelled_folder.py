@@ -13,6 +13,7 @@ from toast_cli.data.images.image_folder import find_folder
 from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.split_names import parse_split_name
 from toast_cli.data.splits import SplitOptions, make_train_val_splits
+from toast_cli.utils.config import LOCAL_PATH
 from toast_cli.utils.errors import ToastError
 
 UNLABELLED_CLASSES = ("an image",)
@@ -26,6 +27,7 @@ class UnlabelledFolderOptions(SplitOptions):
     path: str = Field(
         min_length=1,
         examples=["photographs"],
+        json_schema_extra=LOCAL_PATH,
         description="the folder; a relative path is looked up in --data-dir, then in the current folder",
     )
 

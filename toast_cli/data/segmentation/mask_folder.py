@@ -28,6 +28,7 @@ from toast_cli.data.split_names import (
     require_known_names,
 )
 from toast_cli.data.splits import compute_split_hash, hold_out
+from toast_cli.utils.config import LOCAL_PATH
 from toast_cli.utils.errors import ToastError, UsageError
 
 CLASSES_FILE = "classes.txt"
@@ -43,6 +44,7 @@ class MaskFolderOptions(SegmentationDataOptions):
     path: str = Field(
         min_length=1,
         examples=["scenes"],
+        json_schema_extra=LOCAL_PATH,
         description="the folder of both; a relative path is looked up in --data-dir, then here",
     )
     images: str = Field("images", min_length=1, examples=["pictures"], description="the folder of images in it")

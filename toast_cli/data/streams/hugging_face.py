@@ -37,6 +37,7 @@ from toast_cli.data.paths import list_candidate_paths
 from toast_cli.data.split_names import SplitAssignment, assign_splits, parse_split_name
 from toast_cli.data.splits import UnlabelledRowsOptions, complete_splits, make_train_val_test_splits
 from toast_cli.data.streams.stream_split import StreamSplit
+from toast_cli.utils.config import LOCAL_PATH
 from toast_cli.utils.errors import ToastError, UsageError
 
 FIRST_ROWS = 100
@@ -56,6 +57,7 @@ class HuggingFaceOptions(UnlabelledRowsOptions):
     path: str = Field(
         min_length=1,
         examples=["ethz/food101"],
+        json_schema_extra=LOCAL_PATH,
         description="the id of a data set on the Hugging Face hub, or a local folder of images or Parquet files; a "
         "relative path is looked up in --data-dir, then in the current folder",
     )

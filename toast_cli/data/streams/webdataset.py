@@ -23,7 +23,7 @@ from toast_cli.data.paths import list_candidate_paths
 from toast_cli.data.split_names import parse_split_name
 from toast_cli.data.splits import compute_split_hash, hold_out
 from toast_cli.data.streams.stream_split import StreamSplit
-from toast_cli.utils.config import NamedOptions
+from toast_cli.utils.config import LOCAL_PATH, NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
 
 
@@ -34,12 +34,14 @@ class WebDatasetOptions(NamedOptions):
     path: str = Field(
         min_length=1,
         examples=["train-{0000..0127}.tar"],
+        json_schema_extra=LOCAL_PATH,
         description="training shards: a folder, or a pattern with *, ? or {000..127}; relative paths are looked up in "
         "--data-dir, then in the current folder; URLs (https://..., hf://...) are streamed",
     )
     validation: str | None = Field(
         None,
         examples=["val-{000..007}.tar"],
+        json_schema_extra=LOCAL_PATH,
         description="validation shards, likewise; default: val_shards of the training shards",
     )
     val_shards: int = Field(
@@ -56,7 +58,10 @@ class WebDatasetOptions(NamedOptions):
     )
     classes: int | None = Field(None, ge=2, examples=[1000], description="number of classes, if there is no class_file")
     class_file: str | None = Field(
-        None, examples=["classes.txt"], description="file with one class per line, in the order of the labels"
+        None,
+        examples=["classes.txt"],
+        json_schema_extra=LOCAL_PATH,
+        description="file with one class per line, in the order of the labels",
     )
     samples: int | None = Field(
         None,

@@ -23,7 +23,7 @@ from toast_cli.data.text.duplicates import (
     format_copies_note,
 )
 from toast_cli.data.text.json_lines import read_json_list
-from toast_cli.utils.config import NamedOptions
+from toast_cli.utils.config import LOCAL_PATH, NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.hashing import hash_text
 
@@ -45,6 +45,7 @@ class ConversationOptions(NamedOptions):
     path: str = Field(
         min_length=1,
         examples=["answers.json"],
+        json_schema_extra=LOCAL_PATH,
         description="the file: a JSON list or JSON lines; relative to the data folder, or absolute",
     )
     val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the conversations held out to select the epoch")

@@ -19,7 +19,7 @@ from toast_cli.data.splits import hold_out_indices
 from toast_cli.data.text.conversation_split import list_filled_fields
 from toast_cli.data.text.duplicates import count_copies_across_splits, format_copies_note
 from toast_cli.data.text.text_store import TextStore
-from toast_cli.utils.config import NamedOptions
+from toast_cli.utils.config import LOCAL_PATH, NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class TextDocumentOptions(NamedOptions):
     path: str = Field(
         min_length=1,
         examples=["books"],
+        json_schema_extra=LOCAL_PATH,
         description="a .txt, .jsonl, .json, .csv or .parquet file (also .gz, .xz, .zst), a folder of such files, or "
         "the id of a Hugging Face data set, which is streamed",
     )
