@@ -21,6 +21,8 @@ from toast_cli.recipe.unvalidated_recipe import format_field_path
 from toast_cli.utils.config import BaseOptions
 from toast_cli.utils.errors import UsageError, did_you_mean
 
+DEFAULT_TABLE = "summary"
+"""File name of the table of a suite that lays out none."""
 HyperparameterValue = float | int | bool | str | None
 
 
@@ -144,7 +146,9 @@ class Suite(BaseOptions):
     set: dict[str, Any] = Field(default_factory=dict, description="recipe fields for all runs")
     search: SearchOptions | None = Field(None, description="default: no search, the recipe's settings are used")
     final: dict[str, Any] = Field(default_factory=dict, description="recipe fields for the final runs")
-    tables: dict[str, TableLayout] = Field(default_factory=dict, description="tables, by file name")
+    tables: dict[str, TableLayout] = Field(
+        default_factory=dict, description="tables, by file name; default: one of all rows and data sets"
+    )
     curves: dict[str, CurvesFigureOptions] = Field(default_factory=dict, description="figures of curves, by file name")
 
     @model_validator(mode="after")
@@ -185,6 +189,15 @@ class Suite(BaseOptions):
         """Return a data set's options, also if the suite gives only its source."""
         given = self.datasets[dataset]
         return SuiteDataset(source=given) if isinstance(given, str) else given
+
+    def list_tables(self) -> dict[str, TableLayout]:
+        """Return the tables by file name; for a suite without any, one of all rows and data sets."""
+        if self.tables:
+            return self.tables
+        average = {"average": "average"} if len(self.datasets) > 1 else {}
+        columns = {name: name for name in self.datasets} | average | {"trained": "parameters"}
+        rows = {name: TableLayoutRow(run=name) for name in self.rows}
+        return {DEFAULT_TABLE: TableLayout(title="Mean ± standard deviation over seeds", columns=columns, rows=rows)}
 
     def get_search_cell(self, dataset: str, row: str) -> tuple[str, str]:
         """Return the (data set, row) whose search selects a cell's settings: itself unless `settings_of` is set."""

@@ -155,3 +155,13 @@ def test_a_table_says_where_its_pre_tuned_rows_start(
         ExperimentResults(ExperimentScheduler(begun, Ledger("memory:", tmp_path / "locks")), tmp_path)
     )
     assert f"Feedback paths of Steered: {start}." in table.notes
+
+
+def test_a_suite_without_tables_has_one_of_every_row(results: ExperimentResults) -> None:
+    suite = results.board.experiment.suite.model_copy(update={"tables": {}})
+    board = results.board
+    board.experiment = replace(board.experiment, suite=suite)
+    (table,) = build_tables(results)
+    assert [column.heading for column in table.columns] == ["Markings", "More", "average", "trained"]
+    cells = {row.name: [str(cell) for cell in row.cells] for row in table.lines}
+    assert cells["lora"][0] == "85.0 ± 7.1" and cells["linear"][0] == "50.0 ± 0.0"

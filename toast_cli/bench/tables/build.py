@@ -35,7 +35,7 @@ def build_tables(results: ExperimentResults) -> list[FilledTable]:
     measures = ResultAggregator(results)
     return [
         _TableBuilder(measures, layout).build_table(name)
-        for name, layout in results.board.experiment.suite.tables.items()
+        for name, layout in results.board.experiment.suite.list_tables().items()
     ]
 
 
