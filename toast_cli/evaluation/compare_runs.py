@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,11 +22,15 @@ from toast_cli.attention.table import UNIFORM_MAP, AttentionMetricsTable
 from toast_cli.data.base import ImageSplit
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, AttentionRun, open_attention_run
 from toast_cli.evaluation.same_data import EvaluationImages, check_same_images
+from toast_cli.storage.run_folder import is_unfinished
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.names import make_names_unique
 from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
 from toast_cli.visualize.view import AttentionViewer
+
+SEED_SUFFIX = re.compile(r"-?seed\d+(-\d+)?$")
+"""End of the default name of a run, which runs of other seeds do not share."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,22 @@ class ComparedRun:
 
 
 @dataclass(frozen=True)
+class SeedGroup:
+    """Runs of one recipe that differ in their seeds only."""
+
+    name: str
+    runs: tuple[ComparedRun, ...]
+
+    def compute_mean(self, what: str) -> tuple[float, float] | None:
+        """Return mean and standard deviation over the runs of the mean of `correct` or `inside`; None without it."""
+        values = [getattr(run, what) for run in self.runs]
+        if any(value is None for value in values):
+            return None
+        means = [float(np.nanmean(value)) for value in values]
+        return statistics.fmean(means), statistics.stdev(means)
+
+
+@dataclass(frozen=True)
 class RunComparison:
     """A comparison of runs on one split."""
 
@@ -62,6 +85,17 @@ class RunComparison:
     def iterate_pairs(self) -> list[tuple[ComparedRun, ComparedRun]]:
         """Return all pairs of runs, in order."""
         return list(combinations(self.runs, 2))
+
+    def group_by_seed(self) -> list[SeedGroup]:
+        """Return the groups of at least two runs whose recipes differ in the seed only."""
+        groups: dict[str, list[ComparedRun]] = {}
+        for run in self.runs:
+            assert run.viewer.recipe is not None
+            recipe = run.viewer.recipe.model_dump(mode="json", exclude={"seed", "device", "precision"})
+            groups.setdefault(json.dumps(recipe, sort_keys=True), []).append(run)
+        several = [runs for runs in groups.values() if len({get_seed(run) for run in runs}) > 1]
+        names = make_names_unique(SEED_SUFFIX.sub("", runs[0].viewer.name) or runs[0].viewer.name for runs in several)
+        return [SeedGroup(name, tuple(runs)) for name, runs in zip(names, several, strict=True)]
 
     def estimate_difference(self, one: ComparedRun, other: ComparedRun, what: str) -> MeanEstimate | None:
         """Return the mean of `other` minus `one` in `correct` or `inside`, paired over images.
@@ -91,17 +125,39 @@ class RunComparison:
         return apart.argsort(descending=True, stable=True)[:count].tolist()
 
 
+def get_seed(run: ComparedRun) -> int:
+    """Return the seed of a run's recipe."""
+    assert run.viewer.recipe is not None
+    return run.viewer.recipe.seed
+
+
+def skip_unfinished_runs(requests: Sequence[AttentionEvalRequest], reporter: Reporter) -> list[AttentionEvalRequest]:
+    """Return the requests without those for runs that have not finished, which are reported."""
+    finished = []
+    for request in requests:
+        if is_unfinished(request.path):
+            reporter.report_message(f"Skipped: {request.path} has not finished.")
+        else:
+            finished.append(request)
+    return finished
+
+
 def build_comparison(requests: Sequence[AttentionEvalRequest], reporter: Reporter) -> RunComparison:
     """Measure several runs on the same images. All runs are opened and checked before the first is measured.
 
+    Runs that have not finished are skipped and reported.
+
     Raises:
-        UsageError: there are fewer than two runs.
+        UsageError: there are fewer than two finished runs.
         ToastError: a run cannot be opened, the split, level or head does not exist, or the images or object masks of
             the runs differ.
     """
+    requests = skip_unfinished_runs(requests, reporter)
     if len(requests) < 2:
         raise UsageError(
-            "A comparison needs at least two runs.", what_to_do="Name two or more runs.", code="run.too-few-runs"
+            f"A comparison needs at least two finished runs, got {len(requests)}.",
+            what_to_do="Name two or more finished runs.",
+            code="run.too-few-runs",
         )
     names = make_names_unique(request.path.resolve().name for request in requests)
     runs: list[AttentionRun] = []

@@ -200,6 +200,11 @@ class RunFolder:
             save_checkpoint(self.checkpoints, name, trained, state, besides)
 
 
+def is_unfinished(path: Path) -> bool:
+    """Return whether `path` is the folder of a run that was started and has no adapter yet."""
+    return (path / "recipe.yaml").is_file() and not (path / "adapter" / ADAPTER_CONFIG_FILE).is_file()
+
+
 @dataclass(frozen=True)
 class WorkingFolders:
     """The folder that a run was started in, and its folder of data sets."""

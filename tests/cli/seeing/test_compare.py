@@ -135,3 +135,21 @@ def test_runs_of_other_seeds_are_shown_the_same_few_images(runs: tuple[Path, Pat
     said = toast("compare", runs[1], other, "--limit", "4", "--images", "1", "--json")
     assert said.code == 0, said.err
     assert json.loads(said.out)["differences"][0]["accuracy"] == {"mean": 0, "low": 0, "high": 0, "images": 4}
+
+
+def test_runs_of_several_seeds_are_averaged_and_unfinished_ones_are_skipped(
+    runs: tuple[Path, Path], here: Path
+) -> None:
+    small = {"name": "demo", "test_images": 6, "train_images": 5, "val_images": 5}
+    paths = [kept(demo_model("linear"), here / f"x-seed{seed}", dataset=small, seed=seed) for seed in (0, 1)]
+    (here / "cut").mkdir()
+    (here / "cut" / "recipe.yaml").touch()
+    said = toast("compare", *paths, "cut", "--images", "1", "--json")
+    assert said.code == 0 and "cut has not finished" in said.err
+    numbers = json.loads(said.out)
+    (group,) = numbers["seeds"]
+    one, two = (run["accuracy"]["mean"] for run in numbers["runs"])
+    assert group["name"] == "x" and group["seeds"] == [0, 1]
+    assert group["accuracy"] == pytest.approx([(one + two) / 2, abs(one - two) / 2**0.5])
+    assert "0, 1" in page(here / "comparison/report.html").text
+    toast("compare", paths[0], "cut").fails(2, "got 1", error="run.too-few-runs")

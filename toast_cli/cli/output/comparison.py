@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from toast_cli.data.base import describe_masks
-from toast_cli.evaluation.compare_runs import ComparedRun, RunComparison
+from toast_cli.evaluation.compare_runs import ComparedRun, RunComparison, get_seed
 from toast_cli.utils.names import escape_newlines
 from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
 from toast_cli.visualize.report import format_attention_checks
@@ -68,6 +68,19 @@ def build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], l
     return headings, lines, ["accuracy", *(["on the object"] if masks else [])], differences
 
 
+def build_seed_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the headings and rows of the means over seeds; no row if no two runs differ in their seeds only."""
+    groups = found.group_by_seed()
+    on_it = ["on the object, %"] if all(run.inside is not None for run in found.runs) else []
+    rows = []
+    for group in groups:
+        seeds = {"value": ", ".join(str(seed) for seed in sorted(map(get_seed, group.runs))), "interval": ""}
+        means = [group.compute_mean(what) for what in ("correct", "inside")[: 1 + len(on_it)]]
+        cells = [{"value": f"{100 * mean[0]:.1f} ± {100 * mean[1]:.1f}", "interval": ""} for mean in means if mean]
+        rows.append({"name": group.name, "cells": [seeds, *cells]})
+    return ["seeds", "accuracy, %", *on_it], rows
+
+
 def _describe_correction(found: RunComparison) -> str:
     """Describe the correction for multiple comparisons; empty for a single difference."""
     count = len(found.iterate_pairs())
@@ -77,6 +90,7 @@ def _describe_correction(found: RunComparison) -> str:
 def build_page_context(found: RunComparison) -> dict[str, Any]:
     """Return the template variables of the page, except its images."""
     headings, lines, difference_headings, differences = build_rows(found)
+    seed_headings, seeds = build_seed_rows(found)
     made = [{"name": run.viewer.name, "facts": _describe_run(run)} for run in found.runs]
     return {
         "title": " vs. ".join(run.viewer.name for run in found.runs),
@@ -89,6 +103,8 @@ def build_page_context(found: RunComparison) -> dict[str, Any]:
         "lines": lines,
         "difference_headings": difference_headings,
         "differences": differences,
+        "seed_headings": seed_headings,
+        "seeds": seeds,
         "made": made,
     }
 
@@ -132,6 +148,16 @@ def build_json_report(found: RunComparison, split: str, disputed: list[str]) -> 
             }
             for run in found.runs
         ],
+        "seeds": [
+            {
+                "name": group.name,
+                "runs": [run.viewer.name for run in group.runs],
+                "seeds": [get_seed(run) for run in group.runs],
+                "accuracy": group.compute_mean("correct"),
+                "share_inside": group.compute_mean("inside"),
+            }
+            for group in found.group_by_seed()
+        ],
         "differences": [
             {
                 "run": other.viewer.name,
@@ -155,11 +181,15 @@ def build_comparison_tables(found: RunComparison) -> list[Any]:
     notes = "\n".join([*([f"Object: {marks}."] if marks else []), f"Maps: {describe_all_maps(found)}."])
     title = f"{len(found.split):,} images of {escape_newlines(found.dataset)}, 95% intervals"
     tables = []
+    seed_headings, seeds = build_seed_rows(found)
     for heading, caption, first, names, rows in (
         (title, notes, "run", headings, lines),
+        ("Mean ± standard deviation over seeds", None, "runs", seed_headings, seeds),
         ("Differences on the same images, in percentage points", _describe_correction(found) or None, "runs",
          difference_headings, differences),
     ):  # fmt: skip
+        if not rows:
+            continue
         table = Table(title=heading, caption=caption, title_justify="left", caption_justify="left")
         table.add_column(first)
         for name in names:
