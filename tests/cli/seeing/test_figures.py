@@ -40,6 +40,7 @@ def test_what_cannot_be_read_is_left_out_and_listed_at_the_end(
     said = toast("visualize-attention", "more", "gone.png", *chosen, "--out", "seen", "--json")
     assert said.code == 1 and "2 of 4 images" in said.err
     assert "more/1.png" in said.err and "gone.png" in said.err
+    assert f"Writing {9 if several else 12} files in seen" in said.err
     assert [record["image"] for record in json.loads(said.out)] == ["more/0.png", "more/2.png"]
     assert len(list((here / "seen").glob("*.png"))) == (1 if several else 2)
     toast("visualize-attention", "gone.png", *chosen).fails(1, "1 of 1 images", error="image.unreadable")

@@ -72,6 +72,7 @@ def visualize_attention(
     chosen = options.parse_head(head)
 
     from toast_cli.cli.commands.visualize_images import (
+        announce_figures,
         draw_figures,
         format_records,
         load_files,
@@ -80,6 +81,7 @@ def visualize_attention(
         read_or_skip,
     )
     from toast_cli.cli.output.console import print_json, print_line
+    from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.evaluation.open_run import set_feedback_strength
 
     viewers, first, folder = load_viewers(
@@ -100,7 +102,10 @@ def visualize_attention(
         samples = load_test_samples(first, test_image)
     else:
         samples = load_files(images or [], viewers[0].images.white)
-    records = draw_figures(viewers, read_or_skip(samples, broken), place, format)
+    announce_figures(len(samples), len(viewers), place, format)
+    with TerminalReporter() as reporter:
+        tracked = reporter.track_progress(samples, len(samples), "images")
+        records = draw_figures(viewers, read_or_skip(tracked, broken), place, format)
     if as_json:
         print_json(records)
     else:

@@ -67,16 +67,20 @@ def load_viewers(
     return [AttentionViewer(name, model, recipe.images, None, recipe=recipe, plain=True)], None, Path("attention")
 
 
-def load_test_samples(run: OpenedRun, indices: list[int]) -> Iterator[tuple[str, Callable[[], Sample]]]:
-    """Yield an output name and a load function for every test image."""
+NamedLoader = tuple[str, Callable[[], Sample]]
+"""An output name, and a function that loads the image."""
+
+
+def load_test_samples(run: OpenedRun, indices: list[int]) -> list[NamedLoader]:
+    """Return an output name and a load function for every test image."""
     data = open_run_data(run, Reporter())
     if (changed := describe_changed_split(run.request.path, "test", data)) is not None:
         print_line(f"{changed} An index may mean another image than in the run.", err)
-    yield from ((f"test-{index}", partial(load_test_sample, data, index)) for index in indices)
+    return [(f"test-{index}", partial(load_test_sample, data, index)) for index in indices]
 
 
-def load_files(images: list[Path], white: int | None = None) -> Iterator[tuple[str, Callable[[], Sample]]]:
-    """Yield an output name and a load function for every image file. Folders are searched recursively.
+def load_files(images: list[Path], white: int | None = None) -> list[NamedLoader]:
+    """Return an output name and a load function for every image file. Folders are searched recursively.
 
     Raises:
         UsageError: A folder contains no image.
@@ -88,10 +92,22 @@ def load_files(images: list[Path], white: int | None = None) -> Iterator[tuple[s
             raise UsageError(f"No images found in {path}.", code="data.no-images")
         files += below
     names = make_names_unique(to_file_name(file.stem) for file in files)
-    yield from zip(names, (partial(load_image_sample, file, white) for file in files), strict=True)
+    return list(zip(names, (partial(load_image_sample, file, white) for file in files), strict=True))
 
 
-def read_or_skip(found: Iterable[tuple[str, Callable[[], Sample]]], broken: list[str]) -> Iterator[tuple[str, Sample]]:
+def announce_figures(images: int, viewers: int, folder: Path, format: str) -> None:
+    """Print how many files will be written, if there are several images."""
+    if images > 1:
+        figures = 1 if viewers > 1 else images
+        files = f"{figures + 2 * images:,} files in {folder}"
+        print_line(
+            f"Writing {files}: {figures:,} {format} {'figure' if figures == 1 else 'figures'}, and the maps "
+            f"(safetensors) and a record (json) of each of {images:,} images.",
+            err,
+        )
+
+
+def read_or_skip(found: Iterable[NamedLoader], broken: list[str]) -> Iterator[tuple[str, Sample]]:
     """Yield the samples that can be read. The errors of the others are appended to `broken`."""
     for name, read in found:
         try:
