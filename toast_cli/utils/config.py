@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic.config import JsonDict
 
 
 def _parse_switch(value: Any) -> Any:
@@ -15,7 +16,7 @@ Switch = Annotated[bool, BeforeValidator(_parse_switch)]
 """A boolean setting that is also accepted as the words on and off."""
 
 
-LOCAL_PATH = {"format": "path"}
+LOCAL_PATH: JsonDict = {"format": "path"}
 """`json_schema_extra` of a field that names a file or a folder, so that it is found again from another folder."""
 
 
