@@ -32,6 +32,18 @@ FILTER_SUPPORT = 3
 """Reach of the widest filter (Lanczos), in pixels of the smaller of the two images."""
 
 
+def compute_new_size(rule: ResizeRule, size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """Return the height and width of a resized image."""
+    if rule == "squash":
+        return size
+    if rule == "shorter-side":
+        longer = int(size[0] * max(height, width) / min(height, width))
+        return (longer, size[0]) if height > width else (size[0], longer)
+    ratios = height / size[0], width / size[1]
+    shrink = min(ratios) if rule == "cover" else max(ratios)
+    return max(round(height / shrink), 1), max(round(width / shrink), 1)
+
+
 def resize_image(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     """Return the image at `size` (height, width), as `Image.resize` does, within memory in proportion to the two.
 
@@ -68,14 +80,7 @@ class Resize(v2.Transform):
 
     def compute_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the new height and width of an image."""
-        if self.rule == "squash":
-            return self.size
-        if self.rule == "shorter-side":
-            longer = int(self.size[0] * max(height, width) / min(height, width))
-            return (longer, self.size[0]) if height > width else (self.size[0], longer)
-        ratios = height / self.size[0], width / self.size[1]
-        shrink = min(ratios) if self.rule == "cover" else max(ratios)
-        return max(round(height / shrink), 1), max(round(width / shrink), 1)
+        return compute_new_size(self.rule, self.size, height, width)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Return the new size, from that of the first input (the image)."""
@@ -104,6 +109,37 @@ class CropPlace:
     width: int
 
 
+def locate_center(resized: tuple[int, int], size: tuple[int, int]) -> CropPlace:
+    """Return the place of a crop of `size` at the centre of a resized image."""
+    top, left = map(_center_start, resized, size)
+    return CropPlace(top, left, *resized)
+
+
+def is_excessive(place: CropPlace, size: tuple[int, int]) -> bool:
+    """Return whether the resized image would be much larger than the crop."""
+    return place.height * place.width > MAX_EXCESS * size[0] * size[1]
+
+
+def resize_and_crop_image(
+    image: Image.Image,
+    place: CropPlace,
+    size: tuple[int, int],
+    resample: Image.Resampling,
+    fill: tuple[int, int, int] = (0, 0, 0),
+) -> Image.Image:
+    """Return a crop of the resized image at `size` (height, width), padded with `fill` where it exceeds the image."""
+    if is_excessive(place, size):
+        return _resize_image_region(image, place, size, resample)
+    resized = resize_image(image, (place.height, place.width), resample)
+    if (place.height, place.width) == size:
+        return resized
+    if place.top >= 0 and place.left >= 0 and place.height >= size[0] and place.width >= size[1]:
+        return resized.crop((place.left, place.top, place.left + size[1], place.top + size[0]))
+    padded = Image.new(image.mode, size[::-1], fill)
+    padded.paste(resized, (-place.left, -place.top))
+    return padded
+
+
 class ResizeAndCrop(v2.Transform):
     """Resize, then crop at the centre or at random. A crop that exceeds the resized image is padded.
 
@@ -123,20 +159,19 @@ class ResizeAndCrop(v2.Transform):
         self.resize = resize
         self.size = size
         self.random = random
-        self.fill = list(fill)
+        self.fill = (fill[0], fill[1], fill[2])
 
     def locate(self, height: int, width: int) -> CropPlace:
         """Return the place of the crop in an image of this size; a random one is drawn."""
         resized = self.resize.compute_size(height, width)
-        top, left = (
-            _draw_start(whole, part) if self.random else _center_start(whole, part)
-            for whole, part in zip(resized, self.size, strict=True)
-        )
+        if not self.random:
+            return locate_center(resized, self.size)
+        top, left = map(_draw_start, resized, self.size)
         return CropPlace(top, left, *resized)
 
     def is_excessive(self, height: int, width: int) -> bool:
         """Return whether the resized image would be much larger than the crop."""
-        return math.prod(self.resize.compute_size(height, width)) > MAX_EXCESS * math.prod(self.size)
+        return is_excessive(CropPlace(0, 0, *self.resize.compute_size(height, width)), self.size)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Return the place of the crop, for the size of the first input (the image)."""
@@ -145,8 +180,10 @@ class ResizeAndCrop(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize and crop one input."""
         place: CropPlace = params["place"]
+        if isinstance(inpt, Image.Image):
+            return resize_and_crop_image(inpt, place, self.size, self.resize.resample, self.fill)
         if self.is_excessive(*v2.functional.get_size(inpt)):
-            return _resize_region(inpt, place, self.size, self.resize.resample)
+            return _resize_mask_region(inpt, place, self.size)
         resized = self.resize.transform(inpt, {"size": (place.height, place.width)})
         if (place.height, place.width) == self.size:
             return resized
@@ -155,8 +192,7 @@ class ResizeAndCrop(v2.Transform):
             for start, part, whole in zip((place.top, place.left), self.size, (place.height, place.width), strict=True)
         )
         if top or below or left or right:
-            fill: Any = self.fill if isinstance(inpt, Image.Image) else 0
-            resized = v2.functional.pad(resized, [left, top, right, below], fill=fill)
+            resized = v2.functional.pad(resized, [left, top, right, below], fill=0)
         return v2.functional.crop(resized, place.top + top, place.left + left, *self.size)
 
 
@@ -168,25 +204,33 @@ def _draw_start(whole: int, part: int) -> int:
     return int(torch.randint(abs(whole - part) + 1, ())) + min(whole - part, 0) if whole != part else 0
 
 
-def _resize_region(inpt: Any, place: CropPlace, size: tuple[int, int], resample: Image.Resampling) -> Any:
-    """Return a crop of the resized input without resizing the rest. The crop lies inside the resized image."""
-    height, width = v2.functional.get_size(inpt)
-    down, across = height / place.height, width / place.width  # pixels of the input per pixel of the resized one
-    if not isinstance(inpt, Image.Image):  # a mask
-        rows, columns = (
-            ((torch.arange(part) + start) * scale).long()
-            for start, part, scale in ((place.top, size[0], down), (place.left, size[1], across))
+def _resize_mask_region(mask: Any, place: CropPlace, size: tuple[int, int]) -> Any:
+    """Return a crop of the resized mask without resizing the rest. The crop lies inside the resized mask."""
+    height, width = v2.functional.get_size(mask)
+    rows, columns = (
+        ((torch.arange(part) + start) * scale).long()
+        for start, part, scale in (
+            (place.top, size[0], height / place.height),
+            (place.left, size[1], width / place.width),
         )
-        return tv_tensors.Mask(inpt.as_subclass(Tensor)[..., rows[:, None], columns])
+    )
+    return tv_tensors.Mask(mask.as_subclass(Tensor)[..., rows[:, None], columns])
+
+
+def _resize_image_region(
+    image: Image.Image, place: CropPlace, size: tuple[int, int], resample: Image.Resampling
+) -> Image.Image:
+    """Return a crop of the resized image without resizing the rest. The crop lies inside the resized image."""
+    down, across = image.height / place.height, image.width / place.width  # pixels of the image per resized pixel
     (top, low, rows_seen), (left, right, columns_seen) = (
         _locate_source(start * scale, part * scale, scale, whole)
         for start, part, scale, whole in (
-            (place.top, size[0], down, height),
-            (place.left, size[1], across, width),
+            (place.top, size[0], down, image.height),
+            (place.left, size[1], across, image.width),
         )
     )
     # Pillow computes with boxes in single precision, so the box has to be near the origin.
-    near = inpt.crop((left, top, right, low))
+    near = image.crop((left, top, right, low))
     return near.resize(size[::-1], resample, box=(columns_seen[0], rows_seen[0], columns_seen[1], rows_seen[1]))
 
 
