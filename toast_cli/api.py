@@ -18,8 +18,9 @@ from toast_cli.attention.maps import AttentionRecorder, HeadSelection
 from toast_cli.attention.predicted_classes import predict_pixel_classes
 from toast_cli.backbones.base import Backbone
 from toast_cli.backbones.image_options import ImageOptions
-from toast_cli.data.images.decode import open_image, to_upright_rgb
+from toast_cli.data.images.decode import open_image
 from toast_cli.data.images.transforms import build_transform
+from toast_cli.data.images.upright import to_upright_rgb
 from toast_cli.data.text.conversation_split import Role, Turn
 from toast_cli.model.generation import TextGenerator, choose_template
 from toast_cli.model.model import BackboneSnapshot, Model

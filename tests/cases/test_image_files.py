@@ -30,13 +30,14 @@ from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.audit.check import check_dataset
 from toast_cli.data.audit.image_scan import scan_images
 from toast_cli.data.base import BatchOptions, DataSet, LoaderOptions, set_white
-from toast_cli.data.images.decode import open_image, to_upright_rgb
+from toast_cli.data.images.decode import open_image
 from toast_cli.data.images.image_folder import ImageFolderOptions, open_image_folder
 from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.loader import build_image_loader
 from toast_cli.data.images.object_masks import MaskFile
 from toast_cli.data.images.resize import MAX_EXCESS
 from toast_cli.data.images.transforms import CropWindow, build_transform
+from toast_cli.data.images.upright import to_upright_rgb
 from toast_cli.data.segmentation.dataset import SegmentationSplit, read_class_map
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_figure

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from toast_cli.storage.load_model import LoadedModel
 
+SCRIPT_FILE = "infer.py"
+"""Script that some formats write next to the export. It serves every export of that format in its folder."""
+
 LOGGER = logging.getLogger(__name__)
 """Logger of the export stages. `ExportFormat.write` needs no extra argument for them."""
 

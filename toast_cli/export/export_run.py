@@ -20,7 +20,7 @@ import psutil
 from filelock import FileLock
 
 from toast_cli import registry
-from toast_cli.export.base import ExportFormat, ExportRequest, log_stage
+from toast_cli.export.base import SCRIPT_FILE, ExportFormat, ExportRequest, log_stage
 from toast_cli.export.existing_exports import REPORT_FILE, read_reports, require_free_target
 from toast_cli.export.verification import VerificationReport, compute_reference, verify_export
 from toast_cli.model.model import fold_model
@@ -134,12 +134,12 @@ def _install_files(place: Path, folder: Path, before: Path, replace: bool) -> No
     """Move all files in `place` into `folder`, or none of them. Replaced files are kept in `before` until then.
 
     Raises:
-        UsageError: A file exists and `replace` is false. The report is always replaced.
+        UsageError: A file exists and `replace` is false. The report is always replaced, and so is a script of toast.
         OSError: A file cannot be moved.
     """
     names = sorted(path.name for path in place.iterdir())
     for name in names:
-        if name != REPORT_FILE:
+        if name != REPORT_FILE and not (name == SCRIPT_FILE and _is_own_script(place / name, folder / name)):
             require_free_target(folder / name, replace)
     before.mkdir()
     try:
@@ -154,6 +154,15 @@ def _install_files(place: Path, folder: Path, before: Path, replace: bool) -> No
             if (before / name).exists():
                 (before / name).replace(folder / name)
         raise
+
+
+def _is_own_script(new: Path, old: Path) -> bool:
+    """Return whether the script that is there begins as the one that toast writes."""
+    try:
+        first, *_ = new.read_text(encoding="utf-8").splitlines()
+        return old.read_text(encoding="utf-8").startswith(first)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _back_up_file(path: Path, before: Path) -> None:

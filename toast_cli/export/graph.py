@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.export import Dim, ExportedProgram
 
+from toast_cli.data.images.transforms import build_resize
 from toast_cli.export.base import ExportRequest
 from toast_cli.export.redact_paths import redact_recipe
 from toast_cli.export.verification_outputs import (
@@ -69,18 +70,26 @@ def build_graph_metadata(loaded: LoadedModel, wanted: ExportRequest) -> dict[str
     config["recipe"] = redact_recipe(config["recipe"])
     return {
         "labels": format_json(list(loaded.classes)),
-        "preprocessing": json.dumps(
-            config["preprocessing"] and {**config["preprocessing"], **_get_resize_options(loaded)}
-        ),
+        "preprocessing": json.dumps(config["preprocessing"] and {**config["preprocessing"], **_describe_input(loaded)}),
+        "target": loaded.model.objective.target,
         "normalization": "inside: pixels in 0..1" if wanted.normalize else "outside: pixels by mean and std",
         "toast": format_json(config),
     }
 
 
-def _get_resize_options(loaded: LoadedModel) -> dict[str, Any]:
-    """Return the recipe's resize options, which override `crop_pct`."""
+def _describe_input(loaded: LoadedModel) -> dict[str, Any]:
+    """Return how a file becomes the image that is cropped: its size, transparency and grey values of 16 bits."""
     images = loaded.recipe.images
-    return {"resize": images.resize, "squash": images.squash}
+    resize = build_resize(images, loaded.model.backbone.require_preprocessing())
+    return {
+        "resize": images.resize,
+        "squash": images.squash,
+        "resize_rule": resize.rule,
+        "resize_size": resize.size,
+        "white": images.white,
+        "transparency": "over white",
+        "orientation": "as EXIF says",
+    }
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def test_an_onnx_file_runs_without_torch_and_proves_it_in_another_process(here: 
     assert json.loads(metadata["labels"]) == list(load_model(run).classes)
     # Folded: nothing of the feedback path is left but one matrix a level.
     assert not any(".feedback." in name for name in weights_in(target))
-    assert sorted(path.name for path in here.iterdir()) == ["export_report.json", "model.onnx"]
+    assert sorted(path.name for path in here.iterdir()) == ["export_report.json", "infer.py", "model.onnx"]
 
 
 AXES = {"image": ["batch", 3, "height", "width"], "input_ids": ["batch", "sequence"]}

@@ -16,8 +16,9 @@ from toast_cli.data.audit.near_duplicates import (
     find_near_duplicates,
 )
 from toast_cli.data.base import DataSet
-from toast_cli.data.images.decode import WHITE_16_BIT, guess_white
+from toast_cli.data.images.decode import guess_white
 from toast_cli.data.images.folder_scan import to_printable_name
+from toast_cli.data.images.upright import WHITE_16_BIT
 from toast_cli.data.splits import format_class_names
 
 THIN_RATIO = 10

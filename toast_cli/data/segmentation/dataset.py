@@ -146,7 +146,8 @@ def read_class_map(path: Path, classes: int, reduce_zero_label: bool = False) ->
     import numpy as np
     from PIL import UnidentifiedImageError
 
-    from toast_cli.data.images.decode import explain_unknown_format, open_pillow_file, turn_upright
+    from toast_cli.data.images.decode import explain_unknown_format, open_pillow_file
+    from toast_cli.data.images.upright import turn_upright
 
     try:
         with open_pillow_file(path) as file:

@@ -40,9 +40,12 @@ def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
 
     import torch
 
-    from toast_cli.export.base import log_stage
+    from toast_cli.export import infer
+    from toast_cli.export.base import SCRIPT_FILE, log_stage
     from toast_cli.export.graph import build_graph_metadata, suppress_exporter_logs, trace_model
+    from toast_cli.export.standalone_script import build_standalone_script
     from toast_cli.export.verification_outputs import compute_outputs, to_named_inputs
+    from toast_cli.utils.files import write_text
 
     log_stage("Tracing both passes into one graph")
     program = trace_model(loaded, wanted)
@@ -57,6 +60,8 @@ def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
     translated.model.metadata_props.update(build_graph_metadata(loaded, wanted))
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     translated.save(str(path), external_data=size > MAX_INLINE_BYTES)
+    if loaded.model.objective.target == "class" and loaded.model.backbone.preprocessing is not None:
+        write_text(path.parent / SCRIPT_FILE, build_standalone_script(Path(infer.__file__)))
 
 
 def _simplify_graph(model: Any) -> None:

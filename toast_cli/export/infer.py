@@ -1,0 +1,109 @@
+"""Classify images with an ONNX export of toast, without torch.
+
+    python infer.py IMAGE... [--model FILE.onnx] [--top 5] [--json]
+
+It needs numpy, pillow and onnxruntime. An image may be a file or a folder. The model is by default the only .onnx file
+next to this script. Class names and preprocessing are in the metadata of the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+from toast_cli.data.images.resize import compute_new_size, locate_center, resize_and_crop_image
+from toast_cli.data.images.upright import to_upright_rgb
+
+
+class Classifier:
+    """An exported model, with the preprocessing and the class names in its metadata."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.labels: list[str] = json.loads(metadata["labels"])
+        self.preprocessing: dict[str, Any] = json.loads(metadata["preprocessing"])
+        self.target = metadata.get("target", "class")
+        self.normalizes = metadata["normalization"].startswith("inside")
+        taken = self.session.get_inputs()[0].type
+        self.dtype = np.float16 if "float16" in taken else np.float32
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Return an image of any mode as the input of the model, `[3, H, W]`."""
+        given = self.preprocessing
+        size = (given["image_size"][0], given["image_size"][1])
+        upright = to_upright_rgb(image, given["white"])
+        rule, rule_size = given["resize_rule"], (given["resize_size"][0], given["resize_size"][1])
+        place = locate_center(compute_new_size(rule, rule_size, upright.height, upright.width), size)
+        mean, std = (np.array(given[name], dtype=np.float32)[:, None, None] for name in ("mean", "std"))
+        fill = tuple(round(255 * float(value)) for value in given["mean"])
+        resample = Image.Resampling[given["interpolation"].upper()]
+        seen = resize_and_crop_image(upright, place, size, resample, (fill[0], fill[1], fill[2]))
+        pixels = np.asarray(seen, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+        return (pixels if self.normalizes else (pixels - mean) / std).astype(self.dtype)
+
+    def __call__(self, path: str | Path) -> np.ndarray:
+        """Return the score of every class for an image file, `[classes]`: probabilities, or numbers."""
+        with Image.open(path) as image:
+            batch = self.prepare(image)[None]
+        logits = self.session.run(["logits"], {"image": batch})[0][0].astype(np.float64)
+        if self.target == "number":
+            return logits
+        if self.target == "labels":
+            return 1 / (1 + np.exp(-logits))
+        powers = np.exp(logits - logits.max())
+        return powers / powers.sum()
+
+
+def list_files(paths: list[Path]) -> list[Path]:
+    """Return the files, and for a folder all files below it that have the suffix of an image."""
+    known = Image.registered_extensions()
+    found: list[Path] = []
+    for path in paths:
+        below = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found += [file for file in below if not path.is_dir() or (file.is_file() and file.suffix.lower() in known)]
+    return found
+
+
+def find_model() -> Path:
+    """Return the only ONNX file next to this script."""
+    found = sorted(Path(__file__).parent.glob("*.onnx"))
+    if len(found) != 1:
+        sys.exit(f"{len(found)} .onnx files are next to {Path(__file__).name}. Choose one with --model.")
+    return found[0]
+
+
+def main() -> int:
+    """Print the classes of the images; return 1 if one could not be read."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file or folder")
+    parser.add_argument("--model", type=Path, help="ONNX file; default: the only one next to this script")
+    parser.add_argument("--top", type=int, default=5, help="number of classes per image")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line, with every class")
+    given = parser.parse_args()
+    classifier, broken = Classifier(given.model or find_model()), 0
+    for file in list_files(given.images):
+        try:
+            scores = classifier(file)
+        except Exception as error:  # Pillow's decoders raise arbitrary exceptions on damaged files
+            print(f"{file}: {error}", file=sys.stderr)
+            broken += 1
+            continue
+        named = {label: float(score) for label, score in zip(classifier.labels, scores, strict=True)}
+        if given.json:
+            print(json.dumps({"file": str(file), "scores": named}))
+            continue
+        best = sorted(named.items(), key=lambda each: -each[1])[: given.top]
+        print(str(file), *(f"{label} {score:.4f}" for label, score in best), sep="\t")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
