@@ -52,7 +52,7 @@ def draw_confusion(counts: Any, classes: Sequence[str], what: str, shares: bool 
     figure = Figure(figsize=(side * len(columns) + 2.6, side * len(rows) + 2.4), layout="constrained")
     axes = figure.subplots()
     share = np.divide(cells, support[:, None], out=np.zeros(cells.shape), where=support[:, None] > 0)
-    right, shade = np.eye(*cells.shape, dtype=bool)[..., None], 0.1 + 0.8 * np.sqrt(share)  # so that few errors show
+    right, shade = np.eye(*cells.shape)[..., None] > 0, 0.1 + 0.8 * np.sqrt(share)  # so that few errors show
     colours = np.where(right, colormaps["Blues"](shade), colormaps["Oranges"](shade))
     axes.imshow(np.where(cells[..., None] > 0, colours, 1.0), aspect="equal")
     for (row, column), count in np.ndenumerate(cells):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -135,6 +135,7 @@ def run_eval(
     from toast_cli.utils.errors import ToastError
     from toast_cli.utils.files import write_json
 
+    results: dict[str, Any]
     written, failure = "", None
     runs = run or [resolve_run_path(None)]
     if judge is not None:

@@ -48,7 +48,8 @@ def write_evaluation_files(
     names = write_answer_files(answers, folder)
     if report:
         name, value = (list(map(str, column.cells)) for column in table.columns)
-        numbers = list(zip(name, value, strict=True))
+        splits = tuple(f", {split}" for split in ("train", "validation", "test"))
+        numbers = sorted(zip(name, value, strict=True), key=lambda row: not row[0].endswith(splits))
         write_text(folder / REPORT_FILE, render_answer_report(answers, folder, str(table.title), numbers))
         names.append(REPORT_FILE)
     write_evaluation_record(folder, digest, results)
