@@ -40,12 +40,7 @@ def evaluate_run(
     if evaluation is not None:
         apply_evaluation_mode(run, evaluation)
     if require_classes and not answers_with_classes(run.model.objective):
-        raise UsageError(
-            f"A report needs a model that answers with classes, and the task of {request.path} is "
-            f"{run.recipe.task.name}.",
-            what_to_do="Leave --report out.",
-            code="task.no-classes",
-        )
+        raise make_no_classes_error(run)
     session, recipe = open_session(run, reporter), run.recipe
     with_attention = session.can_measure_attention(split)
     batches = session.make_loader(split, with_masks=with_attention)
@@ -53,6 +48,8 @@ def evaluate_run(
     tracked = reporter.track_progress(batches, len(batches), split)
     metrics = evaluate_model(run.model, tracked, run.accelerator, with_attention=with_attention, answers=predictions)
     answers = collect_answers(session, split, batches, predictions)
+    if require_classes and answers is None:  # the task of a plugin that predicts none
+        raise make_no_classes_error(run)
     if answers is not None and on_answers is not None and run.accelerator.is_main_process:
         on_answers(answers)
     return {
@@ -67,6 +64,16 @@ def evaluate_run(
         {"val": "validation"}.get(split, split): metrics,
         "skipped": report_skipped_samples(reporter, session.data, **{split: batches}),
     }
+
+
+def make_no_classes_error(run: OpenedRun) -> UsageError:
+    """Return the error about a report on a model that does not answer with classes."""
+    return UsageError(
+        f"A report needs a model that answers with classes, and {run.request.path} is a run of the task "
+        f"'{run.recipe.task.name}'.",
+        what_to_do="Leave --report out.",
+        code="task.no-classes",
+    )
 
 
 def apply_evaluation_mode(run: OpenedRun, evaluation: str) -> None:
