@@ -13,8 +13,11 @@ from PIL import Image
 
 from tests.cli.conftest import toast
 from tests.scenes import demo_model, kept
+from tests.unit.evaluation.answers import answers_of
 from tests.unit.visualize.test_color_scales import VIEW, text_view
 from toast_cli.cli.commands.visualize_text import render_text_page
+from toast_cli.evaluation.answer_files import write_answer_files
+from toast_cli.evaluation.answer_report import render_answer_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -38,14 +41,23 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     runs = [kept(demo_model(), home / "steered"), kept(demo_model("linear"), home / ("linear-" * 12))]
     said = toast("compare", *runs, runs[0], "--images", "1", "--out", home / "comparison")
     assert said.code == 0, said.err
+    wide = ["<b>" + "wide " * 20, "x" * 80, "猫"]
+    answers = answers_of(wide, [0, 1, 2] * 9, [1, 1, 0] * 9, [0.9] * 27, ["folder/" + "long" * 30 + ".jpg"] * 27)
+    write_answer_files(answers, home / "answers")
+    page = render_answer_report(answers, home / "answers", "y" * 90, [("accuracy, test", "33.33% of 27")])
+    (home / "answers/report.html").write_text(page, "utf-8")
     (home / "prompt.html").write_text(
         render_text_page([VIEW, text_view("x" * 60, [0.9, 0.1, 0], [0, 0.1, 0.9])]), "utf-8"
     )
-    return {"comparison": home / "comparison/report.html", "text": home / "prompt.html"}
+    return {
+        "answers": home / "answers/report.html",
+        "comparison": home / "comparison/report.html",
+        "text": home / "prompt.html",
+    }
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("which", ["comparison", "text"])
+@pytest.mark.parametrize("which", ["answers", "comparison", "text"])
 def test_a_page_shows_all_of_itself_and_asks_for_nothing(
     which: str, size: str, browser: Any, pages: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -61,8 +73,8 @@ def test_a_page_shows_all_of_itself_and_asks_for_nothing(
     assert [url for url in asked if not url.startswith("data:")] == [pages[which].as_uri()]
     assert tab.evaluate("document.documentElement.scrollWidth") <= width, "nothing to be scrolled sideways"
     images = tab.evaluate("[...document.images].map(image => [image.alt, image.complete && image.naturalWidth > 0])")
-    assert all(alt and shown for alt, shown in images) and bool(images) is (which == "comparison")
-    if which == "comparison":
+    assert all(alt and shown for alt, shown in images) and bool(images) is (which != "text")
+    if which != "text":
         cut = "[...document.querySelectorAll('.wide')].some(part => part.scrollWidth > part.clientWidth)"
         assert not tab.evaluate(cut), "nor anything inside"
     if which == "text":

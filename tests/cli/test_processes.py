@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -89,6 +90,16 @@ def same_run(ours: Path, theirs: Path, tensors: str) -> None:
         torch.testing.assert_close(weight, others[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+def same_answers(ours: Path, theirs: Path) -> None:
+    """Every test image has a row with the same file, label and choice, and the classes have the same counts."""
+    mine, others = (list(csv.DictReader((run / "predictions.csv").open())) for run in (ours, theirs))
+    assert len(mine) == 17
+    for row, other in zip(mine, others, strict=True):
+        assert float(row.pop("probability")) == pytest.approx(float(other.pop("probability")), abs=1e-4)
+        assert row == other
+    assert (ours / "confusion.csv").read_text() == (theirs / "confusion.csv").read_text()
+
+
 @pytest.mark.parametrize("launcher", [ACCELERATE, pytest.param(TORCHRUN, marks=pytest.mark.slow)])
 def test_two_processes_tune_as_one_does_and_speak_as_one(here: Path, launcher: list[str]) -> None:
     words = ["--dataset", "demo", "--method", "toast-lite", *UNEVEN]
@@ -101,6 +112,7 @@ def test_two_processes_tune_as_one_does_and_speak_as_one(here: Path, launcher: l
     assert together.err.count("epoch   2/2") == 1
     assert len((here / "two" / "metrics.jsonl").read_text().splitlines()) == 3
     assert json.loads((here / "two" / "environment.json").read_text())["processes"] == 2
+    same_answers(here / "two", here / "one")
 
     (here / "two" / "results.json").unlink()
     toast("tune", "--resume", here / "two").fails(2, "2 processes", error="resume.wrong-process-count")

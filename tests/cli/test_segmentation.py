@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from dataclasses import replace
@@ -73,8 +74,13 @@ def test_a_run_is_measured_again_as_it_closed(which: str, request: pytest.Fixtur
     run = request.getfixturevalue(which)
     closed = results(run)["test"]
     assert {"mean_iou", "pixel_accuracy", "class_accuracy", "iou", "loss", "images", "pixels"} <= closed.keys()
-    again = json.loads(toast("eval", "--run", run, "--json").out)["test"]
-    assert again == {**closed, "loss": pytest.approx(closed["loss"], rel=1e-5)}
+    found = json.loads(toast("eval", "--run", run, "--json").out)
+    assert found["test"] == {**closed, "loss": pytest.approx(closed["loss"], rel=1e-5)}
+    for folder in (run, Path(found["folder"])):
+        rows = list(csv.DictReader((folder / "per_class.csv").open()))
+        assert {row["class"]: row["iou"] and float(row["iou"]) for row in rows} == {
+            name: "" if iou is None else pytest.approx(iou, abs=1e-6) for name, iou in closed["iou"].items()
+        }
     told = toast("eval", "--run", run).out
     assert all(name in told for name in closed["iou"]), "a line for every class"
 

@@ -19,8 +19,8 @@ def test_tune_leaves_a_finished_run(toast_run: Path) -> None:
     assert results["test"]["images"] == 20 and 0 <= results["test"]["accuracy"] <= 1
 
 
-def test_eval_gives_the_numbers_that_the_run_recorded(toast_run: Path) -> None:
-    said = toast("eval", "--run", toast_run, "--json")
+def test_eval_gives_the_numbers_that_the_run_recorded(toast_run: Path, here: Path) -> None:
+    said = toast("eval", "--run", toast_run, "--json", "--out", here / "numbers.json")
     assert said.code == 0, said.err
     recorded = json.loads((toast_run / "results.json").read_text())["test"]
     assert json.loads(said.out)["test"]["loss"] == pytest.approx(recorded["loss"], rel=1e-6)

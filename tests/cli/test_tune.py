@@ -51,6 +51,7 @@ def test_without_arguments_it_is_the_demo(here: Path) -> None:
 def test_a_run_folder_holds_everything_about_the_run(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} >= {
         "recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "adapter", "results.json",
+        "predictions.csv", "per_class.csv", "confusion.csv", "confusion.png", "reliability.png",
     }  # fmt: skip
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {
         "start",
@@ -76,6 +77,8 @@ def test_no_file_of_a_run_is_a_pickle(finished: Path) -> None:
         ".jsonl",
         ".safetensors",
         ".md",
+        ".csv",
+        ".png",
     }
 
 
@@ -87,8 +90,8 @@ def test_the_adapter_holds_only_what_was_trained(finished: Path) -> None:
     assert numbers == results(finished)["trained_parameters"]
 
 
-def test_evaluating_again_in_a_new_process_gives_the_same_numbers(finished: Path) -> None:
-    said = toast_in_new_process("eval", "--run", finished, "--json")
+def test_evaluating_again_in_a_new_process_gives_the_same_numbers(finished: Path, here: Path) -> None:
+    said = toast_in_new_process("eval", "--run", finished, "--json", "--out", here / "numbers.json")
     assert said.code == 0, said.err
     again, first = json.loads(said.out)["test"], results(finished)["test"]
     assert again["accuracy"] == first["accuracy"]

@@ -7,29 +7,51 @@ from typing import Any, cast
 from toast_cli.evaluation.open_run import OpenedRun, RunRequest, open_run, open_session
 from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.tasks.segmentation import Segmentation
-from toast_cli.training.evaluate import evaluate_model, report_skipped_samples
+from toast_cli.training.evaluate import (
+    AnswersCallback,
+    SamplePredictions,
+    answers_with_classes,
+    collect_answers,
+    evaluate_model,
+    report_skipped_samples,
+)
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import UsageError
 
 
-def evaluate_run(request: RunRequest, reporter: Reporter, evaluation: str | None = None) -> dict[str, Any]:
+def evaluate_run(
+    request: RunRequest,
+    reporter: Reporter,
+    evaluation: str | None = None,
+    on_answers: AnswersCallback | None = None,
+    require_classes: bool = False,
+) -> dict[str, Any]:
     """Return the metrics of a saved model on a split, with its size and cost.
 
     `evaluation` is how a segmentation model is applied to images, `whole` or `slide`; None keeps the run's setting.
+    `on_answers` receives the model's answers to the split; `require_classes` refuses a model that gives none.
 
     Raises:
-        UsageError: the split does not exist, `alpha` is set for a model without feedback, or `evaluation` is not valid.
+        UsageError: the split does not exist, `alpha` is set for a model without feedback, `evaluation` is not valid, or
+            the model does not answer with classes.
         ToastError: the classes of the data set differ from the model's, or the run or its data cannot be loaded.
     """
     run, split = open_run(request), request.split
     if evaluation is not None:
         apply_evaluation_mode(run, evaluation)
+    if require_classes and not answers_with_classes(run.model.objective):
+        raise make_no_classes_error(run)
     session, recipe = open_session(run, reporter), run.recipe
     with_attention = session.can_measure_attention(split)
     batches = session.make_loader(split, with_masks=with_attention)
-    metrics = evaluate_model(
-        run.model, reporter.track_progress(batches, len(batches), split), run.accelerator, with_attention=with_attention
-    )
+    predictions = SamplePredictions()
+    tracked = reporter.track_progress(batches, len(batches), split)
+    metrics = evaluate_model(run.model, tracked, run.accelerator, with_attention=with_attention, answers=predictions)
+    answers = collect_answers(session, split, batches, predictions)
+    if require_classes and answers is None:  # the task of a plugin that predicts none
+        raise make_no_classes_error(run)
+    if answers is not None and on_answers is not None and run.accelerator.is_main_process:
+        on_answers(answers)
     return {
         "run": str(request.path),
         "backbone": recipe.backbone.name,
@@ -42,6 +64,16 @@ def evaluate_run(request: RunRequest, reporter: Reporter, evaluation: str | None
         {"val": "validation"}.get(split, split): metrics,
         "skipped": report_skipped_samples(reporter, session.data, **{split: batches}),
     }
+
+
+def make_no_classes_error(run: OpenedRun) -> UsageError:
+    """Return the error about a report on a model that does not answer with classes."""
+    return UsageError(
+        f"A report needs a model that answers with classes, and {run.request.path} is a run of the task "
+        f"'{run.recipe.task.name}'.",
+        what_to_do="Leave --report out.",
+        code="task.no-classes",
+    )
 
 
 def apply_evaluation_mode(run: OpenedRun, evaluation: str) -> None:

@@ -34,6 +34,10 @@ class Meter(ABC):
     def result(self) -> dict[str, Any]:
         """Return the metrics so far, including `loss`."""
 
+    def get_confusion(self) -> Tensor | None:
+        """Return the counts of pixels `[labelled, predicted]` so far; None for tasks without a class per pixel."""
+        return None
+
     def merge(self, other: Meter) -> None:
         """Add the counts of another meter of the same kind, from another process."""
         self.sums = {name: value + other.sums[name] for name, value in self.sums.items()}

@@ -56,6 +56,10 @@ class SegmentationMeter(Meter):
             self.sums["loss"] += pixel_loss(logits, labels).item()
             self.sums["images"] += len(labels)
 
+    def get_confusion(self) -> Tensor:
+        """Return the counts of pixels `[labelled, predicted]` so far."""
+        return self.sums["counts"]
+
     def result(self) -> dict[str, Any]:
         """Return `mean_iou`, `pixel_accuracy`, `class_accuracy`, `loss` per pixel, `iou` by class, `images`, `pixels`.
 

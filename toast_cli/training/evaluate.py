@@ -2,42 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from toast_cli.attention.maps import AttentionRecorder
 from toast_cli.attention.table import AttentionShare
-from toast_cli.data.base import BatchLoader, DataSet
+from toast_cli.data.base import BatchLoader, DataSet, Split
 from toast_cli.data.splits import format_class_names
 from toast_cli.model.model import Model
-from toast_cli.tasks.base import Objective
+from toast_cli.tasks.base import Objective, Target
 from toast_cli.training.distributed.collectives import merge_across_processes, merge_dicts_across_processes
 from toast_cli.training.reporter import Reporter
+from toast_cli.training.session import Session
 from toast_cli.training.step import LossPartsMeter, TrainingStep
 from toast_cli.utils.constants import IGNORE_INDEX
 
 
 class SamplePredictions:
-    """The label and predicted class of every sample, by index in the split; empty if the task predicts no class."""
+    """The label, the predicted class and its probability of every sample; empty if the task predicts no class.
+
+    A probability is NaN if the task has no class scores. For a task with a class per pixel, `confusion` has the counts
+    of pixels `[labelled, predicted]` over all processes. `names` has the names of streamed samples by their index.
+    """
 
     def __init__(self) -> None:
-        self.given: dict[int, tuple[int, int]] = {}
+        self.confusion: np.ndarray | None = None
+        self.names: dict[int, str] = {}
+        self._batches: list[tuple[np.ndarray, ...]] = []
 
-    def add(self, chosen: Tensor | None, batch: dict[str, Any]) -> None:
+    def add(self, objective: Objective, outputs: Tensor, batch: dict[str, Any]) -> None:
         """Add the predictions of a batch, without samples whose label is ignored."""
-        if chosen is not None:
-            indices, labels = batch["index"].tolist(), batch["label"].tolist()
-            for index, label, prediction in zip(indices, labels, chosen.tolist(), strict=True):
-                if label != IGNORE_INDEX:
-                    self.given[index] = label, prediction
+        chosen = objective.predict_classes(outputs) if objective.target == "class" else None
+        if chosen is None:
+            return
+        kept = batch["label"] != IGNORE_INDEX
+        probability = torch.full(chosen.shape, torch.nan)
+        if objective.class_scores:
+            probability = objective.compute_scores(outputs).gather(-1, chosen[:, None])[:, 0]
+        columns = (batch["index"], batch["label"], chosen, probability)
+        self._batches.append(tuple(column[kept.to(column.device)].cpu().numpy() for column in columns))
 
     def merge(self, other: SamplePredictions) -> None:
         """Add the predictions of another process."""
-        self.given |= other.given
+        self._batches += other._batches
+        self.names |= other.names
+
+    def get_columns(self) -> dict[str, np.ndarray]:
+        """Return `index`, `label`, `chosen` and `probability` of the samples by index; empty without predictions."""
+        if not self._batches:
+            return {}
+        columns = [np.concatenate(parts) for parts in zip(*self._batches, strict=True)]
+        order = columns[0].argsort(kind="stable")
+        names = ("index", "label", "chosen", "probability")
+        return {name: column[order] for name, column in zip(names, columns, strict=True)}
+
+
+@dataclass(frozen=True)
+class SplitAnswers:
+    """The answers of a model to a split of a data set, for tables and pictures.
+
+    Attributes:
+        target: what the model answers: one class per sample, or per pixel.
+        data: the options of the data source, and `data_dir`.
+        split: the name of the split.
+        samples: the split.
+        classes: the names of the classes.
+        columns: by name, a value per sample: its `index` in the split, its `label`, the class `chosen` and the
+            `probability` of that class (NaN if the task has none). Empty if the target is not a class per sample.
+        confusion: the number of pixels `[labelled, predicted]`; None if the target is not a class per pixel.
+        names: the names of samples by index, if the split itself has none.
+    """
+
+    target: Target
+    data: Mapping[str, Any]
+    split: str
+    samples: Split
+    classes: tuple[str, ...]
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    confusion: np.ndarray | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    def get_sample_name(self, index: int) -> str:
+        """Return the name of a sample, such as its file; of one without a name, its index."""
+        names = getattr(self.samples, "names", self.names)
+        return names[index] if hasattr(self.samples, "names") or index in names else str(index)
+
+
+def answers_with_classes(objective: Objective) -> bool:
+    """Return whether a model answers with a class per sample or per pixel."""
+    return objective.target == "class" or (objective.target == "pixels" and objective.class_scores)
+
+
+AnswersCallback = Callable[[SplitAnswers], None]
+"""A function that receives the answers to a split, in the first process, if the model answers with classes."""
+
+
+def collect_answers(
+    session: Session, split: str, batches: BatchLoader, predictions: SamplePredictions
+) -> SplitAnswers | None:
+    """Return the answers of all processes to a split; None if the model answers with something else than classes.
+
+    This is a collective call: all processes must make it.
+    """
+    predictions.names |= getattr(batches, "names", {})
+    merged = merge_across_processes(predictions)
+    columns = merged.get_columns()
+    if not columns and merged.confusion is None:
+        return None
+    data, recipe = session.data, session.recipe
+    return SplitAnswers(
+        session.model.objective.target,
+        {**recipe.dataset.model_dump(mode="json"), "data_dir": recipe.data_dir},
+        split,
+        data.splits[split],
+        data.classes,
+        columns,
+        merged.confusion,
+        merged.names,
+    )
 
 
 class RegisteredMetrics:
@@ -99,9 +187,12 @@ def evaluate_model(
             meter.add(outputs, batch)
             registered.add(outputs, batch)
             if answers is not None:
-                answers.add(objective.predict_classes(outputs), batch)
+                answers.add(objective, outputs, batch)
     model.train(was_training)
-    metrics: dict[str, Any] = {**merge_across_processes(meter).result(), **merge_across_processes(parts).result()}
+    merged = merge_across_processes(meter)
+    if answers is not None and (confusion := merged.get_confusion()) is not None:
+        answers.confusion = confusion.numpy()
+    metrics: dict[str, Any] = {**merged.result(), **merge_across_processes(parts).result()}
     metrics = registered.result() | metrics  # those of the task keep their meaning whatever a plugin is called
     if share is not None:
         metrics["attention_share"] = merge_across_processes(share).result()

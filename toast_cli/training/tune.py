@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,15 @@ from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.model_card import format_adapter_card
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.training.distributed.collectives import merge_across_processes
-from toast_cli.training.evaluate import SamplePredictions, evaluate_model, report_skipped_samples
+from toast_cli.training.evaluate import (
+    AnswersCallback,
+    SamplePredictions,
+    SplitAnswers,
+    answers_with_classes,
+    collect_answers,
+    evaluate_model,
+    report_skipped_samples,
+)
 from toast_cli.training.feature_cache import build_cached_step
 from toast_cli.training.loop import TrainingLoop
 from toast_cli.training.optimization import describe_schedule
@@ -28,7 +36,11 @@ from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 
 
 def tune_model(
-    recipe: Recipe, output_dir: Path | None, reporter: Reporter, resume: bool = False
+    recipe: Recipe,
+    output_dir: Path | None,
+    reporter: Reporter,
+    resume: bool = False,
+    on_answers: AnswersCallback | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Train according to a recipe; return the run folder and the results.
 
@@ -36,7 +48,8 @@ def tune_model(
     the final weights are bit for bit those of a run without interruption.
 
     Validation selects the model. The test split is evaluated once, at the end, with the selected model; with
-    `test: false` in the recipe it is not evaluated.
+    `test: false` in the recipe it is not evaluated. `on_answers` receives the selected model's answers to the test
+    split; if the data has none, to the validation split.
 
     Raises:
         ToastError: any error that the user can fix. Finished work stays in the run folder.
@@ -93,16 +106,18 @@ def tune_model(
         test = None
         if recipe.test and "test" in data.splits:
             test = session.make_loader("test", with_masks=session.can_measure_attention("test"))
-            results |= evaluate_test_split(run, test)
+            results |= evaluate_test_split(run, test, on_answers)
             if folder.writes:
                 write_text(folder.adapter / "README.md", format_adapter_card(config, results))
+        elif validation is not None and "test" not in data.splits and on_answers is not None:
+            collect_validation_answers(run, on_answers)
         results["skipped"] = report_skipped_samples(reporter, data, train=train, val=validation, test=test)
         results["seconds"] = run.seconds
         folder.write_results(results)
     return folder, results
 
 
-def evaluate_test_split(run: Run, test: BatchLoader) -> dict[str, Any]:
+def evaluate_test_split(run: Run, test: BatchLoader, on_answers: AnswersCallback | None = None) -> dict[str, Any]:
     """Return the metrics on the test split and the region of the attention shares; write the predictions.
 
     Without a readable sample there are no metrics, and the user is told.
@@ -119,10 +134,34 @@ def evaluate_test_split(run: Run, test: BatchLoader) -> dict[str, Any]:
             raise
         run.reporter.report_message(f"test: not evaluated. {error.what}")
         return {"test": None}
-    if given := merge_across_processes(predictions).given:
-        columns = zip(*((index, *given[index]) for index in sorted(given)), strict=True)
-        run.folder.write_answers(dict(zip(("index", "label", "chosen"), columns, strict=True)))
+    answers = collect_answers(session, "test", test, predictions)
+    if answers is not None and answers.columns:
+        run.folder.write_answers(format_answers_record(answers))
+    if answers is not None and on_answers is not None and session.accelerator.is_main_process:
+        on_answers(answers)
     return {"test": metrics, "attended_region": describe_masks(session.data.splits["test"]) if with_attention else None}
+
+
+def collect_validation_answers(run: Run, on_answers: AnswersCallback) -> None:
+    """Pass the selected model's answers to the validation split to `on_answers`. This takes a pass over the split."""
+    session, predictions = run.session, SamplePredictions()
+    if not answers_with_classes(session.model.objective):
+        return
+    batches = session.make_loader("val")  # not that of the training, which may leave out cached images
+    tracked = run.reporter.track_progress(batches, len(batches), "validation")
+    evaluate_model(session.model, tracked, session.accelerator, answers=predictions)
+    answers = collect_answers(session, "val", batches, predictions)
+    if answers is not None and session.accelerator.is_main_process:
+        on_answers(answers)
+
+
+def format_answers_record(answers: SplitAnswers) -> dict[str, list[Any]]:
+    """Return the answers to a split as JSON, a list per column; without probabilities if the task has none."""
+    columns = {name: column.tolist() for name, column in answers.columns.items()}
+    columns["probability"] = [round(value, 6) for value in columns["probability"]]
+    if any(map(math.isnan, columns["probability"])):
+        del columns["probability"]
+    return columns
 
 
 def build_training_step(

@@ -6,15 +6,20 @@ import base64
 import csv
 import io
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from toast_cli.utils.files import write_atomically
 from toast_cli.utils.version import __version__
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\n")
 """First characters of a text that a spreadsheet would evaluate as a formula."""
+
+CSV_ROWS = 10_000
+"""Number of rows of a CSV file that are formatted at a time."""
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent.parent),
@@ -43,6 +48,14 @@ def format_csv(rows: Iterable[Iterable[Any]]) -> str:
     return file.getvalue()
 
 
+def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write rows as a CSV file atomically, formatted a few at a time as by `format_csv`."""
+    left = iter(rows)
+    with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        while part := list(islice(left, CSV_ROWS)):
+            file.write(format_csv(part))
+
+
 def format_csv_records(records: Iterable[Mapping[str, Any]]) -> str:
     """Format mappings with the same keys as CSV with a header, or return an empty string if there are none."""
     rows = list(records)
@@ -67,6 +80,6 @@ def render_template(template: str, environment: Environment = TEMPLATES, **value
     return environment.get_template(template).render(version=__version__, **values)
 
 
-def to_data_uri(png: bytes) -> str:
-    """Return a PNG as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def to_data_uri(image: bytes, kind: str = "png") -> str:
+    """Return an image file of a format as a data URI."""
+    return f"data:image/{kind};base64," + base64.b64encode(image).decode("ascii")

@@ -79,6 +79,14 @@ def test_an_epoch_shows_every_image_once_with_its_own_label(tmp_path: Path) -> N
     assert found == {number: number % 3 for number in range(24)}
 
 
+def test_a_pass_in_order_keeps_the_name_of_every_image(tmp_path: Path) -> None:
+    data = opened(tmp_path)
+    batches, training = loader(data, BatchOptions(5)), loader(data, BatchOptions(5, shuffle=True))
+    list(batches), list(training)
+    assert batches.names == {index: f"shards/train-{{0000..0003}}.tar: {n:06d}" for index, n in NUMBERS.items()}
+    assert training.names == {}
+
+
 def test_epochs_and_seeds_differ_in_order_and_an_epoch_can_be_repeated(tmp_path: Path) -> None:
     batches = loader(opened(tmp_path, shuffle_buffer=4), BatchOptions(4, shuffle=True))
     first, second = numbers(batches, 1), numbers(batches, 2)

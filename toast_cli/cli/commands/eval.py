@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,19 +65,26 @@ def run_eval(
         int, typer.Option(min=1, help="With --judge: maximum number of tokens per answer.")
     ] = 512,
     seed: Annotated[int, typer.Option(help="With --judge: random seed of the answers.")] = 0,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Also write an HTML page with the numbers, the classes and the worst mistakes as images."
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Also write the results to this JSON file. Tables and curves of --attention are written next to it."
+            help="Also write the results to this JSON file. Tables and pictures are written next to it, and not into "
+            "the run folder."
         ),
     ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Evaluate a run on a data split.
 
-    By default, reports the task's metrics on the run's own data set; --dataset selects another one with the same
-    classes. --attention evaluates the attention maps, --sweep varies the strength of the feedback, and --judge has an
-    LLM score the run's answers.
+    By default, reports the task's metrics on the run's own data set, and writes the answers as tables and pictures into
+    RUN/evaluations; --dataset selects another data set with the same classes. --attention evaluates the attention maps,
+    --sweep varies the strength of the feedback, and --judge has an LLM score the run's answers.
     """
     from toast_cli.cli.find_run import resolve_run_path
     from toast_cli.utils.errors import UsageError
@@ -103,6 +110,10 @@ def run_eval(
             "They always use the backbone's input size.",
             code="cli.conflicting-options",
         )
+    if report and (attention or sweep or judge is not None):
+        raise UsageError(
+            "--report cannot be combined with --attention, --sweep or --judge.", code="cli.conflicting-options"
+        )
     if limit is not None and not (attention or sweep):
         raise UsageError(
             "--limit needs --attention or --sweep.",
@@ -112,15 +123,20 @@ def run_eval(
 
     from toast_cli.cli.commands.eval_attention import run_attention_eval, run_strength_sweep
     from toast_cli.cli.commands.eval_judge import build_judge_table, run_judge_eval
-    from toast_cli.cli.output.console import print_json, print_table
+    from toast_cli.cli.output.answers import write_evaluation_files
+    from toast_cli.cli.output.console import err, print_json, print_line, print_table
     from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.cli.output.run_summary import build_results_table
     from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
     from toast_cli.evaluation.evaluate_run import evaluate_run
     from toast_cli.evaluation.llm_judge import Judge
     from toast_cli.evaluation.open_run import RunRequest
+    from toast_cli.training.evaluate import SplitAnswers
+    from toast_cli.utils.errors import ToastError
     from toast_cli.utils.files import write_json
 
+    results: dict[str, Any]
+    written, failure = "", None
     runs = run or [resolve_run_path(None)]
     if judge is not None:
         results = run_judge_eval(runs, judge, Judge(judge_model, judge_url), weights, device, max_new_tokens, seed)
@@ -134,11 +150,26 @@ def run_eval(
     else:
         with TerminalReporter() as reporter:
             run_request = RunRequest(runs[0], dataset, data_dir, split, weights, device, precision, alpha)
-            results = evaluate_run(run_request, reporter, evaluation)
+            answers: list[SplitAnswers] = []
+            results = evaluate_run(run_request, reporter, evaluation, answers.append, require_classes=report)
         table = build_results_table(f"{runs[0]}: {results['method']} on {results['dataset']}", results)
+        try:
+            for each in answers:
+                folder, written = write_evaluation_files(
+                    each, run_request, results, table, evaluation=evaluation, out=out, report=report
+                )
+                results["folder"] = str(folder)
+        except ToastError as error:  # the numbers are shown first
+            failure = error
     if out is not None:
         write_json(out, results)
     if as_json:
         print_json(results)
     else:
         print_table(table)
+    if written:
+        print_line(written, err)
+    if failure is not None and (report or out is not None):
+        raise failure
+    if failure is not None:
+        print_line(f"No tables and pictures were written. {failure.what} Use --out to write them elsewhere.", err)

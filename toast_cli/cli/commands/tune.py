@@ -69,21 +69,32 @@ def run_tune(
         print_dry_run(prepare_session(resolved.recipe, place=False), as_json)
         return
 
+    from toast_cli.cli.output.answers import format_written_files
     from toast_cli.cli.output.console import out, print_json
     from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.cli.output.run_summary import build_results_table
+    from toast_cli.evaluation.answer_files import write_answer_files
+    from toast_cli.training.evaluate import SplitAnswers
     from toast_cli.training.interrupts import raise_on_stop_signals
     from toast_cli.training.tune import tune_model
 
     raise_on_stop_signals()
+    answers: list[SplitAnswers] = []
     with TerminalReporter() as reporter:
-        folder, results = tune_model(resolved.recipe, output_dir, reporter, resume=resume is not None)
+        folder, results = tune_model(
+            resolved.recipe, output_dir, reporter, resume=resume is not None, on_answers=answers.append
+        )
     if as_json:
         print_json({"run": str(folder.path), **results})
+    else:
+        title = f"{results['method']} on {results['dataset']}, {results['backbone']}, seed {results['seed']}"
+        out.print(build_results_table(title, results))
+        print_line(f"Run folder: {folder.path}")
+    for each in answers:
+        written = write_answer_files(each, folder.path)
+        print_line(format_written_files(each, folder.path, written), err if as_json else out)
+    if as_json:
         return
-    title = f"{results['method']} on {results['dataset']}, {results['backbone']}, seed {results['seed']}"
-    out.print(build_results_table(title, results))
-    print_line(f"Run folder: {folder.path}")
     if results["attention_can_be_drawn"] and results["test"] is not None:
         print_line(
             f"To see its attention: toast visualize-attention --test-image 0 --run {quote_argument(folder.path)}"

@@ -7,7 +7,7 @@ depends on a worker's random state. Nothing here draws from the generators of th
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -142,10 +142,11 @@ def drop_masks(split: ImageSplit) -> ImageSplit:
 
 @dataclass(frozen=True)
 class FetchedBatch:
-    """The items of a batch, and the samples that were left out: the reason, by name."""
+    """The items of a batch, the samples that were left out (the reason, by name), and names of streamed samples."""
 
     items: list[dict[str, Any]]
     skipped: dict[str, str]
+    names: dict[int, str] = field(default_factory=dict)
 
 
 class SeededShuffleSampler(Sampler[int]):

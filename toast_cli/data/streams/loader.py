@@ -109,18 +109,19 @@ class StreamDataset(IterableDataset[Any]):
 
         `before` counts the skipped images of this epoch by name, to distinguish images of the same name.
         """
-        items, skipped = [], {}
+        items, skipped, names = [], {}, {}
         for row in rows:
             key = StreamedImageKey(self.split.get_name(row), (row[self.split.image] or {}).get("bytes") or b"")
             try:
                 items.append(self.images.transform_sample(load_stream_sample(self.split, row), key.number))
+                names[key.number] = key.name
             except ToastError as error:
                 if not self.images.skip:
                     return error
                 before[key.name] += 1
                 suffix = f" (number {before[key.name]} of that name)" if before[key.name] > 1 else ""
                 skipped[key.name + suffix] = error.why or error.what
-        return FetchedBatch(items or [self.images.make_blank_item(0)], skipped)
+        return FetchedBatch(items or [self.images.make_blank_item(0)], skipped, names)
 
 
 def load_stream_sample(split: StreamSplit, row: Mapping[str, Any]) -> Sample:
@@ -148,6 +149,7 @@ class StreamLoader:
     ) -> None:
         self.dataset, self.batches = dataset, batches
         self.skipped: dict[str, str] = {}
+        self.names: dict[int, str] = {}
         self._epoch, self._begin = 0, 0
         shards = dataset.split.table.num_shards
         apart = shards % batches.processes == 0
@@ -214,8 +216,10 @@ class StreamLoader:
             if isinstance(piece, int):
                 leave_out -= piece
                 continue
-            tensors, skipped = piece
+            (tensors, skipped), names = piece
             self.skipped.update(skipped)
+            if not self.batches.shuffle:
+                self.names.update(names)
             left = min(leave_out, len(tensors["label"]))
             leave_out -= left
             if left < len(tensors["label"]):
@@ -271,7 +275,9 @@ def _count_process_samples(batches: BatchOptions, whole: int) -> int:
 
 
 def _collate_piece(piece: Any) -> Any:
-    return piece if isinstance(piece, int) else collate_fetched(piece, default_collate)
+    if isinstance(piece, int | ToastError):
+        return piece
+    return collate_fetched(piece, default_collate), piece.names
 
 
 def _format_shard_note(split: StreamSplit, processes: int, workers: int, apart: bool) -> str:
