@@ -13,15 +13,16 @@ from toast_cli.utils.lazy_imports import make_lazy_getattr
 from toast_cli.utils.version import __version__
 
 if TYPE_CHECKING:
-    from toast_cli.api import Steered, load, steer
+    from toast_cli.api.models import load, steer
+    from toast_cli.api.steered import Steered
     from toast_cli.export.hf_model import register
 
 __all__ = ["Steered", "__version__", "load", "register", "steer"]
 
 _HOMES = {
-    "Steered": "toast_cli.api",
-    "load": "toast_cli.api",
-    "steer": "toast_cli.api",
+    "Steered": "toast_cli.api.steered",
+    "load": "toast_cli.api.models",
+    "steer": "toast_cli.api.models",
     "register": "toast_cli.export.hf_model",
 }
 
