@@ -10,35 +10,68 @@ from typing import Any
 import torch
 
 from toast_cli import registry
+from toast_cli.api.adapters import Adapter
+from toast_cli.api.classes import to_class_names
 from toast_cli.api.steered import Steered
 from toast_cli.backbones.base import Backbone
+from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.model.generation import choose_template
-from toast_cli.model.model import BackboneSnapshot, Model
+from toast_cli.model.model import BackboneSnapshot, BuiltBackbone, Model
+from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.load_model import LoadedModel, load_model
+from toast_cli.utils.constants import PYTHON_DATA, UNNAMED_BACKBONE
 from toast_cli.utils.errors import UsageError
 
 
-def load(run: str | Path, weights: str | None = None, device: str | torch.device = "cpu") -> Steered:
+def load(
+    run: str | Path,
+    weights: str | None = None,
+    device: str | torch.device | None = None,
+    *,
+    backbone: Any = None,
+) -> Steered:
     """Load a run or an export, in evaluation mode.
 
     Args:
         run: A run folder, an adapter folder, an exported safetensors file or an exported hf folder.
         weights: Backbone weights (a file, or the folder of a language model) to use instead of those in the recipe.
-        device: Device to load the model to.
+        device: Device to load the model to; default: the CPU, or the device of `backbone`.
+        backbone: The model that the adapter was trained on, as it was given to `steer`. Its weights are shared, not
+            copied, except for an adapter that replaces them. Default: the backbone is built from its recorded name.
 
     Raises:
-        UsageError: The device is not available.
+        UsageError: The device is not available, or the backbone has no name to build it by and is not given.
         ToastError: The path is not a run or an export, it is damaged, or the backbone weights do not match.
     """
-    loaded: LoadedModel = load_model(Path(run), weights)
-    template = choose_template(loaded.recipe, loaded.model.backbone.tokenizer)
+    built = None
+    if backbone is not None:
+        if weights is not None:
+            raise UsageError(
+                "weights and backbone cannot be combined: a model has its weights.",
+                what_to_do="Leave one of them out.",
+                code="weights.not-needed",
+            )
+        wrapped = _wrap_backbone(backbone)
+        built = BuiltBackbone.from_backbone(wrapped).share()
+        device = device or next(wrapped.module.parameters()).device
+    loaded: LoadedModel = load_model(Path(run), weights, built)
+    steered = build_steered(loaded.model, loaded.recipe, loaded.classes, whole=loaded.config.whole)
     try:
-        loaded.model.to(torch.device(device))
+        return steered.to(torch.device(device or "cpu"))
     except (RuntimeError, AssertionError) as error:  # torch raises either for an unavailable device
         raise UsageError(
             f"Cannot use the device '{device}'.", str(error).partition("\n")[0], code="device.unavailable"
         ) from error
-    return Steered(loaded.model, loaded.classes, loaded.recipe.images, template).eval()
+
+
+def build_steered(model: Model, recipe: Recipe, classes: Sequence[str], *, whole: bool = False) -> Steered:
+    """Return a model of toast with the interface of the Python API, in evaluation mode.
+
+    `whole` tells that its backbone's weights come from an export and not from the backbone's name.
+    """
+    template = choose_template(recipe, model.backbone.tokenizer)
+    adapter = Adapter(model, tuple(classes), recipe.images, template, recipe.model_dump(mode="json"), whole)
+    return Steered(adapter).eval()
 
 
 def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = "toast", **options: Any) -> Steered:
@@ -71,7 +104,7 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
             what_to_do="Remove the argument 'classes'." if text else "Pass classes=10, or the class names in order.",
             code="task.has-own-head" if text else "task.missing-classes",
         )
-    names = () if classes is None else _to_class_names(classes)
+    names = () if classes is None else to_class_names(classes)
     if "start" in chosen.options.model_fields:
         options = {"start": "random", **options}
     try:
@@ -85,38 +118,16 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
     task = registry.load_entry(registry.TASKS, "language" if text else "classification")
     stock = BackboneSnapshot.from_backbone(backbone)
     adapted = chosen.build(settings, backbone)
-    objective = task.build(task.options(name="language" if text else "classification"), backbone, names)
+    objective_options = task.options(name="language" if text else "classification")
+    objective = task.build(objective_options, backbone, names)
     own = next(backbone.module.parameters())
-    return Steered(Model(adapted, objective, stock).to(device=own.device), names)
-
-
-def _to_class_names(classes: Any) -> tuple[str, ...]:
-    """Return the class names, given the names or their number.
-
-    Raises:
-        UsageError: `classes` is neither a positive number nor a list of strings, or a name occurs twice.
-    """
-    invalid = UsageError(
-        f"Expected a number of classes or a list of names, got classes={classes!r}.",
-        what_to_do="Pass classes=10, or the class names in order.",
-        code="task.invalid-classes",
-    )
-    if isinstance(classes, int) and not isinstance(classes, bool):
-        names = tuple(map(str, range(classes)))
-    elif isinstance(classes, Sequence) and not isinstance(classes, str):
-        names = tuple(classes)
-    else:
-        raise invalid
-    if not names or not all(isinstance(name, str) for name in names):
-        raise invalid
-    if len(set(names)) < len(names):
-        duplicate = next(name for name in names if names.count(name) > 1)
-        raise UsageError(
-            f"The class name '{duplicate}' occurs twice.",
-            what_to_do="Use unique class names.",
-            code="data.duplicate-class",
-        )
-    return names
+    values = {
+        "backbone": backbone.origin,
+        "dataset": PYTHON_DATA,
+        "method": settings.model_dump(mode="json"),
+        "task": objective_options.model_dump(mode="json"),
+    }
+    return Steered(Adapter(Model(adapted, objective, stock).to(device=own.device), names, ImageOptions(), None, values))
 
 
 def _wrap_backbone(model: Any) -> Backbone:
@@ -129,6 +140,7 @@ def _wrap_backbone(model: Any) -> Backbone:
         family = registry.load_entry(registry.FAMILIES, name)
         backbone = family.wrap(model) if family.wrap is not None else None
         if backbone is not None:
+            backbone.origin = backbone.origin or {"name": f"{name}:{UNNAMED_BACKBONE}"}
             return backbone
     families = ", ".join(registry.list_names(registry.FAMILIES))
     raise UsageError(

@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from toast_cli.api.adapters import Adapter, load_adapter, save_adapter
 from toast_cli.api.chat import Message, to_turns
 from toast_cli.api.image_input import Picture, open_images
 from toast_cli.attention.maps import AttentionRecorder, HeadSelection
 from toast_cli.attention.predicted_classes import predict_pixel_classes
-from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.model.generation import TextGenerator
 from toast_cli.model.model import Model
-from toast_cli.utils.errors import UsageError
+from toast_cli.utils.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+DEFAULT_ADAPTER = "default"
+"""Name of the adapter that a model begins with."""
 
 BATCH_SIZE = 32
 """Number of images that are decoded and computed at a time by default."""
@@ -66,26 +70,108 @@ class Steered(nn.Module):
     A call adds signals to the modules of the backbone, so the model is not thread-safe. Use one model per thread, or a
     lock.
 
-    Args:
-        model: Backbone, method and head.
-        classes: Class names in the order of the logits; empty for a language model.
-        images: Image options of the run, in addition to the preprocessing of the backbone.
-        template: Prompt template of a language model; None uses prompts as they are.
+    It can hold several adapters of one backbone, of which one is active. The first is called `"default"`. `model` and
+    `classes`, the class names in the order of the logits, are those of the active adapter.
     """
 
-    def __init__(
-        self, model: Model, classes: Sequence[str], images: ImageOptions | None = None, template: str | None = None
-    ) -> None:
+    model: Model
+    classes: tuple[str, ...]
+
+    def __init__(self, adapter: Adapter) -> None:
         super().__init__()
-        self.model = model
-        self.classes = tuple(classes)
-        self._images = images or ImageOptions()
-        self._template = template
+        self._adapters = {DEFAULT_ADAPTER: adapter}
+        self._activate(DEFAULT_ADAPTER)
 
     @property
     def device(self) -> torch.device:
         """Device of the model's parameters."""
         return next(self.model.parameters()).device
+
+    @property
+    def active_adapter(self) -> str:
+        """Name of the adapter that the model uses."""
+        return self._active
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of all adapters in memory."""
+        return tuple(self._adapters)
+
+    def add_adapter(self, name: str, run: str | Path) -> None:
+        """Load another adapter of the same backbone, whose weights stay in memory once. `set_adapter` activates it.
+
+        Args:
+            name: A new name for it.
+            run: A run folder, an adapter folder or an exported adapter of any method but `full`.
+
+        Raises:
+            UsageError: The name is taken, or one of the adapters has backbone weights of its own.
+            ToastError: The adapter was trained on another backbone, or cannot be read.
+        """
+        if name in self._adapters:
+            raise UsageError(
+                f"There is an adapter '{name}' already.",
+                what_to_do="Choose another name, or delete it with delete_adapter().",
+                code="adapter.duplicate-name",
+            )
+        self._adapters[name] = load_adapter(self._adapters[self._active], run)
+
+    def set_adapter(self, name: str) -> None:
+        """Make an adapter active, with its head and its class names. Only its trained parameters are `parameters()`.
+
+        Raises:
+            UsageError: There is no such adapter.
+        """
+        self._require_adapter(name)
+        device = self.device
+        self._activate(name)
+        self.model.to(device).train(self.training)
+
+    def delete_adapter(self, name: str) -> None:
+        """Remove an adapter that is not active from memory.
+
+        Raises:
+            UsageError: There is no such adapter, or it is active.
+        """
+        self._require_adapter(name)
+        if name == self._active:
+            raise UsageError(
+                f"The adapter '{name}' is active.",
+                what_to_do="Activate another one first, with set_adapter().",
+                code="adapter.active",
+            )
+        del self._adapters[name]
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Save the active adapter as a folder that `load`, `toast eval --run` and `toast export --run` take.
+
+        The backbone's own weights are not included, unless they were trained. `load` builds the backbone from its name
+        in timm or transformers, and checks that it has the same weights. A model with other weights, or without a name,
+        is passed again: `load(folder, backbone=model)`.
+
+        Args:
+            folder: A new folder.
+            overwrite: Replace an adapter that is there.
+
+        Raises:
+            UsageError: The folder exists, or the model is folded and so for inference only.
+            ToastError: The folder cannot be written.
+        """
+        save_adapter(self._adapters[self._active], Path(folder), overwrite)
+
+    def _activate(self, name: str) -> None:
+        adapter = self._adapters[name]
+        self._active = name
+        self.model, self.classes = adapter.model, adapter.classes
+        self._images, self._template = adapter.images, adapter.template
+
+    def _require_adapter(self, name: str) -> None:
+        if name not in self._adapters:
+            raise UsageError(
+                f"There is no adapter '{name}'.",
+                what_to_do=did_you_mean(name, self._adapters),
+                code="adapter.unknown-name",
+            )
 
     def forward(self, inputs: Any = None, **named: Any) -> Tensor:
         """Return the logits of prepared images or token ids.
@@ -156,6 +242,37 @@ class Steered(nn.Module):
             )
         with self._use_evaluation_mode():
             return [predict_pixel_classes(self.model, self._images, opened) for opened in self._open(images)]
+
+    @torch.no_grad()
+    def features(
+        self,
+        images: Picture | Iterable[Picture],
+        passes: Literal["last", "first"] = "last",
+        batch_size: int = BATCH_SIZE,
+    ) -> Tensor:
+        """Return the pooled features that the head reads, `[B, d]` on the CPU, computed `batch_size` images at a time.
+
+        Args:
+            images: Paths or PIL images.
+            passes: "last": as adapted to the task; "first": of the pass before any feedback, which is that of the
+                plain backbone. They are equal for a method with a single pass.
+            batch_size: Number of images that are decoded and computed at a time.
+
+        Raises:
+            UsageError: There is no such pass, there are no images, or one is neither a path nor a PIL image.
+            ToastError: An image file cannot be read, or the backbone has no image input.
+        """
+        if passes not in ("last", "first"):
+            raise UsageError(
+                f"There is no pass {passes!r}.", what_to_do='Use "last" or "first".', code="task.unknown-pass"
+            )
+        with self._use_evaluation_mode():
+            return torch.cat(
+                [
+                    self.model.compute_features(batch, first_pass=passes == "first").float().cpu()
+                    for batch in self._prepare_batches(images, batch_size)
+                ]
+            )
 
     @torch.no_grad()
     def attention(
