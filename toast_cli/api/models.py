@@ -10,11 +10,9 @@ from typing import Any
 import torch
 
 from toast_cli import registry
-from toast_cli.api.adapters import Adapter
 from toast_cli.api.classes import to_class_names
 from toast_cli.api.steered import Steered
 from toast_cli.backbones.base import Backbone
-from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.model.generation import choose_template
 from toast_cli.model.model import BackboneSnapshot, BuiltBackbone, Model
 from toast_cli.recipe.schema import Recipe
@@ -70,8 +68,7 @@ def build_steered(model: Model, recipe: Recipe, classes: Sequence[str], *, whole
     `whole` tells that its backbone's weights come from an export and not from the backbone's name.
     """
     template = choose_template(recipe, model.backbone.tokenizer)
-    adapter = Adapter(model, tuple(classes), recipe.images, template, recipe.model_dump(mode="json"), whole)
-    return Steered(adapter).eval()
+    return Steered(model, classes, recipe.images, template, recipe.model_dump(mode="json"), whole).eval()
 
 
 def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = "toast", **options: Any) -> Steered:
@@ -127,7 +124,7 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
         "method": settings.model_dump(mode="json"),
         "task": objective_options.model_dump(mode="json"),
     }
-    return Steered(Adapter(Model(adapted, objective, stock).to(device=own.device), names, ImageOptions(), None, values))
+    return Steered(Model(adapted, objective, stock).to(device=own.device), names, values=values)
 
 
 def _wrap_backbone(model: Any) -> Backbone:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from toast_cli.api.chat import Message, to_turns
 from toast_cli.api.image_input import Picture, open_images
 from toast_cli.attention.maps import AttentionRecorder, HeadSelection
 from toast_cli.attention.predicted_classes import predict_pixel_classes
+from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.images.transforms import build_transform
 from toast_cli.model.generation import TextGenerator
 from toast_cli.model.model import Model
@@ -71,15 +72,32 @@ class Steered(nn.Module):
     lock.
 
     It can hold several adapters of one backbone, of which one is active. The first is called `"default"`. `model` and
-    `classes`, the class names in the order of the logits, are those of the active adapter.
+    `classes` are those of the active adapter.
+
+    Args:
+        model: Backbone, method and head.
+        classes: Class names in the order of the logits; empty for a language model.
+        images: Image options of the run, in addition to the preprocessing of the backbone.
+        template: Prompt template of a language model; None uses prompts as they are.
+        values: The recipe as plain values, which `save` needs.
+        whole: Whether the backbone's weights come from an export, and not from its name.
     """
 
     model: Model
     classes: tuple[str, ...]
 
-    def __init__(self, adapter: Adapter) -> None:
+    def __init__(
+        self,
+        model: Model,
+        classes: Sequence[str],
+        images: ImageOptions | None = None,
+        template: str | None = None,
+        values: Mapping[str, Any] | None = None,
+        whole: bool = False,
+    ) -> None:
         super().__init__()
-        self._adapters = {DEFAULT_ADAPTER: adapter}
+        first = Adapter(model, tuple(classes), images or ImageOptions(), template, values, whole)
+        self._adapters = {DEFAULT_ADAPTER: first}
         self._activate(DEFAULT_ADAPTER)
 
     @property
