@@ -11,7 +11,14 @@ from toast_cli.plugin import UsageError
 from toast_convnext.backbone import ConvNeXtBackbone
 from toast_convnext.options import ConvNeXtOptions
 from toast_timm.classifier import load_pretrained_classifier
-from toast_timm.loading import ModelSource, build_module, get_preprocessing, require_rgb_input
+from toast_timm.loading import (
+    ModelSource,
+    build_module,
+    get_model_name,
+    get_preprocessing,
+    list_classifiers,
+    require_rgb_input,
+)
 
 
 def wrap_convnext(module: Any) -> ConvNeXtBackbone | None:
@@ -23,7 +30,11 @@ def wrap_convnext(module: Any) -> ConvNeXtBackbone | None:
     if not isinstance(module, ConvNeXt):
         return None
     require_rgb_input(module)
-    return ConvNeXtBackbone(module, get_preprocessing(module))
+    backbone = ConvNeXtBackbone(module, get_preprocessing(module))
+    backbone.unused_parts = list_classifiers(module)
+    if (name := get_model_name(module)) is not None:
+        backbone.origin = {"name": f"convnext:{name}"}
+    return backbone
 
 
 def build_convnext(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -72,7 +72,14 @@ def wrap_llama(module: Any) -> LlamaBackbone | None:
     if not isinstance(module, PreTrainedModel) or module.get_output_embeddings() is None:
         return None
     place = module.config.name_or_path
-    return LlamaBackbone(module, *load_tokenizer(place)) if place else LlamaBackbone(module)
+    if not place:
+        return LlamaBackbone(module)
+    backbone = LlamaBackbone(module, *load_tokenizer(place))
+    dtype = str(module.dtype).removeprefix("torch.")
+    source = str(Path(place).absolute()) if Path(place).is_dir() else place
+    known = dtype in get_args(LlamaOptions.model_fields["dtype"].annotation)
+    backbone.origin = {"name": f"llama:{source}", **({"dtype": dtype} if known else {})}
+    return backbone
 
 
 def _load_weights_file(source: str, file: Path, dtype: Any) -> PreTrainedModel:

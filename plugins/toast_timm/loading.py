@@ -100,6 +100,21 @@ def get_licence(module: nn.Module) -> str | None:
     return config.get("license") if isinstance(config, dict) else getattr(config, "license", None)
 
 
+def get_model_name(module: nn.Module) -> str | None:
+    """Return timm's name of a model, with the tag of its weights; None if timm did not build it by a name."""
+    config: Any = getattr(module, "pretrained_cfg", None) or {}
+    name, tag = config.get("architecture"), config.get("tag")
+    if not name or not timm.is_model(name):
+        return None
+    return f"{name}.{tag}" if tag else str(name)
+
+
+def list_classifiers(module: Any) -> list[nn.Module]:
+    """Return the layers of a timm model that give its own classes, of which a distilled model has two."""
+    layers = module.get_classifier()
+    return [layer for layer in (layers if isinstance(layers, tuple) else (layers,)) if layer is not None]
+
+
 def _create_model(model: str, arguments: dict[str, Any], family: str, **weights: Any) -> nn.Module:
     try:
         return timm.create_model(model, **weights, **arguments)

@@ -249,3 +249,38 @@ def test_a_model_is_divided_among_several_processes_only(here: Path) -> None:
         2, "torchrun", error="training.single-process"
     )
     assert not (here / "run").exists()
+
+
+PROGRAM = """
+import os, sys
+import toast_cli
+from tests.layouts import photograph
+
+pairs = [(photograph(number), "cat" if number % 2 else "dog") for number in range(30)]
+heard = []
+done = toast_cli.tune(
+    "vit_demo_3", pairs, "linear", device="cpu", output_dir=sys.argv[1],
+    overrides={"training.epochs": 4, "training.batch_size": 8},
+    on_step=lambda info: info.step == 4 and os.environ["RANK"] == "1" and info.stop(),
+    on_epoch=lambda info: heard.append((info.epoch, info.step)),
+)
+assert heard == [(1, 3), (2, 4)], heard
+first = toast_cli.evaluate(done.run, pairs, device="cpu")["test"]
+assert first["images"] == 6 and abs(first["loss"] - done.results["test"]["loss"]) < 1e-6
+print("done", done.run, done.results["test"]["images"])
+"""
+
+
+def test_a_program_tunes_in_two_processes_and_one_of_them_stops_both(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, "-m", *TORCHRUN, str(program), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"done {tmp_path / 'run'} 6") == 2
+    assert results(tmp_path / "run")["test"]["images"] == 6

@@ -84,7 +84,7 @@ def read(data: DataSet, part: str) -> list[tuple[int, int]]:
 def test_every_registered_source_of_labelled_images_is_held_to_the_contract() -> None:
     sources = {name: registry.load_entry(registry.SOURCES, name) for name in registry.list_names(registry.SOURCES)}
     labelled = {name for name, source in sources.items() if source.task == "classification"}
-    assert labelled - {"unknown"} == {*LAYOUTS, *STREAMS} - {"imagenet_in_tars"}
+    assert labelled - {"unknown", "python"} == {*LAYOUTS, *STREAMS} - {"imagenet_in_tars"}
 
 
 def test_opening_reads_no_image_and_every_split_is_whole(

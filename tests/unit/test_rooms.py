@@ -38,12 +38,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("visualize", "training", "attention", "storage", "model", "data", "tasks", "steering", "recipe", "utils"),
     },
     "bench": {"visualize", "training", "storage", "model", "recipe", "registry", "utils"},
-    "api": {"attention", "storage", "model", "data", "recipe", "registry", "backbones", "utils"},
+    "api": {
+        *("evaluation", "training", "attention", "storage", "model", "data", "steering", "recipe", "registry"),
+        *("backbones", "utils"),
+    },
     "cli": {
         *("bench", "evaluation", "training", "export", "visualize", "attention", "storage", "model", "data", "recipe"),
         *("tasks", "registry", "utils"),
     },
-    "__init__": {"api", "export", "utils"},
+    "__init__": {"api", "export", "training", "utils"},
     "__main__": {"cli"},
     "plugin": {"backbones", "data", "export", "methods", "steering", "storage", "tasks", "utils"},
     "plugins": {"plugin"},

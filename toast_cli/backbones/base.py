@@ -203,6 +203,10 @@ class Backbone(ABC):
     `classifier` returns the pretrained layer from pooled features to classes, with one row per requested class
     (UsageError: it does not know them), or is None if models of this kind have none. `level_modules` are the parts of
     `module` that only `level` calls, each as a whole: the units of sharding. `notes` are sentences for the user.
+
+    Two attributes are for models that a user has built. `origin` is the section of a recipe that builds the network
+    again, except for its weights perhaps; None if there is none. `unused_parts` are modules that no pass runs, such as
+    the classifier: neither the fingerprint nor an adapter includes them.
     """
 
     module: nn.Module
@@ -223,6 +227,8 @@ class Backbone(ABC):
     level_modules: Sequence[nn.Module] = ()
     any_image_size: bool = False
     notes: Sequence[str] = ()
+    origin: Mapping[str, Any] | None = None
+    unused_parts: Sequence[nn.Module] = ()
 
     @abstractmethod
     def enter(self, inputs: Any) -> State:

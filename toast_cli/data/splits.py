@@ -44,12 +44,17 @@ class SplitOptions(NamedOptions):
     )
 
 
-class UnsplitDataOptions(SplitOptions):
+class HeldOutSplitOptions(SplitOptions):
     """Options of the splits of a source that may come without any."""
 
     test_fraction: float = Field(
         0.2, ge=0, lt=1, description="fraction of each class held out for test if the data has no splits"
     )
+
+
+class UnsplitDataOptions(HeldOutSplitOptions):
+    """Options of a source on disk that may come without splits, and whose classes a file may list."""
+
     class_file: str | None = Field(
         None,
         examples=["classes.txt"],
@@ -152,7 +157,7 @@ def make_train_val_splits(
 
 
 def make_train_val_test_splits(
-    images: FileSplit, options: UnsplitDataOptions
+    images: FileSplit, options: HeldOutSplitOptions
 ) -> tuple[dict[str, FileSplit], list[str]]:
     """Split images that come without splits into train, val and test, and return notes on what was made."""
     # Keep at least two images of a class, so that train and validation get one each.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -12,9 +12,10 @@ from accelerate import Accelerator
 from toast_cli.data.base import DataSet
 from toast_cli.data.class_map import normalize_class_names
 from toast_cli.data.identity import describe_class_differences
+from toast_cli.data.python_data import PythonData
 from toast_cli.model.model import Model
 from toast_cli.model.recipe_data import open_data
-from toast_cli.recipe.parse import replace_recipe_fields
+from toast_cli.recipe.parse import replace_recipe_fields, set_data_source
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.load_model import load_model
 from toast_cli.training.distributed.devices import make_accelerator
@@ -22,6 +23,7 @@ from toast_cli.training.recorded_paths import find_recorded_paths
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.run_data import describe_changed_split, open_shared_data
 from toast_cli.training.session import Session
+from toast_cli.utils.constants import PYTHON_DATA
 from toast_cli.utils.errors import ToastError, UsageError
 
 
@@ -29,7 +31,7 @@ from toast_cli.utils.errors import ToastError, UsageError
 class RunRequest:
     """A request to open a run; fields that are None come from the run's recipe.
 
-    `alpha` scales the feedback signals.
+    `alpha` scales the feedback signals. `data` is data given in Python, instead of a data set's name.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class RunRequest:
     device: str | None = None
     precision: str | None = None
     alpha: float | None = None
+    data: PythonData | None = field(default=None, kw_only=True)
 
 
 @dataclass
@@ -62,8 +65,14 @@ def open_run(request: RunRequest) -> OpenedRun:
     """
     loaded = load_model(request.path, request.weights)
     fields = {name: getattr(request, name) for name in ("dataset", "data_dir", "device", "precision")}
-    own = loaded.recipe if request.dataset or request.data_dir else find_recorded_paths(loaded.recipe, request.path)
+    own = loaded.recipe
+    if not (request.dataset or request.data_dir or request.data):
+        own = find_recorded_paths(loaded.recipe, request.path)
+    if request.data is not None and loaded.recipe.dataset.name != PYTHON_DATA:
+        fields["dataset"] = PYTHON_DATA
     recipe = replace_recipe_fields(own, **fields)
+    if request.data is not None:
+        recipe = set_data_source(recipe, replace(request.data, classes=loaded.classes).make_source())
     set_feedback_strength(loaded.model, request.alpha)
     accelerator = make_accelerator(recipe.device, recipe.precision)
     return OpenedRun(request, loaded.model.to(accelerator.device), recipe, loaded.classes, accelerator)

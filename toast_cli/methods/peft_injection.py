@@ -207,7 +207,7 @@ def merge_peft_layers(network: nn.Module) -> nn.Module:
         UsageError: This kind of layer cannot be merged.
     """
     copy = deepcopy(network)
-    for name, part in _find_peft_layers(copy):
+    for _, part in _find_peft_layers(copy):
         try:
             part.merge()
         except (AttributeError, NotImplementedError, ValueError) as error:
@@ -216,9 +216,17 @@ def merge_peft_layers(network: nn.Module) -> nn.Module:
                 str(error),
                 code="method.cannot-merge",
             ) from error
-        parent, _, last = name.rpartition(".")
-        setattr(copy.get_submodule(parent), last, part.get_base_layer())
+    remove_peft_layers(copy)
     return copy
+
+
+def remove_peft_layers(network: nn.Module) -> None:
+    """Put the layers of the network back where PEFT has wrapped them."""
+    for name, part in _find_peft_layers(network):
+        parent, _, last = name.rpartition(".")
+        setattr(network.get_submodule(parent), last, part.get_base_layer())
+    if hasattr(network, "peft_config"):
+        del network.peft_config
 
 
 def _find_peft_layers(network: nn.Module) -> list[tuple[str, BaseTunerLayer]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from toast_cli.backbones.base import Backbone, Card, Trace
 from toast_cli.methods.adapted_model import AdaptedModel
-from toast_cli.methods.peft_injection import disable_peft_layers, merge_peft_layers
+from toast_cli.methods.peft_injection import disable_peft_layers, merge_peft_layers, remove_peft_layers
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.folding import FoldedSteering
 from toast_cli.steering.steering import PassOutputs, Steering, run_one_pass
 from toast_cli.tasks.base import Objective
 from toast_cli.utils.errors import ToastError, UsageError, require_type
-from toast_cli.utils.tensor_fingerprints import compute_fingerprint
+from toast_cli.utils.tensor_fingerprints import hash_tensors
 
 NETWORK_PREFIX = "adapted.network."
 """Prefix of the backbone's own tensors within a model."""
@@ -37,9 +38,43 @@ class BackboneSnapshot:
 
     @classmethod
     def from_backbone(cls, backbone: Backbone) -> BackboneSnapshot:
-        """Return the snapshot of a backbone."""
-        tensors = (*backbone.module.parameters(), *backbone.module.buffers())
-        return cls(compute_fingerprint(backbone.module), frozenset(map(id, tensors)))
+        """Return the snapshot of a backbone, without its unused parts."""
+        unused = {id(tensor) for part in backbone.unused_parts for tensor in _list_tensors(part)}
+        state = backbone.module.state_dict(keep_vars=True)
+        used = {name: tensor for name, tensor in state.items() if id(tensor) not in unused}
+        return cls(hash_tensors(used), frozenset(map(id, _list_tensors(backbone.module))) - unused)
+
+
+@dataclass(frozen=True)
+class BuiltBackbone:
+    """A backbone that is already in memory, and its snapshot."""
+
+    backbone: Backbone
+    stock: BackboneSnapshot
+
+    @classmethod
+    def from_backbone(cls, backbone: Backbone) -> BuiltBackbone:
+        """Return the backbone with its snapshot."""
+        return cls(backbone, BackboneSnapshot.from_backbone(backbone))
+
+    def share(self) -> BuiltBackbone:
+        """Return a backbone with modules of its own and the same tensors, without the layers of PEFT.
+
+        A method can add layers to it, and hooks, that calls of the given backbone do not see.
+        """
+        shared = [*_list_tensors(self.backbone.module), *filter(None, [self.backbone.tokenizer])]
+        backbone = deepcopy(self.backbone, {id(part): part for part in shared})
+        remove_peft_layers(backbone.module)
+        return BuiltBackbone(backbone, self.stock)
+
+    def copy(self) -> BuiltBackbone:
+        """Return a backbone with tensors of its own."""
+        backbone = deepcopy(self.backbone)
+        return BuiltBackbone(backbone, replace(self.stock, tensors=frozenset(map(id, _list_tensors(backbone.module)))))
+
+
+def _list_tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 class Model(nn.Module):
@@ -59,12 +94,22 @@ class Model(nn.Module):
         self.stock = stock
         self.backbone_fingerprint = stock.fingerprint
         named = (*self.adapted.named_parameters(), *self.adapted.named_buffers())
+        unused = {id(tensor) for part in adapted.backbone.unused_parts for tensor in _list_tensors(part)}
+        self._unused = frozenset(f"adapted.{name}" for name, tensor in named if id(tensor) in unused)
         self._added = frozenset(f"adapted.{name}" for name, tensor in named if id(tensor) not in stock.tensors)
+        self._added -= self._unused
+        for part in adapted.backbone.unused_parts:
+            part.requires_grad_(False)
 
     @property
     def backbone(self) -> Backbone:
         """Return the backbone."""
         return self.adapted.backbone
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Return whether weights of the backbone itself are trained."""
+        return any(id(weight) in self.stock.tensors for weight in self.get_trained_parameters().values())
 
     def forward(self, inputs: Any) -> Tensor:
         """Return the logits."""
@@ -105,6 +150,12 @@ class Model(nn.Module):
         """Compute a method's initial weights with `start`, also on a sharded model."""
         start(options, self.adapted, batches)
 
+    def compute_features(self, inputs: Any, *, first_pass: bool = False) -> Tensor:
+        """Return the pooled features of the last pass, or of the first, which no feedback has reached."""
+        if first_pass and self.adapted.steering is not None:
+            return run_one_pass(self.backbone, inputs).last.pooled
+        return self.adapted.features(inputs)
+
     def compute_outputs(self, pooled: Tensor) -> Tensor:
         """Return the logits of pooled features."""
         return self.head(pooled)
@@ -121,15 +172,21 @@ class Model(nn.Module):
     def get_network_tensors(self) -> dict[str, Tensor]:
         """Return the backbone's weights and buffers by their name in the model; tied weights appear once."""
         state = self.state_dict()
-        names = (name for name, _ in (*self.named_parameters(), *self.named_buffers()))
+        names = (name for name, _ in (*self.named_parameters(), *self.named_buffers()) if name not in self._unused)
         return {name: state[name] for name in names if name.startswith(NETWORK_PREFIX) and name in state}
 
 
-def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, str] | None = None) -> Model:
+def build_model(
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    files: Mapping[str, str] | None = None,
+    built: BuiltBackbone | None = None,
+) -> Model:
     """Build the backbone, the method and the head of a recipe.
 
-    With `files` (see `Backbone.files`), the backbone is built from them. Random weights follow from the recipe's seed.
-    This includes the weights of a randomly initialized backbone, so an adapter trained on one can be loaded again.
+    With `files` (see `Backbone.files`), the backbone is built from them; with `built`, it is that one. Random weights
+    follow from the recipe's seed. This includes the weights of a randomly initialized backbone, so an adapter trained
+    on one can be loaded again.
 
     Raises:
         UsageError: the method trains nothing.
@@ -138,13 +195,16 @@ def build_model(recipe: Recipe, classes: tuple[str, ...], files: Mapping[str, st
     torch.manual_seed(recipe.seed)
     plugins = recipe.plugins
     card, options, packages = plugins.backbone, recipe.backbone, plugins.packages
-    backbone = _rebuild_backbone(card, options, files) if files else card.build(options)
+    if built is not None:
+        backbone = built.backbone
+    else:
+        backbone = _rebuild_backbone(card, options, files) if files else card.build(options)
     require_type(backbone, Backbone, f"'build' of the backbone '{options.name}'", packages.get("backbone", ""))
     if backbone.preprocessing is not None:
         mean, std = recipe.images.normalization(backbone.preprocessing.mean, backbone.preprocessing.std)
         backbone.preprocessing = replace(backbone.preprocessing, mean=mean, std=std)
     backbone.checkpointing = recipe.training.checkpoint_gradients
-    stock = BackboneSnapshot.from_backbone(backbone)
+    stock = BackboneSnapshot.from_backbone(backbone) if built is None else built.stock
     adapted = plugins.method.build(recipe.method, backbone)
     require_type(adapted, AdaptedModel, f"'build' of the method '{recipe.method.name}'", packages.get("method", ""))
     objective = plugins.task.build(recipe.task, backbone, classes)

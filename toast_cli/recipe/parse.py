@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +55,15 @@ def build_recipe(values: Mapping[str, Any], places: Mapping[FieldPath, str], ori
 def replace_recipe_fields(recipe: Recipe, **fields: Any) -> Recipe:
     """Return the recipe with some fields replaced, validated again. A field given as None keeps its value."""
     values = recipe.model_dump(mode="json") | {name: value for name, value in fields.items() if value is not None}
-    return build_recipe(values, {}, origin="options")
+    replaced = build_recipe(values, {}, origin="options")
+    return set_data_source(replaced, recipe.plugins.dataset) if replaced.dataset == recipe.dataset else replaced
+
+
+def set_data_source(recipe: Recipe, source: Any) -> Recipe:
+    """Return the recipe with another `DataSource` that opens its data set, such as data given in Python."""
+    recipe = recipe.model_copy()
+    recipe._plugins = replace(recipe.plugins, dataset=source)
+    return recipe
 
 
 def validate_partial_recipe(draft: PartialRecipe) -> Recipe:

@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toast_cli.model.model import Model, build_model, fold_model
+from toast_cli.model.model import NETWORK_PREFIX, BuiltBackbone, Model, build_model, fold_model
 from toast_cli.recipe.lookup import resolve_recorded_backbone
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import FULL_MODEL_FILE, REEXPORT_HINT, AdapterConfig, read_adapter, read_backbone_files
 from toast_cli.storage.run_folder import read_working_folders
+from toast_cli.utils.constants import UNNAMED_BACKBONE
 from toast_cli.utils.errors import ToastError, UsageError
+
+PASS_BACKBONE_HINT = "In Python, toast_cli.load(PATH, backbone=MODEL) takes a model that you have built."
+"""What to do about a backbone that cannot be built from its name."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,12 @@ class LoadedModel:
     path: Path
 
 
-def load_model(path: Path, weights: str | None = None) -> LoadedModel:
+def load_model(path: Path, weights: str | None = None, built: BuiltBackbone | None = None) -> LoadedModel:
     """Rebuild the model of a run folder, an adapter folder or an export, on the CPU and in evaluation mode.
 
     `weights` replaces the weights file of the recipe. By default, that file is searched at its recorded path and
-    next to `path`.
+    next to `path`. `built` is the backbone to use, on its device; its tensors are shared, but not changed: an adapter
+    with weights for them gets a copy.
 
     Raises:
         UsageError: There is no model at `path`, or `weights` is given although it includes the backbone's weights.
@@ -52,13 +57,28 @@ def load_model(path: Path, weights: str | None = None) -> LoadedModel:
         raise UsageError(
             f"{path} includes the backbone's weights.", what_to_do="Leave --weights out.", code="weights.not-needed"
         )
-    model, recipe = rebuild_model(path, recipe, config.classes, weights, read_backbone_files(path), empty=whole)
+    if built is not None:
+        if not whole and built.stock.fingerprint != config.backbone_fingerprint:
+            raise ToastError(
+                f"{path} was not trained on this backbone, but on '{recipe.backbone.name}', or on other weights of it.",
+                "The fingerprint of the backbone differs from the one recorded with the adapter.",
+                "Pass the model that it was trained on, or load it by itself: toast_cli.load(PATH).",
+                code="weights.wrong-fingerprint",
+            )
+        built = built.copy() if _holds_weights_of(built, tensors) else built
+    elif recipe.backbone.name.endswith(f":{UNNAMED_BACKBONE}"):
+        raise UsageError(
+            f"{path} was trained on a model that was built in Python and has no name to build it by.",
+            what_to_do=f"Pass that model. {PASS_BACKBONE_HINT}",
+            code="backbone.unnamed",
+        )
+    model, recipe = rebuild_model(path, recipe, config.classes, weights, read_backbone_files(path), whole, built)
     _restore_crop(model, config.preprocessing)
     if not whole and model.backbone_fingerprint != config.backbone_fingerprint:
         raise ToastError(
             f"{path} was trained on other weights of '{recipe.backbone.name}'.",
             "The fingerprint of the backbone differs from the one recorded with the adapter.",
-            "Give the file that the run was trained with: --weights FILE.",
+            f"Give the file that the run was trained with: --weights FILE. {PASS_BACKBONE_HINT}",
             code="weights.wrong-fingerprint",
         )
     if whole:
@@ -76,8 +96,8 @@ def rebuild_model(
     classes: tuple[str, ...],
     weights: str | None,
     files: Mapping[str, str] | None = None,
-    *,
     empty: bool = False,
+    built: BuiltBackbone | None = None,
 ) -> tuple[Model, Recipe]:
     """Build the model stored at `path` without its own tensors. Return it and the recipe with its weights found.
 
@@ -88,6 +108,7 @@ def rebuild_model(
         weights: Weights file that replaces the one of the recipe.
         files: Stored files that the backbone is built from.
         empty: Whether the backbone's tensors are stored at `path`, so that no weights are loaded.
+        built: The backbone, if it is not to be built.
 
     Raises:
         ToastError: The backbone cannot be built, for example because its weights are missing.
@@ -95,14 +116,17 @@ def rebuild_model(
     given = recipe.backbone.weights
     recipe = _replace_weights(recipe, weights or _find_weights(given, path))
     try:
-        built = _replace_weights(recipe, weights or "none") if empty else recipe
-        return build_model(built, classes, files), recipe
+        to_build = _replace_weights(recipe, weights or "none") if empty else recipe
+        return build_model(to_build, classes, files, built), recipe
     except (RuntimeError, MemoryError) as error:  # sizes that no valid recipe has
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ToastError(
             f"The model of {path} cannot be built.", why, REEXPORT_HINT, code="adapter.cannot-rebuild"
         ) from error
     except ToastError as error:
+        if given is None and weights is None and built is None and not empty:
+            hint = f"{error.what_to_do} {PASS_BACKBONE_HINT}".strip()
+            raise ToastError(error.what, error.reasons, hint, exit_code=error.exit_code, code=error.code) from error
         if empty or weights is not None or given in (None, "none") or Path(given).expanduser().exists():
             raise
         raise ToastError(
@@ -129,6 +153,12 @@ def _find_weights(recorded: str | None, path: Path) -> str | None:
     near = [] if started is None else [started.folder / Path(recorded).expanduser()]
     near += [folder / Path(recorded).name for folder in (path.absolute(), *path.absolute().parents[:2])]
     return next((str(place) for place in near if place.exists()), recorded)
+
+
+def _holds_weights_of(built: BuiltBackbone, tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether an adapter's tensors include weights of the backbone itself, perhaps within a layer of PEFT."""
+    names = {f"{NETWORK_PREFIX}{name}" for name in built.backbone.module.state_dict()}
+    return any(name.replace(".base_layer.", ".") in names for name in tensors)
 
 
 def _restore_crop(model: Model, recorded: dict[str, Any] | None) -> None:

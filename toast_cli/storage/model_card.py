@@ -41,6 +41,21 @@ def format_adapter_card(config: AdapterConfig, results: Mapping[str, Any]) -> st
     )
 
 
+def format_saved_card(config: AdapterConfig) -> str:
+    """Return the card of an adapter that a program has saved: method, backbone, and how to evaluate it."""
+    recipe = config.recipe
+    return _format_card(
+        f"{recipe['method']['name']} adapter for {recipe['backbone']['name']}",
+        [
+            f"Trained parameters: {config.trained_parameters:,}",
+            f"Backbone fingerprint: {_format_digest(config.backbone_fingerprint)}",
+            *([f"Classes: {len(config.classes)}"] if config.classes else []),
+            "Saved in Python; how it was trained is not recorded",
+        ],
+        "```\ntoast eval --run PATH_OF_THIS_FOLDER --dataset DATA\n```\n",
+    )
+
+
 def format_artifact_card(backbone: str, fingerprint: str, recipe: Mapping[str, Any]) -> str:
     """Return the card of a pre-tuned artifact, made with `recipe` for the backbone with this fingerprint."""
     return _format_card(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
@@ -14,6 +14,7 @@ from accelerate.utils import send_to_device
 
 from toast_cli.data.base import BatchLoader
 from toast_cli.storage.checkpoint import load_checkpoint, load_extra_tensors
+from toast_cli.training.callbacks import Callbacks, EpochInfo, StepInfo
 from toast_cli.training.distributed.collectives import merge_dicts_across_processes, sum_across_processes
 from toast_cli.training.ema import ExponentialMovingAverage
 from toast_cli.training.epoch_metrics import EpochMetrics
@@ -47,7 +48,9 @@ class TrainingLoop:
         train: BatchLoader,
         validation: BatchLoader | None,
         validate_attention: bool = False,
+        callbacks: Callbacks | None = None,
     ) -> None:
+        self.callbacks, self.stopped, self.loss = callbacks or Callbacks(), False, math.nan
         self.step, self.model, self.objective = step, step.model, step.model.objective
         self.train, self.validation, self.validate_attention = train, validation, validate_attention
         self.folder, self.reporter, self.log, self.resumed = run.folder, run.reporter, run.log_metrics, run.resumed
@@ -96,13 +99,18 @@ class TrainingLoop:
             self.tally.restore(state["tally"], first=self.accelerator.is_main_process)
 
     def run(self) -> None:
-        """Train until the last epoch or step, or until validation has not improved for `training.patience` epochs."""
-        while self.at.epochs < self.training.epochs and not self._has_exhausted_patience():
+        """Train until the last epoch or step, or until validation has not improved for `training.patience` epochs.
+
+        A callback can stop it earlier.
+        """
+        while self.at.epochs < self.training.epochs and not (self.stopped or self._has_exhausted_patience()):
             if self._has_reached_max_steps() and not self.at.batches:
                 break  # an epoch that has started is still validated and saved
             self.train_epoch()
             self.end_epoch(self.validate() if self._is_validation_due() else None)
-        if self.at.epochs < self.training.epochs and not self._has_reached_max_steps():
+        if self.stopped:
+            self.reporter.report_message(f"Stopped by a callback after epoch {self.at.epochs}, step {self.at.steps}.")
+        elif self.at.epochs < self.training.epochs and not self._has_reached_max_steps():
             self.reporter.report_message(f"Stopped early: validation has not improved since epoch {self.best.epoch}.")
         self.accelerator.wait_for_everyone()  # all of them read the checkpoints that the first one writes
 
@@ -118,11 +126,17 @@ class TrainingLoop:
             should_stop = self.train_step(group)
             tally.seconds = time.perf_counter() - started
             at.batches += len(group)
-            self.reporter.report_step(at.steps, count_total_steps(training, self.steps_per_epoch), tally.result())
+            total, metrics = count_total_steps(training, self.steps_per_epoch), tally.result()
+            self.reporter.report_step(at.steps, total, metrics)
             if should_stop or (training.save_every is not None and at.steps % training.save_every == 0):
                 self.save()
             if should_stop:
                 raise KeyboardInterrupt
+            lr = self.optimizer.param_groups[0]["lr"]
+            progress = (at.steps, total, at.epochs + 1, training.epochs)
+            step = StepInfo(self.folder.path, self.model, *progress, self.loss, lr, metrics)
+            if self._call_back(self.callbacks.after_step, step):
+                break
 
     def train_step(self, group: list[Any]) -> bool:
         """Run one optimizer step over a group of batches; return whether any process was asked to stop."""
@@ -155,6 +169,7 @@ class TrainingLoop:
         if self.average is not None:
             self.average.update()
         self.tally.add_loss(value, total)
+        self.loss = value
         if at.steps % self.training.log_every == 0:
             lr = self.optimizer.param_groups[0]["lr"]
             self.log({"kind": "step", "step": at.steps, "epoch": at.epochs + 1, "loss": value, "lr": lr})
@@ -202,7 +217,8 @@ class TrainingLoop:
     def end_epoch(self, metrics: dict[str, Any] | None) -> None:
         """Compare the epoch with the best one, log it and save its checkpoints."""
         at, epoch = self.at, self.at.epochs + 1
-        line = {"kind": "epoch", "step": at.steps, "epoch": epoch, "train": self.tally.compute_global_metrics()}
+        train = self.tally.compute_global_metrics()
+        line = {"kind": "epoch", "step": at.steps, "epoch": epoch, "train": train}
         is_best = self.validation is None
         if metrics is not None:
             line["validation"] = metrics
@@ -218,9 +234,42 @@ class TrainingLoop:
         at.epochs, at.batches, self.tally = epoch, 0, EpochMetrics(self.step)
         self.save()
         self.reporter.report_epoch(epoch, self.training.epochs, line, is_best)
+        progress = (epoch, self.training.epochs, at.steps)
+        info = EpochInfo(self.folder.path, self.model, *progress, train, metrics, is_best)
+        if self._call_back(self.callbacks.after_epoch, info) and metrics is None and self.validation is not None:
+            self._validate_stopped_epoch(line)
         if epoch == 1:
             skipped = merge_dicts_across_processes(self.train.skipped)
             report_unreadable_classes(self.reporter, self.data, "train", skipped)
+
+    def _validate_stopped_epoch(self, line: dict[str, Any]) -> None:
+        """Validate the epoch after which a callback has stopped training, and keep it if it is the best."""
+        epoch, metrics = self.at.epochs, self.validate()
+        if metrics is None:
+            self.best.epoch, is_best = epoch, True
+        else:
+            is_best = self.best.update(epoch, metrics, self.step.score(metrics))
+        if is_best:
+            with self.use_validated_weights():
+                self.folder.save_checkpoint("best", self.model, {"epoch": epoch, "step": self.at.steps})
+        self.log({**line, "validation": metrics, "best": is_best})
+        self.save()
+
+    def _call_back(self, call: Callable[[Any], bool], info: StepInfo | EpochInfo) -> bool:
+        """Call a user's function; return whether that of any process, now or earlier, asked to stop.
+
+        If it raises, the training so far is saved first, so that the run can be resumed. Several processes would wait
+        for each other to save, so they resume from the last checkpoint.
+        """
+        try:
+            asked = call(info)
+        except Exception as error:
+            if self.accelerator.num_processes == 1:
+                self.save()
+            error.add_note(f"A callback raised this in the run {self.folder.path}, which can be resumed.")
+            raise
+        self.stopped |= bool(sum_across_processes([float(asked)], self.accelerator)[0])
+        return self.stopped
 
     def save(self) -> None:
         """Save the model and the training state as `checkpoints/last`.
@@ -249,7 +298,7 @@ class TrainingLoop:
     def _is_validation_due(self) -> bool:
         """Return whether to validate after the epoch that was just trained."""
         epoch = self.at.epochs + 1
-        is_last = epoch == self.training.epochs or self._has_reached_max_steps()
+        is_last = epoch == self.training.epochs or self._has_reached_max_steps() or self.stopped
         return is_last or epoch % self.training.validate_every == 0
 
     def _has_reached_max_steps(self) -> bool:

@@ -35,6 +35,7 @@ from toast_cli.training.run_data import check_resumed_data
 from toast_cli.training.session import Session, prepare_session
 from toast_cli.training.state import TrainingProgress, wrap_state_errors
 from toast_cli.utils.config import NamedOptions
+from toast_cli.utils.constants import PYTHON_DATA
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.names import quote_argument, to_file_name
 from toast_cli.utils.tensor_fingerprints import copy_tensors
@@ -126,7 +127,9 @@ class Run:
 
     @property
     def command(self) -> str:
-        """Return the command line that resumes the run."""
+        """Return the command line, or the call in Python, that resumes the run."""
+        if self.session.recipe.dataset.name == PYTHON_DATA:
+            return f"toast_cli.tune(dataset=DATA, resume={str(self.folder.path)!r})"
         verb = "tune" if self.session.recipe.pretuning is None else "pretune"
         return f"toast {verb} --resume {quote_argument(self.folder.path)}"
 

@@ -13,6 +13,7 @@ from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.model_card import format_adapter_card
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.training.callbacks import Callbacks
 from toast_cli.training.evaluate import (
     AnswersCallback,
     SamplePredictions,
@@ -54,12 +55,35 @@ def tune_model(
     Raises:
         ToastError: any error that the user can fix. Finished work stays in the run folder.
     """
+    run = prepare_tuning(recipe, output_dir, reporter, resume)
+    results = run_tuning(run, on_answers=on_answers)
+    return run.folder, results
+
+
+def prepare_tuning(recipe: Recipe, output_dir: Path | None, reporter: Reporter, resume: bool = False) -> Run:
+    """Open the data and build the model of a recipe, see `tune_model`. Nothing is written.
+
+    Raises:
+        ToastError: the recipe, the data, the model or the run to resume cannot be used.
+    """
     if recipe.pretuning is not None:
         raise UsageError(
             "This recipe is for pre-tuning.", what_to_do="Use it with 'toast pretune'.", code="recipe.for-pretuning"
         )
-    run = Run.prepare(recipe, output_dir, reporter, resume)
-    session = run.session
+    return Run.prepare(recipe, output_dir, reporter, resume)
+
+
+def run_tuning(
+    run: Run, callbacks: Callbacks | None = None, on_answers: AnswersCallback | None = None
+) -> dict[str, Any]:
+    """Train, test and save a prepared run; return the results. Its model then has the weights of the best epoch.
+
+    `callbacks` and `on_answers` are as in `tune_model`.
+
+    Raises:
+        ToastError: any error that the user can fix. Finished work stays in the run folder.
+    """
+    session, reporter, resume = run.session, run.reporter, run.resume
     recipe, model, accelerator, data = session.recipe, session.model, session.accelerator, session.data
     train = session.make_loader("train", train=True)
     with_attention = (
@@ -77,7 +101,7 @@ def tune_model(
             reporter.report_message(message)
         session.move_to_device()
         run.start()
-        best = TrainingLoop(run, step, train, validation, validate_attention=with_attention).fit()
+        best = TrainingLoop(run, step, train, validation, validate_attention=with_attention, callbacks=callbacks).fit()
         if best.metrics is None and validation is None:
             reporter.report_message("There is no validation split, so the last epoch is kept.")
         load_checkpoint(folder.checkpoints, "best", model)
@@ -114,7 +138,7 @@ def tune_model(
         results["skipped"] = report_skipped_samples(reporter, data, train=train, val=validation, test=test)
         results["seconds"] = run.seconds
         folder.write_results(results)
-    return folder, results
+    return results
 
 
 def evaluate_test_split(run: Run, test: BatchLoader, on_answers: AnswersCallback | None = None) -> dict[str, Any]:

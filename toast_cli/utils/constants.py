@@ -1,4 +1,4 @@
-"""Conventions of batches that data and tasks share, and the name of the package."""
+"""Conventions of batches that data and tasks share, and reserved names."""
 
 IGNORE_INDEX = -100
 """The label that is ignored in losses and metrics: prompts, padding, samples that only fill a process's share."""
@@ -11,3 +11,9 @@ NOTHING_TO_MEASURE = "task.nothing-to-measure"
 
 OWN_PACKAGE = "toast-tune"
 """The distribution of toast itself: plugins in it are toast's own, all others are by other authors."""
+
+UNNAMED_BACKBONE = "built-in-python"
+"""The name, after its family's, of a backbone that a user has built and that no name can build."""
+
+PYTHON_DATA = "python"
+"""The name of a data set that was given in Python."""

@@ -6,6 +6,7 @@ import os
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DynamoBackend
 
 from toast_cli.model.model import Model
@@ -53,7 +54,12 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
         raise UsageError(
             "fp16 needs a CUDA device.", what_to_do="Use fp32 or bf16.", code="device.unsupported-precision"
         )
-    return Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
+    mixed = "no" if precision == "fp32" else precision
+    if processes == 1 and AcceleratorState._shared_state:
+        state = AcceleratorState()
+        if (state.device.type == "cpu") != on_cpu or state.mixed_precision != mixed or index:
+            AcceleratorState._reset_state(reset_partial_state=True)  # else a program's first device is used ever after
+    return Accelerator(cpu=on_cpu, mixed_precision=mixed)
 
 
 def check_compiling(model: Model, accelerator: Accelerator) -> None:

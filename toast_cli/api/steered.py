@@ -1,44 +1,35 @@
-"""The Python API: load a run or an export, or add TOAST to an existing model."""
+"""`Steered`: a backbone adapted by TOAST or by another method, as an `nn.Module`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from PIL.Image import Image as PilImage
 from torch import Tensor, nn
 
-from toast_cli import registry
+from toast_cli.api.adapters import Adapter, load_adapter, save_adapter
+from toast_cli.api.chat import Message, to_turns
+from toast_cli.api.image_input import Picture, open_images
 from toast_cli.attention.maps import AttentionRecorder, HeadSelection
 from toast_cli.attention.predicted_classes import predict_pixel_classes
-from toast_cli.backbones.base import Backbone
 from toast_cli.backbones.image_options import ImageOptions
-from toast_cli.data.images.decode import open_image
 from toast_cli.data.images.transforms import build_transform
-from toast_cli.data.images.upright import to_upright_rgb
-from toast_cli.data.text.conversation_split import Role, Turn
-from toast_cli.model.generation import TextGenerator, choose_template
-from toast_cli.model.model import BackboneSnapshot, Model
-from toast_cli.storage.load_model import LoadedModel
-from toast_cli.storage.load_model import load_model as load_stored
-from toast_cli.utils.errors import UsageError
+from toast_cli.model.generation import TextGenerator
+from toast_cli.model.model import Model
+from toast_cli.utils.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Picture: TypeAlias = "str | Path | Image"
-"""A path to an image file, or a PIL image. Both are turned as their EXIF orientation says."""
+DEFAULT_ADAPTER = "default"
+"""Name of the adapter that a model begins with."""
 
 BATCH_SIZE = 32
 """Number of images that are decoded and computed at a time by default."""
-
-Message: TypeAlias = "Mapping[str, str]"
-"""A chat message as in transformers: `role` ("system", "user" or "assistant") and `content`."""
 
 
 @dataclass(frozen=True)
@@ -80,26 +71,125 @@ class Steered(nn.Module):
     A call adds signals to the modules of the backbone, so the model is not thread-safe. Use one model per thread, or a
     lock.
 
+    It can hold several adapters of one backbone, of which one is active. The first is called `"default"`. `model` and
+    `classes` are those of the active adapter.
+
     Args:
         model: Backbone, method and head.
         classes: Class names in the order of the logits; empty for a language model.
         images: Image options of the run, in addition to the preprocessing of the backbone.
         template: Prompt template of a language model; None uses prompts as they are.
+        values: The recipe as plain values, which `save` needs.
+        whole: Whether the backbone's weights come from an export, and not from its name.
     """
 
+    model: Model
+    classes: tuple[str, ...]
+
     def __init__(
-        self, model: Model, classes: Sequence[str], images: ImageOptions | None = None, template: str | None = None
+        self,
+        model: Model,
+        classes: Sequence[str],
+        images: ImageOptions | None = None,
+        template: str | None = None,
+        values: Mapping[str, Any] | None = None,
+        whole: bool = False,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.classes = tuple(classes)
-        self._images = images or ImageOptions()
-        self._template = template
+        first = Adapter(model, tuple(classes), images or ImageOptions(), template, values, whole)
+        self._adapters = {DEFAULT_ADAPTER: first}
+        self._activate(DEFAULT_ADAPTER)
 
     @property
     def device(self) -> torch.device:
         """Device of the model's parameters."""
         return next(self.model.parameters()).device
+
+    @property
+    def active_adapter(self) -> str:
+        """Name of the adapter that the model uses."""
+        return self._active
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of all adapters in memory."""
+        return tuple(self._adapters)
+
+    def add_adapter(self, name: str, run: str | Path) -> None:
+        """Load another adapter of the same backbone, whose weights stay in memory once. `set_adapter` activates it.
+
+        Args:
+            name: A new name for it.
+            run: A run folder, an adapter folder or an exported adapter of any method but `full`.
+
+        Raises:
+            UsageError: The name is taken, or one of the adapters has backbone weights of its own.
+            ToastError: The adapter was trained on another backbone, or cannot be read.
+        """
+        if name in self._adapters:
+            raise UsageError(
+                f"There is an adapter '{name}' already.",
+                what_to_do="Choose another name, or delete it with delete_adapter().",
+                code="adapter.duplicate-name",
+            )
+        self._adapters[name] = load_adapter(self._adapters[self._active], run)
+
+    def set_adapter(self, name: str) -> None:
+        """Make an adapter active, with its head and its class names. Only its trained parameters are `parameters()`.
+
+        Raises:
+            UsageError: There is no such adapter.
+        """
+        self._require_adapter(name)
+        device = self.device
+        self._activate(name)
+        self.model.to(device).train(self.training)
+
+    def delete_adapter(self, name: str) -> None:
+        """Remove an adapter that is not active from memory.
+
+        Raises:
+            UsageError: There is no such adapter, or it is active.
+        """
+        self._require_adapter(name)
+        if name == self._active:
+            raise UsageError(
+                f"The adapter '{name}' is active.",
+                what_to_do="Activate another one first, with set_adapter().",
+                code="adapter.active",
+            )
+        del self._adapters[name]
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Save the active adapter as a folder that `load`, `toast eval --run` and `toast export --run` take.
+
+        The backbone's own weights are not included, unless they were trained. `load` builds the backbone from its name
+        in timm or transformers, and checks that it has the same weights. A model with other weights, or without a name,
+        is passed again: `load(folder, backbone=model)`.
+
+        Args:
+            folder: A new folder.
+            overwrite: Replace an adapter that is there.
+
+        Raises:
+            UsageError: The folder exists, or the model is folded and so for inference only.
+            ToastError: The folder cannot be written.
+        """
+        save_adapter(self._adapters[self._active], Path(folder), overwrite)
+
+    def _activate(self, name: str) -> None:
+        adapter = self._adapters[name]
+        self._active = name
+        self.model, self.classes = adapter.model, adapter.classes
+        self._images, self._template = adapter.images, adapter.template
+
+    def _require_adapter(self, name: str) -> None:
+        if name not in self._adapters:
+            raise UsageError(
+                f"There is no adapter '{name}'.",
+                what_to_do=did_you_mean(name, self._adapters),
+                code="adapter.unknown-name",
+            )
 
     def forward(self, inputs: Any = None, **named: Any) -> Tensor:
         """Return the logits of prepared images or token ids.
@@ -172,6 +262,37 @@ class Steered(nn.Module):
             return [predict_pixel_classes(self.model, self._images, opened) for opened in self._open(images)]
 
     @torch.no_grad()
+    def features(
+        self,
+        images: Picture | Iterable[Picture],
+        passes: Literal["last", "first"] = "last",
+        batch_size: int = BATCH_SIZE,
+    ) -> Tensor:
+        """Return the pooled features that the head reads, `[B, d]` on the CPU, computed `batch_size` images at a time.
+
+        Args:
+            images: Paths or PIL images.
+            passes: "last": as adapted to the task; "first": of the pass before any feedback, which is that of the
+                plain backbone. They are equal for a method with a single pass.
+            batch_size: Number of images that are decoded and computed at a time.
+
+        Raises:
+            UsageError: There is no such pass, there are no images, or one is neither a path nor a PIL image.
+            ToastError: An image file cannot be read, or the backbone has no image input.
+        """
+        if passes not in ("last", "first"):
+            raise UsageError(
+                f"There is no pass {passes!r}.", what_to_do='Use "last" or "first".', code="task.unknown-pass"
+            )
+        with self._use_evaluation_mode():
+            return torch.cat(
+                [
+                    self.model.compute_features(batch, first_pass=passes == "first").float().cpu()
+                    for batch in self._prepare_batches(images, batch_size)
+                ]
+            )
+
+    @torch.no_grad()
     def attention(
         self,
         images: Picture | Iterable[Picture],
@@ -217,7 +338,7 @@ class Steered(nn.Module):
                 or a setting requests more than one text.
         """
         with self._use_evaluation_mode():
-            return TextGenerator(self.model, self._template).answer(_to_turns(prompt), on_text, **settings)
+            return TextGenerator(self.model, self._template).answer(to_turns(prompt), on_text, **settings)
 
     def generate_all(
         self, prompts: Sequence[str | Sequence[Message]], batch_size: int = 8, **settings: Any
@@ -238,11 +359,11 @@ class Steered(nn.Module):
             )
         with self._use_evaluation_mode():
             return TextGenerator(self.model, self._template).answer_all(
-                [_to_turns(one) for one in prompts], batch_size, **settings
+                [to_turns(one) for one in prompts], batch_size, **settings
             )
 
     def _open(self, images: Any) -> Iterator[Image]:
-        return _open_images(images, self._images.white)
+        return open_images(images, self._images.white)
 
     def _prepare_batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
         """Yield prepared batches.
@@ -268,77 +389,6 @@ def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(present) if present else None
 
 
-def _open_images(images: Any, white: int | None) -> Iterator[Image]:
-    """Yield every image as upright RGB, opened when it is asked for.
-
-    Raises:
-        UsageError: There are no images, or one is neither a path nor a PIL image, or cannot be converted.
-        ToastError: An image file cannot be read.
-    """
-    several = isinstance(images, Sequence | Iterator) and not isinstance(images, str | bytes)
-    image = None
-    for index, image in enumerate(images if several else [images]):
-        yield _to_rgb_image(image, white, f"image {index} of the list (counted from 0)" if several else "the image")
-    if image is None:
-        raise UsageError(
-            "Expected at least one image, got an empty list.",
-            what_to_do="Pass an image or a list of images.",
-            code="image.none-given",
-        )
-
-
-def _to_rgb_image(image: Any, white: int | None, which: str) -> Image:
-    if isinstance(image, str) and not image:
-        raise UsageError(
-            f"Expected the path of an image, got an empty text as {which}.",
-            what_to_do="Pass the path of an image file.",
-            code="image.empty-path",
-        )
-    if isinstance(image, str | Path):
-        return open_image(Path(image), white)
-    if not isinstance(image, PilImage):
-        raise UsageError(
-            f"Expected a path or a PIL image, got {type(image).__name__} as {which}.",
-            what_to_do="Convert an array with PIL.Image.fromarray; pass a prepared [B, 3, H, W] tensor to model().",
-            code="image.not-an-image",
-        )
-    try:
-        return to_upright_rgb(image, white)
-    except (ValueError, OSError) as error:  # no pixels, no known white level, or a truncated file
-        raise UsageError(f"Cannot convert {which} to RGB.", str(error), code="image.unreadable") from error
-
-
-def _to_turns(prompt: str | Sequence[Message]) -> list[Turn]:
-    """Convert a text or a list of messages to turns.
-
-    Raises:
-        UsageError: The prompt is neither, or a message is invalid.
-    """
-    if not isinstance(prompt, str | Sequence):
-        raise UsageError(
-            f"Expected a text or a list of messages, got {type(prompt).__name__}.",
-            what_to_do='Pass "..." or [{"role": "user", "content": "..."}].',
-            code="text.not-a-prompt",
-        )
-    return [Turn("user", prompt)] if isinstance(prompt, str) else [_to_turn(message) for message in prompt]
-
-
-def _to_turn(message: Message) -> Turn:
-    try:
-        role, text = message["role"], message["content"]
-    except (KeyError, TypeError) as error:
-        raise UsageError(
-            f"Invalid message: {message!r}.",
-            what_to_do='Write it as {"role": "user", "content": "..."}.',
-            code="text.not-a-message",
-        ) from error
-    if role not in get_args(Role):
-        raise UsageError(
-            f"Unknown role '{role}'.", what_to_do=f"Known roles: {', '.join(get_args(Role))}.", code="text.unknown-role"
-        )
-    return Turn(cast("Role", role), text)
-
-
 class _EvaluationMode:
     """A context manager that puts a module in evaluation mode and restores its mode on exit."""
 
@@ -351,123 +401,3 @@ class _EvaluationMode:
 
     def __exit__(self, *_: object) -> None:
         self.module.train(self.was_training)
-
-
-def load(run: str | Path, weights: str | None = None, device: str | torch.device = "cpu") -> Steered:
-    """Load a run or an export, in evaluation mode.
-
-    Args:
-        run: A run folder, an adapter folder, an exported safetensors file or an exported hf folder.
-        weights: Backbone weights (a file, or the folder of a language model) to use instead of those in the recipe.
-        device: Device to load the model to.
-
-    Raises:
-        UsageError: The device is not available.
-        ToastError: The path is not a run or an export, it is damaged, or the backbone weights do not match.
-    """
-    loaded: LoadedModel = load_stored(Path(run), weights)
-    template = choose_template(loaded.recipe, loaded.model.backbone.tokenizer)
-    try:
-        loaded.model.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:  # torch raises either for an unavailable device
-        raise UsageError(
-            f"Cannot use the device '{device}'.", str(error).partition("\n")[0], code="device.unavailable"
-        ) from error
-    return Steered(loaded.model, loaded.classes, loaded.recipe.images, template).eval()
-
-
-def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = "toast", **options: Any) -> Steered:
-    """Add TOAST to an existing model: a timm ViT or ConvNeXt, or a causal language model of transformers.
-
-    The model is frozen and its weights are shared, not copied. Only methods that change weights or insert layers
-    (`full`, `lora`, `peft`) work on a copy. Calling the original model gives the same outputs as before.
-
-    The trained parameters are initialized at random. An image model gets a new head.
-
-    Args:
-        model: A model of a registered family.
-        classes: Number of classes, or their names in order. None for a language model, which keeps its own head.
-        method: Name of a registered method: `toast`, `toast-lite`, `linear`, ...
-        options: Options of the method, e.g. `rank=8` or `feedback="late"`.
-
-    Raises:
-        UsageError: The model is not of a registered family, the method has no such option, or `classes` is missing.
-    """
-    from pydantic import ValidationError
-
-    chosen = registry.load_entry(registry.METHODS, method)
-    backbone = _wrap_backbone(deepcopy(model) if chosen.alters else model)
-    text = backbone.output() is not None
-    if text != (classes is None):
-        raise UsageError(
-            "A language model keeps its own head and takes no classes."
-            if text
-            else "The argument 'classes' is missing.",
-            what_to_do="Remove the argument 'classes'." if text else "Pass classes=10, or the class names in order.",
-            code="task.has-own-head" if text else "task.missing-classes",
-        )
-    names = () if classes is None else _to_class_names(classes)
-    if "start" in chosen.options.model_fields:
-        options = {"start": "random", **options}
-    try:
-        settings = chosen.options(**{"name": method, **options})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(
-            f"Invalid option '{where}' for the method '{method}': {first['msg']}.", code="method.invalid-option"
-        ) from error
-    task = registry.load_entry(registry.TASKS, "language" if text else "classification")
-    stock = BackboneSnapshot.from_backbone(backbone)
-    adapted = chosen.build(settings, backbone)
-    objective = task.build(task.options(name="language" if text else "classification"), backbone, names)
-    own = next(backbone.module.parameters())
-    return Steered(Model(adapted, objective, stock).to(device=own.device), names)
-
-
-def _to_class_names(classes: Any) -> tuple[str, ...]:
-    """Return the class names, given the names or their number.
-
-    Raises:
-        UsageError: `classes` is neither a positive number nor a list of strings, or a name occurs twice.
-    """
-    invalid = UsageError(
-        f"Expected a number of classes or a list of names, got classes={classes!r}.",
-        what_to_do="Pass classes=10, or the class names in order.",
-        code="task.invalid-classes",
-    )
-    if isinstance(classes, int) and not isinstance(classes, bool):
-        names = tuple(map(str, range(classes)))
-    elif isinstance(classes, Sequence) and not isinstance(classes, str):
-        names = tuple(classes)
-    else:
-        raise invalid
-    if not names or not all(isinstance(name, str) for name in names):
-        raise invalid
-    if len(set(names)) < len(names):
-        duplicate = next(name for name in names if names.count(name) > 1)
-        raise UsageError(
-            f"The class name '{duplicate}' occurs twice.",
-            what_to_do="Use unique class names.",
-            code="data.duplicate-class",
-        )
-    return names
-
-
-def _wrap_backbone(model: Any) -> Backbone:
-    """Wrap a model as a backbone, with the first family that supports it.
-
-    Raises:
-        UsageError: No registered family supports the model.
-    """
-    for name in registry.list_names(registry.FAMILIES):
-        family = registry.load_entry(registry.FAMILIES, name)
-        backbone = family.wrap(model) if family.wrap is not None else None
-        if backbone is not None:
-            return backbone
-    families = ", ".join(registry.list_names(registry.FAMILIES))
-    raise UsageError(
-        f"No registered backbone family supports a {type(model).__name__}.",
-        what_to_do=f"Registered families: {families}.",
-        code="backbone.unsupported-model",
-    )
