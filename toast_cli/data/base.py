@@ -138,6 +138,7 @@ class BatchOptions:
         process: index of this process.
         processes: number of processes that share every batch.
         views: number of fixed augmentations of each image, one per epoch in turn; None for new ones in every epoch.
+        balance: with `shuffle`, draw every class equally often.
     """
 
     batch_size: int
@@ -147,6 +148,7 @@ class BatchOptions:
     process: int = 0
     processes: int = 1
     views: int | None = None
+    balance: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,25 @@ class DataSource:
     task: str = "classification"
     home: str = ""
     layout: str = ""
+
+
+def get_class_labels(data: DataSet, part: str) -> Sequence[int] | None:
+    """Return the class of every sample of a split; None if samples have no single class that is known in advance."""
+    split = data.splits[part]
+    if data.target != "class" or get_split_kind(split) != "images":
+        return None
+    return getattr(split, "labels", None)
+
+
+def explain_missing_class_labels(data: DataSet, part: str) -> str:
+    """Return the reason why samples of a split have no single class that is known in advance."""
+    if data.target != "class":
+        return "The images of this data set have several labels, or numbers, instead of one class."
+    reasons: dict[SplitKind, str] = {
+        "stream": "The images are streamed, so their classes are only known once they have been read.",
+        "pixels": "The classes belong to pixels, not to images.",
+    }
+    return reasons.get(get_split_kind(data.splits[part]), "Texts have no classes.")
 
 
 def require_images(data: DataSet, where: str) -> None:

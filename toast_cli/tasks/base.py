@@ -91,7 +91,25 @@ class Objective(ABC):
 
     @abstractmethod
     def count(self, batch: Mapping[str, Any]) -> int:
-        """Return the number of terms in the batch's loss, by which the gradient of a step is divided."""
+        """Return the number of terms in the batch's loss."""
+
+    def sum_weights(self, batch: Mapping[str, Any]) -> float:
+        """Return the weight of the batch's loss, by which that of a step is divided: by default the count of its terms.
+
+        A loss with weights per class is divided by the sum of the weights of its samples.
+        """
+        return self.count(batch)
+
+    def weigh_classes(  # noqa: B027 (most tasks have no class weights)
+        self, labels: Sequence[int] | None
+    ) -> None:
+        """Compute the class weights of the loss from the labels of the training split, before the first step.
+
+        Tasks without class weights do nothing. The labels are None if samples have no class that is known in advance.
+
+        Raises:
+            UsageError: The options of the task need the labels, and they are unknown.
+        """
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
