@@ -205,6 +205,7 @@ class DataSource:
         open: a function of (options, data_dir) that returns the `DataSet`; `data_dir` is `--data-dir`, or None.
         needs: what the source needs on disk, for listings.
         task: the task of a recipe that names none.
+        tasks: the task by `path`, in lower case, for a source of several data sets whose tasks differ.
         home: address of the data set's own site; may be empty.
         layout: tree of the files that it reads, for the documentation; may be empty.
     """
@@ -215,6 +216,11 @@ class DataSource:
     task: str = "classification"
     home: str = ""
     layout: str = ""
+    tasks: Mapping[str, str] = field(default_factory=dict)
+
+    def get_task(self, path: object) -> str:
+        """Return the task of the data set that the option `path` names."""
+        return self.tasks.get(str(path).lower(), self.task)
 
 
 def get_class_labels(data: DataSet, part: str) -> Sequence[int] | None:

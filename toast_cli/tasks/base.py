@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,6 +130,17 @@ class Objective(ABC):
         Labels that do not exclude each other have independent probabilities. Numbers are in the units of the data.
         """
         return outputs.float().softmax(-1)
+
+    def average_outputs(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return the outputs whose scores (`compute_scores`) are the mean of those of several outputs `[B, n, ...]`."""
+        import torch
+
+        stacked = torch.stack(list(outputs)).float()
+        if self.target == "number":
+            return stacked.mean(0)
+        if self.target == "labels":
+            return stacked.sigmoid().mean(0).logit(eps=1e-7)
+        return stacked.log_softmax(2).logsumexp(0) - math.log(len(stacked))
 
     def get_scores_and_labels(self, outputs: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         """Return class scores `[n, classes]` and labels `[n]` for registered metrics, or None if there are none."""

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
 
 
+SMALLEST_MISS = 1e-6
+"""Bound of 1 - p in the focal loss: the gradient of its power is infinite at 0 if gamma is below 1."""
+
+
 class ClassificationOptions(NamedOptions):
     """Options of classification."""
 
@@ -142,8 +146,6 @@ class Classification(Objective):
         """Return the summed loss of logits `[B, classes]` and `batch["label"]` `[B]`, or the mixed targets."""
         from torch.nn import functional as F
 
-        from toast_cli.tasks.focal_loss import sum_focal_loss
-
         target, smoothing = batch.get("target", batch["label"]), self.options.label_smoothing
         weights = None if self.weights is None else self.weights.to(outputs.device)
         if self.options.loss == "focal":
@@ -203,6 +205,35 @@ def build_classification(
     nn.init.normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
     return Classification(head, len(classes), options, weights)
+
+
+def sum_focal_loss(
+    logits: Tensor, target: Tensor, gamma: float, weights: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
+    """Return the focal loss summed over a batch: `-(1 - p)^gamma log p` for the labelled class.
+
+    Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation 4. torchvision has it for independent classes
+    only. With gamma = 0, it is the cross-entropy. The loss of a soft target is the sum over its classes, each times its
+    share.
+
+    Args:
+        logits: `[B, classes]`.
+        target: Classes `[B]`, where `IGNORE_INDEX` has no loss, or shares of the classes `[B, classes]`.
+        gamma: The exponent.
+        weights: Weight of each class `[classes]`.
+        smoothing: Share of the target that is spread over all classes.
+    """
+    from torch.nn import functional as F
+
+    classes = logits.shape[-1]
+    if target.ndim == 1:
+        labelled = target != IGNORE_INDEX
+        logits, target = logits[labelled], F.one_hot(target[labelled], classes)
+    target = target * (1 - smoothing) + smoothing / classes
+    log_probabilities = logits.log_softmax(-1)
+    misses = (-log_probabilities.expm1()).clamp_min(SMALLEST_MISS)
+    terms = -target * misses**gamma * log_probabilities
+    return (terms if weights is None else terms * weights).sum()
 
 
 def _order_weights(given: str | Mapping[str, float] | None, classes: tuple[str, ...]) -> Tensor | None:

@@ -265,3 +265,23 @@ def test_everything_a_worker_needs_can_be_sent_to_it() -> None:
     assert pickle.loads(pickle.dumps(transform())) is not None
     error = pickle.loads(pickle.dumps(ToastError("a", "b", "c", exit_code=2)))
     assert (error.what, error.why, error.what_to_do, error.exit_code, str(error)) == ("a", "b", "c", 2, "a\nb\nc")
+
+
+def test_a_repeated_draw_has_its_own_augmentation_and_a_fixed_view_has_not() -> None:
+    fresh, fixed = (ImageDataset(Noise(), transform(), views=views) for views in (None, 2))
+    first, again = fresh[3], fresh[3 + COUNT]
+    assert again["index"] == 3 and again["label"] == first["label"]
+    assert not torch.equal(first["image"], again["image"])
+    assert torch.equal(fresh[3 + COUNT]["image"], again["image"])
+    assert torch.equal(fixed[3]["image"], fixed[3 + COUNT]["image"])
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.e2e)])
+def test_a_balanced_epoch_repeats_images_of_small_classes(workers: int) -> None:
+    batches = make_image_loader(
+        Unreadable(), transform(), BatchOptions(5, shuffle=True, balance=True), 1, workers, True
+    )
+    got = epoch(batches, 2)
+    labels, indices = torch.cat([batch["label"] for batch in got]), order(got)
+    assert len(labels) == 12 - indices.count(7) - len(batches.skipped) and set(indices) <= set(range(COUNT))
+    assert set(batches.skipped) <= {"7"} and labels.bincount().max() == 4

@@ -51,6 +51,14 @@ def run_eval(
             "input size). [default: as in the run's recipe]"
         ),
     ] = None,
+    tta: Annotated[
+        bool,
+        typer.Option(
+            "--tta",
+            help="Test-time flips: average the probabilities of each image and its mirror image. Twice the time; not "
+            "for images in which left and right matter, such as text.",
+        ),
+    ] = False,
     judge: Annotated[
         Path | None,
         typer.Option(
@@ -103,6 +111,12 @@ def run_eval(
             "They always use the backbone's input size.",
             code="cli.conflicting-options",
         )
+    if tta and (attention or sweep or judge is not None):
+        raise UsageError(
+            "--tta cannot be combined with --attention, --sweep or --judge.",
+            "They evaluate single images as they are, or texts.",
+            code="cli.conflicting-options",
+        )
     if limit is not None and not (attention or sweep):
         raise UsageError(
             "--limit needs --attention or --sweep.",
@@ -134,7 +148,7 @@ def run_eval(
     else:
         with TerminalReporter() as reporter:
             run_request = RunRequest(runs[0], dataset, data_dir, split, weights, device, precision, alpha)
-            results = evaluate_run(run_request, reporter, evaluation)
+            results = evaluate_run(run_request, reporter, evaluation, tta)
         table = build_results_table(f"{runs[0]}: {results['method']} on {results['dataset']}", results)
     if out is not None:
         write_json(out, results)
