@@ -121,7 +121,7 @@ def draw_voc(root: Path) -> None:
             classes[5:10], classes[10] = 15, 255
             (folder / "SegmentationClass").mkdir(exist_ok=True)
             drawn = Image.fromarray(classes, "P")
-            drawn.putpalette([0, 0, 0, 200, 0, 0])
+            drawn.putpalette([value for value in range(256) for _ in range(3)])
             drawn.save(folder / f"SegmentationClass/2007_{number:06d}.png")
 
 

@@ -112,16 +112,19 @@ def recipe_of(dataset: Any = None, task: Any = "classification", **training: Any
     return build_recipe(raw, {}, origin="a test")
 
 
-def test_accumulated_batches_learn_what_one_batch_learns(tmp_path: Path) -> None:
+def test_neither_the_batches_of_a_step_nor_the_scale_of_the_weights_change_what_is_learned(tmp_path: Path) -> None:
     classes = prepare_session(recipe_of()).data.classes
-    task = {"name": "classification", "class_weights": {classes[0]: 9.0, classes[1]: 0.1}, "label_smoothing": 0.1}
+    weights = {name: (9.0, 0.1)[place] if place < 2 else 1.0 for place, name in enumerate(classes)}
     heads = []
-    for name, sizes in {"one": (6, 1), "several": (2, 3)}.items():
-        recipe = recipe_of(task=task, batch_size=sizes[0], accumulate=sizes[1], sampler="balanced")
+    for name, batch_size, accumulate, scale in (("one", 6, 1, 1), ("several", 2, 3, 1), ("scaled", 6, 1, 100)):
+        scaled = {each: weight * scale for each, weight in weights.items()}
+        task = {"name": "classification", "class_weights": scaled, "label_smoothing": 0.1}
+        recipe = recipe_of(task=task, batch_size=batch_size, accumulate=accumulate, sampler="balanced")
         folder, _ = tune_model(recipe, tmp_path / name, Reporter())
         heads.append(load_file(folder.adapter / "adapter_model.safetensors"))
-    for name, weight in heads[0].items():
-        torch.testing.assert_close(weight, heads[1][name], rtol=1e-4, atol=1e-6)
+    for other in heads[1:]:
+        for name, weight in heads[0].items():
+            torch.testing.assert_close(weight, other[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -135,9 +135,12 @@ class TorchvisionSplit:
 
     def take(self, indices: Sequence[int]) -> TorchvisionSplit:
         """Return the split of the samples at `indices`, in that order."""
-        picked = ([values[i] for i in indices] for values in (self.indices, self.labels, self.names))
-        chosen, labels, names = map(tuple, picked)
-        return replace(self, indices=chosen, labels=labels, names=names)
+        return replace(
+            self,
+            indices=tuple(self.indices[i] for i in indices),
+            labels=tuple(self.labels[i] for i in indices),
+            names=tuple(self.names[i] for i in indices),
+        )
 
     def load(self, index: int) -> Sample:
         """Read one sample.
@@ -256,8 +259,9 @@ def _make_image_splits(loaded: Mapping[str, Any]) -> tuple[dict[str, Any], tuple
     labels = {part: _list_labels(dataset) for part, dataset in loaded.items()}
     known = {part: [label for label in each if label is not None] for part, each in labels.items()}
     kept = {part: loaded[part] for part, each in known.items() if each and len(each) == len(labels[part])}
-    names = _list_class_names(loaded["train"])
-    if names is None:  # the set numbers its classes
+    listed = _list_class_names(loaded["train"])
+    names = tuple(listed or ())
+    if listed is None:  # the set numbers its classes
         names = sort_class_names({str(label) for label in known["train"]})
         index = {int(name): label for label, name in enumerate(names)}
         require_known_classes(names, {part: {*map(str, known[part])} for part in kept}, "torchvision's set")
