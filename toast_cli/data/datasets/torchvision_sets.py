@@ -271,8 +271,9 @@ def _make_image_splits(loaded: Mapping[str, Any]) -> tuple[dict[str, Any], tuple
     if all(files.values()):
         root = Path(os.path.commonpath([file.parent for each in files.values() for file in each or ()]))
         for part, each in files.items():
-            relative = tuple(file.relative_to(root).as_posix() for file in each or ())
-            splits[part] = FileSplit(root, relative, tuple(known[part]))
+            relative = [file.relative_to(root).as_posix() for file in each or ()]
+            ordered = sorted(zip(relative, known[part], strict=True))  # INaturalist lists folders as the disk has them
+            splits[part] = FileSplit(root, tuple(name for name, _ in ordered), tuple(label for _, label in ordered))
     else:
         for part, dataset in kept.items():
             count = range(len(dataset))
