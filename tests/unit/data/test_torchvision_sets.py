@@ -191,7 +191,7 @@ def test_a_download_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("name", "shown"),
-    [("flowers-102", "Did you mean 'Flowers102'?"), ("CelebA", "40 attributes"), ("imagefolder", "folder:PATH")],
+    [("flowers-102", "nearest is 'Flowers102'"), ("CelebA", "40 attributes"), ("imagefolder", "folder:PATH")],
 )
 def test_other_names_are_refused_with_a_hint(name: str, shown: str) -> None:
     raw = {"backbone": "vit_demo_3", "dataset": f"torchvision:{name}", "method": "linear"}

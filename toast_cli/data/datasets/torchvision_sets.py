@@ -58,7 +58,7 @@ class TorchvisionOptions(UnsplitDataOptions):
             raise ValueError(f"torchvision's {name} cannot be used: {OTHER_SETS[name]}")
         if name is None:
             near = get_close_matches(path.lower(), [each.lower() for each in SETS], n=1, cutoff=0.5)
-            hint = f"Did you mean '{by_form[near[0]]}'?" if near else f"Known: {', '.join(SETS)}."
+            hint = f"The nearest is '{by_form[near[0]]}'." if near else f"Known: {', '.join(SETS)}."
             raise ValueError(f"torchvision has no set of this name with classes. {hint}")
         return name
 
