@@ -290,6 +290,19 @@ def shards(where: Path, count: int = 4, per_shard: int = 6, classes: int = 3) ->
     return "shards:shards/train-{0000..%04d}.tar" % (count - 1)  # noqa: UP031 (braces are meant)
 
 
+def torchvision(where: Path) -> str:
+    root = where / "oxford-iiit-pet"
+    for part, count in (("trainval", 5), ("test", 2)):
+        listed = []
+        for label, breed in enumerate(("Abyssinian", "american_bulldog"), start=1):
+            for number in range(count):
+                name = f"{breed}_{number + 100 * (part == 'test')}"
+                put(root / f"images/{name}.jpg", 1000 * label + number + 100 * (part == "test"))
+                listed.append(f"{name} {label} {label} 1")
+        lines(root / f"annotations/{part}.txt", listed)
+    return "torchvision:OxfordIIITPet"
+
+
 def demo(where: Path) -> str:
     return "demo"
 
@@ -315,6 +328,7 @@ LAYOUTS: dict[str, Callable[[Path], str]] = {
         vtab,
         imagenet,
         imagenet_in_tars,
+        torchvision,
         demo,
         structured,
     )

@@ -102,7 +102,8 @@ def same_answers(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.parametrize("launcher", [ACCELERATE, pytest.param(TORCHRUN, marks=pytest.mark.slow)])
 def test_two_processes_tune_as_one_does_and_speak_as_one(here: Path, launcher: list[str]) -> None:
-    words = ["--dataset", "demo", "--method", "toast-lite", *UNEVEN]
+    balanced = ["training.sampler=balanced", "task.class_weights=balanced", "task.loss=focal"]
+    words = ["--dataset", "demo", "--method", "toast-lite", *UNEVEN, *balanced]
     alone = toast_in_new_process("tune", "--output-dir", here / "one", *words)
     assert alone.code == 0, alone.err
     together = two_processes(launcher, "tune", "--output-dir", here / "two", *words)

@@ -23,7 +23,12 @@ PLAIN = ["backbone=vit_demo_3", "training.validate_every=1", "training.warmup_ep
 SMALL = [*SIZES, *PLAIN, "training.batch_size=10", "training.log_every=1", "images.augment=crop-flip"]
 METHODS = {
     "toast": ["training.optimizer=adamw", "task.mixup=0.4"],
-    "toast-lite": ["training.optimizer=sgd", "training.accumulate=2", "training.save_every=1"],
+    "toast-lite": [
+        "training.optimizer=sgd",
+        "training.accumulate=2",
+        "training.save_every=1",
+        "training.sampler=balanced",
+    ],
     "lora": ["training.optimizer=adamw", "method.dropout=0.3", "training.save_every=2", "training.ema=0.9"],
 }
 STEP = 8

@@ -31,6 +31,40 @@ class ImageOptions(BaseOptions):
         description="augmentation of training images: none, random flip, random crop and flip (FGVC), "
         "random resized crop and flip",
     )
+    auto_augment: Literal["trivial", "rand"] | None = Field(
+        None,
+        examples=["trivial"],
+        description="policy of random changes of training images, after the crop; trivial: TrivialAugment, one change "
+        "of any strength; rand: RandAugment, rand_operations changes of strength rand_magnitude",
+    )
+    rand_operations: int = Field(2, ge=1, le=14, examples=[3], description="auto_augment=rand: changes per image")
+    rand_magnitude: int = Field(
+        9, ge=0, le=30, examples=[15], description="auto_augment=rand: strength of the changes, from 0 to 30"
+    )
+    color_jitter: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        examples=[0.4],
+        description="random brightness, contrast and saturation of training images, by up to this share; 0: off",
+    )
+    hue: float = Field(
+        0.0, ge=0, le=0.5, examples=[0.1], description="random shift of hue, by up to this share of the circle; 0: off"
+    )
+    rotation: float = Field(
+        0.0,
+        ge=0,
+        le=180,
+        examples=[15.0],
+        description="random rotation of training images, by up to this many degrees to either side; 0: off",
+    )
+    erasing: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        examples=[0.25],
+        description="probability that a rectangle of a training image is filled with the mean color; 0: off",
+    )
     squash: bool = Field(False, description="resize directly to the input size, ignoring the aspect ratio (VTAB)")
     white: int | None = Field(
         None,
@@ -65,6 +99,12 @@ class ImageOptions(BaseOptions):
         if self.normalize is not None and (self.mean is not None or self.std is not None):
             raise ValueError("normalize cannot be combined with mean or std")
         return self
+
+    @property
+    def is_random(self) -> bool:
+        """Whether training images are augmented at random."""
+        strengths = (self.color_jitter, self.hue, self.rotation, self.erasing)
+        return self.augment != "none" or self.auto_augment is not None or any(strengths)
 
     def normalization(self, mean: RGB, std: RGB) -> tuple[RGB, RGB]:
         """Return the mean to subtract and the std to divide by; `mean` and `std` are those of the backbone."""

@@ -138,6 +138,7 @@ class BatchOptions:
         process: index of this process.
         processes: number of processes that share every batch.
         views: number of fixed augmentations of each image, one per epoch in turn; None for new ones in every epoch.
+        balance: with `shuffle`, draw every class equally often.
     """
 
     batch_size: int
@@ -147,6 +148,7 @@ class BatchOptions:
     process: int = 0
     processes: int = 1
     views: int | None = None
+    balance: bool = False
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ class DataSource:
         open: a function of (options, data_dir) that returns the `DataSet`; `data_dir` is `--data-dir`, or None.
         needs: what the source needs on disk, for listings.
         task: the task of a recipe that names none.
+        tasks: the task by `path`, in lower case, for a source of several data sets whose tasks differ.
         home: address of the data set's own site; may be empty.
         layout: tree of the files that it reads, for the documentation; may be empty.
     """
@@ -213,6 +216,30 @@ class DataSource:
     task: str = "classification"
     home: str = ""
     layout: str = ""
+    tasks: Mapping[str, str] = field(default_factory=dict)
+
+    def get_task(self, path: object) -> str:
+        """Return the task of the data set that the option `path` names."""
+        return self.tasks.get(str(path).lower(), self.task)
+
+
+def get_class_labels(data: DataSet, part: str) -> Sequence[int] | None:
+    """Return the class of every sample of a split; None if samples have no single class that is known in advance."""
+    split = data.splits[part]
+    if data.target != "class" or get_split_kind(split) != "images":
+        return None
+    return getattr(split, "labels", None)
+
+
+def explain_missing_class_labels(data: DataSet, part: str) -> str:
+    """Return the reason why samples of a split have no single class that is known in advance."""
+    if data.target != "class":
+        return "The images of this data set have several labels, or numbers, instead of one class."
+    reasons: dict[SplitKind, str] = {
+        "stream": "The images are streamed, so their classes are only known once they have been read.",
+        "pixels": "The classes belong to pixels, not to images.",
+    }
+    return reasons.get(get_split_kind(data.splits[part]), "Texts have no classes.")
 
 
 def require_images(data: DataSet, where: str) -> None:

@@ -1,11 +1,14 @@
-"""Batches of indices, sharded over the processes of a run: every sample goes to exactly one process."""
+"""The order of samples in an epoch, and batches of indices, sharded over the processes of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from toast_cli.utils.constants import IGNORE_INDEX
@@ -78,3 +81,59 @@ class ShardedBatchSampler(Sampler[list[int]]):
     def _share_bounds(self, size: int) -> tuple[int, int]:
         # Rounded up: the first process, which reports for all, always has a share.
         return -(-size * self.process // self.processes), -(-size * (self.process + 1) // self.processes)
+
+
+class SeededShuffleSampler(Sampler[int]):
+    """A sampler of all indices in an order that depends only on (seed, epoch)."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch for shuffling, from the next iteration on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        return iter(torch.randperm(self.count, generator=generator).tolist())
+
+
+class BalancedSampler(SeededShuffleSampler):
+    """A sampler that draws every class equally often in an epoch, in an order that depends only on (seed, epoch).
+
+    An epoch has as many draws as there are samples, rounded up to a multiple of the classes. Of a large class, an epoch
+    has a random part. The samples of a small class return, and the numbers of draws within a class differ by at most
+    one. With n samples, the index of a repeated draw is higher by n for each earlier one.
+    """
+
+    def __init__(self, labels: Sequence[int], seed: int) -> None:
+        members: dict[int, list[int]] = {}
+        for index, label in enumerate(labels):
+            members.setdefault(label, []).append(index)
+        self.samples = len(labels)
+        self.members = [torch.tensor(members[label]) for label in sorted(members)]
+        self.draws = -(-self.samples // len(members))
+        """Draws of each class in an epoch."""
+        super().__init__(self.draws * len(members), seed)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        drawn = torch.cat([self._draw_class(indices, generator) for indices in self.members])
+        return iter(drawn[torch.randperm(len(drawn), generator=generator)].tolist())
+
+    def _draw_class(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        rounds = -(-self.draws // len(indices))
+        orders = [
+            indices[torch.randperm(len(indices), generator=generator)] + turn * self.samples for turn in range(rounds)
+        ]
+        return torch.cat(orders)[: self.draws]
+
+
+def derive_seed(*numbers: int) -> int:
+    """Return a 64-bit seed hashed from the numbers, so that nearby numbers give unrelated seeds."""
+    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from toast_cli.evaluation.open_run import OpenedRun, RunRequest, open_run, open_session
+from toast_cli.model.mirror_average import DESCRIPTION, require_mirrorable
 from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.tasks.segmentation import Segmentation
 from toast_cli.training.evaluate import (
@@ -25,18 +26,22 @@ def evaluate_run(
     evaluation: str | None = None,
     on_answers: AnswersCallback | None = None,
     require_classes: bool = False,
+    flips: bool = False,
 ) -> dict[str, Any]:
     """Return the metrics of a saved model on a split, with its size and cost.
 
     `evaluation` is how a segmentation model is applied to images, `whole` or `slide`; None keeps the run's setting.
-    `on_answers` receives the model's answers to the split; `require_classes` refuses a model that gives none.
+    `on_answers` receives the model's answers to the split; `require_classes` refuses a model that gives none. With
+    `flips`, the scores of every image are averaged with those of its mirror image.
 
     Raises:
-        UsageError: the split does not exist, `alpha` is set for a model without feedback, `evaluation` is not valid, or
-            the model does not answer with classes.
+        UsageError: the split does not exist, `alpha` is set for a model without feedback, `evaluation` is not valid,
+            the model does not answer with classes, or it cannot be used with `flips`.
         ToastError: the classes of the data set differ from the model's, or the run or its data cannot be loaded.
     """
     run, split = open_run(request), request.split
+    if flips:
+        require_mirrorable(run.model.objective)
     if evaluation is not None:
         apply_evaluation_mode(run, evaluation)
     if require_classes and not answers_with_classes(run.model.objective):
@@ -46,7 +51,9 @@ def evaluate_run(
     batches = session.make_loader(split, with_masks=with_attention)
     predictions = SamplePredictions()
     tracked = reporter.track_progress(batches, len(batches), split)
-    metrics = evaluate_model(run.model, tracked, run.accelerator, with_attention=with_attention, answers=predictions)
+    metrics = evaluate_model(
+        run.model, tracked, run.accelerator, with_attention=with_attention, answers=predictions, flips=flips
+    )
     answers = collect_answers(session, split, batches, predictions)
     if require_classes and answers is None:  # the task of a plugin that predicts none
         raise make_no_classes_error(run)
@@ -60,6 +67,7 @@ def evaluate_run(
         "split": split,
         **({} if request.alpha is None else {"alpha": request.alpha}),
         **({"evaluation": recipe.task.evaluation} if hasattr(recipe.task, "evaluation") else {}),
+        **({"test_time_flips": DESCRIPTION} if flips else {}),
         **session.measure_model_sizes(),
         {"val": "validation"}.get(split, split): metrics,
         "skipped": report_skipped_samples(reporter, session.data, **{split: batches}),

@@ -178,7 +178,8 @@ def _choose_base_recipe(
             for section in match.differs
         ]
         return find_recipe(match.name), f"Recipe: {match.name} (built in, for this data set)", messages
-    source = expand_shorthand("dataset", dataset)["name"]
+    chosen = expand_shorthand("dataset", dataset)
+    source = chosen["name"]
     if source not in registry.list_names(registry.SOURCES):
         hint = suggest_source_prefix(dataset) or did_you_mean(source, registry.list_names(registry.SOURCES))
         raise UsageError(
@@ -190,7 +191,7 @@ def _choose_base_recipe(
             what_to_do="Add --backbone; 'toast backbones' lists them.",
             code="recipe.missing-backbone",
         )
-    task = registry.load_entry(registry.SOURCES, source).task
+    task = registry.load_entry(registry.SOURCES, source).get_task(chosen.get("path"))
     found = _find_method_recipe(GENERAL_FOLDER, method, "" if task == DEFAULT_TASK else f"{task}-")
     return found, f"Recipe: {found.name} (built in, for any data set)", []
 

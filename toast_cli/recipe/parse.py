@@ -83,7 +83,8 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
     problems: list[RecipeProblem] = []
     for section in SECTIONS:
         if section == "task" and isinstance(task := draft.values.setdefault("task", {}), dict):
-            task.setdefault("name", plugins["dataset"].task if "dataset" in plugins else "classification")
+            chosen = draft.values.get("dataset", {}).get("path") if "dataset" in plugins else None
+            task.setdefault("name", plugins["dataset"].get_task(chosen) if "dataset" in plugins else "classification")
         try:
             plugins[section] = _load_plugin(section, draft.values.get(section))
             models[section] = plugins[section].options
@@ -99,7 +100,7 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
     except ValidationError as error:
         problems += convert_validation_error(error, (), draft, models)
     if not problems:
-        problems += _find_unfit_task(plugins["dataset"], sections["dataset"].name, sections["task"])
+        problems += _find_unfit_task(plugins["dataset"], sections["dataset"], sections["task"])
     if problems:
         raise make_recipe_error(problems, draft)
     recipe = recipe.model_copy(update=sections)
@@ -172,11 +173,12 @@ class _UnusableSection(Exception):
         self.problem = problem
 
 
-def _find_unfit_task(source: Any, dataset: str, task: NamedOptions) -> list[RecipeProblem]:
+def _find_unfit_task(source: Any, options: NamedOptions, task: NamedOptions) -> list[RecipeProblem]:
     """Return a problem if only one of the task and the data set has a label for every pixel."""
-    if task.name == source.task:
+    dataset, usual = options.name, source.get_task(getattr(options, "path", None))
+    if task.name == usual:
         return []
-    labels_pixels = issubclass(registry.load_entry(registry.TASKS, source.task).options, PixelOptions)
+    labels_pixels = issubclass(registry.load_entry(registry.TASKS, usual).options, PixelOptions)
     if labels_pixels == isinstance(task, PixelOptions):
         return []
     if labels_pixels:

@@ -96,6 +96,11 @@ class TrainingOptions(BaseOptions):
     clip_grad: float | None = Field(
         None, gt=0, examples=[1.0], description="gradient clipping: maximum norm of the gradients; default: no clipping"
     )
+    sampler: Literal["shuffle", "balanced"] = Field(
+        "shuffle",
+        description="order of training images: shuffle: each once per epoch; balanced: each class equally often per "
+        "epoch, so that images of small classes return, each time with another augmentation",
+    )
     workers: int = Field(
         0, ge=0, le=256, examples=[8], description="processes that decode images; 0: decode in the main process"
     )

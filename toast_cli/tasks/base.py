@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,25 @@ class Objective(ABC):
 
     @abstractmethod
     def count(self, batch: Mapping[str, Any]) -> int:
-        """Return the number of terms in the batch's loss, by which the gradient of a step is divided."""
+        """Return the number of terms in the batch's loss."""
+
+    def sum_weights(self, batch: Mapping[str, Any]) -> float:
+        """Return the weight of the batch's loss, by which that of a step is divided: by default the count of its terms.
+
+        A loss with weights per class is divided by the sum of the weights of its samples.
+        """
+        return self.count(batch)
+
+    def weigh_classes(  # noqa: B027 (most tasks have no class weights)
+        self, labels: Sequence[int] | None
+    ) -> None:
+        """Compute the class weights of the loss from the labels of the training split, before the first step.
+
+        Tasks without class weights do nothing. The labels are None if samples have no class that is known in advance.
+
+        Raises:
+            UsageError: The options of the task need the labels, and they are unknown.
+        """
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -115,6 +134,17 @@ class Objective(ABC):
         Labels that do not exclude each other have independent probabilities. Numbers are in the units of the data.
         """
         return outputs.float().softmax(-1)
+
+    def average_outputs(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return the outputs whose scores (`compute_scores`) are the mean of those of several outputs `[B, n, ...]`."""
+        import torch
+
+        stacked = torch.stack(list(outputs)).float()
+        if self.target == "number":
+            return stacked.mean(0)
+        if self.target == "labels":
+            return stacked.sigmoid().mean(0).logit(eps=1e-7)
+        return stacked.log_softmax(2).logsumexp(0) - math.log(len(stacked))
 
     def get_scores_and_labels(self, outputs: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         """Return class scores `[n, classes]` and labels `[n]` for registered metrics, or None if there are none."""

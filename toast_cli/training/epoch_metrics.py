@@ -15,7 +15,7 @@ class EpochMetrics:
     """Running metrics, loss parts and mean loss of an epoch.
 
     Metrics and loss parts are those of this process until `closing` merges them. The loss is over all processes, and
-    `seen` counts the samples (or tokens) in it.
+    `seen` is the weight of the samples (or tokens) in it: their count, if all weights are 1.
     """
 
     def __init__(self, step: TrainingStep) -> None:
@@ -32,10 +32,10 @@ class EpochMetrics:
             self.meter.add(stepped.outputs.detach(), batch)
             self.parts.add(stepped.parts, count)
 
-    def add_loss(self, mean: float, count: float) -> None:
-        """Add the mean loss over `count` samples (or tokens) of all processes."""
-        self.seen += count
-        self._loss += mean * count
+    def add_loss(self, mean: float, weight: float) -> None:
+        """Add the mean loss over samples (or tokens) of all processes with this total weight."""
+        self.seen += weight
+        self._loss += mean * weight
 
     def result(self) -> dict[str, Any]:
         """Return this process's metrics so far, with the loss of all processes; only the loss without any sample."""
@@ -45,7 +45,7 @@ class EpochMetrics:
             if error.code != NOTHING_TO_MEASURE:
                 raise
             metrics = {}
-        return {**metrics, **self.parts.result(), "loss": self._loss / max(self.seen, 1)}
+        return {**metrics, **self.parts.result(), "loss": self._loss / (self.seen or 1)}
 
     def state(self) -> dict[str, Any]:
         """Return the state of all processes for `restore`, as plain values."""
@@ -66,4 +66,4 @@ class EpochMetrics:
     def compute_global_metrics(self) -> dict[str, Any]:
         """Return the metrics of all processes, at the end of the epoch."""
         merged = {**merge_across_processes(self.meter).result(), **merge_across_processes(self.parts).result()}
-        return {**merged, "loss": self._loss / max(self.seen, 1), "seconds": self.seconds}
+        return {**merged, "loss": self._loss / (self.seen or 1), "seconds": self.seconds}

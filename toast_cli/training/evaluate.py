@@ -15,6 +15,7 @@ from toast_cli.attention.maps import AttentionRecorder
 from toast_cli.attention.table import AttentionShare
 from toast_cli.data.base import BatchLoader, DataSet, Split
 from toast_cli.data.splits import format_class_names
+from toast_cli.model.mirror_average import average_with_mirror
 from toast_cli.model.model import Model
 from toast_cli.tasks.base import Objective, Target
 from toast_cli.training.distributed.collectives import merge_across_processes, merge_dicts_across_processes
@@ -156,11 +157,13 @@ def evaluate_model(
     with_attention: bool = False,
     step: TrainingStep | None = None,
     answers: SamplePredictions | None = None,
+    flips: bool = False,
 ) -> dict[str, Any]:
     """Return the metrics over all batches of all processes.
 
     With `with_attention`, batches must have masks, and the result includes the attention shares. With a `step`, it
-    includes the parts of its loss. `answers` receives this process's predictions.
+    includes the parts of its loss. `answers` receives this process's predictions. With `flips`, scores are averaged
+    with those of the mirror images; attention is that of the images.
     """
     was_training = model.training
     model.eval()
@@ -183,6 +186,8 @@ def evaluate_model(
                 parts.add(stepped.parts, objective.count(batch))
             else:
                 outputs = objective.predict(model, batch)
+            if flips:
+                outputs = average_with_mirror(model, batch, outputs)
         if objective.count(batch):
             meter.add(outputs, batch)
             registered.add(outputs, batch)

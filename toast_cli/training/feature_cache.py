@@ -269,7 +269,7 @@ def build_cached_step(
             batches.skip_cached_images(seen[name].slots)
     folder = get_cache_folder() / FIRST_PASS_FOLDER
     note = f"First passes are cached in {folder}: {format_bytes(needed)} ({options.cache_dtype})."
-    if recipe.images.augment != "none" and options.cache_views == 1:
+    if recipe.images.is_random and options.cache_views == 1:
         note += " Each image has one fixed augmentation; training.cache_views=4 gives it four, used in turn."
     return CachedStep(model, kept["train"], kept.get("val")), note
 
@@ -307,7 +307,7 @@ def _build_cache_key(recipe: Recipe, model: Model, split: str, precision: str) -
         "options": dumped["backbone"],
         "levels": [steering.levels.start, steering.levels.stop],
         "data": {"images": dumped["images"], **_describe_dataset(recipe)},
-        "seed": recipe.seed if split == "train" and recipe.images.augment != "none" else None,
+        "seed": recipe.seed if split == "train" and recipe.images.is_random else None,
         "split": split,
         "precision": precision,
         "device": next(model.parameters()).device.type,

@@ -142,9 +142,9 @@ class TrainingLoop:
         """Run one optimizer step over a group of batches; return whether any process was asked to stop."""
         at, accelerator, processes = self.at, self.accelerator, self.accelerator.num_processes
         batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in group]
-        # The loss is the mean over all samples (or tokens) of the step, whatever the sizes of its batches.
-        count = sum(self.objective.count(batch) for batch in batches)
-        total, stop_requests = sum_across_processes([count, float(self.stop.asked)], accelerator)
+        # The loss is the weighted mean over all samples (or tokens) of the step, whatever the sizes of its batches.
+        weight = sum(self.objective.sum_weights(batch) for batch in batches)
+        total, stop_requests = sum_across_processes([weight, float(self.stop.asked)], accelerator)
         self.schedule.step_update(at.steps)
         at.steps += 1
         self.optimizer.zero_grad(set_to_none=True)
@@ -156,7 +156,7 @@ class TrainingLoop:
             with sync:
                 with accelerator.autocast():
                     stepped = self.forward(batch)
-                    loss = stepped.loss / max(total, 1)
+                    loss = stepped.loss / (total or 1)
                 value += sum_across_processes([loss.item()], accelerator)[0]
                 if not math.isfinite(value):
                     raise self._make_non_finite_error("training loss", value)

@@ -12,7 +12,13 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
 from toast_cli.backbones.conformance import check_backbone
-from toast_cli.data.base import BatchLoader, BatchOptions, DataSet
+from toast_cli.data.base import (
+    BatchLoader,
+    BatchOptions,
+    DataSet,
+    explain_missing_class_labels,
+    get_class_labels,
+)
 from toast_cli.model.model import Model, build_model, count_elements, count_flops
 from toast_cli.model.recipe_data import build_batches
 from toast_cli.recipe.parse import build_recipe
@@ -51,7 +57,9 @@ class Session:
         size = self.recipe.training.batch_size if train else self.batch_size
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         views = self.recipe.training.cache_views if self.recipe.training.cache and train else None
-        return self._make_task_loader(split, BatchOptions(size, train, train, with_masks, process, processes, views))
+        balance = train and self.recipe.training.sampler == "balanced"
+        options = BatchOptions(size, train, train, with_masks, process, processes, views, balance)
+        return self._make_task_loader(split, options)
 
     def iterate_training_inputs(self, count: int) -> Iterator[Any]:
         """Yield the inputs of `count` training samples, drawn by the seed and not augmented, in batches."""
@@ -144,8 +152,17 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
             what_to_do="To pre-tune on them, use 'toast pretune' with pretuning.target=first-pass or --least-squares.",
             code="data.missing-labels",
         )
+    labels_by_class = get_class_labels(data, "train")
+    if recipe.training.sampler == "balanced" and labels_by_class is None:
+        raise UsageError(
+            "training.sampler=balanced needs the class of every training image before the first step.",
+            explain_missing_class_labels(data, "train"),
+            "Use training.sampler=shuffle.",
+            code="training.unknown-class-counts",
+        )
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)
+    model.objective.weigh_classes(labels_by_class)
     package = recipe.plugins.packages.get("backbone", OWN_PACKAGE)
     if package != OWN_PACKAGE:
         check_backbone(model.backbone, recipe.backbone.name, package)

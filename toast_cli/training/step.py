@@ -91,7 +91,7 @@ class PretuningStep(TrainingStep):
         outputs, passes = self.model.forward_passes(objective.inputs(batch), first_trace, trace)
         losses = torch.stack(compute_reconstruction_losses(self.steering, trace, passes.last.real))
         task, parts = self.task_loss(outputs, passes, batch)
-        weighted = self.options.reconstruction * losses.sum() * objective.count(batch)
+        weighted = self.options.reconstruction * losses.sum() * objective.sum_weights(batch)
         by_level = zip(self.steering.levels, losses.detach().cpu(), strict=True)
         named = {f"reconstruction/{level + 1}": loss for level, loss in by_level}
         return StepOutput(outputs, task + weighted, {**named, **parts})
@@ -121,7 +121,7 @@ class DistillationStep(PretuningStep):
     def forward(self, batch: Mapping[str, Any]) -> StepOutput:
         """Return the outputs and the loss of a batch."""
         stepped = super().forward(batch)
-        stepped.parts["loss"] = stepped.loss.detach() / max(self.model.objective.count(batch), 1)
+        stepped.parts["loss"] = stepped.loss.detach() / (self.model.objective.sum_weights(batch) or 1)
         return stepped
 
     def task_loss(
@@ -135,7 +135,7 @@ class DistillationStep(PretuningStep):
         distances = 1 - F.cosine_similarity(passes.last.pooled, passes.plain.pooled, dim=-1)
         real = passes.last.real
         distance = (distances if real is None or distances.shape != real.shape else distances[real]).mean()
-        return distance * self.model.objective.count(batch), {"distance": distance.detach()}
+        return distance * self.model.objective.sum_weights(batch), {"distance": distance.detach()}
 
     def meter(self) -> Meter:
         """Return a meter without metrics: the loss parts are the only numbers."""

@@ -265,3 +265,26 @@ def test_everything_a_worker_needs_can_be_sent_to_it() -> None:
     assert pickle.loads(pickle.dumps(transform())) is not None
     error = pickle.loads(pickle.dumps(ToastError("a", "b", "c", exit_code=2)))
     assert (error.what, error.why, error.what_to_do, error.exit_code, str(error)) == ("a", "b", "c", 2, "a\nb\nc")
+
+
+def test_a_repeated_draw_has_its_own_augmentation_and_a_fixed_view_has_not() -> None:
+    fresh, fixed = (ImageDataset(Noise(), transform(), views=views) for views in (None, 2))
+    first, again = fresh[3], fresh[3 + COUNT]
+    assert again["index"] == 3 and again["label"] == first["label"]
+    assert not torch.equal(first["image"], again["image"])
+    assert torch.equal(fresh[3 + COUNT]["image"], again["image"])
+    assert torch.equal(fixed[3]["image"], fixed[3 + COUNT]["image"])
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.e2e)])
+def test_a_balanced_epoch_repeats_images_of_small_classes_with_any_number_of_workers(workers: int) -> None:
+    def load(split: Noise) -> tuple[ImageLoader, list[dict[str, Tensor]]]:
+        batches = make_image_loader(split, transform(), BatchOptions(5, shuffle=True, balance=True), 1, workers, True)
+        return batches, epoch(batches, 2)
+
+    _, got = load(Noise())
+    indices = order(got)
+    assert torch.cat([batch["label"] for batch in got]).bincount().tolist() == [4, 4, 4]
+    assert set(indices) <= set(range(COUNT)) and indices.count(7) == 2
+    batches, got = load(Unreadable())
+    assert order(got) == [index for index in indices if index != 7] and batches.skipped == {"7": "It is."}

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain
 
 import pytest
 from torch.utils.data import SequentialSampler
 
-from toast_cli.data.images.loader import SeededShuffleSampler
-from toast_cli.data.sampler import ShardedBatchSampler
+from toast_cli.data.sampler import BalancedSampler, SeededShuffleSampler, ShardedBatchSampler
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import UsageError
 
@@ -75,3 +75,32 @@ def test_a_batch_smaller_than_the_processes_is_refused() -> None:
         ShardedBatchSampler(SequentialSampler(range(9)), 2, 0, 3)
     assert refused.value.code == "training.batch-too-small"
     assert "2" in refused.value.what and "3 processes" in refused.value.what
+
+
+LABELS = [0] * 11 + [2] * 3 + [5]
+
+
+def test_a_balanced_epoch_has_every_class_equally_often_and_every_sample_of_a_class_alike() -> None:
+    sampler = BalancedSampler(LABELS, seed=3)
+    epochs = []
+    for epoch in (1, 2, 1):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+        drawn = [index % len(LABELS) for index in epochs[-1]]
+        assert Counter(LABELS[index] for index in drawn) == {0: 5, 2: 5, 5: 5} and len(drawn) == len(sampler)
+        times = Counter(drawn)
+        assert len(set(drawn) & set(range(11))) == 5 and times[14] == 5
+        assert sorted(times[index] for index in (11, 12, 13)) == [1, 2, 2]
+        assert len(set(epochs[-1])) == len(drawn)  # repeated draws differ, so that their augmentations do
+    assert epochs[0] == epochs[2] != epochs[1]
+    assert list(BalancedSampler(LABELS, seed=4)) != list(BalancedSampler(LABELS, seed=3))
+
+
+def test_processes_share_a_balanced_epoch_and_resume_within_it() -> None:
+    alone, *pair = (ShardedBatchSampler(BalancedSampler(LABELS, 3), 4, *place) for place in ((0, 1), (0, 2), (1, 2)))
+    for share in (alone, *pair):
+        share.set_epoch(7)
+    whole = list(alone)
+    assert [a + b for a, b in zip(*pair, strict=True)][:-1] == whole[:-1]  # the last batch is a single sample
+    alone.set_epoch(7, 2)
+    assert list(alone) == whole[2:]

@@ -78,6 +78,22 @@ def test_labels_follow_their_pixels_through_every_change(augment: str, evaluatio
         assert float((found - wanted).abs().lt(30).float().mean()) > 0.9
 
 
+def test_labels_turn_with_their_pixels_and_empty_corners_have_no_class() -> None:
+    batch = next(iter(batches([(64, 64)] * 9, BatchOptions(9, True, True), rotation=40, color_jitter=0.1)))
+    shade, labels = batch["image"][:, 0] * 255, batch["labels"]
+    assert 0.03 < float((labels == IGNORE_INDEX).float().mean()) < 0.5
+    for value, wanted in enumerate(SHADES):
+        found = shade[labels == value]
+        assert len(found) > 500 and float((found - wanted).abs().lt(60).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("change", [{"auto_augment": "trivial"}, {"erasing": 0.5}])
+def test_changes_that_labels_cannot_follow_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as refused:
+        batches([(64, 64)], BatchOptions(1), **change)
+    assert refused.value.code == "image.unsupported-option" and next(iter(change)) in refused.value.what
+
+
 def test_a_smaller_scale_is_filled_up_with_what_has_no_class() -> None:
     task = {"scale": (0.5, 0.5)}
     batch = next(iter(batches([(64, 64)] * 4, BatchOptions(4, True, True), task, augment="crop-flip", mean=[0.5] * 3)))

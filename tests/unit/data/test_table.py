@@ -113,11 +113,27 @@ def test_a_column_that_was_named_and_is_not_there_is_refused(table: Path, named:
     assert refused.value.code == "data.missing-column"
 
 
-def test_a_table_parted_by_semicolons_is_told_so(table: Path) -> None:
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_header_with_semicolons_or_tabs_decides_the_separator_and_a_note_says_so(
+    table: Path, separator: str, name: str
+) -> None:
+    lines = ("path|label|note", "0.png|a|1,5", "1.png|b|x,y", "2.png|a|", "3.png|b|")
+    data = opened(table, "\n".join(lines).replace("|", separator), val_fraction=0, test_fraction=0)
+    assert data.classes == ("a", "b") and len(data.splits["train"]) == 4
+    assert f"{table}: its columns are separated by {name}" in data.notes
+
+
+def test_a_table_with_commas_keeps_the_semicolons_and_tabs_in_its_cells(table: Path) -> None:
+    text = 'path,label,"a;note;with;parts",x\ty\tz\n0.png,red; blue,1,2\n1.png,grün,;;;,\t\n'
+    data = opened(table, text, val_fraction=0, test_fraction=0)
+    assert data.classes == ("grün", "red; blue")
+    assert not any("separated" in note for note in data.notes)
+
+
+def test_a_table_with_semicolons_and_other_columns_is_told_which_it_has(table: Path) -> None:
     with pytest.raises(ToastError) as refused:
-        opened(table, SPLIT.replace(",", ";"))
-    assert refused.value.code == "data.missing-column"
-    assert "semicolons" in str(refused.value)
+        opened(table, "Bild;Art\n0.png;a, b\n")
+    assert refused.value.code == "data.missing-column" and "Its columns are Bild, Art." in str(refused.value)
 
 
 def test_corners_are_a_box_when_told_and_said_when_not(table: Path) -> None:

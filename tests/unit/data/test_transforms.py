@@ -190,3 +190,49 @@ def test_pixels_are_normalised_to_the_bit_as_torchvisions_own_steps_do_it() -> N
     steps = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
     assert torch.equal(shown, v2.Compose(steps)(image))
     assert shown.is_contiguous()
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"auto_augment": "trivial"},
+    {"auto_augment": "rand", "rand_operations": 3, "rand_magnitude": 20},
+    {"color_jitter": 0.5},
+    {"hue": 0.3},
+    {"rotation": 40},
+    {"erasing": 1},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_random_repeats_under_a_seed_and_is_for_training_alone(change: dict[str, Any]) -> None:
+    options = ImageOptions(**change)
+    training, image = build_transform(options, preprocessing(), train=True), noise(80, 70)
+    plain = build_transform(ImageOptions(), preprocessing(), train=True)(image)[0]
+
+    def views(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        return [training(image)[0] for _ in range(8)]
+
+    first, again, other = views(1), views(1), views(2)
+    assert options.is_random and all(map(torch.equal, first, again))
+    assert not all(map(torch.equal, first, other)) and not all(torch.equal(view, plain) for view in first)
+    torch.testing.assert_close(build_transform(options, preprocessing(), train=False)(image)[0], plain)
+
+
+def test_a_mask_turns_with_its_image_and_corners_get_the_mean_color() -> None:
+    image, mask = white_square(96, 96)
+    transform = build_transform(ImageOptions(rotation=180), preprocessing((96, 96), crop_pct=1.0), train=True)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        turned, turned_mask = transform(image, mask)
+        assert turned_mask is not None
+        white = brightness(turned) > 0.9
+        assert (white & turned_mask).sum() > 0.9 * turned_mask.sum() and (white & ~turned_mask).sum() < 60
+    assert turned.abs().amax(0)[0, 0] < 0.02  # a corner that the rotation left empty
+
+
+def test_erasing_fills_a_rectangle_with_the_mean_color() -> None:
+    torch.manual_seed(3)
+    image = Image.new("RGB", (64, 64), "white")
+    erased = build_transform(ImageOptions(erasing=1), preprocessing(), train=True)(image)[0].abs().amax(0) < 0.02
+    rows, columns = torch.where(erased)
+    assert 0 < erased.sum() == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1) < erased.numel()

@@ -137,7 +137,17 @@ def show_dataset(
         str | None, typer.Option(help="Built-in recipe or YAML file. Its data set is replaced by SOURCE.")
     ] = None,
     split: Annotated[str, typer.Option(help="Data split: train (with training augmentation), val or test.")] = "train",
-    images: Annotated[int, typer.Option(min=1, max=400, help="Number of images.")] = 25,
+    images: Annotated[
+        int | None, typer.Option(min=1, max=400, help="Number of images. [default: 25, or 6 with --augmented]")
+    ] = None,
+    augmented: Annotated[
+        bool,
+        typer.Option(
+            "--augmented",
+            help="Show each training image as in evaluation and, beside it, as in the first epochs of a run.",
+        ),
+    ] = False,
+    views: Annotated[int, typer.Option(min=1, max=20, help="With --augmented: number of epochs.")] = 6,
     seed: Annotated[int | None, typer.Option(help="Random seed for selection and augmentation.")] = None,
     data_dir: options.DataDirOption = None,
     out: Annotated[Path, typer.Option(help="Output image (PNG).")] = Path("contact-sheet.png"),
@@ -145,7 +155,8 @@ def show_dataset(
 ) -> None:
     """Write a contact sheet of images as the model sees them.
 
-    The images are resized, cropped, and augmented if the split is train.
+    The images are resized, cropped, and augmented if the split is train. With --augmented, each image has a row of
+    views that shows what the augmentation of the recipe does.
     """
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.data.base import get_image_splits
@@ -153,6 +164,12 @@ def show_dataset(
     from toast_cli.recipe.lookup import resolve_recipe
     from toast_cli.utils.errors import UsageError
 
+    if augmented and split != "train":
+        raise UsageError(
+            f"--augmented cannot be combined with --split {split}: only training images are augmented.",
+            what_to_do="Leave one of them out.",
+            code="cli.conflicting-options",
+        )
     _require_free_output(out, ".png", force)
     resolved = resolve_recipe(
         recipe=recipe,
@@ -178,11 +195,15 @@ def show_dataset(
             code="data.unknown-split",
         )
 
-    from toast_cli.visualize.data_preview import draw_contact_sheet
+    from toast_cli.visualize.data_preview import draw_augmentation_sheet, draw_contact_sheet
     from toast_cli.visualize.figure_output import save_figure
 
     network = chosen.plugins.backbone.build(chosen.backbone)
-    sheet = draw_contact_sheet(opened, split, chosen, network, images, augment=split == "train")
+    sheet = (
+        draw_augmentation_sheet(opened, chosen, network, images or 6, views)
+        if augmented
+        else draw_contact_sheet(opened, split, chosen, network, images or 25, augment=split == "train")
+    )
     save_figure(sheet, out, dpi=140)
     for note in opened.messages:
         print_line(note, err)

@@ -51,6 +51,14 @@ def run_eval(
             "input size). [default: as in the run's recipe]"
         ),
     ] = None,
+    tta: Annotated[
+        bool,
+        typer.Option(
+            "--tta",
+            help="Test-time flips: average the probabilities of each image and its mirror image. Twice the time; not "
+            "for images in which left and right matter, such as text.",
+        ),
+    ] = False,
     judge: Annotated[
         Path | None,
         typer.Option(
@@ -114,6 +122,12 @@ def run_eval(
         raise UsageError(
             "--report cannot be combined with --attention, --sweep or --judge.", code="cli.conflicting-options"
         )
+    if tta and (attention or sweep or judge is not None):
+        raise UsageError(
+            "--tta cannot be combined with --attention, --sweep or --judge.",
+            "They evaluate single images as they are, or texts.",
+            code="cli.conflicting-options",
+        )
     if limit is not None and not (attention or sweep):
         raise UsageError(
             "--limit needs --attention or --sweep.",
@@ -151,12 +165,13 @@ def run_eval(
         with TerminalReporter() as reporter:
             run_request = RunRequest(runs[0], dataset, data_dir, split, weights, device, precision, alpha)
             answers: list[SplitAnswers] = []
-            results = evaluate_run(run_request, reporter, evaluation, answers.append, require_classes=report)
+            variant = "-".join(filter(None, (evaluation, "tta" if tta else None))) or None
+            results = evaluate_run(run_request, reporter, evaluation, answers.append, require_classes=report, flips=tta)
         table = build_results_table(f"{runs[0]}: {results['method']} on {results['dataset']}", results)
         try:
             for each in answers:
                 folder, written = write_evaluation_files(
-                    each, run_request, results, table, evaluation=evaluation, out=out, report=report
+                    each, run_request, results, table, evaluation=variant, out=out, report=report
                 )
                 results["folder"] = str(folder)
         except ToastError as error:  # the numbers are shown first

@@ -21,6 +21,8 @@ def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
     table.add_column(justify="right")
     if "evaluation" in results:
         table.add_row("inference", results["evaluation"])
+    if "test_time_flips" in results:
+        table.add_row("test-time flips", "mean over mirror images")
     if "trained_parameters" in results:
         table.add_row("trained parameters", f"{results['trained_parameters']:,}")
         table.add_row("share of all parameters", f"{results['trained_parameters'] / results['total_parameters']:.2%}")

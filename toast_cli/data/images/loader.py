@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from toast_cli.data.base import CACHED_KEY, Sample
 from toast_cli.data.images.decode import guess_white
 from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.transforms import build_transform
-from toast_cli.data.sampler import ShardedBatchSampler
+from toast_cli.data.sampler import BalancedSampler, SeededShuffleSampler, ShardedBatchSampler, derive_seed
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 
@@ -46,6 +45,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
     augmentation depends on the view instead of the epoch. With `skip`, an image that cannot be read is left out of its
     batch. If `known` is set (an entry per sample and view), a batch whose samples are all known has the key `known`
     instead of `image`.
+
+    An index of n or more, for n samples, is a repeated draw of sample `index % n` in one epoch. It has its own
+    augmentation.
 
     Raises:
         ValueError: `with_masks` is set and the split has no masks.
@@ -85,12 +87,15 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return len(self.split)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.transform_sample(self.split.load(index), index)
+        place = index % len(self)
+        item = self.transform_sample(self.split.load(place), place if self.views else index)
+        return {**item, "index": place}
 
     def __getitems__(self, indices: Sequence[int]) -> FetchedBatch | ToastError:
         """Return a batch, or the error that prevents it: an error raised in a worker would lose its type."""
-        if self._are_cached(indices):
-            return FetchedBatch([self._make_cached_item(index) for index in indices], {})
+        places = [index % len(self) for index in indices]
+        if self._are_cached(places):
+            return FetchedBatch([self._make_cached_item(place) for place in places], {})
         items, skipped = [], {}
         for index in indices:
             try:
@@ -98,9 +103,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
             except ToastError as error:
                 if not self.skip:
                     return error
-                skipped[self.split.names[index]] = error.why or error.what
+                skipped[self.split.names[index % len(self)]] = error.why or error.what
         # A batch cannot be empty: if no image can be read, it has a black one whose label is ignored.
-        return FetchedBatch(items or [self.make_blank_item(indices[0])], skipped)
+        return FetchedBatch(items or [self.make_blank_item(places[0])], skipped)
 
     def transform_sample(self, sample: Sample, index: int) -> dict[str, Any]:
         """Return a sample as an item of a batch; `index` is part of the seed of its augmentation."""
@@ -147,26 +152,6 @@ class FetchedBatch:
     items: list[dict[str, Any]]
     skipped: dict[str, str]
     names: dict[int, str] = field(default_factory=dict)
-
-
-class SeededShuffleSampler(Sampler[int]):
-    """A sampler of all indices in an order that depends only on (seed, epoch)."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.count = count
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch for shuffling, from the next iteration on."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        return iter(torch.randperm(self.count, generator=generator).tolist())
 
 
 class ImageLoader(DataLoader[dict[str, Any]]):
@@ -298,7 +283,11 @@ def build_data_loader(
 ) -> ImageLoader:
     """Return a loader of a dataset; `together` collates items into a batch, `pin` puts it in page-locked memory."""
     seed = dataset.seed
-    order = SeededShuffleSampler(len(dataset), seed) if batches.shuffle else SequentialSampler(dataset)
+    order: Sampler[int] = SequentialSampler(dataset)
+    if batches.shuffle:
+        order = (
+            BalancedSampler(dataset.split.labels, seed) if batches.balance else SeededShuffleSampler(len(dataset), seed)
+        )
     return ImageLoader(
         dataset,
         batch_sampler=ShardedBatchSampler(order, batches.batch_size, batches.process, batches.processes),
@@ -315,11 +304,6 @@ def build_data_loader(
 def collate_fetched(fetched: Any, together: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:
     """Return the collated tensors of a batch and its skipped samples; return an error unchanged."""
     return fetched if isinstance(fetched, ToastError) else (together(fetched.items), fetched.skipped)
-
-
-def derive_seed(*numbers: int) -> int:
-    """Return a 64-bit seed hashed from the numbers, so that nearby numbers give unrelated seeds."""
-    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
 
 
 def ignore_interrupts(worker: int) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from pydantic import Field
 
@@ -33,6 +34,7 @@ BOX_CORNER_NAMES = ("xmin", "ymin", "xmax", "ymax")
 """Usual names of the columns with the corners of boxes."""
 
 SEPARATORS_BY_SUFFIX = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 class TableOptions(UnlabelledRowsOptions):
@@ -43,8 +45,8 @@ class TableOptions(UnlabelledRowsOptions):
         min_length=1,
         examples=["labels.csv"],
         json_schema_extra=LOCAL_PATH,
-        description="a .csv, .tsv or .parquet file; a relative path is looked up in --data-dir, then in the current "
-        "folder",
+        description="a .csv, .tsv or .parquet file, separated by commas, semicolons or tabs; a relative path is looked "
+        "up in --data-dir, then in the current folder",
     )
     image_column: str = Field(
         "path",
@@ -77,7 +79,8 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
             training image.
     """
     file = find_file(options.path, data_dir, "table:FILE")
-    rows = list(_read_rows(file))
+    separator = find_separator(file, (options.image_column, options.label_column))
+    rows = list(_read_rows(file, separator))
     if not rows:
         raise ToastError(
             f"{file} has no rows.",
@@ -148,6 +151,8 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
         f"'{name}' as {part}" for part, names in spelled.items() for name in sorted(names - {part, "validation"})
     ]
     split_notes = [f"{file}: read {', '.join(renamed)}"] if renamed else []
+    if separator and separator != SEPARATORS_BY_SUFFIX[file.suffix.lower()]:
+        split_notes.insert(0, f"{file}: its columns are separated by {SEPARATOR_NAMES[separator]}")
     if unused:
         split_notes.append(f"{file}: {unused:,} rows of splits that are unused, not read")
     label_notes += describe_merged_labels(stored, labels)
@@ -171,29 +176,60 @@ SOURCE = DataSource(
 )
 
 
-def _read_rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a table, by column name."""
+def find_separator(file: Path, columns: Sequence[str]) -> str:
+    """Return the character between the cells of a table of text: a comma, a semicolon or a tab; empty for Parquet.
+
+    The header decides, so text with commas or semicolons in a row does not matter. It is the character that yields the
+    most of the named `columns`, then the most columns; between equals, the usual one of the file's suffix.
+
+    Raises:
+        ToastError: the file has another suffix, or cannot be read.
+    """
     if file.suffix.lower() == ".parquet":
-        yield from _read_parquet(file).to_pylist()
-        return
-    separator = SEPARATORS_BY_SUFFIX.get(file.suffix.lower())
-    if separator is None:
+        return ""
+    usual = SEPARATORS_BY_SUFFIX.get(file.suffix.lower())
+    if usual is None:
         raise ToastError(
             f"{file} is not a CSV, TSV or Parquet file.",
             what_to_do="Give a .csv, .tsv or .parquet file.",
             code="data.unknown-table-format",
         )
+
+    def rate(separator: str) -> tuple[int, int, bool]:
+        with _open_text_table(file) as lines:
+            header = next(csv.reader(lines, delimiter=separator), [])
+        return len(set(columns) & set(header)), len(header), separator == usual
+
+    return max(SEPARATOR_NAMES, key=rate)
+
+
+def _read_rows(file: Path, separator: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a table, by column name; `separator` is empty for Parquet."""
+    if not separator:
+        yield from _read_parquet(file).to_pylist()
+        return
+    with _open_text_table(file) as lines:
+        reader = csv.DictReader(lines, delimiter=separator, strict=True)
+        for number, row in enumerate(reader):
+            if None in row or None in row.values():
+                raise _make_row_error(
+                    file,
+                    number,
+                    f"the number of cells differs from the number of columns ({len(reader.fieldnames or ())})",
+                )
+            yield row
+
+
+@contextmanager
+def _open_text_table(file: Path) -> Iterator[TextIO]:
+    """Open a table of text.
+
+    Raises:
+        ToastError: it cannot be read, is not UTF-8, or breaks the rules of CSV.
+    """
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, delimiter=separator, strict=True)
-            for number, row in enumerate(reader):
-                if None in row or None in row.values():
-                    raise _make_row_error(
-                        file,
-                        number,
-                        f"the number of cells differs from the number of columns ({len(reader.fieldnames or ())})",
-                    )
-                yield row
+            yield lines
     except UnicodeDecodeError as error:
         raise ToastError(
             f"Cannot read {file}.", "It is not UTF-8 text.", "Save it as UTF-8.", code="data.unreadable-table"
@@ -273,12 +309,9 @@ def _require_columns(file: Path, columns: list[str], options: TableOptions) -> N
         needed += options.box_columns
     for column in needed:
         if column not in columns:
-            hint = (
-                " It has a single column, whose name has semicolons: save it with commas." if ";" in columns[0] else ""
-            )
             raise ToastError(
                 f"{file} has no column '{column}'.",
-                f"Its columns are {', '.join(columns)}.{hint}",
+                f"Its columns are {', '.join(columns)}.",
                 "Name the column: dataset.image_column=NAME, dataset.label_column=NAME, dataset.split_column=NAME, "
                 "dataset.box_columns=[X,Y,WIDTH,HEIGHT].",
                 code="data.missing-column",

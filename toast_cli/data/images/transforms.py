@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from toast_cli.data.images.augmentation import build_augmentation
 from toast_cli.data.images.resize import Resize, ResizeAndCrop, ResizeRule
 from toast_cli.utils.errors import UsageError
 
@@ -82,17 +83,17 @@ def build_transform(images: ImageOptions, preprocessing: Preprocessing, train: b
     interpolation = v2.InterpolationMode(preprocessing.interpolation)
     mean, std = images.normalization(preprocessing.mean, preprocessing.std)
 
+    fill = [round(255 * value) for value in mean]  # zero after normalization
     geometry: list[v2.Transform]
     if augment == "random-resized-crop":
         geometry = [v2.RandomResizedCrop(size, interpolation=interpolation)]
     else:
         random = augment == "crop-flip"
         resize = build_resize(images, preprocessing, keep_aspect_ratio=random)
-        fill = [round(255 * value) for value in mean]  # zero after normalization
         geometry = [ResizeAndCrop(resize, size, random, fill)]
     if augment != "none":
         geometry.append(v2.RandomHorizontalFlip())
-    return ImageTransform(geometry, mean, std)
+    return ImageTransform([*geometry, *(build_augmentation(images, fill) if train else ())], mean, std)
 
 
 def build_resize(images: ImageOptions, preprocessing: Preprocessing, keep_aspect_ratio: bool = False) -> Resize:

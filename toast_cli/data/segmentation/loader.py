@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from toast_cli.data.images.augmentation import build_augmentation, require_pixel_augmentation
 from toast_cli.data.images.loader import ImageDataset, ImageLoader, build_data_loader, describe_bit_depth
 from toast_cli.data.images.resize import Resize
 from toast_cli.data.segmentation.dataset import UNLABELLED_PIXEL
@@ -87,6 +88,7 @@ def build_segmentation_transform(
     Raises:
         UsageError: image sizes do not fit.
     """
+    require_pixel_augmentation(images)
     steps = build_training_steps if train else build_evaluation_steps
     mean, std = images.normalization(preprocessing.mean, preprocessing.std)
     normalize = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
@@ -127,7 +129,19 @@ def build_evaluation_steps(
 def build_training_steps(
     images: ImageOptions, pixels: PixelOptions, preprocessing: Preprocessing
 ) -> list[v2.Transform]:
-    """Return the geometric steps of training, as in the recipe: random scale, crop and flip to the input size."""
+    """Return the steps of training, as in the recipe: random scale, crop and flip to the input size, and changes."""
+    mean, _ = images.normalization(preprocessing.mean, preprocessing.std)
+    grey = [round(255 * value) for value in mean]  # zero after normalization
+    return [
+        *build_training_crop(images, pixels, preprocessing, grey),
+        *build_augmentation(images, grey, fill_mask=UNLABELLED_PIXEL),
+    ]
+
+
+def build_training_crop(
+    images: ImageOptions, pixels: PixelOptions, preprocessing: Preprocessing, grey: list[int]
+) -> list[v2.Transform]:
+    """Return the random scale, crop and flip to the input size; `grey` is the RGB value of padding."""
     size, interpolation = preprocessing.image_size, v2.InterpolationMode(preprocessing.interpolation)
     if images.augment == "random-resized-crop":
         return [v2.RandomResizedCrop(size, interpolation=interpolation), v2.RandomHorizontalFlip()]
@@ -138,8 +152,6 @@ def build_training_steps(
         side = images.resize or max(size)
         least, most = (round(side * factor) for factor in pixels.scale)
         plain = [v2.RandomResize(least, most + 1, interpolation)]
-    mean, _ = images.normalization(preprocessing.mean, preprocessing.std)
-    grey = [round(255 * value) for value in mean]  # zero after normalization
     fill: dict[Any, Any] = {tv_tensors.Image: grey, tv_tensors.Mask: UNLABELLED_PIXEL}
     return [*plain, v2.ToImage(), v2.RandomCrop(size, pad_if_needed=True, fill=fill), v2.RandomHorizontalFlip()]
 

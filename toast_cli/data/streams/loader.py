@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, get_w
 from toast_cli.data.base import Sample
 from toast_cli.data.images.decode import open_image
 from toast_cli.data.images.files import open_file
-from toast_cli.data.images.loader import FetchedBatch, ImageDataset, collate_fetched, derive_seed, ignore_interrupts
+from toast_cli.data.images.loader import FetchedBatch, ImageDataset, collate_fetched, ignore_interrupts
 from toast_cli.data.images.transforms import build_transform
+from toast_cli.data.sampler import derive_seed
 from toast_cli.data.streams.stream_split import StreamSplit
 from toast_cli.utils.errors import ToastError, UsageError
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from toast_cli.backbones.base import NO_TEXT_LIMITS, TextLimits
-from toast_cli.data.images.loader import SeededShuffleSampler
-from toast_cli.data.sampler import ShardedBatchSampler
+from toast_cli.data.sampler import SeededShuffleSampler, ShardedBatchSampler
 from toast_cli.data.text.chat_templates import (
     ChatTemplateError,
     encode_documents,
