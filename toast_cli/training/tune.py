@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from toast_cli.data.audit.leaks import describe_leaks
 from toast_cli.data.base import BatchLoader, describe_masks
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_adapter_folder
@@ -28,15 +28,21 @@ from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 
 
 def tune_model(
-    recipe: Recipe, output_dir: Path | None, reporter: Reporter, resume: bool = False
+    recipe: Recipe,
+    output_dir: Path | None,
+    reporter: Reporter,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Train according to a recipe; return the run folder and the results.
 
     With `resume`, `output_dir` is the folder of an interrupted run of this recipe, which is resumed exactly: on a CPU
-    the final weights are bit for bit those of a run without interruption.
+    the final weights are bit for bit those of a run without interruption. `overrides` then change a few fields, such as
+    `training.epochs=20`, which extends a finished run (see `continuation.extension`).
 
     Validation selects the model. The test split is evaluated once, at the end, with the selected model; with
-    `test: false` in the recipe it is not evaluated.
+    `test: false` in the recipe it is not evaluated. If the run is extended, it is evaluated again at the new end, and
+    the results count how often.
 
     Raises:
         ToastError: any error that the user can fix. Finished work stays in the run folder.
@@ -45,7 +51,7 @@ def tune_model(
         raise UsageError(
             "This recipe is for pre-tuning.", what_to_do="Use it with 'toast pretune'.", code="recipe.for-pretuning"
         )
-    run = Run.prepare(recipe, output_dir, reporter, resume)
+    run = Run.prepare(recipe, output_dir, reporter, resume, overrides=overrides)
     session = run.session
     recipe, model, accelerator, data = session.recipe, session.model, session.accelerator, session.data
     train = session.make_loader("train", train=True)
@@ -56,9 +62,7 @@ def tune_model(
     step, notes = build_training_step(session, train, validation)
     with run.open() as folder:
         run.report_start(train, [*describe_schedule(recipe.training, len(train)), *notes])
-        if accelerator.is_main_process and not resume:
-            for message in describe_leaks(data, reporter.track_progress):
-                reporter.report_message(message)
+        run.report_leaks()
         sizes, memory = session.measure_model_sizes(), session.estimate_memory(train)
         for message in filter(None, (str(memory), memory.format_warning(accelerator.device))):
             reporter.report_message(message)
@@ -81,20 +85,24 @@ def tune_model(
             "selected_epoch": best.epoch,
             "validation": best.metrics,
             "test": None,
+            **run.describe_history(),
         }
-        config: AdapterConfig = build_adapter_config(model, recipe, data.classes)
+        config: AdapterConfig = build_adapter_config(model, recipe, data.classes, run.lineage.start)
         trained, frozen = (
             gather_full_tensors(model.get_trained_parameters()),
             gather_full_tensors(model.get_frozen_additions()),
         )
         if folder.writes:  # before the test, which may fail
-            save_adapter_folder(folder.adapter, trained, frozen, config, format_adapter_card(config, results))
+            save_adapter_folder(
+                folder.adapter, trained, frozen, config, format_adapter_card(config, results, run.lineage.warnings)
+            )
         test = None
         if recipe.test and "test" in data.splits:
             test = session.make_loader("test", with_masks=session.can_measure_attention("test"))
             results |= evaluate_test_split(run, test)
+            results["test_evaluations"] = run.count_test_evaluations()
             if folder.writes:
-                write_text(folder.adapter / "README.md", format_adapter_card(config, results))
+                write_text(folder.adapter / "README.md", format_adapter_card(config, results, run.lineage.warnings))
         results["skipped"] = report_skipped_samples(reporter, data, train=train, val=validation, test=test)
         results["seconds"] = run.seconds
         folder.write_results(results)

@@ -11,3 +11,6 @@ NOTHING_TO_MEASURE = "task.nothing-to-measure"
 
 OWN_PACKAGE = "toast-tune"
 """The distribution of toast itself: plugins in it are toast's own, all others are by other authors."""
+
+UNREADABLE_IMAGE = "image.unreadable"
+"""Code of the error of an image file that cannot be read."""
