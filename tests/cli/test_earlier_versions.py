@@ -51,6 +51,18 @@ def test_an_interrupted_run_resumes_to_the_weights_of_the_finished_one(name: str
     assert json.loads((run / "results.json").read_text())["backbone"] == "vit_demo_3"
 
 
+@pytest.mark.parametrize("name", EARLIER_RUNS)
+def test_a_finished_run_is_trained_for_longer_and_continued(name: str, here: Path) -> None:
+    run = shutil.copytree(FIXTURES / name, here / "run")
+    epochs = json.loads((run / "checkpoints" / "last" / "state.json").read_text())["at"]["epochs"]
+    said = toast("tune", "--resume", run, f"training.epochs={epochs + 1}")
+    assert said.code == 0, said.err
+    assert json.loads((run / "results.json").read_text())["test_evaluations"] == 2
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == epochs + 1
+    said = toast("tune", "--init-from", FIXTURES / name, "--output-dir", here / "next", "training.epochs=1")
+    assert said.code == 0 and "Start: " in said.err, said.err
+
+
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("name", EARLIER_RUNS)
 def test_a_finished_run_is_exported(name: str, here: Path) -> None:

@@ -44,6 +44,13 @@ InitFromOption = Annotated[
         "path from the output of 'toast pretune' or from what comes with the backbone ('shipped')."
     ),
 ]
+ArtifactOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Start the feedback path from another output of 'toast pretune' (run folder, artifact folder or exported "
+        "file), or from what comes with the backbone ('shipped')."
+    ),
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved recipe and its cost without training.")
 ]

@@ -169,7 +169,7 @@ def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         ToastError: The adapter is damaged or has a newer format.
     """
     if path.is_dir():
-        folder = _find_adapter_folder(path)
+        folder = find_adapter_folder(path)
         _, trained = _read_tensors(folder / TRAINED_TENSORS_FILE)
         _, frozen = (
             _read_tensors(folder / FROZEN_TENSORS_FILE) if (folder / FROZEN_TENSORS_FILE).is_file() else ({}, {})
@@ -188,7 +188,7 @@ def read_adapter_config(path: Path) -> AdapterConfig:
         ToastError: The configuration is damaged or has a newer format.
     """
     if path.is_dir():
-        folder = _find_adapter_folder(path)
+        folder = find_adapter_folder(path)
         return _parse_config((folder / ADAPTER_CONFIG_FILE).read_bytes(), folder)
     _require_file(path)
     try:
@@ -198,8 +198,12 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     return _parse_metadata(metadata, path)
 
 
-def _find_adapter_folder(path: Path) -> Path:
-    """Return the adapter folder in a run folder, or the adapter folder itself."""
+def find_adapter_folder(path: Path) -> Path:
+    """Return the adapter folder in a run folder, or the adapter folder itself.
+
+    Raises:
+        UsageError: There is none.
+    """
     folder = path / "adapter" if (path / "adapter").is_dir() else path
     if (folder / ADAPTER_CONFIG_FILE).is_file():
         return folder

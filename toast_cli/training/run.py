@@ -121,7 +121,6 @@ class Run:
         self.folder = folder = self._open_folder()
         try:
             with folder.lock(), self._open_writer() as self.writer:
-                self._record_extension()
                 yield folder
         except KeyboardInterrupt:
             self.reporter.report_interruption(self.command)
@@ -161,6 +160,7 @@ class Run:
         """Report the run folder and the notes on data, backbone and training."""
         session = self.session
         texts = [*session.data.messages, *train.notes, *session.describe_backbone(), *notes]
+        texts += [] if session.start is None else session.start.messages
         if self.extension is not None:
             texts += describe_extension_schedule(self.extension, len(train))
         for text in (f"Run folder: {self.folder.path}", *texts, *self.lineage.warnings):
@@ -221,8 +221,6 @@ class Run:
         """Initialize the method, unless an earlier model did, and save the result as `checkpoints/start`."""
         session, reporter = self.session, self.reporter
         recipe, model = session.recipe, session.model
-        for message in () if session.start is None else session.start.messages:
-            reporter.report_message(message)
         started = session.start is not None and session.start.has_method
         if started or initialize_feedback(session, reporter):
             pass
@@ -278,8 +276,8 @@ class Run:
             folder.write_lineage(self.lineage)
         return folder
 
-    def _record_extension(self) -> None:
-        """Write the changed recipe of a resumed run, and before it what changed."""
+    def record_extension(self) -> None:
+        """Write the changed recipe of a resumed run, and before it what changed; call when its state is restored."""
         if self.extension is None:
             return
         *earlier, last = self.lineage.extensions

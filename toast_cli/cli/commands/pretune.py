@@ -26,7 +26,7 @@ def run_pretune(
     least_squares: Annotated[
         bool, typer.Option("--least-squares", help="Solve for the feedback path in closed form, without training.")
     ] = False,
-    init_from: options.InitFromOption = None,
+    init_from: options.ArtifactOption = None,
     output_dir: Annotated[
         Path | None, typer.Option(help="Output folder of the run. [default: a new folder in runs/]")
     ] = None,

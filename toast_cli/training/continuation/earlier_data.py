@@ -44,7 +44,7 @@ def describe_start_leaks(start: Start, current: DataIdentity) -> list[str]:
             if names
         ]
         if None in found.values() and model != SHIPPED_ARTIFACT:
-            why = "its training data is not recorded" if recorded is None else "its data and this one have no hashes"
+            why = "found no record of it" if recorded is None else "not every sample has a hash of its content"
             messages.append(
                 f"Not compared with the data that {model} was trained on: {why}. No test image should be in it."
             )

@@ -67,12 +67,14 @@ def initialize_head(
     matched = match_rows(rows, before)
     fresh, absent = [], []
     for name, place in places.items():
-        tensor, has_rows = tensors.get(name), _has_row_per_output(name, model.objective.output_layers)
+        tensor = tensors.get(name)
         if tensor is None:
             absent.append(name)
             continue
-        fits = tensor.shape[1:] == place.shape[1:] if has_rows else tensor.shape == place.shape
-        if not fits or (has_rows and (len(tensor), len(place)) != (len(before), len(rows))):
+        layer = name.removeprefix(HEAD_PREFIX).rpartition(".")[0]
+        lengths = len(tensor), len(place)
+        has_rows = layer in model.objective.output_layers and lengths == (len(before), len(rows))
+        if tensor.shape[has_rows:] != place.shape[has_rows:]:
             raise _make_shape_error(name, place, tensor, recipe, earlier)
         if has_rows and matched:
             place[[new for new, _ in matched]] = tensor[[old for _, old in matched]].to(place.dtype)
@@ -99,11 +101,6 @@ def match_rows(rows: Sequence[str], before: Sequence[str]) -> list[tuple[int, in
             used.add(old)
             pairs.append((row, old))
     return pairs
-
-
-def _has_row_per_output(name: str, layers: Sequence[str]) -> bool:
-    layer, _, _ = name.removeprefix(HEAD_PREFIX).rpartition(".")
-    return layer in layers
 
 
 def _describe_rows(count: int, new: Sequence[str], dropped: Sequence[str]) -> str:
