@@ -21,6 +21,7 @@ from toast_cli.training.continuation.start import Start, initialize_model, is_tu
 from toast_cli.utils.errors import ToastError
 
 COMPOSED, DECOMPOSED = "b\u00e4r", "ba\u0308r"
+OLDER = {"from": "older", "kind": "pre-tuned", "dataset": "demo", "new": [], "dropped": []}
 BEFORE, AFTER = ("cat", DECOMPOSED, "dog"), ("fox", "dog", COMPOSED)
 
 
@@ -37,7 +38,7 @@ def tuned(path: Path, recipe: Recipe, classes: tuple[str, ...], whole: bool = Fa
     with torch.no_grad():
         for weight in model.get_trained_parameters().values():
             weight.add_(torch.randn_like(weight), alpha=0.05)
-    config = build_adapter_config(model, recipe, classes, ({"from": "older", "kind": "tuned"},))
+    config = build_adapter_config(model, recipe, classes, (OLDER,))
     save_adapter_file(path, model, config, with_backbone=whole)
     return model
 
@@ -64,7 +65,7 @@ def test_it_gives_the_answers_of_its_start_for_the_classes_of_both(tmp_path: Pat
         there, here = earlier(images), model(images)
     torch.testing.assert_close(here[:, 1:], there[:, [2, 1]])
     assert not torch.allclose(here[:, :1], there[:, :1], atol=1e-3), "the new class has a row of its own"
-    assert start.lineage[0] == {"from": "older", "kind": "tuned"} and start.has_method
+    assert start.lineage[0] == OLDER and start.has_method
     assert (start.lineage[1]["new"], start.lineage[1]["dropped"]) == (["fox"], ["cat"])
 
 

@@ -91,16 +91,14 @@ def initialize_head(
 
 
 def match_rows(rows: Sequence[str], before: Sequence[str]) -> list[tuple[int, int]]:
-    """Return the pairs of a row and the earlier row of the same name, in any form of Unicode."""
-    by_name = {normalize_class_name(name): row for row, name in enumerate(before)}
-    by_name |= {name: row for row, name in enumerate(before)}
-    pairs, used = [], set()
-    for row, name in enumerate(rows):
-        old = by_name.get(name, by_name.get(normalize_class_name(name)))
-        if old is not None and old not in used:
-            used.add(old)
-            pairs.append((row, old))
-    return pairs
+    """Return the pairs of a row and the earlier row of the same name: as it is written, else in any form of Unicode."""
+    pairs: dict[int, int] = {}
+    for form in (str, normalize_class_name):
+        free = {form(name): old for old, name in enumerate(before) if old not in pairs.values()}
+        for row, name in enumerate(rows):
+            if row not in pairs and form(name) in free:
+                pairs[row] = free.pop(form(name))
+    return sorted(pairs.items())
 
 
 def _describe_rows(count: int, new: Sequence[str], dropped: Sequence[str]) -> str:
