@@ -41,8 +41,8 @@ def test_a_recipe_given_by_name_keeps_the_method_of_the_start(here: Path, linear
     said = toast("tune", "--recipe", "general/lora", "--init-from", linear_run, "--dataset", "demo", "--dry-run")
     assert said.code == 0, said.err
     assert "The method is linear, that of the start, and not lora of the recipe." in " ".join(said.err.split())
-    assert "name: linear" in said.out and "name: vit_demo_3" in said.out
-    toast("tune", "--init-from", linear_run, "--backbone", "vit_demo", "--output-dir", here / "x").fails(
+    assert "name: linear" in said.out and "name: vit_demo\n" in said.out
+    toast("tune", "--init-from", linear_run, "--backbone", "vit_demo_3", "--output-dir", here / "x").fails(
         2, error="adapter.wrong-backbone"
     )
     assert not (here / "x").exists()

@@ -109,6 +109,13 @@ def test_under_a_cosine_the_new_schedule_is_said_and_followed(tmp_path: Path) ->
     assert rates[4] == pytest.approx(0.005) and len(rates) == 8
 
 
+def test_a_run_that_ended_within_an_epoch_goes_on_with_the_next(tmp_path: Path) -> None:
+    tune_model(recipe_of(epochs=3, max_steps=4, **CONSTANT), tmp_path / "run", Reporter())
+    _, said = extend(tmp_path / "run", "training.max_steps=null")
+    assert "was cut short" in said and "goes on with epoch 3" in said and "will be those of one run" not in said
+    assert [(line["epoch"], line["step"]) for line in lines_of(tmp_path / "run")][-1] == (3, 7)
+
+
 REFUSED = {
     "training.epochs=2": "run.already-finished",
     "training.epochs=1": "resume.conflicting-options",

@@ -117,18 +117,21 @@ def describe_extension_schedule(extension: Extension, batches: int) -> list[str]
     if (before.epochs, before.max_steps) == (now.epochs, now.max_steps) or not at.steps:
         return []
     steps = -(-batches // now.accumulate)
-    notes = []
-    if at.steps % steps and not at.batches:
-        notes.append(
-            f"The run ended within epoch {at.epochs} (training.max_steps), which counts as finished: training goes on "
-            f"with epoch {at.epochs + 1}."
-        )
-    same_warmup = count_warmup_steps(before, steps) == count_warmup_steps(now, steps)
-    if now.schedule == "constant" and same_warmup:
-        return [*notes, "The learning rate is constant, so the weights will be those of one run of this length."]
+    if at.steps != at.epochs * steps and not at.batches:
+        return [
+            "An epoch of the run was cut short (training.max_steps), and counts as finished: training goes on with "
+            f"epoch {at.epochs + 1}. The result is not that of one run of this length."
+        ]
+    had, has = (count_warmup_steps(training, steps) for training in (before, now))
+    if now.schedule == "constant" and had == has:
+        return ["The learning rate is constant, so the weights will be those of one run of this length."]
+    if now.schedule == "constant":
+        return [
+            f"The learning rate is constant, but one run of {now.epochs} epochs would have a warm-up of {has:,} steps "
+            f"instead of {had:,}. The result is not that of one run."
+        ]
     old, new = (compute_learning_rate(training, steps, at.steps) for training in (before, now))
     return [
-        *notes,
         f"From here on, the learning rate follows the schedule of {now.epochs} epochs: it is {new:.3g} at step "
         f"{at.steps + 1:,}, where the schedule of {before.epochs} epochs has {old:.3g}. The result is not that of one "
         f"run of {now.epochs} epochs.",
