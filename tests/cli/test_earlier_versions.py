@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tests.cli.conftest import ROOT, TINY_DEMO, toast
 from toast_cli import registry
 from toast_cli.recipe.lookup import resolve_recorded_name
+from toast_cli.recipe.parse import load_recipe
 from toast_cli.storage.checksums import add_checksum
 from toast_cli.storage.pretuned import ARTIFACT_CONFIG_FILE, FEEDBACK_FILE, read_artifact
 from toast_cli.utils.files import write_json, write_tensors
@@ -49,6 +50,18 @@ def test_an_interrupted_run_resumes_to_the_weights_of_the_finished_one(name: str
     for key, weight in finished.items():
         torch.testing.assert_close(resumed[key], weight, rtol=0, atol=1e-5)
     assert json.loads((run / "results.json").read_text())["backbone"] == "vit_demo_3"
+
+
+@pytest.mark.parametrize("name", EARLIER_RUNS)
+def test_a_finished_run_is_trained_for_longer_and_continued(name: str, here: Path) -> None:
+    run = shutil.copytree(FIXTURES / name, here / "run")
+    epochs = load_recipe(run / "recipe.yaml").training.epochs
+    said = toast("tune", "--resume", run, f"training.epochs={epochs + 1}")
+    assert said.code == 0, said.err
+    assert json.loads((run / "results.json").read_text())["test_evaluations"] == 2
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == epochs + 1
+    said = toast("tune", "--init-from", FIXTURES / name, "--output-dir", here / "next", "training.epochs=1")
+    assert said.code == 0 and "Start: " in said.err, said.err
 
 
 @pytest.mark.usefixtures("quickly")

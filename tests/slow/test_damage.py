@@ -135,7 +135,7 @@ def test_a_card_never_tells_numbers_of_damaged_results(made: Path, tmp_path: Pat
     results.write_text(json.dumps(told))
     with pytest.raises(ToastError, match=r"results\.json is damaged"):
         loaded = load_model(tmp_path / "run")
-        format_transformers_card(loaded, loaded.config.recipe, "float32", folded=False)
+        format_transformers_card(loaded, loaded.config, "float32")
 
 
 def test_a_changed_recipe_is_not_gone_on_with(made: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.load_model import load_model
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.callbacks import Callbacks, EpochInfo, StepInfo
+from toast_cli.training.continuation.start import read_start_recipe
 from toast_cli.training.evaluate import SplitAnswers
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.run import Run
@@ -83,12 +84,13 @@ def tune(
         recipe: Built-in recipe or YAML file.
         weights: Backbone weights: a file, the folder of a language model, or "none".
         data_dir: Root folder of the data sets.
-        init_from: Pre-tuned artifact that the feedback path starts from.
+        init_from: Pre-tuned artifact that the feedback path starts from, or run, adapter or export to continue from.
         output_dir: Folder of the run; default: a new folder in `runs/`.
         seed: Random seed.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: "auto", "fp32", "bf16" or "fp16".
-        resume: Folder of an interrupted run to resume with its own settings. Data given in Python is given again.
+        resume: Folder of an interrupted run to resume with its own settings, or of a finished one to extend with
+            `overrides={"training.epochs": N}`. Data given in Python is given again.
         classes: Class names in order, or their number, for data given in Python. Default: the `classes` of the
             `Dataset`, else the sorted labels of train, else a number for every index.
         overrides: Recipe fields by dotted name: `{"training.epochs": 5, "method.rank": 8}`.
@@ -105,8 +107,12 @@ def tune(
     options = {**names, **{name: None if path is None else str(path) for name, path in paths.items()}}
     data = _to_python_data(dataset, classes)
     reporter: Reporter = LineReporter() if progress else Reporter()
+    texts = [
+        f"{name}={json.dumps(value, ensure_ascii=False, default=str)}" for name, value in (overrides or {}).items()
+    ]
+    changes: list[str] = []
     if resume is not None:
-        given = [*(name for name, value in options.items() if value is not None), *(["overrides"] if overrides else [])]
+        given, changes = [name for name, value in options.items() if value is not None], texts
         given += ["output_dir"] if output_dir is not None else []
         given += ["dataset"] if isinstance(dataset, str) else []
         resolved = _resolve_resumed_recipe(Path(resume), given, device, data)
@@ -125,10 +131,11 @@ def tune(
                 code="recipe.missing-backbone",
             )
         named = PYTHON_DATA if data is not None else dataset
-        resolved = _resolve_new_recipe({**options, "dataset": named, "device": device}, overrides or {}, reporter)
+        resolved = _resolve_new_recipe({**options, "dataset": named, "device": device}, texts, reporter)
     if data is not None:
         resolved = set_data_source(resolved, data.make_source())
-    run = prepare_tuning(resolved, None if output_dir is None else Path(output_dir), reporter, resume is not None)
+    folder = None if output_dir is None else Path(output_dir)
+    run = prepare_tuning(resolved, folder, reporter, resume is not None, changes)
     answers: list[SplitAnswers] = []
     results = run_tuning(run, Callbacks(on_step, on_epoch), answers.append)
     for each in answers:
@@ -200,14 +207,14 @@ def _to_python_data(dataset: Any, classes: int | Sequence[str] | None) -> Python
     return None
 
 
-def _resolve_new_recipe(options: Mapping[str, Any], overrides: Mapping[str, Any], reporter: Reporter) -> Recipe:
+def _resolve_new_recipe(options: Mapping[str, Any], overrides: Sequence[str], reporter: Reporter) -> Recipe:
     """Return the recipe of the arguments, as of a command line.
 
     Raises:
         UsageError: there is no such recipe, or the result is invalid.
     """
-    texts = [f"{name}={json.dumps(value, ensure_ascii=False, default=str)}" for name, value in overrides.items()]
-    resolved = resolve_recipe(**options, overrides=texts)
+    start = read_start_recipe(options["init_from"], overrides, options["weights"])
+    resolved = resolve_recipe(**options, overrides=overrides, start=start)
     for message in (resolved.source, *resolved.messages):
         reporter.report_message(message)
     folder = None if options["recipe"] is None else Path(options["recipe"]).parent
@@ -225,7 +232,7 @@ def _resolve_resumed_recipe(run: Path, given: Sequence[str], device: str | None,
     if given:
         raise UsageError(
             f"resume continues a run with its own settings, and {given[0]} is given.",
-            what_to_do="Give resume alone; device, data given in Python, callbacks and progress can be added.",
+            what_to_do="Give resume alone; device, data given in Python, overrides, callbacks and progress can be added.",
             code="resume.conflicting-options",
         )
     RunFolder.reopen(run)

@@ -40,8 +40,15 @@ PrecisionOption = Annotated[str | None, typer.Option(help="Compute precision: au
 InitFromOption = Annotated[
     str | None,
     typer.Option(
-        help="Initialize the feedback path from the output of 'toast pretune' (run folder, artifact folder or exported "
-        "file), or from the artifact that ships with the backbone ('shipped')."
+        help="Start from a tuned model (run folder, adapter folder, exported file or hf folder), or start the feedback "
+        "path from the output of 'toast pretune' or from what comes with the backbone ('shipped')."
+    ),
+]
+ArtifactOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Start the feedback path from another output of 'toast pretune' (run folder, artifact folder or exported "
+        "file), or from what comes with the backbone ('shipped')."
     ),
 ]
 DryRunOption = Annotated[
@@ -57,7 +64,10 @@ HeadOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
 ResumeOption = Annotated[
     Path | None,
-    typer.Option(help="Resume the interrupted run in this folder. Only --device and --json can be combined with it."),
+    typer.Option(
+        help="Resume the interrupted run in this folder, or extend it: training.epochs=20. Only --device, --json and a "
+        "few overrides can be combined with it."
+    ),
 ]
 
 
@@ -79,6 +89,19 @@ def parse_head(head: str) -> int | Literal["mean", "max", "rollout"]:
             code="cli.invalid-value",
         )
     return cast("Literal['mean', 'max', 'rollout']", head)
+
+
+def read_start(init_from: str | None, overrides: list[str], weights: str | None) -> dict[str, Any] | None:
+    """Return the recipe of the tuned model that `--init-from` or an override names; None if there is none.
+
+    Raises:
+        ToastError: The model is damaged, has not finished, or lacks the weights of its backbone.
+    """
+    if init_from is None and not any(override.startswith("init_from=") for override in overrides):
+        return None
+    from toast_cli.training.continuation.start import read_start_recipe  # imports PyTorch
+
+    return read_start_recipe(init_from, overrides, weights)
 
 
 def apply_recorded_backbone(resolved: ResolvedRecipe, recipe: str | None, backbone: str | None) -> ResolvedRecipe:
@@ -103,23 +126,29 @@ def apply_recorded_backbone(resolved: ResolvedRecipe, recipe: str | None, backbo
 def check_resume_options(run: Path, context: typer.Context) -> None:
     """Check that `--resume` is not combined with options that would change the run.
 
+    Overrides may change a few fields: see `training.continuation.extension`.
+
     Raises:
-        UsageError: Such an option is given, or the run cannot be resumed.
+        UsageError: Another option or override is given, or the run cannot be resumed.
     """
     from toast_cli.storage.run_folder import RunFolder
+    from toast_cli.training.continuation.extension import CHANGEABLE_FIELDS, check_changes
     from toast_cli.utils.errors import UsageError
 
     def is_unset(value: Any) -> bool:
         return value is None or value is False or value in ([], ())
 
-    allowed = {"resume", "device", "as_json"}
+    overrides = context.params.get("overrides") or []
+    allowed = {"resume", "device", "as_json", "overrides"}
     if not all(is_unset(value) for name, value in context.params.items() if name not in allowed):
         raise UsageError(
             "--resume continues a run with its own options.",
-            what_to_do="Remove the other options and overrides; only --device and --json are allowed.",
+            what_to_do="Remove the other options; only --device, --json and overrides of "
+            f"{', '.join(CHANGEABLE_FIELDS)} are allowed.",
             code="resume.conflicting-options",
         )
-    RunFolder.reopen(run)
+    check_changes(overrides, run)
+    RunFolder.reopen(run, extend=bool(overrides))
 
 
 class JsonOutput:

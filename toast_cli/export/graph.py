@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from toast_cli.data.images.transforms import build_resize
 from toast_cli.export.base import ExportRequest
-from toast_cli.export.redact_paths import redact_recipe
+from toast_cli.export.redact_paths import redact_config
 from toast_cli.export.verification_outputs import (
     ImageGraph,
     ModelGraph,
@@ -66,8 +66,7 @@ def trace_model(loaded: LoadedModel, wanted: ExportRequest) -> ExportedProgram:
 
 def build_graph_metadata(loaded: LoadedModel, wanted: ExportRequest) -> dict[str, str]:
     """Return the metadata of a graph: labels in the order of the logits, preprocessing, and the run's configuration."""
-    config = asdict(loaded.config)
-    config["recipe"] = redact_recipe(config["recipe"])
+    config = asdict(redact_config(loaded.config))
     return {
         "labels": format_json(list(loaded.classes)),
         "preprocessing": json.dumps(config["preprocessing"] and {**config["preprocessing"], **_describe_input(loaded)}),

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toast_cli.storage.adapter import AdapterConfig
 
 _PATH_IN_NAME = re.compile(r"(^|[:+])((?:~[^/]*)?/(?!/)[^+]*|[A-Za-z]:\\[^+]*)")
 """A path, alone or after the name of a family or a source: `llama:/models/mine`, `folder:/a+images:/b`."""
@@ -25,6 +29,12 @@ def redact_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(redacted.get("init_from"), str):
         redacted["init_from"] = PurePath(redacted["init_from"]).name
     return {**redacted, "data_dir": None}
+
+
+def redact_config(config: AdapterConfig) -> AdapterConfig:
+    """Return the configuration of an adapter without local paths in its recipe and its lineage."""
+    lineage = tuple({**step, "from": PurePath(str(step["from"])).name} for step in config.lineage)
+    return replace(config, recipe=redact_recipe(config.recipe), lineage=lineage)
 
 
 def get_backbone_folder(name: str) -> str | None:

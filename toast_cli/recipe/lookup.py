@@ -95,17 +95,27 @@ def resolve_recipe(
     init_from: str | None = None,
     demo: str = DEMO_FOLDER,
     overrides: Sequence[str] = (),
+    start: Mapping[str, Any] | None = None,
 ) -> ResolvedRecipe:
     """Return the recipe of a command line.
 
     The base is the recipe given by name, else the nearest built-in recipe for the data set, else the general recipe
     of the method; without a data set, it is the demo. Options are applied first, dotted overrides after them.
 
+    With `start`, the recipe of the tuned model that `init_from` names, that recipe is the base unless one is given by
+    name. Its backbone and method are used unless an option or an override names others.
+
     Raises:
         UsageError: There is no such recipe, or the result is invalid. Values are traced to a line, option or override.
     """
-    found, source, messages = _choose_base_recipe(recipe, backbone, dataset, method, demo)
-    draft = parse_recipe(found.text, found.origin)
+    if start is not None and recipe is None:
+        draft, name, messages = _draft_from_start(start, dataset)
+        source = f"Recipe: that of the start, {init_from or 'init_from'}"
+    else:
+        found, source, messages = _choose_base_recipe(recipe, backbone, dataset, method, demo)
+        draft, name = parse_recipe(found.text, found.origin), found.name
+        if start is not None:
+            messages += _use_sections_of_start(draft, start, (("backbone", backbone), ("method", method)), overrides)
     made_for, made_on = draft.get_section_name("method"), draft.get_section_name("backbone")
     dropped = []
     for section, choice in (("backbone", backbone), ("dataset", dataset), ("method", method)):
@@ -133,9 +143,46 @@ def resolve_recipe(
         messages.append(f"Dropped because they belong to what was replaced: {', '.join(dropped)}.")
     if made_for is not None and draft.get_section_name("method") != made_for:
         messages.append(
-            f"The training settings of {found.name} were made for {made_for}, not {draft.get_section_name('method')}."
+            f"The training settings of {name} were made for {made_for}, not {draft.get_section_name('method')}."
         )
-    return ResolvedRecipe(validate_partial_recipe(draft), found.name, source, messages)
+    return ResolvedRecipe(validate_partial_recipe(draft), name, source, messages)
+
+
+def _draft_from_start(start: Mapping[str, Any], dataset: str | None) -> tuple[PartialRecipe, str, list[str]]:
+    """Return the recipe of a tuned model as a draft, without what belongs to its machine, its name, and messages.
+
+    The task of a data set of another kind is that data set's own.
+    """
+    values = {**start, "init_from": None, "pretuning": None, "device": "auto"}
+    messages: list[str] = []
+    source = expand_shorthand("dataset", dataset or start["dataset"]["name"])["name"]
+    if source in registry.list_names(registry.SOURCES):
+        own, earlier = (registry.load_entry(registry.SOURCES, name).task for name in (source, start["dataset"]["name"]))
+        if own != earlier and start["task"]["name"] != own:
+            values["task"] = {"name": own}
+            messages.append(f"The task is {own}, that of {source}: the start was tuned for {start['task']['name']}.")
+    return PartialRecipe(values, origin="the recipe of the start"), "the start", messages
+
+
+def _use_sections_of_start(
+    draft: PartialRecipe,
+    start: Mapping[str, Any],
+    options: Sequence[tuple[str, str | None]],
+    overrides: Sequence[str],
+) -> list[str]:
+    """Put the backbone and the method of a tuned model into a draft, unless the user names them; return messages."""
+    messages = []
+    for section, choice in options:
+        named = choice is not None or any(
+            override.startswith((f"{section}=", f"{section}.name=")) for override in overrides
+        )
+        if named:
+            continue
+        before, now = draft.get_section_name(section), start[section]["name"]
+        draft.values[section] = dict(start[section])
+        if before != now:
+            messages.append(f"The {section} is {now}, that of the start, and not {before} of the recipe.")
+    return messages
 
 
 def _drop_unusable_init(draft: PartialRecipe, overrides: Sequence[str], same_backbone: bool) -> list[str]:

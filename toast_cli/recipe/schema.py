@@ -172,8 +172,9 @@ class Recipe(BaseOptions):
     init_from: str | None = Field(
         None,
         examples=["shipped"],
-        description="pre-tuned artifact, or its run, from which selection and feedback path are initialized; "
-        "'shipped': the artifact that comes with the backbone",
+        description="tuned model (run, adapter or export) from which the method and the head start, or pre-tuned "
+        "artifact, or its run, from which selection and feedback path start; 'shipped': the artifact that comes with "
+        "the backbone",
     )
     data_dir: str | None = Field(
         None, examples=["/data"], description="folder with the data set; default: TOAST_DATA_DIR, else ./data"

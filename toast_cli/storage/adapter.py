@@ -64,7 +64,9 @@ class AdapterConfig:
     """The configuration of an adapter: everything except its tensors.
 
     `classes` are in the order of the logits. A `whole` adapter also holds every tensor of the backbone. A `folded` one
-    has one matrix per level instead of the feedback path and is for inference only.
+    has one matrix per level instead of the feedback path and is for inference only. `lineage` has the models that its
+    training started from, oldest first: where each was (`from`), its `kind` (tuned or pre-tuned), `backbone`, `method`,
+    `dataset` and `seed`, the SHA-256 of its `tensors`, and the classes that were `new` and `dropped` in the next one.
     """
 
     recipe: dict[str, Any]
@@ -74,11 +76,14 @@ class AdapterConfig:
     trained_parameters: int
     whole: bool = False
     folded: bool = False
+    lineage: tuple[dict[str, Any], ...] = ()
     format: int = FORMAT
     toast_version: str = __version__
 
 
-def build_adapter_config(model: Model, recipe: Recipe, classes: tuple[str, ...]) -> AdapterConfig:
+def build_adapter_config(
+    model: Model, recipe: Recipe, classes: tuple[str, ...], lineage: tuple[dict[str, Any], ...] = ()
+) -> AdapterConfig:
     """Return the configuration of a model's adapter."""
     return AdapterConfig(
         recipe=recipe.model_dump(mode="json"),
@@ -87,6 +92,7 @@ def build_adapter_config(model: Model, recipe: Recipe, classes: tuple[str, ...])
         backbone_fingerprint=model.backbone_fingerprint,
         trained_parameters=count_elements(model.get_trained_parameters().values()),
         whole=model.get_network_tensors().keys() <= {*model.get_trained_parameters(), *model.get_frozen_additions()},
+        lineage=lineage,
     )
 
 
@@ -150,6 +156,11 @@ def read_backbone_files(path: Path) -> dict[str, str]:
         raise _make_damaged_error(path, error) from error
 
 
+def find_model_file(path: Path) -> Path:
+    """Return the file with model and configuration of a folder for transformers; any other path unchanged."""
+    return path / FULL_MODEL_FILE if (path / FULL_MODEL_FILE).is_file() and (path / "config.json").is_file() else path
+
+
 def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """Return configuration and tensors of a run folder, an adapter folder or an exported file.
 
@@ -158,28 +169,65 @@ def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         ToastError: The adapter is damaged or has a newer format.
     """
     if path.is_dir():
-        folder = path / "adapter" if (path / "adapter").is_dir() else path
-        if not (folder / ADAPTER_CONFIG_FILE).is_file():
-            if (path / ARTIFACT_FOLDER).is_dir() or (path / f"{ARTIFACT_FOLDER}.json").is_file():
-                raise _make_not_an_adapter_error(path)
-            unfinished = (path / "recipe.yaml").is_file()
-            raise UsageError(
-                f"There is no adapter in {path}.",
-                "The run has not finished." if unfinished else f"It holds no {ADAPTER_CONFIG_FILE}.",
-                "Name a finished run folder, an adapter folder, or an exported file or hf folder.",
-                code="run.unfinished" if unfinished else "adapter.missing",
-            )
+        folder = find_adapter_folder(path)
         _, trained = _read_tensors(folder / TRAINED_TENSORS_FILE)
         _, frozen = (
             _read_tensors(folder / FROZEN_TENSORS_FILE) if (folder / FROZEN_TENSORS_FILE).is_file() else ({}, {})
         )
         return _parse_config((folder / ADAPTER_CONFIG_FILE).read_bytes(), folder), {**trained, **frozen}
+    _require_file(path)
+    metadata, tensors = _read_tensors(path)
+    return _parse_metadata(metadata, path), tensors
+
+
+def read_adapter_config(path: Path) -> AdapterConfig:
+    """Return the configuration of a run folder, an adapter folder or an exported file, without reading its tensors.
+
+    Raises:
+        UsageError: There is no adapter at `path`.
+        ToastError: The configuration is damaged or has a newer format.
+    """
+    if path.is_dir():
+        folder = find_adapter_folder(path)
+        return _parse_config((folder / ADAPTER_CONFIG_FILE).read_bytes(), folder)
+    _require_file(path)
+    try:
+        metadata = read_metadata(path)
+    except (SafetensorError, OSError) as error:
+        raise _make_unreadable_error(path, error) from error
+    return _parse_metadata(metadata, path)
+
+
+def find_adapter_folder(path: Path) -> Path:
+    """Return the adapter folder in a run folder, or the adapter folder itself.
+
+    Raises:
+        UsageError: There is none.
+    """
+    folder = path / "adapter" if (path / "adapter").is_dir() else path
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
+        return folder
+    if (path / ARTIFACT_FOLDER).is_dir() or (path / f"{ARTIFACT_FOLDER}.json").is_file():
+        raise _make_not_an_adapter_error(path)
+    unfinished = (path / "recipe.yaml").is_file()
+    raise UsageError(
+        f"There is no adapter in {path}.",
+        "The run has not finished." if unfinished else f"It holds no {ADAPTER_CONFIG_FILE}.",
+        "Name a finished run folder, an adapter folder, or an exported file or hf folder.",
+        code="run.unfinished" if unfinished else "adapter.missing",
+    )
+
+
+def _require_file(path: Path) -> None:
     if not path.is_file():
         there = "It is not a regular file but a pipe, a socket or a device." if path.exists() else ""
         raise UsageError(
             f"There is no run, adapter or exported file at {path}.", there, "Check --run.", code="adapter.missing"
         )
-    metadata, tensors = _read_tensors(path)
+
+
+def _parse_metadata(metadata: Mapping[str, str], path: Path) -> AdapterConfig:
+    """Return the configuration in the metadata of an exported file."""
     if ARTIFACT_METADATA_KEY in metadata:
         raise _make_not_an_adapter_error(path)
     if BACKBONE_METADATA_KEY in metadata:
@@ -195,7 +243,7 @@ def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
             "Name a file that 'toast export' wrote.",
             code="adapter.foreign-file",
         )
-    return _parse_config(metadata["toast"], path), tensors
+    return _parse_config(metadata["toast"], path)
 
 
 def _parse_config(text: str | bytes, path: Path) -> AdapterConfig:

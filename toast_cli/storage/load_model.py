@@ -14,7 +14,7 @@ from toast_cli.model.model import NETWORK_PREFIX, BuiltBackbone, Model, build_mo
 from toast_cli.recipe.lookup import resolve_recorded_backbone
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.adapter import FULL_MODEL_FILE, REEXPORT_HINT, AdapterConfig, read_adapter, read_backbone_files
+from toast_cli.storage.adapter import REEXPORT_HINT, AdapterConfig, find_model_file, read_adapter, read_backbone_files
 from toast_cli.storage.run_folder import read_working_folders
 from toast_cli.utils.constants import UNNAMED_BACKBONE
 from toast_cli.utils.errors import ToastError, UsageError
@@ -45,8 +45,7 @@ def load_model(path: Path, weights: str | None = None, built: BuiltBackbone | No
         UsageError: There is no model at `path`, or `weights` is given although it includes the backbone's weights.
         ToastError: The files are damaged or incomplete, or the backbone's weights are missing or not the trained ones.
     """
-    if (path / FULL_MODEL_FILE).is_file() and (path / "config.json").is_file():
-        path = path / FULL_MODEL_FILE
+    path = find_model_file(path)
     config, tensors = read_adapter(path)
     recipe, whole = build_recipe(config.recipe, {}, origin=str(path)), config.whole
     recipe = resolve_recorded_backbone(recipe, config.toast_version)
@@ -114,7 +113,7 @@ def rebuild_model(
         ToastError: The backbone cannot be built, for example because its weights are missing.
     """
     given = recipe.backbone.weights
-    recipe = _replace_weights(recipe, weights or _find_weights(given, path))
+    recipe = _replace_weights(recipe, weights or find_weights(given, path))
     try:
         to_build = _replace_weights(recipe, weights or "none") if empty else recipe
         return build_model(to_build, classes, files, built), recipe
@@ -141,7 +140,7 @@ def _replace_weights(recipe: Recipe, weights: str | None) -> Recipe:
     return recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"weights": weights})})
 
 
-def _find_weights(recorded: str | None, path: Path) -> str | None:
+def find_weights(recorded: str | None, path: Path) -> str | None:
     """Return the path of the backbone's weights: the recorded one if it exists, else next to or above `path`.
 
     A relative path is also looked up in the folder that the run was started in. This allows moving a run folder that

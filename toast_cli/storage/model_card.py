@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from toast_cli.storage.checksums import read_checksummed_json
+from toast_cli.storage.lineage import describe_chain
 from toast_cli.utils.names import escape_markdown, quote_argument
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ matter for the task in the first pass and feeds them back into every layer of th
 """
 
 
-def format_adapter_card(config: AdapterConfig, results: Mapping[str, Any]) -> str:
-    """Return the card of a run's adapter: method, backbone, data, metrics and the command that evaluates it."""
+def format_adapter_card(config: AdapterConfig, results: Mapping[str, Any], warnings: Sequence[str] = ()) -> str:
+    """Return the card of a run's adapter: method, backbone, data, start, metrics and the command that evaluates it."""
     recipe = config.recipe
     chosen = ", selected on the validation split" if results["validation"] else ", the last one"
     return _format_card(
@@ -35,7 +36,10 @@ def format_adapter_card(config: AdapterConfig, results: Mapping[str, Any]) -> st
             f"Backbone fingerprint: {_format_digest(config.backbone_fingerprint)}",
             *([f"Classes: {len(config.classes)}"] if config.classes else []),
             f"Seed: {recipe['seed']}; epoch {results['selected_epoch']} was kept{chosen}",
+            *_format_start(config),
+            *warnings,
             *_format_metrics(results),
+            *_format_test_evaluations(results),
         ],
         "Evaluate it again:\n\n```\ntoast eval --run PATH_OF_THIS_FOLDER\n```\n",
     )
@@ -78,16 +82,15 @@ def format_import_card(method: str, backbone: str, account: Mapping[str, Any]) -
     )
 
 
-def format_transformers_card(loaded: LoadedModel, recipe: Mapping[str, Any], dtype: str, *, folded: bool) -> str:
+def format_transformers_card(loaded: LoadedModel, published: AdapterConfig, dtype: str) -> str:
     """Return the card of a folder for transformers: task, method, training, metrics and usage.
 
     Args:
         loaded: The exported model.
-        recipe: The recipe in the form that is published.
+        published: Its configuration in the form that is published, without local paths.
         dtype: The data type of the stored weights.
-        folded: Whether one matrix per level replaces the feedback path.
     """
-    config, model = loaded.config, loaded.model
+    config, model, recipe = published, loaded.model, published.recipe
     language = model.backbone.preprocessing is None
     auto, pipeline = "AutoModelForImageClassification", "image-classification"
     if language:
@@ -102,10 +105,10 @@ def format_transformers_card(loaded: LoadedModel, recipe: Mapping[str, Any], dty
         f"Task: {recipe['task']['name']}" + (f", {len(config.classes)} classes" if config.classes else ""),
         f"Method: {_format_section(method)}",
         f"Trained parameters: {config.trained_parameters:,}",
-        f"Weights: {dtype}" + (", folded: for inference only" if folded else ""),
+        f"Weights: {dtype}" + (", folded: for inference only" if config.folded else ""),
         f"Data: {_format_section(recipe['dataset'])}",
         f"Backbone: {recipe['backbone']['name']}, fingerprint {_format_digest(config.backbone_fingerprint)}",
-        *_format_lineage(results, recipe),
+        *_format_lineage(results, recipe, published),
         f"Licence of the backbone: {licence or 'not recorded; see the source of its weights'}",
         *_format_metrics(results),
     ]
@@ -148,11 +151,31 @@ def _format_metrics(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _format_lineage(results: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+def _format_start(config: AdapterConfig) -> list[str]:
+    """Return the models that the training started from, and the classes that changed at each step."""
+    if not config.lineage:
+        return []
+    lines = [f"Start: {describe_chain(config.lineage)}"]
+    for step in config.lineage:
+        lines += [
+            f"Classes that are {word} after {step['from']}: {', '.join(step[word])}"
+            for word in ("new", "dropped")
+            if step[word]
+        ]
+    return lines
+
+
+def _format_test_evaluations(results: Mapping[str, Any]) -> list[str]:
+    count = results.get("test_evaluations", 1)
+    return [f"The test split was evaluated {count} times: the run was extended after its test"] if count > 1 else []
+
+
+def _format_lineage(results: Mapping[str, Any], recipe: Mapping[str, Any], config: AdapterConfig) -> list[str]:
     """Return the origin of the trained tensors: an imported checkpoint, or the initial feedback path."""
     if "imported_from" not in results:
         start = recipe["init_from"] or recipe["method"].get("start", "no feedback path")
-        return [f"Feedback path from: {start}", f"Seed: {recipe['seed']}"]
+        origin = _format_start(config) or [f"Feedback path from: {start}"]
+        return [*origin, f"Seed: {recipe['seed']}"]
     return [
         f"Imported from: {_format_origin(results)}",
         "The checkpoint does not record how it was trained",

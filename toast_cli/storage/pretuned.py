@@ -7,7 +7,7 @@ with the content of `artifact.json` in its metadata.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,9 @@ def _resolve_backbone_name(lineage: Lineage) -> Lineage:
 
 def _make_no_artifact_error(path: Path) -> UsageError:
     return UsageError(
-        f"There is no pre-tuned artifact at {path}.",
-        what_to_do="Name an output of 'toast pretune': its run folder, the folder 'artifact' in it, or its export.",
+        f"There is no pre-tuned artifact or tuned model at {path}.",
+        what_to_do="Name the folder of a finished run of 'toast tune' or 'toast pretune', the adapter or artifact in "
+        "it, or its export as safetensors or hf.",
         code="artifact.missing",
     )
 
@@ -214,7 +215,7 @@ def initialize_from_artifact(path: Path, model: Model, recipe: Recipe) -> Lineag
         )
     if lineage.backbone_fingerprint not in (
         model.backbone_fingerprint,
-        _compute_fingerprint_at_artifact_size(lineage, recipe),
+        compute_fingerprint_at_size(lineage.recipe["backbone"], recipe),
     ):
         raise ToastError(
             f"{path} was pre-tuned on other weights, those of '{lineage.backbone}'.",
@@ -257,9 +258,9 @@ def describe_feedback_mismatch(lineage: Lineage, method: NamedOptions) -> str | 
     )
 
 
-def _compute_fingerprint_at_artifact_size(lineage: Lineage, recipe: Recipe) -> str | None:
-    """Return the fingerprint of the recipe's backbone at the artifact's image size, or None if the sizes are equal."""
-    own, theirs = recipe.backbone.model_dump(mode="json"), lineage.recipe["backbone"]
+def compute_fingerprint_at_size(theirs: Mapping[str, Any], recipe: Recipe) -> str | None:
+    """Return the fingerprint of the recipe's backbone at the image size of another one, or None if they are equal."""
+    own = recipe.backbone.model_dump(mode="json")
     card = recipe.plugins.backbone
     if "image_size" not in card.options.model_fields or own["image_size"] == theirs.get("image_size"):
         return None

@@ -15,7 +15,8 @@ from filelock import FileLock, Timeout
 from toast_cli.model.model import Model
 from toast_cli.storage.adapter import ADAPTER_CONFIG_FILE
 from toast_cli.storage.checkpoint import save_checkpoint
-from toast_cli.storage.checksums import add_checksum
+from toast_cli.storage.checksums import add_checksum, read_checksummed_json
+from toast_cli.storage.lineage import RunLineage, read_lineage, write_lineage
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import append_json_line, make_write_error, write_json, write_text
 from toast_cli.utils.hashing import add_checksum_line, is_checksum_valid
@@ -40,7 +41,7 @@ class RunFolder:
     """The files of one run.
 
     These are `recipe.yaml`, `environment.json`, `data.json`, `metrics.jsonl`, `checkpoints/`, `adapter/` and
-    `results.json`.
+    `results.json`, and `lineage.json` if the run starts from an earlier model or was extended.
 
     With several processes, only one `writes`. The methods of the others write nothing.
     """
@@ -86,8 +87,8 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def reopen(cls, path: Path) -> RunFolder:
-        """Open the folder of an interrupted run.
+    def reopen(cls, path: Path, extend: bool = False) -> RunFolder:
+        """Open the folder of an interrupted run, or to `extend` it that of a finished one.
 
         Raises:
             UsageError: There is no such run, or it has finished.
@@ -112,10 +113,11 @@ class RunFolder:
                 "Restore it, or start a new run from it with --recipe.",
                 code="run.changed-recipe",
             )
-        if (path / "results.json").is_file():
+        if not extend and has_finished(path):
             raise UsageError(
                 f"The run {path} has already finished.",
-                what_to_do="Evaluate it with 'toast eval --run'.",
+                what_to_do="Evaluate it with 'toast eval --run', or train it for longer: "
+                f"--resume {quote_argument(path)} training.epochs=N.",
                 code="run.already-finished",
             )
         return cls(path)
@@ -175,6 +177,11 @@ class RunFolder:
         if self.writes:
             write_text(self.path / DATA_FILE, json.dumps(add_checksum(identity)) + "\n")
 
+    def write_lineage(self, lineage: RunLineage) -> None:
+        """Write the models that the run starts from, and its extensions."""
+        if self.writes:
+            write_lineage(self.path, lineage)
+
     def write_results(self, results: dict[str, Any]) -> None:
         """Write the final metrics."""
         if self.writes:
@@ -233,6 +240,17 @@ def _is_before_checkpoint(line: bytes, step: int, epoch: int) -> bool:
         return bool(logged["step"] <= step and (logged["kind"] != "epoch" or logged["epoch"] <= epoch))
     except (ValueError, TypeError, KeyError, RecursionError):  # the line is unfinished or damaged
         return False
+
+
+def has_finished(run: Path) -> bool:
+    """Return whether a run has results of its end: of the last one, if it was extended.
+
+    Raises:
+        ToastError: The results or the lineage are damaged.
+    """
+    file = run / "results.json"
+    extensions = len(read_lineage(run).extensions)
+    return file.is_file() and (not extensions or read_checksummed_json(file).get("extensions", 0) >= extensions)
 
 
 def find_newest_run(root: Path = DEFAULT_RUNS_FOLDER) -> Path | None:

@@ -64,7 +64,9 @@ class Objective(ABC):
     pooled features. The outputs of a `dense` objective have a value per pixel. With `has_variable_cost`, `predict` may
     run the model a different number of times for different batches. Without `class_scores`, the outputs are not class
     scores: such a task trains a backbone and gives no predictions. `metrics` makes the registered metrics of the
-    logits by name. `target` is what the model answers for a sample.
+    logits by name. `target` is what the model answers for a sample. `output_layers` are the layers within the head
+    whose weights have a row for each of `Task.name_outputs`, so that a model for other classes can start from these
+    rows; the empty name is the head itself.
     """
 
     head: nn.Module
@@ -73,6 +75,7 @@ class Objective(ABC):
     dense: bool = False
     has_variable_cost: bool = False
     class_scores: bool = True
+    output_layers: tuple[str, ...] = ("",)
     metrics: Mapping[str, Callable[[], Any]] = MappingProxyType({})
 
     @abstractmethod
@@ -161,10 +164,14 @@ class Objective(ABC):
 
 @dataclass(frozen=True)
 class Task:
-    """A registered task: its options, and `build(options, backbone, classes)`, which returns its `Objective`."""
+    """A registered task: its options, and `build(options, backbone, classes)`, which returns its `Objective`.
+
+    `name_outputs(options, classes)` returns the names of the head's outputs in their order: by default the classes.
+    """
 
     options: type[NamedOptions]
     build: Callable[[Any, Backbone, tuple[str, ...]], Objective]
+    name_outputs: Callable[[Any, tuple[str, ...]], tuple[str, ...]] = lambda options, classes: classes
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class Segmentation(Objective):
     reads_levels = True
     dense = True
     target = "pixels"
+    output_layers = ("upernet.classifier", "auxiliary.classifier")
 
     def __init__(
         self, head: nn.Module, classes: tuple[str, ...], window: tuple[int, int], options: SegmentationOptions

@@ -114,6 +114,7 @@ class TokenLabels(Objective):
     dense = True
     target = "pixels"
     class_scores = False
+    output_layers = ("image", "patch")
 
     def __init__(
         self, head: nn.Module, attributes: tuple[Attribute, ...], options: TokenLabelsOptions, grid: tuple[int, int]
@@ -301,4 +302,10 @@ def build_token_labels(options: TokenLabelsOptions, backbone: Backbone, classes:
     return TokenLabels(head, attributes, options, grid)
 
 
-TASK = Task(TokenLabelsOptions, build_token_labels)
+def name_attribute_values(options: TokenLabelsOptions, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the outputs: the values of each attribute, with the number of the attribute."""
+    attributes = split_attributes(classes, options.background, options.attributes)
+    return tuple(f"{number}: {value}" for number, each in enumerate(attributes, start=1) for value in each.values)
+
+
+TASK = Task(TokenLabelsOptions, build_token_labels, name_attribute_values)

@@ -54,7 +54,7 @@ class TrainingLoop:
         self.step, self.model, self.objective = step, step.model, step.model.objective
         self.train, self.validation, self.validate_attention = train, validation, validate_attention
         self.folder, self.reporter, self.log, self.resumed = run.folder, run.reporter, run.log_metrics, run.resumed
-        self.data = run.session.data
+        self.data, self.record_extension = run.session.data, run.record_extension
         self.accelerator, training = run.session.accelerator, run.session.recipe.training
         self.training = training
         self.steps_per_epoch = -(-len(train) // training.accumulate)
@@ -80,6 +80,7 @@ class TrainingLoop:
         """
         if self.resumed:
             self.resume()
+        self.record_extension()
         with self.stop.defer_signal():
             self.run()
         return self.best

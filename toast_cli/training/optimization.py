@@ -194,6 +194,13 @@ def describe_schedule(training: TrainingOptions, batches: int) -> list[str]:
     return notes
 
 
+def compute_learning_rate(training: TrainingOptions, steps_per_epoch: int, step: int) -> float:
+    """Return the learning rate of the optimizer step after `step` steps."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=training.lr)
+    make_scheduler(optimizer, training, steps_per_epoch).step_update(step)
+    return float(optimizer.param_groups[0]["lr"])
+
+
 def make_scheduler(optimizer: Optimizer, training: TrainingOptions, steps_per_epoch: int) -> Scheduler:
     """Build the schedule: linear warm-up, then cosine or polynomial decay to `min_lr`, or a constant rate.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,17 @@ def requires_labels(recipe: Recipe, gradient: bool = True) -> bool:
 
 
 def pretune_model(
-    recipe: Recipe, output_dir: Path | None, reporter: Reporter, gradient: bool = True, resume: bool = False
+    recipe: Recipe,
+    output_dir: Path | None,
+    reporter: Reporter,
+    gradient: bool = True,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Pre-tune according to a recipe; return the run folder, which holds the artifact, and the results.
 
     Without `gradient`, the artifact is the least-squares start. With `resume`, `output_dir` is the folder of an
-    interrupted run of this recipe, which is resumed exactly.
+    interrupted run of this recipe, which is resumed exactly. `overrides` are as in `tune_model`.
 
     Raises:
         UsageError: the method has no full feedback path, or the recipe's options exclude each other.
@@ -75,7 +81,9 @@ def pretune_model(
             code="resume.not-a-pretuning",
         )
     recipe = to_pretuning_recipe(recipe, gradient)
-    run = Run.prepare(recipe, output_dir, reporter, resume, labels=requires_labels(recipe, gradient))
+    run = Run.prepare(
+        recipe, output_dir, reporter, resume, overrides=overrides, labels=requires_labels(recipe, gradient)
+    )
     session = run.session
     recipe, model, options = session.recipe, session.model, session.recipe.pretuning
     assert options is not None
@@ -91,6 +99,7 @@ def pretune_model(
 
     with run.open() as folder:
         run.report_start(train, describe_schedule(recipe.training, len(train)) if gradient else ())
+        run.report_leaks()
         random_losses = {} if gradient else reconstruction()
         run.start()
         if run.resumed:
@@ -104,6 +113,7 @@ def pretune_model(
             "split_hashes": run.split_hashes,
             "split_contents": run.split_contents,
             **sizes,
+            **run.describe_history(),
         }
         if gradient:
             best = TrainingLoop(run, step, train, validation).fit()

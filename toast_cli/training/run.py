@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import set_seed
 
+from toast_cli.data.audit.leaks import describe_leaks
 from toast_cli.data.base import BatchLoader
 from toast_cli.data.identity import DataIdentity, identify_data
 from toast_cli.recipe.lookup import resolve_recorded_backbone
@@ -25,17 +26,20 @@ from toast_cli.storage.checkpoint import (
     load_checkpoint_state,
     load_extra_tensors,
 )
-from toast_cli.storage.pretuned import describe_feedback_mismatch
+from toast_cli.storage.lineage import RunLineage, describe_extension, read_lineage
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.training.continuation.earlier_data import describe_start_leaks
+from toast_cli.training.continuation.extension import Extension, describe_extension_schedule, prepare_extension
 from toast_cli.training.distributed.collectives import share_run_folder
 from toast_cli.training.environment import describe_environment
+from toast_cli.training.image_files import check_image_files
 from toast_cli.training.recorded_paths import find_recorded_paths
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.run_data import check_resumed_data
 from toast_cli.training.session import Session, prepare_session
 from toast_cli.training.state import TrainingProgress, wrap_state_errors
 from toast_cli.utils.config import NamedOptions
-from toast_cli.utils.constants import PYTHON_DATA
+from toast_cli.utils.constants import PYTHON_DATA, UNREADABLE_IMAGE
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.names import quote_argument, to_file_name
 from toast_cli.utils.tensor_fingerprints import copy_tensors
@@ -53,7 +57,8 @@ class Run:
     """A run in progress.
 
     `folder` is set by `open`. `resume` is True if the user asked to resume an interrupted run, and `resumed` is True if
-    there was a checkpoint to resume from. `writer` also receives the metrics, if TensorBoard is on.
+    there was a checkpoint to resume from. `extension` has the changes of its recipe, and `lineage` the models that it
+    starts from. `writer` also receives the metrics, if TensorBoard is on.
     """
 
     session: Session
@@ -61,32 +66,54 @@ class Run:
     output_dir: Path | None = None
     resume: bool = False
     started: float = field(default_factory=time.perf_counter)
+    extension: Extension | None = None
+    lineage: RunLineage = field(default_factory=RunLineage)
     folder: RunFolder = field(init=False)
     resumed: bool = field(default=False, init=False)
     writer: SummaryWriter | None = field(default=None, init=False)
 
     @classmethod
     def prepare(
-        cls, recipe: Recipe, output_dir: Path | None, reporter: Reporter, resume: bool, *, labels: bool = True
+        cls,
+        recipe: Recipe,
+        output_dir: Path | None,
+        reporter: Reporter,
+        resume: bool,
+        *,
+        overrides: Sequence[str] = (),
+        labels: bool = True,
     ) -> Run:
         """Build the run of a recipe, with its model on the CPU. Nothing is written.
 
+        `overrides` change the recipe of a run that is resumed.
+
         Raises:
-            ToastError: see `prepare_session`; or the run to resume was started with other data or another model.
+            ToastError: see `prepare_session` and `prepare_extension`; or the run to resume was started with other data
+                or another model; or image files cannot be read.
         """
-        started, begun = time.perf_counter(), False
+        started, begun, extension, lineage = time.perf_counter(), False, None, RunLineage()
         if resume and output_dir is not None:
             folder = RunFolder(output_dir)
             recipe = find_recorded_paths(resolve_recorded_backbone(recipe, folder.read_toast_version()), output_dir)
             begun = find_checkpoint(folder.checkpoints, "last") is not None
+            extension = prepare_extension(folder, recipe, overrides)
+            recipe, lineage = (
+                (recipe, read_lineage(output_dir)) if extension is None else (extension.recipe, extension.lineage)
+            )
         session = prepare_session(recipe, labels=labels, begun=begun, place=False)
-        run = cls(session, reporter, output_dir, resume, started)
+        if session.start is not None:
+            lineage = replace(lineage, start=session.start.lineage)
+        run = cls(session, reporter, output_dir, resume, started, extension, lineage)
         if resume and output_dir is not None:
             if not check_resumed_data(output_dir, run.identity):
                 reporter.report_message(
                     f"{output_dir} has no record of its data, so it was not compared with the data now."
                 )
             check_checkpoint_shapes(folder.checkpoints, "last", session.model)
+        elif session.start is not None:
+            warnings = describe_start_leaks(session.start, run.identity)
+            run.lineage = replace(lineage, warnings=tuple(warnings))
+        check_image_files(session, reporter, run.command if resume else None)
         return run
 
     @contextmanager
@@ -106,7 +133,11 @@ class Run:
             self.reporter.report_interruption(self.command)
             raise
         except ToastError as error:
-            if isinstance(error.__cause__, OSError) and find_checkpoint(folder.checkpoints, "last") is not None:
+            if error.code == UNREADABLE_IMAGE:
+                self.reporter.report_message(
+                    f"To go on without images that cannot be read: {self.command} images.on_error=skip"
+                )
+            elif isinstance(error.__cause__, OSError) and find_checkpoint(folder.checkpoints, "last") is not None:
                 self.reporter.report_message(f"After fixing this, resume with: {self.command}")
             raise
 
@@ -131,7 +162,8 @@ class Run:
         if self.session.recipe.dataset.name == PYTHON_DATA:
             return f"toast_cli.tune(dataset=DATA, resume={str(self.folder.path)!r})"
         verb = "tune" if self.session.recipe.pretuning is None else "pretune"
-        return f"toast {verb} --resume {quote_argument(self.folder.path)}"
+        path = self.output_dir if self.resume else self.folder.path
+        return f"toast {verb} --resume {quote_argument(path)}"
 
     @property
     def seconds(self) -> float:
@@ -141,9 +173,32 @@ class Run:
     def report_start(self, train: BatchLoader, notes: Iterable[str] = ()) -> None:
         """Report the run folder and the notes on data, backbone and training."""
         session = self.session
-        texts = (*session.data.messages, *train.notes, *session.describe_backbone(), *notes)
-        for text in (f"Run folder: {self.folder.path}", *texts):
+        texts = [*session.data.messages, *train.notes, *session.describe_backbone(), *notes]
+        texts += [] if session.start is None else session.start.messages
+        if self.extension is not None:
+            texts += describe_extension_schedule(self.extension, len(train))
+        for text in (f"Run folder: {self.folder.path}", *texts, *self.lineage.warnings):
             self.reporter.report_message(text)
+
+    def report_leaks(self) -> None:
+        """Search for pictures that are in two splits, and report them; not in a run that is resumed."""
+        if self.session.accelerator.is_main_process and not self.resume:
+            for message in describe_leaks(self.session.data, self.reporter.track_progress):
+                self.reporter.report_message(message)
+
+    def describe_history(self) -> dict[str, Any]:
+        """Return what the results tell of the run's history: the number of its extensions, if there are any."""
+        return {"extensions": len(self.lineage.extensions)} if self.lineage.extensions else {}
+
+    def count_test_evaluations(self) -> int:
+        """Return how often the test split was evaluated, now included; report it if it was evaluated before."""
+        count = self.lineage.tests + 1
+        if count > 1:
+            self.reporter.report_message(
+                f"The test split was evaluated {count} times: the run was extended after its test. Choose the number "
+                "of epochs by validation alone; if the test had a part in the choice, its numbers are too good."
+            )
+        return count
 
     def log_metrics(self, line: dict[str, Any]) -> None:
         """Append a line to the metrics file, and to TensorBoard if it is on."""
@@ -177,16 +232,11 @@ class Run:
             set_seed(session.recipe.seed, device_specific=True)  # so that dropout differs between processes
 
     def _initialize(self) -> None:
-        """Initialize the method, unless a pre-tuned artifact did, and save the result as `checkpoints/start`."""
+        """Initialize the method, unless an earlier model did, and save the result as `checkpoints/start`."""
         session, reporter = self.session, self.reporter
         recipe, model = session.recipe, session.model
-        if session.lineage is not None:
-            reporter.report_message(
-                f"Start: {recipe.init_from}, pre-tuned on {session.lineage.recipe['dataset']['name']}"
-            )
-            if (mismatch := describe_feedback_mismatch(session.lineage, recipe.method)) is not None:
-                reporter.report_message(mismatch)
-        elif initialize_feedback(session, reporter):
+        started = session.start is not None and session.start.has_method
+        if started or initialize_feedback(session, reporter):
             pass
         elif model.adapted.steering is not None and recipe.pretuning is None:
             reporter.report_message(
@@ -230,13 +280,27 @@ class Run:
         accelerator, path = self.session.accelerator, self.output_dir
         if self.resume:
             assert path is not None
-            return share_run_folder(accelerator, partial(RunFolder.reopen, path))
+            return share_run_folder(accelerator, partial(RunFolder.reopen, path, self.extension is not None))
         recipe, identity = self.session.recipe, self.identity  # before the folder is there: it may take time
         folder = share_run_folder(accelerator, partial(RunFolder.create, path, get_default_run_name(recipe)))
         folder.write_recipe(to_yaml(recipe))
         folder.write_environment(describe_environment(accelerator, recipe))
         folder.write_data(identity.dump())
+        if self.lineage.start:
+            folder.write_lineage(self.lineage)
         return folder
+
+    def record_extension(self) -> None:
+        """Write the changed recipe of a resumed run, and before it what changed; call when its state is restored."""
+        if self.extension is None:
+            return
+        *earlier, last = self.lineage.extensions
+        if not last["environment"]:
+            last = {**last, "environment": describe_environment(self.session.accelerator, self.session.recipe)}
+        self.lineage = replace(self.lineage, extensions=(*earlier, last))
+        self.folder.write_lineage(self.lineage)
+        self.folder.write_recipe(to_yaml(self.session.recipe))
+        self.reporter.report_message(f"The run is extended: {describe_extension(last)}.")
 
     def _open_writer(self) -> AbstractContextManager[SummaryWriter | None]:
         if not (self.session.recipe.training.tensorboard and self.folder.writes):

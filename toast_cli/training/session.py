@@ -23,7 +23,7 @@ from toast_cli.model.model import Model, build_model, count_elements, count_flop
 from toast_cli.model.recipe_data import build_batches
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
-from toast_cli.storage.pretuned import Lineage, initialize_from_artifact, resolve_artifact_path
+from toast_cli.training.continuation.start import Start, initialize_model
 from toast_cli.training.distributed.devices import check_compiling, make_accelerator
 from toast_cli.training.distributed.fsdp import check_sharding, check_uniform_forward_calls, shard_model, shard_module
 from toast_cli.training.optimization import check_optimizer
@@ -38,14 +38,14 @@ from toast_cli.utils.errors import ToastError, UsageError
 class Session:
     """The opened data, the model and the accelerator of a recipe, before anything is trained or written.
 
-    `lineage` describes the pre-tuned feedback path of the model, if it has one.
+    `start` is the earlier model that the weights come from, if there is one (`init_from`).
     """
 
     recipe: Recipe
     data: DataSet
     model: Model
     accelerator: Accelerator
-    lineage: Lineage | None = None
+    start: Start | None = None
 
     @property
     def batch_size(self) -> int:
@@ -123,7 +123,7 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
 
     Raises:
         UsageError: the method needs `init_from`, the optimizer cannot be used, the data has no labels or lacks a split,
-            or `init_from` is not an artifact.
+            or `init_from` is neither a tuned model nor an artifact.
         ToastError: any other error that the user can fix.
     """
     recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
@@ -171,12 +171,8 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     if recipe.training.shard:
         check_uniform_forward_calls(model)
     check_compiling(model, accelerator)
-    lineage = (
-        initialize_from_artifact(resolve_artifact_path(recipe), model, recipe)
-        if recipe.init_from is not None and not begun
-        else None
-    )
-    session = Session(recipe, data, model, accelerator, lineage)
+    start = initialize_model(model, recipe, data.classes) if recipe.init_from is not None and not begun else None
+    session = Session(recipe, data, model, accelerator, start)
     if place:
         session.move_to_device()
     return session

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from toast_cli.data.audit.leaks import describe_leaks
 from toast_cli.data.base import BatchLoader, describe_masks
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_adapter_folder
@@ -41,26 +41,31 @@ def tune_model(
     output_dir: Path | None,
     reporter: Reporter,
     resume: bool = False,
+    overrides: Sequence[str] = (),
     on_answers: AnswersCallback | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Train according to a recipe; return the run folder and the results.
 
     With `resume`, `output_dir` is the folder of an interrupted run of this recipe, which is resumed exactly: on a CPU
-    the final weights are bit for bit those of a run without interruption.
+    the final weights are bit for bit those of a run without interruption. `overrides` then change a few fields, such as
+    `training.epochs=20`, which extends a finished run (see `continuation.extension`).
 
     Validation selects the model. The test split is evaluated once, at the end, with the selected model; with
-    `test: false` in the recipe it is not evaluated. `on_answers` receives the selected model's answers to the test
-    split; if the data has none, to the validation split.
+    `test: false` in the recipe it is not evaluated. If the run is extended, it is evaluated again at the new end, and
+    the results count how often. `on_answers` receives the selected model's answers to the test split; if the data has
+    none, to the validation split.
 
     Raises:
         ToastError: any error that the user can fix. Finished work stays in the run folder.
     """
-    run = prepare_tuning(recipe, output_dir, reporter, resume)
+    run = prepare_tuning(recipe, output_dir, reporter, resume, overrides)
     results = run_tuning(run, on_answers=on_answers)
     return run.folder, results
 
 
-def prepare_tuning(recipe: Recipe, output_dir: Path | None, reporter: Reporter, resume: bool = False) -> Run:
+def prepare_tuning(
+    recipe: Recipe, output_dir: Path | None, reporter: Reporter, resume: bool = False, overrides: Sequence[str] = ()
+) -> Run:
     """Open the data and build the model of a recipe, see `tune_model`. Nothing is written.
 
     Raises:
@@ -70,7 +75,7 @@ def prepare_tuning(recipe: Recipe, output_dir: Path | None, reporter: Reporter, 
         raise UsageError(
             "This recipe is for pre-tuning.", what_to_do="Use it with 'toast pretune'.", code="recipe.for-pretuning"
         )
-    return Run.prepare(recipe, output_dir, reporter, resume)
+    return Run.prepare(recipe, output_dir, reporter, resume, overrides=overrides)
 
 
 def run_tuning(
@@ -83,7 +88,7 @@ def run_tuning(
     Raises:
         ToastError: any error that the user can fix. Finished work stays in the run folder.
     """
-    session, reporter, resume = run.session, run.reporter, run.resume
+    session, reporter = run.session, run.reporter
     recipe, model, accelerator, data = session.recipe, session.model, session.accelerator, session.data
     train = session.make_loader("train", train=True)
     with_attention = (
@@ -93,9 +98,7 @@ def run_tuning(
     step, notes = build_training_step(session, train, validation)
     with run.open() as folder:
         run.report_start(train, [*describe_schedule(recipe.training, len(train)), *notes])
-        if accelerator.is_main_process and not resume:
-            for message in describe_leaks(data, reporter.track_progress):
-                reporter.report_message(message)
+        run.report_leaks()
         sizes, memory = session.measure_model_sizes(), session.estimate_memory(train)
         for message in filter(None, (str(memory), memory.format_warning(accelerator.device))):
             reporter.report_message(message)
@@ -119,20 +122,24 @@ def run_tuning(
             "selected_epoch": best.epoch,
             "validation": best.metrics,
             "test": None,
+            **run.describe_history(),
         }
-        config: AdapterConfig = build_adapter_config(model, recipe, data.classes)
+        config: AdapterConfig = build_adapter_config(model, recipe, data.classes, run.lineage.start)
         trained, frozen = (
             gather_full_tensors(model.get_trained_parameters()),
             gather_full_tensors(model.get_frozen_additions()),
         )
         if folder.writes:  # before the test, which may fail
-            save_adapter_folder(folder.adapter, trained, frozen, config, format_adapter_card(config, results))
+            save_adapter_folder(
+                folder.adapter, trained, frozen, config, format_adapter_card(config, results, run.lineage.warnings)
+            )
         test = None
         if recipe.test and "test" in data.splits:
             test = session.make_loader("test", with_masks=session.can_measure_attention("test"))
             results |= evaluate_test_split(run, test, on_answers)
+            results["test_evaluations"] = run.count_test_evaluations()
             if folder.writes:
-                write_text(folder.adapter / "README.md", format_adapter_card(config, results))
+                write_text(folder.adapter / "README.md", format_adapter_card(config, results, run.lineage.warnings))
         elif validation is not None and "test" not in data.splits and on_answers is not None:
             collect_validation_answers(run, on_answers)
         results["skipped"] = report_skipped_samples(reporter, data, train=train, val=validation, test=test)

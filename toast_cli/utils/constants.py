@@ -17,3 +17,5 @@ UNNAMED_BACKBONE = "built-in-python"
 
 PYTHON_DATA = "python"
 """The name of a data set that was given in Python."""
+UNREADABLE_IMAGE = "image.unreadable"
+"""Code of the error of an image file that cannot be read."""

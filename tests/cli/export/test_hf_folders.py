@@ -150,7 +150,7 @@ def test_a_card_tells_the_licence_of_published_weights_and_of_no_others(
     assert "Licence of the backbone: not recorded" in (here / "hf" / "README.md").read_text()
     loaded = load_model(here / "run")
     monkeypatch.setattr(type(loaded.model.backbone), "licence", published.licence)
-    told = format_transformers_card(loaded, loaded.config.recipe, "float32", folded=False)
+    told = format_transformers_card(loaded, loaded.config, "float32")
     assert "\nlicense: apache-2.0\n" in told and "Licence of the backbone: apache-2.0" in told
 
 

@@ -51,9 +51,11 @@ def hash_input(field: str, path: str) -> str:
     """
     place = Path(path).expanduser()
     if field == "init_from":
-        from toast_cli.storage.pretuned import find_tensors_file  # imports PyTorch, which other suites do not need
+        from toast_cli.storage.adapter import find_adapter_folder  # imports PyTorch, which other suites do not need
+        from toast_cli.storage.pretuned import find_tensors_file
 
-        place = find_tensors_file(place)
+        is_adapter = (place / "adapter").is_dir() or (place / "adapter_config.json").is_file()
+        place = find_adapter_folder(place) if is_adapter else find_tensors_file(place)
     try:
         if not place.is_dir():
             return _hash_input_file(place)

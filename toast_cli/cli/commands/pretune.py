@@ -26,7 +26,7 @@ def run_pretune(
     least_squares: Annotated[
         bool, typer.Option("--least-squares", help="Solve for the feedback path in closed form, without training.")
     ] = False,
-    init_from: options.InitFromOption = None,
+    init_from: options.ArtifactOption = None,
     output_dir: Annotated[
         Path | None, typer.Option(help="Output folder of the run. [default: a new folder in runs/]")
     ] = None,
@@ -47,6 +47,7 @@ def run_pretune(
     if resume is not None:
         options.check_resume_options(resume, context)
         recipe, output_dir = str(resume / "recipe.yaml"), resume
+    overrides, changes = (overrides or [], []) if resume is None else ([], overrides or [])
     # The recipe 'pretune/toast' is for the demo data.
     chosen = recipe or (f"{PRETUNE_FOLDER}/general" if dataset is not None else None)
     resolved = resolve_recipe(
@@ -61,7 +62,7 @@ def run_pretune(
         precision=precision,
         init_from=init_from,
         demo=PRETUNE_FOLDER,
-        overrides=[*(["method.start=least-squares"] if least_squares else []), *(overrides or [])],
+        overrides=[*(["method.start=least-squares"] if least_squares else []), *overrides],
     )
     resolved = options.apply_recorded_backbone(resolved, recipe, backbone)
     for message in [resolved.source, *resolved.messages]:
@@ -84,7 +85,12 @@ def run_pretune(
     raise_on_stop_signals()
     with TerminalReporter() as reporter:
         folder, results = pretune_model(
-            resolved.recipe, output_dir, reporter, gradient=not least_squares, resume=resume is not None
+            resolved.recipe,
+            output_dir,
+            reporter,
+            gradient=not least_squares,
+            resume=resume is not None,
+            overrides=changes,
         )
     if as_json:
         print_json({"run": str(folder.path), **results})

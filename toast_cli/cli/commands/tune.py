@@ -46,6 +46,7 @@ def run_tune(
     if resume is not None:
         options.check_resume_options(resume, context)
         recipe, output_dir = str(resume / "recipe.yaml"), resume
+    overrides, changes = (overrides or [], []) if resume is None else ([], overrides or [])
     resolved = resolve_recipe(
         recipe=recipe,
         backbone=backbone,
@@ -57,7 +58,8 @@ def run_tune(
         device=device,
         precision=precision,
         init_from=init_from,
-        overrides=overrides or [],
+        overrides=overrides,
+        start=options.read_start(init_from, overrides, weights),
     )
     resolved = options.apply_recorded_backbone(resolved, recipe, backbone)
     for message in [resolved.source, *resolved.messages]:
@@ -82,7 +84,12 @@ def run_tune(
     answers: list[SplitAnswers] = []
     with TerminalReporter() as reporter:
         folder, results = tune_model(
-            resolved.recipe, output_dir, reporter, resume=resume is not None, on_answers=answers.append
+            resolved.recipe,
+            output_dir,
+            reporter,
+            resume=resume is not None,
+            overrides=changes,
+            on_answers=answers.append,
         )
     if as_json:
         print_json({"run": str(folder.path), **results})

@@ -45,6 +45,7 @@ def print_dry_run(session: Session, as_json: bool) -> None:
         *session.data.messages,
         *batches.notes,
         *session.describe_backbone(),
+        *(() if session.start is None else session.start.messages),
         *notes,
         *lines,
     ]:

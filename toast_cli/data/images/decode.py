@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +24,10 @@ LIKELY_WHITES = (255, 1023, 4095, 16_383)
 """Values of white of cameras and scanners that store 8, 10, 12 or 14 bits in files of 16."""
 
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
+
+FILE_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+"""Last bytes of a complete file, by format. A file with other last bytes may be complete too."""
+END_BYTES = 256
 
 HEADER_BYTES = 2048
 """Number of bytes of a file that Pillow does not identify that are searched for its format."""
@@ -42,16 +48,44 @@ def open_image(path: ImageFile, white: int | None = None) -> PilImage:
         ToastError: the file is missing, is not an image, is damaged, is too large to decode safely, or has an unknown
             brightness range.
     """
-    try:
+    with _convert_errors(path), open_pillow_file(path) as file:
+        remarks = _list_remarks(file)
+        deep = any(";16" in str(tile[3]) for tile in getattr(file, "tile", ()))
+        image = to_upright_rgb(file, white)
+        brightest = image.info.get("brightest")
+        if deep and brightest is None:  # Pillow reads only the upper 8 bits of several channels
+            brightest = (WHITE_16_BIT // 255) * int(np.asarray(image).max())
+        image.info = {"remarks": remarks, **({} if brightest is None else {"brightest": brightest})}
+        return image
+    raise AssertionError("errors are converted, not suppressed")
+
+
+def check_image_file(path: ImageFile, white: int | None = None) -> None:
+    """Check that the header of an image file can be read. Decode its pixels only if its end seems to be missing.
+
+    Raises:
+        ToastError: as in `open_image`.
+    """
+    with _convert_errors(path):
         with open_pillow_file(path) as file:
-            remarks = _list_remarks(file)
-            deep = any(";16" in str(tile[3]) for tile in getattr(file, "tile", ()))
-            image = to_upright_rgb(file, white)
-            brightest = image.info.get("brightest")
-            if deep and brightest is None:  # Pillow reads only the upper 8 bits of several channels
-                brightest = (WHITE_16_BIT // 255) * int(np.asarray(image).max())
-            image.info = {"remarks": remarks, **({} if brightest is None else {"brightest": brightest})}
-            return image
+            end = FILE_ENDS.get(file.format or "")
+        complete = end is None or not isinstance(path, Path) or _read_end(path).endswith(end)
+    if not complete:
+        open_image(path, white)
+
+
+def _read_end(path: Path) -> bytes:
+    """Return the end of a file, without padding."""
+    with path.open("rb") as stream:
+        stream.seek(-min(END_BYTES, path.stat().st_size), os.SEEK_END)
+        return stream.read().rstrip(b"\0")
+
+
+@contextmanager
+def _convert_errors(path: ImageFile) -> Iterator[None]:
+    """Convert the errors of opening and decoding an image file."""
+    try:
+        yield
     except UnidentifiedImageError as error:
         raise _make_unreadable_error(path, explain_unknown_format(path)) from error
     except Image.DecompressionBombError as error:

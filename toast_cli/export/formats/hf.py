@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toast_cli.export.base import ExportFormat, ExportRequest, ExportRunner, Outputs
-from toast_cli.export.redact_paths import redact_recipe
+from toast_cli.export.redact_paths import redact_config
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
         backbone.preprocessing, loaded.recipe.images, whole=model.objective.dense
     )
     config = replace(
-        loaded.config,
-        recipe=redact_recipe(loaded.config.recipe),
+        redact_config(loaded.config),
         whole=True,
         folded=wanted.fold or loaded.config.folded,
     )
@@ -58,7 +57,7 @@ def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
         template = getattr(loaded.recipe.dataset, "template", None)
         set_chat_template(backbone.tokenizer, template).save_pretrained(path)
         build_generation_config(model, template).save_pretrained(path)
-    write_text(path / "README.md", format_transformers_card(loaded, config.recipe, wanted.dtype, folded=config.folded))
+    write_text(path / "README.md", format_transformers_card(loaded, config, wanted.dtype))
 
 
 def reopen_hf(wanted: ExportRequest, path: Path) -> ExportRunner:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toast_cli.export.base import ExportFormat, ExportRequest, ExportRunner, Outputs
-from toast_cli.export.redact_paths import get_backbone_folder, redact_recipe
+from toast_cli.export.redact_paths import get_backbone_folder, redact_config, redact_recipe
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +55,7 @@ def write_safetensors(loaded: LoadedModel, wanted: ExportRequest, path: Path) ->
         path,
         model,
         replace(
-            loaded.config,
-            recipe=redact_recipe(loaded.config.recipe),
+            redact_config(loaded.config),
             folded=wanted.fold or loaded.config.folded,
             # An adapter is a full model only if all parameters of the network were trained.
             whole=model.get_network_tensors().keys()

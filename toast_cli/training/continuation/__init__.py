@@ -1,0 +1,1 @@
+"""Continuation of earlier work: a new run that starts from a model, and a run that is trained for longer."""
