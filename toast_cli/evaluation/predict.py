@@ -66,7 +66,7 @@ class PredictionResult:
 
 
 def predict_images(request: PredictionRequest, out: Path, reporter: Reporter) -> PredictionResult:
-    """Label the images of all sources and write the table `out`, in the order of the sources.
+    """Open a run, label the images of all sources, and write the table `out`, in the order of the sources.
 
     Several processes divide every batch; the first one writes.
 
@@ -75,7 +75,16 @@ def predict_images(request: PredictionRequest, out: Path, reporter: Reporter) ->
             table is of another model or has other columns.
         ToastError: the run or a source cannot be read, there are no images, or the table cannot be written.
     """
-    run = open_run(request.run)
+    return write_predictions(open_run(request.run), request, out, reporter)
+
+
+def write_predictions(run: OpenedRun, request: PredictionRequest, out: Path, reporter: Reporter) -> PredictionResult:
+    """Label the images of all sources with an opened run, and write the table, as `predict_images` does.
+
+    Raises:
+        UsageError: as in `predict_images`.
+        ToastError: as in `predict_images`.
+    """
     answers = make_answers(run.model.objective, run.classes, request.top, request.probabilities)
     images = open_shared_images(request, run)
     table = PredictionTable(out, answers.columns, compute_model_digest(run), request.run.path)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 import toast_cli
 from tests.layouts import put, tarred
 from tests.peak import forget_peak, peak
 from tests.scenes import CLASSES, demo_model, kept
+from toast_cli.data.images import file_formats
 from toast_cli.evaluation.open_run import RunRequest
 from toast_cli.evaluation.predict import PredictionRequest, PredictionResult, predict_images
 from toast_cli.evaluation.prediction_answers import LabelAnswers, NumberAnswers, make_answers
@@ -280,6 +283,38 @@ def test_models_that_do_not_label_images_are_refused(target: Any, code: str) -> 
     assert refused.value.code == code
 
 
-def test_image_bytes_of_avif_are_read(model: Path, photos: Path) -> None:
+def test_avif_is_read(model: Path, photos: Path) -> None:
     Image.open(photos / "0 ü [x].jpg").save("a.avif")
     assert predict(model, "a.avif").summary.broken == {}
+
+
+def test_heic_is_read_if_pillow_heif_is_installed(model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class HeifImage(ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self) -> None:
+            self._size, self._mode = (40, 30), "RGB"
+
+        def load(self) -> Any:
+            self.im = Image.new("RGB", self.size).im
+            return Image.Image.load(self)
+
+    def register_heif_opener() -> None:
+        Image.register_open("HEIF", HeifImage, lambda start: start[4:12] == b"ftypheic")
+        Image.register_extension("HEIF", ".heic")
+
+    Image.init()
+    monkeypatch.setattr(Image, "ID", [*Image.ID])
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register_heif_opener))
+    (photos / "0.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    caches = (file_formats.get_image_formats, file_formats.get_image_suffixes)
+    try:
+        for cache in caches:
+            cache.cache_clear()
+        assert ".heic" in file_formats.get_image_suffixes()
+        assert predict(model, photos).summary.broken == {}
+    finally:
+        for cache in caches:
+            cache.cache_clear()
