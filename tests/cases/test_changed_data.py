@@ -27,6 +27,7 @@ from toast_cli.model.recipe_data import open_data
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training import run_data, tune
+from toast_cli.training.distributed import collectives
 from toast_cli.training.run_data import check_resumed_data, describe_changed_split, open_shared_data, read_data_record
 from toast_cli.utils.errors import ToastError
 
@@ -274,7 +275,8 @@ class TwoProcesses:
 
 
 def gather_with(monkeypatch: pytest.MonkeyPatch, other: Callable[[list[Any]], Any]) -> None:
-    monkeypatch.setattr(run_data, "gather_object", lambda mine: [*mine, other(mine)])
+    for module in (run_data, collectives):
+        monkeypatch.setattr(module, "gather_object", lambda mine: [*mine, other(mine)])
 
 
 def test_processes_with_other_data_stop_and_name_the_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,12 +287,13 @@ def test_processes_with_other_data_stop_and_name_the_process(folder: Path, monke
     shutil.copytree(folder, "other")
     add_images(folder.parent / "other")
     theirs = identify("folder:other")
-    gather_with(monkeypatch, lambda mine: theirs if isinstance(mine[0], DataIdentity) else (None, theirs.summary()))
+    found = {DataIdentity: theirs, list: theirs.summary()}  # by what is gathered; else there is no error
+    gather_with(monkeypatch, lambda mine: found.get(type(mine[0])))
     with pytest.raises(ToastError, match=r"Process 1 of 2 has other data than process 0[\s\S]*red/new") as caught:
         open_shared_data(recipe, TwoProcesses())  # type: ignore[arg-type]
     assert caught.value.code == "data.unequal-processes"
     failure = ("There is no folder data.", ("",), "Check it.", 2, "data.missing-folder")
-    gather_with(monkeypatch, lambda mine: (failure, DataIdentity().summary()))
+    gather_with(monkeypatch, lambda mine: failure if mine[0] is None else DataIdentity().summary())
     with pytest.raises(ToastError, match="In process 1 of 2") as caught:
         open_shared_data(recipe, TwoProcesses())  # type: ignore[arg-type]
     assert (caught.value.code, caught.value.exit_code) == ("data.missing-folder", 2)

@@ -167,6 +167,25 @@ def test_processes_do_not_run_into_each_others_folder(here: Path) -> None:
     assert (here / "run" / "recipe.yaml").read_text() == "mine"
 
 
+@pytest.mark.parametrize("launcher", [None, pytest.param(TORCHRUN, marks=pytest.mark.slow)])
+def test_two_processes_write_the_table_that_one_writes(
+    here: Path, toast_run: Path, pictures: MakePictures, launcher: list[str] | None
+) -> None:
+    folder = pictures(cat=7, dog=4)
+    (folder / "cat" / "0.png").write_bytes(b"no image")
+    (folder / "dog" / "4.png").write_bytes(b"no image")  # alone in the last batch, which one process takes
+    words = ["predict", folder, "--run", toast_run, "--batch-size", "11", "--device", "cpu", "--out"]
+    assert toast(*words, here / "one.csv").code == 0
+    two = two_processes(launcher, *words, here / "two.csv") if launcher else two_forks(*words, here / "two.csv")
+    assert two.code == 0, two.err
+    assert (here / "two.csv").read_text() == (here / "one.csv").read_text()
+    assert two.err.count("10 of 12 images labelled") == 1
+    again = two_forks(*words, here / "two.csv", "--resume")
+    assert again.code == 0 and (here / "two.csv").read_text() == (here / "one.csv").read_text()
+    failed = two_forks("predict", here / "gone", "--run", toast_run)
+    assert failed.code == 2 and failed.err.count("Error:") == 1
+
+
 SHARDED = {
     "toast-lite": ["--method", "toast-lite", "training.checkpoint_gradients=true", "training.ema=0.5"],
     "full": pytest.param(["--method", "full"], marks=pytest.mark.slow),

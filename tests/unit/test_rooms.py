@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"attention", "storage", "model", "data", "steering", "recipe", "registry", "backbones", "utils"},
     "evaluation": {
         *("visualize", "training", "attention", "storage", "model", "data", "tasks", "steering", "recipe", "utils"),
+        "registry",
     },
     "bench": {"visualize", "training", "storage", "model", "recipe", "registry", "utils"},
     "api": {

@@ -107,9 +107,8 @@ def tune(
     options = {**names, **{name: None if path is None else str(path) for name, path in paths.items()}}
     data = _to_python_data(dataset, classes)
     reporter: Reporter = LineReporter() if progress else Reporter()
-    texts = [
-        f"{name}={json.dumps(value, ensure_ascii=False, default=str)}" for name, value in (overrides or {}).items()
-    ]
+    fields = (overrides or {}).items()
+    texts = [f"{name}={json.dumps(value, ensure_ascii=False, default=str)}" for name, value in fields]
     changes: list[str] = []
     if resume is not None:
         given, changes = [name for name, value in options.items() if value is not None], texts
@@ -232,7 +231,7 @@ def _resolve_resumed_recipe(run: Path, given: Sequence[str], device: str | None,
     if given:
         raise UsageError(
             f"resume continues a run with its own settings, and {given[0]} is given.",
-            what_to_do="Give resume alone; device, data given in Python, overrides, callbacks and progress can be added.",
+            what_to_do="Leave it out; device, data given in Python, overrides, callbacks and progress can be added.",
             code="resume.conflicting-options",
         )
     RunFolder.reopen(run)

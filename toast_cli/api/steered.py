@@ -209,8 +209,7 @@ class Steered(nn.Module):
             UsageError: There are no images, or one is neither a path nor a PIL image.
             ToastError: An image file cannot be read, or the backbone has no image input.
         """
-        transform = build_transform(self._images, self.model.backbone.require_preprocessing(), train=False)
-        return torch.stack([transform(image)[0] for image in self._open(images)]).to(self.device)
+        return torch.stack(list(self._transform(images))).to(self.device)
 
     @torch.no_grad()
     def predict(self, images: Picture | Iterable[Picture], batch_size: int = BATCH_SIZE) -> list[Prediction]:
@@ -227,17 +226,11 @@ class Steered(nn.Module):
                 code="task.labels-pixels",
             )
         with self._use_evaluation_mode():
-            probabilities = torch.cat(
-                [
-                    self.model.objective.compute_scores(self.model(batch)).cpu()
-                    for batch in self._prepare_batches(images, batch_size)
-                ]
-            )
-        best = probabilities.max(-1)
-        return [
-            Prediction(self.classes[int(index)], float(probability), row)
-            for probability, index, row in zip(best.values, best.indices, probabilities, strict=True)
-        ]
+            return [
+                Prediction(self.classes[int(row.argmax())], float(row.max()), row)
+                for batch in self._prepare_batches(images, batch_size)
+                for row in self.model.objective.compute_scores(self.model(batch)).cpu()
+            ]
 
     @torch.no_grad()
     def segment(self, images: Picture | Iterable[Picture]) -> list[Tensor]:
@@ -365,6 +358,11 @@ class Steered(nn.Module):
     def _open(self, images: Any) -> Iterator[Image]:
         return open_images(images, self._images.white)
 
+    def _transform(self, images: Any) -> Iterator[Tensor]:
+        """Yield every image preprocessed `[3, H, W]`; only one of them is open at a time."""
+        transform = build_transform(self._images, self.model.backbone.require_preprocessing(), train=False)
+        return (transform(image)[0] for image in self._open(images))
+
     def _prepare_batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
         """Yield prepared batches.
 
@@ -375,9 +373,9 @@ class Steered(nn.Module):
             raise UsageError(
                 f"Expected a positive number, got batch_size={batch_size!r}.", code="task.invalid-batch-size"
             )
-        opened = self._open(images)
-        while batch := list(islice(opened, batch_size)):
-            yield self.prepare(batch)
+        prepared = self._transform(images)
+        while batch := list(islice(prepared, batch_size)):
+            yield torch.stack(batch).to(self.device)
 
     def _use_evaluation_mode(self) -> Any:
         return _EvaluationMode(self.model)

@@ -26,6 +26,7 @@ from toast_cli.cli.commands.export import run_export
 from toast_cli.cli.commands.generate import generate
 from toast_cli.cli.commands.import_checkpoint import run_import
 from toast_cli.cli.commands.plan import run_plan
+from toast_cli.cli.commands.predict import run_predict
 from toast_cli.cli.commands.pretune import run_pretune
 from toast_cli.cli.commands.tune import run_tune
 from toast_cli.cli.commands.visualize_attention import visualize_attention
@@ -77,6 +78,7 @@ app.command("pretune")(run_pretune)
 app.command("tune")(run_tune)
 app.command("plan")(run_plan)
 app.command("eval")(run_eval)
+app.command("predict")(run_predict)
 app.command("compare")(run_compare)
 app.command("generate")(generate)
 app.command("visualize-attention")(visualize_attention)

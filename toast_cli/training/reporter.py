@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+B = TypeVar("B", bound=Sized)
 
 
 class Reporter:
@@ -17,6 +18,10 @@ class Reporter:
     def track_progress(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
         """Yield the items, and report the progress of `what`."""
         return items
+
+    def track_samples(self, batches: Iterable[B], total: int, what: str) -> Iterable[B]:
+        """Yield batches of samples, and report how many of the `total` samples are done, and how many per second."""
+        return batches
 
     def report_step(self, step: int, total: int, metrics: dict[str, Any]) -> None:
         """Report an optimizer step, with the metrics of the epoch so far."""

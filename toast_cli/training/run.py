@@ -159,10 +159,10 @@ class Run:
     @property
     def command(self) -> str:
         """Return the command line, or the call in Python, that resumes the run."""
-        if self.session.recipe.dataset.name == PYTHON_DATA:
-            return f"toast_cli.tune(dataset=DATA, resume={str(self.folder.path)!r})"
-        verb = "tune" if self.session.recipe.pretuning is None else "pretune"
         path = self.output_dir if self.resume else self.folder.path
+        if self.session.recipe.dataset.name == PYTHON_DATA:
+            return f"toast_cli.tune(dataset=DATA, resume={str(path)!r})"
+        verb = "tune" if self.session.recipe.pretuning is None else "pretune"
         return f"toast {verb} --resume {quote_argument(path)}"
 
     @property

@@ -24,6 +24,7 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import ADAPTER_CONFIG_FILE
 from toast_cli.storage.checksums import parse_record, read_checksummed_json
 from toast_cli.storage.run_folder import DATA_FILE
+from toast_cli.training.distributed.collectives import raise_together
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.files import require_regular_file
 
@@ -45,17 +46,9 @@ def open_shared_data(recipe: Recipe, accelerator: Accelerator) -> DataSet:
         identity = identify_data(data)
     except ToastError as caught:
         error = caught
-    # Subclasses of errors cannot be sent to another process, but their parts can.
-    parts = None if error is None else (error.what, error.reasons, error.what_to_do, error.exit_code, error.code)
-    found: list[tuple[Any, Any]] = gather_object([(parts, identity.summary())])
-    failed = [process for process, (parts, _) in enumerate(found) if parts is not None]
-    if len(failed) == len(found) and error is not None:
-        raise error
-    if failed:
-        what, reasons, what_to_do, exit_code, code = found[failed[0]][0]
-        reasons = (f"In process {failed[0]} of {len(found)}; the others can open it.", *filter(None, reasons))
-        raise ToastError(what, reasons, what_to_do, exit_code=exit_code, code=code)
-    unlike = [process for process, (_, summary) in enumerate(found) if summary != found[0][1]]
+    raise_together(error)
+    found: list[Any] = gather_object([identity.summary()])
+    unlike = [process for process, summary in enumerate(found) if summary != found[0]]
     if unlike:
         identities: list[DataIdentity] = gather_object([identity])
         raise ToastError(

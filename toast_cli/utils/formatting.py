@@ -75,6 +75,11 @@ def _quote_formula(cell: Any) -> Any:
     return cell
 
 
+def remove_formula_quote(cell: str) -> str:
+    """Return the text of a CSV cell without the apostrophe that `format_csv` puts before formulas."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_STARTS) else cell
+
+
 def render_template(template: str, environment: Environment = TEMPLATES, **values: Any) -> str:
     """Render a template to a self-contained page without scripts."""
     return environment.get_template(template).render(version=__version__, **values)

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from toast_cli.cli.output.console import err, print_line
 from toast_cli.cli.output.run_summary import format_headline
-from toast_cli.training.reporter import Reporter
+from toast_cli.training.reporter import B, Reporter
 
 T = TypeVar("T")
 
@@ -59,6 +59,19 @@ class TerminalReporter(Reporter):
             yield item
             self._progress.advance(task)
             self._print_progress_periodically(what, done, total, (time.monotonic() - start) / done)
+        self._progress.remove_task(task)
+
+    def track_samples(self, batches: Iterable[B], total: int, what: str) -> Iterable[B]:
+        """Yield batches of samples and show a progress bar of samples, with their rate."""
+        task, done = self._progress.add_task(what, total=total, note=""), 0
+        start = self._last_printed = time.monotonic()
+        for batch in batches:
+            yield batch
+            done += len(batch)
+            seconds = (time.monotonic() - start) / max(done, 1)
+            rate = f"{1 / max(seconds, 1e-9):,.1f} per second"
+            self._progress.update(task, completed=done, note=rate)
+            self._print_progress_periodically(f"{what}: {rate}", done, total, seconds)
         self._progress.remove_task(task)
 
     def report_step(self, step: int, total: int, metrics: dict[str, Any]) -> None:

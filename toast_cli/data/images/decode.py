@@ -130,7 +130,7 @@ def explain_unknown_format(path: ImageFile) -> str:
     if not start:
         return "It is empty, and not an image."
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
-        return "It is a HEIC image, which Pillow does not decode. Convert it to JPEG or PNG."
+        return "It is a HEIC image, which Pillow decodes only with pillow-heif. Run: pip install pillow-heif"
     if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
         return "It is a JPEG XL image, which Pillow does not decode. Convert it to JPEG or PNG."
     if start.startswith(b"version https://git-lfs"):

@@ -1,4 +1,4 @@
-"""Supported image formats: those that the installed Pillow decodes by itself."""
+"""Supported image formats: those that the installed Pillow decodes, with pillow-heif if that is installed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from functools import cache
 
 UNREADABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Formats that Pillow only identifies, or decodes with another program (EPS, with Ghostscript)."""
+
+HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
+"""Suffixes of HEIC images, which Pillow decodes only with pillow-heif."""
 
 FORMATS_READ_AS_JPEG = frozenset({"MPO"})
 """Formats that Pillow opens as JPEG: several JPEG pictures in one file, as some cameras and phones write."""
@@ -17,6 +20,7 @@ def get_image_formats() -> tuple[str, ...]:
     from PIL import Image
 
     Image.init()
+    _register_heif()
     return tuple(kind for kind in Image.ID if kind not in UNREADABLE_FORMATS)
 
 
@@ -27,3 +31,12 @@ def get_image_suffixes() -> frozenset[str]:
 
     known = {*get_image_formats(), *FORMATS_READ_AS_JPEG}
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in known)
+
+
+def _register_heif() -> None:
+    """Let Pillow decode HEIC images if pillow-heif is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return
+    register_heif_opener()

@@ -36,12 +36,18 @@ def find_listed_files(
         MissingFilesError: some files do not exist; it says under which other names they do.
     """
     list_folder = _make_folder_listing()
-    found = [_find_file(root, name, list_folder) for name in names]
+    found = match_listed_files(root, names, list_folder)
     missing = [index for index, name in enumerate(found) if name is None]
     if missing:
         reasons = explain_missing_files(root, [names[index] for index in missing], list_folder)
         raise MissingFilesError(list(map(describe, missing)), len(names), what, what_to_do, reasons)
     return [name for name in found if name is not None]
+
+
+def match_listed_files(root: Path, names: Sequence[str], list_folder: ListFolder | None = None) -> list[str | None]:
+    """Return the name of the existing file below `root` that each entry of a list means; None if there is none."""
+    list_folder = list_folder or _make_folder_listing()
+    return [_find_file(root, name, list_folder) for name in names]
 
 
 def require_files(files: Sequence[tuple[str, Path]], what: str, what_to_do: str) -> None:

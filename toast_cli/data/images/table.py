@@ -176,6 +176,26 @@ SOURCE = DataSource(
 )
 
 
+def list_table_images(file: Path) -> list[str]:
+    """Return the path of the image in every row of a table, as it is written. Labels and splits are not read.
+
+    Raises:
+        ToastError: the table cannot be read, has no column of paths, or a row has no path.
+    """
+    column: str = TableOptions.model_fields["image_column"].default
+    paths = []
+    for number, row in enumerate(_read_rows(file, find_separator(file, [column]))):
+        if column not in row:
+            raise ToastError(
+                f"{file} has no column '{column}'.",
+                f"Its columns are {', '.join(row)}.",
+                f"Call the column with the images' paths '{column}'.",
+                code="data.missing-column",
+            )
+        paths.append(str(_get_cell(file, number, row, column)))
+    return paths
+
+
 def find_separator(file: Path, columns: Sequence[str]) -> str:
     """Return the character between the cells of a table of text: a comma, a semicolon or a tab; empty for Parquet.
 

@@ -88,11 +88,11 @@ def open_shards(options: WebDatasetOptions, data_dir: Path | None) -> DataSet:
         ToastError: there are no shards, a shard cannot be read, or it has no files of the expected suffixes.
         UsageError: the number of images or classes is unknown or ambiguous.
     """
-    parts, notes = _divide_shards(_find_shards(options.path, data_dir), options)
+    parts, notes = _divide_shards(find_shards(options.path, data_dir), options)
     train, validation = parts["train"], parts.get("val", [])
     samples, validation_samples = options.samples, options.validation_samples
     if options.validation is not None:
-        validation = _find_shards(options.validation, data_dir)
+        validation = find_shards(options.validation, data_dir)
     elif not validation:
         count = min(options.val_shards, len(train) - 1)
         kept, held = hold_out(
@@ -267,7 +267,7 @@ def _list_shard_images(file: str, image: str, field: str) -> list[str]:
     return [name for name in open_archive_index(Path(file)).members if Path(name).name.partition(".")[2] == image]
 
 
-def _find_shards(path: str, data_dir: Path | None) -> list[str]:
+def find_shards(path: str, data_dir: Path | None) -> list[str]:
     """Return the sorted paths of the shards in a folder or matching a pattern.
 
     Raises:

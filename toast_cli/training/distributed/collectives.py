@@ -21,6 +21,7 @@ class Mergeable(Protocol):
 
 
 M = TypeVar("M", bound=Mergeable)
+T = TypeVar("T")
 
 
 def merge_across_processes(counter: M) -> M:
@@ -50,13 +51,41 @@ def share_run_folder(accelerator: Accelerator, make: Callable[[], RunFolder]) ->
     Raises:
         ToastError: the first process could not make it. Every process raises the same error.
     """
+    folder = call_in_first_process(accelerator, make)
+    return RunFolder(folder.path, writes=accelerator.is_main_process)
+
+
+def call_in_first_process(accelerator: Accelerator, call: Callable[[], T]) -> T:
+    """Return, in every process, what the function returns in the first one; the others do not call it.
+
+    Raises:
+        ToastError: the function raised it. Every process raises the same error.
+    """
     result: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            result = [make()]
+            result = [call()]
         except ToastError as error:
             result = [error]
     broadcast_object_list(result)
     if isinstance(result[0], ToastError):
         raise result[0]
-    return RunFolder(result[0].path, writes=accelerator.is_main_process)
+    return result[0]
+
+
+def raise_together(error: ToastError | None) -> None:
+    """Raise an error that a process met in every process, naming the process, so that none waits for another.
+
+    Raises:
+        ToastError: some process met an error.
+    """
+    # Subclasses of errors cannot be sent to another process, but their parts can.
+    parts = None if error is None else (error.what, error.reasons, error.what_to_do, error.exit_code, error.code)
+    found: list[Any] = gather_object([parts])
+    failed = [process for process, parts in enumerate(found) if parts is not None]
+    if len(failed) == len(found) and error is not None:
+        raise error
+    if failed:
+        what, reasons, what_to_do, exit_code, code = found[failed[0]]
+        reasons = (f"In process {failed[0]} of {len(found)}; the others can open it.", *filter(None, reasons))
+        raise ToastError(what, reasons, what_to_do, exit_code=exit_code, code=code)

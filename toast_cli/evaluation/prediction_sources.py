@@ -1,0 +1,291 @@
+"""The images to predict: files, folders, patterns, tables, archives, shards and data sets as one sequence of images."""
+
+from __future__ import annotations
+
+import glob
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from toast_cli import registry
+from toast_cli.data.base import Sample, get_image_splits, set_white
+from toast_cli.data.images.archive_index import ArchiveIndex, open_archive_index
+from toast_cli.data.images.file_formats import HEIF_SUFFIXES
+from toast_cli.data.images.folder_scan import (
+    DiskFolder,
+    FolderContents,
+    describe_unread_files,
+    is_image_name,
+    summarize_file_names,
+)
+from toast_cli.data.images.labelled_files import FileSplit
+from toast_cli.data.images.listed_files import match_listed_files
+from toast_cli.data.images.loader import drop_masks
+from toast_cli.data.images.table import SEPARATORS_BY_SUFFIX, list_table_images
+from toast_cli.data.paths import find_unicode_form
+from toast_cli.data.streams.webdataset import find_shards
+from toast_cli.model.recipe_data import open_data
+from toast_cli.recipe.parse import replace_recipe_fields
+from toast_cli.recipe.schema import Recipe
+from toast_cli.recipe.unvalidated_recipe import expand_shorthand
+from toast_cli.utils.errors import ToastError, UsageError
+
+TABLE_SUFFIXES = frozenset({*SEPARATORS_BY_SUFFIX, ".parquet"})
+ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz"})
+EXPECTED_SOURCES = (
+    "Give image files, folders, quoted patterns ('photos/*.jpg'), tables with a column 'path', zip or tar files, "
+    "shards:FOLDER, or a data set such as hf:NAME."
+)
+
+
+@dataclass(frozen=True)
+class SourceImages:
+    """The images of one source: a split, the path of each image as it is shown, and notes on what is not read."""
+
+    split: Any
+    paths: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PredictionImages:
+    """The images of all sources in one order, without labels: an `ImageSplit`.
+
+    Attributes:
+        splits: the splits of the sources.
+        names: path of every image as it is shown; no two are equal.
+        places: number of its split, and index in that split, of every image, one after the other.
+        notes: sentences on files that are not read.
+    """
+
+    splits: tuple[Any, ...]
+    names: tuple[str, ...]
+    places: tuple[array[int], array[int]]
+    notes: tuple[str, ...] = ()
+    has_masks: bool = False
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """The class 0 for every image: their labels are unknown, or not used."""
+        return (0,) * len(self)
+
+    @property
+    def digest(self) -> str:
+        """A hash of the paths in their order."""
+        return sha256("\n".join(self.names).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def load(self, index: int) -> Sample:
+        """Read one image.
+
+        Raises:
+            ToastError: it cannot be read.
+        """
+        number, inner = self.places[0][index], self.places[1][index]
+        return replace(self.splits[number].load(inner), label=0, name=self.names[index], mask=None)
+
+    def take(self, indices: Sequence[int]) -> PredictionImages:
+        """Return the images at `indices`, in that order."""
+        numbers, inner = (array("l", (place[i] for i in indices)) for place in self.places)
+        return replace(self, names=tuple(self.names[i] for i in indices), places=(numbers, inner))
+
+
+def open_prediction_images(sources: Sequence[str], recipe: Recipe, split: str | None = None) -> PredictionImages:
+    """Find the images of all sources, without opening one. An image that several sources name is taken once.
+
+    Args:
+        sources: what a user types.
+        recipe: the recipe of the run: its data set is opened with its own settings, and its value of white is used.
+        split: the split of data sets; None: all of them.
+
+    Raises:
+        UsageError: there is no such source, or it has no such split.
+        ToastError: a source cannot be read, or has no images.
+    """
+    opened = list(_open_sources(sources, recipe, split))
+    if split is not None and not any(_is_dataset(source) for source in sources):
+        raise UsageError(
+            "--split selects a part of a data set, and no source is one.",
+            what_to_do="Leave --split out, or name a data set: folder:PATH, hf:NAME, ...",
+            code="cli.conflicting-options",
+        )
+    numbers, inner, names = array("l"), array("l"), dict[str, None]()
+    seen: set[str] = set()
+    for number, each in enumerate(opened):
+        root = getattr(each.split, "root", None)
+        for index, path in enumerate(each.paths):
+            key = os.path.abspath(root / each.split.names[index]) if isinstance(root, Path) else path  # noqa: PTH100
+            if key not in seen:
+                seen.add(key)
+                numbers.append(number)
+                inner.append(index)
+                names[_to_text(key if _to_text(path) in names else path)] = None
+    white = recipe.images.white
+    splits = (drop_masks(each.split) for each in opened)
+    return PredictionImages(
+        tuple(split if white is None else set_white(split, white) for split in splits),
+        tuple(names),
+        (numbers, inner),
+        tuple(dict.fromkeys(note for each in opened for note in each.notes)),
+    )
+
+
+def _open_sources(sources: Sequence[str], recipe: Recipe, split: str | None) -> Iterator[SourceImages]:
+    """Yield the images of every source; files that are given one after the other are one split."""
+    files: list[str] = []
+    for source in sources:
+        path = find_unicode_form(Path(source).expanduser())
+        if _is_file(path) and path.suffix.lower() not in TABLE_SUFFIXES | ARCHIVE_SUFFIXES:
+            files.append(str(path))
+            continue
+        if files:
+            yield _make_files(Path(), files)
+            files = []
+        if _is_file(path):
+            yield _open_table(path) if path.suffix.lower() in TABLE_SUFFIXES else _open_archive(path)
+        elif _is_folder(path):
+            yield _open_folder(path)
+        elif source.partition(":")[0] == "shards":
+            yield from _open_shards(source.partition(":")[2], recipe)
+        elif _is_dataset(source):
+            yield from _open_dataset(source, recipe, split)
+        elif glob.has_magic(source):
+            yield from _open_pattern(source)
+        else:
+            raise UsageError(
+                f"There is no file, folder or data set '{source}'.",
+                what_to_do=EXPECTED_SOURCES,
+                code="data.missing-source",
+            )
+    if files:
+        yield _make_files(Path(), files)
+
+
+def _make_files(root: Path, names: Sequence[str], notes: Sequence[str] = ()) -> SourceImages:
+    split = FileSplit(root, tuple(names), (0,) * len(names))
+    return SourceImages(split, tuple(str(root / name) for name in names), tuple(notes))
+
+
+def _open_folder(folder: Path) -> SourceImages:
+    """Return the images below a folder, sorted. HEIC files are among them: reading one says what is missing."""
+    found = DiskFolder(folder).list_files_recursively()
+    heif = [name for name in found.others if Path(name).suffix.lower() in HEIF_SUFFIXES]
+    others = sorted(set(found.others) - set(heif))
+    notes = describe_unread_files(str(folder), [FolderContents([], others, found.links)])
+    names = sorted([*found.images, *heif])
+    if not names:
+        raise ToastError(f"No images found in {folder}.", notes, EXPECTED_SOURCES, code="data.no-images")
+    return _make_files(folder, names, notes)
+
+
+def _open_table(file: Path) -> SourceImages:
+    """Return the images that a table lists, each shown as the table writes it. A missing one is met when it is read."""
+    paths = list_table_images(file)
+    if not paths:
+        raise ToastError(f"{file} lists no images.", code="data.empty-table")
+    found = match_listed_files(file.parent, paths)
+    names = tuple(name or path for name, path in zip(found, paths, strict=True))
+    return SourceImages(FileSplit(file.parent, names, (0,) * len(names)), tuple(paths))
+
+
+def _open_archive(file: Path) -> SourceImages:
+    """Return the images in a zip or tar file."""
+    index = open_archive_index(file)
+    notes = [*index.notes, *describe_unread_files(str(file), [FolderContents([], index.others)])]
+    heif = [name for name in index.others if Path(name).suffix.lower() in HEIF_SUFFIXES]
+    if heif:
+        notes.append(f"{file}: HEIC images, read only with pillow-heif (pip install pillow-heif): {len(heif):,}")
+    if not index.members:
+        raise ToastError(f"No images found in {file}.", notes, code="data.no-images")
+    names = sorted(index.members)
+    return SourceImages(
+        FileSplit(index, tuple(names), (0,) * len(names)), tuple(str(index / name) for name in names), tuple(notes)
+    )
+
+
+def _open_shards(path: str, recipe: Recipe) -> Iterator[SourceImages]:
+    """Yield the images of every shard on disk: a shard is a tar file, whose images can be read in any order."""
+    shards = find_shards(path, Path(recipe.data_dir) if recipe.data_dir else None)
+    if any("://" in shard for shard in shards):
+        raise UsageError(
+            f"The shards {path} are not on this disk.",
+            "Images that are streamed can be neither divided among processes nor skipped by --resume.",
+            "Download the shards, and give their folder as shards:FOLDER.",
+            code="data.streamed",
+        )
+    for shard in shards:
+        yield _open_archive(Path(shard))
+
+
+def _open_pattern(pattern: str) -> Iterator[SourceImages]:
+    """Yield the images, folders and archives that match a pattern with *, ?, [...] or **."""
+    matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
+    suffixes = {match: Path(match).suffix.lower() for match in matches}
+    files = [match for match in matches if is_image_name(match) or suffixes[match] in HEIF_SUFFIXES]
+    others = [match for match in matches if match not in set(files)]
+    folders = [Path(match) for match in others if _is_folder(Path(match))]
+    archives = [Path(match) for match in others if suffixes[match] in (".zip", ".tar")]
+    unread = sorted(set(others) - {str(place) for place in (*folders, *archives)})
+    if "**" in pattern:  # which matches the content of folders, too
+        folders = []
+    if not (files or folders or archives):
+        raise UsageError(
+            f"No images match '{pattern}'.",
+            f"It matches {summarize_file_names(unread)}." if unread else "",
+            EXPECTED_SOURCES,
+            code="data.no-images",
+        )
+    if files:
+        notes = [f"{pattern}: not read, no image suffix: {summarize_file_names(unread)}"] if unread else []
+        yield _make_files(Path(), files, notes)
+    yield from map(_open_folder, folders)
+    yield from map(_open_archive, archives)
+
+
+def _is_dataset(source: str) -> bool:
+    return expand_shorthand("dataset", source)["name"] in registry.list_names(registry.SOURCES)
+
+
+def _open_dataset(source: str, recipe: Recipe, split: str | None) -> Iterator[SourceImages]:
+    """Yield the splits of a data set. The run's own data set has the run's settings."""
+    own = recipe.dataset.model_dump(mode="json")
+    if any(own.get(field) != value for field, value in expand_shorthand("dataset", source).items()):
+        recipe = replace_recipe_fields(recipe, dataset=source)
+    data = open_data(recipe)
+    splits = get_image_splits(data, source)
+    if split is not None and split not in splits:
+        raise UsageError(
+            f"The data set '{source}' has no split '{split}'.",
+            what_to_do=f"Use one of: {', '.join(splits)}.",
+            code="data.missing-split",
+        )
+    for name, each in splits.items():
+        if split in (None, name):
+            root: Any = getattr(each, "root", None)
+            is_file = isinstance(root, Path | ArchiveIndex)
+            yield SourceImages(each, tuple(str(root / one) if is_file else f"{source}/{one}" for one in each.names))
+
+
+def _to_text(path: str) -> str:
+    """Return a path that can be written: bytes of a name that are not UTF-8 are escaped, as `\\udce9`."""
+    return path.encode(errors="backslashreplace").decode()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # the name is too long for the file system, or has a null character
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
