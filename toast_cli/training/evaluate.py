@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from math import isnan
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from toast_cli.attention.table import AttentionShare
 from toast_cli.data.base import BatchLoader, DataSet
 from toast_cli.data.splits import format_class_names
 from toast_cli.model.model import Model
-from toast_cli.tasks.base import Objective
+from toast_cli.tasks.base import Meter, Objective
 from toast_cli.training.distributed.collectives import merge_across_processes, merge_dicts_across_processes
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.step import LossPartsMeter, TrainingStep
@@ -54,9 +55,10 @@ class RegisteredMetrics:
                 metric.update(*found)
 
     def result(self) -> dict[str, float]:
-        """Return the value of every metric that a process has updated. This is a collective call."""
+        """Return the value of every metric that a process has updated, unless it is NaN. This is a collective call."""
         updated = {name: "" for name, metric in self._metrics.items() if metric.update_called}
-        return {name: float(self._metrics[name].compute()) for name in merge_dicts_across_processes(updated)}
+        values = {name: float(self._metrics[name].compute()) for name in merge_dicts_across_processes(updated)}
+        return {name: value for name, value in values.items() if not isnan(value)}
 
 
 @torch.no_grad()
@@ -68,18 +70,20 @@ def evaluate_model(
     with_attention: bool = False,
     step: TrainingStep | None = None,
     answers: SamplePredictions | None = None,
+    meter: Meter | None = None,
 ) -> dict[str, Any]:
     """Return the metrics over all batches of all processes.
 
     With `with_attention`, batches must have masks, and the result includes the attention shares. With a `step`, it
-    includes the parts of its loss. `answers` receives this process's predictions.
+    includes the parts of its loss. `answers` receives this process's predictions. A `meter` given holds the counts of
+    all processes afterwards; its `class_counts` are not part of the metrics.
     """
     was_training = model.training
     model.eval()
     share = AttentionShare() if with_attention else None
     recorder = AttentionRecorder(model) if with_attention else None
     objective = model.objective
-    meter, parts = (step or objective).meter(), LossPartsMeter()
+    meter, parts = meter or (step or objective).evaluation_meter(), LossPartsMeter()
     registered = RegisteredMetrics(objective, accelerator.device)
     for batch in batches:
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
@@ -101,7 +105,8 @@ def evaluate_model(
             if answers is not None:
                 answers.add(objective.predict_classes(outputs), batch)
     model.train(was_training)
-    metrics: dict[str, Any] = {**merge_across_processes(meter).result(), **merge_across_processes(parts).result()}
+    meter.sums = merge_across_processes(meter).sums
+    metrics: dict[str, Any] = {**meter.result(), **merge_across_processes(parts).result()}
     metrics = registered.result() | metrics  # those of the task keep their meaning whatever a plugin is called
     if share is not None:
         metrics["attention_share"] = merge_across_processes(share).result()

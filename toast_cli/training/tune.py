@@ -12,6 +12,9 @@ from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.model_card import format_adapter_card
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.tasks.base import Meter
+from toast_cli.tasks.class_counts import ClassCounts
+from toast_cli.training.class_warnings import describe_small_validation, describe_weak_classes
 from toast_cli.training.distributed.collectives import merge_across_processes
 from toast_cli.training.evaluate import SamplePredictions, evaluate_model, report_skipped_samples
 from toast_cli.training.feature_cache import build_cached_step
@@ -79,6 +82,7 @@ def tune_model(
             **sizes,
             "attention_can_be_drawn": model.backbone.has_attention and model.backbone.preprocessing is not None,
             "selected_epoch": best.epoch,
+            "selected_by": None if best.metrics is None else step.select,
             "validation": best.metrics,
             "test": None,
         }
@@ -89,20 +93,27 @@ def tune_model(
         )
         if folder.writes:  # before the test, which may fail
             save_adapter_folder(folder.adapter, trained, frozen, config, format_adapter_card(config, results))
-        test = None
+        test, warnings = None, describe_small_validation(best.metrics, recipe.training.epochs)
+        if best.class_counts is not None:
+            warnings += describe_weak_classes("val", ClassCounts.from_dict(best.class_counts), data.classes)
         if recipe.test and "test" in data.splits:
             test = session.make_loader("test", with_masks=session.can_measure_attention("test"))
-            results |= evaluate_test_split(run, test)
+            meter = model.objective.evaluation_meter()
+            results |= evaluate_test_split(run, test, meter)
+            warnings += describe_weak_classes("test", meter.class_counts(), data.classes)
             if folder.writes:
                 write_text(folder.adapter / "README.md", format_adapter_card(config, results))
         results["skipped"] = report_skipped_samples(reporter, data, train=train, val=validation, test=test)
+        results["warnings"] = warnings
         results["seconds"] = run.seconds
         folder.write_results(results)
     return folder, results
 
 
-def evaluate_test_split(run: Run, test: BatchLoader) -> dict[str, Any]:
+def evaluate_test_split(run: Run, test: BatchLoader, meter: Meter) -> dict[str, Any]:
     """Return the metrics on the test split and the region of the attention shares; write the predictions.
+
+    The `meter` given, of the task's evaluation, holds the counts by class afterwards.
 
     Without a readable sample there are no metrics, and the user is told.
     """
@@ -111,7 +122,12 @@ def evaluate_test_split(run: Run, test: BatchLoader) -> dict[str, Any]:
     batches = run.reporter.track_progress(test, len(test), "test")
     try:
         metrics = evaluate_model(
-            session.model, batches, session.accelerator, with_attention=with_attention, answers=predictions
+            session.model,
+            batches,
+            session.accelerator,
+            with_attention=with_attention,
+            answers=predictions,
+            meter=meter,
         )
     except ToastError as error:
         if error.code != NOTHING_TO_MEASURE:
