@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from torchmetrics import Metric
 
 from toast_cli.utils.errors import ToastError
 
@@ -19,24 +18,27 @@ BLOCK_SCORES = 8_000_000
 """Maximum number of probabilities in memory when the area is computed."""
 
 
-class MacroAUROC(Metric):
+class MacroAUROC:
     """The mean over classes of the area under the ROC curve of a class against the rest (macro AUROC).
 
     It needs the order of all images by the probability of each class. torchmetrics keeps every score in memory for
     that, or counts them in bins, which is not exact. Here probabilities go to a temporary file in float32, and are
     read and merged over processes in blocks of classes. A class without an image, or of all images, has no area and
     is left out; the result is NaN if no class has one, or if there are more than `MAX_SCORES` probabilities.
+
+    The interface is that of `torchmetrics.Metric`, whose import would take every run as long as that of torch.
     """
 
-    full_state_update = False
-    higher_is_better = True
-
     def __init__(self, classes: int) -> None:
-        super().__init__(sync_on_compute=False)  # `compute` gathers blocks by itself
         self._classes = classes
         self._file = TemporaryFile(prefix="toast-scores-")  # noqa: SIM115 (deleted with this object)
         self._rows = 0
         self._complete = True
+        self.update_called = False
+
+    def to(self, device: torch.device) -> MacroAUROC:
+        """Return this object: its scores are on disk, whatever the device."""
+        return self
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Add logits `[n, classes]` and labels `[n]`.
@@ -44,6 +46,7 @@ class MacroAUROC(Metric):
         Raises:
             ToastError: The temporary folder is full.
         """
+        self.update_called = True
         self._complete = self._complete and (self._rows + len(labels)) * self._classes <= MAX_SCORES
         if not self._complete:
             return

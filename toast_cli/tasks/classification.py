@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from toast_cli.backbones.base import Backbone
     from toast_cli.tasks.auroc import MacroAUROC
-    from toast_cli.tasks.class_counts import ClassificationMeter
+    from toast_cli.tasks.classification_meter import ClassificationMeter
 
 
 class ClassificationOptions(NamedOptions):
@@ -132,7 +132,7 @@ class Classification(Objective):
 
     def evaluation_meter(self) -> ClassificationMeter:
         """Return a new meter of every metric of classification, with counts by class."""
-        from toast_cli.tasks.class_counts import ClassificationMeter
+        from toast_cli.tasks.classification_meter import ClassificationMeter
 
         return ClassificationMeter(self.classes)
 
