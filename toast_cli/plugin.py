@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from toast_cli.steering.steering import PassOutputs as PassOutputs
     from toast_cli.steering.steering import Steering as Steering
     from toast_cli.storage.load_model import LoadedModel as LoadedModel
+    from toast_cli.tasks.base import EpochSelection as EpochSelection
     from toast_cli.tasks.base import Meter as Meter
     from toast_cli.tasks.base import Metric as Metric
     from toast_cli.tasks.base import Objective as Objective
@@ -94,7 +95,7 @@ _NAMES = {
     "toast_cli.methods.feedback": "FeedbackOptions build_steering count_start_images initialize_steering",
     "toast_cli.steering.steering": "BaseSteering PassOutputs Steering",
     "toast_cli.storage.load_model": "LoadedModel",
-    "toast_cli.tasks.base": "Meter Metric Objective Task",
+    "toast_cli.tasks.base": "EpochSelection Meter Metric Objective Task",
     "toast_cli.utils.config": "LOCAL_PATH BaseOptions NamedOptions Switch",
     "toast_cli.utils.constants": "IGNORE_INDEX",
     "toast_cli.utils.errors": "ToastError UsageError did_you_mean",

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.cli.conftest import ROOT, TINY_DEMO, toast
 from toast_cli import registry
+from toast_cli.cli.output.run_summary import build_results_table
 from toast_cli.recipe.lookup import resolve_recorded_name
 from toast_cli.recipe.parse import load_recipe
 from toast_cli.storage.checksums import add_checksum
@@ -34,6 +36,17 @@ def test_a_finished_run_evaluates_to_the_accuracy_that_it_recorded(name: str, he
     said = toast("eval", "--run", FIXTURES / name, "--json", "--out", here / "numbers.json")
     assert said.code == 0, said.err
     assert json.loads(said.out)["test"]["accuracy"] == recorded
+
+
+@pytest.mark.parametrize("name", EARLIER_RUNS)
+def test_the_results_of_a_run_are_shown_without_the_metrics_that_it_did_not_record(name: str) -> None:
+    results = json.loads((FIXTURES / name / "results.json").read_text())
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(build_results_table(name, results))
+    shown = " ".join(capture.get().split())
+    assert f"│ balanced accuracy, test │ {results['test']['class_accuracy']:.2%} │" in shown
+    assert "AUROC" not in shown and "Warning" not in shown
 
 
 @pytest.mark.parametrize("name", EARLIER_RUNS)

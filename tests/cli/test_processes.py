@@ -109,7 +109,7 @@ def test_two_processes_tune_as_one_does_and_speak_as_one(here: Path, launcher: l
     together = two_processes(launcher, "tune", "--output-dir", here / "two", *words)
     assert together.code == 0, together.err
     same_run(here / "two", here / "one", "adapter/adapter_model.safetensors")
-    assert together.out.count("accuracy, test") == 1
+    assert together.out.count("│ accuracy, test") == 1
     assert together.err.count("epoch   2/2") == 1
     assert len((here / "two" / "metrics.jsonl").read_text().splitlines()) == 3
     assert json.loads((here / "two" / "environment.json").read_text())["processes"] == 2

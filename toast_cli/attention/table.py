@@ -21,7 +21,7 @@ from toast_cli.attention.metrics import (
     total_variation_distance,
 )
 from toast_cli.utils.formatting import format_csv
-from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
+from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean, estimate_proportion
 
 METRIC_DESCRIPTIONS = {
     "share_inside": "share of the map inside the object",
@@ -32,6 +32,9 @@ METRIC_DESCRIPTIONS = {
     "share_gained": "share inside the object, pass two less pass one",
 }
 """Descriptions of the metrics; on grids, `share_inside` is the localization score of the grid pointing game."""
+
+HIT_METRICS = ("pointing_hit", "grid_hit")
+"""Metrics that are 0 or 1 for an image, so that their mean is a proportion; of a uniform map, the chance of a hit."""
 
 UNIFORM_MAP = "even"
 """Name of the uniform map, the chance level of the other maps."""
@@ -123,9 +126,10 @@ class AttentionMetricsTable:
         """Return, by map and metric, the mean over images and its 95% interval."""
         means: dict[str, dict[str, Any]] = {}
         for name in self.list_metrics():
-            mean = bootstrap_mean(self.get_values(name))
+            map, measure = name.split("/")
+            is_proportion = measure in HIT_METRICS and map not in (UNIFORM_MAP, UNIFORM_SIMILARITY_MAP)
+            mean = (estimate_proportion if is_proportion else bootstrap_mean)(self.get_values(name))
             if mean is not None:
-                map, measure = name.split("/")
                 means.setdefault(map, {})[measure] = asdict(mean)
         return means
 

@@ -172,7 +172,12 @@ def make_train_val_test_splits(
 def complete_splits(
     parts: dict[str, FileSplit], options: SplitOptions, where: str
 ) -> tuple[dict[str, FileSplit], list[str]]:
-    """Return all splits of a source that has `train` and possibly others, with notes on what was made."""
+    """Return all splits of a source that has `train` and possibly others, with notes on what was made.
+
+    A source without `train` can only be evaluated; nothing is made of it.
+    """
+    if "train" not in parts:
+        return parts, [f"{where} has no train split, so it can only be evaluated"]
     made, notes = make_train_val_splits(parts["train"], parts.get("val"), options)
     if "test" in parts:
         made["test"] = parts["test"]

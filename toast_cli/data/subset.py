@@ -1,17 +1,17 @@
-"""A subset of a split, by indices."""
+"""A subset of a split, by indices, and several splits as one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toast_cli.data.base import describe_masks, get_image_folders, get_split_kind
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from toast_cli.data.base import ImageSplit, Sample, SplitKind
+    from toast_cli.data.base import ImageSplit, Sample, Split, SplitKind
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,52 @@ class SplitSubset:
             ToastError: the image cannot be read; the message names it.
         """
         return self.split.load(self.indices[index])
+
+
+@dataclass(frozen=True)
+class ChainedSplit:
+    """The samples of several splits, one split after the other."""
+
+    splits: tuple[Split, ...]
+
+    @property
+    def kind(self) -> SplitKind:
+        """The kind of the splits."""
+        return get_split_kind(self.splits[0])
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every sample has a mask."""
+        return all(split.has_masks for split in self.splits)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of every sample in messages and tables.
+
+        Raises:
+            AttributeError: the samples of a split have no names.
+        """
+        return [name for split in self.splits for name in split.names]  # type: ignore[attr-defined]
+
+    @property
+    def folders(self) -> frozenset[Path]:
+        """The folders that the images are read from."""
+        return frozenset().union(*map(get_image_folders, self.splits))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.splits))
+
+    def load(self, index: int) -> Any:
+        """Read one sample.
+
+        Raises:
+            ToastError: the sample cannot be read; the message names it.
+        """
+        for split in self.splits:
+            if index < len(split):
+                return split.load(index)
+            index -= len(split)
+        raise IndexError(index)
 
 
 def draw_subset(split: ImageSplit, count: int | None, seed: int = 0) -> ImageSplit:

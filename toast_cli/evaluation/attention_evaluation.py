@@ -24,7 +24,7 @@ from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.statistics import bootstrap_mean
+from toast_cli.utils.statistics import bootstrap_mean, estimate_proportion
 from toast_cli.visualize.view import AttentionViewer
 
 DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
@@ -248,7 +248,8 @@ def sweep_feedback_strength(
             ("shift", "passes/shift"),
         ):
             if column in numbers.rows[0]:
-                mean = bootstrap_mean(numbers.get_values(column))
+                estimate = estimate_proportion if column == "correct" else bootstrap_mean
+                mean = estimate(numbers.get_values(column))
                 if mean is not None:
                     measured[name] = asdict(mean)
         lines.append(measured)

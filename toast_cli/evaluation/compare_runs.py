@@ -26,7 +26,7 @@ from toast_cli.storage.run_folder import is_unfinished
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.names import make_names_unique
-from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
+from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean, estimate_paired_difference
 from toast_cli.visualize.view import AttentionViewer
 
 SEED_SUFFIX = re.compile(r"-?seed\d+(-\d+)?$")
@@ -105,12 +105,12 @@ class RunComparison:
         """
         if what == "inside" and one.kind != other.kind:
             return None
-        first, second = getattr(one, what), getattr(other, what)
-        return (
-            None
-            if first is None or second is None
-            else bootstrap_mean(second - first, intervals=len(self.iterate_pairs()))
-        )
+        first, second, pairs = getattr(one, what), getattr(other, what), len(self.iterate_pairs())
+        if first is None or second is None:
+            return None
+        if what == "correct":
+            return estimate_paired_difference(first, second, pairs)
+        return bootstrap_mean(second - first, intervals=pairs)
 
     def find_most_disputed(self, count: int) -> list[int]:
         """Return the indices of the images on which the runs disagree most, in decreasing order.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from toast_cli.evaluation.open_run import OpenedRun, RunRequest, open_run, open_session
+from toast_cli.data.base import BatchLoader, DataSet
+from toast_cli.data.subset import ChainedSplit
+from toast_cli.evaluation.open_run import ALL_SPLITS, OpenedRun, RunRequest, open_run, open_session
 from toast_cli.model.mirror_average import DESCRIPTION, require_mirrorable
 from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.tasks.segmentation import Segmentation
+from toast_cli.training.class_warnings import describe_weak_classes
 from toast_cli.training.evaluate import (
     AnswersCallback,
     SamplePredictions,
@@ -28,7 +32,7 @@ def evaluate_run(
     require_classes: bool = False,
     flips: bool = False,
 ) -> dict[str, Any]:
-    """Return the metrics of a saved model on a split, with its size and cost.
+    """Return the metrics of a saved model on a split, or on every split together (`all`), with its size and cost.
 
     `evaluation` is how a segmentation model is applied to images, `whole` or `slide`; None keeps the run's setting.
     `on_answers` receives the model's answers to the split; `require_classes` refuses a model that gives none. With
@@ -37,7 +41,7 @@ def evaluate_run(
     Raises:
         UsageError: the split does not exist, `alpha` is set for a model without feedback, `evaluation` is not valid,
             the model does not answer with classes, or it cannot be used with `flips`.
-        ToastError: the classes of the data set differ from the model's, or the run or its data cannot be loaded.
+        ToastError: the data set has classes that the model does not know, or the run or its data cannot be loaded.
     """
     run, split = open_run(request), request.split
     if flips:
@@ -47,18 +51,30 @@ def evaluate_run(
     if require_classes and not answers_with_classes(run.model.objective):
         raise make_no_classes_error(run)
     session, recipe = open_session(run, reporter), run.recipe
-    with_attention = session.can_measure_attention(split)
-    batches = session.make_loader(split, with_masks=with_attention)
-    predictions = SamplePredictions()
-    tracked = reporter.track_progress(batches, len(batches), split)
+    parts = tuple(session.data.splits) if split == ALL_SPLITS else (split,)
+    samples = session.data.splits[split] if split in parts else ChainedSplit(tuple(session.data.splits.values()))
+    with_attention = all(map(session.can_measure_attention, parts))
+    loaders = {part: session.make_loader(part, with_masks=with_attention) for part in parts}
+    predictions, meter = SamplePredictions(), run.model.objective.evaluation_meter()
     metrics = evaluate_model(
-        run.model, tracked, run.accelerator, with_attention=with_attention, answers=predictions, flips=flips
+        run.model,
+        reporter.track_progress(_chain_batches(session.data, loaders), sum(map(len, loaders.values())), split),
+        run.accelerator,
+        with_attention=with_attention,
+        answers=predictions,
+        flips=flips,
+        meter=meter,
     )
-    answers = collect_answers(session, split, batches, predictions)
+    for loader in loaders.values():
+        predictions.names |= getattr(loader, "names", {})
+    answers = collect_answers(session, split, samples, predictions)
     if require_classes and answers is None:  # the task of a plugin that predicts none
         raise make_no_classes_error(run)
     if answers is not None and on_answers is not None and run.accelerator.is_main_process:
         on_answers(answers)
+    warnings = describe_weak_classes(split, meter.class_counts(), session.data.classes)
+    if request.dataset is None and {"train", "val"} & set(parts):
+        warnings.append(f"{split}: the model was trained on train and selected on val, so only test is unseen.")
     return {
         "run": str(request.path),
         "backbone": recipe.backbone.name,
@@ -70,7 +86,8 @@ def evaluate_run(
         **({"test_time_flips": DESCRIPTION} if flips else {}),
         **session.measure_model_sizes(),
         {"val": "validation"}.get(split, split): metrics,
-        "skipped": report_skipped_samples(reporter, session.data, **{split: batches}),
+        "warnings": warnings,
+        "skipped": report_skipped_samples(reporter, session.data, **loaders),
     }
 
 
@@ -82,6 +99,15 @@ def make_no_classes_error(run: OpenedRun) -> UsageError:
         what_to_do="Leave --report out.",
         code="task.no-classes",
     )
+
+
+def _chain_batches(data: DataSet, loaders: Mapping[str, BatchLoader]) -> Iterator[dict[str, Any]]:
+    """Yield the batches of several splits, with the indices of their samples in the chain of the splits."""
+    before = 0
+    for part, loader in loaders.items():
+        for batch in loader:
+            yield {**batch, "index": batch["index"] + before} if before and "index" in batch else batch
+        before += len(data.splits[part])
 
 
 def apply_evaluation_mode(run: OpenedRun, evaluation: str) -> None:

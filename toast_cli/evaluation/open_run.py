@@ -26,12 +26,24 @@ from toast_cli.training.session import Session
 from toast_cli.utils.constants import PYTHON_DATA
 from toast_cli.utils.errors import ToastError, UsageError
 
+ALL_SPLITS = "all"
+"""The split of a request for every split together, which only the evaluation of metrics supports."""
+
+NEEDS_CLASS_NAMES = (
+    "data.no-train-split",
+    "data.too-few-classes",
+    "data.class-without-images",
+    "data.unknown-class",
+)
+"""Codes of errors of a data set that cannot be trained on, but can be evaluated with the classes of a run."""
+
 
 @dataclass(frozen=True)
 class RunRequest:
     """A request to open a run; fields that are None come from the run's recipe.
 
-    `alpha` scales the feedback signals. `data` is data given in Python, instead of a data set's name.
+    `split` may be `ALL_SPLITS`. `alpha` scales the feedback signals. `data` is data given in Python, instead of a data
+    set's name.
     """
 
     path: Path
@@ -100,51 +112,80 @@ def open_session(run: OpenedRun, reporter: Reporter) -> Session:
 
     Raises:
         UsageError: the split does not exist.
-        ToastError: the classes of the data set differ from the model's, or it cannot be opened.
+        ToastError: the data set has classes that the model does not know, or it cannot be opened.
     """
     data, split = open_run_data(run, reporter), run.request.split
-    if split not in data.splits:
+    if split != ALL_SPLITS and split not in data.splits:
         raise UsageError(
             f"The data set has no split '{split}'.",
             what_to_do=f"Use one of: {', '.join(data.splits)}.",
             code="data.missing-split",
         )
-    changed = describe_changed_split(run.request.path, split, data) if run.request.dataset is None else None
-    if changed is not None:
-        reporter.report_message(f"{changed} Its results cannot be compared with those of the run.")
+    if run.request.dataset is not None:
+        for note in data.notes:
+            reporter.report_message(note)
+    else:
+        for part in data.splits if split == ALL_SPLITS else (split,):
+            if (changed := describe_changed_split(run.request.path, part, data)) is not None:
+                reporter.report_message(f"{changed} Its results cannot be compared with those of the run.")
     return Session(run.recipe, data, run.model, run.accelerator)
 
 
 def open_run_data(run: OpenedRun, reporter: Reporter) -> DataSet:
     """Open the data set to evaluate a run on, with its classes in the model's order.
 
-    A data set other than the run's own may have the same classes in another order; it is reordered, with a message. In
-    the run's own data set, another order means that the model and the data do not belong together, unless earlier
-    versions sorted names in another form of Unicode.
+    A data set other than the run's own may have the same classes in another order, or some of them, and needs no train
+    split: its labels are matched by the names of the classes. In the run's own data set, another order means that the
+    model and the data do not belong together, unless earlier versions sorted names in another form of Unicode.
 
     Raises:
-        ToastError: the classes of the data set differ from the model's, or it cannot be opened.
+        ToastError: the data set has classes that the model does not know, or it cannot be opened.
     """
-    data, classes = open_shared_data(run.recipe, run.accelerator), normalize_class_names(run.classes)
-    may_reorder = run.request.dataset is not None or classes != run.classes
-    if may_reorder and data.classes != classes and sorted(data.classes) == sorted(classes):
-        data = open_data_in_class_order(classes, run.recipe, data)
-        reporter.report_message(
-            "The data has the classes of the run in another order; they were reordered to match the run."
-        )
+    classes, is_other = normalize_class_names(run.classes), run.request.dataset is not None
+    try:
+        data = open_shared_data(run.recipe, run.accelerator)
+    except ToastError as error:
+        if not (is_other and error.code in NEEDS_CLASS_NAMES and can_list_classes(run.recipe)):
+            raise
+        data = open_data_with_classes(classes, run.recipe, run.request.path)
+    same = sorted(data.classes) == sorted(classes)
+    may_match = (is_other and set(data.classes) <= set(classes)) or (same and classes != run.classes)
+    if may_match and data.classes != classes and can_list_classes(run.recipe):
+        data = open_data_with_classes(classes, run.recipe, run.request.path)
+        if same:
+            reporter.report_message(
+                "The data has the classes of the run in another order; they were reordered to match the run."
+            )
     check_classes(classes, data.classes, run.request.path)
     return data
 
 
-def open_data_in_class_order(classes: tuple[str, ...], recipe: Recipe, data: DataSet) -> DataSet:
-    """Open the data set again with these classes; return `data` if it does not support a list of classes."""
-    if getattr(recipe.dataset, "class_file", "none") is not None:
-        return data
+def can_list_classes(recipe: Recipe) -> bool:
+    """Return whether the data source accepts a list of classes, and the recipe gives none."""
+    return getattr(recipe.dataset, "class_file", "none") is None
+
+
+def open_data_with_classes(classes: tuple[str, ...], recipe: Recipe, path: Path) -> DataSet:
+    """Open the data set with the classes of the run in `path` as its class file.
+
+    Raises:
+        ToastError: the data set has other classes, or it cannot be opened.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "classes.json"
         file.write_text(json.dumps(classes), encoding="utf-8")
         dataset = recipe.dataset.model_dump(mode="json") | {"class_file": str(file)}
-        return open_data(replace_recipe_fields(recipe, dataset=dataset))
+        try:
+            return open_data(replace_recipe_fields(recipe, dataset=dataset))
+        except ToastError as error:
+            if error.code != "data.unknown-class":
+                raise
+            raise ToastError(
+                f"The data set has classes that {path} was not trained on.",
+                (error.what, "The class file lists the classes of the run."),
+                "Leave those images out, or evaluate on other data.",
+                code="data.wrong-classes",
+            ) from error
 
 
 def check_classes(model: tuple[str, ...], data: tuple[str, ...], path: Path) -> None:
@@ -158,6 +199,6 @@ def check_classes(model: tuple[str, ...], data: tuple[str, ...], path: Path) -> 
     raise ToastError(
         f"The classes of the data set differ from those that {path} was trained on.",
         describe_class_differences(model, data),
-        "Evaluate on data with the same classes.",
+        "Evaluate on data with the same classes, or some of them.",
         code="data.wrong-classes",
     )

@@ -21,7 +21,7 @@ from toast_cli.methods.peft_injection import disable_peft_layers, merge_peft_lay
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.folding import FoldedSteering
 from toast_cli.steering.steering import PassOutputs, Steering, run_one_pass
-from toast_cli.tasks.base import Objective
+from toast_cli.tasks.base import EpochSelection, Objective
 from toast_cli.utils.errors import ToastError, UsageError, require_type
 from toast_cli.utils.tensor_fingerprints import hash_tensors
 
@@ -213,6 +213,8 @@ def build_model(
         objective.metrics = {
             name: partial(metric.build, classes) for name, metric in plugins.metrics.items() if metric.needs == "logits"
         }
+    if (select := getattr(recipe.task, "select", None)) is not None:
+        objective.selection = EpochSelection(select, plugins.task.list_selectable_metrics(plugins.metrics)[select])
     model = Model(adapted, objective, stock)
     if not model.get_trained_parameters():
         raise UsageError(

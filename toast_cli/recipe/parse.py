@@ -24,7 +24,7 @@ from toast_cli.recipe.unvalidated_recipe import (
 )
 from toast_cli.recipe.validation_errors import RecipeProblem, convert_validation_error, make_recipe_error
 from toast_cli.utils.config import NamedOptions
-from toast_cli.utils.errors import UsageError
+from toast_cli.utils.errors import UsageError, did_you_mean
 
 _GROUPS = {"dataset": registry.SOURCES, "method": registry.METHODS, "task": registry.TASKS}
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -101,11 +101,14 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
         problems += convert_validation_error(error, (), draft, models)
     if not problems:
         problems += _find_unfit_task(plugins["dataset"], sections["dataset"], sections["task"])
+    metrics = registry.load_all(registry.METRICS)
+    if not problems:
+        problems += _find_unknown_metric(plugins["task"], sections["task"], metrics)
     if problems:
         raise make_recipe_error(problems, draft)
     recipe = recipe.model_copy(update=sections)
     packages = {section: _find_package(section, sections[section].name) for section in plugins}
-    recipe._plugins = RecipePlugins(**plugins, metrics=registry.load_all(registry.METRICS), packages=packages)
+    recipe._plugins = RecipePlugins(**plugins, metrics=metrics, packages=packages)
     return recipe
 
 
@@ -189,6 +192,15 @@ def _find_unfit_task(source: Any, options: NamedOptions, task: NamedOptions) -> 
             "Use voc, ade20k, masks:PATH or demo-segmentation, or leave task.name out."
         )
     return [RecipeProblem(("task", "name"), text, task.name, code="recipe.unfit-task")]
+
+
+def _find_unknown_metric(task: Any, options: NamedOptions, registered: Mapping[str, Any]) -> list[RecipeProblem]:
+    """Return a problem if the field `select` of a task's options names no metric that can select an epoch."""
+    select, known = getattr(options, "select", None), task.list_selectable_metrics(registered)
+    if select is None or select in known:
+        return []
+    hint = did_you_mean(select, known)
+    return [RecipeProblem(("task", "select"), f"there is no such metric. {hint}", select, code="recipe.unknown-choice")]
 
 
 def _load_plugin(section: str, content: Any) -> Any:

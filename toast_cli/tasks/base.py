@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isfinite
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from toast_cli.utils.config import NamedOptions
+from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from toast_cli.backbones.base import Backbone, Readout
+    from toast_cli.tasks.class_counts import ClassCounts
 
 
 class Meter(ABC):
@@ -39,6 +42,10 @@ class Meter(ABC):
         """Return the counts of pixels `[labelled, predicted]` so far; None for tasks without a class per pixel."""
         return None
 
+    def class_counts(self) -> ClassCounts | None:
+        """Return the counts by class, which are too many for a line of metrics; None if the task has none."""
+        return None
+
     def merge(self, other: Meter) -> None:
         """Add the counts of another meter of the same kind, from another process."""
         self.sums = {name: value + other.sums[name] for name, value in self.sums.items()}
@@ -57,6 +64,30 @@ Target = Literal["class", "labels", "number", "pixels", "text"]
 """What a model answers for a sample: one class, several labels, numbers, a class for every pixel, or text."""
 
 
+@dataclass(frozen=True)
+class EpochSelection:
+    """The metric that selects the best epoch: its name, and whether higher is better."""
+
+    name: str
+    higher: bool = True
+
+    def score(self, metrics: Mapping[str, Any]) -> float:
+        """Return the metric with its sign chosen so that higher is better.
+
+        Raises:
+            ToastError: The metric is not defined on this split.
+        """
+        value = metrics.get(self.name)
+        if value is None or not isfinite(value):
+            raise ToastError(
+                f"The best epoch cannot be selected by {self.name}: it is not defined on the validation split.",
+                f"It was {value}." if value is not None else "",
+                "Choose another metric with task.select=NAME, or add validation images of more classes.",
+                code="task.undefined-metric",
+            )
+        return value if self.higher else -value
+
+
 class Objective(ABC):
     """The objective of a task: `head` maps features to outputs, the other methods compute losses and metrics.
 
@@ -66,7 +97,7 @@ class Objective(ABC):
     scores: such a task trains a backbone and gives no predictions. `metrics` makes the registered metrics of the
     logits by name. `target` is what the model answers for a sample. `output_layers` are the layers within the head
     whose weights have a row for each of `Task.name_outputs`, so that a model for other classes can start from these
-    rows; the empty name is the head itself.
+    rows; the empty name is the head itself. `selection` is the metric that selects the best epoch.
     """
 
     head: nn.Module
@@ -76,6 +107,7 @@ class Objective(ABC):
     has_variable_cost: bool = False
     class_scores: bool = True
     output_layers: tuple[str, ...] = ("",)
+    selection: EpochSelection = EpochSelection("loss", higher=False)
     metrics: Mapping[str, Callable[[], Any]] = MappingProxyType({})
 
     @abstractmethod
@@ -155,23 +187,41 @@ class Objective(ABC):
 
     @abstractmethod
     def meter(self) -> Meter:
-        """Return a new meter."""
+        """Return a new meter. Training adds every batch to one, so it should be cheap."""
 
-    @abstractmethod
+    def evaluation_meter(self) -> Meter:
+        """Return a new meter for validation, test and `toast eval`, which may measure more.
+
+        It is merged over processes, but never saved.
+        """
+        return self.meter()
+
     def score(self, metrics: Mapping[str, Any]) -> float:
         """Return the score that selects the best epoch, from its validation metrics. Higher is better."""
+        return self.selection.score(metrics)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A registered task: its options, and `build(options, backbone, classes)`, which returns its `Objective`.
+    """A registered task.
 
-    `name_outputs(options, classes)` returns the names of the head's outputs in their order: by default the classes.
+    Args:
+        options: Its options. A field `select` names the metric that selects the best epoch.
+        build: Returns its `Objective`, given the options, the backbone and the class names.
+        name_outputs: Returns the names of the head's outputs in their order, given the options and the class names; by
+            default the classes.
+        metrics: The metrics of its meter that `select` may name, and whether higher is better.
     """
 
     options: type[NamedOptions]
     build: Callable[[Any, Backbone, tuple[str, ...]], Objective]
     name_outputs: Callable[[Any, tuple[str, ...]], tuple[str, ...]] = lambda options, classes: classes
+    metrics: Mapping[str, bool] = field(default_factory=dict)
+
+    def list_selectable_metrics(self, registered: Mapping[str, Metric]) -> dict[str, bool]:
+        """Return what `select` may name, and whether higher is better: `metrics` and those `registered` for logits."""
+        of_logits = {name: metric.higher for name, metric in registered.items() if metric.needs == "logits"}
+        return {**(of_logits if "accuracy" in self.metrics else {}), **self.metrics}
 
 
 @dataclass(frozen=True)

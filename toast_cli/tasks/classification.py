@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 from pydantic import Field, PositiveFloat
 
-from toast_cli.tasks.base import Meter, Objective, Task
+from toast_cli.tasks.base import EpochSelection, Meter, Metric, Objective, Task
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.constants import IGNORE_INDEX, NOTHING_TO_MEASURE
 from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from toast_cli.backbones.base import Backbone
+    from toast_cli.tasks.auroc import MacroAUROC
+    from toast_cli.tasks.classification_meter import ClassificationMeter
 
 
 SMALLEST_MISS = 1e-6
@@ -52,10 +54,15 @@ class ClassificationOptions(NamedOptions):
     head: Literal["new", "own"] = Field(
         "new", description="new: train a new head for these classes; own: use the backbone's own classifier, frozen"
     )
+    select: str = Field(
+        "accuracy",
+        examples=["macro_f1"],
+        description="metric on the validation split that selects the best epoch; loss is minimized",
+    )
 
 
-class ClassificationMeter(Meter):
-    """Accuracy over all images, mean per-class accuracy, and cross-entropy."""
+class TrainingMeter(Meter):
+    """The cheap metrics of a training epoch: accuracy over all images, mean per-class accuracy, and cross-entropy."""
 
     def __init__(self, classes: int) -> None:
         import torch
@@ -96,6 +103,8 @@ class ClassificationMeter(Meter):
 
 class Classification(Objective):
     """Head, loss and metrics for a fixed, ordered set of classes."""
+
+    selection = EpochSelection("accuracy")
 
     def __init__(
         self, head: nn.Module, classes: int, options: ClassificationOptions, weights: Tensor | None = None
@@ -172,13 +181,15 @@ class Classification(Objective):
         labelled = batch["label"] != IGNORE_INDEX
         return outputs[labelled].float(), batch["label"][labelled]
 
-    def meter(self) -> ClassificationMeter:
+    def meter(self) -> TrainingMeter:
         """Return a new meter of accuracy and cross-entropy."""
-        return ClassificationMeter(self.classes)
+        return TrainingMeter(self.classes)
 
-    def score(self, metrics: Mapping[str, Any]) -> float:
-        """Return the accuracy."""
-        return metrics["accuracy"]
+    def evaluation_meter(self) -> ClassificationMeter:
+        """Return a new meter of every metric of classification, with counts by class."""
+        from toast_cli.tasks.classification_meter import ClassificationMeter
+
+        return ClassificationMeter(self.classes)
 
 
 def build_classification(
@@ -187,10 +198,18 @@ def build_classification(
     """Build a linear head (weights normal with standard deviation 0.02, bias zero), or use the backbone's classifier.
 
     Raises:
-        UsageError: The backbone has no classifier, or it does not know these classes, or a weight is for another class.
+        UsageError: The backbone has no classifier, or it does not know these classes; a weight is for another class; or
+            `select` needs more classes.
     """
     from torch import nn
 
+    if options.select == "top5_accuracy" and len(classes) <= 5:
+        raise UsageError(
+            "task.select=top5_accuracy needs more than five classes.",
+            f"The data has {len(classes)}.",
+            "Choose another metric.",
+            code="task.undefined-metric",
+        )
     weights = _order_weights(options.class_weights, classes)
 
     if options.head == "own":
@@ -260,4 +279,20 @@ def _order_weights(given: str | Mapping[str, float] | None, classes: tuple[str, 
     return weights
 
 
-TASK = Task(ClassificationOptions, build_classification)
+def build_auroc(classes: tuple[str, ...]) -> MacroAUROC:
+    """Build the mean area under the ROC curve, one class against the rest."""
+    from toast_cli.tasks.auroc import MacroAUROC
+
+    return MacroAUROC(len(classes))
+
+
+HIGHER = (
+    "accuracy top5_accuracy class_accuracy macro_precision macro_recall macro_f1 weighted_precision "
+    "weighted_recall weighted_f1"
+)
+TASK = Task(
+    ClassificationOptions,
+    build_classification,
+    metrics={**dict.fromkeys(HIGHER.split(), True), "calibration_error": False, "loss": False},
+)
+AUROC = Metric("AUROC", build_auroc)

@@ -85,10 +85,6 @@ class LanguageModeling(Objective):
         """Return a new meter of loss and perplexity."""
         return LanguageMeter()
 
-    def score(self, metrics: Mapping[str, Any]) -> float:
-        """Return the negative loss."""
-        return -metrics["loss"]
-
 
 def build_language_modeling(
     options: LanguageModelingOptions, backbone: Backbone, classes: tuple[str, ...]

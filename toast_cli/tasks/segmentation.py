@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from toast_cli.backbones.image_options import PixelOptions
-from toast_cli.tasks.base import Objective, Task
+from toast_cli.tasks.base import EpochSelection, Objective, Task
 from toast_cli.utils.constants import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -39,6 +39,11 @@ class SegmentationOptions(PixelOptions):
         description="slide: a window of the backbone's input size slides over the image at its own aspect ratio; "
         "whole: every image is resized to that size",
     )
+    select: str = Field(
+        "mean_iou",
+        examples=["pixel_accuracy"],
+        description="metric on the validation split that selects the best epoch; loss is minimized",
+    )
     stride: float = Field(2 / 3, gt=0, le=1, description="evaluation=slide: step of the window as a share of its side")
 
 
@@ -56,6 +61,7 @@ class Segmentation(Objective):
     dense = True
     target = "pixels"
     output_layers = ("upernet.classifier", "auxiliary.classifier")
+    selection = EpochSelection("mean_iou")
 
     def __init__(
         self, head: nn.Module, classes: tuple[str, ...], window: tuple[int, int], options: SegmentationOptions
@@ -116,10 +122,6 @@ class Segmentation(Objective):
 
         return SegmentationMeter(self.classes)
 
-    def score(self, metrics: Mapping[str, Any]) -> float:
-        """Return the mean IoU."""
-        return metrics["mean_iou"]
-
 
 def build_segmentation(options: SegmentationOptions, backbone: Backbone, classes: tuple[str, ...]) -> Segmentation:
     """Build the objective with a new UperNet for these classes.
@@ -135,4 +137,8 @@ def build_segmentation(options: SegmentationOptions, backbone: Backbone, classes
     return Segmentation(head, classes, window, options)
 
 
-TASK = Task(SegmentationOptions, build_segmentation)
+TASK = Task(
+    SegmentationOptions,
+    build_segmentation,
+    metrics={"mean_iou": True, "pixel_accuracy": True, "class_accuracy": True, "loss": False},
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from toast_cli.data.base import BatchLoader, DataSet, Split
 from toast_cli.data.splits import format_class_names
 from toast_cli.model.mirror_average import average_with_mirror
 from toast_cli.model.model import Model
-from toast_cli.tasks.base import Objective, Target
+from toast_cli.tasks.base import Meter, Objective, Target
 from toast_cli.training.distributed.collectives import merge_across_processes, merge_dicts_across_processes
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session
@@ -105,13 +106,14 @@ AnswersCallback = Callable[[SplitAnswers], None]
 
 
 def collect_answers(
-    session: Session, split: str, batches: BatchLoader, predictions: SamplePredictions
+    session: Session, split: str, samples: Split, predictions: SamplePredictions
 ) -> SplitAnswers | None:
     """Return the answers of all processes to a split; None if the model answers with something else than classes.
 
+    `split` is the name of the `samples`.
+
     This is a collective call: all processes must make it.
     """
-    predictions.names |= getattr(batches, "names", {})
     merged = merge_across_processes(predictions)
     columns = merged.get_columns()
     if not columns and merged.confusion is None:
@@ -121,7 +123,7 @@ def collect_answers(
         session.model.objective.target,
         {**recipe.dataset.model_dump(mode="json"), "data_dir": recipe.data_dir},
         split,
-        data.splits[split],
+        samples,
         data.classes,
         columns,
         merged.confusion,
@@ -143,9 +145,10 @@ class RegisteredMetrics:
                 metric.update(*found)
 
     def result(self) -> dict[str, float]:
-        """Return the value of every metric that a process has updated. This is a collective call."""
+        """Return the value of every metric that a process has updated, unless it is NaN. This is a collective call."""
         updated = {name: "" for name, metric in self._metrics.items() if metric.update_called}
-        return {name: float(self._metrics[name].compute()) for name in merge_dicts_across_processes(updated)}
+        values = {name: float(self._metrics[name].compute()) for name in merge_dicts_across_processes(updated)}
+        return {name: value for name, value in values.items() if not isnan(value)}
 
 
 @torch.no_grad()
@@ -158,19 +161,21 @@ def evaluate_model(
     step: TrainingStep | None = None,
     answers: SamplePredictions | None = None,
     flips: bool = False,
+    meter: Meter | None = None,
 ) -> dict[str, Any]:
     """Return the metrics over all batches of all processes.
 
     With `with_attention`, batches must have masks, and the result includes the attention shares. With a `step`, it
     includes the parts of its loss. `answers` receives this process's predictions. With `flips`, scores are averaged
-    with those of the mirror images; attention is that of the images.
+    with those of the mirror images; attention is that of the images. A `meter` given holds the counts of all processes
+    afterwards; its `class_counts` are not part of the metrics.
     """
     was_training = model.training
     model.eval()
     share = AttentionShare() if with_attention else None
     recorder = AttentionRecorder(model) if with_attention else None
     objective = model.objective
-    meter, parts = (step or objective).meter(), LossPartsMeter()
+    meter, parts = meter or (step or objective).evaluation_meter(), LossPartsMeter()
     registered = RegisteredMetrics(objective, accelerator.device)
     for batch in batches:
         batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
@@ -194,10 +199,10 @@ def evaluate_model(
             if answers is not None:
                 answers.add(objective, outputs, batch)
     model.train(was_training)
-    merged = merge_across_processes(meter)
-    if answers is not None and (confusion := merged.get_confusion()) is not None:
+    meter.sums = merge_across_processes(meter).sums
+    if answers is not None and (confusion := meter.get_confusion()) is not None:
         answers.confusion = confusion.numpy()
-    metrics: dict[str, Any] = {**merged.result(), **merge_across_processes(parts).result()}
+    metrics: dict[str, Any] = {**meter.result(), **merge_across_processes(parts).result()}
     metrics = registered.result() | metrics  # those of the task keep their meaning whatever a plugin is called
     if share is not None:
         metrics["attention_share"] = merge_across_processes(share).result()

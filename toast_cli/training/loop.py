@@ -66,6 +66,7 @@ class TrainingLoop:
         self.average = None if training.ema is None else ExponentialMovingAverage(self.model, training.ema)
         self.at, self.best, self.stop = TrainingProgress(), BestEpoch(), InterruptHandler()
         self.tally = EpochMetrics(step)
+        self.meter = step.evaluation_meter()
         self.kept: TrainingProgress | None = None
 
     def fit(self) -> BestEpoch:
@@ -188,8 +189,14 @@ class TrainingLoop:
         try:
             with self.use_validated_weights(), self.stop.interrupt_immediately() if alone else nullcontext():
                 step, attention = (None, True) if self.validate_attention else (self.step, False)
+                self.meter = self.step.evaluation_meter()
                 metrics = evaluate_model(
-                    self.model, self.validation, self.accelerator, step=step, with_attention=attention
+                    self.model,
+                    self.validation,
+                    self.accelerator,
+                    step=step,
+                    with_attention=attention,
+                    meter=self.meter,
                 )
         except KeyboardInterrupt:
             self.save()
@@ -223,7 +230,9 @@ class TrainingLoop:
         is_best = self.validation is None
         if metrics is not None:
             line["validation"] = metrics
-            is_best = self.best.update(epoch, metrics, self.step.score(metrics))
+            counts = self.meter.class_counts()
+            plain = None if counts is None else counts.to_dict()
+            is_best = self.best.update(epoch, metrics, self.step.score(metrics), plain)
         elif is_best:
             self.best.epoch = epoch
         self._check_weights()
@@ -234,7 +243,7 @@ class TrainingLoop:
         self.log({**line, "best": is_best})
         at.epochs, at.batches, self.tally = epoch, 0, EpochMetrics(self.step)
         self.save()
-        self.reporter.report_epoch(epoch, self.training.epochs, line, is_best)
+        self.reporter.report_epoch(epoch, self.training.epochs, {**line, "select": self.step.select}, is_best)
         progress = (epoch, self.training.epochs, at.steps)
         info = EpochInfo(self.folder.path, self.model, *progress, train, metrics, is_best)
         if self._call_back(self.callbacks.after_epoch, info) and metrics is None and self.validation is not None:

@@ -140,6 +140,12 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
         recipe.training, accelerator.device, partial(shard_module, accelerator) if recipe.training.shard else None
     )
     data = open_shared_data(recipe, accelerator)
+    if "train" not in data.splits:
+        raise UsageError(
+            f"The data set '{recipe.dataset.name}' has no train split, so it can only be evaluated.",
+            what_to_do="Add training images, or use 'toast eval --dataset'.",
+            code="data.no-train-split",
+        )
     if recipe.training.patience is not None and "val" not in data.splits:
         raise UsageError(
             "training.patience needs a validation split, and the data set has none.",

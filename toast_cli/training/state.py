@@ -20,17 +20,24 @@ from toast_cli.utils.errors import ToastError
 
 @dataclass
 class BestEpoch:
-    """The best epoch by validation score, where higher is better. The lower validation loss breaks a tie."""
+    """The best epoch by validation score, where higher is better. The lower validation loss breaks a tie.
+
+    `class_counts` are its counts by class on the validation split (see `ClassCounts.to_dict`), if the task has them.
+    """
 
     epoch: int = 0
     score: list[float] = field(default_factory=lambda: [-sys.float_info.max] * 2)
     metrics: dict[str, Any] | None = None
+    class_counts: dict[str, Any] | None = None
 
-    def update(self, epoch: int, metrics: dict[str, Any], score: float) -> bool:
+    def update(
+        self, epoch: int, metrics: dict[str, Any], score: float, class_counts: dict[str, Any] | None = None
+    ) -> bool:
         """Record an epoch if it is better than the best so far; return whether it is."""
         if [score, -metrics["loss"]] <= self.score:
             return False
         self.epoch, self.score, self.metrics = epoch, [score, -metrics["loss"]], metrics
+        self.class_counts = class_counts
         return True
 
 

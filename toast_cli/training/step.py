@@ -46,8 +46,17 @@ class TrainingStep(nn.Module):
         return StepOutput(outputs, objective.loss(outputs, batch))
 
     def meter(self) -> Meter:
-        """Return the meter of the task's metrics."""
+        """Return a new meter of a training epoch."""
         return self.model.objective.meter()
+
+    def evaluation_meter(self) -> Meter:
+        """Return a new meter of validation."""
+        return self.model.objective.evaluation_meter()
+
+    @property
+    def select(self) -> str | None:
+        """Return the name of the metric that selects the best epoch; None if it is not a single one."""
+        return self.model.objective.selection.name
 
     def score(self, metrics: Mapping[str, Any]) -> float:
         """Return the score that selects the best epoch; higher is better."""
@@ -107,6 +116,10 @@ class PretuningStep(TrainingStep):
             task = (task + objective.loss(self.model.compute_outputs(passes.plain.pooled), batch)) / 2
         return task, {}
 
+    @property
+    def select(self) -> None:
+        """Return None: the total of several losses selects the best epoch."""
+
     def score(self, metrics: Mapping[str, Any]) -> float:
         """Return the negative total loss."""
         return -(metrics["loss"] + self.options.reconstruction * sum(metrics["reconstruction"].values()))
@@ -139,6 +152,10 @@ class DistillationStep(PretuningStep):
 
     def meter(self) -> Meter:
         """Return a meter without metrics: the loss parts are the only numbers."""
+        return NullMeter()
+
+    def evaluation_meter(self) -> Meter:
+        """Return a meter without metrics."""
         return NullMeter()
 
     def score(self, metrics: Mapping[str, Any]) -> float:

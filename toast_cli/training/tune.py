@@ -13,7 +13,10 @@ from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.model_card import format_adapter_card
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.tasks.base import Meter
+from toast_cli.tasks.class_counts import ClassCounts
 from toast_cli.training.callbacks import Callbacks
+from toast_cli.training.class_warnings import describe_small_validation, describe_weak_classes
 from toast_cli.training.evaluate import (
     AnswersCallback,
     SamplePredictions,
@@ -120,6 +123,7 @@ def run_tuning(
             **sizes,
             "attention_can_be_drawn": model.backbone.has_attention and model.backbone.preprocessing is not None,
             "selected_epoch": best.epoch,
+            "selected_by": None if best.metrics is None else step.select,
             "validation": best.metrics,
             "test": None,
             **run.describe_history(),
@@ -133,23 +137,32 @@ def run_tuning(
             save_adapter_folder(
                 folder.adapter, trained, frozen, config, format_adapter_card(config, results, run.lineage.warnings)
             )
-        test = None
+        test, warnings = None, describe_small_validation(best.metrics, recipe.training.epochs)
+        if best.class_counts is not None:
+            warnings += describe_weak_classes("val", ClassCounts.from_dict(best.class_counts), data.classes)
         if recipe.test and "test" in data.splits:
             test = session.make_loader("test", with_masks=session.can_measure_attention("test"))
-            results |= evaluate_test_split(run, test, on_answers)
+            meter = model.objective.evaluation_meter()
+            results |= evaluate_test_split(run, test, meter, on_answers)
+            warnings += describe_weak_classes("test", meter.class_counts(), data.classes)
             results["test_evaluations"] = run.count_test_evaluations()
             if folder.writes:
                 write_text(folder.adapter / "README.md", format_adapter_card(config, results, run.lineage.warnings))
         elif validation is not None and "test" not in data.splits and on_answers is not None:
             collect_validation_answers(run, on_answers)
         results["skipped"] = report_skipped_samples(reporter, data, train=train, val=validation, test=test)
+        results["warnings"] = warnings
         results["seconds"] = run.seconds
         folder.write_results(results)
     return results
 
 
-def evaluate_test_split(run: Run, test: BatchLoader, on_answers: AnswersCallback | None = None) -> dict[str, Any]:
+def evaluate_test_split(
+    run: Run, test: BatchLoader, meter: Meter, on_answers: AnswersCallback | None = None
+) -> dict[str, Any]:
     """Return the metrics on the test split and the region of the attention shares; write the predictions.
+
+    The `meter` given, of the task's evaluation, holds the counts by class afterwards.
 
     Without a readable sample there are no metrics, and the user is told.
     """
@@ -158,14 +171,20 @@ def evaluate_test_split(run: Run, test: BatchLoader, on_answers: AnswersCallback
     batches = run.reporter.track_progress(test, len(test), "test")
     try:
         metrics = evaluate_model(
-            session.model, batches, session.accelerator, with_attention=with_attention, answers=predictions
+            session.model,
+            batches,
+            session.accelerator,
+            with_attention=with_attention,
+            answers=predictions,
+            meter=meter,
         )
     except ToastError as error:
         if error.code != NOTHING_TO_MEASURE:
             raise
         run.reporter.report_message(f"test: not evaluated. {error.what}")
         return {"test": None}
-    answers = collect_answers(session, "test", test, predictions)
+    predictions.names |= getattr(test, "names", {})
+    answers = collect_answers(session, "test", session.data.splits["test"], predictions)
     if answers is not None and answers.columns:
         run.folder.write_answers(format_answers_record(answers))
     if answers is not None and on_answers is not None and session.accelerator.is_main_process:
@@ -181,7 +200,8 @@ def collect_validation_answers(run: Run, on_answers: AnswersCallback) -> None:
     batches = session.make_loader("val")  # not that of the training, which may leave out cached images
     tracked = run.reporter.track_progress(batches, len(batches), "validation")
     evaluate_model(session.model, tracked, session.accelerator, answers=predictions)
-    answers = collect_answers(session, "val", batches, predictions)
+    predictions.names |= getattr(batches, "names", {})
+    answers = collect_answers(session, "val", session.data.splits["val"], predictions)
     if answers is not None and session.accelerator.is_main_process:
         on_answers(answers)
 

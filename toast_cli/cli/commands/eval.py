@@ -14,7 +14,7 @@ def run_eval(
     run: options.RunsOption = None,
     dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
-    split: Annotated[str, typer.Option(help="Data split: train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Data split: train, val, test, or all of them together.")] = "test",
     weights: options.WeightsOption = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
@@ -91,8 +91,8 @@ def run_eval(
     """Evaluate a run on a data split.
 
     By default, reports the task's metrics on the run's own data set, and writes the answers as tables and pictures into
-    RUN/evaluations; --dataset selects another data set with the same classes. --attention evaluates the attention maps,
-    --sweep varies the strength of the feedback, and --judge has an LLM score the run's answers.
+    RUN/evaluations; --dataset selects another data set with the same classes, or some of them. --attention evaluates
+    the attention maps, --sweep varies the strength of the feedback, and --judge has an LLM score the run's answers.
     """
     from toast_cli.cli.find_run import resolve_run_path
     from toast_cli.utils.errors import UsageError
@@ -110,6 +110,13 @@ def run_eval(
     if sum((attention, sweep, judge is not None)) > 1 or (sweep and alpha is not None):
         raise UsageError(
             "--attention, --sweep and --judge cannot be combined, and --sweep sets --alpha itself.",
+            code="cli.conflicting-options",
+        )
+    if split == "all" and (attention or sweep):
+        raise UsageError(
+            "--split all cannot be combined with --attention or --sweep.",
+            "They measure one split.",
+            "Name a split.",
             code="cli.conflicting-options",
         )
     if evaluation is not None and (attention or sweep or judge is not None):

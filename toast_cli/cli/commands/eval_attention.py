@@ -81,7 +81,7 @@ def run_attention_eval(request: AttentionEvalRequest, out: Path | None) -> tuple
         "skipped": result.skipped,
         "meaning": METRIC_DESCRIPTIONS
         | {name: metric.meaning or metric.label for name, metric in list_attention_metrics().items()},
-        "interval": "95%, bootstrap over images",
+        "interval": "95%: of proportions by the score method (Wilson), of other means by bootstrap over images",
     }
     folder = clear_previous_outputs(choose_output_folder(request, run.viewer, out, "numbers"))
     write_text(folder / "per_class.csv", numbers.format_per_class(classes))
@@ -126,7 +126,7 @@ def run_strength_sweep(request: AttentionEvalRequest, out: Path | None) -> tuple
         "images": images,
         "strengths": lines,
         "skipped": result.skipped,
-        "interval": "95%, bootstrap over images",
+        "interval": "95%: of proportions by the score method (Wilson), of other means by bootstrap over images",
     }
     write_json(folder / RECORD_FILE, results)
     print_line(f"Results, figure and table: {folder}", err)

@@ -10,7 +10,7 @@ from rich.table import Table
 from toast_cli.data.base import describe_masks
 from toast_cli.evaluation.compare_runs import ComparedRun, RunComparison, get_seed
 from toast_cli.utils.names import escape_newlines
-from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean
+from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean, estimate_proportion
 from toast_cli.visualize.report import format_attention_checks
 from toast_cli.visualize.save_figures import compute_source_digest, describe_maps, describe_model, get_library_versions
 
@@ -52,7 +52,7 @@ def build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], l
     for run in found.runs:
         sizes = run.sizes
         cells = [
-            _format_interval(bootstrap_mean(run.correct)),
+            _format_interval(estimate_proportion(run.correct)),
             {"value": f"{sizes['trained_parameters']:,}", "interval": ""},
             {"value": f"{sizes['trained_parameters'] / sizes['total_parameters']:.2%}", "interval": ""},
             {"value": f"{sizes['flops']:.3g}", "interval": f"{sizes['flops'] / sizes['flops_plain']:.2f} × plain"},
@@ -142,7 +142,7 @@ def build_json_report(found: RunComparison, split: str, disputed: list[str]) -> 
                 "head": run.viewer.head,
                 "checks": None if run.checks is None else run.checks.to_dict(),
                 **run.sizes,
-                "accuracy": as_numbers(bootstrap_mean(run.correct)),
+                "accuracy": as_numbers(estimate_proportion(run.correct)),
                 "share_inside": None if run.inside is None else as_numbers(bootstrap_mean(run.inside)),
                 "share_inside_by_chance": run.even,
             }

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from toast_cli.cli.output.console import err, print_line
-from toast_cli.cli.output.run_summary import format_headline
+from toast_cli.cli.output.run_summary import format_headline, format_selected_metric
 from toast_cli.training.reporter import B, Reporter
 
 T = TypeVar("T")
@@ -88,6 +88,7 @@ class TerminalReporter(Reporter):
         text = f"epoch {epoch:>3}/{epochs}  train loss {train['loss']:.4f}  {format_headline(train)}"
         if validation is not None:
             text += f"  validation loss {validation['loss']:.4f}  {format_headline(validation)}"
+            text += format_selected_metric(validation, metrics.get("select"))
             text += "  best so far" if best else ""
         self.report_message(text)
 

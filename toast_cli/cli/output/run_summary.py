@@ -6,12 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from toast_cli import registry
 from toast_cli.utils.names import escape_newlines
 
 MAX_LISTED_CLASSES = 30
 """Maximum number of classes to list in a table; results.json has all of them."""
+
+METRIC_LABELS = {
+    "top5_accuracy": "top-5 accuracy",
+    "class_accuracy": "balanced accuracy",
+    "calibration_error": "calibration error",
+}
+"""Labels of the metrics of classification that have a row of their own below the accuracy."""
 
 
 def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
@@ -29,8 +37,10 @@ def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
         own, plain = results["flops"], results["flops_plain"]
         table.add_row(f"FLOPs per {results['flops_per']}", f"{own:.3g} ({own / plain:.2f} × plain)")
     if results.get("selected_epoch") is not None:
-        table.add_row("selected epoch", str(results["selected_epoch"]))
-    for split in ("train", "validation", "test"):
+        select = results.get("selected_by")
+        by = f" (by {METRIC_LABELS.get(select, select.replace('_f1', ' F1').replace('_', ' '))})" if select else ""
+        table.add_row("selected epoch", f"{results['selected_epoch']}{by}")
+    for split in ("train", "validation", "test", "all"):
         if results.get(split):
             add_metric_rows(table, split, results[split])
     if "selected_epoch" in results and results.get("test") is None:
@@ -41,6 +51,9 @@ def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
     if "seconds" in results:
         minutes, seconds = divmod(round(results["seconds"]), 60)
         table.add_row("time", f"{minutes} min {seconds:02d} s")
+    if results.get("warnings"):
+        table.caption = Text("\n".join(f"Warning: {escape_newlines(text)}" for text in results["warnings"]))
+        table.caption_justify = "left"
     return table
 
 
@@ -74,7 +87,7 @@ def add_metric_rows(table: Table, split: str, metrics: Mapping[str, Any]) -> Non
         for name, value in metrics["iou"].items() if len(metrics["iou"]) <= MAX_LISTED_CLASSES else ():
             table.add_row(f"  IoU of {escape_newlines(name)}", "not in this split" if value is None else f"{value:.2%}")
     elif "accuracy" in metrics:
-        table.add_row(f"accuracy, {split}", f"{metrics['accuracy']:.2%} of {metrics['images']}")
+        _add_classification_rows(table, split, metrics)
     elif "perplexity" in metrics:
         table.add_row(f"loss per token, {split}", f"{metrics['loss']:.4f} over {metrics['tokens']:,}")
         table.add_row(f"perplexity, {split}", f"{metrics['perplexity']:.3f}")
@@ -98,6 +111,28 @@ def add_metric_rows(table: Table, split: str, metrics: Mapping[str, Any]) -> Non
                 table.add_row(label, f"{share[name]:.1%}")
             if f"{name}_not_measurable" in share:
                 table.add_row("", f"excludes {share[f'{name}_not_measurable']} images whose map is zero")
+
+
+def _add_classification_rows(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
+    """Add the accuracy with its 95% interval, and the other metrics; results of earlier versions lack some."""
+    low, high = metrics.get("accuracy_interval", (None, None))
+    interval = "" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    table.add_row(f"accuracy, {split}", f"{metrics['accuracy']:.2%} of {metrics['images']}{interval}")
+    for name, label in METRIC_LABELS.items():
+        if name in metrics:
+            table.add_row(f"{label}, {split}", f"{metrics[name]:.2%}")
+    for average in ("macro", "weighted"):
+        values = [metrics.get(f"{average}_{name}") for name in ("precision", "recall", "f1")]
+        if None not in values:
+            row = " / ".join(f"{value:.2%}" for value in values)
+            table.add_row(f"{average} precision / recall / F1, {split}", row)
+
+
+def format_selected_metric(metrics: Mapping[str, Any], select: str | None) -> str:
+    """Format the metric that selects the best epoch, for a progress line that does not have it; else empty."""
+    if select is None or select not in metrics or select in ("accuracy", "mean_iou", "loss"):
+        return ""
+    return f"  {METRIC_LABELS.get(select, select.replace('_f1', ' F1').replace('_', ' '))} {metrics[select]:.4f}"
 
 
 def format_headline(metrics: Mapping[str, Any]) -> str:

@@ -134,10 +134,9 @@ def _open_split_folders(
     """Build a data set from PATH/{train,val,test}/CLASS. The class map is `given`, or the class folders of train."""
     folders = {part: _find_inner_folder(tree, _join_path(top, name)) for part, name in splits.names.items()}
     groups = {part: _group_by_class(tree, folder) for part, folder in folders.items()}
-    train = tree.get_display_path(folders["train"])
-    if not groups["train"]:
+    if "train" in groups and not groups["train"]:
         raise ToastError(
-            f"{train} has no class folders.",
+            f"{tree.get_display_path(folders['train'])} has no class folders.",
             what_to_do=f"{EXPECTED_FOLDER_LAYOUTS} If '{splits.names['train']}' is a class, list all classes in a "
             "dataset.class_file.",
             code="data.no-class-folders",
@@ -149,7 +148,7 @@ def _open_split_folders(
         if folder != _join_path(top, splits.names[part])
     ]
     for part in [part for part in ("val", "test") if part in groups]:
-        if unlabelled := _find_unlabelled_images(tree, folders[part], groups[part], groups["train"]):
+        if unlabelled := _find_unlabelled_images(tree, folders[part], groups[part], groups.get("train", given or ())):
             notes.append(
                 f"{part}: not read, {len(unlabelled):,} images in {tree.get_display_path(folders[part])} are in no "
                 "class folder: they have no labels"
@@ -175,7 +174,7 @@ def _open_splits_in_classes(
                 _join_path(_join_path(top, name), folder)
             )
     notes.append(f"{tree.get_display_path(top)}: the folders of every class are splits: {', '.join(groups)}")
-    if "train" not in groups:
+    if "train" not in groups and given is None:
         raise _make_no_train_error(tree.get_display_path(top), f"{', '.join(groups)} in the class folders")
     folders = dict.fromkeys(groups, top)
     return _build_split_dataset(options, tree, given, groups, folders, notes, [top])
@@ -191,24 +190,28 @@ def _build_split_dataset(
     loose_in: Sequence[str],
 ) -> DataSet:
     """Build a data set from the folders of each class (`groups`), by split."""
-    classes, train = given or sort_class_names(groups["train"]), tree.get_display_path(folders["train"])
+    classes = given or sort_class_names(groups["train"])
     require_known_classes(classes, groups, tree.get_display_path(), "the class file" if given else "train")
     read = {part: _list_class_images(tree, group, classes) for part, group in groups.items()}
     parts = {part: files for part, (files, _) in read.items()}
-    _require_images(parts["train"], train)
     notes += describe_unread_files(
         tree.get_display_path(), (each for _, found in read.values() for each in found.values())
     )
     notes += _describe_loose_files(tree, loose_in)
     notes += [note for group in groups.values() for note in _describe_spellings(group)]
-    notes += check_trainable_classes(parts["train"], classes, train, given is not None)
+    warnings: list[str] = []
+    if "train" in parts:
+        train = tree.get_display_path(folders["train"])
+        _require_images(parts["train"], train)
+        notes += check_trainable_classes(parts["train"], classes, train, given is not None)
+        nested, warnings = _describe_nested_folders(train, read["train"][1])
+        notes += nested
     for part in ("val", "test"):
         if part in parts and not len(parts[part]):
             notes.append(f"{part}: {tree.get_display_path(folders[part])} contains no images and is ignored")
             del parts[part]
-    nested, warnings = _describe_nested_folders(train, read["train"][1])
     made, made_notes = complete_splits(parts, options, tree.get_display_path())
-    return DataSet(classes, made, (*notes, *nested, *made_notes), tuple(warnings))
+    return DataSet(classes, made, (*notes, *made_notes), tuple(warnings))
 
 
 def find_folder(path: str, data_dir: Path | None) -> Path:
@@ -247,12 +250,13 @@ def _find_split_folders(
     but no folders, or if a class file lists it.
 
     Raises:
-        ToastError: two folders have names of the same split, a name may mean val or test, or there is no train folder.
+        ToastError: two folders have names of the same split, a name may mean val or test, or there is no train
+            folder and no class file, with which other splits alone can be evaluated.
     """
     place = tree.get_display_path(top)
     if options.split_names:
         splits = assign_splits(folders, options.split_names, place)
-        if "train" not in splits.names:
+        if "train" not in splits.names and given is None:
             raise _make_no_train_error(place, ", ".join(folders))
         return splits
     meanings = {name: meaning for name in folders if (meaning := parse_split_name(name)) is not None}
@@ -269,6 +273,8 @@ def _find_split_folders(
             return assign_splits(folders, {}, place)
         return None
     if nested & plain or (only_splits and (nested or plain)):
+        if given is not None:
+            return assign_splits(folders, {}, place)
         raise _make_no_train_error(place, ", ".join(sorted(meanings)))
     return None
 

@@ -108,7 +108,7 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
     stored = [rows[number][options.label_column] for number in used]
     labels = read_labels(stored, named or ())
     of_split = {part: [i for i, n in enumerate(used) if (parts[n] or "train") == part] for part in SPLITS}
-    if not of_split["train"]:
+    if not of_split["train"] and named is None:
         raise ToastError(
             f"{file} has no rows of the train split.",
             what_to_do=f"Set the split of some rows to train (column '{options.split_column}').",
@@ -142,7 +142,8 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
         )
         for part, indices in kept.items()
     }
-    class_notes = check_trainable_classes(given["train"], classes, str(file), named is not None)
+    train = given.get("train")
+    class_notes = [] if train is None else check_trainable_classes(train, classes, str(file), named is not None)
     if options.split_column in columns:
         made, notes = complete_splits(given, options, str(file))
     else:

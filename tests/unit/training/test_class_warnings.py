@@ -1,0 +1,47 @@
+"""The closing table warns of what a headline hides."""
+
+from __future__ import annotations
+
+import torch
+
+from toast_cli.tasks.class_counts import ClassCounts
+from toast_cli.training.class_warnings import describe_small_validation, describe_weak_classes
+from toast_cli.utils.statistics import compute_proportion_interval
+
+
+def counts_of(*pairs: tuple[int, int, int], classes: int = 4) -> ClassCounts:
+    return ClassCounts(classes, torch.tensor(pairs, dtype=torch.int64).T)
+
+
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+def test_classes_without_images_and_never_predicted_are_named() -> None:
+    found = describe_weak_classes("test", counts_of((0, 0, 850), (1, 0, 79), (2, 2, 70)), NAMES)
+    assert found == [
+        "test: no image of class 'dog': nothing is measured of it.",
+        "test: never predicted: 'bee' (79 images).",
+    ]
+
+
+def test_a_class_that_is_mostly_wrong_is_named_unless_too_few_images_say_so() -> None:
+    seen = counts_of((0, 0, 850), (1, 0, 78), (1, 1, 1), (2, 2, 70), (3, 0, 2), (3, 3, 1), (0, 3, 5))
+    (warning,) = describe_weak_classes("test", seen, NAMES)
+    assert "'bee' (1 of 79) right" in warning and "'dog'" not in warning and "91.6%" in warning
+    rarely = counts_of((0, 1, 60), (0, 0, 40), (1, 0, 79), (1, 1, 1), (2, 3, 9), (2, 2, 1), (3, 3, 9))
+    assert describe_weak_classes("test", rarely, NAMES) == [], "a low headline hides nothing"
+
+
+def test_good_answers_and_an_empty_split_need_no_warning() -> None:
+    assert describe_weak_classes("test", counts_of((0, 0, 9), (1, 1, 9), (2, 2, 9), (3, 3, 9)), NAMES) == []
+    assert describe_weak_classes("test", ClassCounts(4, torch.zeros(3, 0, dtype=torch.int64)), NAMES) == []
+    assert describe_weak_classes("test", None, NAMES) == []
+
+
+def test_a_small_validation_split_is_called_small_if_it_chose_an_epoch() -> None:
+    small = {"images": 23, "accuracy_interval": list(compute_proportion_interval(23, 23))}
+    (warning,) = describe_small_validation(small, epochs=3)
+    assert "23 images" in warning and "85.7% to 100.0%, 14 points wide" in warning
+    large = {"images": 500, "accuracy_interval": list(compute_proportion_interval(450, 500))}
+    for metrics, epochs in ((small, 1), (large, 3), (None, 3), ({"perplexity": 3.0}, 3)):
+        assert describe_small_validation(metrics, epochs) == []
