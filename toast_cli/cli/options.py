@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -55,6 +56,16 @@ HeadOption = Annotated[
     str, typer.Option(help="Attention head: mean, max, a head index starting at 0, or rollout over the layers.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
+EpochsOption = Annotated[str | None, typer.Option(help="Passes over the training split: training.epochs.")]
+LearningRateOption = Annotated[
+    str | None, typer.Option("--lr", help="Peak learning rate, or auto: found by a range test. training.lr.")
+]
+BatchSizeOption = Annotated[
+    str | None, typer.Option(help="Batch size, or auto: the largest that fits. training.batch_size.")
+]
+WorkersOption = Annotated[
+    str | None, typer.Option(help="Processes that decode images, or auto: by the CPU cores. training.workers.")
+]
 ResumeOption = Annotated[
     Path | None,
     typer.Option(help="Resume the interrupted run in this folder. Only --device and --json can be combined with it."),
@@ -79,6 +90,25 @@ def parse_head(head: str) -> int | Literal["mean", "max", "rollout"]:
             code="cli.invalid-value",
         )
     return cast("Literal['mean', 'max', 'rollout']", head)
+
+
+def collect_training_options(overrides: Sequence[str] | None, **values: str | None) -> dict[str, str]:
+    """Return the training fields that options set, by name.
+
+    Raises:
+        UsageError: An override sets the same field.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    keys = {override.partition("=")[0] for override in overrides or ()}
+    for name in given:
+        if f"training.{name}" in keys:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{option} and training.{name} set the same field.",
+                what_to_do="Leave one of them out.",
+                code="cli.conflicting-options",
+            )
+    return given
 
 
 def apply_recorded_backbone(resolved: ResolvedRecipe, recipe: str | None, backbone: str | None) -> ResolvedRecipe:

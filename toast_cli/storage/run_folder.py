@@ -31,6 +31,8 @@ ANSWERS_FILE = "test_answers.json"
 """File of a run folder with the class predicted for each test sample."""
 DATA_FILE = "data.json"
 """File of a run folder with the identity of its data: classes, and the samples of each split."""
+LR_RANGE_FILE = "lr_range.csv"
+"""File of a run folder with the range test that chose the learning rate, if one did."""
 LOCK_FILE = ".lock"
 """Lock file among the checkpoints, held by the process that writes them."""
 
@@ -62,15 +64,7 @@ class RunFolder:
             UsageError: The folder `path` already holds files.
             ToastError: The folder cannot be created.
         """
-        if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            resumable = (path / "recipe.yaml").is_file() and not (path / "results.json").exists()
-            raise UsageError(
-                f"The output folder {path} already exists.",
-                "A run never overwrites another one.",
-                (f"Resume the run in it with: --resume {quote_argument(path)}. " if resumable else "")
-                + "Choose another --output-dir, or move the folder away.",
-                code="disk.already-exists",
-            )
+        cls.require_free(path)
         try:
             if path is not None:
                 path.mkdir(parents=True, exist_ok=True)
@@ -83,6 +77,23 @@ class RunFolder:
                 code="disk.cannot-write",
             ) from error
         return cls(path)
+
+    @staticmethod
+    def require_free(path: Path | None) -> None:
+        """Check that a run may be written to `path`; None stands for a new folder.
+
+        Raises:
+            UsageError: The folder already holds files.
+        """
+        if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            resumable = (path / "recipe.yaml").is_file() and not (path / "results.json").exists()
+            raise UsageError(
+                f"The output folder {path} already exists.",
+                "A run never overwrites another one.",
+                (f"Resume the run in it with: --resume {quote_argument(path)}. " if resumable else "")
+                + "Choose another --output-dir, or move the folder away.",
+                code="disk.already-exists",
+            )
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
@@ -168,6 +179,11 @@ class RunFolder:
         """Write versions, device and machine."""
         if self.writes:
             write_json(self.path / "environment.json", add_checksum(environment))
+
+    def write_lr_range(self, text: str) -> None:
+        """Write the steps of the range test that chose the learning rate, as CSV."""
+        if self.writes:
+            write_text(self.path / LR_RANGE_FILE, text)
 
     def write_data(self, identity: dict[str, Any]) -> None:
         """Write the identity of the data: classes and samples."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -40,12 +40,21 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+@dataclass(frozen=True)
+class AutomaticSettings:
+    """The numbers that toast chose for settings that were `auto`, by training field, and the range test as CSV."""
+
+    numbers: Mapping[str, int | float] = field(default_factory=dict)
+    lr_range: str | None = None
+
+
 @dataclass
 class Run:
     """A run in progress.
 
     `folder` is set by `open`. `resume` is True if the user asked to resume an interrupted run, and `resumed` is True if
-    there was a checkpoint to resume from. `writer` also receives the metrics, if TensorBoard is on.
+    there was a checkpoint to resume from. `writer` also receives the metrics, if TensorBoard is on. `automatic`
+    holds the settings that were `auto`.
     """
 
     session: Session
@@ -53,13 +62,21 @@ class Run:
     output_dir: Path | None = None
     resume: bool = False
     started: float = field(default_factory=time.perf_counter)
+    automatic: AutomaticSettings = field(default_factory=AutomaticSettings)
     folder: RunFolder = field(init=False)
     resumed: bool = field(default=False, init=False)
     writer: SummaryWriter | None = field(default=None, init=False)
 
     @classmethod
     def prepare(
-        cls, recipe: Recipe, output_dir: Path | None, reporter: Reporter, resume: bool, *, labels: bool = True
+        cls,
+        recipe: Recipe,
+        output_dir: Path | None,
+        reporter: Reporter,
+        resume: bool,
+        *,
+        labels: bool = True,
+        automatic: AutomaticSettings | None = None,
     ) -> Run:
         """Build the run of a recipe, with its model on the CPU. Nothing is written.
 
@@ -72,7 +89,7 @@ class Run:
             recipe = resolve_recorded_backbone(recipe, folder.read_toast_version())
             begun = find_checkpoint(folder.checkpoints, "last") is not None
         session = prepare_session(recipe, labels=labels, begun=begun, place=False)
-        run = cls(session, reporter, output_dir, resume, started)
+        run = cls(session, reporter, output_dir, resume, started, automatic or AutomaticSettings())
         if resume and output_dir is not None:
             if not check_resumed_data(output_dir, run.identity):
                 reporter.report_message(
@@ -218,8 +235,12 @@ class Run:
             return share_run_folder(accelerator, partial(RunFolder.reopen, path))
         recipe, identity = self.session.recipe, self.identity  # before the folder is there: it may take time
         folder = share_run_folder(accelerator, partial(RunFolder.create, path, get_default_run_name(recipe)))
-        folder.write_recipe(to_yaml(recipe))
-        folder.write_environment(describe_environment(accelerator))
+        chosen = self.automatic
+        note = "".join(f"# training.{name} was chosen automatically.\n" for name in chosen.numbers if name != "workers")
+        folder.write_recipe(note + to_yaml(recipe))
+        folder.write_environment({**describe_environment(accelerator), "automatic": dict(chosen.numbers)})
+        if chosen.lr_range is not None:
+            folder.write_lr_range(chosen.lr_range)
         folder.write_data(identity.dump())
         return folder
 

@@ -12,6 +12,7 @@ from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.model_card import format_adapter_card
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.training.automatic.settings import choose_automatic_settings
 from toast_cli.training.distributed.collectives import merge_across_processes
 from toast_cli.training.evaluate import SamplePredictions, evaluate_model, report_skipped_samples
 from toast_cli.training.feature_cache import build_cached_step
@@ -45,7 +46,13 @@ def tune_model(
         raise UsageError(
             "This recipe is for pre-tuning.", what_to_do="Use it with 'toast pretune'.", code="recipe.for-pretuning"
         )
-    run = Run.prepare(recipe, output_dir, reporter, resume)
+    recipe, chosen = choose_automatic_settings(
+        recipe,
+        lambda session, train: build_training_step(session, train, None)[0],
+        reporter,
+        None if resume else output_dir,
+    )
+    run = Run.prepare(recipe, output_dir, reporter, resume, automatic=chosen)
     session = run.session
     recipe, model, accelerator, data = session.recipe, session.model, session.accelerator, session.data
     train = session.make_loader("train", train=True)

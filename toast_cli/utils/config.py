@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import PydanticCustomError, core_schema
+
+AUTO = "auto"
+"""Value of a numeric setting that toast chooses when a run starts."""
 
 
 def _parse_switch(value: Any) -> Any:
@@ -13,6 +17,34 @@ def _parse_switch(value: Any) -> Any:
 
 Switch = Annotated[bool, BeforeValidator(_parse_switch)]
 """A boolean setting that is also accepted as the words on and off."""
+
+
+class OrAuto:
+    """Annotation of a numeric setting that may also be `auto`. Add it after the bounds of the number.
+
+    Type checkers see the number, because a run replaces `auto` before it reads the setting.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        kind = "a whole number" if source is int else "a number"
+
+        def validate(value: Any, check_number: core_schema.ValidatorFunctionWrapHandler) -> Any:
+            if isinstance(value, str) and value != AUTO:
+                raise PydanticCustomError("number_or_auto_type", f"must be {kind} or {AUTO}")  # type: ignore[misc]
+            return value if value == AUTO else check_number(value)
+
+        unchanged = core_schema.plain_serializer_function_ser_schema(lambda value: value)
+        return core_schema.no_info_wrap_validator_function(validate, handler(source), serialization=unchanged)
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"const": AUTO}]}
+
+
+def is_automatic(value: object) -> bool:
+    """Return whether a setting is `auto`: toast chooses its number when a run starts."""
+    return value == AUTO
 
 
 class BaseOptions(BaseModel):

@@ -30,6 +30,10 @@ def run_pretune(
     output_dir: Annotated[
         Path | None, typer.Option(help="Output folder of the run. [default: a new folder in runs/]")
     ] = None,
+    epochs: options.EpochsOption = None,
+    lr: options.LearningRateOption = None,
+    batch_size: options.BatchSizeOption = None,
+    workers: options.WorkersOption = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
@@ -60,6 +64,9 @@ def run_pretune(
         device=device,
         precision=precision,
         init_from=init_from,
+        training=options.collect_training_options(
+            overrides, epochs=epochs, lr=lr, batch_size=batch_size, workers=workers
+        ),
         demo=PRETUNE_FOLDER,
         overrides=[*(["method.start=least-squares"] if least_squares else []), *(overrides or [])],
     )
@@ -69,11 +76,10 @@ def run_pretune(
     if dry_run:
         from toast_cli.cli.output.dry_run import print_dry_run
         from toast_cli.training.pretune import requires_labels, to_pretuning_recipe
-        from toast_cli.training.session import prepare_session
 
         shown = to_pretuning_recipe(resolved.recipe, gradient=not least_squares)
         labels = requires_labels(shown, gradient=not least_squares)
-        print_dry_run(prepare_session(shown, labels=labels, place=False), as_json)
+        print_dry_run(shown, as_json, labels=labels)
         return
 
     from toast_cli.cli.output.progress import TerminalReporter

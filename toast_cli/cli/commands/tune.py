@@ -29,6 +29,10 @@ def run_tune(
     output_dir: Annotated[
         Path | None, typer.Option(help="Output folder of the run. [default: a new folder in runs/]")
     ] = None,
+    epochs: options.EpochsOption = None,
+    lr: options.LearningRateOption = None,
+    batch_size: options.BatchSizeOption = None,
+    workers: options.WorkersOption = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
@@ -57,6 +61,9 @@ def run_tune(
         device=device,
         precision=precision,
         init_from=init_from,
+        training=options.collect_training_options(
+            overrides, epochs=epochs, lr=lr, batch_size=batch_size, workers=workers
+        ),
         overrides=overrides or [],
     )
     resolved = options.apply_recorded_backbone(resolved, recipe, backbone)
@@ -64,9 +71,8 @@ def run_tune(
         print_line(message, err)
     if dry_run:
         from toast_cli.cli.output.dry_run import print_dry_run
-        from toast_cli.training.session import prepare_session
 
-        print_dry_run(prepare_session(resolved.recipe, place=False), as_json)
+        print_dry_run(resolved.recipe, as_json)
         return
 
     from toast_cli.cli.output.console import out, print_json
