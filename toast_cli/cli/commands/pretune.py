@@ -83,7 +83,7 @@ def run_pretune(
         return
 
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.cli.output.run_summary import build_pretuning_table
+    from toast_cli.cli.output.run_summary import build_pretuning_table, draw_range_test
     from toast_cli.training.interrupts import raise_on_stop_signals
     from toast_cli.training.pretune import pretune_model
 
@@ -92,6 +92,7 @@ def run_pretune(
         folder, results = pretune_model(
             resolved.recipe, output_dir, reporter, gradient=not least_squares, resume=resume is not None
         )
+    draw_range_test(folder.path)
     if as_json:
         print_json({"run": str(folder.path), **results})
         return

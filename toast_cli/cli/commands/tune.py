@@ -77,13 +77,14 @@ def run_tune(
 
     from toast_cli.cli.output.console import out, print_json
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.cli.output.run_summary import build_results_table
+    from toast_cli.cli.output.run_summary import build_results_table, draw_range_test
     from toast_cli.training.interrupts import raise_on_stop_signals
     from toast_cli.training.tune import tune_model
 
     raise_on_stop_signals()
     with TerminalReporter() as reporter:
         folder, results = tune_model(resolved.recipe, output_dir, reporter, resume=resume is not None)
+    draw_range_test(folder.path)
     if as_json:
         print_json({"run": str(folder.path), **results})
         return

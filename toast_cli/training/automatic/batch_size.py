@@ -42,15 +42,13 @@ def find_batch_size(session: Session, make_step: Callable[[Session, BatchLoader]
     smallest = 1 << (processes - 1).bit_length()
     train = session.make_loader("train", train=True)
     batch = _pad_to_longest(next(iter(train)), train)
-    highest = min(
-        LARGEST_ON_CPU if accelerator.device.type == "cpu" else LARGEST_ON_GPU, len(session.data.splits["train"])
-    )
+    samples = len(session.data.splits["train"])
     if accelerator.device.type == "cpu":
-        highest = min(highest, _estimate_largest(session, batch))
-        size = _round_down(highest)
+        size = _round_down(min(LARGEST_ON_CPU, samples, _estimate_largest(session, batch)))
     else:
         session.move_to_device()
-        size = double_while_fitting(_make_trial(session, make_step(session, train), batch), smallest, highest)
+        trial = _make_trial(session, make_step(session, train), batch)
+        size = double_while_fitting(trial, smallest, min(LARGEST_ON_GPU, samples))
     if size < smallest:
         raise ToastError(
             f"Not even a batch of {smallest} fits into the memory of {accelerator.device} (training.batch_size=auto).",

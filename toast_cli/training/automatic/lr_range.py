@@ -1,4 +1,4 @@
-"""The learning-rate range test (`training.lr=auto`): Smith, Cyclical Learning Rates for Training Neural Networks (2015).
+"""The learning-rate range test (`training.lr=auto`) of Smith, Cyclical Learning Rates for Training Neural Networks.
 
 The rate rises exponentially over a few steps of training, until the loss diverges. The suggestion is a fixed fraction
 of the rate at which the smoothed loss is lowest: there, training is still fast, and no longer close to divergence.

@@ -89,7 +89,7 @@ def choose_workers(recipe: Recipe) -> Recipe:
 
 
 def fill_placeholders(recipe: Recipe) -> Recipe:
-    """Return the recipe with a plain number for every setting that only a trial can choose, to build a session of it."""
+    """Return the recipe with a plain number for every setting that only a trial can choose, to build a session."""
     fields, training = TrainingOptions.model_fields, recipe.training
     placeholders: dict[str, Any] = {}
     if is_automatic(training.batch_size):
