@@ -15,16 +15,56 @@ from toast_cli.utils.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from toast_cli.recipe.lookup import ResolvedRecipe
 
+
+def complete_backbone(incomplete: str) -> list[str]:
+    """Return the names of backbones that begin with what was typed."""
+    return _complete_registered("BACKBONES", incomplete)
+
+
+def complete_dataset(incomplete: str) -> list[str]:
+    """Return the names of data sources that begin with what was typed."""
+    return _complete_registered("SOURCES", incomplete)
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """Return the names of methods that begin with what was typed."""
+    return _complete_registered("METHODS", incomplete)
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the names of built-in recipes that begin with what was typed."""
+    from toast_cli.recipe.builtin import list_recipes
+
+    return [name for name in list_recipes() if name.startswith(incomplete)]
+
+
+def _complete_registered(group: str, incomplete: str) -> list[str]:
+    from toast_cli import registry
+
+    return [name for name in registry.list_names(getattr(registry, group)) if name.startswith(incomplete)]
+
+
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(autocompletion=complete_recipe, help="Built-in recipe (see 'toast recipes ls') or YAML file."),
+]
 BackboneOption = Annotated[
     str | None,
-    typer.Option(help="Backbone: a name from 'toast backbones', or vit:MODEL, convnext:MODEL or llama:MODEL."),
+    typer.Option(
+        autocompletion=complete_backbone,
+        help="Backbone: a name from 'toast backbones', or vit:MODEL, convnext:MODEL or llama:MODEL.",
+    ),
 ]
 WeightsOption = Annotated[
     str | None,
     typer.Option(help="Backbone weights: a file, the folder of a language model, or 'none' for random weights."),
 ]
 DatasetOption = Annotated[
-    str | None, typer.Option(help="Data set, e.g. demo, cub, folder:PATH or alpaca:FILE (see 'toast data ls').")
+    str | None,
+    typer.Option(
+        autocompletion=complete_dataset,
+        help="Data set, e.g. demo, cub, folder:PATH or alpaca:FILE (see 'toast data ls').",
+    ),
 ]
 DataDirOption = Annotated[
     str | None, typer.Option(help="Root folder of the data sets. [default: $TOAST_DATA_DIR or ./data]")
@@ -170,7 +210,7 @@ class CommandGroup(TyperGroup):
         if args and args[0] not in self.commands:
             raise UsageError(
                 f"Unknown command '{ctx.command_path} {args[0]}'.",
-                what_to_do=did_you_mean(args[0], self.commands),
+                what_to_do=did_you_mean(args[0], [name for name in self.commands if not self.commands[name].hidden]),
                 code="cli.unknown-command",
             )
         return super().resolve_command(ctx, args)

@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from toast_cli.model.model import Model
-from toast_cli.storage.adapter import ADAPTER_CONFIG_FILE
-from toast_cli.storage.checkpoint import save_checkpoint
 from toast_cli.storage.checksums import add_checksum
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import append_json_line, make_write_error, write_json, write_text
 from toast_cli.utils.hashing import add_checksum_line, is_checksum_valid
 from toast_cli.utils.names import number_names, quote_argument
-from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 from toast_cli.utils.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from toast_cli.model.model import Model
 
 DEFAULT_RUNS_FOLDER = Path("runs")
 """Default parent folder of runs, relative to the current folder."""
@@ -155,6 +153,19 @@ class RunFolder:
         except NotImplementedError:  # the file system has no locks; run without one
             return nullcontext()
 
+    def is_locked(self) -> bool:
+        """Return whether another process is writing the run."""
+        lock = self.checkpoints / LOCK_FILE
+        if not lock.is_file():
+            return False
+        try:
+            with FileLock(lock).acquire(blocking=False):
+                return False
+        except Timeout:
+            return True
+        except (OSError, NotImplementedError):  # the folder is read-only, or its file system has no locks
+            return False
+
     def truncate_metrics_after(self, step: int, epoch: int) -> None:
         """Drop metrics logged after the last checkpoint of an interrupted run, at `step` and after `epoch` epochs."""
         if self.writes and self.metrics.is_file():
@@ -209,6 +220,11 @@ class RunFolder:
         self, name: str, model: Model, state: dict[str, Any], besides: Mapping[str, Tensor] | None = None
     ) -> None:
         """Write `checkpoints/<name>`, see `storage.checkpoint.save_checkpoint`. All processes must call it."""
+        from toast_cli.storage.checkpoint import (
+            save_checkpoint,  # these import torch, which a list of runs does without
+        )
+        from toast_cli.utils.tensor_fingerprints import gather_full_tensors
+
         trained, besides = gather_full_tensors(model.get_trained_parameters()), gather_full_tensors(besides or {})
         state = {**state, "spent": self.spent + time.perf_counter() - self._since}
         if self.writes:
@@ -225,6 +241,8 @@ def _is_before_checkpoint(line: bytes, step: int, epoch: int) -> bool:
 
 def find_newest_run(root: Path = DEFAULT_RUNS_FOLDER) -> Path | None:
     """Return the finished run in `root` whose adapter was written last, or None."""
+    from toast_cli.storage.adapter import ADAPTER_CONFIG_FILE
+
     finished = list(root.glob(f"*/adapter/{ADAPTER_CONFIG_FILE}")) if root.is_dir() else []
     return max(finished, key=lambda path: path.stat().st_mtime_ns).parent.parent if finished else None
 

@@ -19,7 +19,7 @@ def draw_lr_range(table: Path, chosen: float) -> Figure:
     axis.plot(rates, smoothed, color="tab:blue", label="smoothed")
     axis.axvline(chosen, color="tab:red", linestyle="--", linewidth=1, label=f"chosen: {chosen:g}")
     axis.set_xscale("log")
-    axis.set_ylim(top=1.5 * max(smoothed[: len(smoothed) // 2 + 1]))
+    axis.set_ylim(0.9 * min(losses), 1.5 * max(smoothed[: len(smoothed) // 2 + 1]))
     axis.set_title("learning-rate range test", fontsize=10)
     axis.set_xlabel("learning rate", fontsize=9)
     axis.set_ylabel("training loss", fontsize=9)

@@ -17,7 +17,7 @@ def run_pretune(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. pretuning.reconstruction=0.1."),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or YAML file.")] = None,
+    recipe: options.RecipeOption = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
     dataset: options.DatasetOption = None,

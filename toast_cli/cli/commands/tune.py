@@ -17,13 +17,17 @@ def run_tune(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. training.lr=0.02 method.rank=8."),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or YAML file.")] = None,
+    recipe: options.RecipeOption = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
     dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
     method: Annotated[
-        str | None, typer.Option(help="Method: toast, toast-lite, linear, full, lora, vpt or peft:KIND.")
+        str | None,
+        typer.Option(
+            autocompletion=options.complete_method,
+            help="Method: toast, toast-lite, linear, full, lora, vpt or peft:KIND.",
+        ),
     ] = None,
     init_from: options.InitFromOption = None,
     output_dir: Annotated[
@@ -43,6 +47,7 @@ def run_tune(
     """Adapt a frozen backbone to a data set.
 
     The method is TOAST, TOAST-Lite or a baseline such as LoRA. Without arguments, runs TOAST on the demo data.
+    'toast train' and 'toast fit' are other names of this command.
     """
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.recipe.lookup import resolve_recipe
