@@ -237,3 +237,16 @@ def test_a_model_is_divided_among_several_processes_only(here: Path) -> None:
         2, "torchrun", error="training.single-process"
     )
     assert not (here / "run").exists()
+
+
+def test_two_processes_choose_the_same_settings(here: Path) -> None:
+    words = ["tune", "--dataset", "demo", "--method", "linear", *UNEVEN, "dataset.train_images=9"]
+    words = [word for word in words if not word.startswith(("training.batch_size=", "training.lr="))]
+    said = two_forks(*words, "--lr", "auto", "--batch-size", "auto", "--output-dir", here / "run")
+    assert said.code == 0, said.err
+    chosen = json.loads((here / "run" / "environment.json").read_text())["automatic"]
+    assert chosen["workers"] == 0 and chosen["batch_size"] >= 2 and 1e-6 < chosen["lr"] <= 1
+    assert said.err.count("by a range test") == 1
+    again = two_forks("tune", "--recipe", here / "run" / "recipe.yaml", "--output-dir", here / "again")
+    assert again.code == 0, again.err
+    same_run(here / "again", here / "run", "adapter/adapter_model.safetensors")

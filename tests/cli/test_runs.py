@@ -21,9 +21,8 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 @pytest.fixture
 def runs(here: Path) -> Path:
     """Three runs, the first of them the newest, and a folder that holds something else."""
-    for age, (name, fixture) in enumerate(
-        {"new": "run_0_2_lora", "cut": "run_0_2_toast_lite", "old": "run_0_1"}.items()
-    ):
+    fixtures = {"new": "run_0_2_lora", "cut": "run_0_2_toast_lite", "old": "run_0_1"}
+    for age, (name, fixture) in enumerate(fixtures.items()):
         shutil.copytree(FIXTURES / fixture, here / "runs" / name)
         for file in (here / "runs" / name).rglob("*"):
             os.utime(file, (time.time() - 100_000 * age - 10,) * 2)

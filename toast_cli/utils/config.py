@@ -30,7 +30,7 @@ class OrAuto:
 
         def validate(value: Any, check_number: core_schema.ValidatorFunctionWrapHandler) -> Any:
             if isinstance(value, str) and value != AUTO:
-                raise PydanticCustomError("number_or_auto_type", f"must be {kind} or {AUTO}")  # type: ignore[misc]
+                raise PydanticCustomError("number_or_auto_type", f"must be {kind} or {AUTO}")
             return value if value == AUTO else check_number(value)
 
         unchanged = core_schema.plain_serializer_function_ser_schema(lambda value: value)

@@ -112,7 +112,7 @@ def test_the_suggestion_is_a_tenth_of_the_rate_with_the_lowest_loss() -> None:
 
 
 def test_the_sweep_rises_ends_at_divergence_and_is_the_same_again() -> None:
-    recipe = recipe_of(batch_size=10, accumulate=2, lr=0.5)
+    recipe = recipe_of(12, batch_size=4, accumulate=2, lr=0.5)
 
     def measure() -> LRRange:
         session = prepare_session(recipe)
@@ -128,7 +128,7 @@ def test_the_sweep_rises_ends_at_divergence_and_is_the_same_again() -> None:
 
 
 def test_a_set_rate_of_the_head_stays_in_the_sweep() -> None:
-    session = prepare_session(recipe_of(method="lora", batch_size=10, head_lr=0.003))
+    session = prepare_session(recipe_of(method="lora", batch_size=4, head_lr=0.003))
     rates: set[float] = set()
 
     class Watched(TrainingStep):
@@ -160,19 +160,19 @@ def chosen_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str
 
     notes: list[str] = []
     run = tmp_path_factory.mktemp("chosen") / "run"
-    method = {"name": "toast", "start": "least-squares", "start_images": 20}
-    tune_model(recipe_of(method=method, batch_size="auto", lr="auto"), run, Notes())
+    method = {"name": "toast", "start": "least-squares", "start_images": 10}
+    tune_model(recipe_of(12, method=method, batch_size="auto", lr="auto"), run, Notes())
     return run, notes
 
 
 def test_the_numbers_are_reported_and_recorded(chosen_run: tuple[Path, list[str]]) -> None:
     run, notes = chosen_run
     training = load_recipe(run / "recipe.yaml").training
-    assert training.batch_size == 32 and 1e-6 < training.lr < 1 and training.workers == 0
+    assert training.batch_size == 8 and 1e-6 < training.lr < 1 and training.workers == 0
     recorded = json.loads((run / "environment.json").read_text())["automatic"]
-    assert recorded == {"workers": 0, "batch_size": 32, "lr": training.lr}
+    assert recorded == {"workers": 0, "batch_size": 8, "lr": training.lr}
     assert "# training.lr was chosen automatically." in (run / "recipe.yaml").read_text().splitlines()
-    assert any("batch_size=auto: 32" in note and "not scaled" in note for note in notes)
+    assert any("batch_size=auto: 8" in note and "not scaled" in note for note in notes)
     rows = (run / "lr_range.csv").read_text().splitlines()
     assert rows[0] == "lr,loss,smoothed_loss" and len(rows) > BASELINE_STEPS
 
