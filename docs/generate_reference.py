@@ -21,6 +21,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from toast_cli.utils.config import OrAuto
 from toast_cli.utils.constants import OWN_PACKAGE
 
 ROOT = Path(__file__).parent.parent
@@ -128,7 +129,7 @@ def format_fields(model: type[BaseModel], prefix: str, leave_out: Sequence[str] 
         rows.append(
             [
                 f"`{name}`",
-                format_type(field.annotation),
+                format_type(field.annotation) + " | auto" * any(isinstance(each, OrAuto) for each in field.metadata),
                 shown,
                 format_bounds(field),
                 escape_braces(field.description or ""),

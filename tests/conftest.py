@@ -49,6 +49,9 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     """Caches lie where pytest clears them away, not in the home of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("TOAST_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        quota = tmp_path_factory.mktemp("machine") / "cpu.max"
+        quota.write_text("200000 100000")  # two cores, so that loaders have no workers on any machine
+        patched.setattr("toast_cli.data.loaders.CPU_QUOTA", quota)
         yield
 
 

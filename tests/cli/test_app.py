@@ -101,6 +101,45 @@ def test_an_unknown_command_is_answered_with_the_nearest() -> None:
     assert "Did you mean 'tune'?" in err
 
 
+def test_a_name_unlike_all_commands_gets_no_suggestion() -> None:
+    code, _, err = toast("hail")
+    assert code == 2 and "Did you mean" not in err and "tune" in err and " fit" not in err
+
+
+def test_help_is_a_command_too() -> None:
+    assert toast("help")[:2] == toast("--help")[:2]
+    assert toast("help", "tune")[:2] == toast("tune", "--help")[:2]
+    assert toast("help", "recipes", "ls")[:2] == toast("recipes", "ls", "--help")[:2]
+    assert toast("help", "tuen")[0] == toast("help", "tune", "ls")[0] == 2
+
+
+@pytest.mark.parametrize("alias", ["train", "fit"])
+def test_tune_has_aliases_that_the_list_leaves_out(alias: str) -> None:
+    assert toast(alias, "--help")[1].split()[3:] == toast("tune", "--help")[1].split()[3:]
+    assert f"\n  {alias} " not in toast("--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (("ru",), ["runs"]),
+        (("tune", "--method", "toast-"), ["toast-lite"]),
+        (("tune", "--recipe", "demo/toast-"), ["demo/toast-lite"]),
+        (("tune", "--backbone", "vit_demo_"), ["vit_demo_3"]),
+        (("tune", "--dataset", "demo-seg"), ["demo-segmentation"]),
+        (("runs", "rm", "old"), ["older"]),
+    ],
+)
+def test_the_shell_completes_names(
+    typed: tuple[str, ...], offered: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "older").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    asked = {"_TOAST_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(("toast", *typed))}
+    result = CliRunner().invoke(app, [], env={**asked, "COMP_CWORD": str(len(typed))}, prog_name="toast")
+    assert result.stdout.split() == offered
+
+
 def test_an_unknown_option_is_wrong_usage() -> None:
     code, out, err = toast("tune", "--recip", "x")
     assert (code, out) == (2, "")
@@ -145,6 +184,8 @@ def test_tune_takes_dotted_overrides_and_traces_them() -> None:
         (("recipes", "validate", "general/toast", "fgvc/cub-vit_b16-toast"), ()),
         (("recipes", "ls"), ()),
         (("backbones",), ()),
+        (("runs", "ls"), ()),
+        (("help", "runs", "ls"), ("yaml",)),
     ],
 )
 def test_nothing_heavy_is_imported(arguments: tuple[str, ...], also_absent: tuple[str, ...]) -> None:

@@ -304,3 +304,16 @@ def test_a_program_tunes_in_two_processes_and_one_of_them_stops_both(tmp_path: P
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"done {tmp_path / 'run'} 6") == 2
     assert results(tmp_path / "run")["test"]["images"] == 6
+
+
+def test_two_processes_choose_the_same_settings(here: Path) -> None:
+    words = ["tune", "--dataset", "demo", "--method", "linear", *UNEVEN, "dataset.train_images=9"]
+    words = [word for word in words if not word.startswith(("training.batch_size=", "training.lr="))]
+    said = two_forks(*words, "--lr", "auto", "--batch-size", "auto", "--output-dir", here / "run")
+    assert said.code == 0, said.err
+    chosen = json.loads((here / "run" / "environment.json").read_text())["automatic"]
+    assert chosen["workers"] == 0 and chosen["batch_size"] >= 2 and 1e-6 < chosen["lr"] <= 1
+    assert said.err.count("by a range test") == 1
+    again = two_forks("tune", "--recipe", here / "run" / "recipe.yaml", "--output-dir", here / "again")
+    assert again.code == 0, again.err
+    same_run(here / "again", here / "run", "adapter/adapter_model.safetensors")

@@ -352,3 +352,40 @@ def test_a_convnext_is_tuned_and_found_again_even_from_random_weights(here: Path
     said = toast("visualize-attention", "--run", run, "--test-image", "0", "--json")
     assert said.code == 0, said.err
     assert json.loads(said.out)[0]["views"][0]["kind"] == "feature energy"
+
+
+def test_short_options_set_fields_of_training(here: Path) -> None:
+    words = ["tune", "--epochs", "3", "--lr", "1e-3", "--batch-size", "7", "--workers", "1", "--dry-run", "--json"]
+    said = toast(*words, "--device", "cpu")
+    assert said.code == 0, said.err
+    training = json.loads(said.out)["recipe"]["training"]
+    assert [training[name] for name in ("epochs", "lr", "batch_size", "workers")] == [3, 0.001, 7, 1]
+    toast("tune", "--lr", "0.1", "training.lr=0.2").fails(2, "same field", error="cli.conflicting-options")
+    toast("pretune", "--batch-size", "4", "training.batch_size=4").fails(2, error="cli.conflicting-options")
+    toast("tune", "--epochs", "1.5").fails(2, "from --epochs", error="recipe.wrong-type")
+
+
+def test_a_dry_run_says_what_is_chosen_later(here: Path) -> None:
+    said = toast("tune", "--lr", "auto", "--batch-size", "auto", "--device", "cpu", "--dry-run")
+    assert said.code == 0, said.err
+    for words in ("lr: auto", "training.lr=auto: chosen when", "training.batch_size=auto: chosen when", "workers: 0"):
+        assert words in said.out
+    assert not (here / "runs").exists()
+
+
+def test_the_range_test_is_drawn(here: Path) -> None:
+    said = toast(
+        "tune",
+        "--method",
+        "linear",
+        "--lr",
+        "auto",
+        "--device",
+        "cpu",
+        *TINY_DEMO,
+        "training.batch_size=4",
+        "--output-dir",
+        "run",
+    )
+    assert said.code == 0, said.err
+    assert (here / "run" / "lr_range.png").read_bytes().startswith(b"\x89PNG")

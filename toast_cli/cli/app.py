@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from toast_cli.cli.commands import bench, data, recipes
+from toast_cli.cli.commands import bench, data, recipes, runs
 from toast_cli.cli.commands.backbones import print_backbones
 from toast_cli.cli.commands.compare import run_compare
 from toast_cli.cli.commands.demo import run_demo
@@ -67,7 +67,6 @@ class ToastGroup(CommandGroup):
 app = typer.Typer(
     name="toast",
     cls=ToastGroup,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     invoke_without_command=True,
@@ -76,6 +75,8 @@ app = typer.Typer(
 app.command("demo")(run_demo)
 app.command("pretune")(run_pretune)
 app.command("tune")(run_tune)
+for alias in ("train", "fit"):
+    app.command(alias, hidden=True)(run_tune)
 app.command("plan")(run_plan)
 app.command("eval")(run_eval)
 app.command("predict")(run_predict)
@@ -88,7 +89,27 @@ app.command("backbones")(print_backbones)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(runs.app, name="runs")
 app.command("doctor")(run_doctor)
+
+
+@app.command("help")
+def print_help(
+    context: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(metavar="COMMAND", help="A command, e.g. tune or bench.")] = None,
+) -> None:
+    """Show the help of toast or of a command."""
+    here: Any = context.parent
+    for name in names or ():
+        if not isinstance(here.command, CommandGroup):
+            raise UsageError(
+                f"'{here.command_path}' has no command '{name}'.",
+                what_to_do=f"Run '{here.command_path} --help'.",
+                code="cli.unknown-command",
+            )
+        _, command, _ = here.command.resolve_command(here, [name])
+        here = typer.Context(command, info_name=name, parent=here)
+    typer.echo(here.get_help())
 
 
 @app.callback()

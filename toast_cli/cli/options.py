@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -14,16 +15,56 @@ from toast_cli.utils.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from toast_cli.recipe.lookup import ResolvedRecipe
 
+
+def complete_backbone(incomplete: str) -> list[str]:
+    """Return the names of backbones that begin with what was typed."""
+    return _complete_registered("BACKBONES", incomplete)
+
+
+def complete_dataset(incomplete: str) -> list[str]:
+    """Return the names of data sources that begin with what was typed."""
+    return _complete_registered("SOURCES", incomplete)
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """Return the names of methods that begin with what was typed."""
+    return _complete_registered("METHODS", incomplete)
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the names of built-in recipes that begin with what was typed."""
+    from toast_cli.recipe.builtin import list_recipes
+
+    return [name for name in list_recipes() if name.startswith(incomplete)]
+
+
+def _complete_registered(group: str, incomplete: str) -> list[str]:
+    from toast_cli import registry
+
+    return [name for name in registry.list_names(getattr(registry, group)) if name.startswith(incomplete)]
+
+
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(autocompletion=complete_recipe, help="Built-in recipe (see 'toast recipes ls') or YAML file."),
+]
 BackboneOption = Annotated[
     str | None,
-    typer.Option(help="Backbone: a name from 'toast backbones', or vit:MODEL, convnext:MODEL or llama:MODEL."),
+    typer.Option(
+        autocompletion=complete_backbone,
+        help="Backbone: a name from 'toast backbones', or vit:MODEL, convnext:MODEL or llama:MODEL.",
+    ),
 ]
 WeightsOption = Annotated[
     str | None,
     typer.Option(help="Backbone weights: a file, the folder of a language model, or 'none' for random weights."),
 ]
 DatasetOption = Annotated[
-    str | None, typer.Option(help="Data set, e.g. demo, cub, folder:PATH or alpaca:FILE (see 'toast data ls').")
+    str | None,
+    typer.Option(
+        autocompletion=complete_dataset,
+        help="Data set, e.g. demo, cub, folder:PATH or alpaca:FILE (see 'toast data ls').",
+    ),
 ]
 DataDirOption = Annotated[
     str | None, typer.Option(help="Root folder of the data sets. [default: $TOAST_DATA_DIR or ./data]")
@@ -62,6 +103,16 @@ HeadOption = Annotated[
     str, typer.Option(help="Attention head: mean, max, a head index starting at 0, or rollout over the layers.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
+EpochsOption = Annotated[str | None, typer.Option(help="Passes over the training split: training.epochs.")]
+LearningRateOption = Annotated[
+    str | None, typer.Option("--lr", help="Peak learning rate, or auto: found by a range test. training.lr.")
+]
+BatchSizeOption = Annotated[
+    str | None, typer.Option(help="Batch size, or auto: the largest that fits. training.batch_size.")
+]
+WorkersOption = Annotated[
+    str | None, typer.Option(help="Processes that decode images, or auto: by the CPU cores. training.workers.")
+]
 ResumeOption = Annotated[
     Path | None,
     typer.Option(
@@ -104,6 +155,25 @@ def read_start(init_from: str | None, overrides: list[str], weights: str | None)
     return read_start_recipe(init_from, overrides, weights)
 
 
+def collect_training_options(overrides: Sequence[str] | None, **values: str | None) -> dict[str, str]:
+    """Return the training fields that options set, by name.
+
+    Raises:
+        UsageError: An override sets the same field.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    keys = {override.partition("=")[0] for override in overrides or ()}
+    for name in given:
+        if f"training.{name}" in keys:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{option} and training.{name} set the same field.",
+                what_to_do="Leave one of them out.",
+                code="cli.conflicting-options",
+            )
+    return given
+
+
 def apply_recorded_backbone(resolved: ResolvedRecipe, recipe: str | None, backbone: str | None) -> ResolvedRecipe:
     """Replace the backbone of an earlier version's recipe with the one that its name referred to at the time.
 
@@ -123,10 +193,10 @@ def apply_recorded_backbone(resolved: ResolvedRecipe, recipe: str | None, backbo
     return replace(resolved, recipe=changed, messages=[*resolved.messages, message])
 
 
-def check_resume_options(run: Path, context: typer.Context) -> None:
+def check_resume_options(run: Path, context: typer.Context, changes: list[str]) -> None:
     """Check that `--resume` is not combined with options that would change the run.
 
-    Overrides may change a few fields: see `training.continuation.extension`.
+    `changes` are its overrides and training options. They may set a few fields: see `training.continuation.extension`.
 
     Raises:
         UsageError: Another option or override is given, or the run cannot be resumed.
@@ -138,8 +208,7 @@ def check_resume_options(run: Path, context: typer.Context) -> None:
     def is_unset(value: Any) -> bool:
         return value is None or value is False or value in ([], ())
 
-    overrides = context.params.get("overrides") or []
-    allowed = {"resume", "device", "as_json", "overrides"}
+    allowed = {"resume", "device", "as_json", "overrides", "epochs", "lr", "batch_size", "workers"}
     if not all(is_unset(value) for name, value in context.params.items() if name not in allowed):
         raise UsageError(
             "--resume continues a run with its own options.",
@@ -147,8 +216,8 @@ def check_resume_options(run: Path, context: typer.Context) -> None:
             f"{', '.join(CHANGEABLE_FIELDS)} are allowed.",
             code="resume.conflicting-options",
         )
-    check_changes(overrides, run)
-    RunFolder.reopen(run, extend=bool(overrides))
+    check_changes(changes, run)
+    RunFolder.reopen(run, extend=bool(changes))
 
 
 class JsonOutput:
@@ -169,7 +238,7 @@ class CommandGroup(TyperGroup):
         if args and args[0] not in self.commands:
             raise UsageError(
                 f"Unknown command '{ctx.command_path} {args[0]}'.",
-                what_to_do=did_you_mean(args[0], self.commands),
+                what_to_do=did_you_mean(args[0], [name for name in self.commands if not self.commands[name].hidden]),
                 code="cli.unknown-command",
             )
         return super().resolve_command(ctx, args)

@@ -10,8 +10,9 @@ import torch
 
 from toast_cli.backbones.image_options import PixelOptions
 from toast_cli.data.base import BatchLoader, BatchOptions, DataSet, LoaderOptions, set_white
-from toast_cli.data.loaders import build_loader
+from toast_cli.data.loaders import build_loader, choose_worker_count, describe_loader_machine
 from toast_cli.data.open_source import open_source
+from toast_cli.utils.config import is_automatic
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
@@ -33,6 +34,14 @@ def open_data(recipe: Recipe) -> DataSet:
     return replace(data, splits={part: set_white(split, white) for part, split in data.splits.items()})
 
 
+def count_workers(recipe: Recipe) -> int:
+    """Return the worker processes of each loader: the recipe's number, or for `auto` one that suits the machine."""
+    if not is_automatic(recipe.training.workers):
+        return recipe.training.workers
+    gpu = recipe.device != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return choose_worker_count(describe_loader_machine(gpu))
+
+
 def build_batches(split: Any, recipe: Recipe, backbone: Backbone, batches: BatchOptions) -> BatchLoader:
     """Return a loader of a split, with the recipe's seed, workers and image options.
 
@@ -42,7 +51,7 @@ def build_batches(split: Any, recipe: Recipe, backbone: Backbone, batches: Batch
     """
     options = LoaderOptions(
         seed=recipe.seed,
-        workers=recipe.training.workers,
+        workers=count_workers(recipe),
         pin_memory=recipe.device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available(),
         images=recipe.images,
         pixels=recipe.task if isinstance(recipe.task, PixelOptions) else None,

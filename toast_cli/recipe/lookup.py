@@ -11,7 +11,7 @@ from toast_cli import registry
 from toast_cli.recipe.builtin import RecipeText, find_recipe, list_recipes, read_builtin_recipe
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.parse import replace_recipe_fields, validate_partial_recipe
-from toast_cli.recipe.safe_yaml import parse_recipe
+from toast_cli.recipe.safe_yaml import parse_recipe, parse_value
 from toast_cli.recipe.schema import Recipe
 from toast_cli.recipe.unvalidated_recipe import SECTIONS, PartialRecipe, expand_shorthand, suggest_source_prefix
 from toast_cli.utils.errors import UsageError, did_you_mean
@@ -93,6 +93,7 @@ def resolve_recipe(
     device: str | None = None,
     precision: str | None = None,
     init_from: str | None = None,
+    training: Mapping[str, str] | None = None,
     demo: str = DEMO_FOLDER,
     overrides: Sequence[str] = (),
     start: Mapping[str, Any] | None = None,
@@ -101,6 +102,7 @@ def resolve_recipe(
 
     The base is the recipe given by name, else the nearest built-in recipe for the data set, else the general recipe
     of the method; without a data set, it is the demo. Options are applied first, dotted overrides after them.
+    `training` holds the texts of options that set training fields, by field.
 
     With `start`, the recipe of the tuned model that `init_from` names, that recipe is the base unless one is given by
     name. Its backbone and method are used unless an option or an override names others.
@@ -128,6 +130,10 @@ def resolve_recipe(
         ("device",): device,
         ("precision",): precision,
         ("init_from",): init_from,
+        **{
+            ("training", name): parse_value(text, f"--{name.replace('_', '-')}")
+            for name, text in (training or {}).items()
+        },
     }
     for loc, value in options.items():
         if value is not None:

@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr, SerializeAsAny, StringConstraints
 
 from toast_cli.backbones.base import BackboneOptions, Card
 from toast_cli.backbones.image_options import ImageOptions
-from toast_cli.utils.config import BaseOptions, NamedOptions
+from toast_cli.utils.config import BaseOptions, NamedOptions, OrAuto
 
 
 class TrainingOptions(BaseOptions):
@@ -27,7 +27,11 @@ class TrainingOptions(BaseOptions):
         examples=[1000],
         description="end training after this many optimizer steps, whatever the epoch and the schedule",
     )
-    batch_size: int = Field(32, ge=1, description="images (or texts) per forward pass in training")
+    batch_size: Annotated[int, Field(ge=1), OrAuto()] = Field(
+        32,
+        description="images (or texts) per forward pass in training; auto: the largest power of two that fits into "
+        "memory, found by trial on a GPU and by an estimate on a CPU; the learning rate is not scaled",
+    )
     accumulate: int = Field(1, ge=1, description="forward passes whose gradients are summed for one optimizer step")
     checkpoint_gradients: bool = Field(
         False, description="recompute every level in the backward pass instead of storing its activations"
@@ -46,12 +50,15 @@ class TrainingOptions(BaseOptions):
         description="any optimizer name of timm: momentum (SGD with momentum, as in the paper), adamw, ...; "
         "timm's sgd uses Nesterov momentum",
     )
-    lr: float = Field(0.01, gt=0, description="peak learning rate")
+    lr: Annotated[float, Field(gt=0), OrAuto()] = Field(
+        0.01, description="peak learning rate; auto: found by a range test at the start of the run"
+    )
     head_lr: float | None = Field(
         None,
         gt=0,
         examples=[0.01],
-        description="peak learning rate of the task's head, on the same schedule; default: lr",
+        description="peak learning rate of the task's head, on the same schedule; default: lr. With lr=auto, a number "
+        "stays as it is",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum; ignored by optimizers without momentum")
     weight_decay: float = Field(
@@ -101,8 +108,11 @@ class TrainingOptions(BaseOptions):
         description="order of training images: shuffle: each once per epoch; balanced: each class equally often per "
         "epoch, so that images of small classes return, each time with another augmentation",
     )
-    workers: int = Field(
-        0, ge=0, le=256, examples=[8], description="processes that decode images; 0: decode in the main process"
+    workers: Annotated[int, Field(ge=0, le=256), OrAuto()] = Field(
+        "auto",  # type: ignore[assignment]  # see OrAuto
+        examples=[8],
+        description="processes that decode images, which do not change results; 0: decode in the main process; "
+        "auto: up to 8 by the CPU cores of each process, and 0 on two cores without a GPU",
     )
     eval_batch_size: int | None = Field(
         None, ge=1, examples=[128], description="images (or texts) per forward pass in evaluation; default: batch_size"

@@ -9,17 +9,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
-from torch import Tensor
 
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.files import append_json_line, require_regular_file, write_tensors, write_text
 from toast_cli.utils.hashing import CHECKSUM_KEY, hash_file, hash_json
 from toast_cli.utils.names import format_json
-from toast_cli.utils.tensor_fingerprints import hash_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE_CHECKSUMS_KEY = "sha256_of_files"
 RUN_REPAIR_HINT = (
@@ -127,6 +128,8 @@ def dump_checksummed_json(value: Mapping[str, Any]) -> str:
 
 def write_checksummed_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file with a checksum of the tensors in its metadata."""
+    from toast_cli.utils.tensor_fingerprints import hash_tensors  # imports torch, which a list of runs does without
+
     write_tensors(path, tensors, {**metadata, CHECKSUM_KEY: hash_tensors(tensors)})
 
 
@@ -149,6 +152,8 @@ def read_checksummed_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tens
         SafetensorError: The file has another format or is damaged.
         ValueError: The checksum of the tensors does not match.
     """
+    from toast_cli.utils.tensor_fingerprints import hash_tensors
+
     with safe_open(require_regular_file(path), framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from toast_cli.model.model import Model
-from toast_cli.storage.adapter import ADAPTER_CONFIG_FILE
-from toast_cli.storage.checkpoint import save_checkpoint
 from toast_cli.storage.checksums import add_checksum, read_checksummed_json
 from toast_cli.storage.lineage import RunLineage, read_lineage, write_lineage
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import append_json_line, make_write_error, write_json, write_text
 from toast_cli.utils.hashing import add_checksum_line, is_checksum_valid
 from toast_cli.utils.names import number_names, quote_argument
-from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 from toast_cli.utils.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from toast_cli.model.model import Model
 
 DEFAULT_RUNS_FOLDER = Path("runs")
 """Default parent folder of runs, relative to the current folder."""
@@ -33,6 +31,8 @@ ANSWERS_FILE = "test_answers.json"
 """File of a run folder with the class predicted for each test sample."""
 DATA_FILE = "data.json"
 """File of a run folder with the identity of its data: classes, and the samples of each split."""
+LR_RANGE_FILE = "lr_range.csv"
+"""File of a run folder with the range test that chose the learning rate, if one did."""
 LOCK_FILE = ".lock"
 """Lock file among the checkpoints, held by the process that writes them."""
 
@@ -64,15 +64,7 @@ class RunFolder:
             UsageError: The folder `path` already holds files.
             ToastError: The folder cannot be created.
         """
-        if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            resumable = (path / "recipe.yaml").is_file() and not (path / "results.json").exists()
-            raise UsageError(
-                f"The output folder {path} already exists.",
-                "A run never overwrites another one.",
-                (f"Resume the run in it with: --resume {quote_argument(path)}. " if resumable else "")
-                + "Choose another --output-dir, or move the folder away.",
-                code="disk.already-exists",
-            )
+        cls.require_free(path)
         try:
             if path is not None:
                 path.mkdir(parents=True, exist_ok=True)
@@ -85,6 +77,23 @@ class RunFolder:
                 code="disk.cannot-write",
             ) from error
         return cls(path)
+
+    @staticmethod
+    def require_free(path: Path | None) -> None:
+        """Check that a run may be written to `path`; None stands for a new folder.
+
+        Raises:
+            UsageError: The folder already holds files.
+        """
+        if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            resumable = (path / "recipe.yaml").is_file() and not (path / "results.json").exists()
+            raise UsageError(
+                f"The output folder {path} already exists.",
+                "A run never overwrites another one.",
+                (f"Resume the run in it with: --resume {quote_argument(path)}. " if resumable else "")
+                + "Choose another --output-dir, or move the folder away.",
+                code="disk.already-exists",
+            )
 
     @classmethod
     def reopen(cls, path: Path, extend: bool = False) -> RunFolder:
@@ -147,6 +156,19 @@ class RunFolder:
         except NotImplementedError:  # the file system has no locks; run without one
             return nullcontext()
 
+    def is_locked(self) -> bool:
+        """Return whether another process is writing the run."""
+        lock = self.checkpoints / LOCK_FILE
+        if not lock.is_file():
+            return False
+        try:
+            with FileLock(lock).acquire(blocking=False):
+                return False
+        except Timeout:
+            return True
+        except (OSError, NotImplementedError):  # the folder is read-only, or its file system has no locks
+            return False
+
     def truncate_metrics_after(self, step: int, epoch: int) -> None:
         """Drop metrics logged after the last checkpoint of an interrupted run, at `step` and after `epoch` epochs."""
         if self.writes and self.metrics.is_file():
@@ -171,6 +193,11 @@ class RunFolder:
         """Write versions, device and machine."""
         if self.writes:
             write_json(self.path / "environment.json", add_checksum(environment))
+
+    def write_lr_range(self, text: str) -> None:
+        """Write the steps of the range test that chose the learning rate, as CSV."""
+        if self.writes:
+            write_text(self.path / LR_RANGE_FILE, text)
 
     def write_data(self, identity: dict[str, Any]) -> None:
         """Write the identity of the data: classes and samples."""
@@ -201,6 +228,11 @@ class RunFolder:
         self, name: str, model: Model, state: dict[str, Any], besides: Mapping[str, Tensor] | None = None
     ) -> None:
         """Write `checkpoints/<name>`, see `storage.checkpoint.save_checkpoint`. All processes must call it."""
+        from toast_cli.storage.checkpoint import (
+            save_checkpoint,  # these import torch, which a list of runs does without
+        )
+        from toast_cli.utils.tensor_fingerprints import gather_full_tensors
+
         trained, besides = gather_full_tensors(model.get_trained_parameters()), gather_full_tensors(besides or {})
         state = {**state, "spent": self.spent + time.perf_counter() - self._since}
         if self.writes:
@@ -209,6 +241,8 @@ class RunFolder:
 
 def is_unfinished(path: Path) -> bool:
     """Return whether `path` is the folder of a run that was started and has no adapter yet."""
+    from toast_cli.storage.adapter import ADAPTER_CONFIG_FILE
+
     return (path / "recipe.yaml").is_file() and not (path / "adapter" / ADAPTER_CONFIG_FILE).is_file()
 
 
@@ -255,6 +289,8 @@ def has_finished(run: Path) -> bool:
 
 def find_newest_run(root: Path = DEFAULT_RUNS_FOLDER) -> Path | None:
     """Return the finished run in `root` whose adapter was written last, or None."""
+    from toast_cli.storage.adapter import ADAPTER_CONFIG_FILE
+
     finished = list(root.glob(f"*/adapter/{ADAPTER_CONFIG_FILE}")) if root.is_dir() else []
     return max(finished, key=lambda path: path.stat().st_mtime_ns).parent.parent if finished else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from toast_cli.recipe.schema import PretuningOptions, Recipe
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.pretuned import save_artifact
 from toast_cli.storage.run_folder import RunFolder
+from toast_cli.training.automatic.settings import choose_automatic_settings
 from toast_cli.training.evaluate import evaluate_model, report_skipped_samples
 from toast_cli.training.loop import TrainingLoop
 from toast_cli.training.optimization import describe_schedule
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.run import Run
 from toast_cli.training.step import DistillationStep, PretuningStep
+from toast_cli.utils.config import is_automatic
 from toast_cli.utils.errors import UsageError
 
 
@@ -35,6 +38,12 @@ def to_pretuning_recipe(recipe: Recipe, gradient: bool = True) -> Recipe:
     if not gradient and getattr(recipe.method, "start", None) != "least-squares":
         raise UsageError(
             "Pre-tuning without gradients needs method.start=least-squares.", code="training.nothing-to-do"
+        )
+    if not gradient and (is_automatic(recipe.training.lr) or is_automatic(recipe.training.batch_size)):
+        raise UsageError(
+            "auto is chosen for training with gradients, and --least-squares trains nothing.",
+            what_to_do="Leave training.lr=auto and training.batch_size=auto out.",
+            code="training.nothing-to-do",
         )
     if recipe.training.cache:
         raise UsageError(
@@ -81,15 +90,18 @@ def pretune_model(
             code="resume.not-a-pretuning",
         )
     recipe = to_pretuning_recipe(recipe, gradient)
-    run = Run.prepare(
-        recipe, output_dir, reporter, resume, overrides=overrides, labels=requires_labels(recipe, gradient)
-    )
-    session = run.session
-    recipe, model, options = session.recipe, session.model, session.recipe.pretuning
+    options, labels = recipe.pretuning, requires_labels(recipe, gradient)
     assert options is not None
+    make_step = partial(PretuningStep if options.target == "labels" else DistillationStep, options=options)
+    recipe, chosen = choose_automatic_settings(
+        recipe, lambda session, _: make_step(session.model), reporter, None if resume else output_dir, labels=labels
+    )
+    run = Run.prepare(recipe, output_dir, reporter, resume, overrides=overrides, labels=labels, automatic=chosen)
+    session = run.session
+    recipe, model = session.recipe, session.model
     sizes = session.measure_model_sizes()
     session.move_to_device()
-    step = (PretuningStep if options.target == "labels" else DistillationStep)(model, options)
+    step = make_step(model)
     train = session.make_loader("train", train=True)
     validation = session.make_loader("val") if "val" in session.data.splits else None
     measured = validation or session.make_loader("train")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -52,13 +52,22 @@ FILE_SUFFIXES = re.compile(r"(\.(csv|gz|jsonl?|parquet|tar|tgz|tsv|txt|zip))+$",
 """Suffixes of files of data, which names of runs leave out."""
 
 
+@dataclass(frozen=True)
+class AutomaticSettings:
+    """The numbers that toast chose for settings that were `auto`, by training field, and the range test as CSV."""
+
+    numbers: Mapping[str, int | float] = field(default_factory=dict)
+    lr_range: str | None = None
+
+
 @dataclass
 class Run:
     """A run in progress.
 
     `folder` is set by `open`. `resume` is True if the user asked to resume an interrupted run, and `resumed` is True if
     there was a checkpoint to resume from. `extension` has the changes of its recipe, and `lineage` the models that it
-    starts from. `writer` also receives the metrics, if TensorBoard is on.
+    starts from. `writer` also receives the metrics, if TensorBoard is on. `automatic` holds the settings that were
+    `auto`.
     """
 
     session: Session
@@ -68,6 +77,7 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     extension: Extension | None = None
     lineage: RunLineage = field(default_factory=RunLineage)
+    automatic: AutomaticSettings = field(default_factory=AutomaticSettings)
     folder: RunFolder = field(init=False)
     resumed: bool = field(default=False, init=False)
     writer: SummaryWriter | None = field(default=None, init=False)
@@ -82,6 +92,7 @@ class Run:
         *,
         overrides: Sequence[str] = (),
         labels: bool = True,
+        automatic: AutomaticSettings | None = None,
     ) -> Run:
         """Build the run of a recipe, with its model on the CPU. Nothing is written.
 
@@ -103,7 +114,8 @@ class Run:
         session = prepare_session(recipe, labels=labels, begun=begun, place=False)
         if session.start is not None:
             lineage = replace(lineage, start=session.start.lineage)
-        run = cls(session, reporter, output_dir, resume, started, extension, lineage)
+        chosen = automatic or AutomaticSettings()
+        run = cls(session, reporter, output_dir, resume, started, extension, lineage, chosen)
         if resume and output_dir is not None:
             if not check_resumed_data(output_dir, run.identity):
                 reporter.report_message(
@@ -283,8 +295,12 @@ class Run:
             return share_run_folder(accelerator, partial(RunFolder.reopen, path, self.extension is not None))
         recipe, identity = self.session.recipe, self.identity  # before the folder is there: it may take time
         folder = share_run_folder(accelerator, partial(RunFolder.create, path, get_default_run_name(recipe)))
-        folder.write_recipe(to_yaml(recipe))
-        folder.write_environment(describe_environment(accelerator, recipe))
+        chosen = self.automatic
+        note = "".join(f"# training.{name} was chosen automatically.\n" for name in chosen.numbers if name != "workers")
+        folder.write_recipe(note + to_yaml(recipe))
+        folder.write_environment({**describe_environment(accelerator, recipe), "automatic": dict(chosen.numbers)})
+        if chosen.lr_range is not None:
+            folder.write_lr_range(chosen.lr_range)
         folder.write_data(identity.dump())
         if self.lineage.start:
             folder.write_lineage(self.lineage)

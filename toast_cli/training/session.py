@@ -30,6 +30,7 @@ from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
 from toast_cli.training.run_data import open_shared_data
 from toast_cli.training.step import freeze_parameters_for_pretuning
+from toast_cli.utils.config import is_automatic
 from toast_cli.utils.constants import OWN_PACKAGE
 from toast_cli.utils.errors import ToastError, UsageError
 
@@ -127,6 +128,7 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
         ToastError: any other error that the user can fix.
     """
     recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
+    _require_numbers(recipe)
     if recipe.training.tensorboard and find_spec("tensorboard") is None:
         raise ToastError(
             "TensorBoard is not installed.",
@@ -182,6 +184,22 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     if place:
         session.move_to_device()
     return session
+
+
+def _require_numbers(recipe: Recipe) -> None:
+    """Check that no setting is left to choose.
+
+    Raises:
+        UsageError: the batch size or the learning rate is `auto`, which is chosen for runs of single commands alone.
+    """
+    for name in ("batch_size", "lr"):
+        if is_automatic(getattr(recipe.training, name)):
+            raise UsageError(
+                f"training.{name}=auto cannot be used here.",
+                "It is chosen when a run of 'toast tune' or 'toast pretune' starts.",
+                f"Set training.{name} to a number.",
+                code="training.automatic-setting",
+            )
 
 
 def build_plain_model(backbone: str, weights: str | None, device: str | None) -> tuple[Model, Recipe]:

@@ -15,6 +15,7 @@ from toast_cli.storage.model_card import format_adapter_card
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.tasks.base import Meter
 from toast_cli.tasks.class_counts import ClassCounts
+from toast_cli.training.automatic.settings import choose_automatic_settings
 from toast_cli.training.callbacks import Callbacks
 from toast_cli.training.class_warnings import describe_small_validation, describe_weak_classes
 from toast_cli.training.evaluate import (
@@ -78,7 +79,13 @@ def prepare_tuning(
         raise UsageError(
             "This recipe is for pre-tuning.", what_to_do="Use it with 'toast pretune'.", code="recipe.for-pretuning"
         )
-    return Run.prepare(recipe, output_dir, reporter, resume, overrides=overrides)
+    recipe, chosen = choose_automatic_settings(
+        recipe,
+        lambda session, train: build_training_step(session, train, None)[0],
+        reporter,
+        None if resume else output_dir,
+    )
+    return Run.prepare(recipe, output_dir, reporter, resume, overrides=overrides, automatic=chosen)
 
 
 def run_tuning(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError, core_schema
+
+AUTO = "auto"
+"""Value of a numeric setting that toast chooses when a run starts."""
 
 
 def _parse_switch(value: Any) -> Any:
@@ -18,6 +22,34 @@ Switch = Annotated[bool, BeforeValidator(_parse_switch)]
 
 LOCAL_PATH: JsonDict = {"format": "path"}
 """`json_schema_extra` of a field that names a file or a folder, so that it is found again from another folder."""
+
+
+class OrAuto:
+    """Annotation of a numeric setting that may also be `auto`. Add it after the bounds of the number.
+
+    Type checkers see the number, because a run replaces `auto` before it reads the setting.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        kind = "a whole number" if source is int else "a number"
+
+        def validate(value: Any, check_number: core_schema.ValidatorFunctionWrapHandler) -> Any:
+            if isinstance(value, str) and value != AUTO:
+                raise PydanticCustomError("number_or_auto_type", f"must be {kind} or {AUTO}")
+            return value if value == AUTO else check_number(value)
+
+        unchanged = core_schema.plain_serializer_function_ser_schema(lambda value: value)
+        return core_schema.no_info_wrap_validator_function(validate, handler(source), serialization=unchanged)
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"const": AUTO}]}
+
+
+def is_automatic(value: object) -> bool:
+    """Return whether a setting is `auto`: toast chooses its number when a run starts."""
+    return value == AUTO
 
 
 class BaseOptions(BaseModel):

@@ -91,7 +91,7 @@ def did_you_mean(name: str, known: Iterable[str], described: Mapping[str, str] |
     If no name is similar, it is compared with the descriptions: `learning_rate` finds `lr`, the peak learning rate.
     """
     known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.5) or _match_description(name, described or {})
+    near = get_close_matches(name, known, n=1, cutoff=0.6) or _match_description(name, described or {})
     hint = f"Did you mean '{near[0]}'? " if near else ""
     if not known:
         return hint + "None are registered."

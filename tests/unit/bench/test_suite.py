@@ -257,3 +257,11 @@ def test_data_sets_whose_source_is_not_installed_are_left_out_by_name() -> None:
     experiment.validate()
     assert list(experiment.missing) == ["More"]
     assert ("More", "linear") not in experiment.cells
+
+
+@pytest.mark.parametrize("name", ["lr", "batch_size"])
+def test_a_suite_has_no_setting_that_each_run_chooses(name: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        made(changes=(f"training.{name}=auto",)).validate()
+    assert raised.value.code == "bench.automatic-setting"
+    made(changes=("training.workers=auto",)).validate()

@@ -16,6 +16,7 @@ from toast_cli.bench.suite import Suite, ValueRange, merge_overrides
 from toast_cli.recipe.lookup import resolve_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.recipe.unvalidated_recipe import expand_shorthand
+from toast_cli.utils.config import is_automatic
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.hashing import hash_text
 from toast_cli.utils.names import to_file_name
@@ -26,6 +27,9 @@ LOCATION_FIELDS = {"device", "data_dir"}
 """Recipe fields that determine where a run takes place, not its results."""
 RESULT_NEUTRAL_SETTINGS = {"workers", "log_every", "tensorboard", "eval_batch_size"}
 """Training fields that do not affect results."""
+
+CHOSEN_SETTINGS = ("batch_size", "lr")
+"""Training fields that affect results and may be `auto` in a single run."""
 
 
 @dataclass(frozen=True)
@@ -171,13 +175,13 @@ class Experiment:
         """Return the recipe of a run. Runs of a search have `test: false`.
 
         Raises:
-            UsageError: a name is not registered, or a field is not valid.
+            UsageError: a name is not registered, a field is not valid, or toast would choose it for each run.
         """
         suite, options, source = self.suite, self.suite.rows[row], self.suite.get_dataset_options(dataset)
         backbone = options.backbone or suite.backbone
         searching = suite.search is not None and stage == "search"
         own = suite.search.set if suite.search is not None and searching else suite.final
-        return resolve_recipe(
+        recipe = resolve_recipe(
             recipe=options.recipe or suite.recipe,
             backbone=backbone,
             dataset=source.source,
@@ -193,6 +197,14 @@ class Experiment:
                 *merge_overrides(params or {}, {"test": not searching}),
             ],
         ).recipe
+        if chosen := [name for name in CHOSEN_SETTINGS if is_automatic(getattr(recipe.training, name))]:
+            raise UsageError(
+                f"A suite cannot have training.{chosen[0]}=auto ({row} on {dataset}).",
+                "Its runs would differ in a setting that the tables do not show.",
+                f"Write a number, or let the suite search over training.{chosen[0]}.",
+                code="bench.automatic-setting",
+            )
+        return recipe
 
     def make_search_jobs(self, dataset: str, row: str) -> list[Job]:
         """Return the runs of a cell's search, an empty list if the suite has no search."""

@@ -17,7 +17,7 @@ def run_pretune(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. pretuning.reconstruction=0.1."),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or YAML file.")] = None,
+    recipe: options.RecipeOption = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
     dataset: options.DatasetOption = None,
@@ -30,6 +30,10 @@ def run_pretune(
     output_dir: Annotated[
         Path | None, typer.Option(help="Output folder of the run. [default: a new folder in runs/]")
     ] = None,
+    epochs: options.EpochsOption = None,
+    lr: options.LearningRateOption = None,
+    batch_size: options.BatchSizeOption = None,
+    workers: options.WorkersOption = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
@@ -44,10 +48,12 @@ def run_pretune(
     from toast_cli.cli.output.console import err, out, print_json, print_line
     from toast_cli.recipe.lookup import PRETUNE_FOLDER, resolve_recipe
 
+    training = options.collect_training_options(overrides, epochs=epochs, lr=lr, batch_size=batch_size, workers=workers)
+    overrides, changes = overrides or [], list[str]()
     if resume is not None:
-        options.check_resume_options(resume, context)
-        recipe, output_dir = str(resume / "recipe.yaml"), resume
-    overrides, changes = (overrides or [], []) if resume is None else ([], overrides or [])
+        changes = [*overrides, *(f"training.{name}={value}" for name, value in training.items())]
+        options.check_resume_options(resume, context, changes)
+        recipe, output_dir, overrides, training = str(resume / "recipe.yaml"), resume, [], {}
     # The recipe 'pretune/toast' is for the demo data.
     chosen = recipe or (f"{PRETUNE_FOLDER}/general" if dataset is not None else None)
     resolved = resolve_recipe(
@@ -61,6 +67,7 @@ def run_pretune(
         device=device,
         precision=precision,
         init_from=init_from,
+        training=training,
         demo=PRETUNE_FOLDER,
         overrides=[*(["method.start=least-squares"] if least_squares else []), *overrides],
     )
@@ -70,15 +77,14 @@ def run_pretune(
     if dry_run:
         from toast_cli.cli.output.dry_run import print_dry_run
         from toast_cli.training.pretune import requires_labels, to_pretuning_recipe
-        from toast_cli.training.session import prepare_session
 
         shown = to_pretuning_recipe(resolved.recipe, gradient=not least_squares)
         labels = requires_labels(shown, gradient=not least_squares)
-        print_dry_run(prepare_session(shown, labels=labels, place=False), as_json)
+        print_dry_run(shown, as_json, labels=labels)
         return
 
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.cli.output.run_summary import build_pretuning_table
+    from toast_cli.cli.output.run_summary import build_pretuning_table, draw_range_test
     from toast_cli.training.interrupts import raise_on_stop_signals
     from toast_cli.training.pretune import pretune_model
 
@@ -92,6 +98,7 @@ def run_pretune(
             resume=resume is not None,
             overrides=changes,
         )
+    draw_range_test(folder.path)
     if as_json:
         print_json({"run": str(folder.path), **results})
         return

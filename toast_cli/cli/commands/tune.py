@@ -17,18 +17,26 @@ def run_tune(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. training.lr=0.02 method.rank=8."),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Built-in recipe (see 'toast recipes ls') or YAML file.")] = None,
+    recipe: options.RecipeOption = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
     dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
     method: Annotated[
-        str | None, typer.Option(help="Method: toast, toast-lite, linear, full, lora, vpt or peft:KIND.")
+        str | None,
+        typer.Option(
+            autocompletion=options.complete_method,
+            help="Method: toast, toast-lite, linear, full, lora, vpt or peft:KIND.",
+        ),
     ] = None,
     init_from: options.InitFromOption = None,
     output_dir: Annotated[
         Path | None, typer.Option(help="Output folder of the run. [default: a new folder in runs/]")
     ] = None,
+    epochs: options.EpochsOption = None,
+    lr: options.LearningRateOption = None,
+    batch_size: options.BatchSizeOption = None,
+    workers: options.WorkersOption = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
@@ -39,14 +47,17 @@ def run_tune(
     """Adapt a frozen backbone to a data set.
 
     The method is TOAST, TOAST-Lite or a baseline such as LoRA. Without arguments, runs TOAST on the demo data.
+    'toast train' and 'toast fit' are other names of this command.
     """
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.recipe.lookup import resolve_recipe
 
+    training = options.collect_training_options(overrides, epochs=epochs, lr=lr, batch_size=batch_size, workers=workers)
+    overrides, changes = overrides or [], list[str]()
     if resume is not None:
-        options.check_resume_options(resume, context)
-        recipe, output_dir = str(resume / "recipe.yaml"), resume
-    overrides, changes = (overrides or [], []) if resume is None else ([], overrides or [])
+        changes = [*overrides, *(f"training.{name}={value}" for name, value in training.items())]
+        options.check_resume_options(resume, context, changes)
+        recipe, output_dir, overrides, training = str(resume / "recipe.yaml"), resume, [], {}
     resolved = resolve_recipe(
         recipe=recipe,
         backbone=backbone,
@@ -58,6 +69,7 @@ def run_tune(
         device=device,
         precision=precision,
         init_from=init_from,
+        training=training,
         overrides=overrides,
         start=options.read_start(init_from, overrides, weights),
     )
@@ -66,15 +78,14 @@ def run_tune(
         print_line(message, err)
     if dry_run:
         from toast_cli.cli.output.dry_run import print_dry_run
-        from toast_cli.training.session import prepare_session
 
-        print_dry_run(prepare_session(resolved.recipe, place=False), as_json)
+        print_dry_run(resolved.recipe, as_json)
         return
 
     from toast_cli.cli.output.answers import format_written_files
     from toast_cli.cli.output.console import out, print_json
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.cli.output.run_summary import build_results_table
+    from toast_cli.cli.output.run_summary import build_results_table, draw_range_test
     from toast_cli.evaluation.answer_files import write_answer_files
     from toast_cli.training.evaluate import SplitAnswers
     from toast_cli.training.interrupts import raise_on_stop_signals
@@ -91,6 +102,7 @@ def run_tune(
             overrides=changes,
             on_answers=answers.append,
         )
+    draw_range_test(folder.path)
     if as_json:
         print_json({"run": str(folder.path), **results})
     else:

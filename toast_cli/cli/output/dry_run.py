@@ -6,19 +6,26 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toast_cli.training.session import Session
+    from toast_cli.recipe.schema import Recipe
 
 
-def print_dry_run(session: Session, as_json: bool) -> None:
-    """Print the resolved recipe, its size and cost, and the shapes of the first batch. Nothing is written."""
+def print_dry_run(recipe: Recipe, as_json: bool, labels: bool = True) -> None:
+    """Print the resolved recipe, its size and cost, and the shapes of the first batch. Nothing is written.
+
+    `labels` says whether the run needs labels.
+    """
     from toast_cli.cli.output.console import print_json, print_line
     from toast_cli.recipe.safe_yaml import to_yaml
+    from toast_cli.training.automatic.settings import choose_workers, describe_open_choices, fill_placeholders
     from toast_cli.training.optimization import describe_schedule
+    from toast_cli.training.session import prepare_session
     from toast_cli.utils.constants import BATCH_METADATA_KEYS
 
-    recipe, sizes = session.recipe, session.measure_model_sizes()
+    recipe = choose_workers(recipe)
+    session = prepare_session(fill_placeholders(recipe), labels=labels, place=False)
+    sizes = session.measure_model_sizes()
     batches = session.make_loader("train", train=True)
-    notes = describe_schedule(recipe.training, len(batches))
+    notes = [*describe_open_choices(recipe), *describe_schedule(session.recipe.training, len(batches))]
     batch = next(iter(batches))
     shapes = {name: list(tensor.shape) for name, tensor in batch.items() if name not in BATCH_METADATA_KEYS}
     memory = session.estimate_memory(batches)

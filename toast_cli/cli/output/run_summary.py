@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from toast_cli import registry
+from toast_cli.cli.output.console import SILENT, err, print_line
 from toast_cli.utils.names import escape_newlines
 
 MAX_LISTED_CLASSES = 30
@@ -55,6 +57,22 @@ def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
         table.caption = Text("\n".join(f"Warning: {escape_newlines(text)}" for text in results["warnings"]))
         table.caption_justify = "left"
     return table
+
+
+def draw_range_test(run: Path) -> None:
+    """Draw the range test that chose the learning rate of a run, if one did, into the run's folder."""
+    from toast_cli.recipe.parse import load_recipe
+    from toast_cli.storage.run_folder import LR_RANGE_FILE
+
+    table = run / LR_RANGE_FILE
+    if SILENT or not table.is_file():
+        return
+    from toast_cli.visualize.figure_output import save_figure
+    from toast_cli.visualize.lr_range import draw_lr_range
+
+    picture = table.with_suffix(".png")
+    save_figure(draw_lr_range(table, load_recipe(run / "recipe.yaml").training.lr), picture)
+    print_line(f"Range test: {picture}", err)
 
 
 def build_pretuning_table(title: str, results: Mapping[str, Any]) -> Table:

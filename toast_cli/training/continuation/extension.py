@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from toast_cli.model.recipe_data import count_workers
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.parse import validate_partial_recipe
 from toast_cli.recipe.schema import Recipe, TrainingOptions
@@ -21,6 +22,7 @@ from toast_cli.storage.lineage import RunLineage, read_lineage
 from toast_cli.storage.run_folder import RunFolder, has_finished
 from toast_cli.training.optimization import compute_learning_rate, count_warmup_steps
 from toast_cli.training.state import BestEpoch, TrainingProgress, wrap_state_errors
+from toast_cli.utils.config import is_automatic
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.names import quote_argument
 
@@ -143,7 +145,12 @@ def _override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         return recipe
     draft = PartialRecipe(recipe.model_dump(mode="json"), origin="the recipe of the run")
     apply_overrides(draft, overrides)
-    return validate_partial_recipe(draft)
+    changed = validate_partial_recipe(draft)
+    if not is_automatic(changed.training.workers):
+        return changed
+    return changed.model_copy(
+        update={"training": changed.training.model_copy(update={"workers": count_workers(changed)})}
+    )
 
 
 def _change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

@@ -1,0 +1,1 @@
+"""Settings of training that are `auto`: what toast chooses, before the run that uses the numbers."""

@@ -1,0 +1,129 @@
+"""The choice of all settings that are `auto`, before a run starts.
+
+The trials use a session of their own, which is discarded. So the run that follows is the same as one whose recipe has
+the chosen numbers from the beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import release_memory, set_seed
+
+from toast_cli.data.base import BatchLoader
+from toast_cli.model.recipe_data import count_workers
+from toast_cli.recipe.schema import Recipe, TrainingOptions
+from toast_cli.storage.run_folder import RunFolder
+from toast_cli.training.automatic.batch_size import LARGEST_ON_CPU, LARGEST_ON_GPU, find_batch_size
+from toast_cli.training.automatic.lr_range import RANGE_STEPS, LRRange, measure_lr_range
+from toast_cli.training.optimization import check_optimizer
+from toast_cli.training.reporter import Reporter
+from toast_cli.training.run import AutomaticSettings, initialize_feedback
+from toast_cli.training.session import Session, prepare_session
+from toast_cli.training.step import TrainingStep
+from toast_cli.utils.config import is_automatic
+from toast_cli.utils.errors import UsageError
+
+MakeStep = Callable[[Session, BatchLoader], TrainingStep]
+
+
+def choose_automatic_settings(
+    recipe: Recipe, make_step: MakeStep, reporter: Reporter, output_dir: Path | None, *, labels: bool = True
+) -> tuple[Recipe, AutomaticSettings]:
+    """Return the recipe with a number for every setting that is `auto`, and these numbers.
+
+    The batch size is chosen before the learning rate, which depends on it. A recipe of a run that is resumed has
+    numbers, so nothing is chosen again.
+
+    Raises:
+        UsageError: the output folder holds files, the recipe cannot be run, or the model is sharded and the batch size
+            is `auto`.
+        ToastError: no batch size fits, no learning rate lowers the loss, or any other error of `prepare_session`.
+    """
+    numbers: dict[str, int | float] = {}
+    lr_range = None
+
+    def choose(name: str, number: int | float) -> None:
+        nonlocal recipe
+        numbers[name] = number
+        recipe = _set_training(recipe, **{name: number})
+
+    training = recipe.training
+    if is_automatic(training.workers):
+        choose("workers", count_workers(recipe))
+    if is_automatic(training.batch_size) or is_automatic(training.lr):
+        RunFolder.require_free(output_dir)  # before the trials, which take time
+    if is_automatic(training.batch_size) and training.shard:
+        raise UsageError(
+            "training.batch_size=auto cannot be combined with training.shard.",
+            "If one process runs out of memory, the others wait for its shards.",
+            "Set training.batch_size to a number.",
+            code="training.conflicting-options",
+        )
+    prepare = partial(prepare_session, labels=labels, place=False)
+    if is_automatic(training.batch_size):
+        choose("batch_size", find_batch_size(prepare(fill_placeholders(recipe)), make_step))
+        release_memory()
+        reporter.report_message(
+            f"training.batch_size=auto: {numbers['batch_size']}, the largest power of two that fits. The learning rate "
+            "is not scaled."
+        )
+    if is_automatic(training.lr):
+        session = prepare(fill_placeholders(recipe))
+        lr_range = _measure_from_start(session, make_step, reporter)
+        choose("lr", lr_range.suggestion)
+        check_optimizer(recipe.training)
+        del session
+        release_memory()
+        head = "" if training.head_lr is None else f" The head keeps training.head_lr={training.head_lr:g}."
+        reporter.report_message(f"training.lr=auto: {numbers['lr']:g}, by a range test.{head}")
+    return recipe, AutomaticSettings(numbers, None if lr_range is None else lr_range.format_csv())
+
+
+def choose_workers(recipe: Recipe) -> Recipe:
+    """Return the recipe with the number of worker processes, which needs no trial."""
+    return _set_training(recipe, workers=count_workers(recipe))
+
+
+def fill_placeholders(recipe: Recipe) -> Recipe:
+    """Return the recipe with a plain number for every setting that only a trial can choose, to build a session."""
+    fields, training = TrainingOptions.model_fields, recipe.training
+    placeholders: dict[str, Any] = {}
+    if is_automatic(training.batch_size):
+        placeholders["batch_size"] = fields["batch_size"].default
+    if is_automatic(training.lr):
+        placeholders["lr"] = max(fields["lr"].default, training.min_lr)
+    return _set_training(recipe, **placeholders)
+
+
+def describe_open_choices(recipe: Recipe) -> list[str]:
+    """Return a sentence about every setting that is chosen when the run starts."""
+    notes, training = [], recipe.training
+    if is_automatic(training.batch_size):
+        notes.append(
+            "training.batch_size=auto: chosen when the run starts, the largest power of two that fits, at most "
+            f"{LARGEST_ON_CPU} on a CPU and {LARGEST_ON_GPU} on a GPU. The numbers here are for "
+            f"{fill_placeholders(recipe).training.batch_size}."
+        )
+    if is_automatic(training.lr):
+        notes.append(f"training.lr=auto: chosen when the run starts, by a range test of {RANGE_STEPS} steps.")
+    return notes
+
+
+def _measure_from_start(session: Session, make_step: MakeStep, reporter: Reporter) -> LRRange:
+    """Run the range test from the weights that the run starts from."""
+    train = session.make_loader("train", train=True)
+    step = make_step(session, train)
+    session.move_to_device()
+    if session.start is None or not session.start.has_method:
+        initialize_feedback(session, reporter)
+    if session.accelerator.num_processes > 1:
+        set_seed(session.recipe.seed, device_specific=True)
+    return measure_lr_range(session, step, train, reporter)
+
+
+def _set_training(recipe: Recipe, **fields: Any) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=fields)})
