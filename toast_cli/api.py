@@ -56,6 +56,33 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class LabelsPrediction(Prediction):
+    """The labels of an image. `label` and `probability` are those of the most likely label, given or not.
+
+    Args:
+        labels: Probability of every label from its threshold on, the most likely first; may be empty.
+    """
+
+    labels: dict[str, float]
+
+
+@dataclass(frozen=True)
+class NumberPrediction:
+    """The numbers that a model predicts for an image, in the units of the data.
+
+    Args:
+        values: The numbers by name.
+    """
+
+    values: dict[str, float]
+
+    @property
+    def value(self) -> float:
+        """The number, or the first one of several."""
+        return next(iter(self.values.values()))
+
+
+@dataclass(frozen=True)
 class Attention:
     """Attention maps of a batch, each of shape `[B, rows, columns]` over the image.
 
@@ -122,31 +149,43 @@ class Steered(nn.Module):
         return torch.stack([transform(image)[0] for image in self._open(images)]).to(self.device)
 
     @torch.no_grad()
-    def predict(self, images: Picture | Iterable[Picture], batch_size: int = BATCH_SIZE) -> list[Prediction]:
-        """Return the most likely class of each image, `batch_size` images at a time.
+    def predict(
+        self, images: Picture | Iterable[Picture], batch_size: int = BATCH_SIZE
+    ) -> list[Prediction] | list[NumberPrediction]:
+        """Return the most likely class of each image, or its labels or numbers, `batch_size` images at a time.
+
+        A model of several labels returns `LabelsPrediction`, a model of numbers `NumberPrediction`.
 
         Raises:
             UsageError: The model classifies pixels, there are no images, or one is neither a path nor a PIL image.
             ToastError: An image file cannot be read, or the backbone has no image input.
         """
-        if self.model.objective.dense:
+        objective = self.model.objective
+        if objective.dense:
             raise UsageError(
                 "This is a segmentation model: it classifies pixels, not images.",
                 what_to_do="Call segment().",
                 code="task.labels-pixels",
             )
         with self._use_evaluation_mode():
-            probabilities = torch.cat(
-                [
-                    self.model.objective.compute_scores(self.model(batch)).cpu()
-                    for batch in self._prepare_batches(images, batch_size)
-                ]
+            scores = torch.cat(
+                [objective.compute_scores(self.model(batch)).cpu() for batch in self._prepare_batches(images, batch_size)]
             )
-        best = probabilities.max(-1)
-        return [
-            Prediction(self.classes[int(index)], float(probability), row)
-            for probability, index, row in zip(best.values, best.indices, probabilities, strict=True)
-        ]
+        if objective.target == "number":
+            return [NumberPrediction(dict(zip(self.classes, row.tolist(), strict=True))) for row in scores]
+        best = zip(*(each.tolist() for each in scores.max(-1)), scores, strict=True)
+        if objective.target == "labels":
+            return [
+                LabelsPrediction(self.classes[index], score, row, self._select_labels(row)) for score, index, row in best
+            ]
+        return [Prediction(self.classes[index], score, row) for score, index, row in best]
+
+    def _select_labels(self, probabilities: Tensor) -> dict[str, float]:
+        """Return the labels from their thresholds on with their probabilities `[labels]`, the most likely first."""
+        thresholds = self.model.objective.describe_outputs().get("thresholds", [0.5] * len(self.classes))
+        found = zip(self.classes, probabilities.tolist(), thresholds, strict=True)
+        given = {name: probability for name, probability, threshold in found if probability >= threshold}
+        return dict(sorted(given.items(), key=lambda item: -item[1]))
 
     @torch.no_grad()
     def segment(self, images: Picture | Iterable[Picture]) -> list[Tensor]:

@@ -6,6 +6,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -13,9 +14,10 @@ from toast_cli.data.base import DataSet
 from toast_cli.data.class_map import normalize_class_names
 from toast_cli.data.identity import describe_class_differences
 from toast_cli.model.model import Model
-from toast_cli.model.recipe_data import open_data
+from toast_cli.model.recipe_data import open_data, require_fitting_task
 from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.recipe.schema import Recipe
+from toast_cli.recipe.unvalidated_recipe import expand_shorthand
 from toast_cli.storage.load_model import load_model
 from toast_cli.training.distributed.devices import make_accelerator
 from toast_cli.training.reporter import Reporter
@@ -61,10 +63,22 @@ def open_run(request: RunRequest) -> OpenedRun:
     """
     loaded = load_model(request.path, request.weights)
     fields = {name: getattr(request, name) for name in ("dataset", "data_dir", "device", "precision")}
+    if request.dataset is not None:
+        fields["dataset"] = _keep_label_columns(request.dataset, loaded.recipe)
     recipe = replace_recipe_fields(loaded.recipe, **fields)
     set_feedback_strength(loaded.model, request.alpha)
     accelerator = make_accelerator(recipe.device, recipe.precision)
     return OpenedRun(request, loaded.model.to(accelerator.device), recipe, loaded.classes, accelerator)
+
+
+def _keep_label_columns(choice: str, recipe: Recipe) -> dict[str, Any]:
+    """Return the section of another data set of the run's source, with the run's options for labels and numbers."""
+    section: dict[str, Any] = expand_shorthand("dataset", choice)
+    own = recipe.dataset.model_dump(mode="json")
+    kept = ("label_column", *recipe.plugins.dataset.task_by_option)
+    if section["name"] == own["name"] and any(own.get(name) is not None for name in kept[1:]):
+        section |= {name: own[name] for name in kept}
+    return section
 
 
 def set_feedback_strength(model: Model, alpha: float | None) -> None:
@@ -112,9 +126,11 @@ def open_run_data(run: OpenedRun, reporter: Reporter) -> DataSet:
     versions sorted names in another form of Unicode.
 
     Raises:
+        UsageError: the labels are not of the kind that the model answers.
         ToastError: the classes of the data set differ from the model's, or it cannot be opened.
     """
     data, classes = open_shared_data(run.recipe, run.accelerator), normalize_class_names(run.classes)
+    require_fitting_task(run.model.objective, data, run.recipe.task.name)
     may_reorder = run.request.dataset is not None or classes != run.classes
     if may_reorder and data.classes != classes and sorted(data.classes) == sorted(classes):
         data = open_data_in_class_order(classes, run.recipe, data)
@@ -127,7 +143,7 @@ def open_run_data(run: OpenedRun, reporter: Reporter) -> DataSet:
 
 def open_data_in_class_order(classes: tuple[str, ...], recipe: Recipe, data: DataSet) -> DataSet:
     """Open the data set again with these classes; return `data` if it does not support a list of classes."""
-    if getattr(recipe.dataset, "class_file", "none") is not None:
+    if getattr(recipe.dataset, "class_file", "none") is not None or data.target == "number":
         return data
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "classes.json"

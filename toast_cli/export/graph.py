@@ -64,11 +64,15 @@ def trace_model(loaded: LoadedModel, wanted: ExportRequest) -> ExportedProgram:
 
 
 def build_graph_metadata(loaded: LoadedModel, wanted: ExportRequest) -> dict[str, str]:
-    """Return the metadata of a graph: labels in the order of the logits, preprocessing, and the run's configuration."""
+    """Return the metadata of a graph: labels in the order of the outputs, what the outputs are, and preprocessing.
+
+    `toast` is the run's configuration.
+    """
     config = asdict(loaded.config)
     config["recipe"] = redact_recipe(config["recipe"])
     return {
         "labels": format_json(list(loaded.classes)),
+        "outputs": format_json(loaded.model.objective.describe_outputs()),
         "preprocessing": json.dumps(
             config["preprocessing"] and {**config["preprocessing"], **_get_resize_options(loaded)}
         ),

@@ -58,8 +58,9 @@ class Model(nn.Module):
         self.head = objective.head
         self.stock = stock
         self.backbone_fingerprint = stock.fingerprint
-        named = (*self.adapted.named_parameters(), *self.adapted.named_buffers())
-        self._added = frozenset(f"adapted.{name}" for name, tensor in named if id(tensor) not in stock.tensors)
+        named = (*self.adapted.named_parameters(prefix="adapted"), *self.adapted.named_buffers(prefix="adapted"))
+        named = (*named, *self.head.named_buffers(prefix="head"))
+        self._added = frozenset(name for name, tensor in named if id(tensor) not in stock.tensors)
 
     @property
     def backbone(self) -> Backbone:
@@ -114,7 +115,7 @@ class Model(nn.Module):
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
     def get_frozen_additions(self) -> dict[str, Tensor]:
-        """Return the tensors that the method added but does not train, such as Lite's path; an adapter needs them."""
+        """Return the tensors of method and head that are not trained, such as Lite's path; an adapter needs them."""
         state, trained = self.state_dict(), self.get_trained_parameters()
         return {name: state[name] for name in sorted(self._added) if name in state and name not in trained}
 

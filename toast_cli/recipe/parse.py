@@ -72,9 +72,11 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
     plugins: dict[str, Any] = {}
     sections: dict[str, Any] = {}
     problems: list[RecipeProblem] = []
+    default_task = not draft.values.get("task")
     for section in SECTIONS:
         if section == "task" and isinstance(task := draft.values.setdefault("task", {}), dict):
-            task.setdefault("name", plugins["dataset"].task if "dataset" in plugins else "classification")
+            known = "dataset" in plugins
+            task.setdefault("name", _get_task(plugins["dataset"], draft.values) if known else "classification")
         try:
             plugins[section] = _load_plugin(section, draft.values.get(section))
             models[section] = plugins[section].options
@@ -95,7 +97,8 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
         raise make_recipe_error(problems, draft)
     recipe = recipe.model_copy(update=sections)
     packages = {section: _find_package(section, sections[section].name) for section in plugins}
-    recipe._plugins = RecipePlugins(**plugins, metrics=registry.load_all(registry.METRICS), packages=packages)
+    metrics = registry.load_all(registry.METRICS)
+    recipe._plugins = RecipePlugins(**plugins, metrics=metrics, packages=packages, default_task=default_task)
     return recipe
 
 
@@ -178,6 +181,12 @@ def _find_unfit_task(source: Any, dataset: str, task: NamedOptions) -> list[Reci
             "Use voc, ade20k, masks:PATH or demo-segmentation, or leave task.name out."
         )
     return [RecipeProblem(("task", "name"), text, task.name, code="recipe.unfit-task")]
+
+
+def _get_task(source: Any, values: Mapping[str, Any]) -> str:
+    """Return the task of a recipe that names none: that of its data set, or of an option of the data set."""
+    options = values["dataset"]
+    return next((task for name, task in source.task_by_option.items() if options.get(name) is not None), source.task)
 
 
 def _load_plugin(section: str, content: Any) -> Any:

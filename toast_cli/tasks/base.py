@@ -52,6 +52,26 @@ Target = Literal["class", "labels", "number", "pixels", "text"]
 """What a model answers for a sample: one class, several labels, numbers, a class for every pixel, or text."""
 
 
+@dataclass(frozen=True)
+class SampleMeasure:
+    """What is measured of the answer for one sample, whose mean over samples is reported.
+
+    Args:
+        name: Name in records and tables of numbers.
+        label: Name in tables for readers.
+        percent: Whether it is a share, of which more is better; else it is an error.
+    """
+
+    name: str
+    label: str
+    percent: bool = True
+
+
+def measure_classes(outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Return 1 for each sample with the right class and 0 for others, NaN for samples to ignore, `[B]`."""
+    return (outputs.argmax(-1) == batch["label"]).float().masked_fill(batch["label"] < 0, float("nan"))
+
+
 class Objective(ABC):
     """The objective of a task: `head` maps features to outputs, the other methods compute losses and metrics.
 
@@ -59,7 +79,8 @@ class Objective(ABC):
     pooled features. The outputs of a `dense` objective have a value per pixel. With `has_variable_cost`, `predict` may
     run the model a different number of times for different batches. Without `class_scores`, the outputs are not class
     scores: such a task trains a backbone and gives no predictions. `metrics` makes the registered metrics of the
-    logits by name. `target` is what the model answers for a sample.
+    logits by name. `target` is what the model answers for a sample. With `calibrates`, the selected model is evaluated
+    once more on the validation split, for `calibrate`. `measure` is what `measure_samples` returns for each sample.
     """
 
     head: nn.Module
@@ -68,6 +89,8 @@ class Objective(ABC):
     dense: bool = False
     has_variable_cost: bool = False
     class_scores: bool = True
+    calibrates: bool = False
+    measure: SampleMeasure = SampleMeasure("correct", "accuracy")
     metrics: Mapping[str, Callable[[], Any]] = MappingProxyType({})
 
     @abstractmethod
@@ -112,6 +135,14 @@ class Objective(ABC):
         """
         return outputs.float().softmax(-1)
 
+    def measure_samples(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Return the `measure` of each sample, NaN for samples to ignore, `[B]`."""
+        return measure_classes(outputs, batch)
+
+    def describe_outputs(self) -> dict[str, Any]:
+        """Return what a reader of exported outputs must know to compute scores from them, as JSON values."""
+        return {"target": self.target, "activation": "softmax"}
+
     def get_scores_and_labels(self, outputs: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         """Return class scores `[n, classes]` and labels `[n]` for registered metrics, or None if there are none."""
         return None
@@ -119,6 +150,20 @@ class Objective(ABC):
     @abstractmethod
     def meter(self) -> Meter:
         """Return a new meter."""
+
+    def running_meter(self) -> Meter:
+        """Return a new meter for the epoch in training, which is read after every step and saved in checkpoints."""
+        return self.meter()
+
+    def fit_to_labels(self, labels: Sequence[Any]) -> None:
+        """Set what the task takes from the labels of the training split, before the first step."""
+
+    def calibrate(self, meter: Meter) -> list[str]:
+        """Set what the task chooses on the validation split after training, from its meter; return notes on it.
+
+        Only an objective that `calibrates` is asked.
+        """
+        return []
 
     @abstractmethod
     def score(self, metrics: Mapping[str, Any]) -> float:

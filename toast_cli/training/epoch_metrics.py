@@ -20,7 +20,7 @@ class EpochMetrics:
 
     def __init__(self, step: TrainingStep) -> None:
         self._count = step.model.objective.count
-        self.meter = step.meter()
+        self.meter = step.running_meter()
         self.parts = LossPartsMeter()
         self.seen = 0.0
         self.seconds = 0.0

@@ -14,7 +14,7 @@ from accelerate.utils import send_to_device, set_seed
 from toast_cli.backbones.conformance import check_backbone
 from toast_cli.data.base import BatchLoader, BatchOptions, DataSet
 from toast_cli.model.model import Model, build_model, count_elements, count_flops
-from toast_cli.model.recipe_data import build_batches
+from toast_cli.model.recipe_data import build_batches, choose_task, require_fitting_task
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.pretuned import Lineage, initialize_from_artifact, resolve_artifact_path
@@ -115,7 +115,7 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
 
     Raises:
         UsageError: the method needs `init_from`, the optimizer cannot be used, the data has no labels or lacks a split,
-            or `init_from` is not an artifact.
+            the task does not fit the labels, or `init_from` is not an artifact.
         ToastError: any other error that the user can fix.
     """
     recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
@@ -138,7 +138,8 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
             what_to_do="Leave training.patience out, or hold images out with dataset.val_fraction.",
             code="data.missing-split",
         )
-    if labels and len(data.classes) == 1:
+    recipe = choose_task(recipe, data)
+    if labels and len(data.classes) == 1 and data.target == "class":
         raise UsageError(
             "The images have no labels, which this run needs.",
             what_to_do="To pre-tune on them, use 'toast pretune' with pretuning.target=first-pass or --least-squares.",
@@ -146,6 +147,8 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
         )
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)
+    require_fitting_task(model.objective, data, recipe.task.name)
+    model.objective.fit_to_labels(getattr(data.splits["train"], "labels", ()))
     package = recipe.plugins.packages.get("backbone", OWN_PACKAGE)
     if package != OWN_PACKAGE:
         check_backbone(model.backbone, recipe.backbone.name, package)

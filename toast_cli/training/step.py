@@ -49,6 +49,10 @@ class TrainingStep(nn.Module):
         """Return the meter of the task's metrics."""
         return self.model.objective.meter()
 
+    def running_meter(self) -> Meter:
+        """Return the meter of an epoch in training."""
+        return self.model.objective.running_meter()
+
     def score(self, metrics: Mapping[str, Any]) -> float:
         """Return the score that selects the best epoch; higher is better."""
         return self.model.objective.score(metrics)
@@ -140,6 +144,8 @@ class DistillationStep(PretuningStep):
     def meter(self) -> Meter:
         """Return a meter without metrics: the loss parts are the only numbers."""
         return NullMeter()
+
+    running_meter = meter
 
     def score(self, metrics: Mapping[str, Any]) -> float:
         """Return the negative total loss."""

@@ -63,7 +63,7 @@ def draw_contact_sheet(
         if labels is not None:
             axes.set_title(_truncate(_overlay_classes(axes, labels, data.classes)), fontsize=7)
         else:
-            axes.set_title(_truncate(data.classes[int(batch["label"][number])]), fontsize=7)
+            axes.set_title(_truncate(format_label(batch["label"][number], data)), fontsize=7)
     return figure
 
 
@@ -88,6 +88,15 @@ def _overlay_classes(axes: Axes, labels: Tensor, classes: Sequence[str]) -> str:
     covered = torch.bincount(labels[labels != IGNORE_INDEX], minlength=len(classes))
     largest = [classes[index] for index in covered.argsort(descending=True).tolist() if covered[index]]
     return ", ".join(largest) or "no class"
+
+
+def format_label(label: Tensor, data: DataSet) -> str:
+    """Return the label of an image as text: its class, its labels, or its numbers."""
+    if data.target == "class":
+        return data.classes[int(label)]
+    if data.target == "labels":
+        return ", ".join(data.classes[index] for index in label.nonzero().flatten().tolist()) or "no label"
+    return ", ".join(f"{name} {value:g}" for name, value in zip(data.classes, label.tolist(), strict=True))
 
 
 def _truncate(name: str, length: int = 24) -> str:

@@ -34,9 +34,11 @@ def describe_all_maps(found: RunComparison) -> str:
     return "; ".join(f"{maps} ({', '.join(names)})" for maps, names in whose.items())
 
 
-def _format_interval(mean: MeanEstimate | None, sign: str = "") -> dict[str, str]:
+def _format_interval(mean: MeanEstimate | None, sign: str = "", percent: bool = True) -> dict[str, str]:
     if mean is None:
         return {"value": "–", "interval": ""}
+    if not percent:
+        return {"value": f"{mean.mean:{sign}.4g}", "interval": f"[{mean.low:{sign}.4g}, {mean.high:{sign}.4g}]"}
     return {
         "value": f"{mean.mean * 100:{sign}.1f}",
         "interval": f"[{mean.low * 100:{sign}.1f}, {mean.high * 100:{sign}.1f}]",
@@ -47,12 +49,13 @@ def build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], l
     """Return the headings and rows of the runs, and those of the pairwise differences."""
     masks = all(run.inside is not None for run in found.runs)
     on_it = ["on the object, %", "an even map, %"] if masks else []
-    headings = ["accuracy, %", "trained", "of all", "FLOPs", *on_it]
+    measure, percent = found.measure.label, found.measure.percent
+    headings = [f"{measure}, %" if percent else measure, "trained", "of all", "FLOPs", *on_it]
     lines, differences = [], []
     for run in found.runs:
         sizes = run.sizes
         cells = [
-            _format_interval(bootstrap_mean(run.correct)),
+            _format_interval(bootstrap_mean(run.correct), percent=percent),
             {"value": f"{sizes['trained_parameters']:,}", "interval": ""},
             {"value": f"{sizes['trained_parameters'] / sizes['total_parameters']:.2%}", "interval": ""},
             {"value": f"{sizes['flops']:.3g}", "interval": f"{sizes['flops'] / sizes['flops_plain']:.2f} × plain"},
@@ -63,9 +66,12 @@ def build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], l
         lines.append({"name": run.viewer.name, "cells": cells})
     measures = ["correct", *(["inside"] if masks else [])]
     for one, other in found.iterate_pairs():
-        own = [_format_interval(found.estimate_difference(one, other, what), "+") for what in measures]
+        own = [
+            _format_interval(found.estimate_difference(one, other, what), "+", percent or what == "inside")
+            for what in measures
+        ]
         differences.append({"name": f"{other.viewer.name} minus {one.viewer.name}", "cells": own})
-    return headings, lines, ["accuracy", *(["on the object"] if masks else [])], differences
+    return headings, lines, [measure, *(["on the object"] if masks else [])], differences
 
 
 def _describe_correction(found: RunComparison) -> str:
@@ -110,6 +116,8 @@ def _describe_run(run: ComparedRun) -> list[tuple[str, str]]:
 def build_json_report(found: RunComparison, split: str, disputed: list[str]) -> dict[str, Any]:
     """Return the comparison as JSON. `disputed` names the images in the figure."""
 
+    measure = "accuracy" if found.measure.name == "correct" else found.measure.name
+
     def as_numbers(mean: MeanEstimate | None) -> dict[str, Any] | None:
         return None if mean is None else asdict(mean)
 
@@ -126,7 +134,7 @@ def build_json_report(found: RunComparison, split: str, disputed: list[str]) -> 
                 "head": run.viewer.head,
                 "checks": None if run.checks is None else run.checks.to_dict(),
                 **run.sizes,
-                "accuracy": as_numbers(bootstrap_mean(run.correct)),
+                measure: as_numbers(bootstrap_mean(run.correct)),
                 "share_inside": None if run.inside is None else as_numbers(bootstrap_mean(run.inside)),
                 "share_inside_by_chance": run.even,
             }
@@ -136,7 +144,7 @@ def build_json_report(found: RunComparison, split: str, disputed: list[str]) -> 
             {
                 "run": other.viewer.name,
                 "less": one.viewer.name,
-                "accuracy": as_numbers(found.estimate_difference(one, other, "correct")),
+                measure: as_numbers(found.estimate_difference(one, other, "correct")),
                 "share_inside": as_numbers(found.estimate_difference(one, other, "inside")),
             }
             for one, other in found.iterate_pairs()
@@ -154,10 +162,11 @@ def build_comparison_tables(found: RunComparison) -> list[Any]:
     marks = describe_masks(found.split)
     notes = "\n".join([*([f"Object: {marks}."] if marks else []), f"Maps: {describe_all_maps(found)}."])
     title = f"{len(found.split):,} images of {escape_newlines(found.dataset)}, 95% intervals"
+    differing = "Differences on the same images" + ", in percentage points" * found.measure.percent
     tables = []
     for heading, caption, first, names, rows in (
         (title, notes, "run", headings, lines),
-        ("Differences on the same images, in percentage points", _describe_correction(found) or None, "runs",
+        (differing, _describe_correction(found) or None, "runs",
          difference_headings, differences),
     ):  # fmt: skip
         table = Table(title=heading, caption=caption, title_justify="left", caption_justify="left")
