@@ -151,7 +151,7 @@ class Steered(nn.Module):
     @torch.no_grad()
     def predict(
         self, images: Picture | Iterable[Picture], batch_size: int = BATCH_SIZE
-    ) -> list[Prediction] | list[NumberPrediction]:
+    ) -> list[Prediction] | list[LabelsPrediction] | list[NumberPrediction]:
         """Return the most likely class of each image, or its labels or numbers, `batch_size` images at a time.
 
         A model of several labels returns `LabelsPrediction`, a model of numbers `NumberPrediction`.
@@ -169,14 +169,19 @@ class Steered(nn.Module):
             )
         with self._use_evaluation_mode():
             scores = torch.cat(
-                [objective.compute_scores(self.model(batch)).cpu() for batch in self._prepare_batches(images, batch_size)]
+                [
+                    objective.compute_scores(self.model(batch)).cpu()
+                    for batch in self._prepare_batches(images, batch_size)
+                ]
             )
         if objective.target == "number":
             return [NumberPrediction(dict(zip(self.classes, row.tolist(), strict=True))) for row in scores]
+        best: Iterator[tuple[float, int, Tensor]]
         best = zip(*(each.tolist() for each in scores.max(-1)), scores, strict=True)
         if objective.target == "labels":
             return [
-                LabelsPrediction(self.classes[index], score, row, self._select_labels(row)) for score, index, row in best
+                LabelsPrediction(self.classes[index], score, row, self._select_labels(row))
+                for score, index, row in best
             ]
         return [Prediction(self.classes[index], score, row) for score, index, row in best]
 

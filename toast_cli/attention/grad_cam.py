@@ -47,7 +47,8 @@ class FinalLevelModule(nn.Module):
 def compute_grad_cam(model: Model, images: Tensor, output: int | None = None) -> dict[str, Tensor]:
     """Return Grad-CAM maps `[B, H, W]`, 0 to 1, of one output of the model, one for each pass.
 
-    `output` is the index of a class, label or number; None for the class that the last pass predicts. The names are `grad_cam_one` and, with two passes, `grad_cam_two`.
+    `output` is the index of a class, label or number; None for the class that the last pass predicts. The names are
+    `grad_cam_one` and, with two passes, `grad_cam_two`.
 
     Raises:
         UsageError: the library is not installed, or the model does not classify images.

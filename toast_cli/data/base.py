@@ -42,7 +42,7 @@ class LabelVector:
         if self.target == "number":
             return np.array(label, dtype=np.float32)
         vector = np.zeros(self.size, dtype=np.float32)
-        vector[list(label)] = 1  # type: ignore[arg-type]
+        vector[list(list_label_indices(label))] = 1
         return vector
 
 

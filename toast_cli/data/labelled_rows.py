@@ -89,9 +89,7 @@ def label_rows(
     warnings = [] if given or listed else describe_suspicious_numbers(classes, len(texts["train"]))
     warnings += [] if given or listed else describe_placeholder_labels(classes)
     numbered = {part: tuple(label_of[text] for text in each) for part, each in texts.items()}
-    return LabelledRows(
-        classes, kept, numbered, None, [*notes, *describe_merged_labels(stored, labels)], warnings
-    )
+    return LabelledRows(classes, kept, numbered, None, [*notes, *describe_merged_labels(stored, labels)], warnings)
 
 
 def _require_filled_cells(
@@ -130,7 +128,7 @@ def _read_label_rows(
     if options.label_columns is not None:
         named, stored = _read_flags(cells, make_error)
     else:
-        ((column, stored),) = cells.items()
+        stored = list(next(iter(cells.values())))
         named = [_split_labels(value, options.label_separator) for value in stored]
         if not any(len(each or ()) > 1 for each in named):
             warnings.append(f"no image has more than one label: is '{options.label_separator}' the separator?")
@@ -208,15 +206,16 @@ def _read_number_rows(
         stored.append(row[values.index(None)] if None in values else row)
     kept, notes = select_labelled(numbers, rows, stored, options, where)
     labels = {part: tuple(numbers[index] or () for index in indices) for part, indices in kept.items()}
-    for column, values in zip(cells, zip(*labels["train"], strict=True), strict=True):
-        if min(values) == max(values):
+    for place, column in enumerate(cells):
+        trained = [each[place] for each in labels["train"]]
+        if min(trained) == max(trained):
             raise ToastError(
                 f"{where}: all training images have the same number in column '{column}'.",
                 what_to_do="Add images with other numbers, or leave the column out of dataset.target_column.",
                 code="data.constant-number",
             )
-        mean = math.fsum(values) / len(values)
-        notes.append(f"train: {column} from {min(values):g} to {max(values):g}, {mean:.4g} on average")
+        mean = math.fsum(trained) / len(trained)
+        notes.append(f"train: {column} from {min(trained):g} to {max(trained):g}, {mean:.4g} on average")
     names = tuple(map(normalize_class_name, cells))
     require_known_classes(names, {}, where)
     return LabelledRows(names, kept, labels, LabelVector("number", len(names)), notes)
@@ -235,13 +234,13 @@ def _parse_number(value: Any, index: int, column: str, make_error: MakeRowError)
         number = math.inf
     if math.isinf(number):
         point = " Write a point before decimals." if "," in text else ""
-        raise make_error(index, f"column '{column}' holds {quote_class_name(text)}, not a number", f"Correct it.{point}")
+        raise make_error(
+            index, f"column '{column}' holds {quote_class_name(text)}, not a number", f"Correct it.{point}"
+        )
     return None if math.isnan(number) else number
 
 
-def _require_known(
-    classes: Sequence[str], found: Mapping[str, Any], where: str, given: tuple[str, ...] | None
-) -> None:
+def _require_known(classes: Sequence[str], found: Mapping[str, Any], where: str, given: tuple[str, ...] | None) -> None:
     """Check that every label is in the class map, which a class file may give."""
     used = {part: set(names) for part, names in found.items()}
     require_known_classes(classes, used, where, "the class file" if given else "train")

@@ -249,8 +249,8 @@ def format_held_out_note(part: str, source: str, fraction: float, seed: int, hel
         return f"{part}: none was held out (fraction {fraction:g}, or a single image per class)"
     per = _describe_strata(held)
     return (
-        f"{part}: {100 * fraction:g}% of {source} held out{f' per {per}' * bool(per)} ({len(held):,} images), seed {seed}, "
-        f"split {compute_split_hash(held.names, held.labels)}"
+        f"{part}: {100 * fraction:g}% of {source} held out{f' per {per}' * bool(per)} ({len(held):,} images), "
+        f"seed {seed}, split {compute_split_hash(held.names, held.labels)}"
     )
 
 

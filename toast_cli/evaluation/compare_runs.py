@@ -19,7 +19,7 @@ from toast_cli.attention.table import UNIFORM_MAP, AttentionMetricsTable
 from toast_cli.data.base import ImageSplit
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, AttentionRun, open_attention_run
 from toast_cli.evaluation.same_data import EvaluationImages, check_same_images
-from toast_cli.tasks.base import SampleMeasure
+from toast_cli.tasks.base import Objective, SampleMeasure
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.names import make_names_unique
@@ -53,17 +53,13 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """A comparison of runs on one split."""
+    """A comparison of runs on one split. `measure` is what `correct` of the runs is."""
 
     runs: tuple[ComparedRun, ...]
     split: ImageSplit
     dataset: str
     classes: tuple[str, ...]
-
-    @property
-    def measure(self) -> SampleMeasure:
-        """What `correct` of the runs is: accuracy, or the measure of another task."""
-        return self.runs[0].viewer.model.objective.measure
+    measure: SampleMeasure = Objective.measure
 
     def iterate_pairs(self) -> list[tuple[ComparedRun, ComparedRun]]:
         """Return all pairs of runs, in order."""
@@ -122,7 +118,9 @@ def build_comparison(requests: Sequence[AttentionEvalRequest], reporter: Reporte
     for run in runs:
         with name_run_in_errors(run.request.path):
             measured.append(measure_run(run, reporter))
-    return RunComparison(tuple(measured), first.split, first.session.recipe.dataset.name, first.session.data.classes)
+    session = first.session
+    dataset, measure = session.recipe.dataset.name, session.model.objective.measure
+    return RunComparison(tuple(measured), first.split, dataset, session.data.classes, measure)
 
 
 @contextmanager

@@ -186,7 +186,8 @@ def _find_unfit_task(source: Any, dataset: str, task: NamedOptions) -> list[Reci
 def _get_task(source: Any, values: Mapping[str, Any]) -> str:
     """Return the task of a recipe that names none: that of its data set, or of an option of the data set."""
     options = values["dataset"]
-    return next((task for name, task in source.task_by_option.items() if options.get(name) is not None), source.task)
+    chosen = (task for name, task in source.task_by_option.items() if options.get(name) is not None)
+    return str(next(chosen, source.task))
 
 
 def _load_plugin(section: str, content: Any) -> Any:

@@ -156,7 +156,8 @@ class Objective(ABC):
         return self.meter()
 
     def fit_to_labels(self, labels: Sequence[Any]) -> None:
-        """Set what the task takes from the labels of the training split, before the first step."""
+        """Set what the task takes from the labels of the training split, before the first step; by default nothing."""
+        return
 
     def calibrate(self, meter: Meter) -> list[str]:
         """Set what the task chooses on the validation split after training, from its meter; return notes on it.

@@ -38,9 +38,9 @@ class NumberHead(nn.Linear):
         self.std.copy_(values.std(0, correction=0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the numbers `[B, outputs]` of features `[B, width]`, in float32 under autocast: they may be large."""
-        return super().forward(features).to(self.mean.dtype) * self.std + self.mean
+        """Return the numbers `[B, outputs]` of features `[B, width]`, in float32, as they may be large."""
+        return super().forward(features).float() * self.std.float() + self.mean.float()
 
     def standardize(self, numbers: Tensor) -> Tensor:
         """Return numbers in standard deviations from the mean of the training split."""
-        return (numbers.to(self.mean.dtype) - self.mean) / self.std
+        return (numbers.float() - self.mean) / self.std

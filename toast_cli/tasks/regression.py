@@ -35,7 +35,9 @@ class RegressionOptions(NamedOptions):
         "mse", description="mse: mean squared error; huber: linear for errors above huber_delta, so outliers weigh less"
     )
     huber_delta: float = Field(
-        1.0, gt=0, description="loss=huber: error, in standard deviations of the training numbers, where it turns linear"
+        1.0,
+        gt=0,
+        description="loss=huber: error, in standard deviations of the training numbers, where it turns linear",
     )
 
 
@@ -61,9 +63,7 @@ class RegressionMeter(Meter):
     def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
         """Add numbers `[B, numbers]`, NaN for an image that is left out."""
         known = ~batch["label"].isnan().any(-1)
-        answers, truth = (
-            (each[known].cpu().double() - self._mean) / self._std for each in (outputs, batch["label"])
-        )
+        answers, truth = ((each[known].cpu().double() - self._mean) / self._std for each in (outputs, batch["label"]))
         self.sums["absolute"] += (answers - truth).abs().sum(0)
         self.sums["squared"] += (answers - truth).square().sum(0)
         self.sums["total"] += truth.sum(0)

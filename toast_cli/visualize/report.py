@@ -28,7 +28,7 @@ def build_report_images(
     images = []
     names_by_scale: dict[ColorScale, dict[str, None]] = {}
     for sample, row, maps in zip(samples, views, last, strict=True):
-        label, names = get_label_name(sample, row[0]), get_label_names(sample, row[0])
+        label, truth = get_label_name(sample, row[0]), get_label_names(sample, row[0])
         panels = [
             render_panel(
                 sample, FigurePanel("", row[0].window), "image", f"The image {sample.name}" + f", {label}" * bool(label)
@@ -38,7 +38,7 @@ def build_report_images(
             scale = scales[view.kind]
             names_by_scale.setdefault(scale, {})[view.viewer.name] = None
             panel = FigurePanel("", view.window, map, scale)
-            panels.append(render_panel(sample, panel, view.viewer.name, *_describe_picture(sample, view, names)))
+            panels.append(render_panel(sample, panel, view.viewer.name, *_describe_picture(sample, view, truth)))
         images.append({"name": sample.name, "label": label, "panels": panels})
     bars = []
     for scale, names in names_by_scale.items():

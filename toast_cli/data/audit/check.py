@@ -99,7 +99,7 @@ def _summarize_split(expected: int, images: Sequence[ScannedImage], data: DataSe
     counts = [sizes.get(label, 0) for label in range(len(classes))]
     good = [image for image in images if not image.error]
     readable = set(chain.from_iterable(map(_list_classes, good)))
-    numbers: Iterable[Any] = zip(*(image.label for image in images), strict=True) if data.target == "number" else ()  # type: ignore[misc]
+    numbers: Iterable[Any] = zip(*(image.label for image in images), strict=True) if data.target == "number" else ()
     unreadable = [{"name": to_printable_name(image.name), "why": image.error} for image in images if image.error]
 
     def spread(values: Sequence[int]) -> dict[str, float] | None:
@@ -197,7 +197,9 @@ def _list_warnings(report: Mapping[str, Any], by_class: bool) -> list[str]:
             warnings.append(f"{part}: {count:,} {'image' if count == 1 else 'images'}: {remark}")
         spread = found["images_per_class"]
         if found["empty_classes"]:
-            warnings.append(f"{part}: no image of {format_class_names(found['empty_classes'], target=report['target'])}")
+            warnings.append(
+                f"{part}: no image of {format_class_names(found['empty_classes'], target=report['target'])}"
+            )
         elif part == "train" and by_class and spread["most"] > IMBALANCE_RATIO * spread["least"]:
             warnings.append(
                 f"{part}: the largest {one} has {spread['most']:,} images, the smallest {spread['least']:,}: accuracy "

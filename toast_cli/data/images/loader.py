@@ -43,9 +43,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
     """A split with a transform.
 
     An item has `image` [3, H, W], `label` (an index, or a vector), `index`, `view` and, if `with_masks`, `mask` [H, W]
-    bool. With `views`, augmentation depends on the view instead of the epoch. With `skip`, an image that cannot be read is left out of its
-    batch. If `known` is set (an entry per sample and view), a batch whose samples are all known has the key `known`
-    instead of `image`.
+    bool. With `views`, augmentation depends on the view instead of the epoch. With `skip`, an image that cannot be read
+    is left out of its batch. If `known` is set (an entry per sample and view), a batch whose samples are all known has
+    the key `known` instead of `image`.
 
     Raises:
         ValueError: `with_masks` is set and the split has no masks.
@@ -282,7 +282,7 @@ def make_image_loader(
     skip: bool = False,
     pin: bool = False,
 ) -> ImageLoader:
-    """Return a loader of batches with `image` [B, 3, H, W], `label` [B] or [B, labels], `index` [B] and `mask` [B, H, W].
+    """Return a loader of batches with `image` [B, 3, H, W], `label` [B] or [B, labels], `index` [B] and perhaps `mask`.
 
     Iterating raises the `ToastError` of an image that cannot be read, with any number of workers. With `skip`, it
     leaves the image out.

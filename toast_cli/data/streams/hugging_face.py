@@ -119,6 +119,13 @@ def open_hf(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
 
 def _open_stream(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
     """Open the data set as streams, with its own splits only: nothing can be held out of a stream."""
+    if options.target != "class":
+        chosen = next(name for name in TASK_BY_OPTION if getattr(options, name) is not None)
+        raise UsageError(
+            f"dataset.{chosen} does not support streams, whose images have one class each.",
+            what_to_do="Use dataset.streaming=false.",
+            code="data.not-with-streaming",
+        )
     folder = next((place for place in list_candidate_paths(options.path, data_dir) if place.exists()), None)
     streams, notes = _load_splits(options, folder)
     if not all(hasattr(stream, "num_shards") for stream in streams.values()):
@@ -126,13 +133,6 @@ def _open_stream(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
             f"{options.path} is stored on disk as a table and cannot be streamed.",
             what_to_do="Use dataset.streaming=false.",
             code="data.not-streamable",
-        )
-    if options.target != "class":
-        chosen = next(name for name in TASK_BY_OPTION if getattr(options, name) is not None)
-        raise UsageError(
-            f"dataset.{chosen} does not support streams, whose images have one class each.",
-            what_to_do="Use dataset.streaming=false.",
-            code="data.not-with-streaming",
         )
     if options.shots is not None:
         raise UsageError(
@@ -223,8 +223,8 @@ def _build_file_split(
         # The library resolves links in the folder's own path, but not below it.
         paths, real = [Path(row[column]["path"]) for row in table.select_columns([column])], folder.resolve()
         if all(path.is_relative_to(real) for path in paths):
-            names = (path.relative_to(real).as_posix() for path in paths)
-            images = sorted(zip(labels, names, strict=True))  # same order as in `folder`
+            below = (path.relative_to(real).as_posix() for path in paths)
+            images = sorted(zip(labels, below, strict=True))  # same order as in `folder`
             ordered = tuple(label for label, _ in images)
             return FileSplit(folder, tuple(name for _, name in images), ordered, label_vector=vector)
     names = tuple(f"{part}/{number:07d}" for number in range(len(table)))
