@@ -256,7 +256,9 @@ def _print_report(report: dict[str, Any]) -> None:
     if report["target"] == "number":
         names = dict.fromkeys(name for found in report["splits"].values() for name in found["numbers"])
         for name in names:
-            rows[escape_newlines(name)] = lambda found, name=name: _format_spread(found["numbers"].get(name))  # type: ignore[misc]
+            rows[f"number: {escape_newlines(name)}"] = lambda found, name=name: _format_spread(
+                found["numbers"].get(name)
+            )  # type: ignore[misc]
     else:
         rows[f"images per {one}"] = lambda found: _format_spread(found["images_per_class"])
     rows |= {
