@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from toast_cli.api.adapters import Adapter, load_adapter, save_adapter
 from toast_cli.api.chat import Message, to_turns
 from toast_cli.api.image_input import Picture, open_images
+from toast_cli.api.predictions import Attention, LabelsPrediction, NumberPrediction, Prediction
 from toast_cli.attention.maps import AttentionRecorder, HeadSelection
 from toast_cli.attention.predicted_classes import predict_pixel_classes
 from toast_cli.backbones.image_options import ImageOptions
@@ -30,36 +30,6 @@ DEFAULT_ADAPTER = "default"
 
 BATCH_SIZE = 32
 """Number of images that are decoded and computed at a time by default."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most likely class of an image.
-
-    Args:
-        label: Name of the class.
-        probability: Probability of the class.
-        probabilities: Probabilities of all classes in the order of `Steered.classes`, `[classes]`.
-    """
-
-    label: str
-    probability: float
-    probabilities: Tensor = field(compare=False)  # tensors compare elementwise
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Attention maps of a batch, each of shape `[B, rows, columns]` over the image.
-
-    Args:
-        first: Attention in pass one. Sums to one.
-        last: Attention in pass two. Sums to one. None for a model with a single pass.
-        similarity: Similarity of each patch to xi, in [0, 1]. None for a model with a single pass.
-    """
-
-    first: Tensor
-    last: Tensor | None
-    similarity: Tensor | None
 
 
 class Steered(nn.Module):
@@ -212,25 +182,45 @@ class Steered(nn.Module):
         return torch.stack(list(self._transform(images))).to(self.device)
 
     @torch.no_grad()
-    def predict(self, images: Picture | Iterable[Picture], batch_size: int = BATCH_SIZE) -> list[Prediction]:
-        """Return the most likely class of each image, `batch_size` images at a time.
+    def predict(
+        self, images: Picture | Iterable[Picture], batch_size: int = BATCH_SIZE
+    ) -> list[Prediction] | list[LabelsPrediction] | list[NumberPrediction]:
+        """Return the most likely class of each image, or its labels or numbers, `batch_size` images at a time.
+
+        A model of several labels returns `LabelsPrediction`, a model of numbers `NumberPrediction`.
 
         Raises:
             UsageError: The model classifies pixels, there are no images, or one is neither a path nor a PIL image.
             ToastError: An image file cannot be read, or the backbone has no image input.
         """
-        if self.model.objective.dense:
+        objective = self.model.objective
+        if objective.dense:
             raise UsageError(
                 "This is a segmentation model: it classifies pixels, not images.",
                 what_to_do="Call segment().",
                 code="task.labels-pixels",
             )
+        answers: list[Any] = []
         with self._use_evaluation_mode():
-            return [
-                Prediction(self.classes[int(row.argmax())], float(row.max()), row)
-                for batch in self._prepare_batches(images, batch_size)
-                for row in self.model.objective.compute_scores(self.model(batch)).cpu()
-            ]
+            for batch in self._prepare_batches(images, batch_size):
+                answers += map(self._make_prediction, objective.compute_scores(self.model(batch)).cpu())
+        return answers
+
+    def _make_prediction(self, scores: Tensor) -> Prediction | LabelsPrediction | NumberPrediction:
+        """Return the answer for an image with these scores `[classes]`."""
+        if self.model.objective.target == "number":
+            return NumberPrediction(dict(zip(self.classes, scores.tolist(), strict=True)))
+        label, probability = self.classes[int(scores.argmax())], float(scores.max())
+        if self.model.objective.target == "labels":
+            return LabelsPrediction(label, probability, scores, self._select_labels(scores))
+        return Prediction(label, probability, scores)
+
+    def _select_labels(self, probabilities: Tensor) -> dict[str, float]:
+        """Return the labels from their thresholds on with their probabilities `[labels]`, the most likely first."""
+        thresholds = self.model.objective.describe_outputs().get("thresholds", [0.5] * len(self.classes))
+        found = zip(self.classes, probabilities.tolist(), thresholds, strict=True)
+        given = {name: probability for name, probability, threshold in found if probability >= threshold}
+        return dict(sorted(given.items(), key=lambda item: -item[1]))
 
     @torch.no_grad()
     def segment(self, images: Picture | Iterable[Picture]) -> list[Tensor]:

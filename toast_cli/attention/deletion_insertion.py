@@ -41,10 +41,18 @@ class DeletionInsertionCurves:
         predict: a function of images `[B, 3, H, W]` that returns logits `[B, classes]`.
         steps: the number of steps from none to all of the pixels.
         seed: the seed of the random order.
+        compute_scores: a function of logits that returns probabilities `[B, classes]`; default: the softmax.
     """
 
-    def __init__(self, predict: Callable[[Tensor], Tensor], steps: int = CURVE_STEPS, seed: int = 0) -> None:
+    def __init__(
+        self,
+        predict: Callable[[Tensor], Tensor],
+        steps: int = CURVE_STEPS,
+        seed: int = 0,
+        compute_scores: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.predict = predict
+        self.compute_scores = compute_scores or (lambda logits: logits.float().softmax(-1))
         self.steps = steps
         self.generator = torch.Generator().manual_seed(seed)
         self.curves: dict[str, dict[str, list[Tensor]]] = {}
@@ -96,7 +104,7 @@ class DeletionInsertionCurves:
 
     def _compute_answer_probability(self, images: Tensor, answer: Tensor) -> Tensor:
         """Return the probability of each image's predicted class, `[B]`, on the CPU."""
-        return self.predict(images).float().softmax(-1).gather(1, answer[:, None])[:, 0].cpu()
+        return self.compute_scores(self.predict(images)).gather(1, answer[:, None])[:, 0].cpu()
 
     def get_curves(self, name: str, kind: str) -> Tensor:
         """Return the curves of all images, `[images, steps + 1]`."""

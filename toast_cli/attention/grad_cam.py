@@ -44,10 +44,11 @@ class FinalLevelModule(nn.Module):
         return self.model.compute_outputs(backbone.leave(state).pooled)
 
 
-def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
-    """Return Grad-CAM maps `[B, H, W]`, 0 to 1, of the class that the last pass predicts, one for each pass.
+def compute_grad_cam(model: Model, images: Tensor, output: int | None = None) -> dict[str, Tensor]:
+    """Return Grad-CAM maps `[B, H, W]`, 0 to 1, of one output of the model, one for each pass.
 
-    The names are `grad_cam_one` and, with two passes, `grad_cam_two`.
+    `output` is the index of a class, label or number; None for the class that the last pass predicts. The names are
+    `grad_cam_one` and, with two passes, `grad_cam_two`.
 
     Raises:
         UsageError: the library is not installed, or the model does not classify images.
@@ -68,7 +69,8 @@ def compute_grad_cam(model: Model, images: Tensor) -> dict[str, Tensor]:
     first, last = Trace(levels=True), Trace(levels=True)
     with torch.no_grad():
         logits, passes = model.forward_passes(images, first, last)
-    targets = [ClassifierOutputTarget(int(index)) for index in logits.argmax(-1)]
+    indices = logits.argmax(-1).tolist() if output is None else [output] * len(images)
+    targets = [ClassifierOutputTarget(index) for index in indices]
     ends: dict[str, tuple[Trace, Signal | None, Tensor | None]]
     ends = {"grad_cam_one": (first, None, None if last.outputs else logits)}
     if last.outputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +21,7 @@ from toast_cli.attention.metrics import (
     pointing_game_hits,
     total_variation_distance,
 )
+from toast_cli.tasks.base import Objective, measure_classes
 from toast_cli.utils.formatting import format_csv
 from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean, estimate_proportion
 
@@ -50,12 +52,19 @@ class AttentionMetricsTable:
         cells: cells per side, for images that are grids of photographs with a mask of the labelled one; None for other
             images.
         registered: registered metrics of maps and masks by name (see `tasks.base.Metric`).
+        objective: the objective of the model, if its images may have something else than one class.
     """
 
     def __init__(
-        self, cells: int | None = None, registered: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None
+        self,
+        cells: int | None = None,
+        registered: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self.cells = cells
+        self.target = "class" if objective is None else objective.target
+        self.measure = (objective or Objective).measure
+        self._measure_samples = measure_classes if objective is None else objective.measure_samples
         self.registered = registered or {}
         self.rows: list[dict[str, Any]] = []
 
@@ -63,10 +72,10 @@ class AttentionMetricsTable:
         """Add a batch with its `index` and `label` `[B]` and, if there are masks, `mask` `[B, H, W]`."""
         mask = batch.get("mask")
         metrics = {f"{map}/{name}": value for map, name, value in self._compute_measures(output, mask)}
-        metrics["correct"] = (output.logits.argmax(-1) == batch["label"]).float()
+        metrics[self.measure.name] = self._measure_samples(output.logits, batch)
         values = {name: value.float().cpu().tolist() for name, value in metrics.items()}
         for position, (index, label) in enumerate(zip(batch["index"].tolist(), batch["label"].tolist(), strict=True)):
-            if label >= 0:
+            if not math.isnan(values[self.measure.name][position]):
                 row = {name: value[position] for name, value in values.items()}
                 self.rows.append({"index": index, "label": label, **row})
 
@@ -140,27 +149,39 @@ class AttentionMetricsTable:
         return {map: count for map, count in counts.items() if count}
 
     def format_per_class(self, classes: Sequence[str]) -> str:
-        """Return a CSV with a line per class: images, accuracy and the mean of each metric."""
+        """Return a CSV with a line per class or label: images, accuracy (or F1 per image), the mean of each metric."""
         lines = []
+        columns = (self.measure.name, *self.list_metrics())
         for label, name in enumerate(classes):
-            rows = [row for row in self.rows if row["label"] == label]
+            rows = [row for row in self.rows if self._has_class(row["label"], label)]
             if rows:
-                means = [format_mean([row[column] for row in rows]) for column in ("correct", *self.list_metrics())]
-                lines.append([name, len(rows), *means])
-        return format_csv([["class", "images", "accuracy", *self.list_metrics()], *lines])
+                lines.append([name, len(rows), *(format_mean([row[column] for row in rows]) for column in columns)])
+        measure = "accuracy" if self.target == "class" else self.measure.name
+        return format_csv([[self._get_heading(), "images", measure, *self.list_metrics()], *lines])
+
+    def _has_class(self, label: Any, index: int) -> bool:
+        return bool(label[index]) if self.target == "labels" else label == index
+
+    def _get_heading(self) -> str:
+        return {"labels": "label", "number": "number"}.get(self.target, "class")
+
+    def _format_label(self, label: Any, classes: Sequence[str]) -> str:
+        if self.target == "number":
+            return "; ".join(format_number(value) for value in label)
+        return "; ".join(name for index, name in enumerate(classes) if self._has_class(label, index))
 
     def format_per_image(self, classes: Sequence[str], names: Sequence[str]) -> str:
         """Return a CSV with a line per image: name, class and each metric."""
         lines = [
             [
                 names[row["index"]],
-                classes[row["label"]],
-                int(row["correct"]),
+                self._format_label(row["label"], classes),
+                format_number(row[self.measure.name]),
                 *(format_number(row[name]) for name in self.list_metrics()),
             ]
             for row in sorted(self.rows, key=lambda row: row["index"])
         ]
-        return format_csv([["image", "class", "correct", *self.list_metrics()], *lines])
+        return format_csv([["image", self._get_heading(), self.measure.name, *self.list_metrics()], *lines])
 
 
 class AttentionShare:

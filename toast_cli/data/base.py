@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from toast_cli.backbones.image_options import ImageOptions, PixelOptions
 from toast_cli.utils.config import NamedOptions
@@ -17,13 +17,42 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+Label: TypeAlias = "int | tuple[int, ...] | tuple[float, ...]"
+"""The label of an image: the index of its class, the indices of its labels in increasing order, or its numbers."""
+
+
+@dataclass(frozen=True)
+class LabelVector:
+    """The vector that stands for the label of an image in a batch, where images have no single class.
+
+    Attributes:
+        target: several labels, which become zeros and ones, or numbers.
+        size: number of labels or numbers.
+    """
+
+    target: Literal["labels", "number"]
+    size: int
+
+    def encode(self, label: Label) -> np.ndarray:
+        """Return the vector `[size]`; NaN for `IGNORE_INDEX`, the label of an image that is left out."""
+        import numpy as np
+
+        if isinstance(label, int):
+            return np.full(self.size, np.nan, dtype=np.float32)
+        if self.target == "number":
+            return np.array(label, dtype=np.float32)
+        vector = np.zeros(self.size, dtype=np.float32)
+        vector[list(list_label_indices(label))] = 1
+        return vector
+
+
 @dataclass(frozen=True)
 class Sample:
     """A labelled image as stored, before any transform.
 
     Attributes:
         image: the image at its original size.
-        label: class index; -1 if the labels belong to pixels.
+        label: class index, label indices or numbers; -1 if the labels belong to pixels.
         name: name of the image in messages and tables.
         mask: `[H, W]` bool at the image's size, True on the labelled object. A bounding box becomes a filled
             rectangle. None if the source has neither masks nor boxes.
@@ -31,7 +60,7 @@ class Sample:
     """
 
     image: Image
-    label: int
+    label: Label
     name: str
     mask: np.ndarray | None = None
     classes: np.ndarray | None = None
@@ -64,11 +93,14 @@ class Split(Protocol):
 
 
 class ImageSplit(Split, Protocol):
-    """An ordered set of images whose labels are known without opening them."""
+    """An ordered set of images whose labels are known without opening them.
+
+    A split of images with several labels or with numbers has a `label_vector`.
+    """
 
     @property
-    def labels(self) -> Sequence[int]:
-        """Class index of every sample."""
+    def labels(self) -> Sequence[Label]:
+        """Class index, label indices or numbers of every sample."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -85,6 +117,16 @@ class ImageSplit(Split, Protocol):
 def get_split_kind(split: Split) -> SplitKind:
     """Return the `kind` of a split; `images` if it has none."""
     return getattr(split, "kind", "images")
+
+
+def get_label_vector(split: Split) -> LabelVector | None:
+    """Return the `label_vector` of a split; None if every image has one class, or labels belong to pixels."""
+    return getattr(split, "label_vector", None)
+
+
+def list_label_indices(label: Label) -> tuple[int, ...]:
+    """Return the indices of the classes that a label names; none for numbers."""
+    return (label,) if isinstance(label, int) else tuple(each for each in label if isinstance(each, int))
 
 
 def describe_masks(split: Split) -> str | None:
@@ -206,6 +248,7 @@ class DataSource:
         needs: what the source needs on disk, for listings.
         task: the task of a recipe that names none.
         tasks: the task by `path`, in lower case, for a source of several data sets whose tasks differ.
+        task_by_option: the task of such a recipe if one of these options is set.
         home: address of the data set's own site; may be empty.
         layout: tree of the files that it reads, for the documentation; may be empty.
     """
@@ -217,10 +260,12 @@ class DataSource:
     home: str = ""
     layout: str = ""
     tasks: Mapping[str, str] = field(default_factory=dict)
+    task_by_option: Mapping[str, str] = field(default_factory=dict)
 
-    def get_task(self, path: object) -> str:
-        """Return the task of the data set that the option `path` names."""
-        return self.tasks.get(str(path).lower(), self.task)
+    def get_task(self, options: Mapping[str, Any]) -> str:
+        """Return the task of a recipe that names none, given the options of the source."""
+        chosen = (task for name, task in self.task_by_option.items() if options.get(name) is not None)
+        return next(chosen, self.tasks.get(str(options.get("path")).lower(), self.task))
 
 
 def get_class_labels(data: DataSet, part: str) -> Sequence[int] | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from unicodedata import category, normalize
 
+from toast_cli.data.base import list_label_indices
 from toast_cli.data.images.files import read_text_file
 from toast_cli.data.paths import find_file
 from toast_cli.data.splits import format_class_names, quote_class_name, require_all_classes_in_train
@@ -166,6 +168,6 @@ def check_trainable_classes(train: FileSplit, classes: Sequence[str], where: str
     if not given:
         require_all_classes_in_train(train, classes, where)
         return []
-    present = set(train.labels)
+    present = set(chain.from_iterable(map(list_label_indices, train.labels)))
     missing = [name for label, name in enumerate(classes) if label not in present]
     return [f"train: no image of {format_class_names(missing)}, which the class file lists"] if missing else []

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from toast_cli.data.splits import get_split_hash
 
 if TYPE_CHECKING:
-    from toast_cli.data.base import DataSet, Split
+    from toast_cli.data.base import DataSet, Label, Split
 
 MAX_LISTED_SAMPLES = 50_000
 """A longer split is not listed: the record stays below a few megabytes."""
@@ -28,7 +28,7 @@ UNKNOWN = -1
 MAX_NAMED = 3
 """Number of samples that a difference names."""
 
-SampleRecord = tuple[str, int, int | None]
+SampleRecord = tuple[str, int | tuple[int, ...] | tuple[float, ...], int | None]
 """Name, label and stamp of a sample."""
 
 
@@ -76,7 +76,7 @@ def identify_split(split: Split) -> SplitIdentity:
     count, names = len(split), getattr(split, "names", None)
     if names is None:
         return SplitIdentity(count, get_split_hash(split), getattr(split, "content", None))
-    labels: Sequence[int] = getattr(split, "labels", [0] * count)
+    labels: Sequence[Label] = getattr(split, "labels", [0] * count)
     listed = None
     if count <= MAX_LISTED_SAMPLES:
         stamp = getattr(split, "stamp", lambda index: None)
@@ -173,8 +173,14 @@ def _count_named(what: str, names: Sequence[str]) -> list[str]:
 
 def _group_by_name(data: DataIdentity, split: str) -> Mapping[str, list[tuple[str, int | None]]]:
     """Return class and stamp of the samples of each name; names of files in different folders may be equal."""
-    names = dict(enumerate(data.classes or ()))
     found: dict[str, list[tuple[str, int | None]]] = defaultdict(list)
     for name, label, stamp in sorted(data.splits[split].listed or (), key=repr):
-        found[name].append((names.get(label, str(label)), stamp))
+        found[name].append((format_label_names(label, data.classes or ()), stamp))
     return found
+
+
+def format_label_names(label: Label, classes: Sequence[str]) -> str:
+    """Return the class or the labels by name, numbers as they are."""
+    each_of = (label,) if isinstance(label, int) else label
+    shown = [classes[each] if isinstance(each, int) and 0 <= each < len(classes) else f"{each}" for each in each_of]
+    return ", ".join(shown) or "nothing"

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from toast_cli.data.class_map import normalize_class_name
-from toast_cli.data.splits import UnlabelledRowsOptions, quote_class_name
+from toast_cli.data.splits import TargetOptions, quote_class_name
 from toast_cli.utils.errors import ToastError
 
 MISSING_LABELS = frozenset(
@@ -60,10 +60,10 @@ def read_labels(values: Sequence[Any], classes: Collection[str] = ()) -> list[st
 
 
 def select_labelled(
-    labels: Sequence[str | None],
+    labels: Sequence[Any],
     rows: Mapping[str, Sequence[int]],
     stored: Sequence[Any],
-    options: UnlabelledRowsOptions,
+    options: TargetOptions,
     where: str,
 ) -> tuple[dict[str, list[int]], list[str]]:
     """Return the rows of each split that are read, and notes on rows without a label.
@@ -72,7 +72,7 @@ def select_labelled(
     label are left out.
 
     Args:
-        labels: the class name of every row, or None.
+        labels: the label of every row, or None.
         rows: the rows of each split, as indices of `labels`.
         stored: the labels as they are stored.
         options: the options of the source.
@@ -100,11 +100,15 @@ def select_labelled(
         if options.on_missing_label == "skip" and kept[part]:
             notes.append(f"{part}: {what}, left out ({place})")
         elif part == "train" or kept[part]:
+            number = options.target == "number"
             raise ToastError(
                 f"{where}, {part}: {what}.",
-                f"Instead of a label, there is {place}.",
-                "Add the labels, leave these images out with dataset.on_missing_label=skip, or name another column: "
-                "dataset.label_column=NAME. If it is the name of a class, list all classes in a dataset.class_file.",
+                f"Instead of a {'number' if number else 'label'}, there is {place}.",
+                "Add the numbers, or leave these images out with dataset.on_missing_label=skip."
+                if number
+                else "Add the labels, leave these images out with dataset.on_missing_label=skip, or name another "
+                "column: dataset.label_column=NAME. If it is the name of a class, list all classes in a "
+                "dataset.class_file.",
                 code="data.unlabelled-images",
             )
         else:

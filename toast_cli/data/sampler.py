@@ -64,14 +64,14 @@ class ShardedBatchSampler(Sampler[list[int]]):
             yield self._get_process_share(batch)
 
     def mask_surplus_labels(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield `batches`; set labels to `IGNORE_INDEX` in a batch of which this process has no share."""
+        """Yield `batches`; set labels to `IGNORE_INDEX`, numbers to NaN, in a batch without a share of this process."""
         for number, batch in enumerate(batches, self._begin):
             size = min(self.batch_size, len(self.sampler) - number * self.batch_size)  # type: ignore[arg-type]
             begin, end = self._share_bounds(size)
             if begin == end:
                 for name in ("label", "labels"):
                     if name in batch:
-                        batch[name].fill_(IGNORE_INDEX)
+                        batch[name].fill_(float("nan") if batch[name].is_floating_point() else IGNORE_INDEX)
             yield batch
 
     def _get_process_share(self, batch: list[int]) -> list[int]:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.data.base import describe_masks, get_image_folders, get_split_kind
+from toast_cli.data.base import describe_masks, get_image_folders, get_label_vector, get_split_kind
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from toast_cli.data.base import ImageSplit, Sample, Split, SplitKind
+    from toast_cli.data.base import ImageSplit, Label, LabelVector, Sample, Split, SplitKind
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,13 @@ class SplitSubset:
         return describe_masks(self.split)
 
     @property
-    def labels(self) -> Sequence[int]:
-        """Class index of every sample."""
+    def label_vector(self) -> LabelVector | None:
+        """What the labels become in a batch."""
+        return get_label_vector(self.split)
+
+    @property
+    def labels(self) -> Sequence[Label]:
+        """Class index, label indices or numbers of every sample."""
         labels = self.split.labels
         return [labels[index] for index in self.indices]
 

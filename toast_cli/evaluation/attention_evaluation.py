@@ -136,7 +136,15 @@ def evaluate_attention(request: AttentionEvalRequest, reporter: Reporter) -> Att
     """
     run = open_attention_run(request, reporter)
     session, split, recorder = run.session, run.split, run.viewer.recorder
-    numbers, batches = AttentionMetricsTable(run.grid_cells, build_registered_metrics(session)), run.make_loader()
+    objective = session.model.objective
+    if objective.target == "number" and request.curve_images:
+        raise UsageError(
+            "Deletion and insertion curves follow the probability of a class, and this model predicts numbers.",
+            what_to_do="Use --curve-images 0.",
+            code="attention.unsupported-task",
+        )
+    numbers = AttentionMetricsTable(run.grid_cells, build_registered_metrics(session), objective)
+    batches = run.make_loader()
     reporter.report_message(describe_workload(request, len(split), session.model))
     kind = ""
     for batch in iterate_readable_batches(batches, session, reporter, request.split):
@@ -149,7 +157,7 @@ def evaluate_attention(request: AttentionEvalRequest, reporter: Reporter) -> Att
     curves: DeletionInsertionCurves | None = None
     curve_names: list[str] = []
     if request.curve_images:
-        curves = DeletionInsertionCurves(session.model)
+        curves = DeletionInsertionCurves(session.model, compute_scores=objective.compute_scores)
         few = draw_subset(select_readable_images(split, numbers), request.curve_images, session.recipe.seed)
         part = replace(session, data=replace(session.data, splits={request.split: few})).make_loader(request.split)
         for batch in iterate_readable_batches(part, session, reporter, "deletion and insertion"):
@@ -173,7 +181,8 @@ def iterate_readable_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Yield batches on the device, without the black images that replace unreadable ones."""
     for batch in reporter.track_progress(batches, len(batches), what):
-        readable = batch["label"] != IGNORE_INDEX
+        label = batch["label"]
+        readable = ~label.isnan().any(-1) if label.is_floating_point() else label != IGNORE_INDEX
         if readable.any():
             yield send_to_device({name: value[readable] for name, value in batch.items()}, session.accelerator.device)
 
@@ -226,7 +235,14 @@ def sweep_feedback_strength(
             what_to_do="Leave --sweep out.",
             code="method.no-feedback-path",
         )
-    tables = {alpha: AttentionMetricsTable() for alpha in alphas}
+    if not model.objective.measure.percent:
+        raise UsageError(
+            "--sweep draws shares, and this model predicts numbers.",
+            what_to_do="Use --alpha to evaluate one strength of the feedback.",
+            code="attention.unsupported-task",
+        )
+    measure = model.objective.measure.name
+    tables = {alpha: AttentionMetricsTable(objective=model.objective) for alpha in alphas}
     batches = run.make_loader()
     for batch in iterate_readable_batches(batches, session, reporter, request.split):
         with session.accelerator.autocast():
@@ -243,7 +259,7 @@ def sweep_feedback_strength(
     for alpha, numbers in tables.items():
         measured: dict[str, Any] = {"alpha": alpha}
         for name, column in (
-            ("accuracy", "correct"),
+            ("accuracy" if measure == "correct" else measure, measure),
             ("share_inside", "pass_two/share_inside"),
             ("shift", "passes/shift"),
         ):

@@ -23,6 +23,7 @@ from toast_cli.data.base import ImageSplit
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, AttentionRun, open_attention_run
 from toast_cli.evaluation.same_data import EvaluationImages, check_same_images
 from toast_cli.storage.run_folder import is_unfinished
+from toast_cli.tasks.base import Objective, SampleMeasure
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.names import make_names_unique
@@ -38,8 +39,8 @@ class ComparedRun:
     """The measurements of one run.
 
     Attributes:
-        probabilities: of the last pass, `[images, classes]`.
-        correct: 1 for each correct prediction, else 0, `[images]`.
+        probabilities: of the last pass, `[images, classes]`; the numbers of a model that predicts numbers.
+        correct: the measure of each answer: 1 for a correct class, else 0, or that of the task, `[images]`.
         inside: the share of the last pass's map inside the object, `[images]`; NaN if the crop lost the object. None
             without masks.
         even: the mean share of a uniform map inside the object; None without masks.
@@ -75,12 +76,13 @@ class SeedGroup:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """A comparison of runs on one split."""
+    """A comparison of runs on one split. `measure` is what `correct` of the runs is."""
 
     runs: tuple[ComparedRun, ...]
     split: ImageSplit
     dataset: str
     classes: tuple[str, ...]
+    measure: SampleMeasure = Objective.measure
 
     def iterate_pairs(self) -> list[tuple[ComparedRun, ComparedRun]]:
         """Return all pairs of runs, in order."""
@@ -108,7 +110,7 @@ class RunComparison:
         first, second, pairs = getattr(one, what), getattr(other, what), len(self.iterate_pairs())
         if first is None or second is None:
             return None
-        if what == "correct":
+        if what == "correct" and self.measure.name == "correct":
             return estimate_paired_difference(first, second, pairs)
         return bootstrap_mean(second - first, intervals=pairs)
 
@@ -116,12 +118,13 @@ class RunComparison:
         """Return the indices of the images on which the runs disagree most, in decreasing order.
 
         The measure is the total variation distance of the probabilities, averaged over all pairs of runs. Images for
-        which all runs predict the same class come last.
+        which all runs predict the same class come last. For numbers, the measure is the absolute difference.
         """
         pairs = [(one.probabilities, other.probabilities) for one, other in self.iterate_pairs()]
         apart = torch.stack([(one - other).abs().sum(1) / 2 for one, other in pairs]).mean(0)
-        predicted = torch.stack([run.probabilities.argmax(1) for run in self.runs])
-        apart = apart + (predicted != predicted[0]).any(0).float()
+        if self.measure.percent:
+            predicted = torch.stack([run.probabilities.argmax(1) for run in self.runs])
+            apart = apart + (predicted != predicted[0]).any(0).float()
         return apart.argsort(descending=True, stable=True)[:count].tolist()
 
 
@@ -171,7 +174,9 @@ def build_comparison(requests: Sequence[AttentionEvalRequest], reporter: Reporte
     for run in runs:
         with name_run_in_errors(run.request.path):
             measured.append(measure_run(run, reporter))
-    return RunComparison(tuple(measured), first.split, first.session.recipe.dataset.name, first.session.data.classes)
+    session = first.session
+    dataset, measure = session.recipe.dataset.name, session.model.objective.measure
+    return RunComparison(tuple(measured), first.split, dataset, session.data.classes, measure)
 
 
 @contextmanager
@@ -217,7 +222,8 @@ def measure_run(run: AttentionRun, reporter: Reporter) -> ComparedRun:
         ToastError: an image cannot be read, or a map differs from the model's attention.
     """
     session, split, batches = run.session, run.split, run.make_loader()
-    numbers, probabilities, kind, checks = AttentionMetricsTable(), [], "", []
+    objective = session.model.objective
+    numbers, probabilities, kind, checks = AttentionMetricsTable(objective=objective), [], "", []
     for batch in reporter.track_progress(batches, len(batches), run.viewer.name):
         batch = send_to_device(batch, session.accelerator.device)
         with session.accelerator.autocast():
@@ -225,7 +231,8 @@ def measure_run(run: AttentionRun, reporter: Reporter) -> ComparedRun:
         kind = output.kind
         checks.append(output.checks)
         numbers.add(output, batch)
-        probabilities.append(output.logits.float().softmax(-1)[batch["label"] >= 0].cpu())
+        known = ~objective.measure_samples(output.logits, batch).isnan()
+        probabilities.append(objective.compute_scores(output.logits)[known].cpu())
     if len(numbers.rows) != len(split):
         raise ToastError(
             f"{len(split) - len(numbers.rows):,} images of {session.recipe.dataset.name} could not be read.",
@@ -241,7 +248,7 @@ def measure_run(run: AttentionRun, reporter: Reporter) -> ComparedRun:
         session.measure_model_sizes(),
         kind,
         torch.cat(probabilities),
-        np.array(numbers.get_values("correct")),
+        np.array(numbers.get_values(objective.measure.name)),
         inside,
         None if even is None else even.mean,
         merge_attention_checks(checks),

@@ -6,6 +6,7 @@ import json
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -14,9 +15,10 @@ from toast_cli.data.class_map import normalize_class_names
 from toast_cli.data.identity import describe_class_differences
 from toast_cli.data.python_data import PythonData
 from toast_cli.model.model import Model
-from toast_cli.model.recipe_data import open_data
+from toast_cli.model.recipe_data import open_data, require_fitting_task
 from toast_cli.recipe.parse import replace_recipe_fields, set_data_source
 from toast_cli.recipe.schema import Recipe
+from toast_cli.recipe.unvalidated_recipe import expand_shorthand
 from toast_cli.storage.load_model import load_model
 from toast_cli.training.distributed.devices import make_accelerator
 from toast_cli.training.recorded_paths import find_recorded_paths
@@ -80,6 +82,8 @@ def open_run(request: RunRequest) -> OpenedRun:
     own = loaded.recipe
     if not (request.dataset or request.data_dir or request.data):
         own = find_recorded_paths(loaded.recipe, request.path)
+    if request.dataset is not None:
+        fields["dataset"] = _keep_label_columns(request.dataset, loaded.recipe)
     if request.data is not None and loaded.recipe.dataset.name != PYTHON_DATA:
         fields["dataset"] = PYTHON_DATA
     recipe = replace_recipe_fields(own, **fields)
@@ -88,6 +92,16 @@ def open_run(request: RunRequest) -> OpenedRun:
     set_feedback_strength(loaded.model, request.alpha)
     accelerator = make_accelerator(recipe.device, recipe.precision)
     return OpenedRun(request, loaded.model.to(accelerator.device), recipe, loaded.classes, accelerator)
+
+
+def _keep_label_columns(choice: str, recipe: Recipe) -> dict[str, Any]:
+    """Return the section of another data set of the run's source, with the run's options for labels and numbers."""
+    section: dict[str, Any] = expand_shorthand("dataset", choice)
+    own = recipe.dataset.model_dump(mode="json")
+    kept = ("label_column", *recipe.plugins.dataset.task_by_option)
+    if section["name"] == own["name"] and any(own.get(name) is not None for name in kept[1:]):
+        section |= {name: own[name] for name in kept}
+    return section
 
 
 def set_feedback_strength(model: Model, alpha: float | None) -> None:
@@ -139,6 +153,7 @@ def open_run_data(run: OpenedRun, reporter: Reporter) -> DataSet:
     model and the data do not belong together, unless earlier versions sorted names in another form of Unicode.
 
     Raises:
+        UsageError: the labels are not of the kind that the model answers.
         ToastError: the data set has classes that the model does not know, or it cannot be opened.
     """
     classes, is_other = normalize_class_names(run.classes), run.request.dataset is not None
@@ -148,6 +163,7 @@ def open_run_data(run: OpenedRun, reporter: Reporter) -> DataSet:
         if not (is_other and error.code in NEEDS_CLASS_NAMES and can_list_classes(run.recipe)):
             raise
         data = open_data_with_classes(classes, run.recipe, run.request.path)
+    require_fitting_task(run.model.objective, data, run.recipe.task.name)
     same = sorted(data.classes) == sorted(classes)
     may_match = (is_other and set(data.classes) <= set(classes)) or (same and classes != run.classes)
     if may_match and data.classes != classes and can_list_classes(run.recipe):

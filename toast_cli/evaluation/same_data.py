@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from toast_cli.data.base import ImageSplit, Sample, describe_masks
-from toast_cli.data.identity import describe_class_differences
+from toast_cli.data.identity import describe_class_differences, format_label_names
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError
@@ -66,8 +66,8 @@ def _describe_first_difference(first: EvaluationImages, other: EvaluationImages)
         if name != other_name:
             return f"The first difference: it has {other_name} where {first.path} has {name}."
         if label != other_label:
-            classes = first.classes
-            return f"The first difference: {name} is labelled {classes[other_label]}, in {first.path} {classes[label]}."
+            theirs, own = (format_label_names(each, first.classes) for each in (other_label, label))
+            return f"The first difference: {name} is labelled {theirs}, in {first.path} {own}."
     return None
 
 

@@ -51,6 +51,13 @@ def export_model(
             what_to_do="Export its backbone: --what backbone --format safetensors.",
             code="task.predicts-no-classes",
         )
+    if loaded.model.objective.target == "number" and wanted.dtype != "float32":
+        raise UsageError(
+            f"Cannot export numbers in {wanted.dtype}.",
+            "It would round the mean and the standard deviation that turn outputs into the units of the data.",
+            "Use --dtype float32.",
+            code="export.rounded-numbers",
+        )
     require_free_target(target, replace)
     lock = _make_folder_lock(target.parent)
     read_reports(target.parent / REPORT_FILE)

@@ -65,12 +65,15 @@ def trace_model(loaded: LoadedModel, wanted: ExportRequest) -> ExportedProgram:
 
 
 def build_graph_metadata(loaded: LoadedModel, wanted: ExportRequest) -> dict[str, str]:
-    """Return the metadata of a graph: labels in the order of the logits, preprocessing, and the run's configuration."""
+    """Return the metadata of a graph: labels in the order of the outputs, what the outputs are, and preprocessing.
+
+    `toast` is the run's configuration.
+    """
     config = asdict(redact_config(loaded.config))
     return {
         "labels": format_json(list(loaded.classes)),
+        "outputs": format_json(loaded.model.objective.describe_outputs()),
         "preprocessing": json.dumps(config["preprocessing"] and {**config["preprocessing"], **_describe_input(loaded)}),
-        "target": loaded.model.objective.target,
         "normalization": "inside: pixels in 0..1" if wanted.normalize else "outside: pixels by mean and std",
         "toast": format_json(config),
     }

@@ -35,6 +35,10 @@ from toast_cli.utils.errors import ToastError
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
+PROBLEM_TYPES = {"labels": "multi_label_classification", "number": "regression"}
+"""What transformers calls the targets that are not one class per image."""
+
+
 class ToastConfig(PreTrainedConfig):
     """Configuration of an exported model.
 
@@ -140,14 +144,21 @@ class _ToastPreTrainedModel(PreTrainedModel):
 
 
 class ToastForImageClassification(_ToastPreTrainedModel):
-    """An image classifier. The logits are in the order of `config.id2label`."""
+    """An image classifier. The logits are in the order of `config.id2label`.
+
+    `config.problem_type` tells transformers that images have several labels, or that the outputs are numbers.
+    """
 
     main_input_name = "pixel_values"
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> ImageClassifierOutput:
-        """Return the logits `[B, classes]` of normalized images `[B, 3, H, W]`."""
+        """Return the logits `[B, classes]`, or the numbers, of normalized images `[B, 3, H, W]`."""
         logits = self.model(pixel_values.to(self.dtype))
-        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        loss = None
+        if labels is not None and self.model.objective.target == "class":
+            loss = torch.nn.functional.cross_entropy(logits, labels)
+        elif labels is not None:
+            loss = self.model.objective.loss(logits, {"label": labels.to(logits.dtype)}) / len(labels)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
@@ -210,6 +221,9 @@ def build_hf_config(model: Model, config: AdapterConfig) -> ToastConfig:
     sizes = {name: text[name] for name in kept if name in text}
     if model.backbone.tokenizer is not None:
         sizes["eos_token_id"] = build_generation_config(model, config.recipe["dataset"].get("template")).eos_token_id
+    if model.objective.target in PROBLEM_TYPES:
+        sizes["problem_type"] = PROBLEM_TYPES[model.objective.target]
+        sizes["outputs"] = model.objective.describe_outputs()
     plain = json.loads(json.dumps(asdict(config)))
     return ToastConfig(plain, architectures=[kind.__name__], **sizes)
 

@@ -93,11 +93,11 @@ class Model(nn.Module):
         self.head = objective.head
         self.stock = stock
         self.backbone_fingerprint = stock.fingerprint
-        named = (*self.adapted.named_parameters(), *self.adapted.named_buffers())
+        named = [*self.adapted.named_parameters(prefix="adapted"), *self.adapted.named_buffers(prefix="adapted")]
+        named += self.head.named_buffers(prefix="head")
         unused = {id(tensor) for part in adapted.backbone.unused_parts for tensor in _list_tensors(part)}
-        self._unused = frozenset(f"adapted.{name}" for name, tensor in named if id(tensor) in unused)
-        self._added = frozenset(f"adapted.{name}" for name, tensor in named if id(tensor) not in stock.tensors)
-        self._added -= self._unused
+        self._unused = frozenset(name for name, tensor in named if id(tensor) in unused)
+        self._added = frozenset(name for name, tensor in named if id(tensor) not in stock.tensors) - self._unused
         for part in adapted.backbone.unused_parts:
             part.requires_grad_(False)
 
@@ -165,7 +165,7 @@ class Model(nn.Module):
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
     def get_frozen_additions(self) -> dict[str, Tensor]:
-        """Return the tensors that the method added but does not train, such as Lite's path; an adapter needs them."""
+        """Return the tensors of method and head that are not trained, such as Lite's path; an adapter needs them."""
         state, trained = self.state_dict(), self.get_trained_parameters()
         return {name: state[name] for name in sorted(self._added) if name in state and name not in trained}
 

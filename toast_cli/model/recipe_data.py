@@ -12,7 +12,10 @@ from toast_cli.backbones.image_options import PixelOptions
 from toast_cli.data.base import BatchLoader, BatchOptions, DataSet, LoaderOptions, set_white
 from toast_cli.data.loaders import build_loader, choose_worker_count, describe_loader_machine
 from toast_cli.data.open_source import open_source
+from toast_cli.recipe.parse import replace_recipe_fields
+from toast_cli.tasks.base import Objective
 from toast_cli.utils.config import is_automatic
+from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
@@ -40,6 +43,43 @@ def count_workers(recipe: Recipe) -> int:
         return recipe.training.workers
     gpu = recipe.device != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     return choose_worker_count(describe_loader_machine(gpu))
+
+
+TASK_BY_TARGET = {"class": "classification", "labels": "multilabel", "number": "regression"}
+"""The task that learns the labels of a data set, by `DataSet.target`."""
+
+_TARGET_NOUNS = {"class": "one class", "labels": "several labels", "number": "a number"}
+_TARGET_HINTS = {
+    "class": "Name the column with the class, dataset.label_column=NAME",
+    "labels": "Set dataset.label_separator or dataset.label_columns",
+    "number": "Set dataset.target_column",
+}
+
+
+def choose_task(recipe: Recipe, data: DataSet) -> Recipe:
+    """Return the recipe with the task that fits the labels of its data, if it names no task."""
+    task = TASK_BY_TARGET[data.target]
+    if not recipe.plugins.default_task or data.target == "class" or recipe.task.name == task:
+        return recipe
+    return replace_recipe_fields(recipe, task={"name": task})
+
+
+def require_fitting_task(objective: Objective, data: DataSet, task: str) -> None:
+    """Check that a task learns what the labels of a data set are.
+
+    Raises:
+        UsageError: it learns something else.
+    """
+    wanted = objective.target
+    if wanted not in TASK_BY_TARGET or not data.classes or wanted == data.target:
+        return
+    raise UsageError(
+        f"The task '{task}' needs {_TARGET_NOUNS[wanted]} for each image, and the data has "
+        f"{_TARGET_NOUNS[data.target]}.",
+        what_to_do=f"Use task={TASK_BY_TARGET[data.target]}, or leave the task out. "
+        f"{_TARGET_HINTS[wanted]}, if the data has {_TARGET_NOUNS[wanted]} too.",
+        code="task.unfit-data",
+    )
 
 
 def build_batches(split: Any, recipe: Recipe, backbone: Backbone, batches: BatchOptions) -> BatchLoader:

@@ -244,7 +244,7 @@ def _choose_base_recipe(
             what_to_do="Add --backbone; 'toast backbones' lists them.",
             code="recipe.missing-backbone",
         )
-    task = registry.load_entry(registry.SOURCES, source).get_task(chosen.get("path"))
+    task = registry.load_entry(registry.SOURCES, source).get_task(chosen)
     found = _find_method_recipe(GENERAL_FOLDER, method, "" if task == DEFAULT_TASK else f"{task}-")
     return found, f"Recipe: {found.name} (built in, for any data set)", []
 

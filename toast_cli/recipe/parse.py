@@ -81,10 +81,12 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
     plugins: dict[str, Any] = {}
     sections: dict[str, Any] = {}
     problems: list[RecipeProblem] = []
+    default_task = not draft.values.get("task")
     for section in SECTIONS:
         if section == "task" and isinstance(task := draft.values.setdefault("task", {}), dict):
-            chosen = draft.values.get("dataset", {}).get("path") if "dataset" in plugins else None
-            task.setdefault("name", plugins["dataset"].get_task(chosen) if "dataset" in plugins else "classification")
+            known = "dataset" in plugins
+            usual = plugins["dataset"].get_task(draft.values["dataset"]) if known else "classification"
+            task.setdefault("name", usual)
         try:
             plugins[section] = _load_plugin(section, draft.values.get(section))
             models[section] = plugins[section].options
@@ -108,7 +110,7 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
         raise make_recipe_error(problems, draft)
     recipe = recipe.model_copy(update=sections)
     packages = {section: _find_package(section, sections[section].name) for section in plugins}
-    recipe._plugins = RecipePlugins(**plugins, metrics=metrics, packages=packages)
+    recipe._plugins = RecipePlugins(**plugins, metrics=metrics, packages=packages, default_task=default_task)
     return recipe
 
 
@@ -178,7 +180,7 @@ class _UnusableSection(Exception):
 
 def _find_unfit_task(source: Any, options: NamedOptions, task: NamedOptions) -> list[RecipeProblem]:
     """Return a problem if only one of the task and the data set has a label for every pixel."""
-    dataset, usual = options.name, source.get_task(getattr(options, "path", None))
+    dataset, usual = options.name, source.get_task(options.model_dump())
     if task.name == usual:
         return []
     labels_pixels = issubclass(registry.load_entry(registry.TASKS, usual).options, PixelOptions)

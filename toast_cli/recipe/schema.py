@@ -148,7 +148,8 @@ class PretuningOptions(BaseOptions):
 class RecipePlugins:
     """The registered objects that the sections of a recipe name, and all metrics. They are excluded from comparisons.
 
-    `packages` holds the installed package of each section's object.
+    `packages` holds the installed package of each section's object. `default_task` tells whether the recipe has no
+    section `task`, so that the data may still decide.
     """
 
     backbone: Card = field(compare=False)
@@ -161,6 +162,7 @@ class RecipePlugins:
     metrics: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Every registered `Metric` by name."""
     packages: Mapping[str, str] = field(default_factory=dict, compare=False)
+    default_task: bool = field(default=False, compare=False)
 
 
 class Recipe(BaseOptions):

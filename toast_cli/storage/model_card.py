@@ -34,7 +34,7 @@ def format_adapter_card(config: AdapterConfig, results: Mapping[str, Any], warni
         [
             f"Trained parameters: {config.trained_parameters:,}",
             f"Backbone fingerprint: {_format_digest(config.backbone_fingerprint)}",
-            *([f"Classes: {len(config.classes)}"] if config.classes else []),
+            *_format_classes(config),
             f"Seed: {recipe['seed']}; epoch {results['selected_epoch']} was kept{chosen}",
             *_format_start(config),
             *warnings,
@@ -102,7 +102,8 @@ def format_transformers_card(loaded: LoadedModel, published: AdapterConfig, dtyp
     results = read_checksummed_json(file) if file.is_file() else {}
     method = {name: value for name, value in recipe["method"].items() if name not in ("start", "start_images")}
     facts = [
-        f"Task: {recipe['task']['name']}" + (f", {len(config.classes)} classes" if config.classes else ""),
+        f"Task: {recipe['task']['name']}",
+        *_format_classes(config),
         f"Method: {_format_section(method)}",
         f"Trained parameters: {config.trained_parameters:,}",
         f"Weights: {dtype}" + (", folded: for inference only" if config.folded else ""),
@@ -135,6 +136,16 @@ def _format_card(title: str, facts: Sequence[str], usage: str, summary: str = ""
     """Return a card as Markdown; title and facts are plain text, summary and usage are Markdown."""
     lines = "".join(_DIGEST.sub(r"`\g<0>`", f"- {escape_markdown(fact)}\n") for fact in facts)
     return f"# {escape_markdown(title)}\n\n{summary}{lines}\n{usage}"
+
+
+def _format_classes(config: AdapterConfig) -> list[str]:
+    """Return a line with the number of classes or labels, or the names of numbers."""
+    if not config.classes:
+        return []
+    if config.recipe["task"]["name"] == "regression":
+        return [f"Numbers, in the units of the data: {', '.join(config.classes)}"]
+    noun = "Labels" if config.recipe["task"]["name"] == "multilabel" else "Classes"
+    return [f"{noun}: {len(config.classes)}"]
 
 
 def _format_digest(digest: str) -> str:

@@ -88,6 +88,26 @@ class EpochSelection:
         return value if self.higher else -value
 
 
+@dataclass(frozen=True)
+class SampleMeasure:
+    """What is measured of the answer for one sample, whose mean over samples is reported.
+
+    Args:
+        name: Name in records and tables of numbers.
+        label: Name in tables for readers.
+        percent: Whether it is a share, of which more is better; else it is an error.
+    """
+
+    name: str
+    label: str
+    percent: bool = True
+
+
+def measure_classes(outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Return 1 for each sample with the right class and 0 for others, NaN for samples to ignore, `[B]`."""
+    return (outputs.argmax(-1) == batch["label"]).float().masked_fill(batch["label"] < 0, float("nan"))
+
+
 class Objective(ABC):
     """The objective of a task: `head` maps features to outputs, the other methods compute losses and metrics.
 
@@ -97,7 +117,9 @@ class Objective(ABC):
     scores: such a task trains a backbone and gives no predictions. `metrics` makes the registered metrics of the
     logits by name. `target` is what the model answers for a sample. `output_layers` are the layers within the head
     whose weights have a row for each of `Task.name_outputs`, so that a model for other classes can start from these
-    rows; the empty name is the head itself. `selection` is the metric that selects the best epoch.
+    rows; the empty name is the head itself. `selection` is the metric that selects the best epoch. With `calibrates`,
+    the selected model is evaluated once more on the validation split, for `calibrate`. `measure` is what
+    `measure_samples` returns for each sample.
     """
 
     head: nn.Module
@@ -108,6 +130,8 @@ class Objective(ABC):
     class_scores: bool = True
     output_layers: tuple[str, ...] = ("",)
     selection: EpochSelection = EpochSelection("loss", higher=False)
+    calibrates: bool = False
+    measure: SampleMeasure = SampleMeasure("correct", "accuracy")
     metrics: Mapping[str, Callable[[], Any]] = MappingProxyType({})
 
     @abstractmethod
@@ -140,12 +164,12 @@ class Objective(ABC):
         """
         return self.count(batch)
 
-    def weigh_classes(  # noqa: B027 (most tasks have no class weights)
-        self, labels: Sequence[int] | None
+    def fit_to_labels(  # noqa: B027 (most tasks take nothing from the labels)
+        self, labels: Sequence[Any] | None
     ) -> None:
-        """Compute the class weights of the loss from the labels of the training split, before the first step.
+        """Set what the task takes from the labels of the training split, before the first step, such as class weights.
 
-        Tasks without class weights do nothing. The labels are None if samples have no class that is known in advance.
+        Most tasks do nothing. The labels are None if they are not known in advance.
 
         Raises:
             UsageError: The options of the task need the labels, and they are unknown.
@@ -181,6 +205,14 @@ class Objective(ABC):
             return stacked.sigmoid().mean(0).logit(eps=1e-7)
         return stacked.log_softmax(2).logsumexp(0) - math.log(len(stacked))
 
+    def measure_samples(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Return the `measure` of each sample, NaN for samples to ignore, `[B]`."""
+        return measure_classes(outputs, batch)
+
+    def describe_outputs(self) -> dict[str, Any]:
+        """Return what a reader of exported outputs must know to compute scores from them, as JSON values."""
+        return {"target": self.target, "activation": "softmax"}
+
     def get_scores_and_labels(self, outputs: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         """Return class scores `[n, classes]` and labels `[n]` for registered metrics, or None if there are none."""
         return None
@@ -195,6 +227,13 @@ class Objective(ABC):
         It is merged over processes, but never saved.
         """
         return self.meter()
+
+    def calibrate(self, meter: Meter) -> list[str]:
+        """Set what the task chooses on the validation split after training, from its meter; return notes on it.
+
+        Only an objective that `calibrates` is asked.
+        """
+        return []
 
     def score(self, metrics: Mapping[str, Any]) -> float:
         """Return the score that selects the best epoch, from its validation metrics. Higher is better."""

@@ -134,7 +134,7 @@ class Classification(Objective):
         labels = batch["label"]
         return float(self.weights.to(labels.device)[labels[labels != IGNORE_INDEX]].double().sum())
 
-    def weigh_classes(self, labels: Sequence[int] | None) -> None:
+    def fit_to_labels(self, labels: Sequence[int] | None) -> None:
         """Compute balanced weights: N / (classes * n) for a class with n of N images, so that their mean is 1."""
         if self.options.class_weights != "balanced":
             return

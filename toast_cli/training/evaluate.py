@@ -14,7 +14,7 @@ from torch import Tensor
 
 from toast_cli.attention.maps import AttentionRecorder
 from toast_cli.attention.table import AttentionShare
-from toast_cli.data.base import BatchLoader, DataSet, Split
+from toast_cli.data.base import BatchLoader, DataSet, Split, list_label_indices
 from toast_cli.data.splits import format_class_names
 from toast_cli.model.mirror_average import average_with_mirror
 from toast_cli.model.model import Model
@@ -162,13 +162,15 @@ def evaluate_model(
     answers: SamplePredictions | None = None,
     flips: bool = False,
     meter: Meter | None = None,
+    notes: list[str] | None = None,
 ) -> dict[str, Any]:
     """Return the metrics over all batches of all processes.
 
     With `with_attention`, batches must have masks, and the result includes the attention shares. With a `step`, it
     includes the parts of its loss. `answers` receives this process's predictions. With `flips`, scores are averaged
     with those of the mirror images; attention is that of the images. A `meter` given holds the counts of all processes
-    afterwards; its `class_counts` are not part of the metrics.
+    afterwards; its `class_counts` are not part of the metrics. With `notes`, the objective is calibrated on these
+    batches before the metrics are computed, and `notes` receives what it says of that.
     """
     was_training = model.training
     model.eval()
@@ -199,9 +201,11 @@ def evaluate_model(
             if answers is not None:
                 answers.add(objective, outputs, batch)
     model.train(was_training)
-    meter.sums = merge_across_processes(meter).sums
+    vars(meter).update(vars(merge_across_processes(meter)))
     if answers is not None and (confusion := meter.get_confusion()) is not None:
         answers.confusion = confusion.numpy()
+    if notes is not None:
+        notes += objective.calibrate(meter)
     metrics: dict[str, Any] = {**meter.result(), **merge_across_processes(parts).result()}
     metrics = registered.result() | metrics  # those of the task keep their meaning whatever a plugin is called
     if share is not None:
@@ -235,8 +239,10 @@ def report_unreadable_classes(reporter: Reporter, data: DataSet, part: str, skip
     split: Any = data.splits[part]
     if not skipped or not hasattr(split, "names"):  # the labels of a stream are unknown
         return
-    readable = {label for name, label in zip(split.names, split.labels, strict=True) if name not in skipped}
-    lost = [data.classes[label] for label in sorted(set(split.labels) - readable)]
+    pairs = [(name, list_label_indices(label)) for name, label in zip(split.names, split.labels, strict=True)]
+    readable = {label for name, labels in pairs if name not in skipped for label in labels}
+    lost = [data.classes[label] for label in sorted({label for _, labels in pairs for label in labels} - readable)]
     if lost:
         effect = "never learned" if part == "train" else "not measured"
-        reporter.report_message(f"Warning: {part}: no image of {format_class_names(lost)} could be read: {effect}.")
+        names = format_class_names(lost, target=data.target)
+        reporter.report_message(f"Warning: {part}: no image of {names} could be read: {effect}.")

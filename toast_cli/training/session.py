@@ -20,7 +20,7 @@ from toast_cli.data.base import (
     get_class_labels,
 )
 from toast_cli.model.model import Model, build_model, count_elements, count_flops
-from toast_cli.model.recipe_data import build_batches
+from toast_cli.model.recipe_data import build_batches, choose_task, require_fitting_task
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.continuation.start import Start, initialize_model
@@ -124,7 +124,7 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
 
     Raises:
         UsageError: the method needs `init_from`, the optimizer cannot be used, the data has no labels or lacks a split,
-            or `init_from` is neither a tuned model nor an artifact.
+            the task does not fit the labels, or `init_from` is neither a tuned model nor an artifact.
         ToastError: any other error that the user can fix.
     """
     recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
@@ -154,7 +154,8 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
             what_to_do="Leave training.patience out, or hold images out with dataset.val_fraction.",
             code="data.missing-split",
         )
-    if labels and len(data.classes) == 1:
+    recipe = choose_task(recipe, data)
+    if labels and len(data.classes) == 1 and data.target == "class":
         raise UsageError(
             "The images have no labels, which this run needs.",
             what_to_do="To pre-tune on them, use 'toast pretune' with pretuning.target=first-pass or --least-squares.",
@@ -170,7 +171,9 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
         )
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)
-    model.objective.weigh_classes(labels_by_class)
+    require_fitting_task(model.objective, data, recipe.task.name)
+    labels_of_train = getattr(data.splits["train"], "labels", None)
+    model.objective.fit_to_labels(labels_by_class if data.target == "class" else labels_of_train)
     package = recipe.plugins.packages.get("backbone", OWN_PACKAGE)
     if package != OWN_PACKAGE:
         check_backbone(model.backbone, recipe.backbone.name, package)

@@ -118,6 +118,8 @@ def run_tuning(
         if best.metrics is None and validation is None:
             reporter.report_message("There is no validation split, so the last epoch is kept.")
         load_checkpoint(folder.checkpoints, "best", model)
+        if model.objective.calibrates:
+            best.metrics = calibrate_model(run, step, validation, best.metrics)
         results: dict[str, Any] = {
             "backbone": recipe.backbone.name,
             "dataset": recipe.dataset.name,
@@ -162,6 +164,24 @@ def run_tuning(
         results["seconds"] = run.seconds
         folder.write_results(results)
     return results
+
+
+def calibrate_model(
+    run: Run, step: TrainingStep, validation: BatchLoader | None, metrics: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Calibrate the objective of the selected model on the validation split; return its metrics after that.
+
+    Without validation `metrics` of the selected model, report that nothing was chosen.
+    """
+    if validation is None or metrics is None:
+        run.reporter.report_message("Warning: without a validation split, thresholds are not chosen: they stay at 0.5.")
+        return None
+    session, notes = run.session, list[str]()
+    batches = run.reporter.track_progress(validation, len(validation), "thresholds")
+    measured = evaluate_model(session.model, batches, session.accelerator, step=step, notes=notes)
+    for note in notes:
+        run.reporter.report_message(note)
+    return {**metrics, **measured}
 
 
 def evaluate_test_split(

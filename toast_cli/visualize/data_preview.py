@@ -54,7 +54,7 @@ def draw_contact_sheet(
     for number, axes in enumerate(grid.flat):
         if number < count:
             item = {name: tensor[number] for name, tensor in batch.items()}
-            axes.set_title(_truncate(_draw_item(axes, item, data.classes, restore)), fontsize=7)
+            axes.set_title(_truncate(_draw_item(axes, item, data, restore)), fontsize=7)
     return figure
 
 
@@ -82,10 +82,10 @@ def draw_augmentation_sheet(data: DataSet, recipe: Recipe, backbone: Backbone, c
     restore = _get_pixel_inverse(recipe, backbone)
     for row, index in zip(grid, next(iter(plain.batch_sampler)), strict=True):
         item = plain.dataset[index]
-        row[0].set_title(_truncate(_draw_item(row[0], item, data.classes, restore)), fontsize=7)
+        row[0].set_title(_truncate(_draw_item(row[0], item, data, restore)), fontsize=7)
         for epoch, axes in enumerate(row[1:], 1):
             augmented.dataset.set_epoch(epoch)
-            _draw_item(axes, augmented.dataset[index], data.classes, restore)
+            _draw_item(axes, augmented.dataset[index], data, restore)
             axes.set_title(f"epoch {epoch}", fontsize=7)
     return figure
 
@@ -111,15 +111,15 @@ def _get_pixel_inverse(recipe: Recipe, backbone: Backbone) -> tuple[list[float],
     return [-m / s for m, s in zip(mean, std, strict=True)], [1 / s for s in std]
 
 
-def _draw_item(
-    axes: Axes, item: Mapping[str, Any], classes: Sequence[str], restore: tuple[list[float], list[float]]
-) -> str:
-    """Draw an image with its mask or its pixel classes, and return its title: its class, or its largest classes."""
+def _draw_item(axes: Axes, item: Mapping[str, Any], data: DataSet, restore: tuple[list[float], list[float]]) -> str:
+    """Draw an image with its mask or its pixel classes, and return its title: its label, or its largest classes."""
     image, labels = _get_image_and_labels(item)
     axes.imshow(functional.normalize(image, *restore).clamp(0, 1).permute(1, 2, 0).numpy())
     if "mask" in item:
         axes.contour(item["mask"].numpy(), levels=[0.5], colors="yellow", linewidths=1)
-    return classes[int(item["label"])] if labels is None else _overlay_classes(axes, labels, classes)
+    if labels is None:
+        return format_label(torch.as_tensor(item["label"]), data)
+    return _overlay_classes(axes, labels, data.classes)
 
 
 def _get_image_and_labels(item: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
@@ -142,6 +142,15 @@ def _overlay_classes(axes: Axes, labels: Tensor, classes: Sequence[str]) -> str:
     covered = torch.bincount(labels[labels != IGNORE_INDEX], minlength=len(classes))
     largest = [classes[index] for index in covered.argsort(descending=True).tolist() if covered[index]]
     return ", ".join(largest) or "no class"
+
+
+def format_label(label: Tensor, data: DataSet) -> str:
+    """Return the label of an image as text: its class, its labels, or its numbers."""
+    if data.target == "class":
+        return data.classes[int(label)]
+    if data.target == "labels":
+        return ", ".join(data.classes[index] for index in label.nonzero().flatten().tolist()) or "no label"
+    return ", ".join(f"{name} {value:g}" for name, value in zip(data.classes, label.tolist(), strict=True))
 
 
 def _truncate(name: str, length: int = 24) -> str:

@@ -31,6 +31,7 @@ CURVE_DESCRIPTIONS = {
 }
 SWEEP_LABELS = {
     "accuracy": "accuracy",
+    "f1_per_image": "F1 per image",
     "share_inside": "pass two on the object",
     "shift": "moved between passes",
 }

@@ -23,12 +23,12 @@ def build_passes_row(sample: Sample, view: ImageView) -> FigureRow:
     """Return a row with the image, pass one, similarity, pass two, their difference, pixel classes and Grad-CAM."""
     maps, kind, window = to_multiples_of_uniform(view.maps), view.kind, view.window
     both = build_shared_scale(kind, [maps[name] for name in ("pass_one", "pass_two") if name in maps])
-    label = get_label_name(sample, view)
+    label, names = get_label_name(sample, view), get_label_names(sample, view)
     panels = [FigurePanel(_join_lines("image", shorten_name(label, MAX_HEADING_LENGTH)), window)]
     one = ", pass one" if "pass_two" in maps else ""  # the only pass has no number
     panels.append(
         FigurePanel(
-            _join_lines(kind + one, _format_prediction(view.first, label, view)), window, maps["pass_one"], both
+            _join_lines(kind + one, _format_prediction(view.first, names, view)), window, maps["pass_one"], both
         )
     )
     if "similarity" in maps:
@@ -37,7 +37,7 @@ def build_passes_row(sample: Sample, view: ImageView) -> FigureRow:
     if "pass_two" in maps:
         panels.append(
             FigurePanel(
-                _join_lines(f"{kind}, pass two", _format_prediction(view.last, label, view)),
+                _join_lines(f"{kind}, pass two", _format_prediction(view.last, names, view)),
                 window,
                 maps["pass_two"],
                 both,
@@ -62,7 +62,7 @@ def build_comparison_rows(samples: Sequence[Sample], views: Sequence[Sequence[Im
     labels = [found for row in views if (found := next(filter(None, (v.segments.get("labelled") for v in row)), None))]
     rows = []
     for number, (sample, row) in enumerate(zip(samples, views, strict=True)):
-        label = get_label_name(sample, row[0])
+        label, names = get_label_name(sample, row[0]), get_label_names(sample, row[0])
         panels = [
             FigurePanel(
                 _join_lines(shorten_name(sample.name, MAX_HEADING_LENGTH), shorten_name(label, MAX_HEADING_LENGTH)),
@@ -70,7 +70,7 @@ def build_comparison_rows(samples: Sequence[Sample], views: Sequence[Sequence[Im
             )
         ]
         for view, map in zip(row, last[number], strict=True):
-            verdict = _format_prediction(view.last or view.first, label, view)
+            verdict = _format_prediction(view.last or view.first, names, view)
             heading = _join_lines(shorten_name(view.viewer.name, MAX_HEADING_LENGTH) if number == 0 else "", verdict)
             panels.append(FigurePanel(heading, view.window, map, scales[view.kind]))
             if "predicted" in view.segments:
@@ -122,15 +122,32 @@ def _join_lines(*lines: str) -> str:
 
 
 def get_label_name(sample: Sample, view: ImageView) -> str:
-    """Return the name of an image's label among the viewer's classes; empty if there is none."""
+    """Return the names of an image's label, or its numbers, by the viewer's classes; empty if there is none."""
+    names = get_label_names(sample, view)
+    return ", ".join(names or ()) if names or names is None else "no label"
+
+
+def get_label_names(sample: Sample, view: ImageView) -> tuple[str, ...] | None:
+    """Return the names of an image's classes or labels, or its numbers; None if the image has no label."""
     classes = view.viewer.classes
-    return classes[sample.label] if classes and sample.label >= 0 else ""
+    if not classes or sample.label == -1:
+        return None
+    label = (sample.label,) if isinstance(sample.label, int) else sample.label
+    return tuple(classes[each] if isinstance(each, int) else f"{each:.4g}" for each in label)
 
 
-def _format_prediction(verdict: TopPrediction | None, label: str, view: ImageView) -> str:
+def is_right(verdict: TopPrediction, names: Sequence[str] | None, view: ImageView) -> bool | None:
+    """Return whether a prediction agrees with the labels of its image; None if that is unknown, as for numbers."""
+    if not names and (names is None or view.viewer.model.objective.target != "labels"):
+        return None
+    if verdict.value is not None or not set(names) <= set(view.viewer.classes or ()):
+        return None
+    return (verdict.label in names) == verdict.given
+
+
+def _format_prediction(verdict: TopPrediction | None, names: Sequence[str] | None, view: ImageView) -> str:
     """Return a prediction as text, marked as right or wrong if the viewer has the class of the label."""
     if verdict is None:
         return ""
-    known = label in (view.viewer.classes or ())
-    right = "" if not known else " ✓" if verdict.label == label else " ✗"
-    return f"{shorten_name(verdict.label, MAX_HEADING_LENGTH)} {verdict.probability:.0%}{right}"
+    mark = {None: "", True: " ✓", False: " ✗"}[is_right(verdict, names, view)]
+    return f"{shorten_name(verdict.label, MAX_HEADING_LENGTH)} {verdict.format()}{mark}"

@@ -12,7 +12,7 @@ from toast_cli.data.base import Sample
 from toast_cli.utils.formatting import to_data_uri
 from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_colorbar, draw_panel, shrink_image
 from toast_cli.visualize.figure_output import render_figure
-from toast_cli.visualize.figure_panels import collect_last_maps
+from toast_cli.visualize.figure_panels import collect_last_maps, get_label_name, get_label_names, is_right
 from toast_cli.visualize.map_color_scales import ColorScale
 from toast_cli.visualize.view import ImageView
 
@@ -28,7 +28,7 @@ def build_report_images(
     images = []
     names_by_scale: dict[ColorScale, dict[str, None]] = {}
     for sample, row, maps in zip(samples, views, last, strict=True):
-        label = row[0].viewer.classes[sample.label] if row[0].viewer.classes and sample.label >= 0 else ""
+        label, truth = get_label_name(sample, row[0]), get_label_names(sample, row[0])
         panels = [
             render_panel(
                 sample, FigurePanel("", row[0].window), "image", f"The image {sample.name}" + f", {label}" * bool(label)
@@ -38,7 +38,7 @@ def build_report_images(
             scale = scales[view.kind]
             names_by_scale.setdefault(scale, {})[view.viewer.name] = None
             panel = FigurePanel("", view.window, map, scale)
-            panels.append(render_panel(sample, panel, view.viewer.name, *_describe_picture(sample, view, label)))
+            panels.append(render_panel(sample, panel, view.viewer.name, *_describe_picture(sample, view, truth)))
         images.append({"name": sample.name, "label": label, "panels": panels})
     bars = []
     for scale, names in names_by_scale.items():
@@ -48,7 +48,7 @@ def build_report_images(
     return images, bars
 
 
-def _describe_picture(sample: Sample, view: ImageView, label: str) -> tuple[str, str, str]:
+def _describe_picture(sample: Sample, view: ImageView, names: Sequence[str] | None) -> tuple[str, str, str]:
     """Return the alternative text and the caption of a panel, and whether its prediction is right or wrong."""
     verdict = view.last or view.first
     inside = view.shares.get("pass_two", view.shares.get("pass_one"))
@@ -56,8 +56,8 @@ def _describe_picture(sample: Sample, view: ImageView, label: str) -> tuple[str,
     alt = f"{view.kind} of {view.viewer.name} over {sample.name}, in its last pass{on_it}"
     if verdict is None:
         return alt, on_it.lstrip(", "), ""
-    mark = "" if not label else "right" if verdict.label == label else "wrong"
-    answer = f"{verdict.label} {verdict.probability:.0%}"
+    mark = {None: "", True: "right", False: "wrong"}[is_right(verdict, names, view)]
+    answer = f"{verdict.label} {verdict.format()}"
     return f"{alt}; it predicts {answer}" + f", which is {mark}" * bool(mark), answer + on_it, mark
 
 

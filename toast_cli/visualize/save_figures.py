@@ -160,7 +160,11 @@ def get_library_versions() -> dict[str, str]:
 
 def convert_prediction(prediction: TopPrediction | None) -> dict[str, Any] | None:
     """Return a prediction for a JSON record."""
-    return None if prediction is None else {"prediction": prediction.label, "confidence": prediction.probability}
+    if prediction is None:
+        return None
+    if prediction.value is not None:
+        return {"prediction": prediction.label, "value": prediction.value}
+    return {"prediction": prediction.label, "confidence": prediction.probability}
 
 
 def format_title_lines(sample: Sample, view: ImageView) -> list[str]:

@@ -22,14 +22,24 @@ from toast_cli.data.images.transforms import CropWindow, ImageTransform, build_t
 from toast_cli.model.model import Model
 from toast_cli.recipe.schema import Recipe
 from toast_cli.utils.errors import UsageError
+from toast_cli.utils.names import to_file_name
 
 
 @dataclass(frozen=True)
 class TopPrediction:
-    """The most likely class and its probability."""
+    """The most likely class, or a chosen label, and its probability; or a number and its value.
+
+    `given` is whether a label of several reaches its threshold.
+    """
 
     label: str
-    probability: float
+    probability: float | None = None
+    value: float | None = None
+    given: bool = True
+
+    def format(self, digits: int = 0) -> str:
+        """Return the probability in percent, or the value of a number."""
+        return f"{self.value:.4g}" if self.probability is None else f"{self.probability:.{digits}%}"
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,8 @@ class AttentionViewer:
     """A model with the settings to record its attention on images.
 
     `classes` is None for a plain backbone, whose head is not trained. `recipe` is the model's recipe, if it is known.
-    For a `plain` backbone without a run, only the backbone of the recipe has a meaning.
+    For a `plain` backbone without a run, only the backbone of the recipe has a meaning. `label` is the class, label or
+    number to draw; by default, the most likely class or label, or the first number.
     """
 
     name: str
@@ -49,6 +60,14 @@ class AttentionViewer:
     with_grad_cam: bool = False
     recipe: Recipe | None = None
     plain: bool = False
+    label: str | None = None
+
+    @property
+    def output(self) -> int | None:
+        """Return the index of the output to draw; None for that of the most likely class."""
+        if self.label is not None and self.classes is not None:
+            return self.classes.index(self.label)
+        return 0 if self.model.objective.target == "number" else None
 
     @cached_property
     def file_suffix(self) -> str:
@@ -60,6 +79,7 @@ class AttentionViewer:
             f"head-{self.head}": self.head != "mean",
             f"alpha{strength:g}": strength != 1,
             "grad-cam": self.with_grad_cam,
+            to_file_name(f"label-{self.label}"): self.label is not None,
         }
         return "".join(f"-{mark}" for mark, applies in marks.items() if applies)
 
@@ -160,7 +180,7 @@ def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
         shares["even"] = float(mask.float().mean())
     first, last, segments = predict_passes(viewer, output, sample)
     if viewer.with_grad_cam:
-        maps |= {name: map[0] for name, map in compute_grad_cam(model, images).items()}
+        maps |= {name: map[0] for name, map in compute_grad_cam(model, images, viewer.output).items()}
     return ImageView(
         viewer, transform.compute_window(sample.image), output.kind, maps, first, last, output.checks, shares, segments
     )
@@ -179,15 +199,22 @@ def predict_passes(
         if sample.classes is not None:
             segments["labelled"] = SegmentationMap(sample.classes, viewer.classes)
         return None, None, segments
-    last = get_top_prediction(output.logits, viewer.classes)
+    last = get_top_prediction(output.logits, viewer)
     if output.last is None:
         return last, None, {}
     assert output.passes.plain is not None  # recorders run the first pass to its end
     # The prediction of pass one uses the head that was trained on the last pass.
-    return get_top_prediction(viewer.model.compute_outputs(output.passes.plain.pooled), viewer.classes), last, {}
+    return get_top_prediction(viewer.model.compute_outputs(output.passes.plain.pooled), viewer), last, {}
 
 
-def get_top_prediction(logits: Tensor, classes: tuple[str, ...]) -> TopPrediction:
-    """Return the most likely class of the first image of a batch."""
-    probability, index = logits.float().softmax(-1)[0].max(-1)
-    return TopPrediction(classes[int(index)], float(probability))
+def get_top_prediction(logits: Tensor, viewer: AttentionViewer) -> TopPrediction:
+    """Return the prediction for the first image of a batch: the viewer's chosen output, or the most likely class."""
+    assert viewer.classes is not None
+    objective = viewer.model.objective
+    scores = objective.compute_scores(logits)[0]
+    index = int(scores.argmax()) if viewer.output is None else viewer.output
+    name, score = viewer.classes[index], float(scores[index])
+    if objective.target == "number":
+        return TopPrediction(name, value=score)
+    thresholds = objective.describe_outputs().get("thresholds")
+    return TopPrediction(name, score, given=thresholds is None or score >= thresholds[index])

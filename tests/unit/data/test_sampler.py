@@ -4,6 +4,7 @@ from collections import Counter
 from itertools import chain
 
 import pytest
+import torch
 from torch.utils.data import SequentialSampler
 
 from toast_cli.data.sampler import BalancedSampler, SeededShuffleSampler, ShardedBatchSampler
@@ -20,20 +21,16 @@ def shares(samples: int, batch: int, processes: int) -> list[ShardedBatchSampler
 
 def filled(share: ShardedBatchSampler) -> list[list[int]]:
     """The indices of a share's batches that are not there to be ignored."""
-    batches = ({"index": part, "label": Labels(len(part))} for part in share)
-    return [[] if batch["label"].ignored else batch["index"] for batch in share.mask_surplus_labels(batches)]
-
-
-class Labels:
-    """What `fill` does to a tensor of labels, seen."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.ignored = False
-
-    def fill_(self, value: int) -> None:
-        assert value == IGNORE_INDEX
-        self.ignored = True
+    batches = (
+        {"index": part, "label": torch.zeros(len(part), dtype=torch.long), "labels": torch.zeros(len(part), 2)}
+        for part in share
+    )
+    seen = []
+    for batch in share.mask_surplus_labels(batches):
+        ignored = bool((batch["label"] == IGNORE_INDEX).all())
+        assert bool(batch["labels"].isnan().all()) is ignored, "-100 may be a number of the data"
+        seen.append([] if ignored else batch["index"])
+    return seen
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

@@ -29,7 +29,7 @@ class Width:
 
 def objective_of(**options: Any) -> Classification:
     objective = build_classification(ClassificationOptions(**options), Width(), CLASSES)  # type: ignore[arg-type]
-    objective.weigh_classes(LABELS.tolist())
+    objective.fit_to_labels(LABELS.tolist())
     return objective
 
 

@@ -28,6 +28,8 @@ class TableMetric:
 TASK_METRICS = (
     TableMetric("mean_iou", "mean IoU, %"),
     TableMetric("accuracy", "accuracy, %"),
+    TableMetric("mean_ap", "mAP, %"),
+    TableMetric("rmse", "RMSE", higher=False, scale=1.0, digits=3),
     TableMetric("loss", "loss a token", higher=False, scale=1.0, digits=3),
 )
 """Metrics that score a task, in order of precedence."""

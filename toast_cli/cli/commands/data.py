@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -260,16 +261,28 @@ def _print_report(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     from toast_cli.cli.output.console import print_line, print_table
+    from toast_cli.data.splits import CLASS_NOUNS
     from toast_cli.utils.names import escape_newlines
 
-    table = Table(title=f"{escape_newlines(report['source'])}: {report['classes']} classes", title_justify="left")
+    one, several = CLASS_NOUNS[report["target"]]
+    count = f"{report['classes']} {one if report['classes'] == 1 else several}"
+    table = Table(title=f"{escape_newlines(report['source'])}: {count}", title_justify="left")
     table.add_column("")
     for part in report["splits"]:
         table.add_column(part, justify="right")
-    rows = {
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "images": lambda found: f"{found['images']:,}",
         "cannot be read": lambda found: f"{len(found['unreadable']):,}",
-        "images per class": lambda found: _format_spread(found["images_per_class"]),
+    }
+    if report["target"] == "number":
+        names = dict.fromkeys(name for found in report["splits"].values() for name in found["numbers"])
+        for name in names:
+            rows[f"number: {escape_newlines(name)}"] = lambda found, name=name: _format_spread(
+                found["numbers"].get(name)
+            )  # type: ignore[misc]
+    else:
+        rows[f"images per {one}"] = lambda found: _format_spread(found["images_per_class"])
+    rows |= {
         "width": lambda found: _format_spread(found["width"]),
         "height": lambda found: _format_spread(found["height"]),
     }
@@ -360,6 +373,8 @@ def _print_sentences(report: dict[str, Any], kind: str, style: str) -> None:
 
 def _list_examples(report: dict[str, Any], limit: int = 5) -> list[str]:
     """Return lines that name up to `limit` files for each kind of problem and warning."""
+    from toast_cli.data.splits import CLASS_NOUNS
+
     lines = []
     for part, found in report["splits"].items():
         lines += [f"  cannot be read: {part}: {file['name']} ({file['why']})" for file in found["unreadable"][:limit]]
@@ -373,7 +388,7 @@ def _list_examples(report: dict[str, Any], limit: int = 5) -> list[str]:
     for kind, word in words.items():
         for pair in report["duplicates"][kind]["pairs"][:limit]:
             mirrored = ", mirrored" if pair["mirrored"] else ""
-            other = "" if pair["same_class"] else " (different classes)"
+            other = "" if pair["same_class"] else f" (different {CLASS_NOUNS[report['target']][1]})"
             lines.append(f"  {word}{mirrored}: {pair['first']} and {pair['second']}{other}")
     truncated = any(len(report["duplicates"][kind]["pairs"]) > limit for kind in words) or any(
         len(found[kind]) > limit for found in report["splits"].values() for kind in ("unreadable", "outside")

@@ -110,7 +110,7 @@ def run_strength_sweep(request: AttentionEvalRequest, out: Path | None) -> tuple
     shown = [name for name in SWEEP_LABELS if all(name in line for line in lines)]
     write_text(folder / "strength.csv", format_sweep_csv(lines, shown))
     save_figure(draw_sweep(lines, shown), folder / "strength.png")
-    images = lines[0]["accuracy"]["images"]
+    images = lines[0][shown[0]]["images"]
     run = escape_newlines(str(request.path))
     table = Table(
         title=f"{run}, {request.split}: strength of the feedback, {images} images, 95% intervals",

@@ -35,6 +35,13 @@ def visualize_attention(
         bool,
         typer.Option("--grad-cam", help='Also draw Grad-CAM of both passes (needs: pip install "grad-cam>=1.5.5").'),
     ] = False,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            help="Class, label or number whose Grad-CAM and probability are shown. [default: the most likely class or "
+            "label, or the first number]"
+        ),
+    ] = None,
     format: Annotated[str, typer.Option(help="Figure format: png, svg or pdf.")] = "png",
     out: Annotated[
         Path | None,
@@ -63,6 +70,8 @@ def visualize_attention(
         raise UsageError(
             "--grad-cam needs images and cannot be combined with --prompt.", code="cli.conflicting-options"
         )
+    if prompt is not None and label is not None:
+        raise UsageError("--label needs images and cannot be combined with --prompt.", code="cli.conflicting-options")
     if format not in FIGURE_FORMATS:
         raise UsageError(
             f"Invalid value for --format: '{format}'.",
@@ -79,6 +88,7 @@ def visualize_attention(
         load_test_samples,
         load_viewers,
         read_or_skip,
+        require_label,
     )
     from toast_cli.cli.output.console import print_json, print_line
     from toast_cli.cli.output.progress import TerminalReporter
@@ -89,7 +99,9 @@ def visualize_attention(
     )
     for viewer in viewers:
         set_feedback_strength(viewer.model, alpha)
-    viewers = [replace(viewer, level=layer, head=chosen, with_grad_cam=grad_cam) for viewer in viewers]
+    if label is not None:
+        require_label(viewers, label)
+    viewers = [replace(viewer, level=layer, head=chosen, with_grad_cam=grad_cam, label=label) for viewer in viewers]
     place = out or folder
     if prompt is not None:
         from toast_cli.cli.commands.visualize_text import show_text

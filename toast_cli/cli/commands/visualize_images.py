@@ -18,7 +18,7 @@ from toast_cli.training.distributed.devices import make_accelerator
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.run_data import describe_changed_split
 from toast_cli.training.session import build_plain_model
-from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
 from toast_cli.utils.names import make_names_unique, to_file_name
 from toast_cli.visualize.save_figures import save_attention_figure, save_comparison_figure
 from toast_cli.visualize.view import AttentionViewer, load_image_sample, load_test_sample
@@ -148,12 +148,33 @@ def format_records(records: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _format_score(prediction: dict[str, Any]) -> str:
+    """Format the probability of a class, or the value of a number."""
+    return f"{prediction['value']:.4g}" if "value" in prediction else f"{prediction['confidence']:.1%}"
+
+
+def require_label(viewers: list[AttentionViewer], label: str) -> None:
+    """Check that every model answers a class, label or number of this name.
+
+    Raises:
+        UsageError: A model does not, or labels pixels.
+    """
+    for viewer in viewers:
+        if viewer.classes is None or label not in viewer.classes or viewer.model.objective.dense:
+            known = () if viewer.model.objective.dense else viewer.classes or ()
+            raise UsageError(
+                f"{viewer.name} answers no class, label or number '{label}' of a whole image.",
+                what_to_do=did_you_mean(label, known) if known else "Leave --label out.",
+                code="cli.invalid-value",
+            )
+
+
 def _format_view(view: dict[str, Any]) -> list[str]:
     lines = []
     first, last = view["pass_one"], view["pass_two"]
     if first is not None:
         lines.append("Prediction: " + "; ".join(
-            f"{each['prediction']} ({each['confidence']:.1%}){where}"
+            f"{each['prediction']} ({_format_score(each)}){where}"
             for each, where in ((first, " in pass one" if last else ""), (last, " in pass two"))
             if each is not None
         ))  # fmt: skip

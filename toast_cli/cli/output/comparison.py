@@ -34,9 +34,11 @@ def describe_all_maps(found: RunComparison) -> str:
     return "; ".join(f"{maps} ({', '.join(names)})" for maps, names in whose.items())
 
 
-def _format_interval(mean: MeanEstimate | None, sign: str = "") -> dict[str, str]:
+def _format_interval(mean: MeanEstimate | None, sign: str = "", percent: bool = True) -> dict[str, str]:
     if mean is None:
         return {"value": "–", "interval": ""}
+    if not percent:
+        return {"value": f"{mean.mean:{sign}.4g}", "interval": f"[{mean.low:{sign}.4g}, {mean.high:{sign}.4g}]"}
     return {
         "value": f"{mean.mean * 100:{sign}.1f}",
         "interval": f"[{mean.low * 100:{sign}.1f}, {mean.high * 100:{sign}.1f}]",
@@ -47,12 +49,13 @@ def build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], l
     """Return the headings and rows of the runs, and those of the pairwise differences."""
     masks = all(run.inside is not None for run in found.runs)
     on_it = ["on the object, %", "an even map, %"] if masks else []
-    headings = ["accuracy, %", "trained", "of all", "FLOPs", *on_it]
+    measure, percent = found.measure.label, found.measure.percent
+    headings = [f"{measure}, %" if percent else measure, "trained", "of all", "FLOPs", *on_it]
     lines, differences = [], []
     for run in found.runs:
         sizes = run.sizes
         cells = [
-            _format_interval(estimate_proportion(run.correct)),
+            _format_interval(_estimate_mean(found, run), percent=percent),
             {"value": f"{sizes['trained_parameters']:,}", "interval": ""},
             {"value": f"{sizes['trained_parameters'] / sizes['total_parameters']:.2%}", "interval": ""},
             {"value": f"{sizes['flops']:.3g}", "interval": f"{sizes['flops'] / sizes['flops_plain']:.2f} × plain"},
@@ -63,22 +66,36 @@ def build_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]], l
         lines.append({"name": run.viewer.name, "cells": cells})
     measures = ["correct", *(["inside"] if masks else [])]
     for one, other in found.iterate_pairs():
-        own = [_format_interval(found.estimate_difference(one, other, what), "+") for what in measures]
+        own = [
+            _format_interval(found.estimate_difference(one, other, what), "+", percent or what == "inside")
+            for what in measures
+        ]
         differences.append({"name": f"{other.viewer.name} minus {one.viewer.name}", "cells": own})
-    return headings, lines, ["accuracy", *(["on the object"] if masks else [])], differences
+    return headings, lines, [measure, *(["on the object"] if masks else [])], differences
+
+
+def _estimate_mean(found: RunComparison, run: ComparedRun) -> MeanEstimate | None:
+    """Return the mean of what is measured of a run: an accuracy is a proportion."""
+    return estimate_proportion(run.correct) if found.measure.name == "correct" else bootstrap_mean(run.correct)
 
 
 def build_seed_rows(found: RunComparison) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the headings and rows of the means over seeds; no row if no two runs differ in their seeds only."""
-    groups = found.group_by_seed()
+    groups, percent = found.group_by_seed(), found.measure.percent
     on_it = ["on the object, %"] if all(run.inside is not None for run in found.runs) else []
     rows = []
     for group in groups:
         seeds = {"value": ", ".join(str(seed) for seed in sorted(map(get_seed, group.runs))), "interval": ""}
-        means = [group.compute_mean(what) for what in ("correct", "inside")[: 1 + len(on_it)]]
-        cells = [{"value": f"{100 * mean[0]:.1f} ± {100 * mean[1]:.1f}", "interval": ""} for mean in means if mean]
+        means = [
+            (group.compute_mean(what), percent or what == "inside") for what in ("correct", "inside")[: 1 + len(on_it)]
+        ]
+        cells = [{"value": _format_spread(*mean, shown), "interval": ""} for mean, shown in means if mean]
         rows.append({"name": group.name, "cells": [seeds, *cells]})
-    return ["seeds", "accuracy, %", *on_it], rows
+    return ["seeds", f"{found.measure.label}, %" if percent else found.measure.label, *on_it], rows
+
+
+def _format_spread(mean: float, deviation: float, percent: bool) -> str:
+    return f"{100 * mean:.1f} ± {100 * deviation:.1f}" if percent else f"{mean:.4g} ± {deviation:.2g}"
 
 
 def _describe_correction(found: RunComparison) -> str:
@@ -126,6 +143,8 @@ def _describe_run(run: ComparedRun) -> list[tuple[str, str]]:
 def build_json_report(found: RunComparison, split: str, disputed: list[str]) -> dict[str, Any]:
     """Return the comparison as JSON. `disputed` names the images in the figure."""
 
+    measure = "accuracy" if found.measure.name == "correct" else found.measure.name
+
     def as_numbers(mean: MeanEstimate | None) -> dict[str, Any] | None:
         return None if mean is None else asdict(mean)
 
@@ -142,7 +161,7 @@ def build_json_report(found: RunComparison, split: str, disputed: list[str]) -> 
                 "head": run.viewer.head,
                 "checks": None if run.checks is None else run.checks.to_dict(),
                 **run.sizes,
-                "accuracy": as_numbers(estimate_proportion(run.correct)),
+                measure: as_numbers(_estimate_mean(found, run)),
                 "share_inside": None if run.inside is None else as_numbers(bootstrap_mean(run.inside)),
                 "share_inside_by_chance": run.even,
             }
@@ -153,7 +172,7 @@ def build_json_report(found: RunComparison, split: str, disputed: list[str]) -> 
                 "name": group.name,
                 "runs": [run.viewer.name for run in group.runs],
                 "seeds": [get_seed(run) for run in group.runs],
-                "accuracy": group.compute_mean("correct"),
+                measure: group.compute_mean("correct"),
                 "share_inside": group.compute_mean("inside"),
             }
             for group in found.group_by_seed()
@@ -162,7 +181,7 @@ def build_json_report(found: RunComparison, split: str, disputed: list[str]) -> 
             {
                 "run": other.viewer.name,
                 "less": one.viewer.name,
-                "accuracy": as_numbers(found.estimate_difference(one, other, "correct")),
+                measure: as_numbers(found.estimate_difference(one, other, "correct")),
                 "share_inside": as_numbers(found.estimate_difference(one, other, "inside")),
             }
             for one, other in found.iterate_pairs()
@@ -180,12 +199,13 @@ def build_comparison_tables(found: RunComparison) -> list[Any]:
     marks = describe_masks(found.split)
     notes = "\n".join([*([f"Object: {marks}."] if marks else []), f"Maps: {describe_all_maps(found)}."])
     title = f"{len(found.split):,} images of {escape_newlines(found.dataset)}, 95% intervals"
+    differing = "Differences on the same images" + ", in percentage points" * found.measure.percent
     tables = []
     seed_headings, seeds = build_seed_rows(found)
     for heading, caption, first, names, rows in (
         (title, notes, "run", headings, lines),
         ("Mean ± standard deviation over seeds", None, "runs", seed_headings, seeds),
-        ("Differences on the same images, in percentage points", _describe_correction(found) or None, "runs",
+        (differing, _describe_correction(found) or None, "runs",
          difference_headings, differences),
     ):  # fmt: skip
         if not rows:

@@ -106,6 +106,10 @@ def add_metric_rows(table: Table, split: str, metrics: Mapping[str, Any]) -> Non
             table.add_row(f"  IoU of {escape_newlines(name)}", "not in this split" if value is None else f"{value:.2%}")
     elif "accuracy" in metrics:
         _add_classification_rows(table, split, metrics)
+    elif "mean_ap" in metrics:
+        _add_label_rows(table, split, metrics)
+    elif "rmse" in metrics:
+        _add_number_rows(table, split, metrics)
     elif "perplexity" in metrics:
         table.add_row(f"loss per token, {split}", f"{metrics['loss']:.4f} over {metrics['tokens']:,}")
         table.add_row(f"perplexity, {split}", f"{metrics['perplexity']:.3f}")
@@ -153,12 +157,46 @@ def format_selected_metric(metrics: Mapping[str, Any], select: str | None) -> st
     return f"  {METRIC_LABELS.get(select, select.replace('_f1', ' F1').replace('_', ' '))} {metrics[select]:.4f}"
 
 
+def _add_label_rows(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
+    """Add the metrics of several labels per image."""
+    table.add_row(f"mAP, {split}", f"{metrics['mean_ap']:.2%} over {metrics['images']} images")
+    table.add_row(f"mAP, micro, {split}", f"{metrics['micro_ap']:.2%}")
+    table.add_row(f"F1, {split}", f"{metrics['f1']:.2%}")
+    table.add_row(f"F1, micro, {split}", f"{metrics['micro_f1']:.2%}")
+    if len(metrics["label_f1"]) > MAX_LISTED_CLASSES:
+        table.add_row(f"  of {len(metrics['label_f1'])} labels", "see results.json, or 'toast eval --out FILE'")
+        return
+    for name, f1 in metrics["label_f1"].items():
+        shown = "not in this split" if f1 is None else f"AP {metrics['label_ap'][name]:.2%}, F1 {f1:.2%}"
+        table.add_row(f"  {escape_newlines(name)}", shown)
+
+
+def _add_number_rows(table: Table, split: str, metrics: Mapping[str, Any]) -> None:
+    """Add the metrics of numbers."""
+    names = {"mae": "MAE", "rmse": "RMSE", "r2": "R²"}
+    several = len(metrics.get("number_mae", ())) > 1
+    for key, label in names.items():
+        over = f" over {metrics['images']} images" if key == "mae" else ""
+        mean = ", mean" * several
+        table.add_row(f"{label}{mean}, {split}", f"{_format_number(metrics[key])}{over}")
+        for name, value in metrics.get(f"number_{key}", {}).items():
+            table.add_row(f"  {label} of {escape_newlines(name)}", _format_number(value))
+
+
+def _format_number(value: float | None) -> str:
+    return "not defined: all numbers are equal" if value is None else f"{value:.4g}"
+
+
 def format_headline(metrics: Mapping[str, Any]) -> str:
     """Format the main metric of a progress line."""
     if "mean_iou" in metrics:
         return f"mean IoU {metrics['mean_iou']:.2%}"
     if "accuracy" in metrics:
         return f"accuracy {metrics['accuracy']:.2%}"
+    if "mean_ap" in metrics:
+        return f"mAP {metrics['mean_ap']:.2%}"
+    if "rmse" in metrics:
+        return f"RMSE {metrics['rmse']:.4g}"
     if "perplexity" in metrics:
         return f"perplexity {metrics['perplexity']:.3f}"
     return f"distance {metrics['distance']:.4f}" if "distance" in metrics else ""

@@ -15,11 +15,11 @@ from toast_cli.data.audit.near_duplicates import (
     find_exact_duplicates,
     find_near_duplicates,
 )
-from toast_cli.data.base import DataSet
+from toast_cli.data.base import DataSet, list_label_indices
 from toast_cli.data.images.decode import guess_white
 from toast_cli.data.images.folder_scan import to_printable_name
 from toast_cli.data.images.upright import WHITE_16_BIT
-from toast_cli.data.splits import format_class_names
+from toast_cli.data.splits import CLASS_NOUNS, format_class_names
 
 THIN_RATIO = 10
 """Ratio of the sides of an image above which the report has a warning: a centre crop shows less than a tenth of it."""
@@ -76,10 +76,11 @@ def check_dataset(data: DataSet, track: ProgressTracker) -> dict[str, Any]:
         others = sum(not entry["same_class"] for entry in entries)
         return {"count": len(entries), "of_another_class": others, "pairs": entries[:MAX_LISTED]}
 
-    labels_pixels = any(image.classes is not None for image in chain(*scans.values()))
+    by_class = data.target != "number" and not any(image.classes is not None for image in chain(*scans.values()))
     report: dict[str, Any] = {
         "classes": len(data.classes),
-        "splits": {part: _summarize_split(len(split), scans[part], data.classes) for part, split in splits.items()},
+        "target": data.target,
+        "splits": {part: _summarize_split(len(split), scans[part], data) for part, split in splits.items()},
         "duplicates": {
             "across_splits": summarize(across),
             "changed_across_splits": summarize(changed),
@@ -88,16 +89,18 @@ def check_dataset(data: DataSet, track: ProgressTracker) -> dict[str, Any]:
         },
         "notes": list(data.notes),
     }
-    warnings = [*data.warnings, *_list_warnings(report, labels_pixels)]
+    warnings = [*data.warnings, *_list_warnings(report, by_class)]
     return {**report, "problems": _list_problems(report), "warnings": warnings}
 
 
-def _summarize_split(expected: int, images: Sequence[ScannedImage], classes: Sequence[str]) -> dict[str, Any]:
+def _summarize_split(expected: int, images: Sequence[ScannedImage], data: DataSet) -> dict[str, Any]:
     """Return the summary of a split; `expected` is the number of images that it should have."""
-    sizes = Counter(chain.from_iterable((image.label,) if image.classes is None else image.classes for image in images))
+    classes = () if data.target == "number" else data.classes
+    sizes = Counter(chain.from_iterable(map(_list_classes, images)))
     counts = [sizes.get(label, 0) for label in range(len(classes))]
     good = [image for image in images if not image.error]
-    readable = set(chain.from_iterable((image.label,) if image.classes is None else image.classes for image in good))
+    readable = set(chain.from_iterable(map(_list_classes, good)))
+    numbers: Iterable[Any] = zip(*(image.label for image in images), strict=True) if data.target == "number" else ()
     unreadable = [{"name": to_printable_name(image.name), "why": image.error} for image in images if image.error]
 
     def spread(values: Sequence[int]) -> dict[str, float] | None:
@@ -110,6 +113,7 @@ def _summarize_split(expected: int, images: Sequence[ScannedImage], classes: Seq
         "images_per_class": spread(counts),
         "images_of_class": dict(zip(classes, counts, strict=True)),
         "unreadable_classes": [name for label, name in enumerate(classes) if counts[label] and label not in readable],
+        "numbers": dict(zip(data.classes, map(spread, numbers), strict=False)),
         "empty_classes": [name for name, count in zip(classes, counts, strict=True) if not count],
         "width": spread([image.width for image in good]),
         "height": spread([image.height for image in good]),
@@ -125,6 +129,11 @@ def _summarize_split(expected: int, images: Sequence[ScannedImage], classes: Seq
     }
 
 
+def _list_classes(image: ScannedImage) -> Sequence[int]:
+    """Return the classes of an image: those of its pixels, or of its label."""
+    return list_label_indices(image.label) if image.classes is None else image.classes
+
+
 def _is_thin(image: ScannedImage) -> bool:
     return max(image.width, image.height) > THIN_RATIO * min(image.width, image.height)
 
@@ -135,7 +144,7 @@ def _list_problems(report: Mapping[str, Any]) -> list[str]:
         if found["unreadable"]:
             problems.append(f"{part}: {len(found['unreadable']):,} of {found['images']:,} images cannot be read")
         if lost := found["unreadable_classes"]:
-            problems.append(f"{format_class_names(lost)}: no readable image in {part}")
+            problems.append(f"{format_class_names(lost, target=report['target'])}: no readable image in {part}")
         if found["images"] != found["said"]:
             problems.append(f"{part}: {found['images']:,} images found, {found['said']:,} expected")
     found = report["duplicates"]
@@ -146,17 +155,19 @@ def _list_problems(report: Mapping[str, Any]) -> list[str]:
     if changed["count"]:
         shown = _format_image_count(changed["count"], "shows", "show")
         problems.append(f"{shown} the same as one of an earlier split, only scaled, compressed, brightened or mirrored")
+    another = {"class": "another class", "labels": "other labels", "number": "another number"}[report["target"]]
     if others := across["of_another_class"] + changed["of_another_class"]:
         conflicting = _format_image_count(others, "has", "have")
-        problems.append(f"{conflicting} another class than the same image in another split: one of the two is wrong")
+        problems.append(f"{conflicting} {another} than the same image in another split: one of the two is wrong")
     if inside["of_another_class"]:
         conflicting = _format_image_count(inside["of_another_class"], "has", "have")
-        problems.append(f"{conflicting} another class than an earlier copy in the same split: one of the two is wrong")
+        problems.append(f"{conflicting} {another} than an earlier copy in the same split: one of the two is wrong")
     return problems
 
 
-def _list_warnings(report: Mapping[str, Any], labels_pixels: bool) -> list[str]:
+def _list_warnings(report: Mapping[str, Any], by_class: bool) -> list[str]:
     warnings = []
+    one, several = CLASS_NOUNS[report["target"]]
     for part, effect in (("val", "epochs and settings cannot be selected"), ("test", "no test result is reported")):
         if part not in report["splits"]:
             warnings.append(f"there is no {part} split: {effect}")
@@ -187,11 +198,13 @@ def _list_warnings(report: Mapping[str, Any], labels_pixels: bool) -> list[str]:
             warnings.append(f"{part}: {count:,} {'image' if count == 1 else 'images'}: {remark}")
         spread = found["images_per_class"]
         if found["empty_classes"]:
-            warnings.append(f"{part}: no image of {format_class_names(found['empty_classes'])}")
-        elif part == "train" and not labels_pixels and spread["most"] > IMBALANCE_RATIO * spread["least"]:
             warnings.append(
-                f"{part}: the largest class has {spread['most']:,} images, the smallest {spread['least']:,}: accuracy "
-                "will favour large classes"
+                f"{part}: no image of {format_class_names(found['empty_classes'], target=report['target'])}"
+            )
+        elif part == "train" and by_class and spread["most"] > IMBALANCE_RATIO * spread["least"]:
+            warnings.append(
+                f"{part}: the largest {one} has {spread['most']:,} images, the smallest {spread['least']:,}: accuracy "
+                f"will favour large {several}"
             )
         if found["small"]:
             warnings.append(

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.data.base import Sample
+from toast_cli.data.base import Label, Sample
 from toast_cli.data.streams.stream_split import StreamSplit
 from toast_cli.utils.errors import ToastError
 
@@ -32,7 +32,7 @@ class ScannedImage:
 
     Attributes:
         name: name of the image.
-        label: class index; -1 if unknown.
+        label: class index, label indices or numbers; -1 if unknown.
         width: width in pixels.
         height: height in pixels.
         pixels: hash of the pixels.
@@ -48,7 +48,7 @@ class ScannedImage:
     """
 
     name: str
-    label: int
+    label: Label
     width: int = 0
     height: int = 0
     pixels: bytes = b""
@@ -68,7 +68,7 @@ class UnscannedImage:
     """An image to scan."""
 
     name: str
-    label: int
+    label: Label
     load: Callable[[], Sample]
     region: Any = None
 

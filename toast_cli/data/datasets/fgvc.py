@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
@@ -198,10 +198,15 @@ def _split_by_json_lists(
     return AnnotatedDataset(classes, splits), tuple(notes)
 
 
+def _get_classes(split: FileSplit) -> tuple[int, ...]:
+    """Return the class of every image: published data sets have one for each."""
+    return cast("tuple[int, ...]", split.labels)
+
+
 def _iterate_labels(split: FileSplit) -> Iterator[tuple[str, tuple[int, Any]]]:
     """Yield the name of every image with its label and region (None if it has no region)."""
     regions = split.regions or (None,) * len(split)
-    return zip(split.names, zip(split.labels, regions, strict=True), strict=True)
+    return zip(split.names, zip(_get_classes(split), regions, strict=True), strict=True)
 
 
 def _match_class_names(
@@ -210,7 +215,7 @@ def _match_class_names(
     """Return the official class names, or None if official annotations and JSON files group the images differently."""
     named: dict[int, int] = {}
     for split in splits.values():
-        for name, label in zip(split.names, split.labels, strict=True):
+        for name, label in zip(split.names, _get_classes(split), strict=True):
             if name not in known or named.setdefault(label, known[name][0]) != known[name][0]:
                 return None
     if own is None or len(set(named.values())) < len(named):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field
 
@@ -76,6 +76,11 @@ class Photo:
     index: int
 
     @property
+    def label(self) -> int:
+        """Class of the image; `open_grid` refuses other labels."""
+        return cast("int", self.split.labels[self.index])
+
+    @property
     def name(self) -> str:
         """Name of the image in its split."""
         return self.split.names[self.index]
@@ -115,7 +120,7 @@ class GridSplit:
     @property
     def labels(self) -> list[int]:
         """Class of every mosaic."""
-        return [photo.split.labels[photo.index] for photo in self.photos] * self.repeats
+        return [photo.label for photo in self.photos] * self.repeats
 
     @property
     def names(self) -> list[str]:
@@ -186,7 +191,7 @@ class GridSplit:
         mask.flat[target] = True
         return Sample(
             image=Image.fromarray(np.concatenate(rows)),
-            label=photo.split.labels[photo.index],
+            label=photo.label,
             name=self._format_name(index),
             mask=mask.repeat(self.options.cell_side, axis=0).repeat(self.options.cell_side, axis=1),
         )
@@ -222,6 +227,12 @@ def open_grid(options: GridOptions, data_dir: Path | None) -> DataSet:
     unlabelled = _open_dataset(others, options.distractors, data_dir)
     distractors = get_image_splits(unlabelled, others).values()
     classes = labelled.classes[: options.classes]
+    if labelled.target != "class":
+        raise UsageError(
+            f"{chosen} has several labels or numbers for an image, and a grid is labelled by one class.",
+            what_to_do="Name a data set with one class per image before the '+'.",
+            code="data.not-one-class",
+        )
     if len(classes) < 2:
         raise UsageError(
             f"{chosen} has fewer than two classes.",
@@ -229,7 +240,7 @@ def open_grid(options: GridOptions, data_dir: Path | None) -> DataSet:
             code="data.too-few-classes",
         )
     shown = {
-        part: tuple(Photo(split, i) for i, label in enumerate(split.labels) if label < len(classes))
+        part: tuple(photo for i in range(len(split)) if (photo := Photo(split, i)).label < len(classes))
         for part, split in get_image_splits(labelled, chosen).items()
     }
     part_of = {photo.get_location(chosen): part for part, photos in shown.items() for photo in photos}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toast_cli.data.base import Sample
+from toast_cli.data.base import Label, LabelVector, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,16 +22,18 @@ class FileSplit:
     Attributes:
         root: container of the files.
         names: paths below `root`, with forward slashes on every platform.
-        labels: class index of every image.
+        labels: class index, label indices or numbers of every image.
         regions: region of the labelled object in every image, or None.
         white: value of white in 16-bit images (`images.white`).
+        label_vector: what the labels become in a batch; None if every image has one class.
     """
 
     root: FileRoot
     names: tuple[str, ...]
-    labels: tuple[int, ...]
+    labels: tuple[Label, ...]
     regions: tuple[Region, ...] | None = None
     white: int | None = None
+    label_vector: LabelVector | None = None
 
     @property
     def has_masks(self) -> bool:

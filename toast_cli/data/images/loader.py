@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate
 
-from toast_cli.data.base import CACHED_KEY, Sample
+from toast_cli.data.base import CACHED_KEY, Sample, get_label_vector
 from toast_cli.data.images.decode import guess_white
 from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.transforms import build_transform
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from toast_cli.backbones.base import Preprocessing
-    from toast_cli.data.base import BatchOptions, ImageSplit, LoaderOptions
+    from toast_cli.data.base import BatchOptions, ImageSplit, Label, LoaderOptions
 
     SampleTransform = Callable[[Image.Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
 
@@ -41,10 +41,10 @@ DEPTH_SAMPLES = 8
 class ImageDataset(Dataset[dict[str, Any]]):
     """A split with a transform.
 
-    An item has `image` [3, H, W], `label`, `index`, `view` and, if `with_masks`, `mask` [H, W] bool. With `views`,
-    augmentation depends on the view instead of the epoch. With `skip`, an image that cannot be read is left out of its
-    batch. If `known` is set (an entry per sample and view), a batch whose samples are all known has the key `known`
-    instead of `image`.
+    An item has `image` [3, H, W], `label` (an index, or a vector), `index`, `view` and, if `with_masks`, `mask` [H, W]
+    bool. With `views`, augmentation depends on the view instead of the epoch. With `skip`, an image that cannot be read
+    is left out of its batch. If `known` is set (an entry per sample and view), a batch whose samples are all known has
+    the key `known` instead of `image`.
 
     An index of n or more, for n samples, is a repeated draw of sample `index % n` in one epoch. It has its own
     augmentation.
@@ -65,6 +65,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         if with_masks and not split.has_masks:
             raise ValueError("this split has no masks")
         self.split = split if with_masks else drop_masks(split)
+        self.label_vector = get_label_vector(split)
         self.transform = transform
         self.seed = seed
         self.with_masks = with_masks
@@ -122,8 +123,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def transform_image(self, sample: Sample) -> dict[str, Any]:
         """Return the transformed image, the label and, if `with_masks`, the mask of a sample."""
         image, mask = self.transform(sample.image, sample.mask if self.with_masks else None)
-        item = {"image": image, "label": sample.label}
+        item = {"image": image, "label": self.encode_label(sample.label)}
         return {**item, "mask": mask} if self.with_masks else item
+
+    def encode_label(self, label: Label) -> Any:
+        """Return a label as it is in a batch: the index of a class, or a vector."""
+        return label if self.label_vector is None else self.label_vector.encode(label)
 
     def _are_cached(self, indices: Sequence[int]) -> bool:
         # Not if images may be skipped: a skipped image looks like a known one.
@@ -132,7 +137,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return bool(self.known[[self.view * len(self) + index for index in indices]].all())
 
     def _make_cached_item(self, index: int) -> dict[str, Any]:
-        return {CACHED_KEY: True, "label": self.split.labels[index], "index": index, "view": self.view}
+        label = self.encode_label(self.split.labels[index])
+        return {CACHED_KEY: True, "label": label, "index": index, "view": self.view}
 
     def make_blank_item(self, index: int) -> dict[str, Any]:
         """Return a black image with an ignored label, for a batch in which no image can be read."""
@@ -262,7 +268,7 @@ def make_image_loader(
     skip: bool = False,
     pin: bool = False,
 ) -> ImageLoader:
-    """Return a loader of batches with `image` [B, 3, H, W], `label` [B], `index` [B] and optionally `mask` [B, H, W].
+    """Return a loader of batches with `image` [B, 3, H, W], `label` [B] or [B, labels], `index` [B] and perhaps `mask`.
 
     Iterating raises the `ToastError` of an image that cannot be read, with any number of workers. With `skip`, it
     leaves the image out.
@@ -284,10 +290,10 @@ def build_data_loader(
     """Return a loader of a dataset; `together` collates items into a batch, `pin` puts it in page-locked memory."""
     seed = dataset.seed
     order: Sampler[int] = SequentialSampler(dataset)
-    if batches.shuffle:
-        order = (
-            BalancedSampler(dataset.split.labels, seed) if batches.balance else SeededShuffleSampler(len(dataset), seed)
-        )
+    if batches.shuffle and batches.balance:
+        order = BalancedSampler(cast("Sequence[int]", dataset.split.labels), seed)
+    elif batches.shuffle:
+        order = SeededShuffleSampler(len(dataset), seed)
     return ImageLoader(
         dataset,
         batch_sampler=ShardedBatchSampler(order, batches.batch_size, batches.process, batches.processes),

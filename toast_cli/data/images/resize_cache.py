@@ -17,7 +17,7 @@ import torchvision
 from PIL import Image
 from torchvision import tv_tensors
 
-from toast_cli.data.base import Sample, describe_masks
+from toast_cli.data.base import Label, LabelVector, Sample, describe_masks
 from toast_cli.data.images.files import open_file
 from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.resize import ResizeAndCrop
@@ -39,9 +39,14 @@ class ResizedSplit:
     cache: TensorCache
 
     @property
-    def labels(self) -> Sequence[int]:
-        """Class of every image."""
+    def labels(self) -> Sequence[Label]:
+        """Class, labels or numbers of every image."""
         return self.split.labels
+
+    @property
+    def label_vector(self) -> LabelVector | None:
+        """What the labels become in a batch."""
+        return self.split.label_vector
 
     @property
     def names(self) -> Sequence[str]:

@@ -13,20 +13,14 @@ from typing import Any, Literal, TextIO
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
-from toast_cli.data.class_map import check_trainable_classes, read_class_file, require_known_classes, sort_class_names
+from toast_cli.data.class_map import check_trainable_classes, read_class_file
 from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.listed_files import find_listed_files
 from toast_cli.data.images.object_masks import Box
-from toast_cli.data.labels import (
-    describe_merged_labels,
-    describe_placeholder_labels,
-    describe_suspicious_numbers,
-    read_labels,
-    select_labelled,
-)
+from toast_cli.data.labelled_rows import label_rows
 from toast_cli.data.paths import find_file
 from toast_cli.data.split_names import SPLITS, get_cell_split, require_known_names
-from toast_cli.data.splits import UnlabelledRowsOptions, complete_splits, make_train_val_test_splits
+from toast_cli.data.splits import TASK_BY_OPTION, TargetOptions, complete_splits, make_train_val_test_splits
 from toast_cli.utils.config import LOCAL_PATH
 from toast_cli.utils.errors import ToastError
 
@@ -37,7 +31,7 @@ SEPARATORS_BY_SUFFIX = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 SEPARATOR_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
-class TableOptions(UnlabelledRowsOptions):
+class TableOptions(TargetOptions):
     """Options of a table of images, with the names of its columns."""
 
     name: Literal["table"] = Field("table", description="the data set")
@@ -105,8 +99,6 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
     _require_unique_images(file, found, used)
 
     named = read_class_file(options.class_file, data_dir)
-    stored = [rows[number][options.label_column] for number in used]
-    labels = read_labels(stored, named or ())
     of_split = {part: [i for i, n in enumerate(used) if (parts[n] or "train") == part] for part in SPLITS}
     if not of_split["train"] and named is None:
         raise ToastError(
@@ -114,36 +106,29 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
             what_to_do=f"Set the split of some rows to train (column '{options.split_column}').",
             code="data.no-train-split",
         )
-    if options.on_missing_label == "stop":
-        for index in chain(of_split["train"], *(each for each in of_split.values() if any(labels[i] for i in each))):
-            if labels[index] is None and not str(stored[index] or "").strip():
-                raise _make_row_error(
-                    file,
-                    used[index],
-                    f"column '{options.label_column}' is empty",
-                    "Correct the row, or leave out images without a label with dataset.on_missing_label=skip.",
-                )
-    kept, label_notes = select_labelled(
-        labels, {part: indices for part, indices in of_split.items() if indices}, stored, options, str(file)
+    read = label_rows(
+        {column: [rows[number][column] for number in used] for column in _list_label_columns(options)},
+        {part: indices for part, indices in of_split.items() if indices},
+        options,
+        str(file),
+        lambda index, why, what_to_do: _make_row_error(file, used[index], why, what_to_do),
+        named,
+        name_empty_rows=True,
     )
-    texts = {part: [str(labels[index]) for index in indices] for part, indices in kept.items()}
-    classes = named or sort_class_names(set(texts["train"]))
-    require_known_classes(
-        classes, {part: set(each) for part, each in texts.items()}, str(file), "the class file" if named else "train"
-    )
-    label_of = {name: label for label, name in enumerate(classes)}
     boxed = all(column in columns for column in options.box_columns)
     given = {
         part: FileSplit(
             file.parent,
             tuple(found[index] for index in indices),
-            tuple(label_of[text] for text in texts[part]),
+            read.labels[part],
             tuple(_parse_box(file, used[index], rows[used[index]], options) for index in indices) if boxed else None,
+            label_vector=read.vector,
         )
-        for part, indices in kept.items()
+        for part, indices in read.rows.items()
     }
-    train = given.get("train")
-    class_notes = [] if train is None else check_trainable_classes(train, classes, str(file), named is not None)
+    train, class_notes = given.get("train"), list[str]()
+    if train is not None and (read.vector is None or read.vector.target == "labels"):
+        class_notes = check_trainable_classes(train, read.classes, str(file), named is not None)
     if options.split_column in columns:
         made, notes = complete_splits(given, options, str(file))
     else:
@@ -156,14 +141,12 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
         split_notes.insert(0, f"{file}: its columns are separated by {SEPARATOR_NAMES[separator]}")
     if unused:
         split_notes.append(f"{file}: {unused:,} rows of splits that are unused, not read")
-    label_notes += describe_merged_labels(stored, labels)
-    warnings = describe_suspicious_numbers(classes, len(given["train"])) if named is None else []
-    warnings += describe_placeholder_labels(classes) if named is None else []
     return DataSet(
-        classes,
+        read.classes,
         made,
-        (*_describe_unread_boxes(columns, options), *split_notes, *label_notes, *class_notes, *notes),
-        tuple(warnings),
+        (*_describe_unread_boxes(columns, options), *split_notes, *read.notes, *class_notes, *notes),
+        tuple(read.warnings),
+        target="class" if read.vector is None else read.vector.target,
     )
 
 
@@ -174,6 +157,7 @@ SOURCE = DataSource(
     layout=(
         "path,label,split,x,y,width,height\nimages/1.jpg,wren,train,12,30,110,80\nimages/2.jpg,robin,test,8,15,90,120"
     ),
+    task_by_option=TASK_BY_OPTION,
 )
 
 
@@ -316,13 +300,18 @@ def _parse_box(file: Path, number: int, row: Mapping[str, Any], options: TableOp
         raise _make_row_error(file, number, str(error)) from None
 
 
+def _list_label_columns(options: TableOptions) -> tuple[str, ...]:
+    """Return the columns that labels or numbers are read from."""
+    return options.target_columns or options.label_columns or (options.label_column,)
+
+
 def _require_columns(file: Path, columns: list[str], options: TableOptions) -> None:
     """Check that the table has the columns of image and label, and those of split and box if they were named.
 
     Raises:
         ToastError: a column is missing.
     """
-    needed = [options.image_column, options.label_column]
+    needed = [options.image_column, *_list_label_columns(options)]
     fields = type(options).model_fields
     if options.split_column != fields["split_column"].default:
         needed.append(options.split_column)
@@ -333,8 +322,8 @@ def _require_columns(file: Path, columns: list[str], options: TableOptions) -> N
             raise ToastError(
                 f"{file} has no column '{column}'.",
                 f"Its columns are {', '.join(columns)}.",
-                "Name the column: dataset.image_column=NAME, dataset.label_column=NAME, dataset.split_column=NAME, "
-                "dataset.box_columns=[X,Y,WIDTH,HEIGHT].",
+                "Name the column: dataset.image_column=NAME, dataset.label_column=NAME (or label_columns=[NAME,NAME], "
+                "target_column=NAME), dataset.split_column=NAME, dataset.box_columns=[X,Y,WIDTH,HEIGHT].",
                 code="data.missing-column",
             )
 

@@ -5,7 +5,7 @@ The `datasets` library downloads a data set once into its cache and memory-maps 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -14,28 +14,17 @@ from typing import IO, Any, Literal
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, DataSource
-from toast_cli.data.class_map import (
-    check_trainable_classes,
-    normalize_class_name,
-    read_class_file,
-    require_known_classes,
-    sort_class_names,
-)
+from toast_cli.data.base import DataSet, DataSource, Label, LabelVector
+from toast_cli.data.class_map import check_trainable_classes, normalize_class_name, read_class_file, sort_class_names
 from toast_cli.data.identity import MAX_LISTED_SAMPLES
 from toast_cli.data.images.files import compute_file_stamp, hash_blocks, hash_stamps, open_file
 from toast_cli.data.images.folder_scan import DiskFolder
 from toast_cli.data.images.labelled_files import FileSplit
-from toast_cli.data.labels import (
-    describe_merged_labels,
-    describe_placeholder_labels,
-    describe_suspicious_numbers,
-    read_labels,
-    select_labelled,
-)
+from toast_cli.data.labelled_rows import label_rows
+from toast_cli.data.labels import read_labels
 from toast_cli.data.paths import list_candidate_paths
 from toast_cli.data.split_names import SplitAssignment, assign_splits, parse_split_name
-from toast_cli.data.splits import UnlabelledRowsOptions, complete_splits, make_train_val_test_splits
+from toast_cli.data.splits import TASK_BY_OPTION, TargetOptions, complete_splits, make_train_val_test_splits
 from toast_cli.data.streams.stream_split import StreamSplit
 from toast_cli.utils.config import LOCAL_PATH
 from toast_cli.utils.errors import ToastError, UsageError
@@ -50,7 +39,7 @@ LIBRARY_SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev",
 """Names of folders that the `datasets` library reads as splits."""
 
 
-class HuggingFaceOptions(UnlabelledRowsOptions):
+class HuggingFaceOptions(TargetOptions):
     """Options of a Hugging Face data set, with the names of its columns."""
 
     name: Literal["hf"] = Field("hf", description="the data set")
@@ -100,40 +89,50 @@ def open_hf(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
         return _open_stream(options, data_dir)
     folder = next((place for place in list_candidate_paths(options.path, data_dir) if place.exists()), None)
     tables, notes = _load_splits(options, folder)
-    image, label = _find_columns(options, tables["train"])
+    image, columns = _find_columns(options, tables["train"])
     given = read_class_file(options.class_file, data_dir)
-    listed = _get_class_names(tables["train"], label)
-    stored = [value for table in tables.values() for value in _get_stored_labels(table, label)]
-    labels = read_labels(stored, given or listed)
     rows, start = {}, 0
     for part, table in tables.items():
         rows[part] = range(start, start := start + len(table))
-    kept, label_notes = select_labelled(labels, rows, stored, options, options.path)
-    texts = {part: [str(labels[index]) for index in indices] for part, indices in kept.items()}
-    classes = given or listed or sort_class_names(set(texts["train"]))
-    found = {part: set(each) for part, each in texts.items()}
-    require_known_classes(classes, found, options.path, "the class file" if given else "train")
-    label_of = {name: number for number, name in enumerate(classes)}
+
+    def make_error(index: int, why: str, what_to_do: str) -> ToastError:
+        part = next(part for part, numbers in rows.items() if index in numbers)
+        place = f"{options.path}, row {index - rows[part].start + 1} of {part}"
+        return ToastError(f"{place}: {why}.", what_to_do=what_to_do, code="data.invalid-row")
+
+    cells = {
+        column: [value for table in tables.values() for value in _get_stored_labels(table, column)]
+        for column in columns
+    }
+    listed = _get_class_names(tables["train"], columns[0]) if len(columns) == 1 else ()
+    read = label_rows(cells, rows, options, options.path, make_error, given, listed)
     parts = {}
-    for part, named in texts.items():
+    for part, labels in read.labels.items():
         table = tables[part]
-        if len(named) < len(table):
-            table = table.select([index - rows[part].start for index in kept[part]])
+        if len(labels) < len(table):
+            table = table.select([index - rows[part].start for index in read.rows[part]])
         undecoded = table.cast_column(image, type(table.features[image])(decode=False))
-        parts[part] = _build_file_split(undecoded, image, part, tuple(label_of[text] for text in named), folder)
-    notes += [*label_notes, *describe_merged_labels(stored, labels)]
-    notes += check_trainable_classes(parts["train"], classes, options.path, given is not None)
+        parts[part] = _build_file_split(undecoded, image, part, labels, read.vector, folder)
+    notes += read.notes
+    if read.vector is None or read.vector.target == "labels":
+        notes += check_trainable_classes(parts["train"], read.classes, options.path, given is not None)
     if len(tables) == 1:
         made, made_notes = make_train_val_test_splits(parts["train"], options)
     else:
         made, made_notes = complete_splits(parts, options, options.path)
-    warnings = [] if given or listed else describe_suspicious_numbers(classes, len(parts["train"]))
-    warnings += [] if given or listed else describe_placeholder_labels(classes)
-    return DataSet(classes, made, (*notes, *made_notes), tuple(warnings))
+    target = "class" if read.vector is None else read.vector.target
+    return DataSet(read.classes, made, (*notes, *made_notes), tuple(read.warnings), target=target)
 
 
 def _open_stream(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
     """Open the data set as streams, with its own splits only: nothing can be held out of a stream."""
+    if options.target != "class":
+        chosen = next(name for name in TASK_BY_OPTION if getattr(options, name) is not None)
+        raise UsageError(
+            f"dataset.{chosen} does not support streams, whose images have one class each.",
+            what_to_do="Use dataset.streaming=false.",
+            code="data.not-with-streaming",
+        )
     folder = next((place for place in list_candidate_paths(options.path, data_dir) if place.exists()), None)
     streams, notes = _load_splits(options, folder)
     if not all(hasattr(stream, "num_shards") for stream in streams.values()):
@@ -147,7 +146,7 @@ def _open_stream(options: HuggingFaceOptions, data_dir: Path | None) -> DataSet:
             "dataset.shots does not support streams, which have no random access to images.",
             code="data.not-with-streaming",
         )
-    image, label = _find_columns(options, streams["train"])
+    image, (label, *_) = _find_columns(options, streams["train"])
     classes = read_class_file(options.class_file, data_dir) or _get_class_names(streams["train"], label)
     if not classes:
         raise UsageError(
@@ -215,6 +214,7 @@ SOURCE = DataSource(
     "a data set of images on the Hugging Face hub, downloaded once, or a local folder: hf:NAME "
     '(pip install "datasets>=4.4")',
     home="https://huggingface.co/datasets",
+    task_by_option=TASK_BY_OPTION,
 )
 
 
@@ -257,23 +257,45 @@ class TableImage:
         return self.rows.table[int(self.name.rpartition("/")[2])][self.rows.column]
 
 
-def _build_file_split(table: Any, column: str, part: str, labels: tuple[int, ...], folder: Path | None) -> FileSplit:
+def _build_file_split(
+    table: Any,
+    column: str,
+    part: str,
+    labels: tuple[Label, ...],
+    vector: LabelVector | None,
+    folder: Path | None,
+) -> FileSplit:
     """Build the split from files if the local folder contains them, or from the images stored in the table."""
     if folder is not None and len(table) and table[0][column]["bytes"] is None:
         # The library resolves links in the folder's own path, but not below it.
         paths, real = [Path(row[column]["path"]) for row in table.select_columns([column])], folder.resolve()
         if all(path.is_relative_to(real) for path in paths):
-            names = (path.relative_to(real).as_posix() for path in paths)
-            images = sorted(zip(labels, names, strict=True))  # same order as in `folder`
-            return FileSplit(folder, tuple(name for _, name in images), tuple(label for label, _ in images))
-    return FileSplit(TableImages(table, column), tuple(f"{part}/{number:07d}" for number in range(len(table))), labels)
+            below = (path.relative_to(real).as_posix() for path in paths)
+            images = sorted(zip(labels, below, strict=True))  # same order as in `folder`
+            ordered = tuple(label for label, _ in images)
+            return FileSplit(folder, tuple(name for _, name in images), ordered, label_vector=vector)
+    names = tuple(f"{part}/{number:07d}" for number in range(len(table)))
+    return FileSplit(TableImages(table, column), names, labels, label_vector=vector)
 
 
 def _get_stored_labels(table: Any, column: str) -> list[Any]:
-    """Return the label of every image, None if there is none. A class feature stores indices of names."""
-    names = getattr(table.features[column], "names", None)
-    values = table[column][:]
-    return values if names is None else [None if value is None or value < 0 else names[value] for value in values]
+    """Return the label or labels of every image, None if there is none. A class feature stores indices of names."""
+    names, values = _get_names(table.features[column]), table[column][:]
+    if names is None:
+        return values
+    if _get_item_feature(table.features[column]) is None:
+        return [None if value is None or value < 0 else names[value] for value in values]
+    return [[names[each] for each in value or ()] for value in values]
+
+
+def _get_item_feature(feature: Any) -> Any:
+    """Return the feature of the items of a list feature; None for other features."""
+    return getattr(feature, "feature", None)
+
+
+def _get_names(feature: Any) -> Sequence[str] | None:
+    """Return the class names of a feature, or of the items of a list feature; None if it has none."""
+    return getattr(feature, "names", None) or getattr(_get_item_feature(feature), "names", None)
 
 
 def _get_class_names(table: Any, column: str) -> tuple[str, ...]:
@@ -281,36 +303,43 @@ def _get_class_names(table: Any, column: str) -> tuple[str, ...]:
 
     Keep their order, unless they are sorted as text: then sort them as the other sources do.
     """
-    names = tuple(map(normalize_class_name, getattr(table.features[column], "names", None) or ()))
+    names = tuple(map(normalize_class_name, _get_names(table.features[column]) or ()))
     return sort_class_names(names) if list(names) == sorted(names) else names
 
 
-def _find_columns(options: HuggingFaceOptions, table: Any) -> tuple[str, str]:
-    """Return the columns of image and label: those that the options name, or the only ones of their type.
+def _find_columns(options: HuggingFaceOptions, table: Any) -> tuple[str, tuple[str, ...]]:
+    """Return the column of images and those of labels: those that the options name, or the only ones of their type.
 
     Raises:
         ToastError: there is no such column, or there are several.
     """
     from datasets import ClassLabel, Image
 
-    chosen = []
-    for what, given, kind in (("image", options.image_column, Image), ("label", options.label_column, ClassLabel)):
-        matching = [name for name, feature in table.features.items() if isinstance(feature, kind)]
-        if given is None and what == "label" and not matching and "label" in table.features:
-            matching = ["label"]
-        if given is not None:
-            matching = [name for name in table.features if name == given]
-        if len(matching) != 1:
-            raise ToastError(
-                f"{options.path} has no column '{given}'."
-                if given is not None
-                else f"{options.path} has {len(matching) or 'no'} columns of type {kind.__name__} for the {what}.",
-                f"Its columns are {', '.join(table.features)}.",
-                f"Give the column: dataset.{what}_column=NAME.",
-                code="data.missing-column" if given is not None else "data.ambiguous-column",
-            )
-        chosen += matching
-    return chosen[0], chosen[1]
+    image = _find_column(options, table, "image", options.image_column, Image)
+    chosen = options.target_columns or options.label_columns or (options.label_column,)
+    return image, tuple(_find_column(options, table, "label", each, ClassLabel) for each in chosen)
+
+
+def _find_column(options: HuggingFaceOptions, table: Any, what: str, given: str | None, kind: Any) -> str:
+    matching = [
+        name
+        for name, feature in table.features.items()
+        if isinstance(feature, kind) or (what == "label" and isinstance(_get_item_feature(feature), kind))
+    ]
+    if given is None and what == "label" and not matching and "label" in table.features:
+        matching = ["label"]
+    if given is not None:
+        matching = [name for name in table.features if name == given]
+    if len(matching) != 1:
+        raise ToastError(
+            f"{options.path} has no column '{given}'."
+            if given is not None
+            else f"{options.path} has {len(matching) or 'no'} columns of type {kind.__name__} for the {what}.",
+            f"Its columns are {', '.join(table.features)}.",
+            f"Give the column: dataset.{what}_column=NAME.",
+            code="data.missing-column" if given is not None else "data.ambiguous-column",
+        )
+    return matching[0]
 
 
 def _load_splits(options: HuggingFaceOptions, folder: Path | None) -> tuple[dict[str, Any], list[str]]:
