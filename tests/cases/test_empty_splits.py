@@ -18,7 +18,7 @@ from toast_cli.data.base import DataSource
 from toast_cli.data.images.image_folder import SOURCE, ImageFolderOptions
 from toast_cli.data.open_source import open_source
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.tasks.classification import ClassificationMeter
+from toast_cli.tasks.classification_meter import ClassificationMeter
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.tune import tune_model
 from toast_cli.utils.errors import ToastError

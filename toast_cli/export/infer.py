@@ -80,7 +80,7 @@ def find_model() -> Path:
     return found[0]
 
 
-def main() -> int:
+def classify_files() -> int:
     """Print the classes of the images; return 1 if one could not be read."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file or folder")
@@ -106,4 +106,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(classify_files())

@@ -195,6 +195,7 @@ def _load_splits(
     roots = [place for base in (data, cache) for place in (base, base / options.path.lower())]
     root = next((place for place in roots if (place / entry.marker).exists()), None)
     if root is not None:
+        _require_regular_files(root / Path(entry.marker).parts[0])
         try:
             return root, _construct_splits(options.path, entry, root, download=False)
         except ToastError:
@@ -224,6 +225,27 @@ def _load_splits(
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{options.path}.lock"):  # one of several processes downloads, the others find it
         return root, _construct_splits(options.path, entry, root, download=True)
+
+
+def _require_regular_files(place: Path) -> None:
+    """Check that a folder of a set holds files and folders alone, because torchvision opens them without a look.
+
+    Raises:
+        ToastError: something in it is a pipe or a device, reading which may never end.
+    """
+    waiting = [place]
+    while waiting and (folder := waiting.pop()).is_dir():
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                elif not entry.is_file() and not entry.is_symlink():
+                    raise ToastError(
+                        f"{entry.path} is not a regular file.",
+                        "Reading a pipe or a device may never end.",
+                        "Remove it.",
+                        code="data.not-a-regular-file",
+                    )
 
 
 def _construct_splits(name: str, entry: TorchvisionSet, root: Path, download: bool) -> dict[str, Any]:
