@@ -30,7 +30,7 @@ class Classifier:
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.labels: list[str] = json.loads(metadata["labels"])
         self.preprocessing: dict[str, Any] = json.loads(metadata["preprocessing"])
-        self.target = metadata.get("target", "class")
+        self.outputs: dict[str, Any] = json.loads(metadata["outputs"])
         self.normalizes = metadata["normalization"].startswith("inside")
         taken = self.session.get_inputs()[0].type
         self.dtype = np.float16 if "float16" in taken else np.float32
@@ -50,16 +50,25 @@ class Classifier:
         return (pixels if self.normalizes else (pixels - mean) / std).astype(self.dtype)
 
     def __call__(self, path: str | Path) -> np.ndarray:
-        """Return the score of every class for an image file, `[classes]`: probabilities, or numbers."""
+        """Return the score of every class for an image file, `[classes]`: its probability; or the numbers."""
         with Image.open(path) as image:
             batch = self.prepare(image)[None]
-        logits = self.session.run(["logits"], {"image": batch})[0][0].astype(np.float64)
-        if self.target == "number":
-            return logits
-        if self.target == "labels":
-            return 1 / (1 + np.exp(-logits))
-        powers = np.exp(logits - logits.max())
+        outputs = self.session.run(["logits"], {"image": batch})[0][0].astype(np.float64)
+        if self.outputs["activation"] == "none":
+            return outputs
+        if self.outputs["activation"] == "sigmoid":
+            return 1 / (1 + np.exp(-outputs))
+        powers = np.exp(outputs - outputs.max())
         return powers / powers.sum()
+
+    def select(self, scores: np.ndarray, top: int) -> list[tuple[str, float]]:
+        """Return what to show: the `top` classes, the labels from their thresholds on, or the numbers."""
+        named = [(label, float(score)) for label, score in zip(self.labels, scores, strict=True)]
+        if self.outputs["activation"] == "none":
+            return named
+        if "thresholds" in self.outputs:
+            named = [each for each, least in zip(named, self.outputs["thresholds"], strict=True) if each[1] >= least]
+        return sorted(named, key=lambda each: -each[1])[:top]
 
 
 def list_files(paths: list[Path]) -> list[Path]:
@@ -96,12 +105,13 @@ def classify_files() -> int:
             print(f"{file}: {error}", file=sys.stderr)
             broken += 1
             continue
-        named = {label: float(score) for label, score in zip(classifier.labels, scores, strict=True)}
         if given.json:
+            named = {label: float(score) for label, score in zip(classifier.labels, scores, strict=True)}
             print(json.dumps({"file": str(file), "scores": named}))
-            continue
-        best = sorted(named.items(), key=lambda each: -each[1])[: given.top]
-        print(str(file), *(f"{label} {score:.4f}" for label, score in best), sep="\t")
+        else:
+            print(
+                str(file), *(f"{label} {score:.4g}" for label, score in classifier.select(scores, given.top)), sep="\t"
+            )
     return 1 if broken else 0
 
 

@@ -30,6 +30,7 @@ from toast_cli.training.evaluate import (
 from toast_cli.training.feature_cache import build_cached_step
 from toast_cli.training.loop import TrainingLoop
 from toast_cli.training.optimization import describe_schedule
+from toast_cli.training.plan.run_time import estimate_run_time
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.run import Run
 from toast_cli.training.session import Session
@@ -37,6 +38,7 @@ from toast_cli.training.step import TrainingStep
 from toast_cli.utils.constants import NOTHING_TO_MEASURE
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import write_text
+from toast_cli.utils.formatting import format_duration
 from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 
 
@@ -114,6 +116,8 @@ def run_tuning(
             reporter.report_message(message)
         session.move_to_device()
         run.start()
+        if not run.resumed and (seconds := estimate_run_time(session, step, train)) is not None:
+            reporter.report_message(f"About {format_duration(seconds)} to go.")
         best = TrainingLoop(run, step, train, validation, validate_attention=with_attention, callbacks=callbacks).fit()
         if best.metrics is None and validation is None:
             reporter.report_message("There is no validation split, so the last epoch is kept.")

@@ -88,3 +88,14 @@ def render_template(template: str, environment: Environment = TEMPLATES, **value
 def to_data_uri(image: bytes, kind: str = "png") -> str:
     """Return an image file of a format as a data URI."""
     return f"data:image/{kind};base64," + base64.b64encode(image).decode("ascii")
+
+
+def format_duration(seconds: float) -> str:
+    """Format seconds: 90 as '1 min 30 s', 7500 as '2 h 05 min', 200000 as '2 d 7 h'."""
+    whole = round(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60:02d} min"
+    return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"

@@ -172,14 +172,3 @@ class _PaceTimer:
         if isinstance(found, ToastError):
             raise found
         return found
-
-
-def format_duration(seconds: float) -> str:
-    """Format seconds: 90 as '1 min 30 s', 7500 as '2 h 05 min', 200000 as '2 d 7 h'."""
-    whole = round(seconds)
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if days:
-        return f"{days} d {hours % 24} h"
-    if hours:
-        return f"{hours} h {minutes % 60:02d} min"
-    return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"

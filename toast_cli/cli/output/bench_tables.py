@@ -13,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from toast_cli.bench.results import ExperimentResults
-from toast_cli.bench.scheduler.cost_estimate import StageCost, estimate_remaining_time, format_duration
+from toast_cli.bench.scheduler.cost_estimate import StageCost, estimate_remaining_time
 from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.bench.tables.build import build_tables
 from toast_cli.bench.tables.model import Cell
 from toast_cli.bench.tables.model import FilledTable as Filled
 from toast_cli.bench.tables.render import write_experiment_page, write_tables
 from toast_cli.cli.output.console import PIPED_WIDTH, SafeConsole, err, out, print_json, print_line
+from toast_cli.utils.formatting import format_duration
 
 STATE_ORDER = ("done", "pruned", "running", "waiting", "wanted", "failed")
 _last_progress: list[str] = []

@@ -60,7 +60,7 @@ def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
     translated.model.metadata_props.update(build_graph_metadata(loaded, wanted))
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     translated.save(str(path), external_data=size > MAX_INLINE_BYTES)
-    if loaded.model.objective.target == "class" and loaded.model.backbone.preprocessing is not None:
+    if loaded.model.objective.target in ("class", "labels", "number"):
         write_text(path.parent / SCRIPT_FILE, build_standalone_script(Path(infer.__file__)))
 
 
