@@ -97,7 +97,10 @@ def test_a_run_is_evaluated_on_data_in_either_form(tmp_path: Path, trained: tupl
     raw = {"backbone": {"name": "vit_demo", "weights": "none"}, "dataset": source, "method": "linear"}
     request = SimpleNamespace(dataset=source, path=tmp_path)
     recipe = build_recipe(raw, {}, origin="a test")
-    run = SimpleNamespace(request=request, recipe=recipe, classes=trained, accelerator=Accelerator(cpu=True))
+    model = SimpleNamespace(objective=SimpleNamespace(target="class"))
+    run = SimpleNamespace(
+        request=request, recipe=recipe, classes=trained, accelerator=Accelerator(cpu=True), model=model
+    )
     data = open_run.open_run_data(cast("Any", run), Reporter())
     assert data.classes == normalize_class_names(trained)
 

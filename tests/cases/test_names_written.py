@@ -283,7 +283,7 @@ def test_files_are_read_and_written_in_a_stated_encoding() -> None:
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_a_model_card_holds_names_as_text(name: str) -> None:
-    recipe = {"method": {"name": name}, "backbone": {"name": name}, "dataset": {"name": name}, "seed": 0}
+    recipe = {part: {"name": name} for part in ("method", "backbone", "dataset", "task")} | {"seed": 0}
     config = AdapterConfig(recipe, (name,), None, "0" * 64, 1)
     card = format_adapter_card(config, {"validation": None, "selected_epoch": 1, "test": {name: 0.5}})
     html = MarkdownIt("commonmark").render(card)

@@ -15,7 +15,7 @@ from unicodedata import normalize
 
 from pydantic import Field, model_validator
 
-from toast_cli.data.base import list_label_indices
+from toast_cli.data.base import get_label_vector, list_label_indices
 from toast_cli.data.split_names import SplitNames
 from toast_cli.data.stratification import draw_per_label
 from toast_cli.utils.config import LOCAL_PATH, NamedOptions
@@ -271,7 +271,7 @@ def require_all_classes_in_train(train: FileSplit, classes: Sequence[str], where
     Raises:
         ToastError: there are fewer than two classes, or some have no training image; the message names them.
     """
-    if len(classes) < 2 and train.label_vector is None:
+    if len(classes) < 2 and get_label_vector(train) is None:
         raise ToastError(
             f"{where} has a single class, '{classes[0]}'." if classes else f"{where} has no classes.",
             "Classification needs at least two classes.",
@@ -329,5 +329,6 @@ def _select_per_class(
 
 def _describe_strata(images: FileSplit) -> str:
     """Return what the images of a split are divided by: class or label; empty for numbers."""
-    target = "class" if images.label_vector is None else images.label_vector.target
+    vector = get_label_vector(images)
+    target = "class" if vector is None else vector.target
     return {"class": "class", "labels": "label", "number": ""}[target]

@@ -41,6 +41,11 @@ class MultilabelOptions(NamedOptions):
         description="probability from which a label is given; f1: per label, the one with the largest F1 on the "
         "validation split; half: 0.5",
     )
+    select: str = Field(
+        "mean_ap",
+        examples=["micro_ap"],
+        description="metric on the validation split that selects the best epoch; loss is minimized",
+    )
 
 
 class LossMeter(Meter):
@@ -260,4 +265,8 @@ def build_multilabel(options: MultilabelOptions, backbone: Backbone, classes: tu
     return Multilabel(head, classes, options)
 
 
-TASK = Task(MultilabelOptions, build_multilabel)
+TASK = Task(
+    MultilabelOptions,
+    build_multilabel,
+    metrics={"mean_ap": True, "micro_ap": True, "f1": True, "micro_f1": True, "loss": False},
+)

@@ -39,6 +39,12 @@ class RegressionOptions(NamedOptions):
         gt=0,
         description="loss=huber: error, in standard deviations of the training numbers, where it turns linear",
     )
+    select: str = Field(
+        "loss",
+        examples=["mae"],
+        description="metric on the validation split that selects the best epoch; in the loss, numbers count alike, "
+        "whatever their units; all but r2 are minimized",
+    )
 
 
 class RegressionMeter(Meter):
@@ -153,10 +159,6 @@ class Regression(Objective):
         """Return a new meter of MAE, RMSE and R²."""
         return RegressionMeter(self.classes, self.head.mean, self.head.std, self.options)
 
-    def score(self, metrics: Mapping[str, Any]) -> float:
-        """Return the negative loss, in which every number counts alike, whatever its unit."""
-        return -metrics["loss"]
-
 
 def compute_number_loss(answers: Tensor, truth: Tensor, options: RegressionOptions) -> Tensor:
     """Return the loss of standardized numbers `[B, numbers]`, averaged over them and summed over images."""
@@ -174,4 +176,4 @@ def build_regression(options: RegressionOptions, backbone: Backbone, classes: tu
     return Regression(NumberHead(backbone.head_width, len(classes)), classes, options)
 
 
-TASK = Task(RegressionOptions, build_regression)
+TASK = Task(RegressionOptions, build_regression, metrics={"loss": False, "mae": False, "rmse": False, "r2": True})

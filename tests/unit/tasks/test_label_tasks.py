@@ -12,7 +12,8 @@ import torch
 
 import toast_cli
 from tests.layouts import photograph
-from toast_cli.api import LabelsPrediction, NumberPrediction, Steered
+from toast_cli.api.predictions import LabelsPrediction, NumberPrediction
+from toast_cli.api.steered import Steered
 from toast_cli.cli.commands.visualize_images import require_label
 from toast_cli.data.base import DataSet
 from toast_cli.model.model import Model, build_model
@@ -54,7 +55,7 @@ def test_average_precision_and_f1_are_as_written_out_also_from_two_processes(cou
     outputs = torch.randn(60, count, generator=rng).round(decimals=1)  # with ties
     labels = (torch.rand(60, count, generator=rng) < torch.tensor([0.5, 0.3, 0.1])[:count]).float()
     labels[7] = float("nan")
-    first, second = objective.meter(), objective.meter()
+    first, second = objective.evaluation_meter(), objective.evaluation_meter()
     for meter, rows in ((first, slice(0, 23)), (second, slice(23, 60))):
         meter.add(outputs[rows], {"label": labels[rows]})
     first, second = pickle.loads(pickle.dumps((first, second)))
@@ -102,7 +103,7 @@ def test_errors_of_numbers_are_as_written_out_also_from_two_processes(loss: str)
     np.testing.assert_allclose(objective.head.std, truth.std(0), rtol=1e-5)
     labels = torch.tensor(np.concatenate([truth, [[np.nan, np.nan]]])).float()
     outputs = torch.tensor(np.concatenate([answers, [[0, 0]]])).float()
-    first, second = objective.meter(), objective.meter()
+    first, second = objective.evaluation_meter(), objective.evaluation_meter()
     first.add(outputs[:20], {"label": labels[:20]})
     second.add(outputs[20:], {"label": labels[20:]})
     first, second = pickle.loads(pickle.dumps((first, second)))
@@ -116,7 +117,7 @@ def test_errors_of_numbers_are_as_written_out_also_from_two_processes(loss: str)
     standard = errors / truth.std(0)
     huber = np.where(abs(standard) <= 1, standard**2 / 2, abs(standard) - 0.5)
     assert found["loss"] == pytest.approx((standard**2 if loss == "mse" else huber).mean(), rel=1e-4)
-    one = objective.meter()
+    one = objective.evaluation_meter()
     one.add(outputs[:1], {"label": labels[:1]})
     assert one.result()["r2"] is None
 
@@ -142,7 +143,7 @@ def test_every_method_learns_and_its_adapter_answers_alike(task: str, width: int
         optimizer.step()
     assert losses[-1] < losses[0]
     model.eval()
-    meter = objective.meter()
+    meter = objective.evaluation_meter()
     with torch.no_grad():
         meter.add(model(images), batch)
         objective.calibrate(meter)
@@ -196,7 +197,7 @@ def test_a_task_that_does_not_fit_the_labels_is_refused_and_a_default_one_follow
 
 
 def test_a_split_without_any_label_has_nothing_to_measure() -> None:
-    meter = model_of("multilabel", NAMES).objective.meter()
+    meter = model_of("multilabel", NAMES).objective.evaluation_meter()
     meter.add(torch.randn(2, 3), {"label": torch.zeros(2, 3)})
     with pytest.raises(ToastError) as refused:
         meter.result()

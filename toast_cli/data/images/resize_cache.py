@@ -17,7 +17,7 @@ import torchvision
 from PIL import Image
 from torchvision import tv_tensors
 
-from toast_cli.data.base import Label, LabelVector, Sample, describe_masks
+from toast_cli.data.base import Label, LabelVector, Sample, describe_masks, get_label_vector
 from toast_cli.data.images.files import open_file
 from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.resize import ResizeAndCrop
@@ -46,7 +46,7 @@ class ResizedSplit:
     @property
     def label_vector(self) -> LabelVector | None:
         """What the labels become in a batch."""
-        return self.split.label_vector
+        return get_label_vector(self.split)
 
     @property
     def names(self) -> Sequence[str]:
