@@ -10,12 +10,12 @@ from typing import Any
 from toast_cli import registry
 from toast_cli.recipe.builtin import RecipeText, find_recipe, list_recipes, read_builtin_recipe
 from toast_cli.recipe.overrides import apply_overrides
-from toast_cli.recipe.parse import replace_recipe_fields, validate_partial_recipe
+from toast_cli.recipe.parse import describe_deprecated_fields, replace_recipe_fields, validate_partial_recipe
 from toast_cli.recipe.safe_yaml import parse_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.recipe.unvalidated_recipe import SECTIONS, PartialRecipe, expand_shorthand, suggest_source_prefix
 from toast_cli.utils.errors import UsageError, did_you_mean
-from toast_cli.utils.hashing import is_checksum_valid
+from toast_cli.utils.hashing import has_checksum_line, is_checksum_valid
 
 DEMO_FOLDER = "demo"
 GENERAL_FOLDER = "general"
@@ -135,6 +135,8 @@ def resolve_recipe(
         messages.append(
             f"The training settings of {found.name} were made for {made_for}, not {draft.get_section_name('method')}."
         )
+    if not has_checksum_line(found.text):  # nobody can rename a field in a finished run
+        messages += describe_deprecated_fields(draft)
     return ResolvedRecipe(validate_partial_recipe(draft), found.name, source, messages)
 
 

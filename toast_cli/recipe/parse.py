@@ -71,7 +71,7 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
     }
     plugins: dict[str, Any] = {}
     sections: dict[str, Any] = {}
-    problems: list[RecipeProblem] = []
+    problems = _replace_deprecated_fields(draft)
     for section in SECTIONS:
         if section == "task" and isinstance(task := draft.values.setdefault("task", {}), dict):
             task.setdefault("name", plugins["dataset"].task if "dataset" in plugins else "classification")
@@ -178,6 +178,30 @@ def _find_unfit_task(source: Any, dataset: str, task: NamedOptions) -> list[Reci
             "Use voc, ade20k, masks:PATH or demo-segmentation, or leave task.name out."
         )
     return [RecipeProblem(("task", "name"), text, task.name, code="recipe.unfit-task")]
+
+
+def describe_deprecated_fields(draft: PartialRecipe) -> list[str]:
+    """Return a warning for each deprecated field that a draft sets."""
+    training = draft.values.get("training")
+    if not isinstance(training, dict) or "tensorboard" not in training:
+        return []
+    return [
+        f"Warning: training.tensorboard ({draft.locate(('training', 'tensorboard'))}) is deprecated, and version 0.4.0 "
+        "or a later one removes it. Write training.trackers=tensorboard."
+    ]
+
+
+def _replace_deprecated_fields(draft: PartialRecipe) -> list[RecipeProblem]:
+    """Replace fields of earlier versions by their successors; return a problem for each that is set in both ways."""
+    training = draft.values.get("training")
+    if not isinstance(training, dict) or training.get("tensorboard") is not True:
+        return []
+    if training.get("trackers"):
+        text = "is the earlier spelling of training.trackers, which is set too. Leave it out."
+        return [RecipeProblem(("training", "tensorboard"), text, True, code="recipe.invalid-value")]
+    del training["tensorboard"]
+    training["trackers"] = ["tensorboard"]
+    return []
 
 
 def _load_plugin(section: str, content: Any) -> Any:

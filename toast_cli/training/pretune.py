@@ -15,6 +15,7 @@ from toast_cli.training.optimization import describe_schedule
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.run import Run
 from toast_cli.training.step import DistillationStep, PretuningStep
+from toast_cli.training.tracking.figures import RunFigures
 from toast_cli.utils.errors import UsageError
 
 
@@ -57,12 +58,17 @@ def requires_labels(recipe: Recipe, gradient: bool = True) -> bool:
 
 
 def pretune_model(
-    recipe: Recipe, output_dir: Path | None, reporter: Reporter, gradient: bool = True, resume: bool = False
+    recipe: Recipe,
+    output_dir: Path | None,
+    reporter: Reporter,
+    gradient: bool = True,
+    resume: bool = False,
+    figures: RunFigures | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Pre-tune according to a recipe; return the run folder, which holds the artifact, and the results.
 
     Without `gradient`, the artifact is the least-squares start. With `resume`, `output_dir` is the folder of an
-    interrupted run of this recipe, which is resumed exactly.
+    interrupted run of this recipe, which is resumed exactly. `figures` draws the curves, and pictures for the trackers.
 
     Raises:
         UsageError: the method has no full feedback path, or the recipe's options exclude each other.
@@ -76,6 +82,7 @@ def pretune_model(
         )
     recipe = to_pretuning_recipe(recipe, gradient)
     run = Run.prepare(recipe, output_dir, reporter, resume, labels=requires_labels(recipe, gradient))
+    run.figures = figures or RunFigures()
     session = run.session
     recipe, model, options = session.recipe, session.model, session.recipe.pretuning
     assert options is not None

@@ -29,6 +29,7 @@ from toast_cli.training.reporter import Reporter
 from toast_cli.training.run import Run
 from toast_cli.training.session import Session
 from toast_cli.training.step import TrainingStep
+from toast_cli.training.tracking.figures import RunFigures
 from toast_cli.utils.constants import NOTHING_TO_MEASURE
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import write_text
@@ -41,6 +42,7 @@ def tune_model(
     reporter: Reporter,
     resume: bool = False,
     on_answers: AnswersCallback | None = None,
+    figures: RunFigures | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Train according to a recipe; return the run folder and the results.
 
@@ -49,7 +51,7 @@ def tune_model(
 
     Validation selects the model. The test split is evaluated once, at the end, with the selected model; with
     `test: false` in the recipe it is not evaluated. `on_answers` receives the selected model's answers to the test
-    split; if the data has none, to the validation split.
+    split; if the data has none, to the validation split. `figures` draws the curves, and pictures for the trackers.
 
     Raises:
         ToastError: any error that the user can fix. Finished work stays in the run folder.
@@ -59,6 +61,7 @@ def tune_model(
             "This recipe is for pre-tuning.", what_to_do="Use it with 'toast pretune'.", code="recipe.for-pretuning"
         )
     run = Run.prepare(recipe, output_dir, reporter, resume)
+    run.figures = figures or RunFigures()
     session = run.session
     recipe, model, accelerator, data = session.recipe, session.model, session.accelerator, session.data
     train = session.make_loader("train", train=True)
@@ -103,17 +106,22 @@ def tune_model(
         )
         if folder.writes:  # before the test, which may fail
             save_adapter_folder(folder.adapter, trained, frozen, config, format_adapter_card(config, results))
-        test = None
+        test, answers = None, list[SplitAnswers]()
         if recipe.test and "test" in data.splits:
             test = session.make_loader("test", with_masks=session.can_measure_attention("test"))
-            results |= evaluate_test_split(run, test, on_answers)
+            results |= evaluate_test_split(run, test, answers.append)
             if folder.writes:
                 write_text(folder.adapter / "README.md", format_adapter_card(config, results))
-        elif validation is not None and "test" not in data.splits and on_answers is not None:
-            collect_validation_answers(run, on_answers)
+        elif validation is not None and (
+            recipe.training.trackers or (on_answers is not None and "test" not in data.splits)
+        ):
+            collect_validation_answers(run, answers.append)
+        if answers and on_answers is not None and (recipe.test or "test" not in data.splits):
+            on_answers(answers[0])
         results["skipped"] = report_skipped_samples(reporter, data, train=train, val=validation, test=test)
         results["seconds"] = run.seconds
         folder.write_results(results)
+        run.show_results(results, "val" if test is None else "test", answers[0] if answers else None)
     return folder, results
 
 

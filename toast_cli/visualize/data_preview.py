@@ -44,7 +44,15 @@ def draw_contact_sheet(
     split = data.splits[part]
     count = min(count, len(split))
     options = BatchOptions(count, shuffle=True, augment=augment, with_masks=split.has_masks)
-    batch = next(iter(build_batches(split, recipe, backbone, options)))
+    return draw_batch(next(iter(build_batches(split, recipe, backbone, options))), data.classes, recipe, backbone)
+
+
+def draw_batch(batch: Mapping[str, Any], classes: Sequence[str], recipe: Recipe, backbone: Backbone) -> Figure:
+    """Draw the images of a batch, each with its class and the outline of its mask, or with its pixel classes.
+
+    Raises:
+        UsageError: the backbone does not accept images.
+    """
     count = len(batch["image"])  # fewer than requested if images.on_error=skip left some out
     preprocessing = backbone.require_preprocessing()
     mean, std = recipe.images.normalization(preprocessing.mean, preprocessing.std)
@@ -61,9 +69,9 @@ def draw_contact_sheet(
         if "mask" in batch:
             axes.contour(batch["mask"][number].numpy(), levels=[0.5], colors="yellow", linewidths=1)
         if labels is not None:
-            axes.set_title(_truncate(_overlay_classes(axes, labels, data.classes)), fontsize=7)
-        else:
-            axes.set_title(_truncate(data.classes[int(batch["label"][number])]), fontsize=7)
+            axes.set_title(_truncate(_overlay_classes(axes, labels, classes)), fontsize=7)
+        elif (label := int(batch["label"][number])) != IGNORE_INDEX:
+            axes.set_title(_truncate(classes[label]), fontsize=7)
     return figure
 
 

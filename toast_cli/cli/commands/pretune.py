@@ -78,13 +78,19 @@ def run_pretune(
 
     from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.cli.output.run_summary import build_pretuning_table
+    from toast_cli.evaluation.training_figures import TrainingFigures
     from toast_cli.training.interrupts import raise_on_stop_signals
     from toast_cli.training.pretune import pretune_model
 
     raise_on_stop_signals()
     with TerminalReporter() as reporter:
         folder, results = pretune_model(
-            resolved.recipe, output_dir, reporter, gradient=not least_squares, resume=resume is not None
+            resolved.recipe,
+            output_dir,
+            reporter,
+            gradient=not least_squares,
+            resume=resume is not None,
+            figures=TrainingFigures(),
         )
     if as_json:
         print_json({"run": str(folder.path), **results})

@@ -21,6 +21,7 @@ class Mergeable(Protocol):
 
 
 M = TypeVar("M", bound=Mergeable)
+T = TypeVar("T")
 
 
 def merge_across_processes(counter: M) -> M:
@@ -50,13 +51,23 @@ def share_run_folder(accelerator: Accelerator, make: Callable[[], RunFolder]) ->
     Raises:
         ToastError: the first process could not make it. Every process raises the same error.
     """
+    folder = call_in_first_process(accelerator, make)
+    return RunFolder(folder.path, writes=accelerator.is_main_process)
+
+
+def call_in_first_process(accelerator: Accelerator, call: Callable[[], T]) -> T:
+    """Return, in every process, what the function returns in the first one; the others do not call it.
+
+    Raises:
+        ToastError: the function raised it. Every process raises the same error.
+    """
     result: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            result = [make()]
+            result = [call()]
         except ToastError as error:
             result = [error]
     broadcast_object_list(result)
     if isinstance(result[0], ToastError):
         raise result[0]
-    return RunFolder(result[0].path, writes=accelerator.is_main_process)
+    return result[0]
