@@ -135,8 +135,8 @@ class TrainingLoop:
         batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in group]
         # The loss is the mean over all samples (or tokens) of the step, whatever the sizes of its batches.
         count = sum(self.objective.count(batch) for batch in batches)
-        samples = sum(count_samples(batch) for batch in batches)
-        total, samples, stop_requests = sum_across_processes([count, samples, float(self.stop.asked)], accelerator)
+        counts = [count, sum(map(count_samples, batches)), float(self.stop.asked)]
+        total, samples, stop_requests = sum_across_processes(counts, accelerator)
         self.throughput.add(samples)
         if at.steps == 0:
             self.show_first_batch(batches[0])

@@ -100,7 +100,7 @@ def _draw_metric(axes: Axes, name: str, epochs: Sequence[Mapping[str, Any]], sel
             marker = "." if len(points) <= MAX_MARKED_EPOCHS else None
             axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=split)
         marked = [number for epoch, number in points if epoch == selected]
-        if marked:
+        if selected is not None and marked:
             axes.plot(selected, marked[0], "o", color=colour, markeredgecolor="black", markersize=6, zorder=3)
     if selected is not None:
         axes.axvline(selected, color="grey", linestyle="--", linewidth=1, label=f"selected: epoch {selected}", zorder=0)

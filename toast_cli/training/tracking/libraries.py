@@ -44,6 +44,7 @@ class TrackerLibrary:
         get_id: Returns the id with which the library resumes the run of a tracker; None if it has no ids.
         log_picture: Sends a picture with a name and a step to a tracker; None if it takes none.
         project: Returns the name of the project.
+        finish: Ends the run of a tracker.
     """
 
     requirement: str
@@ -51,6 +52,7 @@ class TrackerLibrary:
     get_id: Callable[[Any], str] | None = None
     log_picture: Callable[[Any, str, Image, int], Any] | None = None
     project: Callable[[], str] = lambda: PROJECT
+    finish: Callable[[Any], Any] = lambda tracker: tracker.finish()
 
 
 def _make_tensorboard_options(run: TrackedRun) -> dict[str, Any]:
@@ -72,6 +74,13 @@ def _log_trackio_picture(tracker: Any, name: str, picture: Image, step: int) -> 
     import trackio
 
     tracker.log({name: trackio.Image(picture)}, step=step)
+
+
+def _finish_trackio(tracker: Any) -> None:
+    """End the run, which the end of the program would otherwise do, with a message on stdout."""
+    import trackio
+
+    trackio.finish()
 
 
 def _log_mlflow_picture(tracker: Any, name: str, picture: Image, step: int) -> None:
@@ -111,6 +120,7 @@ LIBRARIES = {
         lambda run: {"name": run.id or run.folder.name, "resume": "never" if run.id is None else "allow"},
         get_id=lambda tracker: tracker.tracker.name,
         log_picture=_log_trackio_picture,
+        finish=_finish_trackio,
     ),
     "swanlab": TrackerLibrary(
         "swanlab",
@@ -140,7 +150,7 @@ def check_trackers(names: Sequence[str]) -> None:
             raise UsageError(
                 f"Unknown tracker '{name}' (training.trackers).",
                 what_to_do=did_you_mean(name, list(LOGGER_TYPE_TO_CLASS)),
-                code="tracker.unknown",
+                code="training.unknown-tracker",
             )
         if name not in available:
             raise ToastError(

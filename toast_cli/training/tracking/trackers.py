@@ -65,7 +65,7 @@ class Trackers:
                     f"The tracker '{name}' could not be started (training.trackers).",
                     f"{type(error).__name__}: {error}",
                     "Log in to its server, or use its offline mode, and resume the run.",
-                    code="tracker.not-started",
+                    code="training.tracker-unavailable",
                 ) from error
             if (get_id := get_library(name).get_id) is not None:
                 ids[name] = get_id(self._working[name])
@@ -86,24 +86,24 @@ class Trackers:
 
     def log_pictures(self, draw: Callable[[], Mapping[str, Image]]) -> None:
         """Draw pictures and send them to every tracker. A picture that cannot be drawn is reported."""
-        takers = {name: get_library(name).log_picture for name in self._working}
-        if not any(takers.values()):
+        takers = [(name, log) for name in self._working if (log := get_library(name).log_picture) is not None]
+        if not takers:
             return
         try:
             pictures = draw()
         except Exception as error:  # a picture is not worth a run
             self._reporter.report_message(f"No picture for the trackers: {type(error).__name__}: {error}")
             return
-        for name, log_picture in takers.items():
+        for name, log_picture in takers:
             with self._drop_if_failing(name):
-                for title, picture in pictures.items() if log_picture is not None else ():
+                for title, picture in pictures.items():
                     log_picture(self._working[name], title, picture, self.step)
 
     def finish(self) -> None:
         """End the run in every tracker."""
         for name, tracker in list(self._working.items()):
             with self._drop_if_failing(name):
-                tracker.finish()
+                get_library(name).finish(tracker)
         self._working.clear()
 
     @contextmanager
